@@ -1,2 +1,317 @@
+//! Walks of a guest's own page tables in software: what a linear address of the guest means, and with which rights.
+//!
+//! The hypervisor needs this to fetch the bytes of an instruction that it has to decode, to reach the memory of string
+//! I/O and of emulated instructions, and, where there is no nested paging, to fill the shadow tables. Every table is the
+//! guest's and may hold anything: a walk reads at most five entries, never panics, and reads each entry once and whole.
+//!
+//! * [`translate`] does one walk, for every paging mode (Intel SDM vol. 3 chapter 4, AMD APM vol. 2 chapter 5), and gives
+//!   the guest-physical address or the exact page fault.
+//! * [`fetch`], [`read`] and [`write`] move bytes at linear addresses, across a page boundary too.
+//! * [`WalkCache`] makes the same walk again cheap, and is still exact.
+//!
+//! The environment gives guest memory through [`PhysMem`] and, for the cache, [`SlotMem`].
+//!
+//! Protection keys (CR4.PKE, CR4.PKS) and shadow stacks (CR4.CET) are not modelled; a hypervisor that uses this crate
+//! hides them from its guests.
+//!
+//! ```
+//! # use addr::{Gpa, Gva};
+//! # use walk::*;
+//! # struct Ram;
+//! # impl PhysMem for Ram {
+//! #     fn read_u64(&self, at: Gpa) -> Option<u64> { Some(if at == Gpa::new(0x1000) { 0x83 } else { 0x1003 }) }
+//! #     fn read_u32(&self, _: Gpa) -> Option<u32> { None }
+//! #     fn cmpxchg_u64(&self, _: Gpa, _: u64, _: u64) -> Option<bool> { None }
+//! #     fn cmpxchg_u32(&self, _: Gpa, _: u32, _: u32) -> Option<bool> { None }
+//! #     fn read(&self, _: Gpa, _: &mut [u8]) -> Option<()> { None }
+//! #     fn write(&self, _: Gpa, _: &[u8]) -> Option<()> { None }
+//! # }
+//! # let ram = Ram;
+//! let paging = Paging {
+//!     controls: Controls { cr0: 0x8000_0001, cr3: 0x2000, cr4: 0x20, efer: 0x500 },
+//!     pdptes: None,
+//!     features: Features { maxphyaddr: 40, pages_1g: true, pse36: true, pml4e_bit8_reserved: true },
+//! };
+//! let access = Access { kind: Kind::Fetch, privilege: Privilege::Supervisor { ac: false } };
+//! let found = translate(&ram, &paging, Gva::new(0x12_3456), access, SetAccessedDirty::No);
+//! assert_eq!(found.unwrap().gpa, Gpa::new(0x12_3456));
+//! ```
 #![no_std]
-//! placeholder
+#![forbid(unsafe_code)]
+
+#[cfg(any(test, fuzzing))]
+extern crate std;
+
+mod cache;
+mod copy;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+mod mode;
+#[cfg(any(test, fuzzing))]
+mod ram;
+#[cfg(test)]
+mod tests;
+
+pub use cache::{SlotMem, WalkCache};
+pub use copy::{Fetched, MAX_INSTRUCTION, fetch, read, write};
+pub use mode::{Controls, Features, Mode, Paging, PdpteError, load_pdptes};
+
+use addr::{Gpa, Gva, PageSize};
+
+/// A guest's physical memory, as the environment gives it. None throughout means: there is no (such) memory.
+///
+/// Entries are read whole, as the processor reads them: the two halves of a `u64` come from one store of the guest, or
+/// from one half-store after another, in the guest's order.
+pub trait PhysMem {
+    /// Reads the eight bytes at `at`, a multiple of 8, in one piece.
+    fn read_u64(&self, at: Gpa) -> Option<u64>;
+    /// Reads the four bytes at `at`, a multiple of 4, in one piece.
+    fn read_u32(&self, at: Gpa) -> Option<u32>;
+    /// Stores `new` at `at` if it holds `old`, atomically; whether it did. None also where memory can't be written.
+    fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool>;
+    /// As [`cmpxchg_u64`](Self::cmpxchg_u64), for four bytes.
+    fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool>;
+    /// Reads bytes that lie in one 4 KiB page.
+    fn read(&self, at: Gpa, bytes: &mut [u8]) -> Option<()>;
+    /// Writes bytes that lie in one 4 KiB page.
+    fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()>;
+}
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A data read.
+    Read,
+    /// A data write.
+    Write,
+    /// An instruction fetch.
+    Fetch,
+}
+
+/// On whose behalf an access is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// CPL 3, and not an implicit access to a system structure.
+    User,
+    /// CPL below 3, or an implicit access to a system structure (GDT, IDT, TSS).
+    Supervisor {
+        /// EFLAGS.AC: with CR4.SMAP, user pages may be read and written. False for an implicit access.
+        ac: bool,
+    },
+}
+
+/// An access to a linear address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// What it does.
+    pub kind: Kind,
+    /// On whose behalf.
+    pub privilege: Privilege,
+}
+
+/// Whether a walk sets accessed and dirty bits in the guest's tables, as a processor's own walk does.
+///
+/// A look at what the processor has just walked itself needs none; a walk in place of the processor's (shadow paging, an
+/// emulated access) does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetAccessedDirty {
+    /// Set them, once the access is known to be allowed.
+    Yes,
+    /// Write nothing.
+    No,
+}
+
+/// The rights that all levels together give, before CR0.WP, SMEP and SMAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// R/W is set at every level.
+    pub writable: bool,
+    /// U/S is set at every level.
+    pub user: bool,
+    /// NX is set at no level, or EFER.NXE is clear.
+    pub executable: bool,
+}
+
+impl Rights {
+    const ALL: Self = Self { writable: true, user: true, executable: true };
+}
+
+/// What a linear address means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The guest-physical address of the very byte asked for.
+    pub gpa: Gpa,
+    /// The size of the guest's page. 4 KiB without paging.
+    pub size: PageSize,
+    /// What may be done with the page.
+    pub rights: Rights,
+}
+
+bitflags::bitflags! {
+    /// A page fault's error code (SDM vol. 3, 4.7).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct ErrorCode: u32 {
+        /// P: a page was there, the access was not allowed.
+        const PRESENT = 1 << 0;
+        /// W/R: it was a write.
+        const WRITE = 1 << 1;
+        /// U/S: it was made at CPL 3.
+        const USER = 1 << 2;
+        /// RSVD: an entry has a reserved bit set.
+        const RESERVED = 1 << 3;
+        /// I/D: it was a fetch (told only where NX or SMEP is on).
+        const FETCH = 1 << 4;
+    }
+}
+
+/// Why there is no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The guest gets #PF with this error code; CR2 becomes `address`.
+    Page {
+        /// What to push.
+        error_code: ErrorCode,
+        /// The linear address of the access.
+        address: Gva,
+    },
+    /// The address is not canonical: the guest gets #GP(0), or #SS(0) if the access was through SS.
+    NonCanonical,
+    /// A table, or the memory that bytes were asked of, lies where the environment has none (or, for accessed and dirty
+    /// bits and [`write`], none that can be written).
+    Unbacked(Gpa),
+    /// Other CPUs kept changing the entries whose accessed bit was to be set. Enter the guest and let it try again.
+    Contended,
+}
+
+const P: u64 = 1 << 0;
+const RW: u64 = 1 << 1;
+const US: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const PS: u64 = 1 << 7;
+const NX: u64 = 1 << 63;
+
+/// Bits 51:12, the address of a table or page in a 64-bit entry.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// How often a walk is begun again because an entry changed before its accessed bit could be set.
+const ATTEMPTS: usize = 8;
+
+/// One entry that a walk read.
+#[derive(Clone, Copy)]
+struct Step {
+    at: Gpa,
+    entry: u64,
+    level: u32,
+}
+
+/// The entries that a walk read, from the top; at most one for each of five levels.
+struct Steps {
+    steps: [Step; 5],
+    len: usize,
+}
+
+impl Steps {
+    const NONE: Self = Self { steps: [Step { at: Gpa::new(0), entry: 0, level: 0 }; 5], len: 0 };
+
+    fn push(&mut self, step: Step) {
+        self.steps[self.len] = step;
+        self.len += 1;
+    }
+
+    fn as_slice(&self) -> &[Step] {
+        &self.steps[..self.len]
+    }
+}
+
+/// Translates `gva` for `access`, in whatever mode `paging` is.
+///
+/// Outside long mode the address is taken modulo 4 GiB, as the processor does.
+pub fn translate<M: PhysMem>(
+    mem: &M,
+    paging: &Paging,
+    gva: Gva,
+    access: Access,
+    set: SetAccessedDirty,
+) -> Result<Translation, Fault> {
+    for _ in 0..ATTEMPTS {
+        let (translation, steps) = walk(mem, paging, gva, access)?;
+        if set == SetAccessedDirty::No || mark(mem, paging, &steps, access)? {
+            return Ok(translation);
+        }
+    }
+    Err(Fault::Contended)
+}
+
+/// One walk, from CR3 (or the PDPTEs that the processor holds) to the page.
+fn walk<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, access: Access) -> Result<(Translation, Steps), Fault> {
+    let mode = paging.controls.mode();
+    let linear = mode.linear(gva).ok_or(Fault::NonCanonical)?;
+    let mut steps = Steps::NONE;
+    let mut rights = Rights::ALL;
+    let fault = |why| Fault::Page { error_code: why | paging.controls.describe(access), address: Gva::new(linear) };
+
+    let mut table = paging.root(mode);
+    for level in (1..=mode.levels()).rev() {
+        let index = mode.index(linear, level);
+        let held = paging.held(mode, level, index);
+        let entry = match held {
+            Some(pdpte) => pdpte,
+            None => {
+                let at = Gpa::new(table + index * mode.entry_bytes());
+                let entry = read_entry(mem, mode, at).ok_or(Fault::Unbacked(at))?;
+                steps.push(Step { at, entry, level });
+                entry
+            }
+        };
+        if entry & P == 0 {
+            return Err(fault(ErrorCode::empty()));
+        }
+        let leaf = paging.is_leaf(mode, level, entry);
+        if held.is_none() && entry & paging.reserved(mode, level, leaf) != 0 {
+            return Err(fault(ErrorCode::PRESENT | ErrorCode::RESERVED));
+        }
+        if mode.has_rights(level) {
+            rights.writable &= entry & RW != 0;
+            rights.user &= entry & US != 0;
+            rights.executable &= entry & NX == 0;
+        }
+        if let Some(size) = leaf {
+            if !paging.controls.permit(rights, access) {
+                return Err(fault(ErrorCode::PRESENT));
+            }
+            let page = mode.page_address(entry, size);
+            return Ok((Translation { gpa: Gpa::new(page | (linear & (size.bytes() - 1))), size, rights }, steps));
+        }
+        table = entry & ADDRESS;
+    }
+    // No level at all: paging is off.
+    Ok((Translation { gpa: Gpa::new(linear), size: PageSize::Size4K, rights }, steps))
+}
+
+fn read_entry<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {
+    if mode == Mode::Bits32 { mem.read_u32(at).map(u64::from) } else { mem.read_u64(at) }
+}
+
+/// Sets accessed bits on the way of a walk and, for a write, the dirty bit of its page. False if an entry is no longer
+/// what the walk saw: then its translation may be no longer either.
+fn mark<M: PhysMem>(mem: &M, paging: &Paging, steps: &Steps, access: Access) -> Result<bool, Fault> {
+    let mode = paging.controls.mode();
+    for &Step { at, entry, level } in steps.as_slice().iter().filter(|step| mode.has_rights(step.level)) {
+        let leaf = paging.is_leaf(mode, level, entry).is_some();
+        let dirty = if leaf && access.kind == Kind::Write { DIRTY } else { 0 };
+        let marked = entry | ACCESSED | dirty;
+        if marked == entry {
+            continue;
+        }
+        let exchanged = if mode == Mode::Bits32 {
+            mem.cmpxchg_u32(at, entry as u32, marked as u32)
+        } else {
+            mem.cmpxchg_u64(at, entry, marked)
+        };
+        if !exchanged.ok_or(Fault::Unbacked(at))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

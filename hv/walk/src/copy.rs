@@ -1,0 +1,100 @@
+//! Bytes at linear addresses.
+
+use crate::{Access, Fault, Kind, Paging, PhysMem, Privilege, SetAccessedDirty, translate};
+use addr::{Gpa, Gva, PAGE_SIZE};
+
+/// The longest instruction, in bytes.
+pub const MAX_INSTRUCTION: usize = 15;
+
+/// The bytes at an instruction pointer.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetched {
+    bytes: [u8; MAX_INSTRUCTION],
+    len: usize,
+    /// Why there are fewer than [`MAX_INSTRUCTION`] bytes: what the guest gets if its instruction goes on past them.
+    pub then: Option<Fault>,
+}
+
+impl Fetched {
+    /// The bytes, at most [`MAX_INSTRUCTION`], at least one.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Fetches up to [`MAX_INSTRUCTION`] bytes at `gva` (the base of CS plus RIP), from two pages if need be.
+///
+/// Only a fault on the first byte is an error. The rest of an instruction may lie in a page that faults, or there may be
+/// no rest: [`Fetched::then`] keeps that fault for who finds the bytes too few.
+pub fn fetch<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, privilege: Privilege) -> Result<Fetched, Fault> {
+    let access = Access { kind: Kind::Fetch, privilege };
+    let mut fetched = Fetched { bytes: [0; MAX_INSTRUCTION], len: 0, then: None };
+    let [first, second] = split(gva, MAX_INSTRUCTION);
+    read_piece(mem, paging, gva, access, &mut fetched.bytes[..first])?;
+    fetched.len = first;
+    if second > 0 {
+        match read_piece(mem, paging, gva.wrapping_add(first as u64), access, &mut fetched.bytes[first..]) {
+            Ok(()) => fetched.len = MAX_INSTRUCTION,
+            Err(fault) => fetched.then = Some(fault),
+        }
+    }
+    Ok(fetched)
+}
+
+/// Reads `bytes`, at most 4096 of them, at `gva`, as an instruction of the guest does: accessed bits are set.
+pub fn read<M: PhysMem>(
+    mem: &M,
+    paging: &Paging,
+    gva: Gva,
+    privilege: Privilege,
+    bytes: &mut [u8],
+) -> Result<(), Fault> {
+    let access = Access { kind: Kind::Read, privilege };
+    let pieces = both(mem, paging, gva, access, bytes.len())?;
+    let (first, second) = bytes.split_at_mut(pieces[0].1);
+    for ((gpa, _), piece) in pieces.into_iter().zip([first, second]).filter(|(_, piece)| !piece.is_empty()) {
+        mem.read(gpa, piece).ok_or(Fault::Unbacked(gpa))?;
+    }
+    Ok(())
+}
+
+/// Writes `bytes`, at most 4096 of them, at `gva`, as an instruction of the guest does: accessed and dirty bits are set,
+/// and nothing is written if either of two pages faults.
+pub fn write<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, privilege: Privilege, bytes: &[u8]) -> Result<(), Fault> {
+    let access = Access { kind: Kind::Write, privilege };
+    let pieces = both(mem, paging, gva, access, bytes.len())?;
+    let (first, second) = bytes.split_at(pieces[0].1);
+    for ((gpa, _), piece) in pieces.into_iter().zip([first, second]).filter(|(_, piece)| !piece.is_empty()) {
+        mem.write(gpa, piece).ok_or(Fault::Unbacked(gpa))?;
+    }
+    Ok(())
+}
+
+/// How many of `len` bytes at `gva` lie in its page, and how many in the next.
+fn split(gva: Gva, len: usize) -> [usize; 2] {
+    let first = len.min((PAGE_SIZE - gva.page_offset()) as usize);
+    [first, len - first]
+}
+
+/// Where the one or two pieces of `len` bytes at `gva` are in physical memory, and their lengths.
+fn both<M: PhysMem>(
+    mem: &M,
+    paging: &Paging,
+    gva: Gva,
+    access: Access,
+    len: usize,
+) -> Result<[(Gpa, usize); 2], Fault> {
+    debug_assert!(len as u64 <= PAGE_SIZE);
+    let [first, second] = split(gva, len);
+    let gpa = translate(mem, paging, gva, access, SetAccessedDirty::Yes)?.gpa;
+    let next = match second {
+        0 => gpa,
+        _ => translate(mem, paging, gva.wrapping_add(first as u64), access, SetAccessedDirty::Yes)?.gpa,
+    };
+    Ok([(gpa, first), (next, second)])
+}
+
+fn read_piece<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, access: Access, bytes: &mut [u8]) -> Result<(), Fault> {
+    let gpa = translate(mem, paging, gva, access, SetAccessedDirty::No)?.gpa;
+    mem.read(gpa, bytes).ok_or(Fault::Unbacked(gpa))
+}

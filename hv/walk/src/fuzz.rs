@@ -1,0 +1,58 @@
+//! What the fuzzer drives, and a property test with it.
+
+use crate::ram::Ram;
+use crate::*;
+
+const PAGES: usize = 8;
+
+/// Takes the first bytes for the registers, the rest for memory (over and over, until it is full), and walks.
+///
+/// # Panics
+/// If a walk with the cache gives something else than one without.
+pub fn walk_tables(data: &[u8]) {
+    let Some((head, tables)) = data.split_first_chunk::<40>() else { return };
+    let word = |n: usize| u64::from_le_bytes(core::array::from_fn(|byte| head[n * 8 + byte]));
+    let flags = word(4);
+    let features = Features {
+        maxphyaddr: 32 + (flags & 0xff) as u8 % 21,
+        pages_1g: flags & (1 << 8) != 0,
+        pse36: flags & (1 << 9) != 0,
+        pml4e_bit8_reserved: flags & (1 << 10) != 0,
+    };
+    let controls = Controls { cr0: word(0), cr3: word(1), cr4: word(0) >> 32, efer: flags >> 16 };
+    let pdptes = (flags & (1 << 11) != 0).then(|| [word(1), word(2), word(3), word(4)]);
+    let access = Access {
+        kind: [Kind::Read, Kind::Write, Kind::Fetch][(flags >> 12) as usize % 3],
+        privilege: [Privilege::User, Privilege::Supervisor { ac: flags & (1 << 15) != 0 }][(flags >> 14) as usize & 1],
+    };
+
+    let ram = Ram::new(PAGES);
+    let words = tables.chunks_exact(8).map(|chunk| u64::from_le_bytes(core::array::from_fn(|n| chunk[n])));
+    for (n, word) in (0..PAGES as u64 * 512).zip(words.cycle()) {
+        ram.set(n * 8, word);
+    }
+
+    let mut cache = WalkCache::new();
+    for gva in [word(2), word(3), word(2), word(2) ^ word(3)].map(Gva::new) {
+        let paging = Paging { controls, pdptes: None, features };
+        let plain = translate(&ram, &paging, gva, access, SetAccessedDirty::No);
+        assert_eq!(cache.translate(&ram, &controls, &features, gva, access), plain);
+        let bytes = fetch(&ram, &paging, gva, access.privilege);
+        if let Some(four) = cache.fetch_u32(&ram, &controls, &features, gva, access.privilege) {
+            assert_eq!(bytes.expect("the cache could").bytes()[..4], four.to_le_bytes());
+        }
+        let held = Paging { pdptes, ..paging };
+        let mut buffer = [0; 32];
+        let _ = read(&ram, &held, gva, access.privilege, &mut buffer);
+        let _ = write(&ram, &held, gva, access.privilege, &buffer);
+        let _ = load_pdptes(&ram, &held);
+    }
+}
+
+#[cfg(test)]
+proptest::proptest! {
+    #[test]
+    fn any_tables_and_registers_can_be_walked(data in proptest::collection::vec(proptest::num::u8::ANY, 40..400)) {
+        walk_tables(&data);
+    }
+}

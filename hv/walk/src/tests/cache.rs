@@ -1,0 +1,131 @@
+use super::model::{PAGES, address, any_access, entry, memory, paging_state};
+use super::*;
+use proptest::prelude::*;
+
+const FETCH: Access = Access { kind: Kind::Fetch, privilege: SUPERVISOR };
+
+/// A long-mode tree over pages 1 to 4, linear 0 at page 5.
+fn tree() -> (Ram, Controls) {
+    let ram = Ram::new(32);
+    for table in 1..=4 {
+        ram.set(table << 12, ((table + 1) << 12) | 3);
+    }
+    ram.set(0x5000, 0x0706_0504_0302_0100);
+    ram.set(0x5008, 0x0f0e_0d0c_0b0a_0908);
+    (ram, paging(PE_PG, 0x1000, PAE, LMA).controls)
+}
+
+fn bytes_at(cache: &mut WalkCache<usize>, ram: &Ram, controls: &Controls, gva: u64) -> Option<u32> {
+    cache.fetch_u32(ram, controls, &FEATURES, Gva::new(gva), SUPERVISOR)
+}
+
+#[test]
+fn four_bytes_at_every_offset_of_a_word() {
+    let (ram, controls) = tree();
+    let mut cache = WalkCache::new();
+    for offset in 0..=8u64 {
+        let expected = u32::from_le_bytes(core::array::from_fn(|n| offset as u8 + n as u8));
+        assert_eq!(bytes_at(&mut cache, &ram, &controls, offset), Some(expected));
+    }
+    assert!(bytes_at(&mut cache, &ram, &controls, 0xffc).is_some());
+    assert_eq!(bytes_at(&mut cache, &ram, &controls, 0xffd), None);
+}
+
+#[test]
+fn a_changed_entry_is_seen_at_every_level() {
+    for level in 1..=4u64 {
+        let (ram, controls) = tree();
+        let mut cache = WalkCache::new();
+        assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(0x0302_0100));
+        // The same tree once more from page 11 on, entered at `level`.
+        for table in 11..=14 {
+            ram.set(table << 12, ((table + 1) << 12) | 3);
+        }
+        ram.set(0xf000, 0xdead_beef);
+        ram.set(level << 12, ((level + 11) << 12) | 3);
+        assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(0xdead_beef), "level {level}");
+        ram.set(level << 12, 0);
+        assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), None);
+    }
+}
+
+#[test]
+fn changed_code_is_seen() {
+    let (ram, controls) = tree();
+    let mut cache = WalkCache::new();
+    bytes_at(&mut cache, &ram, &controls, 0);
+    ram.set(0x5000, 0x1234_5678);
+    assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(0x1234_5678));
+}
+
+#[test]
+fn memory_that_moves_is_seen_by_the_generation() {
+    let (ram, controls) = tree();
+    let mut cache = WalkCache::new();
+    bytes_at(&mut cache, &ram, &controls, 0);
+    // All memory comes to lie 16 pages further on; the old place still holds the old values.
+    let old = (0..8 * 512).map(|n| ram.get(n * 8)).collect::<Vec<_>>();
+    ram.shift.set(16 * 512);
+    for (n, word) in (0..).zip(old) {
+        ram.set(n * 8, word);
+    }
+    ram.set(0x5000, 0xfeed);
+    ram.generation.set(1);
+    assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(0xfeed));
+}
+
+#[test]
+fn without_paging_bytes_come_from_the_address_itself() {
+    let (ram, mut controls) = tree();
+    controls.cr0 = 1;
+    let mut cache = WalkCache::new();
+    for _ in 0..2 {
+        assert_eq!(bytes_at(&mut cache, &ram, &controls, 0x5004), Some(0x0706_0504));
+        assert_eq!(bytes_at(&mut cache, &ram, &controls, 0x6004), Some(0));
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Write(u64, u64),
+    Controls(Paging),
+    Walk(u64, Access),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        2 => ((0..PAGES, 0..4u64), entry()).prop_map(|((page, n), value)| Event::Write((page << 12) | (n * 8), value)),
+        1 => paging_state().prop_map(Event::Controls),
+        4 => (address(), any_access()).prop_map(|(gva, access)| Event::Walk(gva, access)),
+        4 => (0..4u64).prop_map(|n| Event::Walk(n << 12, FETCH)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    /// Whatever the guest does between, the cache gives what a walk without it gives.
+    #[test]
+    fn cached_walks_are_walks(ram in memory(), start in paging_state(), events in proptest::collection::vec(event(), 1..40)) {
+        let features = start.features;
+        let mut paging = Paging { pdptes: None, ..start };
+        let mut cache = WalkCache::new();
+        for event in events {
+            match event {
+                Event::Write(at, value) => ram.set(at, value),
+                Event::Controls(new) => paging.controls = new.controls,
+                Event::Walk(gva, access) => {
+                    let gva = Gva::new(gva);
+                    let expected = translate(&ram, &paging, gva, access, SetAccessedDirty::No);
+                    for _ in 0..2 {
+                        prop_assert_eq!(cache.translate(&ram, &paging.controls, &features, gva, access), expected);
+                    }
+                    if let Some(bytes) = cache.fetch_u32(&ram, &paging.controls, &features, gva, SUPERVISOR) {
+                        let fetched = fetch(&ram, &paging, gva, SUPERVISOR).unwrap();
+                        prop_assert_eq!(&fetched.bytes()[..4], bytes.to_le_bytes());
+                    }
+                }
+            }
+        }
+    }
+}
