@@ -1,2 +1,165 @@
+//! Instruction decoding and emulation: what the hypervisor has to know of an instruction that exited.
+//!
+//! A processor with next-RIP save and decode assists tells it; QEMU's SVM has neither, and no processor tells what an
+//! access to a memory-mapped device does. Everything here is a function of the instruction's bytes and the registers, in
+//! safe code: bytes are the guest's, and may be anything.
+//!
+//! * [`Known`]: the length of an instruction that can have but few encodings, by comparing four fetched bytes.
+//! * [`length`]: the length of any instruction.
+//! * [`string_io`]: INS and OUTS, decoded and stepped iteration by iteration.
+//! * [`system`]: moves to and from control and debug registers, LMSW, SMSW, CLTS, INVLPG.
+//! * [`mmio`]: instructions that read and write memory, carried out on a bus.
+//!
+//! The general decoder is iced-x86. It makes its tables on the heap when first used: call [`warm_up`] at boot.
+//!
+//! ```
+//! use emul::{Bitness, Known, length};
+//! // CPUID exits; the bytes at its RIP were fetched.
+//! assert_eq!(Known::Cpuid.length(u32::from_le_bytes([0x0f, 0xa2, 0x90, 0x90])), Some(2));
+//! // With a prefix that does nothing, the table does not know it; the decoder does.
+//! let bytes = [0x66, 0x0f, 0xa2, 0x90];
+//! assert_eq!(Known::Cpuid.length(u32::from_le_bytes(bytes)), None);
+//! assert_eq!(Known::Cpuid.decode(&bytes, Bitness::Bits64), Ok(3));
+//! assert_eq!(length(&[0x48, 0x8b, 0x45, 0xf8], Bitness::Bits64), Ok(4));
+//! ```
 #![no_std]
-//! placeholder
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod address;
+mod known;
+pub mod registers;
+pub mod string_io;
+mod string_step;
+pub mod system;
+
+pub use address::{Address, AddressSize, Base};
+pub use known::Known;
+pub use registers::{Gpr, Registers, Segment};
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+
+/// The longest instruction, in bytes.
+pub const MAX_INSTRUCTION: usize = 15;
+
+/// How code is decoded: CS.L and CS.D, and what they mean in the processor's mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bitness {
+    /// Real mode, virtual-8086 mode, and segments with D = 0.
+    Bits16,
+    /// Segments with D = 1, in protected mode and in compatibility mode.
+    Bits32,
+    /// 64-bit mode: long mode with L = 1.
+    Bits64,
+}
+
+impl Bitness {
+    const fn bits(self) -> u32 {
+        match self {
+            Self::Bits16 => 16,
+            Self::Bits32 => 32,
+            Self::Bits64 => 64,
+        }
+    }
+
+    /// RIP behind an instruction of `length` bytes: EIP wraps at 32 bits.
+    #[inline]
+    pub const fn advance(self, rip: u64, length: u64) -> u64 {
+        let next = rip.wrapping_add(length);
+        match self {
+            Self::Bits64 => next,
+            Self::Bits16 | Self::Bits32 => next & 0xffff_ffff,
+        }
+    }
+}
+
+/// The width of an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Width {
+    /// 8 bits.
+    Byte,
+    /// 16 bits.
+    Word,
+    /// 32 bits.
+    Dword,
+    /// 64 bits.
+    Qword,
+}
+
+impl Width {
+    /// The width in bytes.
+    #[inline]
+    pub const fn bytes(self) -> u64 {
+        1 << self as u32
+    }
+
+    /// The width in bits.
+    #[inline]
+    pub const fn bits(self) -> u32 {
+        8 << self as u32
+    }
+
+    /// Ones in the bits of the width.
+    #[inline]
+    pub const fn mask(self) -> u64 {
+        u64::MAX >> (64 - self.bits())
+    }
+
+    /// The width of `bytes` bytes: 1, 2, 4 or 8.
+    pub const fn from_bytes(bytes: usize) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::Byte),
+            2 => Some(Self::Word),
+            4 => Some(Self::Dword),
+            8 => Some(Self::Qword),
+            _ => None,
+        }
+    }
+
+    /// `value`, of this width, sign-extended to 64 bits.
+    #[inline]
+    pub const fn sign_extend(self, value: u64) -> u64 {
+        let unused = 64 - self.bits();
+        ((value << unused).cast_signed() >> unused).cast_unsigned()
+    }
+}
+
+/// Why bytes don't decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// The instruction goes on past the bytes given: the guest gets the fault that ended the fetch.
+    Truncated,
+    /// No instruction: the guest gets #UD.
+    Invalid,
+    /// An instruction, but none of those asked for. The guest has changed its code between the exit and the fetch, or
+    /// (for [`mmio`]) the instruction is one that isn't emulated.
+    Unexpected,
+}
+
+/// The length in bytes of the instruction that `bytes` begin with.
+pub fn length(bytes: &[u8], bitness: Bitness) -> Result<u64, DecodeError> {
+    decode(bytes, bitness).map(|instruction| instruction.len() as u64)
+}
+
+/// Decodes an instruction, so that the decoder's tables are on the heap, and no exit allocates them.
+pub fn warm_up() {
+    let nop = length(&[0x90], Bitness::Bits64);
+    debug_assert_eq!(nop, Ok(1));
+}
+
+/// Decodes as if the instruction were at address 0.
+fn decode(bytes: &[u8], bitness: Bitness) -> Result<Instruction, DecodeError> {
+    let bytes = &bytes[..bytes.len().min(MAX_INSTRUCTION)];
+    let mut decoder = Decoder::with_ip(bitness.bits(), bytes, 0, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    match decoder.last_error() {
+        DecoderError::None => Ok(instruction),
+        DecoderError::NoMoreBytes if bytes.len() < MAX_INSTRUCTION => Err(DecodeError::Truncated),
+        _ => Err(DecodeError::Invalid),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Memory operands.
+
+use crate::{Bitness, Gpr, Registers, Segment};
+use addr::Gva;
+use iced_x86::{Instruction, Register};
+
+/// The width of effective addresses, and of the index and count registers of string instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressSize {
+    /// 16 bits: SI, DI, CX.
+    Bits16,
+    /// 32 bits: ESI, EDI, ECX.
+    Bits32,
+    /// 64 bits: RSI, RDI, RCX.
+    Bits64,
+}
+
+impl AddressSize {
+    /// Ones in the bits of an address.
+    #[inline]
+    pub const fn mask(self) -> u64 {
+        match self {
+            Self::Bits16 => 0xffff,
+            Self::Bits32 => 0xffff_ffff,
+            Self::Bits64 => u64::MAX,
+        }
+    }
+}
+
+/// What an address starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// Nothing.
+    None,
+    /// A general register.
+    Gpr(Gpr),
+    /// RIP of the instruction; its length is part of the displacement.
+    Rip,
+}
+
+/// A memory operand, as the instruction's bytes give it: base + index × scale + displacement, in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub(crate) base: Base,
+    pub(crate) index: Option<Gpr>,
+    /// log2 of the scale.
+    pub(crate) scale: u8,
+    pub(crate) displacement: u64,
+    pub(crate) segment: Segment,
+    pub(crate) size: AddressSize,
+    pub(crate) bitness: Bitness,
+}
+
+/// The linear address of an offset in a segment. Limits and access rights of segments are not checked: where an access
+/// exited, the processor had done so.
+#[inline]
+pub(crate) fn linear<R: Registers>(registers: &R, bitness: Bitness, segment: Segment, offset: u64) -> Gva {
+    match (bitness, segment) {
+        (Bitness::Bits64, Segment::Fs | Segment::Gs) => Gva::new(registers.segment_base(segment).wrapping_add(offset)),
+        (Bitness::Bits64, _) => Gva::new(offset),
+        _ => Gva::new(registers.segment_base(segment).wrapping_add(offset) & 0xffff_ffff),
+    }
+}
+
+impl Address {
+    /// The segment.
+    pub const fn segment(&self) -> Segment {
+        self.segment
+    }
+
+    /// The linear address; in 64-bit mode perhaps not a canonical one.
+    #[inline]
+    pub fn linear<R: Registers>(&self, registers: &R) -> Gva {
+        self.displaced(registers, 0)
+    }
+
+    /// The linear address `bytes` further on, within the address size.
+    #[inline]
+    pub(crate) fn displaced<R: Registers>(&self, registers: &R, bytes: u64) -> Gva {
+        let base = match self.base {
+            Base::None => 0,
+            Base::Gpr(gpr) => registers.gpr(gpr),
+            Base::Rip => registers.rip(),
+        };
+        let index = self.index.map_or(0, |gpr| registers.gpr(gpr) << self.scale);
+        let offset = base.wrapping_add(index).wrapping_add(self.displacement).wrapping_add(bytes) & self.size.mask();
+        linear(registers, self.bitness, self.segment, offset)
+    }
+
+    /// The memory operand of `instruction`, which has one that is spelled out (not a string's).
+    pub(crate) fn of(instruction: &Instruction, bitness: Bitness) -> Option<Self> {
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let size = match (base, index) {
+            (Register::None, Register::None) => match instruction.memory_displ_size() {
+                8 => AddressSize::Bits64,
+                4 => AddressSize::Bits32,
+                _ => AddressSize::Bits16,
+            },
+            (Register::RIP, _) => AddressSize::Bits64,
+            (Register::EIP, _) => AddressSize::Bits32,
+            (Register::None, register) | (register, _) => match register.size() {
+                8 => AddressSize::Bits64,
+                4 => AddressSize::Bits32,
+                _ => AddressSize::Bits16,
+            },
+        };
+        Some(Self {
+            base: match base {
+                Register::None => Base::None,
+                Register::RIP | Register::EIP => Base::Rip,
+                _ => Base::Gpr(Gpr::of(base)?),
+            },
+            index: match index {
+                Register::None => None,
+                _ => Some(Gpr::of(index)?),
+            },
+            scale: instruction.memory_index_scale().trailing_zeros() as u8,
+            displacement: instruction.memory_displacement64() & size.mask(),
+            segment: Segment::of(instruction.memory_segment())?,
+            size,
+            bitness,
+        })
+    }
+}

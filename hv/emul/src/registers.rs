@@ -1,0 +1,145 @@
+//! The guest's registers, as instructions name them.
+
+use crate::Width;
+use iced_x86::Register;
+
+/// A general register, by the number that encodings have for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gpr(u8);
+
+impl Gpr {
+    /// RAX.
+    pub const RAX: Self = Self(0);
+    /// RCX.
+    pub const RCX: Self = Self(1);
+    /// RDX.
+    pub const RDX: Self = Self(2);
+    /// RBX.
+    pub const RBX: Self = Self(3);
+    /// RSP.
+    pub const RSP: Self = Self(4);
+    /// RBP.
+    pub const RBP: Self = Self(5);
+    /// RSI.
+    pub const RSI: Self = Self(6);
+    /// RDI.
+    pub const RDI: Self = Self(7);
+
+    /// The register of this number, of which four bits count.
+    #[inline]
+    pub const fn new(number: u8) -> Self {
+        Self(number & 15)
+    }
+
+    /// The number, 0 to 15: an index for `[u64; 16]`.
+    #[inline]
+    pub const fn index(self) -> usize {
+        (self.0 & 15) as usize
+    }
+
+    /// The register that `register` is, or is part of. Not for other than general registers.
+    pub(crate) fn of(register: Register) -> Option<Self> {
+        register.is_gpr().then(|| Self(register.full_register().number() as u8))
+    }
+}
+
+/// A segment register, by its number in encodings; SVM and VMX number them so, too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Segment {
+    /// ES.
+    Es,
+    /// CS.
+    Cs,
+    /// SS.
+    Ss,
+    /// DS.
+    Ds,
+    /// FS.
+    Fs,
+    /// GS.
+    Gs,
+}
+
+impl Segment {
+    /// The segment of this number; None above 5.
+    pub const fn new(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Es,
+            1 => Self::Cs,
+            2 => Self::Ss,
+            3 => Self::Ds,
+            4 => Self::Fs,
+            5 => Self::Gs,
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn of(register: Register) -> Option<Self> {
+        register.is_segment_register().then(|| Self::new(register.number() as u8))?
+    }
+}
+
+/// A vCPU's registers.
+pub trait Registers {
+    /// A general register.
+    fn gpr(&self, gpr: Gpr) -> u64;
+    /// Sets all 64 bits of a general register.
+    fn set_gpr(&mut self, gpr: Gpr, value: u64);
+    /// The address of the instruction's first byte, within its segment.
+    fn rip(&self) -> u64;
+    /// RFLAGS.
+    fn rflags(&self) -> u64;
+    /// Sets RFLAGS.
+    fn set_rflags(&mut self, value: u64);
+    /// The base of a segment. In 64-bit mode only FS and GS are asked for.
+    fn segment_base(&self, segment: Segment) -> u64;
+}
+
+/// A general register, or the part of one, that is an operand of a width told elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Operand {
+    gpr: Gpr,
+    /// AH, CH, DH or BH: bits 15:8.
+    high: bool,
+}
+
+impl Operand {
+    pub(crate) const fn new(gpr: Gpr) -> Self {
+        Self { gpr, high: false }
+    }
+
+    /// The byte register that `number` encodes: without REX, 4 to 7 are the high bytes of the first four.
+    pub(crate) const fn byte(number: u8, rex: bool) -> Self {
+        let high = !rex && number >= 4 && number < 8;
+        Self { gpr: Gpr::new(if high { number - 4 } else { number }), high }
+    }
+
+    pub(crate) fn of(register: Register) -> Option<Self> {
+        let high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
+        Some(Self { gpr: Gpr::of(register)?, high })
+    }
+
+    #[inline]
+    const fn shift(self) -> u32 {
+        if self.high { 8 } else { 0 }
+    }
+
+    /// The operand's bits, zero-extended.
+    #[inline]
+    pub(crate) fn get<R: Registers>(self, registers: &R, width: Width) -> u64 {
+        (registers.gpr(self.gpr) >> self.shift()) & width.mask()
+    }
+
+    /// Writes as an instruction does: 8 and 16 bits leave the rest alone, 32 bits clear it.
+    #[inline]
+    pub(crate) fn set<R: Registers>(self, registers: &mut R, width: Width, value: u64) {
+        let value = match width {
+            Width::Qword | Width::Dword => value & width.mask(),
+            Width::Word | Width::Byte => {
+                let old = registers.gpr(self.gpr);
+                (old & !(width.mask() << self.shift())) | ((value & width.mask()) << self.shift())
+            }
+        };
+        registers.set_gpr(self.gpr, value);
+    }
+}
