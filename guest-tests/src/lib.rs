@@ -1,2 +1,78 @@
+//! What a guest is made of: an image that boots by multiboot1 on the bare machine, under this hypervisor and under any
+//! other, reports in KTAP on COM1 and ends by the debug-exit port.
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//!
+//! use guest::boot::Boot;
+//! use guest::exit::Verdict;
+//! use guest::ktap::{self, Outcome};
+//! use guest::{cases, check_eq};
+//!
+//! guest::main!(main);
+//!
+//! fn main(boot: &Boot) -> Verdict {
+//!     ktap::run(boot, cases![sums])
+//! }
+//!
+//! fn sums(_: &Boot) -> Outcome {
+//!     check_eq!(1 + 1, 2);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A guest has one processor, in long mode, with the first 4 GiB mapped one to one, interrupts off, and a handler for
+//! each of the 256 vectors. The compiler's code uses no vector register (the target is soft-float), so those are free
+//! for tests.
+//!
+//! **What is unsafe here.** Rust's objects live in the image and in what the loader handed over. A guest touches any
+//! other memory only as a [`ram::Frame`] or a [`place::Place`], by volatile accesses or by assembly: deliberate faults
+//! and aliases are then no affair of the compiler's, and tests need no `unsafe` of their own.
 #![no_std]
-//! placeholder
+
+pub mod boot;
+pub mod console;
+pub mod cpuid;
+pub mod descriptors;
+mod entry;
+pub mod exit;
+pub mod hypercall;
+pub mod interrupts;
+pub mod ktap;
+pub mod msr;
+pub mod paging;
+pub mod pic;
+pub mod place;
+pub mod port;
+pub mod processor;
+pub mod ram;
+pub mod registers;
+pub mod sse;
+pub mod stats;
+pub mod timed;
+pub mod tsc;
+pub mod uart;
+pub mod user;
+
+pub use entry::EntryState;
+
+use core::panic::PanicInfo;
+
+/// Names the function `fn(&Boot) -> Verdict` that the guest runs.
+#[macro_export]
+macro_rules! main {
+    ($main:path) => {
+        // SAFETY: the library declares this symbol with this signature, and nothing else defines it.
+        #[unsafe(no_mangle)]
+        extern "Rust" fn guest_main(boot: &$crate::boot::Boot) -> $crate::exit::Verdict {
+            $main(boot)
+        }
+    };
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    println!("Bail out! guest {info}");
+    exit::Verdict::PANICKED.end()
+}

@@ -1,0 +1,24 @@
+//! A guest whose second test fails: it has to be judged as failed.
+#![no_std]
+#![no_main]
+
+use guest::boot::{Boot, flag};
+use guest::exit::Verdict;
+use guest::ktap::{self, Outcome};
+use guest::{cases, check, check_eq};
+
+guest::main!(main);
+
+fn main(boot: &Boot) -> Verdict {
+    ktap::run(boot, cases![holds, does_not_hold])
+}
+
+fn holds(boot: &Boot) -> Outcome {
+    check!(boot.flags() & flag::MEMORY_MAP != 0);
+    Ok(())
+}
+
+fn does_not_hold(boot: &Boot) -> Outcome {
+    check_eq!(boot.flags(), !boot.flags(), "as it has to be in this guest");
+    Ok(())
+}

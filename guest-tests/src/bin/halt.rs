@@ -1,0 +1,15 @@
+//! A guest that halts for ever with interrupts off, without a verdict.
+#![no_std]
+#![no_main]
+
+use guest::boot::Boot;
+use guest::exit::Verdict;
+use guest::{console, println, processor};
+
+guest::main!(main);
+
+fn main(_: &Boot) -> Verdict {
+    println!("# halting for ever");
+    console::drain();
+    processor::halt_for_ever()
+}

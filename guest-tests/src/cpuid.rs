@@ -1,0 +1,101 @@
+//! CPUID, and what it says about the hypervisor.
+
+use core::arch::asm;
+
+/// What CPUID returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// EAX.
+    pub eax: u32,
+    /// EBX.
+    pub ebx: u32,
+    /// ECX.
+    pub ecx: u32,
+    /// EDX.
+    pub edx: u32,
+}
+
+impl Leaf {
+    /// All registers 0.
+    pub const ZERO: Self = Self { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+
+    /// EBX, EDX, ECX as text: leaf 0 of vendors.
+    pub fn vendor(self) -> [u8; 12] {
+        join(self.ebx, self.edx, self.ecx)
+    }
+
+    /// EBX, ECX, EDX as text: leaf 0x4000_0000 of hypervisors.
+    pub fn signature(self) -> [u8; 12] {
+        join(self.ebx, self.ecx, self.edx)
+    }
+}
+
+fn join(first: u32, second: u32, third: u32) -> [u8; 12] {
+    let mut text = [0; 12];
+    for (part, word) in text.chunks_exact_mut(4).zip([first, second, third]) {
+        part.copy_from_slice(&word.to_le_bytes());
+    }
+    text
+}
+
+/// CPUID with EAX = `leaf`, ECX = `subleaf`.
+pub fn cpuid(leaf: u32, subleaf: u32) -> Leaf {
+    let (eax, ebx, ecx, edx);
+    // SAFETY: CPUID changes these four registers. RBX is the compiler's, so it is put back.
+    unsafe {
+        asm!("mov {rbx}, rbx", "cpuid", "xchg {rbx}, rbx", rbx = out(reg) ebx, inout("eax") leaf => eax,
+            inout("ecx") subleaf => ecx, out("edx") edx, options(nomem, nostack, preserves_flags))
+    };
+    let ebx: u64 = ebx;
+    Leaf { eax, ebx: ebx as u32, ecx, edx }
+}
+
+/// The first leaf of hypervisors.
+pub const HYPERVISOR_LEAF: u32 = 0x4000_0000;
+
+/// Whose processor it claims to be, as far as it matters to a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Vendor {
+    /// AMD, and Hygon, which took over its design: VMMCALL.
+    Amd,
+    /// Anybody else: VMCALL.
+    Other,
+}
+
+/// The processor's vendor.
+pub fn vendor() -> Vendor {
+    match &cpuid(0, 0).vendor() {
+        b"AuthenticAMD" | b"HygonGenuine" => Vendor::Amd,
+        _ => Vendor::Other,
+    }
+}
+
+/// Who runs this guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Host {
+    /// No hypervisor, or none that says so.
+    Bare,
+    /// This project's hypervisor.
+    Microhv,
+    /// KVM.
+    Kvm,
+    /// Another one; an emulator, too.
+    Other,
+}
+
+/// Whether CPUID's hypervisor bit is set.
+pub fn hypervisor_bit() -> bool {
+    cpuid(1, 0).ecx & 1 << 31 != 0
+}
+
+/// Who runs this guest, by the hypervisor bit and the signature.
+pub fn host() -> Host {
+    if !hypervisor_bit() {
+        return Host::Bare;
+    }
+    match &cpuid(HYPERVISOR_LEAF, 0).signature() {
+        b"microhv-rust" => Host::Microhv,
+        b"KVMKVMKVM\0\0\0" => Host::Kvm,
+        _ => Host::Other,
+    }
+}

@@ -1,0 +1,199 @@
+//! From the loader's 32-bit protected mode to Rust in long mode.
+//!
+//! Multiboot specification 0.6.96, sections 3.1 (header) and 3.2 (machine state).
+
+use core::arch::global_asm;
+use core::mem::{offset_of, size_of};
+
+use crate::boot::Boot;
+use crate::descriptors::{self, GDT};
+use crate::exit::Verdict;
+use crate::{console, interrupts, println};
+
+/// Page-aligned modules wanted (bit 0), memory map wanted (bit 1), address fields valid (bit 16).
+const HEADER_FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 16;
+/// What the header begins with.
+pub(crate) const HEADER_MAGIC: u32 = 0x1bad_b002;
+const STACK_SIZE: usize = 64 << 10;
+
+/// The processor as the loader left it, taken down by the first instructions.
+#[repr(C)]
+#[derive(Debug)]
+pub struct EntryState {
+    /// EAX: 0x2badb002 from a multiboot loader.
+    pub magic: u32,
+    /// EBX: the address of the multiboot information.
+    pub info: u32,
+    /// EFLAGS.
+    pub eflags: u32,
+    /// CR0.
+    pub cr0: u32,
+    /// CR4.
+    pub cr4: u32,
+    /// The selectors in CS, DS, ES, FS, GS, SS.
+    pub selectors: [u16; 6],
+    /// The first word of the image as read through CS, DS, ES, FS, GS and SS: the multiboot header's magic number where
+    /// the segment's base is 0.
+    pub through: [u32; 6],
+}
+
+global_asm!(
+    r#"
+.section .multiboot, "a"
+.balign 4
+multiboot_header:
+    .long {magic}
+    .long {flags}
+    .long -({magic} + {flags})
+    .long multiboot_header
+    .long __image_start
+    .long __load_end
+    .long __image_end
+    .long _start
+
+.section .text.entry, "ax"
+.code32
+.global _start
+_start:
+    mov [entry_state + {in_magic}], eax
+    mov [entry_state + {in_info}], ebx
+    lea esp, [stack_top]
+    pushfd
+    pop dword ptr [entry_state + {in_eflags}]
+    cld
+    mov eax, cr0
+    mov [entry_state + {in_cr0}], eax
+    mov eax, cr4
+    mov [entry_state + {in_cr4}], eax
+
+    mov word ptr [entry_state + {in_selectors} + 0], cs
+    mov word ptr [entry_state + {in_selectors} + 2], ds
+    mov word ptr [entry_state + {in_selectors} + 4], es
+    mov word ptr [entry_state + {in_selectors} + 6], fs
+    mov word ptr [entry_state + {in_selectors} + 8], gs
+    mov word ptr [entry_state + {in_selectors} + 10], ss
+    mov eax, cs:[multiboot_header]
+    mov [entry_state + {in_through} + 0], eax
+    mov eax, ds:[multiboot_header]
+    mov [entry_state + {in_through} + 4], eax
+    mov eax, es:[multiboot_header]
+    mov [entry_state + {in_through} + 8], eax
+    mov eax, fs:[multiboot_header]
+    mov [entry_state + {in_through} + 12], eax
+    mov eax, gs:[multiboot_header]
+    mov [entry_state + {in_through} + 16], eax
+    mov eax, ss:[multiboot_header]
+    mov [entry_state + {in_through} + 20], eax
+
+    // The first 4 GiB by 2 MiB pages, present and writable: pml4[0] -> pdpt[0..4] -> pd[0..2048].
+    lea eax, [boot_pdpt]
+    or eax, 3
+    mov [boot_pml4], eax
+    xor ecx, ecx
+    lea eax, [boot_pd]
+    or eax, 3
+2:  mov [boot_pdpt + ecx * 8], eax
+    add eax, 4096
+    inc ecx
+    cmp ecx, 4
+    jb 2b
+    xor ecx, ecx
+    mov eax, 0x83
+2:  mov [boot_pd + ecx * 8], eax
+    add eax, 0x200000
+    inc ecx
+    cmp ecx, 2048
+    jb 2b
+
+    // CR4.PAE; CR3; EFER.LME; CR0.PG, WP and PE.
+    mov eax, 0x20
+    mov cr4, eax
+    lea eax, [boot_pml4]
+    mov cr3, eax
+    mov ecx, 0xc0000080
+    rdmsr
+    or eax, 0x100
+    wrmsr
+    mov eax, cr0
+    or eax, 0x80010001
+    mov cr0, eax
+    lgdt [gdt_pointer]
+    push {code}
+    lea eax, [long_mode]
+    push eax
+    retf
+
+.code64
+long_mode:
+    mov eax, {data}
+    mov ss, eax
+    mov ds, eax
+    mov es, eax
+    xor eax, eax
+    mov fs, eax
+    mov gs, eax
+    lea rsp, [rip + stack_top]
+    xor ebp, ebp
+    lea rdi, [rip + entry_state]
+    call {start}
+    ud2
+
+.section .rodata.entry, "a"
+.balign 8
+    .word 0, 0, 0
+gdt_pointer:
+    .word {gdt_limit}
+    .long {gdt}
+
+.section .bss.entry, "aw", @nobits
+.balign 4096
+boot_pml4:
+    .skip 4096
+boot_pdpt:
+    .skip 4096
+boot_pd:
+    .skip 4 * 4096
+    .skip {stack_size}
+stack_top:
+entry_state:
+    .skip {state_size}
+.text
+"#,
+    magic = const HEADER_MAGIC,
+    flags = const HEADER_FLAGS,
+    in_magic = const offset_of!(EntryState, magic),
+    in_info = const offset_of!(EntryState, info),
+    in_eflags = const offset_of!(EntryState, eflags),
+    in_cr0 = const offset_of!(EntryState, cr0),
+    in_cr4 = const offset_of!(EntryState, cr4),
+    in_selectors = const offset_of!(EntryState, selectors),
+    in_through = const offset_of!(EntryState, through),
+    code = const descriptors::CODE64,
+    data = const descriptors::DATA,
+    gdt = sym GDT,
+    gdt_limit = const size_of::<descriptors::Gdt>() - 1,
+    start = sym start,
+    stack_size = const STACK_SIZE,
+    state_size = const size_of::<EntryState>(),
+);
+
+unsafe extern "Rust" {
+    // Defined by `guest::main!`.
+    fn guest_main(boot: &Boot) -> Verdict;
+}
+
+/// The first Rust code: brings up what the panic handler needs, then the rest, then the guest.
+extern "C" fn start(entry: &'static EntryState) -> ! {
+    console::init();
+    descriptors::init();
+    interrupts::init();
+    let boot = match Boot::new(entry) {
+        Ok(boot) => boot,
+        Err(why) => {
+            println!("Bail out! {why}");
+            Verdict::PANICKED.end()
+        }
+    };
+    // SAFETY: `guest::main!` defines it with this signature; without it the image does not link.
+    unsafe { guest_main(&boot) }.end()
+}

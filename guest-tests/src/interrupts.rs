@@ -1,0 +1,309 @@
+//! Exceptions that tests expect, and interrupts that they count.
+
+use core::arch::{asm, global_asm, naked_asm};
+use core::cell::Cell;
+use core::mem::offset_of;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::Relaxed};
+
+use crate::descriptors::{self, GateDpl};
+use crate::{pic, processor, uart};
+
+/// What the stubs leave on the stack: the registers they save, the vector they add, the frame that the processor wrote.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// RAX.
+    pub rax: u64,
+    /// RBX.
+    pub rbx: u64,
+    /// RCX.
+    pub rcx: u64,
+    /// RDX.
+    pub rdx: u64,
+    /// RSI.
+    pub rsi: u64,
+    /// RDI.
+    pub rdi: u64,
+    /// RBP.
+    pub rbp: u64,
+    /// R8 to R15.
+    pub r8_to_r15: [u64; 8],
+    /// The vector.
+    pub vector: u64,
+    /// The error code; 0 for vectors without one.
+    pub error: u64,
+    /// RIP: of the instruction itself for faults, of the next for traps and interrupts.
+    pub rip: u64,
+    /// CS.
+    pub cs: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// RSP.
+    pub rsp: u64,
+    /// SS.
+    pub ss: u64,
+}
+
+/// An exception that was expected.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// The interrupted state.
+    pub frame: Frame,
+    /// CR2, as it was in the handler.
+    pub cr2: u64,
+}
+
+/// Divide error.
+pub const DIVIDE_ERROR: u64 = 0;
+/// Breakpoint.
+pub const BREAKPOINT: u64 = 3;
+/// Invalid opcode.
+pub const INVALID_OPCODE: u64 = 6;
+/// General protection.
+pub const GENERAL_PROTECTION: u64 = 13;
+/// Page fault.
+pub const PAGE_FAULT: u64 = 14;
+/// A vector for INT n, which user mode may raise, too.
+pub const SOFTWARE: u64 = 0x80;
+
+global_asm!(
+    r#"
+.text
+// 256 stubs of 16 bytes: an error code where the processor pushes none, and the vector.
+.balign 16
+interrupt_stubs:
+.set vector, 0
+.rept 256
+    .balign 16
+    .if (vector != 8) & ((vector < 10) | (vector > 14)) & (vector != 17) & (vector != 21) & (vector != 29) & (vector != 30)
+    pushq $0
+    .endif
+    pushq $vector
+    jmp interrupt_common
+    .set vector, vector + 1
+.endr
+
+interrupt_common:
+    pushq %r15
+    pushq %r14
+    pushq %r13
+    pushq %r12
+    pushq %r11
+    pushq %r10
+    pushq %r9
+    pushq %r8
+    pushq %rbp
+    pushq %rdi
+    pushq %rsi
+    pushq %rdx
+    pushq %rcx
+    pushq %rbx
+    pushq %rax
+    cld
+    movq %rsp, %rdi
+    call {dispatch}
+    popq %rax
+    popq %rbx
+    popq %rcx
+    popq %rdx
+    popq %rsi
+    popq %rdi
+    popq %rbp
+    popq %r8
+    popq %r9
+    popq %r10
+    popq %r11
+    popq %r12
+    popq %r13
+    popq %r14
+    popq %r15
+    addq $16, %rsp
+    iretq
+"#,
+    dispatch = sym dispatch,
+    options(att_syntax)
+);
+
+const STUB_SIZE: u64 = 16;
+
+unsafe extern "C" {
+    safe static interrupt_stubs: u8;
+}
+
+/// Builds and loads the IDT.
+pub(crate) fn init() {
+    let first = &raw const interrupt_stubs as u64;
+    for vector in 0..256 {
+        let dpl = if vector == SOFTWARE { GateDpl::User } else { GateDpl::Kernel };
+        descriptors::set_gate(vector as usize, first + vector * STUB_SIZE, dpl);
+    }
+    descriptors::load_idt();
+}
+
+/// Where to go on after an expected exception, and what it was.
+#[repr(C)]
+struct Recovery {
+    rsp: Cell<u64>,
+    rip: Cell<u64>,
+    fault: Cell<Option<Fault>>,
+}
+
+/// The recovery of the `expect_fault` that runs.
+static RECOVERY: AtomicPtr<Recovery> = AtomicPtr::new(ptr::null_mut());
+
+/// Runs `body`, and the exception or software interrupt that ended it if there was one. What `body` owns is then not
+/// dropped.
+pub fn expect_fault<F: FnOnce()>(body: F) -> Option<Fault> {
+    extern "C" fn call<F: FnOnce()>(body: &mut Option<F>) {
+        if let Some(body) = body.take() {
+            body();
+        }
+    }
+    let recovery = Recovery { rsp: Cell::new(0), rip: Cell::new(0), fault: Cell::new(None) };
+    let mut body = Some(body);
+    RECOVERY.store((&raw const recovery).cast_mut(), Relaxed);
+    // SAFETY: `call` gets the pointer that it takes. It may be left by the handler's jump back, over frames of `body`
+    // and of this library only, none of which has to be unwound; the callee-saved registers are restored either way.
+    unsafe { call_recoverably(call::<F> as *const (), (&raw mut body).cast(), &recovery) };
+    RECOVERY.store(ptr::null_mut(), Relaxed);
+    recovery.fault.get()
+}
+
+/// Calls `function(argument)`. A jump to `recovery.rip` with `recovery.rsp` returns from here.
+#[unsafe(naked)]
+unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), recovery: &Recovery) {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "pushfq",
+        "mov [rdx + {rsp}], rsp",
+        "lea rax, [rip + 2f]",
+        "mov [rdx + {rip}], rax",
+        "mov rax, rdi",
+        "mov rdi, rsi",
+        "call rax",
+        "2:",
+        "popfq",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        rsp = const offset_of!(Recovery, rsp),
+        rip = const offset_of!(Recovery, rip),
+    )
+}
+
+/// What is known of a line's interrupts.
+struct Line {
+    count: AtomicU64,
+    rip: AtomicU64,
+}
+
+static LINES: [Line; pic::LINES as usize] =
+    [const { Line { count: AtomicU64::new(0), rip: AtomicU64::new(0) } }; pic::LINES as usize];
+
+/// How many interrupts `line` of the PIC has had.
+pub fn count(line: u8) -> u64 {
+    LINES[usize::from(line)].count.load(Relaxed)
+}
+
+/// The RIP that `line`'s last interrupt interrupted.
+pub fn last_rip(line: u8) -> u64 {
+    LINES[usize::from(line)].rip.load(Relaxed)
+}
+
+extern "C" fn dispatch(frame: &mut Frame) {
+    const FIRST: u64 = pic::VECTOR_BASE as u64;
+    const LAST: u64 = FIRST + pic::LINES as u64 - 1;
+    match frame.vector {
+        FIRST..=LAST => interrupt((frame.vector - FIRST) as u8, frame),
+        _ => exception(frame),
+    }
+}
+
+fn interrupt(line: u8, frame: &Frame) {
+    if line == uart::IRQ {
+        uart::interrupt_source();
+    }
+    let seen = &LINES[usize::from(line)];
+    seen.count.fetch_add(1, Relaxed);
+    seen.rip.store(frame.rip, Relaxed);
+    pic::end_of_interrupt(line);
+}
+
+fn exception(frame: &mut Frame) {
+    let fault = Fault { frame: *frame, cr2: processor::cr2() };
+    // Taken, so that an exception in between is not taken for the expected one.
+    let recovery = RECOVERY.swap(ptr::null_mut(), Relaxed);
+    // SAFETY: not null, it is the recovery in a frame of `expect_fault` that still runs.
+    let Some(recovery) = (unsafe { recovery.as_ref() }) else {
+        panic!("unexpected exception: {fault:x?}");
+    };
+    recovery.fault.set(Some(fault));
+    frame.rip = recovery.rip.get();
+    frame.rsp = recovery.rsp.get();
+    frame.cs = u64::from(descriptors::CODE64);
+    frame.ss = u64::from(descriptors::DATA);
+    // DF, TF and IF as the code around expects them; `call_recoverably` brings back the rest.
+    frame.rflags = 1 << 1;
+}
+
+/// UD2, at the function's own address.
+#[unsafe(naked)]
+pub extern "C" fn ud2() {
+    naked_asm!("ud2", "ret")
+}
+
+/// INT3, one byte at the function's own address.
+#[unsafe(naked)]
+pub extern "C" fn int3() {
+    naked_asm!("int3", "ret")
+}
+
+/// INT 0x80 ([`SOFTWARE`]), two bytes at the function's own address.
+#[unsafe(naked)]
+pub extern "C" fn int_0x80() {
+    naked_asm!("int 0x80", "ret")
+}
+
+/// DIV by zero, at the function's own address.
+#[unsafe(naked)]
+pub extern "C" fn divide_by(divisor: u64) {
+    naked_asm!("div rdi", "ret")
+}
+
+/// STI, one instruction, CLI: a pending interrupt arrives between the last two.
+#[unsafe(naked)]
+pub extern "C" fn open_for_one_instruction() {
+    naked_asm!("sti", "nop", "cli", "ret")
+}
+
+/// The RIP that an interrupt pending before [`open_for_one_instruction`] interrupts: STI and NOP have a byte each.
+pub fn after_the_one_instruction() -> u64 {
+    open_for_one_instruction as *const () as u64 + 2
+}
+
+/// STI, CLI: the shadow of the one covers the other, nothing arrives.
+pub fn open_for_no_instruction() {
+    // SAFETY: the handlers preserve all that they interrupt.
+    unsafe { asm!("sti", "cli") };
+}
+
+/// STI, HLT, CLI: a pending interrupt wakes the processor.
+#[unsafe(naked)]
+pub extern "C" fn halt_until_interrupt() {
+    naked_asm!("sti", "hlt", "cli", "ret")
+}
+
+/// The RIP that the waking interrupt of [`halt_until_interrupt`] interrupts: STI and HLT have a byte each.
+pub fn after_the_halt() -> u64 {
+    halt_until_interrupt as *const () as u64 + 2
+}

@@ -1,0 +1,93 @@
+//! Model-specific registers.
+
+use core::arch::{asm, naked_asm};
+
+/// The MSRs that guests use. Writing any of them does no harm to a Rust object: the code uses neither FS nor GS, and
+/// EFER's mode bits cannot change while paging is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Msr {
+    /// IA32_TIME_STAMP_COUNTER.
+    Tsc = 0x10,
+    /// IA32_PAT.
+    Pat = 0x277,
+    /// EFER.
+    Efer = 0xc000_0080,
+    /// FS.base.
+    FsBase = 0xc000_0100,
+    /// GS.base.
+    GsBase = 0xc000_0101,
+    /// What SWAPGS exchanges with GS.base.
+    KernelGsBase = 0xc000_0102,
+    /// No MSR of any processor.
+    Unknown = 0xdead_beef,
+}
+
+/// EFER.SCE, SYSCALL enable.
+pub const EFER_SCE: u64 = 1 << 0;
+/// EFER.LME, long mode enable.
+pub const EFER_LME: u64 = 1 << 8;
+/// EFER.LMA, long mode active.
+pub const EFER_LMA: u64 = 1 << 10;
+/// EFER.NXE, no-execute pages.
+pub const EFER_NXE: u64 = 1 << 11;
+/// EFER.SVME, the SVM instructions.
+pub const EFER_SVME: u64 = 1 << 12;
+
+impl Msr {
+    /// RDMSR, by the instruction at [`Msr::read_rip`].
+    pub fn read(self) -> u64 {
+        rdmsr(self as u32)
+    }
+
+    /// WRMSR, by the instruction at [`Msr::write_rip`].
+    pub fn write(self, value: u64) {
+        wrmsr(self as u32, value as u32, (value >> 32) as u32);
+    }
+
+    /// Where [`Msr::read`] may fault.
+    pub fn read_rip() -> u64 {
+        rdmsr as *const () as u64 + MOV
+    }
+
+    /// Where [`Msr::write`] may fault.
+    pub fn write_rip() -> u64 {
+        wrmsr as *const () as u64 + 2 * MOV
+    }
+}
+
+/// Bytes of a MOV between 32-bit registers.
+const MOV: u64 = 2;
+
+#[unsafe(naked)]
+extern "C" fn rdmsr(index: u32) -> u64 {
+    naked_asm!("mov ecx, edi", "rdmsr", "shl rdx, 32", "or rax, rdx", "ret")
+}
+
+#[unsafe(naked)]
+extern "C" fn wrmsr(index: u32, low: u32, high: u32) {
+    // EDX brings `high` itself.
+    naked_asm!("mov ecx, edi", "mov eax, esi", "wrmsr", "ret")
+}
+
+/// The word at FS:0; FS.base has to be the address of one.
+pub fn read_through_fs() -> u64 {
+    let value;
+    // SAFETY: it reads; a bad base gives an exception.
+    unsafe { asm!("mov {}, fs:[0]", out(reg) value, options(readonly, nostack, preserves_flags)) };
+    value
+}
+
+/// The word at GS:0; GS.base has to be the address of one.
+pub fn read_through_gs() -> u64 {
+    let value;
+    // SAFETY: it reads; a bad base gives an exception.
+    unsafe { asm!("mov {}, gs:[0]", out(reg) value, options(readonly, nostack, preserves_flags)) };
+    value
+}
+
+/// Exchanges GS.base with [`Msr::KernelGsBase`].
+pub fn swapgs() {
+    // SAFETY: the code does not use GS.
+    unsafe { asm!("swapgs", options(nomem, nostack, preserves_flags)) };
+}

@@ -1,0 +1,108 @@
+//! Addresses that no Rust object has.
+
+use core::arch::naked_asm;
+use core::fmt;
+
+use addr::{Gva, PAGE_SIZE};
+
+use crate::port::Direction;
+
+/// The end of the one-to-one map, and so of every address that a Rust object may have.
+pub const IDENTITY_END: Gva = Gva::new(1 << 32);
+
+/// An address that tests may read, write or execute, present or not, without harm to any Rust object: in a free frame
+/// of the one-to-one map ([`crate::ram::Frame::place`]), or above that map.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Place(Gva);
+
+impl Place {
+    /// An address above the one-to-one map, canonical or not.
+    pub fn above_identity(at: Gva) -> Self {
+        assert!(at >= IDENTITY_END, "{at} may belong to a Rust object");
+        Self(at)
+    }
+
+    /// Only for addresses within free frames.
+    pub(crate) fn in_frame(at: Gva) -> Self {
+        Self(at)
+    }
+
+    /// The address as a register holds it.
+    pub const fn raw(self) -> u64 {
+        self.0.raw()
+    }
+
+    /// The address.
+    pub const fn gva(self) -> Gva {
+        self.0
+    }
+
+    /// The address `bytes` further on in the same page; above the one-to-one map anywhere.
+    pub fn plus(self, bytes: u64) -> Self {
+        let sum = self.0.wrapping_add(bytes);
+        assert!(self.is_above_identity() || self.0.frame() == sum.frame(), "{sum} is another frame's");
+        if self.is_above_identity() { Self::above_identity(sum) } else { Self(sum) }
+    }
+
+    /// Reads a byte, by the one instruction at [`Place::read_rip`].
+    pub fn read(self) -> u8 {
+        read_byte(self.raw())
+    }
+
+    /// Writes a byte, by the one instruction at [`Place::write_rip`].
+    pub fn write(self, value: u8) {
+        write_byte(self.raw(), value);
+    }
+
+    /// Calls the code there; a RET (0xc3) comes back.
+    pub fn call(self) {
+        call(self.raw());
+    }
+
+    /// Where [`Place::read`] accesses memory.
+    pub fn read_rip() -> u64 {
+        read_byte as *const () as u64
+    }
+
+    /// Where [`Place::write`] accesses memory.
+    pub fn write_rip() -> u64 {
+        write_byte as *const () as u64
+    }
+
+    /// Panics if `bytes` from here on, in steps of `width`, may reach a Rust object.
+    pub(crate) fn assert_reach(self, direction: Direction, bytes: u64, width: u64) {
+        let offset = self.0.page_offset();
+        let inside = match direction {
+            Direction::Up => offset + bytes <= PAGE_SIZE,
+            Direction::Down => offset + width <= PAGE_SIZE && bytes <= offset + width,
+        };
+        assert!(inside || self.is_above_identity(), "{bytes:#x} bytes at {self:?} leave the frame");
+    }
+
+    fn is_above_identity(self) -> bool {
+        self.0 >= IDENTITY_END
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+// Functions of their own, so that a fault's RIP is known to be theirs.
+
+#[unsafe(naked)]
+extern "C" fn read_byte(at: u64) -> u8 {
+    naked_asm!("mov al, [rdi]", "ret")
+}
+
+#[unsafe(naked)]
+extern "C" fn write_byte(at: u64, value: u8) {
+    naked_asm!("mov [rdi], sil", "ret")
+}
+
+#[unsafe(naked)]
+extern "C" fn call(at: u64) {
+    naked_asm!("jmp rdi")
+}

@@ -1,0 +1,125 @@
+//! Port I/O of all widths, and its string forms.
+//!
+//! No port of the machines that a guest runs on reads or writes memory by itself, so none of this can harm Rust's
+//! objects; the string forms take a [`Place`], which no object has.
+
+use core::arch::asm;
+
+use crate::place::Place;
+
+/// IN AL, DX.
+pub fn read8(port: u16) -> u8 {
+    let value;
+    // SAFETY: see the module's head.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// IN AX, DX.
+pub fn read16(port: u16) -> u16 {
+    let value;
+    // SAFETY: see the module's head.
+    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// IN EAX, DX.
+pub fn read32(port: u16) -> u32 {
+    let value;
+    // SAFETY: see the module's head.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// OUT DX, AL.
+pub fn write8(port: u16, value: u8) {
+    // SAFETY: see the module's head.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// OUT DX, AX.
+pub fn write16(port: u16, value: u16) {
+    // SAFETY: see the module's head.
+    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// OUT DX, EAX.
+pub fn write32(port: u16, value: u32) {
+    // SAFETY: see the module's head.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// RFLAGS.DF during a string instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// DF = 0.
+    Up,
+    /// DF = 1.
+    Down,
+}
+
+/// What a string instruction left in its registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StringEnd {
+    /// RCX: iterations left.
+    pub count: u64,
+    /// RDI of INS, RSI of OUTS: where the next element would be.
+    pub next: u64,
+}
+
+macro_rules! string_io {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal, $pointer:tt, $width:literal) => {
+        $(#[$doc])*
+        /// `count` elements between `port` and memory from `at` on.
+        pub fn $name(port: u16, at: Place, count: u64, direction: Direction) -> StringEnd {
+            at.assert_reach(direction, count * $width, $width);
+            let (left, next);
+            match direction {
+                // SAFETY: see the module's head; `assert_reach` has seen to the length.
+                Direction::Up => unsafe {
+                    asm!($instruction, in("dx") port, inout("rcx") count => left, inout($pointer) at.raw() => next,
+                        options(nostack, preserves_flags))
+                },
+                // SAFETY: as above; DF is clear again afterwards.
+                Direction::Down => unsafe {
+                    asm!("std", $instruction, "cld", in("dx") port, inout("rcx") count => left,
+                        inout($pointer) at.raw() => next, options(nostack, preserves_flags))
+                },
+            }
+            StringEnd { count: left, next }
+        }
+    };
+}
+
+string_io!(
+    /// REP INSB:
+    rep_insb, "rep insb", "rdi", 1
+);
+string_io!(
+    /// REP INSW:
+    rep_insw, "rep insw", "rdi", 2
+);
+string_io!(
+    /// REP INSD:
+    rep_insd, "rep insd", "rdi", 4
+);
+string_io!(
+    /// REP INSB with the 32-bit address size prefix:
+    addr32_rep_insb, ".byte 0x67, 0xf3, 0x6c", "rdi", 1
+);
+string_io!(
+    /// REP OUTSB:
+    rep_outsb, "rep outsb", "rsi", 1
+);
+string_io!(
+    /// REP OUTSW:
+    rep_outsw, "rep outsw", "rsi", 2
+);
+string_io!(
+    /// REP OUTSD:
+    rep_outsd, "rep outsd", "rsi", 4
+);
+string_io!(
+    /// REP OUTSB with the 32-bit address size prefix:
+    addr32_rep_outsb, ".byte 0x67, 0xf3, 0x6e", "rsi", 1
+);

@@ -1,0 +1,133 @@
+//! Control registers, flags and the instructions that concern the processor as a whole.
+
+use core::arch::asm;
+
+use addr::Gva;
+
+/// Bits of CR4 that a guest may switch without harm to what it runs on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Cr4 {
+    /// Debugging extensions.
+    De = 1 << 3,
+    /// Global pages.
+    Pge = 1 << 7,
+    /// RDPMC outside ring 0.
+    Pce = 1 << 8,
+    /// FXSAVE, FXRSTOR and the SSE instructions.
+    OsFxsr = 1 << 9,
+    /// #XM for SSE exceptions.
+    OsXmmExcpt = 1 << 10,
+    /// XSAVE and what it manages.
+    OsXsave = 1 << 18,
+}
+
+/// CR0.WP: read-only pages bind ring 0 too.
+const CR0_WP: u64 = 1 << 16;
+/// CR0.MP and CR0.EM, as SSE wants them set and clear.
+const CR0_MP: u64 = 1 << 1;
+const CR0_EM: u64 = 1 << 2;
+
+/// CR0.
+pub fn cr0() -> u64 {
+    let value;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mov {}, cr0", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// CR2.
+pub fn cr2() -> u64 {
+    let value;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// CR3.
+pub fn cr3() -> u64 {
+    let value;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// CR4.
+pub fn cr4() -> u64 {
+    let value;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// RFLAGS.
+pub fn rflags() -> u64 {
+    let value;
+    // SAFETY: it pushes and pops one word of the stack.
+    unsafe { asm!("pushfq", "pop {}", out(reg) value, options(preserves_flags)) };
+    value
+}
+
+/// Writes CR3 with what it holds, which flushes the translations that are not global.
+pub fn reload_cr3() {
+    // SAFETY: the page tables stay the same.
+    unsafe { asm!("mov cr3, {}", in(reg) cr3(), options(nostack, preserves_flags)) };
+}
+
+/// Whether read-only pages bind ring 0 too.
+pub fn set_write_protect(on: bool) {
+    write_cr0(if on { cr0() | CR0_WP } else { cr0() & !CR0_WP });
+}
+
+/// Switches a bit of CR4.
+pub fn set_cr4(bit: Cr4, on: bool) {
+    let value = if on { cr4() | bit as u64 } else { cr4() & !(bit as u64) };
+    // SAFETY: by `Cr4`'s definition.
+    unsafe { asm!("mov cr4, {}", in(reg) value, options(nostack, preserves_flags)) };
+}
+
+/// Lets SSE instructions work.
+pub fn enable_sse() {
+    write_cr0(cr0() & !CR0_EM | CR0_MP);
+    set_cr4(Cr4::OsFxsr, true);
+    set_cr4(Cr4::OsXmmExcpt, true);
+}
+
+/// Forgets the translation of one page.
+pub fn invlpg(page: Gva) {
+    // SAFETY: a translation forgotten is read from the tables again.
+    unsafe { asm!("invlpg [{}]", in(reg) page.raw(), options(nostack, preserves_flags)) };
+}
+
+/// Writes back and empties the caches.
+pub fn wbinvd() {
+    // SAFETY: memory keeps its contents.
+    unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
+}
+
+/// Turns interrupts off.
+pub fn cli() {
+    // SAFETY: no handler is owed to anybody.
+    unsafe { asm!("cli", options(nostack)) };
+}
+
+/// Halts, deaf to interrupts.
+pub fn halt_for_ever() -> ! {
+    loop {
+        // SAFETY: halting does nothing to memory.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
+}
+
+/// Spins, deaf to interrupts, in a single instruction.
+pub fn hang() -> ! {
+    // SAFETY: spinning does nothing to memory.
+    unsafe { asm!("cli", "2: jmp 2b", options(nomem, nostack, noreturn)) }
+}
+
+/// CR0 with WP, MP or EM changed.
+fn write_cr0(value: u64) {
+    // SAFETY: the callers change only bits on which no Rust code depends: it writes to no read-only page and uses no
+    // vector registers.
+    unsafe { asm!("mov cr0, {}", in(reg) value, options(nostack, preserves_flags)) };
+}

@@ -1,0 +1,111 @@
+//! The memory that nobody uses.
+
+use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use addr::{Gfn, Gpa, Gva, PAGE_SHIFT, PAGE_SIZE, PageSize};
+
+use crate::boot::Boot;
+use crate::place::{IDENTITY_END, Place};
+
+/// A frame of free memory: in the loader's memory map, and neither the image's nor the loader's. Two holders of one
+/// frame see each other's writes, as two pieces of hardware would.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame(Gfn);
+
+impl Frame {
+    /// The frame's address.
+    pub fn gpa(self) -> Gpa {
+        self.0.start()
+    }
+
+    /// `offset` in the frame, by the one-to-one map.
+    pub fn place(self, offset: u64) -> Place {
+        assert!(offset < PAGE_SIZE);
+        Place::in_frame(Gva::new(self.gpa().raw() + offset))
+    }
+
+    /// The `index`th 64-bit word.
+    pub fn read(self, index: usize) -> u64 {
+        // SAFETY: the frame is RAM that no Rust object has, mapped one to one, and `word` stays in it.
+        unsafe { ptr::read_volatile(self.word(index)) }
+    }
+
+    /// Sets the `index`th 64-bit word.
+    pub fn write(self, index: usize, value: u64) {
+        // SAFETY: as for `read`.
+        unsafe { ptr::write_volatile(self.word(index), value) }
+    }
+
+    /// Copies `bytes` to the frame from `offset` on.
+    pub fn write_bytes(self, offset: u64, bytes: &[u8]) {
+        for (at, byte) in (offset..).zip(bytes) {
+            self.place(at).write(*byte);
+        }
+    }
+
+    fn word(self, index: usize) -> *mut u64 {
+        assert!(index < Self::WORDS);
+        ptr::with_exposed_provenance_mut(self.gpa().raw() as usize + index * size_of::<u64>())
+    }
+
+    /// 64-bit words in a frame.
+    pub const WORDS: usize = PAGE_SIZE as usize / size_of::<u64>();
+}
+
+/// 2 MiB of free frames, aligned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Block(Gfn);
+
+impl Block {
+    /// The address.
+    pub fn gpa(self) -> Gpa {
+        self.0.start()
+    }
+
+    /// The `index`th frame.
+    pub fn frame(self, index: u64) -> Frame {
+        assert!(index < PageSize::Size2M.frames());
+        Frame(self.0.add(index))
+    }
+}
+
+/// The first 2 MiB that are all free; None in a small memory.
+pub fn free_block(boot: &Boot) -> Option<Block> {
+    let (mut first, mut length) = (Gfn::new(0), 0);
+    for Frame(gfn) in free(boot) {
+        if gfn.raw() % PageSize::Size2M.frames() == 0 {
+            (first, length) = (gfn, 0);
+        }
+        length = if gfn == first.add(length) { length + 1 } else { 0 };
+        if length == PageSize::Size2M.frames() {
+            return Some(Block(first));
+        }
+    }
+    None
+}
+
+/// All free frames below 4 GiB, from low to high addresses within each region of the loader's map. The first frame of
+/// memory, with the real mode's tables, is left alone.
+pub fn free(boot: &Boot) -> impl Iterator<Item = Frame> {
+    let limit = IDENTITY_END.raw();
+    boot.memory_map()
+        .filter(|region| region.is_available())
+        .flat_map(move |region| {
+            let start = region.start.raw().clamp(PAGE_SIZE, limit).next_multiple_of(PAGE_SIZE);
+            let end = region.end().raw().min(limit);
+            start / PAGE_SIZE..end / PAGE_SIZE
+        })
+        .map(Gfn::new)
+        .filter(|&gfn| !boot.is_in_use(gfn))
+        .map(Frame)
+}
+
+/// A free frame above 1 MiB that was not handed out before, so that its first touch is yet to come.
+pub fn fresh(boot: &Boot) -> Frame {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << (20 - PAGE_SHIFT));
+    let next = NEXT.load(Relaxed);
+    let frame = free(boot).find(|frame| frame.0.raw() >= next).expect("free memory is left");
+    NEXT.store(frame.0.raw() + 1, Relaxed);
+    frame
+}

@@ -1,0 +1,114 @@
+//! What single instructions cost, as a guest sees it: RDTSC, the instruction, RDTSC.
+//!
+//! Every kind is measured by the same code but for the instruction itself, with all results in registers, so that
+//! [`empty`] tells what the others have in common.
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use crate::hypercall::{self, Instruction};
+use crate::msr::Msr;
+use crate::pic;
+use crate::place::Place;
+
+/// What the instruction finds in its registers; RSI is 0.
+#[repr(C)]
+#[derive(Default)]
+struct Operands {
+    eax: u32,
+    ebx: u32,
+    ecx: u32,
+    edx: u32,
+    rdi: u64,
+}
+
+/// The span in TSC ticks around `$instruction`, with four register moves in it.
+macro_rules! timed {
+    ($name:ident $(, $instruction:literal)?) => {
+        #[unsafe(naked)]
+        extern "C" fn $name(operands: &Operands) -> u64 {
+            naked_asm!(
+                "push rbx",
+                // RDTSC takes EAX and EDX, so the instruction's come from R10 and R11.
+                "mov r10d, [rdi + {eax}]",
+                "mov r11d, [rdi + {edx}]",
+                "mov ebx, [rdi + {ebx}]",
+                "mov ecx, [rdi + {ecx}]",
+                "mov rdi, [rdi + {rdi}]",
+                "xor esi, esi",
+                "rdtsc",
+                "mov r8d, eax",
+                "mov r9d, edx",
+                "mov eax, r10d",
+                "mov edx, r11d",
+                $($instruction,)?
+                "rdtsc",
+                "shl rdx, 32",
+                "or rax, rdx",
+                "shl r9, 32",
+                "or r8, r9",
+                "sub rax, r8",
+                "pop rbx",
+                "ret",
+                eax = const offset_of!(Operands, eax),
+                ebx = const offset_of!(Operands, ebx),
+                ecx = const offset_of!(Operands, ecx),
+                edx = const offset_of!(Operands, edx),
+                rdi = const offset_of!(Operands, rdi),
+            )
+        }
+    };
+}
+
+/// The span with nothing in it.
+pub fn empty() -> u64 {
+    timed!(code);
+    code(&Operands::default())
+}
+
+/// CPUID, leaf 0.
+pub fn cpuid() -> u64 {
+    timed!(code, "cpuid");
+    code(&Operands::default())
+}
+
+/// The hypercall that does nothing.
+pub fn hypercall(instruction: Instruction) -> u64 {
+    timed!(vmmcall, "vmmcall");
+    timed!(vmcall, "vmcall");
+    let code = match instruction {
+        Instruction::Vmmcall => vmmcall,
+        Instruction::Vmcall => vmcall,
+    };
+    code(&Operands { eax: hypercall::NOP as u32, ..Operands::default() })
+}
+
+/// IN AL, DX from the first ELCR, a port that hypervisors handle themselves.
+pub fn pio_in() -> u64 {
+    timed!(code, "in al, dx");
+    code(&Operands { edx: u32::from(pic::ELCR), ..Operands::default() })
+}
+
+/// OUT DX, AL to the first ELCR.
+pub fn pio_out(elcr: u8) -> u64 {
+    timed!(code, "out dx, al");
+    code(&Operands { eax: u32::from(elcr), edx: u32::from(pic::ELCR), ..Operands::default() })
+}
+
+/// RDMSR of IA32_PAT.
+pub fn rdmsr() -> u64 {
+    timed!(code, "rdmsr");
+    code(&Operands { ecx: Msr::Pat as u32, ..Operands::default() })
+}
+
+/// WRMSR of IA32_PAT.
+pub fn wrmsr(pat: u64) -> u64 {
+    timed!(code, "wrmsr");
+    code(&Operands { eax: pat as u32, ecx: Msr::Pat as u32, edx: (pat >> 32) as u32, ..Operands::default() })
+}
+
+/// A byte stored to `at`.
+pub fn store(at: Place) -> u64 {
+    timed!(code, "mov [rdi], al");
+    code(&Operands { rdi: at.raw(), ..Operands::default() })
+}
