@@ -3,10 +3,13 @@
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use addr::{Gfn, Gpa, Gva, PAGE_SHIFT, PAGE_SIZE, PageSize};
+use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize};
 
 use crate::boot::Boot;
 use crate::place::{IDENTITY_END, Place};
+
+/// Where memory begins again above the real mode's first MiB and its holes.
+pub const HIGH_MEMORY: Gpa = Gpa::new(1 << 20);
 
 /// A frame of free memory: in the loader's memory map, and neither the image's nor the loader's. Two holders of one
 /// frame see each other's writes, as two pieces of hardware would.
@@ -103,7 +106,7 @@ pub fn free(boot: &Boot) -> impl Iterator<Item = Frame> {
 
 /// A free frame above 1 MiB that was not handed out before, so that its first touch is yet to come.
 pub fn fresh(boot: &Boot) -> Frame {
-    static NEXT: AtomicU64 = AtomicU64::new(1 << (20 - PAGE_SHIFT));
+    static NEXT: AtomicU64 = AtomicU64::new(HIGH_MEMORY.frame().raw());
     let next = NEXT.load(Relaxed);
     let frame = free(boot).find(|frame| frame.0.raw() >= next).expect("free memory is left");
     NEXT.store(frame.0.raw() + 1, Relaxed);

@@ -1,5 +1,33 @@
 //! Distributions of samples.
 
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// The most samples that [`take_buffer`] has room for.
+pub const MOST_SAMPLES: usize = 32 << 10;
+
+struct Buffer {
+    samples: UnsafeCell<[u64; MOST_SAMPLES]>,
+    taken: AtomicBool,
+}
+
+// SAFETY: `take_buffer` hands out the only reference to the samples, once.
+unsafe impl Sync for Buffer {}
+
+static BUFFER: Buffer = Buffer { samples: UnsafeCell::new([0; MOST_SAMPLES]), taken: AtomicBool::new(false) };
+
+/// Room for samples, every page of it touched already; None from the second time on.
+pub fn take_buffer() -> Option<&'static mut [u64]> {
+    if BUFFER.taken.swap(true, Relaxed) {
+        return None;
+    }
+    // SAFETY: this is the first and only time, and the static lives for ever.
+    let samples = unsafe { &mut *BUFFER.samples.get() };
+    // Not 0, which the image's .bss is: the compiler may not take the write for one that changes nothing.
+    samples.fill(u64::MAX);
+    Some(samples)
+}
+
 /// What is told of a distribution.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Summary {
