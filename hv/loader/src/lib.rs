@@ -1,2 +1,59 @@
+//! What stands between the machine's boot loader and the first guest instruction: the hypervisor's own boot information
+//! and command line on one side, guest images and the boot information built for them on the other. All of it is input
+//! that somebody else wrote, so all of it is parsed by safe code that returns errors.
+//!
+//! The hypervisor, in this order:
+//!
+//! ```
+//! use addr::{Gpa, Hpa};
+//! use loader::{BootInfo, Config, GuestMemory, MemoryError, PhysRead, Unreadable};
+//!
+//! # fn boot(ebx: Hpa, phys: &impl PhysRead, module: &dyn Fn(usize) -> &'static [u8],
+//! #         memory: &mut impl GuestMemory) -> Result<(), Box<dyn std::error::Error>> {
+//! // What the machine's loader left in EBX: copied, so that its memory may be used.
+//! let boot = BootInfo::parse(ebx, phys)?;
+//! let config = Config::parse(&boot.command_line)?;
+//! let image = Hpa::new(0x10_0000)..Hpa::new(0x40_0000);
+//! let frames = boot.usable_ranges(&image);
+//!
+//! // Which of the modules are whose.
+//! for vm in config.plan(boot.modules.len())? {
+//!     let modules: Vec<_> = vm
+//!         .modules
+//!         .map(|n| loader::Module { bytes: module(n), string: &boot.modules[n].string })
+//!         .collect();
+//!     let image = loader::Module { bytes: module(vm.image), string: &boot.modules[vm.image].string };
+//!     let entry = loader::load(image, &modules, vm.config.ram, memory)?;
+//!     // EIP, EAX and EBX from `entry`; the rest of the state from `loader::entry`.
+//!     let _ = (entry, &frames);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The rules are those of the Multiboot Specification 0.6.96 ("the specification" below).
 #![no_std]
-//! placeholder
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(any(test, doctest))]
+extern crate std;
+
+mod boot_info;
+pub mod config;
+mod elf_file;
+pub mod entry;
+mod image;
+mod load;
+mod memory;
+mod multiboot;
+mod ranges;
+#[cfg(test)]
+mod tests;
+
+pub use boot_info::{BootInfo, BootInfoError, BootModule, MalformedRegion, PhysRead, Region, RegionKind, Unreadable};
+pub use config::{Config, ConfigError, SelfTest, VmConfig, VmPlan};
+pub use entry::Entry;
+pub use image::{Image, ImageError, Segment};
+pub use load::{LoadError, Module, load};
+pub use memory::{GuestMemory, GuestRam, MemoryError};

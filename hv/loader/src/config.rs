@@ -1,0 +1,368 @@
+//! The hypervisor's command line.
+//!
+//! Words separated by blanks:
+//!
+//! | word | meaning | default |
+//! | --- | --- | --- |
+//! | `log=error\|warn\|info\|debug\|trace` | least important messages shown on the console | `info` |
+//! | `vm=KEY=VALUE,…` | the n-th such word configures the n-th VM | |
+//! | `selftest=panic\|page-fault\|stack-overflow\|double-fault` | the hypervisor dies in this way, to show that it says so | none |
+//!
+//! and the keys of a VM:
+//!
+//! | key | meaning | default |
+//! | --- | --- | --- |
+//! | `mem=64M` | RAM: whole 4 KiB pages from 2 MiB to 3 GiB, K, M or G for the power of 1024 | 64M |
+//! | `pages=4k\|2m` | largest leaf by which its memory is mapped | 2m |
+//! | `modules=N` | how many of the hypervisor's modules after the guest's image are the guest's | 0 |
+//! | `limit=SECONDS` | after this time the guest is ended as hung; 0 is never | 0 |
+//!
+//! The first word is skipped if it is the hypervisor's own name, which QEMU puts there and GRUB 2 does not: if it has no `=`,
+//! or a `/` before it.
+
+use crate::GuestRam;
+use addr::PageSize;
+use alloc::{borrow::ToOwned, string::String, vec::Vec};
+use core::{fmt, num::NonZeroU32, ops::Range};
+use log::LevelFilter;
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Least important messages shown.
+    pub log: LevelFilter,
+    /// One for each `vm=` word; a VM without one has the defaults.
+    pub vms: Vec<VmConfig>,
+    /// How to die, if that is what is tested.
+    pub selftest: Option<SelfTest>,
+}
+
+/// Ways in which the hypervisor can be asked to fail, for the tests of what it says then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfTest {
+    /// A Rust panic.
+    Panic,
+    /// An access to an address that is not mapped.
+    PageFault,
+    /// Recursion into the stack's guard page.
+    StackOverflow,
+    /// A double fault.
+    DoubleFault,
+}
+
+/// What one VM is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Its memory.
+    pub ram: GuestRam,
+    /// The largest leaf in its nested tables: 4 KiB or 2 MiB.
+    pub pages: PageSize,
+    /// How many modules it gets.
+    pub modules: usize,
+    /// Seconds after which it is taken for hung.
+    pub limit: Option<NonZeroU32>,
+}
+
+/// Which of the hypervisor's modules make up a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmPlan {
+    /// What it is to be.
+    pub config: VmConfig,
+    /// The module that is its image.
+    pub image: usize,
+    /// The modules that are its own.
+    pub modules: Range<usize>,
+}
+
+/// What is wrong with the command line, or with the modules that it speaks of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A word that means nothing.
+    UnknownWord(String),
+    /// A key of `vm=` that means nothing, or has no `=`.
+    UnknownKey(String),
+    /// A word or key whose value is not one of those expected.
+    BadValue {
+        /// The word or the key with its value, as it was given.
+        word: String,
+        /// What could have stood there.
+        expected: &'static str,
+    },
+    /// No module, so no guest.
+    NoImage,
+    /// There are more `vm=` words than guest images.
+    NoImageFor {
+        /// The VM, counted from 1.
+        vm: usize,
+    },
+    /// A VM is to have more modules than are left.
+    TooFewModules {
+        /// The VM, counted from 1.
+        vm: usize,
+        /// How many it is to have.
+        wanted: usize,
+        /// How many there are after its image.
+        left: usize,
+    },
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownWord(word) => write!(f, "`{word}`: expected log=…, vm=… or selftest=…"),
+            Self::UnknownKey(word) => write!(f, "`{word}` in vm=…: expected mem=…, pages=…, modules=… or limit=…"),
+            Self::BadValue { word, expected } => write!(f, "`{word}`: expected {expected}"),
+            Self::NoImage => f.write_str("no guest: expected its image as the first module"),
+            Self::NoImageFor { vm } => write!(f, "vm=… number {vm}: expected a module that is its image"),
+            Self::TooFewModules { vm, wanted, left } => {
+                write!(f, "VM {vm}: modules={wanted}, but only {left} follow its image")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { log: LevelFilter::Info, vms: Vec::new(), selftest: None }
+    }
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self { ram: GuestRam::default(), pages: PageSize::Size2M, modules: 0, limit: None }
+    }
+}
+
+impl Config {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// The first word that makes no sense, and what would have.
+    pub fn parse(command_line: &str) -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        let mut words = command_line.split_ascii_whitespace().peekable();
+        words.next_if(|first| names_the_image(first));
+        for word in words {
+            match word.split_once('=') {
+                Some(("log", level)) => config.log = parse_level(level).ok_or_else(|| bad_level(word))?,
+                Some(("vm", keys)) => config.vms.push(VmConfig::parse(keys)?),
+                Some(("selftest", how)) => {
+                    config.selftest = Some(SelfTest::parse(how).ok_or_else(|| bad_selftest(word))?);
+                }
+                _ => return Err(ConfigError::UnknownWord(word.to_owned())),
+            }
+        }
+        Ok(config)
+    }
+
+    /// Deals `modules` modules out to VMs: an image, its modules, the next image, until none is left.
+    ///
+    /// # Errors
+    /// There is no image at all, or not one for each `vm=` word, or fewer modules than a VM is to have.
+    pub fn plan(&self, modules: usize) -> Result<Vec<VmPlan>, ConfigError> {
+        let mut plan = Vec::new();
+        let mut next = 0;
+        while next < modules {
+            let config = self.vms.get(plan.len()).copied().unwrap_or_default();
+            let (image, left) = (next, modules - next - 1);
+            if config.modules > left {
+                return Err(ConfigError::TooFewModules { vm: plan.len() + 1, wanted: config.modules, left });
+            }
+            next += 1 + config.modules;
+            plan.push(VmPlan { config, image, modules: image + 1..next });
+        }
+        if plan.is_empty() {
+            return Err(ConfigError::NoImage);
+        }
+        if self.vms.len() > plan.len() {
+            return Err(ConfigError::NoImageFor { vm: plan.len() + 1 });
+        }
+        Ok(plan)
+    }
+}
+
+impl VmConfig {
+    /// Reads `KEY=VALUE,…`.
+    fn parse(keys: &str) -> Result<Self, ConfigError> {
+        let mut vm = Self::default();
+        for word in keys.split(',').filter(|word| !word.is_empty()) {
+            let bad = |expected| ConfigError::BadValue { word: word.to_owned(), expected };
+            match word.split_once('=') {
+                Some(("mem", size)) => {
+                    vm.ram = parse_size(size)
+                        .and_then(GuestRam::new)
+                        .ok_or_else(|| bad("a multiple of 4K from 2M to 3G, such as 64M, 1G or 0x4000000"))?;
+                }
+                Some(("pages", size)) => vm.pages = parse_pages(size).ok_or_else(|| bad("4k or 2m"))?,
+                Some(("modules", count)) => vm.modules = count.parse().map_err(|_| bad("a number of modules"))?,
+                Some(("limit", seconds)) => {
+                    vm.limit = NonZeroU32::new(seconds.parse().map_err(|_| bad("a number of seconds"))?);
+                }
+                _ => return Err(ConfigError::UnknownKey(word.to_owned())),
+            }
+        }
+        Ok(vm)
+    }
+}
+
+impl SelfTest {
+    fn parse(how: &str) -> Option<Self> {
+        Some(match how {
+            "panic" => Self::Panic,
+            "page-fault" => Self::PageFault,
+            "stack-overflow" => Self::StackOverflow,
+            "double-fault" => Self::DoubleFault,
+            _ => return None,
+        })
+    }
+}
+
+fn names_the_image(first: &str) -> bool {
+    match first.split_once('=') {
+        Some((before, _)) => before.contains('/'),
+        None => true,
+    }
+}
+
+fn bad_level(word: &str) -> ConfigError {
+    ConfigError::BadValue { word: word.to_owned(), expected: "error, warn, info, debug or trace" }
+}
+
+fn bad_selftest(word: &str) -> ConfigError {
+    ConfigError::BadValue { word: word.to_owned(), expected: "panic, page-fault, stack-overflow or double-fault" }
+}
+
+fn parse_level(level: &str) -> Option<LevelFilter> {
+    Some(match level {
+        "error" => LevelFilter::Error,
+        "warn" => LevelFilter::Warn,
+        "info" => LevelFilter::Info,
+        "debug" => LevelFilter::Debug,
+        "trace" => LevelFilter::Trace,
+        _ => return None,
+    })
+}
+
+fn parse_pages(size: &str) -> Option<PageSize> {
+    match size {
+        "4k" => Some(PageSize::Size4K),
+        "2m" => Some(PageSize::Size2M),
+        _ => None,
+    }
+}
+
+/// A number of bytes: decimal, or hexadecimal after `0x`, times 1024, 1024² or 1024³ by a suffix K, M or G of either case.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let (number, shift) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 10),
+        b'm' | b'M' => (&text[..text.len() - 1], 20),
+        b'g' | b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let (digits, radix) = match number.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None => (number, 10),
+    };
+    // `from_str_radix` takes a sign.
+    if !digits.bytes().next()?.is_ascii_alphanumeric() {
+        return None;
+    }
+    u64::from_str_radix(digits, radix).ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::{format, string::ToString, vec};
+    use proptest::prelude::*;
+
+    fn error(command_line: &str) -> String {
+        Config::parse(command_line).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn nothing_asked_for_is_the_defaults() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config, Config { log: LevelFilter::Info, vms: vec![], selftest: None });
+        let vm = Config::parse("hv vm=").unwrap().vms[0];
+        assert_eq!((vm.ram.bytes(), vm.pages, vm.modules, vm.limit), (64 << 20, PageSize::Size2M, 0, None));
+    }
+
+    #[test]
+    fn every_word_and_key_is_read() {
+        let config = Config::parse(
+            "/boot/hv log=trace vm=mem=128M,pages=4k,modules=2,limit=30 selftest=stack-overflow vm=mem=0x300000",
+        )
+        .unwrap();
+        assert_eq!(config.log, LevelFilter::Trace);
+        assert_eq!(config.selftest, Some(SelfTest::StackOverflow));
+        let first = VmConfig {
+            ram: GuestRam::new(128 << 20).unwrap(),
+            pages: PageSize::Size4K,
+            modules: 2,
+            limit: NonZeroU32::new(30),
+        };
+        let second = VmConfig { ram: GuestRam::new(3 << 20).unwrap(), ..VmConfig::default() };
+        assert_eq!(config.vms, [first, second]);
+    }
+
+    #[test]
+    fn the_first_word_may_be_the_images_name() {
+        for name in ["hv", "/a=b/hv", "placeholder"] {
+            assert_eq!(Config::parse(&format!("{name} log=warn")).unwrap().log, LevelFilter::Warn);
+        }
+        assert_eq!(Config::parse("log=warn").unwrap().log, LevelFilter::Warn);
+        assert_eq!(error("lgo=warn"), "`lgo=warn`: expected log=…, vm=… or selftest=…");
+    }
+
+    #[test]
+    fn errors_name_the_word_and_what_was_expected() {
+        assert_eq!(error("hv quiet"), "`quiet`: expected log=…, vm=… or selftest=…");
+        assert_eq!(error("log=loud"), "`log=loud`: expected error, warn, info, debug or trace");
+        assert_eq!(error("vm=cpus=2"), "`cpus=2` in vm=…: expected mem=…, pages=…, modules=… or limit=…");
+        assert_eq!(error("vm=mem"), "`mem` in vm=…: expected mem=…, pages=…, modules=… or limit=…");
+        assert_eq!(error("vm=pages=1g"), "`pages=1g`: expected 4k or 2m");
+        assert_eq!(error("vm=modules=-1"), "`modules=-1`: expected a number of modules");
+        assert_eq!(error("vm=limit=1s"), "`limit=1s`: expected a number of seconds");
+        assert_eq!(error("selftest=x"), "`selftest=x`: expected panic, page-fault, stack-overflow or double-fault");
+        for mem in ["1M", "4G", "2M1", "2097153", "", "-2M", "+4M", "64MB", "0x", "M", "99999999999G"] {
+            assert!(error(&format!("vm=mem={mem}")).contains("expected a multiple of 4K from 2M to 3G"), "{mem}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Some(4096));
+        assert_eq!(parse_size("64M"), Some(64 << 20));
+        assert_eq!(parse_size("1g"), Some(1 << 30));
+        assert_eq!(parse_size("0x100000"), Some(1 << 20));
+        assert_eq!(parse_size("0x10k"), Some(16 << 10));
+    }
+
+    #[test]
+    fn modules_are_dealt_out_in_order() {
+        let config = Config::parse("vm=modules=2 vm=modules=1").unwrap();
+        let plan = config.plan(6).unwrap();
+        let dealt: Vec<_> = plan.iter().map(|vm| (vm.image, vm.modules.clone())).collect();
+        assert_eq!(dealt, [(0, 1..3), (3, 4..5), (5, 6..6)]);
+        assert_eq!(config.plan(2), Err(ConfigError::TooFewModules { vm: 1, wanted: 2, left: 1 }));
+        assert_eq!(config.plan(3), Err(ConfigError::NoImageFor { vm: 2 }));
+        assert_eq!(Config::default().plan(0), Err(ConfigError::NoImage));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,200}") {
+            let _ = Config::parse(&text);
+        }
+
+        #[test]
+        fn any_keys_are_read_or_refused(text in "(log|vm|selftest)=((mem|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}") {
+            if let Ok(config) = Config::parse(&text) {
+                let _ = config.plan(usize::from(text.len() > 20));
+            }
+        }
+    }
+}
