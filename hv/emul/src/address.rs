@@ -42,9 +42,8 @@ pub enum Base {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     pub(crate) base: Base,
-    pub(crate) index: Option<Gpr>,
-    /// log2 of the scale.
-    pub(crate) scale: u8,
+    /// With log2 of its scale.
+    pub(crate) index: Option<(Gpr, u8)>,
     pub(crate) displacement: u64,
     pub(crate) segment: Segment,
     pub(crate) size: AddressSize,
@@ -82,7 +81,7 @@ impl Address {
             Base::Gpr(gpr) => registers.gpr(gpr),
             Base::Rip => registers.rip(),
         };
-        let index = self.index.map_or(0, |gpr| registers.gpr(gpr) << self.scale);
+        let index = self.index.map_or(0, |(gpr, scale)| registers.gpr(gpr) << scale);
         let offset = base.wrapping_add(index).wrapping_add(self.displacement).wrapping_add(bytes) & self.size.mask();
         linear(registers, self.bitness, self.segment, offset)
     }
@@ -112,9 +111,8 @@ impl Address {
             },
             index: match index {
                 Register::None => None,
-                _ => Some(Gpr::of(index)?),
+                _ => Some((Gpr::of(index)?, instruction.memory_index_scale().trailing_zeros() as u8)),
             },
-            scale: instruction.memory_index_scale().trailing_zeros() as u8,
             displacement: instruction.memory_displacement64() & size.mask(),
             segment: Segment::of(instruction.memory_segment())?,
             size,

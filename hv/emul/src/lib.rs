@@ -30,6 +30,7 @@ extern crate std;
 
 mod address;
 mod known;
+pub mod mmio;
 pub mod registers;
 pub mod string_io;
 mod string_step;

@@ -1,4 +1,5 @@
 mod lengths;
+mod memory;
 mod strings;
 mod systems;
 

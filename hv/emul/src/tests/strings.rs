@@ -12,25 +12,23 @@ fn encodings() {
     use AddressSize as Size;
     use Bitness::*;
     let out = Direction::Out;
-    let cases: &[(&[u8], Bitness, Direction, Width, Size, bool)] = &[
-        (&[0x6c], Bits64, Direction::In, Width::Byte, Size::Bits64, false),
-        (&[0x6d], Bits64, Direction::In, Width::Dword, Size::Bits64, false),
-        (&[0x66, 0x6d], Bits64, Direction::In, Width::Word, Size::Bits64, false),
-        (&[0x48, 0x6d], Bits64, Direction::In, Width::Dword, Size::Bits64, false),
-        (&[0xf3, 0x67, 0x6c], Bits64, Direction::In, Width::Byte, Size::Bits32, true),
-        (&[0xf2, 0x6c], Bits64, Direction::In, Width::Byte, Size::Bits64, true),
-        (&[0x6d], Bits16, Direction::In, Width::Word, Size::Bits16, false),
-        (&[0x67, 0x6d], Bits32, Direction::In, Width::Dword, Size::Bits16, false),
-        (&[0x6e], Bits32, out(Segment::Ds), Width::Byte, Size::Bits32, false),
-        (&[0x64, 0x6f], Bits32, out(Segment::Fs), Width::Dword, Size::Bits32, false),
-        (&[0x26, 0xf3, 0x6f], Bits16, out(Segment::Es), Width::Word, Size::Bits16, true),
-        // INS goes to ES whatever the prefix.
-        (&[0x64, 0x6c], Bits32, Direction::In, Width::Byte, Size::Bits32, false),
-    ];
-    for &(bytes, bitness, direction, width, size, rep) in cases {
+    let check = |bytes: &[u8], bitness, direction, width, size, rep| {
         let expected = StringIo::new(direction, width, size, rep, bitness, bytes.len() as u64);
         assert_eq!(decode(bytes, bitness), Ok(expected), "{bytes:x?}");
-    }
+    };
+    check(&[0x6c], Bits64, Direction::In, Width::Byte, Size::Bits64, false);
+    check(&[0x6d], Bits64, Direction::In, Width::Dword, Size::Bits64, false);
+    check(&[0x66, 0x6d], Bits64, Direction::In, Width::Word, Size::Bits64, false);
+    check(&[0x48, 0x6d], Bits64, Direction::In, Width::Dword, Size::Bits64, false);
+    check(&[0xf3, 0x67, 0x6c], Bits64, Direction::In, Width::Byte, Size::Bits32, true);
+    check(&[0xf2, 0x6c], Bits64, Direction::In, Width::Byte, Size::Bits64, true);
+    check(&[0x6d], Bits16, Direction::In, Width::Word, Size::Bits16, false);
+    check(&[0x67, 0x6d], Bits32, Direction::In, Width::Dword, Size::Bits16, false);
+    check(&[0x6e], Bits32, out(Segment::Ds), Width::Byte, Size::Bits32, false);
+    check(&[0x64, 0x6f], Bits32, out(Segment::Fs), Width::Dword, Size::Bits32, false);
+    check(&[0x26, 0xf3, 0x6f], Bits16, out(Segment::Es), Width::Word, Size::Bits16, true);
+    // INS goes to ES whatever the prefix.
+    check(&[0x64, 0x6c], Bits32, Direction::In, Width::Byte, Size::Bits32, false);
     assert_eq!(decode(&[0xa4], Bits64), Err(DecodeError::Unexpected));
 }
 

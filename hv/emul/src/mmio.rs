@@ -1,0 +1,173 @@
+//! Instructions that access memory: decoded, and carried out on a bus.
+//!
+//! For devices whose registers are in memory (the exit tells the guest-physical address, the instruction the rest), and
+//! for guests' writes to their own page tables where those are write-protected.
+//!
+//! ```
+//! use emul::{Bitness, Gpr, Registers, Segment, Width};
+//! use emul::mmio::{self, Bus, Outcome, Place};
+//! # #[derive(Default)] struct Vcpu([u64; 16]);
+//! # impl Registers for Vcpu {
+//! #     fn gpr(&self, gpr: Gpr) -> u64 { self.0[gpr.index()] }
+//! #     fn set_gpr(&mut self, gpr: Gpr, value: u64) { self.0[gpr.index()] = value }
+//! #     fn rip(&self) -> u64 { 0 }
+//! #     fn rflags(&self) -> u64 { 2 }
+//! #     fn set_rflags(&mut self, _: u64) {}
+//! #     fn segment_base(&self, _: Segment) -> u64 { 0 }
+//! # }
+//! /// A device with one register, at the address of the exit.
+//! struct Device(u64);
+//! impl Bus for Device {
+//!     type Error = ();
+//!     fn read(&mut self, _: Place, _: Width) -> Result<u64, ()> { Ok(self.0) }
+//!     fn write(&mut self, _: Place, _: Width, value: u64) -> Result<(), ()> { self.0 = value; Ok(()) }
+//! }
+//! # let mut vcpu = Vcpu::default();
+//! // movzx eax, byte ptr [rdi]
+//! let instruction = mmio::decode(&[0x0f, 0xb6, 0x07], Bitness::Bits64).unwrap();
+//! assert_eq!(instruction.execute(&mut vcpu, &mut Device(0x80)), Ok(Outcome::Retired));
+//! assert_eq!(vcpu.gpr(Gpr::RAX), 0x80);
+//! // … and RIP moves on by instruction.length().
+//! ```
+//!
+//! Emulated are, with memory operands of up to 64 bits: MOV, MOVNTI, MOVZX, MOVSX, MOVSXD, XCHG, XADD, CMPXCHG, CMPXCHG8B,
+//! ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT, BT, BTS, BTR, BTC, MOVS, STOS and LODS. Plain MOV,
+//! MOVZX and MOVSX, which are nearly all that drivers use, don't go through the general decoder.
+
+mod alu;
+mod execute;
+mod fast;
+mod general;
+
+use crate::registers::Operand;
+use crate::string_step::StringStep;
+use crate::{Address, Bitness, DecodeError, Registers, Width};
+use addr::Gva;
+use alu::{Binary, Bit, Unary};
+
+/// An instruction that accesses memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mmio {
+    op: Op,
+    /// Of the memory operand.
+    width: Width,
+    /// LOCK, or XCHG: memory is changed by [`Bus::compare_exchange`].
+    locked: bool,
+    /// The memory operand; of MOVS, the source.
+    address: Address,
+    length: u64,
+}
+
+/// The operand that is not in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Register(Operand),
+    Immediate(u64),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    /// MOV and its extending forms: `to`, of width `to_width`.
+    Load {
+        to: Operand,
+        to_width: Width,
+        signed: bool,
+    },
+    Store(Source),
+    BinaryToMemory(Binary, Source),
+    BinaryToRegister(Binary, Operand),
+    Unary(Unary),
+    Bit(Bit, Source),
+    Exchange(Operand),
+    ExchangeAdd(Operand),
+    CompareExchange(Operand),
+    CompareExchange8b,
+    Lods(StringStep),
+    Stos(StringStep),
+    Movs(StringStep),
+}
+
+/// Which memory is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The instruction's only memory operand: what the exit told the guest-physical address of. Who needs its linear
+    /// address asks [`Mmio::linear`].
+    Operand,
+    /// One of MOVS's two operands, at this linear address; either may be the one that exited.
+    Linear(Gva),
+}
+
+/// Memory and devices, as one vCPU sees them.
+pub trait Bus {
+    /// Why an access is refused.
+    type Error;
+
+    /// Reads `width` at `place`. Bits above the width are ignored.
+    fn read(&mut self, place: Place, width: Width) -> Result<u64, Self::Error>;
+
+    /// Writes `width` at `place`. Bits of `value` above the width are zero.
+    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), Self::Error>;
+
+    /// For a locked instruction that read `old`: writes `new` if `old` is still there, and tells whether it was.
+    ///
+    /// As given it writes, which is right for a device that no one else can write between. Memory needs its own.
+    fn compare_exchange(&mut self, place: Place, width: Width, old: u64, new: u64) -> Result<bool, Self::Error> {
+        let _ = old;
+        self.write(place, width, new).map(|()| true)
+    }
+}
+
+/// How far an instruction came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done: RIP moves on.
+    Retired,
+    /// RIP stays: REP has iterations left (registers tell which), or another CPU came between a locked read and write.
+    Again,
+}
+
+/// Decodes an instruction that accesses memory. [`DecodeError::Unexpected`] for one that isn't emulated.
+#[inline]
+pub fn decode(bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
+    match fast::decode(bytes, bitness) {
+        Some(mmio) => Ok(mmio),
+        None => general::decode(bytes, bitness),
+    }
+}
+
+/// Checks that the short path says nothing or what the general decoder says; whether it said something.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn same_on_both_paths(bytes: &[u8], bitness: Bitness) -> bool {
+    let short = fast::decode(bytes, bitness);
+    if let Some(short) = short {
+        assert_eq!(general::decode(bytes, bitness), Ok(short), "{bytes:x?} as {bitness:?}");
+    }
+    short.is_some()
+}
+
+impl Mmio {
+    /// The instruction's length in bytes.
+    #[inline]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The width of the memory operand.
+    #[inline]
+    pub const fn width(&self) -> Width {
+        self.width
+    }
+
+    /// The linear address of the memory operand (of MOVS, the source) that the next [`execute`](Self::execute) accesses.
+    pub fn linear<R: Registers>(&self, registers: &R) -> Gva {
+        let bytes = match self.op {
+            // A bit offset in a register reaches beyond the operand, both ways.
+            Op::Bit(_, Source::Register(from)) => {
+                let offset = self.width.sign_extend(from.get(registers, self.width));
+                (offset.cast_signed() >> 3).cast_unsigned() & !(self.width.bytes() - 1)
+            }
+            _ => 0,
+        };
+        self.address.displaced(registers, bytes)
+    }
+}

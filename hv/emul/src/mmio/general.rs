@@ -1,0 +1,100 @@
+//! By the general decoder.
+
+use super::alu::{Binary, Bit, Unary};
+use super::{Mmio, Op, Source};
+use crate::registers::Operand;
+use crate::string_step::StringStep;
+use crate::{Address, AddressSize, Base, Bitness, DecodeError, Gpr, Segment, Width};
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+pub(super) fn decode(bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
+    let instruction = crate::decode(bytes, bitness)?;
+    string(&instruction, bitness).or_else(|| plain(&instruction, bitness)).ok_or(DecodeError::Unexpected)
+}
+
+/// MOVS, STOS and LODS, whose operands are not spelled out.
+fn string(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
+    let (op, memory): (fn(StringStep) -> Op, u32) = match instruction.mnemonic() {
+        // MOVSD is a vector instruction, too; its operands are others.
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => (Op::Movs, 1),
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => (Op::Stos, 0),
+        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => (Op::Lods, 1),
+        _ => return None,
+    };
+    let (size, index, segment) = match instruction.op_kind(memory) {
+        OpKind::MemorySegSI => (AddressSize::Bits16, Gpr::RSI, Segment::of(instruction.memory_segment())?),
+        OpKind::MemorySegESI => (AddressSize::Bits32, Gpr::RSI, Segment::of(instruction.memory_segment())?),
+        OpKind::MemorySegRSI => (AddressSize::Bits64, Gpr::RSI, Segment::of(instruction.memory_segment())?),
+        OpKind::MemoryESDI => (AddressSize::Bits16, Gpr::RDI, Segment::Es),
+        OpKind::MemoryESEDI => (AddressSize::Bits32, Gpr::RDI, Segment::Es),
+        OpKind::MemoryESRDI => (AddressSize::Bits64, Gpr::RDI, Segment::Es),
+        _ => return None,
+    };
+    let width = Width::from_bytes(instruction.memory_size().size())?;
+    let rep = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    let base = Base::Gpr(index);
+    Some(Mmio {
+        op: op(StringStep { width, size, rep }),
+        width,
+        locked: false,
+        address: Address { base, index: None, displacement: 0, segment, size, bitness },
+        length: instruction.len() as u64,
+    })
+}
+
+fn plain(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
+    let memory = (0..instruction.op_count()).find(|&n| instruction.op_kind(n) == OpKind::Memory)?;
+    let op = op(instruction, memory)?;
+    Some(Mmio {
+        op,
+        width: Width::from_bytes(instruction.memory_size().size())?,
+        locked: instruction.has_lock_prefix() || matches!(op, Op::Exchange(_)),
+        address: Address::of(instruction, bitness)?,
+        length: instruction.len() as u64,
+    })
+}
+
+/// What it does; `memory` is which of its operands is in memory.
+fn op(instruction: &Instruction, memory: u32) -> Option<Op> {
+    let register = |n| Operand::of(instruction.op_register(n));
+    let source = |n| match instruction.op_kind(n) {
+        OpKind::Register => register(n).map(Source::Register),
+        _ => Some(Source::Immediate(instruction.try_immediate(n).ok()?)),
+    };
+    let load = |signed| {
+        let to_width = Width::from_bytes(instruction.op0_register().size())?;
+        Some(Op::Load { to: register(0)?, to_width, signed })
+    };
+    let binary = |op| match memory {
+        0 => Some(Op::BinaryToMemory(op, source(1)?)),
+        _ => Some(Op::BinaryToRegister(op, register(0)?)),
+    };
+    let bit = |op| Some(Op::Bit(op, source(1)?));
+    match instruction.mnemonic() {
+        Mnemonic::Mov | Mnemonic::Movnti if memory == 0 => Some(Op::Store(source(1)?)),
+        Mnemonic::Mov | Mnemonic::Movzx => load(false),
+        Mnemonic::Movsx | Mnemonic::Movsxd => load(true),
+        Mnemonic::Add => binary(Binary::Add),
+        Mnemonic::Or => binary(Binary::Or),
+        Mnemonic::Adc => binary(Binary::Adc),
+        Mnemonic::Sbb => binary(Binary::Sbb),
+        Mnemonic::And => binary(Binary::And),
+        Mnemonic::Sub => binary(Binary::Sub),
+        Mnemonic::Xor => binary(Binary::Xor),
+        Mnemonic::Cmp => binary(Binary::Cmp),
+        Mnemonic::Test => binary(Binary::Test),
+        Mnemonic::Inc => Some(Op::Unary(Unary::Inc)),
+        Mnemonic::Dec => Some(Op::Unary(Unary::Dec)),
+        Mnemonic::Not => Some(Op::Unary(Unary::Not)),
+        Mnemonic::Neg => Some(Op::Unary(Unary::Neg)),
+        Mnemonic::Bt => bit(Bit::Test),
+        Mnemonic::Bts => bit(Bit::Set),
+        Mnemonic::Btr => bit(Bit::Reset),
+        Mnemonic::Btc => bit(Bit::Complement),
+        Mnemonic::Xchg => Some(Op::Exchange(register(1 - memory)?)),
+        Mnemonic::Xadd => Some(Op::ExchangeAdd(register(1)?)),
+        Mnemonic::Cmpxchg => Some(Op::CompareExchange(register(1)?)),
+        Mnemonic::Cmpxchg8b => Some(Op::CompareExchange8b),
+        _ => None,
+    }
+}
