@@ -79,7 +79,7 @@ impl Place {
         assert!(inside || self.is_above_identity(), "{bytes:#x} bytes at {self:?} leave the frame");
     }
 
-    fn is_above_identity(self) -> bool {
+    pub(crate) fn is_above_identity(self) -> bool {
         self.0 >= IDENTITY_END
     }
 }

@@ -67,23 +67,27 @@ pub struct StringEnd {
     pub next: u64,
 }
 
+/// What an instruction with the 32-bit address size prefix must ignore in RCX, RSI and RDI.
+const HIGH_HALF: u64 = 0x5a5a << 32;
+
 macro_rules! string_io {
-    ($(#[$doc:meta])* $name:ident, $instruction:literal, $pointer:tt, $width:literal) => {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal, $pointer:tt, $width:literal, $ignored:expr) => {
         $(#[$doc])*
         /// `count` elements between `port` and memory from `at` on.
         pub fn $name(port: u16, at: Place, count: u64, direction: Direction) -> StringEnd {
             at.assert_reach(direction, count * $width, $width);
-            let (left, next);
+            assert!($ignored == 0 || !at.is_above_identity(), "{at:?} has more than 32 bits");
+            let (mut left, mut next) = (count | $ignored, at.raw() | $ignored);
             match direction {
-                // SAFETY: see the module's head; `assert_reach` has seen to the length.
+                // SAFETY: see the module's head; the assertions have seen to the memory.
                 Direction::Up => unsafe {
-                    asm!($instruction, in("dx") port, inout("rcx") count => left, inout($pointer) at.raw() => next,
+                    asm!($instruction, in("dx") port, inout("rcx") left, inout($pointer) next,
                         options(nostack, preserves_flags))
                 },
                 // SAFETY: as above; DF is clear again afterwards.
                 Direction::Down => unsafe {
-                    asm!("std", $instruction, "cld", in("dx") port, inout("rcx") count => left,
-                        inout($pointer) at.raw() => next, options(nostack, preserves_flags))
+                    asm!("std", $instruction, "cld", in("dx") port, inout("rcx") left, inout($pointer) next,
+                        options(nostack, preserves_flags))
                 },
             }
             StringEnd { count: left, next }
@@ -93,33 +97,33 @@ macro_rules! string_io {
 
 string_io!(
     /// REP INSB:
-    rep_insb, "rep insb", "rdi", 1
+    rep_insb, "rep insb", "rdi", 1, 0
 );
 string_io!(
     /// REP INSW:
-    rep_insw, "rep insw", "rdi", 2
+    rep_insw, "rep insw", "rdi", 2, 0
 );
 string_io!(
     /// REP INSD:
-    rep_insd, "rep insd", "rdi", 4
+    rep_insd, "rep insd", "rdi", 4, 0
 );
 string_io!(
-    /// REP INSB with the 32-bit address size prefix:
-    addr32_rep_insb, ".byte 0x67, 0xf3, 0x6c", "rdi", 1
+    /// REP INSB with the 32-bit address size prefix, and the high halves of RCX and RDI set:
+    addr32_rep_insb, ".byte 0x67, 0xf3, 0x6c", "rdi", 1, HIGH_HALF
 );
 string_io!(
     /// REP OUTSB:
-    rep_outsb, "rep outsb", "rsi", 1
+    rep_outsb, "rep outsb", "rsi", 1, 0
 );
 string_io!(
     /// REP OUTSW:
-    rep_outsw, "rep outsw", "rsi", 2
+    rep_outsw, "rep outsw", "rsi", 2, 0
 );
 string_io!(
     /// REP OUTSD:
-    rep_outsd, "rep outsd", "rsi", 4
+    rep_outsd, "rep outsd", "rsi", 4, 0
 );
 string_io!(
-    /// REP OUTSB with the 32-bit address size prefix:
-    addr32_rep_outsb, ".byte 0x67, 0xf3, 0x6e", "rsi", 1
+    /// REP OUTSB with the 32-bit address size prefix, and the high halves of RCX and RSI set:
+    addr32_rep_outsb, ".byte 0x67, 0xf3, 0x6e", "rsi", 1, HIGH_HALF
 );

@@ -14,6 +14,8 @@ const FIFO_CONTROL: u16 = BASE + 2;
 const LINE_CONTROL: u16 = BASE + 3;
 const MODEM_CONTROL: u16 = BASE + 4;
 const LINE_STATUS: u16 = BASE + 5;
+/// The modem's lines, which nothing changes while it runs; it ignores what is written.
+pub const MODEM_STATUS: u16 = BASE + 6;
 /// A register without a function: it keeps what is written.
 pub const SCRATCH: u16 = BASE + 7;
 

@@ -1,0 +1,59 @@
+//! The hypercalls of this hypervisor.
+
+use addr::Gva;
+use guest::boot::Boot;
+use guest::cpuid::{Host, host};
+use guest::hypercall::{ENOSYS, EPERM, Instruction, NOP, UNKNOWN, VERSION, instruction};
+use guest::interrupts::SOFTWARE;
+use guest::ktap::{Outcome, Stop};
+use guest::paging::{Rights, map};
+use guest::place::Place;
+use guest::{check_eq, ram, user};
+
+const USER_CODE: Gva = Gva::new(0x80_1000_0000);
+
+pub(crate) fn nop_returns_0(_: &Boot) -> Outcome {
+    check_eq!(ours()?.call(NOP), 0);
+    Ok(())
+}
+
+pub(crate) fn version_is_1(_: &Boot) -> Outcome {
+    check_eq!(ours()?.call(VERSION), 1);
+    Ok(())
+}
+
+pub(crate) fn unknown_number_is_enosys(_: &Boot) -> Outcome {
+    let instruction = ours()?;
+    for number in [UNKNOWN, 0, 1, NOP | 1 << 32, u64::MAX] {
+        check_eq!(instruction.call(number), ENOSYS, "for {number:#x}");
+    }
+    Ok(())
+}
+
+pub(crate) fn either_instruction_works(_: &Boot) -> Outcome {
+    let other = ours()?.other();
+    check_eq!(other.call(VERSION), 1, "by {other:?}");
+    check_eq!(other.call(UNKNOWN), ENOSYS, "by {other:?}");
+    Ok(())
+}
+
+pub(crate) fn user_mode_is_denied(boot: &Boot) -> Outcome {
+    let modrm = match ours()? {
+        Instruction::Vmmcall => 0xd9,
+        Instruction::Vmcall => 0xc1,
+    };
+    let (frame, code) = (ram::fresh(boot), Place::above_identity(USER_CODE));
+    frame.write_bytes(0, &[0x0f, 0x01, modrm, 0xcd, SOFTWARE as u8]);
+    map(code, frame, Rights::USER);
+    let end = user::run(code, NOP);
+    check_eq!(end.frame.vector, SOFTWARE);
+    check_eq!(end.frame.rax.cast_signed(), EPERM);
+    Ok(())
+}
+
+fn ours() -> Result<Instruction, Stop> {
+    match (host(), instruction()) {
+        (Host::Microhv, Some(instruction)) => Ok(instruction),
+        _ => Err(Stop::Skipped("not under this hypervisor")),
+    }
+}
