@@ -290,7 +290,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// The addresses of the image, .bss included.
-fn image() -> Range<u64> {
+pub fn image() -> Range<u64> {
     unsafe extern "C" {
         safe static __image_start: u8;
         safe static __image_end: u8;

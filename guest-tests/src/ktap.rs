@@ -84,7 +84,7 @@ macro_rules! check_eq {
             (got, expected) => if got != expected {
                 return $crate::ktap::failed(
                     file!(), line!(), stringify!($got),
-                    format_args!("got {got:x?}, expected {expected:x?} {}", format_args!($($message)+)),
+                    format_args!("got {got:x?}, expected {expected:x?} (hex) {}", format_args!($($message)+)),
                 );
             }
         }
