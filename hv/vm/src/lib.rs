@@ -1,2 +1,32 @@
+//! Virtual machines without a vendor: exits in one form, and the handlers that every backend shares.
+//!
+//! ```text
+//!   hardware ──> backend's Vcpu::enter ──> Exit ──> Machine::handle ──> Flow::Resume ──> enter …
+//!                                                        │
+//!                              cpuid  msr  hypercall  devices  memory      └─> Flow::Stop(why)
+//! ```
+//!
+//! A [`Machine`] is one VM as its handlers see it; [`run`] is the loop around it. What touches the processor is behind
+//! [`Vcpu`] (a backend), what touches memory behind [`Memory`] (the nested tables), what touches the host behind [`Host`].
 #![no_std]
-//! placeholder
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod cpuid;
+mod exit;
+pub mod hypercall;
+mod machine;
+pub mod msr;
+mod stats;
+mod trouble;
+mod vcpu;
+
+pub use devices::Size;
+pub use exit::{Event, Exception, Exit, Instruction, Io, Kind, NestedFault};
+pub use machine::{Flow, Host, Machine, Memory, Resolved, Stop, run};
+pub use stats::Stats;
+pub use vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, StateMsr, Stay, Vcpu};
+
+pub use emul::{Gpr, Known, Registers, Segment};

@@ -1,0 +1,258 @@
+//! What CPUID tells the guest: one table, made once for a VM from what the processor has and what the hypervisor can keep.
+
+/// EAX, EBX, ECX and EDX of one leaf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the registers' own names")]
+pub struct Leaf {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+/// The processor's own CPUID, by leaf and subleaf.
+pub type HostCpuid = fn(leaf: u32, subleaf: u32) -> Leaf;
+
+/// The first leaf of hypervisors, and how this one names itself there (EBX, ECX, EDX).
+pub const HYPERVISOR_LEAF: u32 = 0x4000_0000;
+/// "microhv-rust" in EBX, ECX, EDX of [`HYPERVISOR_LEAF`].
+pub const SIGNATURE: &[u8; 12] = b"microhv-rust";
+
+const BASIC: u32 = 0;
+const EXTENDED: u32 = 0x8000_0000;
+const BASIC_LEAVES: usize = 0x17;
+const EXTENDED_LEAVES: usize = 0x20;
+const HYPERVISOR_LEAVES: usize = 1;
+
+/// Leaves whose answer depends on ECX; each has up to this many subleaves here.
+const SUBLEAVES: usize = 8;
+const WITH_SUBLEAVES: [u32; 3] = [4, 7, 0x8000_001d];
+
+/// What the guest may see of a feature register: the processor's bits under `keep`, and `add` besides.
+struct Mask {
+    leaf: u32,
+    keep: Leaf,
+    add: Leaf,
+}
+
+const fn bits<const N: usize>(list: [u32; N]) -> u32 {
+    let mut word = 0;
+    let mut index = 0;
+    while index < N {
+        word |= 1 << list[index];
+        index += 1;
+    }
+    word
+}
+
+const NONE: Leaf = Leaf { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
+
+/// The table: features that need nothing from the hypervisor, leaf by leaf (Intel SDM vol. 2, CPUID; AMD APM vol. 3,
+/// appendix E). Left out are those whose state the hypervisor would have to switch (XSAVE and what lives in it), devices
+/// that it does not have (local APIC, MONITOR), virtualization itself, performance counters, and power management. A leaf
+/// that is not listed reads as zero.
+const MASKS: [Mask; 14] = [
+    // Largest basic leaf, vendor.
+    Mask { leaf: 0, keep: ALL, add: NONE },
+    // Family and model; no APIC ID, no logical processors.
+    Mask {
+        leaf: 1,
+        keep: Leaf {
+            eax: u32::MAX,
+            ebx: 0x0000_ff00,
+            // SSE3, PCLMULQDQ, SSSE3, CX16, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, RDRAND.
+            ecx: bits([0, 1, 9, 13, 19, 20, 22, 23, 25, 30]),
+            // FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, PGE, MCA, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2.
+            edx: bits([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26]),
+        },
+        // A hypervisor is present.
+        add: Leaf { eax: 0, ebx: 0, ecx: 1 << 31, edx: 0 },
+    },
+    // Caches.
+    Mask { leaf: 2, keep: ALL, add: NONE },
+    Mask { leaf: 4, keep: Leaf { eax: 0x0000_03ff, ..ALL }, add: NONE },
+    // FSGSBASE, BMI1, SMEP, BMI2, ERMS, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA; UMIP.
+    Mask {
+        leaf: 7,
+        keep: Leaf { eax: 0, ebx: bits([0, 3, 7, 8, 9, 18, 19, 20, 23, 24, 29]), ecx: bits([2]), edx: 0 },
+        add: NONE,
+    },
+    // TSC and core crystal clock ratio.
+    Mask { leaf: 0x15, keep: ALL, add: NONE },
+    Mask { leaf: 0x16, keep: ALL, add: NONE },
+    // Largest extended leaf, vendor.
+    Mask { leaf: 0x8000_0000, keep: ALL, add: NONE },
+    // LAHF64, CR8, ABM, SSE4A, MISALIGNSSE, PREFETCHW; SYSCALL, NX, MMXEXT, FXSR, FFXSR, 1 GiB pages, RDTSCP, LM.
+    Mask {
+        leaf: 0x8000_0001,
+        keep: Leaf {
+            eax: u32::MAX,
+            ebx: 0,
+            ecx: bits([0, 4, 5, 6, 7, 8]),
+            edx: bits([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 20, 22, 23, 24, 25, 26, 27, 29]),
+        },
+        add: NONE,
+    },
+    // The processor's name is copied below. Caches and TLBs.
+    Mask { leaf: 0x8000_0005, keep: ALL, add: NONE },
+    Mask { leaf: 0x8000_0006, keep: ALL, add: NONE },
+    // Invariant TSC.
+    Mask { leaf: 0x8000_0007, keep: Leaf { edx: 1 << 8, ..NONE }, add: NONE },
+    // Address widths; one core.
+    Mask { leaf: 0x8000_0008, keep: Leaf { eax: 0xffff, ..NONE }, add: NONE },
+    Mask { leaf: 0x8000_001d, keep: Leaf { eax: 0x0000_03ff, ..ALL }, add: NONE },
+];
+
+/// The processor's name, 48 characters in three leaves.
+const NAME: core::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
+
+/// A guest's CPUID.
+pub struct Table {
+    basic: [Leaf; BASIC_LEAVES],
+    extended: [Leaf; EXTENDED_LEAVES],
+    hypervisor: [Leaf; HYPERVISOR_LEAVES],
+    subleaves: [[Leaf; SUBLEAVES]; WITH_SUBLEAVES.len()],
+    /// What Intel's processors answer past their last leaf; AMD's answer zero.
+    past_the_end: Leaf,
+}
+
+impl Mask {
+    fn apply(&self, host: Leaf) -> Leaf {
+        Leaf {
+            eax: host.eax & self.keep.eax | self.add.eax,
+            ebx: host.ebx & self.keep.ebx | self.add.ebx,
+            ecx: host.ecx & self.keep.ecx | self.add.ecx,
+            edx: host.edx & self.keep.edx | self.add.edx,
+        }
+    }
+}
+
+fn word(bytes: &[u8; 12], index: usize) -> u32 {
+    u32::from_le_bytes([bytes[index * 4], bytes[index * 4 + 1], bytes[index * 4 + 2], bytes[index * 4 + 3]])
+}
+
+impl Table {
+    /// The table for a guest on the processor of `host`.
+    pub fn new(host: HostCpuid) -> Self {
+        let mut table = Self {
+            basic: [NONE; BASIC_LEAVES],
+            extended: [NONE; EXTENDED_LEAVES],
+            hypervisor: [Leaf {
+                eax: HYPERVISOR_LEAF,
+                ebx: word(SIGNATURE, 0),
+                ecx: word(SIGNATURE, 1),
+                edx: word(SIGNATURE, 2),
+            }],
+            subleaves: [[NONE; SUBLEAVES]; WITH_SUBLEAVES.len()],
+            past_the_end: NONE,
+        };
+        let vendor = host(0, 0);
+        let is_amd = (vendor.ebx, vendor.edx, vendor.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163);
+        let last_basic = vendor.eax.min(BASIC_LEAVES as u32 - 1);
+        let last_extended = host(EXTENDED, 0).eax.min(EXTENDED + EXTENDED_LEAVES as u32 - 1);
+        let exists = |leaf: u32| leaf <= last_basic || (EXTENDED..=last_extended).contains(&leaf);
+        for mask in MASKS.iter().filter(|mask| exists(mask.leaf)) {
+            if let Some(group) = WITH_SUBLEAVES.iter().position(|&leaf| leaf == mask.leaf) {
+                for (subleaf, answer) in (0..).zip(&mut table.subleaves[group]) {
+                    *answer = mask.apply(host(mask.leaf, subleaf));
+                }
+            } else if let Some(answer) = table.slot(mask.leaf) {
+                *answer = mask.apply(host(mask.leaf, 0));
+            }
+        }
+        for leaf in NAME.filter(|&leaf| exists(leaf)) {
+            if let Some(answer) = table.slot(leaf) {
+                *answer = host(leaf, 0);
+            }
+        }
+        table.basic[0].eax = last_basic;
+        table.extended[0].eax = last_extended;
+        if !is_amd {
+            table.past_the_end = table.get(last_basic, 0);
+        }
+        table
+    }
+
+    fn slot(&mut self, leaf: u32) -> Option<&mut Leaf> {
+        if leaf < EXTENDED {
+            self.basic.get_mut(leaf as usize)
+        } else {
+            self.extended.get_mut((leaf - EXTENDED) as usize)
+        }
+    }
+
+    /// The answer to CPUID with `leaf` in EAX and `subleaf` in ECX.
+    #[inline]
+    pub fn get(&self, leaf: u32, subleaf: u32) -> Leaf {
+        if let Some(group) = WITH_SUBLEAVES.iter().position(|&with| with == leaf) {
+            return self.subleaves[group].get(subleaf as usize).copied().unwrap_or_default();
+        }
+        let (base, group): (u32, &[Leaf]) = match leaf >> 28 {
+            0 => (BASIC, &self.basic[..self.basic[0].eax as usize % BASIC_LEAVES + 1]),
+            4 => (HYPERVISOR_LEAF, &self.hypervisor),
+            8 => (EXTENDED, &self.extended),
+            _ => (BASIC, &[]),
+        };
+        group.get((leaf - base) as usize).copied().unwrap_or(self.past_the_end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A processor that has everything: every bit set, as many leaves as there can be.
+    fn generous(leaf: u32, _subleaf: u32) -> Leaf {
+        match leaf {
+            0 => Leaf { eax: 0x20, ebx: 0x756e_6547, ecx: 0x6c65_746e, edx: 0x4965_6e69 },
+            EXTENDED => Leaf { eax: EXTENDED + 0x1f, ..NONE },
+            _ => ALL,
+        }
+    }
+
+    fn amd(leaf: u32, subleaf: u32) -> Leaf {
+        match leaf {
+            0 => Leaf { eax: 0xd, ebx: 0x6874_7541, ecx: 0x444d_4163, edx: 0x6974_6e65 },
+            _ => generous(leaf, subleaf),
+        }
+    }
+
+    #[test]
+    fn the_hypervisor_names_itself() {
+        let table = Table::new(generous);
+        assert_ne!(table.get(1, 0).ecx & 1 << 31, 0);
+        let leaf = table.get(HYPERVISOR_LEAF, 0);
+        let name: std::vec::Vec<u8> = [leaf.ebx, leaf.ecx, leaf.edx].iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!(name, SIGNATURE);
+    }
+
+    #[test]
+    fn what_the_hypervisor_cannot_keep_is_hidden() {
+        let table = Table::new(generous);
+        // VMX, MONITOR, XSAVE, OSXSAVE, AVX, x2APIC, TSC deadline; APIC.
+        assert_eq!(table.get(1, 0).ecx & bits([3, 5, 21, 24, 26, 27, 28]), 0);
+        assert_eq!(table.get(1, 0).edx & bits([9]), 0);
+        // SVM, and 5-level paging, AVX2, AVX-512.
+        assert_eq!(table.get(0x8000_0001, 0).ecx & bits([2]), 0);
+        assert_eq!(table.get(7, 0).ebx & bits([5, 16]), 0);
+        assert_eq!(table.get(7, 0).ecx & bits([16]), 0);
+        assert_eq!(table.get(0xd, 0), NONE);
+        assert_eq!(table.get(0x8000_000a, 0), NONE);
+    }
+
+    #[test]
+    fn past_the_last_leaf_each_vendor_answers_in_its_way() {
+        assert_eq!(Table::new(amd).get(0x1000, 0), NONE);
+        let intel = Table::new(generous);
+        assert_eq!(intel.get(0x1000, 0), intel.get(0x16, 0));
+        assert_eq!(intel.get(0x9000_0000, 0), intel.get(0x16, 0));
+    }
+
+    #[test]
+    fn subleaves_past_the_last_read_as_zero() {
+        let table = Table::new(generous);
+        assert_ne!(table.get(7, 0), NONE);
+        assert_eq!(table.get(7, 99), NONE);
+    }
+}

@@ -1,0 +1,36 @@
+//! Hypercalls: VMMCALL or VMCALL, in KVM's convention, so that the same guest measures both hypervisors.
+//!
+//! The page for who writes guests is `hv/vm/docs/guest-interface.md`.
+
+use crate::vcpu::Vcpu;
+use emul::Gpr;
+
+/// The first number of this hypervisor's own; KVM's are small.
+pub const BASE: u64 = 0x4856_0000;
+/// Does nothing and returns 0.
+pub const NOP: u64 = BASE;
+/// Returns [`ABI_VERSION`].
+pub const VERSION: u64 = BASE + 1;
+
+/// The version of this interface.
+pub const ABI_VERSION: u64 = 1;
+
+/// There is no such hypercall (KVM_ENOSYS of Linux's include/uapi/linux/kvm_para.h).
+const NO_SUCH_CALL: i64 = -1000;
+/// Not from user mode (KVM_EPERM).
+const NOT_PERMITTED: i64 = -1;
+
+/// Carries out the hypercall in the guest's registers.
+#[inline]
+pub(crate) fn call(vcpu: &mut impl Vcpu) {
+    let result = if vcpu.control().cpl != 0 {
+        NOT_PERMITTED.cast_unsigned()
+    } else {
+        match vcpu.gpr(Gpr::RAX) {
+            NOP => 0,
+            VERSION => ABI_VERSION,
+            _ => NO_SUCH_CALL.cast_unsigned(),
+        }
+    };
+    vcpu.set_gpr(Gpr::RAX, result);
+}

@@ -1,0 +1,448 @@
+//! One VM as its exits see it, and the loop that runs a vCPU of it.
+
+use crate::cpuid::Table;
+use crate::exit::{Event, Exception, Exit, Instruction, Io, NestedFault};
+use crate::stats::Stats;
+use crate::trouble::Trouble;
+use crate::vcpu::{INTERRUPT_FLAG, Vcpu};
+use crate::{hypercall, msr};
+use addr::Gva;
+use devices::{Outcome, Size};
+use emul::string_io::{self, Direction, StringIo};
+use emul::{Bitness, Gpr, Known, Segment};
+use walk::{Controls, Features, Paging, Privilege, SlotMem, WalkCache};
+
+/// What became of a guest physical address that the nested tables did not translate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// It does now: the instruction runs again.
+    Retry,
+    /// There is no memory.
+    NotMemory,
+    /// There would be memory, but the host has no frame left.
+    OutOfMemory,
+}
+
+/// The VM's physical memory.
+pub trait Memory: SlotMem {
+    /// Gives the address of `fault` memory, if it has any.
+    fn fault(&self, fault: NestedFault) -> Resolved;
+}
+
+/// What the vCPU loop asks of the machine it runs on.
+pub trait Host<V: Vcpu> {
+    /// Serves the host's own interrupts; false if the VM has run for long enough.
+    fn interrupted(&mut self, vcpu: &mut V) -> bool;
+    /// Waits for an interrupt of the host; false as above.
+    fn idle(&mut self, vcpu: &mut V) -> bool;
+}
+
+/// Whether the guest goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// It does.
+    Resume,
+    /// It does not.
+    Stop(Stop),
+}
+
+/// Why a VM has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest wrote this to the exit port: 0 is success.
+    Exited(u32),
+    /// A triple fault.
+    TripleFault,
+    /// The guest asked for a reset, which ends a VM here.
+    Reset,
+    /// HLT with interrupts off: nothing can wake the guest.
+    Halted,
+    /// The host has no frame left for it.
+    OutOfMemory,
+    /// The guest ran past its limit.
+    Limit,
+    /// An exit that can't be handled, and why not.
+    Unhandled(&'static str),
+}
+
+/// One VM, as its handlers see it.
+pub struct Machine<M: Memory, S: devices::Sink> {
+    memory: M,
+    devices: devices::Machine<S>,
+    cpuid: Table,
+    features: Features,
+    code: WalkCache<M::Slot>,
+    stats: Stats,
+}
+
+const RFLAGS_AC: u64 = 1 << 18;
+const EFER_LMA: u64 = 1 << 10;
+
+/// CPUID's answers that walks of the guest's tables depend on.
+fn walk_features(cpuid: &Table) -> Features {
+    let basic = cpuid.get(1, 0);
+    let extended = cpuid.get(0x8000_0001, 0);
+    let widths = cpuid.get(0x8000_0008, 0);
+    let is_amd = cpuid.get(0, 0).ebx == u32::from_le_bytes(*b"Auth");
+    Features {
+        maxphyaddr: (widths.eax as u8).clamp(36, 52),
+        pages_1g: extended.edx & 1 << 26 != 0,
+        pse36: basic.edx & 1 << 17 != 0,
+        pml4e_bit8_reserved: is_amd,
+    }
+}
+
+impl<M: Memory, S: devices::Sink> Machine<M, S> {
+    /// A VM of this memory and these devices, on a processor that `cpuid` describes to it.
+    pub fn new(memory: M, devices: devices::Machine<S>, cpuid: Table) -> Self {
+        let features = walk_features(&cpuid);
+        Self { memory, devices, cpuid, features, code: WalkCache::new(), stats: Stats::default() }
+    }
+
+    /// What the exits have cost.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The memory.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Where the guest's console output goes.
+    pub fn console(&mut self) -> &mut S {
+        self.devices.sink()
+    }
+
+    /// Takes the VM apart: what was its memory and what was behind its devices.
+    pub fn into_parts(self) -> (M, S) {
+        (self.memory, self.devices.into_sink())
+    }
+
+    /// Handles one exit.
+    #[inline]
+    pub fn handle<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit) -> Flow {
+        match exit {
+            Exit::Cpuid => self.cpuid(vcpu),
+            Exit::Hypercall => {
+                hypercall::call(vcpu);
+                self.skip(vcpu, V::HYPERCALL)
+            }
+            Exit::Io(io) if !io.string => self.io(vcpu, io),
+            Exit::ReadMsr => self.read_msr(vcpu),
+            Exit::WriteMsr => self.write_msr(vcpu),
+            Exit::NestedFault(fault) => self.nested_fault(vcpu, fault),
+            Exit::InterruptWindow => {
+                vcpu.request_window(false);
+                self.deliver(vcpu);
+                Flow::Resume
+            }
+            _ => self.rare(vcpu, exit),
+        }
+    }
+
+    #[cold]
+    fn rare<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit) -> Flow {
+        match exit {
+            Exit::Io(io) => self.string_io(vcpu, io),
+            Exit::Exception(exception) => self.exception(vcpu, exception),
+            Exit::Instruction(Instruction::Invd) => self.skip(vcpu, Known::Invd),
+            Exit::Instruction(Instruction::Xsetbv | Instruction::Undefined) => {
+                vcpu.inject(Event::UNDEFINED);
+                Flow::Resume
+            }
+            Exit::Shutdown => Flow::Stop(Stop::TripleFault),
+            Exit::InvalidState => Flow::Stop(Stop::Unhandled("the processor refused the guest's state")),
+            _ => Flow::Stop(Stop::Unhandled("an exit that was not asked for")),
+        }
+    }
+
+    fn cpuid<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+        let leaf = self.cpuid.get(vcpu.gpr(Gpr::RAX) as u32, vcpu.gpr(Gpr::RCX) as u32);
+        vcpu.set_gpr(Gpr::RAX, leaf.eax.into());
+        vcpu.set_gpr(Gpr::RBX, leaf.ebx.into());
+        vcpu.set_gpr(Gpr::RCX, leaf.ecx.into());
+        vcpu.set_gpr(Gpr::RDX, leaf.edx.into());
+        self.skip(vcpu, Known::Cpuid)
+    }
+
+    fn read_msr<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+        match msr::read(vcpu, vcpu.gpr(Gpr::RCX) as u32) {
+            Ok(value) => {
+                vcpu.set_gpr(Gpr::RAX, value & 0xffff_ffff);
+                vcpu.set_gpr(Gpr::RDX, value >> 32);
+                self.skip(vcpu, Known::Rdmsr)
+            }
+            Err(msr::Refused) => {
+                vcpu.inject(Event::GENERAL_PROTECTION);
+                Flow::Resume
+            }
+        }
+    }
+
+    fn write_msr<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+        let value = vcpu.gpr(Gpr::RDX) << 32 | vcpu.gpr(Gpr::RAX) & 0xffff_ffff;
+        match msr::write(vcpu, vcpu.gpr(Gpr::RCX) as u32, value) {
+            Ok(()) => self.skip(vcpu, Known::Wrmsr),
+            Err(msr::Refused) => {
+                vcpu.inject(Event::GENERAL_PROTECTION);
+                Flow::Resume
+            }
+        }
+    }
+}
+
+/// Where the exiting instruction ends.
+impl<M: Memory, S: devices::Sink> Machine<M, S> {
+    fn controls<V: Vcpu>(vcpu: &V) -> Controls {
+        let control = vcpu.control();
+        Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
+    }
+
+    fn privilege<V: Vcpu>(vcpu: &V) -> Privilege {
+        match vcpu.control().cpl {
+            3 => Privilege::User,
+            _ => Privilege::Supervisor { ac: vcpu.rflags() & RFLAGS_AC != 0 },
+        }
+    }
+
+    fn bitness<V: Vcpu>(vcpu: &V) -> Bitness {
+        let code = vcpu.segment(Segment::Cs);
+        match (vcpu.control().efer & EFER_LMA != 0 && code.long, code.default_big) {
+            (true, _) => Bitness::Bits64,
+            (false, true) => Bitness::Bits32,
+            (false, false) => Bitness::Bits16,
+        }
+    }
+
+    /// The linear address of the instruction: in 64-bit mode CS has no base.
+    fn code_address<V: Vcpu>(vcpu: &V, bitness: Bitness) -> Gva {
+        match bitness {
+            Bitness::Bits64 => Gva::new(vcpu.rip()),
+            _ => Gva::new(vcpu.segment(Segment::Cs).base.wrapping_add(vcpu.rip()) & 0xffff_ffff),
+        }
+    }
+
+    /// Goes on behind the exiting instruction, which the exit says is a `known` one.
+    #[inline]
+    fn skip<V: Vcpu>(&mut self, vcpu: &mut V, known: Known) -> Flow {
+        if let Some(rip) = vcpu.next_rip() {
+            vcpu.resume_at(rip);
+            return Flow::Resume;
+        }
+        let bitness = Self::bitness(vcpu);
+        let at = Self::code_address(vcpu, bitness);
+        let first = self.code.fetch_u32(&self.memory, &Self::controls(vcpu), &self.features, at, Self::privilege(vcpu));
+        match first.and_then(|first| known.length(first)) {
+            Some(length) => {
+                vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                Flow::Resume
+            }
+            None => self.skip_decoded(vcpu, known, bitness),
+        }
+    }
+
+    /// The instruction has prefixes, or lies in two pages.
+    #[cold]
+    fn skip_decoded<V: Vcpu>(&mut self, vcpu: &mut V, known: Known, bitness: Bitness) -> Flow {
+        match self.fetch(vcpu, bitness).and_then(|bytes| known.decode(bytes.bytes(), bitness).map_err(Into::into)) {
+            Ok(length) => {
+                vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                Flow::Resume
+            }
+            Err(trouble) => trouble.tell(vcpu),
+        }
+    }
+
+    /// The bytes of the exiting instruction.
+    fn fetch<V: Vcpu>(&self, vcpu: &V, bitness: Bitness) -> Result<walk::Fetched, Trouble> {
+        let at = Self::code_address(vcpu, bitness);
+        Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::privilege(vcpu))?)
+    }
+
+    fn paging<V: Vcpu>(&self, vcpu: &V) -> Paging {
+        Paging { controls: Self::controls(vcpu), pdptes: None, features: self.features }
+    }
+}
+
+/// Ports, interrupts, and what else the devices have to do with.
+impl<M: Memory, S: devices::Sink> Machine<M, S> {
+    #[inline]
+    fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io) -> Flow {
+        let rax = vcpu.gpr(Gpr::RAX);
+        let flow = if io.input {
+            let value = self.devices.read(io.port, io.size);
+            vcpu.set_gpr(Gpr::RAX, merge(rax, value, io.size));
+            Flow::Resume
+        } else {
+            self.write_port(io.port, io.size, rax as u32)
+        };
+        match vcpu.next_rip() {
+            Some(rip) => {
+                vcpu.resume_at(rip);
+                self.deliver(vcpu);
+                flow
+            }
+            None => Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address")),
+        }
+    }
+
+    #[inline]
+    fn write_port(&mut self, port: u16, size: Size, value: u32) -> Flow {
+        match self.devices.write(port, size, value & size.mask()) {
+            Outcome::Continue => Flow::Resume,
+            Outcome::Exit(value) => Flow::Stop(Stop::Exited(value)),
+            Outcome::Reset => Flow::Stop(Stop::Reset),
+        }
+    }
+
+    /// INS and OUTS: as many elements as lie in one page are moved in one exit.
+    fn string_io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io) -> Flow {
+        let bitness = Self::bitness(vcpu);
+        let decoded = self.fetch(vcpu, bitness).and_then(|bytes| Ok(string_io::decode(bytes.bytes(), bitness)?));
+        let instruction = match decoded {
+            Ok(instruction) => instruction,
+            Err(trouble) => return trouble.tell(vcpu),
+        };
+        let Some(elements) = instruction.next(vcpu) else {
+            return self.string_done(vcpu, &instruction, bitness);
+        };
+        let mut flow = Flow::Resume;
+        for element in 0..elements.count {
+            let at = elements.at.wrapping_add(element * instruction.width().bytes());
+            flow = match self.string_element(vcpu, &instruction, io, at) {
+                Ok(flow) => flow,
+                Err(trouble) => return trouble.tell(vcpu),
+            };
+            if !instruction.retire(vcpu, 1) {
+                return match self.string_done(vcpu, &instruction, bitness) {
+                    Flow::Resume => flow,
+                    stop => stop,
+                };
+            }
+            if flow != Flow::Resume {
+                break;
+            }
+        }
+        flow
+    }
+
+    fn string_done<V: Vcpu>(&mut self, vcpu: &mut V, instruction: &StringIo, bitness: Bitness) -> Flow {
+        vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        self.deliver(vcpu);
+        Flow::Resume
+    }
+
+    /// Moves one element between the port and memory at `at`.
+    fn string_element<V: Vcpu>(&mut self, vcpu: &V, instruction: &StringIo, io: Io, at: Gva) -> Result<Flow, Trouble> {
+        let paging = self.paging(vcpu);
+        let privilege = Self::privilege(vcpu);
+        let mut bytes = [0; 4];
+        let element = &mut bytes[..instruction.width().bytes() as usize];
+        match instruction.direction() {
+            Direction::In => {
+                // Whether memory takes the element has to be known before the port is read: reading may have effects.
+                walk::read(&self.memory, &paging, at, privilege, element)?;
+                let value = self.devices.read(io.port, io.size).to_le_bytes();
+                element.copy_from_slice(&value[..element.len()]);
+                walk::write(&self.memory, &paging, at, privilege, element)?;
+                Ok(Flow::Resume)
+            }
+            Direction::Out(_) => {
+                walk::read(&self.memory, &paging, at, privilege, element)?;
+                Ok(self.write_port(io.port, io.size, u32::from_le_bytes(bytes)))
+            }
+        }
+    }
+
+    /// Hands the guest an interrupt if one is pending, now or as soon as it takes one.
+    #[inline]
+    fn deliver<V: Vcpu>(&mut self, vcpu: &mut V) {
+        if self.devices.interrupt_pending() {
+            self.deliver_pending(vcpu);
+        }
+    }
+
+    #[cold]
+    fn deliver_pending<V: Vcpu>(&mut self, vcpu: &mut V) {
+        let deliverable = vcpu.interruptible();
+        if deliverable {
+            vcpu.inject(Event::Interrupt(self.devices.acknowledge_interrupt()));
+        }
+        vcpu.request_window(!deliverable || self.devices.interrupt_pending());
+    }
+
+    #[inline]
+    fn nested_fault<V: Vcpu>(&mut self, _vcpu: &mut V, fault: NestedFault) -> Flow {
+        match self.memory.fault(fault) {
+            Resolved::Retry => Flow::Resume,
+            Resolved::NotMemory => Flow::Stop(Stop::Unhandled("an access to an address that has no memory")),
+            Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
+        }
+    }
+
+    /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall.
+    fn exception<V: Vcpu>(&mut self, vcpu: &mut V, exception: Exception) -> Flow {
+        const UNDEFINED: u8 = 6;
+        if exception.vector == UNDEFINED {
+            let bitness = Self::bitness(vcpu);
+            if let Ok(bytes) = self.fetch(vcpu, bitness) {
+                for known in [Known::Vmcall, Known::Vmmcall] {
+                    if let Ok(length) = known.decode(bytes.bytes(), bitness) {
+                        hypercall::call(vcpu);
+                        vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                        return Flow::Resume;
+                    }
+                }
+            }
+        }
+        vcpu.inject(Event::Exception(exception));
+        Flow::Resume
+    }
+
+    /// HLT: waits until an interrupt wakes the guest.
+    fn halt<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
+        if vcpu.rflags() & INTERRUPT_FLAG == 0 {
+            return Flow::Stop(Stop::Halted);
+        }
+        let flow = self.skip(vcpu, Known::Hlt);
+        while !self.devices.interrupt_pending() {
+            if !host.idle(vcpu) {
+                return Flow::Stop(Stop::Limit);
+            }
+        }
+        self.deliver(vcpu);
+        flow
+    }
+}
+
+/// RAX after IN: 8 and 16 bits leave the rest alone, 32 bits clear it.
+#[inline]
+const fn merge(rax: u64, value: u32, size: Size) -> u64 {
+    match size {
+        Size::Dword => value as u64,
+        _ => rax & !(size.mask() as u64) | (value & size.mask()) as u64,
+    }
+}
+
+/// Runs a vCPU until its VM ends.
+pub fn run<V: Vcpu, M: Memory, S: devices::Sink>(
+    vcpu: &mut V,
+    machine: &mut Machine<M, S>,
+    host: &mut impl Host<V>,
+) -> Stop {
+    loop {
+        let exit = vcpu.enter();
+        machine.stats.exited(exit.kind(), vcpu.stay());
+        let flow = match exit {
+            Exit::ExternalInterrupt | Exit::Nmi if host.interrupted(vcpu) => Flow::Resume,
+            Exit::ExternalInterrupt | Exit::Nmi => Flow::Stop(Stop::Limit),
+            Exit::Halt => machine.halt(vcpu, host),
+            _ => machine.handle(vcpu, exit),
+        };
+        if let Flow::Stop(stop) = flow {
+            machine.stats.ended();
+            return stop;
+        }
+    }
+}

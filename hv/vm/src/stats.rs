@@ -1,0 +1,118 @@
+//! How often the guest left, why, and how long the hypervisor took: what `perf kvm stat` shows of KVM.
+
+use crate::exit::Kind;
+use crate::vcpu::Stay;
+use core::fmt;
+
+/// What one kind of exit has cost so far, in TSC ticks from the first instruction after the exit to the last before the
+/// next entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cost {
+    count: u64,
+    total: u64,
+    min: u64,
+    max: u64,
+}
+
+const NOTHING: Cost = Cost { count: 0, total: 0, min: u64::MAX, max: 0 };
+
+/// Exits by kind.
+#[derive(Debug)]
+pub struct Stats {
+    costs: [Cost; Kind::COUNT],
+    /// The exit under way: what it was, and when.
+    current: Option<(Kind, u64)>,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self { costs: [NOTHING; Kind::COUNT], current: None }
+    }
+}
+
+impl Stats {
+    /// Books an exit of `kind` after a `stay` in the guest, which also says when the handling of the exit before it ended.
+    #[inline]
+    pub fn exited(&mut self, kind: Kind, stay: Stay) {
+        if let Some((previous, since)) = self.current {
+            let ticks = stay.entry.wrapping_sub(since);
+            let cost = &mut self.costs[previous as usize];
+            cost.count += 1;
+            cost.total += ticks;
+            cost.min = cost.min.min(ticks);
+            cost.max = cost.max.max(ticks);
+        }
+        self.current = Some((kind, stay.exit));
+    }
+
+    /// Books the last exit, after which the guest is not entered again.
+    pub fn ended(&mut self) {
+        if let Some((kind, _)) = self.current.take() {
+            self.costs[kind as usize].count += 1;
+        }
+    }
+
+    /// How many exits of `kind` there were.
+    pub fn count(&self, kind: Kind) -> u64 {
+        self.costs[kind as usize].count
+    }
+}
+
+/// `part` of `whole` in tenths of a percent.
+fn permille(part: u64, whole: u64) -> u64 {
+    if whole == 0 { 0 } else { (u128::from(part) * 1000 / u128::from(whole)) as u64 }
+}
+
+/// The table, one line a kind, most time first.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exits: u64 = self.costs.iter().map(|cost| cost.count).sum();
+        let ticks: u64 = self.costs.iter().map(|cost| cost.total).sum();
+        writeln!(
+            f,
+            "{:<14}{:>10}{:>9}{:>9}{:>10}{:>12}{:>10}",
+            "exit", "count", "count%", "time%", "min", "max", "mean"
+        )?;
+        let mut order: [usize; Kind::COUNT] = core::array::from_fn(|kind| kind);
+        order.sort_unstable_by_key(|&kind| core::cmp::Reverse(self.costs[kind].total));
+        for kind in order {
+            let cost = &self.costs[kind];
+            if cost.count == 0 {
+                continue;
+            }
+            let (share, time) = (permille(cost.count, exits), permille(cost.total, ticks));
+            let min = if cost.min == u64::MAX { 0 } else { cost.min };
+            writeln!(
+                f,
+                "{:<14}{:>10}{:>7}.{}{:>7}.{}{:>10}{:>12}{:>10}",
+                Kind::NAMES[kind],
+                cost.count,
+                share / 10,
+                share % 10,
+                time / 10,
+                time % 10,
+                min,
+                cost.max,
+                cost.total / cost.count
+            )?;
+        }
+        write!(f, "{:<14}{exits:>10}  exits, {ticks} ticks of the TSC in the hypervisor", "all")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_costs_from_the_exit_to_the_next_entry() {
+        let mut stats = Stats::default();
+        stats.exited(Kind::Cpuid, Stay { entry: 0, exit: 100 });
+        stats.exited(Kind::Halt, Stay { entry: 130, exit: 500 });
+        stats.ended();
+        assert_eq!(stats.costs[Kind::Cpuid as usize], Cost { count: 1, total: 30, min: 30, max: 30 });
+        assert_eq!(stats.count(Kind::Halt), 1);
+        let table = std::format!("{stats}");
+        assert!(table.lines().nth(1).is_some_and(|line| line.starts_with("cpuid") && line.contains("100.0")));
+    }
+}

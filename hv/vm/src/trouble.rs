@@ -1,0 +1,55 @@
+//! Why an instruction of the guest could not be carried out for it, and what becomes of the guest then.
+
+use crate::exit::{Event, Exception};
+use crate::machine::{Flow, Stop};
+use crate::vcpu::Vcpu;
+use emul::DecodeError;
+use walk::Fault;
+
+const PAGE_FAULT: u8 = 14;
+
+/// Something came between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The guest's own tables, or where they lead.
+    Fault(Fault),
+    /// The guest's own code.
+    Decode(DecodeError),
+}
+
+impl From<Fault> for Trouble {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<DecodeError> for Trouble {
+    fn from(error: DecodeError) -> Self {
+        Self::Decode(error)
+    }
+}
+
+impl Trouble {
+    /// Gives the guest what the processor would have given it.
+    pub(crate) fn tell(self, vcpu: &mut impl Vcpu) -> Flow {
+        match self {
+            Self::Fault(Fault::Page { error_code, address }) => {
+                vcpu.set_cr2(address.raw());
+                vcpu.inject(Event::Exception(Exception { vector: PAGE_FAULT, error_code: Some(error_code.bits()) }));
+            }
+            Self::Fault(Fault::NonCanonical) => vcpu.inject(Event::GENERAL_PROTECTION),
+            Self::Decode(DecodeError::Invalid) => vcpu.inject(Event::UNDEFINED),
+            // Another of the guest's CPUs is changing its tables or its code: the processor has another look.
+            Self::Fault(Fault::Contended) | Self::Decode(DecodeError::Unexpected) => {}
+            Self::Decode(DecodeError::Truncated) => {
+                return Flow::Stop(Stop::Unhandled("the exiting instruction's bytes can't all be fetched"));
+            }
+            Self::Fault(Fault::Unbacked(_)) => {
+                return Flow::Stop(Stop::Unhandled(
+                    "the exiting instruction, its operand or a page table is not in memory",
+                ));
+            }
+        }
+        Flow::Resume
+    }
+}

@@ -1,0 +1,97 @@
+//! What a backend's virtual CPU offers the handlers.
+
+use crate::exit::{Event, Exit};
+use core::fmt;
+use emul::{Known, Registers, Segment};
+
+/// What the hidden part of a segment register says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentState {
+    /// The selector, as the guest sees it.
+    pub selector: u16,
+    /// Linear address of the segment's first byte.
+    pub base: u64,
+    /// Offset of its last byte.
+    pub limit: u32,
+    /// D/B: 32-bit code or stack.
+    pub default_big: bool,
+    /// L: 64-bit code.
+    pub long: bool,
+}
+
+/// The registers that say how the guest's addresses are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the registers' own names")]
+pub struct ControlRegisters {
+    pub cr0: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    /// Current privilege level, 0 to 3.
+    pub cpl: u8,
+}
+
+/// Model-specific registers that live in the backend's guest state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the registers' own names")]
+pub enum StateMsr {
+    Efer,
+    Pat,
+}
+
+/// Time stamps around the last stay in the guest, in ticks of the host's TSC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stay {
+    /// The last thing before the entry.
+    pub entry: u64,
+    /// The first thing after the exit.
+    pub exit: u64,
+}
+
+/// RFLAGS.IF.
+pub const INTERRUPT_FLAG: u64 = 1 << 9;
+
+/// One virtual CPU: its registers as instructions name them ([`Registers`]), and what the processor keeps besides. The
+/// handlers know the vendor by nothing else.
+pub trait Vcpu: Registers {
+    /// The instruction behind [`Exit::Hypercall`].
+    const HYPERCALL: Known;
+
+    /// Enters the guest and stays until the next exit.
+    fn enter(&mut self) -> Exit;
+    /// Takes what is left of the guest's state out of the processor, and lets the host have its pending interrupts and NMIs.
+    /// The next [`enter`](Self::enter) puts it back.
+    fn leave(&mut self);
+    /// When the guest was last entered and left.
+    fn stay(&self) -> Stay;
+
+    /// Goes on at `rip`, past the exiting instruction: an interrupt shadow ends with it.
+    fn resume_at(&mut self, rip: u64);
+    /// Where the exiting instruction ends, if the hardware says.
+    fn next_rip(&self) -> Option<u64>;
+    /// The registers that govern translation.
+    fn control(&self) -> ControlRegisters;
+    /// A segment register with its hidden part.
+    fn segment(&self, register: Segment) -> SegmentState;
+    /// Sets CR2, as a page fault does.
+    fn set_cr2(&mut self, address: u64);
+    /// A register of the guest state.
+    fn state_msr(&self, msr: StateMsr) -> u64;
+    /// Sets a register of the guest state; the value was checked.
+    fn set_state_msr(&mut self, msr: StateMsr, value: u64);
+
+    /// Whether an external interrupt could be taken at the current instruction.
+    fn interruptible(&self) -> bool;
+    /// Delivers `event` at the next entry. At most one an entry.
+    fn inject(&mut self, event: Event);
+    /// Whether something is to be delivered at the next entry already: an event of which the last exit cut the delivery short.
+    fn injecting(&self) -> bool;
+    /// Asks for an exit as soon as an interrupt can be taken, or no longer.
+    fn request_window(&mut self, wanted: bool);
+
+    /// Writes the exit's reason and the guest's registers, for people.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}
