@@ -1,2 +1,57 @@
+//! Hardware virtualization behind one trait: AMD's SVM.
+//!
+//! A backend is chosen once, at boot, and everything above is compiled for it: nothing on the exit path is called through a
+//! pointer. What a backend tells of an exit is [`vm::Exit`]; what it offers the handlers is [`vm::Vcpu`].
 #![no_std]
-//! placeholder
+
+extern crate alloc;
+
+mod page;
+pub mod svm;
+
+use addr::Hpa;
+use core::fmt;
+
+/// Where a vCPU starts: in 32-bit protected mode with flat segments and paging off, as the Multiboot Specification
+/// (0.6.96, section 3.2) has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the registers' own names")]
+pub struct Start {
+    pub eip: u32,
+    pub eax: u32,
+    pub ebx: u32,
+}
+
+/// How the hypervisor finds the physical address of what it allocates.
+pub type Physical = fn(*const u8) -> Hpa;
+
+/// What a machine needs and does not have, in the manual's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing(pub &'static str);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// One vendor's virtualization, switched on on this CPU.
+pub trait Backend: Sized {
+    /// Its virtual CPU.
+    type Vcpu: vm::Vcpu;
+
+    /// For reports.
+    const NAME: &'static str;
+
+    /// Checks that this CPU has all that is needed, and switches it on.
+    ///
+    /// # Safety
+    /// Once for each CPU, at ring 0, with interrupts off.
+    ///
+    /// # Errors
+    /// The first thing missing; nothing was switched on then.
+    unsafe fn enable(physical: Physical) -> Result<Self, Missing>;
+
+    /// A new virtual CPU that starts at `start`, with its memory behind the nested tables at `root`.
+    fn vcpu(&self, root: Hpa, start: Start) -> Self::Vcpu;
+}

@@ -1,0 +1,497 @@
+//! AMD's SVM with nested paging (AMD64 APM vol. 2, chapter 15).
+
+mod permissions;
+mod switch;
+mod vmcb;
+
+use crate::page::HardwarePage;
+use crate::{Backend, Missing, Physical, Start};
+use addr::{Gpa, Hpa};
+use core::arch::asm;
+use core::fmt;
+use permissions::{IoPermissions, MsrPermissions};
+use raw_cpuid::{CpuId, CpuIdReaderNative};
+use switch::Switched;
+use vm::{
+    ControlRegisters, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, NestedFault, Registers,
+    Segment, SegmentState, Size, StateMsr, Stay, Vcpu,
+};
+use vmcb::{SegmentField, Vmcb, event, exit_code, misc1, misc2, virtual_interrupt};
+use x86::msr::{IA32_EFER, rdmsr, wrmsr};
+
+/// VM_CR, and its bit by which firmware forbids SVM (APM section 15.30.1).
+const VM_CR: u32 = 0xc001_0114;
+const VM_CR_SVMDIS: u64 = 1 << 4;
+/// VM_HSAVE_PA: where VMRUN keeps the host's state (APM section 15.30.4).
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+const EFER_SVME: u64 = 1 << 12;
+
+/// What PAT holds after reset (APM section 7.8.2).
+const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// Exceptions that exit. #UD: VMCALL is a hypercall too. #DB and #AC: delivering one can raise it again for ever, which
+/// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
+const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
+
+/// SVM, switched on on this CPU.
+pub struct Svm {
+    _host_save: HardwarePage<Vmcb>,
+    physical: Physical,
+    next_rip_save: bool,
+}
+
+impl Backend for Svm {
+    type Vcpu = SvmVcpu;
+
+    const NAME: &'static str = "SVM with nested paging";
+
+    unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
+        let cpuid = CpuId::with_cpuid_reader(CpuIdReaderNative);
+        if !cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|features| features.has_svm()) {
+            return Err(Missing("SVM: CPUID 8000_0001h, ECX bit 2"));
+        }
+        // SAFETY: VM_CR is there where SVM is.
+        if unsafe { rdmsr(VM_CR) } & VM_CR_SVMDIS != 0 {
+            return Err(Missing("SVM is disabled by the firmware: MSR VM_CR (C001_0114h) bit 4 (SVMDIS) is set"));
+        }
+        let Some(features) = cpuid.get_svm_info().filter(|features| features.has_nested_paging()) else {
+            return Err(Missing("nested paging: CPUID 8000_000Ah, EDX bit 0 (NP)"));
+        };
+        let host_save = HardwarePage::new(physical, Vmcb::zeroed());
+        // SAFETY: SVM is there and allowed.
+        let efer = unsafe { rdmsr(IA32_EFER) };
+        // SAFETY: as above.
+        unsafe { wrmsr(IA32_EFER, efer | EFER_SVME) };
+        // SAFETY: the page is this CPU's for as long as the backend lives.
+        unsafe { wrmsr(VM_HSAVE_PA, host_save.address().raw()) };
+        Ok(Self { _host_save: host_save, physical, next_rip_save: features.has_nrip() })
+    }
+
+    fn vcpu(&self, root: Hpa, start: Start) -> SvmVcpu {
+        SvmVcpu::new(self, root, start)
+    }
+}
+
+impl Drop for Svm {
+    fn drop(&mut self) {
+        // SAFETY: SVM is on (`enable`), and no vCPU runs: off it goes before its page does.
+        let efer = unsafe { rdmsr(IA32_EFER) };
+        // SAFETY: as above.
+        unsafe { wrmsr(IA32_EFER, efer & !EFER_SVME) };
+    }
+}
+
+/// A virtual CPU under SVM.
+pub struct SvmVcpu {
+    registers: Switched,
+    vmcb: HardwarePage<Vmcb>,
+    /// What VMSAVE keeps of the host while the guest's FS, GS, TR, LDTR and system-call MSRs are loaded. They stay loaded from
+    /// exit to entry: the handlers use none of them, and only `leave` swaps them.
+    host: HardwarePage<Vmcb>,
+    guest_loaded: bool,
+    next_rip_save: bool,
+    _io_permissions: HardwarePage<IoPermissions>,
+    _msr_permissions: HardwarePage<MsrPermissions>,
+}
+
+impl SvmVcpu {
+    fn new(svm: &Svm, root: Hpa, start: Start) -> Self {
+        let physical = svm.physical;
+        let io_permissions = HardwarePage::new(physical, IoPermissions::intercept_all());
+        let msr_permissions = HardwarePage::new(physical, MsrPermissions::guest());
+        let mut vmcb = HardwarePage::new(physical, Vmcb::zeroed());
+        let control = &mut vmcb.control;
+        control.intercept_exceptions = INTERCEPTED_EXCEPTIONS;
+        control.intercept_misc1 = misc1::INTR
+            | misc1::NMI
+            | misc1::SMI
+            | misc1::INIT
+            | misc1::CPUID
+            | misc1::INVD
+            | misc1::HLT
+            | misc1::INVLPGA
+            | misc1::IOIO
+            | misc1::MSR
+            | misc1::SHUTDOWN;
+        control.intercept_misc2 = misc2::VMRUN
+            | misc2::VMMCALL
+            | misc2::VMLOAD
+            | misc2::VMSAVE
+            | misc2::STGI
+            | misc2::CLGI
+            | misc2::SKINIT
+            | misc2::MONITOR
+            | misc2::MWAIT
+            | misc2::XSETBV;
+        control.iopm_base = io_permissions.address().raw();
+        control.msrpm_base = msr_permissions.address().raw();
+        control.asid = 1;
+        control.tlb_control = vmcb::FLUSH_ALL;
+        control.virtual_interrupt = virtual_interrupt::MASKING;
+        control.nested_control = vmcb::NESTED_PAGING;
+        control.nested_cr3 = root.raw();
+        Self::set_start(&mut vmcb.save, start);
+        let mut registers = Switched::default();
+        registers.gprs[Gpr::RBX.index()] = u64::from(start.ebx);
+        Self {
+            registers,
+            vmcb,
+            host: HardwarePage::new(physical, Vmcb::zeroed()),
+            guest_loaded: false,
+            next_rip_save: svm.next_rip_save,
+            _io_permissions: io_permissions,
+            _msr_permissions: msr_permissions,
+        }
+    }
+
+    /// Flat 32-bit protected mode, as a multiboot loader leaves it.
+    fn set_start(save: &mut vmcb::Save, start: Start) {
+        // Attributes: G, D/B, P, S and the type of APM table 4-5 (accessed).
+        let data = SegmentField { selector: 0x10, attributes: 0xc93, limit: u32::MAX, base: 0 };
+        save.cs = SegmentField { selector: 0x08, attributes: 0xc9b, ..data };
+        save.ds = data;
+        save.es = data;
+        save.ss = data;
+        save.fs = data;
+        save.gs = data;
+        save.tr = SegmentField { selector: 0, attributes: 0x8b, limit: 0xffff, base: 0 };
+        save.ldtr = SegmentField { selector: 0, attributes: 0x82, limit: 0xffff, base: 0 };
+        save.efer = EFER_SVME;
+        save.cr0 = 0x11; // PE, ET
+        save.dr6 = 0xffff_0ff0;
+        save.dr7 = 0x400;
+        save.rflags = 2;
+        save.rip = u64::from(start.eip);
+        save.rax = u64::from(start.eax);
+        save.pat = PAT_AT_RESET;
+    }
+
+    /// Loads the guest's part of what VMRUN leaves alone; from here on interrupts wait (GIF is 0) but in the guest.
+    fn load_guest(&mut self) {
+        // SAFETY: SVM is on while a vCPU exists; with GIF = 0 nothing can use the host's TR until `unload_guest`. IF is set
+        // so that the host's interrupts make the guest exit (V_INTR_MASKING).
+        unsafe {
+            asm!("clgi", "sti", options(nostack));
+        }
+        // SAFETY: both are VMCBs of this vCPU; what VMSAVE and VMLOAD move is not used by the hypervisor meanwhile.
+        unsafe {
+            asm!("vmsave rax", in("rax") self.host.address().raw(), options(nostack));
+        }
+        // SAFETY: as above.
+        unsafe {
+            asm!("vmload rax", in("rax") self.vmcb.address().raw(), options(nostack));
+        }
+        self.guest_loaded = true;
+    }
+
+    /// The host's part again; its interrupts are taken as soon as GIF is 1, before this returns.
+    fn unload_guest(&mut self) {
+        if !core::mem::take(&mut self.guest_loaded) {
+            return;
+        }
+        // SAFETY: as in `load_guest`.
+        unsafe {
+            asm!("vmsave rax", in("rax") self.vmcb.address().raw(), options(nostack));
+        }
+        // SAFETY: as in `load_guest`: brings back what was saved there.
+        unsafe {
+            asm!("vmload rax", in("rax") self.host.address().raw(), options(nostack));
+        }
+        // SAFETY: the host's tables are loaded again, so its interrupts can be served.
+        unsafe {
+            asm!("stgi", "nop", "cli");
+        }
+    }
+
+    #[inline]
+    fn exit(&self) -> Exit {
+        let control = &self.vmcb.control;
+        match control.exit_code {
+            exit_code::CPUID => Exit::Cpuid,
+            exit_code::VMMCALL => Exit::Hypercall,
+            exit_code::IOIO => Exit::Io(decode_io(control.exit_info1)),
+            exit_code::MSR if control.exit_info1 == 0 => Exit::ReadMsr,
+            exit_code::MSR => Exit::WriteMsr,
+            exit_code::NPF => Exit::NestedFault(decode_nested_fault(control.exit_info1, control.exit_info2)),
+            exit_code::HLT => Exit::Halt,
+            exit_code::INTR => Exit::ExternalInterrupt,
+            exit_code::VINTR => Exit::InterruptWindow,
+            _ => self.rare_exit(),
+        }
+    }
+
+    #[cold]
+    fn rare_exit(&self) -> Exit {
+        let control = &self.vmcb.control;
+        match control.exit_code {
+            code @ exit_code::EXCEPTION_0..=exit_code::EXCEPTION_31 => {
+                let vector = (code - exit_code::EXCEPTION_0) as u8;
+                let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
+                Exit::Exception(Exception { vector, error_code: has_error_code.then_some(control.exit_info1 as u32) })
+            }
+            exit_code::NMI => Exit::Nmi,
+            exit_code::INVD => Exit::Instruction(Instruction::Invd),
+            exit_code::XSETBV => Exit::Instruction(Instruction::Xsetbv),
+            exit_code::INVLPGA
+            | exit_code::VMRUN
+            | exit_code::VMLOAD..=exit_code::SKINIT
+            | exit_code::MONITOR..=exit_code::MWAIT_CONDITIONAL => Exit::Instruction(Instruction::Undefined),
+            exit_code::SHUTDOWN => Exit::Shutdown,
+            code if code as u32 == exit_code::INVALID => Exit::InvalidState,
+            _ => Exit::Unknown,
+        }
+    }
+
+    /// An event whose delivery the exit cut short is delivered again, but for software interrupts and exceptions: their
+    /// instruction runs again (APM section 15.20).
+    #[cold]
+    fn redeliver(&mut self) {
+        let info = self.vmcb.control.exit_interrupt_info;
+        let vector = info & 0xff;
+        let kind = info & 0x700;
+        let by_instruction = kind == 4 << 8 || (kind == event::TYPE_EXCEPTION && matches!(vector, 3 | 4));
+        if !by_instruction {
+            self.vmcb.control.event_injection = info;
+        }
+    }
+
+    fn segment_field(&self, register: Segment) -> SegmentField {
+        let save = &self.vmcb.save;
+        match register {
+            Segment::Es => save.es,
+            Segment::Cs => save.cs,
+            Segment::Ss => save.ss,
+            Segment::Ds => save.ds,
+            // The guest's own are in the processor: `segment` sees to it that the VMCB has them.
+            Segment::Fs => save.fs,
+            Segment::Gs => save.gs,
+        }
+    }
+}
+
+/// EXITINFO1 of an IOIO exit (APM figure 15-2).
+#[inline]
+fn decode_io(info: u64) -> Io {
+    let size = match (info >> 4) & 7 {
+        1 => Size::Byte,
+        2 => Size::Word,
+        _ => Size::Dword,
+    };
+    Io { port: (info >> 16) as u16, size, input: info & 1 != 0, string: info & 4 != 0 }
+}
+
+/// EXITINFO1 and EXITINFO2 of a nested page fault (APM section 15.25.6): a page fault's error code, and where.
+#[inline]
+fn decode_nested_fault(error: u64, address: u64) -> NestedFault {
+    NestedFault { address: Gpa::new(address), present: error & 1 != 0, write: error & 2 != 0, fetch: error & 0x10 != 0 }
+}
+
+impl Registers for SvmVcpu {
+    #[inline]
+    fn gpr(&self, register: Gpr) -> u64 {
+        match register {
+            Gpr::RAX => self.vmcb.save.rax,
+            Gpr::RSP => self.vmcb.save.rsp,
+            _ => self.registers.gprs[register.index()],
+        }
+    }
+
+    #[inline]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        match register {
+            Gpr::RAX => self.vmcb.save.rax = value,
+            Gpr::RSP => self.vmcb.save.rsp = value,
+            _ => self.registers.gprs[register.index()] = value,
+        }
+    }
+
+    #[inline]
+    fn rip(&self) -> u64 {
+        self.vmcb.save.rip
+    }
+
+    #[inline]
+    fn rflags(&self) -> u64 {
+        self.vmcb.save.rflags
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcb.save.rflags = rflags;
+    }
+
+    fn segment_base(&self, segment: Segment) -> u64 {
+        self.segment(segment).base
+    }
+}
+
+impl Vcpu for SvmVcpu {
+    const HYPERCALL: Known = Known::Vmmcall;
+
+    #[inline]
+    fn enter(&mut self) -> Exit {
+        if !self.guest_loaded {
+            self.load_guest();
+        }
+        // SAFETY: the VMCB is valid and this vCPU's own; `load_guest` has set GIF to 0; the guest's memory is what its nested
+        // tables map.
+        unsafe { switch::vmrun(self.vmcb.address(), &mut self.registers) };
+        let control = &mut self.vmcb.control;
+        control.tlb_control = 0;
+        control.event_injection = 0;
+        if control.exit_interrupt_info & event::VALID != 0 {
+            self.redeliver();
+        }
+        self.exit()
+    }
+
+    fn leave(&mut self) {
+        self.unload_guest();
+    }
+
+    #[inline]
+    fn stay(&self) -> Stay {
+        self.registers.stay
+    }
+
+    #[inline]
+    fn resume_at(&mut self, rip: u64) {
+        self.vmcb.save.rip = rip;
+        self.vmcb.control.interrupt_state = 0;
+    }
+
+    #[inline]
+    fn next_rip(&self) -> Option<u64> {
+        match self.vmcb.control.exit_code {
+            exit_code::IOIO => Some(self.vmcb.control.exit_info2),
+            _ if self.next_rip_save => Some(self.vmcb.control.next_rip),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn control(&self) -> ControlRegisters {
+        let save = &self.vmcb.save;
+        ControlRegisters { cr0: save.cr0, cr3: save.cr3, cr4: save.cr4, efer: save.efer & !EFER_SVME, cpl: save.cpl }
+    }
+
+    fn segment(&self, register: Segment) -> SegmentState {
+        let mut segment = self.segment_field(register);
+        if self.guest_loaded {
+            match register {
+                // SAFETY: the register exists in long mode; the guest's value is loaded.
+                Segment::Fs => segment.base = unsafe { rdmsr(x86::msr::IA32_FS_BASE) },
+                // SAFETY: as above.
+                Segment::Gs => segment.base = unsafe { rdmsr(x86::msr::IA32_GS_BASE) },
+                _ => {}
+            }
+        }
+        SegmentState {
+            selector: segment.selector,
+            base: segment.base,
+            limit: segment.limit,
+            default_big: segment.attributes & 1 << 10 != 0,
+            long: segment.attributes & 1 << 9 != 0,
+        }
+    }
+
+    fn set_cr2(&mut self, address: u64) {
+        self.vmcb.save.cr2 = address;
+    }
+
+    fn state_msr(&self, msr: StateMsr) -> u64 {
+        match msr {
+            StateMsr::Efer => self.vmcb.save.efer & !EFER_SVME,
+            StateMsr::Pat => self.vmcb.save.pat,
+        }
+    }
+
+    fn set_state_msr(&mut self, msr: StateMsr, value: u64) {
+        match msr {
+            StateMsr::Efer => self.vmcb.save.efer = value | EFER_SVME,
+            StateMsr::Pat => self.vmcb.save.pat = value,
+        }
+    }
+
+    #[inline]
+    fn interruptible(&self) -> bool {
+        self.vmcb.save.rflags & INTERRUPT_FLAG != 0
+            && self.vmcb.control.interrupt_state & vmcb::INTERRUPT_SHADOW == 0
+            && !self.injecting()
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.vmcb.control.event_injection = event::VALID
+            | match event {
+                Event::Interrupt(vector) => event::TYPE_INTERRUPT | u64::from(vector),
+                Event::Exception(Exception { vector, error_code }) => {
+                    let error = error_code.map_or(0, |code| event::ERROR_CODE_VALID | u64::from(code) << 32);
+                    event::TYPE_EXCEPTION | u64::from(vector) | error
+                }
+            };
+    }
+
+    #[inline]
+    fn injecting(&self) -> bool {
+        self.vmcb.control.event_injection & event::VALID != 0
+    }
+
+    #[inline]
+    fn request_window(&mut self, wanted: bool) {
+        let control = &mut self.vmcb.control;
+        if wanted {
+            control.virtual_interrupt |= virtual_interrupt::PENDING | virtual_interrupt::IGNORE_PRIORITY;
+            control.intercept_misc1 |= misc1::VINTR;
+        } else {
+            control.virtual_interrupt &= !virtual_interrupt::PENDING;
+            control.intercept_misc1 &= !misc1::VINTR;
+        }
+    }
+
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        let (control, save) = (&self.vmcb.control, &self.vmcb.save);
+        writeln!(
+            out,
+            "exit code {:#x} info1 {:#x} info2 {:#x} interrupted {:#x} shadow {:#x}",
+            control.exit_code,
+            control.exit_info1,
+            control.exit_info2,
+            control.exit_interrupt_info,
+            control.interrupt_state
+        )?;
+        writeln!(out, "rip {:016x} cs {:04x} rflags {:08x} cpl {}", save.rip, save.cs.selector, save.rflags, save.cpl)?;
+        writeln!(out, "cr0 {:08x} cr2 {:016x} cr3 {:016x} cr4 {:08x}", save.cr0, save.cr2, save.cr3, save.cr4)?;
+        writeln!(out, "efer {:04x} dr6 {:08x} dr7 {:08x} pat {:016x}", save.efer, save.dr6, save.dr7, save.pat)?;
+        for (number, name) in (0..).zip(NAMES) {
+            let end = if number % 4 == 3 { '\n' } else { ' ' };
+            write!(out, "{name:>3} {:016x}{end}", self.gpr(Gpr::new(number)))?;
+        }
+        Ok(())
+    }
+}
+
+const NAMES: [&str; 16] =
+    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
+
+impl Drop for SvmVcpu {
+    fn drop(&mut self) {
+        self.unload_guest();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_exits_are_decoded_as_the_manual_draws_them() {
+        // IN AL, DX at port 3F8h; REP OUTSW at port 70h.
+        assert_eq!(decode_io(0x03f8_0011), Io { port: 0x3f8, size: Size::Byte, input: true, string: false });
+        assert_eq!(decode_io(0x0070_002c), Io { port: 0x70, size: Size::Word, input: false, string: true });
+    }
+
+    #[test]
+    fn nested_faults_are_decoded_as_page_faults() {
+        let fault = decode_nested_fault(0x1_0000_0006, 0x1234_5678);
+        assert_eq!(fault, NestedFault { address: Gpa::new(0x1234_5678), write: true, fetch: false, present: false });
+    }
+}
