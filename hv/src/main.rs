@@ -1,2 +1,89 @@
-//! placeholder
-fn main() {}
+//! The hypervisor: a thin image around the libraries below `hv/`.
+//!
+//! `boot/entry.s` comes from the loader to [`hv_main`], which brings the machine up, builds the VMs that the command line and
+//! the modules describe, runs them, and ends with a verdict.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod acpi_tables;
+mod boot;
+mod console;
+mod cpu;
+mod frames;
+mod heap;
+mod paging;
+mod panic;
+mod selftest;
+mod timer;
+mod verdict;
+mod vms;
+
+use addr::Hpa;
+use loader::{BootInfo, Config};
+use verdict::Verdict;
+
+/// Where `boot/entry.s` leads, in long mode on the boot stack, with what the loader left in EAX and EBX.
+#[unsafe(no_mangle)]
+extern "C" fn hv_main(magic: u32, info: u32) -> ! {
+    // SAFETY: this is the only call, and nothing was allocated yet.
+    unsafe { heap::init() };
+    console::init(log::LevelFilter::Info);
+    let boot = boot::read(magic, info).unwrap_or_else(|error| verdict::end(Verdict::Usage, format_args!("{error}")));
+    let config = Config::parse(&boot.command_line)
+        .unwrap_or_else(|error| verdict::end(Verdict::Usage, format_args!("command line: {error}")));
+    log::set_max_level(config.log);
+    bring_up(&boot);
+    if let Some(how) = config.selftest {
+        selftest::fail(how);
+    }
+    vms::run_all(&boot, &config)
+}
+
+/// Takes the processor and the machine's memory over from the loader.
+fn bring_up(boot: &BootInfo) {
+    // SAFETY: this is the boot CPU, and interrupts have been off since the loader.
+    unsafe { cpu::init() };
+    for malformed in &boot.malformed {
+        log::warn!("boot information: {malformed}");
+    }
+    take_frames(boot);
+    log::info!("{}", Machine(acpi_tables::read()));
+    // SAFETY: as above.
+    unsafe { timer::init() };
+}
+
+/// Fills the frame allocator; what the boot tables do not map only after the hypervisor's own tables are in place.
+fn take_frames(boot: &BootInfo) {
+    let usable = boot.usable_ranges(&paging::image());
+    let clamp = |at: Hpa| at.min(paging::BOOT_MAP);
+    usable.iter().for_each(|range| frames::add(clamp(range.start), clamp(range.end)));
+    // SAFETY: the boot tables are in use, and what the loader left in the lower half was copied.
+    if let Err(error) = unsafe { paging::install(&boot.regions) } {
+        verdict::end(Verdict::Usage, format_args!("{error}"));
+    }
+    let above = |at: Hpa| at.max(paging::BOOT_MAP);
+    usable.iter().for_each(|range| frames::add(above(range.start), above(range.end)));
+    let bytes: u64 = usable.iter().map(|range| range.end.raw() - range.start.raw()).sum();
+    log::info!("{} MiB of memory in {} ranges", bytes >> 20, usable.len());
+}
+
+/// One line about the machine.
+struct Machine(Option<acpi_tables::Machine>);
+
+impl core::fmt::Display for Machine {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Some(machine) = self.0 else {
+            return f.write_str("no ACPI tables");
+        };
+        write!(f, "ACPI: {} processors", machine.processors)?;
+        if let Some(address) = machine.local_apic {
+            write!(f, ", local APICs at {address}")?;
+        }
+        if let Some(port) = machine.pm_timer {
+            write!(f, ", PM timer at port {port:#x}")?;
+        }
+        Ok(())
+    }
+}

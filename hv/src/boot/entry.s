@@ -1,0 +1,121 @@
+# From the multiboot loader to Rust: 32-bit protected mode without paging -> long mode in the top 2 GiB.
+#
+# The loader's contract is that of the Multiboot Specification 0.6.96, section 3.2: EAX holds the magic, EBX the address of
+# the information structure, A20 is open, paging is off. The boot tables below map the first 4 GiB three times: where they
+# are, at the direct map, and (the first GiB) in the top 2 GiB. hv/src/paging.rs replaces them before anything else runs.
+
+.set MULTIBOOT_MAGIC, 0x1BADB002
+# Page-aligned modules, memory information, and the address fields below: QEMU takes an ELF64 only with these.
+.set MULTIBOOT_FLAGS, (1 << 0) | (1 << 1) | (1 << 16)
+
+.section .boot.header, "a"
+.balign 4
+multiboot_header:
+    .long MULTIBOOT_MAGIC
+    .long MULTIBOOT_FLAGS
+    .long -(MULTIBOOT_MAGIC + MULTIBOOT_FLAGS)
+    .long multiboot_header
+    .long image_start
+    .long data_end_low
+    .long image_end_low
+    .long boot_entry
+
+.section .boot, "ax"
+.code32
+.global boot_entry
+boot_entry:
+    cli
+    cld
+    movl %eax, %esi
+    rdtsc
+    movl %eax, boot_tsc_low
+    movl %edx, boot_tsc_low + 4
+
+    # Page directories: 2048 leaves of 2 MiB, present and writable.
+    movl $boot_pd_low, %edi
+    movl $0x83, %eax
+    movl $2048, %ecx
+1:  movl %eax, (%edi)
+    movl $0, 4(%edi)
+    addl $0x200000, %eax
+    addl $8, %edi
+    loop 1b
+
+    movl $boot_pdpt_low, %edi
+    movl $(boot_pd_low + 3), %eax
+    movl $4, %ecx
+2:  movl %eax, (%edi)
+    addl $4096, %eax
+    addl $8, %edi
+    loop 2b
+
+    movl $(boot_pd_low + 3), boot_pdpt_high_low + 510 * 8
+    movl $(boot_pdpt_low + 3), boot_pml4_low
+    movl $(boot_pdpt_low + 3), boot_pml4_low + 256 * 8
+    movl $(boot_pdpt_high_low + 3), boot_pml4_low + 511 * 8
+
+    movl $boot_pml4_low, %eax
+    movl %eax, %cr3
+    movl $(1 << 5), %eax            # CR4.PAE
+    movl %eax, %cr4
+    movl $0xc0000080, %ecx          # IA32_EFER: LME, NXE
+    rdmsr
+    orl $((1 << 8) | (1 << 11)), %eax
+    wrmsr
+    movl $0x80010033, %eax          # CR0: PG, WP, NE, ET, MP, PE
+    movl %eax, %cr0
+    lgdt boot_gdt_pointer
+    ljmp $8, $boot_entry64
+
+.code64
+boot_entry64:
+    movabsq $boot_entry_high, %rax
+    jmp *%rax
+
+.balign 8
+boot_gdt:
+    .quad 0
+    .quad 0x00af9a000000ffff        # 64-bit code
+    .quad 0x00cf92000000ffff        # data
+boot_gdt_pointer:
+    .word . - boot_gdt - 1
+    .long boot_gdt
+
+.section .text.boot, "ax"
+boot_entry_high:
+    movl $16, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    xorl %eax, %eax
+    movl %eax, %fs
+    movl %eax, %gs
+    leaq boot_stack_top(%rip), %rsp
+    xorl %ebp, %ebp                 # ends every backtrace
+    movl %esi, %edi                 # the loader's magic
+    movl %ebx, %esi                 # the information structure
+    call hv_main
+    ud2
+
+# The tables are linked high like everything else; these are their physical addresses.
+.set boot_pml4_low, boot_pml4 - HIGH_HALF
+.set boot_pdpt_low, boot_pdpt - HIGH_HALF
+.set boot_pdpt_high_low, boot_pdpt_high - HIGH_HALF
+.set boot_pd_low, boot_pd - HIGH_HALF
+.set boot_tsc_low, boot_tsc - HIGH_HALF
+
+.section .bss.boot, "aw", @nobits
+.balign 4096
+boot_pml4:      .skip 4096
+boot_pdpt:      .skip 4096
+boot_pdpt_high: .skip 4096
+boot_pd:        .skip 4 * 4096
+.global boot_tsc
+boot_tsc:       .skip 8
+.balign 4096
+# An unmapped page below the stack turns an overflow into a double fault, which has a stack of its own.
+.global boot_stack_guard
+boot_stack_guard: .skip 4096
+.global boot_stack
+boot_stack:     .skip 64 * 1024
+boot_stack_top:

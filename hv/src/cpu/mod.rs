@@ -1,0 +1,112 @@
+//! The processor's own tables: segments, interrupt vectors, and stacks for what may strike at any moment.
+
+mod traps;
+
+pub(crate) use traps::{FIRST_IRQ, TrapFrame, ticks};
+
+use core::cell::UnsafeCell;
+use core::ptr::addr_of;
+use x86::Ring;
+use x86::bits64::segmentation::{Descriptor64, load_cs};
+use x86::bits64::task::TaskStateSegment;
+use x86::dtables::{DescriptorTablePointer, lgdt, lidt};
+use x86::segmentation::{
+    BuildDescriptor, CodeSegmentType, DataSegmentType, Descriptor, DescriptorBuilder, GateDescriptorBuilder,
+    SegmentDescriptorBuilder, SegmentSelector, load_ds, load_es, load_ss,
+};
+use x86::task::load_tr;
+
+const CODE: SegmentSelector = SegmentSelector::new(1, Ring::Ring0);
+const DATA: SegmentSelector = SegmentSelector::new(2, Ring::Ring0);
+const TASK: SegmentSelector = SegmentSelector::new(3, Ring::Ring0);
+
+/// Vectors whose handlers can't trust the interrupted stack: NMI, double fault, machine check.
+const OWN_STACKS: [u8; 3] = [2, 8, 18];
+const OWN_STACK_SIZE: usize = 16 * 1024;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Stack([u8; OWN_STACK_SIZE]);
+
+#[repr(C, packed)]
+struct Gdt {
+    null: Descriptor,
+    code: Descriptor,
+    data: Descriptor,
+    task: Descriptor64,
+}
+
+/// One CPU's tables. The processor itself writes to them (the TSS's busy bit), hence the cell.
+#[repr(C, align(16))]
+struct Tables {
+    stacks: [Stack; OWN_STACKS.len()],
+    idt: [Descriptor64; 256],
+    gdt: Gdt,
+    tss: TaskStateSegment,
+}
+
+struct BootCpu(UnsafeCell<Tables>);
+
+// SAFETY: the boot CPU alone uses its tables, and writes them once, in `init`.
+unsafe impl Sync for BootCpu {}
+
+static BOOT_CPU: BootCpu = BootCpu(UnsafeCell::new(Tables {
+    stacks: [Stack([0; OWN_STACK_SIZE]); OWN_STACKS.len()],
+    idt: [Descriptor64::NULL; 256],
+    gdt: Gdt { null: Descriptor::NULL, code: Descriptor::NULL, data: Descriptor::NULL, task: Descriptor64::NULL },
+    tss: TaskStateSegment::new(),
+}));
+
+impl Tables {
+    fn fill(&mut self) {
+        for (index, stack) in self.stacks.iter().enumerate() {
+            self.tss.set_ist(index, stack.0.as_ptr_range().end as u64);
+        }
+        let code: DescriptorBuilder =
+            SegmentDescriptorBuilder::<u32>::code_descriptor(0, 0xf_ffff, CodeSegmentType::ExecuteReadAccessed);
+        let data: DescriptorBuilder =
+            SegmentDescriptorBuilder::<u32>::data_descriptor(0, 0xf_ffff, DataSegmentType::ReadWriteAccessed);
+        let limit = size_of::<TaskStateSegment>() as u64 - 1;
+        let task: DescriptorBuilder =
+            GateDescriptorBuilder::<u64>::tss_descriptor(addr_of!(self.tss) as u64, limit, true);
+        self.gdt = Gdt {
+            null: Descriptor::NULL,
+            code: code.present().dpl(Ring::Ring0).l().limit_granularity_4kb().finish(),
+            data: data.present().dpl(Ring::Ring0).db().limit_granularity_4kb().finish(),
+            task: task.present().dpl(Ring::Ring0).finish(),
+        };
+        for (vector, stub) in traps::stubs().enumerate() {
+            let gate: DescriptorBuilder = GateDescriptorBuilder::<u64>::interrupt_descriptor(CODE, stub);
+            let own_stack =
+                OWN_STACKS.iter().position(|&v| usize::from(v) == vector).map_or(0, |index| index as u8 + 1);
+            self.idt[vector] = gate.present().dpl(Ring::Ring0).ist(own_stack).finish();
+        }
+    }
+}
+
+/// Loads this CPU's segments, task register and interrupt table.
+///
+/// # Safety
+/// Once, on the boot CPU, with interrupts off.
+pub(crate) unsafe fn init() {
+    let tables = BOOT_CPU.0.get();
+    // SAFETY: the caller's promise makes this the only reference there is, and the processor does not use them yet.
+    unsafe { (*tables).fill() };
+    // SAFETY: as above, and from now on nobody writes them but the processor.
+    let (gdt, idt) =
+        unsafe { (DescriptorTablePointer::new(&(*tables).gdt), DescriptorTablePointer::new(&(*tables).idt)) };
+    // SAFETY: the GDT holds flat ring-0 segments at the selectors loaded next, and lives for ever.
+    unsafe { lgdt(&gdt) };
+    // SAFETY: as above.
+    unsafe { load_cs(CODE) };
+    // SAFETY: as above.
+    unsafe { load_ss(DATA) };
+    // SAFETY: as above.
+    unsafe { load_ds(DATA) };
+    // SAFETY: as above.
+    unsafe { load_es(DATA) };
+    // SAFETY: the descriptor is an available TSS that lives for ever.
+    unsafe { load_tr(TASK) };
+    // SAFETY: every gate leads to its stub.
+    unsafe { lidt(&idt) };
+}

@@ -1,0 +1,136 @@
+//! Exceptions and interrupts that arrive while the hypervisor itself runs.
+
+use core::arch::global_asm;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use x86::controlregs::cr2;
+use x86::io::outb;
+
+global_asm!(include_str!("traps.s"), options(att_syntax));
+
+unsafe extern "C" {
+    static trap_stubs: u8;
+}
+
+/// Bytes from one stub to the next, as `traps.s` lays them out.
+const STUB_SIZE: u64 = 16;
+
+/// The addresses of the 256 stubs, by vector.
+pub(super) fn stubs() -> impl Iterator<Item = u64> {
+    let first = &raw const trap_stubs as u64;
+    (0..256).map(move |vector| first + vector * STUB_SIZE)
+}
+
+/// What `traps.s` leaves on the stack: lowest address first.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct TrapFrame {
+    rax: u64,
+    rcx: u64,
+    rdx: u64,
+    rbx: u64,
+    pub(crate) rbp: u64,
+    rsi: u64,
+    rdi: u64,
+    r8: u64,
+    r9: u64,
+    r10: u64,
+    r11: u64,
+    r12: u64,
+    r13: u64,
+    r14: u64,
+    r15: u64,
+    vector: u64,
+    error_code: u64,
+    pub(crate) rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+impl fmt::Display for TrapFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "hv: rip {:016x} cs {:04x} rflags {:08x} error {:x}",
+            self.rip, self.cs, self.rflags, self.error_code
+        )?;
+        writeln!(f, "hv: rsp {:016x} ss {:04x} rbp {:016x}", self.rsp, self.ss, self.rbp)?;
+        writeln!(f, "hv: rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", self.rax, self.rbx, self.rcx, self.rdx)?;
+        writeln!(f, "hv: rsi {:016x} rdi {:016x} r8  {:016x} r9  {:016x}", self.rsi, self.rdi, self.r8, self.r9)?;
+        writeln!(f, "hv: r10 {:016x} r11 {:016x} r12 {:016x} r13 {:016x}", self.r10, self.r11, self.r12, self.r13)?;
+        write!(f, "hv: r14 {:016x} r15 {:016x}", self.r14, self.r15)
+    }
+}
+
+/// Names of the exceptions (Intel SDM vol. 3, table 6-1; AMD APM vol. 2, table 8-1).
+const EXCEPTIONS: [&str; 32] = [
+    "#DE divide error",
+    "#DB debug",
+    "NMI",
+    "#BP breakpoint",
+    "#OF overflow",
+    "#BR bound range",
+    "#UD invalid opcode",
+    "#NM device not available",
+    "#DF double fault",
+    "coprocessor segment overrun",
+    "#TS invalid TSS",
+    "#NP segment not present",
+    "#SS stack fault",
+    "#GP general protection",
+    "#PF page fault",
+    "reserved",
+    "#MF x87 error",
+    "#AC alignment check",
+    "#MC machine check",
+    "#XM SIMD error",
+    "#VE virtualization",
+    "#CP control protection",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "reserved",
+    "#HV hypervisor injection",
+    "#VC VMM communication",
+    "#SX security",
+    "reserved",
+];
+
+const NMI: u64 = 2;
+const PAGE_FAULT: u64 = 14;
+
+/// The vectors at which `timer` has the interrupt controllers deliver.
+pub(crate) const FIRST_IRQ: u8 = 0x20;
+
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// Timer interrupts since boot.
+pub(crate) fn ticks() -> u64 {
+    TICKS.load(Ordering::Relaxed)
+}
+
+/// Where every stub leads. Exceptions are bugs of the hypervisor, and end it.
+#[unsafe(no_mangle)]
+extern "C" fn hv_trap(frame: &TrapFrame) {
+    match frame.vector {
+        NMI => log::warn!("NMI at {:#x}", frame.rip),
+        vector if vector < EXCEPTIONS.len() as u64 => {
+            // SAFETY: reading CR2 has no effect.
+            let address = if vector == PAGE_FAULT { Some(unsafe { cr2() }) } else { None };
+            crate::panic::exception(EXCEPTIONS[vector as usize], address, frame)
+        }
+        vector => interrupt(vector),
+    }
+}
+
+fn interrupt(vector: u64) {
+    if vector == u64::from(FIRST_IRQ) {
+        TICKS.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: a non-specific EOI to the first 8259, which is the hypervisor's; only its timer line is unmasked.
+    unsafe { outb(0x20, 0x20) };
+}

@@ -1,0 +1,183 @@
+//! The hypervisor's own page tables: a direct map of the machine's memory, and the image in the top 2 GiB.
+//!
+//! Nothing is both writable and executable: the image's sections have just the rights that their use needs, and its
+//! read-only pages are read-only in the direct map too. The lower half stays empty, so a stray null pointer faults.
+//!
+//! ```text
+//! ffff_8000_0000_0000  direct map: physical address + DIRECT_MAP, no execute
+//! ffff_ffff_8000_0000  image: .text r-x, .rodata r--, .data and .bss rw-, a hole below the boot stack
+//! ```
+
+use crate::frames;
+use addr::{Hpa, PAGE_SIZE, PageSize};
+use core::fmt;
+use loader::Region;
+use x86::controlregs::{Cr4, cr3_write, cr4, cr4_write};
+
+/// Where the direct map begins. `boot/entry.s` maps the first 4 GiB there from the start.
+const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
+/// What the linker script adds to the image's physical addresses.
+const HIGH_HALF: u64 = 0xffff_ffff_8000_0000;
+/// What the boot tables map.
+pub(crate) const BOOT_MAP: Hpa = Hpa::new(4 << 30);
+
+// Entry bits (Intel SDM vol. 3, table 4-15 onwards; AMD APM vol. 2, section 5.3).
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+const CACHE_DISABLE: u64 = 1 << 4;
+const LEAF: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+unsafe extern "C" {
+    static image_start: u8;
+    static text_start: u8;
+    static text_end: u8;
+    static rodata_end: u8;
+    static image_end: u8;
+    static boot_stack_guard: u8;
+}
+
+/// The address of a linker symbol; only its address means something.
+macro_rules! symbol {
+    ($name:ident) => {
+        &raw const $name as u64
+    };
+}
+
+/// The physical range of the image as it was loaded, with the code that ran before paging.
+pub(crate) fn image() -> core::ops::Range<Hpa> {
+    Hpa::new(symbol!(image_start))..Hpa::new(symbol!(image_end) - HIGH_HALF)
+}
+
+/// Whether `address` lies in the image's writable part, with 16 bytes to spare.
+pub(crate) fn is_image_data(address: u64) -> bool {
+    (symbol!(rodata_end)..symbol!(image_end) - 16).contains(&address) && !in_guard(address)
+}
+
+fn in_guard(address: u64) -> bool {
+    (symbol!(boot_stack_guard)..symbol!(boot_stack_guard) + PAGE_SIZE).contains(&address)
+}
+
+/// The direct map's pointer to `address`.
+pub(crate) fn direct(address: Hpa) -> *mut u8 {
+    (address.raw() + DIRECT_MAP) as *mut u8
+}
+
+/// The physical address behind a pointer into the image or the direct map (the heap is in one of them).
+pub(crate) fn physical<T>(pointer: *const T) -> Hpa {
+    let address = pointer as u64;
+    Hpa::new(if address >= HIGH_HALF { address - HIGH_HALF } else { address - DIRECT_MAP })
+}
+
+/// There was no frame for a table.
+#[derive(Debug)]
+pub(crate) struct OutOfFrames;
+
+impl fmt::Display for OutOfFrames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not enough memory for the hypervisor's page tables")
+    }
+}
+
+type Table = [u64; 512];
+
+fn new_table() -> Result<Hpa, OutOfFrames> {
+    let table = frames::alloc(PageSize::Size4K).ok_or(OutOfFrames)?.start();
+    // SAFETY: the frame is nobody else's and within the boot tables' direct map.
+    unsafe { direct(table).write_bytes(0, PAGE_SIZE as usize) };
+    Ok(table)
+}
+
+/// The tables under construction; used by no processor until `install`.
+struct Builder {
+    root: Hpa,
+}
+
+impl Builder {
+    fn table(&mut self, table: Hpa) -> &mut Table {
+        // SAFETY: `table` came from `new_table`, is used by no processor, and the borrow of `self` makes this the only reference.
+        unsafe { &mut *direct(table).cast::<Table>() }
+    }
+
+    /// Maps the page at `address`; a page mapped before is mapped anew.
+    fn map(&mut self, address: u64, to: Hpa, size: PageSize, flags: u64) -> Result<(), OutOfFrames> {
+        let mut table = self.root;
+        for shift in [39, 30, 21, 12] {
+            let index = (address >> shift) as usize & 511;
+            if shift == size.shift() {
+                let leaf = if size == PageSize::Size4K { 0 } else { LEAF };
+                self.table(table)[index] = to.raw() | flags | leaf | PRESENT;
+                return Ok(());
+            }
+            let entry = self.table(table)[index];
+            table = if entry & PRESENT != 0 {
+                Hpa::new(entry & ADDRESS)
+            } else {
+                let below = new_table()?;
+                self.table(table)[index] = below.raw() | PRESENT | WRITABLE;
+                below
+            };
+        }
+        Ok(())
+    }
+
+    /// The rights of the image's page at `address` (high half), as its section says; None is the hole below the stack.
+    fn image_rights(address: u64) -> Option<u64> {
+        match address {
+            _ if in_guard(address) => None,
+            _ if address < symbol!(text_end) => Some(0),
+            _ if address < symbol!(rodata_end) => Some(NO_EXECUTE),
+            _ => Some(WRITABLE | NO_EXECUTE),
+        }
+    }
+
+    fn map_image(&mut self) -> Result<(), OutOfFrames> {
+        for page in (symbol!(text_start)..symbol!(image_end)).step_by(PAGE_SIZE as usize) {
+            if let Some(rights) = Self::image_rights(page) {
+                self.map(page, Hpa::new(page - HIGH_HALF), PageSize::Size4K, rights | GLOBAL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps the 2 MiB at `start`; in small pages where part of it is the image's read-only part.
+    fn map_direct(&mut self, start: Hpa, flags: u64) -> Result<(), OutOfFrames> {
+        let end = start.raw() + PageSize::Size2M.bytes();
+        let read_only = symbol!(image_start)..symbol!(rodata_end) - HIGH_HALF;
+        if end <= read_only.start || start.raw() >= read_only.end {
+            return self.map(DIRECT_MAP + start.raw(), start, PageSize::Size2M, flags | WRITABLE);
+        }
+        for page in (start.raw()..end).step_by(PAGE_SIZE as usize) {
+            let write = if read_only.contains(&page) { 0 } else { WRITABLE };
+            self.map(DIRECT_MAP + page, Hpa::new(page), PageSize::Size4K, flags | write)?;
+        }
+        Ok(())
+    }
+}
+
+/// Builds the tables for the machine's `regions` of memory and goes over to them.
+///
+/// What the firmware does not call memory is mapped uncached, up to 4 GiB: device registers live there.
+///
+/// # Safety
+/// Once, on the boot CPU, while the boot tables are in use and nothing refers to the lower half any more.
+pub(crate) unsafe fn install(regions: &[Region]) -> Result<(), OutOfFrames> {
+    let mut builder = Builder { root: new_table()? };
+    builder.map_image()?;
+    let top = regions.iter().map(|region| region.range.end).max().unwrap_or(BOOT_MAP).max(BOOT_MAP);
+    for start in (0..top.raw()).step_by(PageSize::Size2M.bytes() as usize) {
+        let end = start + PageSize::Size2M.bytes();
+        let is_memory = regions.iter().any(|region| region.range.start.raw() < end && start < region.range.end.raw());
+        let cache = if is_memory { 0 } else { CACHE_DISABLE };
+        if is_memory || start < BOOT_MAP.raw() {
+            builder.map_direct(Hpa::new(start), cache | NO_EXECUTE | GLOBAL)?;
+        }
+    }
+    // SAFETY: the new tables map the image and the direct map at the same addresses as the boot tables.
+    unsafe { cr3_write(builder.root.raw()) };
+    // SAFETY: global pages are on only now, so none of the boot tables' translations is one.
+    unsafe { cr4_write(cr4() | Cr4::CR4_ENABLE_GLOBAL_PAGES) };
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! The VMs that the command line and the modules describe: built, run, judged.
+
+mod host;
+mod memory;
+
+use crate::boot;
+use crate::console::report;
+use crate::paging;
+use crate::verdict::{self, Verdict};
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use backends::svm::Svm;
+use backends::{Backend, Start};
+use core::fmt;
+use host::{Console, TickingHost};
+use loader::{BootInfo, Config, Module, VmPlan};
+use memory::Memory;
+use vm::cpuid::{Leaf, Table};
+use vm::{Machine, Stop, Vcpu};
+use x86::time::rdtsc;
+
+/// Builds and runs what `config` describes, with the first backend that this machine has all for, and ends with the verdict.
+pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
+    let plans = config
+        .plan(boot.modules.len())
+        .unwrap_or_else(|error| verdict::end(Verdict::Usage, format_args!("command line: {error}")));
+    // SAFETY: this is the boot CPU, at ring 0 with interrupts off.
+    match unsafe { Svm::enable(|pointer| paging::physical(pointer)) } {
+        Ok(svm) => run_plans(&svm, boot, &plans),
+        Err(missing) => verdict::end(Verdict::NoVirtualization, format_args!("this machine lacks {missing}")),
+    }
+}
+
+fn run_plans<B: Backend>(backend: &B, boot: &BootInfo, plans: &[VmPlan]) -> ! {
+    log::info!("backend: {}", B::NAME);
+    emul::warm_up();
+    let [plan] = plans else {
+        verdict::end(
+            Verdict::Usage,
+            format_args!("{} guests, but one at a time is what this hypervisor runs", plans.len()),
+        );
+    };
+    let (verdict, why) = run(backend, boot, plan);
+    verdict::end(verdict, format_args!("{why}"))
+}
+
+/// What a run has come to, for people.
+enum Why {
+    Stopped(Stop),
+    Refused(loader::LoadError),
+    Leaked(u64),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped(stop) => describe(*stop, f),
+            Self::Refused(error) => write!(f, "{error}"),
+            Self::Leaked(frames) => write!(f, "{frames} frames of the VM did not come back"),
+        }
+    }
+}
+
+fn describe(stop: Stop, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match stop {
+        Stop::Exited(0) => f.write_str("the guest reported success"),
+        Stop::Exited(value) => write!(f, "the guest reported failure: it wrote {value} to the exit port"),
+        Stop::TripleFault => f.write_str("triple fault in the guest"),
+        Stop::Reset => f.write_str("the guest asked for a reset"),
+        Stop::Halted => f.write_str("the guest halted with interrupts off: nothing can wake it"),
+        Stop::OutOfMemory => f.write_str("no frame left for the guest's memory"),
+        Stop::Limit => f.write_str("the guest ran past its limit"),
+        Stop::Unhandled(what) => f.write_str(what),
+    }
+}
+
+const fn judge(stop: Stop) -> Verdict {
+    match stop {
+        Stop::Exited(0) => Verdict::Pass,
+        Stop::Exited(_) => Verdict::GuestFailed,
+        Stop::TripleFault => Verdict::GuestTripleFault,
+        Stop::Limit => Verdict::Hang,
+        Stop::Reset | Stop::Halted | Stop::OutOfMemory | Stop::Unhandled(_) => Verdict::GuestKilled,
+    }
+}
+
+/// One VM from its image to its end.
+fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why) {
+    let module = |index: usize| {
+        let module = &boot.modules[index];
+        Module { bytes: boot::contents(module), string: &module.string }
+    };
+    let Some(mut memory) = Memory::new(plan.config.ram, plan.config.pages) else {
+        return (Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory));
+    };
+    let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
+    let entry = match loader::load(module(plan.image), &modules, plan.config.ram, &mut memory) {
+        Ok(entry) => entry,
+        Err(error) => return (Verdict::BadImage, Why::Refused(error)),
+    };
+    let start = Start { eip: entry.eip, eax: entry.eax, ebx: entry.ebx };
+    let mut vcpu = backend.vcpu(memory.root(), start);
+    let mut machine = Machine::new(memory, devices::Machine::new(Console::new()), Table::new(host_cpuid));
+    let mut host = TickingHost::new(plan.config.limit);
+    // SAFETY: reading the TSC has no effect.
+    report!("start-to-guest: {} ticks", unsafe { rdtsc() } - boot::start_tsc());
+    let stop = vm::run(&mut vcpu, &mut machine, &mut host);
+    vcpu.leave();
+    machine.console().flush();
+    if !matches!(stop, Stop::Exited(_)) {
+        report_lines(&Dump(&vcpu));
+    }
+    report_lines(machine.stats());
+    drop(vcpu);
+    let (memory, _) = machine.into_parts();
+    match memory.free() {
+        0 => (judge(stop), Why::Stopped(stop)),
+        frames => (Verdict::Leak, Why::Leaked(frames)),
+    }
+}
+
+/// A vCPU's registers, as [`Vcpu::dump`] writes them.
+struct Dump<'a, V>(&'a V);
+
+impl<V: Vcpu> fmt::Display for Dump<'_, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.dump(f)
+    }
+}
+
+/// Prints a text of several lines, each marked as the hypervisor's.
+fn report_lines(text: &dyn fmt::Display) {
+    text.to_string().lines().for_each(|line| report!("{line}"));
+}
+
+fn host_cpuid(leaf: u32, subleaf: u32) -> Leaf {
+    let result = raw_cpuid::cpuid!(leaf, subleaf);
+    Leaf { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
+}
