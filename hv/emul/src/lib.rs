@@ -25,10 +25,12 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 extern crate std;
 
 mod address;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod known;
 pub mod mmio;
 pub mod registers;

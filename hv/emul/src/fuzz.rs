@@ -1,0 +1,157 @@
+//! What the fuzzer drives, and property tests with it.
+
+use crate::mmio::{Bus, Outcome, Place};
+use crate::{Bitness, Gpr, Known, Registers, Segment, Width, length, mmio, string_io, system};
+
+const MODES: [Bitness; 3] = [Bitness::Bits16, Bitness::Bits32, Bitness::Bits64];
+
+/// Decodes any bytes in every way.
+///
+/// # Panics
+/// If two ways disagree about the same instruction.
+pub fn emul_decode(data: &[u8]) {
+    for bitness in MODES {
+        let whole = length(data, bitness);
+        mmio::same_on_both_paths(data, bitness);
+        let lengths = [
+            mmio::decode(data, bitness).map(|decoded| decoded.length()),
+            string_io::decode(data, bitness).map(|decoded| decoded.length()),
+            system::decode(data, bitness).map(|decoded| decoded.length),
+            Known::Cpuid.decode(data, bitness),
+        ];
+        for found in lengths.into_iter().flatten() {
+            assert_eq!(Ok(found), whole);
+        }
+        if let Some(first) = data.first_chunk()
+            && let Some(found) = Known::Cpuid.length(u32::from_le_bytes(*first))
+        {
+            assert_eq!(Ok(found), whole);
+        }
+    }
+}
+
+/// Registers as the fuzzer likes.
+#[derive(Clone, Debug, PartialEq)]
+struct File {
+    gpr: [u64; 16],
+    rflags: u64,
+}
+
+impl Registers for File {
+    fn gpr(&self, gpr: Gpr) -> u64 {
+        self.gpr[gpr.index()]
+    }
+    fn set_gpr(&mut self, gpr: Gpr, value: u64) {
+        self.gpr[gpr.index()] = value;
+    }
+    fn rip(&self) -> u64 {
+        self.gpr[0]
+    }
+    fn rflags(&self) -> u64 {
+        self.rflags
+    }
+    fn set_rflags(&mut self, value: u64) {
+        self.rflags = value;
+    }
+    fn segment_base(&self, segment: Segment) -> u64 {
+        self.gpr[segment as usize]
+    }
+}
+
+/// Gives values, takes values, and refuses after a while.
+struct Values<'a> {
+    values: &'a [u8],
+    accesses: usize,
+}
+
+struct Refused;
+
+impl Values<'_> {
+    fn access(&mut self) -> Result<u64, Refused> {
+        let (&value, rest) = self.values.split_first().ok_or(Refused)?;
+        self.values = rest;
+        self.accesses += 1;
+        Ok(u64::from(value) * 0x0101_0101_0101_0101)
+    }
+}
+
+impl Bus for Values<'_> {
+    type Error = Refused;
+    fn read(&mut self, _: Place, _: Width) -> Result<u64, Refused> {
+        self.access()
+    }
+    fn write(&mut self, _: Place, width: Width, value: u64) -> Result<(), Refused> {
+        assert_eq!(value & !width.mask(), 0);
+        self.access().map(|_| ())
+    }
+    fn compare_exchange(&mut self, _: Place, width: Width, old: u64, new: u64) -> Result<bool, Refused> {
+        assert_eq!((old | new) & !width.mask(), 0);
+        self.access().map(|value| value & 1 == 1)
+    }
+}
+
+/// Takes the first bytes for the mode, the instruction and the registers, the rest for what memory answers, and carries
+/// out what decodes.
+///
+/// # Panics
+/// If a refused access changed a register, or flags changed that no instruction here changes, or one step accessed memory
+/// more than twice.
+pub fn emul_execute(data: &[u8]) {
+    const ARITHMETIC: u64 = 0x8d5;
+    let Some((&[mode, ref code @ .., seed], rest)) = data.split_first_chunk::<17>() else { return };
+    let bitness = MODES[usize::from(mode) % 3];
+    let mut registers = rest
+        .chunks(8)
+        .cycle()
+        .map(|chunk| chunk.iter().fold(u64::from(seed), |word, &byte| word.rotate_left(8) ^ u64::from(byte)));
+    let mut word = || registers.next().unwrap_or(u64::from(seed));
+    let mut file = File { gpr: core::array::from_fn(|_| word()), rflags: word() };
+    let mut bus = Values { values: rest, accesses: 0 };
+
+    if let Ok(decoded) = mmio::decode(code, bitness) {
+        loop {
+            let (before, accesses) = (file.clone(), bus.accesses);
+            let linear = decoded.linear(&file);
+            assert!(bitness == Bitness::Bits64 || linear.raw() >> 32 == 0);
+            let outcome = decoded.execute(&mut file, &mut bus);
+            assert_eq!((file.rflags ^ before.rflags) & !ARITHMETIC, 0);
+            assert!(bus.accesses - accesses <= 2);
+            match outcome {
+                Ok(Outcome::Again) => {}
+                Ok(Outcome::Retired) => break,
+                Err(Refused) => {
+                    assert_eq!(file, before);
+                    break;
+                }
+            }
+        }
+    }
+    if let Ok(decoded) = string_io::decode(code, bitness) {
+        for _ in 0..16 {
+            let Some(elements) = decoded.next(&file) else { break };
+            let bytes = elements.count.saturating_mul(decoded.width().bytes());
+            assert!(elements.count == 1 || elements.at.page_offset() + bytes <= addr::PAGE_SIZE);
+            if !decoded.retire(&mut file, elements.count) {
+                break;
+            }
+        }
+    }
+    if let Ok(system::Decoded { system: system::System::Invlpg(address), .. }) = system::decode(code, bitness) {
+        address.linear(&file);
+    }
+}
+
+#[cfg(test)]
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(5_000))]
+
+    #[test]
+    fn any_bytes_decode_or_do_not(data in proptest::collection::vec(proptest::num::u8::ANY, 0..20)) {
+        emul_decode(&data);
+    }
+
+    #[test]
+    fn any_instruction_executes_or_is_refused(data in proptest::collection::vec(proptest::num::u8::ANY, 17..100)) {
+        emul_execute(&data);
+    }
+}

@@ -1,0 +1,396 @@
+//! The emulator against the processor: random instructions with random operands run on both, and must leave the same
+//! registers, flags and memory.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+use emul::mmio::{self, Bus, Outcome, Place};
+use emul::{Bitness, Gpr, Registers, Segment, Width};
+use proptest::prelude::*;
+use std::ffi::{c_int, c_long, c_void};
+
+/// General registers by number, then RFLAGS. RSP is the test's own and stays out of it.
+#[repr(C)]
+#[derive(Clone, Debug, PartialEq)]
+struct Frame {
+    gpr: [u64; 16],
+    rflags: u64,
+}
+
+// run(frame: rdi, code: rsi): loads the frame, calls the code, stores the frame.
+core::arch::global_asm!(
+    ".globl emul_host_run",
+    "emul_host_run:",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "push rsi",
+    "push rdi",
+    "push [rdi + 128]",
+    "popfq",
+    "mov rax, [rdi]",
+    "mov rcx, [rdi + 8]",
+    "mov rdx, [rdi + 16]",
+    "mov rbx, [rdi + 24]",
+    "mov rbp, [rdi + 40]",
+    "mov rsi, [rdi + 48]",
+    "mov r8, [rdi + 64]",
+    "mov r9, [rdi + 72]",
+    "mov r10, [rdi + 80]",
+    "mov r11, [rdi + 88]",
+    "mov r12, [rdi + 96]",
+    "mov r13, [rdi + 104]",
+    "mov r14, [rdi + 112]",
+    "mov r15, [rdi + 120]",
+    "mov rdi, [rdi + 56]",
+    "call [rsp + 8]",
+    "xchg rdi, [rsp]",
+    "mov [rdi], rax",
+    "mov [rdi + 8], rcx",
+    "mov [rdi + 16], rdx",
+    "mov [rdi + 24], rbx",
+    "mov [rdi + 40], rbp",
+    "mov [rdi + 48], rsi",
+    "mov [rdi + 64], r8",
+    "mov [rdi + 72], r9",
+    "mov [rdi + 80], r10",
+    "mov [rdi + 88], r11",
+    "mov [rdi + 96], r12",
+    "mov [rdi + 104], r13",
+    "mov [rdi + 112], r14",
+    "mov [rdi + 120], r15",
+    "pushfq",
+    "pop [rdi + 128]",
+    "pop rax",
+    "mov [rdi + 56], rax",
+    "add rsp, 8",
+    "cld",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+);
+
+unsafe extern "C" {
+    fn emul_host_run(frame: *mut Frame, code: *const u8);
+    fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: c_long) -> *mut c_void;
+    fn munmap(addr: *mut c_void, len: usize) -> c_int;
+}
+
+/// A page that can be written and executed.
+struct Code(*mut u8);
+
+const PAGE: usize = 4096;
+
+impl Code {
+    fn new() -> Self {
+        const READ_WRITE_EXECUTE: c_int = 7;
+        const PRIVATE_ANONYMOUS: c_int = 0x22;
+        // SAFETY: a fresh mapping anywhere touches nothing that exists.
+        let page = unsafe { mmap(std::ptr::null_mut(), PAGE, READ_WRITE_EXECUTE, PRIVATE_ANONYMOUS, -1, 0) };
+        assert!(page as isize != -1);
+        Self(page.cast())
+    }
+
+    /// Runs one instruction.
+    ///
+    /// # Safety
+    /// It must touch no memory but what the caller owns, must not use RSP, and must neither branch nor fault.
+    unsafe fn run(&self, instruction: &[u8], frame: &mut Frame) {
+        assert!(instruction.len() <= 15);
+        // SAFETY: the page is ours, and longer.
+        unsafe { self.0.copy_from(instruction.as_ptr(), instruction.len()) };
+        // SAFETY: as above.
+        let end = unsafe { self.0.add(instruction.len()) };
+        const RET: u8 = 0xc3;
+        // SAFETY: as above.
+        unsafe { end.write(RET) };
+        // SAFETY: the function restores all that its caller needs; the instruction is the caller's promise.
+        unsafe { emul_host_run(frame, self.0) };
+    }
+}
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length, and nothing points there any more.
+        unsafe { munmap(self.0.cast(), PAGE) };
+    }
+}
+
+impl Registers for Frame {
+    fn gpr(&self, gpr: Gpr) -> u64 {
+        self.gpr[gpr.index()]
+    }
+    fn set_gpr(&mut self, gpr: Gpr, value: u64) {
+        self.gpr[gpr.index()] = value;
+    }
+    fn rip(&self) -> u64 {
+        0
+    }
+    fn rflags(&self) -> u64 {
+        self.rflags
+    }
+    fn set_rflags(&mut self, value: u64) {
+        self.rflags = value;
+    }
+    fn segment_base(&self, _: Segment) -> u64 {
+        0
+    }
+}
+
+/// The emulator's copy of the memory that the processor has at `base`.
+struct Copied {
+    base: u64,
+    bytes: Vec<u8>,
+    operand: u64,
+}
+
+impl Copied {
+    fn at(&mut self, place: Place, width: Width) -> &mut [u8] {
+        let address = match place {
+            Place::Operand => self.operand,
+            Place::Linear(address) => address.raw(),
+        };
+        let start = (address - self.base) as usize;
+        &mut self.bytes[start..start + width.bytes() as usize]
+    }
+}
+
+impl Bus for Copied {
+    type Error = ();
+    fn read(&mut self, place: Place, width: Width) -> Result<u64, ()> {
+        let mut value = [0; 8];
+        value[..width.bytes() as usize].copy_from_slice(self.at(place, width));
+        Ok(u64::from_le_bytes(value))
+    }
+    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), ()> {
+        self.at(place, width).copy_from_slice(&value.to_le_bytes()[..width.bytes() as usize]);
+        Ok(())
+    }
+}
+
+const CF: u64 = 1 << 0;
+const PF: u64 = 1 << 2;
+const AF: u64 = 1 << 4;
+const ZF: u64 = 1 << 6;
+const SF: u64 = 1 << 7;
+const DF: u64 = 1 << 10;
+const OF: u64 = 1 << 11;
+const FLAGS: u64 = CF | PF | AF | ZF | SF | OF;
+
+/// An instruction of which the memory operand is [rbx + displacement], or a string's.
+#[derive(Clone, Debug)]
+struct Case {
+    bytes: Vec<u8>,
+    /// Flags that the manuals leave undefined.
+    undefined: u64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Plain,
+    /// A register holds a bit offset: it must be small.
+    BitOffset(u8),
+    String,
+}
+
+/// An opcode with ModRM, and what may stand around it.
+#[derive(Clone, Debug)]
+struct Template {
+    opcode: Vec<u8>,
+    /// The manuals' /n; None where the field names a register.
+    extension: Option<u8>,
+    /// Bytes of the immediate; 4 stands for "as the operand size says".
+    immediate: usize,
+    lockable: bool,
+    undefined: u64,
+}
+
+fn templates() -> Vec<Template> {
+    let mut all = Vec::new();
+    let mut add = |opcode: &[u8], extension, immediate, lockable, undefined| {
+        all.push(Template { opcode: opcode.to_vec(), extension, immediate, lockable, undefined });
+    };
+    // ADD OR ADC SBB AND SUB XOR CMP; logic leaves AF undefined.
+    for n in 0..8u8 {
+        let undefined = if matches!(n, 1 | 4 | 6) { AF } else { 0 };
+        for form in 0..4 {
+            add(&[(n << 3) | form], None, 0, form < 2 && n != 7, undefined);
+        }
+        add(&[0x80], Some(n), 1, n != 7, undefined);
+        add(&[0x81], Some(n), 4, n != 7, undefined);
+        add(&[0x83], Some(n), 1, n != 7, undefined);
+    }
+    // TEST, XCHG, MOV, MOVSXD.
+    for opcode in 0x84..=0x85 {
+        add(&[opcode], None, 0, false, AF);
+    }
+    for opcode in 0x86..=0x87 {
+        add(&[opcode], None, 0, true, 0);
+    }
+    for opcode in 0x88..=0x8b {
+        add(&[opcode], None, 0, false, 0);
+    }
+    add(&[0x63], None, 0, false, 0);
+    add(&[0xc6], Some(0), 1, false, 0);
+    add(&[0xc7], Some(0), 4, false, 0);
+    // TEST, NOT, NEG, INC, DEC.
+    add(&[0xf6], Some(0), 1, false, AF);
+    add(&[0xf7], Some(0), 4, false, AF);
+    for opcode in [0xf6, 0xf7] {
+        add(&[opcode], Some(2), 0, true, 0);
+        add(&[opcode], Some(3), 0, true, 0);
+    }
+    for opcode in [0xfe, 0xff] {
+        add(&[opcode], Some(0), 0, true, 0);
+        add(&[opcode], Some(1), 0, true, 0);
+    }
+    // CMPXCHG, XADD, MOVZX, MOVSX.
+    for opcode in [0xb0, 0xb1, 0xc0, 0xc1] {
+        add(&[0x0f, opcode], None, 0, true, 0);
+    }
+    for opcode in [0xb6, 0xb7, 0xbe, 0xbf] {
+        add(&[0x0f, opcode], None, 0, false, 0);
+    }
+    // BT, BTS, BTR, BTC.
+    for (n, opcode) in [(4, 0xa3), (5, 0xab), (6, 0xb3), (7, 0xbb)] {
+        let undefined = OF | SF | AF | PF;
+        add(&[0x0f, opcode], None, 0, n != 4, undefined);
+        add(&[0x0f, 0xba], Some(n), 1, n != 4, undefined);
+    }
+    all
+}
+
+/// Not the stack pointer, in any width.
+fn register() -> impl Strategy<Value = u8> {
+    (0..16u8).prop_filter("RSP is the test's", |n| *n != 4)
+}
+
+fn plain() -> impl Strategy<Value = Case> {
+    (proptest::sample::select(templates()), register(), any::<(bool, bool, bool, bool)>(), any::<[u8; 5]>()).prop_map(
+        |(template, register, (lock, word, wide, rex), random)| {
+            let Template { opcode, extension, immediate, lockable, undefined } = template;
+            let register = extension.unwrap_or(register);
+            // MOVSXD without REX.W, and byte operations with AH to BH, come up by chance.
+            let rex_byte = 0x40 | if wide { 8 } else { 0 } | if register >= 8 { 4 } else { 0 };
+            // Without REX, byte register 4 is AH; with it, SPL.
+            let mut bytes = Vec::new();
+            bytes.extend((lock && lockable).then_some(0xf0));
+            bytes.extend(word.then_some(0x66));
+            bytes.extend((wide || rex || register >= 8).then_some(rex_byte));
+            bytes.extend_from_slice(&opcode);
+            let displacement = random[0] & 0x7f;
+            bytes.extend([0x40 | ((register & 7) << 3) | 3, displacement]);
+            let immediate = if immediate == 4 && word && !wide { 2 } else { immediate };
+            bytes.extend_from_slice(&random[1..1 + immediate]);
+            let bits = matches!(opcode[..], [0x0f, 0xa3 | 0xab | 0xb3 | 0xbb]);
+            Case { bytes, undefined, kind: if bits { Kind::BitOffset(register) } else { Kind::Plain } }
+        },
+    )
+}
+
+fn compare_exchange_8b() -> impl Strategy<Value = Case> {
+    any::<bool>().prop_map(|lock| {
+        let mut bytes = Vec::new();
+        bytes.extend(lock.then_some(0xf0));
+        // RBX is the address and half of the new value.
+        bytes.extend([0x0f, 0xc7, 0x4b, 0x08]);
+        Case { bytes, undefined: 0, kind: Kind::Plain }
+    })
+}
+
+fn string() -> impl Strategy<Value = Case> {
+    let opcode = proptest::sample::select(vec![0xa4u8, 0xa5, 0xaa, 0xab, 0xac, 0xad]);
+    (opcode, proptest::option::of(prop_oneof![Just(0xf3u8), Just(0xf2)]), any::<bool>(), any::<bool>()).prop_map(
+        |(opcode, rep, word, wide)| {
+            let mut bytes = Vec::new();
+            bytes.extend(rep);
+            bytes.extend(word.then_some(0x66));
+            bytes.extend(wide.then_some(0x48));
+            bytes.push(opcode);
+            Case { bytes, undefined: 0, kind: Kind::String }
+        },
+    )
+}
+
+/// Values at which flags change, and any.
+fn value() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        3 => any::<u64>(),
+        1 => proptest::sample::select(vec![0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0x7fff_ffff, 0x8000_0000]),
+        1 => proptest::sample::select(vec![u64::MAX, u64::MAX - 1, i64::MAX as u64, i64::MIN as u64, 0xffff_ffff]),
+    ]
+}
+
+const MEMORY: usize = 4096;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_processor_agrees(
+        case in prop_oneof![16 => plain(), 1 => compare_exchange_8b(), 2 => string()],
+        values in proptest::array::uniform16(value()),
+        contents in proptest::array::uniform16(value()),
+        equal in any::<bool>(),
+        flags in any::<u64>(),
+    ) {
+        let words: Vec<u64> = (0..MEMORY / 8).map(|n| contents[n % 16].rotate_left(n as u32)).collect();
+        let mut memory: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let base = memory.as_mut_ptr().expose_provenance() as u64;
+        let middle = base + MEMORY as u64 / 2;
+
+        let mut before = Frame { gpr: values, rflags: (flags & FLAGS) | 2 };
+        before.gpr[3] = middle;
+        match case.kind {
+            Kind::Plain => {}
+            Kind::BitOffset(register) if register != 3 => {
+                before.gpr[register as usize] = (values[register as usize] as u16 as i16 >> 4) as u64;
+            }
+            // The address itself as a bit offset would reach anywhere.
+            Kind::BitOffset(_) => return Ok(()),
+            Kind::String => {
+                before.gpr[1] = values[1] % 20;
+                before.gpr[6] = middle + values[6] % 64;
+                before.gpr[7] = middle + 512 + values[7] % 64;
+                before.rflags |= flags & DF;
+            }
+        }
+        if equal && case.kind == Kind::Plain {
+            // Let CMPXCHG and CMPXCHG8B find what they expect.
+            let displacement = usize::from(case.bytes[case.bytes.len() - 1] & 0x7f);
+            let at = MEMORY / 2 + displacement;
+            before.gpr[0] = u64::from_le_bytes(memory[at..at + 8].try_into().unwrap());
+            before.gpr[2] = before.gpr[0] >> 32;
+        }
+
+        let mut emulated = before.clone();
+        let mut bus = Copied { base, bytes: memory.clone(), operand: 0 };
+        let decoded = mmio::decode(&case.bytes, Bitness::Bits64);
+        let decoded = decoded.unwrap_or_else(|error| panic!("{error:?} {case:x?}"));
+        prop_assert_eq!(decoded.length(), case.bytes.len() as u64);
+        loop {
+            bus.operand = decoded.linear(&emulated).raw();
+            match decoded.execute(&mut emulated, &mut bus) {
+                Ok(Outcome::Retired) => break,
+                Ok(Outcome::Again) => {}
+                Err(()) => unreachable!("this bus refuses nothing"),
+            }
+        }
+
+        let mut real = before.clone();
+        // SAFETY: the operand lies within `memory`: RBX is its middle and displacements, bit offsets and string lengths
+        // are small; RSP is no operand; none of these instructions branches or faults.
+        unsafe { Code::new().run(&case.bytes, &mut real) };
+        // RSP is in the frame by its place only; RFLAGS has bits of the process.
+        real.rflags = (real.rflags & (FLAGS | DF)) & !case.undefined;
+        emulated.rflags = (emulated.rflags & (FLAGS | DF)) & !case.undefined;
+        prop_assert_eq!(&emulated, &real);
+        prop_assert!(bus.bytes == std::mem::take(&mut memory), "memory differs");
+    }
+}
