@@ -4,14 +4,14 @@ use crate::ranges::span;
 use addr::{Gpa, PAGE_SIZE};
 use core::{fmt, ops::Range};
 
-/// End of the RAM below the hole that a PC keeps for video memory and ROMs.
-const LOW_END: u64 = 0xa_0000;
+/// Start of the hole that a PC keeps for video memory and ROMs.
+const HOLE_START: u64 = 0xa_0000;
 /// Where a PC keeps its extended BIOS data area: RAM, but never offered to an operating system.
 const LOW_OFFERED_END: u64 = 0x9_fc00;
 /// Start of the RAM above the hole.
 const HIGH_START: u64 = 0x10_0000;
 
-/// How much RAM a guest has. It lies where a PC's lies: from 0 to 640 KiB, and from 1 MiB to [`GuestRam::bytes`].
+/// How much RAM a guest has. It may use what a PC's operating system may use: up to 639 KiB, and from 1 MiB on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestRam {
     bytes: u64,
@@ -31,19 +31,15 @@ impl GuestRam {
         Some(Self { bytes })
     }
 
-    /// The address above the last byte. The hole below 1 MiB is counted in, as in everybody's `-m 64M`.
+    /// The address above the last byte. The hole is counted in, as in everybody's `-m 64M`.
     pub const fn bytes(self) -> u64 {
         self.bytes
     }
 
-    /// What has memory behind it; nothing else has.
-    pub const fn backed(self) -> [Range<Gpa>; 2] {
-        [Gpa::new(0)..Gpa::new(LOW_END), Gpa::new(HIGH_START)..Gpa::new(self.bytes)]
-    }
-
-    /// Whether there is memory behind the page or byte at `at`.
-    pub const fn contains(self, at: Gpa) -> bool {
-        at.raw() < LOW_END || (at.raw() >= HIGH_START && at.raw() < self.bytes)
+    /// Whether there is memory behind `at`: from 0 to [`Self::bytes`], the hole between 640 KiB and 1 MiB included. Nothing is
+    /// loaded there, but guests search it for the firmware's tables and write to video memory, and find zeros.
+    pub const fn backs(self, at: Gpa) -> bool {
+        at.raw() < self.bytes
     }
 
     /// What the guest is told that it may use.
@@ -56,9 +52,10 @@ impl GuestRam {
         LOW_OFFERED_END..HIGH_START
     }
 
-    /// Whether memory is behind all of `range`.
+    /// Whether something may be loaded to all of `range`.
     pub(crate) fn holds(self, range: &Range<u64>) -> bool {
-        self.backed().iter().any(|part| part.start.raw() <= range.start && range.end <= part.end.raw())
+        let parts = [0..HOLE_START, HIGH_START..self.bytes];
+        parts.iter().any(|part| part.start <= range.start && range.end <= part.end)
     }
 }
 
@@ -74,7 +71,7 @@ pub trait GuestMemory {
     /// Copies `bytes` to guest memory from `at` on.
     ///
     /// # Errors
-    /// [`MemoryError::Outside`] if any of it is not RAM; [`MemoryError::NoFrames`] if the host has no frame left for it.
+    /// [`MemoryError::Outside`] if any of it is above the guest's RAM; [`MemoryError::NoFrames`] if the host has no frame left for it.
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError>;
 
     /// Makes `bytes` bytes of guest memory zero from `at` on. An implementation whose untouched pages read as zero need

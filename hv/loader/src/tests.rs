@@ -493,7 +493,7 @@ proptest! {
             Err(LoadError::Memory(error)) => prop_assert!(false, "checked before: {error}"),
             Err(error) => prop_assert!(!error.to_string().is_empty()),
             Ok(entry) => {
-                prop_assert!(guest.ram.contains(Gpa::new(entry.eip.into())));
+                prop_assert!(guest.ram.backs(Gpa::new(entry.eip.into())));
                 let mut written = guest.written.clone();
                 written.retain(|range| !range.is_empty());
                 written.sort_by_key(|range| range.start);

@@ -1,0 +1,375 @@
+//! The 16550A (National Semiconductor, PC16550D data sheet, section 8) as far as software can tell it from one whose line
+//! is infinitely fast: output leaves at once, and the character time-out of the receive FIFO has always passed.
+//!
+//! As in QEMU, the interrupt output is not gated by OUT2, which a PC's board does.
+
+use crate::Sink;
+
+/// Interrupt enable register.
+mod ier {
+    pub(super) const DATA: u8 = 1 << 0;
+    pub(super) const TRANSMITTER: u8 = 1 << 1;
+    pub(super) const LINE_STATUS: u8 = 1 << 2;
+    pub(super) const WRITABLE: u8 = 0x0f;
+}
+
+/// Interrupt identification register.
+mod iir {
+    pub(super) const NONE: u8 = 0x01;
+    pub(super) const TRANSMITTER: u8 = 0x02;
+    pub(super) const DATA: u8 = 0x04;
+    pub(super) const LINE_STATUS: u8 = 0x06;
+    pub(super) const TIMEOUT: u8 = 0x0c;
+    pub(super) const FIFOS_ON: u8 = 0xc0;
+}
+
+/// FIFO control register.
+mod fcr {
+    pub(super) const ENABLE: u8 = 1 << 0;
+    pub(super) const CLEAR_RECEIVER: u8 = 1 << 1;
+    pub(super) const TRIGGER_SHIFT: u32 = 6;
+}
+
+/// Line control register: divisor latch access.
+const DLAB: u8 = 1 << 7;
+
+/// Modem control register.
+mod mcr {
+    pub(super) const LOOPBACK: u8 = 1 << 4;
+    pub(super) const WRITABLE: u8 = 0x1f;
+    pub(super) const OUT2: u8 = 1 << 3;
+}
+
+/// Line status register.
+mod lsr {
+    pub(super) const DATA_READY: u8 = 1 << 0;
+    pub(super) const OVERRUN: u8 = 1 << 1;
+    /// Both the holding and the shift register are empty, always.
+    pub(super) const TRANSMITTER_EMPTY: u8 = 1 << 5 | 1 << 6;
+}
+
+/// Modem status with somebody at the other end: carrier detect, data set ready, clear to send.
+const CONNECTED: u8 = 1 << 7 | 1 << 5 | 1 << 4;
+
+const FIFO_BYTES: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct Uart {
+    ier: u8,
+    fcr: u8,
+    lcr: u8,
+    mcr: u8,
+    scr: u8,
+    divisor: [u8; 2],
+    overrun: bool,
+    /// The transmitter's interrupt: raised when the holding register gets empty or the interrupt is enabled, gone when IIR
+    /// has told of it.
+    transmitter_pending: bool,
+    received: Fifo,
+}
+
+impl Uart {
+    pub(crate) const fn new() -> Self {
+        Self {
+            ier: 0,
+            fcr: 0,
+            lcr: 0,
+            mcr: mcr::OUT2,
+            scr: 0,
+            divisor: [0x0c, 0],
+            overrun: false,
+            transmitter_pending: false,
+            received: Fifo::new(),
+        }
+    }
+
+    pub(crate) fn read(&mut self, register: u16) -> u8 {
+        let divisor = self.lcr & DLAB != 0;
+        match register & 7 {
+            0 if divisor => self.divisor[0],
+            1 if divisor => self.divisor[1],
+            0 => self.received.pop().unwrap_or(0),
+            1 => self.ier,
+            2 => self.identify_interrupt(),
+            3 => self.lcr,
+            4 => self.mcr,
+            5 => self.line_status(),
+            6 => self.modem_status(),
+            _ => self.scr,
+        }
+    }
+
+    pub(crate) fn write(&mut self, register: u16, value: u8, sink: &mut impl Sink) {
+        let divisor = self.lcr & DLAB != 0;
+        match register & 7 {
+            0 if divisor => self.divisor[0] = value,
+            1 if divisor => self.divisor[1] = value,
+            0 => self.transmit(value, sink),
+            1 => self.enable_interrupts(value),
+            2 => self.control_fifos(value),
+            3 => self.lcr = value,
+            4 => self.mcr = value & mcr::WRITABLE,
+            7 => self.scr = value,
+            // Line and modem status are for reading; their writes are for factory tests.
+            _ => {}
+        }
+    }
+
+    /// Takes a byte from the line, if there is room for it.
+    pub(crate) fn receive(&mut self, byte: u8) -> bool {
+        // "In loopback mode the receiver serial input is disconnected."
+        self.mcr & mcr::LOOPBACK == 0 && self.received.push(byte, self.capacity())
+    }
+
+    /// The level of the interrupt output.
+    pub(crate) fn interrupt(&self) -> bool {
+        self.ier != 0 && self.cause() != iir::NONE
+    }
+
+    /// The pending interrupt of the highest priority (data sheet, table "Interrupt control functions").
+    fn cause(&self) -> u8 {
+        if self.ier & ier::LINE_STATUS != 0 && self.overrun {
+            iir::LINE_STATUS
+        } else if self.ier & ier::DATA != 0 && self.received.length > 0 {
+            if self.received.length >= self.trigger_level() { iir::DATA } else { iir::TIMEOUT }
+        } else if self.ier & ier::TRANSMITTER != 0 && self.transmitter_pending {
+            iir::TRANSMITTER
+        } else {
+            // Modem status never changes.
+            iir::NONE
+        }
+    }
+
+    /// "Reading the IIR (if source of interrupt)" resets the transmitter's interrupt.
+    fn identify_interrupt(&mut self) -> u8 {
+        let cause = self.cause();
+        if cause == iir::TRANSMITTER {
+            self.transmitter_pending = false;
+        }
+        if self.fifos_on() { cause | iir::FIFOS_ON } else { cause }
+    }
+
+    fn transmit(&mut self, byte: u8, sink: &mut impl Sink) {
+        self.transmitter_pending = true;
+        if self.mcr & mcr::LOOPBACK == 0 {
+            sink.put(byte);
+        } else if !self.received.push(byte, self.capacity()) {
+            self.overrun = true;
+            if !self.fifos_on() {
+                self.received.replace_last(byte);
+            }
+        }
+    }
+
+    /// Enabling the transmitter's interrupt while it is empty raises it; disabling forgets it.
+    fn enable_interrupts(&mut self, value: u8) {
+        if (self.ier ^ value) & ier::TRANSMITTER != 0 {
+            self.transmitter_pending = value & ier::TRANSMITTER != 0;
+        }
+        self.ier = value & ier::WRITABLE;
+    }
+
+    /// Changing FCR0 clears the FIFOs, too.
+    fn control_fifos(&mut self, value: u8) {
+        if (self.fcr ^ value) & fcr::ENABLE != 0 || value & fcr::CLEAR_RECEIVER != 0 {
+            self.received = Fifo::new();
+        }
+        // With bit 0 clear "no other bits will be programmed".
+        self.fcr = if value & fcr::ENABLE != 0 { value } else { 0 };
+    }
+
+    /// Reading clears the error bits.
+    fn line_status(&mut self) -> u8 {
+        let data = if self.received.length > 0 { lsr::DATA_READY } else { 0 };
+        let overrun = if core::mem::take(&mut self.overrun) { lsr::OVERRUN } else { 0 };
+        data | overrun | lsr::TRANSMITTER_EMPTY
+    }
+
+    /// In loopback the outputs are wired to the inputs: RTS to CTS, DTR to DSR, OUT1 to RI, OUT2 to DCD.
+    fn modem_status(&self) -> u8 {
+        if self.mcr & mcr::LOOPBACK == 0 {
+            return CONNECTED;
+        }
+        let [dtr, rts] = [self.mcr & 1, self.mcr >> 1 & 1];
+        rts << 4 | dtr << 5 | (self.mcr & 0x0c) << 4
+    }
+
+    fn fifos_on(&self) -> bool {
+        self.fcr & fcr::ENABLE != 0
+    }
+
+    fn capacity(&self) -> usize {
+        if self.fifos_on() { FIFO_BYTES } else { 1 }
+    }
+
+    fn trigger_level(&self) -> usize {
+        if self.fifos_on() { [1, 4, 8, 14][usize::from(self.fcr >> fcr::TRIGGER_SHIFT)] } else { 1 }
+    }
+}
+
+/// Received bytes, oldest first.
+#[derive(Debug)]
+struct Fifo {
+    bytes: [u8; FIFO_BYTES],
+    first: usize,
+    length: usize,
+}
+
+impl Fifo {
+    const fn new() -> Self {
+        Self { bytes: [0; FIFO_BYTES], first: 0, length: 0 }
+    }
+
+    fn push(&mut self, byte: u8, capacity: usize) -> bool {
+        let room = self.length < capacity;
+        if room {
+            self.bytes[(self.first + self.length) % FIFO_BYTES] = byte;
+            self.length += 1;
+        }
+        room
+    }
+
+    fn pop(&mut self) -> Option<u8> {
+        let byte = self.bytes[self.first % FIFO_BYTES];
+        self.length = self.length.checked_sub(1)?;
+        self.first = (self.first + 1) % FIFO_BYTES;
+        Some(byte)
+    }
+
+    fn replace_last(&mut self, byte: u8) {
+        self.bytes[(self.first + self.length + FIFO_BYTES - 1) % FIFO_BYTES] = byte;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const LSR_IDLE: u8 = 0x60;
+
+    fn write(uart: &mut Uart, register: u16, value: u8) -> Vec<u8> {
+        let mut out = Vec::new();
+        uart.write(register, value, &mut |byte| out.push(byte));
+        out
+    }
+
+    #[test]
+    fn output_leaves_at_once() {
+        let mut uart = Uart::new();
+        assert_eq!(write(&mut uart, 0, b'x'), [b'x']);
+        assert_eq!(uart.read(5), LSR_IDLE);
+        assert!(!uart.interrupt());
+    }
+
+    #[test]
+    fn dlab_shows_the_divisor_in_place_of_data_and_ier() {
+        let mut uart = Uart::new();
+        write(&mut uart, 3, 0x83);
+        assert_eq!([write(&mut uart, 0, 0x01), write(&mut uart, 1, 0x02)].concat(), []);
+        assert_eq!([uart.read(0), uart.read(1)], [1, 2]);
+        write(&mut uart, 3, 0x03);
+        assert_eq!([uart.read(0), uart.read(1), uart.read(3)], [0, 0, 3]);
+    }
+
+    #[test]
+    fn enabling_the_transmitter_interrupt_raises_it_once() {
+        let mut uart = Uart::new();
+        write(&mut uart, 1, 0x02);
+        assert!(uart.interrupt());
+        assert_eq!(uart.read(2), 0x02);
+        assert!(!uart.interrupt(), "reading IIR resets it");
+        assert_eq!(uart.read(2), 0x01);
+        write(&mut uart, 1, 0x02);
+        assert!(!uart.interrupt(), "it was enabled already");
+        write(&mut uart, 0, b'x');
+        assert!(uart.interrupt(), "the holding register got empty again");
+        write(&mut uart, 1, 0x00);
+        assert!(!uart.interrupt());
+    }
+
+    #[test]
+    fn iir_tells_the_highest_priority_first() {
+        let mut uart = Uart::new();
+        write(&mut uart, 4, 0x10);
+        write(&mut uart, 0, b'a');
+        write(&mut uart, 0, b'b');
+        write(&mut uart, 1, 0x07);
+        assert_eq!(uart.read(2), 0x06, "line status: overrun");
+        assert_eq!(uart.read(5), LSR_IDLE | 0x03);
+        assert_eq!(uart.read(5), LSR_IDLE | 0x01, "reading LSR clears the error");
+        assert_eq!(uart.read(2), 0x04, "received data");
+        assert_eq!(uart.read(0), b'b', "an overrun destroys the older character when FIFOs are off");
+        assert_eq!(uart.read(2), 0x02, "transmitter empty");
+        assert_eq!(uart.read(2), 0x01);
+    }
+
+    #[test]
+    fn reading_iir_keeps_a_transmitter_interrupt_that_it_did_not_tell() {
+        let mut uart = Uart::new();
+        write(&mut uart, 1, 0x03);
+        assert!(uart.receive(b'x'));
+        assert_eq!(uart.read(2), 0x04);
+        uart.read(0);
+        assert_eq!(uart.read(2), 0x02);
+    }
+
+    #[test]
+    fn the_receive_fifo_holds_16_and_interrupts_at_its_trigger_level() {
+        let mut uart = Uart::new();
+        write(&mut uart, 1, 0x01);
+        write(&mut uart, 2, 0x81);
+        assert_eq!(uart.read(2), 0xc1, "FIFOs on");
+        let taken = (0..20).filter(|&byte| uart.receive(byte)).count();
+        assert_eq!(taken, 16);
+        assert_eq!(uart.read(2), 0xc4);
+        (0..9).for_each(|byte| assert_eq!(uart.read(0), byte));
+        assert_eq!(uart.read(2), 0xcc, "seven are below the level of eight: character time-out");
+        (9..16).for_each(|byte| assert_eq!(uart.read(0), byte));
+        assert_eq!(uart.read(2), 0xc1);
+        assert_eq!(uart.read(5), LSR_IDLE);
+    }
+
+    #[test]
+    fn an_overrun_of_the_fifo_keeps_what_is_in_it() {
+        let mut uart = Uart::new();
+        write(&mut uart, 2, 0x01);
+        write(&mut uart, 4, 0x10);
+        (0..17).for_each(|byte| drop(write(&mut uart, 0, byte)));
+        assert_eq!(uart.read(5), LSR_IDLE | 0x03);
+        (0..16).for_each(|byte| assert_eq!(uart.read(0), byte));
+    }
+
+    #[test]
+    fn fcr_clears_the_receiver() {
+        let mut uart = Uart::new();
+        for clear in [0x03, 0x00] {
+            write(&mut uart, 2, 0x01);
+            assert!(uart.receive(1));
+            write(&mut uart, 2, clear);
+            assert_eq!(uart.read(5), LSR_IDLE);
+        }
+    }
+
+    #[test]
+    fn loopback_wires_outputs_to_inputs_and_keeps_the_line_out() {
+        let mut uart = Uart::new();
+        assert_eq!(uart.read(6), 0xb0);
+        for (mcr, msr) in [(0x10, 0x00), (0x11, 0x20), (0x12, 0x10), (0x14, 0x40), (0x18, 0x80), (0x1f, 0xf0)] {
+            write(&mut uart, 4, mcr);
+            assert_eq!(uart.read(6), msr);
+        }
+        assert_eq!(write(&mut uart, 0, b'x'), []);
+        assert!(!uart.receive(b'y'));
+        assert_eq!(uart.read(0), b'x');
+    }
+
+    #[test]
+    fn scratch_keeps_what_it_is_given_and_status_does_not() {
+        let mut uart = Uart::new();
+        for register in [5, 6, 7] {
+            write(&mut uart, register, 0xff);
+        }
+        assert_eq!([uart.read(5), uart.read(6), uart.read(7)], [LSR_IDLE, 0xb0, 0xff]);
+    }
+}
