@@ -1,7 +1,5 @@
 //! How a guest ends.
 
-use core::fmt;
-
 use crate::{console, port, processor};
 
 /// QEMU's isa-debug-exit where kvm-unit-tests has it, and the hypervisor's.
@@ -30,11 +28,5 @@ impl Verdict {
             port::write8(BOCHS_SHUTDOWN, letter);
         }
         processor::halt_for_ever()
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
     }
 }

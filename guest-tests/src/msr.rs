@@ -23,8 +23,6 @@ pub enum Msr {
     Unknown = 0xdead_beef,
 }
 
-/// EFER.SCE, SYSCALL enable.
-pub const EFER_SCE: u64 = 1 << 0;
 /// EFER.LME, long mode enable.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER.LMA, long mode active.

@@ -12,8 +12,6 @@ pub enum Cr4 {
     De = 1 << 3,
     /// Global pages.
     Pge = 1 << 7,
-    /// RDPMC outside ring 0.
-    Pce = 1 << 8,
     /// FXSAVE, FXRSTOR and the SSE instructions.
     OsFxsr = 1 << 9,
     /// #XM for SSE exceptions.
@@ -60,14 +58,6 @@ pub fn cr4() -> u64 {
     value
 }
 
-/// RFLAGS.
-pub fn rflags() -> u64 {
-    let value;
-    // SAFETY: it pushes and pops one word of the stack.
-    unsafe { asm!("pushfq", "pop {}", out(reg) value, options(preserves_flags)) };
-    value
-}
-
 /// Writes CR3 with what it holds, which flushes the translations that are not global.
 pub fn reload_cr3() {
     // SAFETY: the page tables stay the same.
@@ -103,12 +93,6 @@ pub fn invlpg(page: Gva) {
 pub fn wbinvd() {
     // SAFETY: memory keeps its contents.
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
-}
-
-/// Turns interrupts off.
-pub fn cli() {
-    // SAFETY: no handler is owed to anybody.
-    unsafe { asm!("cli", options(nostack)) };
 }
 
 /// Halts, deaf to interrupts.

@@ -70,14 +70,6 @@ impl Step {
     }
 }
 
-/// Stores a byte to `at`, with `before` in all registers but RBX.
-pub fn touch(at: Place, before: &Registers) -> (Registers, Registers) {
-    #[rustfmt::skip]
-    step!(code, "mov [rbx], al");
-    let before = Registers { rbx: at.raw(), ..*before };
-    (before, Step(code).run(&before))
-}
-
 /// Loads the registers, runs `$instruction`, then eight pushes of one byte each (a RIP too far misses some, one not far
 /// enough lands within the instruction), and stores the registers.
 macro_rules! step {
@@ -140,7 +132,12 @@ macro_rules! step {
         }
     };
 }
-use step;
+/// Stores a byte to `at`, with `before` in all registers but RBX.
+pub fn touch(at: Place, before: &Registers) -> (Registers, Registers) {
+    step!(code, "mov [rbx], al");
+    let before = Registers { rbx: at.raw(), ..*before };
+    (before, Step(code).run(&before))
+}
 
 macro_rules! steps {
     ($($(#[$doc:meta])* $name:ident: $($instruction:literal),+;)+) => {
