@@ -1,2 +1,47 @@
-//! placeholder
-fn main() {}
+//! Sets up, builds, runs, tests and measures the hypervisor: `cargo xtask --help`.
+
+mod build;
+mod failure;
+mod judge;
+mod ktap;
+mod latency;
+mod machine;
+mod progress;
+mod project;
+mod run;
+mod setup;
+mod size;
+mod symbols;
+mod toolchain;
+mod trial;
+mod vectors;
+mod verdict;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, about, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit status: 0 all is well; 2 bad usage, or something to install; `run` has more (see `run --help`)."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Args),
+    Build(build::Args),
+    Run(run::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup(args) => setup::command(&args),
+        Command::Build(args) => build::command(&args),
+        Command::Run(args) => run::command(&args),
+    };
+    result.unwrap_or_else(|error| failure::report(&error))
+}

@@ -1,0 +1,101 @@
+//! Builds the images: the hypervisor and the guests.
+
+use crate::failure::usage;
+use crate::project;
+use crate::toolchain::{TARGET, Toolchain};
+use crate::vectors;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Build the hypervisor and the guests
+///
+/// Checks as well that no instruction of the hypervisor touches floating-point or vector state.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  cargo xtask build\n\nThe images are in target/bare/x86_64-unknown-none/release/: multiboot1 ELF64 files that GRUB and `qemu -kernel` load."
+)]
+pub(crate) struct Args {}
+
+pub(crate) fn command(_: &Args) -> Result<ExitCode> {
+    let images = Images::build()?;
+    let scan = images.check_vectors()?;
+    println!("no-vector check: {} instructions, none touches x87, MMX, SSE or AVX state", scan.instructions);
+    for image in std::iter::once(images.hv()).chain(guest_names()?.iter().map(|name| images.guest(name))) {
+        let size = fs::metadata(&image).with_context(|| format!("{} was not built", image.display()))?.len();
+        println!("{:>8} KiB  {}", size.div_ceil(1024), project::short(&image));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The built images.
+#[derive(Clone, Debug)]
+pub(crate) struct Images {
+    folder: PathBuf,
+}
+
+impl Images {
+    /// Builds what has changed.
+    pub(crate) fn build() -> Result<Self> {
+        Self::build_packages(&["hv", "guest-tests"])
+    }
+
+    /// Builds the guests alone, which is all that is needed to run them without the hypervisor.
+    pub(crate) fn build_guests() -> Result<Self> {
+        Self::build_packages(&["guest-tests"])
+    }
+
+    fn build_packages(packages: &[&str]) -> Result<Self> {
+        let toolchain = Toolchain::find_or_get()?;
+        let mut cargo = toolchain.cargo("build");
+        cargo.args(["--release", "--bins"]).args(packages.iter().flat_map(|package| ["--package", package]));
+        if !cargo.status().context("can't run cargo")?.success() {
+            bail!("the images could not be built (with {toolchain})");
+        }
+        Ok(Self { folder: project::bare_target().join(TARGET).join("release") })
+    }
+
+    pub(crate) fn hv(&self) -> PathBuf {
+        self.folder.join("hv")
+    }
+
+    /// The image of one of our guests.
+    pub(crate) fn guest(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Fails if the hypervisor holds an instruction that touches floating-point or vector state.
+    pub(crate) fn check_vectors(&self) -> Result<vectors::Scan> {
+        let scan = vectors::scan(&self.hv())?;
+        if !scan.findings.is_empty() {
+            let list: Vec<_> = scan.findings.iter().map(|finding| format!("  {finding}")).collect();
+            bail!("the hypervisor must not touch the guest's vector state:\n{}", list.join("\n"));
+        }
+        Ok(scan)
+    }
+}
+
+/// The names of our guests: the programs of `guest-tests`.
+pub(crate) fn guest_names() -> Result<Vec<String>> {
+    let folder = project::root().join("guest-tests/src/bin");
+    let entries = fs::read_dir(&folder).with_context(|| format!("can't read {}", folder.display()))?;
+    let mut names: Vec<String> = entries.filter_map(|entry| program_name(&entry.ok()?.path())).collect();
+    names.sort();
+    Ok(names)
+}
+
+fn program_name(path: &Path) -> Option<String> {
+    let is_program = path.is_dir() || path.extension().is_some_and(|extension| extension == "rs");
+    is_program.then(|| Some(path.file_stem()?.to_str()?.to_string())).flatten()
+}
+
+/// Whether this is one of our guests, rather than the path of a file.
+pub(crate) fn is_our_guest(guest: &str) -> Result<bool> {
+    let names = guest_names()?;
+    let ours = names.iter().any(|name| name == guest);
+    if !ours && !Path::new(guest).is_file() {
+        return Err(usage(format!("--guest {guest}: no such file, and none of our guests ({})", names.join(", "))));
+    }
+    Ok(ours)
+}

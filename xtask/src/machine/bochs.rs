@@ -1,0 +1,201 @@
+//! Bochs: the way to VMX where the processor has none, and a second opinion on SVM.
+
+use super::{Boot, Leashed, Stop, iso};
+use crate::project;
+use anyhow::{Context, Result};
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The program.
+pub(crate) const PROGRAM: &str = "bochs";
+/// The default processor: VMX with EPT, VPID and unrestricted guest.
+pub(crate) const DEFAULT_CPU: &str = "corei7_skylake_x";
+
+const BIOS: &str = "BIOS-bochs-latest";
+const VGA_BIOS: &str = "vgabios.bin";
+/// Where distributions put either.
+const BIOS_FOLDERS: [&str; 5] = [
+    "/usr/share/bochs",
+    "/usr/share/vgabios",
+    "/usr/share/bochs/bios",
+    "/usr/local/share/bochs",
+    "/opt/homebrew/share/bochs",
+];
+
+/// Instructions in a second of the machine's own time: about half of what Bochs reaches, so that limits in the machine's
+/// time come before those of the clock on the wall.
+const IPS: u32 = 50_000_000;
+/// How often the console's file is looked at.
+const POLL: Duration = Duration::from_millis(20);
+/// How many of the log's last lines are worth showing.
+const LAST_LOG_LINES: usize = 12;
+/// In the log of a processor that met a third exception in a row.
+const TRIPLE_FAULT: &str = "exception with no resolution";
+
+/// A Bochs machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Bochs {
+    /// The processor's model; `bochs --help cpu` lists them.
+    pub(crate) cpu: String,
+}
+
+/// The machine's BIOS and its VGA BIOS, where both are installed.
+pub(crate) fn find_bios() -> Option<(PathBuf, PathBuf)> {
+    let find = |name| BIOS_FOLDERS.iter().map(|folder| Path::new(folder).join(name)).find(|file| file.is_file());
+    Some((find(BIOS)?, find(VGA_BIOS)?))
+}
+
+impl Bochs {
+    pub(super) fn run(
+        &self,
+        boot: &Boot,
+        folder: &Path,
+        deadline: Instant,
+        live: &mut dyn FnMut(&[u8]),
+    ) -> Result<Stop> {
+        iso::make(boot, folder, &folder.join("boot.iso"))?;
+        let (bios, vga_bios) = find_bios().context("Bochs's BIOS images are not installed")?;
+        fs::write(folder.join("bochsrc"), self.configuration(boot, &bios, &vga_bios))?;
+        // The debugger of Debian's build waits for commands: go on and, when something stops it, show where and end.
+        fs::write(folder.join("commands"), "c\nr\nsreg\nu /8\nq\n")?;
+        let program = project::find_program(PROGRAM).context("bochs is not installed")?;
+        let mut child = Leashed::spawn(&program, |command| {
+            command.args(["-q", "-f", "bochsrc", "-rc", "commands", "-dbglog", "debugger.log"]).current_dir(folder);
+            command.env("TERM", "xterm").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        })?;
+
+        let mut console = Tail::new(folder.join("console"));
+        let exit = loop {
+            thread::sleep(POLL);
+            console.forward(live)?;
+            if let Some(status) = child.0.try_wait()? {
+                break Some(status.code());
+            }
+            if Instant::now() >= deadline {
+                stop_at_prompt(&mut child);
+                break None;
+            }
+        };
+        console.forward(live)?;
+        let log = fs::read(folder.join("bochs.log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let debugger = fs::read_to_string(folder.join("debugger.log")).unwrap_or_default();
+        Ok(Stop { exit, complaints: last_lines(&log, &debugger), processor_shut_down: log.contains(TRIPLE_FAULT) })
+    }
+
+    fn configuration(&self, boot: &Boot, bios: &Path, vga_bios: &Path) -> String {
+        format!(
+            "config_interface: textconfig\n\
+             display_library: term\n\
+             plugin_ctrl: speaker=0\n\
+             romimage: file=\"{bios}\", options=fastboot\n\
+             vgaromimage: file=\"{vga_bios}\"\n\
+             megs: {megs}\n\
+             cpu: model={cpu}, count=1, ips={IPS}, reset_on_triple_fault=0, ignore_bad_msrs=0\n\
+             ata0-master: type=cdrom, path=boot.iso, status=inserted\n\
+             boot: cdrom\n\
+             com1: enabled=1, mode=file, dev=console\n\
+             log: bochs.log\n\
+             panic: action=fatal\n\
+             error: action=report\n\
+             info: action=report\n\
+             debug: action=ignore\n\
+             clock: sync=none, time0=0\n",
+            bios = bios.display(),
+            vga_bios = vga_bios.display(),
+            megs = boot.memory.in_mib(),
+            cpu = self.cpu,
+        )
+    }
+}
+
+/// Ends a Bochs past its deadline. An interrupt brings up the debugger's prompt, whose commands show where it was; it
+/// ignores SIGTERM, and what does not end soon is killed.
+fn stop_at_prompt(child: &mut Leashed) {
+    let interrupted = Command::new("kill").args(["-INT", &child.0.id().to_string()]).status();
+    if interrupted.is_ok_and(|status| status.success()) {
+        // Killed at the deadline if that does not help.
+        let _ = child.wait_until(Instant::now() + Duration::from_secs(2));
+    }
+    child.kill();
+}
+
+/// A file that grows, and may not be there yet: Bochs makes it when the UART is programmed.
+struct Tail {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Tail {
+    fn new(path: PathBuf) -> Self {
+        Self { path, file: None }
+    }
+
+    /// Hands on what is new.
+    fn forward(&mut self, to: &mut dyn FnMut(&[u8])) -> Result<()> {
+        if self.file.is_none() {
+            self.file = File::open(&self.path).ok();
+        }
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut new = Vec::new();
+        file.read_to_end(&mut new).context("can't read the console's file")?;
+        if !new.is_empty() {
+            to(&new);
+        }
+        Ok(())
+    }
+}
+
+/// The ends of the log and of what the debugger showed.
+fn last_lines(log: &str, debugger: &str) -> Vec<String> {
+    let tail = |text: &str, count: usize| {
+        let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect();
+        lines[lines.len().saturating_sub(count)..].to_vec()
+    };
+    [tail(debugger, 2 * LAST_LOG_LINES), tail(log, LAST_LOG_LINES)].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Image;
+    use crate::size::Size;
+    use std::io::Write;
+
+    #[test]
+    fn the_configuration_names_model_and_memory() {
+        let boot = Boot { kernel: Image::new("hv", ""), modules: Vec::new(), memory: Size::mib(512) };
+        let text = Bochs { cpu: "ryzen".to_string() }.configuration(&boot, Path::new("/a/bios"), Path::new("/b/vga"));
+        assert!(text.contains("megs: 512\n"));
+        assert!(text.contains("cpu: model=ryzen, "));
+        assert!(text.contains("file=\"/a/bios\""));
+        assert!(text.lines().all(|line| !line.starts_with(' ')));
+    }
+
+    #[test]
+    fn a_growing_file_is_followed_from_its_making() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console");
+        let mut tail = Tail::new(path.clone());
+        let mut seen = Vec::new();
+        tail.forward(&mut |bytes| seen.extend_from_slice(bytes)).unwrap();
+        let mut file = File::create(&path).unwrap();
+        for piece in ["one\n", "two"] {
+            file.write_all(piece.as_bytes()).unwrap();
+            tail.forward(&mut |bytes| seen.extend_from_slice(bytes)).unwrap();
+        }
+        assert_eq!(seen, b"one\ntwo");
+    }
+
+    #[test]
+    fn the_logs_ends_are_kept() {
+        let log: String = (0..100).map(|n| format!("line {n}\n\n")).collect();
+        let lines = last_lines(&log, "rip: 1\n");
+        assert_eq!(lines.len(), LAST_LOG_LINES + 1);
+        assert_eq!((lines[0].as_str(), lines[LAST_LOG_LINES].as_str()), ("rip: 1", "line 99"));
+    }
+}

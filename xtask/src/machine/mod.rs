@@ -1,0 +1,205 @@
+//! The machines that images are booted on.
+
+pub(crate) mod bochs;
+pub(crate) mod console;
+pub(crate) mod iso;
+pub(crate) mod qemu;
+
+use crate::judge::End;
+use crate::project;
+use crate::size::Size;
+use anyhow::{Context, Result};
+use console::Console;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A multiboot image or module, and the words that follow its name in its command line.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) file: PathBuf,
+    pub(crate) words: String,
+}
+
+impl Image {
+    pub(crate) fn new(file: impl Into<PathBuf>, words: impl Into<String>) -> Self {
+        Self { file: file.into(), words: words.into() }
+    }
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug)]
+pub(crate) struct Boot {
+    pub(crate) kernel: Image,
+    pub(crate) modules: Vec<Image>,
+    pub(crate) memory: Size,
+}
+
+/// A machine to boot on.
+#[derive(Clone, Debug)]
+pub(crate) enum Machine {
+    Qemu(qemu::Qemu),
+    Bochs(bochs::Bochs),
+}
+
+/// A machine that is no more.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) end: End,
+    pub(crate) console: Vec<String>,
+    /// What the emulator itself had to say.
+    pub(crate) complaints: Vec<String>,
+    pub(crate) processor_shut_down: bool,
+    pub(crate) elapsed: Duration,
+}
+
+impl Machine {
+    /// Boots, and waits for the end, for `timeout` at most. `live` gets the console's bytes as they come.
+    pub(crate) fn run(&self, boot: &Boot, timeout: Duration, live: &mut dyn FnMut(&[u8])) -> Result<Finished> {
+        let folder = run_folder()?;
+        let started = Instant::now();
+        let mut console = Console::default();
+        let mut output = |bytes: &[u8]| {
+            console.feed(bytes);
+            live(bytes);
+        };
+        let deadline = started + timeout;
+        let stop = match self {
+            Self::Qemu(qemu) => qemu.run(boot, folder.path(), deadline, &mut output)?,
+            Self::Bochs(bochs) => bochs.run(boot, folder.path(), deadline, &mut output)?,
+        };
+        Ok(Finished {
+            end: stop.exit.map_or(End::TimedOut(timeout), End::Exited),
+            console: console.into_lines(),
+            complaints: stop.complaints,
+            processor_shut_down: stop.processor_shut_down,
+            elapsed: started.elapsed(),
+        })
+    }
+}
+
+/// How an emulator stopped: what each kind reports to [`Machine::run`].
+struct Stop {
+    /// The exit status; None inside if by a signal. None: it was killed at its deadline.
+    exit: Option<Option<i32>>,
+    complaints: Vec<String>,
+    processor_shut_down: bool,
+}
+
+/// A folder for one run's files, gone with the value.
+fn run_folder() -> Result<TempDir> {
+    let parent = project::target().join("run");
+    fs::create_dir_all(&parent).with_context(|| format!("can't make {}", parent.display()))?;
+    TempDir::new_in(&parent).with_context(|| format!("can't make a folder in {}", parent.display()))
+}
+
+/// Puts the kernel and the modules into `folder` by links, under names without blanks or commas, which neither QEMU's
+/// module list nor multiboot strings can carry, and gives those names.
+fn link_images(boot: &Boot, folder: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = Vec::new();
+    for image in std::iter::once(&boot.kernel).chain(&boot.modules) {
+        let file = image.file.canonicalize().with_context(|| format!("can't find {}", image.file.display()))?;
+        let mut name = plain_name(image.file.file_name().unwrap_or_default());
+        if names.contains(&name) {
+            name = format!("{name}.{}", names.len());
+        }
+        symlink(&file, folder.join(&name)).with_context(|| format!("can't link {}", file.display()))?;
+        names.push(name);
+    }
+    Ok(names)
+}
+
+fn plain_name(name: &OsStr) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._+-".contains(c) { c } else { '_' };
+    name.to_string_lossy().chars().map(plain).collect()
+}
+
+/// A child that does not outlive us: killed when dropped and, on Linux, when this process ends in whatever way.
+struct Leashed(Child);
+
+impl Leashed {
+    fn spawn(program: &Path, configure: impl FnOnce(&mut Command)) -> Result<Self> {
+        // setpriv(1) sets PR_SET_PDEATHSIG and becomes the program. The signal comes when the thread ends that spawned
+        // it; that thread is the one that waits for the child.
+        let mut command = match project::find_program("setpriv") {
+            Some(setpriv) if cfg!(target_os = "linux") => {
+                let mut command = Command::new(setpriv);
+                command.args(["--pdeathsig", "KILL"]).arg(program);
+                command
+            }
+            _ => Command::new(program),
+        };
+        configure(&mut command);
+        let child = command.spawn().with_context(|| format!("can't start {}", program.display()))?;
+        Ok(Self(child))
+    }
+
+    /// The exit status once it has ended by itself; None when it is still there at the deadline, and then it is killed.
+    fn wait_until(&mut self, deadline: Instant) -> Result<Option<Option<i32>>> {
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(Some(status.code()));
+            }
+            if Instant::now() >= deadline {
+                self.kill();
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn kill(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Leashed {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_made_plain_and_distinct() {
+        let sources = TempDir::new().unwrap();
+        let folder = TempDir::new().unwrap();
+        let image = |name: &str, words: &str| {
+            let file = sources.path().join(name);
+            fs::write(&file, "x").unwrap();
+            Image::new(file, words)
+        };
+        let kernel = image("my guest,v2.elf", "");
+        let boot = Boot { kernel, modules: vec![image("a", ""), image("a", "b")], memory: Size::mib(1) };
+        assert_eq!(link_images(&boot, folder.path()).unwrap(), ["my_guest_v2.elf", "a", "a.2"]);
+        assert!(folder.path().join("a.2").exists());
+    }
+
+    #[test]
+    fn a_child_past_its_deadline_is_killed() {
+        let mut child = Leashed::spawn(Path::new("sleep"), |command| {
+            command.arg("1000");
+        })
+        .unwrap();
+        assert_eq!(child.wait_until(Instant::now() + Duration::from_millis(50)).unwrap(), None);
+        assert!(child.0.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_childs_own_end_is_told() {
+        let mut child = Leashed::spawn(Path::new("sh"), |command| {
+            command.args(["-c", "exit 7"]);
+        })
+        .unwrap();
+        assert_eq!(child.wait_until(Instant::now() + Duration::from_secs(60)).unwrap(), Some(Some(7)));
+    }
+}

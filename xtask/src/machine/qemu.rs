@@ -1,0 +1,268 @@
+//! QEMU, by TCG or KVM.
+
+use super::{Boot, Image, Leashed, Stop, link_images};
+use crate::failure::usage;
+use crate::project;
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Instant;
+
+/// The program.
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
+/// A processor that TCG can be, with SVM and nested paging (`qemu64` has no nested paging).
+const TCG_CPU: &str = "EPYC,+svm";
+
+/// What carries out the processor's instructions, as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// KVM where it offers what is needed, else TCG
+    Auto,
+    /// KVM, or an error
+    Kvm,
+    /// QEMU's own translator
+    Tcg,
+}
+
+/// What carries out the processor's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Kvm,
+    Tcg,
+    /// TCG, counting: one instruction is one nanosecond, on one thread.
+    TcgIcount,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "KVM",
+            Self::Tcg => "TCG",
+            Self::TcgIcount => "TCG, icount",
+        })
+    }
+}
+
+/// Who uses the virtual processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// The hypervisor: it must offer virtualization itself.
+    Virtualization,
+    /// A guest alone.
+    Nothing,
+}
+
+/// What this machine's /dev/kvm has to offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kvm {
+    usable: bool,
+    nested_svm: bool,
+}
+
+impl Kvm {
+    const NONE: Self = Self { usable: false, nested_svm: false };
+
+    fn look() -> Self {
+        let parameter = fs::read_to_string("/sys/module/kvm_amd/parameters/nested").unwrap_or_default();
+        let openable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+        Self { usable: openable && starts_on_kvm(), nested_svm: matches!(parameter.trim(), "1" | "Y") }
+    }
+}
+
+/// Whether QEMU gets as far as a stopped machine. Some kernels offer a KVM that can't be what `-cpu host` asks for.
+fn starts_on_kvm() -> bool {
+    let mut command = Command::new(PROGRAM);
+    command.args(["-nodefaults", "-display", "none", "-accel", "kvm", "-cpu", "host", "-S", "-monitor", "stdio"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let ended = command.spawn().and_then(|mut child| {
+        // A broken pipe means that it is dead already, which the status tells.
+        let _ = child.stdin.take().map(|mut monitor| monitor.write_all(b"quit\n"));
+        child.wait()
+    });
+    ended.is_ok_and(|status| status.success())
+}
+
+impl Accel {
+    /// Decides for this machine.
+    pub(crate) fn resolve(self, icount: bool, needs: Needs) -> Result<Engine> {
+        let asks_for_kvm = self == Self::Kvm || (self == Self::Auto && !icount);
+        self.resolve_with(if asks_for_kvm { Kvm::look() } else { Kvm::NONE }, icount, needs)
+    }
+
+    fn resolve_with(self, kvm: Kvm, icount: bool, needs: Needs) -> Result<Engine> {
+        let suffices = kvm.usable && (kvm.nested_svm || needs == Needs::Nothing);
+        match self {
+            Self::Kvm if icount => Err(usage("--icount counts TCG's instructions: it can't go with --accel kvm")),
+            Self::Kvm if !kvm.usable => {
+                Err(usage("--accel kvm: /dev/kvm is missing, not for this user, or can't run QEMU's -cpu host"))
+            }
+            Self::Kvm if !suffices => Err(usage(
+                "--accel kvm: this machine's KVM offers no nested SVM (/sys/module/kvm_amd/parameters/nested is not 1)",
+            )),
+            Self::Kvm => Ok(Engine::Kvm),
+            Self::Auto if suffices && !icount => Ok(Engine::Kvm),
+            Self::Auto | Self::Tcg if icount => Ok(Engine::TcgIcount),
+            Self::Auto | Self::Tcg => Ok(Engine::Tcg),
+        }
+    }
+}
+
+/// A QEMU machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Qemu {
+    pub(crate) engine: Engine,
+    /// The processor's model; None: the engine's default.
+    pub(crate) cpu: Option<String>,
+}
+
+impl Qemu {
+    pub(super) fn run(
+        &self,
+        boot: &Boot,
+        folder: &Path,
+        deadline: Instant,
+        live: &mut dyn FnMut(&[u8]),
+    ) -> Result<Stop> {
+        let names = link_images(boot, folder)?;
+        let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
+        let mut child = Leashed::spawn(&program, |command| {
+            command.args(self.arguments(boot, &names)).current_dir(folder);
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        })?;
+        let console = child.0.stdout.take().context("QEMU has no standard output")?;
+        let errors = child.0.stderr.take().context("QEMU has no standard error")?;
+        let complaints = thread::spawn(move || complaints(errors));
+
+        let (sender, pieces) = mpsc::channel();
+        let reader = thread::spawn(move || forward(console, &sender));
+        let exit = loop {
+            match pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(piece) => live(&piece),
+                Err(RecvTimeoutError::Disconnected) => break child.wait_until(deadline)?,
+                Err(RecvTimeoutError::Timeout) => {
+                    child.kill();
+                    break None;
+                }
+            }
+        };
+        // What was said before the end is heard in full.
+        let _ = reader.join();
+        pieces.try_iter().for_each(|piece| live(&piece));
+        Ok(Stop { exit, complaints: complaints.join().unwrap_or_default(), processor_shut_down: false })
+    }
+
+    /// QEMU's command line, for a folder that holds the images under these names (the kernel's first).
+    fn arguments(&self, boot: &Boot, names: &[String]) -> Vec<OsString> {
+        let memory = format!("{}M", boot.memory.in_mib());
+        let (accel, cpu) = match self.engine {
+            Engine::Kvm => ("kvm", "host"),
+            Engine::Tcg => ("tcg,thread=multi", TCG_CPU),
+            Engine::TcgIcount => ("tcg,thread=single", TCG_CPU),
+        };
+        let mut arguments = vec!["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "pc"];
+        arguments.extend(["-accel", accel, "-cpu", self.cpu.as_deref().unwrap_or(cpu), "-m", &memory]);
+        if self.engine == Engine::TcgIcount {
+            arguments.extend(["-icount", "shift=0,sleep=off"]);
+        }
+        arguments.extend(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
+        arguments.extend(["-kernel", &names[0], "-append", &boot.kernel.words]);
+        let modules = module_list(&boot.modules, &names[1..]);
+        if !boot.modules.is_empty() {
+            arguments.extend(["-initrd", &modules]);
+        }
+        arguments.into_iter().map(OsString::from).collect()
+    }
+}
+
+/// The value of `-initrd` for multiboot modules: `name words,name words`, with the commas inside a string doubled.
+fn module_list(modules: &[Image], names: &[String]) -> String {
+    let string = |(image, name): (&Image, &String)| format!("{name} {}", image.words).trim_end().replace(',', ",,");
+    modules.iter().zip(names).map(string).collect::<Vec<_>>().join(",")
+}
+
+fn forward(mut from: impl Read, to: &mpsc::Sender<Vec<u8>>) {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if to.send(buffer[..count].to_vec()).is_err() {
+            return;
+        }
+    }
+}
+
+/// What QEMU says itself, without what it always says of TCG and a real processor's features.
+fn complaints(errors: impl Read) -> Vec<String> {
+    let lines = BufReader::new(errors).lines().map_while(Result::ok);
+    lines.filter(|line| !line.trim().is_empty() && !line.contains("TCG doesn't support requested feature")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::size::Size;
+
+    fn names(of: &[&str]) -> Vec<String> {
+        of.iter().map(|name| (*name).to_string()).collect()
+    }
+
+    #[test]
+    fn commas_in_module_strings_are_doubled() {
+        let modules = [Image::new("/x/a.elf", "root=1,2 ,"), Image::new("/x/b", ""), Image::new("/x/c", "d e")];
+        assert_eq!(module_list(&modules, &names(&["a.elf", "b", "c"])), "a.elf root=1,,2 ,,,b,c d e");
+    }
+
+    #[test]
+    fn the_command_line_has_what_was_asked_for() {
+        let boot = Boot {
+            kernel: Image::new("/x/hv", "log=info vm=mem=64M,pages=2m"),
+            modules: vec![Image::new("/x/smoke", "")],
+            memory: Size::mib(512),
+        };
+        let line = |engine, cpu: Option<&str>| {
+            let qemu = Qemu { engine, cpu: cpu.map(str::to_string) };
+            let words = qemu.arguments(&boot, &names(&["hv", "smoke"]));
+            words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join("|")
+        };
+        let tcg = line(Engine::Tcg, None);
+        assert!(tcg.contains("-cpu|EPYC,+svm|-m|512M"), "{tcg}");
+        assert!(tcg.contains("-kernel|hv|-append|log=info vm=mem=64M,pages=2m|-initrd|smoke"), "{tcg}");
+        assert!(!tcg.contains("icount"), "{tcg}");
+        assert!(line(Engine::TcgIcount, Some("max")).contains("-cpu|max|-m|512M|-icount|shift=0,sleep=off"));
+        assert!(line(Engine::Kvm, None).contains("-accel|kvm|-cpu|host"));
+    }
+
+    #[test]
+    fn kvm_is_taken_where_it_suffices() {
+        let none = Kvm { usable: false, nested_svm: true };
+        let plain = Kvm { usable: true, nested_svm: false };
+        let nested = Kvm { usable: true, nested_svm: true };
+        for (accel, kvm, icount, needs, engine) in [
+            (Accel::Auto, nested, false, Needs::Virtualization, Some(Engine::Kvm)),
+            (Accel::Auto, plain, false, Needs::Virtualization, Some(Engine::Tcg)),
+            (Accel::Auto, plain, false, Needs::Nothing, Some(Engine::Kvm)),
+            (Accel::Auto, none, false, Needs::Nothing, Some(Engine::Tcg)),
+            (Accel::Auto, nested, true, Needs::Virtualization, Some(Engine::TcgIcount)),
+            (Accel::Tcg, nested, false, Needs::Virtualization, Some(Engine::Tcg)),
+            (Accel::Tcg, nested, true, Needs::Virtualization, Some(Engine::TcgIcount)),
+            (Accel::Kvm, nested, false, Needs::Virtualization, Some(Engine::Kvm)),
+            (Accel::Kvm, plain, false, Needs::Virtualization, None),
+            (Accel::Kvm, none, false, Needs::Nothing, None),
+            (Accel::Kvm, nested, true, Needs::Virtualization, None),
+        ] {
+            assert_eq!(accel.resolve_with(kvm, icount, needs).ok(), engine, "{accel:?} {kvm:?} {icount} {needs:?}");
+        }
+    }
+
+    #[test]
+    fn warnings_of_no_interest_are_dropped() {
+        let text =
+            "qemu: warning: TCG doesn't support requested feature: CPUID.01H:ECX\n\nqemu: could not load kernel\n";
+        assert_eq!(complaints(text.as_bytes()), ["qemu: could not load kernel"]);
+    }
+}

@@ -1,0 +1,37 @@
+//! Progress of long steps: a spinner on a terminal, plain lines elsewhere.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// A step under way; says how long it took when it is done.
+pub(crate) struct Step {
+    what: String,
+    started: Instant,
+    spinner: Option<ProgressBar>,
+}
+
+impl Step {
+    /// Begins a step and says so.
+    pub(crate) fn begin(what: impl Into<String>) -> Self {
+        let what = what.into();
+        let spinner = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{spinner} {msg} [{elapsed}]").expect("a valid template");
+            let spinner = ProgressBar::new_spinner().with_style(style).with_message(what.clone());
+            spinner.enable_steady_tick(Duration::from_millis(120));
+            spinner
+        });
+        if spinner.is_none() {
+            eprintln!("{what} …");
+        }
+        Self { what, started: Instant::now(), spinner }
+    }
+
+    /// Ends the step with a word on how it went.
+    pub(crate) fn end(self, how: &str) {
+        if let Some(spinner) = &self.spinner {
+            spinner.finish_and_clear();
+        }
+        eprintln!("{}: {how} ({:.1} s)", self.what, self.started.elapsed().as_secs_f64());
+    }
+}

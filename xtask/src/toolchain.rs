@@ -1,0 +1,296 @@
+//! Finds, or gets, a Rust toolchain that builds for the bare machine (`x86_64-unknown-none`).
+//!
+//! In this order:
+//! 1. the target's libraries are installed beside the active rustc;
+//! 2. `rustup target add`, given [`RUSTUP_PATIENCE`]. Where that fails (no network) it is not tried again for
+//!    [`RUSTUP_PAUSE`], as long as another way works;
+//! 3. `-Zbuild-std` from an installed source tree: of the active toolchain (rustup's `rust-src`), or of one of the
+//!    system's (Debian's `rust-web-src`, Ubuntu's `rust-1.NN-src`);
+//! 4. the same, after installing Debian's `rustc-web cargo-web rust-web-src`.
+
+use crate::failure::usage;
+use crate::progress::Step;
+use crate::project;
+use crate::setup::{self, Tool};
+use anyhow::{Context, Result};
+use std::env;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+/// The target's name.
+pub(crate) const TARGET: &str = "x86_64-unknown-none";
+/// How long `rustup target add` may take.
+const RUSTUP_PATIENCE: Duration = Duration::from_secs(90);
+/// How long its failure is remembered.
+const RUSTUP_PAUSE: Duration = Duration::from_secs(6 * 3600);
+/// The oldest minor version of Rust 1 that builds the workspace (`rust-version` in Cargo.toml).
+const OLDEST_MINOR: u32 = 88;
+/// Debian's packages for way 4; Ubuntu has the like under names with a version, found if installed.
+const APT_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+
+/// A cargo with its rustc, and how they build for the bare machine.
+#[derive(Debug)]
+pub(crate) struct Toolchain {
+    cargo: PathBuf,
+    rustc: PathBuf,
+    library: Library,
+    /// None: rustc finds its own rust-lld.
+    linker: Option<PathBuf>,
+}
+
+/// Where `core` and `alloc` come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Library {
+    Installed,
+    BuiltFromSource,
+}
+
+impl fmt::Display for Toolchain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let library = match self.library {
+            Library::Installed => "its installed target",
+            Library::BuiltFromSource => "core and alloc built from source",
+        };
+        write!(f, "{}, {library}", self.rustc.display())
+    }
+}
+
+impl Toolchain {
+    /// A toolchain that builds images; gets what is missing where it can.
+    pub(crate) fn find_or_get() -> Result<Self> {
+        let active = Compiler::active()?;
+        if active.has_target() {
+            return active.with(Library::Installed);
+        }
+        let with_source = Compiler::all_with_source(&active);
+        let pause = FailureMark::new();
+        if (with_source.is_none() || !pause.is_recent()) && active.is_rustups() {
+            if rustup_target_add(&active) && active.has_target() {
+                return active.with(Library::Installed);
+            }
+            pause.set();
+        }
+        if let Some(compiler) = with_source {
+            return compiler.with(Library::BuiltFromSource);
+        }
+        let apt = setup::apt_install(&APT_PACKAGES);
+        match Compiler::all_with_source(&active) {
+            Some(compiler) => compiler.with(Library::BuiltFromSource),
+            None => {
+                let why = apt.err().map(|error| format!(" ({error:#})")).unwrap_or_default();
+                Err(usage(format!("no way to build for {TARGET}{why}; {}", advice())))
+            }
+        }
+    }
+
+    /// The toolchain as it is, without getting anything: for what can do without.
+    pub(crate) fn has_target() -> bool {
+        Compiler::active().is_ok_and(|active| active.has_target())
+    }
+
+    /// A cargo command that builds for the bare machine, in its own build directory.
+    pub(crate) fn cargo(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(&self.cargo);
+        command.current_dir(project::root()).env("RUSTC", &self.rustc);
+        // What the cargo and rustup that started us set for their own toolchain; and flags from outside, which would
+        // replace those in .cargo/config.toml.
+        for variable in [
+            "CARGO",
+            "RUSTUP_TOOLCHAIN",
+            "RUSTDOC",
+            "LD_LIBRARY_PATH",
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_BUILD_RUSTFLAGS",
+            "CARGO_BUILD_TARGET",
+        ] {
+            command.env_remove(variable);
+        }
+        command.args([subcommand, "--target", TARGET, "--target-dir"]).arg(project::bare_target());
+        if self.library == Library::BuiltFromSource {
+            command.env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core,alloc,compiler_builtins");
+            command.arg("-Zbuild-std-features=compiler-builtins-mem");
+        }
+        if let Some(linker) = &self.linker {
+            command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", linker);
+        }
+        command
+    }
+}
+
+fn advice() -> String {
+    format!(
+        "one of these will do:\n  rustup target add {TARGET}\n  rustup component add rust-src\n  Debian: apt-get install --no-install-recommends {}",
+        APT_PACKAGES.join(" ")
+    )
+}
+
+/// A rustc with the cargo that belongs to it.
+#[derive(Clone, Debug)]
+struct Compiler {
+    cargo: PathBuf,
+    rustc: PathBuf,
+    sysroot: PathBuf,
+    minor: u32,
+}
+
+impl Compiler {
+    /// The one that builds this program.
+    fn active() -> Result<Self> {
+        let cargo = project::cargo();
+        let beside = cargo.with_file_name("rustc");
+        let rustc = env::var_os("RUSTC")
+            .map(PathBuf::from)
+            .unwrap_or_else(|| if cargo.is_absolute() && beside.is_file() { beside } else { PathBuf::from("rustc") });
+        Self::ask(cargo, rustc).context("can't find out which rustc is active")
+    }
+
+    fn ask(cargo: PathBuf, rustc: PathBuf) -> Result<Self> {
+        let output = |argument: &[&str]| -> Result<String> {
+            // Without the variables of another toolchain, and outside of any folder that names one.
+            let mut command = Command::new(&rustc);
+            if rustc.is_absolute() {
+                command.env_remove("LD_LIBRARY_PATH");
+            }
+            let output = command.args(argument).output()?;
+            anyhow::ensure!(output.status.success(), "{} fails", rustc.display());
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+        };
+        let sysroot = PathBuf::from(output(&["--print", "sysroot"])?);
+        let minor = minor_version(&output(&["--version"])?).context("rustc tells no version")?;
+        Ok(Self { cargo, rustc, sysroot, minor })
+    }
+
+    /// The first with the sources of its library: the active one, then the system's.
+    fn all_with_source(active: &Self) -> Option<Self> {
+        let system = system_compilers().into_iter().filter_map(|(cargo, rustc)| Self::ask(cargo, rustc).ok());
+        std::iter::once(active.clone()).chain(system).find(Self::has_source)
+    }
+
+    fn rustlib(&self) -> PathBuf {
+        self.sysroot.join("lib/rustlib")
+    }
+
+    fn has_target(&self) -> bool {
+        self.rustlib().join(TARGET).join("lib").is_dir()
+    }
+
+    fn has_source(&self) -> bool {
+        self.minor >= OLDEST_MINOR && self.rustlib().join("src/rust/library/core/src/lib.rs").is_file()
+    }
+
+    fn is_rustups(&self) -> bool {
+        self.sysroot.parent().is_some_and(|folder| folder.ends_with("toolchains"))
+            && project::find_program("rustup").is_some()
+    }
+
+    fn with(self, library: Library) -> Result<Toolchain> {
+        let linker = if rust_lld(&self.sysroot).is_some() { None } else { Some(find_linker()?) };
+        Ok(Toolchain { cargo: self.cargo, rustc: self.rustc, library, linker })
+    }
+}
+
+/// N of `rustc 1.N.…`.
+fn minor_version(version: &str) -> Option<u32> {
+    version.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()
+}
+
+/// The distribution's compilers: Debian's and others' plain names, then Ubuntu's with a version, the newest first.
+fn system_compilers() -> Vec<(PathBuf, PathBuf)> {
+    let folder = Path::new("/usr/bin");
+    let mut versions: Vec<u32> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("rustc-1.")?.parse().ok())
+        .collect();
+    versions.sort_unstable_by(|a, b| b.cmp(a));
+    let named = versions.into_iter().map(|minor| format!("-1.{minor}"));
+    std::iter::once(String::new())
+        .chain(named)
+        .map(|suffix| (folder.join(format!("cargo{suffix}")), folder.join(format!("rustc{suffix}"))))
+        .filter(|(cargo, rustc)| cargo.is_file() && rustc.is_file())
+        .collect()
+}
+
+fn rust_lld(sysroot: &Path) -> Option<PathBuf> {
+    let hosts = fs::read_dir(sysroot.join("lib/rustlib")).ok()?;
+    hosts.filter_map(|entry| Some(entry.ok()?.path().join("bin/rust-lld"))).find(|file| file.is_file())
+}
+
+/// A linker for a toolchain that has none: of another toolchain, the system's, or apt's.
+fn find_linker() -> Result<PathBuf> {
+    let rustup = env::var_os("RUSTUP_HOME").map(PathBuf::from);
+    let rustup = rustup.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".rustup")));
+    let sysroots = rustup.and_then(|home| fs::read_dir(home.join("toolchains")).ok()).into_iter().flatten();
+    let other = sysroots.filter_map(|entry| rust_lld(&entry.ok()?.path())).next();
+    if let Some(linker) = other.or_else(|| project::find_program("ld.lld")) {
+        return Ok(linker);
+    }
+    setup::ensure(Tool::Lld)?;
+    project::find_program("ld.lld").context("lld brought no ld.lld")
+}
+
+/// Whether `rustup target add` did it.
+fn rustup_target_add(active: &Compiler) -> bool {
+    let step = Step::begin(format!("rustup target add {TARGET}"));
+    let toolchain = active.sysroot.file_name().unwrap_or_default();
+    let child = Command::new("rustup")
+        .args(["target", "add", TARGET, "--toolchain"])
+        .arg(toolchain)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let done = child.is_ok_and(|mut child| {
+        let deadline = Instant::now() + RUSTUP_PATIENCE;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => break status.success(),
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(50)),
+                Ok(None) | Err(_) => {
+                    // Both fail only if it has ended by itself meanwhile.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    break false;
+                }
+            }
+        }
+    });
+    step.end(if done { "done" } else { "failed; there are other ways" });
+    done
+}
+
+/// An empty file whose age tells when `rustup target add` last failed.
+struct FailureMark(PathBuf);
+
+impl FailureMark {
+    fn new() -> Self {
+        Self(project::bare_target().join("rustup-target-add.failed"))
+    }
+
+    fn is_recent(&self) -> bool {
+        let modified = fs::metadata(&self.0).and_then(|file| file.modified());
+        modified.is_ok_and(|then| SystemTime::now().duration_since(then).is_ok_and(|age| age < RUSTUP_PAUSE))
+    }
+
+    fn set(&self) {
+        // Not being able to remember costs time alone.
+        let _ = fs::create_dir_all(project::bare_target()).and_then(|()| fs::write(&self.0, ""));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(minor_version("rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)"), Some(96));
+        assert_eq!(minor_version("rustc 1.88.0-nightly"), Some(88));
+        assert_eq!(minor_version("gcc 12"), None);
+    }
+}
