@@ -1,12 +1,22 @@
-//! The hypervisor's clock tick: the 8254's channel 0 by way of the first 8259. Every PC has them, and neither needs
-//! calibrating.
+//! The hypervisor's time: a tick from the 8254's channel 0 by way of the first 8259, which every PC has and which needs no
+//! calibrating, and the TSC, calibrated by the 8254's channel 2.
 
 use crate::cpu;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
-use x86::io::outb;
+use x86::io::{inb, outb};
+use x86::time::rdtsc;
 
-/// Ticks come every 65536 periods of the 8254's 1.193182 MHz: 54.9 ms.
-const TICK: Duration = Duration::from_nanos(65_536 * 1_000_000_000 / 1_193_182);
+/// The 8254's frequency in Hz.
+const PIT_HZ: u64 = 1_193_182;
+/// Periods of the 8254 from tick to tick: 10 ms.
+const TICK_COUNT: u16 = (PIT_HZ / 100) as u16;
+const TICK: Duration = Duration::from_nanos(TICK_COUNT as u64 * 1_000_000_000 / PIT_HZ);
+/// Periods of the 8254 for which the TSC is watched: 2 ms.
+const CALIBRATION_COUNT: u16 = (PIT_HZ / 500) as u16;
+
+/// TSC ticks per [`CALIBRATION_COUNT`] periods of the 8254.
+static CALIBRATION: AtomicU64 = AtomicU64::new(1);
 
 /// Where the 8259s deliver, in 8 vectors each (data sheet: initialization command words).
 const PIC_PORTS: [u16; 2] = [0x20, 0xa0];
@@ -34,11 +44,43 @@ pub(crate) unsafe fn init() {
     unsafe { outb(PIC_PORTS[0] + 1, 0xfe) };
     // SAFETY: as above.
     unsafe { outb(PIC_PORTS[1] + 1, 0xff) };
-    // Channel 0, both bytes, mode 2 (rate generator); a count of 0 is 65536.
-    for (port, value) in [(0x43, 0x34), (0x40, 0), (0x40, 0)] {
+    let [low, high] = TICK_COUNT.to_le_bytes();
+    // Channel 0, both bytes, mode 2 (rate generator).
+    for (port, value) in [(0x43, 0x34), (0x40, low), (0x40, high)] {
         // SAFETY: the timer is the hypervisor's.
         unsafe { outb(port, value) };
     }
+    CALIBRATION.store(calibrate().max(1), Ordering::Relaxed);
+}
+
+/// How far the TSC gets while channel 2 counts [`CALIBRATION_COUNT`] down (mode 0; port 61h: bit 0 is its gate, bit 1 the
+/// speaker, bit 5 its output).
+fn calibrate() -> u64 {
+    let [low, high] = CALIBRATION_COUNT.to_le_bytes();
+    // SAFETY: the timer and its gate are the hypervisor's.
+    let gate = unsafe { inb(0x61) } & !3;
+    for (port, value) in [(0x61, gate | 1), (0x43, 0xb0), (0x42, low), (0x42, high)] {
+        // SAFETY: as above.
+        unsafe { outb(port, value) };
+    }
+    let start = tsc();
+    // SAFETY: as above. A machine without the timer reads ones, and is not waited for.
+    while unsafe { inb(0x61) } & 1 << 5 == 0 {
+        core::hint::spin_loop();
+    }
+    tsc() - start
+}
+
+/// The time-stamp counter.
+pub(crate) fn tsc() -> u64 {
+    // SAFETY: reading the TSC has no effect.
+    unsafe { rdtsc() }
+}
+
+/// What `ticks` of the TSC are in nanoseconds.
+pub(crate) fn nanoseconds(ticks: u64) -> u64 {
+    let span = u128::from(CALIBRATION_COUNT) * 1_000_000_000 / u128::from(PIT_HZ);
+    (u128::from(ticks) * span / u128::from(CALIBRATION.load(Ordering::Relaxed))) as u64
 }
 
 /// A moment in ticks.

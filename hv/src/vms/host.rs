@@ -1,10 +1,11 @@
 //! What a VM's loop and devices have of the host: its clock, its sleep, and its console.
 
 use crate::console;
-use crate::timer::Deadline;
+use crate::timer::{self, Deadline};
 use core::arch::asm;
 use core::num::NonZeroU32;
 use core::time::Duration;
+use devices::{Clock, LineBuffer, Nanoseconds};
 use vm::{Host, Vcpu};
 
 /// The host of one vCPU, with the moment at which its patience ends.
@@ -37,30 +38,26 @@ impl<V: Vcpu> Host<V> for TickingHost {
     }
 }
 
+/// A guest's clock: nanoseconds since it was made, by the TSC.
+pub(super) struct TscClock {
+    start: u64,
+}
+
+impl TscClock {
+    pub(super) fn new() -> Self {
+        Self { start: timer::tsc() }
+    }
+}
+
+impl Clock for TscClock {
+    fn now(&self) -> Nanoseconds {
+        Nanoseconds(timer::nanoseconds(timer::tsc() - self.start))
+    }
+}
+
 /// A guest's console: whole lines on the hypervisor's own.
-pub(super) struct Console {
-    line: [u8; 256],
-    length: usize,
-}
+pub(super) type Console = LineBuffer<256, fn(&[u8])>;
 
-impl Console {
-    pub(super) const fn new() -> Self {
-        Self { line: [0; 256], length: 0 }
-    }
-
-    /// Sends what there is of a line.
-    pub(super) fn flush(&mut self) {
-        console::with_uart(|uart| uart.write_bytes(&self.line[..self.length]));
-        self.length = 0;
-    }
-}
-
-impl devices::Sink for Console {
-    fn put(&mut self, byte: u8) {
-        self.line[self.length] = byte;
-        self.length += 1;
-        if byte == b'\n' || self.length == self.line.len() {
-            self.flush();
-        }
-    }
+pub(super) fn console() -> Console {
+    LineBuffer::new(|line| console::with_uart(|uart| uart.write_bytes(line)))
 }

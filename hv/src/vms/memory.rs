@@ -62,9 +62,9 @@ impl Memory {
 
     fn leaf_size(&self, at: Gpa) -> PageSize {
         let start = at.align_down(PageSize::Size2M.bytes());
-        let whole = self.ram.contains(start)
+        let whole = self.ram.backs(start)
             && start.raw() >= PageSize::Size2M.bytes()
-            && self.ram.contains(start.wrapping_add(PageSize::Size2M.bytes() - 1));
+            && self.ram.backs(start.wrapping_add(PageSize::Size2M.bytes() - 1));
         if whole { self.largest } else { PageSize::Size4K }
     }
 
@@ -72,7 +72,7 @@ impl Memory {
         if let Some(found) = self.translate(at) {
             return Ok(found);
         }
-        if !self.ram.contains(at) {
+        if !self.ram.backs(at) {
             return Err(MemoryError::Outside(at));
         }
         let mut pool = self.pool.borrow_mut();

@@ -6,18 +6,19 @@ mod memory;
 use crate::boot;
 use crate::console::report;
 use crate::paging;
+use crate::timer;
 use crate::verdict::{self, Verdict};
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use backends::svm::Svm;
 use backends::{Backend, Start};
 use core::fmt;
-use host::{Console, TickingHost};
+use devices::MachineConfig;
+use host::{TickingHost, TscClock, console};
 use loader::{BootInfo, Config, Module, VmPlan};
 use memory::Memory;
 use vm::cpuid::{Leaf, Table};
 use vm::{Machine, Stop, Vcpu};
-use x86::time::rdtsc;
 
 /// Builds and runs what `config` describes, with the first backend that this machine has all for, and ends with the verdict.
 pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
@@ -100,10 +101,11 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
     };
     let start = Start { eip: entry.eip, eax: entry.eax, ebx: entry.ebx };
     let mut vcpu = backend.vcpu(memory.root(), start);
-    let mut machine = Machine::new(memory, devices::Machine::new(Console::new()), Table::new(host_cpuid));
+    let devices = MachineConfig { ram_bytes: plan.config.ram.bytes(), cpus: 1, boot_time: 0 };
+    let devices = devices::Machine::new(devices, console(), TscClock::new());
+    let mut machine = Machine::new(memory, devices, Table::new(host_cpuid));
     let mut host = TickingHost::new(plan.config.limit);
-    // SAFETY: reading the TSC has no effect.
-    report!("start-to-guest: {} ticks", unsafe { rdtsc() } - boot::start_tsc());
+    report!("start-to-guest: {} ticks", timer::tsc() - boot::start_tsc());
     let stop = vm::run(&mut vcpu, &mut machine, &mut host);
     vcpu.leave();
     machine.console().flush();
@@ -112,8 +114,7 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
     }
     report_lines(machine.stats());
     drop(vcpu);
-    let (memory, _) = machine.into_parts();
-    match memory.free() {
+    match machine.into_memory().free() {
         0 => (judge(stop), Why::Stopped(stop)),
         frames => (Verdict::Leak, Why::Leaked(frames)),
     }

@@ -7,10 +7,10 @@ use crate::trouble::Trouble;
 use crate::vcpu::{INTERRUPT_FLAG, Vcpu};
 use crate::{hypercall, msr};
 use addr::Gva;
-use devices::{Outcome, Size};
+use devices::{Clock, Outcome, Sink, Size};
 use emul::string_io::{self, Direction, StringIo};
 use emul::{Bitness, Gpr, Known, Segment};
-use walk::{Controls, Features, Paging, Privilege, SlotMem, WalkCache};
+use walk::{Access, Controls, Features, Paging, Privilege, SetAccessedDirty, SlotMem, WalkCache};
 
 /// What became of a guest physical address that the nested tables did not translate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +66,9 @@ pub enum Stop {
 }
 
 /// One VM, as its handlers see it.
-pub struct Machine<M: Memory, S: devices::Sink> {
+pub struct Machine<M: Memory, S, C> {
     memory: M,
-    devices: devices::Machine<S>,
+    devices: devices::Machine<S, C>,
     cpuid: Table,
     features: Features,
     code: WalkCache<M::Slot>,
@@ -92,9 +92,9 @@ fn walk_features(cpuid: &Table) -> Features {
     }
 }
 
-impl<M: Memory, S: devices::Sink> Machine<M, S> {
+impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     /// A VM of this memory and these devices, on a processor that `cpuid` describes to it.
-    pub fn new(memory: M, devices: devices::Machine<S>, cpuid: Table) -> Self {
+    pub fn new(memory: M, devices: devices::Machine<S, C>, cpuid: Table) -> Self {
         let features = walk_features(&cpuid);
         Self { memory, devices, cpuid, features, code: WalkCache::new(), stats: Stats::default() }
     }
@@ -114,9 +114,9 @@ impl<M: Memory, S: devices::Sink> Machine<M, S> {
         self.devices.sink()
     }
 
-    /// Takes the VM apart: what was its memory and what was behind its devices.
-    pub fn into_parts(self) -> (M, S) {
-        (self.memory, self.devices.into_sink())
+    /// Takes the VM apart: its memory is left.
+    pub fn into_memory(self) -> M {
+        self.memory
     }
 
     /// Handles one exit.
@@ -193,7 +193,7 @@ impl<M: Memory, S: devices::Sink> Machine<M, S> {
 }
 
 /// Where the exiting instruction ends.
-impl<M: Memory, S: devices::Sink> Machine<M, S> {
+impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     fn controls<V: Vcpu>(vcpu: &V) -> Controls {
         let control = vcpu.control();
         Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
@@ -266,7 +266,7 @@ impl<M: Memory, S: devices::Sink> Machine<M, S> {
 }
 
 /// Ports, interrupts, and what else the devices have to do with.
-impl<M: Memory, S: devices::Sink> Machine<M, S> {
+impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     #[inline]
     fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io) -> Flow {
         let rax = vcpu.gpr(Gpr::RAX);
@@ -289,7 +289,7 @@ impl<M: Memory, S: devices::Sink> Machine<M, S> {
 
     #[inline]
     fn write_port(&mut self, port: u16, size: Size, value: u32) -> Flow {
-        match self.devices.write(port, size, value & size.mask()) {
+        match self.devices.write(port, size, value) {
             Outcome::Continue => Flow::Resume,
             Outcome::Exit(value) => Flow::Stop(Stop::Exited(value)),
             Outcome::Reset => Flow::Stop(Stop::Reset),
@@ -342,7 +342,10 @@ impl<M: Memory, S: devices::Sink> Machine<M, S> {
         match instruction.direction() {
             Direction::In => {
                 // Whether memory takes the element has to be known before the port is read: reading may have effects.
-                walk::read(&self.memory, &paging, at, privilege, element)?;
+                for byte in [at, at.wrapping_add(element.len() as u64 - 1)] {
+                    let access = Access { kind: walk::Kind::Write, privilege };
+                    walk::translate(&self.memory, &paging, byte, access, SetAccessedDirty::No)?;
+                }
                 let value = self.devices.read(io.port, io.size).to_le_bytes();
                 element.copy_from_slice(&value[..element.len()]);
                 walk::write(&self.memory, &paging, at, privilege, element)?;
@@ -400,6 +403,17 @@ impl<M: Memory, S: devices::Sink> Machine<M, S> {
         Flow::Resume
     }
 
+    /// The host's own interrupts; time has passed for the guest's devices too.
+    #[cold]
+    fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
+        if !host.interrupted(vcpu) {
+            return Flow::Stop(Stop::Limit);
+        }
+        self.devices.advance();
+        self.deliver(vcpu);
+        Flow::Resume
+    }
+
     /// HLT: waits until an interrupt wakes the guest.
     fn halt<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
         if vcpu.rflags() & INTERRUPT_FLAG == 0 {
@@ -410,6 +424,7 @@ impl<M: Memory, S: devices::Sink> Machine<M, S> {
             if !host.idle(vcpu) {
                 return Flow::Stop(Stop::Limit);
             }
+            self.devices.advance();
         }
         self.deliver(vcpu);
         flow
@@ -421,22 +436,21 @@ impl<M: Memory, S: devices::Sink> Machine<M, S> {
 const fn merge(rax: u64, value: u32, size: Size) -> u64 {
     match size {
         Size::Dword => value as u64,
-        _ => rax & !(size.mask() as u64) | (value & size.mask()) as u64,
+        _ => rax & !(size.ones() as u64) | value as u64,
     }
 }
 
 /// Runs a vCPU until its VM ends.
-pub fn run<V: Vcpu, M: Memory, S: devices::Sink>(
+pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock>(
     vcpu: &mut V,
-    machine: &mut Machine<M, S>,
+    machine: &mut Machine<M, S, C>,
     host: &mut impl Host<V>,
 ) -> Stop {
     loop {
         let exit = vcpu.enter();
         machine.stats.exited(exit.kind(), vcpu.stay());
         let flow = match exit {
-            Exit::ExternalInterrupt | Exit::Nmi if host.interrupted(vcpu) => Flow::Resume,
-            Exit::ExternalInterrupt | Exit::Nmi => Flow::Stop(Stop::Limit),
+            Exit::ExternalInterrupt | Exit::Nmi => machine.interrupted(vcpu, host),
             Exit::Halt => machine.halt(vcpu, host),
             _ => machine.handle(vcpu, exit),
         };

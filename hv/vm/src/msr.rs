@@ -37,6 +37,7 @@ pub fn read(vcpu: &impl Vcpu, register: u32) -> Result<u64, Refused> {
     Ok(match register {
         msr::IA32_EFER => vcpu.state_msr(StateMsr::Efer),
         msr::IA32_PAT => vcpu.state_msr(StateMsr::Pat),
+        msr::TSC => vcpu.state_msr(StateMsr::Tsc),
         msr::IA32_MTRRCAP => MTRR_CAP,
         msr::IA32_MTRR_DEF_TYPE => MTRR_DEFAULT,
         msr::IA32_APIC_BASE => APIC_BASE,
@@ -54,6 +55,7 @@ pub fn write(vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), Refu
     match register {
         msr::IA32_EFER => write_efer(vcpu, value)?,
         msr::IA32_PAT if pat_is_valid(value) => vcpu.set_state_msr(StateMsr::Pat, value),
+        msr::TSC => vcpu.set_state_msr(StateMsr::Tsc, value),
         // Told once, and kept.
         msr::IA32_MTRR_DEF_TYPE if value == MTRR_DEFAULT => {}
         msr::IA32_APIC_BASE if value == APIC_BASE => {}

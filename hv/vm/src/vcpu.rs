@@ -37,6 +37,7 @@ pub struct ControlRegisters {
 pub enum StateMsr {
     Efer,
     Pat,
+    Tsc,
 }
 
 /// Time stamps around the last stay in the guest, in ticks of the host's TSC.

@@ -18,6 +18,7 @@ use vm::{
 };
 use vmcb::{SegmentField, Vmcb, event, exit_code, misc1, misc2, virtual_interrupt};
 use x86::msr::{IA32_EFER, rdmsr, wrmsr};
+use x86::time::rdtsc;
 
 /// VM_CR, and its bit by which firmware forbids SVM (APM section 15.30.1).
 const VM_CR: u32 = 0xc001_0114;
@@ -269,6 +270,12 @@ impl SvmVcpu {
     }
 }
 
+/// The host's TSC.
+fn tsc() -> u64 {
+    // SAFETY: reading it has no effect.
+    unsafe { rdtsc() }
+}
+
 /// EXITINFO1 of an IOIO exit (APM figure 15-2).
 #[inline]
 fn decode_io(info: u64) -> Io {
@@ -402,6 +409,7 @@ impl Vcpu for SvmVcpu {
         match msr {
             StateMsr::Efer => self.vmcb.save.efer & !EFER_SVME,
             StateMsr::Pat => self.vmcb.save.pat,
+            StateMsr::Tsc => tsc().wrapping_add(self.vmcb.control.tsc_offset),
         }
     }
 
@@ -409,6 +417,7 @@ impl Vcpu for SvmVcpu {
         match msr {
             StateMsr::Efer => self.vmcb.save.efer = value | EFER_SVME,
             StateMsr::Pat => self.vmcb.save.pat = value,
+            StateMsr::Tsc => self.vmcb.control.tsc_offset = value.wrapping_sub(tsc()),
         }
     }
 

@@ -32,8 +32,7 @@ const GUESTS_OWN: [u32; 11] = [
 impl MsrPermissions {
     pub(super) fn guest() -> Self {
         let mut map = Self([0xff; 2 * 4096]);
-        GUESTS_OWN.into_iter().for_each(|msr| map.allow(msr, 0b11));
-        map.allow(x86::msr::TSC, 0b01);
+        GUESTS_OWN.into_iter().for_each(|msr| map.allow(msr));
         map
     }
 
@@ -48,9 +47,9 @@ impl MsrPermissions {
         Some((index as usize / 4, index % 4 * 2))
     }
 
-    fn allow(&mut self, msr: u32, rights: u8) {
+    fn allow(&mut self, msr: u32) {
         if let Some((byte, shift)) = Self::position(msr) {
-            self.0[byte] &= !(rights << shift);
+            self.0[byte] &= !(0b11 << shift);
         }
     }
 }
@@ -71,7 +70,7 @@ mod tests {
         assert_eq!(exits(&map, x86::msr::IA32_EFER), (true, true));
         assert_eq!(exits(&map, x86::msr::IA32_PAT), (true, true));
         assert_eq!(exits(&map, x86::msr::IA32_FS_BASE), (false, false));
-        assert_eq!(exits(&map, x86::msr::TSC), (false, true));
+        assert_eq!(exits(&map, x86::msr::TSC), (true, true));
         assert_eq!(exits(&map, 0xc001_0114), (true, true));
     }
 
