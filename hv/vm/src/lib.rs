@@ -19,6 +19,7 @@ mod exit;
 pub mod hypercall;
 mod machine;
 pub mod msr;
+mod open_bus;
 mod stats;
 mod trouble;
 mod vcpu;

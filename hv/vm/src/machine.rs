@@ -2,6 +2,7 @@
 
 use crate::cpuid::Table;
 use crate::exit::{Event, Exception, Exit, Instruction, Io, NestedFault};
+use crate::open_bus::OpenBus;
 use crate::stats::Stats;
 use crate::trouble::Trouble;
 use crate::vcpu::{INTERRUPT_FLAG, Vcpu};
@@ -9,7 +10,7 @@ use crate::{hypercall, msr};
 use addr::Gva;
 use devices::{Clock, Outcome, Sink, Size};
 use emul::string_io::{self, Direction, StringIo};
-use emul::{Bitness, Gpr, Known, Segment};
+use emul::{Bitness, Gpr, Known, Segment, mmio};
 use walk::{Access, Controls, Features, Paging, Privilege, SetAccessedDirty, SlotMem, WalkCache};
 
 /// What became of a guest physical address that the nested tables did not translate.
@@ -376,12 +377,32 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     }
 
     #[inline]
-    fn nested_fault<V: Vcpu>(&mut self, _vcpu: &mut V, fault: NestedFault) -> Flow {
+    fn nested_fault<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault) -> Flow {
         match self.memory.fault(fault) {
             Resolved::Retry => Flow::Resume,
-            Resolved::NotMemory => Flow::Stop(Stop::Unhandled("an access to an address that has no memory")),
+            Resolved::NotMemory if fault.fetch => {
+                Flow::Stop(Stop::Unhandled("an instruction fetch from an address that has no memory"))
+            }
+            Resolved::NotMemory => self.no_memory(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu)),
             Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
         }
+    }
+
+    /// Carries out an instruction whose operand nothing answers.
+    #[cold]
+    fn no_memory<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Flow, Trouble> {
+        let bitness = Self::bitness(vcpu);
+        let bytes = self.fetch(vcpu, bitness)?;
+        let Ok(instruction) = mmio::decode(bytes.bytes(), bitness) else {
+            return Ok(Flow::Stop(Stop::Unhandled(
+                "an instruction that is not emulated, on an address that has no memory",
+            )));
+        };
+        let mut bus = OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) };
+        if instruction.execute(vcpu, &mut bus)? == mmio::Outcome::Retired {
+            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        }
+        Ok(Flow::Resume)
     }
 
     /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall.
