@@ -62,8 +62,12 @@
 extern crate std;
 
 mod clock;
+mod fw_cfg;
+mod keyboard;
 mod machine;
 mod pic;
+mod pit;
+mod rtc;
 mod sink;
 mod uart;
 

@@ -1,6 +1,10 @@
 //! The VM's devices together, and which port is whose.
 
+use crate::fw_cfg::FwCfg;
+use crate::keyboard::{Keyboard, Resets};
 use crate::pic::{Pic, Which};
+use crate::pit::Pit;
+use crate::rtc::Rtc;
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
 
@@ -39,6 +43,12 @@ pub enum Outcome {
     Reset,
 }
 
+impl From<Resets> for Outcome {
+    fn from(Resets(resets): Resets) -> Self {
+        if resets { Self::Reset } else { Self::Continue }
+    }
+}
+
 /// What a VM's devices are told of the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineConfig {
@@ -58,18 +68,53 @@ pub struct Machine<S, C> {
     unclaimed: u64,
     sink: S,
     clock: C,
+    pit: Pit,
+    rtc: Rtc,
+    keyboard: Keyboard,
+    fw_cfg: FwCfg,
+    port_92: u8,
+    reset_control: u8,
+    pci_address: u32,
 }
 
-/// Interrupt lines.
+const TIMER_IRQ: u8 = 0;
 const UART_IRQ: u8 = 4;
 
 const COM1: u16 = 0x3f8;
+const TIMER: u16 = 0x40;
+const DEBUG_EXIT: u16 = 0xf4;
+const FW_CFG_SELECTOR: u16 = 0x510;
+const PM_TIMER: u16 = 0x608;
+const PCI_ADDRESS: u16 = 0xcf8;
+
+/// Bochs' console reads as its own number, so that programs know it is there.
+const DEBUG_CONSOLE_THERE: u8 = 0xe9;
+/// Port 0x92: bit 0 resets, bit 1 opens A20, which is never closed here.
+const PORT_92_RESET: u8 = 1 << 0;
+const PORT_92_A20: u8 = 1 << 1;
+/// Port 0xcf9: setting bit 2 resets, in a way that bits 1 and 3 choose.
+const RESET_CONTROL_NOW: u8 = 1 << 2;
+/// ACPI 6.5, section 4.8.2.1: 24 bits at this frequency.
+const PM_TIMER_HERTZ: u32 = 3_579_545;
+const PM_TIMER_MASK: u32 = 0xff_ffff;
 
 impl<S: Sink, C: Clock> Machine<S, C> {
     /// Devices as a PC's firmware leaves them, all interrupts masked.
     pub fn new(config: MachineConfig, sink: S, clock: C) -> Self {
-        let _ = config;
-        Self { pic: Pic::new(), uart: Uart::new(), unclaimed: 0, sink, clock }
+        Self {
+            pic: Pic::new(),
+            uart: Uart::new(),
+            unclaimed: 0,
+            sink,
+            clock,
+            pit: Pit::new(),
+            rtc: Rtc::new(&config),
+            keyboard: Keyboard::new(),
+            fw_cfg: FwCfg::new(&config),
+            port_92: PORT_92_A20,
+            reset_control: 0,
+            pci_address: 0,
+        }
     }
 
     /// IN from `port`: the value in the low bits, the others clear.
@@ -88,7 +133,8 @@ impl<S: Sink, C: Clock> Machine<S, C> {
         }
     }
 
-    /// Whether there is an interrupt for the processor.
+    /// Whether there is an interrupt for the processor. Changes with reads and writes of ports, [`advance`](Self::advance),
+    /// [`set_irq`](Self::set_irq) and [`receive`](Self::receive), and with nothing else.
     pub fn interrupt_pending(&self) -> bool {
         self.pic.pending()
     }
@@ -100,12 +146,15 @@ impl<S: Sink, C: Clock> Machine<S, C> {
 
     /// When [`advance`](Self::advance) has something to do next, if nothing is written before.
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
-        None
+        self.pit.next_deadline()
     }
 
-    /// Does what time has brought: interrupts of timers.
+    /// Does what time has brought: interrupts of the timer. Those that were missed are one.
     pub fn advance(&mut self) {
-        let _ = self.clock.now();
+        if self.pit.take_rise(self.clock.now()) {
+            self.pic.set_line(TIMER_IRQ, true);
+            self.pic.set_line(TIMER_IRQ, false);
+        }
     }
 
     /// Sets the level of interrupt line `irq`, 0 to 15, for devices outside of this crate.
@@ -133,7 +182,15 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     fn read_byte(&mut self, port: u16) -> u8 {
         match port {
             0x20 | 0x21 => self.pic.read(Which::Master, port & 1 == 1),
+            0x40..=0x43 => self.pit.read(port - TIMER, self.clock.now()),
+            0x60 => self.keyboard.read_data(),
+            0x61 => self.pit.read_port_61(self.clock.now()),
+            0x64 => self.keyboard.status(),
+            0x71 => self.rtc.read(self.clock.now()),
+            0x92 => self.port_92,
             0xa0 | 0xa1 => self.pic.read(Which::Slave, port & 1 == 1),
+            0xe9 => DEBUG_CONSOLE_THERE,
+            DEBUG_EXIT => 0,
             0x3f8..=0x3ff => {
                 let value = self.uart.read(port - COM1);
                 self.update_uart_irq();
@@ -141,9 +198,11 @@ impl<S: Sink, C: Clock> Machine<S, C> {
             }
             0x4d0 => self.pic.read_elcr(Which::Master),
             0x4d1 => self.pic.read_elcr(Which::Slave),
-            0xe9 => 0xe9,
-            0xf4 => 0,
-            0x80 | 0xed => 0xff,
+            FW_CFG_SELECTOR | 0x511 => self.fw_cfg.read(),
+            PM_TIMER..=0x60b => self.pm_timer().to_le_bytes()[usize::from(port - PM_TIMER)],
+            0xcf9 => self.reset_control,
+            // No device answers; the bus floats. The delay ports and the clock's selector can't be read.
+            0xcfc..=0xcff | 0x70 | 0x80 | 0xed => 0xff,
             _ => {
                 self.unclaimed += 1;
                 0xff
@@ -154,23 +213,38 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     fn write_byte(&mut self, port: u16, value: u8) -> Outcome {
         match port {
             0x20 | 0x21 => self.pic.write(Which::Master, port & 1 == 1, value),
+            0x40..=0x43 => self.pit.write(port - TIMER, value, self.clock.now()),
+            0x60 => return self.keyboard.write_data(value).into(),
+            0x61 => self.pit.write_port_61(value, self.clock.now()),
+            0x64 => return self.keyboard.write_command(value).into(),
+            0x70 => self.rtc.select(value),
+            0x71 => self.rtc.write(value),
+            0x92 => return self.write_port_92(value),
             0xa0 | 0xa1 => self.pic.write(Which::Slave, port & 1 == 1, value),
+            0xe9 => self.sink.put(value),
+            DEBUG_EXIT => return Outcome::Exit(value.into()),
             0x3f8..=0x3ff => {
                 self.uart.write(port - COM1, value, &mut self.sink);
                 self.update_uart_irq();
             }
             0x4d0 => self.pic.write_elcr(Which::Master, value),
             0x4d1 => self.pic.write_elcr(Which::Slave, value),
-            0xe9 => self.sink.put(value),
-            0xf4 => return Outcome::Exit(value.into()),
-            0x80 | 0xed => {}
+            0xcf9 => return self.write_reset_control(value),
+            // A word selects an item; a byte is nothing. The timer can't be set. Delay ports are written for the delay.
+            FW_CFG_SELECTOR | 0x511 | PM_TIMER..=0x60b | 0xcfc..=0xcff | 0x80 | 0xed => {}
             _ => self.unclaimed += 1,
         }
         Outcome::Continue
     }
 
-    /// Bytes from consecutive ports, lowest first; past the last port there is none.
+    /// Bytes from consecutive ports, lowest first, but for the registers that are wide. Past the last port there is none.
     fn read_wide(&mut self, port: u16, size: Size) -> u32 {
+        match (port, size) {
+            (PCI_ADDRESS, Size::Dword) => return self.pci_address,
+            // One reading of the time, or its bytes do not belong together.
+            (PM_TIMER, _) => return self.pm_timer() & size.ones(),
+            _ => {}
+        }
         (0..size as u16).fold(0, |value, n| {
             let byte = port.checked_add(n).map_or(0xff, |port| self.read_byte(port));
             value | u32::from(byte) << (8 * n)
@@ -178,9 +252,16 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     }
 
     fn write_wide(&mut self, port: u16, size: Size, value: u32) -> Outcome {
-        if port == 0xf4 {
-            return Outcome::Exit(value & size.ones());
+        match (port, size) {
+            (DEBUG_EXIT, _) => return Outcome::Exit(value & size.ones()),
+            (FW_CFG_SELECTOR, Size::Word) => self.fw_cfg.select(value as u16),
+            (PCI_ADDRESS, Size::Dword) => self.pci_address = value,
+            _ => return self.write_bytes(port, size, value),
         }
+        Outcome::Continue
+    }
+
+    fn write_bytes(&mut self, port: u16, size: Size, value: u32) -> Outcome {
         for (n, byte) in (0..size as u16).zip(value.to_le_bytes()) {
             let Some(port) = port.checked_add(n) else { break };
             match self.write_byte(port, byte) {
@@ -191,10 +272,238 @@ impl<S: Sink, C: Clock> Machine<S, C> {
         Outcome::Continue
     }
 
+    fn write_port_92(&mut self, value: u8) -> Outcome {
+        let resets = value & !self.port_92 & PORT_92_RESET != 0;
+        self.port_92 = value & !PORT_92_RESET | PORT_92_A20;
+        Resets(resets).into()
+    }
+
+    fn write_reset_control(&mut self, value: u8) -> Outcome {
+        self.reset_control = value & !RESET_CONTROL_NOW;
+        Resets(value & RESET_CONTROL_NOW != 0).into()
+    }
+
+    fn pm_timer(&self) -> u32 {
+        self.clock.now().to_ticks(PM_TIMER_HERTZ) as u32 & PM_TIMER_MASK
+    }
+
     fn update_uart_irq(&mut self) {
         let level = self.uart.interrupt();
         if level != self.pic.line(UART_IRQ) {
             self.pic.set_line(UART_IRQ, level);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::Cell;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    struct At<'a>(&'a Cell<u64>);
+    impl Clock for At<'_> {
+        fn now(&self) -> Nanoseconds {
+            Nanoseconds(self.0.get())
+        }
+    }
+
+    const CONFIG: MachineConfig = MachineConfig { ram_bytes: 64 << 20, cpus: 1, boot_time: 0 };
+
+    /// Runs `test` with a machine, and gives what it printed.
+    fn printed(test: impl FnOnce(&mut Machine<&mut dyn FnMut(u8), At<'_>>, &Cell<u64>)) -> Vec<u8> {
+        let (mut out, time) = (Vec::new(), Cell::new(0));
+        let mut put = |byte| out.push(byte);
+        let mut machine = Machine::new(CONFIG, &mut put as &mut dyn FnMut(u8), At(&time));
+        test(&mut machine, &time);
+        out
+    }
+
+    fn write_all<S: Sink, C: Clock>(machine: &mut Machine<S, C>, writes: &[(u16, u8)]) {
+        for &(port, value) in writes {
+            assert_eq!(machine.write(port, Size::Byte, value.into()), Outcome::Continue);
+        }
+    }
+
+    const PIC_SETUP: [(u16, u8); 8] = [
+        (0x20, 0x11),
+        (0x21, 0x20),
+        (0x21, 0x04),
+        (0x21, 0x01),
+        (0xa0, 0x11),
+        (0xa1, 0x28),
+        (0xa1, 0x02),
+        (0xa1, 0x01),
+    ];
+
+    #[test]
+    fn com1_and_the_debug_console_print() {
+        let out = printed(|machine, _| {
+            write_all(machine, &[(0x3f8, b'h'), (0xe9, b'v')]);
+            assert_eq!(machine.read(0xe9, Size::Byte), 0xe9);
+            assert_eq!(machine.read(0x3fd, Size::Byte), 0x60);
+            assert_eq!(machine.unclaimed(), 0);
+        });
+        assert_eq!(out, b"hv");
+    }
+
+    #[test]
+    fn the_exit_port_gives_the_value_in_every_width() {
+        printed(|machine, _| {
+            for (size, value) in [(Size::Byte, 0x21), (Size::Word, 0x4321), (Size::Dword, 0x8765_4321)] {
+                assert_eq!(machine.write(0xf4, size, 0x8765_4321), Outcome::Exit(value));
+            }
+        });
+    }
+
+    #[test]
+    fn each_way_to_reset_resets() {
+        for (port, value) in [(0x64, 0xfe), (0x92, 0x03), (0xcf9, 0x06)] {
+            printed(|machine, _| assert_eq!(machine.write(port, Size::Byte, value), Outcome::Reset));
+        }
+        printed(|machine, _| {
+            write_all(machine, &[(0x92, 0x02), (0xcf9, 0x02), (0x64, 0xff)]);
+            assert_eq!(machine.read(0x92, Size::Byte), 0x02);
+            assert_eq!(machine.read(0xcf9, Size::Byte), 0x02);
+        });
+    }
+
+    #[test]
+    fn unclaimed_ports_read_as_ones_and_are_counted_by_the_byte() {
+        printed(|machine, _| {
+            assert_eq!(machine.read(0x300, Size::Byte), 0xff);
+            assert_eq!(machine.read(0x300, Size::Word), 0xffff);
+            assert_eq!(machine.read(0xffff, Size::Dword), 0xffff_ffff);
+            assert_eq!(machine.write(0xfffe, Size::Dword, 0), Outcome::Continue);
+            assert_eq!(machine.unclaimed(), 1 + 2 + 1 + 2);
+        });
+    }
+
+    #[test]
+    fn wide_accesses_to_bytes_go_to_consecutive_ports() {
+        printed(|machine, _| {
+            assert_eq!(machine.write(0x4d0, Size::Word, 0x1a28), Outcome::Continue);
+            assert_eq!(machine.read(0x4d0, Size::Byte), 0x28);
+            assert_eq!(machine.read(0x4d1, Size::Byte), 0x1a);
+            assert_eq!(machine.read(0x4d0, Size::Dword), 0xffff_1a28);
+        });
+    }
+
+    #[test]
+    fn the_uart_interrupts_by_line_4() {
+        printed(|machine, _| {
+            write_all(machine, &PIC_SETUP);
+            write_all(machine, &[(0x3f9, 0x02)]);
+            assert!(machine.interrupt_pending());
+            assert_eq!(machine.acknowledge_interrupt(), 0x24);
+            assert_eq!(machine.read(0x3fa, Size::Byte), 0x02);
+            write_all(machine, &[(0x20, 0x20), (0x3f8, b'x')]);
+            assert_eq!(machine.acknowledge_interrupt(), 0x24, "the line fell and rose");
+            write_all(machine, &[(0x20, 0x20), (0x3f9, 0x01)]);
+            assert!(!machine.interrupt_pending());
+            assert!(machine.receive(b'a'));
+            assert!(machine.interrupt_pending());
+            assert_eq!(machine.read(0x3f8, Size::Byte), b'a'.into());
+        });
+    }
+
+    #[test]
+    fn the_timer_interrupts_by_line_0_at_its_deadline() {
+        printed(|machine, time| {
+            write_all(machine, &PIC_SETUP);
+            // 1193 ticks: a millisecond.
+            write_all(machine, &[(0x43, 0x34), (0x40, 0xa9), (0x40, 0x04)]);
+            for _ in 0..3 {
+                let deadline = machine.next_deadline().unwrap().0;
+                time.set(deadline - 1);
+                machine.advance();
+                assert!(!machine.interrupt_pending());
+                time.set(deadline);
+                machine.advance();
+                assert_eq!(machine.acknowledge_interrupt(), 0x20);
+                assert!(!machine.interrupt_pending());
+                write_all(machine, &[(0x20, 0x20)]);
+            }
+            assert_eq!(time.get(), 3 * 1193 * 1_000_000_000u64 / 1_193_182 + 1);
+        });
+    }
+
+    #[test]
+    fn the_pm_timer_counts_24_bits_at_its_frequency() {
+        printed(|machine, time| {
+            time.set(1_000_000_000);
+            assert_eq!(machine.read(0x608, Size::Dword), 3_579_545);
+            assert_eq!(machine.read(0x608, Size::Word), 3_579_545 & 0xffff);
+            assert_eq!(machine.read(0x609, Size::Byte), 3_579_545 >> 8 & 0xff);
+            time.set(5_000_000_000);
+            assert_eq!(machine.read(0x608, Size::Dword), (5 * 3_579_545) & 0xff_ffff);
+            assert_eq!(machine.unclaimed(), 0);
+        });
+    }
+
+    #[test]
+    fn pci_is_there_and_empty() {
+        printed(|machine, _| {
+            assert_eq!(machine.write(0xcf8, Size::Dword, 0x8000_0000), Outcome::Continue);
+            assert_eq!(machine.read(0xcf8, Size::Dword), 0x8000_0000);
+            assert_eq!(machine.write(0xcf9, Size::Byte, 0), Outcome::Continue);
+            assert_eq!(machine.read(0xcf8, Size::Dword), 0x8000_0000, "a byte is for the reset control");
+            for (port, size) in [(0xcfc, Size::Dword), (0xcfe, Size::Word), (0xcff, Size::Byte)] {
+                assert_eq!(machine.read(port, size), size.ones());
+            }
+            assert_eq!(machine.unclaimed(), 0);
+        });
+    }
+
+    #[test]
+    fn fw_cfg_as_kvm_unit_tests_read_it() {
+        printed(|machine, _| {
+            assert_eq!(machine.write(0x510, Size::Word, 5), Outcome::Continue);
+            assert_eq!([0x511; 4].map(|port| machine.read(port, Size::Byte)), [1, 0, 0, 0]);
+        });
+    }
+
+    #[test]
+    fn the_clock_is_behind_its_two_ports() {
+        printed(|machine, time| {
+            time.set(61_000_000_000);
+            write_all(machine, &[(0x70, 0x02)]);
+            assert_eq!(machine.read(0x71, Size::Byte), 0x01);
+            write_all(machine, &[(0x70, 0x44), (0x71, 0x5a)]);
+            assert_eq!(machine.read(0x71, Size::Byte), 0x5a);
+        });
+    }
+
+    fn size() -> impl Strategy<Value = Size> {
+        prop_oneof![Just(Size::Byte), Just(Size::Word), Just(Size::Dword)]
+    }
+
+    fn port() -> impl Strategy<Value = u16> {
+        const CLAIMED: [u16; 24] = [
+            0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0xa0, 0xa1, 0x3f8, 0x3f9, 0x3fa,
+            0x3fc, 0x4d0, 0x510, 0x511, 0x608, 0xcf8, 0xcf9,
+        ];
+        prop_oneof![4 => prop::sample::select(&CLAIMED[..]), 1 => any::<u16>()]
+    }
+
+    proptest! {
+        #[test]
+        fn any_accesses_end_and_time_runs(accesses in prop::collection::vec((port(), size(), any::<Option<u32>>(), 0u64..1 << 40), 0..300)) {
+            printed(|machine, time| {
+                for (port, size, write, step) in accesses {
+                    match write {
+                        Some(value) => drop(machine.write(port, size, value)),
+                        None => assert_eq!(machine.read(port, size) & !size.ones(), 0),
+                    }
+                    time.set(time.get() + step);
+                    machine.advance();
+                    assert!(machine.next_deadline().is_none_or(|deadline| deadline.0 > time.get()), "a deadline is ahead");
+                    if machine.interrupt_pending() && step & 1 == 1 {
+                        machine.acknowledge_interrupt();
+                    }
+                }
+            });
         }
     }
 }
