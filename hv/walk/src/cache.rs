@@ -7,8 +7,8 @@
 //! INVLPG and loads CR3 without an exit, so nothing tells the hypervisor to drop a translation, and it would decode bytes
 //! of a page that the guest's processor no longer fetches from.
 //!
-//! [`WalkCache`] therefore keeps not the answer alone, but what the answer depends on: the control registers, the linear
-//! page, the access, and each entry's place and value. What a walk gives is a function of exactly these. If the registers
+//! [`FetchCache`] therefore keeps not the answer alone, but what the answer depends on: the control registers, the linear
+//! page, the privilege, and each entry's place and value. What a walk gives is a function of exactly these. If the registers
 //! are as before, the first entry's place is as before; if it still holds the same value, so is the place of the second;
 //! and so on down to the page. So when each place still holds what it held, a walk done now would read the same entries
 //! and come to the same end; and a hit reads every one of them again, as a walk would, from the guest's memory as it is.
@@ -17,8 +17,8 @@
 //! address space, and the checks. That turning is the environment's, and may change (a page of the guest is taken away and
 //! comes back elsewhere). For that there is [`SlotMem::generation`].
 
-use crate::{Access, Controls, Fault, Features, Kind, Mode, Paging, PhysMem, Privilege, Rights, Step, Translation};
-use addr::{Gpa, Gva, Gvn, PAGE_SIZE, PageSize};
+use crate::{Access, Controls, Fault, Features, Kind, Mode, Paging, PhysMem, Privilege, Step, Steps};
+use addr::{Gpa, Gva, PAGE_SIZE};
 
 /// Guest memory with handles, so that the same place can be read again without looking up its address.
 ///
@@ -30,81 +30,72 @@ pub trait SlotMem: PhysMem {
     type Slot: Copy;
     /// The place of `at`, a multiple of 8. None if there is no memory, or reading it has effects.
     fn slot(&self, at: Gpa) -> Option<Self::Slot>;
-    /// The place `bytes`, a multiple of 8, further on in the same 4 KiB page.
-    fn advance(&self, slot: Self::Slot, bytes: u64) -> Self::Slot;
     /// Reads the eight bytes in one piece.
     fn load(&self, slot: Self::Slot) -> u64;
+    /// Reads the four bytes, the lowest first, that begin `offset` bytes further on and end in the same 4 KiB page.
+    fn load_u32(&self, slot: Self::Slot, offset: u64) -> u32;
     /// A number that changes whenever a guest-physical address gets or loses its memory.
     fn generation(&self) -> u64;
 }
 
-/// The last walk of a vCPU, and what it depended on. See the [module's](self) text for why it is exact.
+/// The last walk that a vCPU's instruction fetch needed, and what it depended on. See [`crate::cache`] for why it is
+/// exact.
 ///
-/// It belongs to one vCPU: [`Features`] and the memory given must be the same each time. Walks of five levels are not
-/// kept, but done each time.
+/// It belongs to one vCPU: [`Features`] and the memory given must be the same each time. PAE's PDPTEs are read from
+/// memory. Walks of five levels are not kept, but done each time.
 #[derive(Clone, Debug)]
-pub struct WalkCache<S> {
-    kept: Option<Kept<S>>,
+pub struct FetchCache<S> {
+    kept: Kept<S>,
 }
 
 /// Four levels at most: a shorter walk repeats its last entry, so that a hit compares four times without counting.
 const ENTRIES: usize = 4;
 
 #[derive(Clone, Debug)]
-struct Kept<S> {
-    controls: Controls,
-    generation: u64,
-    page: Gvn,
-    access: Access,
-    /// None without paging.
-    entries: Option<[(S, u64); ENTRIES]>,
-    /// The page's own first eight bytes.
-    content: Option<S>,
-    gpa: Gpa,
-    size: PageSize,
-    rights: Rights,
+enum Kept<S> {
+    Nothing,
+    /// Without paging there are no entries.
+    Flat(Known<S>),
+    Walk([(S, u64); ENTRIES], Known<S>),
 }
 
-impl<S: Copy> Kept<S> {
+#[derive(Clone, Debug)]
+struct Known<S> {
+    key: u64,
+    controls: Controls,
+    generation: u64,
+    /// The page's first bytes.
+    page: S,
+}
+
+/// The linear page, and in its offset bits the privilege.
+#[inline(always)]
+const fn key(gva: Gva, privilege: Privilege) -> u64 {
+    let privilege = match privilege {
+        Privilege::User => 0,
+        Privilege::Supervisor { ac: false } => 1,
+        Privilege::Supervisor { ac: true } => 2,
+    };
+    gva.align_down(PAGE_SIZE).raw() | privilege
+}
+
+impl<S: Copy> Known<S> {
     #[inline(always)]
-    fn holds<M: SlotMem<Slot = S>>(&self, mem: &M, controls: &Controls, page: Gvn, access: Access) -> bool {
-        self.page == page
-            && self.controls == *controls
-            && self.access == access
-            && self.generation == mem.generation()
-            && self.entries.iter().flatten().all(|&(slot, value)| mem.load(slot) == value)
+    fn is_still_so<M: SlotMem<Slot = S>>(&self, mem: &M, controls: &Controls, key: u64) -> bool {
+        self.key == key && self.controls == *controls && self.generation == mem.generation()
     }
 }
 
-impl<S: Copy> Default for WalkCache<S> {
+impl<S: Copy> Default for FetchCache<S> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<S: Copy> WalkCache<S> {
+impl<S: Copy> FetchCache<S> {
     /// An empty cache.
     pub const fn new() -> Self {
-        Self { kept: None }
-    }
-
-    /// As [`translate`](crate::translate) without setting accessed bits; PAE's PDPTEs are read from memory.
-    #[inline]
-    pub fn translate<M: SlotMem<Slot = S>>(
-        &mut self,
-        mem: &M,
-        controls: &Controls,
-        features: &Features,
-        gva: Gva,
-        access: Access,
-    ) -> Result<Translation, Fault> {
-        if let Some(kept) = &self.kept
-            && kept.holds(mem, controls, gva.frame(), access)
-        {
-            let gpa = kept.gpa.wrapping_add(gva.page_offset());
-            return Ok(Translation { gpa, size: kept.size, rights: kept.rights });
-        }
-        self.walk(mem, controls, features, gva, access)
+        Self { kept: Kept::Nothing }
     }
 
     /// The first four bytes at `gva`, an instruction's, the lowest first. None if they are not all to be had at once:
@@ -118,70 +109,71 @@ impl<S: Copy> WalkCache<S> {
         gva: Gva,
         privilege: Privilege,
     ) -> Option<u32> {
-        let access = Access { kind: Kind::Fetch, privilege };
-        let hit = matches!(&self.kept, Some(kept) if kept.holds(mem, controls, gva.frame(), access));
-        if !hit {
-            self.walk(mem, controls, features, gva, access).ok()?;
+        if let Kept::Walk(entries, known) = &self.kept
+            && known.is_still_so(mem, controls, key(gva, privilege))
+            && entries.iter().all(|&(slot, value)| mem.load(slot) == value)
+            && gva.page_offset() <= PAGE_SIZE - 4
+        {
+            return Some(mem.load_u32(known.page, gva.page_offset()));
         }
-        let content = self.kept.as_ref()?.content?;
-        let offset = gva.page_offset();
-        if offset > PAGE_SIZE - 4 {
-            return None;
-        }
-        let word = mem.advance(content, offset & !7);
-        let shift = (offset & 7) * 8;
-        let low = mem.load(word) >> shift;
-        if shift <= 32 {
-            return Some(low as u32);
-        }
-        Some((low | (mem.load(mem.advance(word, 8)) << (64 - shift))) as u32)
+        self.fetch_u32_slow(mem, controls, features, gva, privilege)
     }
 
-    /// A whole walk, kept for the next time if it can be.
     #[cold]
+    fn fetch_u32_slow<M: SlotMem<Slot = S>>(
+        &mut self,
+        mem: &M,
+        controls: &Controls,
+        features: &Features,
+        gva: Gva,
+        privilege: Privilege,
+    ) -> Option<u32> {
+        if gva.page_offset() > PAGE_SIZE - 4 {
+            return None;
+        }
+        let page = match &self.kept {
+            Kept::Flat(known) if known.is_still_so(mem, controls, key(gva, privilege)) => known.page,
+            _ => self.walk(mem, controls, features, gva, privilege).ok()??,
+        };
+        Some(mem.load_u32(page, gva.page_offset()))
+    }
+
+    /// A whole walk, kept for the next time if it can be; and the place of the page, if it has one.
     fn walk<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
         controls: &Controls,
         features: &Features,
         gva: Gva,
-        access: Access,
-    ) -> Result<Translation, Fault> {
-        self.kept = None;
+        privilege: Privilege,
+    ) -> Result<Option<S>, Fault> {
+        self.kept = Kept::Nothing;
         // Before the walk: should memory move meanwhile, the number kept is already out of date.
         let generation = mem.generation();
         let paging = Paging { controls: *controls, pdptes: None, features: *features };
-        let (translation, steps) = crate::walk(mem, &paging, gva, access)?;
-        let entries = match controls.mode() {
-            Mode::Off => None,
+        let mut steps = Steps::new();
+        let translation = crate::walk(mem, &paging, gva, Access { kind: Kind::Fetch, privilege }, &mut steps)?;
+        let Some(page) = mem.slot(translation.gpa.align_down(PAGE_SIZE)) else { return Ok(None) };
+        let known = Known { key: key(gva, privilege), controls: *controls, generation, page };
+        self.kept = match controls.mode() {
+            Mode::Off => Kept::Flat(known),
             mode => match entries(mem, mode, steps.as_slice()) {
-                None => return Ok(translation),
-                entries => entries,
+                Some(entries) => Kept::Walk(entries, known),
+                None => Kept::Nothing,
             },
         };
-        let gpa = translation.gpa.align_down(PAGE_SIZE);
-        self.kept = Some(Kept {
-            controls: *controls,
-            generation,
-            page: gva.frame(),
-            access,
-            entries,
-            content: mem.slot(gpa),
-            gpa,
-            size: translation.size,
-            rights: translation.rights,
-        });
-        Ok(translation)
+        Ok(Some(page))
     }
 }
 
-/// Places and values of what a walk read. None if there are none, too many, one has no place, or one has changed already.
+/// Places and values of what a walk read. None if it read too much, a place can't be had, or an entry changed meanwhile.
 fn entries<M: SlotMem>(mem: &M, mode: Mode, steps: &[Step]) -> Option<[(M::Slot, u64); ENTRIES]> {
     let mut kept = [place(mem, mode, steps.last()?)?; ENTRIES];
-    for (index, step) in steps.iter().enumerate() {
+    let (_, above) = steps.split_last()?;
+    for (index, step) in above.iter().enumerate() {
         *kept.get_mut(index)? = place(mem, mode, step)?;
     }
-    Some(kept)
+    (steps.len() <= ENTRIES).then_some(kept)
 }
 
 /// Where an entry is, and the eight bytes there. A 4-byte entry is kept with its neighbour: a change of either drops it.

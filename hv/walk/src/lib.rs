@@ -7,7 +7,7 @@
 //! * [`translate`] does one walk, for every paging mode (Intel SDM vol. 3 chapter 4, AMD APM vol. 2 chapter 5), and gives
 //!   the guest-physical address or the exact page fault.
 //! * [`fetch`], [`read`] and [`write`] move bytes at linear addresses, across a page boundary too.
-//! * [`WalkCache`] makes the same walk again cheap, and is still exact.
+//! * [`FetchCache`] makes the fetch from the same page again cheap, and is still exact (see [`cache`]).
 //!
 //! The environment gives guest memory through [`PhysMem`] and, for the cache, [`SlotMem`].
 //!
@@ -42,7 +42,7 @@
 #[cfg(any(test, fuzzing))]
 extern crate std;
 
-mod cache;
+pub mod cache;
 mod copy;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -52,7 +52,7 @@ mod ram;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{SlotMem, WalkCache};
+pub use cache::{FetchCache, SlotMem};
 pub use copy::{Fetched, MAX_INSTRUCTION, fetch, read, write};
 pub use mode::{Controls, Features, Mode, Paging, PdpteError, load_pdptes};
 
@@ -212,7 +212,9 @@ struct Steps {
 }
 
 impl Steps {
-    const NONE: Self = Self { steps: [Step { at: Gpa::new(0), entry: 0, level: 0 }; 5], len: 0 };
+    const fn new() -> Self {
+        Self { steps: [Step { at: Gpa::new(0), entry: 0, level: 0 }; 5], len: 0 }
+    }
 
     fn push(&mut self, step: Step) {
         self.steps[self.len] = step;
@@ -235,7 +237,8 @@ pub fn translate<M: PhysMem>(
     set: SetAccessedDirty,
 ) -> Result<Translation, Fault> {
     for _ in 0..ATTEMPTS {
-        let (translation, steps) = walk(mem, paging, gva, access)?;
+        let mut steps = Steps::new();
+        let translation = walk(mem, paging, gva, access, &mut steps)?;
         if set == SetAccessedDirty::No || mark(mem, paging, &steps, access)? {
             return Ok(translation);
         }
@@ -244,10 +247,15 @@ pub fn translate<M: PhysMem>(
 }
 
 /// One walk, from CR3 (or the PDPTEs that the processor holds) to the page.
-fn walk<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, access: Access) -> Result<(Translation, Steps), Fault> {
+fn walk<M: PhysMem>(
+    mem: &M,
+    paging: &Paging,
+    gva: Gva,
+    access: Access,
+    steps: &mut Steps,
+) -> Result<Translation, Fault> {
     let mode = paging.controls.mode();
     let linear = mode.linear(gva).ok_or(Fault::NonCanonical)?;
-    let mut steps = Steps::NONE;
     let mut rights = Rights::ALL;
     let fault = |why| Fault::Page { error_code: why | paging.controls.describe(access), address: Gva::new(linear) };
 
@@ -281,12 +289,12 @@ fn walk<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, access: Access) -> Resul
                 return Err(fault(ErrorCode::PRESENT));
             }
             let page = mode.page_address(entry, size);
-            return Ok((Translation { gpa: Gpa::new(page | (linear & (size.bytes() - 1))), size, rights }, steps));
+            return Ok(Translation { gpa: Gpa::new(page | (linear & (size.bytes() - 1))), size, rights });
         }
         table = entry & ADDRESS;
     }
     // No level at all: paging is off.
-    Ok((Translation { gpa: Gpa::new(linear), size: PageSize::Size4K, rights }, steps))
+    Ok(Translation { gpa: Gpa::new(linear), size: PageSize::Size4K, rights })
 }
 
 fn read_entry<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {

@@ -105,12 +105,14 @@ impl SlotMem for Ram {
         (index < self.words.borrow().len()).then_some(index)
     }
 
-    fn advance(&self, slot: usize, bytes: u64) -> usize {
-        slot + bytes as usize / 8
-    }
-
     fn load(&self, slot: usize) -> u64 {
         self.words.borrow()[slot]
+    }
+
+    fn load_u32(&self, slot: usize, offset: u64) -> u32 {
+        assert!(offset <= 4092);
+        let byte = |at: u64| self.load(slot + at as usize / 8).to_le_bytes()[at as usize % 8];
+        u32::from_le_bytes(core::array::from_fn(|n| byte(offset + n as u64)))
     }
 
     fn generation(&self) -> u64 {

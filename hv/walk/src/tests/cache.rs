@@ -1,8 +1,7 @@
 use super::model::{PAGES, address, any_access, entry, memory, paging_state};
 use super::*;
+use crate::fuzz::same_with_cache;
 use proptest::prelude::*;
-
-const FETCH: Access = Access { kind: Kind::Fetch, privilege: SUPERVISOR };
 
 /// A long-mode tree over pages 1 to 4, linear 0 at page 5.
 fn tree() -> (Ram, Controls) {
@@ -15,14 +14,14 @@ fn tree() -> (Ram, Controls) {
     (ram, paging(PE_PG, 0x1000, PAE, LMA).controls)
 }
 
-fn bytes_at(cache: &mut WalkCache<usize>, ram: &Ram, controls: &Controls, gva: u64) -> Option<u32> {
+fn bytes_at(cache: &mut FetchCache<usize>, ram: &Ram, controls: &Controls, gva: u64) -> Option<u32> {
     cache.fetch_u32(ram, controls, &FEATURES, Gva::new(gva), SUPERVISOR)
 }
 
 #[test]
 fn four_bytes_at_every_offset_of_a_word() {
     let (ram, controls) = tree();
-    let mut cache = WalkCache::new();
+    let mut cache = FetchCache::new();
     for offset in 0..=8u64 {
         let expected = u32::from_le_bytes(core::array::from_fn(|n| offset as u8 + n as u8));
         assert_eq!(bytes_at(&mut cache, &ram, &controls, offset), Some(expected));
@@ -35,7 +34,7 @@ fn four_bytes_at_every_offset_of_a_word() {
 fn a_changed_entry_is_seen_at_every_level() {
     for level in 1..=4u64 {
         let (ram, controls) = tree();
-        let mut cache = WalkCache::new();
+        let mut cache = FetchCache::new();
         assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(0x0302_0100));
         // The same tree once more from page 11 on, entered at `level`.
         for table in 11..=14 {
@@ -52,7 +51,7 @@ fn a_changed_entry_is_seen_at_every_level() {
 #[test]
 fn changed_code_is_seen() {
     let (ram, controls) = tree();
-    let mut cache = WalkCache::new();
+    let mut cache = FetchCache::new();
     bytes_at(&mut cache, &ram, &controls, 0);
     ram.set(0x5000, 0x1234_5678);
     assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(0x1234_5678));
@@ -61,7 +60,7 @@ fn changed_code_is_seen() {
 #[test]
 fn memory_that_moves_is_seen_by_the_generation() {
     let (ram, controls) = tree();
-    let mut cache = WalkCache::new();
+    let mut cache = FetchCache::new();
     bytes_at(&mut cache, &ram, &controls, 0);
     // All memory comes to lie 16 pages further on; the old place still holds the old values.
     let old = (0..8 * 512).map(|n| ram.get(n * 8)).collect::<Vec<_>>();
@@ -78,7 +77,7 @@ fn memory_that_moves_is_seen_by_the_generation() {
 fn without_paging_bytes_come_from_the_address_itself() {
     let (ram, mut controls) = tree();
     controls.cr0 = 1;
-    let mut cache = WalkCache::new();
+    let mut cache = FetchCache::new();
     for _ in 0..2 {
         assert_eq!(bytes_at(&mut cache, &ram, &controls, 0x5004), Some(0x0706_0504));
         assert_eq!(bytes_at(&mut cache, &ram, &controls, 0x6004), Some(0));
@@ -89,15 +88,15 @@ fn without_paging_bytes_come_from_the_address_itself() {
 enum Event {
     Write(u64, u64),
     Controls(Paging),
-    Walk(u64, Access),
+    Fetch(u64, Privilege),
 }
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         2 => ((0..PAGES, 0..4u64), entry()).prop_map(|((page, n), value)| Event::Write((page << 12) | (n * 8), value)),
         1 => paging_state().prop_map(Event::Controls),
-        4 => (address(), any_access()).prop_map(|(gva, access)| Event::Walk(gva, access)),
-        4 => (0..4u64).prop_map(|n| Event::Walk(n << 12, FETCH)),
+        4 => (address(), any_access()).prop_map(|(gva, access)| Event::Fetch(gva, access.privilege)),
+        4 => (0..4u64).prop_map(|n| Event::Fetch(n << 12, SUPERVISOR)),
     ]
 }
 
@@ -106,23 +105,20 @@ proptest! {
 
     /// Whatever the guest does between, the cache gives what a walk without it gives.
     #[test]
-    fn cached_walks_are_walks(ram in memory(), start in paging_state(), events in proptest::collection::vec(event(), 1..40)) {
-        let features = start.features;
+    fn cached_fetches_are_fetches(
+        ram in memory(),
+        start in paging_state(),
+        events in proptest::collection::vec(event(), 1..40),
+    ) {
         let mut paging = Paging { pdptes: None, ..start };
-        let mut cache = WalkCache::new();
+        let mut cache = FetchCache::new();
         for event in events {
             match event {
                 Event::Write(at, value) => ram.set(at, value),
                 Event::Controls(new) => paging.controls = new.controls,
-                Event::Walk(gva, access) => {
-                    let gva = Gva::new(gva);
-                    let expected = translate(&ram, &paging, gva, access, SetAccessedDirty::No);
+                Event::Fetch(gva, privilege) => {
                     for _ in 0..2 {
-                        prop_assert_eq!(cache.translate(&ram, &paging.controls, &features, gva, access), expected);
-                    }
-                    if let Some(bytes) = cache.fetch_u32(&ram, &paging.controls, &features, gva, SUPERVISOR) {
-                        let fetched = fetch(&ram, &paging, gva, SUPERVISOR).unwrap();
-                        prop_assert_eq!(&fetched.bytes()[..4], bytes.to_le_bytes());
+                        same_with_cache(&mut cache, &ram, &paging, Gva::new(gva), privilege);
                     }
                 }
             }
