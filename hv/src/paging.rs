@@ -11,7 +11,8 @@
 use crate::frames;
 use addr::{Hpa, PAGE_SIZE, PageSize};
 use core::fmt;
-use loader::Region;
+use core::ops::Range;
+use loader::{Region, RegionKind};
 use x86::controlregs::{Cr4, cr3_write, cr4, cr4_write};
 
 /// Where the direct map begins. `boot/entry.s` maps the first 4 GiB there from the start.
@@ -47,7 +48,7 @@ macro_rules! symbol {
 }
 
 /// The physical range of the image as it was loaded, with the code that ran before paging.
-pub(crate) fn image() -> core::ops::Range<Hpa> {
+pub(crate) fn image() -> Range<Hpa> {
     Hpa::new(symbol!(image_start))..Hpa::new(symbol!(image_end) - HIGH_HALF)
 }
 
@@ -157,6 +158,17 @@ impl Builder {
     }
 }
 
+/// The regions that have memory behind them; the firmware also reserves addresses that have none.
+fn memory(regions: &[Region]) -> impl Iterator<Item = &Range<Hpa>> {
+    regions.iter().filter(|region| region.kind != RegionKind::Reserved).map(|region| &region.range)
+}
+
+/// The 2 MiB pages that have a part of `start..end`.
+fn pages(start: Hpa, end: Hpa) -> impl Iterator<Item = Hpa> {
+    let first = start.align_down(PageSize::Size2M.bytes()).raw();
+    (first..end.raw()).step_by(PageSize::Size2M.bytes() as usize).map(Hpa::new)
+}
+
 /// Builds the tables for the machine's `regions` of memory and goes over to them.
 ///
 /// What the firmware does not call memory is mapped uncached, up to 4 GiB: device registers live there.
@@ -166,13 +178,15 @@ impl Builder {
 pub(crate) unsafe fn install(regions: &[Region]) -> Result<(), OutOfFrames> {
     let mut builder = Builder { root: new_table()? };
     builder.map_image()?;
-    let top = regions.iter().map(|region| region.range.end).max().unwrap_or(BOOT_MAP).max(BOOT_MAP);
-    for start in (0..top.raw()).step_by(PageSize::Size2M.bytes() as usize) {
-        let end = start + PageSize::Size2M.bytes();
-        let is_memory = regions.iter().any(|region| region.range.start.raw() < end && start < region.range.end.raw());
+    for start in pages(Hpa::new(0), BOOT_MAP) {
+        let end = start.wrapping_add(PageSize::Size2M.bytes());
+        let is_memory = memory(regions).any(|range| range.start < end && start < range.end);
         let cache = if is_memory { 0 } else { CACHE_DISABLE };
-        if is_memory || start < BOOT_MAP.raw() {
-            builder.map_direct(Hpa::new(start), cache | NO_EXECUTE | GLOBAL)?;
+        builder.map_direct(start, cache | NO_EXECUTE | GLOBAL)?;
+    }
+    for range in memory(regions) {
+        for start in pages(range.start.max(BOOT_MAP), range.end) {
+            builder.map_direct(start, NO_EXECUTE | GLOBAL)?;
         }
     }
     // SAFETY: the new tables map the image and the direct map at the same addresses as the boot tables.

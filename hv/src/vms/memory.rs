@@ -230,14 +230,16 @@ impl SlotMem for Memory {
     }
 
     #[inline]
-    fn advance(&self, slot: Self::Slot, bytes: u64) -> Self::Slot {
-        slot.wrapping_byte_add(bytes as usize)
-    }
-
-    #[inline]
     fn load(&self, slot: Self::Slot) -> u64 {
         // SAFETY: slots point to guest memory, which stays mapped in the direct map.
         unsafe { &*slot }.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn load_u32(&self, slot: Self::Slot, offset: u64) -> u32 {
+        let bytes = slot.wrapping_byte_add(offset as usize).cast::<[u8; 4]>();
+        // SAFETY: as above, and the four bytes are in the same page. The guest may write them meanwhile: hence volatile.
+        u32::from_le_bytes(unsafe { bytes.read_volatile() })
     }
 
     #[inline]

@@ -11,7 +11,7 @@ use addr::Gva;
 use devices::{Clock, Outcome, Sink, Size};
 use emul::string_io::{self, Direction, StringIo};
 use emul::{Bitness, Gpr, Known, Segment, mmio};
-use walk::{Access, Controls, Features, Paging, Privilege, SetAccessedDirty, SlotMem, WalkCache};
+use walk::{Access, Controls, Features, Paging, Privilege, SetAccessedDirty, SlotMem, FetchCache};
 
 /// What became of a guest physical address that the nested tables did not translate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub struct Machine<M: Memory, S, C> {
     devices: devices::Machine<S, C>,
     cpuid: Table,
     features: Features,
-    code: WalkCache<M::Slot>,
+    code: FetchCache<M::Slot>,
     stats: Stats,
 }
 
@@ -97,7 +97,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     /// A VM of this memory and these devices, on a processor that `cpuid` describes to it.
     pub fn new(memory: M, devices: devices::Machine<S, C>, cpuid: Table) -> Self {
         let features = walk_features(&cpuid);
-        Self { memory, devices, cpuid, features, code: WalkCache::new(), stats: Stats::default() }
+        Self { memory, devices, cpuid, features, code: FetchCache::new(), stats: Stats::default() }
     }
 
     /// What the exits have cost.
@@ -224,8 +224,9 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         }
     }
 
-    /// Goes on behind the exiting instruction, which the exit says is a `known` one.
-    #[inline]
+    /// Goes on behind the exiting instruction, which the exit says is a `known` one. Inlined where that is a constant, so
+    /// that comparing its bytes is comparing a number.
+    #[inline(always)]
     fn skip<V: Vcpu>(&mut self, vcpu: &mut V, known: Known) -> Flow {
         if let Some(rip) = vcpu.next_rip() {
             vcpu.resume_at(rip);
