@@ -62,6 +62,8 @@
 extern crate std;
 
 mod clock;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod fw_cfg;
 mod keyboard;
 mod machine;

@@ -322,6 +322,7 @@ impl Pic {
     }
 
     /// Edge/level control registers: a set bit makes the input sensitive to level.
+    #[inline]
     pub(crate) fn read_elcr(&self, which: Which) -> u8 {
         match which {
             Which::Master => self.master.level,
@@ -330,6 +331,7 @@ impl Pic {
     }
 
     /// Timer, keyboard, cascade, clock and coprocessor are edges for ever.
+    #[inline]
     pub(crate) fn write_elcr(&mut self, which: Which, value: u8) {
         let level = match which {
             Which::Master => value & 0xf8,
@@ -353,6 +355,7 @@ impl Pic {
     ///
     /// The slave's output falls for a moment with every acknowledge (data sheet, "Cascade mode"), so that whatever it wants
     /// then is an edge to the master. The edge stays if the slave's request goes away: that ends as a spurious interrupt 15.
+    #[inline(never)]
     fn update(&mut self) {
         if self.slave.candidate().is_some() {
             self.master.edges |= 1 << CASCADE;

@@ -32,16 +32,16 @@ impl<const N: usize, W: FnMut(&[u8])> LineBuffer<N, W> {
 
     /// Hands over an unfinished line, if there is one.
     pub fn flush(&mut self) {
-        if self.length > 0 {
-            (self.write)(&self.bytes[..self.length]);
-            self.length = 0;
+        if let Some(line @ [_, ..]) = self.bytes.get(..self.length) {
+            (self.write)(line);
         }
+        self.length = 0;
     }
 }
 
 impl<const N: usize, W: FnMut(&[u8])> Sink for LineBuffer<N, W> {
     fn put(&mut self, byte: u8) {
-        // `flush` below leaves room; the mask of the bounds check is cheaper than an unreachable panic.
+        // There is room: a full buffer is flushed at once.
         if let Some(free) = self.bytes.get_mut(self.length) {
             *free = byte;
             self.length += 1;

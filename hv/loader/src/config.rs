@@ -275,6 +275,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz;
     use alloc::{format, string::ToString, vec};
     use proptest::prelude::*;
 
@@ -355,14 +356,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in ".{0,200}") {
-            let _ = Config::parse(&text);
+            fuzz::loader_config(text.as_bytes());
         }
 
         #[test]
-        fn any_keys_are_read_or_refused(text in "(log|vm|selftest)=((mem|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}") {
-            if let Ok(config) = Config::parse(&text) {
-                let _ = config.plan(usize::from(text.len() > 20));
-            }
+        fn any_words_are_read_or_refused(text in "(log|vm|selftest)=((mem|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
+            fuzz::loader_config(text.as_bytes());
         }
     }
 }

@@ -36,13 +36,15 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(any(test, doctest))]
+#[cfg(any(test, doctest, fuzzing))]
 extern crate std;
 
 mod boot_info;
 pub mod config;
 mod elf_file;
 pub mod entry;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod image;
 mod load;
 mod memory;

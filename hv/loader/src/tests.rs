@@ -1,8 +1,9 @@
 //! Images made by hand, loaded into a guest's memory made of one vector, and read back by the parser of boot information.
 
 use super::*;
+use crate::fuzz::{self, Guest};
 use crate::multiboot::{MAP_ENTRY_BYTES, flag, info, u32_at};
-use addr::{Gpa, Hpa, PAGE_SIZE};
+use addr::{Gpa, Hpa};
 use alloc::{string::String, string::ToString, vec, vec::Vec};
 use proptest::prelude::*;
 
@@ -91,47 +92,6 @@ fn flat(load: u32, load_end: u32, bss_end: u32, entry: u32) -> Vec<u8> {
 
 fn error(file: &[u8]) -> String {
     Image::parse(file, GuestRam::default()).unwrap_err().to_string()
-}
-
-struct Guest {
-    ram: GuestRam,
-    bytes: Vec<u8>,
-    written: Vec<core::ops::Range<u64>>,
-}
-
-impl Guest {
-    fn new(ram: GuestRam) -> Self {
-        Self { ram, bytes: vec![0xaa; ram.bytes() as usize], written: vec![] }
-    }
-
-    fn at(&mut self, at: Gpa, bytes: u64) -> Result<&mut [u8], MemoryError> {
-        let range = at.raw()..at.raw().checked_add(bytes).ok_or(MemoryError::Outside(at))?;
-        if !self.ram.holds(&range) {
-            return Err(MemoryError::Outside(at));
-        }
-        self.written.push(range.clone());
-        Ok(&mut self.bytes[range.start as usize..range.end as usize])
-    }
-}
-
-impl GuestMemory for Guest {
-    fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
-        self.at(at, bytes.len() as u64)?.copy_from_slice(bytes);
-        Ok(())
-    }
-    fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
-        self.at(at, bytes)?.fill(0);
-        Ok(())
-    }
-}
-
-impl PhysRead for Guest {
-    fn read(&self, at: Hpa, into: &mut [u8]) -> Result<(), Unreadable> {
-        let start = usize::try_from(at.raw()).map_err(|_| Unreadable)?;
-        let from = self.bytes.get(start..).and_then(|rest| rest.get(..into.len())).ok_or(Unreadable)?;
-        into.copy_from_slice(from);
-        Ok(())
-    }
 }
 
 #[test]
@@ -354,7 +314,7 @@ fn a_module_without_room_is_an_error() {
 
 /// Physical memory of 64 KiB with an information structure at 0x1000.
 fn boot(fields: &[(usize, u32)], pieces: &[(usize, &[u8])]) -> Result<BootInfo, BootInfoError> {
-    let mut memory = Guest { ram: GuestRam::default(), bytes: vec![0; 0x1_0000], written: vec![] };
+    let mut memory = Guest::with_bytes(vec![0; 0x1_0000]);
     for &(offset, value) in fields {
         set_u32(&mut memory.bytes, 0x1000 + offset, value);
     }
@@ -484,53 +444,31 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_mutated_image_is_refused_or_stays_in_the_guests_memory(file in mutated(), string in "[a-z ]{0,100}", module in 0usize..9000) {
-        let mut guest = Guest::new(ram(4 << 20));
-        let module = vec![7; module];
-        let modules = [Module { bytes: &module, string: b"m" }];
-        let image = Module { bytes: &file, string: string.as_bytes() };
-        match load(image, &modules, guest.ram, &mut guest) {
-            Err(LoadError::Memory(error)) => prop_assert!(false, "checked before: {error}"),
-            Err(error) => prop_assert!(!error.to_string().is_empty()),
-            Ok(entry) => {
-                prop_assert!(guest.ram.backs(Gpa::new(entry.eip.into())));
-                let mut written = guest.written.clone();
-                written.retain(|range| !range.is_empty());
-                written.sort_by_key(|range| range.start);
-                prop_assert!(written.windows(2).all(|pair| pair[0].end <= pair[1].start), "nothing is written twice");
-                let read = BootInfo::parse(Hpa::new(entry.ebx.into()), &guest).unwrap();
-                prop_assert_eq!(read.command_line, string);
-                prop_assert!(read.modules[0].range.start.is_aligned(PAGE_SIZE));
-            }
-        }
+    fn a_mutated_image_is_refused_or_stays_in_the_guests_memory(file in mutated()) {
+        fuzz::loader_image(&file);
     }
 
     #[test]
-    fn any_boot_information_is_read_or_refused(fields in prop::collection::vec((0usize..29, any::<u32>(), any::<bool>()), 0..12),
-                                               bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        let fields: Vec<_> = fields
-            .into_iter()
-            .map(|(field, value, small)| (field * 4, if small { value & 0xffff } else { value }))
-            .collect();
-        if let Ok(read) = boot(&fields, &[(0x2000, &bytes), (0x8000, &bytes)]) {
-            let usable = read.usable_ranges(&(Hpa::new(0x10_0000)..Hpa::new(0x18_0000)));
-            prop_assert!(usable.windows(2).all(|pair| pair[0].end < pair[1].start));
-            for range in usable {
-                prop_assert!(range.start < range.end && range.start.raw() >= 0x18_0000);
-                prop_assert!(range.start.is_aligned(PAGE_SIZE) && range.end.is_aligned(PAGE_SIZE));
-            }
+    fn any_boot_information_is_read_or_refused(
+        fields in prop::collection::vec((0usize..29, any::<u32>(), any::<bool>()), 0..12),
+        rest in prop::collection::vec(any::<u8>(), 0..400),
+    ) {
+        let mut bytes = vec![0; 29 * 4];
+        for (field, value, small) in fields {
+            set_u32(&mut bytes, field * 4, if small { value & 0x1ff } else { value });
         }
+        fuzz::loader_boot_info(&[bytes, rest].concat());
     }
 
     #[test]
-    fn any_memory_map_is_read_or_refused(map in prop::collection::vec((any::<u64>(), any::<u64>(), 0u32..7), 0..20), shift in 0u32..64) {
-        let bytes: Vec<u8> = map.iter().flat_map(|&(base, bytes, kind)| map_entry(20, base >> shift, bytes >> shift, kind)).collect();
+    fn any_memory_map_is_read_or_refused(
+        map in prop::collection::vec((any::<u64>(), any::<u64>(), 0u32..7), 0..20),
+        shift in 0u32..64,
+    ) {
+        let entries = map.iter().flat_map(|&(base, bytes, kind)| map_entry(20, base >> shift, bytes >> shift, kind));
+        let bytes: Vec<u8> = entries.collect();
         let read = boot_with_map(&bytes).unwrap();
         prop_assert_eq!(read.regions.len() + read.malformed.len(), bytes.len() / MAP_ENTRY_BYTES);
-        for range in read.usable_ranges(&(Hpa::new(0)..Hpa::new(0))) {
-            let middle = Hpa::new(range.start.raw() + (range.end.raw() - range.start.raw()) / 2);
-            let of = |usable| read.regions.iter().any(|r| (r.kind == RegionKind::Usable) == usable && r.range.contains(&middle));
-            prop_assert!(of(true) && !of(false));
-        }
+        fuzz::usable_is_usable(&read, &(Hpa::new(0)..Hpa::new(0)));
     }
 }

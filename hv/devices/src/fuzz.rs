@@ -1,0 +1,63 @@
+//! What the fuzzer drives, and property tests with it.
+
+use crate::{Clock, LineBuffer, Machine, MachineConfig, Nanoseconds, Outcome, Size};
+use core::cell::Cell;
+
+struct At<'a>(&'a Cell<u64>);
+
+impl Clock for At<'_> {
+    fn now(&self) -> Nanoseconds {
+        Nanoseconds(self.0.get())
+    }
+}
+
+const ACCESS_BYTES: usize = 8;
+
+/// Accesses to ports of one machine, in any order, while time runs. Each is eight bytes: what and how wide, the port, the
+/// value, the time that passes as a power of two.
+///
+/// # Panics
+/// If a value is wider than its access, a deadline is not ahead, an interrupt that is acknowledged stays for ever, or bytes are
+/// printed in other pieces than a line buffer's.
+pub fn devices_ports(data: &[u8]) {
+    let time = Cell::new(0);
+    let config = MachineConfig { ram_bytes: 64 << 20, cpus: 2, boot_time: 1 << 30 };
+    let console = LineBuffer::<16, _>::new(|line: &[u8]| assert!(!line.is_empty() && line.len() <= 16));
+    let mut machine = Machine::new(config, console, At(&time));
+    for &[what, port_low, port_high, v0, v1, v2, v3, step] in data.as_chunks::<ACCESS_BYTES>().0 {
+        let port = u16::from_le_bytes([port_low, port_high]);
+        let value = u32::from_le_bytes([v0, v1, v2, v3]);
+        let size = [Size::Byte, Size::Byte, Size::Word, Size::Dword][usize::from(what & 3)];
+        match what >> 2 & 7 {
+            0..=2 => assert_eq!(machine.read(port, size) & !size.ones(), 0),
+            3..=5 => match machine.write(port, size, value) {
+                Outcome::Exit(verdict) => assert!(port == 0xf4 || port.abs_diff(0xf4) < 4 && verdict <= 0xff),
+                Outcome::Continue | Outcome::Reset => {}
+            },
+            6 => machine.set_irq(v0, v1 & 1 != 0),
+            _ => drop(machine.receive(v0)),
+        }
+        time.set(time.get().saturating_add(1 << (step & 0x2f)));
+        machine.advance();
+        assert!(machine.next_deadline().is_none_or(|deadline| deadline.0 > time.get()));
+        if machine.interrupt_pending() && what >> 7 != 0 {
+            machine.acknowledge_interrupt();
+        }
+    }
+    machine.sink().flush();
+}
+
+/// One access for [`devices_ports`], most to ports that devices claim.
+#[cfg(test)]
+pub(crate) fn access() -> impl proptest::strategy::Strategy<Value = [u8; ACCESS_BYTES]> {
+    use proptest::prelude::*;
+    const CLAIMED: [u16; 26] = [
+        0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0xa0, 0xa1, 0xf4, 0x3f8, 0x3f9, 0x3fa,
+        0x3fc, 0x4d0, 0x4d1, 0x510, 0x511, 0x608, 0xcf8, 0xcf9,
+    ];
+    let port = prop_oneof![4 => prop::sample::select(&CLAIMED[..]), 1 => any::<u16>()];
+    (any::<u8>(), port, any::<[u8; 4]>(), any::<u8>()).prop_map(|(what, port, [v0, v1, v2, v3], step)| {
+        let [low, high] = port.to_le_bytes();
+        [what, low, high, v0, v1, v2, v3, step]
+    })
+}
