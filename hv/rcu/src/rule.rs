@@ -1,0 +1,71 @@
+//! The rules of this crate, by name: the models break them, one at a time, to show that each is needed.
+//!
+//! Outside loom [`holds`] is the constant true and nothing remains of it.
+
+/// A rule of this crate, by the place that keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// A grace period waits for CPUs that may walk in software.
+    WaitForSoftware,
+    /// A grace period waits for CPUs in guest mode that have not flushed.
+    WaitForHardware,
+    /// A page waits for a grace period that begins after it was unlinked, not for one that runs.
+    WaitForTheNext,
+    /// Entry to guest mode is announced, fenced, and only then compares generations.
+    FenceAtEntry,
+    /// Entry to guest mode compares generations at all.
+    CompareAtEntry,
+    /// The unlinker's new generation is fenced before it reads who is in guest mode.
+    FenceAtFlush,
+    /// What a flush did to other CPUs' states is fenced before the clock is read.
+    FenceAtTicket,
+    /// CPUs in guest mode on stale translations are kicked.
+    KickTheStale,
+    /// A hurry kicks those that a lazy flush left alone.
+    HurryKicks,
+    /// Return from idle or guest mode is announced before anything is walked.
+    FenceAtReturn,
+    /// A quiescent state is fenced from the walks after it.
+    FenceAtQuiescent,
+    /// Pages of a CPU that went away wait for a whole grace period at their new CPU.
+    OrphansWait,
+    /// A barrier waits for pages of CPUs that went away.
+    BarrierCountsOrphans,
+    /// A barrier waits for other CPUs' pages.
+    BarrierCountsAll,
+    /// Translations made on one CPU say nothing about another's.
+    FlushOnMigration,
+    /// A grace period is ended only by a scan that began after it.
+    FenceAtScan,
+}
+
+/// Whether the rule is kept: always, but in a negative twin.
+#[cfg(not(loom))]
+#[inline(always)]
+pub(crate) const fn holds(_: Rule) -> bool {
+    true
+}
+
+#[cfg(loom)]
+std::thread_local! {
+    static BROKEN: core::cell::Cell<Option<Rule>> = const { core::cell::Cell::new(None) };
+}
+
+/// Whether the rule is kept: always, but in a negative twin.
+#[cfg(loom)]
+pub(crate) fn holds(rule: Rule) -> bool {
+    BROKEN.with(|broken| broken.get() != Some(rule))
+}
+
+/// Runs `model` with one rule broken on this thread (loom runs a model's threads on the caller's).
+#[cfg(loom)]
+pub fn with_broken<R>(rule: Option<Rule>, model: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Rule>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            BROKEN.with(|broken| broken.set(self.0));
+        }
+    }
+    let _restore = Restore(BROKEN.with(|broken| broken.replace(rule)));
+    model()
+}
