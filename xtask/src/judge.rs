@@ -85,17 +85,17 @@ fn judge_hv(evidence: &Evidence<'_>) -> Outcome {
     // The verdict is the very last line: what a guest prints to look like one comes before it.
     let verdict = last_line(evidence.console).and_then(VerdictLine::parse);
     match (verdict, evidence.end) {
-        (Some(Err(why)), _) => Outcome::new(Verdict::NoVerdict, why),
+        (Some(Err(why)), _) => Outcome::new(Verdict::Unknown, why),
         (Some(Ok(line)), End::Exited(status)) => {
             let told = i32::from(line.verdict.status()) << 1 | 1;
             if evidence.machine == Machine::QemuHv && status != Some(told) {
                 let text = format!("the console says {}, but QEMU ended with {}", line.verdict, status_word(status));
-                return Outcome::new(Verdict::NoVerdict, text);
+                return Outcome::new(Verdict::Unknown, text);
             }
             Outcome::new(line.verdict, line.text)
         }
         (Some(Ok(line)), End::TimedOut(_)) => {
-            Outcome::new(Verdict::NoVerdict, format!("the machine went on after its verdict ({})", line.verdict))
+            Outcome::new(Verdict::Unknown, format!("the machine went on after its verdict ({})", line.verdict))
         }
         (None, _) if evidence.processor_shut_down => hv_triple_fault(evidence),
         (None, End::TimedOut(after)) => hang(evidence, after),
@@ -129,7 +129,7 @@ fn hang(evidence: &Evidence<'_>, after: Duration) -> Outcome {
 
 fn no_verdict(evidence: &Evidence<'_>, status: Option<i32>) -> Outcome {
     let why = evidence.complaints.last().map_or_else(|| last_words(evidence), Clone::clone);
-    Outcome::new(Verdict::NoVerdict, format!("the emulator ended with {}; {why}", status_word(status)))
+    Outcome::new(Verdict::Unknown, format!("the emulator ended with {}; {why}", status_word(status)))
 }
 
 fn status_word(status: Option<i32>) -> String {
@@ -185,15 +185,15 @@ mod tests {
             let console = format!("hv: hello\nhv: verdict: {line}\n");
             assert_eq!(hv(exited(status), &console), verdict, "{line}");
             assert_eq!(verdict_of(Machine::BochsHv, exited(1), &console, "").verdict, verdict, "{line}");
-            assert_eq!(hv(exited(status ^ 2), &console), Verdict::NoVerdict, "{line}");
+            assert_eq!(hv(exited(status ^ 2), &console), Verdict::Unknown, "{line}");
         }
     }
 
     #[test]
     fn a_guest_can_not_forge_a_verdict() {
         assert_eq!(hv(exited(7), "hv: verdict: pass 0\nhv: verdict: guest-triple-fault 3"), Verdict::GuestTripleFault);
-        assert_eq!(hv(exited(0), "hv: verdict: pass 0"), Verdict::NoVerdict);
-        assert_eq!(hv(TIMED_OUT, "hv: verdict: pass 0"), Verdict::NoVerdict);
+        assert_eq!(hv(exited(0), "hv: verdict: pass 0"), Verdict::Unknown);
+        assert_eq!(hv(TIMED_OUT, "hv: verdict: pass 0"), Verdict::Unknown);
         assert_eq!(hv(TIMED_OUT, "hv: verdict: pass 0\nand on it goes"), Verdict::Hang);
     }
 
@@ -201,9 +201,9 @@ mod tests {
     fn no_verdict_line() {
         assert_eq!(hv(exited(0), "hv: hello"), Verdict::HvTripleFault);
         assert_eq!(hv(exited(0), ""), Verdict::HvTripleFault);
-        assert_eq!(hv(exited(1), "hv: hello"), Verdict::NoVerdict);
-        assert_eq!(hv(End::Exited(None), "hv: hello"), Verdict::NoVerdict);
-        assert_eq!(hv(exited(1), "hv: verdict: success 0"), Verdict::NoVerdict);
+        assert_eq!(hv(exited(1), "hv: hello"), Verdict::Unknown);
+        assert_eq!(hv(End::Exited(None), "hv: hello"), Verdict::Unknown);
+        assert_eq!(hv(exited(1), "hv: verdict: success 0"), Verdict::Unknown);
         let hang = verdict_of(Machine::QemuHv, TIMED_OUT, "hv: hello\n\nhv: working\n\n", "");
         assert_eq!(hang.to_string(), "FAILED: hang (status 124): no verdict within 60 s; last line: hv: working");
         let refused = verdict_of(Machine::QemuHv, exited(1), "", "qemu: no such file");
@@ -226,7 +226,7 @@ mod tests {
             };
             assert_eq!(judge(&evidence).verdict, Verdict::HvTripleFault);
         }
-        assert_eq!(verdict_of(Machine::BochsHv, exited(0), "hv: hello", "").verdict, Verdict::NoVerdict);
+        assert_eq!(verdict_of(Machine::BochsHv, exited(0), "hv: hello", "").verdict, Verdict::Unknown);
     }
 
     #[test]
@@ -234,12 +234,12 @@ mod tests {
         let bare = |end, console, complaints| verdict_of(Machine::QemuBare, end, console, complaints).verdict;
         assert_eq!(bare(exited(1), "hello", ""), Verdict::Pass);
         assert_eq!(bare(exited(1), "", ""), Verdict::Pass);
-        assert_eq!(bare(exited(1), "", "qemu: could not load kernel"), Verdict::NoVerdict);
+        assert_eq!(bare(exited(1), "", "qemu: could not load kernel"), Verdict::Unknown);
         assert_eq!(bare(exited(1), "hello", "qemu: warning"), Verdict::Pass);
         assert_eq!(bare(exited(3), "hello", ""), Verdict::GuestFailed);
         assert_eq!(bare(exited(0), "hello", ""), Verdict::GuestTripleFault);
-        assert_eq!(bare(exited(2), "hello", ""), Verdict::NoVerdict);
-        assert_eq!(bare(End::Exited(None), "hello", ""), Verdict::NoVerdict);
+        assert_eq!(bare(exited(2), "hello", ""), Verdict::Unknown);
+        assert_eq!(bare(End::Exited(None), "hello", ""), Verdict::Unknown);
         assert_eq!(bare(TIMED_OUT, "hello", ""), Verdict::Hang);
     }
 

@@ -1,10 +1,13 @@
 //! Sets up, builds, runs, tests and measures the hypervisor: `cargo xtask --help`.
 
+mod bench;
 mod build;
 mod failure;
+mod figures;
 mod judge;
 mod ktap;
 mod latency;
+mod lint;
 mod machine;
 mod progress;
 mod project;
@@ -12,6 +15,7 @@ mod run;
 mod setup;
 mod size;
 mod symbols;
+mod test;
 mod toolchain;
 mod trial;
 mod vectors;
@@ -35,6 +39,9 @@ enum Command {
     Setup(setup::Args),
     Build(build::Args),
     Run(run::Args),
+    Test(test::Args),
+    Bench(bench::Args),
+    Lint(lint::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +49,9 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::command(&args),
         Command::Build(args) => build::command(&args),
         Command::Run(args) => run::command(&args),
+        Command::Test(args) => test::command(&args),
+        Command::Bench(args) => bench::command(&args),
+        Command::Lint(args) => lint::command(&args),
     };
     result.unwrap_or_else(|error| failure::report(&error))
 }

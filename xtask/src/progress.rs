@@ -35,3 +35,36 @@ impl Step {
         eprintln!("{}: {how} ({:.1} s)", self.what, self.started.elapsed().as_secs_f64());
     }
 }
+
+/// Many steps of one kind, each with its own line.
+pub(crate) struct Counter {
+    bar: Option<ProgressBar>,
+}
+
+impl Counter {
+    pub(crate) fn begin(what: &'static str, count: usize) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style =
+                ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} [{elapsed}]").expect("a valid template");
+            ProgressBar::new(count as u64).with_style(style).with_message(what)
+        });
+        Self { bar }
+    }
+
+    /// One more is done; its line stays.
+    pub(crate) fn done(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => {
+                bar.suspend(|| println!("{line}"));
+                bar.inc(1);
+            }
+            None => println!("{line}"),
+        }
+    }
+
+    pub(crate) fn end(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

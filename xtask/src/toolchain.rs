@@ -87,11 +87,6 @@ impl Toolchain {
         }
     }
 
-    /// The toolchain as it is, without getting anything: for what can do without.
-    pub(crate) fn has_target() -> bool {
-        Compiler::active().is_ok_and(|active| active.has_target())
-    }
-
     /// A cargo command that builds for the bare machine, in its own build directory.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.cargo);

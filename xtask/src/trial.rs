@@ -1,7 +1,6 @@
 //! One guest on one machine, with or without the hypervisor, judged.
 
 use crate::judge::{self, Evidence, Outcome};
-use crate::machine::qemu::Engine;
 use crate::machine::{Boot, Finished, Image, Machine};
 use crate::size::Size;
 use anyhow::Result;
@@ -113,18 +112,10 @@ impl fmt::Display for Trial {
     }
 }
 
-/// Whether the ticks of a machine's TSC are instructions.
-pub(crate) const fn ticks_are_instructions(machine: &Machine) -> bool {
-    match machine {
-        Machine::Qemu(qemu) => matches!(qemu.engine, Engine::TcgIcount),
-        Machine::Bochs(_) => true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::qemu::Qemu;
+    use crate::machine::qemu::{Engine, Qemu};
 
     fn trial(timeout: u64) -> Trial {
         Trial {

@@ -27,7 +27,7 @@ pub(crate) enum Verdict {
     /// Frames were missing after the VM's end.
     Leak = 9,
     /// The emulator ended in some other way, without a verdict.
-    NoVerdict = 10,
+    Unknown = 10,
     /// The guest passed its limit, or the run its time-out.
     Hang = 124,
 }
@@ -44,7 +44,7 @@ impl Verdict {
         Self::NoVirtualization,
         Self::BadImage,
         Self::Leak,
-        Self::NoVerdict,
+        Self::Unknown,
         Self::Hang,
     ];
 
@@ -65,7 +65,7 @@ impl Verdict {
             Self::NoVirtualization => "no-virtualization",
             Self::BadImage => "bad-image",
             Self::Leak => "leak",
-            Self::NoVerdict => "no-verdict",
+            Self::Unknown => "no-verdict",
             Self::Hang => "hang",
         }
     }

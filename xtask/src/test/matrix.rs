@@ -1,0 +1,209 @@
+//! What is booted where, and what has to come of it: a row for each guest, a column for each kind of machine.
+
+use super::broken::Defect;
+use crate::machine::Machine;
+use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
+use crate::trial::Pages;
+use crate::verdict::Verdict;
+use std::time::Duration;
+
+/// A kind of machine.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    pub(super) name: &'static str,
+    machine: Machine,
+    /// None: the guest alone, the machine that the hypervisor is measured by.
+    pub(super) with_hypervisor: bool,
+}
+
+/// The machines that there are here.
+pub(super) fn hosts() -> Vec<Host> {
+    let qemu = |name, engine, with_hypervisor| {
+        let machine = Machine::Qemu(Qemu { engine, cpu: None });
+        Host { name, machine, with_hypervisor }
+    };
+    let mut hosts = vec![qemu("alone", Engine::Tcg, false), qemu("qemu-svm", Engine::Tcg, true)];
+    if Accel::Kvm.resolve(false, Needs::Virtualization).is_ok() {
+        hosts.push(qemu("kvm-svm", Engine::Kvm, true));
+    }
+    hosts
+}
+
+impl Host {
+    /// The machine for a row: another processor where the row is about that, if this kind of machine can have it.
+    pub(super) fn machine(&self, cpu: Option<&str>) -> Option<Machine> {
+        match (&self.machine, cpu) {
+            (machine, None) => Some(machine.clone()),
+            (Machine::Qemu(Qemu { engine: Engine::Tcg, .. }), Some(cpu)) => {
+                Some(Machine::Qemu(Qemu { engine: Engine::Tcg, cpu: Some(cpu.to_string()) }))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Where an image comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// One of our guests.
+    Guest(&'static str),
+    /// One of our guests with a defect.
+    Broken(&'static str, Defect),
+}
+
+/// What has to come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Expected {
+    pub(super) verdict: Verdict,
+    /// Has to occur in the verdict's text.
+    pub(super) text: &'static str,
+    /// Has to occur in the names of a panic's backtrace.
+    pub(super) backtrace: &'static str,
+}
+
+impl Expected {
+    const fn just(verdict: Verdict) -> Self {
+        Self { verdict, text: "", backtrace: "" }
+    }
+
+    const fn saying(verdict: Verdict, text: &'static str) -> Self {
+        Self { verdict, text, backtrace: "" }
+    }
+}
+
+/// A guest and how it is booted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) source: Source,
+    /// The guest's command line.
+    pub(super) words: &'static str,
+    /// Files of these contents, with strings that say so.
+    pub(super) modules: &'static [&'static [u8]],
+    pub(super) pages: Pages,
+    /// Words for the hypervisor.
+    pub(super) hv_words: &'static str,
+    /// QEMU's name of the processor that the row is about.
+    pub(super) cpu: Option<&'static str>,
+    pub(super) timeout: Duration,
+    /// When the hypervisor has to end the guest, if not a bit before the time-out.
+    pub(super) limit: Option<Duration>,
+    pub(super) hypervised: Expected,
+    /// None: it makes no sense without the hypervisor.
+    pub(super) alone: Option<Expected>,
+}
+
+const PASS: Expected = Expected::just(Verdict::Pass);
+
+/// What most rows have in common.
+const USUAL: Row = Row {
+    name: "",
+    source: Source::Guest("smoke"),
+    words: "",
+    modules: &[],
+    pages: Pages::Large,
+    hv_words: "",
+    cpu: None,
+    timeout: Duration::from_secs(60),
+    limit: None,
+    hypervised: PASS,
+    alone: Some(PASS),
+};
+
+/// A guest that never ends by itself, given a short time alone and, by the hypervisor, an even shorter one.
+const ENDLESS: Row =
+    Row { timeout: Duration::from_secs(20), limit: Some(Duration::from_secs(2)), alone: None, ..USUAL };
+
+/// A guest that the hypervisor must refuse.
+const fn refused(name: &'static str, defect: Defect) -> Row {
+    let hypervised = Expected::just(Verdict::BadImage);
+    Row { name, source: Source::Broken("smoke", defect), hypervised, alone: None, ..USUAL }
+}
+
+/// A hypervisor that fails on purpose; the function that did it has to be named.
+const fn self_test(name: &'static str, hv_words: &'static str, text: &'static str, backtrace: &'static str) -> Row {
+    let hypervised = Expected { verdict: Verdict::HvPanic, text, backtrace };
+    Row { name, hv_words, hypervised, alone: None, ..USUAL }
+}
+
+/// A processor that lacks what the hypervisor needs.
+const fn lacking(name: &'static str, cpu: &'static str, text: &'static str) -> Row {
+    let hypervised = Expected::saying(Verdict::NoVirtualization, text);
+    Row { name, cpu: Some(cpu), hypervised, alone: None, ..USUAL }
+}
+
+pub(super) const ROWS: [Row; 20] = [
+    Row { name: "smoke", ..USUAL },
+    Row { name: "smoke-4k", pages: Pages::Small, alone: None, ..USUAL },
+    Row { name: "exit-latency", source: Source::Guest("exit-latency"), ..USUAL },
+    Row {
+        name: "multiboot",
+        source: Source::Guest("multiboot"),
+        words: "words=3 modules=2 mem=64",
+        modules: &[b"a module, and its commas\n", &[0xa5; 10_000]],
+        ..USUAL
+    },
+    Row {
+        name: "fail",
+        source: Source::Guest("fail"),
+        hypervised: Expected::just(Verdict::GuestFailed),
+        alone: Some(Expected::just(Verdict::GuestFailed)),
+        ..USUAL
+    },
+    Row {
+        name: "triple-fault",
+        source: Source::Guest("triple-fault"),
+        hypervised: Expected::just(Verdict::GuestTripleFault),
+        alone: Some(Expected::just(Verdict::GuestTripleFault)),
+        ..USUAL
+    },
+    Row { name: "halt", source: Source::Guest("halt"), hypervised: Expected::just(Verdict::GuestKilled), ..ENDLESS },
+    Row { name: "hang", source: Source::Guest("hang"), hypervised: Expected::just(Verdict::Hang), ..ENDLESS },
+    Row {
+        name: "hang-outer",
+        source: Source::Guest("hang"),
+        timeout: Duration::from_secs(4),
+        limit: Some(Duration::ZERO),
+        hypervised: Expected::saying(Verdict::Hang, "no verdict within 4 s"),
+        alone: Some(Expected::saying(Verdict::Hang, "no verdict within 4 s")),
+        ..USUAL
+    },
+    refused("truncated", Defect::Truncated),
+    refused("beyond-memory", Defect::BeyondMemory),
+    refused("not-an-elf", Defect::NotAnElf),
+    refused("no-header", Defect::NoHeader),
+    lacking("no-svm", "qemu64,-svm", "SVM"),
+    lacking("no-npt", "EPYC,+svm,-npt", "nested paging"),
+    self_test("hv-panic", "selftest=panic", "self-test", "hv::selftest::fail"),
+    self_test("hv-page-fault", "selftest=page-fault", "page fault", "hv::selftest::page_fault"),
+    self_test("hv-overflow", "selftest=stack-overflow", "double fault", "hv::selftest::overflow"),
+    self_test("hv-double-fault", "selftest=double-fault", "double fault", "hv::selftest::"),
+    Row {
+        name: "hv-usage",
+        hv_words: "vm=mem=much",
+        hypervised: Expected::saying(Verdict::Usage, "mem=much"),
+        alone: None,
+        ..USUAL
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build;
+
+    #[test]
+    fn every_guest_has_a_row() {
+        for guest in build::guest_names().unwrap() {
+            let booted = ROWS.iter().any(|row| matches!(row.source, Source::Guest(name) if name == guest));
+            assert!(booted, "{guest} is never booted");
+        }
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        for (at, row) in ROWS.iter().enumerate() {
+            assert!(ROWS[..at].iter().all(|earlier| earlier.name != row.name), "{}", row.name);
+        }
+    }
+}

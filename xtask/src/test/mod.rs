@@ -1,0 +1,63 @@
+//! Runs all tests: on the build machine, in loom's models, and on emulated machines.
+
+mod broken;
+mod cargo;
+mod machines;
+mod matrix;
+mod results;
+
+use crate::project;
+use anyhow::Result;
+use clap::ValueEnum;
+use results::Results;
+use std::process::ExitCode;
+
+/// Run all tests
+///
+/// The crates' tests on this machine, loom's models, and every guest on every kind of machine there is here, with what
+/// has to go wrong too. Writes target/test/junit.xml; the last line is `N passed, N failed`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask test                        everything
+  cargo xtask test smoke                  tests with 'smoke' in their names
+  cargo xtask test --only machines        the guests on all machines
+  cargo xtask test --only machines 'hang qemu-svm'
+
+Exit status: 0 if none failed, 1 if one did, 2 if something has to be installed, 101 if the images could not be built.")]
+pub(crate) struct Args {
+    /// Run the tests whose name contains this; of a guest on a machine, the name is 'GUEST MACHINE'
+    filter: Option<String>,
+    /// Run tests of this kind alone
+    #[arg(long, value_enum)]
+    only: Option<Kind>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// The crates' tests on this machine, those in the documentation too
+    Host,
+    /// loom's models
+    Models,
+    /// Guests on emulated machines
+    Machines,
+}
+
+pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    let filter = args.filter.as_deref();
+    let mut results = Results::default();
+    for (kind, run) in [
+        (Kind::Host, cargo::host as fn(Option<&str>) -> Result<Vec<results::Ran>>),
+        (Kind::Models, cargo::models),
+        (Kind::Machines, machines::all),
+    ] {
+        if args.only.is_none_or(|only| only == kind) {
+            results.add(run(filter)?);
+        }
+    }
+    let file = project::reports("test").join("junit.xml");
+    results.write_junit(&file)?;
+    println!("JUnit: {}", project::short(&file));
+    println!("{results}");
+    Ok(ExitCode::from(u8::from(results.failed() > 0)))
+}
