@@ -22,6 +22,14 @@ pub fn emul_decode(data: &[u8]) {
         for found in lengths.into_iter().flatten() {
             assert_eq!(Ok(found), whole);
         }
+        let mut memo = mmio::Memo::new();
+        if let (Ok(decoded), Some(first)) = (memo.decode(data, bitness), data.first_chunk()) {
+            let first = u64::from_le_bytes(*first);
+            assert_eq!(memo.get(first, bitness), (decoded.length() <= 8).then_some(&decoded));
+            // Whatever follows the instruction.
+            let alone = mmio::decode(&data[..decoded.length() as usize], bitness);
+            assert_eq!(alone, Ok(decoded));
+        }
         if let Some(first) = data.first_chunk()
             && let Some(found) = Known::Cpuid.length(u32::from_le_bytes(*first))
         {

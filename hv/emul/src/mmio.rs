@@ -135,6 +135,50 @@ pub fn decode(bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
     }
 }
 
+/// The last instruction decoded, for the next exit from the same place.
+///
+/// Decoding is a function of the bytes and the bitness alone, so equal bytes are the same instruction wherever they are; an
+/// instruction of at most eight bytes is told by its first eight.
+///
+/// ```
+/// use emul::{Bitness::Bits64, mmio::{Memo, decode}};
+/// let code = [0x89, 0xb7, 0x00, 0xd0, 0x5f, 0xff, 0xc3, 0xcc, 0xcc];
+/// let first = u64::from_le_bytes(*code.first_chunk().unwrap());
+/// let mut memo = Memo::new();
+/// assert_eq!(memo.get(first, Bits64), None);
+/// let decoded = memo.decode(&code, Bits64).unwrap();
+/// assert_eq!(memo.get(first, Bits64), Some(&decoded));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Memo(Option<(u64, Bitness, Mmio)>);
+
+impl Memo {
+    /// Nothing decoded yet.
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
+    /// The instruction that `first` (the eight bytes at RIP, the lowest first) begins with, if it is the last decoded.
+    #[inline]
+    pub fn get(&self, first: u64, bitness: Bitness) -> Option<&Mmio> {
+        match &self.0 {
+            Some((known, in_bitness, mmio)) if *known == first && *in_bitness == bitness => Some(mmio),
+            _ => None,
+        }
+    }
+
+    /// As the function [`decode`], and kept for [`get`](Self::get).
+    pub fn decode(&mut self, bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
+        let mmio = decode(bytes, bitness)?;
+        if let Some(first) = bytes.first_chunk::<8>()
+            && mmio.length <= 8
+        {
+            self.0 = Some((u64::from_le_bytes(*first), bitness, mmio));
+        }
+        Ok(mmio)
+    }
+}
+
 /// Checks that the short path says nothing or what the general decoder says; whether it said something.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn same_on_both_paths(bytes: &[u8], bitness: Bitness) -> bool {

@@ -109,33 +109,61 @@ impl<S: Copy> FetchCache<S> {
         gva: Gva,
         privilege: Privilege,
     ) -> Option<u32> {
-        if let Kept::Walk(entries, known) = &self.kept
-            && known.is_still_so(mem, controls, key(gva, privilege))
-            && entries.iter().all(|&(slot, value)| mem.load(slot) == value)
-            && gva.page_offset() <= PAGE_SIZE - 4
-        {
-            return Some(mem.load_u32(known.page, gva.page_offset()));
-        }
-        self.fetch_u32_slow(mem, controls, features, gva, privilege)
+        let page = self.page(mem, controls, features, gva, privilege, 4)?;
+        Some(mem.load_u32(page, gva.page_offset()))
     }
 
-    #[cold]
-    fn fetch_u32_slow<M: SlotMem<Slot = S>>(
+    /// As [`fetch_u32`](Self::fetch_u32), eight bytes.
+    #[inline]
+    pub fn fetch_u64<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
         controls: &Controls,
         features: &Features,
         gva: Gva,
         privilege: Privilege,
-    ) -> Option<u32> {
-        if gva.page_offset() > PAGE_SIZE - 4 {
+    ) -> Option<u64> {
+        let page = self.page(mem, controls, features, gva, privilege, 8)?;
+        let half = |offset| u64::from(mem.load_u32(page, gva.page_offset() + offset));
+        Some(half(0) | (half(4) << 32))
+    }
+
+    /// The place of the page of `gva`, if `bytes` bytes from there on lie in it.
+    #[inline(always)]
+    fn page<M: SlotMem<Slot = S>>(
+        &mut self,
+        mem: &M,
+        controls: &Controls,
+        features: &Features,
+        gva: Gva,
+        privilege: Privilege,
+        bytes: u64,
+    ) -> Option<S> {
+        if gva.page_offset() > PAGE_SIZE - bytes {
             return None;
         }
-        let page = match &self.kept {
-            Kept::Flat(known) if known.is_still_so(mem, controls, key(gva, privilege)) => known.page,
-            _ => self.walk(mem, controls, features, gva, privilege).ok()??,
-        };
-        Some(mem.load_u32(page, gva.page_offset()))
+        if let Kept::Walk(entries, known) = &self.kept
+            && known.is_still_so(mem, controls, key(gva, privilege))
+            && entries.iter().all(|&(slot, value)| mem.load(slot) == value)
+        {
+            return Some(known.page);
+        }
+        self.page_slow(mem, controls, features, gva, privilege)
+    }
+
+    #[cold]
+    fn page_slow<M: SlotMem<Slot = S>>(
+        &mut self,
+        mem: &M,
+        controls: &Controls,
+        features: &Features,
+        gva: Gva,
+        privilege: Privilege,
+    ) -> Option<S> {
+        match &self.kept {
+            Kept::Flat(known) if known.is_still_so(mem, controls, key(gva, privilege)) => Some(known.page),
+            _ => self.walk(mem, controls, features, gva, privilege).ok()?,
+        }
     }
 
     /// A whole walk, kept for the next time if it can be; and the place of the page, if it has one.

@@ -53,10 +53,16 @@ pub(crate) fn same_with_cache(
     gva: Gva,
     privilege: Privilege,
 ) {
-    let four = |fetched: Fetched| fetched.bytes().first_chunk().copied().map(u32::from_le_bytes);
-    let plain = fetch(ram, paging, gva, privilege).ok().and_then(four);
-    let plain = if gva.page_offset() > addr::PAGE_SIZE - 4 { None } else { plain };
-    assert_eq!(cache.fetch_u32(ram, &paging.controls, &paging.features, gva, privilege), plain);
+    let plain = fetch(ram, paging, gva, privilege).ok();
+    let first = |len: u64| match &plain {
+        Some(plain) if gva.page_offset() + len <= addr::PAGE_SIZE => plain.bytes().get(..len as usize),
+        _ => None,
+    };
+    let (controls, features) = (&paging.controls, &paging.features);
+    let four = cache.fetch_u32(ram, controls, features, gva, privilege).map(u32::to_le_bytes);
+    assert_eq!(four.as_ref().map(|bytes| &bytes[..]), first(4));
+    let eight = cache.fetch_u64(ram, controls, features, gva, privilege).map(u64::to_le_bytes);
+    assert_eq!(eight.as_ref().map(|bytes| &bytes[..]), first(8));
 }
 
 #[cfg(test)]

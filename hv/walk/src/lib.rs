@@ -256,11 +256,32 @@ fn walk<M: PhysMem>(
 ) -> Result<Translation, Fault> {
     let mode = paging.controls.mode();
     let linear = mode.linear(gva).ok_or(Fault::NonCanonical)?;
+    // Each with its mode as a constant: most questions about the mode are then answered by the compiler.
+    match mode {
+        Mode::Off => Ok(Translation { gpa: Gpa::new(linear), size: PageSize::Size4K, rights: Rights::ALL }),
+        Mode::Bits32 => descend(mem, paging, Mode::Bits32, linear, access, steps),
+        Mode::Pae => descend(mem, paging, Mode::Pae, linear, access, steps),
+        Mode::Long4 => descend(mem, paging, Mode::Long4, linear, access, steps),
+        Mode::Long5 => descend(mem, paging, Mode::Long5, linear, access, steps),
+    }
+}
+
+#[inline(always)]
+fn descend<M: PhysMem>(
+    mem: &M,
+    paging: &Paging,
+    mode: Mode,
+    linear: u64,
+    access: Access,
+    steps: &mut Steps,
+) -> Result<Translation, Fault> {
     let mut rights = Rights::ALL;
-    let fault = |why| Fault::Page { error_code: why | paging.controls.describe(access), address: Gva::new(linear) };
+    let fault =
+        |why| Err(Fault::Page { error_code: why | paging.controls.describe(access), address: Gva::new(linear) });
 
     let mut table = paging.root(mode);
-    for level in (1..=mode.levels()).rev() {
+    let mut level = mode.levels();
+    loop {
         let index = mode.index(linear, level);
         let held = paging.held(mode, level, index);
         let entry = match held {
@@ -273,11 +294,11 @@ fn walk<M: PhysMem>(
             }
         };
         if entry & P == 0 {
-            return Err(fault(ErrorCode::empty()));
+            return fault(ErrorCode::empty());
         }
         let leaf = paging.is_leaf(mode, level, entry);
         if held.is_none() && entry & paging.reserved(mode, level, leaf) != 0 {
-            return Err(fault(ErrorCode::PRESENT | ErrorCode::RESERVED));
+            return fault(ErrorCode::PRESENT | ErrorCode::RESERVED);
         }
         if mode.has_rights(level) {
             rights.writable &= entry & RW != 0;
@@ -286,15 +307,15 @@ fn walk<M: PhysMem>(
         }
         if let Some(size) = leaf {
             if !paging.controls.permit(rights, access) {
-                return Err(fault(ErrorCode::PRESENT));
+                return fault(ErrorCode::PRESENT);
             }
             let page = mode.page_address(entry, size);
             return Ok(Translation { gpa: Gpa::new(page | (linear & (size.bytes() - 1))), size, rights });
         }
         table = entry & ADDRESS;
+        // The last level has only leaves.
+        level -= 1;
     }
-    // No level at all: paging is off.
-    Ok(Translation { gpa: Gpa::new(linear), size: PageSize::Size4K, rights })
 }
 
 fn read_entry<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {

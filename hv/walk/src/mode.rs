@@ -91,6 +91,7 @@ impl Controls {
     }
 
     /// The bits of a fault's error code that tell of the access (SDM vol. 3, 4.7).
+    #[inline(always)]
     pub(crate) fn describe(&self, access: Access) -> ErrorCode {
         let mut code = ErrorCode::empty();
         code.set(ErrorCode::WRITE, access.kind == Kind::Write);
@@ -100,6 +101,7 @@ impl Controls {
     }
 
     /// Whether a page with `rights` may be accessed so (SDM vol. 3, 4.6.1).
+    #[inline(always)]
     pub(crate) fn permit(&self, rights: Rights, access: Access) -> bool {
         match (access.privilege, access.kind) {
             (Privilege::User, Kind::Read) => rights.user,
@@ -118,6 +120,7 @@ impl Controls {
 }
 
 impl Mode {
+    #[inline(always)]
     pub(crate) const fn levels(self) -> u32 {
         match self {
             Self::Off => 0,
@@ -132,11 +135,13 @@ impl Mode {
         matches!(self, Self::Long4 | Self::Long5)
     }
 
+    #[inline(always)]
     pub(crate) const fn entry_bytes(self) -> u64 {
         if matches!(self, Self::Bits32) { 4 } else { 8 }
     }
 
     /// The linear address as this mode takes it; None if it is not canonical.
+    #[inline(always)]
     pub(crate) const fn linear(self, gva: Gva) -> Option<u64> {
         let raw = gva.raw();
         let unused = match self {
@@ -148,6 +153,7 @@ impl Mode {
     }
 
     /// The index into the table of `level` (1 is the last). PAE's top level has four entries.
+    #[inline(always)]
     pub(crate) const fn index(self, linear: u64, level: u32) -> u64 {
         match self {
             Self::Bits32 => (linear >> (12 + 10 * (level - 1))) & 0x3ff,
@@ -156,11 +162,13 @@ impl Mode {
     }
 
     /// Whether entries of `level` have rights and an accessed bit: all have but PAE's PDPTEs.
+    #[inline(always)]
     pub(crate) const fn has_rights(self, level: u32) -> bool {
         !(matches!(self, Self::Pae) && level == 3)
     }
 
     /// The physical address of the page of `size` that the leaf `entry` maps.
+    #[inline(always)]
     pub(crate) const fn page_address(self, entry: u64, size: PageSize) -> u64 {
         let low = entry & crate::ADDRESS & !(size.bytes() - 1);
         // PSE-36: bits 20:13 are address bits 39:32; they are zero, or reserved and refused, on processors without.
@@ -171,6 +179,7 @@ impl Mode {
 
 impl Paging {
     /// Where the top table is.
+    #[inline(always)]
     pub(crate) const fn root(&self, mode: Mode) -> u64 {
         let mask = match mode {
             Mode::Off => 0,
@@ -182,6 +191,7 @@ impl Paging {
     }
 
     /// The entry at `level` if it is a PDPTE that the processor holds.
+    #[inline(always)]
     pub(crate) fn held(&self, mode: Mode, level: u32, index: u64) -> Option<u64> {
         match self.pdptes {
             Some(pdptes) if mode == Mode::Pae && level == 3 => Some(pdptes[index as usize]),
@@ -190,6 +200,7 @@ impl Paging {
     }
 
     /// The page size if the present `entry` at `level` maps a page, None if it points to a table.
+    #[inline(always)]
     pub(crate) const fn is_leaf(&self, mode: Mode, level: u32, entry: u64) -> Option<PageSize> {
         let ps = entry & PS != 0;
         match (mode, level) {
@@ -202,6 +213,7 @@ impl Paging {
     }
 
     /// The bits that must be zero in a present entry of `level` (SDM vol. 3, 4.3 to 4.5; APM vol. 2, 5.3).
+    #[inline(always)]
     pub(crate) const fn reserved(&self, mode: Mode, level: u32, leaf: Option<PageSize>) -> u64 {
         let maxphyaddr = self.features.maxphyaddr as u32;
         if matches!(mode, Mode::Bits32) {

@@ -39,6 +39,7 @@ impl Mmio {
         }
     }
 
+    #[inline(never)]
     fn execute_rare<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Outcome, B::Error> {
         let (width, rflags) = (self.width, registers.rflags());
         match self.op {

@@ -7,6 +7,7 @@ use crate::string_step::StringStep;
 use crate::{Address, AddressSize, Base, Bitness, DecodeError, Gpr, Segment, Width};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
+#[inline(never)]
 pub(super) fn decode(bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
     let instruction = crate::decode(bytes, bitness)?;
     string(&instruction, bitness).or_else(|| plain(&instruction, bitness)).ok_or(DecodeError::Unexpected)
