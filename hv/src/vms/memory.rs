@@ -62,9 +62,7 @@ impl Memory {
 
     fn leaf_size(&self, at: Gpa) -> PageSize {
         let start = at.align_down(PageSize::Size2M.bytes());
-        let whole = self.ram.backs(start)
-            && start.raw() >= PageSize::Size2M.bytes()
-            && self.ram.backs(start.wrapping_add(PageSize::Size2M.bytes() - 1));
+        let whole = self.ram.backs(start.wrapping_add(PageSize::Size2M.bytes() - 1));
         if whole { self.largest } else { PageSize::Size4K }
     }
 

@@ -370,11 +370,26 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
 
     #[cold]
     fn deliver_pending<V: Vcpu>(&mut self, vcpu: &mut V) {
+        self.leave_shadowed_halt(vcpu);
         let deliverable = vcpu.interruptible();
         if deliverable {
             vcpu.inject(Event::Interrupt(self.devices.acknowledge_interrupt()));
         }
         vcpu.request_window(!deliverable || self.devices.interrupt_pending());
+    }
+
+    /// STI; HLT with an interrupt pending wakes at once. Not every processor keeps the shadow across an entry (QEMU's VMRUN
+    /// does not): the interrupt would be taken before the HLT, which then sleeps for ever. So the HLT is carried out here.
+    fn leave_shadowed_halt<V: Vcpu>(&mut self, vcpu: &mut V) {
+        if !vcpu.shadowed() || vcpu.rflags() & INTERRUPT_FLAG == 0 || vcpu.injecting() {
+            return;
+        }
+        let bitness = Self::bitness(vcpu);
+        if let Ok(bytes) = self.fetch(vcpu, bitness)
+            && let Ok(length) = Known::Hlt.decode(bytes.bytes(), bitness)
+        {
+            vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+        }
     }
 
     #[inline]

@@ -83,6 +83,8 @@ pub trait Vcpu: Registers {
 
     /// Whether an external interrupt could be taken at the current instruction.
     fn interruptible(&self) -> bool;
+    /// Whether the current instruction is in the interrupt shadow of an STI or a load of SS.
+    fn shadowed(&self) -> bool;
     /// Delivers `event` at the next entry. At most one an entry.
     fn inject(&mut self, event: Event);
     /// Whether something is to be delivered at the next entry already: an event of which the last exit cut the delivery short.

@@ -423,9 +423,12 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn interruptible(&self) -> bool {
-        self.vmcb.save.rflags & INTERRUPT_FLAG != 0
-            && self.vmcb.control.interrupt_state & vmcb::INTERRUPT_SHADOW == 0
-            && !self.injecting()
+        self.vmcb.save.rflags & INTERRUPT_FLAG != 0 && !self.shadowed() && !self.injecting()
+    }
+
+    #[inline]
+    fn shadowed(&self) -> bool {
+        self.vmcb.control.interrupt_state & vmcb::INTERRUPT_SHADOW != 0
     }
 
     fn inject(&mut self, event: Event) {
