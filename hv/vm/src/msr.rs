@@ -76,9 +76,12 @@ fn write_efer(vcpu: &mut impl Vcpu, value: u64) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Each of PAT's eight fields is one of the types 0, 1, 4, 5, 6 and 7 (Intel SDM vol. 3, table 12-10).
-fn pat_is_valid(value: u64) -> bool {
-    value.to_le_bytes().iter().all(|&field| matches!(field, 0 | 1 | 4..=7))
+/// Each of PAT's eight fields is one of the types 0, 1, 4, 5, 6 and 7 (Intel SDM vol. 3, table 12-10): three bits, of which
+/// the middle one comes only with the highest.
+const fn pat_is_valid(value: u64) -> bool {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let (middle, highest) = (value >> 1 & EACH, value >> 2 & EACH);
+    value & !(7 * EACH) == 0 && middle & !highest == 0
 }
 
 #[cfg(test)]
