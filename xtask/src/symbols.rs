@@ -1,5 +1,6 @@
 //! Turns the addresses of a panic's backtrace into names.
 
+use crate::project;
 use addr2line::Loader;
 use anyhow::{Result, anyhow};
 use std::path::Path;
@@ -30,24 +31,36 @@ impl Symbols {
     fn name(&self, address: u64) -> Vec<String> {
         // A call is the instruction before the one that it returns to.
         let probe = address.saturating_sub(1);
-        let mut lines = Vec::new();
+        let mut names = Vec::new();
         let mut frames = self.0.find_frames(probe).ok();
         while let Some(Ok(Some(frame))) = frames.as_mut().map(|frames| frames.next()) {
             let function = frame.function.as_ref().and_then(|name| Some(name.demangle().ok()?.into_owned()));
-            let function = function.unwrap_or_else(|| self.symbol(probe));
-            let place = frame.location.and_then(|at| Some(format!(" at {}:{}", at.file?, at.line.unwrap_or(0))));
-            lines.push(format!("    {address:#x} {function}{}", place.unwrap_or_default()));
+            let place = frame.location.and_then(|at| Some(format!(" at {}:{}", short(at.file?), at.line.unwrap_or(0))));
+            names.push((function.unwrap_or_default(), place.unwrap_or_default()));
         }
-        if lines.is_empty() {
-            lines.push(format!("    {address:#x} {}", self.symbol(probe)));
+        // The function that the others were inlined into: unlike line tables, its symbol has the whole path.
+        match names.last_mut() {
+            Some((function, _)) => *function = self.symbol(probe),
+            None => names.push((self.symbol(probe), String::new())),
         }
-        lines
+        names.into_iter().map(|(function, place)| format!("    {address:#x} {function}{place}")).collect()
     }
 
     fn symbol(&self, probe: u64) -> String {
         let name = self.0.find_symbol(probe).unwrap_or("?");
-        addr2line::demangle_auto(name.into(), None).into_owned()
+        demangle(name)
     }
+}
+
+/// A symbol's name as in the source.
+pub(crate) fn demangle(symbol: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(symbol))
+}
+
+/// A source's path within the repository.
+fn short(file: &str) -> String {
+    let root = project::root();
+    Path::new(file).strip_prefix(root).unwrap_or(Path::new(file)).display().to_string()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! The whole image is disassembled, so that it holds for what the compiler and every library made of it.
 
+use crate::symbols;
 use anyhow::{Context, Result};
 use iced_x86::{
     CpuidFeature, Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, InstructionInfoFactory, Mnemonic,
@@ -55,20 +56,21 @@ fn scan_elf(bytes: &[u8]) -> Result<Scan> {
         let (start, name) = (section.address(), section.name()?);
         let bitness = if name == SECTION_32_BIT { 32 } else { 64 };
         let code = section.data()?;
-        // Every symbol starts afresh, so that data between functions can't put the decoder out of step for long.
+        let end = start + code.len() as u64;
+        // Every symbol starts afresh, so that data between functions can't put the decoder out of step for long. The
+        // linker script's own symbols may lie outside the section that they are said to be in.
         let mut starts: BTreeMap<u64, &str> = BTreeMap::from([(start, name)]);
-        let here = file.symbols().filter(|symbol| symbol.section_index() == Some(section.index()));
-        let here =
-            here.filter(|symbol| matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown));
-        starts.extend(
-            here.filter_map(|symbol| Some((symbol.address(), symbol.name().ok().filter(|name| !name.is_empty())?))),
-        );
-        let ends = starts.keys().copied().skip(1).chain([start + code.len() as u64]);
+        for symbol in file.symbols().filter(|symbol| symbol.section_index() == Some(section.index())) {
+            let is_code = matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown);
+            if is_code && (start..end).contains(&symbol.address()) {
+                starts.extend(symbol.name().ok().filter(|name| !name.is_empty()).map(|name| (symbol.address(), name)));
+            }
+        }
+        let ends = starts.keys().copied().skip(1).chain([end]);
         for ((&from, &symbol), to) in starts.iter().zip(ends) {
-            let name = format!("{:#}", addr2line::demangle_auto(symbol.into(), None));
+            let name = symbols::demangle(symbol);
             let range = usize::try_from(from - start)?..usize::try_from(to - start)?;
-            let piece = code.get(range).context("a symbol lies outside its section")?;
-            scan_code(piece, from, bitness, &name, &mut scan);
+            scan_code(&code[range], from, bitness, &name, &mut scan);
         }
     }
     anyhow::ensure!(scan.instructions > 0, "no instruction was found");

@@ -6,7 +6,7 @@ use std::ops::Range;
 /// What is wrong with an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Defect {
-    /// The second half of the file is missing.
+    /// The file ends within what has to be loaded.
     Truncated,
     /// A segment and the multiboot header's bss end far beyond the guest's memory.
     BeyondMemory,
@@ -27,6 +27,8 @@ const E_PHOFF: usize = 0x20;
 const E_PHENTSIZE: usize = 0x36;
 const E_PHNUM: usize = 0x38;
 const P_TYPE: usize = 0;
+const P_OFFSET: usize = 8;
+const P_FILESZ: usize = 32;
 const P_MEMSZ: usize = 40;
 const PT_LOAD: u64 = 1;
 
@@ -37,7 +39,14 @@ const FAR: u64 = 0xffff_f000;
 pub(crate) fn broken(good: &[u8], defect: Defect) -> Result<Vec<u8>> {
     let mut image = good.to_vec();
     match defect {
-        Defect::Truncated => image.truncate(good.len() / 2),
+        Defect::Truncated => {
+            let segments = load_segments(&image)?.into_iter();
+            let contents = segments.filter_map(|at| {
+                Some(number(good, at + P_OFFSET..at + P_OFFSET + 8)? + number(good, at + P_FILESZ..at + P_FILESZ + 8)?)
+            });
+            let end = contents.max().context("the image has no segment to load")?;
+            image.truncate(usize::try_from(end)?.saturating_sub(1));
+        }
         Defect::NotAnElf => image = b"this is no image of a guest\n".repeat(100),
         Defect::NoHeader => {
             let at = header(&image)?;
@@ -99,6 +108,8 @@ mod tests {
         image[E_PHNUM] = 2;
         image[0x40] = 4;
         image[0x40 + 56] = 1;
+        image[0x78 + P_OFFSET + 1] = 2;
+        image[0x78 + P_FILESZ + 1] = 1;
         image[0x200..0x204].copy_from_slice(&MULTIBOOT_MAGIC.to_le_bytes());
         image
     }
@@ -106,7 +117,7 @@ mod tests {
     #[test]
     fn each_defect_is_where_it_should_be() {
         let good = good();
-        assert_eq!(broken(&good, Defect::Truncated).unwrap(), good[..0x200]);
+        assert_eq!(broken(&good, Defect::Truncated).unwrap(), good[..0x2ff]);
         assert!(!broken(&good, Defect::NotAnElf).unwrap().starts_with(b"\x7fELF"));
 
         let headless = broken(&good, Defect::NoHeader).unwrap();

@@ -1,0 +1,36 @@
+//! What the command line promises, by running the program.
+
+use std::process::{Command, Output};
+
+fn xtask(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xtask")).args(arguments).output().expect("xtask runs")
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for command in ["setup", "build", "run", "test", "bench", "lint"] {
+        let output = xtask(&[command, "--help"]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text.contains(&format!("  cargo xtask {command}")) && text.contains("Example"), "{text}");
+    }
+}
+
+#[test]
+fn usage_errors_have_status_2() {
+    for arguments in [
+        &[][..],
+        &["nonsense"],
+        &["run", "--nonsense"],
+        &["run", "--mem", "64"],
+        &["run", "--timeout", "0"],
+        &["run", "--accel", "hvf"],
+        &["run", "--guest", "no/such/file"],
+        &["run", "--host", "bochs", "--icount"],
+        &["run", "--host", "bochs", "--bare"],
+    ] {
+        let output = xtask(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+}
