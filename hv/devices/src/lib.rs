@@ -29,7 +29,7 @@
 //! if machine.interrupt_pending() {
 //!     let vector: u8 = machine.acknowledge_interrupt();
 //! }
-//! // When the guest must be left at the latest; then, and on waking from HLT:
+//! // When the guest must be left at the latest, None if no timer will interrupt it; then, and on waking from HLT:
 //! let deadline = machine.next_deadline();
 //! machine.advance();
 //! // At the VM's end, the last line may lack its newline.

@@ -147,9 +147,10 @@ impl<S: Sink, C: Clock> Machine<S, C> {
         self.pic.acknowledge()
     }
 
-    /// When [`advance`](Self::advance) has something to do next, if nothing is written before.
+    /// When [`advance`](Self::advance) next brings an interrupt, if nothing is written before. None if none will come: then a
+    /// processor that halts wakes by other devices or never.
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
-        self.pit.next_deadline()
+        if self.pic.minds_edge(TIMER_IRQ) { self.pit.next_deadline() } else { None }
     }
 
     /// Does what time has brought: interrupts of the timer. Those that were missed are one.
@@ -196,7 +197,11 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     #[inline(never)]
     fn read_other(&mut self, port: u16) -> u8 {
         match port {
-            0x20 | 0x21 => self.pic.read(Which::Master, port & 1 == 1),
+            0x20 | 0x21 => {
+                // A masked timer is not waited for, but its request is seen.
+                self.advance();
+                self.pic.read(Which::Master, port & 1 == 1)
+            }
             0x40..=0x43 => self.pit.read(port - TIMER, self.clock.now()),
             0x60 => self.keyboard.read_data(),
             0x61 => self.pit.read_port_61(self.clock.now()),
@@ -233,7 +238,10 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     #[inline(never)]
     fn write_other(&mut self, port: u16, value: u8) -> Outcome {
         match port {
-            0x20 | 0x21 => self.pic.write(Which::Master, port & 1 == 1, value),
+            0x20 | 0x21 => {
+                self.advance();
+                self.pic.write(Which::Master, port & 1 == 1, value);
+            }
             0x40..=0x43 => self.pit.write(port - TIMER, value, self.clock.now()),
             0x60 => return self.keyboard.write_data(value).into(),
             0x61 => self.pit.write_port_61(value, self.clock.now()),
@@ -457,6 +465,24 @@ mod tests {
                 write_all(machine, &[(0x20, 0x20)]);
             }
             assert_eq!(time.get(), 3 * 1193 * 1_000_000_000u64 / 1_193_182 + 1);
+        });
+    }
+
+    #[test]
+    fn a_masked_timer_has_no_deadline_but_is_seen_when_unmasked() {
+        printed(|machine, time| {
+            assert_eq!(machine.next_deadline(), None, "firmware left everything masked");
+            write_all(machine, &PIC_SETUP);
+            assert!(machine.next_deadline().is_some());
+            write_all(machine, &[(0x21, 0x01)]);
+            assert_eq!(machine.next_deadline(), None);
+            time.set(1_000_000_000);
+            assert_eq!(machine.read(0x20, Size::Byte), 0x01, "requested");
+            write_all(machine, &[(0x21, 0x00)]);
+            assert!(machine.interrupt_pending());
+            assert_eq!(machine.next_deadline(), None, "a second edge would be none");
+            assert_eq!(machine.acknowledge_interrupt(), 0x20);
+            assert!(machine.next_deadline().is_some_and(|deadline| deadline.0 > time.get()));
         });
     }
 

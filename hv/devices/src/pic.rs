@@ -304,6 +304,11 @@ impl Pic {
         self.master.lines >> irq & 1 != 0
     }
 
+    /// Whether an edge on the master's line `irq`, 0 to 7, would change anything but what can be read.
+    pub(crate) fn minds_edge(&self, irq: u8) -> bool {
+        (self.master.mask | self.master.edges) >> irq & 1 == 0
+    }
+
     pub(crate) fn read(&mut self, which: Which, data_port: bool) -> u8 {
         let value = self.chip(which).read(data_port);
         // A poll acknowledges.

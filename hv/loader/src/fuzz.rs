@@ -14,7 +14,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(ram: GuestRam) -> Self {
-        Self { ram, bytes: vec![0xaa; ram.bytes() as usize], written: vec![] }
+        Self { ram, bytes: vec![0; ram.bytes() as usize], written: vec![] }
     }
 
     pub(crate) fn with_bytes(bytes: Vec<u8>) -> Self {

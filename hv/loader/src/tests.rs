@@ -115,6 +115,7 @@ fn both_classes_load_alike() {
     for class in [&ELF32, &ELF64] {
         let file = elf(class, 0x10_0004, &one_load(0x30, 0x1000));
         let mut guest = Guest::new(ram(4 << 20));
+        guest.bytes.fill(0xaa);
         let image = Module { bytes: &file, string: b"guest.elf a b" };
         let entry = load(image, &[], guest.ram, &mut guest).unwrap();
         assert_eq!((entry.eip, entry.eax), (0x10_0004, 0x2bad_b002));
