@@ -1,0 +1,167 @@
+//! What an entry says, apart from how a format spells it.
+
+use addr::{PageSize, Pfn};
+use core::fmt;
+
+/// One entry as it was read: Linux's `pte_t`, `pmd_t` and so on, at every level alike.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Pte(u64);
+
+impl Pte {
+    /// Nothing is mapped.
+    pub const NONE: Self = Self(0);
+
+    /// The entry with these 64 bits.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+    /// Its 64 bits.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+    /// Whether nothing is mapped.
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Debug for Pte {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pte({:#x})", self.0)
+    }
+}
+
+/// What an entry means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing is mapped.
+    None,
+    /// It refers to the table in this frame.
+    Table(Pfn),
+    /// It maps a page.
+    Leaf(Leaf),
+    /// Its table is about to go, or it is being collapsed: it is its freezer's alone.
+    Frozen,
+    /// No entry of ours looks like this, or the processor would call it misconfigured.
+    Bad,
+}
+
+/// A mapped page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// The page's first 4 KiB frame, aligned to the page.
+    pub pfn: Pfn,
+    /// What may be done with it, besides reading.
+    pub rights: Rights,
+    /// How it is cached.
+    pub memory: MemoryType,
+    /// It was used since this was last cleared.
+    pub accessed: bool,
+    /// It was written since this was last cleared.
+    pub dirty: bool,
+    /// It is read-only because a dirty log waits for the first write; [`Tree::unprotect`](crate::Tree::unprotect) makes it
+    /// writable again.
+    pub logged: bool,
+    /// The owner's two bits.
+    pub soft: Soft,
+}
+
+impl Leaf {
+    /// A page of ordinary memory, not yet used.
+    pub const fn new(pfn: Pfn, rights: Rights) -> Self {
+        Self {
+            pfn,
+            rights,
+            memory: MemoryType::WriteBack,
+            accessed: false,
+            dirty: false,
+            logged: false,
+            soft: Soft::new(0),
+        }
+    }
+
+    /// Whether the page can have been written since the dirty bit was last cleared, or may be later by a fault's repair.
+    pub const fn may_write(&self) -> bool {
+        self.rights.write || self.logged
+    }
+}
+
+/// What may be done with a page. Every mapped page can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rights {
+    /// It can be written.
+    pub write: bool,
+    /// Instructions can be fetched from it.
+    pub execute: bool,
+    /// User accesses reach it. NPT makes all of a guest's accesses user accesses; EPT has no such right and grants it.
+    pub user: bool,
+}
+
+impl Rights {
+    /// Everything.
+    pub const ALL: Self = Self { write: true, execute: true, user: true };
+    /// Everything but writing.
+    pub const READ_ONLY: Self = Self { write: false, ..Self::ALL };
+
+    /// Whether whoever has these rights has `other` too.
+    pub const fn include(self, other: Self) -> bool {
+        (self.write || !other.write) && (self.execute || !other.execute) && (self.user || !other.user)
+    }
+}
+
+/// How a page is cached: what every format can say with the PAT as it is after reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MemoryType {
+    /// Ordinary memory.
+    WriteBack,
+    /// Reads are cached, writes go through.
+    WriteThrough,
+    /// Device registers.
+    Uncached,
+}
+
+/// Two bits of a leaf that the processor ignores and the tree keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
+pub struct Soft(u8);
+
+impl Soft {
+    /// The lower two bits of `bits`.
+    pub const fn new(bits: u8) -> Self {
+        Self(bits & 3)
+    }
+    /// The two bits.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+}
+
+/// What of a format the processor and the tree's owner use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    physical_bits: u8,
+    largest: PageSize,
+    accessed_dirty: bool,
+}
+
+impl Caps {
+    /// `physical_bits` is MAXPHYADDR (CPUID 0x8000_0008 EAX 7:0), `largest` the largest leaf that may be used, and
+    /// `accessed_dirty` whether the processor sets accessed and dirty bits (EPT: by EPTP bit 6). Without that a writable
+    /// page always counts as dirty.
+    pub const fn new(physical_bits: u8, largest: PageSize, accessed_dirty: bool) -> Self {
+        let physical_bits = if physical_bits > 52 { 52 } else { physical_bits };
+        Self { physical_bits, largest, accessed_dirty }
+    }
+    /// The bits of a frame's address within an entry.
+    pub const fn address_mask(self) -> u64 {
+        ((1 << self.physical_bits) - 1) & !0xfff
+    }
+    /// The largest leaf.
+    pub const fn largest(self) -> PageSize {
+        self.largest
+    }
+    /// Whether the processor sets accessed and dirty bits.
+    pub const fn accessed_dirty(self) -> bool {
+        self.accessed_dirty
+    }
+}

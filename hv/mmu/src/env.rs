@@ -1,0 +1,149 @@
+//! What a tree needs of its surroundings, and what the surroundings keep for it.
+
+use crate::entry::Pte;
+use crate::format::Format;
+use crate::level::Level;
+use crate::sync::{AtomicBool, AtomicU8, AtomicU16, Ordering, relax};
+use addr::Pfn;
+use rcu::{Head, Platform, Space};
+
+/// The surroundings of one tree: frames, the space that its flushes count in, reports.
+///
+/// `table` and `desc` are called on every walk; they should be a comparison and an addition.
+pub trait Env {
+    /// The format of the tree's tables.
+    type Format: Format;
+    /// The machine. Its `head` of a table is that of the table's descriptor; what its CPUs' `poll` gives back are tables.
+    type Platform: Platform;
+
+    /// Takes a frame for a table, whatever it holds. No table lock is held.
+    fn alloc_table(&self) -> Option<Pfn>;
+
+    /// Gives back at once a table that no walker can see. No table lock is held.
+    fn free_table(&self, table: Pfn);
+
+    /// The table in frame `pfn`, or None if no table can be there (the entry that named it is then bad).
+    fn table(&self, pfn: Pfn) -> Option<&<Self::Format as Format>::Table>;
+
+    /// The descriptor of frame `pfn`; there is one wherever there is a table. It outlives the table.
+    fn desc(&self, pfn: Pfn) -> Option<&TableDesc>;
+
+    /// The space that CPUs enter to have their hardware walk this tree.
+    fn space(&self) -> &Space;
+
+    /// A bad entry was found and cleared; called once for each, under its table's lock.
+    fn bad(&self, entry: BadEntry<<Self::Format as Format>::Input>);
+}
+
+/// An entry that is no entry of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadEntry<A> {
+    /// The first address that it would translate.
+    pub at: A,
+    /// Its level.
+    pub level: Level,
+    /// What it held.
+    pub pte: Pte,
+}
+
+/// What is kept beside a frame that holds a table: Linux's `ptdesc`.
+///
+/// It is not in the table, as a processor may still walk that while it waits to be freed, and the lock has to live as long
+/// as somebody may want it.
+pub struct TableDesc {
+    lock: AtomicBool,
+    level: AtomicU8,
+    dead: AtomicBool,
+    /// Entries that are not none. Changed under the lock.
+    children: AtomicU16,
+    head: Head,
+}
+
+impl TableDesc {
+    /// The descriptor of a frame that holds no table.
+    #[cfg(not(loom))]
+    pub const fn new() -> Self {
+        Self {
+            lock: AtomicBool::new(false),
+            level: AtomicU8::new(0),
+            dead: AtomicBool::new(true),
+            children: AtomicU16::new(0),
+            head: Head::new(),
+        }
+    }
+
+    /// The descriptor of a frame that holds no table.
+    #[cfg(loom)]
+    pub fn new() -> Self {
+        Self {
+            lock: AtomicBool::new(false),
+            level: AtomicU8::new(0),
+            dead: AtomicBool::new(true),
+            children: AtomicU16::new(0),
+            head: Head::new(),
+        }
+    }
+
+    /// The link for deferral.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The level of the table's entries.
+    pub fn level(&self) -> Level {
+        Level::from_number(self.level.load(Ordering::Relaxed))
+    }
+
+    /// Whether the table is in no tree (any more).
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    /// The number of entries that are not none.
+    pub fn children(&self) -> u16 {
+        self.children.load(Ordering::Relaxed)
+    }
+
+    /// For a table that nobody else can see yet.
+    pub(crate) fn start(&self, level: Level, children: u16) {
+        self.level.store(level.number(), Ordering::Relaxed);
+        self.children.store(children, Ordering::Relaxed);
+        self.dead.store(false, Ordering::Relaxed);
+        self.lock.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_dead(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+    }
+
+    /// Under the lock. Saturating, as a corrupted entry that is cleared was never counted.
+    #[inline]
+    pub(crate) fn add_children(&self, change: i16) {
+        self.children.store(self.children().saturating_add_signed(change), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn lock(&self) {
+        while self.lock.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            self.wait();
+        }
+    }
+
+    #[cold]
+    fn wait(&self) {
+        while self.lock.load(Ordering::Relaxed) {
+            relax();
+        }
+    }
+
+    #[inline]
+    pub(crate) fn unlock(&self) {
+        self.lock.store(false, Ordering::Release);
+    }
+}
+
+impl Default for TableDesc {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,183 @@
+//! Faults: pages come into the tree.
+
+use crate::entry::{Entry, Leaf, Pte};
+use crate::env::Env;
+use crate::format::{Format, FormatExt, span};
+use crate::level::{Address, Level};
+use crate::map::{Changed, Input, Table};
+use crate::rules::{Rule, kept};
+use crate::spare::Spare;
+use crate::sync::relax;
+use crate::tree::{NoMemory, Translation, Tree};
+use addr::PageSize;
+use rcu::Guard;
+
+/// What a fault found.
+pub enum Fault<'g, E: Env> {
+    /// A page: the fault was another CPU's too, or it asked for a right that the page does not give.
+    Present(Translation),
+    /// Nothing, and room for a page.
+    Room(Room<'g, E>),
+}
+
+/// The tree does not reach to that address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfRange;
+
+/// Why a page was not mapped. The tree is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// No frame for a table.
+    NoMemory,
+    /// Somebody else was faster: look again.
+    Raced,
+    /// There is a page.
+    Present,
+    /// The leaf would not be valid: its frame is not aligned to the page or beyond the processor's reach, or the address is
+    /// not one of the tree's.
+    Invalid,
+}
+
+impl From<NoMemory> for MapError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+/// Where a page can be mapped.
+pub struct Room<'g, E: Env> {
+    table: Table<'g, E>,
+    offset: u64,
+    level: Level,
+}
+
+impl<E: Env> Tree<E> {
+    /// Looks what is mapped at `at`, without any lock, and if nothing is, how large a page could be: at most `want`.
+    ///
+    /// # Errors
+    /// [`OutOfRange`].
+    #[inline]
+    pub fn fault<'g>(&'g self, guard: Guard<'g>, at: Input<E>, want: PageSize) -> Result<Fault<'g, E>, OutOfRange> {
+        let offset = at.to_offset(E::Format::INPUT_BITS).ok_or(OutOfRange)?;
+        loop {
+            let (table, pte) = self.walk(guard, offset, Level::PTE).ok_or(OutOfRange)?;
+            if pte.is_none() {
+                let level = Level::of(want).min(Level::of(self.caps.largest())).min(table.level);
+                return Ok(Fault::Room(Room { table, offset, level }));
+            }
+            if let Some(found) = self.translation(&table, pte, offset) {
+                return Ok(Fault::Present(found));
+            }
+            self.look_again(table, pte, offset);
+        }
+    }
+
+    /// What is neither page nor nothing nor table: frozen, which ends soon, or bad, which is ended.
+    #[cold]
+    pub(crate) fn look_again(&self, table: Table<'_, E>, pte: Pte, offset: u64) {
+        match table.decode(pte) {
+            Entry::Frozen => match table.lock() {
+                Ok(locked) => locked.clear_bad(offset),
+                Err(Changed) => relax(),
+            },
+            _ => table.clear_bad(offset),
+        }
+    }
+
+    /// Maps the page `leaf` at `at`, or as much of it as fits: the size is `want` where both addresses are aligned to that and
+    /// no table is in the way, else the next smaller. Gives the size that it came to; the caller goes on behind it.
+    ///
+    /// # Errors
+    /// [`MapError`], except `Raced`.
+    pub fn map(&self, guard: Guard<'_>, at: Input<E>, leaf: Leaf, want: PageSize) -> Result<PageSize, MapError> {
+        loop {
+            let room = match self.fault(guard, at, want).map_err(|_| MapError::Invalid)? {
+                Fault::Present(_) => return Err(MapError::Present),
+                Fault::Room(room) => room.aligned_to(leaf),
+            };
+            let size = room.size();
+            match room.install(leaf) {
+                Err(MapError::Raced) => relax(),
+                result => return result.map(|()| size),
+            }
+        }
+    }
+}
+
+impl<E: Env> Room<'_, E> {
+    /// The size of the page that [`install`](Self::install) maps.
+    pub fn size(&self) -> PageSize {
+        self.level.page_size().unwrap_or(PageSize::Size4K)
+    }
+
+    /// The first address of that page.
+    pub fn start(&self) -> Input<E> {
+        let start = self.offset & !(span::<E::Format>(self.level) - 1);
+        Input::<E>::from_offset(start, E::Format::INPUT_BITS)
+    }
+
+    /// Room for a page of at most `size`.
+    #[must_use]
+    pub fn at_most(self, size: PageSize) -> Self {
+        Self { level: self.level.min(Level::of(size)), ..self }
+    }
+
+    /// The largest room that begins at the address asked for and that `leaf`'s frame is aligned to.
+    fn aligned_to(mut self, leaf: Leaf) -> Self {
+        let both = self.offset | leaf.pfn.start().raw();
+        while let Some(below) = self.level.below()
+            && both & (span::<E::Format>(self.level) - 1) != 0
+        {
+            self.level = below;
+        }
+        self
+    }
+
+    /// Maps the page. Where the tables exist, that is: lock the table, compare its pmd, store the entry, unlock.
+    ///
+    /// # Errors
+    /// [`MapError`]; the frame stays the caller's.
+    #[inline]
+    pub fn install(self, leaf: Leaf) -> Result<(), MapError> {
+        let pte = self.table.tree.encode(&leaf, self.level).ok_or(MapError::Invalid)?;
+        if self.level == self.table.level {
+            return self.publish(pte);
+        }
+        self.install_with_tables(pte)
+    }
+
+    #[inline]
+    fn publish(&self, pte: Pte) -> Result<(), MapError> {
+        let locked = self.table.lock().map_err(|_| MapError::Raced)?;
+        let index = E::Format::index(self.offset, self.table.level);
+        if kept(Rule::RecheckEntry) && !self.table.at(index).is_none() {
+            return Err(MapError::Raced);
+        }
+        locked.set(index, pte);
+        Ok(())
+    }
+
+    /// Makes the missing tables with the page in them, unseen, and publishes them all by one store.
+    #[cold]
+    fn install_with_tables(&self, leaf: Pte) -> Result<(), MapError> {
+        let missing = self.table.level.number() - self.level.number();
+        let mut spare = self.table.tree.top_up(usize::from(missing))?;
+        let entry = self.chain(leaf, &spare).ok_or(MapError::NoMemory)?;
+        self.publish(entry)?;
+        spare.used(usize::from(missing));
+        Ok(())
+    }
+
+    /// A chain of tables, one of each level from the leaf's upwards; the entry for the uppermost.
+    fn chain(&self, leaf: Pte, spare: &Spare<'_, E>) -> Option<Pte> {
+        let mut pte = leaf;
+        for (n, number) in (self.level.number()..self.table.level.number()).enumerate() {
+            let level = Level::from_number(number);
+            let table = spare.frame(n)?;
+            let index = E::Format::index(self.offset, level);
+            self.table.tree.start_table(table, level, 1, |i| if i == index { pte } else { Pte::NONE })?;
+            pte = E::Format::table(table, level.above());
+        }
+        Some(pte)
+    }
+}

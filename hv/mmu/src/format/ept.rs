@@ -1,0 +1,103 @@
+//! Extended page tables: Intel SDM vol. 3 section 28.3.2 (EPT Translation Mechanism), tables 28-1 to 28-7, and section
+//! 28.3.3.1 for what is misconfigured.
+
+use super::{Format, bit, misaligned};
+use crate::entry::{Leaf, MemoryType, Pte, Rights, Soft};
+use crate::level::Level;
+use crate::sync::AtomicU64;
+use addr::{Gpa, PAGE_SHIFT, Pfn};
+
+const READ: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const EXECUTE: u64 = 1 << 2;
+const MEMORY_SHIFT: u32 = 3;
+const MEMORY: u64 = 7 << MEMORY_SHIFT;
+/// The guest's PAT has no say. Set for uncached pages: device registers stay uncached whatever the guest thinks.
+const IGNORE_PAT: u64 = 1 << 6;
+const LARGE: u64 = 1 << 7;
+const ACCESSED: u64 = 1 << 8;
+const DIRTY: u64 = 1 << 9;
+// Bits 56:52 are ignored whatever the controls say; bit 10 is not (mode-based execute control).
+const LOGGED: u64 = 1 << 52;
+const SOFT_SHIFT: u32 = 53;
+const SOFT: u64 = 3 << SOFT_SHIFT;
+const FROZEN: u64 = 1 << 55;
+
+const TABLE: u64 = READ | WRITE | EXECUTE;
+const LEAF: u64 = TABLE | MEMORY | IGNORE_PAT | ACCESSED | DIRTY | LOGGED | SOFT;
+
+const UNCACHED: u64 = 0 << MEMORY_SHIFT | IGNORE_PAT;
+const WRITE_THROUGH: u64 = 4 << MEMORY_SHIFT;
+const WRITE_BACK: u64 = 6 << MEMORY_SHIFT;
+
+const _: () = assert!(LEAF & LARGE == 0 && (LEAF | LARGE) & 0x000f_ffff_ffff_f000 == 0);
+const _: () = assert!(FROZEN & (LEAF | 1 << 10) == 0);
+
+/// Extended page tables of `LEVELS` levels, 4 or 5.
+pub struct Ept<const LEVELS: u8 = 4>;
+
+impl<const LEVELS: u8> Format for Ept<LEVELS> {
+    type Input = Gpa;
+    type Table = [AtomicU64; 512];
+
+    const INDEX_BITS: u32 = 9;
+    const TOP: Level = {
+        assert!(LEVELS == 4 || LEVELS == 5);
+        Level::from_number(LEVELS - 1)
+    };
+    const PRESENT: u64 = READ | WRITE | EXECUTE;
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
+    const FROZEN: u64 = FROZEN;
+
+    /// Accessed from the start, so that the processor has nothing to note and `pmd_same` is not disturbed. Bit 8 is ignored
+    /// where EPTP does not turn accessed bits on.
+    fn table(table: Pfn, _level: Level) -> Pte {
+        Pte::new(table.start().raw() | TABLE | ACCESSED)
+    }
+
+    #[inline]
+    fn is_table(pte: Pte, level: Level, address: u64) -> bool {
+        level != Level::PTE && pte.raw() & !(address | ACCESSED) == TABLE
+    }
+
+    fn leaf(leaf: &Leaf, level: Level) -> Pte {
+        let memory = match leaf.memory {
+            MemoryType::WriteBack => WRITE_BACK,
+            MemoryType::WriteThrough => WRITE_THROUGH,
+            MemoryType::Uncached => UNCACHED,
+        };
+        let state = bit(leaf.accessed, ACCESSED) | bit(leaf.dirty, DIRTY) | bit(leaf.logged, LOGGED);
+        let soft = u64::from(leaf.soft.bits()) << SOFT_SHIFT;
+        let large = bit(level != Level::PTE, LARGE);
+        Pte::new((leaf.pfn.raw() << PAGE_SHIFT) | READ | rights_bits(leaf.rights) | memory | state | soft | large)
+    }
+
+    fn as_leaf(pte: Pte, level: Level, address: u64) -> Option<Leaf> {
+        let raw = pte.raw();
+        let has = |bits: u64| raw & bits != 0;
+        let large = bit(level != Level::PTE, LARGE);
+        if raw & !(LEAF | address & !misaligned::<Self>(level)) != large || !has(READ) {
+            return None;
+        }
+        let memory = match raw & (MEMORY | IGNORE_PAT) {
+            WRITE_BACK => MemoryType::WriteBack,
+            WRITE_THROUGH => MemoryType::WriteThrough,
+            UNCACHED => MemoryType::Uncached,
+            _ => return None,
+        };
+        Some(Leaf {
+            pfn: Pfn::new((raw & address) >> PAGE_SHIFT),
+            rights: Rights { write: has(WRITE), execute: has(EXECUTE), user: true },
+            memory,
+            accessed: has(ACCESSED),
+            dirty: has(DIRTY),
+            logged: has(LOGGED),
+            soft: Soft::new(((raw & SOFT) >> SOFT_SHIFT) as u8),
+        })
+    }
+}
+
+const fn rights_bits(rights: Rights) -> u64 {
+    bit(rights.write, WRITE) | bit(rights.execute, EXECUTE)
+}

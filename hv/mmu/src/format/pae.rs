@@ -1,0 +1,60 @@
+//! PAE tables: AMD APM vol. 2 section 5.2.3 (PAE Paging), Intel SDM vol. 3 section 4.4 and tables 4-8 to 4-11.
+
+use super::long_mode::{self as bits, ACCESSED, DIRTY, FROZEN, PRESENT, USER, WRITE};
+use super::{Format, misaligned};
+use crate::entry::{Leaf, Pte};
+use crate::level::{Address, Level};
+use crate::sync::AtomicU64;
+use addr::{Gva, Pfn};
+use core::marker::PhantomData;
+
+/// PAE tables: three levels for 32-bit addresses, the root of four entries.
+///
+/// The root's entries (PDPTEs) have no rights: bits 2:1, 8:5 and 63:52 are reserved, and so are those above MAXPHYADDR. The
+/// processor keeps copies of all four from the load of CR3 on, so a flush has to load CR3 again.
+pub struct Pae<A = Gva>(PhantomData<A>);
+
+const TABLE: u64 = PRESENT | WRITE | USER;
+const PDPTE: u64 = PRESENT;
+/// Bits of PDPTEs that must be zero (SDM vol. 3 table 4-8), MAXPHYADDR apart.
+const PDPTE_RESERVED: u64 = 0xfff0_0000_0000_01e6;
+
+const _: () = assert!(PDPTE & PDPTE_RESERVED == 0);
+// A frozen PDPTE is not present, but a load of CR3 looks at reserved bits only where P is set.
+const _: () = assert!(FROZEN & PDPTE == 0);
+
+impl<A: Address + 'static> Format for Pae<A> {
+    type Input = A;
+    type Table = [AtomicU64; 512];
+
+    const INDEX_BITS: u32 = 9;
+    const ROOT_BITS: u32 = 2;
+    const TOP: Level = Level::PUD;
+    const PRESENT: u64 = PRESENT;
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
+    const FROZEN: u64 = FROZEN;
+
+    fn table(table: Pfn, level: Level) -> Pte {
+        let flags = if level == Level::PUD { PDPTE } else { TABLE | ACCESSED };
+        Pte::new(table.start().raw() | flags)
+    }
+
+    #[inline]
+    fn is_table(pte: Pte, level: Level, address: u64) -> bool {
+        match level {
+            Level::PUD => pte.raw() & !address == PDPTE,
+            Level::PMD => pte.raw() & !(address | ACCESSED) == TABLE,
+            _ => false,
+        }
+    }
+
+    fn leaf(leaf: &Leaf, level: Level) -> Pte {
+        bits::encode(leaf, level)
+    }
+
+    /// A PDPTE is never a leaf.
+    fn as_leaf(pte: Pte, level: Level, address: u64) -> Option<Leaf> {
+        if level > Level::PMD { None } else { bits::decode(pte, level, address, misaligned::<Self>(level)) }
+    }
+}

@@ -1,0 +1,275 @@
+//! Tables that become leaves, and leaves that become tables.
+
+use crate::entry::{Entry, Leaf, Pte};
+use crate::env::Env;
+use crate::format::{Format, FormatExt, span};
+use crate::level::{Address, Level};
+use crate::map::{Changed, Input, PteMapLocked, Table};
+use crate::rules::{Rule, kept};
+use crate::spare::Spare;
+use crate::tree::{NoMemory, Tree};
+use addr::{PAGE_SHIFT, PageSize, Pfn};
+use core::ops::Range;
+use rcu::{Cpu, Guard};
+
+/// Why a page was not split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitError {
+    /// No frame for a table.
+    NoMemory,
+    /// There is no page that could be split.
+    NotLarge,
+}
+
+impl From<NoMemory> for SplitError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+/// Why a table was not collapsed. The tree is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CollapseError {
+    /// There is no table.
+    NoTable,
+    /// The pages under the table are not one page: some are missing, or not in order, or differ in rights.
+    NotUniform,
+    /// The format or the processor has no such leaf.
+    NoSuchSize,
+    /// Another CPU changed something meanwhile.
+    Changed,
+}
+
+impl From<Changed> for CollapseError {
+    fn from(_: Changed) -> Self {
+        Self::Changed
+    }
+}
+
+impl<E: Env> Tree<E> {
+    /// Makes a table of the page at `at`, one level down. Every walker finds either the page or the full table, which mean the
+    /// same, so nothing is flushed.
+    ///
+    /// # Errors
+    /// [`SplitError`].
+    pub fn split(&self, guard: Guard<'_>, at: Input<E>) -> Result<(), SplitError> {
+        let offset = at.to_offset(E::Format::INPUT_BITS).ok_or(SplitError::NotLarge)?;
+        let mut spare = self.top_up(1)?;
+        loop {
+            let (table, pte) = self.walk(guard, offset, Level::PTE).ok_or(SplitError::NotLarge)?;
+            match table.decode(pte) {
+                Entry::Leaf(_) if table.level > Level::PTE => {
+                    if self.split_leaf(table, offset, &mut spare).is_ok() {
+                        return Ok(());
+                    }
+                }
+                Entry::Frozen => self.look_again(table, pte, offset),
+                _ => return Err(SplitError::NotLarge),
+            }
+        }
+    }
+
+    /// Splits the pages across the range's edges until none is.
+    pub(crate) fn split_edges(&self, guard: Guard<'_>, range: &Range<u64>) -> Result<(), NoMemory> {
+        loop {
+            let missing: usize = [range.start, range.end].iter().map(|&edge| self.levels_across(guard, edge)).sum();
+            if missing == 0 {
+                return Ok(());
+            }
+            let mut spare = self.top_up(missing)?;
+            for edge in [range.start, range.end] {
+                for _ in 0..self.levels_across(guard, edge) {
+                    if let Some((table, _)) = self.walk(guard, edge, Level::PTE) {
+                        // Whatever changed meanwhile: the next round looks.
+                        let _ = self.split_leaf(table, edge, &mut spare);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How often a page has to be split for none to be across `edge`.
+    fn levels_across(&self, guard: Guard<'_>, edge: u64) -> usize {
+        let Some((table, pte)) = self.walk(guard, edge, Level::PTE) else { return 0 };
+        let Entry::Leaf(_) = table.decode(pte) else { return 0 };
+        let across = |level: &u8| edge & (span::<E::Format>(Level::from_number(*level)) - 1) != 0;
+        (1..=table.level.number()).filter(across).count()
+    }
+
+    fn split_leaf(&self, table: Table<'_, E>, offset: u64, spare: &mut Spare<'_, E>) -> Result<(), Changed> {
+        let locked = table.lock()?;
+        let index = E::Format::index(offset, table.level);
+        let below = table.level.below().ok_or(Changed)?;
+        let Entry::Leaf(_) = table.decode(table.at(index)) else { return Err(Changed) };
+        let pfn = spare.frame(0).ok_or(Changed)?;
+        let entry = E::Format::table(pfn, table.level);
+        if !kept(Rule::FillFirst) {
+            self.start_table(pfn, below, E::Format::entries(below) as u16, |_| Pte::NONE);
+            spare.used(1);
+            let old = locked.replace(index, entry);
+            return self.fill_with_parts(table, old, pfn, below).ok_or(Changed);
+        }
+        // Between the reading of the leaf and the exchange the processor may note a write: then the parts are filled anew.
+        loop {
+            let pte = table.at(index);
+            self.fill_with_parts(table, pte, pfn, below).ok_or(Changed)?;
+            if table.cmpxchg(index, pte, entry).is_ok() {
+                spare.used(1);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes `pfn` a table of the parts of the page `pte`. Each part is as used as the whole was.
+    fn fill_with_parts(&self, table: Table<'_, E>, pte: Pte, pfn: Pfn, level: Level) -> Option<()> {
+        let Entry::Leaf(whole) = table.decode(pte) else { return None };
+        let entries = E::Format::entries(level);
+        self.start_table(pfn, level, entries as u16, |index| E::Format::leaf(&part::<E>(whole, index, level), level))
+    }
+
+    /// Makes one page of `size` of the table at `at`, if its entries are the parts of such a page. Meanwhile walkers find the
+    /// table, then frozen entries (a fault, to be retried), then the page. The table is deferred.
+    ///
+    /// # Errors
+    /// [`CollapseError`].
+    pub fn collapse(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>, size: PageSize) -> Result<(), CollapseError> {
+        let guard = cpu.read();
+        let level = Level::of(size);
+        let offset = at.to_offset(E::Format::INPUT_BITS).ok_or(CollapseError::NoTable)?;
+        let (table, pte) = self.walk(guard, offset, level).ok_or(CollapseError::NoTable)?;
+        let below = table.below_in_order(pte, offset).filter(|_| table.level == level).ok_or(CollapseError::NoTable)?;
+        let whole = self.uniform(below).ok_or(CollapseError::NotUniform)?;
+        let entry = self.encode(&whole, level).ok_or(CollapseError::NoSuchSize)?;
+        if E::Format::decode(entry, level, self.caps) == Entry::Bad {
+            return Err(CollapseError::NoSuchSize);
+        }
+        {
+            let upper = table.lock()?;
+            let lower = below.lock()?;
+            let noted = lower.freeze(|index| self.part_entry(whole, index, below.level))?;
+            let noted = if kept(Rule::KeepNoted) { noted } else { Pte::NONE };
+            upper.replace(E::Format::index(offset, level), E::Format::with_noted(entry, noted));
+            lower.desc().set_dead();
+        }
+        self.defer_table(cpu, below.pfn);
+        Ok(())
+    }
+
+    fn part_entry(&self, whole: Leaf, index: usize, level: Level) -> Pte {
+        self.encode(&part::<E>(whole, index, level), level).unwrap_or(Pte::NONE)
+    }
+
+    /// The page of which the table's entries are the parts, accessed and dirty bits apart.
+    fn uniform(&self, table: Table<'_, E>) -> Option<Leaf> {
+        let Entry::Leaf(first) = table.decode(table.at(0)) else { return None };
+        let whole = Leaf { accessed: false, dirty: false, ..first };
+        let is_part = |index| E::Format::same_but_noted(table.at(index), self.part_entry(whole, index, table.level));
+        (0..E::Format::entries(table.level)).all(is_part).then_some(whole)
+    }
+
+    /// Gives back the tables in the range that have no entries. Gives their number.
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`](crate::RangeError).
+    pub fn retract(&self, cpu: &Cpu<'_, E::Platform>, range: Range<Input<E>>) -> Result<usize, crate::RangeError> {
+        let range = Self::offsets(range)?;
+        Ok(self.root_table(cpu.read()).map_or(0, |root| self.retract_below(cpu, root, range)))
+    }
+
+    fn retract_below(&self, cpu: &Cpu<'_, E::Platform>, table: Table<'_, E>, range: Range<u64>) -> usize {
+        let mut retracted = 0;
+        let mut at = range.start;
+        while at < range.end {
+            let next = crate::range::next_entry::<E>(at, table.level);
+            let pte = table.get(at);
+            if let Some(below) = table.below_in_order(pte, at) {
+                retracted += self.retract_below(cpu, below, at..next.min(range.end));
+                let whole = at & (span::<E::Format>(table.level) - 1) == 0 && next <= range.end;
+                if whole && below.desc().is_some_and(|desc| desc.children() == 0) {
+                    retracted += usize::from(self.retract_table(cpu, table, below, at).is_ok());
+                }
+            }
+            at = next;
+        }
+        retracted
+    }
+
+    /// Takes an empty table out of the tree: under both locks, so that nobody who has proved that it is there can have missed
+    /// it, and with all entries frozen, so that nobody who came too late can put something into it.
+    fn retract_table(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        table: Table<'_, E>,
+        below: Table<'_, E>,
+        offset: u64,
+    ) -> Result<(), Changed> {
+        {
+            let upper = table.lock()?;
+            let lower = below.lock()?;
+            if kept(Rule::CountUnderLock) {
+                lower.freeze(|_| Pte::NONE)?;
+            }
+            upper.clear(E::Format::index(offset, table.level));
+            lower.desc().set_dead();
+        }
+        self.defer_table(cpu, below.pfn);
+        Ok(())
+    }
+
+    /// Moves the table that `from` refers to, to where `to` has nothing: what it maps is then found there. Both entries are of
+    /// `level`; Linux's `move_normal_pmd`.
+    ///
+    /// # Errors
+    /// [`Changed`] if there is no table at `from` (any more), or something at `to`, or no table that could hold it.
+    pub fn move_table(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        from: Input<E>,
+        to: Input<E>,
+        level: Level,
+    ) -> Result<(), Changed> {
+        let find = |at: Input<E>| {
+            let offset = at.to_offset(E::Format::INPUT_BITS)?;
+            let (table, pte) = self.walk(cpu.read(), offset, level)?;
+            (table.level == level).then_some((table, offset, pte))
+        };
+        let (source, from, pte) = find(from).ok_or(Changed)?;
+        let (target, to, _) = find(to).ok_or(Changed)?;
+        let below = source.below_in_order(pte, from).ok_or(Changed)?;
+        {
+            let (upper, other) = lock_two(source, target)?;
+            let _lower = if kept(Rule::LockChild) { Some(below.lock()?) } else { None };
+            let target = other.as_ref().unwrap_or(&upper);
+            let (from, to) = (E::Format::index(from, level), E::Format::index(to, level));
+            if source.at(from) != pte || !target.table().at(to).is_none() {
+                return Err(Changed);
+            }
+            upper.clear(from);
+            target.set(to, pte);
+        }
+        self.flush(cpu);
+        Ok(())
+    }
+}
+
+/// The locks of two tables of one level, in the order of their frames; one lock if they are the same. The first is that of `a`.
+fn lock_two<'g, E: Env>(
+    a: Table<'g, E>,
+    b: Table<'g, E>,
+) -> Result<(PteMapLocked<'g, E>, Option<PteMapLocked<'g, E>>), Changed> {
+    if a.pfn == b.pfn {
+        return Ok((a.lock()?, None));
+    }
+    if a.pfn < b.pfn {
+        let first = a.lock()?;
+        return Ok((first, Some(b.lock()?)));
+    }
+    let second = b.lock()?;
+    Ok((a.lock()?, Some(second)))
+}
+
+/// Part `index` of the page `whole`, as a page of `level`.
+fn part<E: Env>(whole: Leaf, index: usize, level: Level) -> Leaf {
+    let frames = span::<E::Format>(level) >> PAGE_SHIFT;
+    Leaf { pfn: Pfn::new(whole.pfn.raw() + index as u64 * frames), ..whole }
+}

@@ -1,0 +1,500 @@
+//! Maps of tables: Linux's `pte_offset_map` family, at every level alike.
+//!
+//! ```text
+//! Slot ── pte_offset_map ────────────> PteMap        reads
+//!      ├─ pte_offset_map_ro_nolock ──> PteMapRo      reads; lock() ─> PteReadLock, reads that hold still
+//!      ├─ pte_offset_map_rw_nolock ──> PteMapRw      reads; lock() ─> PteLock ─ pmd_same() ─> PteMapLocked, writes
+//!      └─ pte_offset_map_lock ───────────────────────────────────────────────────────────────> PteMapLocked
+//! ```
+//!
+//! A map lives within the RCU guard that it was made under: a table that is taken out of the tree meanwhile stays what it
+//! was, with all entries frozen. Dropping a map is `pte_unmap`. A lock borrows its map, so it is let go first.
+
+use crate::Tree;
+use crate::entry::{Entry, Leaf, Pte};
+use crate::env::{BadEntry, Env, TableDesc};
+use crate::format::{Format, FormatExt, span, table_frame};
+use crate::level::{Address, Level};
+use crate::rules::{Rule, kept};
+use crate::sync::{AtomicU64, Ordering};
+use addr::Pfn;
+use core::ops::Deref;
+use rcu::Guard;
+
+pub(crate) type Input<E> = <<E as Env>::Format as Format>::Input;
+pub(crate) type TableOf<E> = <<E as Env>::Format as Format>::Table;
+
+/// Why there is no table to map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoTable {
+    /// Nothing is mapped there.
+    None,
+    /// A page is mapped there.
+    Leaf(Leaf),
+    /// The entry is being changed, or its table has gone: look again from the root.
+    Frozen,
+    /// The entry was bad. It was reported and cleared.
+    Bad,
+}
+
+/// The table has changed between the look at it and the lock on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changed;
+
+/// A table as it was found: what maps are made of.
+pub(crate) struct Table<'g, E: Env> {
+    pub(crate) tree: &'g Tree<E>,
+    _guard: Guard<'g>,
+    pub(crate) pfn: Pfn,
+    entries: &'g TableOf<E>,
+    pub(crate) level: Level,
+    /// The entry that referred to it, and what that was. None for the root.
+    parent: Option<(&'g AtomicU64, Pte)>,
+}
+
+impl<E: Env> Clone for Table<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E: Env> Copy for Table<'_, E> {}
+
+impl<'g, E: Env> Table<'g, E> {
+    #[inline]
+    pub(crate) fn root(tree: &'g Tree<E>, guard: Guard<'g>, pfn: Pfn) -> Option<Self> {
+        let entries = tree.env.table(pfn)?;
+        Some(Self { tree, _guard: guard, pfn, entries, level: E::Format::TOP, parent: None })
+    }
+
+    #[inline]
+    pub(crate) fn entry(&self, index: usize) -> &'g AtomicU64 {
+        // The mask tells the compiler that the index is in bounds.
+        &self.entries.as_ref()[index & ((1 << E::Format::INDEX_BITS) - 1)]
+    }
+
+    /// One load of the entry for `offset`.
+    #[inline]
+    pub(crate) fn get(&self, offset: u64) -> Pte {
+        self.at(E::Format::index(offset, self.level))
+    }
+
+    #[inline]
+    pub(crate) fn at(&self, index: usize) -> Pte {
+        Pte::new(self.entry(index).load(Ordering::Acquire))
+    }
+
+    /// The table that `pte`, read at `offset`, refers to.
+    #[inline]
+    pub(crate) fn below(&self, pte: Pte, offset: u64) -> Option<Self> {
+        if !E::Format::is_table(pte, self.level, self.tree.caps.address_mask()) {
+            return None;
+        }
+        let level = self.level.below()?;
+        let pfn = table_frame(pte, self.tree.caps);
+        let entries = self.tree.env.table(pfn)?;
+        let parent = Some((self.entry(E::Format::index(offset, self.level)), pte));
+        Some(Self { entries, pfn, level, parent, ..*self })
+    }
+
+    /// As [`below`](Self::below), where the table's lock may be wanted besides this one's: never for a table that claims
+    /// another level, so that corrupted entries can't make a circle of locks.
+    pub(crate) fn below_in_order(&self, pte: Pte, offset: u64) -> Option<Self> {
+        let table = self.below(pte, offset)?;
+        (self.tree.env.desc(table.pfn)?.level() == table.level).then_some(table)
+    }
+
+    /// Replaces `old` by `new`, or gives what is there instead of `old`.
+    pub(crate) fn cmpxchg(&self, index: usize, old: Pte, new: Pte) -> Result<(), Pte> {
+        if !kept(Rule::AtomicChange) {
+            self.entry(index).store(new.raw(), Ordering::Release);
+            return Ok(());
+        }
+        match self.entry(index).compare_exchange(old.raw(), new.raw(), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(now) => Err(Pte::new(now)),
+        }
+    }
+
+    pub(crate) fn decode(&self, pte: Pte) -> Entry {
+        match E::Format::decode(pte, self.level, self.tree.caps) {
+            Entry::Table(pfn) if !self.tree.holds_table(pfn, self.level) => Entry::Bad,
+            entry => entry,
+        }
+    }
+
+    /// Whether the entry above still refers to this table as it did.
+    #[inline]
+    fn is_same(&self) -> bool {
+        self.parent.is_none_or(|(entry, pte)| entry.load(Ordering::Acquire) == pte.raw())
+    }
+
+    pub(crate) fn desc(&self) -> Option<&'g TableDesc> {
+        self.tree.env.desc(self.pfn)
+    }
+
+    /// Takes this table's lock and makes sure that it is still in the tree. The lock keeps it there.
+    #[inline]
+    pub(crate) fn lock(self) -> Result<PteMapLocked<'g, E>, Changed> {
+        let lock = self.lock_unproven().ok_or(Changed)?;
+        lock.pmd_same()
+    }
+
+    /// None only if the surroundings have a table without descriptor.
+    #[inline]
+    fn lock_unproven(self) -> Option<PteLock<'g, E>> {
+        let desc = self.desc()?;
+        desc.lock();
+        Some(PteLock { table: self, lock: Held { desc } })
+    }
+
+    pub(crate) fn slot(self, offset: u64) -> Slot<'g, E> {
+        Slot { table: self, offset }
+    }
+
+    /// Reports and clears the entry for `offset` if it is (still) bad.
+    #[cold]
+    pub(crate) fn clear_bad(self, offset: u64) {
+        if let Ok(locked) = self.lock() {
+            locked.clear_bad(offset);
+        }
+    }
+}
+
+/// One entry of a table: the `pmd_t *` that Linux passes.
+pub struct Slot<'g, E: Env> {
+    table: Table<'g, E>,
+    offset: u64,
+}
+
+impl<'g, E: Env> Slot<'g, E> {
+    /// The entry, by one load: it is, or was recently, the entry. On x86-64 an aligned 64-bit load is whole by itself; for
+    /// entries that are written in halves see [`SplitEntry`](crate::SplitEntry).
+    #[inline]
+    pub fn pmdp_get_lockless(&self) -> Pte {
+        self.table.get(self.offset)
+    }
+
+    /// What the entry means, from one load.
+    pub fn get(&self) -> Entry {
+        self.table.decode(self.pmdp_get_lockless())
+    }
+
+    /// The entry's level.
+    pub fn level(&self) -> Level {
+        self.table.level
+    }
+
+    /// Maps the table that the entry refers to, for reading.
+    ///
+    /// # Errors
+    /// What there is instead. Nobody may assume that a table seen once is still there.
+    pub fn pte_offset_map(&self) -> Result<PteMap<'g, E>, NoTable> {
+        self.below().map(|table| PteMap { table })
+    }
+
+    /// As [`pte_offset_map`](Self::pte_offset_map), with the table's lock to be taken later for a stable look. For reading
+    /// the pmd need not be compared again: the guard keeps the table, and a frozen entry says that it has gone.
+    ///
+    /// # Errors
+    /// As for [`pte_offset_map`](Self::pte_offset_map).
+    pub fn pte_offset_map_ro_nolock(&self) -> Result<PteMapRo<'g, E>, NoTable> {
+        self.pte_offset_map().map(PteMapRo)
+    }
+
+    /// As [`pte_offset_map`](Self::pte_offset_map), with the snapshot of the pmd that it was found by: to write, take the
+    /// lock and prove by [`PteLock::pmd_same`] that the table is still there.
+    ///
+    /// # Errors
+    /// As for [`pte_offset_map`](Self::pte_offset_map).
+    pub fn pte_offset_map_rw_nolock(&self) -> Result<PteMapRw<'g, E>, NoTable> {
+        self.pte_offset_map().map(PteMapRw)
+    }
+
+    /// Maps the table and takes its lock. When the pmd has changed before the lock was had, it looks again.
+    ///
+    /// # Errors
+    /// As for [`pte_offset_map`](Self::pte_offset_map).
+    pub fn pte_offset_map_lock(&self) -> Result<PteMapLocked<'g, E>, NoTable> {
+        loop {
+            if let Ok(locked) = self.below()?.lock() {
+                return Ok(locked);
+            }
+        }
+    }
+
+    fn below(&self) -> Result<Table<'g, E>, NoTable> {
+        let pte = self.pmdp_get_lockless();
+        let again = if kept(Rule::OneRead) { pte } else { self.pmdp_get_lockless() };
+        match self.table.decode(pte) {
+            Entry::Table(_) => self.table.below_in_order(again, self.offset).ok_or(NoTable::Frozen),
+            Entry::None => Err(NoTable::None),
+            Entry::Leaf(leaf) => Err(NoTable::Leaf(leaf)),
+            Entry::Frozen => Err(NoTable::Frozen),
+            Entry::Bad => {
+                self.table.clear_bad(self.offset);
+                Err(NoTable::Bad)
+            }
+        }
+    }
+}
+
+/// A mapped table, for reading. It can't outlive its guard, nor go to another CPU.
+pub struct PteMap<'g, E: Env> {
+    pub(crate) table: Table<'g, E>,
+}
+
+impl<'g, E: Env> PteMap<'g, E> {
+    /// The level of the table's entries.
+    pub fn level(&self) -> Level {
+        self.table.level
+    }
+
+    /// The entry for `at`; of `at` only the bits count that this level uses.
+    pub fn get(&self, at: Input<E>) -> Entry {
+        self.slot(at).get()
+    }
+
+    /// The entry's place.
+    pub fn slot(&self, at: Input<E>) -> Slot<'g, E> {
+        self.table.slot(at.to_offset(E::Format::INPUT_BITS).unwrap_or(0))
+    }
+}
+
+/// A map whose table can be locked for a stable look.
+pub struct PteMapRo<'g, E: Env>(PteMap<'g, E>);
+
+impl<E: Env> PteMapRo<'_, E> {
+    /// Takes the table's lock: no entry changes meanwhile, but for what processors note and what is changed by
+    /// compare-and-exchange.
+    pub fn lock(&self) -> Option<PteReadLock<'_, E>> {
+        let PteLock { table, lock } = self.0.table.lock_unproven()?;
+        Some(PteReadLock { map: PteMap { table }, _lock: lock })
+    }
+}
+
+impl<'g, E: Env> Deref for PteMapRo<'g, E> {
+    type Target = PteMap<'g, E>;
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+/// A map whose table can be locked for writing, once proved to be still in the tree.
+pub struct PteMapRw<'g, E: Env>(PteMap<'g, E>);
+
+impl<E: Env> PteMapRw<'_, E> {
+    /// The entry above, as it was when the table was found by it.
+    pub fn pmdval(&self) -> Option<Pte> {
+        self.0.table.parent.map(|(_, pte)| pte)
+    }
+
+    /// Takes the table's lock. By itself that allows nothing yet.
+    pub fn lock(&self) -> Option<PteLock<'_, E>> {
+        self.0.table.lock_unproven()
+    }
+}
+
+impl<'g, E: Env> Deref for PteMapRw<'g, E> {
+    type Target = PteMap<'g, E>;
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+/// A lock that is let go when dropped.
+struct Held<'m> {
+    desc: &'m TableDesc,
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.desc.unlock();
+    }
+}
+
+/// A table's lock, for a stable look.
+pub struct PteReadLock<'m, E: Env> {
+    map: PteMap<'m, E>,
+    _lock: Held<'m>,
+}
+
+impl<'m, E: Env> Deref for PteReadLock<'m, E> {
+    type Target = PteMap<'m, E>;
+    fn deref(&self) -> &Self::Target {
+        &self.map
+    }
+}
+
+/// A table's lock, before it is known whether the table is still in the tree.
+pub struct PteLock<'m, E: Env> {
+    table: Table<'m, E>,
+    lock: Held<'m>,
+}
+
+impl<'m, E: Env> PteLock<'m, E> {
+    /// Compares the pmd with the snapshot. Who takes a table out of the tree does so under this lock, so being the same now
+    /// it stays so.
+    ///
+    /// # Errors
+    /// [`Changed`]; the lock is let go.
+    #[inline]
+    pub fn pmd_same(self) -> Result<PteMapLocked<'m, E>, Changed> {
+        if kept(Rule::RecheckPmd) && !self.table.is_same() {
+            return Err(Changed);
+        }
+        Ok(PteMapLocked { map: PteMap { table: self.table }, _lock: self.lock })
+    }
+}
+
+/// A table that is locked and in the tree: its entries may be written.
+pub struct PteMapLocked<'m, E: Env> {
+    map: PteMap<'m, E>,
+    _lock: Held<'m>,
+}
+
+impl<'m, E: Env> Deref for PteMapLocked<'m, E> {
+    type Target = PteMap<'m, E>;
+    fn deref(&self) -> &Self::Target {
+        &self.map
+    }
+}
+
+impl<'m, E: Env> PteMapLocked<'m, E> {
+    /// Maps a page where nothing is mapped. The page's address has to be aligned to the level's page size.
+    ///
+    /// # Errors
+    /// What is there, or [`Entry::Bad`] if the entry would not be valid.
+    pub fn set_pte(&self, at: Input<E>, leaf: Leaf) -> Result<(), Entry> {
+        let offset = at.to_offset(E::Format::INPUT_BITS).ok_or(Entry::Bad)?;
+        let pte = self.table().tree.encode(&leaf, self.level()).ok_or(Entry::Bad)?;
+        let index = E::Format::index(offset, self.level());
+        match self.table().at(index) {
+            Pte::NONE => {
+                self.set(index, pte);
+                Ok(())
+            }
+            there => Err(self.table().decode(there)),
+        }
+    }
+
+    /// Unmaps a page and gives the entry as it was at last. Its frame is free for other use only after a flush.
+    ///
+    /// # Errors
+    /// What is there instead of a page.
+    pub fn ptep_get_and_clear(&self, at: Input<E>) -> Result<Leaf, Entry> {
+        let index = E::Format::index(at.to_offset(E::Format::INPUT_BITS).ok_or(Entry::None)?, self.level());
+        match self.table().decode(self.table().at(index)) {
+            Entry::Leaf(leaf) => match self.table().decode(self.clear(index)) {
+                Entry::Leaf(last) => Ok(last),
+                _ => Ok(leaf),
+            },
+            other => Err(other),
+        }
+    }
+
+    pub(crate) fn table(&self) -> &Table<'m, E> {
+        &self.map.table
+    }
+
+    pub(crate) fn desc(&self) -> &'m TableDesc {
+        self._lock.desc
+    }
+
+    /// Sets an entry that is none. What it refers to is visible to whoever reads it.
+    #[inline]
+    pub(crate) fn set(&self, index: usize, pte: Pte) {
+        self.table().entry(index).store(pte.raw(), Ordering::Release);
+        self.desc().add_children(1);
+    }
+
+    /// Makes an entry none and gives what it was at last.
+    #[inline]
+    pub(crate) fn clear(&self, index: usize) -> Pte {
+        self.desc().add_children(-1);
+        if kept(Rule::AtomicChange) {
+            return Pte::new(self.table().entry(index).swap(0, Ordering::AcqRel));
+        }
+        let pte = self.table().at(index);
+        self.table().entry(index).store(0, Ordering::Release);
+        pte
+    }
+
+    /// Replaces one present entry by another, and gives what it was at last.
+    pub(crate) fn replace(&self, index: usize, pte: Pte) -> Pte {
+        Pte::new(self.table().entry(index).swap(pte.raw(), Ordering::AcqRel))
+    }
+
+    /// Changes a leaf by one read-modify-write, so that nothing is lost that the processor notes meanwhile. Gives the leaf as
+    /// it was at last; None if it is a leaf no more.
+    pub(crate) fn change(&self, index: usize, change: impl Fn(Leaf) -> Leaf) -> Option<Leaf> {
+        let table = self.table();
+        let mut pte = table.at(index);
+        loop {
+            let Entry::Leaf(leaf) = table.decode(pte) else { return None };
+            let new = table.tree.encode(&change(leaf), table.level)?;
+            if new == pte {
+                return Some(leaf);
+            }
+            match table.cmpxchg(index, pte, new) {
+                Ok(()) => return Some(leaf),
+                Err(now) => pte = now,
+            }
+        }
+    }
+
+    /// Freezes all entries if each is as `expected`, but for what processors note; gives those notes. A late
+    /// compare-and-exchange on any of them fails from then on.
+    ///
+    /// # Errors
+    /// One was not; then all are as before.
+    pub(crate) fn freeze(&self, expected: impl Fn(usize) -> Pte) -> Result<Pte, Changed> {
+        let mut noted = Pte::NONE;
+        for index in 0..E::Format::entries(self.level()) {
+            match self.freeze_one(index, expected(index)) {
+                Some(pte) => noted = E::Format::with_noted(noted, pte),
+                None => {
+                    (0..index).for_each(|index| self.thaw(index, expected(index)));
+                    return Err(Changed);
+                }
+            }
+        }
+        Ok(noted)
+    }
+
+    fn freeze_one(&self, index: usize, expected: Pte) -> Option<Pte> {
+        let mut pte = self.table().at(index);
+        while E::Format::same_but_noted(pte, expected) {
+            if !kept(Rule::Freeze) {
+                return Some(pte);
+            }
+            match self.table().cmpxchg(index, pte, E::Format::frozen(pte)) {
+                Ok(()) => return Some(pte),
+                Err(now) => pte = now,
+            }
+        }
+        None
+    }
+
+    fn thaw(&self, index: usize, expected: Pte) {
+        let frozen = self.table().at(index);
+        self.table().entry(index).store(E::Format::with_noted(expected, frozen).raw(), Ordering::Release);
+    }
+
+    /// Reports and clears the entry for `offset` if it is bad. Under the lock a frozen one is bad as well: its freezer would
+    /// hold the lock.
+    #[cold]
+    pub(crate) fn clear_bad(&self, offset: u64) {
+        let table = self.table();
+        let index = E::Format::index(offset, table.level);
+        let pte = table.at(index);
+        if !matches!(table.decode(pte), Entry::Bad | Entry::Frozen) || table.cmpxchg(index, pte, Pte::NONE).is_err() {
+            return;
+        }
+        self.desc().add_children(-1);
+        let start = offset & !(span::<E::Format>(table.level) - 1);
+        let at = Input::<E>::from_offset(start, E::Format::INPUT_BITS);
+        table.tree.env.bad(BadEntry { at, level: table.level, pte });
+    }
+}

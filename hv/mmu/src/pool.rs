@@ -1,0 +1,184 @@
+//! Surroundings on the host, for tests, models, benches and examples: tables in a vector, every frame accounted for, and
+//! freed tables filled with poison.
+
+use crate::entry::Caps;
+use crate::env::{BadEntry, Env, TableDesc};
+use crate::format::Format;
+use crate::sync::{AtomicU64, Ordering};
+use crate::tree::{NoMemory, Tree};
+use addr::{PageSize, Pfn};
+use rcu::{Domain, Head, Platform, Slot, Space};
+use std::boxed::Box;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::vec::Vec;
+
+/// What a freed table holds: valid in no format, and no frozen entry.
+pub const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6a;
+
+/// The first frame of a pool; those below belong to nobody.
+pub const FIRST: u64 = 0x100;
+
+/// Makes tables.
+pub trait NewTable {
+    /// An array of entries.
+    fn new_table() -> Self;
+}
+
+impl<const N: usize> NewTable for [AtomicU64; N] {
+    fn new_table() -> Self {
+        core::array::from_fn(|_| AtomicU64::new(POISON))
+    }
+}
+
+/// Frames for tables with their descriptors.
+pub struct Memory<F: Format> {
+    tables: Box<[F::Table]>,
+    descs: Box<[TableDesc]>,
+    state: Mutex<State<F>>,
+}
+
+struct State<F: Format> {
+    free: Vec<Pfn>,
+    /// Allocations that still succeed, if limited.
+    budget: Option<usize>,
+    bad: Vec<BadEntry<F::Input>>,
+}
+
+impl<F: Format<Table: NewTable>> Memory<F> {
+    /// `frames` frames, from [`FIRST`].
+    pub fn new(frames: usize) -> Arc<Self> {
+        let free = (0..frames as u64).rev().map(|n| Pfn::new(FIRST + n)).collect();
+        Arc::new(Self {
+            tables: (0..frames).map(|_| F::Table::new_table()).collect(),
+            descs: (0..frames).map(|_| TableDesc::new()).collect(),
+            state: Mutex::new(State { free, budget: None, bad: Vec::new() }),
+        })
+    }
+}
+
+impl<F: Format> Memory<F> {
+    fn state(&self) -> MutexGuard<'_, State<F>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index(pfn: Pfn) -> usize {
+        pfn.raw().wrapping_sub(FIRST) as usize
+    }
+
+    /// Makes allocations fail after `budget` more; None lets all succeed.
+    pub fn limit(&self, budget: Option<usize>) {
+        self.state().budget = budget;
+    }
+
+    /// Frames in use: by trees, or waiting for a grace period.
+    pub fn in_use(&self) -> usize {
+        self.tables.len() - self.state().free.len()
+    }
+
+    /// The bad entries reported so far.
+    pub fn bad(&self) -> Vec<BadEntry<F::Input>> {
+        self.state().bad.clone()
+    }
+
+    /// The table in frame `pfn`.
+    pub fn table(&self, pfn: Pfn) -> Option<&F::Table> {
+        self.tables.get(Self::index(pfn))
+    }
+
+    /// The descriptor of frame `pfn`.
+    pub fn desc(&self, pfn: Pfn) -> Option<&TableDesc> {
+        self.descs.get(Self::index(pfn))
+    }
+
+    fn alloc(&self) -> Option<Pfn> {
+        let mut state = self.state();
+        if let Some(budget) = &mut state.budget {
+            *budget = budget.checked_sub(1)?;
+        }
+        state.free.pop()
+    }
+
+    /// Gives a frame back, and fills it with [`POISON`].
+    ///
+    /// # Panics
+    /// If the frame is free, or still part of a tree.
+    pub fn free(&self, pfn: Pfn) {
+        assert!(self.desc(pfn).is_some_and(TableDesc::is_dead), "{pfn:?} is freed while in a tree");
+        for entry in self.table(pfn).into_iter().flat_map(AsRef::as_ref) {
+            entry.store(POISON, Ordering::Relaxed);
+        }
+        let mut state = self.state();
+        assert!(!state.free.contains(&pfn), "{pfn:?} is freed twice");
+        state.free.push(pfn);
+    }
+}
+
+/// The machine of a pool: kicks do nothing, as threads have no guest mode that they would have to leave.
+pub struct Machine<F: Format>(Arc<Memory<F>>);
+
+impl<F: Format> Platform for Machine<F> {
+    fn head(&self, page: Pfn) -> &Head {
+        self.0.desc(page).expect("only tables are deferred").head()
+    }
+    fn kick(&self, _cpu: usize) {}
+    fn now(&self) -> u64 {
+        0
+    }
+}
+
+/// The CPUs of a machine whose tables are in `memory`.
+pub fn domain<F: Format, const CPUS: usize>(memory: &Arc<Memory<F>>) -> Domain<Machine<F>, [Slot; CPUS]> {
+    Domain::new(Machine(memory.clone()), 64)
+}
+
+/// The surroundings of one tree in a pool.
+pub struct Pool<F: Format> {
+    memory: Arc<Memory<F>>,
+    space: Space,
+}
+
+impl<F: Format> Pool<F> {
+    /// Surroundings for one tree.
+    pub fn new<const CPUS: usize>(memory: &Arc<Memory<F>>, domain: &Domain<Machine<F>, [Slot; CPUS]>) -> Self {
+        Self { memory: memory.clone(), space: Space::new(domain) }
+    }
+
+    /// Where the tables are.
+    pub fn memory(&self) -> &Arc<Memory<F>> {
+        &self.memory
+    }
+
+    /// A tree for a processor with 40 bits of physical address, 1 GiB pages, and accessed and dirty bits.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn tree(self) -> Result<Tree<Self>, NoMemory> {
+        Tree::new(self, Caps::new(40, PageSize::Size1G, true))
+    }
+}
+
+impl<F: Format> Env for Pool<F> {
+    type Format = F;
+    type Platform = Machine<F>;
+
+    fn alloc_table(&self) -> Option<Pfn> {
+        self.memory.alloc()
+    }
+    fn free_table(&self, table: Pfn) {
+        self.memory.free(table);
+    }
+    #[inline]
+    fn table(&self, pfn: Pfn) -> Option<&F::Table> {
+        self.memory.table(pfn)
+    }
+    #[inline]
+    fn desc(&self, pfn: Pfn) -> Option<&TableDesc> {
+        self.memory.desc(pfn)
+    }
+    fn space(&self) -> &Space {
+        &self.space
+    }
+    fn bad(&self, entry: BadEntry<F::Input>) {
+        self.memory.state().bad.push(entry);
+    }
+}

@@ -1,0 +1,368 @@
+//! Operations on ranges: zap, protect, harvest, the dirty log.
+//!
+//! Each goes down without locks, takes the lock of one table at a time, and handles the pages of the range in it. What has
+//! been changed is flushed before it is reported, so that whoever gets the report can rely on it.
+
+use crate::entry::{Entry, Leaf, Pte, Rights};
+use crate::env::Env;
+use crate::format::{FormatExt, span};
+use crate::level::{Address, Level};
+use crate::map::{Input, PteMapLocked, Table};
+use crate::sync::relax;
+use crate::tree::{NoMemory, Tree};
+use addr::{PAGE_SIZE, PageSize};
+use core::ops::Range;
+use rcu::{Cpu, Guard};
+
+/// Why an operation on a range was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeError {
+    /// No frame for a table that a split at an edge of the range needs. The tree is as before, unless another CPU collapsed
+    /// the very edge meanwhile.
+    NoMemory,
+    /// The range is not one of the tree's, or its edges are not aligned to 4 KiB.
+    Invalid,
+}
+
+impl From<NoMemory> for RangeError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+/// A page of a range, as it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page<A> {
+    /// Its first address.
+    pub at: A,
+    /// Its size.
+    pub size: PageSize,
+    /// What the entry said at last.
+    pub leaf: Leaf,
+}
+
+/// Pages between the change of their entries and the flush after it: Linux's `mmu_gather`.
+struct Gather<E: Env> {
+    pages: [(u64, Level, Leaf); BATCH],
+    len: usize,
+    /// Something was changed that processors may remember.
+    stale: bool,
+    env: core::marker::PhantomData<E>,
+}
+
+const BATCH: usize = 32;
+
+impl<E: Env> Gather<E> {
+    fn new() -> Self {
+        let nothing = (0, Level::PTE, Leaf::new(addr::Pfn::new(0), Rights::ALL));
+        Self { pages: [nothing; BATCH], len: 0, stale: false, env: core::marker::PhantomData }
+    }
+
+    fn is_full(&self) -> bool {
+        self.len == BATCH
+    }
+
+    fn push(&mut self, at: u64, level: Level, leaf: Leaf) {
+        self.pages[self.len] = (at, level, leaf);
+        self.len += 1;
+    }
+
+    /// Flushes if need be, then hands the pages out.
+    fn finish(&mut self, tree: &Tree<E>, cpu: &Cpu<'_, E::Platform>, page: &mut impl FnMut(Page<Input<E>>)) {
+        if self.stale {
+            tree.flush(cpu);
+        }
+        self.stale = false;
+        for &(at, level, leaf) in &self.pages[..self.len] {
+            if let Some(size) = level.page_size() {
+                page(Page { at: Input::<E>::from_offset(at, E::Format::INPUT_BITS), size, leaf });
+            }
+        }
+        self.len = 0;
+    }
+}
+
+/// How a walk over the range in one table ended.
+enum End {
+    Done,
+    /// The table has gone; on from this offset, from the table above.
+    Gone(u64),
+    /// A page lies across the range's edge; on from this offset when it is split.
+    Across(u64),
+    /// The gather is full; on from this offset when it is emptied.
+    Full(u64),
+}
+
+/// Does something to one page under its table's lock.
+type Work<'w, E> = dyn FnMut(&PteMapLocked<'_, E>, usize, u64, &mut Gather<E>) + 'w;
+
+/// What to do with a page that is only partly in the range.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Edges {
+    Split,
+    Whole,
+}
+
+impl<E: Env> Tree<E> {
+    /// Unmaps all pages in the range; those across an edge are split first. `page` gets each page when no CPU can reach it by
+    /// this tree any more: its frame is free for other use.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn zap(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        range: Range<Input<E>>,
+        page: impl FnMut(Page<Input<E>>),
+    ) -> Result<(), RangeError> {
+        self.for_range(cpu, range, Edges::Split, page, &mut |table, index, at, gather| {
+            let level = table.level();
+            if let Entry::Leaf(leaf) = table.table().decode(table.clear(index)) {
+                gather.stale = true;
+                gather.push(at, level, leaf);
+            }
+        })
+    }
+
+    /// Unmaps all pages in the range as [`zap`](Self::zap) does, then gives back the tables that this left empty. Gives the
+    /// number of those.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn unmap(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        range: Range<Input<E>>,
+        page: impl FnMut(Page<Input<E>>),
+    ) -> Result<usize, RangeError> {
+        self.zap(cpu, range.clone(), page)?;
+        self.retract(cpu, range)
+    }
+
+    /// Gives all pages in the range these rights; those across an edge are split first. When it returns no CPU has more.
+    /// A page under the dirty log is writable again only by its next write fault.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn protect(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        range: Range<Input<E>>,
+        rights: Rights,
+    ) -> Result<(), RangeError> {
+        let with_rights = |leaf: Leaf| {
+            let logged = leaf.logged && rights.write;
+            Leaf { rights: Rights { write: rights.write && !logged, ..rights }, logged, ..leaf }
+        };
+        self.for_range(cpu, range, Edges::Split, |_| {}, &mut |table, index, _, gather| {
+            if let Some(old) = table.change(index, with_rights) {
+                gather.stale |= !rights.include(old.rights);
+            }
+        })
+    }
+
+    /// Clears accessed and dirty bits in the range and tells of every page that had one, also of those across an edge. When
+    /// `page` is called, later uses are noted anew. Without such bits in hardware pages stay as used as they say.
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`].
+    pub fn harvest(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        range: Range<Input<E>>,
+        page: impl FnMut(Page<Input<E>>),
+    ) -> Result<(), RangeError> {
+        let noted = self.caps.accessed_dirty();
+        let clear = |leaf: Leaf| Leaf { accessed: false, dirty: leaf.dirty && leaf.rights.write && !noted, ..leaf };
+        self.for_range(cpu, range, Edges::Whole, page, &mut |table, index, at, gather| {
+            if let Some(old) = table.change(index, clear)
+                && (old.accessed || old.dirty)
+            {
+                gather.stale = true;
+                gather.push(at, table.level(), old);
+            }
+        })
+    }
+
+    /// Write-protects all pages in the range, also those across an edge, and tells of every page that was written since the
+    /// last time. When `page` is called every write that it stands for has been done, and a later one faults:
+    /// [`unprotect`](Self::unprotect) then lets it through and notes it.
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`].
+    pub fn dirty_log(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        range: Range<Input<E>>,
+        page: impl FnMut(Page<Input<E>>),
+    ) -> Result<(), RangeError> {
+        let protect = |leaf: Leaf| Leaf {
+            rights: Rights { write: false, ..leaf.rights },
+            logged: leaf.may_write(),
+            dirty: false,
+            ..leaf
+        };
+        self.for_range(cpu, range, Edges::Whole, page, &mut |table, index, at, gather| {
+            if let Some(old) = table.change(index, protect) {
+                gather.stale |= old.rights.write;
+                if old.dirty {
+                    gather.push(at, table.level(), old);
+                }
+            }
+        })
+    }
+
+    /// Makes the page at `at` writable again, and dirty, if it is read-only for the dirty log's sake alone. Without any lock, by
+    /// compare-and-exchange; nothing needs a flush. Whether it is writable now.
+    pub fn unprotect(&self, guard: Guard<'_>, at: Input<E>) -> bool {
+        let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
+        let Some((table, mut pte)) = self.walk(guard, offset, Level::PTE) else { return false };
+        let index = E::Format::index(offset, table.level);
+        while let Entry::Leaf(leaf) = table.decode(pte) {
+            if !leaf.logged {
+                return leaf.rights.write;
+            }
+            let rights = Rights { write: true, ..leaf.rights };
+            let Some(new) = self.encode(&Leaf { rights, logged: false, dirty: true, ..leaf }, table.level) else {
+                return false;
+            };
+            match table.cmpxchg(index, pte, new) {
+                Ok(()) => return true,
+                Err(now) => pte = now,
+            }
+        }
+        false
+    }
+
+    /// The range as offsets.
+    pub(crate) fn offsets(range: Range<Input<E>>) -> Result<Range<u64>, RangeError> {
+        let bits = E::Format::INPUT_BITS;
+        let start = range.start.to_offset(bits).ok_or(RangeError::Invalid)?;
+        // The end may be the end of all, which is no address of the tree's.
+        let end = match range.end.to_offset(bits) {
+            Some(end) => end,
+            None if Input::<E>::end(bits) == Some(range.end) => 1 << bits,
+            None => return Err(RangeError::Invalid),
+        };
+        let aligned = (start | end) & (PAGE_SIZE - 1) == 0;
+        if aligned && start <= end { Ok(start..end) } else { Err(RangeError::Invalid) }
+    }
+
+    fn for_range(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        range: Range<Input<E>>,
+        edges: Edges,
+        mut page: impl FnMut(Page<Input<E>>),
+        work: &mut Work<'_, E>,
+    ) -> Result<(), RangeError> {
+        let guard = cpu.read();
+        let mut range = Self::offsets(range)?;
+        let mut gather = Gather::new();
+        if edges == Edges::Split {
+            self.split_edges(guard, &range)?;
+        }
+        while let Some(root) = self.root_table(guard)
+            && !range.is_empty()
+        {
+            let end = self.in_table(root, range.clone(), edges, &mut gather, work);
+            gather.finish(self, cpu, &mut page);
+            range.start = match end {
+                End::Done => range.end,
+                End::Gone(at) | End::Full(at) => at,
+                End::Across(at) => {
+                    range.start = at;
+                    self.split_edges(guard, &range)?;
+                    at
+                }
+            };
+        }
+        Ok(())
+    }
+
+    fn in_table(
+        &self,
+        table: Table<'_, E>,
+        range: Range<u64>,
+        edges: Edges,
+        gather: &mut Gather<E>,
+        work: &mut Work<'_, E>,
+    ) -> End {
+        let mut at = range.start;
+        while at < range.end {
+            let pte = table.get(at);
+            let next = next_entry::<E>(at, table.level).min(range.end);
+            match table.decode(pte) {
+                Entry::None => at = next,
+                Entry::Table(_) => match self.below_in(table, pte, at..next, edges, gather, work) {
+                    End::Done => at = next,
+                    End::Gone(back) => at = back,
+                    end => return end,
+                },
+                Entry::Bad => table.clear_bad(at),
+                Entry::Leaf(_) | Entry::Frozen => {
+                    let Ok(locked) = table.lock() else {
+                        relax();
+                        return End::Gone(at);
+                    };
+                    match in_locked(&locked, at..range.end, edges, gather, work) {
+                        Ok(reached) => at = reached,
+                        Err(end) => return end,
+                    }
+                }
+            }
+        }
+        End::Done
+    }
+
+    fn below_in(
+        &self,
+        table: Table<'_, E>,
+        pte: Pte,
+        range: Range<u64>,
+        edges: Edges,
+        gather: &mut Gather<E>,
+        work: &mut Work<'_, E>,
+    ) -> End {
+        match table.below_in_order(pte, range.start) {
+            Some(below) => self.in_table(below, range, edges, gather, work),
+            None => End::Gone(range.start),
+        }
+    }
+}
+
+/// The offset at which the entry after that of `at` begins.
+pub(crate) fn next_entry<E: Env>(at: u64, level: Level) -> u64 {
+    let span = span::<E::Format>(level);
+    (at & !(span - 1)) + span
+}
+
+/// Works on the pages at the beginning of the range, up to the first entry that is none of a page; gives its offset.
+fn in_locked<E: Env>(
+    locked: &PteMapLocked<'_, E>,
+    range: Range<u64>,
+    edges: Edges,
+    gather: &mut Gather<E>,
+    work: &mut Work<'_, E>,
+) -> Result<u64, End> {
+    let table = locked.table();
+    let mut at = range.start;
+    let end = range.end.min(next_entry::<E>(at, table.level.above()));
+    while at < end {
+        let start = at & !(span::<E::Format>(table.level) - 1);
+        let next = next_entry::<E>(at, table.level);
+        let index = E::Format::index(at, table.level);
+        match table.decode(table.at(index)) {
+            Entry::None => {}
+            Entry::Leaf(_) if edges == Edges::Split && (start < range.start || range.end < next) => {
+                return Err(End::Across(at));
+            }
+            Entry::Leaf(_) if gather.is_full() => return Err(End::Full(at)),
+            Entry::Leaf(_) => work(locked, index, start, gather),
+            Entry::Table(_) => return Ok(at),
+            Entry::Bad | Entry::Frozen => locked.clear_bad(at),
+        }
+        at = next;
+    }
+    Ok(at.min(end))
+}

@@ -1,0 +1,51 @@
+//! Frames for tables, taken before an operation begins so that it can't fail halfway.
+
+use crate::env::Env;
+use crate::tree::{NoMemory, Tree};
+use addr::Pfn;
+
+/// The most that an operation wants: two edges of a range, each split down the levels that have leaves, or one path.
+const MOST: usize = 4;
+
+/// Frames for tables. Those that are not put to use go back at the end.
+pub(crate) struct Spare<'t, E: Env> {
+    env: &'t E,
+    frames: [Pfn; MOST],
+    len: usize,
+    used: usize,
+}
+
+impl<E: Env> Tree<E> {
+    /// Takes `wanted` frames, all or none.
+    pub(crate) fn top_up(&self, wanted: usize) -> Result<Spare<'_, E>, NoMemory> {
+        let mut spare = Spare { env: &self.env, frames: [Pfn::new(0); MOST], len: 0, used: 0 };
+        while spare.len < wanted {
+            *spare.frames.get_mut(spare.len).ok_or(NoMemory)? = self.env.alloc_table().ok_or(NoMemory)?;
+            spare.len += 1;
+        }
+        Ok(spare)
+    }
+}
+
+impl<E: Env> Spare<'_, E> {
+    /// The `n`-th frame that is not in use.
+    pub(crate) fn frame(&self, n: usize) -> Option<Pfn> {
+        self.frames[self.used..self.len].get(n).copied()
+    }
+
+    /// The next `n` frames are tables of the tree now.
+    pub(crate) fn used(&mut self, n: usize) {
+        self.used += n;
+    }
+}
+
+impl<E: Env> Drop for Spare<'_, E> {
+    fn drop(&mut self) {
+        for &frame in &self.frames[self.used..self.len] {
+            if let Some(desc) = self.env.desc(frame) {
+                desc.set_dead();
+            }
+            self.env.free_table(frame);
+        }
+    }
+}

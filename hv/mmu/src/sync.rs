@@ -1,0 +1,21 @@
+//! The atomics: the processor's, or loom's when the models run (`--cfg loom`).
+
+#[cfg(not(loom))]
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16};
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU16};
+
+#[cfg(not(loom))]
+pub use core::sync::atomic::AtomicU64;
+#[cfg(loom)]
+pub use loom::sync::atomic::AtomicU64;
+
+pub(crate) use core::sync::atomic::Ordering;
+
+/// Says that this CPU waits for another.
+pub(crate) fn relax() {
+    #[cfg(loom)]
+    loom::thread::yield_now();
+    #[cfg(not(loom))]
+    core::hint::spin_loop();
+}

@@ -1,0 +1,231 @@
+//! The tree itself: its making and end, and lockless looks at it.
+
+use crate::entry::{Caps, Entry, Leaf, Pte};
+use crate::env::Env;
+use crate::format::{Format, FormatExt, span};
+use crate::level::{Address, Level};
+use crate::map::{Input, PteMap, PteMapLocked, Slot, Table};
+use crate::rules::{Rule, kept};
+use crate::sync::{Ordering, relax};
+use addr::{Hpa, PageSize, Pfn};
+use rcu::{Backlog, Cpu, Guard, Space};
+
+/// Page tables of one guest (or of one of its address spaces), shared by all CPUs.
+///
+/// It has to be ended by [`free_pgtables`](Self::free_pgtables); dropping it leaves its frames where they are.
+pub struct Tree<E: Env> {
+    pub(crate) env: E,
+    pub(crate) caps: Caps,
+    root: Pfn,
+}
+
+/// A frame for a table was wanted and there was none. The tree is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
+/// What an address translates to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The very byte.
+    pub hpa: Hpa,
+    /// The page's size.
+    pub size: PageSize,
+    /// The page.
+    pub leaf: Leaf,
+}
+
+impl<E: Env> Tree<E> {
+    /// An empty tree.
+    ///
+    /// # Errors
+    /// [`NoMemory`].
+    pub fn new(env: E, caps: Caps) -> Result<Self, NoMemory> {
+        let root = env.alloc_table().ok_or(NoMemory)?;
+        let tree = Self { env, caps, root };
+        if tree.start_table(root, E::Format::TOP, 0, |_| Pte::NONE).is_none() {
+            tree.env.free_table(root);
+            return Err(NoMemory);
+        }
+        Ok(tree)
+    }
+
+    /// The frame of the root table: what CR3, nCR3 or EPTP name.
+    pub fn root(&self) -> Pfn {
+        self.root
+    }
+
+    /// The surroundings.
+    pub fn env(&self) -> &E {
+        &self.env
+    }
+
+    /// The space that CPUs enter to have their hardware walk this tree.
+    pub fn space(&self) -> &Space {
+        self.env.space()
+    }
+
+    /// What it was made for.
+    pub fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    /// What `at` translates to, without any lock.
+    #[inline]
+    pub fn translate(&self, guard: Guard<'_>, at: Input<E>) -> Option<Translation> {
+        let offset = at.to_offset(E::Format::INPUT_BITS)?;
+        let (table, pte) = self.walk(guard, offset, Level::PTE)?;
+        self.translation(&table, pte, offset)
+    }
+
+    pub(crate) fn translation(&self, table: &Table<'_, E>, pte: Pte, offset: u64) -> Option<Translation> {
+        let Entry::Leaf(leaf) = E::Format::decode(pte, table.level, self.caps) else { return None };
+        let within = offset & (span::<E::Format>(table.level) - 1);
+        Some(Translation { hpa: Hpa::new(leaf.pfn.start().raw() + within), size: table.level.page_size()?, leaf })
+    }
+
+    /// Walks down as far as there are tables, at most to the table whose entries are of level `stop`. Gives that table, and its
+    /// entry for `offset` by one load.
+    #[inline]
+    pub(crate) fn walk<'g>(&'g self, guard: Guard<'g>, offset: u64, stop: Level) -> Option<(Table<'g, E>, Pte)> {
+        let mut table = self.root_table(guard)?;
+        loop {
+            let pte = table.get(offset);
+            if table.level <= stop {
+                return Some((table, pte));
+            }
+            match table.below(pte, offset) {
+                Some(below) => table = below,
+                None => return Some((table, pte)),
+            }
+        }
+    }
+
+    pub(crate) fn root_table<'g>(&'g self, guard: Guard<'g>) -> Option<Table<'g, E>> {
+        Table::root(self, guard, self.root)
+    }
+
+    /// The root table, mapped: it is there as long as the tree is.
+    pub fn pgd_offset<'g>(&'g self, guard: Guard<'g>) -> Option<PteMap<'g, E>> {
+        self.root_table(guard).map(|table| PteMap { table })
+    }
+
+    /// The root table, locked.
+    pub fn pgd_offset_lock<'g>(&'g self, guard: Guard<'g>) -> Option<PteMapLocked<'g, E>> {
+        self.root_table(guard)?.lock().ok()
+    }
+
+    /// The entry of `level` for `at`, if there are tables down to it: Linux's `mm_find_pmd`.
+    pub fn find<'g>(&'g self, guard: Guard<'g>, at: Input<E>, level: Level) -> Option<Slot<'g, E>> {
+        let offset = at.to_offset(E::Format::INPUT_BITS)?;
+        let (table, _) = self.walk(guard, offset, level)?;
+        (table.level == level).then(|| table.slot(offset))
+    }
+
+    /// Calls `look` for the entry of each level on the way to `at`, from the root: what a report of a misconfigured entry shows.
+    pub fn path(&self, guard: Guard<'_>, at: Input<E>, mut look: impl FnMut(Level, Pte, Entry)) {
+        let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return };
+        let mut next = self.root_table(guard);
+        while let Some(table) = next {
+            let pte = table.get(offset);
+            look(table.level, pte, table.decode(pte));
+            next = table.below(pte, offset);
+        }
+    }
+
+    /// Ends the tree: calls `page` for every page still mapped, with its first address, and gives all tables back at once.
+    ///
+    /// Owning the tree proves that no software walks it. That no processor does is the caller's word: none may enter the guest
+    /// again, and each has flushed since it was last there.
+    pub fn free_pgtables(self, mut page: impl FnMut(Input<E>, PageSize, Leaf)) {
+        self.free_table_and_below(self.root, E::Format::TOP, 0, &mut page);
+    }
+
+    fn free_table_and_below(
+        &self,
+        pfn: Pfn,
+        level: Level,
+        start: u64,
+        page: &mut impl FnMut(Input<E>, PageSize, Leaf),
+    ) {
+        let entries = self.env.table(pfn).map_or(&[][..], AsRef::as_ref);
+        for (index, entry) in (0u64..).zip(&entries[..E::Format::entries(level).min(entries.len())]) {
+            let at = start + index * span::<E::Format>(level);
+            // Cleared first, so that a table which a corrupted entry refers to again is given back once.
+            match E::Format::decode(Pte::new(entry.swap(0, Ordering::Relaxed)), level, self.caps) {
+                Entry::Table(below) if self.holds_table(below, level) => {
+                    if let Some(level) = level.below() {
+                        self.free_table_and_below(below, level, at, page);
+                    }
+                }
+                Entry::Leaf(leaf) => {
+                    if let Some(size) = level.page_size() {
+                        page(Input::<E>::from_offset(at, E::Format::INPUT_BITS), size, leaf);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(desc) = self.env.desc(pfn)
+            && !desc.is_dead()
+        {
+            desc.set_dead();
+            self.env.free_table(pfn);
+        }
+    }
+
+    /// Returns when no CPU can use a translation of this tree that is older than the call. CPUs in guest mode are kicked; those
+    /// in the hypervisor flush when they enter.
+    pub fn flush(&self, cpu: &Cpu<'_, E::Platform>) {
+        if !kept(Rule::Flush) {
+            return;
+        }
+        let mut gather = cpu.gather(self.space());
+        gather.changed();
+        let generation = gather.finish().generation;
+        while !cpu.domain().is_flushed(self.space(), generation) {
+            relax();
+        }
+    }
+
+    /// Gives back a table that was taken out of the tree, when every CPU has passed a quiescent state and has flushed.
+    pub(crate) fn defer_table(&self, cpu: &Cpu<'_, E::Platform>, table: Pfn) {
+        if !kept(Rule::FreeLate) {
+            return self.env.free_table(table);
+        }
+        if cpu.defer(self.space(), table).backlog == Backlog::Over {
+            cpu.hurry();
+        }
+    }
+
+    /// Whether an entry of `level` can refer to a table in `pfn`.
+    pub(crate) fn holds_table(&self, pfn: Pfn, level: Level) -> bool {
+        self.env.table(pfn).is_some() && self.env.desc(pfn).is_some_and(|desc| Some(desc.level()) == level.below())
+    }
+
+    /// Fills a table that nobody can see yet.
+    pub(crate) fn start_table(
+        &self,
+        pfn: Pfn,
+        level: Level,
+        children: u16,
+        entry: impl Fn(usize) -> Pte,
+    ) -> Option<()> {
+        self.env.desc(pfn)?.start(level, children);
+        for (index, place) in self.env.table(pfn)?.as_ref().iter().enumerate() {
+            place.store(entry(index).raw(), Ordering::Relaxed);
+        }
+        Some(())
+    }
+
+    /// The entry for `leaf`, or None if no valid one would come of it: a frame out of reach or not aligned, or a page too large.
+    pub(crate) fn encode(&self, leaf: &Leaf, level: Level) -> Option<Pte> {
+        let mut leaf = *leaf;
+        if !self.caps.accessed_dirty() {
+            leaf.accessed = true;
+            leaf.dirty |= leaf.rights.write;
+        }
+        let reach = self.caps.address_mask() & !(span::<E::Format>(level) - 1);
+        let fits = leaf.pfn.raw() >> (64 - addr::PAGE_SHIFT) == 0 && leaf.pfn.start().raw() & !reach == 0;
+        (fits && level <= Level::of(self.caps.largest())).then(|| E::Format::leaf(&leaf, level))
+    }
+}
