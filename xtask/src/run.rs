@@ -135,7 +135,7 @@ fn show(trial: &Trial, name: &str) -> Result<Verdict> {
     let mut printer = Printer { symbols, line: Vec::new() };
     let report = trial.carry_out(&mut |bytes| printer.print(bytes))?;
     printer.end_line();
-    if report.outcome.verdict != Verdict::Pass {
+    if matches!(report.outcome.verdict, Verdict::Hang | Verdict::HvTripleFault | Verdict::Unknown) {
         for line in &report.finished.complaints {
             println!("emulator: {line}");
         }

@@ -29,6 +29,11 @@ const BIOS_FOLDERS: [&str; 5] = [
 /// Instructions in a second of the machine's own time: about half of what Bochs reaches, so that limits in the machine's
 /// time come before those of the clock on the wall.
 const IPS: u32 = 50_000_000;
+/// The debugger of Debian's build waits for commands: go on, show where it stopped, go on again, show, end. A third
+/// exception in a row stops it, though that may be a guest's own and the hypervisor's to handle; so may an interrupt.
+const DEBUGGER_COMMANDS: &str = "c\nr\nsreg\nu /8\nc\nr\nsreg\nu /8\nq\n";
+/// How long after such an exception the console must have been silent for it to be the hypervisor's.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How often the console's file is looked at.
 const POLL: Duration = Duration::from_millis(20);
 /// How many of the log's last lines are worth showing.
@@ -60,8 +65,7 @@ impl Bochs {
         iso::make(boot, folder, &folder.join("boot.iso"))?;
         let (bios, vga_bios) = find_bios().context("Bochs's BIOS images are not installed")?;
         fs::write(folder.join("bochsrc"), self.configuration(boot, &bios, &vga_bios))?;
-        // The debugger of Debian's build waits for commands: go on and, when something stops it, show where and end.
-        fs::write(folder.join("commands"), "c\nr\nsreg\nu /8\nq\n")?;
+        fs::write(folder.join("commands"), DEBUGGER_COMMANDS)?;
         let program = project::find_program(PROGRAM).context("bochs is not installed")?;
         let mut child = Leashed::spawn(&program, |command| {
             command.args(["-q", "-f", "bochsrc", "-rc", "commands", "-dbglog", "debugger.log"]).current_dir(folder);
@@ -69,22 +73,28 @@ impl Bochs {
         })?;
 
         let mut console = Tail::new(folder.join("console"));
+        let log = folder.join("bochs.log");
+        let mut last_heard = Instant::now();
         let exit = loop {
             thread::sleep(POLL);
-            console.forward(live)?;
+            if console.forward(live)? {
+                last_heard = Instant::now();
+            }
             if let Some(status) = child.0.try_wait()? {
                 break Some(status.code());
             }
-            if Instant::now() >= deadline {
+            let dead = last_heard.elapsed() >= SILENCE && has_shut_down(&log);
+            if dead || Instant::now() >= deadline {
                 stop_at_prompt(&mut child);
                 break None;
             }
+            if last_heard.elapsed() >= SILENCE {
+                thread::sleep(10 * POLL);
+            }
         };
         console.forward(live)?;
-        let log = fs::read(folder.join("bochs.log")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let debugger = fs::read_to_string(folder.join("debugger.log")).unwrap_or_default();
-        Ok(Stop { exit, complaints: last_lines(&log, &debugger), processor_shut_down: log.contains(TRIPLE_FAULT) })
+        let complaints = last_lines(&text(&log), &text(&folder.join("debugger.log")));
+        Ok(Stop { exit, complaints, processor_shut_down: has_shut_down(&log) })
     }
 
     fn configuration(&self, boot: &Boot, bios: &Path, vga_bios: &Path) -> String {
@@ -95,12 +105,12 @@ impl Bochs {
              romimage: file=\"{bios}\", options=fastboot\n\
              vgaromimage: file=\"{vga_bios}\"\n\
              megs: {megs}\n\
-             cpu: model={cpu}, count=1, ips={IPS}, reset_on_triple_fault=0, ignore_bad_msrs=0\n\
+             cpu: model={cpu}, count=1, ips={IPS}, reset_on_triple_fault=0\n\
              ata0-master: type=cdrom, path=boot.iso, status=inserted\n\
              boot: cdrom\n\
              com1: enabled=1, mode=file, dev=console\n\
              log: bochs.log\n\
-             panic: action=fatal\n\
+             panic: action=fatal, cpu0=report\n\
              error: action=report\n\
              info: action=report\n\
              debug: action=ignore\n\
@@ -113,15 +123,27 @@ impl Bochs {
     }
 }
 
-/// Ends a Bochs past its deadline. An interrupt brings up the debugger's prompt, whose commands show where it was; it
-/// ignores SIGTERM, and what does not end soon is killed.
+/// Ends a Bochs past its deadline. An interrupt brings up the debugger's prompt, whose commands show where it was, twice
+/// for [`DEBUGGER_COMMANDS`]; it ignores SIGTERM, and what does not end soon is killed.
 fn stop_at_prompt(child: &mut Leashed) {
-    let interrupted = Command::new("kill").args(["-INT", &child.0.id().to_string()]).status();
-    if interrupted.is_ok_and(|status| status.success()) {
-        // Killed at the deadline if that does not help.
-        let _ = child.wait_until(Instant::now() + Duration::from_secs(2));
+    for _ in 0..2 {
+        let interrupted = Command::new("kill").args(["-INT", &child.0.id().to_string()]).status();
+        let patience = Duration::from_millis(500);
+        if !interrupted.is_ok_and(|status| status.success()) || matches!(child.ends_within(patience), Ok(true)) {
+            break;
+        }
     }
     child.kill();
+}
+
+/// A file's text, as far as it is there.
+fn text(file: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned()
+}
+
+/// Whether the processor met a third exception in a row, by Bochs's log.
+fn has_shut_down(log: &Path) -> bool {
+    text(log).contains(TRIPLE_FAULT)
 }
 
 /// A file that grows, and may not be there yet: Bochs makes it when the UART is programmed.
@@ -135,18 +157,18 @@ impl Tail {
         Self { path, file: None }
     }
 
-    /// Hands on what is new.
-    fn forward(&mut self, to: &mut dyn FnMut(&[u8])) -> Result<()> {
+    /// Hands on what is new, and tells whether there was anything.
+    fn forward(&mut self, to: &mut dyn FnMut(&[u8])) -> Result<bool> {
         if self.file.is_none() {
             self.file = File::open(&self.path).ok();
         }
-        let Some(file) = &mut self.file else { return Ok(()) };
+        let Some(file) = &mut self.file else { return Ok(false) };
         let mut new = Vec::new();
         file.read_to_end(&mut new).context("can't read the console's file")?;
         if !new.is_empty() {
             to(&new);
         }
-        Ok(())
+        Ok(!new.is_empty())
     }
 }
 

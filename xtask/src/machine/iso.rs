@@ -1,6 +1,6 @@
 //! Images that GRUB boots: for Bochs, and for real machines.
 
-use super::{Boot, link_images};
+use super::{Boot, gather};
 use crate::project;
 use anyhow::{Context, Result, bail};
 use std::fmt::Write;
@@ -27,7 +27,7 @@ pub(crate) fn make(boot: &Boot, folder: &Path, iso: &Path) -> Result<()> {
     let tree = folder.join("iso");
     let images = tree.join("boot");
     fs::create_dir_all(images.join("grub"))?;
-    let names = link_images(boot, &images)?;
+    let names = gather(boot, &images, |from, to| fs::copy(from, to))?;
     fs::write(images.join("grub/grub.cfg"), configuration(boot, &names))?;
 
     let mkrescue = find_mkrescue().context("grub-mkrescue is not installed")?;
@@ -41,8 +41,7 @@ pub(crate) fn make(boot: &Boot, folder: &Path, iso: &Path) -> Result<()> {
         "--fonts=",
         "--themes=",
     ]);
-    // Whatever follows `--` is xorriso's: it takes the files that our links lead to.
-    let output = command.arg("-o").arg(iso).arg(&tree).args(["--", "-follow", "on"]).output()?;
+    let output = command.arg("-o").arg(iso).arg(&tree).output()?;
     if !output.status.success() {
         bail!("grub-mkrescue failed:\n{}", String::from_utf8_lossy(&output.stderr));
     }

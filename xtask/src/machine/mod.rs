@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use console::Console;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -97,9 +97,9 @@ fn run_folder() -> Result<TempDir> {
     TempDir::new_in(&parent).with_context(|| format!("can't make a folder in {}", parent.display()))
 }
 
-/// Puts the kernel and the modules into `folder` by links, under names without blanks or commas, which neither QEMU's
-/// module list nor multiboot strings can carry, and gives those names.
-fn link_images(boot: &Boot, folder: &Path) -> Result<Vec<String>> {
+/// Puts the kernel and the modules into `folder`, under names without blanks or commas, which neither QEMU's module list
+/// nor multiboot strings can carry, and gives those names. `put` links or copies a file.
+fn gather<T>(boot: &Boot, folder: &Path, put: fn(&Path, &Path) -> io::Result<T>) -> Result<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
     for image in std::iter::once(&boot.kernel).chain(&boot.modules) {
         let file = image.file.canonicalize().with_context(|| format!("can't find {}", image.file.display()))?;
@@ -107,7 +107,7 @@ fn link_images(boot: &Boot, folder: &Path) -> Result<Vec<String>> {
         if names.contains(&name) {
             name = format!("{name}.{}", names.len());
         }
-        symlink(&file, folder.join(&name)).with_context(|| format!("can't link {}", file.display()))?;
+        put(&file, &folder.join(&name)).with_context(|| format!("can't put {} where it is booted", file.display()))?;
         names.push(name);
     }
     Ok(names)
@@ -140,13 +140,22 @@ impl Leashed {
 
     /// The exit status once it has ended by itself; None when it is still there at the deadline, and then it is killed.
     fn wait_until(&mut self, deadline: Instant) -> Result<Option<Option<i32>>> {
+        if self.ends_within(deadline.saturating_duration_since(Instant::now()))? {
+            return Ok(Some(self.0.wait()?.code()));
+        }
+        self.kill();
+        Ok(None)
+    }
+
+    /// Whether it ends by itself within this time.
+    fn ends_within(&mut self, patience: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + patience;
         loop {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(Some(status.code()));
+            if self.0.try_wait()?.is_some() {
+                return Ok(true);
             }
             if Instant::now() >= deadline {
-                self.kill();
-                return Ok(None);
+                return Ok(false);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -168,6 +177,7 @@ impl Drop for Leashed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
 
     #[test]
     fn names_are_made_plain_and_distinct() {
@@ -180,7 +190,10 @@ mod tests {
         };
         let kernel = image("my guest,v2.elf", "");
         let boot = Boot { kernel, modules: vec![image("a", ""), image("a", "b")], memory: Size::mib(1) };
-        assert_eq!(link_images(&boot, folder.path()).unwrap(), ["my_guest_v2.elf", "a", "a.2"]);
+        assert_eq!(
+            gather(&boot, folder.path(), |from, to| symlink(from, to)).unwrap(),
+            ["my_guest_v2.elf", "a", "a.2"]
+        );
         assert!(folder.path().join("a.2").exists());
     }
 

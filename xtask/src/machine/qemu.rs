@@ -1,6 +1,6 @@
 //! QEMU, by TCG or KVM.
 
-use super::{Boot, Image, Leashed, Stop, link_images};
+use super::{Boot, Image, Leashed, Stop, gather};
 use crate::failure::usage;
 use crate::project;
 use anyhow::{Context, Result};
@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -130,7 +131,7 @@ impl Qemu {
         deadline: Instant,
         live: &mut dyn FnMut(&[u8]),
     ) -> Result<Stop> {
-        let names = link_images(boot, folder)?;
+        let names = gather(boot, folder, |from, to| symlink(from, to))?;
         let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
         let mut child = Leashed::spawn(&program, |command| {
             command.args(self.arguments(boot, &names)).current_dir(folder);
