@@ -154,9 +154,9 @@ impl PerCpu {
 /// Why that is late enough: the deferring CPU unlinks, fences, and reads the clock as n. A reader that reports n + 1
 /// read the clock as n + 1, and fenced. Were its fence the earlier one, the deferring CPU would have read n + 1 too: so
 /// it is the later one, and what the reader walks from then on no longer holds the page. What it walked before is over
-/// before the report is seen. A CPU that ends the period reads the clock, fences, and reads the states: one that leaves
-/// an extended quiescent state announces it and fences before it walks, so either the announcement is seen, or the walk
-/// comes after the unlinking.
+/// before the report is seen. A CPU that ends the period reads the clock, fences (its own quiescent state is among those
+/// that it needs, so that fence is enough), and reads the states: one that leaves an extended quiescent state announces
+/// it and fences before it walks, so either the announcement is seen, or the walk comes after the unlinking.
 pub struct Domain<P, S: ?Sized = [Slot]> {
     pub(crate) platform: P,
     /// Pages deferred on one CPU beyond which it hurries.
@@ -215,6 +215,11 @@ fn new_slots<const CPUS: usize>() -> [Slot; CPUS] {
 }
 
 impl<P, S: ?Sized> Domain<P, S> {
+    /// The machine.
+    pub fn platform(&self) -> &P {
+        &self.platform
+    }
+
     pub(crate) fn new_space_id(&self) -> u64 {
         self.spaces.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -263,9 +268,6 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         let completed = self.completed();
         if completed == running {
             return completed;
-        }
-        if holds(Rule::FenceAtScan) {
-            fence(Ordering::SeqCst);
         }
         if self.cpus().any(|(_, cpu)| holds_up(cpu.state(), running)) {
             return completed;

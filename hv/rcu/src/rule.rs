@@ -35,8 +35,6 @@ pub enum Rule {
     BarrierCountsAll,
     /// Translations made on one CPU say nothing about another's.
     FlushOnMigration,
-    /// A grace period is ended only by a scan that began after it.
-    FenceAtScan,
 }
 
 /// Whether the rule is kept: always, but in a negative twin.

@@ -1,0 +1,731 @@
+//! Models of the crate's rules under every interleaving, and every stale read, up to loom's preemption bound.
+//!
+//! Each `loom_*` model has a `twin_*`: the same model with one rule broken, which loom must catch. Run them with
+//! `RUSTFLAGS="--cfg loom" cargo test -p rcu --release --test loom`.
+#![cfg(loom)]
+
+use addr::Pfn;
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use loom::sync::atomic::{AtomicBool, AtomicU64};
+use loom::thread::{self, JoinHandle};
+use rcu::rule::{Rule, with_broken};
+use rcu::{Backlog, Cpu, Domain, Flush, Guard, Head, Platform, Slot, Space, Tlb};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool as Flag;
+
+/// A page. Loom finds an access that is not ordered with its freeing, `freed` one that comes after it.
+struct Page {
+    head: Head,
+    memory: UnsafeCell<()>,
+    freed: Flag,
+}
+
+// SAFETY: the cell holds nothing; it only shows loom who accesses the page.
+unsafe impl Sync for Page {}
+// SAFETY: as above.
+unsafe impl Send for Page {}
+
+impl Page {
+    fn new() -> Self {
+        Self { head: Head::new(), memory: UnsafeCell::new(()), freed: Flag::new(false) }
+    }
+
+    fn walk(&self) {
+        self.memory.with(|_| assert!(!self.freed.load(Relaxed), "a freed page is walked"));
+    }
+
+    fn write(&self) {
+        self.memory.with_mut(|_| assert!(!self.freed.load(Relaxed), "a freed page is written"));
+    }
+
+    fn free(&self) {
+        self.memory.with_mut(|_| assert!(!self.freed.swap(true, Relaxed), "a page is freed twice"));
+    }
+}
+
+/// `CPUS` CPUs, two pages, and an entry that leads to the first.
+struct World<const CPUS: usize> {
+    domain: Domain<Machine, [Slot; CPUS]>,
+    space: Space,
+}
+
+struct Machine {
+    pages: [Page; 2],
+    entry: AtomicU64,
+    kicked: AtomicBool,
+}
+
+impl Platform for Machine {
+    fn head(&self, page: Pfn) -> &Head {
+        &self.page(page).head
+    }
+
+    fn kick(&self, _: usize) {
+        self.kicked.store(true, Release);
+    }
+
+    fn now(&self) -> u64 {
+        0
+    }
+}
+
+const TABLE: Pfn = Pfn::new(0);
+const OTHER: Pfn = Pfn::new(1);
+/// An entry that leads nowhere.
+const NONE: u64 = u64::MAX;
+
+impl Machine {
+    fn page(&self, page: Pfn) -> &Page {
+        &self.pages[page.raw() as usize]
+    }
+
+    fn free(&self, page: Pfn) {
+        self.page(page).free();
+    }
+
+    /// The entry as some CPU sees it: relaxed, so that nothing but the crate's rules orders it.
+    fn load(&self) -> Option<Pfn> {
+        let entry = self.entry.load(Relaxed);
+        (entry != NONE).then(|| Pfn::new(entry))
+    }
+
+    fn unlink(&self) -> Pfn {
+        self.entry.store(NONE, Relaxed);
+        TABLE
+    }
+
+    /// One walk in software.
+    fn walk(&self, _: Guard<'_>) {
+        if let Some(table) = self.load() {
+            self.page(table).walk();
+        }
+    }
+
+    /// One access of the guest: by the translation that the hardware has, or by a walk that makes one.
+    fn access(&self, cached: &mut Option<Pfn>) {
+        *cached = cached.or_else(|| self.load());
+        if let Some(table) = *cached {
+            self.page(table).walk();
+        }
+    }
+}
+
+impl<const CPUS: usize> World<CPUS> {
+    fn new(limit: u64) -> Arc<Self> {
+        let machine = Machine {
+            pages: [Page::new(), Page::new()],
+            entry: AtomicU64::new(TABLE.raw()),
+            kicked: AtomicBool::new(false),
+        };
+        let domain = Domain::new(machine, limit);
+        let space = Space::new(&domain);
+        Arc::new(Self { domain, space })
+    }
+
+    fn machine(&self) -> &Machine {
+        self.domain.platform()
+    }
+
+    fn cpu(&self, index: usize) -> Cpu<'_, Machine> {
+        self.domain.register(index).unwrap()
+    }
+
+    /// Two turns of a CPU's loop: enough for a grace period, if nobody holds it up.
+    fn two_turns(&self, cpu: &mut Cpu<'_, Machine>) {
+        for _ in 0..2 {
+            cpu.quiescent();
+            cpu.poll(usize::MAX, |page| self.machine().free(page));
+        }
+    }
+
+    /// A CPU's loop until its pages are free.
+    fn turns(&self, cpu: &mut Cpu<'_, Machine>) {
+        while cpu.backlog() != 0 {
+            self.two_turns(cpu);
+            thread::yield_now();
+        }
+    }
+
+    /// When the other CPUs are gone: what was deferred is freed, all of it.
+    fn drain(&self) {
+        let mut cpu = self.cpu(0);
+        cpu.barrier(|page| self.machine().free(page));
+        let stats = self.domain.stats();
+        assert_eq!((stats.backlog, stats.deferred), (0, stats.freed), "pages are lost");
+    }
+}
+
+fn spawn<const CPUS: usize>(world: &Arc<World<CPUS>>, run: fn(&World<CPUS>)) -> JoinHandle<()> {
+    let world = Arc::clone(world);
+    thread::spawn(move || run(&world))
+}
+
+/// What a CPU's hardware has cached under one tag, and the record of it.
+#[derive(Default)]
+struct Tagged {
+    tlb: Tlb,
+    cached: Option<Pfn>,
+}
+
+impl Tagged {
+    /// One entry to guest mode, in which the guest runs `accesses`.
+    fn enter<const CPUS: usize>(
+        &mut self,
+        world: &World<CPUS>,
+        cpu: &mut Cpu<'_, Machine>,
+        mut accesses: impl FnMut(&mut Option<Pfn>),
+    ) {
+        let cached = &mut self.cached;
+        cpu.guest(&world.space, &mut self.tlb, |flush| {
+            if flush == Flush::Needed {
+                *cached = None;
+            }
+            accesses(cached);
+        });
+    }
+}
+
+fn explore(broken: Option<Rule>, model: fn()) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    with_broken(broken, || builder.check(model));
+}
+
+/// How loom shows that a rule is needed: by what it says when it ends the model.
+enum Caught {
+    /// Accesses that nothing orders, or the model's own assertion.
+    Broken,
+    /// Nobody gets any further: loom gives up after many turns.
+    Hung,
+}
+
+fn must_be_caught(broken: Option<Rule>, model: fn(), expected: Caught) {
+    let panic = catch_unwind(AssertUnwindSafe(|| explore(broken, model))).expect_err("loom finds nothing wrong");
+    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    let signs: &[&str] = match expected {
+        Caught::Broken => &["Causality violation", "a freed page is", "the barrier came too early"],
+        Caught::Hung => &["exceeded maximum number of branches"],
+    };
+    assert!(message.is_some_and(|text| signs.iter().any(|sign| text.contains(sign))), "loom says: {message:?}");
+}
+
+/// A model, and its twins: the rule that each breaks, or without which each hangs.
+macro_rules! model {
+    ($(#[$doc:meta])* $name:ident = $model:path; $($twin:ident $how:ident $rule:ident),+) => {
+        $(#[$doc])*
+        #[test]
+        fn $name() {
+            explore(None, $model);
+        }
+        $(
+            #[doc = concat!("[`", stringify!($name), "`] without [`Rule::", stringify!($rule), "`].")]
+            #[test]
+            fn $twin() {
+                must_be_caught(Some(Rule::$rule), $model, model!($how));
+            }
+        )+
+    };
+    (breaks) => { Caught::Broken };
+    (hangs_without) => { Caught::Hung };
+}
+
+/// A twin whose model breaks the rule itself.
+macro_rules! twin {
+    ($twin:ident = $model:path) => {
+        #[test]
+        fn $twin() {
+            must_be_caught(None, $model, Caught::Broken);
+        }
+    };
+}
+
+// Software walkers.
+
+fn free_vs_software_walker() {
+    let world = World::<2>::new(9);
+    let walker = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        world.machine().walk(cpu.read());
+        cpu.quiescent();
+        world.machine().walk(cpu.read());
+    });
+    let mut cpu = world.cpu(0);
+    cpu.call_rcu(world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    walker.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// A page that a walker may hold is not freed.
+    loom_free_vs_software_walker = free_vs_software_walker;
+    twin_free_vs_software_walker breaks WaitForSoftware
+}
+
+/// The walker's own `synchronize` makes grace periods begin and end, so the clock is not the unlinker's alone.
+fn ticket_vs_running_grace_period() {
+    let world = World::<2>::new(9);
+    let walker = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        cpu.call_rcu(OTHER);
+        cpu.poll(0, |_| ());
+        cpu.quiescent();
+        world.machine().walk(cpu.read());
+    });
+    let mut cpu = world.cpu(0);
+    cpu.call_rcu(world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    walker.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// A grace period that has begun when a page is unlinked says nothing about that page.
+    loom_ticket_vs_running_grace_period = ticket_vs_running_grace_period;
+    twin_ticket_of_the_running_grace_period breaks WaitForTheNext,
+    twin_ticket_without_fence breaks FenceAtTicket
+}
+
+fn quiescent_state_vs_walk_after_it() {
+    let world = World::<3>::new(9);
+    let walker = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        cpu.quiescent();
+        world.machine().walk(cpu.read());
+    });
+    // Whoever else begins the grace period orders nothing between the two.
+    let starter = spawn(&world, |world| {
+        let cpu = world.cpu(2);
+        cpu.call_rcu(OTHER);
+        cpu.poll(0, |_| ());
+    });
+    let mut cpu = world.cpu(0);
+    cpu.call_rcu(world.machine().unlink());
+    world.two_turns(&mut cpu);
+    drop(cpu);
+    walker.join().unwrap();
+    starter.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// What a CPU walks after its quiescent state is the tree without the page.
+    loom_quiescent_state_vs_walk_after_it = quiescent_state_vs_walk_after_it;
+    twin_quiescent_state_without_fence breaks FenceAtQuiescent
+}
+
+fn return_from_idle_vs_grace_period() {
+    let world = World::<2>::new(9);
+    let walker = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        cpu.idle(|| ());
+        world.machine().walk(cpu.read());
+    });
+    let mut cpu = world.cpu(0);
+    cpu.call_rcu(world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    walker.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// A CPU that was idle when the grace period looked at it walks nothing that is about to be freed.
+    loom_return_from_idle_vs_grace_period = return_from_idle_vs_grace_period;
+    twin_return_from_idle_without_fence breaks FenceAtReturn
+}
+
+fn grace_period_ended_by_another_cpu() {
+    let world = World::<3>::new(9);
+    let walker = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        cpu.idle(|| ());
+        world.machine().walk(cpu.read());
+    });
+    let ender = spawn(&world, |world| {
+        let mut cpu = world.cpu(2);
+        cpu.call_rcu(OTHER);
+        world.two_turns(&mut cpu);
+    });
+    let mut cpu = world.cpu(0);
+    cpu.call_rcu(world.machine().unlink());
+    world.two_turns(&mut cpu);
+    drop(cpu);
+    walker.join().unwrap();
+    ender.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// A page may be freed on the word of another CPU that the grace period is over.
+    loom_grace_period_ended_by_another_cpu = grace_period_ended_by_another_cpu;
+    twin_grace_period_ended_too_early breaks WaitForSoftware
+}
+
+// Hardware walkers.
+
+fn free_vs_hardware_walker() {
+    let world = World::<2>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
+        for _ in 0..2 {
+            tagged.enter(world, &mut cpu, |cached| world.machine().access(cached));
+        }
+    });
+    let mut cpu = world.cpu(0);
+    cpu.defer(&world.space, world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// A page that the hardware may walk, or has cached, is not freed.
+    loom_free_vs_hardware_walker = free_vs_hardware_walker;
+    twin_free_while_in_guest_mode breaks WaitForHardware,
+    twin_entry_without_comparison breaks CompareAtEntry,
+    twin_entry_without_fence breaks FenceAtEntry,
+    twin_flush_without_fence breaks FenceAtFlush
+}
+
+/// The guest never leaves by itself, unless its entry saw the flush.
+fn flush_handshake() {
+    let world = World::<2>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
+        let machine = world.machine();
+        while !machine.page(TABLE).freed.load(Relaxed) {
+            tagged.enter(world, &mut cpu, |cached| {
+                machine.access(cached);
+                while cached.is_some() && !machine.kicked.load(Acquire) {
+                    thread::yield_now();
+                }
+            });
+            thread::yield_now();
+        }
+    });
+    let mut cpu = world.cpu(0);
+    cpu.defer(&world.space, world.machine().unlink());
+    cpu.synchronize();
+    assert_eq!(cpu.poll(usize::MAX, |page| world.machine().free(page)), 1);
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// No wake-up is lost: a guest that holds the page is kicked, one that is not kicked does not hold it.
+    loom_flush_handshake = flush_handshake;
+    twin_flush_without_kick hangs_without KickTheStale,
+    twin_handshake_without_entry_fence breaks FenceAtEntry,
+    twin_handshake_without_flush_fence breaks FenceAtFlush
+}
+
+/// Another CPU, which has nothing to do with the unlinking, ends the grace period. It looks at the guest first.
+fn guest_passed_over_by_another_cpu() {
+    let world = World::<3>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tagged) = (world.cpu(0), Tagged::default());
+        tagged.enter(world, &mut cpu, |cached| {
+            world.machine().access(cached);
+            thread::yield_now();
+            world.machine().access(cached);
+        });
+    });
+    let ender = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        cpu.call_rcu(OTHER);
+        thread::yield_now();
+        world.two_turns(&mut cpu);
+    });
+    let mut cpu = world.cpu(2);
+    thread::yield_now();
+    cpu.defer(&world.space, world.machine().unlink());
+    thread::yield_now();
+    cpu.quiescent();
+    world.two_turns(&mut cpu);
+    drop(cpu);
+    vcpu.join().unwrap();
+    ender.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// Whoever ends the grace period sees that a guest no longer counts as quiescent.
+    loom_guest_passed_over_by_another_cpu = guest_passed_over_by_another_cpu;
+    twin_guest_passed_over breaks WaitForHardware,
+    twin_guest_passed_over_without_fence breaks FenceAtTicket
+}
+
+/// One vCPU, one tag: on CPU 1, then on CPU 2, then on CPU 1 again, which still has its old translations.
+fn vcpu_migrates() {
+    let world = World::<3>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let mut cpus = [world.cpu(1), world.cpu(2)];
+        let (mut tlb, mut caches) = (Tlb::new(), [None; 2]);
+        for at in [0, 1, 0] {
+            cpus.iter_mut().for_each(Cpu::quiescent);
+            cpus[at].guest(&world.space, &mut tlb, |flush| {
+                if flush == Flush::Needed {
+                    caches[at] = None;
+                }
+                world.machine().access(&mut caches[at]);
+            });
+        }
+    });
+    let mut cpu = world.cpu(0);
+    cpu.defer(&world.space, world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// What a CPU cached is not trusted because the vCPU flushed on another.
+    loom_vcpu_migrates = vcpu_migrates;
+    twin_vcpu_migrates_unflushed breaks FlushOnMigration
+}
+
+/// The hypervisor takes the right to write away, flushes, and collects what the guest has written.
+fn collect_after_flush<const WAITS: bool>() {
+    let world = World::<2>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
+        for _ in 0..2 {
+            tagged.enter(world, &mut cpu, |cached| {
+                *cached = cached.or_else(|| world.machine().load());
+                if let Some(page) = *cached {
+                    world.machine().page(page).write();
+                }
+            });
+        }
+    });
+    let cpu = world.cpu(0);
+    let mut gather = cpu.gather(&world.space);
+    let page = world.machine().unlink();
+    gather.changed();
+    let retired = gather.finish();
+    while WAITS && !world.domain.is_flushed(&world.space, retired.generation) {
+        thread::yield_now();
+    }
+    world.machine().page(page).walk();
+    drop(cpu);
+    vcpu.join().unwrap();
+}
+
+model! {
+    /// When the flush has reached every CPU, no guest writes by its old right.
+    loom_collect_after_flush = collect_after_flush::<true>;
+    twin_collect_without_comparison breaks CompareAtEntry
+}
+twin!(twin_collect_without_waiting = collect_after_flush::<false>);
+
+// What surrounds them.
+
+/// The walker keeps the page over the end of an inner guard.
+fn nested_guards<const INNER_END_IS_QUIESCENT: bool>() {
+    let world = World::<2>::new(9);
+    let walker = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        let machine = world.machine();
+        let outer = machine.load();
+        machine.walk(cpu.read());
+        // With the outer guard in a variable, the compiler refuses this: see the documentation of `Guard`.
+        if INNER_END_IS_QUIESCENT {
+            cpu.quiescent();
+        }
+        if let Some(table) = outer {
+            machine.page(table).walk();
+        }
+    });
+    let mut cpu = world.cpu(0);
+    cpu.call_rcu(world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    walker.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// The end of an inner guard ends nothing.
+    loom_nested_guards = nested_guards::<false>;
+    twin_nested_guards_that_do_not_wait breaks WaitForSoftware
+}
+twin!(twin_nested_guards_that_end_with_the_inner = nested_guards::<true>);
+
+/// The walker locks the table that it found, and only then sees whether it is still there. The lock lies in the page's
+/// descriptor, which the next user of the page sets up anew.
+fn lock_lives_as_long_as_its_table<const DEFERS: bool>() {
+    let world = World::<2>::new(9);
+    let lock = Arc::new(loom::sync::Mutex::new(()));
+    let walker = {
+        let (world, lock) = (Arc::clone(&world), Arc::clone(&lock));
+        thread::spawn(move || {
+            let cpu = world.cpu(1);
+            let guard = cpu.read();
+            if let Some(table) = world.machine().load() {
+                let locked = lock.lock().unwrap();
+                world.machine().walk(guard);
+                drop(locked);
+                world.machine().page(table).walk();
+            }
+        })
+    };
+    let mut cpu = world.cpu(0);
+    let locked = lock.lock().unwrap();
+    let table = world.machine().unlink();
+    drop(locked);
+    if DEFERS {
+        cpu.call_rcu(table);
+    } else {
+        world.machine().free(table);
+    }
+    world.turns(&mut cpu);
+    drop(cpu);
+    walker.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// Who waits for the lock of a table that is being unlinked gets it, and finds the table gone.
+    loom_lock_lives_as_long_as_its_table = lock_lives_as_long_as_its_table::<true>;
+    twin_lock_of_a_table_nobody_waits_for breaks WaitForSoftware
+}
+twin!(twin_freed_at_unlink = lock_lives_as_long_as_its_table::<false>);
+
+/// A lazy flush leaves the guest alone, until the backlog is too long.
+fn backlog_and_expedite() {
+    let world = World::<2>::new(0);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
+        let machine = world.machine();
+        tagged.enter(world, &mut cpu, |cached| {
+            machine.access(cached);
+            while cached.is_some() && !machine.kicked.load(Acquire) {
+                thread::yield_now();
+            }
+        });
+    });
+    let mut cpu = world.cpu(0);
+    let mut gather = cpu.gather(&world.space);
+    gather.add(world.machine().unlink());
+    assert_eq!(gather.finish_lazily().backlog, Backlog::Over);
+    cpu.hurry();
+    cpu.synchronize();
+    assert_eq!(cpu.poll(usize::MAX, |page| world.machine().free(page)), 1);
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// Past the limit, a guest that would stay for ever is made to leave, and the page comes back.
+    loom_backlog_and_expedite = backlog_and_expedite;
+    twin_hurry_without_kick hangs_without HurryKicks,
+    twin_hurry_that_does_not_wait breaks WaitForHardware
+}
+
+fn synchronize_vs_walker() {
+    let world = World::<2>::new(9);
+    let walker = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        world.machine().walk(cpu.read());
+        cpu.quiescent();
+        world.machine().walk(cpu.read());
+    });
+    let mut cpu = world.cpu(0);
+    let table = world.machine().unlink();
+    cpu.synchronize();
+    world.machine().free(table);
+    drop(cpu);
+    walker.join().unwrap();
+}
+
+model! {
+    /// After `synchronize` nobody holds what was unlinked before it.
+    loom_synchronize_vs_walker = synchronize_vs_walker;
+    twin_synchronize_that_does_not_wait breaks WaitForSoftware
+}
+
+/// CPU 1 defers a page and goes away; when it comes back it may adopt the page, or the barrier's CPU does.
+fn barrier_vs_adopted_page() {
+    let world = World::<2>::new(9);
+    world.cpu(1).call_rcu(world.machine().unlink());
+    let adopter = spawn(&world, |world| world.two_turns(&mut world.cpu(1)));
+    let mut cpu = world.cpu(0);
+    cpu.barrier(|page| world.machine().free(page));
+    assert!(world.machine().page(TABLE).freed.load(Relaxed), "the barrier came too early");
+    drop(cpu);
+    adopter.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// After a barrier a page is back, also one whose CPU went away, and that another CPU is about to free.
+    loom_barrier_vs_adopted_page = barrier_vs_adopted_page;
+    twin_barrier_without_orphans breaks BarrierCountsOrphans
+}
+
+fn barrier_vs_deferring_cpu() {
+    let world = World::<2>::new(9);
+    let deferred = Arc::new(AtomicBool::new(false));
+    let other = {
+        let (world, deferred) = (Arc::clone(&world), Arc::clone(&deferred));
+        thread::spawn(move || {
+            let mut cpu = world.cpu(1);
+            cpu.call_rcu(world.machine().unlink());
+            deferred.store(true, Release);
+            world.turns(&mut cpu);
+        })
+    };
+    while !deferred.load(Acquire) {
+        thread::yield_now();
+    }
+    let mut cpu = world.cpu(0);
+    cpu.barrier(|page| world.machine().free(page));
+    assert!(world.machine().page(TABLE).freed.load(Relaxed), "the barrier came too early");
+    drop(cpu);
+    other.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// After a barrier the pages of other CPUs are back, too.
+    loom_barrier_vs_deferring_cpu = barrier_vs_deferring_cpu;
+    twin_barrier_for_one_cpu breaks BarrierCountsAll
+}
+
+/// CPU 1 unlinks, and goes away at once.
+fn orphans_vs_walker() {
+    let world = World::<2>::new(9);
+    let leaver = spawn(&world, |world| {
+        let cpu = world.cpu(1);
+        cpu.call_rcu(world.machine().unlink());
+    });
+    let mut cpu = world.cpu(0);
+    for _ in 0..2 {
+        let guard = cpu.read();
+        let table = world.machine().load();
+        cpu.poll(usize::MAX, |page| world.machine().free(page));
+        if let Some(table) = table {
+            world.machine().page(table).walk();
+        }
+        world.machine().walk(guard);
+        cpu.quiescent();
+    }
+    drop(cpu);
+    leaver.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// Who adopts a page of a CPU that went away lets it wait for a grace period.
+    loom_orphans_vs_walker = orphans_vs_walker;
+    twin_orphans_freed_at_once breaks OrphansWait
+}
