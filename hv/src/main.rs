@@ -16,6 +16,7 @@ mod heap;
 mod paging;
 mod panic;
 mod selftest;
+mod tables;
 mod timer;
 mod verdict;
 mod vms;
@@ -65,6 +66,11 @@ fn take_frames(boot: &BootInfo) {
     }
     let above = |at: Hpa| at.max(paging::BOOT_MAP);
     usable.iter().for_each(|range| frames::add(above(range.start), above(range.end)));
+    let top = usable.iter().map(|range| range.end).max().unwrap_or(paging::BOOT_MAP);
+    // SAFETY: `paging::install` was just now, and this is the only call.
+    if unsafe { tables::init(top) }.is_none() {
+        verdict::end(Verdict::Usage, format_args!("not enough memory for the descriptors of page frames"));
+    }
     let bytes: u64 = usable.iter().map(|range| range.end.raw() - range.start.raw()).sum();
     log::info!("{} MiB of memory in {} ranges", bytes >> 20, usable.len());
 }

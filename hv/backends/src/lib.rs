@@ -9,8 +9,9 @@ extern crate alloc;
 mod page;
 pub mod svm;
 
-use addr::Hpa;
+use addr::{Gpa, Hpa, PageSize};
 use core::fmt;
+use mmu::{AtomicU64, Caps, Format};
 
 /// Where a vCPU starts: in 32-bit protected mode with flat segments and paging off, as the Multiboot Specification
 /// (0.6.96, section 3.2) has it.
@@ -40,6 +41,9 @@ pub trait Backend: Sized {
     /// Its virtual CPU.
     type Vcpu: vm::Vcpu;
 
+    /// The format of the nested tables.
+    type Tables: Format<Input = Gpa, Table = [AtomicU64; 512]>;
+
     /// For reports.
     const NAME: &'static str;
 
@@ -51,6 +55,9 @@ pub trait Backend: Sized {
     /// # Errors
     /// The first thing missing; nothing was switched on then.
     unsafe fn enable(physical: Physical) -> Result<Self, Missing>;
+
+    /// What this processor can do with such tables, with leaves of at most `largest`.
+    fn caps(&self, largest: PageSize) -> Caps;
 
     /// A new virtual CPU that starts at `start`, with its memory behind the nested tables at `root`.
     fn vcpu(&self, root: Hpa, start: Start) -> Self::Vcpu;

@@ -1,121 +1,167 @@
-//! A VM's memory: nested page tables over frames that are given on first touch.
+//! A VM's memory: nested page tables of the backend's format over frames that are given on first touch.
 
 use crate::frames::Pool;
 use crate::paging;
+use crate::tables::{self, Machine};
 use addr::{Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
-use core::cell::{Cell, RefCell};
+use alloc::sync::Arc;
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError};
+use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree};
+use rcu::{Cpu, Flush, Space, Tlb};
+use spin::Mutex;
 use vm::{NestedFault, Resolved};
 use walk::{PhysMem, SlotMem};
 
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 2;
-const USER: u64 = 4;
-const LEAF: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// The surroundings of a VM's tables.
+struct Surroundings<F> {
+    descriptors: &'static [TableDesc],
+    pool: Mutex<Pool>,
+    space: Space,
+    format: PhantomData<F>,
+}
 
-/// One VM's memory.
-pub(crate) struct Memory {
-    root: Pfn,
+/// The tree's hold on them: they outlive it, so that frames can be counted after its end.
+struct Shared<F>(Arc<Surroundings<F>>);
+
+impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Env for Shared<F> {
+    type Format = F;
+    type Platform = Machine;
+
+    fn alloc_table(&self) -> Option<Pfn> {
+        self.0.pool.lock().alloc(PageSize::Size4K)
+    }
+
+    fn free_table(&self, table: Pfn) {
+        self.0.pool.lock().free(table, PageSize::Size4K);
+    }
+
+    #[inline]
+    fn table(&self, pfn: Pfn) -> Option<&F::Table> {
+        if pfn.raw() >= self.0.descriptors.len() as u64 {
+            return None;
+        }
+        // SAFETY: a frame that the direct map covers, read and written as atomics by everybody who takes it for a table.
+        Some(unsafe { &*paging::direct(pfn.start()).cast::<F::Table>() })
+    }
+
+    #[inline]
+    fn desc(&self, pfn: Pfn) -> Option<&TableDesc> {
+        self.0.descriptors.get(pfn.raw() as usize)
+    }
+
+    #[inline]
+    fn space(&self) -> &Space {
+        &self.0.space
+    }
+
+    fn bad(&self, entry: BadEntry<Gpa>) {
+        log::error!("bad entry {:?} of level {:?} at {}", entry.pte, entry.level, entry.at);
+    }
+}
+
+/// One VM's memory, as the CPU that runs it sees it.
+pub(crate) struct Memory<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> {
+    tree: Tree<Shared<F>>,
+    surroundings: Arc<Surroundings<F>>,
+    cpu: Cpu<'static, Machine>,
+    tlb: Tlb,
     ram: GuestRam,
-    largest: PageSize,
-    pool: RefCell<Pool>,
-    generation: Cell<u64>,
 }
 
-/// A table's entry.
-fn entry(table: Hpa, index: u64) -> &'static AtomicU64 {
-    // SAFETY: `table` is a frame of this VM's tables, index is below 512.
-    unsafe { &*paging::direct(table).cast::<AtomicU64>().add(index as usize) }
+/// What is left when a VM has ended.
+pub(crate) struct Accounts {
+    /// Frames that did not come back.
+    pub(crate) missing: u64,
+    /// The most frames that were in use at once.
+    pub(crate) peak: u64,
 }
 
-impl Memory {
+impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
     /// Nothing mapped yet. None if there is not a single frame.
-    pub(crate) fn new(ram: GuestRam, largest: PageSize) -> Option<Self> {
-        let mut pool = Pool::new();
-        let root = zeroed(&mut pool, PageSize::Size4K)?;
-        Some(Self { root, ram, largest, pool: RefCell::new(pool), generation: Cell::new(0) })
+    pub(crate) fn new(ram: GuestRam, caps: Caps) -> Option<Self> {
+        let surroundings = Arc::new(Surroundings {
+            descriptors: tables::descriptors(),
+            pool: Mutex::new(Pool::new()),
+            space: tables::new_space(),
+            format: PhantomData,
+        });
+        let tree = Tree::new(Shared(Arc::clone(&surroundings)), caps).ok()?;
+        Some(Self { tree, surroundings, cpu: tables::register(0), tlb: Tlb::new(), ram })
     }
 
     /// Where the processor starts its walks.
     pub(crate) fn root(&self) -> Hpa {
-        self.root.start()
+        self.tree.root().start()
     }
 
-    /// What backs `at`, and how far it goes.
-    fn translate(&self, at: Gpa) -> Option<Hpa> {
-        let mut table = self.root();
-        for shift in [39, 30, 21, 12] {
-            let value = entry(table, at.raw() >> shift & 511).load(Ordering::Relaxed);
-            if value & PRESENT == 0 {
-                return None;
-            }
-            if value & LEAF != 0 || shift == 12 {
-                let mask = (1 << shift) - 1;
-                return Some(Hpa::new(value & ADDRESS & !mask | at.raw() & mask));
-            }
-            table = Hpa::new(value & ADDRESS);
-        }
-        None
+    /// What the guest's memory consists of.
+    pub(crate) fn report(&self) -> Report {
+        self.tree.report(self.cpu.read())
     }
 
-    fn leaf_size(&self, at: Gpa) -> PageSize {
-        let start = at.align_down(PageSize::Size2M.bytes());
-        let whole = self.ram.backs(start.wrapping_add(PageSize::Size2M.bytes() - 1));
-        if whole { self.largest } else { PageSize::Size4K }
+    /// Gives every frame back.
+    pub(crate) fn free(mut self) -> Accounts {
+        let env = self.tree.env();
+        self.cpu.barrier(|table| env.free_table(table));
+        let pool = &self.surroundings.pool;
+        self.tree.free_pgtables(|_, size, leaf| pool.lock().free(leaf.pfn, size));
+        let pool = pool.lock();
+        Accounts { missing: pool.outstanding(), peak: pool.peak() }
     }
 
+    /// What backs `at`; a frame is given to it if it has none.
+    #[inline]
     fn populate(&self, at: Gpa) -> Result<Hpa, MemoryError> {
-        if let Some(found) = self.translate(at) {
-            return Ok(found);
+        loop {
+            if let Some(found) = self.tree.translate(self.cpu.read(), at) {
+                return Ok(found.hpa);
+            }
+            self.touch(at)?;
         }
+    }
+
+    /// Maps the page at `at`, if that is memory and nothing is mapped.
+    #[inline]
+    fn touch(&self, at: Gpa) -> Result<(), MemoryError> {
         if !self.ram.backs(at) {
             return Err(MemoryError::Outside(at));
         }
-        let mut pool = self.pool.borrow_mut();
-        let size = self.leaf_size(at);
-        let mut table = self.root();
-        for shift in [39, 30, 21, 12] {
-            let slot = entry(table, at.raw() >> shift & 511);
-            if shift == size.shift() {
-                let frame = zeroed(&mut pool, size).ok_or(MemoryError::NoFrames)?;
-                let leaf = if size == PageSize::Size4K { 0 } else { LEAF };
-                slot.store(frame.start().raw() | PRESENT | WRITABLE | USER | leaf, Ordering::Release);
-                break;
-            }
-            if slot.load(Ordering::Relaxed) & PRESENT == 0 {
-                let below = zeroed(&mut pool, PageSize::Size4K).ok_or(MemoryError::NoFrames)?;
-                slot.store(below.start().raw() | PRESENT | WRITABLE | USER, Ordering::Release);
-            }
-            table = Hpa::new(slot.load(Ordering::Relaxed) & ADDRESS);
+        let large = at.align_down(PageSize::Size2M.bytes()).wrapping_add(PageSize::Size2M.bytes() - 1);
+        let want = if self.ram.backs(large) { PageSize::Size2M } else { PageSize::Size4K };
+        match self.tree.fault(self.cpu.read(), at, want) {
+            Ok(Fault::Room(room)) => self.fill(room),
+            Ok(Fault::Present(_)) => Ok(()),
+            Err(mmu::OutOfRange) => Err(MemoryError::Outside(at)),
         }
-        self.generation.set(self.generation.get() + 1);
-        drop(pool);
-        self.translate(at).ok_or(MemoryError::NoFrames)
     }
 
-    /// Gives every frame back; how many did not come back.
-    pub(crate) fn free(self) -> u64 {
-        self.free_table(self.root(), 39);
-        self.pool.borrow_mut().free(self.root, PageSize::Size4K);
-        self.pool.borrow().outstanding()
+    #[inline]
+    fn fill(&self, mut room: Room<'_, Shared<F>>) -> Result<(), MemoryError> {
+        let mut frame = self.zeroed(room.size());
+        if frame.is_none() {
+            room = room.at_most(PageSize::Size4K);
+            frame = self.zeroed(PageSize::Size4K);
+        }
+        let (frame, size) = (frame.ok_or(MemoryError::NoFrames)?, room.size());
+        let result = room.install(Leaf::new(frame, Rights::ALL));
+        if result.is_err() {
+            self.surroundings.pool.lock().free(frame, size);
+        }
+        match result {
+            // Another CPU's page will do as well.
+            Ok(()) | Err(MapError::Raced | MapError::Present) => Ok(()),
+            Err(MapError::NoMemory | MapError::Invalid) => Err(MemoryError::NoFrames),
+        }
     }
 
-    fn free_table(&self, table: Hpa, shift: u32) {
-        for index in 0..512 {
-            let value = entry(table, index).load(Ordering::Relaxed);
-            let frame = Hpa::new(value & ADDRESS).frame();
-            match (value & PRESENT != 0, value & LEAF != 0, shift) {
-                (false, _, _) => {}
-                (true, false, 12) => self.pool.borrow_mut().free(frame, PageSize::Size4K),
-                (true, true, _) => self.pool.borrow_mut().free(frame, PageSize::Size2M),
-                (true, false, _) => {
-                    self.free_table(frame.start(), shift - 9);
-                    self.pool.borrow_mut().free(frame, PageSize::Size4K);
-                }
-            }
-        }
+    #[inline]
+    fn zeroed(&self, size: PageSize) -> Option<Pfn> {
+        let frame = self.surroundings.pool.lock().alloc(size)?;
+        // SAFETY: the frame is nobody else's yet.
+        unsafe { zero(paging::direct(frame.start()), size.bytes()) };
+        Some(frame)
     }
 
     /// Runs `access` on the host's side of each piece of `bytes` bytes from `at` on.
@@ -137,17 +183,11 @@ impl Memory {
     }
 }
 
-fn zeroed(pool: &mut Pool, size: PageSize) -> Option<Pfn> {
-    let frame = pool.alloc(size)?;
-    // SAFETY: the frame is nobody else's yet.
-    unsafe { zero(paging::direct(frame.start()), size.bytes()) };
-    Some(frame)
-}
-
 /// Fills with zeroes, eight bytes at a time.
 ///
 /// # Safety
 /// `bytes` writable bytes are at `start`; both are multiples of 8.
+#[inline]
 unsafe fn zero(start: *mut u8, bytes: u64) {
     // SAFETY: the caller's promise; the direction flag is clear in Rust code.
     unsafe {
@@ -155,7 +195,7 @@ unsafe fn zero(start: *mut u8, bytes: u64) {
     }
 }
 
-impl GuestMemory for Memory {
+impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> GuestMemory for Memory<F> {
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
         self.for_each_piece(at, bytes.len() as u64, |host, range| {
             // SAFETY: the range's length of guest memory is at `host`, and the guest does not run.
@@ -171,18 +211,23 @@ impl GuestMemory for Memory {
     }
 }
 
-impl vm::Memory for Memory {
+impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> vm::Memory for Memory<F> {
     #[inline]
     fn fault(&self, fault: NestedFault) -> Resolved {
-        match self.populate(fault.address) {
-            Ok(_) => Resolved::Retry,
+        match self.touch(fault.address()) {
+            Ok(()) => Resolved::Retry,
             Err(MemoryError::Outside(_)) => Resolved::NotMemory,
             Err(MemoryError::NoFrames) => Resolved::OutOfMemory,
         }
     }
+
+    #[inline]
+    fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R {
+        self.cpu.guest(&self.surroundings.space, &mut self.tlb, |flush| enter(flush == Flush::Needed))
+    }
 }
 
-impl PhysMem for Memory {
+impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> PhysMem for Memory<F> {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
         // SAFETY: guest memory is mapped in the direct map; `at` is aligned; the guest's own accesses are atomic to this one.
         Some(unsafe { &*paging::direct(self.populate(at).ok()?).cast::<AtomicU64>() }.load(Ordering::Acquire))
@@ -220,7 +265,7 @@ impl PhysMem for Memory {
     }
 }
 
-impl SlotMem for Memory {
+impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> SlotMem for Memory<F> {
     type Slot = *const AtomicU64;
 
     fn slot(&self, at: Gpa) -> Option<Self::Slot> {
@@ -240,8 +285,9 @@ impl SlotMem for Memory {
         u32::from_le_bytes(unsafe { bytes.read_volatile() })
     }
 
+    /// What once has memory keeps it until the VM's end: nothing takes pages away from a running guest yet.
     #[inline]
     fn generation(&self) -> u64 {
-        self.generation.get()
+        0
     }
 }

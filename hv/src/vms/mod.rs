@@ -91,7 +91,7 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
         let module = &boot.modules[index];
         Module { bytes: boot::contents(module), string: &module.string }
     };
-    let Some(mut memory) = Memory::new(plan.config.ram, plan.config.pages) else {
+    let Some(mut memory) = Memory::<B::Tables>::new(plan.config.ram, backend.caps(plan.config.pages)) else {
         return (Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory));
     };
     let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
@@ -114,7 +114,11 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
     }
     report_lines(machine.stats());
     drop(vcpu);
-    match machine.into_memory().free() {
+    let memory = machine.into_memory();
+    report!("memory: {}", memory.report());
+    let accounts = memory.free();
+    report!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing);
+    match accounts.missing {
         0 => (judge(stop), Why::Stopped(stop)),
         frames => (Verdict::Leak, Why::Leaked(frames)),
     }

@@ -18,11 +18,11 @@ pub const HYPERVISOR_LEAF: u32 = 0x4000_0000;
 /// "microhv-rust" in EBX, ECX, EDX of [`HYPERVISOR_LEAF`].
 pub const SIGNATURE: &[u8; 12] = b"microhv-rust";
 
-const BASIC: u32 = 0;
 const EXTENDED: u32 = 0x8000_0000;
-const BASIC_LEAVES: usize = 0x17;
-const EXTENDED_LEAVES: usize = 0x20;
-const HYPERVISOR_LEAVES: usize = 1;
+const EXTENDED_END: u32 = EXTENDED + 0x20;
+/// Where the extended leaves begin in the table: behind the basic ones.
+const EXTENDED_PLACE: u32 = 0x17;
+const LEAVES: usize = (EXTENDED_PLACE + EXTENDED_END - EXTENDED) as usize + 1;
 
 /// Leaves whose answer depends on ECX; each has up to this many subleaves here.
 const SUBLEAVES: usize = 8;
@@ -108,13 +108,28 @@ const MASKS: [Mask; 14] = [
 const NAME: core::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 
 /// A guest's CPUID.
+///
+/// All leaves stand in one array, basic ones first, then extended ones, then this hypervisor's; a leaf with subleaves has in
+/// EAX which group of them answers.
 pub struct Table {
-    basic: [Leaf; BASIC_LEAVES],
-    extended: [Leaf; EXTENDED_LEAVES],
-    hypervisor: [Leaf; HYPERVISOR_LEAVES],
+    leaves: [Leaf; LEAVES],
+    has_subleaves: [bool; LEAVES],
     subleaves: [[Leaf; SUBLEAVES]; WITH_SUBLEAVES.len()],
     /// What Intel's processors answer past their last leaf; AMD's answer zero.
     past_the_end: Leaf,
+    last_basic: u32,
+    last_extended: u32,
+}
+
+/// Where a leaf stands in [`Table::leaves`], if the array has a place for it.
+#[inline]
+const fn place(leaf: u32) -> Option<usize> {
+    match leaf {
+        0..EXTENDED_PLACE => Some(leaf as usize),
+        EXTENDED..EXTENDED_END => Some((leaf - EXTENDED + EXTENDED_PLACE) as usize),
+        HYPERVISOR_LEAF => Some(LEAVES - 1),
+        _ => None,
+    }
 }
 
 impl Mask {
@@ -135,66 +150,68 @@ fn word(bytes: &[u8; 12], index: usize) -> u32 {
 impl Table {
     /// The table for a guest on the processor of `host`.
     pub fn new(host: HostCpuid) -> Self {
-        let mut table = Self {
-            basic: [NONE; BASIC_LEAVES],
-            extended: [NONE; EXTENDED_LEAVES],
-            hypervisor: [Leaf {
-                eax: HYPERVISOR_LEAF,
-                ebx: word(SIGNATURE, 0),
-                ecx: word(SIGNATURE, 1),
-                edx: word(SIGNATURE, 2),
-            }],
-            subleaves: [[NONE; SUBLEAVES]; WITH_SUBLEAVES.len()],
-            past_the_end: NONE,
-        };
         let vendor = host(0, 0);
         let is_amd = (vendor.ebx, vendor.edx, vendor.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163);
-        let last_basic = vendor.eax.min(BASIC_LEAVES as u32 - 1);
-        let last_extended = host(EXTENDED, 0).eax.min(EXTENDED + EXTENDED_LEAVES as u32 - 1);
-        let exists = |leaf: u32| leaf <= last_basic || (EXTENDED..=last_extended).contains(&leaf);
-        for mask in MASKS.iter().filter(|mask| exists(mask.leaf)) {
-            if let Some(group) = WITH_SUBLEAVES.iter().position(|&leaf| leaf == mask.leaf) {
-                for (subleaf, answer) in (0..).zip(&mut table.subleaves[group]) {
-                    *answer = mask.apply(host(mask.leaf, subleaf));
-                }
-            } else if let Some(answer) = table.slot(mask.leaf) {
-                *answer = mask.apply(host(mask.leaf, 0));
-            }
+        let mut table = Self {
+            leaves: [NONE; LEAVES],
+            has_subleaves: [false; LEAVES],
+            subleaves: [[NONE; SUBLEAVES]; WITH_SUBLEAVES.len()],
+            past_the_end: NONE,
+            last_basic: vendor.eax.min(EXTENDED_PLACE - 1),
+            last_extended: host(EXTENDED, 0).eax.min(EXTENDED_END - 1),
+        };
+        for mask in &MASKS {
+            table.set(mask.leaf, mask.apply(host(mask.leaf, 0)));
         }
-        for leaf in NAME.filter(|&leaf| exists(leaf)) {
-            if let Some(answer) = table.slot(leaf) {
-                *answer = host(leaf, 0);
-            }
+        for leaf in NAME {
+            table.set(leaf, host(leaf, 0));
         }
-        table.basic[0].eax = last_basic;
-        table.extended[0].eax = last_extended;
+        for (group, leaf) in WITH_SUBLEAVES.into_iter().enumerate() {
+            table.set_subleaves(group, leaf, host);
+        }
+        table.set(0, Leaf { eax: table.last_basic, ..table.get(0, 0) });
+        table.set(EXTENDED, Leaf { eax: table.last_extended, ..table.get(EXTENDED, 0) });
+        let [ebx, ecx, edx] = [0, 1, 2].map(|index| word(SIGNATURE, index));
+        table.set(HYPERVISOR_LEAF, Leaf { eax: HYPERVISOR_LEAF, ebx, ecx, edx });
         if !is_amd {
-            table.past_the_end = table.get(last_basic, 0);
+            table.past_the_end = table.get(table.last_basic, 0);
+            let absent = (table.last_basic + 1..EXTENDED_PLACE).chain(table.last_extended + 1..EXTENDED_END);
+            absent.filter_map(place).for_each(|place| table.leaves[place] = table.past_the_end);
         }
         table
     }
 
-    fn slot(&mut self, leaf: u32) -> Option<&mut Leaf> {
-        if leaf < EXTENDED {
-            self.basic.get_mut(leaf as usize)
-        } else {
-            self.extended.get_mut((leaf - EXTENDED) as usize)
+    fn exists(&self, leaf: u32) -> bool {
+        leaf <= self.last_basic || (EXTENDED..=self.last_extended).contains(&leaf) || leaf == HYPERVISOR_LEAF
+    }
+
+    fn set(&mut self, leaf: u32, answer: Leaf) {
+        if let Some(place) = place(leaf).filter(|_| self.exists(leaf)) {
+            self.leaves[place] = answer;
+        }
+    }
+
+    fn set_subleaves(&mut self, group: usize, leaf: u32, host: HostCpuid) {
+        let mask = MASKS.iter().find(|mask| mask.leaf == leaf);
+        if let (Some(place), Some(mask), true) = (place(leaf), mask, self.exists(leaf)) {
+            self.leaves[place] = Leaf { eax: group as u32, ..NONE };
+            self.has_subleaves[place] = true;
+            for (subleaf, answer) in (0..).zip(&mut self.subleaves[group]) {
+                *answer = mask.apply(host(leaf, subleaf));
+            }
         }
     }
 
     /// The answer to CPUID with `leaf` in EAX and `subleaf` in ECX.
     #[inline]
     pub fn get(&self, leaf: u32, subleaf: u32) -> Leaf {
-        if let Some(group) = WITH_SUBLEAVES.iter().position(|&with| with == leaf) {
-            return self.subleaves[group].get(subleaf as usize).copied().unwrap_or_default();
+        let Some(place) = place(leaf) else { return self.past_the_end };
+        let answer = self.leaves[place];
+        if self.has_subleaves[place] {
+            let group = self.subleaves.get(answer.eax as usize);
+            return group.and_then(|group| group.get(subleaf as usize)).copied().unwrap_or_default();
         }
-        let (base, group): (u32, &[Leaf]) = match leaf >> 28 {
-            0 => (BASIC, &self.basic[..self.basic[0].eax as usize % BASIC_LEAVES + 1]),
-            4 => (HYPERVISOR_LEAF, &self.hypervisor),
-            8 => (EXTENDED, &self.extended),
-            _ => (BASIC, &[]),
-        };
-        group.get((leaf - base) as usize).copied().unwrap_or(self.past_the_end)
+        answer
     }
 }
 

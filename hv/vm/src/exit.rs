@@ -1,6 +1,7 @@
 //! VM exits as both vendors' hardware reports them, in one form.
 
 use addr::Gpa;
+use core::fmt;
 use devices::Size;
 
 /// Why the processor left the guest, with what the hardware told about it.
@@ -38,43 +39,160 @@ pub enum Exit {
     Unknown,
 }
 
-/// Port I/O.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Io {
+/// Port I/O: the port, the width, the direction, and whether it is INS or OUTS.
+///
+/// Like the other payloads of [`Exit`] one word: an exit is then a pair of registers, and is never written to memory on its
+/// way from the hardware to its handler.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Io(u64);
+
+impl Io {
+    const INPUT: u64 = 1 << 0;
+    const STRING: u64 = 1 << 2;
+    const SIZE_SHIFT: u32 = 4;
+    const PORT_SHIFT: u32 = 16;
+
+    /// An access of `size` to `port`.
+    #[inline]
+    pub const fn new(port: u16, size: Size, input: bool, string: bool) -> Self {
+        let bits = if input { Self::INPUT } else { 0 } | if string { Self::STRING } else { 0 };
+        Self((port as u64) << Self::PORT_SHIFT | (size as u64) << Self::SIZE_SHIFT | bits)
+    }
+
+    /// From SVM's EXITINFO1, which has these fields at these places and others between (AMD APM vol. 2, figure 15-2).
+    #[inline]
+    pub const fn from_svm(info: u64) -> Self {
+        Self(info)
+    }
+
     /// The first port.
-    pub port: u16,
+    #[inline]
+    pub const fn port(self) -> u16 {
+        (self.0 >> Self::PORT_SHIFT) as u16
+    }
+
     /// 1, 2 or 4 bytes.
-    pub size: Size,
+    #[inline]
+    pub const fn size(self) -> Size {
+        match self.0 >> Self::SIZE_SHIFT & 7 {
+            1 => Size::Byte,
+            2 => Size::Word,
+            _ => Size::Dword,
+        }
+    }
+
     /// Whether the guest reads.
-    pub input: bool,
+    #[inline]
+    pub const fn is_input(self) -> bool {
+        self.0 & Self::INPUT != 0
+    }
+
     /// INS or OUTS.
-    pub string: bool,
+    #[inline]
+    pub const fn is_string(self) -> bool {
+        self.0 & Self::STRING != 0
+    }
 }
 
-/// An access that EPT or NPT could not translate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NestedFault {
+impl fmt::Debug for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = if self.is_input() { "in" } else { "out" };
+        let string = if self.is_string() { "s" } else { "" };
+        write!(f, "{direction}{string} {:?} {:#x}", self.size(), self.port())
+    }
+}
+
+/// An access that EPT or NPT could not translate: where, and what the guest was doing. One word, as [`Io`] is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct NestedFault(u64);
+
+impl NestedFault {
+    const WRITE: u64 = 1 << 63;
+    const FETCH: u64 = 1 << 62;
+    const PRESENT: u64 = 1 << 61;
+    /// Guest physical addresses have at most 52 bits.
+    const ADDRESS: u64 = (1 << 52) - 1;
+
+    /// A fault at `address`: by a write or not, by an instruction fetch or not, and whether there was a translation that
+    /// forbade the access.
+    #[inline]
+    pub const fn new(address: Gpa, write: bool, fetch: bool, present: bool) -> Self {
+        let bits = if write { Self::WRITE } else { 0 }
+            | if fetch { Self::FETCH } else { 0 }
+            | if present { Self::PRESENT } else { 0 };
+        Self(address.raw() & Self::ADDRESS | bits)
+    }
+
     /// Where.
-    pub address: Gpa,
+    #[inline]
+    pub const fn address(self) -> Gpa {
+        Gpa::new(self.0 & Self::ADDRESS)
+    }
+
     /// Whether the access was a write.
-    pub write: bool,
+    #[inline]
+    pub const fn is_write(self) -> bool {
+        self.0 & Self::WRITE != 0
+    }
+
     /// Whether it was an instruction fetch.
-    pub fetch: bool,
+    #[inline]
+    pub const fn is_fetch(self) -> bool {
+        self.0 & Self::FETCH != 0
+    }
+
     /// Whether a translation was there, and forbade the access.
-    pub present: bool,
+    #[inline]
+    pub const fn is_present(self) -> bool {
+        self.0 & Self::PRESENT != 0
+    }
 }
 
-/// An intercepted exception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exception {
+impl fmt::Debug for NestedFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = [(self.is_write(), " write"), (self.is_fetch(), " fetch"), (self.is_present(), " present")];
+        write!(f, "{}", self.address())?;
+        what.iter().filter(|(is, _)| *is).try_for_each(|(_, name)| f.write_str(name))
+    }
+}
+
+/// An exception: its vector, and the error code that goes with it. One word, as [`Io`] is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Exception(u64);
+
+impl Exception {
+    const HAS_ERROR_CODE: u64 = 1 << 8;
+    const ERROR_CODE_SHIFT: u32 = 32;
+
+    /// Exception `vector`, 0 to 31.
+    #[inline]
+    pub const fn new(vector: u8, error_code: Option<u32>) -> Self {
+        match error_code {
+            Some(code) => Self(vector as u64 | Self::HAS_ERROR_CODE | (code as u64) << Self::ERROR_CODE_SHIFT),
+            None => Self(vector as u64),
+        }
+    }
+
     /// 0 to 31.
-    pub vector: u8,
-    /// What the processor would have pushed.
-    pub error_code: Option<u32>,
+    pub const fn vector(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// What the processor pushes.
+    pub const fn error_code(self) -> Option<u32> {
+        if self.0 & Self::HAS_ERROR_CODE == 0 { None } else { Some((self.0 >> Self::ERROR_CODE_SHIFT) as u32) }
+    }
+}
+
+impl fmt::Debug for Exception {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "exception {} error {:?}", self.vector(), self.error_code())
+    }
 }
 
 /// Instructions that exit and are answered alike by every guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Instruction {
     /// INVD: done as WBINVD would be, that is not at all, since the caches are the host's.
     Invd,
@@ -96,9 +214,9 @@ pub enum Event {
 /// Exceptions that handlers raise.
 impl Event {
     /// #UD.
-    pub const UNDEFINED: Self = Self::Exception(Exception { vector: 6, error_code: None });
+    pub const UNDEFINED: Self = Self::Exception(Exception::new(6, None));
     /// #GP(0).
-    pub const GENERAL_PROTECTION: Self = Self::Exception(Exception { vector: 13, error_code: Some(0) });
+    pub const GENERAL_PROTECTION: Self = Self::Exception(Exception::new(13, Some(0)));
 }
 
 /// What exits are counted by.
@@ -158,9 +276,11 @@ impl Exit {
         match self {
             Self::Cpuid => Kind::Cpuid,
             Self::Hypercall => Kind::Hypercall,
-            Self::Io(Io { string: true, .. }) => Kind::IoString,
-            Self::Io(Io { input: true, .. }) => Kind::IoIn,
-            Self::Io(_) => Kind::IoOut,
+            Self::Io(io) => match (io.is_string(), io.is_input()) {
+                (true, _) => Kind::IoString,
+                (false, true) => Kind::IoIn,
+                (false, false) => Kind::IoOut,
+            },
             Self::ReadMsr => Kind::ReadMsr,
             Self::WriteMsr => Kind::WriteMsr,
             Self::Halt => Kind::Halt,

@@ -28,6 +28,8 @@ pub enum Resolved {
 pub trait Memory: SlotMem {
     /// Gives the address of `fault` memory, if it has any.
     fn fault(&self, fault: NestedFault) -> Resolved;
+    /// Runs the guest by `enter`, which is told whether translations have to be flushed before the guest's next instruction.
+    fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R;
 }
 
 /// What the vCPU loop asks of the machine it runs on.
@@ -129,7 +131,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
                 hypercall::call(vcpu);
                 self.skip(vcpu, V::HYPERCALL)
             }
-            Exit::Io(io) if !io.string => self.io(vcpu, io),
+            Exit::Io(io) if !io.is_string() => self.io(vcpu, io),
             Exit::ReadMsr => self.read_msr(vcpu),
             Exit::WriteMsr => self.write_msr(vcpu),
             Exit::NestedFault(fault) => self.nested_fault(vcpu, fault),
@@ -138,13 +140,14 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
                 self.deliver(vcpu);
                 Flow::Resume
             }
-            _ => self.rare(vcpu, exit),
+            _ => self.rare(vcpu),
         }
     }
 
+    /// Asks again what the exit was, so that the common ones need not keep it in memory.
     #[cold]
-    fn rare<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit) -> Flow {
-        match exit {
+    fn rare<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+        match vcpu.exit() {
             Exit::Io(io) => self.string_io(vcpu, io),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => self.skip(vcpu, Known::Invd),
@@ -224,6 +227,14 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         }
     }
 
+    /// On whose behalf instructions are fetched: AC makes no difference to that.
+    fn fetch_privilege<V: Vcpu>(vcpu: &V) -> Privilege {
+        match vcpu.control().cpl {
+            3 => Privilege::User,
+            _ => Privilege::Supervisor { ac: false },
+        }
+    }
+
     /// Goes on behind the exiting instruction, which the exit says is a `known` one. Inlined where that is a constant, so
     /// that comparing its bytes is comparing a number.
     #[inline(always)]
@@ -259,7 +270,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     /// The bytes of the exiting instruction.
     fn fetch<V: Vcpu>(&self, vcpu: &V, bitness: Bitness) -> Result<walk::Fetched, Trouble> {
         let at = Self::code_address(vcpu, bitness);
-        Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::privilege(vcpu))?)
+        Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::fetch_privilege(vcpu))?)
     }
 
     fn paging<V: Vcpu>(&self, vcpu: &V) -> Paging {
@@ -272,12 +283,12 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     #[inline]
     fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io) -> Flow {
         let rax = vcpu.gpr(Gpr::RAX);
-        let flow = if io.input {
-            let value = self.devices.read(io.port, io.size);
-            vcpu.set_gpr(Gpr::RAX, merge(rax, value, io.size));
+        let flow = if io.is_input() {
+            let value = self.devices.read(io.port(), io.size());
+            vcpu.set_gpr(Gpr::RAX, merge(rax, value, io.size()));
             Flow::Resume
         } else {
-            self.write_port(io.port, io.size, rax as u32)
+            self.write_port(io.port(), io.size(), rax as u32)
         };
         match vcpu.next_rip() {
             Some(rip) => {
@@ -348,14 +359,14 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
                     let access = Access { kind: walk::Kind::Write, privilege };
                     walk::translate(&self.memory, &paging, byte, access, SetAccessedDirty::No)?;
                 }
-                let value = self.devices.read(io.port, io.size).to_le_bytes();
+                let value = self.devices.read(io.port(), io.size()).to_le_bytes();
                 element.copy_from_slice(&value[..element.len()]);
                 walk::write(&self.memory, &paging, at, privilege, element)?;
                 Ok(Flow::Resume)
             }
             Direction::Out(_) => {
                 walk::read(&self.memory, &paging, at, privilege, element)?;
-                Ok(self.write_port(io.port, io.size, u32::from_le_bytes(bytes)))
+                Ok(self.write_port(io.port(), io.size(), u32::from_le_bytes(bytes)))
             }
         }
     }
@@ -396,7 +407,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     fn nested_fault<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault) -> Flow {
         match self.memory.fault(fault) {
             Resolved::Retry => Flow::Resume,
-            Resolved::NotMemory if fault.fetch => {
+            Resolved::NotMemory if fault.is_fetch() => {
                 Flow::Stop(Stop::Unhandled("an instruction fetch from an address that has no memory"))
             }
             Resolved::NotMemory => self.no_memory(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu)),
@@ -424,7 +435,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall.
     fn exception<V: Vcpu>(&mut self, vcpu: &mut V, exception: Exception) -> Flow {
         const UNDEFINED: u8 = 6;
-        if exception.vector == UNDEFINED {
+        if exception.vector() == UNDEFINED {
             let bitness = Self::bitness(vcpu);
             if let Ok(bytes) = self.fetch(vcpu, bitness) {
                 for known in [Known::Vmcall, Known::Vmmcall] {
@@ -484,13 +495,21 @@ pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock>(
     host: &mut impl Host<V>,
 ) -> Stop {
     loop {
-        let exit = vcpu.enter();
-        machine.stats.exited(exit.kind(), vcpu.stay());
+        machine.memory.guest(|flush| {
+            if flush {
+                vcpu.flush();
+            }
+            vcpu.enter();
+        });
+        let exit = vcpu.exit();
+        let stay = vcpu.stay();
         let flow = match exit {
             Exit::ExternalInterrupt | Exit::Nmi => machine.interrupted(vcpu, host),
             Exit::Halt => machine.halt(vcpu, host),
             _ => machine.handle(vcpu, exit),
         };
+        // Booked only now: what the exit was stays in registers while it is handled.
+        machine.stats.exited(exit.kind(), stay);
         if let Flow::Stop(stop) = flow {
             machine.stats.ended();
             return stop;

@@ -35,7 +35,7 @@ impl Trouble {
         match self {
             Self::Fault(Fault::Page { error_code, address }) => {
                 vcpu.set_cr2(address.raw());
-                vcpu.inject(Event::Exception(Exception { vector: PAGE_FAULT, error_code: Some(error_code.bits()) }));
+                vcpu.inject(Event::Exception(Exception::new(PAGE_FAULT, Some(error_code.bits()))));
             }
             Self::Fault(Fault::NonCanonical) => vcpu.inject(Event::GENERAL_PROTECTION),
             Self::Decode(DecodeError::Invalid) => vcpu.inject(Event::UNDEFINED),

@@ -59,7 +59,11 @@ pub trait Vcpu: Registers {
     const HYPERCALL: Known;
 
     /// Enters the guest and stays until the next exit.
-    fn enter(&mut self) -> Exit;
+    fn enter(&mut self);
+    /// Why the guest was left.
+    fn exit(&self) -> Exit;
+    /// Has the next entry drop every translation of the guest's memory.
+    fn flush(&mut self);
     /// Takes what is left of the guest's state out of the processor, and lets the host have its pending interrupts and NMIs.
     /// The next [`enter`](Self::enter) puts it back.
     fn leave(&mut self);

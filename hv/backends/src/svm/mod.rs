@@ -6,15 +6,16 @@ mod vmcb;
 
 use crate::page::HardwarePage;
 use crate::{Backend, Missing, Physical, Start};
-use addr::{Gpa, Hpa};
+use addr::{Gpa, Hpa, PageSize};
 use core::arch::asm;
 use core::fmt;
+use mmu::Caps;
 use permissions::{IoPermissions, MsrPermissions};
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use switch::Switched;
 use vm::{
     ControlRegisters, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, NestedFault, Registers,
-    Segment, SegmentState, Size, StateMsr, Stay, Vcpu,
+    Segment, SegmentState, StateMsr, Stay, Vcpu,
 };
 use vmcb::{SegmentField, Vmcb, event, exit_code, misc1, misc2, virtual_interrupt};
 use x86::msr::{IA32_EFER, rdmsr, wrmsr};
@@ -39,12 +40,19 @@ pub struct Svm {
     _host_save: HardwarePage<Vmcb>,
     physical: Physical,
     next_rip_save: bool,
+    physical_bits: u8,
 }
 
 impl Backend for Svm {
     type Vcpu = SvmVcpu;
 
+    type Tables = mmu::Npt;
+
     const NAME: &'static str = "SVM with nested paging";
+
+    fn caps(&self, largest: PageSize) -> Caps {
+        Caps::new(self.physical_bits, largest, true)
+    }
 
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
         let cpuid = CpuId::with_cpuid_reader(CpuIdReaderNative);
@@ -65,7 +73,9 @@ impl Backend for Svm {
         unsafe { wrmsr(IA32_EFER, efer | EFER_SVME) };
         // SAFETY: the page is this CPU's for as long as the backend lives.
         unsafe { wrmsr(VM_HSAVE_PA, host_save.address().raw()) };
-        Ok(Self { _host_save: host_save, physical, next_rip_save: features.has_nrip() })
+        let widths = cpuid.get_processor_capacity_feature_info();
+        let physical_bits = widths.map_or(36, |widths| widths.physical_address_bits());
+        Ok(Self { _host_save: host_save, physical, next_rip_save: features.has_nrip(), physical_bits })
     }
 
     fn vcpu(&self, root: Hpa, start: Start) -> SvmVcpu {
@@ -127,7 +137,6 @@ impl SvmVcpu {
         control.iopm_base = io_permissions.address().raw();
         control.msrpm_base = msr_permissions.address().raw();
         control.asid = 1;
-        control.tlb_control = vmcb::FLUSH_ALL;
         control.virtual_interrupt = virtual_interrupt::MASKING;
         control.nested_control = vmcb::NESTED_PAGING;
         control.nested_cr3 = root.raw();
@@ -204,23 +213,6 @@ impl SvmVcpu {
         }
     }
 
-    #[inline]
-    fn exit(&self) -> Exit {
-        let control = &self.vmcb.control;
-        match control.exit_code {
-            exit_code::CPUID => Exit::Cpuid,
-            exit_code::VMMCALL => Exit::Hypercall,
-            exit_code::IOIO => Exit::Io(decode_io(control.exit_info1)),
-            exit_code::MSR if control.exit_info1 == 0 => Exit::ReadMsr,
-            exit_code::MSR => Exit::WriteMsr,
-            exit_code::NPF => Exit::NestedFault(decode_nested_fault(control.exit_info1, control.exit_info2)),
-            exit_code::HLT => Exit::Halt,
-            exit_code::INTR => Exit::ExternalInterrupt,
-            exit_code::VINTR => Exit::InterruptWindow,
-            _ => self.rare_exit(),
-        }
-    }
-
     #[cold]
     fn rare_exit(&self) -> Exit {
         let control = &self.vmcb.control;
@@ -228,7 +220,7 @@ impl SvmVcpu {
             code @ exit_code::EXCEPTION_0..=exit_code::EXCEPTION_31 => {
                 let vector = (code - exit_code::EXCEPTION_0) as u8;
                 let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
-                Exit::Exception(Exception { vector, error_code: has_error_code.then_some(control.exit_info1 as u32) })
+                Exit::Exception(Exception::new(vector, has_error_code.then_some(control.exit_info1 as u32)))
             }
             exit_code::NMI => Exit::Nmi,
             exit_code::INVD => Exit::Instruction(Instruction::Invd),
@@ -276,21 +268,10 @@ fn tsc() -> u64 {
     unsafe { rdtsc() }
 }
 
-/// EXITINFO1 of an IOIO exit (APM figure 15-2).
-#[inline]
-fn decode_io(info: u64) -> Io {
-    let size = match (info >> 4) & 7 {
-        1 => Size::Byte,
-        2 => Size::Word,
-        _ => Size::Dword,
-    };
-    Io { port: (info >> 16) as u16, size, input: info & 1 != 0, string: info & 4 != 0 }
-}
-
 /// EXITINFO1 and EXITINFO2 of a nested page fault (APM section 15.25.6): a page fault's error code, and where.
 #[inline]
 fn decode_nested_fault(error: u64, address: u64) -> NestedFault {
-    NestedFault { address: Gpa::new(address), present: error & 1 != 0, write: error & 2 != 0, fetch: error & 0x10 != 0 }
+    NestedFault::new(Gpa::new(address), error & 2 != 0, error & 0x10 != 0, error & 1 != 0)
 }
 
 impl Registers for SvmVcpu {
@@ -335,7 +316,7 @@ impl Vcpu for SvmVcpu {
     const HYPERCALL: Known = Known::Vmmcall;
 
     #[inline]
-    fn enter(&mut self) -> Exit {
+    fn enter(&mut self) {
         if !self.guest_loaded {
             self.load_guest();
         }
@@ -348,7 +329,27 @@ impl Vcpu for SvmVcpu {
         if control.exit_interrupt_info & event::VALID != 0 {
             self.redeliver();
         }
-        self.exit()
+    }
+
+    #[inline]
+    fn exit(&self) -> Exit {
+        let control = &self.vmcb.control;
+        match control.exit_code {
+            exit_code::CPUID => Exit::Cpuid,
+            exit_code::VMMCALL => Exit::Hypercall,
+            exit_code::IOIO => Exit::Io(Io::from_svm(control.exit_info1)),
+            exit_code::MSR if control.exit_info1 == 0 => Exit::ReadMsr,
+            exit_code::MSR => Exit::WriteMsr,
+            exit_code::NPF => Exit::NestedFault(decode_nested_fault(control.exit_info1, control.exit_info2)),
+            exit_code::HLT => Exit::Halt,
+            exit_code::INTR => Exit::ExternalInterrupt,
+            exit_code::VINTR => Exit::InterruptWindow,
+            _ => self.rare_exit(),
+        }
+    }
+
+    fn flush(&mut self) {
+        self.vmcb.control.tlb_control = vmcb::FLUSH_ALL;
     }
 
     fn leave(&mut self) {
@@ -435,9 +436,10 @@ impl Vcpu for SvmVcpu {
         self.vmcb.control.event_injection = event::VALID
             | match event {
                 Event::Interrupt(vector) => event::TYPE_INTERRUPT | u64::from(vector),
-                Event::Exception(Exception { vector, error_code }) => {
-                    let error = error_code.map_or(0, |code| event::ERROR_CODE_VALID | u64::from(code) << 32);
-                    event::TYPE_EXCEPTION | u64::from(vector) | error
+                Event::Exception(exception) => {
+                    let error =
+                        exception.error_code().map_or(0, |code| event::ERROR_CODE_VALID | u64::from(code) << 32);
+                    event::TYPE_EXCEPTION | u64::from(exception.vector()) | error
                 }
             };
     }
@@ -493,17 +495,20 @@ impl Drop for SvmVcpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm::Size;
 
     #[test]
     fn io_exits_are_decoded_as_the_manual_draws_them() {
-        // IN AL, DX at port 3F8h; REP OUTSW at port 70h.
-        assert_eq!(decode_io(0x03f8_0011), Io { port: 0x3f8, size: Size::Byte, input: true, string: false });
-        assert_eq!(decode_io(0x0070_002c), Io { port: 0x70, size: Size::Word, input: false, string: true });
+        // IN AL, DX at port 3F8h; REP OUTSW at port 70h, with the address size and segment that it has besides.
+        let io = Io::from_svm(0x03f8_0011);
+        assert_eq!((io.port(), io.size(), io.is_input(), io.is_string()), (0x3f8, Size::Byte, true, false));
+        let io = Io::from_svm(0x0070_0e2c);
+        assert_eq!((io.port(), io.size(), io.is_input(), io.is_string()), (0x70, Size::Word, false, true));
     }
 
     #[test]
     fn nested_faults_are_decoded_as_page_faults() {
         let fault = decode_nested_fault(0x1_0000_0006, 0x1234_5678);
-        assert_eq!(fault, NestedFault { address: Gpa::new(0x1234_5678), write: true, fetch: false, present: false });
+        assert_eq!(fault, NestedFault::new(Gpa::new(0x1234_5678), true, false, false));
     }
 }

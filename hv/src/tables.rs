@@ -1,0 +1,73 @@
+//! What the table library needs of the machine: a descriptor beside every frame, and the domain of its grace periods.
+
+use crate::frames;
+use crate::paging;
+use crate::timer;
+use addr::{Hpa, PAGE_SIZE, Pfn};
+use mmu::TableDesc;
+use rcu::{Cpu, Domain, Head, Platform, Slot};
+use spin::Once;
+
+/// As many CPUs as can take part.
+const MAX_CPUS: usize = 64;
+
+/// Table pages that may wait on one CPU before it hurries.
+const BACKLOG_LIMIT: u64 = 4096;
+
+/// The machine, to `rcu`.
+pub(crate) struct Machine {
+    descriptors: &'static [TableDesc],
+}
+
+impl Platform for Machine {
+    fn head(&self, page: Pfn) -> &Head {
+        self.descriptors[page.raw() as usize].head()
+    }
+
+    /// The boot CPU is the only one, and what it unlinks it unlinks outside of guest mode.
+    fn kick(&self, _cpu: usize) {}
+
+    fn now(&self) -> u64 {
+        timer::tsc()
+    }
+}
+
+static DOMAIN: Once<Domain<Machine, [Slot; MAX_CPUS]>> = Once::new();
+
+/// Makes a descriptor for every frame below `top`. None if there is no room for them.
+///
+/// # Safety
+/// Once, when the hypervisor's own tables map all of the machine's memory.
+pub(crate) unsafe fn init(top: Hpa) -> Option<()> {
+    let frames = top.raw().div_ceil(PAGE_SIZE) as usize;
+    let bytes = frames * size_of::<TableDesc>();
+    let array = paging::direct(frames::alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start());
+    let array = array.cast::<TableDesc>();
+    for frame in 0..frames {
+        // SAFETY: the array's frames are nobody else's, and hold this many.
+        unsafe { array.add(frame).write(TableDesc::new()) };
+    }
+    // SAFETY: written just now, and never given back.
+    let descriptors = unsafe { core::slice::from_raw_parts(array, frames) };
+    DOMAIN.call_once(|| Domain::new(Machine { descriptors }, BACKLOG_LIMIT));
+    Some(())
+}
+
+fn domain() -> &'static Domain<Machine, [Slot; MAX_CPUS]> {
+    DOMAIN.get().expect("`init` comes before the first VM")
+}
+
+/// The descriptors, by frame number.
+pub(crate) fn descriptors() -> &'static [TableDesc] {
+    domain().platform().descriptors
+}
+
+/// A space for the tables of a new VM.
+pub(crate) fn new_space() -> rcu::Space {
+    rcu::Space::new(domain())
+}
+
+/// This CPU's part in the grace periods.
+pub(crate) fn register(cpu: usize) -> Cpu<'static, Machine> {
+    domain().register(cpu).expect("each CPU registers once")
+}
