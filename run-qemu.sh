@@ -2,20 +2,32 @@
 # The short way to `cargo xtask run`: see `./run-qemu.sh --help`. On a machine without Rust it gets Debian's first.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+oldest=88 # of Rust 1, as Cargo.toml's rust-version
 
-apt_install() {
-    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
-    [ "$(id -u)" = 0 ] || apt=(sudo -n "${apt[@]}")
-    command -v apt-get >/dev/null || return 1
-    "${apt[@]}" install --no-install-recommends "$@" || { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends "$@"; }
+# Also from where rustup puts it, for a shell that is older than that.
+PATH=$PATH:$HOME/.cargo/bin
+
+has_rust() {
+    command -v cargo >/dev/null || return 1
+    local version
+    version=$(cd "$root" && rustc --version) || return 1
+    version=${version#rustc 1.}
+    [ "${version%%.*}" -ge "$oldest" ]
 }
 
-# Where rustup puts it, for a shell that is older than that.
-command -v cargo >/dev/null || PATH=$PATH:$HOME/.cargo/bin
-if ! command -v cargo >/dev/null; then
-    echo "run-qemu.sh: no cargo here; installing cargo-web and rustc-web …" >&2
-    if ! apt_install cargo-web rustc-web >&2; then
-        echo "run-qemu.sh: install Rust 1.88 or later, one of:" >&2
+apt_install() {
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300)
+    [ "$(id -u)" = 0 ] || apt=(sudo -n "${apt[@]}")
+    command -v apt-get >/dev/null || return 1
+    # Old lists name versions that are too old.
+    "${apt[@]}" update || true
+    "${apt[@]}" install --no-install-recommends "$@"
+}
+
+if ! has_rust; then
+    echo "run-qemu.sh: no Rust 1.$oldest here; installing cargo-web and rustc-web …" >&2
+    if ! apt_install cargo-web rustc-web >&2 || ! has_rust; then
+        echo "run-qemu.sh: install Rust 1.$oldest or later, one of:" >&2
         echo "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh" >&2
         echo "  Debian: apt-get install --no-install-recommends cargo-web rustc-web" >&2
         exit 2

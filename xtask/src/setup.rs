@@ -145,9 +145,10 @@ pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
         anyhow::ensure!(output.status.success(), "apt-get {} failed: {}", arguments[0], errors.trim());
         Ok(())
     };
+    // Old lists name packages that are gone, or older than those that will do; without a network, they are all there is.
+    let updated = apt(&["update"]);
     let install = [&["install", "--no-install-recommends"], packages].concat();
-    // Lists that are out of date or missing are the usual reason to fail: they are fetched only then.
-    let result = apt(&install).or_else(|_| apt(&["update"]).and_then(|()| apt(&install)));
+    let result = apt(&install).map_err(|error| updated.err().unwrap_or(error));
     step.end(if result.is_ok() { "done" } else { "failed" });
     result
 }
