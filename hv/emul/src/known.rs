@@ -12,7 +12,6 @@ macro_rules! known {
         }
 
         impl Known {
-            #[cfg(test)]
             pub(crate) const ALL: &[Self] = &[$(Self::$name),+];
 
             /// The bytes without redundant prefixes.
@@ -87,20 +86,36 @@ known! {
 }
 
 impl Known {
-    /// The length, if `first` (the bytes at RIP, the lowest first) is the instruction without prefixes. None sends the
-    /// caller to [`decode`](Self::decode). A few instructions where `self` is a constant.
-    #[inline]
-    pub const fn length(self, first: u32) -> Option<u64> {
+    /// The bytes as a number, and which bits of it count.
+    const fn pattern(self) -> (u32, u32) {
         let encoding = self.encoding();
-        let bytes = first.to_le_bytes();
-        let mut n = 0;
+        let (mut bytes, mut mask, mut n) = (0, 0, 0);
         while n < encoding.len() {
-            if bytes[n] != encoding[n] {
-                return None;
-            }
+            bytes |= (encoding[n] as u32) << (8 * n);
+            mask |= 0xff << (8 * n);
             n += 1;
         }
-        Some(encoding.len() as u64)
+        (bytes, mask)
+    }
+
+    /// Each instruction's bytes, which of them count, and how many.
+    const PATTERNS: [(u32, u32, u64); Self::ALL.len()] = {
+        let mut patterns = [(0, 0, 0); Self::ALL.len()];
+        let mut n = 0;
+        while n < patterns.len() {
+            let (bytes, mask) = Self::ALL[n].pattern();
+            patterns[n] = (bytes, mask, Self::ALL[n].encoding().len() as u64);
+            n += 1;
+        }
+        patterns
+    };
+
+    /// The length, if `first` (the bytes at RIP, the lowest first) is the instruction without prefixes. None sends the
+    /// caller to [`decode`](Self::decode).
+    #[inline]
+    pub const fn length(self, first: u32) -> Option<u64> {
+        let (bytes, mask, length) = Self::PATTERNS[self as usize];
+        if first & mask == bytes { Some(length) } else { None }
     }
 
     /// The length with whatever prefixes `bytes` have. [`DecodeError::Unexpected`] if they are another instruction.

@@ -123,24 +123,28 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     }
 
     /// Handles one exit.
-    #[inline]
+    ///
+    /// Inlined into the loop, and with one place where instructions are skipped, so that a common exit calls nothing.
+    #[inline(always)]
     pub fn handle<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit) -> Flow {
-        match exit {
+        let done = match exit {
             Exit::Cpuid => self.cpuid(vcpu),
             Exit::Hypercall => {
                 hypercall::call(vcpu);
-                self.skip(vcpu, V::HYPERCALL)
+                Ok(V::HYPERCALL)
             }
-            Exit::Io(io) if !io.is_string() => self.io(vcpu, io),
-            Exit::ReadMsr => self.read_msr(vcpu),
-            Exit::WriteMsr => self.write_msr(vcpu),
-            Exit::NestedFault(fault) => self.nested_fault(vcpu, fault),
-            Exit::InterruptWindow => {
-                vcpu.request_window(false);
-                self.deliver(vcpu);
+            Exit::ReadMsr => Self::read_msr(vcpu),
+            Exit::WriteMsr => Self::write_msr(vcpu),
+            Exit::Io(io) if !io.is_string() => return self.io(vcpu, io),
+            Exit::NestedFault(fault) => return self.nested_fault(vcpu, fault),
+            _ => return self.rare(vcpu),
+        };
+        match done {
+            Ok(known) => self.skip(vcpu, known),
+            Err(event) => {
+                vcpu.inject(event);
                 Flow::Resume
             }
-            _ => self.rare(vcpu),
         }
     }
 
@@ -161,38 +165,29 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         }
     }
 
-    fn cpuid<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+    #[inline(always)]
+    fn cpuid<V: Vcpu>(&self, vcpu: &mut V) -> Result<Known, Event> {
         let leaf = self.cpuid.get(vcpu.gpr(Gpr::RAX) as u32, vcpu.gpr(Gpr::RCX) as u32);
         vcpu.set_gpr(Gpr::RAX, leaf.eax.into());
         vcpu.set_gpr(Gpr::RBX, leaf.ebx.into());
         vcpu.set_gpr(Gpr::RCX, leaf.ecx.into());
         vcpu.set_gpr(Gpr::RDX, leaf.edx.into());
-        self.skip(vcpu, Known::Cpuid)
+        Ok(Known::Cpuid)
     }
 
-    fn read_msr<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
-        match msr::read(vcpu, vcpu.gpr(Gpr::RCX) as u32) {
-            Ok(value) => {
-                vcpu.set_gpr(Gpr::RAX, value & 0xffff_ffff);
-                vcpu.set_gpr(Gpr::RDX, value >> 32);
-                self.skip(vcpu, Known::Rdmsr)
-            }
-            Err(msr::Refused) => {
-                vcpu.inject(Event::GENERAL_PROTECTION);
-                Flow::Resume
-            }
-        }
+    #[inline(always)]
+    fn read_msr<V: Vcpu>(vcpu: &mut V) -> Result<Known, Event> {
+        let value = msr::read(vcpu, vcpu.gpr(Gpr::RCX) as u32).map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
+        vcpu.set_gpr(Gpr::RAX, value & 0xffff_ffff);
+        vcpu.set_gpr(Gpr::RDX, value >> 32);
+        Ok(Known::Rdmsr)
     }
 
-    fn write_msr<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+    #[inline(always)]
+    fn write_msr<V: Vcpu>(vcpu: &mut V) -> Result<Known, Event> {
         let value = vcpu.gpr(Gpr::RDX) << 32 | vcpu.gpr(Gpr::RAX) & 0xffff_ffff;
-        match msr::write(vcpu, vcpu.gpr(Gpr::RCX) as u32, value) {
-            Ok(()) => self.skip(vcpu, Known::Wrmsr),
-            Err(msr::Refused) => {
-                vcpu.inject(Event::GENERAL_PROTECTION);
-                Flow::Resume
-            }
-        }
+        msr::write(vcpu, vcpu.gpr(Gpr::RCX) as u32, value).map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
+        Ok(Known::Wrmsr)
     }
 }
 
@@ -235,8 +230,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         }
     }
 
-    /// Goes on behind the exiting instruction, which the exit says is a `known` one. Inlined where that is a constant, so
-    /// that comparing its bytes is comparing a number.
+    /// Goes on behind the exiting instruction, which the exit says is a `known` one.
     #[inline(always)]
     fn skip<V: Vcpu>(&mut self, vcpu: &mut V, known: Known) -> Flow {
         if let Some(rip) = vcpu.next_rip() {
@@ -245,7 +239,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         }
         let bitness = Self::bitness(vcpu);
         let at = Self::code_address(vcpu, bitness);
-        let first = self.code.fetch_u32(&self.memory, &Self::controls(vcpu), &self.features, at, Self::privilege(vcpu));
+        let first = self.code.fetch_u32(&self.memory, &Self::controls(vcpu), &self.features, at, Self::fetch_privilege(vcpu));
         match first.and_then(|first| known.length(first)) {
             Some(length) => {
                 vcpu.resume_at(bitness.advance(vcpu.rip(), length));

@@ -100,7 +100,7 @@ impl<S: Copy> FetchCache<S> {
 
     /// The first four bytes at `gva`, an instruction's, the lowest first. None if they are not all to be had at once:
     /// they lie in two pages, or the fetch faults. [`fetch`](crate::fetch) then tells more.
-    #[inline]
+    #[inline(always)]
     pub fn fetch_u32<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
