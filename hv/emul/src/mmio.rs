@@ -127,7 +127,6 @@ pub enum Outcome {
 }
 
 /// Decodes an instruction that accesses memory. [`DecodeError::Unexpected`] for one that isn't emulated.
-#[inline]
 pub fn decode(bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
     match fast::decode(bytes, bitness) {
         Some(mmio) => Ok(mmio),
@@ -168,6 +167,7 @@ impl Memo {
     }
 
     /// As the function [`decode`], and kept for [`get`](Self::get).
+    #[cold]
     pub fn decode(&mut self, bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
         let mmio = decode(bytes, bitness)?;
         if let Some(first) = bytes.first_chunk::<8>()

@@ -6,7 +6,7 @@
 //!
 //! * [`translate`] does one walk, for every paging mode (Intel SDM vol. 3 chapter 4, AMD APM vol. 2 chapter 5), and gives
 //!   the guest-physical address or the exact page fault.
-//! * [`fetch`], [`read`] and [`write`] move bytes at linear addresses, across a page boundary too.
+//! * [`fetch`], [`read`] and [`write()`] move bytes at linear addresses, across a page boundary too.
 //! * [`FetchCache`] makes the fetch from the same page again cheap, and is still exact (see [`cache`]).
 //!
 //! The environment gives guest memory through [`PhysMem`] and, for the cache, [`SlotMem`].
@@ -177,7 +177,7 @@ pub enum Fault {
     /// The address is not canonical: the guest gets #GP(0), or #SS(0) if the access was through SS.
     NonCanonical,
     /// A table, or the memory that bytes were asked of, lies where the environment has none (or, for accessed and dirty
-    /// bits and [`write`], none that can be written).
+    /// bits and [`write()`], none that can be written).
     Unbacked(Gpa),
     /// Other CPUs kept changing the entries whose accessed bit was to be set. Enter the guest and let it try again.
     Contended,

@@ -29,11 +29,11 @@ pub struct Controls {
 /// What the guest's processor can do, as its CPUID tells it. Constant for a virtual machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// Width of physical addresses in bits, 32 to 52 (CPUID 8000_0008 EAX[7:0]).
+    /// Width of physical addresses in bits, 32 to 52 (CPUID 8000_0008 EAX bits 7:0).
     pub maxphyaddr: u8,
-    /// 1 GiB pages in long mode (CPUID 8000_0001 EDX[26]).
+    /// 1 GiB pages in long mode (CPUID 8000_0001 EDX bit 26).
     pub pages_1g: bool,
-    /// 40-bit addresses of 4 MiB pages (CPUID 1 EDX[17]).
+    /// 40-bit addresses of 4 MiB pages (CPUID 1 EDX bit 17).
     pub pse36: bool,
     /// Bit 8 of entries in the two top levels of long mode is reserved, as AMD has it; Intel ignores it.
     pub pml4e_bit8_reserved: bool,

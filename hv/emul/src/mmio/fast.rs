@@ -40,7 +40,7 @@ impl Rest<'_> {
 }
 
 /// None for anything else, and for too few bytes: the general decoder tells which.
-#[inline]
+#[inline(always)]
 pub(super) fn decode(bytes: &[u8], bitness: Bitness) -> Option<Mmio> {
     let size = match bitness {
         Bitness::Bits16 => return None,

@@ -219,7 +219,7 @@ pub(crate) fn memory() -> impl Strategy<Value = Ram> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_500, ..ProptestConfig::default() })]
 
     #[test]
     fn walks_agree_with_the_model(ram in memory(), paging in paging_state(), gva in address(), access in any_access()) {
@@ -251,7 +251,7 @@ proptest! {
 fn the_model_finds_pages_of_every_size() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut seen = std::collections::BTreeSet::new();
-    for _ in 0..10_000 {
+    for _ in 0..5_000 {
         let (ram, paging, gva) = (memory(), paging_state(), address()).new_tree(&mut runner).unwrap().current();
         let found = translate(
             &ram,
