@@ -50,9 +50,9 @@ pub(crate) struct Args {
     /// The guest's memory
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     mem: Size,
-    /// The largest page that maps the guest's memory
-    #[arg(long, value_enum, default_value = "2m")]
-    pages: Pages,
+    /// The largest page that maps the guest's memory [default: 4k for exit-latency, which touches such pages; else 2m]
+    #[arg(long, value_enum)]
+    pages: Option<Pages>,
     /// Kill the machine after this time
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
@@ -169,6 +169,7 @@ impl Args {
     fn trial(&self, machine: &Machine, images: Option<&Images>, guest: PathBuf) -> Trial {
         let level = self.log.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
         let words = format!("log={level} {}", self.hv_words);
+        let is_latency = guest.file_name().is_some_and(|name| name == "exit-latency");
         Trial {
             machine: machine.clone(),
             hypervisor: images.map(|images| Hypervisor { file: images.hv(), words }),
@@ -176,7 +177,7 @@ impl Args {
                 image: Image::new(guest, self.cmdline.clone()),
                 modules: self.module.iter().map(|module| parse_module(module)).collect(),
                 memory: self.mem,
-                pages: self.pages,
+                pages: self.pages.unwrap_or(if is_latency { Pages::Small } else { Pages::Large }),
             },
             timeout: Duration::from_secs(self.timeout.into()),
             limit: self.limit.map(|seconds| Duration::from_secs(seconds.into())),

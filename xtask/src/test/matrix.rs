@@ -135,7 +135,7 @@ const fn lacking(name: &'static str, cpu: &'static str, text: &'static str) -> R
 pub(super) const ROWS: [Row; 20] = [
     Row { name: "smoke", ..USUAL },
     Row { name: "smoke-4k", pages: Pages::Small, alone: None, ..USUAL },
-    Row { name: "exit-latency", source: Source::Guest("exit-latency"), ..USUAL },
+    Row { name: "exit-latency", source: Source::Guest("exit-latency"), pages: Pages::Small, ..USUAL },
     Row {
         name: "multiboot",
         source: Source::Guest("multiboot"),
