@@ -159,6 +159,11 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
                 vcpu.inject(Event::UNDEFINED);
                 Flow::Resume
             }
+            Exit::InterruptWindow => {
+                vcpu.request_window(false);
+                self.deliver(vcpu);
+                Flow::Resume
+            }
             Exit::Shutdown => Flow::Stop(Stop::TripleFault),
             Exit::InvalidState => Flow::Stop(Stop::Unhandled("the processor refused the guest's state")),
             _ => Flow::Stop(Stop::Unhandled("an exit that was not asked for")),
