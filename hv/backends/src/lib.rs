@@ -1,13 +1,16 @@
-//! Hardware virtualization behind one trait: AMD's SVM.
+//! Hardware virtualization behind one trait: AMD's SVM and Intel's VMX.
 //!
 //! A backend is chosen once, at boot, and everything above is compiled for it: nothing on the exit path is called through a
 //! pointer. What a backend tells of an exit is [`vm::Exit`]; what it offers the handlers is [`vm::Vcpu`].
 #![no_std]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod page;
 pub mod svm;
+pub mod vmx;
 
 use addr::{Gpa, Hpa, PageSize};
 use core::fmt;
@@ -36,16 +39,13 @@ impl fmt::Display for Missing {
     }
 }
 
-/// One vendor's virtualization, switched on on this CPU.
-pub trait Backend: Sized {
+/// One vendor's virtualization, switched on on this CPU. Displays as its name and what this processor has of it.
+pub trait Backend: Sized + fmt::Display {
     /// Its virtual CPU.
     type Vcpu: vm::Vcpu;
 
     /// The format of the nested tables.
     type Tables: Format<Input = Gpa, Table = [AtomicU64; 512]>;
-
-    /// For reports.
-    const NAME: &'static str;
 
     /// Checks that this CPU has all that is needed, and switches it on.
     ///

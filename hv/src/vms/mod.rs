@@ -11,6 +11,7 @@ use crate::verdict::{self, Verdict};
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use backends::svm::Svm;
+use backends::vmx::Vmx;
 use backends::{Backend, Start};
 use core::fmt;
 use devices::MachineConfig;
@@ -26,14 +27,20 @@ pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
         .plan(boot.modules.len())
         .unwrap_or_else(|error| verdict::end(Verdict::Usage, format_args!("command line: {error}")));
     // SAFETY: this is the boot CPU, at ring 0 with interrupts off.
-    match unsafe { Svm::enable(|pointer| paging::physical(pointer)) } {
+    let no_svm = match unsafe { Svm::enable(|pointer| paging::physical(pointer)) } {
         Ok(svm) => run_plans(&svm, boot, &plans),
-        Err(missing) => verdict::end(Verdict::NoVirtualization, format_args!("this machine lacks {missing}")),
-    }
+        Err(missing) => missing,
+    };
+    // SAFETY: as above.
+    let no_vmx = match unsafe { Vmx::enable(|pointer| paging::physical(pointer)) } {
+        Ok(vmx) => run_plans(&vmx, boot, &plans),
+        Err(missing) => missing,
+    };
+    verdict::end(Verdict::NoVirtualization, format_args!("this machine lacks {no_svm}; it lacks {no_vmx}"))
 }
 
 fn run_plans<B: Backend>(backend: &B, boot: &BootInfo, plans: &[VmPlan]) -> ! {
-    log::info!("backend: {}", B::NAME);
+    log::info!("backend: {backend}");
     emul::warm_up();
     let [plan] = plans else {
         verdict::end(

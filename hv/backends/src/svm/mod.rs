@@ -48,8 +48,6 @@ impl Backend for Svm {
 
     type Tables = mmu::Npt;
 
-    const NAME: &'static str = "SVM with nested paging";
-
     fn caps(&self, largest: PageSize) -> Caps {
         Caps::new(self.physical_bits, largest, true)
     }
@@ -80,6 +78,12 @@ impl Backend for Svm {
 
     fn vcpu(&self, root: Hpa, start: Start) -> SvmVcpu {
         SvmVcpu::new(self, root, start)
+    }
+}
+
+impl fmt::Display for Svm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SVM with nested paging, {}next-RIP save", if self.next_rip_save { "" } else { "no " })
     }
 }
 

@@ -1,0 +1,119 @@
+//! CR0 and CR4: which bits are the guest's own, and what becomes of a write to the others. Pure.
+//!
+//! Most bits are the guest's: it changes them without an exit, and the processor makes what follows of them (long mode,
+//! PDPTEs, flushes, faults). A write exits only if it changes what the guest reads of a bit that is not its own. If the
+//! guest may have that value, the read shadow takes it and the instruction runs again: it changes no such bit any more, so
+//! the processor carries it out, with all that it checks and loads.
+
+use super::capabilities::Capabilities;
+
+pub(super) const CR0_PE: u64 = 1 << 0;
+pub(super) const CR0_ET: u64 = 1 << 4;
+pub(super) const CR0_NW: u64 = 1 << 29;
+pub(super) const CR0_CD: u64 = 1 << 30;
+pub(super) const CR0_PG: u64 = 1 << 31;
+
+const CR4_MCE: u64 = 1 << 6;
+
+/// VME, PVI, TSD, DE, PSE, PAE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, FSGSBASE, SMEP, SMAP: what needs nothing from the
+/// hypervisor. A processor that lacks one answers with #GP itself.
+const CR4_GUESTS: u64 = 0x3f | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 16 | 1 << 20 | 1 << 21;
+
+/// A write that the processor would answer with #GP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused;
+
+/// A control register with bits that are not the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shadowed {
+    /// Those bits: the guest/host mask.
+    pub(super) mask: u64,
+    /// What they really are.
+    pub(super) real: u64,
+}
+
+impl Shadowed {
+    /// CR0: the bits fixed to 1 (but those that an unrestricted guest may clear), and the caches, which are the host's.
+    pub(super) const fn cr0(capabilities: &Capabilities) -> Self {
+        let free = if capabilities.features.unrestricted_guest { CR0_PE | CR0_PG } else { 0 };
+        let ones = capabilities.cr0_ones & !free;
+        Self { mask: ones | CR0_CD | CR0_NW, real: ones }
+    }
+
+    /// CR4: the bits fixed to 1, machine checks as the host has them, and all that the guest is not offered.
+    pub(super) const fn cr4(capabilities: &Capabilities, host_cr4: u64) -> Self {
+        let mask = !CR4_GUESTS | capabilities.cr4_ones;
+        Self { mask, real: capabilities.cr4_ones | host_cr4 & CR4_MCE }
+    }
+
+    /// The register's real value if the guest reads `value`.
+    pub(super) const fn real(self, value: u64) -> u64 {
+        value & !self.mask | self.real
+    }
+
+    /// What the guest reads, from the real value and the read shadow.
+    pub(super) const fn guest(self, real: u64, shadow: u64) -> u64 {
+        real & !self.mask | shadow & self.mask
+    }
+}
+
+/// Whether CR0 takes `value`, as far as the bits that are not the guest's own have to do with it (Intel SDM vol. 2, MOV to
+/// control registers).
+pub(super) const fn check_cr0(value: u64) -> Result<(), Refused> {
+    if value >> 32 != 0 || value & (CR0_NW | CR0_CD) == CR0_NW { Err(Refused) } else { Ok(()) }
+}
+
+/// The same for CR4.
+pub(super) const fn check_cr4(value: u64) -> Result<(), Refused> {
+    if value & !(CR4_GUESTS | CR4_MCE) != 0 { Err(Refused) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmx::capabilities::tests::skylake;
+
+    fn capabilities() -> Capabilities {
+        Capabilities::read(skylake).expect("nothing is missing")
+    }
+
+    const NE: u64 = 1 << 5;
+    const VMXE: u64 = 1 << 13;
+
+    #[test]
+    fn an_unrestricted_guest_starts_unpaged() {
+        let cr0 = Shadowed::cr0(&capabilities());
+        assert_eq!(cr0.real(CR0_PE | CR0_ET), CR0_PE | CR0_ET | NE);
+        assert_eq!(cr0.guest(CR0_PE | CR0_ET | NE, CR0_PE | CR0_ET), CR0_PE | CR0_ET);
+        // Caches and NE exit, paging does not.
+        assert_eq!(cr0.mask, NE | CR0_CD | CR0_NW);
+    }
+
+    #[test]
+    fn a_restricted_guest_exits_when_it_turns_paging_on() {
+        let mut capabilities = capabilities();
+        capabilities.features.unrestricted_guest = false;
+        let cr0 = Shadowed::cr0(&capabilities);
+        assert_eq!(cr0.mask & (CR0_PE | CR0_PG), CR0_PE | CR0_PG);
+        assert_eq!(cr0.real(CR0_PE) & CR0_PG, CR0_PG);
+    }
+
+    #[test]
+    fn vmx_and_machine_checks_are_not_the_guests() {
+        let cr4 = Shadowed::cr4(&capabilities(), CR4_MCE);
+        assert_eq!(cr4.real(0x20), 0x20 | VMXE | CR4_MCE);
+        assert_eq!(cr4.guest(0x20 | VMXE | CR4_MCE, 0), 0x20);
+        assert_eq!(check_cr4(0x20 | CR4_MCE), Ok(()));
+        // VMXE, PCIDE, OSXSAVE, LA57, reserved.
+        for bit in [13, 17, 18, 12, 63] {
+            assert_eq!(check_cr4(1 << bit), Err(Refused), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn no_write_through_without_cache_disable() {
+        assert_eq!(check_cr0(CR0_PE | CR0_NW), Err(Refused));
+        assert_eq!(check_cr0(CR0_PE | CR0_NW | CR0_CD), Ok(()));
+        assert_eq!(check_cr0(1 << 32), Err(Refused));
+    }
+}

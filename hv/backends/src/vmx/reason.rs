@@ -1,0 +1,139 @@
+//! Exit reasons and exit qualifications, and what they are in the form that both vendors share (Intel SDM vol. 3,
+//! section 28.2 and appendix C).
+
+use addr::Gpa;
+use vm::{Io, NestedFault, Size};
+
+/// Basic exit reasons.
+pub(super) const EXCEPTION_OR_NMI: u64 = 0;
+pub(super) const EXTERNAL_INTERRUPT: u64 = 1;
+pub(super) const TRIPLE_FAULT: u64 = 2;
+pub(super) const INTERRUPT_WINDOW: u64 = 7;
+pub(super) const TASK_SWITCH: u64 = 9;
+pub(super) const CPUID: u64 = 10;
+pub(super) const GETSEC: u64 = 11;
+pub(super) const HLT: u64 = 12;
+pub(super) const INVD: u64 = 13;
+pub(super) const VMCALL: u64 = 18;
+pub(super) const VMCLEAR: u64 = 19;
+pub(super) const VMXON: u64 = 27;
+pub(super) const CONTROL_REGISTER: u64 = 28;
+pub(super) const IO: u64 = 30;
+pub(super) const RDMSR: u64 = 31;
+pub(super) const WRMSR: u64 = 32;
+pub(super) const MWAIT: u64 = 36;
+pub(super) const MONITOR: u64 = 39;
+pub(super) const EPT_VIOLATION: u64 = 48;
+pub(super) const EPT_MISCONFIGURATION: u64 = 49;
+pub(super) const INVEPT: u64 = 50;
+pub(super) const PREEMPTION_TIMER: u64 = 52;
+pub(super) const INVVPID: u64 = 53;
+pub(super) const XSETBV: u64 = 55;
+
+/// The entry failed after the host's state was left: bit 31 of the exit reason.
+pub(super) const ENTRY_FAILED: u64 = 1 << 31;
+
+/// Exits that can come while an event is being delivered, and those that this backend deals with by itself.
+const RARE: u64 =
+    1 << EXCEPTION_OR_NMI | 1 << TASK_SWITCH | 1 << CONTROL_REGISTER | 1 << EPT_VIOLATION | 1 << EPT_MISCONFIGURATION;
+
+/// Whether there is more to do than to report the exit.
+#[inline(always)]
+pub(super) const fn is_rare(reason: u64) -> bool {
+    reason < 64 && RARE >> reason & 1 != 0
+}
+
+/// The qualification of an exit for I/O (SDM table 28-5).
+#[inline]
+pub(super) const fn io(qualification: u64) -> Io {
+    let size = match qualification & 7 {
+        0 => Size::Byte,
+        1 => Size::Word,
+        _ => Size::Dword,
+    };
+    let (input, string) = (qualification & 1 << 3 != 0, qualification & 1 << 4 != 0);
+    Io::new((qualification >> 16) as u16, size, input, string)
+}
+
+/// The qualification of an EPT violation (SDM table 28-7), and where it was.
+#[inline]
+pub(super) const fn nested_fault(qualification: u64, address: u64) -> NestedFault {
+    const WRITE: u64 = 1 << 1;
+    const FETCH: u64 = 1 << 2;
+    // What the translation allowed, if there was one.
+    const READABLE_WRITABLE_EXECUTABLE: u64 = 7 << 3;
+    NestedFault::new(
+        Gpa::new(address),
+        qualification & WRITE != 0,
+        qualification & FETCH != 0,
+        qualification & READABLE_WRITABLE_EXECUTABLE != 0,
+    )
+}
+
+/// An access to a control register that exits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CrAccess {
+    /// MOV to CRn from a general register.
+    Write { cr: u8, gpr: u8 },
+    /// MOV from CRn to a general register.
+    Read { cr: u8, gpr: u8 },
+    /// CLTS.
+    Clts,
+    /// LMSW of these four bits.
+    Lmsw(u8),
+}
+
+/// The qualification of an exit for a control register (SDM table 28-3).
+pub(super) const fn cr_access(qualification: u64) -> CrAccess {
+    let (cr, gpr) = ((qualification & 15) as u8, (qualification >> 8 & 15) as u8);
+    match qualification >> 4 & 3 {
+        0 => CrAccess::Write { cr, gpr },
+        1 => CrAccess::Read { cr, gpr },
+        2 => CrAccess::Clts,
+        _ => CrAccess::Lmsw((qualification >> 16 & 15) as u8),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_exits_are_decoded_as_the_manual_draws_them() {
+        // IN AL, DX at port 3F8h; REP OUTSW at port 70h; OUT 80h, EAX.
+        let decoded = [0x03f8_0008, 0x0070_0031, 0x0080_0043].map(|qualification| {
+            let io = io(qualification);
+            (io.port(), io.size(), io.is_input(), io.is_string())
+        });
+        let expected =
+            [(0x3f8, Size::Byte, true, false), (0x70, Size::Word, false, true), (0x80, Size::Dword, false, false)];
+        assert_eq!(decoded, expected);
+    }
+
+    #[test]
+    fn ept_violations_tell_access_and_translation() {
+        let at = Gpa::new(0x1234_5678);
+        // A write on a guest's page walk's target (bits 8:7); a fetch; a write to a read-only page.
+        assert_eq!(nested_fault(0x182, 0x1234_5678), NestedFault::new(at, true, false, false));
+        assert_eq!(nested_fault(0x184, 0x1234_5678), NestedFault::new(at, false, true, false));
+        assert_eq!(nested_fault(0x1aa, 0x1234_5678), NestedFault::new(at, true, false, true));
+    }
+
+    #[test]
+    fn control_register_accesses_are_told_apart() {
+        assert_eq!(cr_access(0x0300), CrAccess::Write { cr: 0, gpr: 3 });
+        assert_eq!(cr_access(0x0f13), CrAccess::Read { cr: 3, gpr: 15 });
+        assert_eq!(cr_access(0x20), CrAccess::Clts);
+        assert_eq!(cr_access(0x000b_0030), CrAccess::Lmsw(0xb));
+    }
+
+    #[test]
+    fn exits_in_the_midst_of_a_delivery_are_not_missed() {
+        for reason in [EXCEPTION_OR_NMI, TASK_SWITCH, EPT_VIOLATION, EPT_MISCONFIGURATION, CONTROL_REGISTER] {
+            assert!(is_rare(reason));
+        }
+        for reason in [CPUID, VMCALL, IO, RDMSR, WRMSR, HLT, ENTRY_FAILED | 33, u64::MAX] {
+            assert!(!is_rare(reason));
+        }
+    }
+}

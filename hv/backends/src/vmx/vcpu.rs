@@ -1,0 +1,624 @@
+//! One virtual CPU under VMX.
+
+use super::Vmx;
+use super::capabilities::{Capabilities, Features};
+use super::control_registers::{self, CR0_ET, CR0_PE, Refused, Shadowed};
+use super::permissions::MsrBitmap;
+use super::reason::{self, CrAccess};
+use super::switch::{self, Switched};
+use super::vmcs::{self, Vmcs};
+use super::{dump, host};
+use crate::Start;
+use crate::page::HardwarePage;
+use addr::Hpa;
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use core::arch::asm;
+use core::cell::Cell;
+use core::fmt;
+use vm::{
+    ControlRegisters, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Known, Registers, Segment,
+    SegmentState, StateMsr, Stay, Vcpu,
+};
+use x86::controlregs::cr2_write;
+use x86::msr;
+use x86::time::rdtsc;
+use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
+use x86::vmx::vmcs::{control, guest, host as host_field, ro};
+
+/// What PAT holds after reset (Intel SDM vol. 3, section 12.12.4).
+const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
+
+const UNDEFINED: u64 = 6;
+const DEBUG: u64 = 1;
+
+/// Exceptions that exit. #UD: VMMCALL is a hypercall too. #DB and #AC: delivering one can raise it again for ever, which
+/// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
+const INTERCEPTED_EXCEPTIONS: u64 = 1 << DEBUG | 1 << UNDEFINED | 1 << 17 | 1 << 18;
+
+/// How long the guest runs at most until the host has a look at its interrupts, in ticks of the TSC: 2^24, some milliseconds.
+/// A processor lets interrupts through whatever the guest does; Bochs does not while the guest has them off.
+const PATIENCE_SHIFT: u8 = 24;
+
+// Interruption information of entries and exits, and IDT-vectoring information (SDM tables 25-17, 25-18, 25-20).
+pub(super) const EVENT_VALID: u64 = 1 << 31;
+pub(super) const EVENT_VECTOR: u64 = 0xff;
+const EVENT_TYPE: u64 = 7 << 8;
+const TYPE_INTERRUPT: u64 = 0 << 8;
+const TYPE_NMI: u64 = 2 << 8;
+const TYPE_EXCEPTION: u64 = 3 << 8;
+/// Software interrupts and exceptions: their instruction runs again.
+const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
+const EVENT_ERROR_CODE: u64 = 1 << 11;
+
+/// Interruptibility: the shadows of STI and MOV SS.
+const SHADOW: u64 = 3;
+
+const MODE_64: u64 = 1 << 13;
+
+/// A virtual CPU under VMX.
+///
+/// All of the guest's state that exits don't swap stays in the processor until the end: CR2, the debug registers, and the
+/// MSRs that SYSCALL and SWAPGS use. The hypervisor uses none of them.
+pub struct VmxVcpu {
+    /// The host's RSP in the VMCS points to it.
+    pub(super) registers: Box<Switched>,
+    pub(super) vmcs: Vmcs,
+    /// The exit's reason.
+    pub(super) reason: u64,
+    /// The primary controls as they are in the VMCS.
+    primary: u32,
+    tsc_offset: u64,
+    eptp: u64,
+    flush: bool,
+    /// The exit was by an NMI, which `leave` has to hand to the host.
+    nmi: bool,
+    pub(super) cr0: Shadowed,
+    pub(super) cr4: Shadowed,
+    cr8: u64,
+    /// PAT where the processor does not switch it: kept, without effect.
+    pat: u64,
+    pub(super) capabilities: Capabilities,
+    pub(super) physical_bits: u8,
+    _msr_bitmap: HardwarePage<MsrBitmap>,
+    occupied: Rc<Cell<bool>>,
+}
+
+impl VmxVcpu {
+    pub(super) fn new(vmx: &Vmx, root: Hpa, start: Start) -> Self {
+        // SAFETY: VMX is on as long as its backend is there, and that gives out one vCPU at a time.
+        let mut vmcs = unsafe { Vmcs::new(vmx.physical, vmx.capabilities.revision) }
+            .expect("the region is a page of its own with its revision in place");
+        // SAFETY: reading has no effect.
+        let host_cr4 = unsafe { x86::controlregs::cr4() }.bits() as u64;
+        let features = *vmx.features();
+        let mut vcpu = Self {
+            registers: Box::default(),
+            reason: 0,
+            primary: vmx.capabilities.controls.primary,
+            tsc_offset: 0,
+            eptp: eptp(root, features),
+            flush: true,
+            nmi: false,
+            cr0: Shadowed::cr0(&vmx.capabilities),
+            cr4: Shadowed::cr4(&vmx.capabilities, host_cr4),
+            cr8: 0,
+            pat: PAT_AT_RESET,
+            capabilities: vmx.capabilities,
+            physical_bits: vmx.physical_bits,
+            _msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),
+            occupied: Rc::clone(&vmx.occupied),
+            vmcs: {
+                host::write(&mut vmcs, features.pat);
+                vmcs
+            },
+        };
+        vcpu.write_controls(vmx);
+        vcpu.write_start(start);
+        vcpu.clear_unswitched();
+        vcpu
+    }
+
+    fn write_controls(&mut self, vmx: &Vmx) {
+        let controls = &vmx.capabilities.controls;
+        for (field, value) in [
+            (control::PINBASED_EXEC_CONTROLS, u64::from(controls.pin)),
+            (control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(controls.primary)),
+            (control::SECONDARY_PROCBASED_EXEC_CONTROLS, u64::from(controls.secondary)),
+            (control::VMEXIT_CONTROLS, u64::from(controls.exit)),
+            (control::VMENTRY_CONTROLS, u64::from(controls.entry)),
+            (control::EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS),
+            (control::PAGE_FAULT_ERR_CODE_MASK, 0),
+            (control::PAGE_FAULT_ERR_CODE_MATCH, 0),
+            (control::CR3_TARGET_COUNT, 0),
+            (control::VMEXIT_MSR_STORE_COUNT, 0),
+            (control::VMEXIT_MSR_LOAD_COUNT, 0),
+            (control::VMENTRY_MSR_LOAD_COUNT, 0),
+            (control::VMENTRY_INTERRUPTION_INFO_FIELD, 0),
+            (control::TSC_OFFSET_FULL, 0),
+            (control::MSR_BITMAPS_ADDR_FULL, self._msr_bitmap.address().raw()),
+            (control::EPTP_FULL, self.eptp),
+            (control::CR0_GUEST_HOST_MASK, self.cr0.mask),
+            (control::CR4_GUEST_HOST_MASK, self.cr4.mask),
+            (host_field::RSP, &raw const *self.registers as u64),
+            (host_field::RIP, switch::exited as *const () as u64),
+        ] {
+            self.vmcs.write(field, value);
+        }
+        if self.capabilities.features.vpid {
+            // Translations of an earlier vCPU with this number were made by tables that the first entry flushes.
+            self.vmcs.write(control::VPID, 1);
+        }
+        if let Some(rate) = self.capabilities.features.preemption_timer {
+            let ticks = 1 << PATIENCE_SHIFT.saturating_sub(rate);
+            self.vmcs.write(guest::VMX_PREEMPTION_TIMER_VALUE, ticks);
+        }
+    }
+
+    /// Flat 32-bit protected mode, as a multiboot loader leaves it.
+    fn write_start(&mut self, start: Start) {
+        const CODE: u64 = 0xc09b;
+        const DATA: u64 = 0xc093;
+        const BUSY_TSS: u64 = 0x8b;
+        const UNUSABLE: u64 = 1 << 16;
+        let flat = u64::from(u32::MAX);
+        // In the order of encodings, which is that of the fields.
+        let segments = [
+            (0x10, flat, DATA),
+            (0x08, flat, CODE),
+            (0x10, flat, DATA),
+            (0x10, flat, DATA),
+            (0x10, flat, DATA),
+            (0x10, flat, DATA),
+            (0, 0, UNUSABLE),
+            (0, 0xffff, BUSY_TSS),
+        ];
+        for (number, (selector, limit, access_rights)) in (0..).zip(segments) {
+            self.vmcs.write(guest::ES_SELECTOR + 2 * number, selector);
+            self.vmcs.write(guest::ES_BASE + 2 * number, 0);
+            self.vmcs.write(guest::ES_LIMIT + 2 * number, limit);
+            self.vmcs.write(guest::ES_ACCESS_RIGHTS + 2 * number, access_rights);
+        }
+        let cr0 = CR0_PE | CR0_ET;
+        for (field, value) in [
+            (guest::CR0, self.cr0.real(cr0)),
+            (control::CR0_READ_SHADOW, cr0),
+            (guest::CR3, 0),
+            (guest::CR4, self.cr4.real(0)),
+            (control::CR4_READ_SHADOW, 0),
+            (guest::IA32_EFER_FULL, 0),
+            (guest::DR7, 0x400),
+            (guest::IA32_DEBUGCTL_FULL, 0),
+            (guest::GDTR_BASE, 0),
+            (guest::GDTR_LIMIT, 0),
+            (guest::IDTR_BASE, 0),
+            (guest::IDTR_LIMIT, 0),
+            (guest::IA32_SYSENTER_CS, 0),
+            (guest::IA32_SYSENTER_ESP, 0),
+            (guest::IA32_SYSENTER_EIP, 0),
+            (guest::RIP, u64::from(start.eip)),
+            (guest::RSP, 0),
+            (guest::RFLAGS, 2),
+            (guest::INTERRUPTIBILITY_STATE, 0),
+            (guest::ACTIVITY_STATE, 0),
+            (guest::PENDING_DBG_EXCEPTIONS, 0),
+            (guest::LINK_PTR_FULL, u64::MAX),
+            (guest::PDPTE0_FULL, 0),
+            (guest::PDPTE1_FULL, 0),
+            (guest::PDPTE2_FULL, 0),
+            (guest::PDPTE3_FULL, 0),
+        ] {
+            self.vmcs.write(field, value);
+        }
+        if self.capabilities.features.pat {
+            self.vmcs.write(guest::IA32_PAT_FULL, PAT_AT_RESET);
+        }
+        self.registers.gprs[Gpr::RAX.index()] = u64::from(start.eax);
+        self.registers.gprs[Gpr::RBX.index()] = u64::from(start.ebx);
+    }
+
+    /// Gives what entries and exits leave in the processor the values that it has after reset.
+    fn clear_unswitched(&mut self) {
+        for register in [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GSBASE] {
+            // SAFETY: the registers are there in long mode, and the hypervisor uses none of them.
+            unsafe { msr::wrmsr(register, 0) };
+        }
+        if self.capabilities.features.rdtscp {
+            // SAFETY: the register is there where RDTSCP is, and the hypervisor does not use it.
+            unsafe { msr::wrmsr(msr::IA32_TSC_AUX, 0) };
+        }
+        // SAFETY: the hypervisor takes no page fault that it would survive.
+        unsafe { cr2_write(0) };
+        // SAFETY: without breakpoints in DR7 (exits clear them) the addresses mean nothing.
+        unsafe { asm!("mov dr0, {0}", "mov dr1, {0}", "mov dr2, {0}", "mov dr3, {0}", in(reg) 0u64) };
+        write_dr6(0xffff_0ff0);
+    }
+
+    #[inline]
+    fn cpl(&self) -> u8 {
+        (self.vmcs.read(guest::SS_ACCESS_RIGHTS) >> 5 & 3) as u8
+    }
+
+    #[inline]
+    fn qualification(&self) -> u64 {
+        self.vmcs.read(ro::EXIT_QUALIFICATION)
+    }
+
+    /// What an exit may need besides being reported. Whether the guest goes on at once.
+    #[cold]
+    fn rare(&mut self) -> bool {
+        if self.reason == reason::CONTROL_REGISTER {
+            self.control_register(reason::cr_access(self.qualification()));
+            return true;
+        }
+        if self.reason == reason::EXCEPTION_OR_NMI {
+            self.exception();
+        }
+        let interrupted = self.vmcs.read(ro::IDT_VECTORING_INFO);
+        if interrupted & EVENT_VALID != 0 {
+            self.redeliver(interrupted);
+        }
+        false
+    }
+
+    /// An NMI is the host's. A #DB exits before the debug registers tell of it (SDM section 28.1).
+    fn exception(&mut self) {
+        const DR6_STATUS: u64 = 0x600f;
+        const DR6_BREAKPOINTS: u64 = 15;
+        const DR6_BD: u64 = 1 << 13;
+        const DR7_GD: u64 = 1 << 13;
+        let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
+        if info & EVENT_TYPE == TYPE_NMI {
+            self.nmi = true;
+        } else if info & EVENT_VECTOR == DEBUG {
+            let status = self.qualification() & DR6_STATUS;
+            write_dr6(read_dr6() & !DR6_BREAKPOINTS | status);
+            if status & DR6_BD != 0 {
+                let dr7 = self.vmcs.read(guest::DR7);
+                self.vmcs.write(guest::DR7, dr7 & !DR7_GD);
+            }
+        }
+    }
+
+    /// An event whose delivery the exit cut short is delivered again, but for software interrupts and exceptions: RIP is at
+    /// their instruction, which runs again (SDM section 28.2.4).
+    fn redeliver(&mut self, info: u64) {
+        if info & EVENT_TYPE >= TYPE_BY_INSTRUCTION {
+            return;
+        }
+        if info & EVENT_ERROR_CODE != 0 {
+            let error_code = self.vmcs.read(ro::IDT_VECTORING_ERR_CODE);
+            self.vmcs.write(control::VMENTRY_EXCEPTION_ERR_CODE, error_code);
+        }
+        // Bit 12 is undefined there and reserved here.
+        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
+    }
+
+    fn control_register(&mut self, access: CrAccess) {
+        let done = match access {
+            CrAccess::Write { cr: 0, gpr } => {
+                let value = self.gpr(Gpr::new(gpr));
+                self.shadow(control::CR0_READ_SHADOW, value, control_registers::check_cr0(value))
+            }
+            CrAccess::Write { cr: 4, gpr } => {
+                let value = self.gpr(Gpr::new(gpr));
+                self.shadow(control::CR4_READ_SHADOW, value, control_registers::check_cr4(value))
+            }
+            CrAccess::Write { cr: 8, gpr } => {
+                self.cr8 = self.gpr(Gpr::new(gpr));
+                if self.cr8 > 15 { Err(Refused) } else { self.skip() }
+            }
+            CrAccess::Read { cr: 8, gpr } => {
+                self.set_gpr(Gpr::new(gpr), self.cr8);
+                self.skip()
+            }
+            _ => Err(Refused),
+        };
+        if done.is_err() {
+            self.inject(Event::GENERAL_PROTECTION);
+        }
+    }
+
+    /// Has the guest read `value` if that passed its check; then the instruction runs again.
+    fn shadow(&mut self, field: u32, value: u64, checked: Result<(), Refused>) -> Result<(), Refused> {
+        checked?;
+        self.vmcs.write(field, value);
+        Ok(())
+    }
+
+    fn skip(&mut self) -> Result<(), Refused> {
+        self.resume_at(self.behind());
+        Ok(())
+    }
+
+    /// Where the exiting instruction ends.
+    #[inline]
+    fn behind(&self) -> u64 {
+        let rip = self.rip();
+        let next = rip.wrapping_add(self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN));
+        if (rip ^ next) >> 32 == 0 { next } else { self.behind_4g(next) }
+    }
+
+    /// The instruction reaches a multiple of 4 GiB: outside of 64-bit mode that is 0.
+    #[cold]
+    fn behind_4g(&self, next: u64) -> u64 {
+        let long_mode =
+            self.vmcs.read(control::VMENTRY_CONTROLS) & u64::from(EntryControls::IA32E_MODE_GUEST.bits()) != 0;
+        if long_mode && self.vmcs.read(guest::CS_ACCESS_RIGHTS) & MODE_64 != 0 { next } else { next & 0xffff_ffff }
+    }
+
+    #[cold]
+    fn flush_now(&mut self) {
+        self.flush = false;
+        // SAFETY: VMX is on while a vCPU exists; the backend has checked which types of INVEPT there are.
+        unsafe { vmcs::invept(self.eptp, self.capabilities.features.invept_single) };
+    }
+
+    #[cold]
+    fn rare_exit(&self) -> Exit {
+        match self.reason {
+            reason::EXCEPTION_OR_NMI => self.exception_exit(),
+            // The host has a look at its interrupts, which is what the timer is for.
+            reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,
+            reason::INVD => Exit::Instruction(Instruction::Invd),
+            reason::XSETBV => Exit::Instruction(Instruction::Xsetbv),
+            reason::GETSEC
+            | reason::VMCLEAR..=reason::VMXON
+            | reason::MWAIT
+            | reason::MONITOR
+            | reason::INVEPT
+            | reason::INVVPID => Exit::Instruction(Instruction::Undefined),
+            reason::TRIPLE_FAULT => Exit::Shutdown,
+            switch::ENTRY_REFUSED => Exit::InvalidState,
+            failed if failed & reason::ENTRY_FAILED != 0 => Exit::InvalidState,
+            _ => Exit::Unknown,
+        }
+    }
+
+    fn exception_exit(&self) -> Exit {
+        let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
+        if info & EVENT_TYPE == TYPE_NMI {
+            return Exit::Nmi;
+        }
+        let error_code = self.vmcs.read(ro::VMEXIT_INTERRUPTION_ERR_CODE) as u32;
+        let error_code = (info & EVENT_ERROR_CODE != 0).then_some(error_code);
+        Exit::Exception(Exception::new((info & EVENT_VECTOR) as u8, error_code))
+    }
+}
+
+/// The EPT pointer: write-back tables of four levels at `root`, with accessed and dirty bits where there (SDM table 25-9).
+const fn eptp(root: Hpa, features: Features) -> u64 {
+    const WRITE_BACK: u64 = 6;
+    const LEVELS: u64 = 4;
+    let accessed_dirty = if features.accessed_dirty { 1 << 6 } else { 0 };
+    root.raw() | accessed_dirty | (LEVELS - 1) << 3 | WRITE_BACK
+}
+
+/// The host's TSC.
+fn tsc() -> u64 {
+    // SAFETY: reading it has no effect.
+    unsafe { rdtsc() }
+}
+
+pub(super) fn read_dr6() -> u64 {
+    let value;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+fn write_dr6(value: u64) {
+    // SAFETY: it only tells of the past; values are those of the processor itself, or what it holds after reset.
+    unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
+
+impl Registers for VmxVcpu {
+    #[inline]
+    fn gpr(&self, register: Gpr) -> u64 {
+        match register {
+            Gpr::RSP => self.vmcs.read(guest::RSP),
+            _ => self.registers.gprs[register.index()],
+        }
+    }
+
+    #[inline]
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        match register {
+            Gpr::RSP => self.vmcs.write(guest::RSP, value),
+            _ => self.registers.gprs[register.index()] = value,
+        }
+    }
+
+    #[inline]
+    fn rip(&self) -> u64 {
+        self.vmcs.read(guest::RIP)
+    }
+
+    #[inline]
+    fn rflags(&self) -> u64 {
+        self.vmcs.read(guest::RFLAGS)
+    }
+
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcs.write(guest::RFLAGS, rflags);
+    }
+
+    fn segment_base(&self, segment: Segment) -> u64 {
+        self.vmcs.read(guest::ES_BASE + 2 * segment as u32)
+    }
+}
+
+impl Vcpu for VmxVcpu {
+    const HYPERCALL: Known = Known::Vmcall;
+
+    #[inline]
+    fn enter(&mut self) {
+        if self.flush {
+            self.flush_now();
+        }
+        loop {
+            // SAFETY: the VMCS is current and this vCPU's own; it has this CPU's state as the host's, with RIP and RSP as
+            // the switch wants them; the guest's memory is what its EPT maps.
+            self.reason = unsafe { switch::enter(&mut self.registers) };
+            if !reason::is_rare(self.reason) || !self.rare() {
+                break;
+            }
+        }
+    }
+
+    #[inline]
+    fn exit(&self) -> Exit {
+        match self.reason {
+            reason::CPUID => Exit::Cpuid,
+            reason::VMCALL => Exit::Hypercall,
+            reason::IO => Exit::Io(reason::io(self.qualification())),
+            reason::RDMSR => Exit::ReadMsr,
+            reason::WRMSR => Exit::WriteMsr,
+            reason::EPT_VIOLATION => {
+                let address = self.vmcs.read(ro::GUEST_PHYSICAL_ADDR_FULL);
+                Exit::NestedFault(reason::nested_fault(self.qualification(), address))
+            }
+            reason::HLT => Exit::Halt,
+            reason::EXTERNAL_INTERRUPT => Exit::ExternalInterrupt,
+            reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
+            _ => self.rare_exit(),
+        }
+    }
+
+    fn flush(&mut self) {
+        self.flush = true;
+    }
+
+    fn leave(&mut self) {
+        if core::mem::take(&mut self.nmi) {
+            // SAFETY: the exit has consumed the NMI; this calls the host's handler, whose IRET lets the next one come.
+            unsafe { asm!("int 2") };
+        }
+        // SAFETY: exits load the host's tables, so its interrupts can be served.
+        unsafe { asm!("sti", "nop", "cli") };
+    }
+
+    #[inline]
+    fn stay(&self) -> Stay {
+        self.registers.stay
+    }
+
+    #[inline]
+    fn resume_at(&mut self, rip: u64) {
+        self.vmcs.write(guest::RIP, rip);
+        let interruptibility = self.vmcs.read(guest::INTERRUPTIBILITY_STATE);
+        if interruptibility & SHADOW != 0 {
+            self.vmcs.write(guest::INTERRUPTIBILITY_STATE, interruptibility & !SHADOW);
+        }
+    }
+
+    #[inline]
+    fn next_rip(&self) -> Option<u64> {
+        Some(self.behind())
+    }
+
+    #[inline]
+    fn control(&self) -> ControlRegisters {
+        ControlRegisters {
+            cr0: self.cr0.guest(self.vmcs.read(guest::CR0), self.vmcs.read(control::CR0_READ_SHADOW)),
+            cr3: self.vmcs.read(guest::CR3),
+            cr4: self.cr4.guest(self.vmcs.read(guest::CR4), self.vmcs.read(control::CR4_READ_SHADOW)),
+            efer: self.vmcs.read(guest::IA32_EFER_FULL),
+            cpl: self.cpl(),
+        }
+    }
+
+    fn segment(&self, register: Segment) -> SegmentState {
+        const DEFAULT_BIG: u64 = 1 << 14;
+        let number = 2 * register as u32;
+        let access_rights = self.vmcs.read(guest::ES_ACCESS_RIGHTS + number);
+        SegmentState {
+            selector: self.vmcs.read(guest::ES_SELECTOR + number) as u16,
+            base: self.vmcs.read(guest::ES_BASE + number),
+            limit: self.vmcs.read(guest::ES_LIMIT + number) as u32,
+            default_big: access_rights & DEFAULT_BIG != 0,
+            long: access_rights & MODE_64 != 0,
+        }
+    }
+
+    fn set_cr2(&mut self, address: u64) {
+        // SAFETY: CR2 is the guest's while the vCPU lives.
+        unsafe { cr2_write(address) };
+    }
+
+    #[inline]
+    fn state_msr(&self, msr: StateMsr) -> u64 {
+        match msr {
+            StateMsr::Efer => self.vmcs.read(guest::IA32_EFER_FULL),
+            StateMsr::Pat if self.capabilities.features.pat => self.vmcs.read(guest::IA32_PAT_FULL),
+            StateMsr::Pat => self.pat,
+            StateMsr::Tsc => tsc().wrapping_add(self.tsc_offset),
+        }
+    }
+
+    #[inline]
+    fn set_state_msr(&mut self, msr: StateMsr, value: u64) {
+        match msr {
+            StateMsr::Efer => self.vmcs.write(guest::IA32_EFER_FULL, value),
+            StateMsr::Pat if self.capabilities.features.pat => self.vmcs.write(guest::IA32_PAT_FULL, value),
+            StateMsr::Pat => self.pat = value,
+            StateMsr::Tsc => {
+                self.tsc_offset = value.wrapping_sub(tsc());
+                self.vmcs.write(control::TSC_OFFSET_FULL, self.tsc_offset);
+            }
+        }
+    }
+
+    #[inline]
+    fn interruptible(&self) -> bool {
+        self.rflags() & INTERRUPT_FLAG != 0 && !self.shadowed() && !self.injecting()
+    }
+
+    #[inline]
+    fn shadowed(&self) -> bool {
+        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & SHADOW != 0
+    }
+
+    fn inject(&mut self, event: Event) {
+        let info = match event {
+            Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
+            Event::Exception(exception) => {
+                let mut info = TYPE_EXCEPTION | u64::from(exception.vector());
+                // In real mode none is pushed, and an entry with one is refused.
+                if let Some(code) = exception.error_code()
+                    && self.vmcs.read(guest::CR0) & CR0_PE != 0
+                {
+                    self.vmcs.write(control::VMENTRY_EXCEPTION_ERR_CODE, u64::from(code));
+                    info |= EVENT_ERROR_CODE;
+                }
+                info
+            }
+        };
+        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, EVENT_VALID | info);
+    }
+
+    #[inline]
+    fn injecting(&self) -> bool {
+        self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & EVENT_VALID != 0
+    }
+
+    #[inline]
+    fn request_window(&mut self, wanted: bool) {
+        let window = PrimaryControls::INTERRUPT_WINDOW_EXITING.bits();
+        let primary = if wanted { self.primary | window } else { self.primary & !window };
+        if primary != self.primary {
+            self.primary = primary;
+            self.vmcs.write(control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(primary));
+        }
+    }
+
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        dump::write(self, out)
+    }
+}
+
+impl Drop for VmxVcpu {
+    fn drop(&mut self) {
+        self.occupied.set(false);
+    }
+}
