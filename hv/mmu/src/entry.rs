@@ -1,6 +1,6 @@
 //! What an entry says, apart from how a format spells it.
 
-use addr::{PageSize, Pfn};
+use addr::{PAGE_SIZE, PageSize, Pfn};
 use core::fmt;
 
 /// One entry as it was read: Linux's `pte_t`, `pmd_t` and so on, at every level alike.
@@ -139,7 +139,7 @@ impl Soft {
 /// What of a format the processor and the tree's owner use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
-    physical_bits: u8,
+    address: u64,
     largest: PageSize,
     accessed_dirty: bool,
 }
@@ -150,11 +150,12 @@ impl Caps {
     /// page always counts as dirty.
     pub const fn new(physical_bits: u8, largest: PageSize, accessed_dirty: bool) -> Self {
         let physical_bits = if physical_bits > 52 { 52 } else { physical_bits };
-        Self { physical_bits, largest, accessed_dirty }
+        let address = ((1 << physical_bits) - 1) & !(PAGE_SIZE - 1);
+        Self { address, largest, accessed_dirty }
     }
     /// The bits of a frame's address within an entry.
     pub const fn address_mask(self) -> u64 {
-        ((1 << self.physical_bits) - 1) & !0xfff
+        self.address
     }
     /// The largest leaf.
     pub const fn largest(self) -> PageSize {

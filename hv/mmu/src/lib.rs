@@ -97,29 +97,34 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(any(test, loom, feature = "pool"))]
+#[cfg(any(test, loom, fuzzing, feature = "pool"))]
 extern crate std;
 
 mod entry;
 mod env;
 mod fault;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod huge;
 mod level;
 mod map;
-#[cfg(any(test, loom, feature = "pool"))]
+#[cfg(any(test, loom, fuzzing, feature = "pool"))]
 pub mod pool;
 mod range;
 mod report;
 mod rules;
 mod spare;
+mod split_entry;
 mod sync;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub use entry::{Caps, Entry, Leaf, MemoryType, Pte, Rights, Soft};
 pub use env::{BadEntry, Env, TableDesc};
 pub use fault::{Fault, MapError, OutOfRange, Room};
-#[cfg(any(test, loom, feature = "pool"))]
+#[cfg(any(test, loom, fuzzing, feature = "pool"))]
 pub use format::Toy;
 pub use format::{Ept, Format, LongMode, Npt, Pae};
 pub use huge::{CollapseError, SplitError};
@@ -127,5 +132,6 @@ pub use level::{Address, Level};
 pub use map::{Changed, NoTable, PteLock, PteMap, PteMapLocked, PteMapRo, PteMapRw, PteReadLock, Slot};
 pub use range::{Page, RangeError};
 pub use report::Report;
+pub use split_entry::{Cleared, Empty, Interrupts, LocklessSync, SplitEntry};
 pub use sync::AtomicU64;
 pub use tree::{NoMemory, Translation, Tree};

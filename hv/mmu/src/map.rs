@@ -87,7 +87,7 @@ impl<'g, E: Env> Table<'g, E> {
     /// The table that `pte`, read at `offset`, refers to.
     #[inline]
     pub(crate) fn below(&self, pte: Pte, offset: u64) -> Option<Self> {
-        if !E::Format::is_table(pte, self.level, self.tree.caps.address_mask()) {
+        if kept(Rule::OneRead) && !E::Format::is_table(pte, self.level, self.tree.caps.address_mask()) {
             return None;
         }
         let level = self.level.below()?;
@@ -144,7 +144,9 @@ impl<'g, E: Env> Table<'g, E> {
     #[inline]
     fn lock_unproven(self) -> Option<PteLock<'g, E>> {
         let desc = self.desc()?;
-        desc.lock();
+        if kept(Rule::Lock) {
+            desc.lock();
+        }
         Some(PteLock { table: self, lock: Held { desc } })
     }
 
@@ -469,7 +471,8 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
             if !kept(Rule::Freeze) {
                 return Some(pte);
             }
-            match self.table().cmpxchg(index, pte, E::Format::frozen(pte)) {
+            let frozen = if kept(Rule::FrozenIsNotNone) { E::Format::frozen(pte) } else { Pte::NONE };
+            match self.table().cmpxchg(index, pte, frozen) {
                 Ok(()) => return Some(pte),
                 Err(now) => pte = now,
             }

@@ -27,6 +27,16 @@ pub(crate) enum Rule {
     OneRead,
     /// Check that a table is empty under its lock.
     CountUnderLock,
+    /// Hold the table's lock while its entries are changed.
+    Lock,
+    /// An entry that is being collapsed looks like nothing else, least of all like none.
+    FrozenIsNotNone,
+    /// Of an entry in two halves, the one with the present bit is set last and cleared first.
+    LowLast,
+    /// Of an entry in two halves, the low half is read again.
+    ReadLowAgain,
+    /// An entry in two halves is set again only when nobody is in the middle of reading it.
+    LocklessSync,
 }
 
 /// Whether `rule` is kept.
@@ -35,8 +45,10 @@ pub(crate) const fn kept(_rule: Rule) -> bool {
     true
 }
 
+#[cfg(all(loom, test))]
+pub(crate) use broken::breaking;
 #[cfg(loom)]
-pub(crate) use broken::{breaking, kept};
+pub(crate) use broken::kept;
 
 #[cfg(loom)]
 mod broken {
@@ -45,17 +57,19 @@ mod broken {
 
     std::thread_local! {
         // loom runs all threads of a model on the thread that called it.
-        static BROKEN: Cell<Option<Rule>> = const { Cell::new(None) };
+        static BROKEN: Cell<&'static [Rule]> = const { Cell::new(&[]) };
     }
 
     pub(crate) fn kept(rule: Rule) -> bool {
-        BROKEN.get() != Some(rule)
+        !BROKEN.get().contains(&rule)
     }
 
-    /// Runs `model` with `rule` broken.
-    pub(crate) fn breaking(rule: Rule, model: impl FnOnce()) {
-        BROKEN.set(Some(rule));
-        model();
-        BROKEN.set(None);
+    /// Runs `model` with `rules` broken.
+    #[cfg(test)]
+    pub(crate) fn breaking<R>(rules: &'static [Rule], model: impl FnOnce() -> R) -> R {
+        BROKEN.set(rules);
+        let result = model();
+        BROKEN.set(&[]);
+        result
     }
 }

@@ -1,9 +1,9 @@
 //! The atomics: the processor's, or loom's when the models run (`--cfg loom`).
 
 #[cfg(not(loom))]
-pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16};
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32};
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU16};
+pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32};
 
 #[cfg(not(loom))]
 pub use core::sync::atomic::AtomicU64;

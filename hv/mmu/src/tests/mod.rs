@@ -1,0 +1,81 @@
+//! What the tests share.
+
+#[cfg(not(loom))]
+mod arbitrary;
+#[cfg(not(loom))]
+mod formats;
+#[cfg(loom)]
+mod models;
+#[cfg(not(loom))]
+mod reference;
+#[cfg(not(loom))]
+mod rules;
+#[cfg(not(loom))]
+mod split_entry;
+#[cfg(not(loom))]
+mod stress;
+
+use crate::entry::{Entry, Pte, Rights};
+use crate::format::{Format, FormatExt, table_frame};
+use crate::level::Level;
+use crate::pool::{Machine, Memory, NewTable, Pool};
+use crate::sync::Ordering;
+use crate::{Leaf, Tree, pool};
+use addr::Pfn;
+use rcu::Cpu;
+use std::sync::Arc;
+
+/// A page of ordinary memory.
+pub(super) fn page(pfn: u64) -> Leaf {
+    Leaf::new(Pfn::new(pfn), Rights::ALL)
+}
+
+/// Runs `test` on a tree, on the only CPU there is, and ends the tree: every frame must be back.
+pub(super) fn with_tree<F: Format<Table: NewTable>>(
+    frames: usize,
+    test: impl FnOnce(&Tree<Pool<F>>, &mut Cpu<'_, Machine<F>>, &Arc<Memory<F>>),
+) {
+    let memory = Memory::<F>::new(frames);
+    let domain = pool::domain::<F, 1>(&memory);
+    let mut cpu = domain.register(0).expect("it is the first");
+    let tree = Pool::new(&memory, &domain).tree().expect("there are frames");
+    test(&tree, &mut cpu, &memory);
+    check_tables(&tree, &memory);
+    tree.free_pgtables(|_, _, _| {});
+    cpu.barrier(|table| memory.free(table));
+    assert_eq!(memory.in_use(), 0, "frames have leaked");
+}
+
+/// Every table knows how many entries it has, none is dead, none is in the tree twice. Gives the number of tables.
+pub(super) fn check_tables<F: Format>(tree: &Tree<Pool<F>>, memory: &Memory<F>) -> usize {
+    let mut seen = std::collections::BTreeSet::new();
+    check_table(tree, memory, tree.root(), F::TOP, &mut seen);
+    seen.len()
+}
+
+fn check_table<F: Format>(
+    tree: &Tree<Pool<F>>,
+    memory: &Memory<F>,
+    pfn: Pfn,
+    level: Level,
+    seen: &mut std::collections::BTreeSet<Pfn>,
+) {
+    assert!(seen.insert(pfn), "{pfn:?} is in the tree twice");
+    let desc = memory.desc(pfn).expect("tables have descriptors");
+    assert!(!desc.is_dead(), "{pfn:?} is dead");
+    assert_eq!(desc.level(), level);
+    let mut children = 0;
+    for entry in &memory.table(pfn).expect("it is a table").as_ref()[..F::entries(level)] {
+        let pte = Pte::new(entry.load(Ordering::Relaxed));
+        children += u16::from(!pte.is_none());
+        match F::decode(pte, level, tree.caps()) {
+            Entry::Table(_) => {
+                let below = level.below().expect("a pte is no table");
+                check_table(tree, memory, table_frame(pte, tree.caps()), below, seen);
+            }
+            Entry::None | Entry::Leaf(_) => {}
+            wrong => panic!("{pte:?} of {level:?} is {wrong:?}"),
+        }
+    }
+    assert_eq!(desc.children(), children, "children of {pfn:?}");
+}

@@ -1,0 +1,392 @@
+//! A plain map from frames to pages against the real tree: sequences of all operations, in all formats, and every operation
+//! tried first with each number of table frames that is too small.
+
+use super::{check_tables, with_tree};
+use crate::format::{Format, FormatExt};
+use crate::pool::{Machine, Memory, NewTable, Pool};
+use crate::{
+    Address, Entry, Ept, Leaf, Level, LongMode, MapError, Npt, Pae, Page, RangeError, Rights, SplitError, Toy, Tree,
+};
+use addr::{PageSize, Pfn};
+use proptest::prelude::*;
+use rcu::Cpu;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::vec;
+use std::vec::Vec;
+
+/// What each 4 KiB of the guest should be: the frame and the rest of the leaf.
+type Pages = BTreeMap<u64, Leaf>;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Map { at: u64, pfn: u64, want: u8, write: bool },
+    Fill { at: u64, pfn: u64 },
+    Zap { from: u64, to: u64 },
+    Unmap { from: u64, to: u64 },
+    Retract { from: u64, to: u64 },
+    Protect { from: u64, to: u64, write: bool },
+    Split { at: u64 },
+    Collapse { at: u64, size: u8 },
+    Harvest { from: u64, to: u64 },
+    DirtyLog { from: u64, to: u64 },
+    Unprotect { at: u64 },
+    Write { at: u64 },
+    Move { from: u64, to: u64 },
+    Reclaim,
+}
+
+/// Page numbers: some near each other, around the edges of large pages; `gfn` folds them into a format's space.
+fn gfn() -> impl Strategy<Value = u64> {
+    prop_oneof![0u64..8, 505u64..520, 1020u64..1026, Just(512u64), (1u64 << 40) - 600..1 << 40]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let pfn = prop_oneof![0x8000u64..0x8010, Just(0x8200u64), Just(0x4_0000u64)];
+    let range = || (gfn(), gfn());
+    prop_oneof![
+        4 => (gfn(), pfn.clone(), 0u8..3, any::<bool>()).prop_map(|(at, pfn, want, write)| Op::Map { at, pfn, want, write }),
+        2 => (gfn(), pfn).prop_map(|(at, pfn)| Op::Fill { at, pfn }),
+        2 => range().prop_map(|(from, to)| Op::Zap { from, to }),
+        1 => range().prop_map(|(from, to)| Op::Unmap { from, to }),
+        1 => range().prop_map(|(from, to)| Op::Retract { from, to }),
+        1 => (range(), any::<bool>()).prop_map(|((from, to), write)| Op::Protect { from, to, write }),
+        2 => gfn().prop_map(|at| Op::Split { at }),
+        2 => (gfn(), 1u8..3).prop_map(|(at, size)| Op::Collapse { at, size }),
+        1 => range().prop_map(|(from, to)| Op::Harvest { from, to }),
+        2 => range().prop_map(|(from, to)| Op::DirtyLog { from, to }),
+        2 => gfn().prop_map(|at| Op::Unprotect { at }),
+        3 => gfn().prop_map(|at| Op::Write { at }),
+        1 => range().prop_map(|(from, to)| Op::Move { from, to }),
+        1 => Just(Op::Reclaim),
+    ]
+}
+
+fn size(n: u8) -> PageSize {
+    [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G][usize::from(n)]
+}
+
+/// There was no frame for a table.
+struct NoMemory;
+
+struct Reference<'t, 'd, F: Format> {
+    tree: &'t Tree<Pool<F>>,
+    cpu: &'t mut Cpu<'d, Machine<F>>,
+    memory: &'t Arc<Memory<F>>,
+    pages: Pages,
+}
+
+impl<F: Format> Reference<'_, '_, F> {
+    /// The number of 4 KiB pages in the space.
+    const SPACE: u64 = 1 << (F::INPUT_BITS - 12);
+
+    fn fold(gfn: u64) -> u64 {
+        gfn % Self::SPACE
+    }
+
+    fn at(gfn: u64) -> F::Input {
+        F::Input::from_offset(gfn << 12, F::INPUT_BITS)
+    }
+
+    fn frames(size: PageSize) -> u64 {
+        1 << (F::INDEX_BITS * u32::from(Level::of(size).number()))
+    }
+
+    /// The range from one page to another, whichever comes first; the last page of the space only where it can be said.
+    fn range(from: u64, to: u64) -> (core::ops::Range<u64>, core::ops::Range<F::Input>) {
+        let (start, last) = (Self::fold(from).min(Self::fold(to)), Self::fold(from).max(Self::fold(to)));
+        match (last + 1 == Self::SPACE).then(|| F::Input::end(F::INPUT_BITS)).flatten() {
+            Some(end) => (start..last + 1, Self::at(start)..end),
+            None => (start..last, Self::at(start)..Self::at(last)),
+        }
+    }
+
+    /// Does `op` on both. With [`NoMemory`] neither has changed.
+    fn apply(&mut self, op: &Op) -> Result<(), NoMemory> {
+        match *op {
+            Op::Map { at, pfn, want, write } => self.map(Self::fold(at), pfn, size(want), write).map(|_| ()),
+            Op::Fill { at, pfn } => self.fill(Self::fold(at), pfn),
+            Op::Zap { from, to } => self.zap(from, to, false),
+            Op::Unmap { from, to } => self.zap(from, to, true),
+            Op::Retract { from, to } => {
+                self.tree.retract(self.cpu, Self::range(from, to).1).expect("the range is one");
+                Ok(())
+            }
+            Op::Protect { from, to, write } => self.protect(from, to, write),
+            Op::Split { at } => match self.tree.split(self.cpu.read(), Self::at(Self::fold(at))) {
+                Err(SplitError::NoMemory) => Err(NoMemory),
+                _ => Ok(()),
+            },
+            Op::Collapse { at, size: to } => {
+                self.collapse(Self::fold(at), size(to));
+                Ok(())
+            }
+            Op::Harvest { from, to } => {
+                self.harvest(from, to);
+                Ok(())
+            }
+            Op::DirtyLog { from, to } => {
+                self.dirty_log(from, to);
+                Ok(())
+            }
+            Op::Unprotect { at } => {
+                self.unprotect(Self::fold(at));
+                Ok(())
+            }
+            Op::Write { at } => {
+                self.write(Self::fold(at));
+                Ok(())
+            }
+            Op::Move { from, to } => {
+                self.move_table(Self::fold(from), Self::fold(to));
+                Ok(())
+            }
+            Op::Reclaim => {
+                self.cpu.barrier(|table| self.memory.free(table));
+                Ok(())
+            }
+        }
+    }
+
+    fn map(&mut self, gfn: u64, pfn: u64, want: PageSize, write: bool) -> Result<u64, NoMemory> {
+        let leaf = Leaf::new(Pfn::new(pfn), Rights { write, ..Rights::ALL });
+        match self.tree.map(self.cpu.read(), Self::at(gfn), leaf, want) {
+            Ok(size) => {
+                assert!(size <= want && gfn % Self::frames(size) == 0 && pfn % Self::frames(size) == 0);
+                for n in 0..Self::frames(size) {
+                    let old = self.pages.insert(gfn + n, Leaf { pfn: Pfn::new(pfn + n), ..leaf });
+                    assert_eq!(old, None, "something was mapped there");
+                }
+                Ok(Self::frames(size))
+            }
+            Err(MapError::Present) => {
+                assert!(self.pages.contains_key(&gfn));
+                Ok(1)
+            }
+            Err(MapError::NoMemory) => Err(NoMemory),
+            Err(wrong) => panic!("{wrong:?}"),
+        }
+    }
+
+    /// Maps small pages that could be one large one.
+    fn fill(&mut self, gfn: u64, pfn: u64) -> Result<(), NoMemory> {
+        let frames = Self::frames(PageSize::Size2M);
+        let (start, pfn) = (gfn & !(frames - 1), pfn & !(frames - 1));
+        // Only the first can want tables, unless all of it is a large page.
+        for n in 0..frames {
+            self.map(start + n, pfn + n, PageSize::Size4K, true)?;
+        }
+        Ok(())
+    }
+
+    fn zap(&mut self, from: u64, to: u64, tables: bool) -> Result<(), NoMemory> {
+        let (gfns, range) = Self::range(from, to);
+        let mut zapped = Vec::new();
+        let note = |page: Page<F::Input>| zapped.push(page);
+        let result = if tables {
+            self.tree.unmap(self.cpu, range, note).map(|_| ())
+        } else {
+            self.tree.zap(self.cpu, range, note)
+        };
+        match result {
+            Ok(()) => {}
+            Err(RangeError::NoMemory) => {
+                assert!(zapped.is_empty());
+                return Err(NoMemory);
+            }
+            Err(wrong) => panic!("{wrong:?}"),
+        }
+        for (gfn, leaf) in zapped.iter().flat_map(Self::parts) {
+            assert!(gfns.contains(&gfn));
+            assert_eq!(self.pages.remove(&gfn), Some(leaf));
+        }
+        assert_eq!(self.pages.range(gfns).next(), None);
+        Ok(())
+    }
+
+    /// The 4 KiB parts of a page.
+    fn parts(page: &Page<F::Input>) -> impl Iterator<Item = (u64, Leaf)> {
+        let gfn = page.at.to_offset(F::INPUT_BITS).expect("it is an address of the tree's") >> 12;
+        let leaf = page.leaf;
+        (0..Self::frames(page.size)).map(move |n| (gfn + n, Leaf { pfn: Pfn::new(leaf.pfn.raw() + n), ..leaf }))
+    }
+
+    fn protect(&mut self, from: u64, to: u64, write: bool) -> Result<(), NoMemory> {
+        let (gfns, range) = Self::range(from, to);
+        let rights = Rights { write, ..Rights::ALL };
+        match self.tree.protect(self.cpu, range, rights) {
+            Ok(()) => {}
+            Err(RangeError::NoMemory) => return Err(NoMemory),
+            Err(wrong) => panic!("{wrong:?}"),
+        }
+        for (_, leaf) in self.pages.range_mut(gfns) {
+            leaf.logged &= write;
+            leaf.rights.write = write && !leaf.logged;
+        }
+        Ok(())
+    }
+
+    /// The page that translates `gfn`: its first page number and its size in 4 KiB.
+    fn page_of(&self, gfn: u64) -> Option<core::ops::Range<u64>> {
+        let frames = Self::frames(self.tree.translate(self.cpu.read(), Self::at(gfn))?.size);
+        let start = gfn & !(frames - 1);
+        Some(start..start + frames)
+    }
+
+    fn collapse(&mut self, gfn: u64, size: PageSize) {
+        let frames = Self::frames(size);
+        let start = gfn & !(frames - 1);
+        if self.tree.collapse(self.cpu, Self::at(gfn), size).is_err() {
+            return;
+        }
+        let parts: Vec<Leaf> = self.pages.range(start..start + frames).map(|(_, leaf)| *leaf).collect();
+        assert_eq!(parts.len() as u64, frames);
+        let (accessed, dirty) = (parts.iter().any(|leaf| leaf.accessed), parts.iter().any(|leaf| leaf.dirty));
+        for (_, leaf) in self.pages.range_mut(start..start + frames) {
+            (leaf.accessed, leaf.dirty) = (accessed, dirty);
+        }
+    }
+
+    fn harvest(&mut self, from: u64, to: u64) {
+        let mut found = Vec::new();
+        self.tree.harvest(self.cpu, Self::range(from, to).1, |page| found.push(page)).expect("the range is one");
+        for (gfn, leaf) in found.iter().flat_map(Self::parts) {
+            let page = self.pages.get_mut(&gfn).expect("it is mapped");
+            assert_eq!(*page, leaf);
+            assert!(page.accessed || page.dirty);
+            (page.accessed, page.dirty) = (false, false);
+        }
+        for (_, leaf) in self.pages.range(Self::range(from, to).0) {
+            assert!(!leaf.accessed && !leaf.dirty, "one was missed");
+        }
+    }
+
+    fn dirty_log(&mut self, from: u64, to: u64) {
+        let (gfns, range) = Self::range(from, to);
+        let mut found = Vec::new();
+        self.tree.dirty_log(self.cpu, range, |page| found.push(page)).expect("the range is one");
+        for (gfn, leaf) in found.iter().flat_map(Self::parts) {
+            let page = self.pages.get_mut(&gfn).expect("it is mapped");
+            assert!(page.dirty);
+            assert_eq!(*page, leaf);
+            page.dirty = false;
+        }
+        // Pages across an edge are protected whole.
+        let starts: BTreeSet<u64> =
+            self.pages.range(gfns).filter_map(|(&gfn, _)| self.page_of(gfn)).map(|page| page.start).collect();
+        let whole: Vec<u64> = starts.into_iter().filter_map(|gfn| self.page_of(gfn)).flatten().collect();
+        for gfn in whole {
+            let page = self.pages.get_mut(&gfn).expect("its first is mapped");
+            assert!(!page.dirty, "one was missed");
+            page.logged = page.may_write();
+            page.rights.write = false;
+        }
+    }
+
+    fn unprotect(&mut self, gfn: u64) {
+        let writable = self.tree.unprotect(self.cpu.read(), Self::at(gfn));
+        let expected = self.pages.get(&gfn).is_some_and(Leaf::may_write);
+        assert_eq!(writable, expected);
+        if self.pages.get(&gfn).is_some_and(|leaf| leaf.logged) {
+            for gfn in self.page_of(gfn).expect("it is mapped") {
+                let page = self.pages.get_mut(&gfn).expect("all of the page is mapped");
+                (page.logged, page.rights.write, page.dirty) = (false, true, true);
+            }
+        }
+    }
+
+    /// What a processor does at a write.
+    fn write(&mut self, gfn: u64) {
+        let Some((table, pte)) = self.tree.walk(self.cpu.read(), gfn << 12, Level::PTE) else { return };
+        let Entry::Leaf(Leaf { rights: Rights { write: true, .. }, .. }) = table.decode(pte) else { return };
+        let noted = crate::Pte::new(pte.raw() | F::AD);
+        table.cmpxchg(F::index(gfn << 12, table.level), pte, noted).expect("nobody else is there");
+        for gfn in self.page_of(gfn).expect("it is mapped") {
+            let page = self.pages.get_mut(&gfn).expect("all of the page is mapped");
+            (page.accessed, page.dirty) = (true, true);
+        }
+    }
+
+    fn move_table(&mut self, from: u64, to: u64) {
+        let frames = Self::frames(PageSize::Size2M);
+        let (from, to) = (from & !(frames - 1), to & !(frames - 1));
+        if self.tree.move_table(self.cpu, Self::at(from), Self::at(to), Level::PMD).is_err() {
+            return;
+        }
+        for n in 0..frames {
+            assert!(!self.pages.contains_key(&(to + n)));
+            if let Some(leaf) = self.pages.remove(&(from + n)) {
+                self.pages.insert(to + n, leaf);
+            }
+        }
+    }
+
+    /// Both say the same of every page that is mapped and of those around.
+    fn compare(&self) {
+        let guard = self.cpu.read();
+        for (&gfn, &leaf) in &self.pages {
+            let found = self.tree.translate(guard, Self::at(gfn)).expect("it is mapped");
+            let within = gfn & (Self::frames(found.size) - 1);
+            assert_eq!(found.hpa, leaf.pfn.start());
+            assert_eq!(Leaf { pfn: Pfn::new(found.leaf.pfn.raw() + within), ..found.leaf }, leaf);
+            let next = Self::fold(gfn + 1);
+            assert_eq!(self.tree.translate(guard, Self::at(next)).is_some(), self.pages.contains_key(&next));
+        }
+        let report = self.tree.report(guard);
+        let mapped = report.iter().map(|(size, _, count)| count * Self::frames(size)).sum::<u64>();
+        assert_eq!(mapped, self.pages.len() as u64);
+        assert_eq!(report.tables as usize, check_tables(self.tree, self.memory));
+        assert_eq!(self.memory.in_use() as u64, report.tables + self.cpu.backlog(), "every frame is accounted for");
+    }
+}
+
+fn run<F: Format<Table: NewTable>>(ops: &[Op]) {
+    with_tree::<F>(4096, |tree, cpu, memory| {
+        let mut reference = Reference { tree, cpu, memory, pages: Pages::new() };
+        for op in ops {
+            for budget in 0.. {
+                let before = (reference.tree.report(reference.cpu.read()), memory.in_use());
+                let several = matches!(op, Op::Fill { .. });
+                memory.limit(Some(budget));
+                let result = reference.apply(op);
+                memory.limit(None);
+                if result.is_ok() {
+                    break;
+                }
+                let after = (reference.tree.report(reference.cpu.read()), memory.in_use());
+                assert!(several || before == after, "{op:?} failed halfway");
+                reference.compare();
+            }
+            reference.compare();
+        }
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn npt_is_as_a_plain_map(ops in prop::collection::vec(op(), 1..24)) {
+        run::<Npt>(&ops);
+    }
+    #[test]
+    fn ept_is_as_a_plain_map(ops in prop::collection::vec(op(), 1..24)) {
+        run::<Ept>(&ops);
+    }
+    #[test]
+    fn five_levels_are_as_a_plain_map(ops in prop::collection::vec(op(), 1..24)) {
+        run::<LongMode<5>>(&ops);
+    }
+    #[test]
+    fn pae_is_as_a_plain_map(ops in prop::collection::vec(op(), 1..24)) {
+        run::<Pae>(&ops);
+    }
+}
+
+proptest! {
+    // Two entries to a table: everything happens in few pages.
+    #![proptest_config(ProptestConfig::with_cases(600))]
+    #[test]
+    fn small_tables_are_as_a_plain_map(ops in prop::collection::vec(op(), 1..60)) {
+        run::<Toy<4>>(&ops);
+    }
+}

@@ -1,0 +1,352 @@
+//! The rules of DESIGN.md, one by one, without interleavings: those are in the models.
+
+use super::{check_tables, page, with_tree};
+use crate::pool::{FIRST, Memory, Pool};
+use crate::sync::Ordering;
+use crate::{
+    CollapseError, Entry, Ept, Fault, Format, Level, MapError, NoTable, Npt, Pae, Pte, RangeError, Rights, SplitError,
+    Tree, pool,
+};
+use addr::{Gpa, Gva, Hpa, PageSize, Pfn};
+use std::sync::Arc;
+use std::vec::Vec;
+
+const M2: u64 = PageSize::Size2M.bytes();
+const WHOLE: core::ops::Range<Gpa> = Gpa::new(0)..Gpa::new(1 << 48);
+
+fn write_raw<F: Format>(memory: &Memory<F>, pfn: Pfn, index: usize, raw: u64) {
+    memory.table(pfn).expect("it is a table").as_ref()[index].store(raw, Ordering::Relaxed);
+}
+
+#[test]
+fn rule_1_fallible_at_every_level_alike() {
+    with_tree::<Npt>(8, |tree, cpu, _| {
+        let guard = cpu.read();
+        let at = Gpa::new(5 * M2);
+        assert_eq!(tree.find(guard, at, Level::P4D).unwrap().pte_offset_map().err(), Some(NoTable::None));
+        tree.map(guard, at, page(0x8000), PageSize::Size4K).unwrap();
+        for (level, below) in [(Level::P4D, Level::PUD), (Level::PUD, Level::PMD), (Level::PMD, Level::PTE)] {
+            let slot = tree.find(guard, at, level).unwrap();
+            assert!(matches!(slot.get(), Entry::Table(_)));
+            assert_eq!(slot.pte_offset_map().unwrap().level(), below);
+            assert_eq!(slot.pte_offset_map_lock().unwrap().level(), below);
+        }
+        tree.map(guard, Gpa::new(0), page(0x200), PageSize::Size2M).unwrap();
+        let leaf = tree.find(guard, Gpa::new(0), Level::PMD).unwrap();
+        assert!(matches!(leaf.pte_offset_map().err(), Some(NoTable::Leaf(_))));
+        let none = tree.find(guard, Gpa::new(M2), Level::PMD).unwrap();
+        assert_eq!(none.pte_offset_map().err(), Some(NoTable::None));
+        assert_eq!(none.pte_offset_map_lock().err(), Some(NoTable::None));
+        assert!(tree.find(guard, Gpa::new(1 << 39), Level::PMD).is_none());
+    });
+}
+
+#[test]
+fn rule_1_bad_is_reported_once_and_cleared() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        let guard = cpu.read();
+        tree.map(guard, Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
+        let mut pmd = None;
+        tree.path(guard, Gpa::new(0), |level, _, entry| {
+            if let (Level::PUD, Entry::Table(pfn)) = (level, entry) {
+                pmd = Some(pfn);
+            }
+        });
+        // Entry 3 of the pmd table: reserved bits, then a table beyond the pool, then one of the wrong level.
+        for (n, raw) in [(1, 0xfff0_0000_0000_0067u64), (2, 0x5067), (3, (tree.root().raw() << 12) | 0x27)] {
+            write_raw(memory, pmd.unwrap(), 3, raw);
+            memory.desc(pmd.unwrap()).unwrap().add_children(1);
+            let slot = tree.find(guard, Gpa::new(3 * M2), Level::PMD).unwrap();
+            assert_eq!(slot.get(), Entry::Bad);
+            assert_eq!(slot.pte_offset_map().err(), Some(NoTable::Bad));
+            assert_eq!(slot.pte_offset_map().err(), Some(NoTable::None));
+            assert_eq!(memory.bad().len(), n);
+        }
+        let last = memory.bad()[2];
+        assert_eq!((last.at, last.level), (Gpa::new(3 * M2), Level::PMD));
+    });
+}
+
+#[test]
+fn rule_1_infallible_only_by_ownership() {
+    let memory = Memory::<Ept>::new(8);
+    let domain = pool::domain::<Ept, 1>(&memory);
+    let cpu = domain.register(0).unwrap();
+    let tree = Pool::new(&memory, &domain).tree().unwrap();
+    tree.map(cpu.read(), Gpa::new(0x7000), page(1), PageSize::Size4K).unwrap();
+    tree.map(cpu.read(), Gpa::new(M2), page(0x200), PageSize::Size2M).unwrap();
+    let mut pages = Vec::new();
+    tree.free_pgtables(|at, size, leaf| pages.push((at, size, leaf.pfn)));
+    let expected =
+        [(Gpa::new(0x7000), PageSize::Size4K, Pfn::new(1)), (Gpa::new(M2), PageSize::Size2M, Pfn::new(0x200))];
+    assert_eq!(pages, expected);
+    assert_eq!(memory.in_use(), 0);
+}
+
+#[test]
+fn rule_2_guarded_a_table_stays_while_the_guard_lives() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        let guard = cpu.read();
+        tree.map(guard, Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
+        let map = tree.find(guard, Gpa::new(0), Level::PMD).unwrap().pte_offset_map().unwrap();
+        let before = memory.in_use();
+        assert_eq!(tree.unmap(cpu, WHOLE, |_| {}).unwrap(), 3);
+        assert_eq!(cpu.poll(8, |_| panic!("still mapped")), 0);
+        assert_eq!(map.get(Gpa::new(0)), Entry::Frozen);
+        assert_eq!(memory.in_use(), before);
+        // The guard and the map end here: no quiescent state can be reported before.
+        cpu.barrier(|table| memory.free(table));
+        assert_eq!(memory.in_use(), 1);
+    });
+}
+
+#[test]
+fn rule_3_locked_means_rechecked() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        let guard = cpu.read();
+        tree.map(guard, Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
+        let slot = tree.find(guard, Gpa::new(0), Level::PMD).unwrap();
+        let map = slot.pte_offset_map_rw_nolock().unwrap();
+        assert_eq!(map.pmdval(), Some(slot.pmdp_get_lockless()));
+        let locked = map.lock().unwrap().pmd_same().ok().unwrap();
+        assert_eq!(locked.set_pte(Gpa::new(0), page(1)).err(), Some(Entry::Leaf(page(0x8000))));
+        locked.set_pte(Gpa::new(0x1000), page(0x8001)).unwrap();
+        assert_eq!(locked.ptep_get_and_clear(Gpa::new(0)), Ok(page(0x8000)));
+        drop(locked);
+        tree.unmap(cpu, WHOLE, |_| {}).unwrap();
+        assert!(map.lock().unwrap().pmd_same().is_err(), "the table is out of the tree");
+        // The failed proof let the lock go.
+        drop(map.lock());
+        assert_eq!(map.get(Gpa::new(0)), Entry::Frozen);
+        // A stable look needs no proof: frozen entries tell.
+        assert!(memory.bad().is_empty());
+    });
+}
+
+#[test]
+fn rule_3_a_frozen_entry_is_its_freezers_alone() {
+    with_tree::<Npt>(8, |tree, cpu, _| {
+        let guard = cpu.read();
+        tree.map(guard, Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
+        tree.dirty_log(cpu, WHOLE, |_| {}).unwrap();
+        let (table, pte) = tree.walk(guard, 0, Level::PTE).unwrap();
+        tree.unmap(cpu, WHOLE, |_| {}).unwrap();
+        assert!(table.cmpxchg(0, pte, Pte::NONE).is_err(), "a late compare-and-exchange");
+        assert!(table.cmpxchg(1, Pte::NONE, pte).is_err());
+        assert!((0..512).all(|index| table.decode(table.at(index)) == Entry::Frozen));
+    });
+}
+
+#[test]
+fn rule_4_lockless_reads_are_whole() {
+    with_tree::<Pae>(8, |tree, cpu, _| {
+        let guard = cpu.read();
+        let end = Gva::new(0xffff_f000);
+        tree.map(guard, end, page(0x8000), PageSize::Size4K).unwrap();
+        assert_eq!(tree.translate(guard, Gva::new(0xffff_f123)).unwrap().hpa, Hpa::new(0x800_0123));
+        let slot = tree.find(guard, end, Level::PUD).unwrap();
+        assert_eq!(slot.pmdp_get_lockless().raw() & 0xfff, 1, "a PDPTE has no rights");
+        assert_eq!(core::mem::align_of::<crate::AtomicU64>(), 8);
+    });
+}
+
+#[test]
+fn rule_5_freed_late_after_software_and_hardware() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        tree.map(cpu.read(), Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
+        let used = memory.in_use();
+        let mut tlb = rcu::Tlb::new();
+        cpu.guest(tree.space(), &mut tlb, |flush| assert_eq!(flush, rcu::Flush::Needed));
+        cpu.guest(tree.space(), &mut tlb, |flush| assert_eq!(flush, rcu::Flush::Keep));
+        tree.unmap(cpu, WHOLE, |_| {}).unwrap();
+        assert_eq!(cpu.poll(8, |_| panic!("no quiescent state yet")), 0);
+        assert_eq!(memory.in_use(), used);
+        cpu.guest(tree.space(), &mut tlb, |flush| assert_eq!(flush, rcu::Flush::Needed));
+        cpu.synchronize();
+        assert_eq!(cpu.poll(8, |table| memory.free(table)), 3);
+    });
+}
+
+#[test]
+fn rule_6_bounded_every_page_is_back() {
+    // `with_tree` asserts that all frames are back; here more tables are deferred than the limit of the pool's domain.
+    with_tree::<Npt>(256, |tree, cpu, memory| {
+        for n in 0..100 {
+            tree.map(cpu.read(), Gpa::new(n * M2), page(0x8000), PageSize::Size4K).unwrap();
+        }
+        let mut pages = 0;
+        assert_eq!(tree.unmap(cpu, WHOLE, |_| pages += 1), Ok(102));
+        assert_eq!((pages, cpu.backlog()), (100, 102));
+        assert!(cpu.domain().stats().peak_backlog > 64);
+        cpu.barrier(|table| memory.free(table));
+        assert_eq!(memory.in_use(), 1);
+    });
+}
+
+#[test]
+fn rule_7_failing_whole() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        let guard = cpu.read();
+        tree.map(guard, Gpa::new(0), page(0x200), PageSize::Size2M).unwrap();
+        tree.map(guard, Gpa::new(M2), page(0x400), PageSize::Size2M).unwrap();
+        let before = (tree.report(guard), memory.in_use());
+        let part = Gpa::new(0x1000)..Gpa::new(M2 + 0x1000);
+        for budget in 0..2 {
+            memory.limit(Some(budget));
+            assert_eq!(tree.zap(cpu, part.clone(), |_| panic!("nothing is zapped")), Err(RangeError::NoMemory));
+            assert_eq!(tree.protect(cpu, part.clone(), Rights::READ_ONLY), Err(RangeError::NoMemory));
+            let far = Gpa::new(1 << 40);
+            assert_eq!(tree.map(guard, far, page(1), PageSize::Size4K), Err(MapError::NoMemory));
+            assert_eq!((tree.report(guard), memory.in_use()), before);
+        }
+        memory.limit(Some(0));
+        assert_eq!(tree.split(guard, Gpa::new(0)), Err(SplitError::NoMemory));
+        memory.limit(None);
+        let mut zapped = 0;
+        tree.zap(cpu, part, |_| zapped += 1).unwrap();
+        assert_eq!(zapped, 512);
+    });
+    let memory = Memory::<Npt>::new(1);
+    let domain = pool::domain::<Npt, 1>(&memory);
+    memory.limit(Some(0));
+    assert!(Pool::new(&memory, &domain).tree().is_err());
+}
+
+#[test]
+fn rule_8_collapse_and_split_keep_translations_and_dirty_bits() {
+    with_tree::<Ept>(8, |tree, cpu, memory| {
+        let guard = cpu.read();
+        let at = |n: u64| Gpa::new(n << 12);
+        for n in 0..511 {
+            tree.map(guard, at(n), page(0x400 + n), PageSize::Size4K).unwrap();
+        }
+        assert_eq!(tree.collapse(cpu, at(0), PageSize::Size2M), Err(CollapseError::NotUniform));
+        let dirty = crate::Leaf { dirty: true, accessed: true, ..page(0x400 + 511) };
+        tree.map(guard, at(511), dirty, PageSize::Size4K).unwrap();
+        tree.collapse(cpu, at(77), PageSize::Size2M).unwrap();
+        let whole = tree.translate(guard, Gpa::new(0x12_3456)).unwrap();
+        assert_eq!((whole.hpa, whole.size, whole.leaf.dirty), (Hpa::new(0x52_3456), PageSize::Size2M, true));
+        assert_eq!(tree.collapse(cpu, at(0), PageSize::Size2M), Err(CollapseError::NoTable));
+        tree.split(guard, at(3)).unwrap();
+        let part = tree.translate(guard, Gpa::new(0x12_3456)).unwrap();
+        assert_eq!((part.hpa, part.size, part.leaf.dirty), (whole.hpa, PageSize::Size4K, true));
+        assert_eq!(tree.report(guard).pages(PageSize::Size4K), 512);
+        assert_eq!(tree.split(guard, at(3)), Err(SplitError::NotLarge));
+        // A page that differs in rights keeps the table.
+        tree.protect(cpu, at(9)..at(10), Rights::READ_ONLY).unwrap();
+        assert_eq!(tree.collapse(cpu, at(0), PageSize::Size2M), Err(CollapseError::NotUniform));
+        check_tables(tree, memory);
+    });
+}
+
+#[test]
+fn rule_8_aborted_collapse_leaves_all_as_it_was() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        let guard = cpu.read();
+        for n in 0..512 {
+            tree.map(guard, Gpa::new(n << 12), page(0x400 + n), PageSize::Size4K).unwrap();
+        }
+        let (table, _) = tree.walk(guard, 0, Level::PTE).unwrap();
+        let before: Vec<Pte> = (0..512).map(|index| table.at(index)).collect();
+        let locked = tree.find(guard, Gpa::new(0), Level::PMD).unwrap().pte_offset_map_lock().unwrap();
+        // What an unprotect between check and freeze looks like: entry 300 is not as expected.
+        assert!(locked.freeze(|index| if index == 300 { Pte::NONE } else { before[index] }).is_err());
+        drop(locked);
+        assert!((0..512).all(|index| table.at(index) == before[index]));
+        check_tables(tree, memory);
+    });
+}
+
+#[test]
+fn rule_9_the_read_side_takes_no_lock_and_writes_nothing() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        let guard = cpu.read();
+        assert_eq!(core::mem::size_of_val(&guard), 0);
+        tree.map(guard, Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
+        let entries = || -> Vec<u64> {
+            let tables = (0..8).filter_map(|n| memory.table(Pfn::new(FIRST + n)));
+            tables.flatten().map(|entry| entry.load(Ordering::Relaxed)).collect()
+        };
+        let before = entries();
+        // With every lock held, nothing of this waits.
+        let locks: Vec<_> = [Level::P4D, Level::PUD, Level::PMD]
+            .map(|level| tree.find(guard, Gpa::new(0), level).unwrap().pte_offset_map_lock().unwrap())
+            .into_iter()
+            .collect();
+        let root = tree.pgd_offset_lock(guard);
+        assert!(tree.translate(guard, Gpa::new(0x123)).is_some());
+        assert!(matches!(tree.fault(guard, Gpa::new(0), PageSize::Size4K), Ok(Fault::Present(_))));
+        assert!(matches!(tree.fault(guard, Gpa::new(0x1000), PageSize::Size4K), Ok(Fault::Room(_))));
+        assert_eq!(tree.report(guard).bytes(), 4096);
+        let map = tree.find(guard, Gpa::new(0), Level::PMD).unwrap().pte_offset_map().unwrap();
+        assert_eq!(map.get(Gpa::new(0)), Entry::Leaf(page(0x8000)));
+        drop((locks, root));
+        assert_eq!(before, entries());
+    });
+}
+
+#[test]
+fn faults_fall_back_to_what_fits() {
+    with_tree::<Npt>(16, |tree, cpu, _| {
+        let guard = cpu.read();
+        let room = |at: u64, want| match tree.fault(guard, Gpa::new(at), want) {
+            Ok(Fault::Room(room)) => room,
+            _ => panic!("something is mapped"),
+        };
+        let first = room(M2 + 0x5000, PageSize::Size1G);
+        assert_eq!((first.start(), first.size()), (Gpa::new(0), PageSize::Size1G));
+        let first = first.at_most(PageSize::Size4K);
+        assert_eq!((first.start(), first.size()), (Gpa::new(M2 + 0x5000), PageSize::Size4K));
+        first.install(page(0x8000)).unwrap();
+        // A table is in the way of 2 MiB now.
+        assert_eq!(room(M2, PageSize::Size1G).size(), PageSize::Size4K);
+        assert_eq!(room(2 * M2, PageSize::Size1G).size(), PageSize::Size2M);
+        assert_eq!(room(2 * M2, PageSize::Size2M).install(page(0x201)), Err(MapError::Invalid));
+        // The frame is aligned to 4 KiB only, so that is what it comes to.
+        assert_eq!(tree.map(guard, Gpa::new(2 * M2), page(0x201), PageSize::Size2M), Ok(PageSize::Size4K));
+        assert_eq!(tree.map(guard, Gpa::new(2 * M2), page(0x201), PageSize::Size2M), Err(MapError::Present));
+        assert_eq!(tree.map(guard, Gpa::new(3 * M2), page(1 << 28), PageSize::Size2M), Err(MapError::Invalid));
+        assert!(tree.fault(guard, Gpa::new(1 << 48), PageSize::Size4K).is_err());
+    });
+}
+
+#[test]
+fn without_accessed_and_dirty_bits_writable_means_dirty() {
+    let memory: Arc<Memory<Ept>> = Memory::new(8);
+    let domain = pool::domain::<Ept, 1>(&memory);
+    let cpu = domain.register(0).unwrap();
+    let caps = crate::Caps::new(40, PageSize::Size2M, false);
+    let tree = Tree::new(Pool::new(&memory, &domain), caps).unwrap();
+    tree.map(cpu.read(), Gpa::new(0), page(1), PageSize::Size4K).unwrap();
+    let dirty = |tree: &Tree<Pool<Ept>>| {
+        let mut count = 0;
+        tree.dirty_log(&cpu, WHOLE, |_| count += 1).unwrap();
+        count
+    };
+    assert!(tree.translate(cpu.read(), Gpa::new(0)).unwrap().leaf.dirty);
+    assert_eq!(dirty(&tree), 1);
+    assert_eq!(dirty(&tree), 0);
+    assert!(tree.unprotect(cpu.read(), Gpa::new(0)));
+    assert_eq!(dirty(&tree), 1);
+    assert!(tree.unprotect(cpu.read(), Gpa::new(0)));
+    let mut harvested = 0;
+    tree.harvest(&cpu, WHOLE, |_| harvested += 1).unwrap();
+    tree.harvest(&cpu, WHOLE, |_| harvested += 1).unwrap();
+    assert_eq!(harvested, 2, "it may have been written since");
+    tree.free_pgtables(|_, _, _| {});
+}
+
+#[test]
+fn a_table_moves_with_its_pages() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        tree.map(cpu.read(), Gpa::new(0x5000), page(0x8000), PageSize::Size4K).unwrap();
+        tree.map(cpu.read(), Gpa::new(1 << 30), page(0x8001), PageSize::Size4K).unwrap();
+        let to = Gpa::new((1 << 30) + 7 * M2);
+        tree.move_table(cpu, Gpa::new(0), to, Level::PMD).unwrap();
+        assert!(tree.translate(cpu.read(), Gpa::new(0x5000)).is_none());
+        assert_eq!(tree.translate(cpu.read(), to.wrapping_add(0x5123)).unwrap().hpa, Hpa::new(0x800_0123));
+        assert!(tree.move_table(cpu, Gpa::new(0), to, Level::PMD).is_err());
+        assert!(tree.move_table(cpu, to, Gpa::new(1 << 30), Level::PMD).is_err(), "there is a table");
+        check_tables(tree, memory);
+    });
+}
