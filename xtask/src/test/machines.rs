@@ -1,6 +1,6 @@
 //! Boots the matrix's rows on its columns, several at once.
 
-use super::broken;
+use super::images;
 use super::matrix::{self, Expected, Host, ROWS, Row, Source};
 use super::results::{Ran, Status};
 use crate::build::Images;
@@ -150,9 +150,9 @@ impl Job {
         let row = self.row;
         let image = match row.source {
             Source::Guest(name) => images.guest(name),
-            Source::Broken(name, defect) => {
+            Source::Changed(name, change) => {
                 let good = fs::read(images.guest(name)).with_context(|| format!("can't read the image of {name}"))?;
-                write(folder, row.name, &broken::broken(&good, defect)?)?
+                write(folder, row.name, &images::changed(&good, change)?)?
             }
         };
         let modules = row.modules.iter().enumerate().map(|(at, bytes)| {

@@ -1,6 +1,6 @@
 //! What is booted where, and what has to come of it: a row for each guest, a column for each kind of machine.
 
-use super::broken::Defect;
+use super::images::Change;
 use crate::machine::Machine;
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
 use crate::trial::Pages;
@@ -47,8 +47,8 @@ impl Host {
 pub(super) enum Source {
     /// One of our guests.
     Guest(&'static str),
-    /// One of our guests with a defect.
-    Broken(&'static str, Defect),
+    /// One of our guests, changed.
+    Changed(&'static str, Change),
 }
 
 /// What has to come of it.
@@ -115,9 +115,9 @@ const ENDLESS: Row =
     Row { timeout: Duration::from_secs(20), limit: Some(Duration::from_secs(2)), alone: None, ..USUAL };
 
 /// A guest that the hypervisor must refuse.
-const fn refused(name: &'static str, defect: Defect) -> Row {
+const fn refused(name: &'static str, change: Change) -> Row {
     let hypervised = Expected::just(Verdict::BadImage);
-    Row { name, source: Source::Broken("smoke", defect), hypervised, alone: None, ..USUAL }
+    Row { name, source: Source::Changed("smoke", change), hypervised, alone: None, ..USUAL }
 }
 
 /// A hypervisor that fails on purpose; the function that did it has to be named.
@@ -132,9 +132,10 @@ const fn lacking(name: &'static str, cpu: &'static str, text: &'static str) -> R
     Row { name, cpu: Some(cpu), hypervised, alone: None, ..USUAL }
 }
 
-pub(super) const ROWS: [Row; 20] = [
+pub(super) const ROWS: [Row; 21] = [
     Row { name: "smoke", ..USUAL },
     Row { name: "smoke-4k", pages: Pages::Small, alone: None, ..USUAL },
+    Row { name: "smoke-elf32", source: Source::Changed("smoke", Change::Elf32), ..USUAL },
     Row { name: "exit-latency", source: Source::Guest("exit-latency"), pages: Pages::Small, ..USUAL },
     Row {
         name: "multiboot",
@@ -168,10 +169,10 @@ pub(super) const ROWS: [Row; 20] = [
         alone: Some(Expected::saying(Verdict::Hang, "no verdict within 4 s")),
         ..USUAL
     },
-    refused("truncated", Defect::Truncated),
-    refused("beyond-memory", Defect::BeyondMemory),
-    refused("not-an-elf", Defect::NotAnElf),
-    refused("no-header", Defect::NoHeader),
+    refused("truncated", Change::Truncated),
+    refused("beyond-memory", Change::BeyondMemory),
+    refused("not-an-elf", Change::NotAnElf),
+    refused("no-header", Change::NoHeader),
     lacking("no-svm", "qemu64,-svm", "SVM"),
     lacking("no-npt", "EPYC,+svm,-npt", "nested paging"),
     self_test("hv-panic", "selftest=panic", "self-test", "hv::selftest::fail"),

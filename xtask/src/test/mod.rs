@@ -1,7 +1,7 @@
 //! Runs all tests: on the build machine, in loom's models, and on emulated machines.
 
-mod broken;
 mod cargo;
+mod images;
 mod machines;
 mod matrix;
 mod results;

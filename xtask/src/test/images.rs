@@ -1,11 +1,13 @@
-//! Images that must be refused, made from a good one.
+//! Images made from one of our guests: of another kind, or with something wrong.
 
 use anyhow::{Context, Result, bail};
 use std::ops::Range;
 
-/// What is wrong with an image.
+/// What is changed about an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Defect {
+pub(crate) enum Change {
+    /// It is an ELF32 without the multiboot header's address fields, as most kernels are that others make.
+    Elf32,
     /// The file ends within what has to be loaded.
     Truncated,
     /// A segment and the multiboot header's bss end far beyond the guest's memory.
@@ -19,27 +21,35 @@ pub(crate) enum Defect {
 const MULTIBOOT_MAGIC: u32 = 0x1BAD_B002;
 /// The header lies in the first 8192 bytes, 4-byte aligned (Multiboot specification 0.6.96, section 3.1).
 const MULTIBOOT_SEARCH: usize = 8192;
+const MULTIBOOT_FLAGS: usize = 4;
 const MULTIBOOT_CHECKSUM: usize = 8;
+/// The flag that says that the address fields are valid.
+const MULTIBOOT_ADDRESSES: u32 = 1 << 16;
 const MULTIBOOT_BSS_END: usize = 24;
 
 // The ELF64 header, and a program header's fields.
+const E_ENTRY: usize = 0x18;
 const E_PHOFF: usize = 0x20;
 const E_PHENTSIZE: usize = 0x36;
 const E_PHNUM: usize = 0x38;
 const P_TYPE: usize = 0;
+const P_FLAGS: usize = 4;
 const P_OFFSET: usize = 8;
 const P_FILESZ: usize = 32;
 const P_MEMSZ: usize = 40;
 const PT_LOAD: u64 = 1;
+/// The size of an ELF32 header.
+const ELF32_HEADER: u64 = 52;
 
 /// The last page below 4 GiB, and a size that no guest of the tests has.
 const FAR: u64 = 0xffff_f000;
 
-/// A copy of a good ELF64 image that has the defect.
-pub(crate) fn broken(good: &[u8], defect: Defect) -> Result<Vec<u8>> {
+/// A copy of an ELF64 image with the change.
+pub(crate) fn changed(good: &[u8], change: Change) -> Result<Vec<u8>> {
     let mut image = good.to_vec();
-    match defect {
-        Defect::Truncated => {
+    match change {
+        Change::Elf32 => image = elf32(good)?,
+        Change::Truncated => {
             let segments = load_segments(&image)?.into_iter();
             let contents = segments.filter_map(|at| {
                 Some(number(good, at + P_OFFSET..at + P_OFFSET + 8)? + number(good, at + P_FILESZ..at + P_FILESZ + 8)?)
@@ -47,18 +57,50 @@ pub(crate) fn broken(good: &[u8], defect: Defect) -> Result<Vec<u8>> {
             let end = contents.max().context("the image has no segment to load")?;
             image.truncate(usize::try_from(end)?.saturating_sub(1));
         }
-        Defect::NotAnElf => image = b"this is no image of a guest\n".repeat(100),
-        Defect::NoHeader => {
+        Change::NotAnElf => image = b"this is no image of a guest\n".repeat(100),
+        Change::NoHeader => {
             let at = header(&image)?;
             image[at + MULTIBOOT_CHECKSUM] ^= 1;
         }
-        Defect::BeyondMemory => {
+        Change::BeyondMemory => {
             let at = header(&image)?;
             put(&mut image, at + MULTIBOOT_BSS_END, &(FAR as u32).to_le_bytes())?;
             let last = load_segments(&image)?.last().copied().context("the image has no segment to load")?;
             put(&mut image, last + P_MEMSZ, &FAR.to_le_bytes())?;
         }
     }
+    Ok(image)
+}
+
+/// The same image as an ELF32. Its headers are smaller and stand where the larger ones did; all else stays in place.
+fn elf32(good: &[u8]) -> Result<Vec<u8>> {
+    let segments = load_segments(good)?;
+    let field = |at: usize, size: usize| number(good, at..at + size).context("the image is too short");
+    // e_ident, e_type, e_machine (Intel 80386), e_version
+    let mut headers = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0\x01\0\0\0".to_vec();
+    let mut words = |words: &[u64]| -> Result<()> {
+        for word in words {
+            headers.extend(u32::try_from(*word).context("not an image for below 4 GiB")?.to_le_bytes());
+        }
+        Ok(())
+    };
+    // e_entry, e_phoff, e_shoff, e_flags; then pairs of halves: e_ehsize and e_phentsize, e_phnum and e_shentsize, …
+    words(&[field(E_ENTRY, 8)?, ELF32_HEADER, 0, 0])?;
+    words(&[ELF32_HEADER | 32 << 16, segments.len() as u64, 0])?;
+    for at in segments {
+        // p_type, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_flags, p_align
+        let [offset, virtual_address, address] = [P_OFFSET, 16, 24].map(|member| field(at + member, 8));
+        words(&[PT_LOAD, offset?, virtual_address?, address?])?;
+        words(&[field(at + P_FILESZ, 8)?, field(at + P_MEMSZ, 8)?, field(at + P_FLAGS, 4)?, 4096])?;
+    }
+    let mut image = good.to_vec();
+    put(&mut image, 0, &headers)?;
+
+    let header = header(&image)?;
+    let flags = field(header + MULTIBOOT_FLAGS, 4)? as u32 & !MULTIBOOT_ADDRESSES;
+    put(&mut image, header + MULTIBOOT_FLAGS, &flags.to_le_bytes())?;
+    let checksum = 0u32.wrapping_sub(MULTIBOOT_MAGIC).wrapping_sub(flags);
+    put(&mut image, header + MULTIBOOT_CHECKSUM, &checksum.to_le_bytes())?;
     Ok(image)
 }
 
@@ -111,20 +153,37 @@ mod tests {
         image[0x78 + P_OFFSET + 1] = 2;
         image[0x78 + P_FILESZ + 1] = 1;
         image[0x200..0x204].copy_from_slice(&MULTIBOOT_MAGIC.to_le_bytes());
+        image[0x204..0x208].copy_from_slice(&(MULTIBOOT_ADDRESSES | 3).to_le_bytes());
         image
+    }
+
+    #[test]
+    fn an_elf32_is_read_as_what_the_elf64_was() {
+        use object::{Object, ObjectSegment};
+        let mut original = good();
+        original[E_ENTRY + 2] = 0x10;
+        let small = changed(&original, Change::Elf32).unwrap();
+        let file = object::File::parse(&*small).unwrap();
+        assert!(!file.is_64());
+        assert_eq!(file.entry(), 0x10_0000);
+        let segments: Vec<_> = file.segments().map(|segment| segment.file_range()).collect();
+        assert_eq!(segments, [(0x200, 0x100)]);
+        let [magic, flags, checksum] = [0x200, 0x204, 0x208].map(|at| number(&small, at..at + 4).unwrap());
+        assert_eq!((magic + flags + checksum) as u32, 0);
+        assert_eq!(flags as u32 & MULTIBOOT_ADDRESSES, 0);
     }
 
     #[test]
     fn each_defect_is_where_it_should_be() {
         let good = good();
-        assert_eq!(broken(&good, Defect::Truncated).unwrap(), good[..0x2ff]);
-        assert!(!broken(&good, Defect::NotAnElf).unwrap().starts_with(b"\x7fELF"));
+        assert_eq!(changed(&good, Change::Truncated).unwrap(), good[..0x2ff]);
+        assert!(!changed(&good, Change::NotAnElf).unwrap().starts_with(b"\x7fELF"));
 
-        let headless = broken(&good, Defect::NoHeader).unwrap();
+        let headless = changed(&good, Change::NoHeader).unwrap();
         assert_eq!(headless.iter().zip(&good).filter(|(a, b)| a != b).count(), 1);
         assert_ne!(headless[0x208], good[0x208]);
 
-        let beyond = broken(&good, Defect::BeyondMemory).unwrap();
+        let beyond = changed(&good, Change::BeyondMemory).unwrap();
         assert_eq!(number(&beyond, 0x200 + MULTIBOOT_BSS_END..0x204 + MULTIBOOT_BSS_END), Some(FAR));
         assert_eq!(number(&beyond, 0x78 + P_MEMSZ..0x80 + P_MEMSZ), Some(FAR));
         assert_eq!(number(&beyond, 0x40 + P_MEMSZ..0x48 + P_MEMSZ), Some(0));
@@ -133,11 +192,11 @@ mod tests {
     #[test]
     fn a_bad_original_is_an_error() {
         for image in [&b""[..], b"\x7fELF", &[0; 9000]] {
-            assert!(broken(image, Defect::BeyondMemory).is_err());
-            assert!(broken(image, Defect::NoHeader).is_err());
+            assert!(changed(image, Change::BeyondMemory).is_err());
+            assert!(changed(image, Change::NoHeader).is_err());
         }
         let mut outside = good();
         outside[E_PHOFF + 3] = 1;
-        assert!(broken(&outside, Defect::BeyondMemory).is_err());
+        assert!(changed(&outside, Change::BeyondMemory).is_err());
     }
 }
