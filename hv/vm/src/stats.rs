@@ -19,14 +19,18 @@ const NOTHING: Cost = Cost { count: 0, total: 0, min: u64::MAX, max: 0 };
 /// Exits by kind.
 #[derive(Debug)]
 pub struct Stats {
-    costs: [Cost; Kind::COUNT],
+    /// One place more than there are kinds: for what comes before the first exit.
+    costs: [Cost; Kind::COUNT + 1],
     /// The exit under way: what it was, and when.
-    current: Option<(Kind, u64)>,
+    current: (usize, u64),
 }
+
+/// The place of no exit.
+const BEFORE: usize = Kind::COUNT;
 
 impl Default for Stats {
     fn default() -> Self {
-        Self { costs: [NOTHING; Kind::COUNT], current: None }
+        Self { costs: [NOTHING; Kind::COUNT + 1], current: (BEFORE, 0) }
     }
 }
 
@@ -34,22 +38,21 @@ impl Stats {
     /// Books an exit of `kind` after a `stay` in the guest, which also says when the handling of the exit before it ended.
     #[inline]
     pub fn exited(&mut self, kind: Kind, stay: Stay) {
-        if let Some((previous, since)) = self.current {
+        let (previous, since) = self.current;
+        if let Some(cost) = self.costs.get_mut(previous) {
             let ticks = stay.entry.wrapping_sub(since);
-            let cost = &mut self.costs[previous as usize];
             cost.count += 1;
-            cost.total += ticks;
+            cost.total = cost.total.wrapping_add(ticks);
             cost.min = cost.min.min(ticks);
             cost.max = cost.max.max(ticks);
         }
-        self.current = Some((kind, stay.exit));
+        self.current = (kind as usize, stay.exit);
     }
 
     /// Books the last exit, after which the guest is not entered again.
     pub fn ended(&mut self) {
-        if let Some((kind, _)) = self.current.take() {
-            self.costs[kind as usize].count += 1;
-        }
+        let (kind, _) = core::mem::replace(&mut self.current, (BEFORE, 0));
+        self.costs[kind].count += 1;
     }
 
     /// How many exits of `kind` there were.
@@ -66,17 +69,18 @@ fn permille(part: u64, whole: u64) -> u64 {
 /// The table, one line a kind, most time first.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let exits: u64 = self.costs.iter().map(|cost| cost.count).sum();
-        let ticks: u64 = self.costs.iter().map(|cost| cost.total).sum();
+        let costs = &self.costs[..Kind::COUNT];
+        let exits: u64 = costs.iter().map(|cost| cost.count).sum();
+        let ticks: u64 = costs.iter().map(|cost| cost.total).sum();
         writeln!(
             f,
             "{:<14}{:>10}{:>9}{:>9}{:>10}{:>12}{:>10}",
             "exit", "count", "count%", "time%", "min", "max", "mean"
         )?;
         let mut order: [usize; Kind::COUNT] = core::array::from_fn(|kind| kind);
-        order.sort_unstable_by_key(|&kind| core::cmp::Reverse(self.costs[kind].total));
+        order.sort_unstable_by_key(|&kind| core::cmp::Reverse(costs[kind].total));
         for kind in order {
-            let cost = &self.costs[kind];
+            let cost = &costs[kind];
             if cost.count == 0 {
                 continue;
             }

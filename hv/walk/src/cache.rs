@@ -148,7 +148,9 @@ impl<S: Copy> FetchCache<S> {
         {
             return Some(known.page);
         }
-        self.page_slow(mem, controls, features, gva, privilege)
+        // A copy, so that the caller's is never referred to, and stays in registers on the way that is short.
+        let controls = *controls;
+        self.page_slow(mem, &controls, features, gva, privilege)
     }
 
     #[cold]
