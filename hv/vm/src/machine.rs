@@ -500,8 +500,8 @@ pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock>(
             }
             vcpu.enter();
         });
-        let exit = vcpu.exit();
         let stay = vcpu.stay();
+        let exit = vcpu.exit();
         let flow = match exit {
             Exit::ExternalInterrupt | Exit::Nmi => machine.interrupted(vcpu, host),
             Exit::Halt => machine.halt(vcpu, host),

@@ -3,6 +3,7 @@
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 use vm::Stay;
+use x86::vmx::vmcs::ro;
 
 /// What the switch saves and loads itself: all general registers but RSP, whose slot stays unused.
 ///
@@ -15,14 +16,15 @@ pub(super) struct Switched {
     /// The host's stack, and where it goes on after the exit.
     host_rsp: u64,
     host_rip: u64,
-    /// Whether the VMCS has been entered since it was cleared: VMLAUNCH is for the first time, VMRESUME for all others.
-    launched: bool,
 }
 
 /// The offset of a register's slot, by the register's number in encodings.
 const fn slot(number: usize) -> usize {
     offset_of!(Switched, gprs) + number * 8
 }
+
+/// A VM-instruction error number (Intel SDM vol. 3, table 31-1).
+const VMLAUNCH_WITH_NON_CLEAR_VMCS: u32 = 4;
 
 /// In place of an exit reason: the entry instruction failed, and the host's state was never left.
 pub(super) const ENTRY_REFUSED: u64 = u64::MAX;
@@ -50,13 +52,11 @@ pub(super) unsafe fn enter(registers: &mut Switched) -> u64 {
             "push rbx",
             "push rbp",
             "mov [rdi + {host_rsp}], rsp",
-            "push rdi",
             "lea rax, [rip + 2f]",
             "mov [rdi + {host_rip}], rax",
             "rdtsc",
             "mov [rdi + {entry}], eax",
             "mov [rdi + {entry} + 4], edx",
-            "cmp byte ptr [rdi + {launched}], 0",
             "mov rax, [rdi + {rax}]",
             "mov rcx, [rdi + {rcx}]",
             "mov rdx, [rdi + {rdx}]",
@@ -72,15 +72,18 @@ pub(super) unsafe fn enter(registers: &mut Switched) -> u64 {
             "mov r14, [rdi + {r14}]",
             "mov r15, [rdi + {r15}]",
             "mov rdi, [rdi + {rdi}]",
-            "je 3f",
             "vmresume",
-            "jmp 4f",
-            "3:",
+            // Behind here VMRESUME has failed, and the stack is still the host's. The first entry is VMLAUNCH's. If that says
+            // that it is not the first, VMRESUME had another reason, and leaves its number when asked again.
             "vmlaunch",
-            "4:",
-            "mov rax, -1",
-            "pop rdi",
-            "jmp 5f",
+            "mov eax, {instruction_error}",
+            "vmread rax, rax",
+            "cmp eax, {not_clear}",
+            "jne 3f",
+            "vmresume",
+            "3:",
+            "mov rax, {refused}",
+            "jmp 4f",
             "2:",
             "mov [rsp + {rax}], rax",
             "mov [rsp + {rdx}], rdx",
@@ -100,19 +103,20 @@ pub(super) unsafe fn enter(registers: &mut Switched) -> u64 {
             "mov [rsp + {r13}], r13",
             "mov [rsp + {r14}], r14",
             "mov [rsp + {r15}], r15",
-            "mov byte ptr [rsp + {launched}], 1",
             "mov rsp, [rsp + {host_rsp}]",
             "mov eax, {exit_reason}",
             "vmread rax, rax",
-            "5:",
+            "4:",
             "pop rbp",
             "pop rbx",
             entry = const offset_of!(Switched, stay) + offset_of!(Stay, entry),
             exit = const offset_of!(Switched, stay) + offset_of!(Stay, exit),
             host_rsp = const offset_of!(Switched, host_rsp),
             host_rip = const offset_of!(Switched, host_rip),
-            launched = const offset_of!(Switched, launched),
-            exit_reason = const x86::vmx::vmcs::ro::EXIT_REASON,
+            exit_reason = const ro::EXIT_REASON,
+            instruction_error = const ro::VM_INSTRUCTION_ERROR,
+            not_clear = const VMLAUNCH_WITH_NON_CLEAR_VMCS,
+            refused = const ENTRY_REFUSED.cast_signed(),
             rax = const slot(0),
             rcx = const slot(1),
             rdx = const slot(2),

@@ -17,7 +17,7 @@ use core::arch::asm;
 use core::cell::Cell;
 use core::fmt;
 use vm::{
-    ControlRegisters, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Known, Registers, Segment,
+    ControlRegisters, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, Registers, Segment,
     SegmentState, StateMsr, Stay, Vcpu,
 };
 use x86::controlregs::cr2_write;
@@ -466,12 +466,12 @@ impl Vcpu for VmxVcpu {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn exit(&self) -> Exit {
         match self.reason {
             reason::CPUID => Exit::Cpuid,
             reason::VMCALL => Exit::Hypercall,
-            reason::IO => Exit::Io(reason::io(self.qualification())),
+            reason::IO => Exit::Io(Io::from_vmx(self.qualification())),
             reason::RDMSR => Exit::ReadMsr,
             reason::WRMSR => Exit::WriteMsr,
             reason::EPT_VIOLATION => {
