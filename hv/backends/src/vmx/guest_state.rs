@@ -323,7 +323,7 @@ fn descriptor_tables(state: &GuestState) -> Result<(), &'static str> {
 
 /// Section 27.3.1.4.
 fn rip_and_rflags(state: &GuestState) -> Result<(), &'static str> {
-    const RESERVED: u64 = 0xffff_ffff_ffc0_802a;
+    const RESERVED: u64 = 0xffff_ffff_ffc0_8028;
     let code_64 = state.long_mode && state.cs.long();
     let interrupt = state.event & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID | EXTERNAL_INTERRUPT;
     let virtual_8086 = state.rflags & VM != 0;
@@ -377,3 +377,6 @@ fn pdptes(state: &GuestState) -> Result<(), &'static str> {
     let valid = |pdpte: &u64| pdpte & 1 == 0 || pdpte & reserved == 0;
     first_broken(&[(!pae_paging || state.pdptes.iter().all(valid), "PDPTE: reserved bits of a present one")])
 }
+
+#[cfg(test)]
+mod tests;
