@@ -112,6 +112,11 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         &self.memory
     }
 
+    /// The bytes at the guest's instruction pointer, for people: none where they can't be fetched.
+    pub fn code<V: Vcpu>(&self, vcpu: &V) -> Option<Fetched> {
+        self.fetch(vcpu, Self::bitness(vcpu)).ok()
+    }
+
     /// Where the guest's console output goes.
     pub fn console(&mut self) -> &mut S {
         self.devices.sink()
@@ -267,7 +272,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     }
 
     /// The bytes of the exiting instruction.
-    fn fetch<V: Vcpu>(&self, vcpu: &V, bitness: Bitness) -> Result<walk::Fetched, Trouble> {
+    fn fetch<V: Vcpu>(&self, vcpu: &V, bitness: Bitness) -> Result<Fetched, Trouble> {
         let at = Self::code_address(vcpu, bitness);
         Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::fetch_privilege(vcpu))?)
     }
@@ -467,6 +472,9 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
             return Flow::Stop(Stop::Halted);
         }
         let flow = self.skip(vcpu, Known::Hlt);
+        if flow != Flow::Resume || vcpu.injecting() {
+            return flow;
+        }
         while !self.devices.interrupt_pending() {
             if !host.idle(vcpu) {
                 return Flow::Stop(Stop::Limit);
