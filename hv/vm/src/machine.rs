@@ -414,6 +414,9 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
             Resolved::NotMemory if fault.is_fetch() => {
                 Flow::Stop(Stop::Unhandled("an instruction fetch from an address that has no memory"))
             }
+            Resolved::NotMemory if vcpu.injecting() => {
+                Flow::Stop(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
+            }
             Resolved::NotMemory => self.no_memory(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu)),
             Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
         }
