@@ -359,7 +359,8 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         match instruction.direction() {
             Direction::In => {
                 // Whether memory takes the element has to be known before the port is read: reading may have effects.
-                for byte in [at, at.wrapping_add(element.len() as u64 - 1)] {
+                // Of a second page, its start is what a fault tells.
+                for byte in [at, at.wrapping_add(element.len() as u64 - 1).align_down(addr::PAGE_SIZE)] {
                     let access = Access { kind: walk::Kind::Write, privilege };
                     walk::translate(&self.memory, &paging, byte, access, SetAccessedDirty::No)?;
                 }
