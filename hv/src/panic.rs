@@ -7,6 +7,7 @@ use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
+use x86::controlregs;
 
 unsafe extern "C" {
     static text_start: u8;
@@ -47,11 +48,26 @@ fn die(what: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
         verdict::end(Verdict::Panic, format_args!("panicked while panicking: {what}"));
     }
     report!("panic: {what}");
-    if let Some(frame) = frame {
-        console::print(format_args!("{frame}\n"));
+    match frame {
+        Some(frame) => console::print(format_args!("{frame}\n")),
+        None => report!("rbp {rbp:016x}"),
     }
+    report!("{}", ControlRegisters);
     backtrace(frame.map(|frame| frame.rip), rbp);
     verdict::end(Verdict::Panic, format_args!("{what}"))
+}
+
+/// What the processor is set to: a Rust panic has no more registers worth a line.
+struct ControlRegisters;
+
+impl fmt::Display for ControlRegisters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: reading control registers at ring 0 has no effect.
+        let [cr0, cr4] = unsafe { [controlregs::cr0().bits(), controlregs::cr4().bits()] };
+        // SAFETY: as above.
+        let [cr2, cr3] = unsafe { [controlregs::cr2() as u64, controlregs::cr3()] };
+        write!(f, "cr0 {cr0:08x} cr2 {cr2:016x} cr3 {cr3:016x} cr4 {cr4:08x}")
+    }
 }
 
 /// Prints return addresses: `cargo xtask` turns them into names.

@@ -118,6 +118,10 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
     machine.console().flush();
     if !matches!(stop, Stop::Exited(_)) {
         report_lines(&Dump(&vcpu));
+        match machine.code(&vcpu) {
+            Some(code) => report!("code {:02x?}", code.bytes()),
+            None => report!("code can't be fetched"),
+        }
     }
     report_lines(machine.stats());
     drop(vcpu);

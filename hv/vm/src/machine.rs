@@ -11,7 +11,7 @@ use addr::Gva;
 use devices::{Clock, Outcome, Sink, Size};
 use emul::string_io::{self, Direction, StringIo};
 use emul::{Bitness, Gpr, Known, Segment, mmio};
-use walk::{Access, Controls, Features, Paging, Privilege, SetAccessedDirty, SlotMem, FetchCache};
+use walk::{Access, Controls, Features, FetchCache, Fetched, Paging, Privilege, SetAccessedDirty, SlotMem};
 
 /// What became of a guest physical address that the nested tables did not translate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
