@@ -249,7 +249,8 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         }
         let bitness = Self::bitness(vcpu);
         let at = Self::code_address(vcpu, bitness);
-        let first = self.code.fetch_u32(&self.memory, &Self::controls(vcpu), &self.features, at, Self::fetch_privilege(vcpu));
+        let first =
+            self.code.fetch_u32(&self.memory, &Self::controls(vcpu), &self.features, at, Self::fetch_privilege(vcpu));
         match first.and_then(|first| known.length(first)) {
             Some(length) => {
                 vcpu.resume_at(bitness.advance(vcpu.rip(), length));
