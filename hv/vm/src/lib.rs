@@ -21,6 +21,8 @@ mod machine;
 pub mod msr;
 mod open_bus;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod trouble;
 mod vcpu;
 

@@ -1,0 +1,125 @@
+//! Exits that need no device and no memory, the ends of a VM, and the loop's accounts.
+
+use super::guest::*;
+use crate::{Event, Exception, Exit, Flow, Gpr, INTERRUPT_FLAG, Instruction, Kind, NestedFault, Stop};
+use addr::Gpa;
+use devices::Size;
+use std::string::ToString;
+
+#[test]
+fn invd_is_passed_over() {
+    for code in [&[0x0f, 0x08][..], &[0x66, 0x0f, 0x08]] {
+        let mut guest = Guest::new(code);
+        guest.resumes(Exit::Instruction(Instruction::Invd));
+        assert_eq!((guest.vcpu.rip, guest.vcpu.event), (CODE + code.len() as u64, None));
+    }
+}
+
+#[test]
+fn what_cpuid_does_not_offer_is_undefined() {
+    for instruction in [Instruction::Xsetbv, Instruction::Undefined] {
+        let mut guest = Guest::new(&[0x0f, 0x01, 0xd1]);
+        guest.resumes(Exit::Instruction(instruction));
+        assert_eq!((guest.vcpu.rip, guest.vcpu.event), (CODE, Some(Event::UNDEFINED)));
+    }
+}
+
+#[test]
+fn a_triple_fault_ends_the_vm() {
+    assert_eq!(Guest::new(&[]).handle(Exit::Shutdown), Flow::Stop(Stop::TripleFault));
+}
+
+#[test]
+fn exits_that_can_not_be_handled_end_the_vm_with_a_reason() {
+    assert!(Guest::new(&[]).unhandled(Exit::InvalidState).contains("refused"));
+    // The last three are the loop's.
+    for exit in [Exit::Unknown, Exit::Halt, Exit::ExternalInterrupt, Exit::Nmi] {
+        assert!(Guest::new(&[]).unhandled(exit).contains("not asked for"), "{exit:?}");
+    }
+}
+
+#[test]
+fn the_loop_ends_with_the_exit_that_stops_the_vm() {
+    let mut guest = Guest::new(&[]);
+    guest.vcpu.next_rip = Some(CODE + 2);
+    guest.vcpu.then(Exit::Cpuid, |_| {});
+    guest.vcpu.then(io(0xf4, Size::Byte, false), |vcpu| vcpu.gprs[0] = 3);
+    guest.vcpu.then(Exit::Cpuid, |_| panic!("the guest has ended itself"));
+    let mut host = TestHost::new(&guest);
+    assert_eq!(guest.run(&mut host), Stop::Exited(3));
+    assert_eq!((guest.vcpu.entries, guest.vcpu.script_left()), (2, 1));
+}
+
+#[test]
+fn translations_are_dropped_at_the_entry_for_which_memory_asks_it() {
+    let mut guest = Guest::new(&[]);
+    guest.vcpu.next_rip = Some(CODE);
+    for _ in 0..2 {
+        guest.vcpu.then(Exit::Cpuid, |_| {});
+    }
+    guest.vcpu.then(Exit::Shutdown, |_| {});
+    guest.memory().stale.set(true);
+    let mut host = TestHost::new(&guest);
+    guest.run(&mut host);
+    assert_eq!((guest.vcpu.entries, &guest.vcpu.flushed[..]), (3, &[1][..]));
+}
+
+#[test]
+fn each_kind_of_exit_is_counted() {
+    let resuming = [
+        Exit::Cpuid,
+        Exit::Hypercall,
+        io(0xe9, Size::Byte, true),
+        io(0xe9, Size::Byte, false),
+        string(0xe9, Size::Byte, false),
+        Exit::ReadMsr,
+        Exit::WriteMsr,
+        Exit::Halt,
+        Exit::NestedFault(NestedFault::new(Gpa::new(DATA), true, false, false)),
+        Exit::Exception(Exception::new(1, None)),
+        Exit::Instruction(Instruction::Invd),
+        Exit::ExternalInterrupt,
+        Exit::Nmi,
+        Exit::InterruptWindow,
+    ];
+    let stopping = [Exit::Shutdown, Exit::InvalidState, Exit::Unknown];
+    assert_eq!(resuming.len() + stopping.len(), Kind::COUNT);
+
+    // OUTSB. The timer wakes HLT, and each of its interrupts ends by itself.
+    let mut guest = Guest::with_devices(&[0x6e], |devices| {
+        for (port, value) in [(0x20, 0x11), (0x21, 8), (0x21, 4), (0x21, 3), (0x21, 0xfe)] {
+            out(devices, port, value);
+        }
+        [(0x43, 0x34), (0x40, 0), (0x40, 0x10)].into_iter().for_each(|(port, value)| out(devices, port, value));
+    });
+    guest.vcpu.next_rip = Some(CODE + 2);
+    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.set(Gpr::RSI, DATA);
+    // The n-th kind n times over.
+    for (n, exit) in (1..).zip(resuming) {
+        for _ in 0..n {
+            guest.vcpu.then(exit, |vcpu| {
+                vcpu.rip = CODE;
+                vcpu.gprs[Gpr::RCX.index()] = 0x277;
+                vcpu.gprs[Gpr::RAX.index()] = 0;
+                vcpu.gprs[Gpr::RDX.index()] = 0;
+            });
+        }
+    }
+    for exit in stopping {
+        guest.vcpu.then(exit, |_| {});
+        let mut host = TestHost::new(&guest);
+        guest.run(&mut host);
+    }
+    assert_eq!(guest.vcpu.script_left(), 0);
+    for (n, exit) in (1..).zip(resuming) {
+        assert_eq!(guest.machine.stats().count(exit.kind()), n, "{exit:?}");
+    }
+    for exit in stopping {
+        assert_eq!(guest.machine.stats().count(exit.kind()), 1, "{exit:?}");
+    }
+    // After all but the three that stopped it the guest was entered again, ten ticks later.
+    let table = guest.machine.stats().to_string();
+    let ticks = 10 * (guest.vcpu.entries - 3);
+    assert!(table.ends_with(&std::format!(" {ticks} ticks of the TSC in the hypervisor")), "{table}");
+}

@@ -1,0 +1,181 @@
+//! A vCPU that plays a script.
+
+use crate::vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, StateMsr, Stay, Vcpu};
+use crate::{Event, Exit, Gpr, Known, Registers, Segment};
+use core::fmt;
+use std::boxed::Box;
+use std::collections::VecDeque;
+use std::vec::Vec;
+
+/// What the guest does until it exits: the state that the exit leaves.
+type Stretch = Box<dyn FnOnce(&mut TestVcpu)>;
+
+/// Registers that anyone may set, a queue of exits, and a record of what the handlers did.
+pub(super) struct TestVcpu {
+    pub(super) gprs: [u64; 16],
+    pub(super) rip: u64,
+    pub(super) rflags: u64,
+    pub(super) control: ControlRegisters,
+    pub(super) segments: [SegmentState; 6],
+    pub(super) cr2: u64,
+    pub(super) pat: u64,
+    pub(super) tsc: u64,
+    pub(super) shadow: bool,
+    /// What a processor with next-RIP save tells.
+    pub(super) next_rip: Option<u64>,
+    /// To be delivered at the next entry.
+    pub(super) event: Option<Event>,
+    /// Whether an exit was asked for as soon as an interrupt can be taken.
+    pub(super) window: bool,
+    /// Interrupts and exceptions that the guest got.
+    pub(super) delivered: Vec<Event>,
+    /// The exit under way.
+    pub(super) exit: Exit,
+    pub(super) entries: u64,
+    pub(super) leaves: u64,
+    /// At which entries translations were dropped.
+    pub(super) flushed: Vec<u64>,
+    script: VecDeque<(Exit, Stretch)>,
+}
+
+impl TestVcpu {
+    pub(super) const fn new(control: ControlRegisters, code: SegmentState) -> Self {
+        let data = SegmentState { selector: 0x10, base: 0, limit: u32::MAX, default_big: true, long: false };
+        Self {
+            gprs: [0; 16],
+            rip: 0,
+            rflags: 2,
+            control,
+            segments: [data, code, data, data, data, data],
+            cr2: 0,
+            pat: 0x0007_0406_0007_0406,
+            tsc: 0,
+            shadow: false,
+            next_rip: None,
+            event: None,
+            window: false,
+            delivered: Vec::new(),
+            exit: Exit::Unknown,
+            entries: 0,
+            leaves: 0,
+            flushed: Vec::new(),
+            script: VecDeque::new(),
+        }
+    }
+
+    /// Adds to the script: the guest does `stretch`, then exits.
+    pub(super) fn then(&mut self, exit: Exit, stretch: impl FnOnce(&mut Self) + 'static) {
+        self.script.push_back((exit, Box::new(stretch)));
+    }
+
+    /// Vector and error code of the exception that waits for the next entry.
+    pub(super) fn raised(&self) -> Option<(u8, Option<u32>)> {
+        match self.event {
+            Some(Event::Exception(exception)) => Some((exception.vector(), exception.error_code())),
+            Some(Event::Interrupt(vector)) => panic!("interrupt {vector:#x} in place of an exception"),
+            None => None,
+        }
+    }
+
+    /// How many exits are left.
+    pub(super) fn script_left(&self) -> usize {
+        self.script.len()
+    }
+}
+
+impl Registers for TestVcpu {
+    fn gpr(&self, gpr: Gpr) -> u64 {
+        self.gprs[gpr.index()]
+    }
+    fn set_gpr(&mut self, gpr: Gpr, value: u64) {
+        self.gprs[gpr.index()] = value;
+    }
+    fn rip(&self) -> u64 {
+        self.rip
+    }
+    fn rflags(&self) -> u64 {
+        self.rflags
+    }
+    fn set_rflags(&mut self, value: u64) {
+        self.rflags = value;
+    }
+    fn segment_base(&self, segment: Segment) -> u64 {
+        self.segments[segment as usize].base
+    }
+}
+
+impl Vcpu for TestVcpu {
+    const HYPERCALL: Known = Known::Vmmcall;
+
+    fn enter(&mut self) {
+        self.entries += 1;
+        self.delivered.extend(self.event.take());
+        let (exit, stretch) = self.script.pop_front().expect("entered after the script's end");
+        self.exit = exit;
+        stretch(self);
+    }
+    fn exit(&self) -> Exit {
+        self.exit
+    }
+    fn flush(&mut self) {
+        self.flushed.push(self.entries + 1);
+    }
+    fn leave(&mut self) {
+        self.leaves += 1;
+    }
+    /// Exits take 10 ticks to handle, the guest runs for 1000.
+    fn stay(&self) -> Stay {
+        let entry = self.entries * 1010;
+        Stay { entry, exit: entry + 1000 }
+    }
+    fn resume_at(&mut self, rip: u64) {
+        self.rip = rip;
+        self.shadow = false;
+    }
+    fn next_rip(&self) -> Option<u64> {
+        self.next_rip
+    }
+    fn control(&self) -> ControlRegisters {
+        self.control
+    }
+    fn segment(&self, register: Segment) -> SegmentState {
+        self.segments[register as usize]
+    }
+    fn set_cr2(&mut self, address: u64) {
+        self.cr2 = address;
+    }
+    fn state_msr(&self, msr: StateMsr) -> u64 {
+        match msr {
+            StateMsr::Efer => self.control.efer,
+            StateMsr::Pat => self.pat,
+            StateMsr::Tsc => self.tsc,
+        }
+    }
+    fn set_state_msr(&mut self, msr: StateMsr, value: u64) {
+        match msr {
+            StateMsr::Efer => self.control.efer = value,
+            StateMsr::Pat => self.pat = value,
+            StateMsr::Tsc => self.tsc = value,
+        }
+    }
+    fn interruptible(&self) -> bool {
+        self.rflags & INTERRUPT_FLAG != 0 && !self.shadow && self.event.is_none()
+    }
+    fn shadowed(&self) -> bool {
+        self.shadow
+    }
+    fn inject(&mut self, event: Event) {
+        assert_eq!(self.event, None, "{event:?} comes on top");
+        assert!(matches!(event, Event::Exception(_)) || self.interruptible(), "{event:?} is not taken here");
+        self.event = Some(event);
+    }
+    fn injecting(&self) -> bool {
+        self.event.is_some()
+    }
+    fn request_window(&mut self, wanted: bool) {
+        self.window = wanted;
+    }
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(out, "rip {:x}", self.rip)
+    }
+}
