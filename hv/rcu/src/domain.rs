@@ -72,21 +72,25 @@ impl Slot {
 }
 
 impl PerCpu {
+    #[inline]
     pub(crate) fn state(&self) -> State {
         State::from_raw(self.state.load(Ordering::Acquire))
     }
 
     /// What was read before is read before the new state is seen.
+    #[inline]
     pub(crate) fn set_state(&self, state: State) {
         self.state.store(state.raw(), Ordering::Release);
     }
 
     /// Says what the coming guest mode walks, with translations as old as `flushed`.
+    #[inline]
     pub(crate) fn set_space(&self, space: &Space, flushed: u64) {
         self.space.store(space.id(), Ordering::Release);
         self.flushed.store(flushed, Ordering::Release);
     }
 
+    #[inline]
     pub(crate) fn acknowledge(&self, generation: u64) {
         self.flushed.store(generation, Ordering::Release);
     }
@@ -224,10 +228,12 @@ impl<P, S: ?Sized> Domain<P, S> {
         self.spaces.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    #[inline]
     pub(crate) fn clock(&self) -> u64 {
         self.clock.load(Ordering::Acquire)
     }
 
+    #[inline]
     pub(crate) fn completed(&self) -> u64 {
         self.completed.load(Ordering::Acquire)
     }

@@ -42,6 +42,8 @@ pub mod rule;
 mod space;
 mod state;
 mod sync;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use cpu::{Cpu, Guard};
 pub use domain::{Domain, Platform, RegisterError, Slot, Stall, Stats};

@@ -28,10 +28,12 @@ impl Head {
         self.0.load(Ordering::Relaxed) != IDLE
     }
 
+    #[inline]
     fn next(&self) -> Option<Pfn> {
         decode(self.0.load(Ordering::Relaxed))
     }
 
+    #[inline]
     fn set_next(&self, next: Option<Pfn>) {
         self.0.store(encode(next), Ordering::Relaxed);
     }
@@ -59,10 +61,12 @@ pub(crate) struct List {
 }
 
 impl List {
+    #[inline]
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.ends.is_none()
     }
@@ -119,8 +123,13 @@ impl Orphans {
         }
     }
 
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == END
+    }
+
     pub(crate) fn take(&self, platform: &impl Platform) -> List {
-        if self.0.load(Ordering::Relaxed) == END {
+        if self.is_empty() {
             return List::default();
         }
         let Some(first) = decode(self.0.swap(END, Ordering::AcqRel)) else { return List::default() };
@@ -151,10 +160,7 @@ pub(crate) struct Segment {
 }
 
 impl Segments {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
+    #[inline]
     pub(crate) fn len(&self) -> u64 {
         self.ripe.len() + self.wait.pages.len() + self.next.pages.len()
     }

@@ -48,6 +48,7 @@ impl Space {
         Self { id: domain.new_space_id(), generation: AtomicU64::new(NEVER + 1) }
     }
 
+    #[inline]
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
@@ -78,6 +79,7 @@ impl Tlb {
         Self { last: None }
     }
 
+    #[inline]
     pub(crate) fn flushed(&self, cpu: usize, space: &Space) -> u64 {
         match self.last {
             Some((at, id, generation)) if (at == cpu || !holds(Rule::FlushOnMigration)) && id == space.id => generation,
@@ -85,6 +87,7 @@ impl Tlb {
         }
     }
 
+    #[inline]
     pub(crate) fn set_flushed(&mut self, cpu: usize, space: &Space, generation: u64) {
         self.last = Some((cpu, space.id, generation));
     }

@@ -1,0 +1,395 @@
+//! The rules where one thread can show them: it holds several CPUs' handles, and decides who does what when.
+
+use super::*;
+use addr::Pfn;
+use proptest::prelude::*;
+use std::boxed::Box;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::vec::Vec;
+use std::{assert_eq, vec};
+
+#[derive(Default)]
+struct Machine {
+    heads: [Head; 16],
+    kicks: [AtomicU64; 3],
+    time: AtomicU64,
+}
+
+impl Platform for Machine {
+    fn head(&self, page: Pfn) -> &Head {
+        &self.heads[page.raw() as usize]
+    }
+
+    fn kick(&self, cpu: usize) {
+        self.kicks[cpu].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        self.time.load(Ordering::Relaxed)
+    }
+}
+
+type Three = Domain<Machine, [Slot; 3]>;
+
+fn domain() -> Three {
+    Domain::new(Machine::default(), 4)
+}
+
+fn kicks(domain: &Three) -> [u64; 3] {
+    domain.platform().kicks.each_ref().map(|count| count.load(Ordering::Relaxed))
+}
+
+fn page(number: u64) -> Pfn {
+    Pfn::new(number)
+}
+
+/// What a poll of `cpu` gives back.
+fn polled(cpu: &Cpu<'_, Machine>) -> Vec<u64> {
+    let mut pages = vec![];
+    cpu.poll(usize::MAX, |page| pages.push(page.raw()));
+    pages
+}
+
+/// What two turns of every CPU's loop give back.
+fn turns(cpus: &mut [Cpu<'_, Machine>]) -> Vec<u64> {
+    let mut pages = vec![];
+    for _ in 0..3 {
+        for cpu in &mut *cpus {
+            cpu.quiescent();
+            pages.extend(polled(cpu));
+        }
+    }
+    pages
+}
+
+#[test]
+fn the_guard_is_nothing() {
+    assert_eq!(size_of::<Guard<'_>>(), 0);
+}
+
+#[test]
+fn one_handle_per_cpu() {
+    let domain = domain();
+    let first = domain.register(0).unwrap();
+    assert_eq!(domain.register(0).err(), Some(RegisterError::Taken));
+    assert_eq!(domain.register(3).err(), Some(RegisterError::OutOfRange));
+    drop(first);
+    assert_eq!(domain.register(0).unwrap().index(), 0);
+}
+
+#[test]
+fn a_page_waits_for_every_cpu() {
+    let domain = domain();
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    assert_eq!(first.call_rcu(page(5)), Backlog::Within);
+    assert!(domain.platform().heads[5].is_queued());
+    for _ in 0..3 {
+        first.quiescent();
+        assert_eq!(polled(&first), [], "the second CPU has passed no quiescent state");
+    }
+    second.quiescent();
+    assert_eq!(polled(&first), [5]);
+    assert!(!domain.platform().heads[5].is_queued());
+}
+
+#[test]
+fn idle_holds_up_nothing() {
+    let domain = domain();
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    second.idle(|| {
+        first.call_rcu(page(5));
+        first.synchronize();
+        assert_eq!(polled(&first), [5]);
+    });
+}
+
+#[test]
+fn a_panic_while_idle_does_not_leave_the_cpu_extended() {
+    let domain = domain();
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    let idle = std::panic::AssertUnwindSafe(|| second.idle(|| std::panic::resume_unwind(Box::new(()))));
+    assert!(std::panic::catch_unwind(idle).is_err());
+    first.call_rcu(page(5));
+    assert_eq!(turns(core::slice::from_mut(&mut first)), []);
+}
+
+#[test]
+fn a_guest_is_kicked_and_counts_until_it_leaves() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    let mut tlb = Tlb::new();
+    second.guest(&space, &mut tlb, |flush| {
+        assert_eq!(flush, Flush::Needed, "of this tag nothing is known");
+        let retired = first.defer(&space, page(5));
+        assert!(!domain.is_flushed(&space, retired.generation));
+        assert_eq!(kicks(&domain), [0, 1, 0]);
+        first.defer(&space, page(6));
+        assert_eq!(kicks(&domain), [0, 1, 0], "once is enough");
+        assert_eq!(turns(core::slice::from_mut(&mut first)), []);
+    });
+    assert!(domain.is_flushed(&space, space.generation()));
+    second.guest(&space, &mut tlb, |flush| {
+        assert_eq!(flush, Flush::Needed);
+        assert!(domain.is_flushed(&space, space.generation()));
+        assert_eq!(turns(core::slice::from_mut(&mut first)), [5, 6], "this entry came after the flush");
+    });
+    second.guest(&space, &mut tlb, |flush| assert_eq!(flush, Flush::Keep));
+    assert_eq!(kicks(&domain), [0, 1, 0]);
+}
+
+#[test]
+fn a_guest_of_another_space_is_left_alone() {
+    let domain = domain();
+    let [space, other] = [(); 2].map(|()| Space::new(&domain));
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    second.guest(&other, &mut Tlb::new(), |_| {
+        first.defer(&space, page(5));
+        first.synchronize();
+        assert_eq!(polled(&first), [5]);
+    });
+    assert_eq!(kicks(&domain), [0; 3]);
+}
+
+#[test]
+fn a_lazy_flush_kicks_in_a_hurry_only() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    second.guest(&space, &mut Tlb::new(), |_| {
+        let mut gather = first.gather(&space);
+        (0..5).for_each(|number| gather.add(page(number)));
+        let retired = gather.finish_lazily();
+        assert_eq!(retired.backlog, Backlog::Over);
+        assert!(!domain.is_flushed(&space, retired.generation));
+        assert_eq!(turns(core::slice::from_mut(&mut first)), [], "it counts nevertheless");
+        assert_eq!(kicks(&domain), [0; 3]);
+        first.hurry();
+        first.hurry();
+        assert_eq!(kicks(&domain), [0, 1, 0]);
+    });
+    assert_eq!(turns(&mut [first, second]), [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_strict_flush_kicks_whom_a_lazy_one_left() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let [first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    second.guest(&space, &mut Tlb::new(), |_| {
+        let mut gather = first.gather(&space);
+        gather.changed();
+        gather.finish_lazily();
+        let mut gather = first.gather(&space);
+        gather.changed();
+        gather.finish();
+        assert_eq!(kicks(&domain), [0, 1, 0]);
+    });
+}
+
+#[test]
+fn a_tag_is_flushed_when_its_cpu_or_its_space_is_another() {
+    let domain = domain();
+    let [space, other] = [(); 2].map(|()| Space::new(&domain));
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    let mut tlb = Tlb::new();
+    let mut enter = |cpu: &mut Cpu<'_, Machine>, space: &Space| cpu.guest(space, &mut tlb, |flush| flush);
+    assert_eq!(enter(&mut first, &space), Flush::Needed);
+    assert_eq!(enter(&mut first, &space), Flush::Keep);
+    assert_eq!(enter(&mut second, &space), Flush::Needed);
+    assert_eq!(enter(&mut first, &space), Flush::Needed);
+    assert_eq!(enter(&mut first, &other), Flush::Needed);
+    assert_eq!(enter(&mut first, &space), Flush::Needed);
+    assert_eq!(enter(&mut first, &space), Flush::Keep);
+}
+
+#[test]
+fn a_gather_flushes_once_and_however_it_ends() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let mut cpu = domain.register(0).unwrap();
+    let before = space.generation();
+    assert_eq!(cpu.gather(&space).finish().generation, before, "there was nothing to flush");
+    {
+        let mut gather = cpu.gather(&space);
+        gather.add(page(1));
+        gather.add(page(2));
+    }
+    let after = space.generation();
+    assert!(after > before);
+    assert_eq!(cpu.backlog(), 2);
+    cpu.synchronize();
+    assert_eq!(polled(&cpu), [1, 2]);
+    assert_eq!(space.generation(), after);
+}
+
+#[test]
+#[should_panic(expected = "deferred twice")]
+fn a_page_is_not_deferred_twice() {
+    let domain = domain();
+    let cpu = domain.register(0).unwrap();
+    cpu.call_rcu(page(1));
+    cpu.call_rcu(page(1));
+}
+
+#[test]
+fn a_poll_keeps_to_its_budget_and_its_callback_may_defer() {
+    let domain = domain();
+    let mut cpu = domain.register(0).unwrap();
+    (0..3).for_each(|number| {
+        cpu.call_rcu(page(number));
+    });
+    cpu.synchronize();
+    let mut freed = vec![];
+    let count = cpu.poll(2, |page| {
+        freed.push(page.raw());
+        cpu.call_rcu(Pfn::new(page.raw() + 8));
+    });
+    assert_eq!((count, freed), (2, vec![0, 1]));
+    cpu.synchronize();
+    assert_eq!(polled(&cpu), [2, 8, 9]);
+}
+
+#[test]
+fn orphans_are_adopted_and_wait_anew() {
+    let domain = domain();
+    let [mut first, second, mut third] = [0, 1, 2].map(|index| domain.register(index).unwrap());
+    second.call_rcu(page(1));
+    second.call_rcu(page(2));
+    drop(second);
+    assert_eq!(polled(&first), []);
+    assert_eq!(first.backlog(), 2);
+    drop(first);
+    assert_eq!(domain.stats().backlog, 2);
+    let mut freed = vec![];
+    third.barrier(|page| freed.push(page.raw()));
+    assert_eq!(freed, [1, 2]);
+    first = domain.register(0).unwrap();
+    assert_eq!(turns(&mut [first, third]), []);
+    assert_eq!(domain.stats().backlog, 0);
+}
+
+#[test]
+fn a_stall_names_its_cpu() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let [mut first, mut second, mut third] = [0, 1, 2].map(|index| domain.register(index).unwrap());
+    let time = |ticks| domain.platform().time.store(ticks, Ordering::Relaxed);
+    let stalls = |limit| domain.stalls(limit).collect::<Vec<_>>();
+    time(1_000);
+    assert_eq!(stalls(0), [], "no grace period runs");
+    third.guest(&space, &mut Tlb::new(), |_| {
+        first.defer(&space, page(1));
+        polled(&first);
+        first.quiescent();
+        time(1_100);
+        assert_eq!(stalls(100), []);
+        let stall = |cpu, mode| Stall { cpu, mode, ticks: 100 };
+        assert_eq!(stalls(99), [stall(1, Mode::Online), stall(2, Mode::Kicked)]);
+        second.quiescent();
+        assert_eq!(stalls(99), [stall(2, Mode::Kicked)]);
+    });
+    third.quiescent();
+    assert_eq!(polled(&first), [1]);
+    assert_eq!(stalls(0), []);
+}
+
+#[test]
+fn statistics_add_up() {
+    let domain = domain();
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    let time = |ticks| domain.platform().time.store(ticks, Ordering::Relaxed);
+    time(10);
+    (0..3).for_each(|number| {
+        first.call_rcu(page(number));
+    });
+    second.call_rcu(page(3));
+    polled(&first);
+    time(35);
+    assert_eq!(domain.stats(), Stats { deferred: 4, backlog: 4, peak_backlog: 3, ..Stats::default() });
+    first.quiescent();
+    second.quiescent();
+    assert_eq!(polled(&first), [0, 1, 2]);
+    assert_eq!(polled(&second), [3]);
+    let expected = Stats {
+        deferred: 4,
+        freed: 4,
+        backlog: 0,
+        peak_backlog: 3,
+        grace_periods: 1,
+        longest_grace_period: 25,
+        kicks: 0,
+    };
+    assert_eq!(domain.stats(), expected);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Defer(usize),
+    Quiescent(usize),
+    Idle(usize),
+    Poll(usize),
+    Toggle(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    (0..3usize, 0..5).prop_map(|(cpu, what)| match what {
+        0 => Step::Defer(cpu),
+        1 => Step::Quiescent(cpu),
+        2 => Step::Idle(cpu),
+        3 => Step::Poll(cpu),
+        _ => Step::Toggle(cpu),
+    })
+}
+
+proptest! {
+    /// No page comes back before each CPU that was online when it was deferred has passed a quiescent state; each comes
+    /// back once, and in the end.
+    #[test]
+    fn any_sequence_frees_late_and_once(steps in prop::collection::vec(step(), 0..200)) {
+        let domain = domain();
+        let mut cpus = [0, 1, 2].map(|index| domain.register(index).ok());
+        // For each page that waits, the CPUs that may still hold it.
+        let mut holders: [Option<BTreeSet<usize>>; 16] = Default::default();
+        let passed = |holders: &mut [Option<BTreeSet<usize>>; 16], cpu| {
+            holders.iter_mut().flatten().for_each(|who| { who.remove(&cpu); });
+        };
+        for step in steps {
+            let (Step::Defer(at) | Step::Quiescent(at) | Step::Idle(at) | Step::Poll(at) | Step::Toggle(at)) = step;
+            let Some(cpu) = &mut cpus[at] else {
+                if matches!(step, Step::Toggle(_)) {
+                    cpus[at] = domain.register(at).ok();
+                }
+                continue;
+            };
+            match step {
+                Step::Defer(_) => {
+                    let Some(free) = holders.iter().position(Option::is_none) else { continue };
+                    cpu.call_rcu(page(free as u64));
+                    holders[free] = Some((0..3).filter(|&other| cpus[other].is_some()).collect());
+                }
+                Step::Quiescent(_) => cpu.quiescent(),
+                Step::Idle(_) => cpu.idle(|| ()),
+                Step::Poll(_) => for freed in polled(cpu) {
+                    let held_by = holders[freed as usize].take();
+                    prop_assert_eq!(held_by, Some(BTreeSet::new()));
+                },
+                Step::Toggle(_) => cpus[at] = None,
+            }
+            if matches!(step, Step::Quiescent(_) | Step::Idle(_) | Step::Toggle(_)) {
+                passed(&mut holders, at);
+            }
+        }
+        let mut cpus: Vec<_> = cpus.into_iter().flatten().collect();
+        if cpus.is_empty() {
+            cpus.push(domain.register(0).unwrap());
+        }
+        for _ in 0..3 {
+            for freed in turns(&mut cpus) {
+                prop_assert!(holders[freed as usize].take().is_some());
+            }
+        }
+        prop_assert!(holders.iter().all(Option::is_none), "pages are lost");
+    }
+}
