@@ -39,6 +39,15 @@ impl fmt::Display for Missing {
     }
 }
 
+/// A page that a backend needs in the guest's memory: outside of its RAM, for the processor to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FixedPage {
+    /// Where its first byte is.
+    pub at: Gpa,
+    /// What it holds.
+    pub content: [u8; 4096],
+}
+
 /// One vendor's virtualization, switched on on this CPU. Displays as its name and what this processor has of it.
 pub trait Backend: Sized + fmt::Display {
     /// Its virtual CPU.
@@ -58,6 +67,11 @@ pub trait Backend: Sized + fmt::Display {
 
     /// What this processor can do with such tables, with leaves of at most `largest`.
     fn caps(&self, largest: PageSize) -> Caps;
+
+    /// The page that has to be in the guest's memory, read-only, before its vCPUs run; None if nothing has.
+    fn fixed_page(&self) -> Option<FixedPage> {
+        None
+    }
 
     /// A new virtual CPU that starts at `start`, with its memory behind the nested tables at `root`.
     fn vcpu(&self, root: Hpa, start: Start) -> Self::Vcpu;

@@ -5,6 +5,7 @@ use crate::paging;
 use crate::tables::{self, Machine};
 use addr::{Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
 use alloc::sync::Arc;
+use backends::FixedPage;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError};
@@ -162,6 +163,20 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
         // SAFETY: the frame is nobody else's yet.
         unsafe { zero(paging::direct(frame.start()), size.bytes()) };
         Some(frame)
+    }
+
+    /// Puts a page of its own at `page.at`, read-only for the guest.
+    pub(crate) fn install(&self, page: &FixedPage) -> Result<(), MemoryError> {
+        let Ok(Fault::Room(room)) = self.tree.fault(self.cpu.read(), page.at, PageSize::Size4K) else {
+            return Err(MemoryError::Outside(page.at));
+        };
+        let frame = self.zeroed(PageSize::Size4K).ok_or(MemoryError::NoFrames)?;
+        // SAFETY: the frame is nobody else's yet, and as large as the content.
+        unsafe { paging::direct(frame.start()).copy_from_nonoverlapping(page.content.as_ptr(), page.content.len()) };
+        room.install(Leaf::new(frame, Rights::READ_ONLY)).map_err(|_| {
+            self.surroundings.pool.lock().free(frame, PageSize::Size4K);
+            MemoryError::NoFrames
+        })
     }
 
     /// Runs `access` on the host's side of each piece of `bytes` bytes from `at` on.

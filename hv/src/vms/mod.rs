@@ -101,6 +101,9 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
     let Some(mut memory) = Memory::<B::Tables>::new(plan.config.ram, backend.caps(plan.config.pages)) else {
         return (Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory));
     };
+    if backend.fixed_page().is_some_and(|page| memory.install(&page).is_err()) {
+        return (Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory));
+    }
     let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
     let entry = match loader::load(module(plan.image), &modules, plan.config.ram, &mut memory) {
         Ok(entry) => entry,

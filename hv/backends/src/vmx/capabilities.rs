@@ -42,7 +42,7 @@ pub(super) struct Controls {
 pub struct Features {
     /// Translations are kept from entry to entry, told apart by a VPID.
     pub vpid: bool,
-    /// Real mode and unpaged protected mode run.
+    /// Real mode and unpaged protected mode run as they are.
     pub unrestricted_guest: bool,
     /// The largest leaf that EPT has.
     pub largest_page: PageSize,
@@ -192,6 +192,12 @@ impl Controls {
         self.secondary & control.bits() != 0
     }
 
+    /// Unpaged code runs on an identity map that the hypervisor puts in place of the guest's tables, and takes away. Without
+    /// VPID each entry and exit drops the translations of the one or the other.
+    fn drop_what_unpaged_code_cannot_have(&mut self) {
+        self.secondary &= !SecondaryControls::ENABLE_VPID.bits();
+    }
+
     /// PAT is switched in both directions or in none.
     fn settle_pat(&mut self) -> bool {
         let whole = self.exit & EXIT_PAT == EXIT_PAT && self.entry & EntryControls::LOAD_IA32_PAT.bits() != 0;
@@ -229,16 +235,21 @@ impl Capabilities {
             return Err(Missing("a type of INVEPT: IA32_VMX_EPT_VPID_CAP (48Ch) bit 25 or 26"));
         }
         let pat = controls.settle_pat();
+        let unrestricted_guest = controls.has_secondary(SecondaryControls::UNRESTRICTED_GUEST);
+        if !unrestricted_guest {
+            controls.drop_what_unpaged_code_cannot_have();
+        }
         let timer = controls.pin & PinbasedControls::VMX_PREEMPTION_TIMER.bits() != 0;
         let features = Features {
             vpid: controls.has_secondary(SecondaryControls::ENABLE_VPID),
-            unrestricted_guest: controls.has_secondary(SecondaryControls::UNRESTRICTED_GUEST),
+            unrestricted_guest,
             largest_page: match ept & (EPT_1G | EPT_2M) {
                 0 => PageSize::Size4K,
                 EPT_2M => PageSize::Size2M,
                 _ => PageSize::Size1G,
             },
-            accessed_dirty: ept & EPT_ACCESSED_DIRTY != 0,
+            // The identity map of unpaged code is read-only, and with such bits the processor's reads of it count as writes.
+            accessed_dirty: ept & EPT_ACCESSED_DIRTY != 0 && unrestricted_guest,
             invept_single: ept & INVEPT_SINGLE != 0,
             pat,
             preemption_timer: timer.then(|| (msr(msr::IA32_VMX_MISC) & MISC_TIMER_RATE) as u8),
@@ -339,6 +350,17 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn an_identity_map_excludes_what_would_spoil_it() {
+        let found = Capabilities::read(|register| match register {
+            msr::IA32_VMX_PROCBASED_CTLS2 => skylake(register) & !(1 << 39),
+            _ => skylake(register),
+        });
+        let found = found.expect("unrestricted guest is optional");
+        assert_eq!((found.features.vpid, found.features.accessed_dirty), (false, false));
+        assert_eq!(found.controls.secondary & SecondaryControls::ENABLE_VPID.bits(), 0);
+    }
+
+    #[test]
     fn what_is_optional_is_done_without() {
         let found = Capabilities::read(|register| match register {
             msr::IA32_VMX_PROCBASED_CTLS2 => 1 << 33,
@@ -351,6 +373,7 @@ pub(super) mod tests {
         let found = found.expect("the rest suffices");
         assert_eq!((found.controls.exit & EXIT_PAT, found.controls.entry & 1 << 14), (0, 0));
         let report = found.features.to_string();
+        assert_eq!(found.controls.secondary, 1 << 1);
         let nothing = "pages up to 4K, no unrestricted guest, no VPID, no EPT accessed and dirty bits, \
                        no single-context INVEPT, no PAT switched, no preemption timer, no RDTSCP";
         assert_eq!(report, nothing);

@@ -13,7 +13,14 @@ pub(super) const CR0_NW: u64 = 1 << 29;
 pub(super) const CR0_CD: u64 = 1 << 30;
 pub(super) const CR0_PG: u64 = 1 << 31;
 
+const CR4_PSE: u64 = 1 << 4;
+pub(super) const CR4_PAE: u64 = 1 << 5;
 const CR4_MCE: u64 = 1 << 6;
+const CR4_PGE: u64 = 1 << 7;
+const CR4_SMEP: u64 = 1 << 20;
+const CR4_SMAP: u64 = 1 << 21;
+/// What must not be on while the identity map stands in for no paging at all.
+const CR4_PAGING: u64 = CR4_PSE | CR4_PAE | CR4_PGE | CR4_SMEP | CR4_SMAP;
 
 /// VME, PVI, TSD, DE, PSE, PAE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, FSGSBASE, SMEP, SMAP: what needs nothing from the
 /// hypervisor. A processor that lacks one answers with #GP itself.
@@ -44,6 +51,11 @@ impl Shadowed {
     pub(super) const fn cr4(capabilities: &Capabilities, host_cr4: u64) -> Self {
         let mask = !CR4_GUESTS | capabilities.cr4_ones;
         Self { mask, real: capabilities.cr4_ones | host_cr4 & CR4_MCE }
+    }
+
+    /// CR4 while the guest runs unpaged on the identity map: that is of 4 MiB pages, and of nothing else that the guest sets.
+    pub(super) const fn on_identity_map(self) -> Self {
+        Self { mask: self.mask | CR4_PAGING, real: self.real | CR4_PSE }
     }
 
     /// The register's real value if the guest reads `value`.
@@ -108,6 +120,14 @@ mod tests {
         for bit in [13, 17, 18, 12, 63] {
             assert_eq!(check_cr4(1 << bit), Err(Refused), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn on_the_identity_map_the_guests_paging_bits_wait() {
+        let cr4 = Shadowed::cr4(&capabilities(), 0).on_identity_map();
+        let wanted = CR4_PAE | CR4_PGE | 1 << 9;
+        assert_eq!(cr4.real(wanted), VMXE | CR4_PSE | 1 << 9);
+        assert_eq!(cr4.guest(cr4.real(wanted), wanted), wanted);
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub(super) fn write(vcpu: &VmxVcpu, out: &mut dyn fmt::Write) -> fmt::Result {
             Ok(()) => writeln!(out, "broken rule: none of those known here")?,
         }
     }
+    if let Some(what) = vcpu.unsupported {
+        writeln!(out, "{what}")?;
+    }
     writeln!(
         out,
         "exit reason {:#x} qualification {:#x} physical {:#x} linear {:#x} length {}",

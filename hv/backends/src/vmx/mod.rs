@@ -9,6 +9,7 @@ mod host;
 mod permissions;
 mod reason;
 mod switch;
+mod unpaged;
 mod vcpu;
 mod vmcs;
 
@@ -16,7 +17,7 @@ pub use capabilities::Features;
 pub use vcpu::VmxVcpu;
 
 use crate::page::HardwarePage;
-use crate::{Backend, Missing, Physical, Start};
+use crate::{Backend, FixedPage, Missing, Physical, Start};
 use addr::{Hpa, PageSize};
 use alloc::rc::Rc;
 use capabilities::Capabilities;
@@ -80,6 +81,10 @@ impl Backend for Vmx {
         let widths = cpuid.get_processor_capacity_feature_info();
         let physical_bits = widths.map_or(36, |widths| widths.physical_address_bits());
         Ok(Self { _region: region, physical, capabilities, physical_bits, occupied: Rc::default() })
+    }
+
+    fn fixed_page(&self) -> Option<FixedPage> {
+        (!self.features().unrestricted_guest).then(unpaged::identity_map)
     }
 
     /// # Panics

@@ -6,6 +6,7 @@ use super::control_registers::{self, CR0_ET, CR0_PE, Refused, Shadowed};
 use super::permissions::MsrBitmap;
 use super::reason::{self, CrAccess};
 use super::switch::{self, Switched};
+use super::unpaged::{EFER_LME, NotDone, Unpaged};
 use super::vmcs::{self, Vmcs};
 use super::{dump, host};
 use crate::Start;
@@ -75,6 +76,12 @@ pub struct VmxVcpu {
     nmi: bool,
     pub(super) cr0: Shadowed,
     pub(super) cr4: Shadowed,
+    /// CR4 when the guest's paging is really on.
+    pub(super) paged_cr4: Shadowed,
+    /// The guest runs unpaged, on the identity map.
+    pub(super) unpaged: Option<Unpaged>,
+    /// What the guest wanted that this processor can't do, which ends it.
+    pub(super) unsupported: Option<&'static str>,
     cr8: u64,
     /// PAT where the processor does not switch it: kept, without effect.
     pat: u64,
@@ -91,6 +98,7 @@ impl VmxVcpu {
             .expect("the region is a page of its own with its revision in place");
         // SAFETY: reading has no effect.
         let host_cr4 = unsafe { x86::controlregs::cr4() }.bits() as u64;
+        let paged_cr4 = Shadowed::cr4(&vmx.capabilities, host_cr4);
         let features = *vmx.features();
         let mut vcpu = Self {
             registers: Box::default(),
@@ -101,7 +109,10 @@ impl VmxVcpu {
             flush: true,
             nmi: false,
             cr0: Shadowed::cr0(&vmx.capabilities),
-            cr4: Shadowed::cr4(&vmx.capabilities, host_cr4),
+            cr4: paged_cr4,
+            paged_cr4,
+            unpaged: None,
+            unsupported: None,
             cr8: 0,
             pat: PAT_AT_RESET,
             capabilities: vmx.capabilities,
@@ -115,6 +126,9 @@ impl VmxVcpu {
         };
         vcpu.write_controls(vmx);
         vcpu.write_start(start);
+        if !features.unrestricted_guest {
+            vcpu.enter_identity_map(Unpaged { cr3: 0, efer: 0 }, 0);
+        }
         vcpu.clear_unswitched();
         vcpu
     }
@@ -248,8 +262,7 @@ impl VmxVcpu {
     #[cold]
     fn rare(&mut self) -> bool {
         if self.reason == reason::CONTROL_REGISTER {
-            self.control_register(reason::cr_access(self.qualification()));
-            return true;
+            return self.control_register(reason::cr_access(self.qualification()));
         }
         if self.reason == reason::EXCEPTION_OR_NMI {
             self.exception();
@@ -294,41 +307,120 @@ impl VmxVcpu {
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
     }
 
-    fn control_register(&mut self, access: CrAccess) {
+    /// Whether the guest goes on.
+    fn control_register(&mut self, access: CrAccess) -> bool {
         let done = match access {
-            CrAccess::Write { cr: 0, gpr } => {
-                let value = self.gpr(Gpr::new(gpr));
-                self.shadow(control::CR0_READ_SHADOW, value, control_registers::check_cr0(value))
-            }
+            CrAccess::Write { cr: 0, gpr } => self.write_cr0(self.gpr(Gpr::new(gpr))),
+            CrAccess::Write { cr: 3, gpr } => self.write_cr3(self.gpr(Gpr::new(gpr))),
             CrAccess::Write { cr: 4, gpr } => {
                 let value = self.gpr(Gpr::new(gpr));
                 self.shadow(control::CR4_READ_SHADOW, value, control_registers::check_cr4(value))
             }
-            CrAccess::Write { cr: 8, gpr } => {
-                self.cr8 = self.gpr(Gpr::new(gpr));
-                if self.cr8 > 15 { Err(Refused) } else { self.skip() }
-            }
-            CrAccess::Read { cr: 8, gpr } => {
-                self.set_gpr(Gpr::new(gpr), self.cr8);
-                self.skip()
-            }
-            _ => Err(Refused),
+            CrAccess::Write { cr: 8, gpr } => self.write_cr8(self.gpr(Gpr::new(gpr))),
+            CrAccess::Read { cr: 3, gpr } => self.read_into(gpr, self.guest_cr3()),
+            CrAccess::Read { cr: 8, gpr } => self.read_into(gpr, self.cr8),
+            // The other registers and forms have no bits that exit.
+            _ => Err(NotDone::Refused),
         };
-        if done.is_err() {
-            self.inject(Event::GENERAL_PROTECTION);
+        match done {
+            Ok(()) => true,
+            Err(NotDone::Refused) => {
+                self.inject(Event::GENERAL_PROTECTION);
+                true
+            }
+            Err(NotDone::Unsupported(what)) => {
+                self.unsupported = Some(what);
+                false
+            }
         }
     }
 
+    fn write_cr0(&mut self, value: u64) -> Result<(), NotDone> {
+        let checked = control_registers::check_cr0(value);
+        if checked.is_ok() && self.changes_mode(value) {
+            self.change_mode(value)?;
+            return self.skip();
+        }
+        self.shadow(control::CR0_READ_SHADOW, value, checked)
+    }
+
+    fn write_cr3(&mut self, value: u64) -> Result<(), NotDone> {
+        match &mut self.unpaged {
+            Some(unpaged) => unpaged.cr3 = value,
+            None => self.vmcs.write(guest::CR3, value),
+        }
+        self.skip()
+    }
+
+    fn write_cr8(&mut self, value: u64) -> Result<(), NotDone> {
+        if value > 15 {
+            return Err(NotDone::Refused);
+        }
+        self.cr8 = value;
+        self.skip()
+    }
+
+    fn read_into(&mut self, gpr: u8, value: u64) -> Result<(), NotDone> {
+        self.set_gpr(Gpr::new(gpr), value);
+        self.skip()
+    }
+
     /// Has the guest read `value` if that passed its check; then the instruction runs again.
-    fn shadow(&mut self, field: u32, value: u64, checked: Result<(), Refused>) -> Result<(), Refused> {
+    fn shadow(&mut self, field: u32, value: u64, checked: Result<(), Refused>) -> Result<(), NotDone> {
         checked?;
         self.vmcs.write(field, value);
         Ok(())
     }
 
-    fn skip(&mut self) -> Result<(), Refused> {
+    fn skip(&mut self) -> Result<(), NotDone> {
         self.resume_at(self.behind());
         Ok(())
+    }
+
+    #[inline]
+    pub(super) fn guest_cr0(&self) -> u64 {
+        self.cr0.guest(self.vmcs.read(guest::CR0), self.vmcs.read(control::CR0_READ_SHADOW))
+    }
+
+    #[inline]
+    fn guest_cr3(&self) -> u64 {
+        match self.unpaged {
+            Some(unpaged) => unpaged.cr3,
+            None => self.vmcs.read(guest::CR3),
+        }
+    }
+
+    #[inline]
+    pub(super) fn guest_cr4(&self) -> u64 {
+        self.cr4.guest(self.vmcs.read(guest::CR4), self.vmcs.read(control::CR4_READ_SHADOW))
+    }
+
+    #[inline]
+    fn efer(&self) -> u64 {
+        match self.unpaged {
+            Some(unpaged) => unpaged.efer,
+            None => self.vmcs.read(guest::IA32_EFER_FULL),
+        }
+    }
+
+    fn set_efer(&mut self, value: u64) {
+        match &mut self.unpaged {
+            Some(unpaged) => {
+                unpaged.efer = value;
+                self.vmcs.write(guest::IA32_EFER_FULL, value & !EFER_LME);
+            }
+            None => self.vmcs.write(guest::IA32_EFER_FULL, value),
+        }
+    }
+
+    /// Sets or clears bits of the primary controls.
+    #[inline]
+    pub(super) fn set_primary(&mut self, bits: u32, wanted: bool) {
+        let primary = if wanted { self.primary | bits } else { self.primary & !bits };
+        if primary != self.primary {
+            self.primary = primary;
+            self.vmcs.write(control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(primary));
+        }
     }
 
     /// Where the exiting instruction ends.
@@ -342,9 +434,12 @@ impl VmxVcpu {
     /// The instruction reaches a multiple of 4 GiB: outside of 64-bit mode that is 0.
     #[cold]
     fn behind_4g(&self, next: u64) -> u64 {
-        let long_mode =
-            self.vmcs.read(control::VMENTRY_CONTROLS) & u64::from(EntryControls::IA32E_MODE_GUEST.bits()) != 0;
-        if long_mode && self.vmcs.read(guest::CS_ACCESS_RIGHTS) & MODE_64 != 0 { next } else { next & 0xffff_ffff }
+        if self.code_is_64_bit() { next } else { next & 0xffff_ffff }
+    }
+
+    pub(super) fn code_is_64_bit(&self) -> bool {
+        let entry = self.vmcs.read(control::VMENTRY_CONTROLS);
+        entry & u64::from(EntryControls::IA32E_MODE_GUEST.bits()) != 0 && self.segment(Segment::Cs).long
     }
 
     #[cold]
@@ -520,10 +615,10 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn control(&self) -> ControlRegisters {
         ControlRegisters {
-            cr0: self.cr0.guest(self.vmcs.read(guest::CR0), self.vmcs.read(control::CR0_READ_SHADOW)),
-            cr3: self.vmcs.read(guest::CR3),
-            cr4: self.cr4.guest(self.vmcs.read(guest::CR4), self.vmcs.read(control::CR4_READ_SHADOW)),
-            efer: self.vmcs.read(guest::IA32_EFER_FULL),
+            cr0: self.guest_cr0(),
+            cr3: self.guest_cr3(),
+            cr4: self.guest_cr4(),
+            efer: self.efer(),
             cpl: self.cpl(),
         }
     }
@@ -549,7 +644,7 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn state_msr(&self, msr: StateMsr) -> u64 {
         match msr {
-            StateMsr::Efer => self.vmcs.read(guest::IA32_EFER_FULL),
+            StateMsr::Efer => self.efer(),
             StateMsr::Pat if self.capabilities.features.pat => self.vmcs.read(guest::IA32_PAT_FULL),
             StateMsr::Pat => self.pat,
             StateMsr::Tsc => tsc().wrapping_add(self.tsc_offset),
@@ -559,7 +654,7 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn set_state_msr(&mut self, msr: StateMsr, value: u64) {
         match msr {
-            StateMsr::Efer => self.vmcs.write(guest::IA32_EFER_FULL, value),
+            StateMsr::Efer => self.set_efer(value),
             StateMsr::Pat if self.capabilities.features.pat => self.vmcs.write(guest::IA32_PAT_FULL, value),
             StateMsr::Pat => self.pat = value,
             StateMsr::Tsc => {
@@ -604,12 +699,7 @@ impl Vcpu for VmxVcpu {
 
     #[inline]
     fn request_window(&mut self, wanted: bool) {
-        let window = PrimaryControls::INTERRUPT_WINDOW_EXITING.bits();
-        let primary = if wanted { self.primary | window } else { self.primary & !window };
-        if primary != self.primary {
-            self.primary = primary;
-            self.vmcs.write(control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(primary));
-        }
+        self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), wanted);
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {

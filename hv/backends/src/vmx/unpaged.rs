@@ -1,0 +1,168 @@
+//! Unpaged protected mode on a processor that can't turn a guest's paging off (one without unrestricted guest): paging stays
+//! on, over an identity map. The guest reads of CR0, CR3, CR4 and EFER what it wrote.
+
+use super::control_registers::{CR0_PE, CR0_PG, CR4_PAE, Refused};
+use super::vcpu::VmxVcpu;
+use crate::FixedPage;
+use addr::Gpa;
+use vm::{Segment, Vcpu};
+use x86::vmx::vmcs::control::{self, EntryControls, PrimaryControls};
+use x86::vmx::vmcs::guest;
+
+/// Where the identity map is in guest memory: far above RAM, just below where a PC has its ROM. KVM has its own there, too.
+pub(super) const IDENTITY_MAP: Gpa = Gpa::new(0xfffb_c000);
+
+pub(super) const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+const CR4_PCIDE: u64 = 1 << 17;
+
+/// What the guest has in the registers that the identity map takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unpaged {
+    pub(super) cr3: u64,
+    pub(super) efer: u64,
+}
+
+/// 32-bit paging's directory of 4 MiB pages that map each address to itself. All is set that the processor could want to set.
+pub(super) fn identity_map() -> FixedPage {
+    // Present, writable, user, accessed, dirty, large.
+    const PAGE: u32 = 0xe7;
+    let mut content = [0; 4096];
+    for (index, entry) in (0u32..).zip(content.chunks_exact_mut(4)) {
+        entry.copy_from_slice(&(index << 22 | PAGE).to_le_bytes());
+    }
+    FixedPage { at: IDENTITY_MAP, content }
+}
+
+/// Why a write to CR0 is not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotDone {
+    /// The processor would answer with #GP.
+    Refused,
+    /// It would be right, but can't be had on this processor.
+    Unsupported(&'static str),
+}
+
+impl From<Refused> for NotDone {
+    fn from(_: Refused) -> Self {
+        Self::Refused
+    }
+}
+
+/// How the guest's paging is when CR0.PG is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PagingMode {
+    ThirtyTwoBit,
+    Long,
+}
+
+/// What turning paging on with these registers leads to (Intel SDM vol. 2, MOV to CR0; vol. 3, section 4.1.2).
+fn paging_mode(cr4: u64, efer: u64, code_has_l: bool) -> Result<PagingMode, NotDone> {
+    match (efer & EFER_LME != 0, cr4 & CR4_PAE != 0) {
+        (true, true) if !code_has_l => Ok(PagingMode::Long),
+        (true, _) => Err(NotDone::Refused),
+        (false, true) => Err(NotDone::Unsupported(
+            "PAE paging from unpaged code needs an unrestricted guest, which this processor lacks",
+        )),
+        (false, false) => Ok(PagingMode::ThirtyTwoBit),
+    }
+}
+
+impl VmxVcpu {
+    /// Whether a write of `value` to CR0 is more than the processor can carry out by itself.
+    pub(super) fn changes_mode(&self, value: u64) -> bool {
+        const MODE: u64 = CR0_PE | CR0_PG;
+        self.cr0.mask & MODE != 0 && (value ^ self.guest_cr0()) & MODE != 0
+    }
+
+    /// Carries out a MOV to CR0 of `value`, which turns paging on or off.
+    pub(super) fn change_mode(&mut self, value: u64) -> Result<(), NotDone> {
+        match (value & CR0_PE != 0, value & CR0_PG != 0) {
+            (true, true) => self.turn_paging_on()?,
+            (true, false) => self.turn_paging_off()?,
+            (false, true) => return Err(NotDone::Refused),
+            (false, false) => {
+                return Err(NotDone::Unsupported("real mode needs an unrestricted guest, which this processor lacks"));
+            }
+        }
+        self.vmcs.write(guest::CR0, self.cr0.real(value));
+        self.vmcs.write(control::CR0_READ_SHADOW, value);
+        Ok(())
+    }
+
+    /// The identity map comes in, with `cr4` as what the guest has.
+    pub(super) fn enter_identity_map(&mut self, unpaged: Unpaged, cr4: u64) {
+        self.cr4 = self.paged_cr4.on_identity_map();
+        self.write_cr4(cr4);
+        self.vmcs.write(guest::CR3, IDENTITY_MAP.raw());
+        self.vmcs.write(guest::IA32_EFER_FULL, unpaged.efer & !(EFER_LME | EFER_LMA));
+        self.intercept_cr3(true);
+        self.unpaged = Some(unpaged);
+    }
+
+    fn turn_paging_on(&mut self) -> Result<(), NotDone> {
+        let Some(unpaged) = self.unpaged else { return Ok(()) };
+        let cr4 = self.guest_cr4();
+        let mode = paging_mode(cr4, unpaged.efer, self.segment(Segment::Cs).long)?;
+        self.unpaged = None;
+        self.cr4 = self.paged_cr4;
+        self.write_cr4(cr4);
+        self.vmcs.write(guest::CR3, unpaged.cr3);
+        self.intercept_cr3(false);
+        self.set_long_mode(mode == PagingMode::Long, unpaged.efer);
+        Ok(())
+    }
+
+    fn turn_paging_off(&mut self) -> Result<(), NotDone> {
+        let (cr3, cr4, efer) = (self.vmcs.read(guest::CR3), self.guest_cr4(), self.vmcs.read(guest::IA32_EFER_FULL));
+        if efer & EFER_LMA != 0 && self.code_is_64_bit() || cr4 & CR4_PCIDE != 0 {
+            return Err(NotDone::Refused);
+        }
+        self.set_long_mode(false, efer);
+        self.enter_identity_map(Unpaged { cr3, efer: efer & !EFER_LMA }, cr4);
+        Ok(())
+    }
+
+    fn write_cr4(&mut self, value: u64) {
+        self.vmcs.write(guest::CR4, self.cr4.real(value));
+        self.vmcs.write(control::CR4_READ_SHADOW, value);
+        self.vmcs.write(control::CR4_GUEST_HOST_MASK, self.cr4.mask);
+    }
+
+    fn intercept_cr3(&mut self, wanted: bool) {
+        let exits = PrimaryControls::CR3_LOAD_EXITING | PrimaryControls::CR3_STORE_EXITING;
+        self.set_primary(exits.bits(), wanted);
+    }
+
+    fn set_long_mode(&mut self, on: bool, efer: u64) {
+        let bit = u64::from(EntryControls::IA32E_MODE_GUEST.bits());
+        let entry = self.vmcs.read(control::VMENTRY_CONTROLS) & !bit;
+        let (entry, efer) = if on { (entry | bit, efer | EFER_LMA) } else { (entry, efer & !EFER_LMA) };
+        self.vmcs.write(control::VMENTRY_CONTROLS, entry);
+        self.vmcs.write(guest::IA32_EFER_FULL, efer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_map_maps_each_address_to_itself() {
+        let page = identity_map();
+        let entry = |index: usize| {
+            let bytes = &page.content[index * 4..][..4];
+            u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+        };
+        assert_eq!((entry(0), entry(1), entry(1023)), (0xe7, 0x0040_00e7, 0xffc0_00e7));
+    }
+
+    #[test]
+    fn paging_comes_on_as_the_registers_say() {
+        assert_eq!(paging_mode(0, 0, false), Ok(PagingMode::ThirtyTwoBit));
+        assert_eq!(paging_mode(CR4_PAE, EFER_LME, false), Ok(PagingMode::Long));
+        assert_eq!(paging_mode(0, EFER_LME, false), Err(NotDone::Refused));
+        assert_eq!(paging_mode(CR4_PAE, EFER_LME, true), Err(NotDone::Refused));
+        assert!(matches!(paging_mode(CR4_PAE, 0, false), Err(NotDone::Unsupported(_))));
+    }
+}
