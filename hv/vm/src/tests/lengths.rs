@@ -45,6 +45,15 @@ fn eip_wraps_at_4_gib() {
 }
 
 #[test]
+fn linear_addresses_of_compatibility_mode_wrap_at_4_gib() {
+    let mut guest = Guest::new(&CPUID);
+    guest.vcpu.segments[1] = crate::SegmentState { base: 0xffff_f000, ..Guest::flat_32(&[]).vcpu.segments[1] };
+    guest.vcpu.rip = CODE + 0x1000;
+    guest.resumes(Exit::Cpuid);
+    assert_eq!(guest.vcpu.rip, CODE + 0x1002);
+}
+
+#[test]
 fn an_instruction_may_lie_in_two_pages() {
     let mut guest = Guest::new(&[]);
     guest.code_at(CODE + 0xfff, &CPUID);
@@ -194,6 +203,31 @@ fn tables_are_read_as_the_guests_processor_would() {
         guest.memory().put_u64(PDPT, pdpte);
         guest.resumes(Exit::Cpuid);
         assert_eq!(guest.vcpu.raised(), raised, "{pml4e:#x} {pdpte:#x}");
+    }
+}
+
+#[test]
+fn a_4_mib_page_reaches_beyond_4_gib_where_the_guests_processor_has_pse36() {
+    use crate::cpuid::Leaf;
+    const PSE: u64 = 1 << 4;
+    /// Address bit 32.
+    const BIT_13: u64 = 1 << 13;
+    fn without_pse36(leaf: u32, subleaf: u32) -> Leaf {
+        let answer = processor(leaf, subleaf);
+        Leaf { edx: if leaf == 1 { answer.edx & !(1 << 17) } else { answer.edx }, ..answer }
+    }
+    for (host, far) in [(processor as crate::cpuid::HostCpuid, true), (without_pse36, false)] {
+        let mut guest = Guest::with_cpuid(&CPUID, host);
+        let control = crate::ControlRegisters { cr0: PE | PG, cr3: PDPT, cr4: PSE, efer: 0, cpl: 0 };
+        guest.vcpu.control = control;
+        guest.vcpu.segments[1] = Guest::flat_32(&[]).vcpu.segments[1];
+        guest.memory().put_u64(PDPT, PRESENT | LARGE | BIT_13);
+        if far {
+            assert!(guest.unhandled(Exit::Cpuid).contains("not in memory"));
+        } else {
+            guest.resumes(Exit::Cpuid);
+            assert_eq!(guest.vcpu.raised(), Some((14, Some(9))));
+        }
     }
 }
 

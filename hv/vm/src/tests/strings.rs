@@ -211,6 +211,20 @@ fn an_element_on_two_pages_faults_whole_at_the_first_byte_that_does() {
 }
 
 #[test]
+fn with_smap_the_kernel_reaches_the_users_pages_only_while_ac_is_set() {
+    const SMAP: u64 = 1 << 21;
+    const AC: u64 = 1 << 18;
+    for (ac, raised) in [(0, Some((14, Some(1)))), (AC, None)] {
+        let mut guest = Guest::new(&OUTSB);
+        guest.vcpu.control.cr4 |= SMAP;
+        guest.vcpu.rflags |= ac;
+        guest.set(Gpr::RSI, DATA);
+        guest.resumes(PRINT);
+        assert_eq!(guest.vcpu.raised(), raised);
+    }
+}
+
+#[test]
 fn ins_sets_accessed_and_dirty_bits() {
     const ACCESSED_DIRTY: u64 = 0x60;
     let mut guest = receiver(&INSB, b"x");
