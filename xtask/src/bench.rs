@@ -2,6 +2,7 @@
 
 use crate::build::Images;
 use crate::figures::{Figures, Unit};
+use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Engine, Qemu};
 use crate::machine::{Image, Machine};
 use crate::progress::Step;
@@ -11,73 +12,159 @@ use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Pages, Trial};
 use crate::verdict::Verdict;
 use anyhow::Result;
+use clap::ValueEnum;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Ample: a run takes seconds.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// The name of the only host that is measured so far, in the figures and in the name of the file that keeps them.
-const HOST: &str = "qemu-svm-icount";
+
+/// A machine on which a tick is an instruction, so that figures repeat exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Host {
+    /// QEMU with --icount: SVM
+    QemuSvm,
+    /// Bochs as an Intel processor: VMX
+    BochsVmx,
+    /// Bochs as an AMD processor: SVM with next-RIP save
+    BochsSvm,
+}
+
+impl Host {
+    /// The name in figures and in the names of the files that keep them.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::QemuSvm => "qemu-svm-icount",
+            Self::BochsVmx => "bochs-vmx",
+            Self::BochsSvm => "bochs-svm",
+        }
+    }
+
+    /// The report's name below target/bench/.
+    const fn report(self) -> &'static str {
+        match self {
+            Self::QemuSvm => "exit-latency.json",
+            Self::BochsVmx => "exit-latency-bochs-vmx.json",
+            Self::BochsSvm => "exit-latency-bochs-svm.json",
+        }
+    }
+
+    fn machine(self) -> Machine {
+        let bochs = |cpu: &str| Machine::Bochs(Bochs { cpu: cpu.to_string() });
+        match self {
+            Self::QemuSvm => Machine::Qemu(Qemu { engine: Engine::TcgIcount, cpu: None }),
+            Self::BochsVmx => bochs(bochs::VMX_CPU),
+            Self::BochsSvm => bochs(bochs::SVM_CPU),
+        }
+    }
+
+    const fn tool(self) -> Tool {
+        match self {
+            Self::QemuSvm => Tool::Qemu,
+            Self::BochsVmx | Self::BochsSvm => Tool::Bochs,
+        }
+    }
+}
 
 /// Measure what exits cost, and compare
 ///
-/// Boots the exit-latency guest on QEMU with --icount, where a tick is an instruction, twice: the figures have to be the
-/// same. Writes target/bench/exit-latency.json, and fails where a figure is more than 5 % above the one kept in
-/// xtask/baseline/.
+/// Boots the exit-latency guest where a tick is an instruction (QEMU with --icount, and Bochs), twice on each machine: the
+/// figures have to be the same. Writes target/bench/exit-latency.json (QEMU's; Bochs's beside it), and fails where a
+/// figure is more than 5 % above the one kept in xtask/baseline/.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask bench          measure and compare
-  cargo xtask bench --save   keep the figures as those to compare with
+  cargo xtask bench                    measure on all machines, and compare
+  cargo xtask bench --host bochs-vmx   on one
+  cargo xtask bench --save             keep the figures as those to compare with
 
 Exit status: 0 if all is well; 1 after a regression, or if two runs differ; 2 if something has to be installed; if the
 guest does not pass, the status of its run (see `cargo xtask run --help`).")]
 pub(crate) struct Args {
+    /// Measure on this machine alone; may be repeated
+    #[arg(long, value_enum)]
+    host: Vec<Host>,
     /// Keep the measured figures in the repository, in place of comparing
     #[arg(long)]
     save: bool,
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
-    setup::ensure(Tool::Qemu)?;
-    let trial = trial(&Images::build()?);
-    let (first, second) = match (measure(&trial, "first")?, measure(&trial, "second")?) {
-        (Ok(first), Ok(second)) => (first, second),
-        (Err(verdict), _) | (_, Err(verdict)) => return Ok(ExitCode::from(verdict.status())),
-    };
-    let kept_file = project::root().join(format!("xtask/baseline/exit-latency-{HOST}.json"));
-    let kept = if args.save || !kept_file.exists() { None } else { Some(Figures::load(&kept_file)?) };
-    println!("exit latency in instructions, as the guest sees it ({HOST})\n{}", first.table(kept.as_ref()));
-    let file = project::reports("bench").join("exit-latency.json");
-    first.save(&file)?;
-    println!("bench: written to {}", project::short(&file));
-
-    if first != second {
-        println!("bench: FAILED: two runs differ; the second:\n{}", second.table(Some(&first)));
-        return Ok(ExitCode::FAILURE);
+    let hosts = if args.host.is_empty() { Host::value_variants() } else { &args.host };
+    hosts.iter().try_for_each(|host| setup::ensure(host.tool()))?;
+    let images = Images::build()?;
+    let mut status = 0;
+    for host in hosts {
+        let bench = Bench { host: *host, save: args.save }.carry_out(&images)?;
+        status = if status == 0 { bench } else { status };
     }
-    if args.save {
-        first.save(&kept_file)?;
-        println!("bench: kept in {}", project::short(&kept_file));
-        return Ok(ExitCode::SUCCESS);
-    }
-    let Some(kept) = kept else {
-        println!("bench: FAILED: there is nothing to compare with; `cargo xtask bench --save` keeps these figures");
-        return Ok(ExitCode::FAILURE);
-    };
-    let regressions = first.regressions(&kept)?;
-    for regression in &regressions {
-        println!("bench: FAILED: {regression}");
-    }
-    if regressions.is_empty() {
-        println!("bench: two runs are the same, and nothing is more than 5 % above the figures kept");
-    }
-    Ok(ExitCode::from(u8::from(!regressions.is_empty())))
+    Ok(ExitCode::from(status))
 }
 
-fn trial(images: &Images) -> Trial {
+/// The measuring of one host.
+struct Bench {
+    host: Host,
+    save: bool,
+}
+
+impl Bench {
+    /// Measures twice, writes and compares; the exit status.
+    fn carry_out(&self, images: &Images) -> Result<u8> {
+        let name = self.host.name();
+        let trial = trial(self.host, images);
+        let (first, second) = match (self.measure(&trial, "first")?, self.measure(&trial, "second")?) {
+            (Ok(first), Ok(second)) => (first, second),
+            (Err(verdict), _) | (_, Err(verdict)) => return Ok(verdict.status()),
+        };
+        let kept_file = project::root().join(format!("xtask/baseline/exit-latency-{name}.json"));
+        let kept = if self.save || !kept_file.exists() { None } else { Some(Figures::load(&kept_file)?) };
+        println!("exit latency in instructions, as the guest sees it ({name})\n{}", first.table(kept.as_ref()));
+        let file = project::reports("bench").join(self.host.report());
+        first.save(&file)?;
+        println!("bench: written to {}", project::short(&file));
+
+        if first != second {
+            println!("bench: {name}: FAILED: two runs differ; the second:\n{}", second.table(Some(&first)));
+            return Ok(1);
+        }
+        if self.save {
+            first.save(&kept_file)?;
+            println!("bench: kept in {}\n", project::short(&kept_file));
+            return Ok(0);
+        }
+        let Some(kept) = kept else {
+            println!(
+                "bench: {name}: FAILED: nothing to compare with; `cargo xtask bench --save` keeps these figures\n"
+            );
+            return Ok(1);
+        };
+        let regressions = first.regressions(&kept)?;
+        for regression in &regressions {
+            println!("bench: {name}: FAILED: {regression}");
+        }
+        if regressions.is_empty() {
+            println!("bench: {name}: two runs are the same, and nothing is more than 5 % above the figures kept\n");
+        }
+        Ok(u8::from(!regressions.is_empty()))
+    }
+
+    /// The figures of one run, or how it ended if it did not pass.
+    fn measure(&self, trial: &Trial, which: &str) -> Result<Result<Figures, Verdict>> {
+        let step = Step::begin(format!("measuring on {}, {which} run", self.host.name()));
+        let report = trial.carry_out(&mut |_| ())?;
+        step.end(report.outcome.verdict.name());
+        if report.outcome.verdict != Verdict::Pass {
+            report.finished.console.iter().chain(&report.finished.complaints).for_each(|line| println!("{line}"));
+            println!("bench: {}: {}", self.host.name(), report.outcome);
+            return Ok(Err(report.outcome.verdict));
+        }
+        Figures::read(self.host.name(), Unit::Instructions, report.finished.console.iter().map(String::as_str)).map(Ok)
+    }
+}
+
+fn trial(host: Host, images: &Images) -> Trial {
     Trial {
-        machine: Machine::Qemu(Qemu { engine: Engine::TcgIcount, cpu: None }),
+        machine: host.machine(),
         hypervisor: Some(Hypervisor { file: images.hv(), words: "log=info".to_string() }),
         guest: Guest {
             image: Image::new(images.guest("exit-latency"), ""),
@@ -89,17 +176,4 @@ fn trial(images: &Images) -> Trial {
         timeout: TIMEOUT,
         limit: None,
     }
-}
-
-/// The figures of one run, or how it ended if it did not pass.
-fn measure(trial: &Trial, which: &str) -> Result<Result<Figures, Verdict>> {
-    let step = Step::begin(format!("measuring, {which} run"));
-    let report = trial.carry_out(&mut |_| ())?;
-    step.end(report.outcome.verdict.name());
-    if report.outcome.verdict != Verdict::Pass {
-        report.finished.console.iter().chain(&report.finished.complaints).for_each(|line| println!("{line}"));
-        println!("bench: {}", report.outcome);
-        return Ok(Err(report.outcome.verdict));
-    }
-    Figures::read(HOST, Unit::Instructions, report.finished.console.iter().map(String::as_str)).map(Ok)
 }

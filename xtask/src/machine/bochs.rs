@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 /// The program.
 pub(crate) const PROGRAM: &str = "bochs";
 /// The default processor: VMX with EPT, VPID and unrestricted guest.
-pub(crate) const DEFAULT_CPU: &str = "corei7_skylake_x";
+pub(crate) const VMX_CPU: &str = "corei7_skylake_x";
+/// A processor with SVM, nested paging and next-RIP save.
+pub(crate) const SVM_CPU: &str = "ryzen";
 
 const BIOS: &str = "BIOS-bochs-latest";
 const VGA_BIOS: &str = "vgabios.bin";
@@ -191,7 +193,7 @@ mod tests {
     #[test]
     fn the_configuration_names_model_and_memory() {
         let boot = Boot { kernel: Image::new("hv", ""), modules: Vec::new(), memory: Size::mib(512) };
-        let text = Bochs { cpu: "ryzen".to_string() }.configuration(&boot, Path::new("/a/bios"), Path::new("/b/vga"));
+        let text = Bochs { cpu: SVM_CPU.to_string() }.configuration(&boot, Path::new("/a/bios"), Path::new("/b/vga"));
         assert!(text.contains("megs: 512\n"));
         assert!(text.contains("cpu: model=ryzen, "));
         assert!(text.contains("file=\"/a/bios\""));

@@ -49,6 +49,7 @@ struct Done {
 /// Boots all rows whose name, with the host's, contains `filter`, and prints the matrix.
 pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     setup::ensure(Tool::Qemu)?;
+    setup::ensure(Tool::Bochs)?;
     let hosts = matrix::hosts();
     let jobs: Vec<Job> = jobs(&hosts).filter(|job| filter.is_none_or(|filter| job.name().contains(filter))).collect();
     if jobs.is_empty() {

@@ -2,6 +2,7 @@
 
 use super::images::Change;
 use crate::machine::Machine;
+use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
 use crate::trial::Pages;
 use crate::verdict::Verdict;
@@ -18,13 +19,20 @@ pub(super) struct Host {
 
 /// The machines that there are here.
 pub(super) fn hosts() -> Vec<Host> {
-    let qemu = |name, engine, with_hypervisor| {
+    let qemu_host = |name, engine, with_hypervisor| {
         let machine = Machine::Qemu(Qemu { engine, cpu: None });
         Host { name, machine, with_hypervisor }
     };
-    let mut hosts = vec![qemu("alone", Engine::Tcg, false), qemu("qemu-svm", Engine::Tcg, true)];
+    let bochs_host =
+        |name, cpu: &str| Host { name, machine: Machine::Bochs(Bochs { cpu: cpu.to_string() }), with_hypervisor: true };
+    let mut hosts = vec![
+        qemu_host("alone", Engine::Tcg, false),
+        qemu_host("qemu-svm", Engine::Tcg, true),
+        bochs_host("bochs-vmx", bochs::VMX_CPU),
+        bochs_host("bochs-svm", bochs::SVM_CPU),
+    ];
     if Accel::Kvm.resolve(false, Needs::Virtualization).is_ok() {
-        hosts.push(qemu("kvm-svm", Engine::Kvm, true));
+        hosts.push(qemu_host("kvm-svm", Engine::Kvm, true));
     }
     hosts
 }
