@@ -64,16 +64,20 @@ pub(crate) enum Needs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kvm {
     usable: bool,
-    nested_svm: bool,
+    nested: bool,
 }
 
 impl Kvm {
-    const NONE: Self = Self { usable: false, nested_svm: false };
+    const NONE: Self = Self { usable: false, nested: false };
 
     fn look() -> Self {
-        let parameter = fs::read_to_string("/sys/module/kvm_amd/parameters/nested").unwrap_or_default();
+        let modules = ["/sys/module/kvm_amd/parameters/nested", "/sys/module/kvm_intel/parameters/nested"];
+        let nested = modules.into_iter().filter_map(|file| fs::read_to_string(file).ok());
         let openable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-        Self { usable: openable && starts_on_kvm(), nested_svm: matches!(parameter.trim(), "1" | "Y") }
+        Self {
+            usable: openable && starts_on_kvm(),
+            nested: nested.into_iter().any(|value| matches!(value.trim(), "1" | "Y")),
+        }
     }
 }
 
@@ -98,14 +102,14 @@ impl Accel {
     }
 
     fn resolve_with(self, kvm: Kvm, icount: bool, needs: Needs) -> Result<Engine> {
-        let suffices = kvm.usable && (kvm.nested_svm || needs == Needs::Nothing);
+        let suffices = kvm.usable && (kvm.nested || needs == Needs::Nothing);
         match self {
             Self::Kvm if icount => Err(usage("--icount counts TCG's instructions: it can't go with --accel kvm")),
             Self::Kvm if !kvm.usable => {
                 Err(usage("--accel kvm: /dev/kvm is missing, not for this user, or can't run QEMU's -cpu host"))
             }
             Self::Kvm if !suffices => Err(usage(
-                "--accel kvm: this machine's KVM offers no nested SVM (/sys/module/kvm_amd/parameters/nested is not 1)",
+                "--accel kvm: this machine's KVM offers its guests no SVM or VMX (/sys/module/kvm_*/parameters/nested is not 1)",
             )),
             Self::Kvm => Ok(Engine::Kvm),
             Self::Auto if suffices && !icount => Ok(Engine::Kvm),
@@ -240,9 +244,9 @@ mod tests {
 
     #[test]
     fn kvm_is_taken_where_it_suffices() {
-        let none = Kvm { usable: false, nested_svm: true };
-        let plain = Kvm { usable: true, nested_svm: false };
-        let nested = Kvm { usable: true, nested_svm: true };
+        let none = Kvm { usable: false, nested: true };
+        let plain = Kvm { usable: true, nested: false };
+        let nested = Kvm { usable: true, nested: true };
         for (accel, kvm, icount, needs, engine) in [
             (Accel::Auto, nested, false, Needs::Virtualization, Some(Engine::Kvm)),
             (Accel::Auto, plain, false, Needs::Virtualization, Some(Engine::Tcg)),

@@ -32,7 +32,7 @@ pub(super) fn hosts() -> Vec<Host> {
         bochs_host("bochs-svm", bochs::SVM_CPU),
     ];
     if Accel::Kvm.resolve(false, Needs::Virtualization).is_ok() {
-        hosts.push(qemu_host("kvm-svm", Engine::Kvm, true));
+        hosts.push(qemu_host("kvm", Engine::Kvm, true));
     }
     hosts
 }
