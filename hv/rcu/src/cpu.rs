@@ -10,9 +10,17 @@ use crate::sync::{self, AtomicU64, Ordering, fence};
 use addr::Pfn;
 use core::cell::Cell;
 use core::marker::PhantomData;
+use core::ops::RangeInclusive;
 
 /// This CPU. Neither `Send` nor `Sync`; one exists per index. Dropping it takes the CPU offline, and what waited on it
 /// is given back by the others.
+///
+/// ```compile_fail,E0277
+/// # fn f<P: rcu::Platform>(cpu: rcu::Cpu<'_, P>) {
+/// fn send(_: impl Send) {}
+/// send(cpu);
+/// # }
+/// ```
 pub struct Cpu<'d, P: Platform> {
     domain: &'d Domain<P>,
     index: usize,
@@ -299,35 +307,30 @@ impl<'d, P: Platform> Cpu<'d, P> {
         }
     }
 
-    /// Waits until every page that was deferred before, on whichever CPU, has been given back; this CPU's own, and those
-    /// of CPUs that went away, to `free`. Kicks the CPUs that have some, which must [`poll`](Self::poll) then.
+    /// Waits until every page that was deferred before, on whichever CPU, has been given back; this CPU's own, and what it
+    /// adopts, to `free`. Kicks the CPUs that have some, which must [`poll`](Self::poll) then.
     pub fn barrier(&mut self, mut free: impl FnMut(Pfn)) {
-        self.synchronize_expedited();
         for index in 0.. {
             let Some(slot) = self.domain.slot(index) else { break };
             let goal = slot.cpu.deferred.load(Ordering::Acquire);
-            let mut kicked_at = None;
-            while holds(Rule::BarrierCountsAll) || index == self.index {
-                let done = slot.cpu.done.load(Ordering::Acquire);
-                if done >= goal {
-                    break;
-                }
-                // All that it waits for is ripe: one kick makes it poll once, and each poll that is not the last frees.
-                if index != self.index && kicked_at != Some(done) {
-                    self.domain.kick(index);
-                    kicked_at = Some(done);
-                }
-                self.turn(&mut free);
+            while slot.cpu.done.load(Ordering::Acquire) < goal && holds(Rule::BarrierCountsAll) {
+                self.ripen_and_kick(index..=index, &mut free);
             }
         }
-        while holds(Rule::BarrierCountsOrphans) && self.domain.orphaned.load(Ordering::Acquire) != 0 {
-            self.turn(&mut free);
+        // Any CPU may have adopted them.
+        while self.domain.orphaned.load(Ordering::Acquire) != 0 && holds(Rule::BarrierCountsOrphans) {
+            self.ripen_and_kick(0..=usize::MAX, &mut free);
         }
     }
 
-    fn turn(&mut self, free: &mut impl FnMut(Pfn)) {
-        self.quiescent();
+    /// Makes what was deferred so far ripe, and `cpus` poll, this one among them.
+    fn ripen_and_kick(&mut self, cpus: RangeInclusive<usize>, free: &mut impl FnMut(Pfn)) {
+        self.poll(usize::MAX, &mut *free);
+        self.synchronize_expedited();
         self.poll(usize::MAX, free);
+        if holds(Rule::BarrierKicks) {
+            self.domain.kick_others(self.index, cpus);
+        }
         sync::relax();
     }
 }

@@ -8,6 +8,7 @@ use crate::state::{Mode, State};
 use crate::sync::{AtomicBool, AtomicU64, Counter, Line, Ordering, const_unless_loom, fence};
 use addr::Pfn;
 use core::fmt;
+use core::ops::RangeInclusive;
 
 /// What the machine gives.
 pub trait Platform {
@@ -315,7 +316,16 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         }
     }
 
-    pub(crate) fn kick(&self, cpu: usize) {
+    /// Kicks those of `cpus` that are online, but for CPU `this`.
+    pub(crate) fn kick_others(&self, this: usize, cpus: RangeInclusive<usize>) {
+        for (index, slot) in self.slots.as_ref().iter().enumerate() {
+            if index != this && cpus.contains(&index) && slot.taken.load(Ordering::Relaxed) {
+                self.kick(index);
+            }
+        }
+    }
+
+    fn kick(&self, cpu: usize) {
         self.kicks.fetch_add(1, Ordering::Relaxed);
         self.platform.kick(cpu);
     }

@@ -33,6 +33,8 @@ pub enum Rule {
     BarrierCountsOrphans,
     /// A barrier waits for other CPUs' pages.
     BarrierCountsAll,
+    /// A barrier kicks the CPUs whose pages it waits for.
+    BarrierKicks,
     /// Translations made on one CPU say nothing about another's.
     FlushOnMigration,
 }

@@ -69,27 +69,28 @@ pub struct Generation(pub(crate) u64);
 /// space before, is told to flush by this record alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tlb {
-    /// CPU, space and generation of the last flush.
-    last: Option<(usize, u64, u64)>,
+    /// The CPU of the last flush.
+    cpu: usize,
+    /// The space that was flushed; 0, which is none's, before the first.
+    space: u64,
+    generation: u64,
 }
 
 impl Tlb {
     /// A tag of which nothing is known: the first entry flushes.
     pub const fn new() -> Self {
-        Self { last: None }
+        Self { cpu: 0, space: 0, generation: NEVER }
     }
 
     #[inline]
     pub(crate) fn flushed(&self, cpu: usize, space: &Space) -> u64 {
-        match self.last {
-            Some((at, id, generation)) if (at == cpu || !holds(Rule::FlushOnMigration)) && id == space.id => generation,
-            _ => NEVER,
-        }
+        let same_cpu = self.cpu == cpu || !holds(Rule::FlushOnMigration);
+        if same_cpu && self.space == space.id { self.generation } else { NEVER }
     }
 
     #[inline]
     pub(crate) fn set_flushed(&mut self, cpu: usize, space: &Space, generation: u64) {
-        self.last = Some((cpu, space.id, generation));
+        *self = Self { cpu, space: space.id, generation };
     }
 }
 

@@ -6,13 +6,14 @@
 
 use addr::Pfn;
 use loom::cell::UnsafeCell;
-use loom::sync::Arc;
-use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use loom::sync::atomic::{AtomicBool, AtomicU64};
 use loom::thread::{self, JoinHandle};
 use rcu::rule::{Rule, with_broken};
 use rcu::{Backlog, Cpu, Domain, Flush, Guard, Head, Platform, Slot, Space, Tlb};
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool as Flag;
 
 /// A page. Loom finds an access that is not ordered with its freeing, `freed` one that comes after it.
@@ -55,6 +56,7 @@ struct Machine {
     pages: [Page; 2],
     entry: AtomicU64,
     kicked: AtomicBool,
+    ready: AtomicBool,
 }
 
 impl Platform for Machine {
@@ -118,6 +120,7 @@ impl<const CPUS: usize> World<CPUS> {
             pages: [Page::new(), Page::new()],
             entry: AtomicU64::new(TABLE.raw()),
             kicked: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
         };
         let domain = Domain::new(machine, limit);
         let space = Space::new(&domain);
@@ -128,8 +131,19 @@ impl<const CPUS: usize> World<CPUS> {
         self.domain.platform()
     }
 
-    fn cpu(&self, index: usize) -> Cpu<'_, Machine> {
-        self.domain.register(index).unwrap()
+    fn cpu(&self, index: usize) -> Handle<'_> {
+        Handle(self.domain.register(index).ok())
+    }
+
+    /// What comes before this on one CPU comes before the end of [`wait_until_ready`](Self::wait_until_ready) on another.
+    fn set_ready(&self) {
+        self.machine().ready.store(true, Release);
+    }
+
+    fn wait_until_ready(&self) {
+        while !self.machine().ready.load(Acquire) {
+            thread::yield_now();
+        }
     }
 
     /// Two turns of a CPU's loop: enough for a grace period, if nobody holds it up.
@@ -154,6 +168,31 @@ impl<const CPUS: usize> World<CPUS> {
         cpu.barrier(|page| self.machine().free(page));
         let stats = self.domain.stats();
         assert_eq!((stats.backlog, stats.deferred), (0, stats.freed), "pages are lost");
+    }
+}
+
+/// A CPU that does not go offline when its thread panics: loom runs no other thread any more.
+struct Handle<'w>(Option<Cpu<'w, Machine>>);
+
+impl<'w> Deref for Handle<'w> {
+    type Target = Cpu<'w, Machine>;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref().expect("registered")
+    }
+}
+
+impl DerefMut for Handle<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.0.as_mut().expect("registered")
+    }
+}
+
+impl Drop for Handle<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::mem::forget(self.0.take());
+        }
     }
 }
 
@@ -469,7 +508,7 @@ fn vcpu_migrates() {
         let mut cpus = [world.cpu(1), world.cpu(2)];
         let (mut tlb, mut caches) = (Tlb::new(), [None; 2]);
         for at in [0, 1, 0] {
-            cpus.iter_mut().for_each(Cpu::quiescent);
+            cpus.iter_mut().for_each(|cpu| cpu.quiescent());
             cpus[at].guest(&world.space, &mut tlb, |flush| {
                 if flush == Flush::Needed {
                     caches[at] = None;
@@ -674,19 +713,13 @@ model! {
 
 fn barrier_vs_deferring_cpu() {
     let world = World::<2>::new(9);
-    let deferred = Arc::new(AtomicBool::new(false));
-    let other = {
-        let (world, deferred) = (Arc::clone(&world), Arc::clone(&deferred));
-        thread::spawn(move || {
-            let mut cpu = world.cpu(1);
-            cpu.call_rcu(world.machine().unlink());
-            deferred.store(true, Release);
-            world.turns(&mut cpu);
-        })
-    };
-    while !deferred.load(Acquire) {
-        thread::yield_now();
-    }
+    let other = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        cpu.call_rcu(world.machine().unlink());
+        world.set_ready();
+        world.turns(&mut cpu);
+    });
+    world.wait_until_ready();
     let mut cpu = world.cpu(0);
     cpu.barrier(|page| world.machine().free(page));
     assert!(world.machine().page(TABLE).freed.load(Relaxed), "the barrier came too early");
@@ -699,6 +732,42 @@ model! {
     /// After a barrier the pages of other CPUs are back, too.
     loom_barrier_vs_deferring_cpu = barrier_vs_deferring_cpu;
     twin_barrier_for_one_cpu breaks BarrierCountsAll
+}
+
+/// CPU 1 polls only when it has been kicked out of guest mode; one of its pages is adopted.
+fn barrier_vs_guest() {
+    let world = World::<2>::new(9);
+    world.cpu(1).call_rcu(OTHER);
+    let vcpu = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        let mut tagged = Tagged::default();
+        cpu.call_rcu(world.machine().unlink());
+        cpu.poll(0, |_| ());
+        world.set_ready();
+        loop {
+            cpu.poll(usize::MAX, |page| world.machine().free(page));
+            if cpu.backlog() == 0 {
+                return;
+            }
+            tagged.enter(world, &mut cpu, |_| {
+                while !world.machine().kicked.swap(false, AcqRel) {
+                    thread::yield_now();
+                }
+            });
+        }
+    });
+    world.wait_until_ready();
+    let mut cpu = world.cpu(0);
+    cpu.barrier(|page| world.machine().free(page));
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// A barrier gets the pages of a CPU that is in guest mode for good, its own and those that it adopted.
+    loom_barrier_vs_guest = barrier_vs_guest;
+    twin_barrier_without_kick hangs_without BarrierKicks
 }
 
 /// CPU 1 unlinks, and goes away at once.
