@@ -67,9 +67,14 @@ mod broken {
     /// Runs `model` with `rules` broken.
     #[cfg(test)]
     pub(crate) fn breaking<R>(rules: &'static [Rule], model: impl FnOnce() -> R) -> R {
+        struct Keep;
+        impl Drop for Keep {
+            fn drop(&mut self) {
+                BROKEN.set(&[]);
+            }
+        }
+        let _keep = Keep;
         BROKEN.set(rules);
-        let result = model();
-        BROKEN.set(&[]);
-        result
+        model()
     }
 }

@@ -18,11 +18,15 @@ mod stress;
 use crate::entry::{Entry, Pte, Rights};
 use crate::format::{Format, FormatExt, table_frame};
 use crate::level::Level;
-use crate::pool::{Machine, Memory, NewTable, Pool};
+#[cfg(not(loom))]
+use crate::pool::{Machine, NewTable};
+use crate::pool::{Memory, Pool};
 use crate::sync::Ordering;
-use crate::{Leaf, Tree, pool};
+use crate::{Leaf, Tree};
 use addr::Pfn;
+#[cfg(not(loom))]
 use rcu::Cpu;
+#[cfg(not(loom))]
 use std::sync::Arc;
 
 /// A page of ordinary memory.
@@ -30,13 +34,14 @@ pub(super) fn page(pfn: u64) -> Leaf {
     Leaf::new(Pfn::new(pfn), Rights::ALL)
 }
 
+#[cfg(not(loom))]
 /// Runs `test` on a tree, on the only CPU there is, and ends the tree: every frame must be back.
 pub(super) fn with_tree<F: Format<Table: NewTable>>(
     frames: usize,
     test: impl FnOnce(&Tree<Pool<F>>, &mut Cpu<'_, Machine<F>>, &Arc<Memory<F>>),
 ) {
     let memory = Memory::<F>::new(frames);
-    let domain = pool::domain::<F, 1>(&memory);
+    let domain = crate::pool::domain::<F, 1>(&memory);
     let mut cpu = domain.register(0).expect("it is the first");
     let tree = Pool::new(&memory, &domain).tree().expect("there are frames");
     test(&tree, &mut cpu, &memory);

@@ -1,0 +1,105 @@
+//! Large pages made and unmade under walkers.
+
+use super::model;
+use super::world::{A, B, World, at};
+use crate::{CollapseError, Fault};
+use addr::{PageSize, Pfn};
+use std::vec::Vec;
+
+model! { split_under_a_walker: loom_split_under_a_walker, twin_split_publishes_before_it_fills breaks [FillFirst] }
+
+fn split_under_a_walker() {
+    let world = World::large_page();
+    let other = world.spawn(|world, cpu| {
+        for (gfn, pfn) in [(0, A), (1, B)] {
+            let found = world.tree.translate(cpu.read(), at(gfn)).expect("it is mapped all the time");
+            assert_eq!(found.hpa.frame(), Pfn::new(pfn));
+        }
+    });
+    world.on(0, |cpu| world.tree.split(cpu.read(), at(0)).unwrap());
+    other.join().unwrap();
+    world.check_tables();
+}
+
+model! { split_under_a_processor: loom_split_under_a_writing_processor,
+twin_split_overwrites_what_the_processor_noted breaks [AtomicChange] }
+
+fn split_under_a_processor() {
+    let world = World::large_page();
+    let other = world.spawn(|world, _| world.hardware_write(1));
+    world.on(0, |cpu| world.tree.split(cpu.read(), at(0)).unwrap());
+    assert!(other.join().unwrap(), "it is writable all the time");
+    assert!(world.leaf(1).unwrap().dirty, "a write is lost");
+}
+
+model! { two_splits: loom_two_splits_of_one_page, twin_two_splits_without_lock_and_exchange breaks [Lock, AtomicChange] }
+
+fn two_splits() {
+    let world = World::large_page();
+    let other = world.spawn(|world, cpu| world.tree.split(cpu.read(), at(0)).is_ok());
+    let ours = world.on(0, |cpu| world.tree.split(cpu.read(), at(1)).is_ok());
+    assert!(ours != other.join().unwrap());
+    assert_eq!(world.memory.in_use(), world.check_tables(), "the loser's table is back");
+    assert_eq!((world.pfn(0), world.pfn(1)), (Some(A), Some(B)));
+}
+
+model! { collapse_under_a_fault: loom_collapse_under_a_fault,
+twin_collapse_that_clears_instead_of_freezing breaks [FrozenIsNotNone] }
+
+fn collapse_under_a_fault() {
+    let world = World::two_pages();
+    let other = world.spawn(|world, cpu| match world.tree.fault(cpu.read(), at(1), PageSize::Size4K).unwrap() {
+        Fault::Present(found) => assert_eq!(found.hpa.frame(), Pfn::new(B)),
+        Fault::Room(_) => panic!("it is mapped all the time"),
+    });
+    world.on(0, |cpu| world.tree.collapse(cpu, at(0), PageSize::Size2M).unwrap());
+    other.join().unwrap();
+    assert_eq!((world.pfn(0), world.pfn(1)), (Some(A), Some(B)));
+    world.check_tables();
+}
+
+model! { collapse_under_a_processor: loom_collapse_under_a_writing_processor,
+twin_collapse_forgets_what_was_noted breaks [KeepNoted],
+twin_collapse_without_freeze_misses_what_is_noted_late breaks [Freeze] }
+
+fn collapse_under_a_processor() {
+    let world = World::two_pages();
+    let other = world.spawn(|world, _| world.hardware_write(1));
+    world.on(0, |cpu| world.tree.collapse(cpu, at(0), PageSize::Size2M).unwrap());
+    if other.join().unwrap() {
+        assert!(world.leaf(1).unwrap().dirty, "a write is lost");
+    }
+}
+
+model! { collapse_against_zap: loom_collapse_against_zap,
+twin_collapse_against_zap_without_recheck_and_freeze breaks [RecheckPmd, Freeze] }
+
+fn collapse_against_zap() {
+    let world = World::two_pages();
+    let other = world.spawn(|world, cpu| match world.tree.collapse(cpu, at(0), PageSize::Size2M) {
+        Ok(()) | Err(CollapseError::NotUniform | CollapseError::Changed) => {}
+        Err(wrong) => panic!("{wrong:?}"),
+    });
+    let mut zapped = Vec::new();
+    world.on(0, |cpu| world.tree.zap(cpu, at(0)..at(1), |page| zapped.push(page.leaf.pfn.raw())).unwrap());
+    other.join().unwrap();
+    assert_eq!(zapped, [A]);
+    assert_eq!((world.pfn(0), world.pfn(1)), (None, Some(B)));
+    world.check_tables();
+}
+
+model! { a_late_exchange: loom_a_frozen_entry_refuses_a_late_exchange, twin_a_late_exchange_on_a_dead_table breaks [Freeze] }
+
+fn a_late_exchange() {
+    let world = World::new(|world, cpu| {
+        world.map(cpu, 0, A);
+        world.map(cpu, 1, B);
+        world.tree.dirty_log(cpu, super::world::WHOLE, |_| {}).unwrap();
+    });
+    let other = world.spawn(|world, cpu| world.tree.unprotect(cpu.read(), at(0)));
+    let collapsed = world.on(0, |cpu| world.tree.collapse(cpu, at(0), PageSize::Size2M).is_ok());
+    let writable = other.join().unwrap();
+    // The CPU that lost a race faults again.
+    assert_eq!(world.leaf(0).unwrap().rights.write, writable, "collapsed: {collapsed}");
+    world.check_tables();
+}

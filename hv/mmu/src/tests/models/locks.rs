@@ -1,0 +1,152 @@
+//! Locks, and the life of what they are in.
+
+use super::model;
+use super::world::{A, B, WHOLE, World, at};
+use crate::sync::{AtomicBool, Ordering};
+use crate::{Entry, Level};
+use addr::PageSize;
+use std::sync::Arc;
+
+model! { map_lock_against_collapse: loom_map_lock_against_collapse,
+twin_map_lock_against_collapse_without_recheck_and_freeze breaks [RecheckPmd, Freeze] }
+
+fn map_lock_against_collapse() {
+    let world = World::two_pages();
+    let other = world.spawn(|world, cpu| {
+        let slot = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
+        slot.pte_offset_map_lock().is_ok_and(|locked| locked.ptep_get_and_clear(at(0)).is_ok())
+    });
+    let collapsed = world.on(0, |cpu| world.tree.collapse(cpu, at(0), PageSize::Size2M).is_ok());
+    let cleared = other.join().unwrap();
+    assert!(collapsed != cleared);
+    assert_eq!(world.pfn(0), collapsed.then_some(A));
+    assert_eq!(world.pfn(1), Some(B));
+    world.check_tables();
+}
+
+model! { a_stable_look: loom_a_locked_table_holds_still, twin_a_table_without_lock_does_not breaks [Lock] }
+
+fn a_stable_look() {
+    let world = World::two_pages();
+    let other = world.spawn(|world, cpu| {
+        let slot = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
+        let map = slot.pte_offset_map_ro_nolock().unwrap();
+        let locked = map.lock().unwrap();
+        assert_eq!(locked.get(at(0)), locked.get(at(0)));
+    });
+    world.on(0, |cpu| world.tree.zap(cpu, WHOLE, |_| {}).unwrap());
+    other.join().unwrap();
+}
+
+model! { a_lock_outlives_its_table: loom_a_lock_lives_as_long_as_its_table,
+twin_a_lock_dies_with_a_table_freed_at_unlink breaks [FreeLate] }
+
+fn a_lock_outlives_its_table() {
+    let world = World::new(|world, cpu| world.map(cpu, 0, A));
+    let inside: Arc<[AtomicBool; 4]> = Arc::new(core::array::from_fn(|_| AtomicBool::new(false)));
+    let theirs = inside.clone();
+    let other = world.spawn(move |world, cpu| {
+        let slot = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
+        let Ok(map) = slot.pte_offset_map_ro_nolock() else { return };
+        let locked = map.lock().unwrap();
+        enter_and_leave(&theirs[World::frame_index(locked.table.pfn)]);
+    });
+    world.on(0, |cpu| {
+        world.tree.unmap(cpu, WHOLE, |_| {}).unwrap();
+        world.map(cpu, 0, A);
+        let locked = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap().pte_offset_map_lock().ok().unwrap();
+        enter_and_leave(&inside[World::frame_index(locked.table().pfn)]);
+    });
+    other.join().unwrap();
+}
+
+fn enter_and_leave(inside: &AtomicBool) {
+    assert!(!inside.swap(true, Ordering::Relaxed), "two hold one lock");
+    inside.store(false, Ordering::Relaxed);
+}
+
+model! { two_retracts: loom_two_retracts_of_one_table,
+twin_two_retracts_without_recheck_and_freeze breaks [RecheckPmd, Freeze] }
+
+fn two_retracts() {
+    let world = World::empty_table();
+    let other = world.spawn(|world, cpu| world.tree.retract(cpu, WHOLE).unwrap());
+    let ours = world.on(0, |cpu| world.tree.retract(cpu, WHOLE).unwrap());
+    assert_eq!(ours + other.join().unwrap(), 1);
+    world.check_tables();
+}
+
+model! { move_against_retract: loom_move_against_retract, twin_move_against_retract_without_lock breaks [Lock] }
+
+fn move_against_retract() {
+    let world = World::empty_table();
+    let other = world.spawn(|world, cpu| world.tree.move_table(cpu, at(0), at(2), Level::PMD).is_ok());
+    world.on(0, |cpu| world.tree.retract(cpu, WHOLE).unwrap());
+    other.join().unwrap();
+    // A table that is moved behind the retracting CPU stays; one that was retracted is nowhere.
+    world.check_tables();
+}
+
+model! { move_against_fault: loom_move_against_fault,
+twin_move_against_fault_without_recheck breaks [RecheckPmd],
+twin_move_against_fault_without_the_tables_own_lock breaks [LockChild] }
+
+fn move_against_fault() {
+    let world = World::new(|world, cpu| world.map(cpu, 1, B));
+    let other = world.spawn(|world, cpu| world.fault_in(cpu, 0, A));
+    world.on(0, |cpu| world.tree.move_table(cpu, at(0), at(2), Level::PMD)).unwrap();
+    let moved = world.pfn(2);
+    let mapped = other.join().unwrap();
+    assert_eq!(world.pfn(2), moved, "a page is mapped where its table went");
+    assert!(mapped || moved.is_none());
+    assert_eq!(world.pfn(3), Some(B));
+}
+
+model! { a_walker_keeps_its_table: loom_a_walker_keeps_its_table, twin_a_walker_loses_its_table breaks [FreeLate] }
+
+fn a_walker_keeps_its_table() {
+    let world = World::new(|world, cpu| world.map(cpu, 0, A));
+    let other = world.spawn(|world, cpu| {
+        let guard = cpu.read();
+        if let Ok(map) = world.tree.find(guard, at(0), Level::PMD).unwrap().pte_offset_map() {
+            let entry = map.get(at(0));
+            assert_ne!(entry, Entry::Bad, "the table was freed");
+        }
+        cpu.quiescent();
+    });
+    world.on(0, |cpu| {
+        world.tree.unmap(cpu, WHOLE, |_| {}).unwrap();
+        for _ in 0..2 {
+            cpu.quiescent();
+            cpu.poll(1, |table| world.memory.free(table));
+        }
+    });
+    other.join().unwrap();
+}
+
+model! { a_processor_keeps_its_table: loom_a_processor_keeps_its_table, twin_a_processor_loses_its_table breaks [FreeLate] }
+
+fn a_processor_keeps_its_table() {
+    let world = World::new(|world, cpu| world.map(cpu, 0, A));
+    let other = world.spawn(|world, cpu| {
+        let mut tlb = rcu::Tlb::new();
+        // Between its two loads the walk holds a table, by no guard.
+        cpu.guest(world.tree.space(), &mut tlb, |_| _ = world.hardware_walk(0));
+    });
+    world.on(0, |cpu| {
+        world.tree.unmap(cpu, WHOLE, |_| {}).unwrap();
+        for _ in 0..2 {
+            cpu.quiescent();
+            cpu.poll(1, |table| world.memory.free(table));
+        }
+    });
+    other.join().unwrap();
+}
+
+#[test]
+fn twin_a_processor_loses_its_table_in_a_grace_period_of_software_alone() {
+    let result = std::panic::catch_unwind(|| {
+        rcu::rule::with_broken(Some(rcu::rule::Rule::WaitForHardware), || super::explore(a_processor_keeps_its_table));
+    });
+    assert!(result.is_err(), "guest mode can be ignored");
+}

@@ -1,0 +1,126 @@
+//! What processors note of accesses, and what they remember of rights.
+
+use super::model;
+use super::world::{A, WHOLE, World, at};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::tests::page;
+use crate::{Leaf, Rights};
+use addr::PageSize;
+use std::sync::Arc;
+
+/// A page that was accessed, so that there is something to harvest in any case.
+fn one_page() -> Arc<World> {
+    World::new(|world, cpu| {
+        let leaf = Leaf { accessed: true, ..page(A) };
+        world.tree.map(cpu.read(), at(0), leaf, PageSize::Size4K).unwrap();
+    })
+}
+
+model! { protect_against_a_write: loom_protect_against_a_writing_processor,
+twin_protect_by_load_and_store breaks [AtomicChange] }
+
+fn protect_against_a_write() {
+    let world = one_page();
+    let other = world.spawn(|world, _| world.hardware_write(0));
+    world.on(0, |cpu| world.tree.protect(cpu, WHOLE, Rights::READ_ONLY).unwrap());
+    let written = other.join().unwrap();
+    let leaf = world.leaf(0).unwrap();
+    assert_eq!(leaf.dirty, written, "a write is lost");
+    assert!(!leaf.rights.write);
+}
+
+model! { protect_is_final: loom_protect_is_final_when_it_returns, twin_protect_without_flush breaks [Flush] }
+
+fn protect_is_final() {
+    let world = one_page();
+    let sealed = Arc::new(AtomicBool::new(false));
+    let seen = sealed.clone();
+    let other = world.spawn(move |world, cpu| {
+        let mut tlb = rcu::Tlb::new();
+        cpu.guest(world.tree.space(), &mut tlb, |_| {
+            // The processor remembers that it may write.
+            if world.hardware_write(0) {
+                assert!(!seen.load(Ordering::Acquire), "a guest writes what is read-only");
+            }
+        });
+    });
+    world.on(0, |cpu| world.tree.protect(cpu, WHOLE, Rights::READ_ONLY).unwrap());
+    sealed.store(true, Ordering::Release);
+    other.join().unwrap();
+}
+
+model! { zap_against_a_write: loom_zap_against_a_writing_processor, twin_zap_by_load_and_store breaks [AtomicChange] }
+
+fn zap_against_a_write() {
+    let world = one_page();
+    let other = world.spawn(|world, _| world.hardware_write(0));
+    let mut dirty = false;
+    world.on(0, |cpu| world.tree.zap(cpu, WHOLE, |page| dirty = page.leaf.dirty).unwrap());
+    assert_eq!(other.join().unwrap(), dirty, "a write is lost");
+}
+
+model! { dirty_log_loses_no_write: loom_dirty_log_loses_no_write, twin_dirty_log_without_flush breaks [Flush] }
+
+/// A guest writes, and the log copies what is dirty: what was not copied is dirty still.
+fn dirty_log_loses_no_write() {
+    copies_are_whole(|world, copy| {
+        world.on(0, |cpu| world.tree.dirty_log(cpu, WHOLE, |_| copy()).unwrap());
+    });
+}
+
+model! { harvest_loses_no_write: loom_harvest_loses_no_write, twin_harvest_without_flush breaks [Flush] }
+
+fn harvest_loses_no_write() {
+    copies_are_whole(|world, copy| {
+        world.on(0, |cpu| world.tree.harvest(cpu, WHOLE, |_| copy()).unwrap());
+    });
+}
+
+fn copies_are_whole(collect: impl FnOnce(&World, &dyn Fn())) {
+    let world = one_page();
+    let memory = Arc::new(AtomicU64::new(0));
+    let written = memory.clone();
+    let other = world.spawn(move |world, cpu| {
+        let mut tlb = rcu::Tlb::new();
+        cpu.guest(world.tree.space(), &mut tlb, |_| {
+            let may = world.hardware_write(0);
+            if may {
+                written.store(1, Ordering::Release);
+            }
+            may
+        })
+    });
+    let copied = AtomicU64::new(0);
+    collect(&world, &|| copied.store(memory.load(Ordering::Acquire), Ordering::Relaxed));
+    if other.join().unwrap() {
+        let copied = copied.load(Ordering::Relaxed) == 1;
+        assert!(copied || world.leaf(0).unwrap().dirty, "a write was neither copied nor will be");
+    }
+}
+
+model! { unprotect_against_dirty_log: loom_unprotect_against_dirty_log,
+twin_unprotect_against_dirty_log_by_load_and_store breaks [AtomicChange] }
+
+/// A guest writes by the right that it has, or by the fault that gives it one.
+fn unprotect_against_dirty_log() {
+    let world = one_page();
+    let other = world.spawn(|world, cpu| world.hardware_write(0) || world.tree.unprotect(cpu.read(), at(0)));
+    let mut told = false;
+    world.on(0, |cpu| world.tree.dirty_log(cpu, WHOLE, |_| told = true).unwrap());
+    assert!(other.join().unwrap());
+    let leaf = world.leaf(0).unwrap();
+    assert_eq!(leaf.dirty, !told, "a write is told of once");
+    assert_eq!(leaf.rights.write, !leaf.logged);
+}
+
+model! { harvest_against_a_write: loom_harvest_against_a_writing_processor,
+twin_harvest_by_load_and_store breaks [AtomicChange] }
+
+fn harvest_against_a_write() {
+    let world = one_page();
+    let other = world.spawn(|world, _| world.hardware_write(0));
+    let mut told = false;
+    world.on(0, |cpu| world.tree.harvest(cpu, WHOLE, |page| told = page.leaf.dirty).unwrap());
+    assert!(other.join().unwrap());
+    assert_eq!(world.leaf(0).unwrap().dirty, !told, "a write is told of once");
+}

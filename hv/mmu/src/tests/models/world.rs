@@ -1,0 +1,165 @@
+//! What the models run in: a tree of two levels, two CPUs, and what hardware does by itself.
+
+use crate::format::{Format, FormatExt, table_frame};
+use crate::pool::{self, FIRST, Machine, Memory, POISON, Pool};
+use crate::sync::{AtomicU64, Ordering};
+use crate::tests::page;
+use crate::{Entry, Fault, Leaf, Level, Pte, Toy, Tree};
+use addr::{Gpa, PageSize, Pfn};
+use core::ops::Range;
+use rcu::{Cpu, Domain, Slot};
+use std::sync::Arc;
+
+/// A root and tables of ptes, of two entries each: four pages, and large pages of two.
+pub(super) type F = Toy<2>;
+
+pub(super) const WHOLE: Range<Gpa> = at(0)..at(4);
+/// The frames that pages are mapped to; the first is aligned to a large page.
+pub(super) const A: u64 = 0x1000;
+pub(super) const B: u64 = A + 1;
+
+pub(super) const fn at(gfn: u64) -> Gpa {
+    Gpa::new(gfn << 12)
+}
+
+pub(super) struct World {
+    pub(super) memory: Arc<Memory<F>>,
+    pub(super) domain: Domain<Machine<F>, [Slot; 2]>,
+    pub(super) tree: Tree<Pool<F>>,
+}
+
+pub(super) type Thread<R> = loom::thread::JoinHandle<R>;
+
+impl World {
+    /// A world prepared by `prepare`, which runs on CPU 0.
+    pub(super) fn new(prepare: impl FnOnce(&Self, &Cpu<'_, Machine<F>>)) -> Arc<Self> {
+        let memory = Memory::new(4);
+        let domain = pool::domain(&memory);
+        let tree = Pool::new(&memory, &domain).tree().expect("there are frames");
+        let world = Self { memory, domain, tree };
+        {
+            let cpu = world.domain.register(0).expect("it is the first");
+            prepare(&world, &cpu);
+        }
+        Arc::new(world)
+    }
+
+    /// Nothing is mapped, and no table but the root is there.
+    pub(super) fn empty() -> Arc<Self> {
+        Self::new(|_, _| {})
+    }
+
+    /// The first two pages are mapped to `A` and `B`.
+    pub(super) fn two_pages() -> Arc<Self> {
+        Self::new(|world, cpu| {
+            world.map(cpu, 0, A);
+            world.map(cpu, 1, B);
+        })
+    }
+
+    /// The first two pages are one.
+    pub(super) fn large_page() -> Arc<Self> {
+        Self::new(|world, cpu| {
+            world.tree.map(cpu.read(), at(0), page(A), PageSize::Size2M).expect("there is room");
+        })
+    }
+
+    /// There is a table for the first two pages, without entries.
+    pub(super) fn empty_table() -> Arc<Self> {
+        Self::new(|world, cpu| {
+            world.map(cpu, 0, A);
+            world.tree.zap(cpu, WHOLE, |_| {}).expect("the range is one");
+        })
+    }
+
+    /// Runs `work` on CPU `index`, which is online for as long.
+    pub(super) fn on<R>(&self, index: usize, work: impl FnOnce(&mut Cpu<'_, Machine<F>>) -> R) -> R {
+        let mut cpu = self.domain.register(index).expect("no other uses it");
+        work(&mut cpu)
+    }
+
+    /// Runs `work` on CPU 1, in a thread.
+    pub(super) fn spawn<R: 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self, &mut Cpu<'_, Machine<F>>) -> R + 'static,
+    ) -> Thread<R> {
+        let world = self.clone();
+        loom::thread::spawn(move || world.on(1, |cpu| work(&world, cpu)))
+    }
+
+    pub(super) fn map(&self, cpu: &Cpu<'_, Machine<F>>, gfn: u64, pfn: u64) {
+        self.tree.map(cpu.read(), at(gfn), page(pfn), PageSize::Size4K).expect("there is room");
+    }
+
+    /// One attempt to map a small page; whether it did.
+    pub(super) fn fault_in(&self, cpu: &Cpu<'_, Machine<F>>, gfn: u64, pfn: u64) -> bool {
+        match self.tree.fault(cpu.read(), at(gfn), PageSize::Size4K).expect("it is in range") {
+            Fault::Present(_) => false,
+            Fault::Room(room) => room.install(page(pfn)).is_ok(),
+        }
+    }
+
+    pub(super) fn pfn(&self, gfn: u64) -> Option<u64> {
+        self.leaf(gfn).map(|leaf| leaf.pfn.raw())
+    }
+
+    /// What the page is, as a processor finds it.
+    pub(super) fn leaf(&self, gfn: u64) -> Option<Leaf> {
+        let (_, pte, level) = self.hardware_walk(gfn);
+        match F::decode(pte, level, self.tree.caps()) {
+            Entry::Leaf(leaf) => {
+                let within = gfn & ((1 << level.number()) - 1);
+                Some(Leaf { pfn: Pfn::new(leaf.pfn.raw() + within), ..leaf })
+            }
+            _ => None,
+        }
+    }
+
+    /// The walk of a processor: the last entry that it finds.
+    pub(super) fn hardware_walk(&self, gfn: u64) -> (&AtomicU64, Pte, Level) {
+        let mut table = self.tree.root();
+        let mut level = F::TOP;
+        loop {
+            let entry = self.hardware_entry(table, level, gfn);
+            let pte = Pte::new(entry.load(Ordering::Acquire));
+            assert_ne!(pte.raw(), POISON, "a freed table is walked");
+            match level.below() {
+                Some(below) if F::is_table(pte, level, self.tree.caps().address_mask()) => {
+                    table = table_frame(pte, self.tree.caps());
+                    level = below;
+                }
+                _ => return (entry, pte, level),
+            }
+        }
+    }
+
+    pub(super) fn hardware_entry(&self, table: Pfn, level: Level, gfn: u64) -> &AtomicU64 {
+        &self.memory.table(table).expect("it is a table")[F::index(gfn << 12, level)]
+    }
+
+    /// A processor's write by a walk: it notes the write in the entry, by an atomic operation on just what it has read. Whether
+    /// it may.
+    pub(super) fn hardware_write(&self, gfn: u64) -> bool {
+        loop {
+            let (entry, pte, level) = self.hardware_walk(gfn);
+            let Entry::Leaf(leaf) = F::decode(pte, level, self.tree.caps()) else { return false };
+            if !leaf.rights.write {
+                return false;
+            }
+            let noted = pte.raw() | F::AD;
+            let exchange = entry.compare_exchange(pte.raw(), noted, Ordering::AcqRel, Ordering::Acquire);
+            if leaf.dirty || exchange.is_ok() {
+                return true;
+            }
+        }
+    }
+
+    pub(super) fn check_tables(&self) -> usize {
+        crate::tests::check_tables(&self.tree, &self.memory)
+    }
+
+    /// Index of a table's frame.
+    pub(super) fn frame_index(pfn: Pfn) -> usize {
+        (pfn.raw() - FIRST) as usize
+    }
+}
