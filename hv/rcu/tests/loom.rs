@@ -6,8 +6,9 @@
 
 use addr::Pfn;
 use loom::cell::UnsafeCell;
-use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use loom::sync::atomic::{AtomicBool, AtomicU64};
+use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, JoinHandle};
 use rcu::rule::{Rule, with_broken};
 use rcu::{Backlog, Cpu, Domain, Flush, Guard, Head, Platform, Slot, Space, Tlb};
@@ -55,7 +56,8 @@ struct World<const CPUS: usize> {
 struct Machine {
     pages: [Page; 2],
     entry: AtomicU64,
-    kicked: AtomicBool,
+    kicked: Mutex<bool>,
+    interrupt: Condvar,
     ready: AtomicBool,
 }
 
@@ -65,7 +67,8 @@ impl Platform for Machine {
     }
 
     fn kick(&self, _: usize) {
-        self.kicked.store(true, Release);
+        *self.kicked.lock().unwrap() = true;
+        self.interrupt.notify_one();
     }
 
     fn now(&self) -> u64 {
@@ -105,6 +108,15 @@ impl Machine {
         }
     }
 
+    /// The guest runs until its CPU is kicked. Blocked rather than spinning: loom does not promise two spinners a turn each.
+    fn stay(&self) {
+        let mut kicked = self.kicked.lock().unwrap();
+        while !*kicked {
+            kicked = self.interrupt.wait(kicked).unwrap();
+        }
+        *kicked = false;
+    }
+
     /// One access of the guest: by the translation that the hardware has, or by a walk that makes one.
     fn access(&self, cached: &mut Option<Pfn>) {
         *cached = cached.or_else(|| self.load());
@@ -119,7 +131,8 @@ impl<const CPUS: usize> World<CPUS> {
         let machine = Machine {
             pages: [Page::new(), Page::new()],
             entry: AtomicU64::new(TABLE.raw()),
-            kicked: AtomicBool::new(false),
+            kicked: Mutex::new(false),
+            interrupt: Condvar::new(),
             ready: AtomicBool::new(false),
         };
         let domain = Domain::new(machine, limit);
@@ -236,7 +249,7 @@ fn explore(broken: Option<Rule>, model: fn()) {
 enum Caught {
     /// Accesses that nothing orders, or the model's own assertion.
     Broken,
-    /// Nobody gets any further: loom gives up after many turns.
+    /// Somebody gets no further: loom gives up after many turns.
     Hung,
 }
 
@@ -441,8 +454,10 @@ fn flush_handshake() {
         while !machine.page(TABLE).freed.load(Relaxed) {
             tagged.enter(world, &mut cpu, |cached| {
                 machine.access(cached);
-                while cached.is_some() && !machine.kicked.load(Acquire) {
-                    thread::yield_now();
+                if cached.is_some() {
+                    machine.stay();
+                    // A kick takes its time.
+                    machine.access(cached);
                 }
             });
             thread::yield_now();
@@ -602,7 +617,7 @@ twin!(twin_nested_guards_that_end_with_the_inner = nested_guards::<true>);
 /// descriptor, which the next user of the page sets up anew.
 fn lock_lives_as_long_as_its_table<const DEFERS: bool>() {
     let world = World::<2>::new(9);
-    let lock = Arc::new(loom::sync::Mutex::new(()));
+    let lock = Arc::new(Mutex::new(()));
     let walker = {
         let (world, lock) = (Arc::clone(&world), Arc::clone(&lock));
         thread::spawn(move || {
@@ -646,8 +661,10 @@ fn backlog_and_expedite() {
         let machine = world.machine();
         tagged.enter(world, &mut cpu, |cached| {
             machine.access(cached);
-            while cached.is_some() && !machine.kicked.load(Acquire) {
-                thread::yield_now();
+            if cached.is_some() {
+                machine.stay();
+                // A kick takes its time.
+                machine.access(cached);
             }
         });
     });
@@ -749,11 +766,7 @@ fn barrier_vs_guest() {
             if cpu.backlog() == 0 {
                 return;
             }
-            tagged.enter(world, &mut cpu, |_| {
-                while !world.machine().kicked.swap(false, AcqRel) {
-                    thread::yield_now();
-                }
-            });
+            tagged.enter(world, &mut cpu, |_| world.machine().stay());
         }
     });
     world.wait_until_ready();
