@@ -18,6 +18,7 @@ use vm::{
     Segment, SegmentState, StateMsr, Stay, Vcpu,
 };
 use vmcb::{SegmentField, Vmcb, event, exit_code, misc1, misc2, virtual_interrupt};
+use x86::controlregs::cr2_write;
 use x86::msr::{IA32_EFER, rdmsr, wrmsr};
 use x86::time::rdtsc;
 
@@ -408,6 +409,9 @@ impl Vcpu for SvmVcpu {
 
     fn set_cr2(&mut self, address: u64) {
         self.vmcb.save.cr2 = address;
+        // SAFETY: the hypervisor takes no page faults that it goes on from, so CR2 is the guest's. VMRUN loads it from the VMCB
+        // (APM section 15.5.1), but for Bochs's.
+        unsafe { cr2_write(address) };
     }
 
     fn state_msr(&self, msr: StateMsr) -> u64 {
