@@ -41,6 +41,8 @@ pub(crate) fn free(frame: Pfn, size: PageSize) {
 #[derive(Default)]
 pub(crate) struct Pool {
     small: Vec<Pfn>,
+    /// Small frames that hold zeroes already: the stock that faults are served from.
+    zeroed: Vec<Pfn>,
     outstanding: u64,
     peak: u64,
 }
@@ -48,10 +50,13 @@ pub(crate) struct Pool {
 /// A pool takes and gives back small frames by as many at a time.
 const BATCH: usize = PageSize::Size2M.frames() as usize;
 
+/// Zeroed frames that a pool keeps at most: 8 MiB.
+const STOCK: usize = 4 * BATCH;
+
 impl Pool {
     /// An empty pool.
     pub(crate) fn new() -> Self {
-        Self { small: Vec::with_capacity(2 * BATCH), ..Self::default() }
+        Self { small: Vec::with_capacity(2 * BATCH), zeroed: Vec::with_capacity(STOCK), ..Self::default() }
     }
 
     /// Takes a page of `size`.
@@ -61,9 +66,32 @@ impl Pool {
             PageSize::Size4K => self.alloc_small(),
             _ => alloc(size),
         }?;
+        self.count(size);
+        Some(frame)
+    }
+
+    /// Takes a small frame from the stock, if there is one: it holds zeroes.
+    #[inline]
+    pub(crate) fn alloc_zeroed(&mut self) -> Option<Pfn> {
+        let frame = self.zeroed.pop()?;
+        self.count(PageSize::Size4K);
+        Some(frame)
+    }
+
+    /// A frame that the stock has room for: to be filled with zeroes, and given to [`stock`](Self::stock).
+    pub(crate) fn alloc_for_stock(&mut self) -> Option<Pfn> {
+        if self.zeroed.len() < STOCK { self.alloc_small() } else { None }
+    }
+
+    /// Adds a frame that holds zeroes to the stock.
+    pub(crate) fn stock(&mut self, frame: Pfn) {
+        self.zeroed.push(frame);
+    }
+
+    #[inline]
+    fn count(&mut self, size: PageSize) {
         self.outstanding += size.frames();
         self.peak = self.peak.max(self.outstanding);
-        Some(frame)
     }
 
     #[inline]
@@ -107,6 +135,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.small.drain(..).for_each(|frame| free(frame, PageSize::Size4K));
+        let all = self.small.drain(..).chain(self.zeroed.drain(..));
+        all.for_each(|frame| free(frame, PageSize::Size4K));
     }
 }

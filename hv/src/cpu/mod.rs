@@ -93,8 +93,8 @@ pub(crate) unsafe fn init() {
     // SAFETY: the caller's promise makes this the only reference there is, and the processor does not use them yet.
     unsafe { (*tables).fill() };
     // SAFETY: as above, and from now on nobody writes them but the processor.
-    let (gdt, idt) =
-        unsafe { (DescriptorTablePointer::new(&(*tables).gdt), DescriptorTablePointer::new(&(*tables).idt)) };
+    let Tables { gdt, idt, .. } = unsafe { &*tables };
+    let (gdt, idt) = (DescriptorTablePointer::new(gdt), DescriptorTablePointer::new(idt));
     // SAFETY: the GDT holds flat ring-0 segments at the selectors loaded next, and lives for ever.
     unsafe { lgdt(&gdt) };
     // SAFETY: as above.

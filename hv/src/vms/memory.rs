@@ -3,7 +3,7 @@
 use crate::frames::Pool;
 use crate::paging;
 use crate::tables::{self, Machine};
-use addr::{Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
+use addr::{Gfn, Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
 use alloc::sync::Arc;
 use backends::FixedPage;
 use core::marker::PhantomData;
@@ -69,6 +69,8 @@ pub(crate) struct Memory<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> 
     cpu: Cpu<'static, Machine>,
     tlb: Tlb,
     ram: GuestRam,
+    /// A page outside of it.
+    fixed: Option<Gfn>,
 }
 
 /// What is left when a VM has ended.
@@ -89,7 +91,7 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
             format: PhantomData,
         });
         let tree = Tree::new(Shared(Arc::clone(&surroundings)), caps).ok()?;
-        Some(Self { tree, surroundings, cpu: tables::register(0), tlb: Tlb::new(), ram })
+        Some(Self { tree, surroundings, cpu: tables::register(0), tlb: Tlb::new(), ram, fixed: None })
     }
 
     /// Where the processor starts its walks.
@@ -126,7 +128,7 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
     /// Maps the page at `at`, if that is memory and nothing is mapped.
     #[inline]
     fn touch(&self, at: Gpa) -> Result<(), MemoryError> {
-        if !self.ram.backs(at) {
+        if !self.backs(at) {
             return Err(MemoryError::Outside(at));
         }
         let large = at.align_down(PageSize::Size2M.bytes()).wrapping_add(PageSize::Size2M.bytes() - 1);
@@ -157,26 +159,42 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
         }
     }
 
+    /// A page of zeroes: from the stock, if it is a small one and the stock has any.
     #[inline]
     fn zeroed(&self, size: PageSize) -> Option<Pfn> {
-        let frame = self.surroundings.pool.lock().alloc(size)?;
+        let mut pool = self.surroundings.pool.lock();
+        if size == PageSize::Size4K
+            && let Some(frame) = pool.alloc_zeroed()
+        {
+            return Some(frame);
+        }
+        let frame = pool.alloc(size)?;
+        drop(pool);
         // SAFETY: the frame is nobody else's yet.
         unsafe { zero(paging::direct(frame.start()), size.bytes()) };
         Some(frame)
     }
 
-    /// Puts a page of its own at `page.at`, read-only for the guest.
-    pub(crate) fn install(&self, page: &FixedPage) -> Result<(), MemoryError> {
-        let Ok(Fault::Room(room)) = self.tree.fault(self.cpu.read(), page.at, PageSize::Size4K) else {
-            return Err(MemoryError::Outside(page.at));
-        };
-        let frame = self.zeroed(PageSize::Size4K).ok_or(MemoryError::NoFrames)?;
-        // SAFETY: the frame is nobody else's yet, and as large as the content.
-        unsafe { paging::direct(frame.start()).copy_from_nonoverlapping(page.content.as_ptr(), page.content.len()) };
-        room.install(Leaf::new(frame, Rights::READ_ONLY)).map_err(|_| {
-            self.surroundings.pool.lock().free(frame, PageSize::Size4K);
-            MemoryError::NoFrames
-        })
+    /// Fills the stock of zeroed frames: before the guest runs, and while it sleeps.
+    pub(crate) fn fill_stock(&self) {
+        loop {
+            let Some(frame) = self.surroundings.pool.lock().alloc_for_stock() else { return };
+            // SAFETY: as in `zeroed`.
+            unsafe { zero(paging::direct(frame.start()), PAGE_SIZE) };
+            self.surroundings.pool.lock().stock(frame);
+        }
+    }
+
+    /// Puts a page at `page.at`, outside of the guest's RAM.
+    pub(crate) fn install(&mut self, page: &FixedPage) -> Result<(), MemoryError> {
+        self.fixed = Some(page.at.frame());
+        self.write(page.at, &page.content)
+    }
+
+    /// Whether there is memory behind `at`.
+    #[inline]
+    fn backs(&self, at: Gpa) -> bool {
+        self.ram.backs(at) || self.fixed == Some(at.frame())
     }
 
     /// Runs `access` on the host's side of each piece of `bytes` bytes from `at` on.
@@ -234,6 +252,10 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> vm::Memory for Memor
             Err(MemoryError::Outside(_)) => Resolved::NotMemory,
             Err(MemoryError::NoFrames) => Resolved::OutOfMemory,
         }
+    }
+
+    fn idle(&self) {
+        self.fill_stock();
     }
 
     #[inline]

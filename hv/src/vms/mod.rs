@@ -104,6 +104,7 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
     if backend.fixed_page().is_some_and(|page| memory.install(&page).is_err()) {
         return (Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory));
     }
+    memory.fill_stock();
     let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
     let entry = match loader::load(module(plan.image), &modules, plan.config.ram, &mut memory) {
         Ok(entry) => entry,

@@ -28,6 +28,8 @@ pub enum Resolved {
 pub trait Memory: SlotMem {
     /// Gives the address of `fault` memory, if it has any.
     fn fault(&self, fault: NestedFault) -> Resolved;
+    /// Does what can wait until the guest sleeps.
+    fn idle(&self) {}
     /// Runs the guest by `enter`, which is told whether translations have to be flushed before the guest's next instruction.
     fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R;
 }
@@ -481,6 +483,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
             return flow;
         }
         while !self.devices.interrupt_pending() {
+            self.memory.idle();
             if !host.idle(vcpu) {
                 return Flow::Stop(Stop::Limit);
             }
