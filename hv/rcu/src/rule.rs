@@ -1,6 +1,6 @@
 //! The rules of this crate, by name: the models break them, one at a time, to show that each is needed.
 //!
-//! Outside loom [`holds`] is the constant true and nothing remains of it.
+//! Outside loom `holds` is the constant true and nothing remains of it.
 
 /// A rule of this crate, by the place that keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
