@@ -68,7 +68,7 @@ pub trait Backend: Sized + fmt::Display {
     /// What this processor can do with such tables, with leaves of at most `largest`.
     fn caps(&self, largest: PageSize) -> Caps;
 
-    /// The page that has to be in the guest's memory, read-only, before its vCPUs run; None if nothing has.
+    /// The page that has to be in the guest's memory before its vCPUs run; None if none has.
     fn fixed_page(&self) -> Option<FixedPage> {
         None
     }

