@@ -191,7 +191,9 @@ pub(crate) unsafe fn install(regions: &[Region]) -> Result<(), OutOfFrames> {
     }
     // SAFETY: the new tables map the image and the direct map at the same addresses as the boot tables.
     unsafe { cr3_write(builder.root.raw()) };
+    // SAFETY: reading CR4 has no effect.
+    let features = unsafe { cr4() };
     // SAFETY: global pages are on only now, so none of the boot tables' translations is one.
-    unsafe { cr4_write(cr4() | Cr4::CR4_ENABLE_GLOBAL_PAGES) };
+    unsafe { cr4_write(features | Cr4::CR4_ENABLE_GLOBAL_PAGES) };
     Ok(())
 }

@@ -62,10 +62,14 @@ struct ControlRegisters;
 
 impl fmt::Display for ControlRegisters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: reading control registers at ring 0 has no effect.
-        let [cr0, cr4] = unsafe { [controlregs::cr0().bits(), controlregs::cr4().bits()] };
+        // SAFETY: reading a control register at ring 0 has no effect.
+        let cr0 = unsafe { controlregs::cr0() }.bits();
         // SAFETY: as above.
-        let [cr2, cr3] = unsafe { [controlregs::cr2() as u64, controlregs::cr3()] };
+        let cr2 = unsafe { controlregs::cr2() };
+        // SAFETY: as above.
+        let cr3 = unsafe { controlregs::cr3() };
+        // SAFETY: as above.
+        let cr4 = unsafe { controlregs::cr4() }.bits();
         write!(f, "cr0 {cr0:08x} cr2 {cr2:016x} cr3 {cr3:016x} cr4 {cr4:08x}")
     }
 }

@@ -4,6 +4,7 @@ use crate::frames;
 use crate::paging;
 use crate::timer;
 use addr::{Hpa, PAGE_SIZE, Pfn};
+use core::mem::MaybeUninit;
 use mmu::TableDesc;
 use rcu::{Cpu, Domain, Head, Platform, Slot};
 use spin::Once;
@@ -43,12 +44,13 @@ pub(crate) unsafe fn init(top: Hpa) -> Option<()> {
     let bytes = frames * size_of::<TableDesc>();
     let array = paging::direct(frames::alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start());
     let array = array.cast::<TableDesc>();
-    for frame in 0..frames {
-        // SAFETY: the array's frames are nobody else's, and hold this many.
-        unsafe { array.add(frame).write(TableDesc::new()) };
-    }
-    // SAFETY: written just now, and never given back.
-    let descriptors = unsafe { core::slice::from_raw_parts(array, frames) };
+    // SAFETY: the array's frames are nobody else's, hold this many, and are never given back.
+    let array = unsafe { core::slice::from_raw_parts_mut(array.cast::<MaybeUninit<TableDesc>>(), frames) };
+    array.iter_mut().for_each(|place| {
+        place.write(TableDesc::new());
+    });
+    // SAFETY: each was written just now.
+    let descriptors = unsafe { core::slice::from_raw_parts(array.as_ptr().cast::<TableDesc>(), frames) };
     DOMAIN.call_once(|| Domain::new(Machine { descriptors }, BACKLOG_LIMIT));
     Some(())
 }

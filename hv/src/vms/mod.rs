@@ -27,12 +27,12 @@ pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
         .plan(boot.modules.len())
         .unwrap_or_else(|error| verdict::end(Verdict::Usage, format_args!("command line: {error}")));
     // SAFETY: this is the boot CPU, at ring 0 with interrupts off.
-    let no_svm = match unsafe { Svm::enable(|pointer| paging::physical(pointer)) } {
+    let no_svm = match unsafe { Svm::enable(paging::physical) } {
         Ok(svm) => run_plans(&svm, boot, &plans),
         Err(missing) => missing,
     };
     // SAFETY: as above.
-    let no_vmx = match unsafe { Vmx::enable(|pointer| paging::physical(pointer)) } {
+    let no_vmx = match unsafe { Vmx::enable(paging::physical) } {
         Ok(vmx) => run_plans(&vmx, boot, &plans),
         Err(missing) => missing,
     };
