@@ -6,6 +6,7 @@ use crate::tables::{self, Machine};
 use addr::{Gfn, Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
 use alloc::sync::Arc;
 use backends::FixedPage;
+use core::arch::asm;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError};
@@ -224,7 +225,7 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
 unsafe fn zero(start: *mut u8, bytes: u64) {
     // SAFETY: the caller's promise; the direction flag is clear in Rust code.
     unsafe {
-        core::arch::asm!("rep stosq", inout("rdi") start => _, inout("rcx") bytes / 8 => _, in("rax") 0u64, options(nostack));
+        asm!("rep stosq", inout("rdi") start => _, inout("rcx") bytes / 8 => _, in("rax") 0u64, options(nostack));
     }
 }
 
@@ -317,9 +318,14 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> SlotMem for Memory<F
 
     #[inline]
     fn load_u32(&self, slot: Self::Slot, offset: u64) -> u32 {
-        let bytes = slot.wrapping_byte_add(offset as usize).cast::<[u8; 4]>();
-        // SAFETY: as above, and the four bytes are in the same page. The guest may write them meanwhile: hence volatile.
-        u32::from_le_bytes(unsafe { bytes.read_volatile() })
+        let word: u32;
+        // SAFETY: as above, and the four bytes are in the same page. They need not be aligned, and the guest may write them
+        // meanwhile: a load of the processor's own minds neither.
+        unsafe {
+            asm!("mov {:e}, [{}]", out(reg) word, in(reg) slot.wrapping_byte_add(offset as usize),
+                options(nostack, readonly, preserves_flags));
+        }
+        word
     }
 
     /// What once has memory keeps it until the VM's end: nothing takes pages away from a running guest yet.

@@ -297,7 +297,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         } else {
             self.write_port(io.port(), io.size(), rax as u32)
         };
-        match vcpu.next_rip() {
+        match vcpu.io_next_rip() {
             Some(rip) => {
                 vcpu.resume_at(rip);
                 self.deliver(vcpu);

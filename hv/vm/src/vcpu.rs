@@ -74,6 +74,10 @@ pub trait Vcpu: Registers {
     fn resume_at(&mut self, rip: u64);
     /// Where the exiting instruction ends, if the hardware says.
     fn next_rip(&self) -> Option<u64>;
+    /// As [`next_rip`](Self::next_rip), for port I/O, of which some hardware says it alone.
+    fn io_next_rip(&self) -> Option<u64> {
+        self.next_rip()
+    }
     /// The registers that govern translation.
     fn control(&self) -> ControlRegisters;
     /// A segment register with its hidden part.

@@ -182,6 +182,7 @@ impl SvmVcpu {
     }
 
     /// Loads the guest's part of what VMRUN leaves alone; from here on interrupts wait (GIF is 0) but in the guest.
+    #[cold]
     fn load_guest(&mut self) {
         // SAFETY: SVM is on while a vCPU exists; with GIF = 0 nothing can use the host's TR until `unload_guest`. IF is set
         // so that the host's interrupts make the guest exit (V_INTR_MASKING).
@@ -200,6 +201,7 @@ impl SvmVcpu {
     }
 
     /// The host's part again; its interrupts are taken as soon as GIF is 1, before this returns.
+    #[cold]
     fn unload_guest(&mut self) {
         if !core::mem::take(&mut self.guest_loaded) {
             return;
@@ -374,11 +376,12 @@ impl Vcpu for SvmVcpu {
 
     #[inline]
     fn next_rip(&self) -> Option<u64> {
-        match self.vmcb.control.exit_code {
-            exit_code::IOIO => Some(self.vmcb.control.exit_info2),
-            _ if self.next_rip_save => Some(self.vmcb.control.next_rip),
-            _ => None,
-        }
+        self.next_rip_save.then_some(self.vmcb.control.next_rip)
+    }
+
+    #[inline]
+    fn io_next_rip(&self) -> Option<u64> {
+        Some(self.vmcb.control.exit_info2)
     }
 
     #[inline]
