@@ -241,7 +241,27 @@ impl<'g, E: Env> Slot<'g, E> {
     }
 }
 
-/// A mapped table, for reading. It can't outlive its guard, nor go to another CPU.
+/// A mapped table, for reading. It can't outlive its guard, nor go to another CPU, and it writes nothing:
+///
+/// ```compile_fail,E0502
+/// # fn f<E: mmu::Env>(slot: fn(rcu::Guard<'_>) -> mmu::Slot<'_, E>, cpu: &mut rcu::Cpu<'_, E::Platform>) {
+/// let map = slot(cpu.read()).pte_offset_map().ok().unwrap();
+/// cpu.quiescent();
+/// let level = map.level();
+/// # }
+/// ```
+/// ```compile_fail,E0277
+/// # fn f<E: mmu::Env + Send + Sync>(slot: mmu::Slot<'_, E>) {
+/// fn send(_: impl Send) {}
+/// send(slot.pte_offset_map());
+/// # }
+/// ```
+/// ```compile_fail,E0599
+/// # fn f<E: mmu::Env<Format = mmu::Npt>>(slot: mmu::Slot<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
+/// let map = slot.pte_offset_map().ok().unwrap();
+/// map.set_pte(at, leaf);
+/// # }
+/// ```
 pub struct PteMap<'g, E: Env> {
     pub(crate) table: Table<'g, E>,
 }
@@ -283,6 +303,32 @@ impl<'g, E: Env> Deref for PteMapRo<'g, E> {
 }
 
 /// A map whose table can be locked for writing, once proved to be still in the tree.
+///
+/// ```
+/// # fn f<E: mmu::Env<Format = mmu::Npt>>(slot: mmu::Slot<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
+/// let map = slot.pte_offset_map_rw_nolock().ok().unwrap();
+/// // allocate, copy, whatever takes long
+/// if let Ok(locked) = map.lock().unwrap().pmd_same() {
+///     locked.set_pte(at, leaf).ok();
+/// }
+/// # }
+/// ```
+/// Without the proof nothing is written, and the lock is let go before the map is:
+///
+/// ```compile_fail,E0599
+/// # fn f<E: mmu::Env<Format = mmu::Npt>>(slot: mmu::Slot<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
+/// let map = slot.pte_offset_map_rw_nolock().ok().unwrap();
+/// map.lock().unwrap().set_pte(at, leaf);
+/// # }
+/// ```
+/// ```compile_fail,E0505
+/// # fn f<E: mmu::Env>(slot: mmu::Slot<'_, E>) {
+/// let map = slot.pte_offset_map_rw_nolock().ok().unwrap();
+/// let locked = map.lock().unwrap();
+/// drop(map);
+/// drop(locked);
+/// # }
+/// ```
 pub struct PteMapRw<'g, E: Env>(PteMap<'g, E>);
 
 impl<E: Env> PteMapRw<'_, E> {

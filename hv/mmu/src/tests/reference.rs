@@ -152,7 +152,7 @@ impl<F: Format> Reference<'_, '_, F> {
         let leaf = Leaf::new(Pfn::new(pfn), Rights { write, ..Rights::ALL });
         match self.tree.map(self.cpu.read(), Self::at(gfn), leaf, want) {
             Ok(size) => {
-                assert!(size <= want && gfn % Self::frames(size) == 0 && pfn % Self::frames(size) == 0);
+                assert!(size <= want && (gfn | pfn).is_multiple_of(Self::frames(size)));
                 for n in 0..Self::frames(size) {
                     let old = self.pages.insert(gfn + n, Leaf { pfn: Pfn::new(pfn + n), ..leaf });
                     assert_eq!(old, None, "something was mapped there");

@@ -1,1 +1,252 @@
+//! All operations at once on all CPUs, with every page and every table accounted for.
 
+use super::{check_tables, page};
+use crate::format::{Format, FormatExt, table_frame};
+use crate::level::Address;
+use crate::pool::{self, Machine, Memory, NewTable, Pool};
+use crate::sync::Ordering;
+use crate::{Entry, Ept, Fault, Leaf, Level, Npt, Pae, Page, Rights, Tree};
+use addr::{PageSize, Pfn};
+use rcu::{Cpu, Tlb};
+use std::sync::atomic::AtomicI32;
+use std::vec::Vec;
+
+/// Large pages that the CPUs quarrel about.
+const REGIONS: u64 = 3;
+const GFNS: u64 = REGIONS * 512;
+/// What page `gfn` is mapped to, if it is: so that any translation can be judged, and neighbours can be collapsed.
+const BASE: u64 = 0x4_0000;
+const CPUS: usize = 4;
+const ROUNDS: u32 = 3000;
+
+/// How often each page was mapped more than it was handed out. While CPUs run, the two are told of late; at the end it is
+/// whether the page is mapped.
+struct Frames {
+    mapped: Vec<AtomicI32>,
+}
+
+impl Frames {
+    fn take(&self, gfn: u64, frames: u64) {
+        self.add(gfn, frames, 1);
+    }
+
+    fn give_back(&self, gfn: u64, frames: u64) {
+        self.add(gfn, frames, -1);
+    }
+
+    fn add(&self, gfn: u64, frames: u64, change: i32) {
+        for mapped in &self.mapped[gfn as usize..][..frames as usize] {
+            mapped.fetch_add(change, Ordering::Relaxed);
+        }
+    }
+
+    fn check<F: Format>(&self, tree: &Tree<Pool<F>>, guard: rcu::Guard<'_>) {
+        for (gfn, mapped) in (0..).zip(&self.mapped) {
+            let found = tree.translate(guard, Stress::<F>::at(gfn));
+            assert_eq!(mapped.load(Ordering::Relaxed), i32::from(found.is_some()), "page {gfn}");
+        }
+    }
+}
+
+/// Xorshift: the same numbers each time, for each CPU others.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) % bound
+    }
+}
+
+struct Stress<'s, 'd, F: Format> {
+    tree: &'s Tree<Pool<F>>,
+    memory: &'s Memory<F>,
+    frames: &'s Frames,
+    cpu: Cpu<'d, Machine<F>>,
+    tlb: Tlb,
+    random: Random,
+}
+
+impl<F: Format> Stress<'_, '_, F> {
+    fn at(gfn: u64) -> F::Input {
+        F::Input::from_offset(gfn << 12, F::INPUT_BITS)
+    }
+
+    fn range(&mut self) -> core::ops::Range<F::Input> {
+        let (a, b) = (self.random.below(GFNS), self.random.below(GFNS));
+        if self.random.below(4) == 0 {
+            return Self::at(a & !511)..Self::at((a & !511) + 512);
+        }
+        Self::at(a.min(b))..Self::at(a.min(b) + (a.abs_diff(b) % 40))
+    }
+
+    fn round(&mut self) {
+        let gfn = self.random.below(GFNS);
+        match self.random.below(16) {
+            0..=4 => self.fault(gfn),
+            5 => self.fill(gfn & !511),
+            6 => self.zap(),
+            7 => _ = self.tree.split(self.cpu.read(), Self::at(gfn)),
+            8 => _ = self.tree.collapse(&self.cpu, Self::at(gfn), PageSize::Size2M),
+            9 => {
+                let range = self.range();
+                _ = self.tree.retract(&self.cpu, range);
+            }
+            10 => {
+                let range = self.range();
+                let rights = Rights { write: self.random.below(2) == 0, ..Rights::ALL };
+                _ = self.tree.protect(&self.cpu, range, rights);
+            }
+            11 => {
+                let range = self.range();
+                _ = self.tree.harvest(&self.cpu, range, |_| {});
+            }
+            12 => {
+                let range = self.range();
+                _ = self.tree.dirty_log(&self.cpu, range, |_| {});
+            }
+            13 => _ = self.tree.unprotect(self.cpu.read(), Self::at(gfn)),
+            14 => _ = self.tree.report(self.cpu.read()),
+            _ => self.maps(gfn),
+        }
+        self.guest(gfn);
+        self.cpu.quiescent();
+        self.cpu.poll(16, |table| self.memory.free(table));
+    }
+
+    fn leaf(gfn: u64) -> Leaf {
+        page(BASE + gfn)
+    }
+
+    fn fault(&mut self, gfn: u64) {
+        let want = if self.random.below(8) == 0 { PageSize::Size2M } else { PageSize::Size4K };
+        match self.tree.fault(self.cpu.read(), Self::at(gfn), want).expect("it is in range") {
+            Fault::Present(found) => assert_eq!(found.hpa.frame(), Pfn::new(BASE + gfn)),
+            Fault::Room(room) => {
+                let frames = room.size().frames();
+                if room.install(Self::leaf(gfn & !(frames - 1))).is_ok() {
+                    self.frames.take(gfn & !(frames - 1), frames);
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self, start: u64) {
+        for gfn in start..start + 512 {
+            if let Ok(Fault::Room(room)) = self.tree.fault(self.cpu.read(), Self::at(gfn), PageSize::Size4K)
+                && room.install(Self::leaf(gfn)).is_ok()
+            {
+                self.frames.take(gfn, 1);
+            }
+        }
+    }
+
+    fn zap(&mut self) {
+        let range = self.range();
+        let frames = self.frames;
+        let back = |page: Page<F::Input>| {
+            let gfn = page.leaf.pfn.raw() - BASE;
+            assert_eq!(page.at, Self::at(gfn));
+            frames.give_back(gfn, page.size.frames());
+        };
+        if self.random.below(2) == 0 {
+            _ = self.tree.unmap(&self.cpu, range, back);
+        } else {
+            _ = self.tree.zap(&self.cpu, range, back);
+        }
+    }
+
+    /// Walks by the offset maps.
+    fn maps(&mut self, gfn: u64) {
+        let guard = self.cpu.read();
+        let Some(slot) = self.tree.find(guard, Self::at(gfn), Level::PMD) else { return };
+        if let Ok(map) = slot.pte_offset_map() {
+            assert_ne!(map.get(Self::at(gfn)), Entry::Bad, "a freed table is read");
+        }
+        if let Ok(locked) = slot.pte_offset_map_lock() {
+            assert_ne!(locked.get(Self::at(gfn)), Entry::Frozen, "a frozen entry in a locked table of the tree");
+        }
+    }
+
+    /// What hardware does: walks without guard, and notes its writes.
+    fn guest(&mut self, gfn: u64) {
+        let (tree, memory) = (self.tree, self.memory);
+        self.cpu.guest(tree.space(), &mut self.tlb, |_| hardware_write(tree, memory, gfn));
+    }
+}
+
+fn hardware_write<F: Format>(tree: &Tree<Pool<F>>, memory: &Memory<F>, gfn: u64) {
+    let (mut table, mut level) = (tree.root(), F::TOP);
+    loop {
+        let entry = &memory.table(table).expect("it is a table").as_ref()[F::index(gfn << 12, level)];
+        let pte = crate::Pte::new(entry.load(Ordering::Acquire));
+        assert_ne!(pte.raw(), pool::POISON, "a processor walks a freed table");
+        match F::decode(pte, level, tree.caps()) {
+            Entry::Table(_) => {
+                table = table_frame(pte, tree.caps());
+                level = level.below().expect("a pte is no table");
+            }
+            Entry::Leaf(leaf) => {
+                let within = gfn & ((1 << (9 * level.number())) - 1);
+                assert_eq!(leaf.pfn.raw() + within, BASE + gfn, "a wrong translation");
+                if leaf.rights.write {
+                    let noted = pte.raw() | F::AD;
+                    // If it has changed meanwhile, a processor walks again; once is enough here.
+                    _ = entry.compare_exchange(pte.raw(), noted, Ordering::AcqRel, Ordering::Relaxed);
+                }
+                return;
+            }
+            Entry::None | Entry::Frozen => return,
+            Entry::Bad => panic!("{pte:?} of {level:?}"),
+        }
+    }
+}
+
+fn stress<F: Format<Table: NewTable> + Send>()
+where
+    F::Table: Send + Sync,
+    F::Input: Send + Sync,
+{
+    let memory = Memory::<F>::new(64);
+    let domain = pool::domain::<F, { CPUS + 1 }>(&memory);
+    let tree = Pool::new(&memory, &domain).tree().expect("there are frames");
+    let frames = Frames { mapped: (0..GFNS).map(|_| AtomicI32::new(0)).collect() };
+    std::thread::scope(|scope| {
+        for index in 0..CPUS {
+            let (tree, memory, frames, domain) = (&tree, &*memory, &frames, &domain);
+            scope.spawn(move || {
+                let cpu = domain.register(index).expect("no other uses it");
+                let random = Random(0x9e37_79b9_7f4a_7c15 ^ (index as u64 + 1) << 32);
+                let mut stress = Stress { tree, memory, frames, cpu, tlb: Tlb::new(), random };
+                for _ in 0..ROUNDS {
+                    stress.round();
+                }
+            });
+        }
+    });
+    let mut cpu = domain.register(CPUS).expect("no other uses it");
+    cpu.barrier(|table| memory.free(table));
+    assert_eq!(memory.in_use(), check_tables(&tree, &memory));
+    frames.check(&tree, cpu.read());
+    assert!(memory.bad().is_empty());
+    tree.free_pgtables(|_, size, leaf| frames.give_back(leaf.pfn.raw() - BASE, size.frames()));
+    assert!(frames.mapped.iter().all(|mapped| mapped.load(Ordering::Relaxed) == 0));
+    assert_eq!(memory.in_use(), 0);
+}
+
+#[test]
+fn stress_npt() {
+    stress::<Npt>();
+}
+
+#[test]
+fn stress_ept() {
+    stress::<Ept>();
+}
+
+#[test]
+fn stress_pae() {
+    stress::<Pae>();
+}
