@@ -2,12 +2,14 @@
 
 mod capabilities;
 mod control_registers;
+mod cr_exits;
 mod dump;
 mod failure;
 mod guest_state;
 mod host;
 mod permissions;
 mod reason;
+mod setup;
 mod switch;
 mod unpaged;
 mod vcpu;

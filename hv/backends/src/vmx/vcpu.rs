@@ -2,11 +2,11 @@
 
 use super::Vmx;
 use super::capabilities::{Capabilities, Features};
-use super::control_registers::{self, CR0_ET, CR0_PE, Refused, Shadowed};
+use super::control_registers::{CR0_PE, Shadowed};
 use super::permissions::MsrBitmap;
-use super::reason::{self, CrAccess};
+use super::reason;
 use super::switch::{self, Switched};
-use super::unpaged::{EFER_LME, NotDone, Unpaged};
+use super::unpaged::{EFER_LME, Unpaged};
 use super::vmcs::{self, Vmcs};
 use super::{dump, host};
 use crate::Start;
@@ -22,28 +22,15 @@ use vm::{
     SegmentState, StateMsr, Stay, Vcpu,
 };
 use x86::controlregs::cr2_write;
-use x86::msr;
 use x86::time::rdtsc;
 use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
-use x86::vmx::vmcs::{control, guest, host as host_field, ro};
+use x86::vmx::vmcs::{control, guest, ro};
 
-/// What PAT holds after reset (Intel SDM vol. 3, section 12.12.4).
-const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
-
-const UNDEFINED: u64 = 6;
 const DEBUG: u64 = 1;
 
-/// Exceptions that exit. #UD: VMMCALL is a hypercall too. #DB and #AC: delivering one can raise it again for ever, which
-/// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
-const INTERCEPTED_EXCEPTIONS: u64 = 1 << DEBUG | 1 << UNDEFINED | 1 << 17 | 1 << 18;
-
-/// How long the guest runs at most until the host has a look at its interrupts, in ticks of the TSC: 2^22, a millisecond or
-/// two. A processor lets the host's interrupts through whatever the guest does; Bochs may not while the guest has its own off.
-const PATIENCE_SHIFT: u8 = 22;
-
 // Interruption information of entries and exits, and IDT-vectoring information (SDM tables 25-17, 25-18, 25-20).
-pub(super) const EVENT_VALID: u64 = 1 << 31;
-pub(super) const EVENT_VECTOR: u64 = 0xff;
+const EVENT_VALID: u64 = 1 << 31;
+const EVENT_VECTOR: u64 = 0xff;
 const EVENT_TYPE: u64 = 7 << 8;
 const TYPE_INTERRUPT: u64 = 0 << 8;
 const TYPE_NMI: u64 = 2 << 8;
@@ -56,6 +43,9 @@ const EVENT_ERROR_CODE: u64 = 1 << 11;
 const SHADOW: u64 = 3;
 
 const MODE_64: u64 = 1 << 13;
+
+/// What PAT holds after reset (Intel SDM vol. 3, section 12.12.4).
+pub(super) const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// A virtual CPU under VMX.
 ///
@@ -70,7 +60,7 @@ pub struct VmxVcpu {
     /// The primary controls as they are in the VMCS.
     primary: u32,
     tsc_offset: u64,
-    eptp: u64,
+    pub(super) eptp: u64,
     flush: bool,
     /// The exit was by an NMI, which `leave` has to hand to the host.
     nmi: bool,
@@ -82,12 +72,12 @@ pub struct VmxVcpu {
     pub(super) unpaged: Option<Unpaged>,
     /// What the guest wanted that this processor can't do, which ends it.
     pub(super) unsupported: Option<&'static str>,
-    cr8: u64,
+    pub(super) cr8: u64,
     /// PAT where the processor does not switch it: kept, without effect.
     pat: u64,
     pub(super) capabilities: Capabilities,
     pub(super) physical_bits: u8,
-    _msr_bitmap: HardwarePage<MsrBitmap>,
+    pub(super) msr_bitmap: HardwarePage<MsrBitmap>,
     occupied: Rc<Cell<bool>>,
 }
 
@@ -117,7 +107,7 @@ impl VmxVcpu {
             pat: PAT_AT_RESET,
             capabilities: vmx.capabilities,
             physical_bits: vmx.physical_bits,
-            _msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),
+            msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),
             occupied: Rc::clone(&vmx.occupied),
             vmcs: {
                 host::write(&mut vmcs, features.pat);
@@ -131,121 +121,6 @@ impl VmxVcpu {
         }
         vcpu.clear_unswitched();
         vcpu
-    }
-
-    fn write_controls(&mut self, vmx: &Vmx) {
-        let controls = &vmx.capabilities.controls;
-        for (field, value) in [
-            (control::PINBASED_EXEC_CONTROLS, u64::from(controls.pin)),
-            (control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(controls.primary)),
-            (control::SECONDARY_PROCBASED_EXEC_CONTROLS, u64::from(controls.secondary)),
-            (control::VMEXIT_CONTROLS, u64::from(controls.exit)),
-            (control::VMENTRY_CONTROLS, u64::from(controls.entry)),
-            (control::EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS),
-            (control::PAGE_FAULT_ERR_CODE_MASK, 0),
-            (control::PAGE_FAULT_ERR_CODE_MATCH, 0),
-            (control::CR3_TARGET_COUNT, 0),
-            (control::VMEXIT_MSR_STORE_COUNT, 0),
-            (control::VMEXIT_MSR_LOAD_COUNT, 0),
-            (control::VMENTRY_MSR_LOAD_COUNT, 0),
-            (control::VMENTRY_INTERRUPTION_INFO_FIELD, 0),
-            (control::TSC_OFFSET_FULL, 0),
-            (control::MSR_BITMAPS_ADDR_FULL, self._msr_bitmap.address().raw()),
-            (control::EPTP_FULL, self.eptp),
-            (control::CR0_GUEST_HOST_MASK, self.cr0.mask),
-            (control::CR4_GUEST_HOST_MASK, self.cr4.mask),
-            (host_field::RSP, &raw const *self.registers as u64),
-            (host_field::RIP, switch::exited as *const () as u64),
-        ] {
-            self.vmcs.write(field, value);
-        }
-        if self.capabilities.features.vpid {
-            // Translations of an earlier vCPU with this number were made by tables that the first entry flushes.
-            self.vmcs.write(control::VPID, 1);
-        }
-        if let Some(rate) = self.capabilities.features.preemption_timer {
-            let ticks = 1 << PATIENCE_SHIFT.saturating_sub(rate);
-            self.vmcs.write(guest::VMX_PREEMPTION_TIMER_VALUE, ticks);
-        }
-    }
-
-    /// Flat 32-bit protected mode, as a multiboot loader leaves it.
-    fn write_start(&mut self, start: Start) {
-        const CODE: u64 = 0xc09b;
-        const DATA: u64 = 0xc093;
-        const BUSY_TSS: u64 = 0x8b;
-        const UNUSABLE: u64 = 1 << 16;
-        let flat = u64::from(u32::MAX);
-        // In the order of encodings, which is that of the fields.
-        let segments = [
-            (0x10, flat, DATA),
-            (0x08, flat, CODE),
-            (0x10, flat, DATA),
-            (0x10, flat, DATA),
-            (0x10, flat, DATA),
-            (0x10, flat, DATA),
-            (0, 0, UNUSABLE),
-            (0, 0xffff, BUSY_TSS),
-        ];
-        for (number, (selector, limit, access_rights)) in (0..).zip(segments) {
-            self.vmcs.write(guest::ES_SELECTOR + 2 * number, selector);
-            self.vmcs.write(guest::ES_BASE + 2 * number, 0);
-            self.vmcs.write(guest::ES_LIMIT + 2 * number, limit);
-            self.vmcs.write(guest::ES_ACCESS_RIGHTS + 2 * number, access_rights);
-        }
-        let cr0 = CR0_PE | CR0_ET;
-        for (field, value) in [
-            (guest::CR0, self.cr0.real(cr0)),
-            (control::CR0_READ_SHADOW, cr0),
-            (guest::CR3, 0),
-            (guest::CR4, self.cr4.real(0)),
-            (control::CR4_READ_SHADOW, 0),
-            (guest::IA32_EFER_FULL, 0),
-            (guest::DR7, 0x400),
-            (guest::IA32_DEBUGCTL_FULL, 0),
-            (guest::GDTR_BASE, 0),
-            (guest::GDTR_LIMIT, 0),
-            (guest::IDTR_BASE, 0),
-            (guest::IDTR_LIMIT, 0),
-            (guest::IA32_SYSENTER_CS, 0),
-            (guest::IA32_SYSENTER_ESP, 0),
-            (guest::IA32_SYSENTER_EIP, 0),
-            (guest::RIP, u64::from(start.eip)),
-            (guest::RSP, 0),
-            (guest::RFLAGS, 2),
-            (guest::INTERRUPTIBILITY_STATE, 0),
-            (guest::ACTIVITY_STATE, 0),
-            (guest::PENDING_DBG_EXCEPTIONS, 0),
-            (guest::LINK_PTR_FULL, u64::MAX),
-            (guest::PDPTE0_FULL, 0),
-            (guest::PDPTE1_FULL, 0),
-            (guest::PDPTE2_FULL, 0),
-            (guest::PDPTE3_FULL, 0),
-        ] {
-            self.vmcs.write(field, value);
-        }
-        if self.capabilities.features.pat {
-            self.vmcs.write(guest::IA32_PAT_FULL, PAT_AT_RESET);
-        }
-        self.registers.gprs[Gpr::RAX.index()] = u64::from(start.eax);
-        self.registers.gprs[Gpr::RBX.index()] = u64::from(start.ebx);
-    }
-
-    /// Gives what entries and exits leave in the processor the values that it has after reset.
-    fn clear_unswitched(&mut self) {
-        for register in [msr::IA32_STAR, msr::IA32_LSTAR, msr::IA32_CSTAR, msr::IA32_FMASK, msr::IA32_KERNEL_GSBASE] {
-            // SAFETY: the registers are there in long mode, and the hypervisor uses none of them.
-            unsafe { msr::wrmsr(register, 0) };
-        }
-        if self.capabilities.features.rdtscp {
-            // SAFETY: the register is there where RDTSCP is, and the hypervisor does not use it.
-            unsafe { msr::wrmsr(msr::IA32_TSC_AUX, 0) };
-        }
-        // SAFETY: the hypervisor takes no page fault that it would survive.
-        unsafe { cr2_write(0) };
-        // SAFETY: without breakpoints in DR7 (exits clear them) the addresses mean nothing.
-        unsafe { asm!("mov dr0, {0}", "mov dr1, {0}", "mov dr2, {0}", "mov dr3, {0}", in(reg) 0u64) };
-        write_dr6(0xffff_0ff0);
     }
 
     #[inline]
@@ -307,83 +182,13 @@ impl VmxVcpu {
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
     }
 
-    /// Whether the guest goes on.
-    fn control_register(&mut self, access: CrAccess) -> bool {
-        let done = match access {
-            CrAccess::Write { cr: 0, gpr } => self.write_cr0(self.gpr(Gpr::new(gpr))),
-            CrAccess::Write { cr: 3, gpr } => self.write_cr3(self.gpr(Gpr::new(gpr))),
-            CrAccess::Write { cr: 4, gpr } => {
-                let value = self.gpr(Gpr::new(gpr));
-                self.shadow(control::CR4_READ_SHADOW, value, control_registers::check_cr4(value))
-            }
-            CrAccess::Write { cr: 8, gpr } => self.write_cr8(self.gpr(Gpr::new(gpr))),
-            CrAccess::Read { cr: 3, gpr } => self.read_into(gpr, self.guest_cr3()),
-            CrAccess::Read { cr: 8, gpr } => self.read_into(gpr, self.cr8),
-            // The other registers and forms have no bits that exit.
-            _ => Err(NotDone::Refused),
-        };
-        match done {
-            Ok(()) => true,
-            Err(NotDone::Refused) => {
-                self.inject(Event::GENERAL_PROTECTION);
-                true
-            }
-            Err(NotDone::Unsupported(what)) => {
-                self.unsupported = Some(what);
-                false
-            }
-        }
-    }
-
-    fn write_cr0(&mut self, value: u64) -> Result<(), NotDone> {
-        let checked = control_registers::check_cr0(value);
-        if checked.is_ok() && self.changes_mode(value) {
-            self.change_mode(value)?;
-            return self.skip();
-        }
-        self.shadow(control::CR0_READ_SHADOW, value, checked)
-    }
-
-    fn write_cr3(&mut self, value: u64) -> Result<(), NotDone> {
-        match &mut self.unpaged {
-            Some(unpaged) => unpaged.cr3 = value,
-            None => self.vmcs.write(guest::CR3, value),
-        }
-        self.skip()
-    }
-
-    fn write_cr8(&mut self, value: u64) -> Result<(), NotDone> {
-        if value > 15 {
-            return Err(NotDone::Refused);
-        }
-        self.cr8 = value;
-        self.skip()
-    }
-
-    fn read_into(&mut self, gpr: u8, value: u64) -> Result<(), NotDone> {
-        self.set_gpr(Gpr::new(gpr), value);
-        self.skip()
-    }
-
-    /// Has the guest read `value` if that passed its check; then the instruction runs again.
-    fn shadow(&mut self, field: u32, value: u64, checked: Result<(), Refused>) -> Result<(), NotDone> {
-        checked?;
-        self.vmcs.write(field, value);
-        Ok(())
-    }
-
-    fn skip(&mut self) -> Result<(), NotDone> {
-        self.resume_at(self.behind());
-        Ok(())
-    }
-
     #[inline]
     pub(super) fn guest_cr0(&self) -> u64 {
         self.cr0.guest(self.vmcs.read(guest::CR0), self.vmcs.read(control::CR0_READ_SHADOW))
     }
 
     #[inline]
-    fn guest_cr3(&self) -> u64 {
+    pub(super) fn guest_cr3(&self) -> u64 {
         match self.unpaged {
             Some(unpaged) => unpaged.cr3,
             None => self.vmcs.read(guest::CR3),
@@ -425,7 +230,7 @@ impl VmxVcpu {
 
     /// Where the exiting instruction ends.
     #[inline]
-    fn behind(&self) -> u64 {
+    pub(super) fn behind(&self) -> u64 {
         let rip = self.rip();
         let next = rip.wrapping_add(self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN));
         if (rip ^ next) >> 32 == 0 { next } else { self.behind_4g(next) }
@@ -502,7 +307,7 @@ pub(super) fn read_dr6() -> u64 {
     value
 }
 
-fn write_dr6(value: u64) {
+pub(super) fn write_dr6(value: u64) {
     // SAFETY: it only tells of the past; values are those of the processor itself, or what it holds after reset.
     unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
 }
