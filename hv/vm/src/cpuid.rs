@@ -83,14 +83,14 @@ const MASKS: [Mask; 14] = [
     Mask { leaf: 0x16, keep: ALL, add: NONE },
     // Largest extended leaf, vendor.
     Mask { leaf: 0x8000_0000, keep: ALL, add: NONE },
-    // LAHF64, CR8, ABM, SSE4A, MISALIGNSSE, PREFETCHW; SYSCALL, NX, MMXEXT, FXSR, FFXSR, 1 GiB pages, RDTSCP, LM.
+    // LAHF64, CR8, ABM, SSE4A, MISALIGNSSE, PREFETCHW; SYSCALL, NX, MMXEXT, FXSR, 1 GiB pages, RDTSCP, LM.
     Mask {
         leaf: 0x8000_0001,
         keep: Leaf {
             eax: u32::MAX,
             ebx: 0,
             ecx: bits([0, 4, 5, 6, 7, 8]),
-            edx: bits([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 20, 22, 23, 24, 25, 26, 27, 29]),
+            edx: bits([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]),
         },
         add: NONE,
     },

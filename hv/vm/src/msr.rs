@@ -23,8 +23,7 @@ const EFER_SCE: u64 = 1 << 0;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 const EFER_NXE: u64 = 1 << 11;
-const EFER_FFXSR: u64 = 1 << 14;
-const EFER_WRITABLE: u64 = EFER_SCE | EFER_LME | EFER_NXE | EFER_FFXSR;
+const EFER_WRITABLE: u64 = EFER_SCE | EFER_LME | EFER_NXE;
 
 const CR0_PG: u64 = 1 << 31;
 
