@@ -157,6 +157,10 @@ impl Caps {
     pub const fn address_mask(self) -> u64 {
         self.address
     }
+    /// The same, with leaves of at most `size`.
+    pub(crate) fn at_most(self, size: PageSize) -> Self {
+        Self { largest: self.largest.min(size), ..self }
+    }
     /// The largest leaf.
     pub const fn largest(self) -> PageSize {
         self.largest

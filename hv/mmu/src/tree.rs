@@ -41,7 +41,7 @@ impl<E: Env> Tree<E> {
     /// [`NoMemory`].
     pub fn new(env: E, caps: Caps) -> Result<Self, NoMemory> {
         let root = env.alloc_table().ok_or(NoMemory)?;
-        let tree = Self { env, caps, root };
+        let tree = Self { env, caps: caps.at_most(E::Format::LARGEST), root };
         if tree.start_table(root, E::Format::TOP, 0, |_| Pte::NONE).is_none() {
             tree.env.free_table(root);
             return Err(NoMemory);

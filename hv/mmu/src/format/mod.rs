@@ -15,7 +15,7 @@ pub use toy::Toy;
 use crate::entry::{Caps, Entry, Leaf, Pte};
 use crate::level::{Address, Level};
 use crate::sync::AtomicU64;
-use addr::Pfn;
+use addr::{PageSize, Pfn};
 
 /// A format of page tables.
 ///
@@ -34,6 +34,8 @@ pub trait Format: 'static {
     const ROOT_BITS: u32 = Self::INDEX_BITS;
     /// The level of the root's entries.
     const TOP: Level;
+    /// The largest page that an entry can be.
+    const LARGEST: PageSize = PageSize::Size1G;
     /// The bits of which the processor takes any one for "present".
     const PRESENT: u64;
     /// Set by the processor at a page's use.

@@ -5,7 +5,7 @@ use super::{Format, misaligned};
 use crate::entry::{Leaf, Pte};
 use crate::level::{Address, Level};
 use crate::sync::AtomicU64;
-use addr::{Gva, Pfn};
+use addr::{Gva, PageSize, Pfn};
 use core::marker::PhantomData;
 
 /// PAE tables: three levels for 32-bit addresses, the root of four entries.
@@ -30,6 +30,8 @@ impl<A: Address + 'static> Format for Pae<A> {
     const INDEX_BITS: u32 = 9;
     const ROOT_BITS: u32 = 2;
     const TOP: Level = Level::PUD;
+    /// PDPTEs have no PS bit.
+    const LARGEST: PageSize = PageSize::Size2M;
     const PRESENT: u64 = PRESENT;
     const ACCESSED: u64 = ACCESSED;
     const DIRTY: u64 = DIRTY;

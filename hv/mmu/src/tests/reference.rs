@@ -390,3 +390,9 @@ proptest! {
         run::<Toy<4>>(&ops);
     }
 }
+
+/// PAE's directory pointers can't be pages, whatever the processor can do in other formats.
+#[test]
+fn a_gigabyte_is_mapped_in_pae_as_large_pages() {
+    run::<Pae>(&[Op::Map { at: 0, pfn: 1 << 18, want: 2, write: false }]);
+}
