@@ -50,6 +50,9 @@ pub struct BadEntry<A> {
 ///
 /// It is not in the table, as a processor may still walk that while it waits to be freed, and the lock has to live as long
 /// as somebody may want it.
+///
+/// A cache line of its own, as CPUs take the locks of neighbouring tables at once.
+#[repr(align(64))]
 pub struct TableDesc {
     lock: AtomicBool,
     level: AtomicU8,
@@ -85,21 +88,25 @@ impl TableDesc {
     }
 
     /// The link for deferral.
+    #[inline]
     pub fn head(&self) -> &Head {
         &self.head
     }
 
     /// The level of the table's entries.
+    #[inline]
     pub fn level(&self) -> Level {
         Level::from_number(self.level.load(Ordering::Relaxed))
     }
 
     /// Whether the table is in no tree (any more).
+    #[inline]
     pub fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Relaxed)
     }
 
     /// The number of entries that are not none.
+    #[inline]
     pub fn children(&self) -> u16 {
         self.children.load(Ordering::Relaxed)
     }

@@ -56,7 +56,7 @@ impl<E: Env> Tree<E> {
     ///
     /// # Errors
     /// [`OutOfRange`].
-    #[inline]
+    #[inline(always)]
     pub fn fault<'g>(&'g self, guard: Guard<'g>, at: Input<E>, want: PageSize) -> Result<Fault<'g, E>, OutOfRange> {
         let offset = at.to_offset(E::Format::INPUT_BITS).ok_or(OutOfRange)?;
         loop {
@@ -65,7 +65,7 @@ impl<E: Env> Tree<E> {
                 let level = Level::of(want).min(Level::of(self.caps.largest())).min(table.level);
                 return Ok(Fault::Room(Room { table, offset, level }));
             }
-            if let Some(found) = self.translation(&table, pte, offset) {
+            if let Some(found) = self.translation(table.level, pte, offset) {
                 return Ok(Fault::Present(found));
             }
             self.look_again(table, pte, offset);

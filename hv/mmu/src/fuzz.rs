@@ -70,7 +70,7 @@ fn arbitrary<F: Format<Table: NewTable>>(data: &[u8]) {
         tree.start_table(table, Level::from_number(n % 4), 0, |_| Pte::NONE);
     }
     let names_free = |pte: Pte| {
-        let table = crate::format::table_frame(pte, caps);
+        let table = crate::format::table_frame(pte, caps.address_mask());
         (FIRST + FRAMES as u64..FIRST + POOL as u64).contains(&table.raw())
     };
     for Write { frame, index, pte } in writes::<F>(data).filter(|write| !names_free(write.pte)) {

@@ -48,6 +48,8 @@ pub(crate) struct Table<'g, E: Env> {
     pub(crate) pfn: Pfn,
     entries: &'g TableOf<E>,
     pub(crate) level: Level,
+    /// [`Caps::address_mask`](crate::Caps), kept here for a walk not to load it again at each level.
+    address: u64,
     /// The entry that referred to it, and what that was. None for the root.
     parent: Option<(&'g AtomicU64, Pte)>,
 }
@@ -64,7 +66,15 @@ impl<'g, E: Env> Table<'g, E> {
     #[inline]
     pub(crate) fn root(tree: &'g Tree<E>, guard: Guard<'g>, pfn: Pfn) -> Option<Self> {
         let entries = tree.env.table(pfn)?;
-        Some(Self { tree, _guard: guard, pfn, entries, level: E::Format::TOP, parent: None })
+        Some(Self {
+            tree,
+            _guard: guard,
+            pfn,
+            entries,
+            level: E::Format::TOP,
+            address: tree.caps.address_mask(),
+            parent: None,
+        })
     }
 
     #[inline]
@@ -87,11 +97,11 @@ impl<'g, E: Env> Table<'g, E> {
     /// The table that `pte`, read at `offset`, refers to.
     #[inline]
     pub(crate) fn below(&self, pte: Pte, offset: u64) -> Option<Self> {
-        if kept(Rule::OneRead) && !E::Format::is_table(pte, self.level, self.tree.caps.address_mask()) {
+        if kept(Rule::OneRead) && !E::Format::is_table(pte, self.level, self.address) {
             return None;
         }
         let level = self.level.below()?;
-        let pfn = table_frame(pte, self.tree.caps);
+        let pfn = table_frame(pte, self.address);
         let entries = self.tree.env.table(pfn)?;
         let parent = Some((self.entry(E::Format::index(offset, self.level)), pte));
         Some(Self { entries, pfn, level, parent, ..*self })
@@ -150,6 +160,7 @@ impl<'g, E: Env> Table<'g, E> {
         Some(PteLock { table: self, lock: Held { desc } })
     }
 
+    #[inline]
     pub(crate) fn slot(self, offset: u64) -> Slot<'g, E> {
         Slot { table: self, offset }
     }

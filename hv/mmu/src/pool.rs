@@ -16,7 +16,7 @@ use std::vec::Vec;
 pub const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6a;
 
 /// The first frame of a pool; those below belong to nobody.
-pub const FIRST: u64 = 0x100;
+pub const FIRST: u64 = 2;
 
 /// Makes tables.
 pub trait NewTable {
@@ -30,7 +30,7 @@ impl<const N: usize> NewTable for [AtomicU64; N] {
     }
 }
 
-/// Frames for tables with their descriptors.
+/// Frames for tables with their descriptors, by frame number.
 pub struct Memory<F: Format> {
     tables: Box<[F::Table]>,
     descs: Box<[TableDesc]>,
@@ -48,9 +48,10 @@ impl<F: Format<Table: NewTable>> Memory<F> {
     /// `frames` frames, from [`FIRST`].
     pub fn new(frames: usize) -> Arc<Self> {
         let free = (0..frames as u64).rev().map(|n| Pfn::new(FIRST + n)).collect();
+        let all = FIRST as usize + frames;
         Arc::new(Self {
-            tables: (0..frames).map(|_| F::Table::new_table()).collect(),
-            descs: (0..frames).map(|_| TableDesc::new()).collect(),
+            tables: (0..all).map(|_| F::Table::new_table()).collect(),
+            descs: (0..all).map(|_| TableDesc::new()).collect(),
             state: Mutex::new(State { free, budget: None, bad: Vec::new() }),
         })
     }
@@ -61,10 +62,6 @@ impl<F: Format> Memory<F> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn index(pfn: Pfn) -> usize {
-        pfn.raw().wrapping_sub(FIRST) as usize
-    }
-
     /// Makes allocations fail after `budget` more; None lets all succeed.
     pub fn limit(&self, budget: Option<usize>) {
         self.state().budget = budget;
@@ -72,7 +69,7 @@ impl<F: Format> Memory<F> {
 
     /// Frames in use: by trees, or waiting for a grace period.
     pub fn in_use(&self) -> usize {
-        self.tables.len() - self.state().free.len()
+        self.tables.len() - FIRST as usize - self.state().free.len()
     }
 
     /// The bad entries reported so far.
@@ -81,13 +78,15 @@ impl<F: Format> Memory<F> {
     }
 
     /// The table in frame `pfn`.
+    #[inline]
     pub fn table(&self, pfn: Pfn) -> Option<&F::Table> {
-        self.tables.get(Self::index(pfn))
+        self.tables.get(pfn.raw() as usize).filter(|_| pfn.raw() >= FIRST)
     }
 
     /// The descriptor of frame `pfn`.
+    #[inline]
     pub fn desc(&self, pfn: Pfn) -> Option<&TableDesc> {
-        self.descs.get(Self::index(pfn))
+        self.descs.get(pfn.raw() as usize).filter(|_| pfn.raw() >= FIRST)
     }
 
     fn alloc(&self) -> Option<Pfn> {

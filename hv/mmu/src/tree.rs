@@ -70,22 +70,24 @@ impl<E: Env> Tree<E> {
     }
 
     /// What `at` translates to, without any lock.
-    #[inline]
+    #[inline(always)]
     pub fn translate(&self, guard: Guard<'_>, at: Input<E>) -> Option<Translation> {
         let offset = at.to_offset(E::Format::INPUT_BITS)?;
         let (table, pte) = self.walk(guard, offset, Level::PTE)?;
-        self.translation(&table, pte, offset)
+        self.translation(table.level, pte, offset)
     }
 
-    pub(crate) fn translation(&self, table: &Table<'_, E>, pte: Pte, offset: u64) -> Option<Translation> {
-        let Entry::Leaf(leaf) = E::Format::decode(pte, table.level, self.caps) else { return None };
-        let within = offset & (span::<E::Format>(table.level) - 1);
-        Some(Translation { hpa: Hpa::new(leaf.pfn.start().raw() + within), size: table.level.page_size()?, leaf })
+    // A call would return all of it through memory, which costs more than the walk.
+    #[inline(always)]
+    pub(crate) fn translation(&self, level: Level, pte: Pte, offset: u64) -> Option<Translation> {
+        let Entry::Leaf(leaf) = E::Format::decode(pte, level, self.caps) else { return None };
+        let within = offset & (span::<E::Format>(level) - 1);
+        Some(Translation { hpa: Hpa::new(leaf.pfn.start().raw() + within), size: level.page_size()?, leaf })
     }
 
     /// Walks down as far as there are tables, at most to the table whose entries are of level `stop`. Gives that table, and its
     /// entry for `offset` by one load.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn walk<'g>(&'g self, guard: Guard<'g>, offset: u64, stop: Level) -> Option<(Table<'g, E>, Pte)> {
         let mut table = self.root_table(guard)?;
         loop {
@@ -114,7 +116,15 @@ impl<E: Env> Tree<E> {
         self.root_table(guard)?.lock().ok()
     }
 
+    /// The last entry on the way to `at`, as it was read, and its level: Linux's `lookup_address`.
+    #[inline(always)]
+    pub fn lookup(&self, guard: Guard<'_>, at: Input<E>) -> Option<(Level, Pte)> {
+        let offset = at.to_offset(E::Format::INPUT_BITS)?;
+        self.walk(guard, offset, Level::PTE).map(|(table, pte)| (table.level, pte))
+    }
+
     /// The entry of `level` for `at`, if there are tables down to it: Linux's `mm_find_pmd`.
+    #[inline]
     pub fn find<'g>(&'g self, guard: Guard<'g>, at: Input<E>, level: Level) -> Option<Slot<'g, E>> {
         let offset = at.to_offset(E::Format::INPUT_BITS)?;
         let (table, _) = self.walk(guard, offset, level)?;

@@ -61,6 +61,7 @@ impl<const LEVELS: u8> Format for Ept<LEVELS> {
         level != Level::PTE && pte.raw() & !(address | ACCESSED) == TABLE
     }
 
+    #[inline]
     fn leaf(leaf: &Leaf, level: Level) -> Pte {
         let memory = match leaf.memory {
             MemoryType::WriteBack => WRITE_BACK,
@@ -73,6 +74,7 @@ impl<const LEVELS: u8> Format for Ept<LEVELS> {
         Pte::new((leaf.pfn.raw() << PAGE_SHIFT) | READ | rights_bits(leaf.rights) | memory | state | soft | large)
     }
 
+    #[inline]
     fn as_leaf(pte: Pte, level: Level, address: u64) -> Option<Leaf> {
         let raw = pte.raw();
         let has = |bits: u64| raw & bits != 0;

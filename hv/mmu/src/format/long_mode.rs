@@ -62,10 +62,12 @@ impl<const LEVELS: u8, A: Address + 'static> Format for LongMode<LEVELS, A> {
         level != Level::PTE && pte.raw() & !(address | ACCESSED) == TABLE
     }
 
+    #[inline]
     fn leaf(leaf: &Leaf, level: Level) -> Pte {
         encode(leaf, level)
     }
 
+    #[inline]
     fn as_leaf(pte: Pte, level: Level, address: u64) -> Option<Leaf> {
         decode(pte, level, address, misaligned::<Self>(level))
     }
@@ -75,6 +77,7 @@ const fn rights_bits(rights: Rights) -> u64 {
     bit(rights.write, WRITE) | bit(rights.user, USER) | bit(!rights.execute, NO_EXECUTE)
 }
 
+#[inline]
 pub(super) fn encode(leaf: &Leaf, level: Level) -> Pte {
     let memory = match leaf.memory {
         MemoryType::WriteBack => 0,
@@ -87,6 +90,7 @@ pub(super) fn encode(leaf: &Leaf, level: Level) -> Pte {
     Pte::new((leaf.pfn.raw() << PAGE_SHIFT) | PRESENT | rights_bits(leaf.rights) | memory | state | soft | large)
 }
 
+#[inline]
 pub(super) fn decode(pte: Pte, level: Level, address: u64, misaligned: u64) -> Option<Leaf> {
     let raw = pte.raw();
     let has = |bits: u64| raw & bits != 0;

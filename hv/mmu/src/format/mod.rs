@@ -67,7 +67,7 @@ pub(crate) trait FormatExt: Format {
         if pte.is_none() {
             Entry::None
         } else if Self::is_table(pte, level, caps.address_mask()) {
-            Entry::Table(table_frame(pte, caps))
+            Entry::Table(table_frame(pte, caps.address_mask()))
         } else if pte.raw() & Self::PRESENT == 0 {
             if Self::is_frozen(pte) { Entry::Frozen } else { Entry::Bad }
         } else if level > Level::of(caps.largest()) {
@@ -124,8 +124,8 @@ pub(crate) const fn span<F: Format + ?Sized>(level: Level) -> u64 {
 
 /// The frame that a table entry refers to.
 #[inline]
-pub(crate) const fn table_frame(pte: Pte, caps: Caps) -> Pfn {
-    Pfn::new((pte.raw() & caps.address_mask()) >> addr::PAGE_SHIFT)
+pub(crate) const fn table_frame(pte: Pte, address: u64) -> Pfn {
+    Pfn::new((pte.raw() & address) >> addr::PAGE_SHIFT)
 }
 
 /// The bits of a leaf's address that must be zero at `level`, below bit 52.

@@ -51,11 +51,13 @@ impl<A: Address + 'static> Format for Pae<A> {
         }
     }
 
+    #[inline]
     fn leaf(leaf: &Leaf, level: Level) -> Pte {
         bits::encode(leaf, level)
     }
 
     /// A PDPTE is never a leaf.
+    #[inline]
     fn as_leaf(pte: Pte, level: Level, address: u64) -> Option<Leaf> {
         if level > Level::PMD { None } else { bits::decode(pte, level, address, misaligned::<Self>(level)) }
     }

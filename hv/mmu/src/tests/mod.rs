@@ -76,7 +76,7 @@ fn check_table<F: Format>(
         match F::decode(pte, level, tree.caps()) {
             Entry::Table(_) => {
                 let below = level.below().expect("a pte is no table");
-                check_table(tree, memory, table_frame(pte, tree.caps()), below, seen);
+                check_table(tree, memory, table_frame(pte, tree.caps().address_mask()), below, seen);
             }
             Entry::None | Entry::Leaf(_) => {}
             wrong => panic!("{pte:?} of {level:?} is {wrong:?}"),

@@ -185,7 +185,7 @@ fn hardware_write<F: Format>(tree: &Tree<Pool<F>>, memory: &Memory<F>, gfn: u64)
         assert_ne!(pte.raw(), pool::POISON, "a processor walks a freed table");
         match F::decode(pte, level, tree.caps()) {
             Entry::Table(_) => {
-                table = table_frame(pte, tree.caps());
+                table = table_frame(pte, tree.caps().address_mask());
                 level = level.below().expect("a pte is no table");
             }
             Entry::Leaf(leaf) => {

@@ -125,7 +125,7 @@ impl World {
             assert_ne!(pte.raw(), POISON, "a freed table is walked");
             match level.below() {
                 Some(below) if F::is_table(pte, level, self.tree.caps().address_mask()) => {
-                    table = table_frame(pte, self.tree.caps());
+                    table = table_frame(pte, self.tree.caps().address_mask());
                     level = below;
                 }
                 _ => return (entry, pte, level),
