@@ -5,9 +5,9 @@
 
 use addr::{Gpa, PageSize, Pfn};
 use criterion::Criterion;
-use mmu::pool::{self, Machine, Memory, Pool};
-use mmu::{Fault, Leaf, Level, Npt, Rights, Tree};
-use rcu::{Cpu, Domain, Slot};
+use mmu::pool::{self, FIRST, Machine, Memory, Pool};
+use mmu::{BadEntry, Caps, Env, Fault, Leaf, Level, Npt, Rights, TableDesc, Tree};
+use rcu::{Cpu, Domain, Slot, Space};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,60 +23,102 @@ const BASE: u64 = 0x10_0000;
 const TABLES: usize = 64;
 const REGION: u64 = 512;
 
-type Env = Pool<Npt>;
+/// Tables by way of a direct map, as the hypervisor has one: an entry's address and the map's base make the pointer.
+struct DirectMap {
+    pool: Pool<Npt>,
+    /// Where frame 0 would be.
+    base: *const u8,
+}
+
+// SAFETY: `base` points into the pool's memory, which is `Sync`.
+unsafe impl Send for DirectMap {}
+// SAFETY: as above.
+unsafe impl Sync for DirectMap {}
+
+impl Env for DirectMap {
+    type Format = Npt;
+    type Platform = Machine<Npt>;
+
+    fn alloc_table(&self) -> Option<Pfn> {
+        self.pool.alloc_table()
+    }
+    fn free_table(&self, table: Pfn) {
+        self.pool.free_table(table);
+    }
+    #[inline]
+    fn table(&self, pfn: Pfn) -> Option<&[AtomicU64; 512]> {
+        if !(FIRST..FIRST + TABLES as u64).contains(&pfn.raw()) {
+            return None;
+        }
+        // SAFETY: the pool has the table of each of these frames at its address from `base`.
+        Some(unsafe { &*self.base.wrapping_add(pfn.start().raw() as usize).cast::<[AtomicU64; 512]>() })
+    }
+    #[inline]
+    fn desc(&self, pfn: Pfn) -> Option<&TableDesc> {
+        self.pool.desc(pfn)
+    }
+    #[inline]
+    fn space(&self) -> &Space {
+        self.pool.space()
+    }
+    fn bad(&self, entry: BadEntry<Gpa>) {
+        self.pool.bad(entry);
+    }
+}
+
 type AllCpus = Domain<Machine<Npt>, [Slot; 3]>;
 
 /// How a CPU gets at the tree: by itself, or behind a lock for all of it.
 trait Access: Send + Sync {
     const NAME: &str;
-    fn new(tree: Tree<Env>) -> Self;
-    fn walk<R>(&self, with: impl FnOnce(&Tree<Env>) -> R) -> R;
-    fn change<R>(&self, with: impl FnOnce(&Tree<Env>) -> R) -> R;
+    fn new(tree: Tree<DirectMap>) -> Self;
+    fn walk<R>(&self, with: impl FnOnce(&Tree<DirectMap>) -> R) -> R;
+    fn change<R>(&self, with: impl FnOnce(&Tree<DirectMap>) -> R) -> R;
 }
 
-struct Lockless(Tree<Env>);
+struct Lockless(Tree<DirectMap>);
 
 impl Access for Lockless {
     const NAME: &str = "lockless";
-    fn new(tree: Tree<Env>) -> Self {
+    fn new(tree: Tree<DirectMap>) -> Self {
         Self(tree)
     }
     #[inline]
-    fn walk<R>(&self, with: impl FnOnce(&Tree<Env>) -> R) -> R {
+    fn walk<R>(&self, with: impl FnOnce(&Tree<DirectMap>) -> R) -> R {
         with(&self.0)
     }
     #[inline]
-    fn change<R>(&self, with: impl FnOnce(&Tree<Env>) -> R) -> R {
+    fn change<R>(&self, with: impl FnOnce(&Tree<DirectMap>) -> R) -> R {
         with(&self.0)
     }
 }
 
-struct OneMutex(spin::Mutex<Tree<Env>>);
+struct OneMutex(spin::Mutex<Tree<DirectMap>>);
 
 impl Access for OneMutex {
     const NAME: &str = "spin::Mutex";
-    fn new(tree: Tree<Env>) -> Self {
+    fn new(tree: Tree<DirectMap>) -> Self {
         Self(spin::Mutex::new(tree))
     }
-    fn walk<R>(&self, with: impl FnOnce(&Tree<Env>) -> R) -> R {
+    fn walk<R>(&self, with: impl FnOnce(&Tree<DirectMap>) -> R) -> R {
         with(&self.0.lock())
     }
-    fn change<R>(&self, with: impl FnOnce(&Tree<Env>) -> R) -> R {
+    fn change<R>(&self, with: impl FnOnce(&Tree<DirectMap>) -> R) -> R {
         with(&self.0.lock())
     }
 }
 
-struct OneRwLock(spin::RwLock<Tree<Env>>);
+struct OneRwLock(spin::RwLock<Tree<DirectMap>>);
 
 impl Access for OneRwLock {
     const NAME: &str = "spin::RwLock";
-    fn new(tree: Tree<Env>) -> Self {
+    fn new(tree: Tree<DirectMap>) -> Self {
         Self(spin::RwLock::new(tree))
     }
-    fn walk<R>(&self, with: impl FnOnce(&Tree<Env>) -> R) -> R {
+    fn walk<R>(&self, with: impl FnOnce(&Tree<DirectMap>) -> R) -> R {
         with(&self.0.read())
     }
-    fn change<R>(&self, with: impl FnOnce(&Tree<Env>) -> R) -> R {
+    fn change<R>(&self, with: impl FnOnce(&Tree<DirectMap>) -> R) -> R {
         with(&self.0.write())
     }
 }
@@ -134,7 +176,7 @@ fn four_loads(next: &[u64]) -> Vec<[AtomicU64; 512]> {
         let (pmd, pte) = (2 + (n >> 18), 2 + pmds + (n >> 9));
         tables[1][n >> 18].store(pmd as u64, Ordering::Relaxed);
         tables[pmd][n >> 9 & 511].store(pte as u64, Ordering::Relaxed);
-        tables[pte][n & 511].store(next, Ordering::Relaxed);
+        tables[pte][n & 511].store((BASE + next) << 12, Ordering::Relaxed);
     }
     tables
 }
@@ -143,15 +185,21 @@ fn load(tables: &[[AtomicU64; 512]], table: u64, index: u64) -> u64 {
     tables[table as usize][index as usize % 512].load(Ordering::Acquire)
 }
 
+/// The page that follows by what a last entry holds: the same work for every walker.
+fn page_in(entry: u64) -> u64 {
+    (entry >> 12 & 0xff_ffff) - BASE
+}
+
 /// These go on from sample to sample: each finds what caches hold of a guest, not of the same few pages.
 fn chase(tables: &[[AtomicU64; 512]], from: &Cell<u64>, times: u64) -> Duration {
     let mut gfn = from.get();
     let start = Instant::now();
     for _ in 0..times {
-        let pud = load(tables, 0, gfn >> 27);
-        let pmd = load(tables, pud, gfn >> 18);
-        let pte = load(tables, pmd, gfn >> 9);
-        gfn = load(tables, pte, gfn);
+        let at = at(gfn).raw();
+        let pud = load(tables, 0, at >> 39);
+        let pmd = load(tables, pud, at >> 30);
+        let pte = load(tables, pmd, at >> 21);
+        gfn = page_in(load(tables, pte, at >> 12));
     }
     from.set(black_box(gfn));
     start.elapsed()
@@ -169,12 +217,12 @@ fn walks<A: Access>(access: &A, cpu: &Cpu<'_, Machine<Npt>>, from: &Cell<u64>, t
 }
 
 /// The walk alone: to the last entry, whatever that means.
-fn lookups(tree: &Tree<Env>, cpu: &Cpu<'_, Machine<Npt>>, from: &Cell<u64>, times: u64) -> Duration {
+fn lookups(tree: &Tree<DirectMap>, cpu: &Cpu<'_, Machine<Npt>>, from: &Cell<u64>, times: u64) -> Duration {
     let mut gfn = from.get();
     let start = Instant::now();
     for _ in 0..times {
         let found = tree.lookup(cpu.read(), at(gfn));
-        gfn = found.map_or(0, |(_, pte)| (pte.raw() >> 12 & 0xff_ffff) - BASE);
+        gfn = found.map_or(0, |(_, pte)| page_in(pte.raw()));
     }
     from.set(black_box(gfn));
     start.elapsed()
@@ -186,8 +234,11 @@ fn world() -> (Arc<Memory<Npt>>, AllCpus) {
     (memory, domain)
 }
 
-fn tree(memory: &Arc<Memory<Npt>>, domain: &AllCpus) -> Tree<Env> {
-    Pool::new(memory, domain).tree().expect("there are frames")
+fn tree(memory: &Arc<Memory<Npt>>, domain: &AllCpus) -> Tree<DirectMap> {
+    let first = memory.table(Pfn::new(FIRST)).expect("there are frames");
+    let base = first.as_ptr().cast::<u8>().wrapping_sub(Pfn::new(FIRST).start().raw() as usize);
+    let env = DirectMap { pool: Pool::new(memory, domain), base };
+    Tree::new(env, Caps::new(40, PageSize::Size1G, true)).expect("there are frames")
 }
 
 fn bench_walks(c: &mut Criterion, best: &Best) {
@@ -206,7 +257,7 @@ fn bench_walks(c: &mut Criterion, best: &Best) {
 
 type Group<'c> = criterion::BenchmarkGroup<'c, criterion::measurement::WallTime>;
 
-fn mapped(tree: &Tree<Env>, cpu: &Cpu<'_, Machine<Npt>>, next: &[u64]) {
+fn mapped(tree: &Tree<DirectMap>, cpu: &Cpu<'_, Machine<Npt>>, next: &[u64]) {
     for (gfn, next) in (0..).zip(next) {
         tree.map(cpu.read(), at(gfn), page(BASE + next), PageSize::Size4K).expect("there is room");
     }
@@ -258,7 +309,7 @@ fn clear<A: Access>(access: &A, cpu: &Cpu<'_, Machine<Npt>>, first: u64) {
     });
 }
 
-fn prepared(tree: &Tree<Env>, cpu: &Cpu<'_, Machine<Npt>>, regions: u64) {
+fn prepared(tree: &Tree<DirectMap>, cpu: &Cpu<'_, Machine<Npt>>, regions: u64) {
     for region in 0..regions {
         tree.map(cpu.read(), at(region * REGION), page(BASE), PageSize::Size4K).expect("there is room");
     }
