@@ -10,7 +10,7 @@ use crate::sync::{self, AtomicU64, Ordering, fence};
 use addr::Pfn;
 use core::cell::Cell;
 use core::marker::PhantomData;
-use core::ops::RangeInclusive;
+use core::ops::{Deref, RangeInclusive};
 
 /// This CPU. Neither `Send` nor `Sync`; one exists per index. Dropping it takes the CPU offline, and what waited on it
 /// is given back by the others.
@@ -111,7 +111,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
     /// ```
     ///
     /// The processor needs none either: [`quiescent`](Self::quiescent) and the returns from [`idle`](Self::idle) and
-    /// [`guest`](Self::guest) order what is read before and after them.
+    /// [`guest`](Session::guest) order what is read before and after them.
     #[inline(always)]
     pub fn read(&self) -> Guard<'_> {
         Guard(PhantomData)
@@ -130,40 +130,34 @@ impl<'d, P: Platform> Cpu<'d, P> {
     }
 
     /// Runs `wait`, which walks nothing and may take as long as it likes: an extended quiescent state.
+    ///
+    /// It is announced and fenced before `wait` begins. So what `wait` looks at before it sleeps, with interrupts off, it
+    /// sees, or else whoever wrote it sees this CPU [away](Domain::is_away) and kicks it.
     pub fn idle<R>(&mut self, wait: impl FnOnce() -> R) -> R {
         self.this.set_state(State::new(Mode::Extended, self.seen.get()));
+        if holds(Rule::FenceAtIdle) {
+            fence(Ordering::SeqCst);
+        }
         let _online = Online(self);
         wait()
     }
 
-    /// Runs the guest in `space`: `enter` flushes if told to, then enters guest mode and comes back.
+    /// Prepares for entries to guest mode in `space`: as many as there are without another space or tag in between. `tlb` is
+    /// the record of the tag that the guest runs under.
     ///
-    /// An extended quiescent state, because whatever is unlinked from `space` meanwhile kicks this CPU, or counts it
-    /// again until it leaves by itself (see [`Space`]). `tlb` is the record of the tag that the guest runs under.
-    ///
-    /// It costs three stores to this CPU's own cache lines, one locked operation, two loads and a comparison; the way back
-    /// one load, one store, one locked operation.
-    ///
-    /// Call it with interrupts off, so that a kick that comes too early is pending at the entry. `enter` walks nothing
-    /// in software.
+    /// It says once what each entry would otherwise have to say.
+    #[inline]
+    pub fn session<'c>(&'c mut self, space: &'c Space, tlb: &'c mut Tlb) -> Session<'c, 'd, P> {
+        let flushed = tlb.flushed(self.index, space);
+        tlb.set_flushed(self.index, space, flushed);
+        self.this.set_space(space, flushed);
+        Session { cpu: self, space, tlb }
+    }
+
+    /// A [`session`](Self::session) of one entry.
     #[inline]
     pub fn guest<R>(&mut self, space: &Space, tlb: &mut Tlb, enter: impl FnOnce(Flush) -> R) -> R {
-        let flushed = tlb.flushed(self.index, space);
-        self.this.set_space(space, flushed);
-        self.this.set_state(State::new(Mode::Guest, self.domain.clock()));
-        if holds(Rule::FenceAtEntry) {
-            fence(Ordering::SeqCst);
-        }
-        let generation = if holds(Rule::CompareAtEntry) { space.generation.load(Ordering::Acquire) } else { flushed };
-        let flush = if generation == flushed {
-            Flush::Keep
-        } else {
-            self.this.acknowledge(generation);
-            tlb.set_flushed(self.index, space, generation);
-            Flush::Needed
-        };
-        let _online = Online(self);
-        enter(flush)
+        self.session(space, tlb).guest(enter)
     }
 
     /// Gathers pages that are being unlinked from `space`, to flush once for all of them.
@@ -332,6 +326,82 @@ impl<'d, P: Platform> Cpu<'d, P> {
             self.domain.kick_others(self.index, cpus);
         }
         sync::relax();
+    }
+}
+
+/// A CPU that enters guest mode in one space under one tag, again and again.
+///
+/// It is the CPU as well, but for what would begin another session.
+pub struct Session<'c, 'd, P: Platform> {
+    cpu: &'c mut Cpu<'d, P>,
+    space: &'c Space,
+    /// Of this CPU and this space, as long as the session lasts.
+    tlb: &'c mut Tlb,
+}
+
+impl<'d, P: Platform> Deref for Session<'_, 'd, P> {
+    type Target = Cpu<'d, P>;
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        self.cpu
+    }
+}
+
+impl<P: Platform> Session<'_, '_, P> {
+    /// Runs the guest: `enter` flushes if told to, then enters guest mode and comes back.
+    ///
+    /// An extended quiescent state, because whatever is unlinked from the space meanwhile kicks this CPU, or counts it
+    /// again until it leaves by itself (see [`Space`]).
+    ///
+    /// It costs one store to this CPU's own cache line, one locked operation, three loads and a comparison; the way back
+    /// one load, two stores, one locked operation.
+    ///
+    /// Call it with interrupts off, so that a kick that comes too early is pending at the entry. `enter` walks nothing
+    /// in software.
+    ///
+    /// # Giving an entry up
+    ///
+    /// This CPU's guest mode is announced and fenced before `enter` begins, so `enter` may look for what other CPUs post
+    /// (an interrupt for this vCPU): it sees it, or else who posted it sees this CPU [away](Domain::is_away) and kicks
+    /// it. It may then return without entering. A flush is told of once, as this CPU has acknowledged it by then: `enter`
+    /// has to note it where it lasts, in what the next entry under the tag does (a VMCB's TLB_CONTROL), or to flush at once.
+    #[inline]
+    pub fn guest<R>(&mut self, enter: impl FnOnce(Flush) -> R) -> R {
+        let cpu = &*self.cpu;
+        cpu.this.set_state(State::new(Mode::Guest, cpu.domain.clock()));
+        if holds(Rule::FenceAtEntry) {
+            fence(Ordering::SeqCst);
+        }
+        let flushed = self.tlb.generation();
+        let generation =
+            if holds(Rule::CompareAtEntry) { self.space.generation.load(Ordering::Acquire) } else { flushed };
+        let flush = if generation == flushed { Flush::Keep } else { self.acknowledge(generation) };
+        let _online = Online(self.cpu);
+        enter(flush)
+    }
+
+    #[cold]
+    fn acknowledge(&mut self, generation: u64) -> Flush {
+        self.cpu.this.acknowledge(generation);
+        self.tlb.set_flushed(self.cpu.index, self.space, generation);
+        Flush::Needed
+    }
+
+    /// [`Cpu::quiescent`].
+    #[inline]
+    pub fn quiescent(&mut self) {
+        self.cpu.quiescent();
+    }
+
+    /// [`Cpu::idle`].
+    pub fn idle<R>(&mut self, wait: impl FnOnce() -> R) -> R {
+        self.cpu.idle(wait)
+    }
+
+    /// [`Cpu::synchronize_expedited`].
+    pub fn synchronize_expedited(&mut self) {
+        self.cpu.synchronize_expedited();
     }
 }
 

@@ -340,6 +340,21 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         })
     }
 
+    /// Whether CPU `cpu` is in guest mode or idle, or about to be, so that it takes a kick for it to see what the caller has
+    /// just posted for it (an interrupt for one of its vCPUs, by an atomic store of any order).
+    ///
+    /// Post and look here, entry and idle announce and look there, with a fence between on either side (Dekker): if this
+    /// says no, the CPU is in the hypervisor, and finds what was posted by its look after [`Session::guest`] or
+    /// [`Cpu::idle`] has begun. If it says yes, the kick comes before or in guest mode, and ends it.
+    ///
+    /// [`Session::guest`]: crate::Session::guest
+    pub fn is_away(&self, cpu: usize) -> bool {
+        if holds(Rule::FenceAtPost) {
+            fence(Ordering::SeqCst);
+        }
+        self.slot(cpu).is_some_and(|slot| slot.cpu.state().mode() != Mode::Online)
+    }
+
     /// The CPUs that hold up a grace period which has run for more than `limit` ticks.
     pub fn stalls(&self, limit: u64) -> impl Iterator<Item = Stall> {
         let running = self.clock();

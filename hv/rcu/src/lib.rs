@@ -45,7 +45,7 @@ mod sync;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
-pub use cpu::{Cpu, Guard};
+pub use cpu::{Cpu, Guard, Session};
 pub use domain::{Domain, Platform, RegisterError, Slot, Stall, Stats};
 pub use gather::{Backlog, Gather, Retired};
 pub use list::Head;

@@ -23,6 +23,10 @@ pub enum Rule {
     KickTheStale,
     /// A hurry kicks those that a lazy flush left alone.
     HurryKicks,
+    /// Idle is announced and fenced before the last look at what could end it.
+    FenceAtIdle,
+    /// What is posted for a CPU is fenced before it is read whether that CPU is away.
+    FenceAtPost,
     /// Return from idle or guest mode is announced before anything is walked.
     FenceAtReturn,
     /// A quiescent state is fenced from the walks after it.

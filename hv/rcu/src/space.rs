@@ -12,6 +12,7 @@ use crate::sync::{AtomicU64, Ordering};
 ///
 /// ```text
 /// entry of CPU c                         unlinker of a page
+/// 0  store space[c], flushed[c]
 /// 1  load  clock -> n                    a  unlink the page
 /// 2  store state[c] = Guest, n           b  generation += 1
 /// 3  fence (SeqCst)                      c  fence (SeqCst)
@@ -26,6 +27,10 @@ use crate::sync::{AtomicU64, Ordering};
 /// they see the entry, the exchange makes it Kicked, or fails because the CPU has left; a Kicked CPU holds up every grace
 /// period above its n, hence this page's (n was loaded before 3 and the clock after c, so n < grace), until 7. *c before
 /// 3*: the load of 4 sees the new generation, and 5 flushes before the first walk of 6, which finds the entry unlinked.
+///
+/// Step 0 is done once for many entries (see [`Session`](crate::Session)): both hold until a flush, which 5 stores, or until
+/// another space's turn. An unlinker that finds another space there than that of the state it read is late: the CPU has left
+/// the guest mode that the state speaks of, and compares generations when it comes back to that space.
 ///
 /// So guest mode may count as an extended quiescent state: a CPU that the grace period passes over in guest mode has
 /// either entered after the flush, and flushed, or runs another space. The second fence, e, makes it so for whoever ends
@@ -86,6 +91,12 @@ impl Tlb {
     pub(crate) fn flushed(&self, cpu: usize, space: &Space) -> u64 {
         let same_cpu = self.cpu == cpu || !holds(Rule::FlushOnMigration);
         if same_cpu && self.space == space.id { self.generation } else { NEVER }
+    }
+
+    /// The generation of the last flush.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 
     #[inline]

@@ -1,4 +1,6 @@
 //! A VM's memory: nested page tables of the backend's format over frames that are given on first touch.
+//!
+//! [`VmMemory`] is what all vCPUs share. One vCPU on one CPU uses it by a [`View`], for as long as its slice lasts.
 
 use crate::frames::Pool;
 use crate::paging;
@@ -11,7 +13,7 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree};
-use rcu::{Cpu, Flush, Space, Tlb};
+use rcu::{Cpu, Flush, Session, Space, Tlb};
 use spin::Mutex;
 use vm::{NestedFault, Resolved};
 use walk::{PhysMem, SlotMem};
@@ -27,7 +29,7 @@ struct Surroundings<F> {
 /// The tree's hold on them: they outlive it, so that frames can be counted after its end.
 struct Shared<F>(Arc<Surroundings<F>>);
 
-impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Env for Shared<F> {
+impl<F: Nested> Env for Shared<F> {
     type Format = F;
     type Platform = Machine;
 
@@ -63,15 +65,24 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Env for Shared<F> {
     }
 }
 
-/// One VM's memory, as the CPU that runs it sees it.
-pub(crate) struct Memory<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> {
+/// A format of nested tables.
+pub(crate) trait Nested: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]> {}
+
+impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Nested for F {}
+
+/// One VM's memory, shared by its vCPUs.
+pub(crate) struct VmMemory<F: Nested> {
     tree: Tree<Shared<F>>,
     surroundings: Arc<Surroundings<F>>,
-    cpu: Cpu<'static, Machine>,
-    tlb: Tlb,
     ram: GuestRam,
     /// A page outside of it.
     fixed: Option<Gfn>,
+}
+
+/// A VM's memory as one vCPU sees it, on the CPU where its slice runs.
+pub(crate) struct View<'v, F: Nested> {
+    vm: &'v VmMemory<F>,
+    cpu: Session<'v, 'static, Machine>,
 }
 
 /// What is left when a VM has ended.
@@ -82,9 +93,14 @@ pub(crate) struct Accounts {
     pub(crate) peak: u64,
 }
 
-impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
-    /// Nothing mapped yet. None if there is not a single frame.
-    pub(crate) fn new(ram: GuestRam, caps: Caps) -> Option<Self> {
+impl<F: Nested> VmMemory<F> {
+    /// Nothing mapped but `fixed`, which lies outside of `ram`. None if there are not even frames for that.
+    pub(crate) fn new(
+        cpu: &mut Cpu<'static, Machine>,
+        ram: GuestRam,
+        caps: Caps,
+        fixed: Option<FixedPage>,
+    ) -> Option<Self> {
         let surroundings = Arc::new(Surroundings {
             descriptors: tables::descriptors(),
             pool: Mutex::new(Pool::new()),
@@ -92,7 +108,20 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
             format: PhantomData,
         });
         let tree = Tree::new(Shared(Arc::clone(&surroundings)), caps).ok()?;
-        Some(Self { tree, surroundings, cpu: tables::register(0), tlb: Tlb::new(), ram, fixed: None })
+        let memory = Self { tree, surroundings, ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
+        let written =
+            fixed.is_none_or(|page| memory.view(cpu, &mut Tlb::new()).write_bytes(page.at, &page.content).is_ok());
+        if written {
+            return Some(memory);
+        }
+        memory.free(cpu);
+        None
+    }
+
+    /// The memory as the vCPU sees it whose tag `tlb` is the record of, on the CPU that `cpu` is.
+    #[inline]
+    pub(crate) fn view<'v>(&'v self, cpu: &'v mut Cpu<'static, Machine>, tlb: &'v mut Tlb) -> View<'v, F> {
+        View { vm: self, cpu: cpu.session(&self.surroundings.space, tlb) }
     }
 
     /// Where the processor starts its walks.
@@ -101,25 +130,43 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
     }
 
     /// What the guest's memory consists of.
-    pub(crate) fn report(&self) -> Report {
-        self.tree.report(self.cpu.read())
+    pub(crate) fn report(&self, cpu: &Cpu<'static, Machine>) -> Report {
+        self.tree.report(cpu.read())
     }
 
     /// Gives every frame back.
-    pub(crate) fn free(mut self) -> Accounts {
+    pub(crate) fn free(self, cpu: &mut Cpu<'static, Machine>) -> Accounts {
         let env = self.tree.env();
-        self.cpu.barrier(|table| env.free_table(table));
+        cpu.barrier(|table| env.free_table(table));
         let pool = &self.surroundings.pool;
         self.tree.free_pgtables(|_, size, leaf| pool.lock().free(leaf.pfn, size));
         let pool = pool.lock();
         Accounts { missing: pool.outstanding(), peak: pool.peak() }
     }
 
+    /// Fills the stock of zeroed frames: before the guest runs, and while it sleeps.
+    pub(crate) fn fill_stock(&self) {
+        loop {
+            let Some(frame) = self.surroundings.pool.lock().alloc_for_stock() else { return };
+            // SAFETY: the frame is nobody else's yet.
+            unsafe { zero(paging::direct(frame.start()), PAGE_SIZE) };
+            self.surroundings.pool.lock().stock(frame);
+        }
+    }
+
+    /// Whether there is memory behind `at`.
+    #[inline]
+    fn backs(&self, at: Gpa) -> bool {
+        self.ram.backs(at) || self.fixed == Some(at.frame())
+    }
+}
+
+impl<F: Nested> View<'_, F> {
     /// What backs `at`; a frame is given to it if it has none.
     #[inline]
     fn populate(&self, at: Gpa) -> Result<Hpa, MemoryError> {
         loop {
-            if let Some(found) = self.tree.translate(self.cpu.read(), at) {
+            if let Some(found) = self.vm.tree.translate(self.cpu.read(), at) {
                 return Ok(found.hpa);
             }
             self.touch(at)?;
@@ -129,12 +176,12 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
     /// Maps the page at `at`, if that is memory and nothing is mapped.
     #[inline]
     fn touch(&self, at: Gpa) -> Result<(), MemoryError> {
-        if !self.backs(at) {
+        if !self.vm.backs(at) {
             return Err(MemoryError::Outside(at));
         }
         let large = at.align_down(PageSize::Size2M.bytes()).wrapping_add(PageSize::Size2M.bytes() - 1);
-        let want = if self.ram.backs(large) { PageSize::Size2M } else { PageSize::Size4K };
-        match self.tree.fault(self.cpu.read(), at, want) {
+        let want = if self.vm.ram.backs(large) { PageSize::Size2M } else { PageSize::Size4K };
+        match self.vm.tree.fault(self.cpu.read(), at, want) {
             Ok(Fault::Room(room)) => self.fill(room),
             Ok(Fault::Present(_)) => Ok(()),
             Err(mmu::OutOfRange) => Err(MemoryError::Outside(at)),
@@ -151,7 +198,7 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
         let (frame, size) = (frame.ok_or(MemoryError::NoFrames)?, room.size());
         let result = room.install(Leaf::new(frame, Rights::ALL));
         if result.is_err() {
-            self.surroundings.pool.lock().free(frame, size);
+            self.vm.surroundings.pool.lock().free(frame, size);
         }
         match result {
             // Another CPU's page will do as well.
@@ -163,7 +210,7 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
     /// A page of zeroes: from the stock, if it is a small one and the stock has any.
     #[inline]
     fn zeroed(&self, size: PageSize) -> Option<Pfn> {
-        let mut pool = self.surroundings.pool.lock();
+        let mut pool = self.vm.surroundings.pool.lock();
         if size == PageSize::Size4K
             && let Some(frame) = pool.alloc_zeroed()
         {
@@ -176,26 +223,11 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Memory<F> {
         Some(frame)
     }
 
-    /// Fills the stock of zeroed frames: before the guest runs, and while it sleeps.
-    pub(crate) fn fill_stock(&self) {
-        loop {
-            let Some(frame) = self.surroundings.pool.lock().alloc_for_stock() else { return };
-            // SAFETY: as in `zeroed`.
-            unsafe { zero(paging::direct(frame.start()), PAGE_SIZE) };
-            self.surroundings.pool.lock().stock(frame);
-        }
-    }
-
-    /// Puts a page at `page.at`, outside of the guest's RAM.
-    pub(crate) fn install(&mut self, page: &FixedPage) -> Result<(), MemoryError> {
-        self.fixed = Some(page.at.frame());
-        self.write(page.at, &page.content)
-    }
-
-    /// Whether there is memory behind `at`.
-    #[inline]
-    fn backs(&self, at: Gpa) -> bool {
-        self.ram.backs(at) || self.fixed == Some(at.frame())
+    fn write_bytes(&self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.for_each_piece(at, bytes.len() as u64, |host, range| {
+            // SAFETY: the range's length of guest memory is at `host`, and the guest does not run.
+            unsafe { host.copy_from_nonoverlapping(bytes[range.clone()].as_ptr(), range.len()) };
+        })
     }
 
     /// Runs `access` on the host's side of each piece of `bytes` bytes from `at` on.
@@ -229,12 +261,9 @@ unsafe fn zero(start: *mut u8, bytes: u64) {
     }
 }
 
-impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> GuestMemory for Memory<F> {
+impl<F: Nested> GuestMemory for View<'_, F> {
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
-        self.for_each_piece(at, bytes.len() as u64, |host, range| {
-            // SAFETY: the range's length of guest memory is at `host`, and the guest does not run.
-            unsafe { host.copy_from_nonoverlapping(bytes[range.clone()].as_ptr(), range.len()) };
-        })
+        self.write_bytes(at, bytes)
     }
 
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
@@ -245,7 +274,7 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> GuestMemory for Memo
     }
 }
 
-impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> vm::Memory for Memory<F> {
+impl<F: Nested> vm::Memory for View<'_, F> {
     #[inline]
     fn fault(&self, fault: NestedFault) -> Resolved {
         match self.touch(fault.address()) {
@@ -256,16 +285,16 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> vm::Memory for Memor
     }
 
     fn idle(&self) {
-        self.fill_stock();
+        self.vm.fill_stock();
     }
 
     #[inline]
     fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R {
-        self.cpu.guest(&self.surroundings.space, &mut self.tlb, |flush| enter(flush == Flush::Needed))
+        self.cpu.guest(|flush| enter(flush == Flush::Needed))
     }
 }
 
-impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> PhysMem for Memory<F> {
+impl<F: Nested> PhysMem for View<'_, F> {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
         // SAFETY: guest memory is mapped in the direct map; `at` is aligned; the guest's own accesses are atomic to this one.
         Some(unsafe { &*paging::direct(self.populate(at).ok()?).cast::<AtomicU64>() }.load(Ordering::Acquire))
@@ -303,7 +332,7 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> PhysMem for Memory<F
     }
 }
 
-impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> SlotMem for Memory<F> {
+impl<F: Nested> SlotMem for View<'_, F> {
     type Slot = *const AtomicU64;
 
     fn slot(&self, at: Gpa) -> Option<Self::Slot> {

@@ -6,6 +6,7 @@ mod memory;
 use crate::boot;
 use crate::console::report;
 use crate::paging;
+use crate::tables;
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use alloc::string::ToString;
@@ -17,7 +18,8 @@ use core::fmt;
 use devices::MachineConfig;
 use host::{TickingHost, TscClock, console};
 use loader::{BootInfo, Config, Module, VmPlan};
-use memory::Memory;
+use memory::VmMemory;
+use rcu::Tlb;
 use vm::cpuid::{Leaf, Table};
 use vm::{Machine, Stop, Vcpu};
 
@@ -98,15 +100,15 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
         let module = &boot.modules[index];
         Module { bytes: boot::contents(module), string: &module.string }
     };
-    let Some(mut memory) = Memory::<B::Tables>::new(plan.config.ram, backend.caps(plan.config.pages)) else {
+    let (mut cpu, mut tlb) = (tables::register(0), Tlb::new());
+    let caps = backend.caps(plan.config.pages);
+    let Some(memory) = VmMemory::<B::Tables>::new(&mut cpu, plan.config.ram, caps, backend.fixed_page()) else {
         return (Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory));
     };
-    if backend.fixed_page().is_some_and(|page| memory.install(&page).is_err()) {
-        return (Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory));
-    }
     memory.fill_stock();
     let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
-    let entry = match loader::load(module(plan.image), &modules, plan.config.ram, &mut memory) {
+    let mut view = memory.view(&mut cpu, &mut tlb);
+    let entry = match loader::load(module(plan.image), &modules, plan.config.ram, &mut view) {
         Ok(entry) => entry,
         Err(error) => return (Verdict::BadImage, Why::Refused(error)),
     };
@@ -114,7 +116,7 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
     let mut vcpu = backend.vcpu(memory.root(), start);
     let devices = MachineConfig { ram_bytes: plan.config.ram.bytes(), cpus: 1, boot_time: 0 };
     let devices = devices::Machine::new(devices, console(), TscClock::new());
-    let mut machine = Machine::new(memory, devices, Table::new(host_cpuid));
+    let mut machine = Machine::new(view, devices, Table::new(host_cpuid));
     let mut host = TickingHost::new(plan.config.limit);
     report!("start-to-guest: {} ticks", timer::tsc() - boot::start_tsc());
     let stop = vm::run(&mut vcpu, &mut machine, &mut host);
@@ -129,9 +131,8 @@ fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why
     }
     report_lines(machine.stats());
     drop(vcpu);
-    let memory = machine.into_memory();
-    report!("memory: {}", memory.report());
-    let accounts = memory.free();
+    report!("memory: {}", memory.report(&cpu));
+    let accounts = memory.free(&mut cpu);
     report!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing);
     match accounts.missing {
         0 => (judge(stop), Why::Stopped(stop)),
