@@ -12,6 +12,9 @@
 //!
 //! | key | meaning | default |
 //! | --- | --- | --- |
+//! | `name=NAME` | what it is called on the console: up to 15 letters, digits, `-`, `_` or `.`, no two VMs alike | `vm0`, `vm1`, … |
+//! | `vcpus=N` | virtual processors, 1 to 16; 64 in all VMs together | 1 |
+//! | `paging=nested` | how its memory is translated: by EPT or NPT | `nested` |
 //! | `mem=64M` | RAM: whole 4 KiB pages from 2 MiB to 3 GiB, K, M or G for the power of 1024 | 64M |
 //! | `pages=4k\|2m` | largest leaf by which its memory is mapped | 2m |
 //! | `modules=N` | how many of the hypervisor's modules after the guest's image are the guest's | 0 |
@@ -22,9 +25,14 @@
 
 use crate::GuestRam;
 use addr::PageSize;
-use alloc::{borrow::ToOwned, string::String, vec::Vec};
+use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 use core::{fmt, num::NonZeroU32, ops::Range};
 use log::LevelFilter;
+
+/// The most vCPUs that one VM can have.
+pub const MAX_VCPUS: usize = 16;
+/// The most vCPUs that all VMs together can have.
+pub const MAX_ALL_VCPUS: usize = 64;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +61,12 @@ pub enum SelfTest {
 /// What one VM is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmConfig {
+    /// What it is called on the console; no two VMs of a plan are called the same.
+    pub name: VmName,
+    /// How many vCPUs it has: 1 to [`MAX_VCPUS`].
+    pub vcpus: usize,
+    /// How its memory is translated.
+    pub paging: Paging,
     /// Its memory.
     pub ram: GuestRam,
     /// The largest leaf in its nested tables: 4 KiB or 2 MiB.
@@ -61,6 +75,26 @@ pub struct VmConfig {
     pub modules: usize,
     /// Seconds after which it is taken for hung.
     pub limit: Option<NonZeroU32>,
+}
+
+/// How a guest's memory is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paging {
+    /// By the processor, from tables of guest physical addresses: EPT or NPT.
+    Nested,
+}
+
+/// A VM's name: 1 to 15 letters, digits, `-`, `_` or `.`.
+///
+/// ```
+/// use loader::VmName;
+/// assert_eq!(VmName::new("disk-test.2").unwrap().as_str(), "disk-test.2");
+/// assert!(VmName::new("two words").is_none());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct VmName {
+    /// The name, and zeros after it.
+    bytes: [u8; Self::MAX_LEN],
 }
 
 /// Which of the hypervisor's modules make up a VM.
@@ -88,6 +122,13 @@ pub enum ConfigError {
         /// What could have stood there.
         expected: &'static str,
     },
+    /// Two VMs are called the same.
+    SameName(VmName),
+    /// All VMs together have more than [`MAX_ALL_VCPUS`].
+    TooManyVcpus {
+        /// How many they have.
+        vcpus: usize,
+    },
     /// No module, so no guest.
     NoImage,
     /// There are more `vm=` words than guest images.
@@ -110,8 +151,12 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownWord(word) => write!(f, "`{word}`: expected log=…, vm=… or selftest=…"),
-            Self::UnknownKey(word) => write!(f, "`{word}` in vm=…: expected mem=…, pages=…, modules=… or limit=…"),
+            Self::UnknownKey(word) => {
+                write!(f, "`{word}` in vm=…: expected name=…, vcpus=…, paging=…, mem=…, pages=…, modules=… or limit=…")
+            }
             Self::BadValue { word, expected } => write!(f, "`{word}`: expected {expected}"),
+            Self::SameName(name) => write!(f, "two VMs are called {name}: give them name=… that differ"),
+            Self::TooManyVcpus { vcpus } => write!(f, "{vcpus} vCPUs in all VMs: expected {MAX_ALL_VCPUS} at most"),
             Self::NoImage => f.write_str("no guest: expected its image as the first module"),
             Self::NoImageFor { vm } => write!(f, "vm=… number {vm}: expected a module that is its image"),
             Self::TooFewModules { vm, wanted, left } => {
@@ -129,9 +174,43 @@ impl Default for Config {
     }
 }
 
-impl Default for VmConfig {
-    fn default() -> Self {
-        Self { ram: GuestRam::default(), pages: PageSize::Size2M, modules: 0, limit: None }
+impl VmName {
+    const MAX_LEN: usize = 15;
+
+    /// None: too short, too long, or with other characters.
+    #[must_use]
+    pub fn new(name: &str) -> Option<Self> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if name.is_empty() || !name.bytes().all(plain) {
+            return None;
+        }
+        let mut bytes = [0; Self::MAX_LEN];
+        bytes.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+        Some(Self { bytes })
+    }
+
+    /// `vm0` for the first VM, and so on.
+    fn nth(vm: usize) -> Self {
+        Self::new(&format!("vm{vm}")).expect("modules are too few for so many digits")
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        let len = self.bytes.iter().position(|byte| *byte == 0).unwrap_or(Self::MAX_LEN);
+        core::str::from_utf8(&self.bytes[..len]).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
@@ -147,7 +226,7 @@ impl Config {
         for word in words {
             match word.split_once('=') {
                 Some(("log", level)) => config.log = parse_level(level).ok_or_else(|| bad_level(word))?,
-                Some(("vm", keys)) => config.vms.push(VmConfig::parse(keys)?),
+                Some(("vm", keys)) => config.vms.push(VmConfig::parse(keys, config.vms.len())?),
                 Some(("selftest", how)) => {
                     config.selftest = Some(SelfTest::parse(how).ok_or_else(|| bad_selftest(word))?);
                 }
@@ -160,12 +239,13 @@ impl Config {
     /// Deals `modules` modules out to VMs: an image, its modules, the next image, until none is left.
     ///
     /// # Errors
-    /// There is no image at all, or not one for each `vm=` word, or fewer modules than a VM is to have.
+    /// There is no image at all, or not one for each `vm=` word, or fewer modules than a VM is to have; two VMs have the same
+    /// name, or all together too many vCPUs.
     pub fn plan(&self, modules: usize) -> Result<Vec<VmPlan>, ConfigError> {
         let mut plan = Vec::new();
         let mut next = 0;
         while next < modules {
-            let config = self.vms.get(plan.len()).copied().unwrap_or_default();
+            let config = self.vms.get(plan.len()).copied().unwrap_or_else(|| VmConfig::nth(plan.len()));
             let (image, left) = (next, modules - next - 1);
             if config.modules > left {
                 return Err(ConfigError::TooFewModules { vm: plan.len() + 1, wanted: config.modules, left });
@@ -179,17 +259,48 @@ impl Config {
         if self.vms.len() > plan.len() {
             return Err(ConfigError::NoImageFor { vm: plan.len() + 1 });
         }
+        check_all(&plan)?;
         Ok(plan)
     }
 }
 
+/// Checks what is about more VMs than one.
+fn check_all(plan: &[VmPlan]) -> Result<(), ConfigError> {
+    for (at, vm) in plan.iter().enumerate() {
+        if plan[..at].iter().any(|earlier| earlier.config.name == vm.config.name) {
+            return Err(ConfigError::SameName(vm.config.name));
+        }
+    }
+    let vcpus = plan.iter().map(|vm| vm.config.vcpus).sum();
+    if vcpus > MAX_ALL_VCPUS { Err(ConfigError::TooManyVcpus { vcpus }) } else { Ok(()) }
+}
+
 impl VmConfig {
-    /// Reads `KEY=VALUE,…`.
-    fn parse(keys: &str) -> Result<Self, ConfigError> {
-        let mut vm = Self::default();
+    /// The defaults of the VM with this number, counted from 0.
+    #[must_use]
+    pub fn nth(vm: usize) -> Self {
+        Self {
+            name: VmName::nth(vm),
+            vcpus: 1,
+            paging: Paging::Nested,
+            ram: GuestRam::default(),
+            pages: PageSize::Size2M,
+            modules: 0,
+            limit: None,
+        }
+    }
+
+    /// Reads the `KEY=VALUE,…` of the VM with this number.
+    fn parse(keys: &str, number: usize) -> Result<Self, ConfigError> {
+        let mut vm = Self::nth(number);
         for word in keys.split(',').filter(|word| !word.is_empty()) {
             let bad = |expected| ConfigError::BadValue { word: word.to_owned(), expected };
             match word.split_once('=') {
+                Some(("name", name)) => {
+                    vm.name = VmName::new(name).ok_or_else(|| bad("1 to 15 letters, digits, -, _ or ."))?;
+                }
+                Some(("vcpus", count)) => vm.vcpus = parse_vcpus(count).ok_or_else(|| bad("a number from 1 to 16"))?,
+                Some(("paging", how)) => vm.paging = parse_paging(how).ok_or_else(|| bad("nested"))?,
                 Some(("mem", size)) => {
                     vm.ram = parse_size(size)
                         .and_then(GuestRam::new)
@@ -245,6 +356,17 @@ fn parse_level(level: &str) -> Option<LevelFilter> {
     })
 }
 
+fn parse_vcpus(count: &str) -> Option<usize> {
+    count.parse().ok().filter(|count| (1..=MAX_VCPUS).contains(count))
+}
+
+fn parse_paging(how: &str) -> Option<Paging> {
+    match how {
+        "nested" => Some(Paging::Nested),
+        _ => None,
+    }
+}
+
 fn parse_pages(size: &str) -> Option<PageSize> {
     match size {
         "4k" => Some(PageSize::Size4K),
@@ -289,23 +411,28 @@ mod tests {
         assert_eq!(config, Config { log: LevelFilter::Info, vms: vec![], selftest: None });
         let vm = Config::parse("hv vm=").unwrap().vms[0];
         assert_eq!((vm.ram.bytes(), vm.pages, vm.modules, vm.limit), (64 << 20, PageSize::Size2M, 0, None));
+        assert_eq!((vm.name.as_str(), vm.vcpus, vm.paging), ("vm0", 1, Paging::Nested));
     }
 
     #[test]
     fn every_word_and_key_is_read() {
         let config = Config::parse(
-            "/boot/hv log=trace vm=mem=128M,pages=4k,modules=2,limit=30 selftest=stack-overflow vm=mem=0x300000",
+            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,pages=4k,modules=2,limit=30 \
+             selftest=stack-overflow vm=mem=0x300000",
         )
         .unwrap();
         assert_eq!(config.log, LevelFilter::Trace);
         assert_eq!(config.selftest, Some(SelfTest::StackOverflow));
         let first = VmConfig {
+            name: VmName::new("a").unwrap(),
+            vcpus: 4,
+            paging: Paging::Nested,
             ram: GuestRam::new(128 << 20).unwrap(),
             pages: PageSize::Size4K,
             modules: 2,
             limit: NonZeroU32::new(30),
         };
-        let second = VmConfig { ram: GuestRam::new(3 << 20).unwrap(), ..VmConfig::default() };
+        let second = VmConfig { ram: GuestRam::new(3 << 20).unwrap(), ..VmConfig::nth(1) };
         assert_eq!(config.vms, [first, second]);
     }
 
@@ -322,8 +449,12 @@ mod tests {
     fn errors_name_the_word_and_what_was_expected() {
         assert_eq!(error("hv quiet"), "`quiet`: expected log=…, vm=… or selftest=…");
         assert_eq!(error("log=loud"), "`log=loud`: expected error, warn, info, debug or trace");
-        assert_eq!(error("vm=cpus=2"), "`cpus=2` in vm=…: expected mem=…, pages=…, modules=… or limit=…");
-        assert_eq!(error("vm=mem"), "`mem` in vm=…: expected mem=…, pages=…, modules=… or limit=…");
+        let keys = "name=…, vcpus=…, paging=…, mem=…, pages=…, modules=… or limit=…";
+        assert_eq!(error("vm=cpus=2"), format!("`cpus=2` in vm=…: expected {keys}"));
+        assert_eq!(error("vm=mem"), format!("`mem` in vm=…: expected {keys}"));
+        assert_eq!(error("vm=name="), "`name=`: expected 1 to 15 letters, digits, -, _ or .");
+        assert_eq!(error("vm=vcpus=17"), "`vcpus=17`: expected a number from 1 to 16");
+        assert_eq!(error("vm=paging=fast"), "`paging=fast`: expected nested");
         assert_eq!(error("vm=pages=1g"), "`pages=1g`: expected 4k or 2m");
         assert_eq!(error("vm=modules=-1"), "`modules=-1`: expected a number of modules");
         assert_eq!(error("vm=limit=1s"), "`limit=1s`: expected a number of seconds");
@@ -340,6 +471,37 @@ mod tests {
         assert_eq!(parse_size("1g"), Some(1 << 30));
         assert_eq!(parse_size("0x100000"), Some(1 << 20));
         assert_eq!(parse_size("0x10k"), Some(16 << 10));
+    }
+
+    #[test]
+    fn names_are_short_and_plain() {
+        for name in ["a", "0", "vm.2_x-Y", "fifteen-letters"] {
+            assert_eq!(VmName::new(name).unwrap().to_string(), name);
+        }
+        for name in ["", "two words", "a|b", "a:b", "sixteen--letters", "é"] {
+            assert_eq!(VmName::new(name), None, "{name}");
+        }
+        for (vm, name) in [(0, "vm0"), (9, "vm9"), (10, "vm10"), (123_456, "vm123456")] {
+            assert_eq!(VmName::nth(vm).as_str(), name);
+        }
+    }
+
+    #[test]
+    fn no_two_vms_are_called_the_same() {
+        let same = |words: &str, modules| Config::parse(words).unwrap().plan(modules).unwrap_err().to_string();
+        let message = |name: &str| format!("two VMs are called {name}: give them name=… that differ");
+        assert_eq!(same("vm=name=a vm=name=b vm=name=a", 3), message("a"));
+        assert_eq!(same("vm=name=vm1", 2), message("vm1"), "the second has this name by default");
+    }
+
+    #[test]
+    fn vcpus_are_limited_in_each_vm_and_in_all() {
+        for count in ["0", "17", "-1", "", "two"] {
+            assert!(error(&format!("vm=vcpus={count}")).contains("expected a number from 1 to 16"), "{count}");
+        }
+        let four = Config::parse(&"vm=vcpus=16 ".repeat(4)).unwrap();
+        assert_eq!(four.plan(4).unwrap().iter().map(|vm| vm.config.vcpus).sum::<usize>(), MAX_ALL_VCPUS);
+        assert_eq!(four.plan(5), Err(ConfigError::TooManyVcpus { vcpus: 65 }));
     }
 
     #[test]
@@ -360,7 +522,7 @@ mod tests {
         }
 
         #[test]
-        fn any_words_are_read_or_refused(text in "(log|vm|selftest)=((mem|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
+        fn any_words_are_read_or_refused(text in "(log|vm|selftest)=((name|vcpus|paging|mem|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
             fuzz::loader_config(text.as_bytes());
         }
     }

@@ -109,7 +109,7 @@ pub(crate) fn usable_is_usable(read: &BootInfo, image: &Range<Hpa>) {
 /// Reads any bytes as a command line, and deals out as many modules as it is long.
 ///
 /// # Panics
-/// If VMs share a module or a module belongs to none.
+/// If VMs share a module or a name, a module belongs to none, or there are more vCPUs than there may be.
 pub fn loader_config(data: &[u8]) {
     let Ok(text) = core::str::from_utf8(data) else { return };
     let plan = Config::parse(text).and_then(|config| config.plan(text.len()));
@@ -118,6 +118,11 @@ pub fn loader_config(data: &[u8]) {
             let dealt: Vec<_> =
                 plan.iter().flat_map(|vm| core::iter::once(vm.image).chain(vm.modules.clone())).collect();
             assert!(dealt.into_iter().eq(0..text.len()));
+            let mut names: Vec<_> = plan.iter().map(|vm| vm.config.name.to_string()).collect();
+            names.sort_unstable();
+            assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+            assert!(plan.iter().all(|vm| (1..=config::MAX_VCPUS).contains(&vm.config.vcpus)));
+            assert!(plan.iter().map(|vm| vm.config.vcpus).sum::<usize>() <= config::MAX_ALL_VCPUS);
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

@@ -54,7 +54,7 @@ mod ranges;
 mod tests;
 
 pub use boot_info::{BootInfo, BootInfoError, BootModule, MalformedRegion, PhysRead, Region, RegionKind, Unreadable};
-pub use config::{Config, ConfigError, SelfTest, VmConfig, VmPlan};
+pub use config::{Config, ConfigError, Paging, SelfTest, VmConfig, VmName, VmPlan};
 pub use entry::Entry;
 pub use image::{Image, ImageError, Segment};
 pub use load::{LoadError, Module, load};
