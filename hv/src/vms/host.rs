@@ -1,44 +1,28 @@
-//! What a VM's loop and devices have of the host: its clock, its sleep, and its console.
+//! What a vCPU's loop and a VM's devices have of the CPU: its interrupts, and its clock.
 
-use crate::console;
 use crate::timer::{self, Deadline};
-use core::arch::asm;
-use core::num::NonZeroU32;
-use core::time::Duration;
-use devices::{Clock, LineBuffer, Nanoseconds};
-use vm::{Host, Vcpu};
+use devices::{Clock, Nanoseconds};
+use vm::{Host, Turn, Vcpu};
 
-/// The host of one vCPU, with the moment at which its patience ends.
-pub(super) struct TickingHost {
-    deadline: Option<Deadline>,
+/// The CPU that a vCPU runs on, for one slice of time.
+pub(super) struct Slice {
+    /// When its VM has run for too long.
+    pub(super) limit: Option<Deadline>,
 }
 
-impl TickingHost {
-    /// A host that gives the guest `limit` seconds.
-    pub(super) fn new(limit: Option<NonZeroU32>) -> Self {
-        Self { deadline: limit.map(|seconds| Deadline::after(Duration::from_secs(seconds.get().into()))) }
-    }
-
-    fn has_time(&self) -> bool {
-        self.deadline.is_none_or(|deadline| !deadline.is_past())
-    }
-}
-
-impl<V: Vcpu> Host<V> for TickingHost {
-    fn interrupted(&mut self, vcpu: &mut V) -> bool {
+impl<V: Vcpu> Host<V> for Slice {
+    fn interrupted(&mut self, vcpu: &mut V) -> Turn {
         vcpu.leave();
-        self.has_time()
+        if self.limit.is_some_and(Deadline::is_past) { Turn::Limit } else { Turn::On }
     }
 
-    fn idle(&mut self, vcpu: &mut V) -> bool {
-        vcpu.leave();
-        // SAFETY: the host's own state is loaded; STI's shadow covers HLT, so no interrupt gets lost between them.
-        unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) };
-        self.has_time()
-    }
+    fn wake_at(&mut self, _deadline: Option<Nanoseconds>) {}
+
+    fn kick(&mut self, _vcpu: usize) {}
 }
 
 /// A guest's clock: nanoseconds since it was made, by the TSC.
+#[derive(Clone, Copy)]
 pub(super) struct TscClock {
     start: u64,
 }
@@ -53,11 +37,4 @@ impl Clock for TscClock {
     fn now(&self) -> Nanoseconds {
         Nanoseconds(timer::nanoseconds(timer::tsc() - self.start))
     }
-}
-
-/// A guest's console: whole lines on the hypervisor's own.
-pub(super) type Console = LineBuffer<256, fn(&[u8])>;
-
-pub(super) fn console() -> Console {
-    LineBuffer::new(|line| console::with_uart(|uart| uart.write_bytes(line)))
 }

@@ -1,27 +1,30 @@
 //! The VMs that the command line and the modules describe: built, run, judged.
 
+mod console;
+mod guest;
 mod host;
 mod memory;
+mod seat;
+mod verdicts;
 
 use crate::boot;
 use crate::console::report;
 use crate::paging;
-use crate::tables;
+use crate::tables::{self, Machine};
 use crate::timer;
 use crate::verdict::{self, Verdict};
-use alloc::string::ToString;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use backends::Backend;
 use backends::svm::Svm;
 use backends::vmx::Vmx;
-use backends::{Backend, Start};
-use core::fmt;
-use devices::MachineConfig;
-use host::{TickingHost, TscClock, console};
-use loader::{BootInfo, Config, Module, VmPlan};
-use memory::VmMemory;
-use rcu::Tlb;
-use vm::cpuid::{Leaf, Table};
-use vm::{Machine, Stop, Vcpu};
+use core::arch::asm;
+use guest::Guest;
+use loader::{BootInfo, Config, VmPlan};
+use memory::Nested;
+use rcu::Cpu;
+use seat::Seat;
+use verdicts::Why;
 
 /// Builds and runs what `config` describes, with the first backend that this machine has all for, and ends with the verdict.
 pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
@@ -41,120 +44,50 @@ pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
     verdict::end(Verdict::NoVirtualization, format_args!("this machine lacks {no_svm}; it lacks {no_vmx}"))
 }
 
-fn run_plans<B: Backend>(backend: &B, boot: &BootInfo, plans: &[VmPlan]) -> ! {
+fn run_plans<B: Backend<Tables: Nested>>(backend: &B, boot: &BootInfo, plans: &[VmPlan]) -> ! {
     log::info!("backend: {backend}");
     emul::warm_up();
-    let [plan] = plans else {
-        verdict::end(
-            Verdict::Usage,
-            format_args!("{} guests, but one at a time is what this hypervisor runs", plans.len()),
-        );
-    };
-    let (verdict, why) = run(backend, boot, plan);
-    verdict::end(verdict, format_args!("{why}"))
-}
-
-/// What a run has come to, for people.
-enum Why {
-    Stopped(Stop),
-    Refused(loader::LoadError),
-    Leaked(u64),
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Stopped(stop) => describe(*stop, f),
-            Self::Refused(error) => write!(f, "{error}"),
-            Self::Leaked(frames) => write!(f, "{frames} frames of the VM did not come back"),
+    let mut cpu = tables::register(0);
+    let several = plans.len() > 1;
+    let mut results: Vec<Option<(Verdict, Why)>> = plans.iter().map(|_| None).collect();
+    let mut seats = Vec::new();
+    for (number, plan) in plans.iter().enumerate() {
+        let name = several.then_some(plan.config.name);
+        match Guest::new(backend, &mut cpu, boot, plan, number, name) {
+            Ok(guest) => {
+                let guest = Arc::new(guest);
+                seats.extend((0..plan.config.vcpus).map(|index| Seat::new(backend, Arc::clone(&guest), index)));
+            }
+            Err(result) => results[number] = Some(result),
         }
     }
-}
-
-fn describe(stop: Stop, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match stop {
-        Stop::Exited(0) => f.write_str("the guest reported success"),
-        Stop::Exited(value) => write!(f, "the guest reported failure: it wrote {value} to the exit port"),
-        Stop::TripleFault => f.write_str("triple fault in the guest"),
-        Stop::Reset => f.write_str("the guest asked for a reset"),
-        Stop::Halted => f.write_str("the guest halted with interrupts off: nothing can wake it"),
-        Stop::OutOfMemory => f.write_str("no frame left for the guest's memory"),
-        Stop::Limit => f.write_str("the guest ran past its limit"),
-        Stop::Unhandled(what) => f.write_str(what),
-    }
-}
-
-const fn judge(stop: Stop) -> Verdict {
-    match stop {
-        Stop::Exited(0) => Verdict::Pass,
-        Stop::Exited(_) => Verdict::GuestFailed,
-        Stop::TripleFault => Verdict::GuestTripleFault,
-        Stop::Limit => Verdict::Hang,
-        Stop::Reset | Stop::Halted | Stop::OutOfMemory | Stop::Unhandled(_) => Verdict::GuestKilled,
-    }
-}
-
-/// One VM from its image to its end.
-fn run<B: Backend>(backend: &B, boot: &BootInfo, plan: &VmPlan) -> (Verdict, Why) {
-    let module = |index: usize| {
-        let module = &boot.modules[index];
-        Module { bytes: boot::contents(module), string: &module.string }
-    };
-    let (mut cpu, mut tlb) = (tables::register(0), Tlb::new());
-    let caps = backend.caps(plan.config.pages);
-    let Some(memory) = VmMemory::<B::Tables>::new(&mut cpu, plan.config.ram, caps, backend.fixed_page()) else {
-        return (Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory));
-    };
-    memory.fill_stock();
-    let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
-    let mut view = memory.view(&mut cpu, &mut tlb);
-    let entry = match loader::load(module(plan.image), &modules, plan.config.ram, &mut view) {
-        Ok(entry) => entry,
-        Err(error) => return (Verdict::BadImage, Why::Refused(error)),
-    };
-    let start = Start { eip: entry.eip, eax: entry.eax, ebx: entry.ebx };
-    let mut vcpu = backend.vcpu(memory.root(), start);
-    let devices = MachineConfig { ram_bytes: plan.config.ram.bytes(), cpus: 1, boot_time: 0 };
-    let devices = devices::Machine::new(devices, console(), TscClock::new());
-    let mut machine = Machine::new(view, devices, Table::new(host_cpuid));
-    let mut host = TickingHost::new(plan.config.limit);
     report!("start-to-guest: {} ticks", timer::tsc() - boot::start_tsc());
-    let stop = vm::run(&mut vcpu, &mut machine, &mut host);
-    vcpu.leave();
-    machine.console().flush();
-    if !matches!(stop, Stop::Exited(_)) {
-        report_lines(&Dump(&vcpu));
-        match machine.code(&vcpu) {
-            Some(code) => report!("code {:02x?}", code.bytes()),
-            None => report!("code can't be fetched"),
+    run_seats(seats, &mut cpu, &mut results);
+    let worst = results.iter().flatten().find(|result| result.0 != Verdict::Pass);
+    let Some((verdict, why)) = worst.or(results[0].as_ref()) else { unreachable!("every VM has its verdict by now") };
+    verdict::end(*verdict, format_args!("{why}"))
+}
+
+/// Lets the vCPUs of this CPU run in turn until the VM of each has ended.
+fn run_seats<B: Backend<Tables: Nested>>(
+    mut seats: Vec<Seat<B>>,
+    cpu: &mut Cpu<'static, Machine>,
+    results: &mut [Option<(Verdict, Why)>],
+) {
+    while !seats.is_empty() {
+        for seat in &mut seats {
+            seat.run(cpu);
+        }
+        while let Some(index) = seats.iter().position(Seat::is_over) {
+            if let Some(guest) = seats.swap_remove(index).leave() {
+                let number = guest.number;
+                results[number] = Some(guest.end(cpu));
+            }
+        }
+        if seats.iter().all(Seat::sleeps) && !seats.is_empty() {
+            seats.iter().for_each(Seat::idles);
+            // SAFETY: the host's own state is loaded; STI's shadow covers HLT, so no interrupt gets lost between them.
+            cpu.idle(|| unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) });
         }
     }
-    report_lines(machine.stats());
-    drop(vcpu);
-    report!("memory: {}", memory.report(&cpu));
-    let accounts = memory.free(&mut cpu);
-    report!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing);
-    match accounts.missing {
-        0 => (judge(stop), Why::Stopped(stop)),
-        frames => (Verdict::Leak, Why::Leaked(frames)),
-    }
-}
-
-/// A vCPU's registers, as [`Vcpu::dump`] writes them.
-struct Dump<'a, V>(&'a V);
-
-impl<V: Vcpu> fmt::Display for Dump<'_, V> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.dump(f)
-    }
-}
-
-/// Prints a text of several lines, each marked as the hypervisor's.
-fn report_lines(text: &dyn fmt::Display) {
-    text.to_string().lines().for_each(|line| report!("{line}"));
-}
-
-fn host_cpuid(leaf: u32, subleaf: u32) -> Leaf {
-    let result = raw_cpuid::cpuid!(leaf, subleaf);
-    Leaf { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }

@@ -1,4 +1,6 @@
-//! What CPUID tells the guest: one table, made once for a VM from what the processor has and what the hypervisor can keep.
+//! What CPUID tells the guest: one table, made once for a vCPU from what the processor has and what the hypervisor can keep.
+
+use walk::Features;
 
 /// EAX, EBX, ECX and EDX of one leaf.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +29,8 @@ const LEAVES: usize = (EXTENDED_PLACE + EXTENDED_END - EXTENDED) as usize + 1;
 /// Leaves whose answer depends on ECX; each has up to this many subleaves here.
 const SUBLEAVES: usize = 8;
 const WITH_SUBLEAVES: [u32; 3] = [4, 7, 0x8000_001d];
+/// One more: the topology, which is the VM's and not the processor's.
+const TOPOLOGY: u32 = 0xb;
 
 /// What the guest may see of a feature register: the processor's bits under `keep`, and `add` besides.
 struct Mask {
@@ -114,7 +118,7 @@ const NAME: core::ops::RangeInclusive<u32> = 0x8000_0002..=0x8000_0004;
 pub struct Table {
     leaves: [Leaf; LEAVES],
     has_subleaves: [bool; LEAVES],
-    subleaves: [[Leaf; SUBLEAVES]; WITH_SUBLEAVES.len()],
+    subleaves: [[Leaf; SUBLEAVES]; WITH_SUBLEAVES.len() + 1],
     /// What Intel's processors answer past their last leaf; AMD's answer zero.
     past_the_end: Leaf,
     last_basic: u32,
@@ -147,15 +151,46 @@ fn word(bytes: &[u8; 12], index: usize) -> u32 {
     u32::from_le_bytes([bytes[index * 4], bytes[index * 4 + 1], bytes[index * 4 + 2], bytes[index * 4 + 3]])
 }
 
+/// Which of its VM's vCPUs one is. They are cores of one package, one thread each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Its number, and its APIC's.
+    pub index: usize,
+    /// How many there are.
+    pub vcpus: usize,
+}
+
+impl Topology {
+    /// Bits of an APIC ID that tell cores apart.
+    fn width(self) -> u32 {
+        self.vcpus.next_power_of_two().trailing_zeros()
+    }
+
+    /// Leaf 1, EBX: initial APIC ID, and how many IDs there are in the package.
+    fn initial_apic(self) -> u32 {
+        (self.index as u32) << 24 | 1 << (16 + self.width())
+    }
+
+    /// Leaf 0Bh: level 0 is the thread, level 1 the core; EDX is the x2APIC ID (Intel SDM vol. 2, table 3-8).
+    fn level(self, level: u32) -> Leaf {
+        let (eax, ebx, kind) = match level {
+            0 => (0, 1, 1),
+            1 => (self.width(), self.vcpus as u32, 2),
+            _ => (0, 0, 0),
+        };
+        Leaf { eax, ebx, ecx: kind << 8 | level, edx: self.index as u32 }
+    }
+}
+
 impl Table {
-    /// The table for a guest on the processor of `host`.
-    pub fn new(host: HostCpuid) -> Self {
+    /// The table for a vCPU on the processor of `host`.
+    pub fn new(host: HostCpuid, topology: Topology) -> Self {
         let vendor = host(0, 0);
         let is_amd = (vendor.ebx, vendor.edx, vendor.ecx) == (0x6874_7541, 0x6974_6e65, 0x444d_4163);
         let mut table = Self {
             leaves: [NONE; LEAVES],
             has_subleaves: [false; LEAVES],
-            subleaves: [[NONE; SUBLEAVES]; WITH_SUBLEAVES.len()],
+            subleaves: [[NONE; SUBLEAVES]; WITH_SUBLEAVES.len() + 1],
             past_the_end: NONE,
             last_basic: vendor.eax.min(EXTENDED_PLACE - 1),
             last_extended: host(EXTENDED, 0).eax.min(EXTENDED_END - 1),
@@ -169,6 +204,7 @@ impl Table {
         for (group, leaf) in WITH_SUBLEAVES.into_iter().enumerate() {
             table.set_subleaves(group, leaf, host);
         }
+        table.set_topology(topology);
         table.set(0, Leaf { eax: table.last_basic, ..table.get(0, 0) });
         table.set(EXTENDED, Leaf { eax: table.last_extended, ..table.get(EXTENDED, 0) });
         let [ebx, ecx, edx] = [0, 1, 2].map(|index| word(SIGNATURE, index));
@@ -202,6 +238,33 @@ impl Table {
         }
     }
 
+    fn set_topology(&mut self, topology: Topology) {
+        let features = self.get(1, 0);
+        self.set(1, Leaf { ebx: features.ebx | topology.initial_apic(), ..features });
+        if let Some(place) = place(TOPOLOGY).filter(|_| self.exists(TOPOLOGY)) {
+            let group = WITH_SUBLEAVES.len();
+            self.leaves[place] = Leaf { eax: group as u32, ..NONE };
+            self.has_subleaves[place] = true;
+            for (level, answer) in (0..).zip(&mut self.subleaves[group]) {
+                *answer = topology.level(level);
+            }
+        }
+    }
+
+    /// The answers that walks of the guest's tables depend on.
+    pub(crate) fn walk_features(&self) -> Features {
+        let basic = self.get(1, 0);
+        let extended = self.get(0x8000_0001, 0);
+        let widths = self.get(0x8000_0008, 0);
+        let is_amd = self.get(0, 0).ebx == u32::from_le_bytes(*b"Auth");
+        Features {
+            maxphyaddr: (widths.eax as u8).clamp(36, 52),
+            pages_1g: extended.edx & 1 << 26 != 0,
+            pse36: basic.edx & 1 << 17 != 0,
+            pml4e_bit8_reserved: is_amd,
+        }
+    }
+
     /// The answer to CPUID with `leaf` in EAX and `subleaf` in ECX.
     #[inline]
     pub fn get(&self, leaf: u32, subleaf: u32) -> Leaf {
@@ -228,6 +291,8 @@ mod tests {
         }
     }
 
+    const ONE: Topology = Topology { index: 0, vcpus: 1 };
+
     fn amd(leaf: u32, subleaf: u32) -> Leaf {
         match leaf {
             0 => Leaf { eax: 0xd, ebx: 0x6874_7541, ecx: 0x444d_4163, edx: 0x6974_6e65 },
@@ -237,7 +302,7 @@ mod tests {
 
     #[test]
     fn the_hypervisor_names_itself() {
-        let table = Table::new(generous);
+        let table = Table::new(generous, ONE);
         assert_ne!(table.get(1, 0).ecx & 1 << 31, 0);
         let leaf = table.get(HYPERVISOR_LEAF, 0);
         let name: std::vec::Vec<u8> = [leaf.ebx, leaf.ecx, leaf.edx].iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -246,7 +311,7 @@ mod tests {
 
     #[test]
     fn what_the_hypervisor_cannot_keep_is_hidden() {
-        let table = Table::new(generous);
+        let table = Table::new(generous, ONE);
         // VMX, MONITOR, XSAVE, OSXSAVE, AVX, x2APIC, TSC deadline; APIC.
         assert_eq!(table.get(1, 0).ecx & bits([3, 5, 21, 24, 26, 27, 28]), 0);
         assert_eq!(table.get(1, 0).edx & bits([9]), 0);
@@ -259,16 +324,28 @@ mod tests {
     }
 
     #[test]
+    fn each_vcpu_is_a_core_of_one_package() {
+        for index in 0..4 {
+            let table = Table::new(generous, Topology { index, vcpus: 4 });
+            assert_eq!(table.get(1, 0).ebx >> 24, index as u32);
+            assert_eq!(table.get(1, 0).ebx >> 16 & 0xff, 4);
+            let core = table.get(0xb, 1);
+            assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 4, 0x201, index as u32));
+            assert_eq!(table.get(0xb, 2).ebx, 0);
+        }
+    }
+
+    #[test]
     fn past_the_last_leaf_each_vendor_answers_in_its_way() {
-        assert_eq!(Table::new(amd).get(0x1000, 0), NONE);
-        let intel = Table::new(generous);
+        assert_eq!(Table::new(amd, ONE).get(0x1000, 0), NONE);
+        let intel = Table::new(generous, ONE);
         assert_eq!(intel.get(0x1000, 0), intel.get(0x16, 0));
         assert_eq!(intel.get(0x9000_0000, 0), intel.get(0x16, 0));
     }
 
     #[test]
     fn subleaves_past_the_last_read_as_zero() {
-        let table = Table::new(generous);
+        let table = Table::new(generous, ONE);
         assert_ne!(table.get(7, 0), NONE);
         assert_eq!(table.get(7, 99), NONE);
     }

@@ -11,24 +11,34 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod context;
 pub mod cpuid;
 mod exit;
 pub mod hypercall;
+mod interrupts;
 mod machine;
+mod mmio;
 pub mod msr;
 mod open_bus;
+mod ports;
+mod run;
+mod shared;
 mod stats;
 #[cfg(test)]
 mod tests;
 mod trouble;
 mod vcpu;
 
+pub use crate::context::{Activity, Context};
 pub use devices::Size;
 pub use exit::{Event, Exception, Exit, Instruction, Io, Kind, NestedFault};
-pub use machine::{Flow, Host, Machine, Memory, Resolved, Stop, run};
+pub use machine::{Flow, Host, Machine, Memory, Resolved, Stop, Turn};
+pub use run::run;
+pub use shared::Vm;
 pub use stats::Stats;
 pub use vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, StateMsr, Stay, Vcpu};
 

@@ -1,17 +1,17 @@
-//! One VM as its exits see it, and the loop that runs a vCPU of it.
+//! What one vCPU's exits lead to.
 
-use crate::cpuid::Table;
-use crate::exit::{Event, Exception, Exit, Instruction, Io, NestedFault};
-use crate::open_bus::OpenBus;
-use crate::stats::Stats;
+#[cfg(doc)]
+use crate::context::Activity;
+use crate::context::Context;
+use crate::exit::{Event, Exception, Exit, Instruction, NestedFault};
+use crate::shared::Vm;
 use crate::trouble::Trouble;
-use crate::vcpu::{INTERRUPT_FLAG, Vcpu};
+use crate::vcpu::Vcpu;
 use crate::{hypercall, msr};
 use addr::Gva;
-use devices::{Clock, Outcome, Sink, Size};
-use emul::string_io::{self, Direction, StringIo};
-use emul::{Bitness, Gpr, Known, Segment, mmio};
-use walk::{Access, Controls, Features, FetchCache, Fetched, Paging, Privilege, SetAccessedDirty, SlotMem};
+use devices::{Clock, Nanoseconds, Sink};
+use emul::{Bitness, Gpr, Known, Segment};
+use walk::{Controls, Fetched, Paging, Privilege, SlotMem};
 
 /// What became of a guest physical address that the nested tables did not translate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Resolved {
     OutOfMemory,
 }
 
-/// The VM's physical memory.
+/// The VM's physical memory, as one vCPU uses it.
 pub trait Memory: SlotMem {
     /// Gives the address of `fault` memory, if it has any.
     fn fault(&self, fault: NestedFault) -> Resolved;
@@ -34,12 +34,25 @@ pub trait Memory: SlotMem {
     fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R;
 }
 
-/// What the vCPU loop asks of the machine it runs on.
+/// What the vCPU loop asks of the CPU that it runs on.
 pub trait Host<V: Vcpu> {
-    /// Serves the host's own interrupts; false if the VM has run for long enough.
-    fn interrupted(&mut self, vcpu: &mut V) -> bool;
-    /// Waits for an interrupt of the host; false as above.
-    fn idle(&mut self, vcpu: &mut V) -> bool;
+    /// Serves the CPU's own interrupts.
+    fn interrupted(&mut self, vcpu: &mut V) -> Turn;
+    /// Sees to it that the guest is left when its clock shows `deadline`.
+    fn wake_at(&mut self, deadline: Option<Nanoseconds>);
+    /// Makes the CPU of vCPU `vcpu` of the same VM leave its guest or its sleep, if it is away.
+    fn kick(&mut self, vcpu: usize);
+}
+
+/// Whether a vCPU may stay on its CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It may.
+    On,
+    /// Another one's turn has come.
+    Over,
+    /// The VM has run for longer than it may.
+    Limit,
 }
 
 /// Whether the guest goes on.
@@ -47,6 +60,8 @@ pub trait Host<V: Vcpu> {
 pub enum Flow {
     /// It does.
     Resume,
+    /// Not on this CPU, for now: what it waits for is in its [`Activity`].
+    Yield,
     /// It does not.
     Stop(Stop),
 }
@@ -60,7 +75,7 @@ pub enum Stop {
     TripleFault,
     /// The guest asked for a reset, which ends a VM here.
     Reset,
-    /// HLT with interrupts off: nothing can wake the guest.
+    /// No vCPU runs, and none can be woken.
     Halted,
     /// The host has no frame left for it.
     OutOfMemory,
@@ -70,43 +85,20 @@ pub enum Stop {
     Unhandled(&'static str),
 }
 
-/// One VM, as its handlers see it.
-pub struct Machine<M: Memory, S, C> {
-    memory: M,
-    devices: devices::Machine<S, C>,
-    cpuid: Table,
-    features: Features,
-    code: FetchCache<M::Slot>,
-    stats: Stats,
+/// One vCPU's handlers: what is its own, and what it shares.
+pub struct Machine<'a, M: Memory, S, C> {
+    pub(crate) vm: &'a Vm<S, C>,
+    pub(crate) context: &'a mut Context<M::Slot>,
+    pub(crate) memory: M,
 }
 
 const RFLAGS_AC: u64 = 1 << 18;
 const EFER_LMA: u64 = 1 << 10;
 
-/// CPUID's answers that walks of the guest's tables depend on.
-fn walk_features(cpuid: &Table) -> Features {
-    let basic = cpuid.get(1, 0);
-    let extended = cpuid.get(0x8000_0001, 0);
-    let widths = cpuid.get(0x8000_0008, 0);
-    let is_amd = cpuid.get(0, 0).ebx == u32::from_le_bytes(*b"Auth");
-    Features {
-        maxphyaddr: (widths.eax as u8).clamp(36, 52),
-        pages_1g: extended.edx & 1 << 26 != 0,
-        pse36: basic.edx & 1 << 17 != 0,
-        pml4e_bit8_reserved: is_amd,
-    }
-}
-
-impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
-    /// A VM of this memory and these devices, on a processor that `cpuid` describes to it.
-    pub fn new(memory: M, devices: devices::Machine<S, C>, cpuid: Table) -> Self {
-        let features = walk_features(&cpuid);
-        Self { memory, devices, cpuid, features, code: FetchCache::new(), stats: Stats::default() }
-    }
-
-    /// What the exits have cost.
-    pub fn stats(&self) -> &Stats {
-        &self.stats
+impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
+    /// The handlers of `context`, one of `vm`'s vCPUs, which sees its memory through `memory`.
+    pub fn new(vm: &'a Vm<S, C>, context: &'a mut Context<M::Slot>, memory: M) -> Self {
+        Self { vm, context, memory }
     }
 
     /// The memory.
@@ -119,21 +111,11 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         self.fetch(vcpu, Self::bitness(vcpu)).ok()
     }
 
-    /// Where the guest's console output goes.
-    pub fn console(&mut self) -> &mut S {
-        self.devices.sink()
-    }
-
-    /// Takes the VM apart: its memory is left.
-    pub fn into_memory(self) -> M {
-        self.memory
-    }
-
     /// Handles one exit.
     ///
     /// Inlined into the loop, and with one place where instructions are skipped, so that a common exit calls nothing.
     #[inline(always)]
-    pub fn handle<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit) -> Flow {
+    pub fn handle<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit, host: &mut impl Host<V>) -> Flow {
         let done = match exit {
             Exit::Cpuid => self.cpuid(vcpu),
             Exit::Hypercall => {
@@ -142,9 +124,9 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
             }
             Exit::ReadMsr => Self::read_msr(vcpu),
             Exit::WriteMsr => Self::write_msr(vcpu),
-            Exit::Io(io) if !io.is_string() => return self.io(vcpu, io),
+            Exit::Io(io) if !io.is_string() => return self.io(vcpu, io, host),
             Exit::NestedFault(fault) => return self.nested_fault(vcpu, fault),
-            _ => return self.rare(vcpu),
+            _ => return self.rare(vcpu, host),
         };
         match done {
             Ok(known) => self.skip(vcpu, known),
@@ -157,9 +139,9 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
 
     /// Asks again what the exit was, so that the common ones need not keep it in memory.
     #[cold]
-    fn rare<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+    fn rare<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
         match vcpu.exit() {
-            Exit::Io(io) => self.string_io(vcpu, io),
+            Exit::Io(io) => self.string_io(vcpu, io, host),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => self.skip(vcpu, Known::Invd),
             Exit::Instruction(Instruction::Xsetbv | Instruction::Undefined) => {
@@ -179,7 +161,7 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
 
     #[inline(always)]
     fn cpuid<V: Vcpu>(&self, vcpu: &mut V) -> Result<Known, Event> {
-        let leaf = self.cpuid.get(vcpu.gpr(Gpr::RAX) as u32, vcpu.gpr(Gpr::RCX) as u32);
+        let leaf = self.context.cpuid.get(vcpu.gpr(Gpr::RAX) as u32, vcpu.gpr(Gpr::RCX) as u32);
         vcpu.set_gpr(Gpr::RAX, leaf.eax.into());
         vcpu.set_gpr(Gpr::RBX, leaf.ebx.into());
         vcpu.set_gpr(Gpr::RCX, leaf.ecx.into());
@@ -204,20 +186,20 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
 }
 
 /// Where the exiting instruction ends.
-impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     fn controls<V: Vcpu>(vcpu: &V) -> Controls {
         let control = vcpu.control();
         Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
     }
 
-    fn privilege<V: Vcpu>(vcpu: &V) -> Privilege {
+    pub(crate) fn privilege<V: Vcpu>(vcpu: &V) -> Privilege {
         match vcpu.control().cpl {
             3 => Privilege::User,
             _ => Privilege::Supervisor { ac: vcpu.rflags() & RFLAGS_AC != 0 },
         }
     }
 
-    fn bitness<V: Vcpu>(vcpu: &V) -> Bitness {
+    pub(crate) fn bitness<V: Vcpu>(vcpu: &V) -> Bitness {
         let code = vcpu.segment(Segment::Cs);
         match (vcpu.control().efer & EFER_LMA != 0 && code.long, code.default_big) {
             (true, _) => Bitness::Bits64,
@@ -244,15 +226,20 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
 
     /// Goes on behind the exiting instruction, which the exit says is a `known` one.
     #[inline(always)]
-    fn skip<V: Vcpu>(&mut self, vcpu: &mut V, known: Known) -> Flow {
+    pub(crate) fn skip<V: Vcpu>(&mut self, vcpu: &mut V, known: Known) -> Flow {
         if let Some(rip) = vcpu.next_rip() {
             vcpu.resume_at(rip);
             return Flow::Resume;
         }
         let bitness = Self::bitness(vcpu);
         let at = Self::code_address(vcpu, bitness);
-        let first =
-            self.code.fetch_u32(&self.memory, &Self::controls(vcpu), &self.features, at, Self::fetch_privilege(vcpu));
+        let first = self.context.code.fetch_u32(
+            &self.memory,
+            &Self::controls(vcpu),
+            &self.context.features,
+            at,
+            Self::fetch_privilege(vcpu),
+        );
         match first.and_then(|first| known.length(first)) {
             Some(length) => {
                 vcpu.resume_at(bitness.advance(vcpu.rip(), length));
@@ -275,174 +262,18 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
     }
 
     /// The bytes of the exiting instruction.
-    fn fetch<V: Vcpu>(&self, vcpu: &V, bitness: Bitness) -> Result<Fetched, Trouble> {
+    pub(crate) fn fetch<V: Vcpu>(&self, vcpu: &V, bitness: Bitness) -> Result<Fetched, Trouble> {
         let at = Self::code_address(vcpu, bitness);
         Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::fetch_privilege(vcpu))?)
     }
 
-    fn paging<V: Vcpu>(&self, vcpu: &V) -> Paging {
-        Paging { controls: Self::controls(vcpu), pdptes: None, features: self.features }
+    pub(crate) fn paging<V: Vcpu>(&self, vcpu: &V) -> Paging {
+        Paging { controls: Self::controls(vcpu), pdptes: None, features: self.context.features }
     }
 }
 
-/// Ports, interrupts, and what else the devices have to do with.
-impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
-    #[inline]
-    fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io) -> Flow {
-        let rax = vcpu.gpr(Gpr::RAX);
-        let flow = if io.is_input() {
-            let value = self.devices.read(io.port(), io.size());
-            vcpu.set_gpr(Gpr::RAX, merge(rax, value, io.size()));
-            Flow::Resume
-        } else {
-            self.write_port(io.port(), io.size(), rax as u32)
-        };
-        match vcpu.io_next_rip() {
-            Some(rip) => {
-                vcpu.resume_at(rip);
-                self.deliver(vcpu);
-                flow
-            }
-            None => Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address")),
-        }
-    }
-
-    #[inline]
-    fn write_port(&mut self, port: u16, size: Size, value: u32) -> Flow {
-        match self.devices.write(port, size, value) {
-            Outcome::Continue => Flow::Resume,
-            Outcome::Exit(value) => Flow::Stop(Stop::Exited(value)),
-            Outcome::Reset => Flow::Stop(Stop::Reset),
-        }
-    }
-
-    /// INS and OUTS: as many elements as lie in one page are moved in one exit.
-    fn string_io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io) -> Flow {
-        let bitness = Self::bitness(vcpu);
-        let decoded = self.fetch(vcpu, bitness).and_then(|bytes| Ok(string_io::decode(bytes.bytes(), bitness)?));
-        let instruction = match decoded {
-            Ok(instruction) => instruction,
-            Err(trouble) => return trouble.tell(vcpu),
-        };
-        let Some(elements) = instruction.next(vcpu) else {
-            return self.string_done(vcpu, &instruction, bitness);
-        };
-        let mut flow = Flow::Resume;
-        for element in 0..elements.count {
-            let at = elements.at.wrapping_add(element * instruction.width().bytes());
-            flow = match self.string_element(vcpu, &instruction, io, at) {
-                Ok(flow) => flow,
-                Err(trouble) => return trouble.tell(vcpu),
-            };
-            if !instruction.retire(vcpu, 1) {
-                return match self.string_done(vcpu, &instruction, bitness) {
-                    Flow::Resume => flow,
-                    stop => stop,
-                };
-            }
-            if flow != Flow::Resume {
-                break;
-            }
-        }
-        flow
-    }
-
-    fn string_done<V: Vcpu>(&mut self, vcpu: &mut V, instruction: &StringIo, bitness: Bitness) -> Flow {
-        vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
-        self.deliver(vcpu);
-        Flow::Resume
-    }
-
-    /// Moves one element between the port and memory at `at`.
-    fn string_element<V: Vcpu>(&mut self, vcpu: &V, instruction: &StringIo, io: Io, at: Gva) -> Result<Flow, Trouble> {
-        let paging = self.paging(vcpu);
-        let privilege = Self::privilege(vcpu);
-        let mut bytes = [0; 4];
-        let element = &mut bytes[..instruction.width().bytes() as usize];
-        match instruction.direction() {
-            Direction::In => {
-                // Whether memory takes the element has to be known before the port is read: reading may have effects.
-                // Of a second page, its start is what a fault tells.
-                for byte in [at, at.wrapping_add(element.len() as u64 - 1).align_down(addr::PAGE_SIZE)] {
-                    let access = Access { kind: walk::Kind::Write, privilege };
-                    walk::translate(&self.memory, &paging, byte, access, SetAccessedDirty::No)?;
-                }
-                let value = self.devices.read(io.port(), io.size()).to_le_bytes();
-                element.copy_from_slice(&value[..element.len()]);
-                walk::write(&self.memory, &paging, at, privilege, element)?;
-                Ok(Flow::Resume)
-            }
-            Direction::Out(_) => {
-                walk::read(&self.memory, &paging, at, privilege, element)?;
-                Ok(self.write_port(io.port(), io.size(), u32::from_le_bytes(bytes)))
-            }
-        }
-    }
-
-    /// Hands the guest an interrupt if one is pending, now or as soon as it takes one.
-    #[inline]
-    fn deliver<V: Vcpu>(&mut self, vcpu: &mut V) {
-        if self.devices.interrupt_pending() {
-            self.deliver_pending(vcpu);
-        }
-    }
-
-    #[cold]
-    fn deliver_pending<V: Vcpu>(&mut self, vcpu: &mut V) {
-        self.leave_shadowed_halt(vcpu);
-        let deliverable = vcpu.interruptible();
-        if deliverable {
-            vcpu.inject(Event::Interrupt(self.devices.acknowledge_interrupt()));
-        }
-        vcpu.request_window(!deliverable || self.devices.interrupt_pending());
-    }
-
-    /// STI; HLT with an interrupt pending wakes at once. Not every processor keeps the shadow across an entry (QEMU's VMRUN
-    /// does not): the interrupt would be taken before the HLT, which then sleeps for ever. So the HLT is carried out here.
-    fn leave_shadowed_halt<V: Vcpu>(&mut self, vcpu: &mut V) {
-        if !vcpu.shadowed() || vcpu.rflags() & INTERRUPT_FLAG == 0 || vcpu.injecting() {
-            return;
-        }
-        let bitness = Self::bitness(vcpu);
-        if let Ok(bytes) = self.fetch(vcpu, bitness)
-            && let Ok(length) = Known::Hlt.decode(bytes.bytes(), bitness)
-        {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), length));
-        }
-    }
-
-    #[inline]
-    fn nested_fault<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault) -> Flow {
-        match self.memory.fault(fault) {
-            Resolved::Retry => Flow::Resume,
-            Resolved::NotMemory if fault.is_fetch() => {
-                Flow::Stop(Stop::Unhandled("an instruction fetch from an address that has no memory"))
-            }
-            Resolved::NotMemory if vcpu.injecting() => {
-                Flow::Stop(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
-            }
-            Resolved::NotMemory => self.no_memory(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu)),
-            Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
-        }
-    }
-
-    /// Carries out an instruction whose operand nothing answers.
-    #[cold]
-    fn no_memory<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Flow, Trouble> {
-        let bitness = Self::bitness(vcpu);
-        let bytes = self.fetch(vcpu, bitness)?;
-        let Ok(instruction) = mmio::decode(bytes.bytes(), bitness) else {
-            return Ok(Flow::Stop(Stop::Unhandled(
-                "an instruction that is not emulated, on an address that has no memory",
-            )));
-        };
-        let mut bus = OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) };
-        if instruction.execute(vcpu, &mut bus)? == mmio::Outcome::Retired {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
-        }
-        Ok(Flow::Resume)
-    }
-
+/// Exceptions that are intercepted.
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall.
     fn exception<V: Vcpu>(&mut self, vcpu: &mut V, exception: Exception) -> Flow {
         const UNDEFINED: u8 = 6;
@@ -460,74 +291,5 @@ impl<M: Memory, S: Sink, C: Clock> Machine<M, S, C> {
         }
         vcpu.inject(Event::Exception(exception));
         Flow::Resume
-    }
-
-    /// The host's own interrupts; time has passed for the guest's devices too.
-    #[cold]
-    fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
-        if !host.interrupted(vcpu) {
-            return Flow::Stop(Stop::Limit);
-        }
-        self.devices.advance();
-        self.deliver(vcpu);
-        Flow::Resume
-    }
-
-    /// HLT: waits until an interrupt wakes the guest.
-    fn halt<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
-        if vcpu.rflags() & INTERRUPT_FLAG == 0 {
-            return Flow::Stop(Stop::Halted);
-        }
-        let flow = self.skip(vcpu, Known::Hlt);
-        if flow != Flow::Resume || vcpu.injecting() {
-            return flow;
-        }
-        while !self.devices.interrupt_pending() {
-            self.memory.idle();
-            if !host.idle(vcpu) {
-                return Flow::Stop(Stop::Limit);
-            }
-            self.devices.advance();
-        }
-        self.deliver(vcpu);
-        flow
-    }
-}
-
-/// RAX after IN: 8 and 16 bits leave the rest alone, 32 bits clear it.
-#[inline]
-const fn merge(rax: u64, value: u32, size: Size) -> u64 {
-    match size {
-        Size::Dword => value as u64,
-        _ => rax & !(size.ones() as u64) | value as u64,
-    }
-}
-
-/// Runs a vCPU until its VM ends.
-pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock>(
-    vcpu: &mut V,
-    machine: &mut Machine<M, S, C>,
-    host: &mut impl Host<V>,
-) -> Stop {
-    loop {
-        machine.memory.guest(|flush| {
-            if flush {
-                vcpu.flush();
-            }
-            vcpu.enter();
-        });
-        let stay = vcpu.stay();
-        let exit = vcpu.exit();
-        let flow = match exit {
-            Exit::ExternalInterrupt | Exit::Nmi => machine.interrupted(vcpu, host),
-            Exit::Halt => machine.halt(vcpu, host),
-            _ => machine.handle(vcpu, exit),
-        };
-        // Booked only now: what the exit was stays in registers while it is handled.
-        machine.stats.exited(exit.kind(), stay);
-        if let Flow::Stop(stop) = flow {
-            machine.stats.ended();
-            return stop;
-        }
     }
 }

@@ -52,7 +52,19 @@ impl Stats {
     /// Books the last exit, after which the guest is not entered again.
     pub fn ended(&mut self) {
         let (kind, _) = core::mem::replace(&mut self.current, (BEFORE, 0));
-        self.costs[kind].count += 1;
+        if let Some(cost) = self.costs.get_mut(kind) {
+            cost.count += 1;
+        }
+    }
+
+    /// Adds another vCPU's.
+    pub fn add(&mut self, other: &Self) {
+        for (cost, other) in self.costs.iter_mut().zip(&other.costs) {
+            cost.count += other.count;
+            cost.total = cost.total.wrapping_add(other.total);
+            cost.min = cost.min.min(other.min);
+            cost.max = cost.max.max(other.max);
+        }
     }
 
     /// How many exits of `kind` there were.

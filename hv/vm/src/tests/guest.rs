@@ -2,10 +2,11 @@
 
 use super::memory::TestMemory;
 use super::vcpu::TestVcpu;
-use crate::cpuid::{Leaf, Table};
+use crate::cpuid::Leaf;
 use crate::vcpu::{ControlRegisters, SegmentState};
-use crate::{Exit, Flow, Gpr, Host, Io, Machine, Stop, Vcpu};
+use crate::{Activity, Context, Exit, Flow, Gpr, Host, Io, Machine, Stop, Turn, Vcpu, Vm};
 use devices::{Clock, MachineConfig, Nanoseconds, Outcome, Sink, Size};
+use std::boxed::Box;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::vec::Vec;
@@ -87,7 +88,8 @@ pub(super) fn processor(leaf: u32, _subleaf: u32) -> Leaf {
 /// A VM with one vCPU.
 pub(super) struct Guest {
     pub(super) vcpu: TestVcpu,
-    pub(super) machine: Machine<TestMemory, Printed, TestClock>,
+    pub(super) machine: Machine<'static, TestMemory, Printed, TestClock>,
+    pub(super) vm: &'static Vm<Printed, TestClock>,
     pub(super) clock: TestClock,
 }
 
@@ -126,8 +128,10 @@ impl Guest {
         prepare(&mut devices);
         let control = ControlRegisters { cr0: PE | WP | PG, cr3: PML4, cr4: PAE, efer: LME | LMA, cpl: 0 };
         let vcpu = TestVcpu::new(control, code_segment(false, true));
-        let machine = Machine::new(memory, devices, Table::new(host));
-        let mut guest = Self { vcpu, machine, clock };
+        // Tests are short, and so is what they leak.
+        let vm: &_ = Box::leak(Box::new(Vm::new(devices, clock.clone(), 1)));
+        let machine = Machine::new(vm, Box::leak(Box::new(Context::new(0, 1, host))), memory);
+        let mut guest = Self { vcpu, machine, vm, clock };
         guest.code_at(CODE, code);
         guest
     }
@@ -183,7 +187,8 @@ impl Guest {
     /// One exit.
     pub(super) fn handle(&mut self, exit: Exit) -> Flow {
         self.vcpu.exit = exit;
-        self.machine.handle(&mut self.vcpu, exit)
+        let mut host = TestHost::new(self);
+        self.machine.handle(&mut self.vcpu, exit, &mut host)
     }
 
     /// One exit, after which the guest goes on.
@@ -201,14 +206,23 @@ impl Guest {
         }
     }
 
-    /// Runs the script.
+    /// Runs the script, waiting where the guest sleeps.
     pub(super) fn run(&mut self, host: &mut TestHost) -> Stop {
-        crate::run(&mut self.vcpu, &mut self.machine, host)
+        loop {
+            if let Some(stop) = crate::run(&mut self.vcpu, &mut self.machine, host) {
+                assert_eq!(self.vm.stopped(), Some(stop));
+                return stop;
+            }
+            assert_eq!(self.machine.context.activity(), Activity::Halted, "there is no other vCPU");
+            if !host.waits() {
+                return Stop::Limit;
+            }
+        }
     }
 
     /// What the guest has printed.
-    pub(super) fn printed(&mut self) -> &[u8] {
-        &self.machine.console().0
+    pub(super) fn printed(&mut self) -> Vec<u8> {
+        self.vm.devices().sink().0.clone()
     }
 }
 
@@ -221,6 +235,10 @@ pub(super) struct TestHost {
     patience: u32,
     pub(super) interrupts: u32,
     pub(super) waits: u32,
+    /// When the guest wants to be left.
+    pub(super) deadline: Option<Nanoseconds>,
+    /// The vCPUs that were kicked.
+    pub(super) kicks: Vec<usize>,
 }
 
 impl TestHost {
@@ -230,25 +248,40 @@ impl TestHost {
     }
 
     pub(super) fn with_patience(guest: &Guest, patience: u32) -> Self {
-        Self { clock: guest.clock.clone(), tick: 1_000_000, patience, interrupts: 0, waits: 0 }
+        Self {
+            clock: guest.clock.clone(),
+            tick: 1_000_000,
+            patience,
+            interrupts: 0,
+            waits: 0,
+            deadline: None,
+            kicks: Vec::new(),
+        }
     }
 
     fn ticks(&mut self) -> bool {
         self.clock.pass(self.tick);
         self.interrupts + self.waits <= self.patience
     }
+
+    /// The guest sleeps for a tick.
+    fn waits(&mut self) -> bool {
+        self.waits += 1;
+        self.ticks()
+    }
 }
 
 impl Host<TestVcpu> for TestHost {
-    fn interrupted(&mut self, vcpu: &mut TestVcpu) -> bool {
+    fn interrupted(&mut self, vcpu: &mut TestVcpu) -> Turn {
         vcpu.leave();
         self.interrupts += 1;
-        self.ticks()
+        if self.ticks() { Turn::On } else { Turn::Limit }
     }
-    fn idle(&mut self, vcpu: &mut TestVcpu) -> bool {
-        vcpu.leave();
-        self.waits += 1;
-        self.ticks()
+    fn wake_at(&mut self, deadline: Option<Nanoseconds>) {
+        self.deadline = deadline;
+    }
+    fn kick(&mut self, vcpu: usize) {
+        self.kicks.push(vcpu);
     }
 }
 

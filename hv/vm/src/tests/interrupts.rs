@@ -22,6 +22,7 @@ fn with_interrupt(code: &[u8]) -> Guest {
         devices.set_irq(4, true);
     });
     guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.blocked = true;
     guest
 }
 
@@ -211,6 +212,7 @@ fn of_two_interrupts_the_second_waits_for_the_window() {
         devices.set_irq(4, true);
     });
     guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.blocked = true;
     guest.vcpu.then(Exit::ExternalInterrupt, |_| {});
     guest.vcpu.then(Exit::InterruptWindow, |vcpu| assert!(vcpu.window));
     run(&mut guest);

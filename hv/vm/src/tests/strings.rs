@@ -136,7 +136,7 @@ fn a_count_of_zero_touches_neither_port_nor_memory() {
     let mut guest = Guest::new(&REP_OUTSB);
     guest.set(Gpr::RSI, HOLE).set(Gpr::RCX, 0);
     guest.resumes(PRINT);
-    assert_eq!((guest.get(Gpr::RSI), guest.vcpu.rip, guest.printed()), (HOLE, CODE + 2, &[][..]));
+    assert_eq!((guest.get(Gpr::RSI), guest.vcpu.rip, guest.printed()), (HOLE, CODE + 2, std::vec![]));
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub(super) struct TestVcpu {
     pub(super) pat: u64,
     pub(super) tsc: u64,
     pub(super) shadow: bool,
+    /// Takes no interrupt before the script begins: what waits at the start comes with its first exit.
+    pub(super) blocked: bool,
     /// What a processor with next-RIP save tells.
     pub(super) next_rip: Option<u64>,
     /// To be delivered at the next entry.
@@ -51,6 +53,7 @@ impl TestVcpu {
             pat: 0x0007_0406_0007_0406,
             tsc: 0,
             shadow: false,
+            blocked: false,
             next_rip: None,
             event: None,
             window: false,
@@ -109,6 +112,7 @@ impl Vcpu for TestVcpu {
 
     fn enter(&mut self) {
         self.entries += 1;
+        self.blocked = false;
         self.delivered.extend(self.event.take());
         let (exit, stretch) = self.script.pop_front().expect("entered after the script's end");
         self.exit = exit;
@@ -159,7 +163,7 @@ impl Vcpu for TestVcpu {
         }
     }
     fn interruptible(&self) -> bool {
-        self.rflags & INTERRUPT_FLAG != 0 && !self.shadow && self.event.is_none()
+        !self.blocked && self.rflags & INTERRUPT_FLAG != 0 && !self.shadow && self.event.is_none()
     }
     fn shadowed(&self) -> bool {
         self.shadow

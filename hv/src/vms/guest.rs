@@ -1,0 +1,107 @@
+//! One VM: made from its plan, shared by its vCPUs, taken apart by the last of them.
+
+use super::console::{self, Console};
+use super::host::TscClock;
+use super::memory::{Nested, VmMemory};
+use super::verdicts::{Why, judge};
+use crate::boot;
+use crate::tables::Machine;
+use crate::verdict::Verdict;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use backends::{Backend, Start};
+use core::fmt;
+use core::num::NonZeroU32;
+use core::time::Duration;
+use devices::MachineConfig;
+use loader::{BootInfo, Module, VmName, VmPlan};
+use rcu::{Cpu, Tlb};
+use spin::Mutex;
+use vm::{Stats, Stop, Vm};
+
+use crate::timer::Deadline;
+
+/// What all vCPUs of a VM share.
+pub(super) struct Guest<F: Nested> {
+    /// Its place among the VMs.
+    pub(super) number: usize,
+    /// On the console, if there are several VMs.
+    pub(super) name: Option<VmName>,
+    pub(super) vm: Vm<Console, TscClock>,
+    pub(super) memory: VmMemory<F>,
+    /// Where its boot vCPU starts.
+    pub(super) start: Start,
+    pub(super) limit: Option<Deadline>,
+    stats: Mutex<Stats>,
+}
+
+impl<F: Nested> Guest<F> {
+    /// A VM of this plan, its image loaded.
+    ///
+    /// # Errors
+    /// The verdict on a VM that can't even start.
+    pub(super) fn new<B: Backend<Tables = F>>(
+        backend: &B,
+        cpu: &mut Cpu<'static, Machine>,
+        boot: &BootInfo,
+        plan: &VmPlan,
+        number: usize,
+        name: Option<VmName>,
+    ) -> Result<Self, (Verdict, Why)> {
+        let module = |index: usize| {
+            let module = &boot.modules[index];
+            Module { bytes: boot::contents(module), string: &module.string }
+        };
+        let config = &plan.config;
+        let memory = VmMemory::new(cpu, config.ram, backend.caps(config.pages), backend.fixed_page())
+            .ok_or((Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory)))?;
+        memory.fill_stock();
+        let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
+        let mut tlb = Tlb::new();
+        let mut view = memory.view(cpu, &mut tlb);
+        let entry = match loader::load(module(plan.image), &modules, config.ram, &mut view) {
+            Ok(entry) => entry,
+            Err(error) => return Err((Verdict::BadImage, Why::Refused(error))),
+        };
+        let clock = TscClock::new();
+        let vcpus = config.vcpus;
+        let devices = MachineConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
+        let devices = devices::Machine::new(devices, console::console(name), clock);
+        Ok(Self {
+            number,
+            name,
+            vm: Vm::new(devices, clock, vcpus),
+            memory,
+            start: Start { eip: entry.eip, eax: entry.eax, ebx: entry.ebx },
+            limit: config.limit.map(|seconds: NonZeroU32| Deadline::after(Duration::from_secs(seconds.get().into()))),
+            stats: Mutex::new(Stats::default()),
+        })
+    }
+
+    /// Prints `text`, line by line, as the hypervisor's words about this VM.
+    pub(super) fn report(&self, text: &dyn fmt::Display) {
+        console::report(self.name, text);
+    }
+
+    /// Adds what the exits of one vCPU have cost.
+    pub(super) fn add_stats(&self, stats: &Stats) {
+        self.stats.lock().add(stats);
+    }
+
+    /// Takes the VM apart. To be called when no vCPU of it is left.
+    pub(super) fn end(self, cpu: &mut Cpu<'static, Machine>) -> (Verdict, Why) {
+        self.vm.devices().sink().flush();
+        self.report(&*self.stats.lock());
+        self.report(&format_args!("memory: {}", self.memory.report(cpu)));
+        let stop = self.vm.stopped().unwrap_or(Stop::Halted);
+        let name = self.name;
+        let accounts = self.memory.free(cpu);
+        let frames =
+            format_args!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing).to_string();
+        console::report(name, &frames);
+        match accounts.missing {
+            0 => (judge(stop), Why::Stopped(stop)),
+            frames => (Verdict::Leak, Why::Leaked(frames)),
+        }
+    }
+}

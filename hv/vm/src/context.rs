@@ -1,0 +1,68 @@
+//! One vCPU besides its registers.
+
+use crate::cpuid::{HostCpuid, Table, Topology};
+use crate::stats::Stats;
+use emul::mmio::Memo;
+use walk::{Features, FetchCache};
+
+/// What the handlers of one vCPU keep from exit to exit. `S` is the slot of its memory ([`walk::SlotMem`]).
+pub struct Context<S> {
+    pub(crate) index: usize,
+    pub(crate) cpuid: Table,
+    pub(crate) features: Features,
+    pub(crate) code: FetchCache<S>,
+    pub(crate) memo: Memo,
+    pub(crate) stats: Stats,
+    pub(crate) activity: Activity,
+}
+
+/// What a vCPU does between its exits (Intel SDM vol. 3, section 25.4.2: the activity states).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It executes instructions.
+    Running,
+    /// HLT: an interrupt wakes it.
+    Halted,
+    /// HLT with interrupts off: only an NMI or INIT wakes it.
+    Dead,
+    /// After INIT, and an application processor after reset.
+    AwaitingSipi,
+}
+
+impl Activity {
+    /// Whether an interrupt ends it, or nothing is there to be ended.
+    pub(crate) const fn is_alive(self) -> bool {
+        matches!(self, Self::Running | Self::Halted)
+    }
+}
+
+impl<S: Copy> Context<S> {
+    /// vCPU `index` of `vcpus`; the first runs, the others wait to be started.
+    pub fn new(index: usize, vcpus: usize, host: HostCpuid) -> Self {
+        let cpuid = Table::new(host, Topology { index, vcpus });
+        Self {
+            index,
+            features: cpuid.walk_features(),
+            cpuid,
+            code: FetchCache::new(),
+            memo: Memo::new(),
+            stats: Stats::default(),
+            activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
+        }
+    }
+
+    /// Its number in its VM.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// What the exits have cost.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// What it does.
+    pub fn activity(&self) -> Activity {
+        self.activity
+    }
+}

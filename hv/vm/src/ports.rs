@@ -1,0 +1,124 @@
+//! Port I/O.
+
+use crate::exit::Io;
+use crate::machine::{Flow, Host, Machine, Memory, Stop};
+use crate::trouble::Trouble;
+use crate::vcpu::Vcpu;
+use addr::Gva;
+use devices::{Clock, Outcome, Sink, Size};
+use emul::string_io::{self, Direction, StringIo};
+use emul::{Bitness, Gpr};
+use walk::{Access, SetAccessedDirty};
+
+/// Below are the interrupt controllers, the timer and the clock: writing there may change when they next want attention.
+const FIRST_TIMELESS_PORT: u16 = 0x80;
+
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+    #[inline]
+    pub(crate) fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> Flow {
+        let rax = vcpu.gpr(Gpr::RAX);
+        let mut devices = self.vm.devices();
+        let outcome = if io.is_input() {
+            let value = devices.read(io.port(), io.size());
+            vcpu.set_gpr(Gpr::RAX, merge(rax, value, io.size()));
+            Outcome::Continue
+        } else {
+            devices.write(io.port(), io.size(), rax as u32)
+        };
+        let pending = devices.interrupt_pending();
+        drop(devices);
+        let Some(rip) = vcpu.io_next_rip() else {
+            return Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address"));
+        };
+        vcpu.resume_at(rip);
+        if pending || io.port() < FIRST_TIMELESS_PORT {
+            self.devices_changed(vcpu, host);
+        }
+        flow(outcome)
+    }
+
+    /// INS and OUTS: as many elements as lie in one page are moved in one exit.
+    pub(crate) fn string_io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> Flow {
+        let bitness = Self::bitness(vcpu);
+        let decoded = self.fetch(vcpu, bitness).and_then(|bytes| Ok(string_io::decode(bytes.bytes(), bitness)?));
+        let flow = match decoded {
+            Ok(instruction) => self.string_elements(vcpu, &instruction, io, bitness),
+            Err(trouble) => trouble.tell(vcpu),
+        };
+        self.devices_changed(vcpu, host);
+        flow
+    }
+
+    fn string_elements<V: Vcpu>(&mut self, vcpu: &mut V, instruction: &StringIo, io: Io, bitness: Bitness) -> Flow {
+        let done = |vcpu: &mut V| vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        let Some(elements) = instruction.next(vcpu) else {
+            done(vcpu);
+            return Flow::Resume;
+        };
+        for element in 0..elements.count {
+            let at = elements.at.wrapping_add(element * instruction.width().bytes());
+            let flow = match self.string_element(vcpu, instruction, io, at) {
+                Ok(outcome) => flow(outcome),
+                Err(trouble) => return trouble.tell(vcpu),
+            };
+            let more = instruction.retire(vcpu, 1);
+            if !more {
+                done(vcpu);
+            }
+            if !more || flow != Flow::Resume {
+                return flow;
+            }
+        }
+        Flow::Resume
+    }
+
+    /// Moves one element between the port and memory at `at`.
+    fn string_element<V: Vcpu>(
+        &mut self,
+        vcpu: &V,
+        instruction: &StringIo,
+        io: Io,
+        at: Gva,
+    ) -> Result<Outcome, Trouble> {
+        let paging = self.paging(vcpu);
+        let privilege = Self::privilege(vcpu);
+        let mut bytes = [0; 4];
+        let element = &mut bytes[..instruction.width().bytes() as usize];
+        match instruction.direction() {
+            Direction::In => {
+                // Whether memory takes the element has to be known before the port is read: reading may have effects.
+                // Of a second page, its start is what a fault tells.
+                for byte in [at, at.wrapping_add(element.len() as u64 - 1).align_down(addr::PAGE_SIZE)] {
+                    let access = Access { kind: walk::Kind::Write, privilege };
+                    walk::translate(&self.memory, &paging, byte, access, SetAccessedDirty::No)?;
+                }
+                let value = self.vm.devices().read(io.port(), io.size()).to_le_bytes();
+                element.copy_from_slice(&value[..element.len()]);
+                walk::write(&self.memory, &paging, at, privilege, element)?;
+                Ok(Outcome::Continue)
+            }
+            Direction::Out(_) => {
+                walk::read(&self.memory, &paging, at, privilege, element)?;
+                Ok(self.vm.devices().write(io.port(), io.size(), u32::from_le_bytes(bytes)))
+            }
+        }
+    }
+}
+
+/// What a write to a port means for the VM.
+const fn flow(outcome: Outcome) -> Flow {
+    match outcome {
+        Outcome::Continue => Flow::Resume,
+        Outcome::Exit(value) => Flow::Stop(Stop::Exited(value)),
+        Outcome::Reset => Flow::Stop(Stop::Reset),
+    }
+}
+
+/// RAX after IN: 8 and 16 bits leave the rest alone, 32 bits clear it.
+#[inline]
+const fn merge(rax: u64, value: u32, size: Size) -> u64 {
+    match size {
+        Size::Dword => value as u64,
+        _ => rax & !(size.ones() as u64) | value as u64,
+    }
+}
