@@ -38,13 +38,29 @@ pub(crate) fn free(frame: Pfn, size: PageSize) {
 }
 
 /// One VM's frames, counted.
-#[derive(Default)]
 pub(crate) struct Pool {
     small: Vec<Pfn>,
     /// Small frames that hold zeroes already: the stock that faults are served from.
     zeroed: Vec<Pfn>,
     outstanding: u64,
     peak: u64,
+    /// Frames given back so far.
+    freed: u64,
+    /// Pages taken for the guest to touch.
+    touched: u64,
+    failures: Failures,
+}
+
+/// Which allocations a test has asked to fail. As long as it is any, both stacks are empty, so that each allocation comes by
+/// where this is looked at, and those of every day need not look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failures {
+    /// None.
+    None,
+    /// The n-th from now on, from 1.
+    Nth(u64),
+    /// All.
+    All,
 }
 
 /// A pool takes and gives back small frames by as many at a time.
@@ -54,9 +70,29 @@ const BATCH: usize = PageSize::Size2M.frames() as usize;
 const STOCK: usize = 4 * BATCH;
 
 impl Pool {
+    /// A pool of nothing, which can take nothing back yet.
+    pub(crate) const fn new() -> Self {
+        Self {
+            small: Vec::new(),
+            zeroed: Vec::new(),
+            outstanding: 0,
+            peak: 0,
+            freed: 0,
+            touched: 0,
+            failures: Failures::None,
+        }
+    }
+
     /// An empty pool.
-    pub(crate) fn new() -> Self {
-        Self { small: Vec::with_capacity(2 * BATCH), zeroed: Vec::with_capacity(STOCK), ..Self::default() }
+    pub(crate) fn open(&mut self) {
+        let (small, zeroed) = (Vec::with_capacity(2 * BATCH), Vec::with_capacity(STOCK));
+        *self = Self { small, zeroed, ..Self::new() };
+    }
+
+    /// Notes that a page is taken for the guest to touch.
+    #[inline]
+    pub(crate) fn touch(&mut self) {
+        self.touched += 1;
     }
 
     /// Takes a page of `size`.
@@ -64,7 +100,7 @@ impl Pool {
     pub(crate) fn alloc(&mut self, size: PageSize) -> Option<Pfn> {
         let frame = match size {
             PageSize::Size4K => self.alloc_small(),
-            _ => alloc(size),
+            _ => self.alloc_large(size),
         }?;
         self.count(size);
         Some(frame)
@@ -80,12 +116,17 @@ impl Pool {
 
     /// A frame that the stock has room for: to be filled with zeroes, and given to [`stock`](Self::stock).
     pub(crate) fn alloc_for_stock(&mut self) -> Option<Pfn> {
-        if self.zeroed.len() < STOCK { self.alloc_small() } else { None }
+        let room = self.zeroed.len() < STOCK && self.failures == Failures::None;
+        if room { self.alloc_small() } else { None }
     }
 
     /// Adds a frame that holds zeroes to the stock.
     pub(crate) fn stock(&mut self, frame: Pfn) {
-        self.zeroed.push(frame);
+        if self.failures == Failures::None {
+            self.zeroed.push(frame);
+        } else {
+            free(frame, PageSize::Size4K);
+        }
     }
 
     #[inline]
@@ -102,20 +143,53 @@ impl Pool {
         }
     }
 
+    #[cold]
+    fn alloc_large(&mut self, size: PageSize) -> Option<Pfn> {
+        if self.fails() { None } else { alloc(size) }
+    }
+
     /// A batch where there is one, else single frames to the last.
     #[cold]
     fn refill(&mut self) -> Option<Pfn> {
-        match alloc(PageSize::Size2M) {
+        if self.fails() {
+            return None;
+        }
+        let batch = if self.failures == Failures::None { alloc(PageSize::Size2M) } else { None };
+        match batch {
             Some(block) => self.small.extend((0..BATCH as u64).rev().map(|index| block.add(index))),
             None => return alloc(PageSize::Size4K),
         }
         self.small.pop()
     }
 
+    /// Whether this allocation is one that a test has asked to fail.
+    fn fails(&mut self) -> bool {
+        match self.failures {
+            Failures::None => false,
+            Failures::Nth(1) => {
+                self.failures = Failures::None;
+                true
+            }
+            Failures::Nth(n) => {
+                self.failures = Failures::Nth(n - 1);
+                false
+            }
+            Failures::All => true,
+        }
+    }
+
+    /// Makes allocations fail from now on, as a test wants it.
+    pub(crate) fn fail(&mut self, failures: Failures) {
+        self.empty();
+        self.failures = failures;
+    }
+
     /// Gives a page back.
     pub(crate) fn free(&mut self, frame: Pfn, size: PageSize) {
         self.outstanding -= size.frames();
-        if size == PageSize::Size4K && self.small.len() < self.small.capacity() {
+        self.freed += size.frames();
+        let keep = self.small.len() < self.small.capacity() && self.failures == Failures::None;
+        if size == PageSize::Size4K && keep {
             self.small.push(frame);
         } else {
             free(frame, size);
@@ -131,10 +205,19 @@ impl Pool {
     pub(crate) fn peak(&self) -> u64 {
         self.peak
     }
-}
 
-impl Drop for Pool {
-    fn drop(&mut self) {
+    /// Frames given back so far.
+    pub(crate) fn freed(&self) -> u64 {
+        self.freed
+    }
+
+    /// Pages taken for the guest to touch so far.
+    pub(crate) fn touched(&self) -> u64 {
+        self.touched
+    }
+
+    /// Gives back what is in no use.
+    pub(crate) fn empty(&mut self) {
         let all = self.small.drain(..).chain(self.zeroed.drain(..));
         all.for_each(|frame| free(frame, PageSize::Size4K));
     }

@@ -3,7 +3,7 @@
 use crate::entry::Pte;
 use crate::format::Format;
 use crate::level::Level;
-use crate::sync::{AtomicBool, AtomicU8, AtomicU16, Ordering, relax};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU16, Note, Ordering, relax};
 use addr::Pfn;
 use rcu::{Head, Platform, Space};
 
@@ -21,6 +21,12 @@ pub trait Env {
 
     /// Gives back at once a table that no walker can see. No table lock is held.
     fn free_table(&self, table: Pfn);
+
+    /// Table `table` is about to wait for its grace period: what will give it back may want to know whose it is, for which its
+    /// descriptor has a [note](TableDesc::note). A table lock may be held.
+    fn retire(&self, table: Pfn) {
+        let _ = table;
+    }
 
     /// The table in frame `pfn`, or None if no table can be there (the entry that named it is then bad).
     fn table(&self, pfn: Pfn) -> Option<&<Self::Format as Format>::Table>;
@@ -59,6 +65,7 @@ pub struct TableDesc {
     dead: AtomicBool,
     /// Entries that are not none. Changed under the lock.
     children: AtomicU16,
+    note: Note,
     head: Head,
 }
 
@@ -71,6 +78,7 @@ impl TableDesc {
             level: AtomicU8::new(0),
             dead: AtomicBool::new(true),
             children: AtomicU16::new(0),
+            note: Note::new(0),
             head: Head::new(),
         }
     }
@@ -83,6 +91,7 @@ impl TableDesc {
             level: AtomicU8::new(0),
             dead: AtomicBool::new(true),
             children: AtomicU16::new(0),
+            note: Note::new(0),
             head: Head::new(),
         }
     }
@@ -91,6 +100,16 @@ impl TableDesc {
     #[inline]
     pub fn head(&self) -> &Head {
         &self.head
+    }
+
+    /// What the owner of the frames noted last.
+    pub fn note(&self) -> u32 {
+        self.note.load(Ordering::Relaxed)
+    }
+
+    /// Notes something for whoever gets the frame after a grace period: whose it is, say.
+    pub fn set_note(&self, note: u32) {
+        self.note.store(note, Ordering::Relaxed);
     }
 
     /// The level of the table's entries.

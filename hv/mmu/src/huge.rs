@@ -6,6 +6,7 @@ use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Changed, Input, PteMapLocked, Table};
 use crate::rules::{Rule, kept};
+use crate::skip::After;
 use crate::spare::Spare;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SHIFT, PageSize, Pfn};
@@ -247,7 +248,7 @@ impl<E: Env> Tree<E> {
             upper.clear(from);
             target.set(to, pte);
         }
-        self.flush(cpu);
+        self.flush_after(cpu, After::Move);
         Ok(())
     }
 }

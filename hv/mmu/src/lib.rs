@@ -21,8 +21,10 @@
 //!
 //! **While it runs**: [`Tree::zap`], [`unmap`](Tree::unmap), [`protect`](Tree::protect), [`split`](Tree::split),
 //! [`collapse`](Tree::collapse), [`harvest`](Tree::harvest), [`dirty_log`](Tree::dirty_log) with
-//! [`unprotect`](Tree::unprotect), [`report`](Tree::report). What they hand out has been flushed: a zapped page's frame may be
-//! used again at once.
+//! [`unprotect`](Tree::unprotect), [`report`](Tree::report). What they hand out has been flushed: no processor uses a
+//! zapped page's frame any more. [`Tree::replace`] and [`Tree::collapse_into`] move content to other frames. Where software reads
+//! guest memory without locks, frames are free for other use after a grace period only ([`Cpu::call_rcu`](rcu::Cpu::call_rcu));
+//! where it writes, it does so by [`Tree::write`].
 //!
 //! **At its end**: [`Tree::free_pgtables`] hands out every page still mapped and gives all tables back. Tables that were
 //! deferred before come back through `poll`; [`Cpu::barrier`](rcu::Cpu::barrier) waits for them.
@@ -93,7 +95,8 @@
 //! `pmd_t *`), and that the maps of the table below it.
 //!
 //! Locks are taken from above to below, two of one level in the order of their frames; no lock is held while a frame is
-//! allocated or a flush awaited. Interrupts that may walk or change the same tree have to be off while a lock is held.
+//! allocated. A flush is awaited under a lock only where a page is copied: the CPUs that it waits for are in guest mode, and
+//! those that wait for the lock are not. Interrupts that may walk or change the same tree have to be off while a lock is held.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -112,8 +115,10 @@ mod map;
 #[cfg(any(test, loom, fuzzing, feature = "pool"))]
 pub mod pool;
 mod range;
+mod replace;
 mod report;
 mod rules;
+mod skip;
 mod spare;
 mod split_entry;
 mod sync;
@@ -131,7 +136,9 @@ pub use huge::{CollapseError, SplitError};
 pub use level::{Address, Level};
 pub use map::{Changed, NoTable, PteLock, PteMap, PteMapLocked, PteMapRo, PteMapRw, PteReadLock, Slot};
 pub use range::{Page, RangeError};
+pub use replace::{ReplaceError, WriteError};
 pub use report::Report;
+pub use skip::After;
 pub use split_entry::{Cleared, Empty, Interrupts, LocklessSync, SplitEntry};
 pub use sync::AtomicU64;
 pub use tree::{NoMemory, Translation, Tree};

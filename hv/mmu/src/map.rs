@@ -522,7 +522,8 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
         Ok(noted)
     }
 
-    fn freeze_one(&self, index: usize, expected: Pte) -> Option<Pte> {
+    /// Freezes one entry if it is as `expected`, but for what processors note. Gives the entry as it was at last.
+    pub(crate) fn freeze_one(&self, index: usize, expected: Pte) -> Option<Pte> {
         let mut pte = self.table().at(index);
         while E::Format::same_but_noted(pte, expected) {
             if !kept(Rule::Freeze) {
@@ -535,6 +536,11 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
             }
         }
         None
+    }
+
+    /// Undoes [`freeze`](Self::freeze).
+    pub(crate) fn thaw_all(&self, expected: impl Fn(usize) -> Pte) {
+        (0..E::Format::entries(self.level())).for_each(|index| self.thaw(index, expected(index)));
     }
 
     fn thaw(&self, index: usize, expected: Pte) {

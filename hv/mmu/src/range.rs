@@ -8,6 +8,7 @@ use crate::env::Env;
 use crate::format::{FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMapLocked, Table};
+use crate::skip::After;
 use crate::sync::relax;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SIZE, PageSize};
@@ -47,15 +48,16 @@ struct Gather<E: Env> {
     len: usize,
     /// Something was changed that processors may remember.
     stale: bool,
+    after: After,
     env: core::marker::PhantomData<E>,
 }
 
 const BATCH: usize = 32;
 
 impl<E: Env> Gather<E> {
-    fn new() -> Self {
+    fn new(after: After) -> Self {
         let nothing = (0, Level::PTE, Leaf::new(addr::Pfn::new(0), Rights::ALL));
-        Self { pages: [nothing; BATCH], len: 0, stale: false, env: core::marker::PhantomData }
+        Self { pages: [nothing; BATCH], len: 0, stale: false, after, env: core::marker::PhantomData }
     }
 
     fn is_full(&self) -> bool {
@@ -70,7 +72,7 @@ impl<E: Env> Gather<E> {
     /// Flushes if need be, then hands the pages out.
     fn finish(&mut self, tree: &Tree<E>, cpu: &Cpu<'_, E::Platform>, page: &mut impl FnMut(Page<Input<E>>)) {
         if self.stale {
-            tree.flush(cpu);
+            tree.flush_after(cpu, self.after);
         }
         self.stale = false;
         for &(at, level, leaf) in &self.pages[..self.len] {
@@ -103,6 +105,15 @@ enum Edges {
     Whole,
 }
 
+impl Edges {
+    const fn of(work: After) -> Self {
+        match work {
+            After::Harvest | After::DirtyLog => Self::Whole,
+            _ => Self::Split,
+        }
+    }
+}
+
 impl<E: Env> Tree<E> {
     /// Unmaps all pages in the range; those across an edge are split first. `page` gets each page when no CPU can reach it by
     /// this tree any more: its frame is free for other use.
@@ -115,7 +126,7 @@ impl<E: Env> Tree<E> {
         range: Range<Input<E>>,
         page: impl FnMut(Page<Input<E>>),
     ) -> Result<(), RangeError> {
-        self.for_range(cpu, range, Edges::Split, page, &mut |table, index, at, gather| {
+        self.for_range(cpu, range, After::Zap, page, &mut |table, index, at, gather| {
             let level = table.level();
             if let Entry::Leaf(leaf) = table.table().decode(table.clear(index)) {
                 gather.stale = true;
@@ -154,7 +165,7 @@ impl<E: Env> Tree<E> {
             let logged = leaf.logged && rights.write;
             Leaf { rights: Rights { write: rights.write && !logged, ..rights }, logged, ..leaf }
         };
-        self.for_range(cpu, range, Edges::Split, |_| {}, &mut |table, index, _, gather| {
+        self.for_range(cpu, range, After::Protect, |_| {}, &mut |table, index, _, gather| {
             if let Some(old) = table.change(index, with_rights) {
                 gather.stale |= !rights.include(old.rights);
             }
@@ -174,7 +185,7 @@ impl<E: Env> Tree<E> {
     ) -> Result<(), RangeError> {
         let noted = self.caps.accessed_dirty();
         let clear = |leaf: Leaf| Leaf { accessed: false, dirty: leaf.dirty && leaf.rights.write && !noted, ..leaf };
-        self.for_range(cpu, range, Edges::Whole, page, &mut |table, index, at, gather| {
+        self.for_range(cpu, range, After::Harvest, page, &mut |table, index, at, gather| {
             if let Some(old) = table.change(index, clear)
                 && (old.accessed || old.dirty)
             {
@@ -202,7 +213,7 @@ impl<E: Env> Tree<E> {
             dirty: false,
             ..leaf
         };
-        self.for_range(cpu, range, Edges::Whole, page, &mut |table, index, at, gather| {
+        self.for_range(cpu, range, After::DirtyLog, page, &mut |table, index, at, gather| {
             if let Some(old) = table.change(index, protect) {
                 gather.stale |= old.rights.write;
                 if old.dirty {
@@ -252,13 +263,14 @@ impl<E: Env> Tree<E> {
         &self,
         cpu: &Cpu<'_, E::Platform>,
         range: Range<Input<E>>,
-        edges: Edges,
+        after: After,
         mut page: impl FnMut(Page<Input<E>>),
         work: &mut Work<'_, E>,
     ) -> Result<(), RangeError> {
         let guard = cpu.read();
         let mut range = Self::offsets(range)?;
-        let mut gather = Gather::new();
+        let edges = Edges::of(after);
+        let mut gather = Gather::new(after);
         if edges == Edges::Split {
             self.split_edges(guard, &range)?;
         }

@@ -27,6 +27,8 @@ pub(crate) enum Rule {
     OneRead,
     /// Check that a table is empty under its lock.
     CountUnderLock,
+    /// Software notes its writes as a processor does.
+    NoteWrites,
     /// Hold the table's lock while its entries are changed.
     Lock,
     /// An entry that is being collapsed looks like nothing else, least of all like none.

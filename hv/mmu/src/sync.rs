@@ -12,6 +12,9 @@ pub use loom::sync::atomic::AtomicU64;
 
 pub(crate) use core::sync::atomic::Ordering;
 
+/// What orders nothing, so that models need not branch on it: core's atomics always.
+pub(crate) use core::sync::atomic::AtomicU32 as Note;
+
 /// Says that this CPU waits for another.
 pub(crate) fn relax() {
     #[cfg(loom)]

@@ -6,6 +6,7 @@ use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMap, PteMapLocked, Slot, Table};
 use crate::rules::{Rule, kept};
+use crate::skip::{After, Skipped};
 use crate::sync::{Ordering, relax};
 use addr::{Hpa, PageSize, Pfn};
 use rcu::{Backlog, Cpu, Guard, Space};
@@ -17,6 +18,7 @@ pub struct Tree<E: Env> {
     pub(crate) env: E,
     pub(crate) caps: Caps,
     root: Pfn,
+    pub(crate) skipped: Skipped,
 }
 
 /// A frame for a table was wanted and there was none. The tree is as before.
@@ -41,7 +43,7 @@ impl<E: Env> Tree<E> {
     /// [`NoMemory`].
     pub fn new(env: E, caps: Caps) -> Result<Self, NoMemory> {
         let root = env.alloc_table().ok_or(NoMemory)?;
-        let tree = Self { env, caps: caps.at_most(E::Format::LARGEST), root };
+        let tree = Self { env, caps: caps.at_most(E::Format::LARGEST), root, skipped: Skipped::default() };
         if tree.start_table(root, E::Format::TOP, 0, |_| Pte::NONE).is_none() {
             tree.env.free_table(root);
             return Err(NoMemory);
@@ -186,9 +188,6 @@ impl<E: Env> Tree<E> {
     /// Returns when no CPU can use a translation of this tree that is older than the call. CPUs in guest mode are kicked; those
     /// in the hypervisor flush when they enter.
     pub fn flush(&self, cpu: &Cpu<'_, E::Platform>) {
-        if !kept(Rule::Flush) {
-            return;
-        }
         let mut gather = cpu.gather(self.space());
         gather.changed();
         let generation = gather.finish().generation;
@@ -197,11 +196,19 @@ impl<E: Env> Tree<E> {
         }
     }
 
+    /// The [`flush`](Self::flush) that an operation promises.
+    pub(crate) fn flush_after(&self, cpu: &Cpu<'_, E::Platform>, after: After) {
+        if kept(Rule::Flush) && !self.skips(after) {
+            self.flush(cpu);
+        }
+    }
+
     /// Gives back a table that was taken out of the tree, when every CPU has passed a quiescent state and has flushed.
     pub(crate) fn defer_table(&self, cpu: &Cpu<'_, E::Platform>, table: Pfn) {
         if !kept(Rule::FreeLate) {
             return self.env.free_table(table);
         }
+        self.env.retire(table);
         if cpu.defer(self.space(), table).backlog == Backlog::Over {
             cpu.hurry();
         }

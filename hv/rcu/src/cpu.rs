@@ -399,9 +399,9 @@ impl<P: Platform> Session<'_, '_, P> {
         self.cpu.idle(wait)
     }
 
-    /// [`Cpu::synchronize_expedited`].
-    pub fn synchronize_expedited(&mut self) {
-        self.cpu.synchronize_expedited();
+    /// [`Cpu::barrier`].
+    pub fn barrier(&mut self, free: impl FnMut(Pfn)) {
+        self.cpu.barrier(free);
     }
 }
 

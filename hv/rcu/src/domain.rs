@@ -300,6 +300,7 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         }
         for (index, cpu) in self.cpus() {
             if cpu.revoke(space, generation, to) && to == Mode::Kicked && holds(Rule::KickTheStale) {
+                space.kicks.fetch_add(1, Ordering::Relaxed);
                 self.kick(index);
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::Domain;
 use crate::rule::{Rule, holds};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Counter, Ordering};
 
 /// An address space: one tree of tables, walked by the hardware of every CPU in its guest. Holds its flush generation.
 ///
@@ -42,15 +42,17 @@ use crate::sync::{AtomicU64, Ordering};
 pub struct Space {
     id: u64,
     pub(crate) generation: AtomicU64,
+    pub(crate) kicks: Counter,
 }
 
 /// The generation before a space's first: nothing was ever flushed to it.
 pub(crate) const NEVER: u64 = 0;
+const FIRST: u64 = NEVER + 1;
 
 impl Space {
     /// A new space, which no CPU has entered.
     pub fn new<P, S: ?Sized>(domain: &Domain<P, S>) -> Self {
-        Self { id: domain.new_space_id(), generation: AtomicU64::new(NEVER + 1) }
+        Self { id: domain.new_space_id(), generation: AtomicU64::new(FIRST), kicks: Counter::new(0) }
     }
 
     #[inline]
@@ -59,14 +61,33 @@ impl Space {
     }
 
     /// The current generation.
+    #[inline]
     pub fn generation(&self) -> Generation {
         Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// How often it was flushed.
+    pub fn flushes(&self) -> u64 {
+        self.generation().0 - FIRST
+    }
+
+    /// Kicks sent for its flushes.
+    pub fn kicks(&self) -> u64 {
+        self.kicks.load(Ordering::Relaxed)
     }
 }
 
 /// How often a [`Space`] was flushed: the name of one flush, for [`Domain::is_flushed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub(crate) u64);
+
+impl Generation {
+    /// As a number: a later generation's is larger.
+    #[inline]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
 
 /// What the translations under one tag (ASID; VPID and EPTP) hold: of which space, on which CPU, flushed when.
 ///

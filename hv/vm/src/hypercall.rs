@@ -16,7 +16,7 @@ pub const VERSION: u64 = BASE + 1;
 pub const ABI_VERSION: u64 = 1;
 
 /// There is no such hypercall (KVM_ENOSYS of Linux's include/uapi/linux/kvm_para.h).
-const NO_SUCH_CALL: i64 = -1000;
+pub(crate) const NO_SUCH_CALL: i64 = -1000;
 /// Not from user mode (KVM_EPERM).
 const NOT_PERMITTED: i64 = -1;
 

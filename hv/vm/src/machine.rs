@@ -27,11 +27,24 @@ pub enum Resolved {
 /// The VM's physical memory, as one vCPU uses it.
 pub trait Memory: SlotMem {
     /// Gives the address of `fault` memory, if it has any.
-    fn fault(&self, fault: NestedFault) -> Resolved;
+    ///
+    /// Where the host has no frame left it waits for what other CPUs have to give back: it is called with no lock held.
+    fn fault(&mut self, fault: NestedFault) -> Resolved;
     /// Does what can wait until the guest sleeps.
     fn idle(&self) {}
     /// Runs the guest by `enter`, which is told whether translations have to be flushed before the guest's next instruction.
+    ///
+    /// That this CPU is about to run the guest is known to others by then, so `enter` may look for what they have posted, and
+    /// return without entering; a flush that it was told of is still owed.
     fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R;
+    /// Gives back what other CPUs have no more use for. To be called when the CPU was interrupted: a kick may ask for it.
+    fn poll(&self) {}
+    /// Carries out test hypercall `number`, an operation on the VM's own tables. It waits for other CPUs: it is called with no
+    /// lock held.
+    fn test_call(&mut self, number: u64, args: [u64; 4]) -> i64 {
+        let _ = (number, args);
+        hypercall::NO_SUCH_CALL
+    }
 }
 
 /// What the vCPU loop asks of the CPU that it runs on.

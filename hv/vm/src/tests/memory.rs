@@ -63,7 +63,7 @@ impl TestMemory {
 }
 
 impl machine::Memory for TestMemory {
-    fn fault(&self, fault: NestedFault) -> machine::Resolved {
+    fn fault(&mut self, fault: NestedFault) -> machine::Resolved {
         match self.place(fault.address(), 1) {
             None => machine::Resolved::NotMemory,
             Some(_) if self.out_of_frames.get() => machine::Resolved::OutOfMemory,

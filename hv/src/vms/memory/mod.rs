@@ -1,0 +1,490 @@
+//! A VM's memory: nested page tables of the backend's format over frames that are given on first touch.
+//!
+//! [`VmMemory`] is what all vCPUs share. One vCPU on one CPU uses it by a [`View`], for as long as its slice lasts.
+//!
+//! Frames that are taken from a running guest wait for a grace period, as its tables do: another vCPU's CPU may be copying from
+//! one, through the direct map. All of a [`View`]'s methods that take `&self` are within an RCU read section, because no
+//! quiescent state can be reported before they end.
+
+mod account;
+mod operations;
+
+use crate::paging;
+use crate::tables::{self, Machine};
+use account::{Account, give_back};
+use addr::{Gfn, Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
+use backends::FixedPage;
+use core::arch::asm;
+use core::fmt;
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use loader::{GuestMemory, GuestRam, MemoryError};
+use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
+use rcu::{Cpu, Flush, Session, Space, Tlb};
+use vm::{NestedFault, Resolved};
+use walk::{PhysMem, SlotMem};
+
+/// Pages that one poll gives back at most.
+const POLL: usize = 64;
+
+/// The surroundings of a VM's tables.
+struct Surroundings<F> {
+    descriptors: &'static [TableDesc],
+    account: &'static Account,
+    space: Space,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: Nested> Env for Surroundings<F> {
+    type Format = F;
+    type Platform = Machine;
+
+    fn alloc_table(&self) -> Option<Pfn> {
+        self.account.pool.lock().alloc(PageSize::Size4K)
+    }
+
+    fn free_table(&self, table: Pfn) {
+        self.account.pool.lock().free(table, PageSize::Size4K);
+    }
+
+    fn retire(&self, table: Pfn) {
+        if let Some(desc) = self.desc(table) {
+            self.account.retire(desc, PageSize::Size4K);
+        }
+    }
+
+    #[inline]
+    fn table(&self, pfn: Pfn) -> Option<&F::Table> {
+        if pfn.raw() >= self.descriptors.len() as u64 {
+            return None;
+        }
+        // SAFETY: a frame that the direct map covers, read and written as atomics by everybody who takes it for a table.
+        Some(unsafe { &*paging::direct(pfn.start()).cast::<F::Table>() })
+    }
+
+    #[inline]
+    fn desc(&self, pfn: Pfn) -> Option<&TableDesc> {
+        self.descriptors.get(pfn.raw() as usize)
+    }
+
+    #[inline]
+    fn space(&self) -> &Space {
+        &self.space
+    }
+
+    fn bad(&self, entry: BadEntry<Gpa>) {
+        log::error!("bad entry {:?} of level {:?} at {}", entry.pte, entry.level, entry.at);
+    }
+}
+
+/// A format of nested tables.
+pub(crate) trait Nested: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]> {}
+
+impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Nested for F {}
+
+/// One VM's memory, shared by its vCPUs.
+pub(crate) struct VmMemory<F: Nested> {
+    tree: Tree<Surroundings<F>>,
+    ram: GuestRam,
+    /// A page outside of it.
+    fixed: Option<Gfn>,
+}
+
+/// A VM's memory as one vCPU sees it, on the CPU where its slice runs.
+pub(crate) struct View<'v, F: Nested> {
+    vm: &'v VmMemory<F>,
+    cpu: Session<'v, 'static, Machine>,
+}
+
+/// What became of a VM's frames, when it has ended.
+pub(crate) struct Accounts {
+    /// Frames that did not come back.
+    pub(crate) missing: u64,
+    /// The most frames that were in use at once.
+    pub(crate) peak: u64,
+    freed: u64,
+    deferred: u64,
+    peak_backlog: u64,
+    longest_grace_period: u64,
+    kicks: u64,
+    operations: u64,
+}
+
+/// The line that tools read. Frames for tables and for the guest are counted alike; the grace period is the longest of all CPUs'
+/// and VMs', in ticks of the TSC.
+impl fmt::Display for Accounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { missing, freed, deferred, peak_backlog, longest_grace_period, kicks, operations, .. } = *self;
+        let allocated = freed + missing;
+        write!(f, "tables: allocated={allocated} freed={freed} deferred={deferred} peak-backlog={peak_backlog} ")?;
+        write!(f, "longest-grace-period={longest_grace_period} kicks={kicks} operations={operations} left={missing}")
+    }
+}
+
+/// Gives back what waited on this CPU for a grace period that has ended, of whichever VMs. To be called when the CPU was
+/// interrupted, which a kick may have done for this, and before it sleeps.
+#[inline]
+pub(crate) fn poll(cpu: &Cpu<'static, Machine>) {
+    cpu.poll(POLL, give_back);
+}
+
+impl<F: Nested> VmMemory<F> {
+    /// Nothing mapped but `fixed`, which lies outside of `ram`. None if there are not even frames for that.
+    pub(crate) fn new(
+        cpu: &mut Cpu<'static, Machine>,
+        ram: GuestRam,
+        caps: Caps,
+        fixed: Option<FixedPage>,
+    ) -> Option<Self> {
+        let descriptors = tables::descriptors();
+        let account = Account::open()?;
+        let surroundings = Surroundings { descriptors, account, space: tables::new_space(), format: PhantomData };
+        let Ok(tree) = Tree::new(surroundings, caps) else {
+            account.close();
+            return None;
+        };
+        let memory = Self { tree, ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
+        let written =
+            fixed.is_none_or(|page| memory.view(cpu, &mut Tlb::new()).write_bytes(page.at, &page.content).is_ok());
+        if written {
+            return Some(memory);
+        }
+        memory.free(cpu);
+        None
+    }
+
+    /// The memory as the vCPU sees it whose tag `tlb` is the record of, on the CPU that `cpu` is.
+    #[inline]
+    pub(crate) fn view<'v>(&'v self, cpu: &'v mut Cpu<'static, Machine>, tlb: &'v mut Tlb) -> View<'v, F> {
+        View { vm: self, cpu: cpu.session(self.tree.space(), tlb) }
+    }
+
+    /// Where the processor starts its walks.
+    pub(crate) fn root(&self) -> Hpa {
+        self.tree.root().start()
+    }
+
+    /// What the guest's memory consists of.
+    pub(crate) fn report(&self, cpu: &Cpu<'static, Machine>) -> Report {
+        self.tree.report(cpu.read())
+    }
+
+    /// Gives every frame back. To be called when none of the VM's vCPUs will enter the guest again; CPUs whose pages this waits
+    /// for are kicked, and have to [`poll`] then.
+    pub(crate) fn free(self, cpu: &mut Cpu<'static, Machine>) -> Accounts {
+        let account = self.account();
+        let kicks = self.tree.space().kicks();
+        cpu.barrier(give_back);
+        self.tree.free_pgtables(|_, size, leaf| account.pool.lock().free(leaf.pfn, size));
+        let operations = account.operations();
+        let pool = account.pool.lock();
+        let accounts = Accounts {
+            missing: pool.outstanding(),
+            peak: pool.peak(),
+            freed: pool.freed(),
+            deferred: account.deferred(),
+            peak_backlog: account.peak_backlog(),
+            longest_grace_period: cpu.domain().stats().longest_grace_period,
+            kicks,
+            operations,
+        };
+        drop(pool);
+        account.close();
+        accounts
+    }
+
+    #[inline]
+    fn account(&self) -> &'static Account {
+        self.tree.env().account
+    }
+
+    /// Fills the stock of zeroed frames: before the guest runs, and while it sleeps.
+    pub(crate) fn fill_stock(&self) {
+        loop {
+            let Some(frame) = self.account().pool.lock().alloc_for_stock() else { return };
+            // SAFETY: the frame is nobody else's yet.
+            unsafe { fill(paging::direct(frame.start()), PAGE_SIZE, 0) };
+            self.account().pool.lock().stock(frame);
+        }
+    }
+
+    /// Whether there is memory behind `at`.
+    #[inline]
+    fn backs(&self, at: Gpa) -> bool {
+        self.ram.backs(at) || self.fixed == Some(at.frame())
+    }
+}
+
+impl<F: Nested> View<'_, F> {
+    /// Where in the direct map `at` is; a frame is given to it if it has none.
+    #[inline]
+    fn host(&self, at: Gpa) -> Result<*mut u8, MemoryError> {
+        loop {
+            if let Some(found) = self.vm.tree.translate(self.cpu.read(), at) {
+                return Ok(paging::direct(found.hpa));
+            }
+            self.touch_for_software(at)?;
+        }
+    }
+
+    /// Runs `write` on the place of `at` in the direct map. No collapse, no replacement and no dirty log misses what it writes
+    /// to the page.
+    fn write_with<R>(&self, at: Gpa, mut write: impl FnMut(*mut u8) -> R) -> Result<R, MemoryError> {
+        loop {
+            match self.vm.tree.write(self.cpu.read(), at, |found| write(paging::direct(found.hpa))) {
+                Ok(result) => return Ok(result),
+                Err(WriteError::NoPage) => self.touch_for_software(at)?,
+                Err(WriteError::ReadOnly) => return Err(MemoryError::Outside(at)),
+            }
+        }
+    }
+
+    /// [`touch`](Self::touch) by software, which can't wait for a grace period: a second try after what can be had at once.
+    #[cold]
+    fn touch_for_software(&self, at: Gpa) -> Result<(), MemoryError> {
+        match self.touch(at, false) {
+            Err(MemoryError::NoFrames) => {
+                self.cpu.hurry();
+                self.cpu.poll(usize::MAX, give_back);
+                self.touch(at, false)
+            }
+            result => result,
+        }
+    }
+
+    /// Maps the page at `at`, if that is memory and nothing is mapped; lets a write through that the dirty log waits for.
+    #[inline]
+    fn touch(&self, at: Gpa, write: bool) -> Result<(), MemoryError> {
+        if !self.vm.backs(at) {
+            return Err(MemoryError::Outside(at));
+        }
+        let large = at.align_down(PageSize::Size2M.bytes()).wrapping_add(PageSize::Size2M.bytes() - 1);
+        let want = if self.vm.ram.backs(large) { PageSize::Size2M } else { PageSize::Size4K };
+        match self.vm.tree.fault(self.cpu.read(), at, want) {
+            Ok(Fault::Room(room)) => self.fill(room),
+            Ok(Fault::Present(found)) => {
+                // Otherwise another CPU was faster, with this page or with this right.
+                if write && found.leaf.logged {
+                    self.unprotect(at);
+                }
+                Ok(())
+            }
+            Err(mmu::OutOfRange) => Err(MemoryError::Outside(at)),
+        }
+    }
+
+    #[cold]
+    fn unprotect(&self, at: Gpa) {
+        if self.vm.tree.unprotect(self.cpu.read(), at) {
+            self.vm.account().count(1);
+        }
+    }
+
+    #[inline]
+    fn fill(&self, mut room: Room<'_, Surroundings<F>>) -> Result<(), MemoryError> {
+        let mut frame = self.zeroed(room.size());
+        if frame.is_none() {
+            room = room.at_most(PageSize::Size4K);
+            frame = self.zeroed(PageSize::Size4K);
+        }
+        let (frame, size) = (frame.ok_or(MemoryError::NoFrames)?, room.size());
+        let result = room.install(Leaf::new(frame, Rights::ALL));
+        if result.is_err() {
+            self.vm.account().pool.lock().free(frame, size);
+        }
+        match result {
+            // Another CPU's page will do as well.
+            Ok(()) | Err(MapError::Raced | MapError::Present) => Ok(()),
+            Err(MapError::NoMemory | MapError::Invalid) => Err(MemoryError::NoFrames),
+        }
+    }
+
+    /// A page of zeroes: from the stock, if it is a small one and the stock has any.
+    #[inline]
+    fn zeroed(&self, size: PageSize) -> Option<Pfn> {
+        let mut pool = self.vm.account().pool.lock();
+        pool.touch();
+        if size == PageSize::Size4K
+            && let Some(frame) = pool.alloc_zeroed()
+        {
+            return Some(frame);
+        }
+        let frame = pool.alloc(size)?;
+        drop(pool);
+        // SAFETY: the frame is nobody else's yet.
+        unsafe { fill(paging::direct(frame.start()), size.bytes(), 0) };
+        Some(frame)
+    }
+
+    /// [`touch`](Self::touch) again, when what waited for a grace period has come back.
+    #[cold]
+    fn touch_again(&mut self, fault: NestedFault) -> Resolved {
+        self.reclaim();
+        match self.touch(fault.address(), fault.is_write()) {
+            Ok(()) => Resolved::Retry,
+            Err(MemoryError::Outside(_)) => Resolved::NotMemory,
+            Err(MemoryError::NoFrames) => Resolved::OutOfMemory,
+        }
+    }
+
+    /// Waits until all that this VM has waiting for a grace period has come back.
+    fn reclaim(&mut self) {
+        if self.vm.account().backlog() != 0 {
+            self.cpu.barrier(give_back);
+        }
+    }
+
+    fn write_bytes(&self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.for_each_piece(at, bytes.len() as u64, |host, range| {
+            // SAFETY: the range's length of guest memory is at `host`.
+            unsafe { host.copy_from_nonoverlapping(bytes[range.clone()].as_ptr(), range.len()) };
+        })
+    }
+
+    fn zero_bytes(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
+        self.for_each_piece(at, bytes, |host, range| {
+            // SAFETY: as in `write_bytes`.
+            unsafe { host.write_bytes(0, range.len()) };
+        })
+    }
+
+    /// Runs `write` on the host's side of each piece of `bytes` bytes from `at` on.
+    fn for_each_piece(
+        &self,
+        at: Gpa,
+        bytes: u64,
+        mut write: impl FnMut(*mut u8, core::ops::Range<usize>),
+    ) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < bytes {
+            let gpa = at.checked_add(done).ok_or(MemoryError::Outside(at))?;
+            let length = (PAGE_SIZE - gpa.page_offset()).min(bytes - done);
+            self.write_with(gpa, |host| write(host, done as usize..(done + length) as usize))?;
+            done += length;
+        }
+        Ok(())
+    }
+}
+
+/// Fills with `word`, eight bytes at a time.
+///
+/// # Safety
+/// `bytes` writable bytes are at `start`; both are multiples of 8.
+#[inline]
+unsafe fn fill(start: *mut u8, bytes: u64, word: u64) {
+    // SAFETY: the caller's promise; the direction flag is clear in Rust code.
+    unsafe {
+        asm!("rep stosq", inout("rdi") start => _, inout("rcx") bytes / 8 => _, in("rax") word, options(nostack));
+    }
+}
+
+impl<F: Nested> GuestMemory for View<'_, F> {
+    fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.write_bytes(at, bytes)
+    }
+
+    fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
+        self.zero_bytes(at, bytes)
+    }
+}
+
+impl<F: Nested> vm::Memory for View<'_, F> {
+    #[inline]
+    fn fault(&mut self, fault: NestedFault) -> Resolved {
+        match self.touch(fault.address(), fault.is_write()) {
+            Ok(()) => Resolved::Retry,
+            Err(MemoryError::Outside(_)) => Resolved::NotMemory,
+            Err(MemoryError::NoFrames) => self.touch_again(fault),
+        }
+    }
+
+    #[inline]
+    fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R {
+        self.cpu.guest(|flush| enter(flush == Flush::Needed))
+    }
+
+    #[inline]
+    fn poll(&self) {
+        poll(&self.cpu);
+    }
+
+    #[cold]
+    fn test_call(&mut self, number: u64, args: [u64; 4]) -> i64 {
+        self.operate(number, args)
+    }
+}
+
+impl<F: Nested> PhysMem for View<'_, F> {
+    fn read_u64(&self, at: Gpa) -> Option<u64> {
+        // SAFETY: guest memory is mapped in the direct map; `at` is aligned; the guest's own accesses are atomic to this one.
+        Some(unsafe { &*self.host(at).ok()?.cast::<AtomicU64>() }.load(Ordering::Acquire))
+    }
+
+    fn read_u32(&self, at: Gpa) -> Option<u32> {
+        // SAFETY: as in `read_u64`.
+        Some(unsafe { &*self.host(at).ok()?.cast::<AtomicU32>() }.load(Ordering::Acquire))
+    }
+
+    fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+        self.write_with(at, |host| {
+            // SAFETY: as in `read_u64`.
+            let entry = unsafe { &*host.cast::<AtomicU64>() };
+            entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+        .ok()
+    }
+
+    fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
+        self.write_with(at, |host| {
+            // SAFETY: as in `read_u64`.
+            let entry = unsafe { &*host.cast::<AtomicU32>() };
+            entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+        .ok()
+    }
+
+    fn read(&self, at: Gpa, bytes: &mut [u8]) -> Option<()> {
+        let host = self.host(at).ok()?;
+        // SAFETY: the bytes lie in one page, which is mapped.
+        unsafe { host.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        Some(())
+    }
+
+    fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()> {
+        // SAFETY: as in `read`.
+        self.write_with(at, |host| unsafe { host.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }).ok()
+    }
+}
+
+impl<F: Nested> SlotMem for View<'_, F> {
+    type Slot = *const AtomicU64;
+
+    fn slot(&self, at: Gpa) -> Option<Self::Slot> {
+        Some(self.host(at).ok()?.cast_const().cast())
+    }
+
+    #[inline]
+    fn load(&self, slot: Self::Slot) -> u64 {
+        // SAFETY: slots point to frames, which the direct map covers whoever's they are.
+        unsafe { &*slot }.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn load_u32(&self, slot: Self::Slot, offset: u64) -> u32 {
+        let word: u32;
+        // SAFETY: as above, and the four bytes are in the same page. They need not be aligned, and the guest may write them
+        // meanwhile: a load of the processor's own minds neither.
+        unsafe {
+            asm!("mov {:e}, [{}]", out(reg) word, in(reg) slot.wrapping_byte_add(offset as usize),
+                options(nostack, readonly, preserves_flags));
+        }
+        word
+    }
+
+    /// Whatever takes a page away flushes, and a flush has a new number before any CPU has done it. Between the two there is no
+    /// slot to be had: the entry is gone, or frozen. And who still sees the old number holds up the frame's grace period.
+    #[inline]
+    fn generation(&self) -> u64 {
+        self.vm.tree.space().generation().number()
+    }
+}

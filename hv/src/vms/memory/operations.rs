@@ -1,0 +1,272 @@
+//! The test hypercalls: operations on the caller's own tables, while its vCPUs use them.
+
+use super::{Nested, View, poll};
+use crate::frames::Failures;
+use crate::paging;
+use addr::{Gpa, PAGE_SIZE, PageSize, Pfn};
+use core::arch::asm;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU8, Ordering};
+use mmu::{CollapseError, Page, RangeError, ReplaceError, SplitError};
+use rcu::Backlog;
+use vm::hypercall::BASE;
+
+/// Why a call was refused: Linux's numbers, and KVM's for a call that there is not.
+#[derive(Clone, Copy)]
+enum Refused {
+    /// The range is not, or not all, RAM (EFAULT).
+    NotRam = -14,
+    /// The arguments make no sense, or there is nothing to do this to (EINVAL).
+    Invalid = -22,
+    /// No frame, and the tables are as before (ENOMEM).
+    NoMemory = -12,
+    /// Another CPU was faster (EAGAIN).
+    Raced = -11,
+    /// There is no such call (KVM_ENOSYS).
+    NoSuchCall = -1000,
+}
+
+impl From<RangeError> for Refused {
+    fn from(error: RangeError) -> Self {
+        match error {
+            RangeError::NoMemory => Self::NoMemory,
+            RangeError::Invalid => Self::Invalid,
+        }
+    }
+}
+
+impl From<SplitError> for Refused {
+    fn from(error: SplitError) -> Self {
+        match error {
+            SplitError::NoMemory => Self::NoMemory,
+            SplitError::NotLarge => Self::Invalid,
+        }
+    }
+}
+
+impl From<CollapseError> for Refused {
+    fn from(error: CollapseError) -> Self {
+        match error {
+            CollapseError::Changed => Self::Raced,
+            CollapseError::NoTable | CollapseError::NotUniform | CollapseError::NoSuchSize => Self::Invalid,
+        }
+    }
+}
+
+impl<F: Nested> View<'_, F> {
+    /// Carries out test hypercall `number`. Waits for CPUs that use this memory: to be called with no lock held.
+    pub(super) fn operate(&mut self, number: u64, [first, second, third, _]: [u64; 4]) -> i64 {
+        let result = match number.wrapping_sub(BASE) {
+            2 => self.release(first, second),
+            3 => self.split(first),
+            4 => self.collapse(first),
+            5 => self.log_dirty(first, second, third),
+            6 => self.replace(first),
+            7 => Ok(self.report()),
+            8 => self.stat(first),
+            9 => Ok(self.fail_alloc(first)),
+            10 => self.skip_flush(first),
+            _ => Err(Refused::NoSuchCall),
+        };
+        self.cpu.quiescent();
+        poll(&self.cpu);
+        match result {
+            Ok(value) => value.cast_signed(),
+            Err(refused) => refused as i64,
+        }
+    }
+
+    /// The pages of a range that the guest named, all of them RAM.
+    fn ram_range(&self, start: u64, bytes: u64) -> Result<Range<Gpa>, Refused> {
+        if !start.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
+            return Err(Refused::Invalid);
+        }
+        let end = start.checked_add(bytes).filter(|&end| end <= self.vm.ram.bytes()).ok_or(Refused::NotRam)?;
+        Ok(Gpa::new(start)..Gpa::new(end))
+    }
+
+    fn ram_page(&self, at: u64) -> Result<Gpa, Refused> {
+        self.ram_range(at, PAGE_SIZE).map(|page| page.start)
+    }
+
+    /// A page of the guest's that no entry leads to and no processor can use any more is to be given back.
+    fn retire(&self, page: Pfn, size: PageSize) {
+        let env = self.vm.tree.env();
+        if let Some(desc) = env.descriptors.get(page.raw() as usize) {
+            env.account.retire(desc, size);
+            if self.cpu.call_rcu(page) == Backlog::Over {
+                self.cpu.hurry();
+            }
+        }
+    }
+
+    fn release(&self, start: u64, bytes: u64) -> Result<u64, Refused> {
+        let range = self.ram_range(start, bytes)?;
+        let (mut frames, mut pages) = (0, 0);
+        self.vm.tree.zap(&self.cpu, range, |page| {
+            frames += page.size.frames();
+            pages += 1;
+            self.retire(page.leaf.pfn, page.size);
+        })?;
+        self.vm.account().count(pages);
+        Ok(frames)
+    }
+
+    fn split(&self, at: u64) -> Result<u64, Refused> {
+        self.vm.tree.split(self.cpu.read(), self.ram_page(at)?)?;
+        self.vm.account().count(1);
+        Ok(0)
+    }
+
+    fn collapse(&self, at: u64) -> Result<u64, Refused> {
+        let at = self.ram_page(at)?;
+        let new = self.alloc(PageSize::Size2M)?;
+        let copy = |index: usize, leaf: mmu::Leaf| {
+            // SAFETY: nobody writes the old page, nobody else knows the new one; the direct map covers both.
+            unsafe { copy_page(leaf.pfn, new.add(index as u64)) };
+        };
+        let back = |page: Page<Gpa>| self.retire(page.leaf.pfn, page.size);
+        let collapsed = self.vm.tree.collapse_into(&self.cpu, at, PageSize::Size2M, new, copy, back);
+        self.used(new, PageSize::Size2M, collapsed)
+    }
+
+    fn replace(&self, at: u64) -> Result<u64, Refused> {
+        let at = self.ram_page(at)?;
+        let new = self.alloc(PageSize::Size4K)?;
+        let replaced = loop {
+            // SAFETY: as in `collapse`.
+            let copy = |old: mmu::Leaf| unsafe { copy_page(old.pfn, new) };
+            match self.vm.tree.replace(&self.cpu, at, PageSize::Size4K, new, copy) {
+                Ok(old) => {
+                    self.retire(old.pfn, PageSize::Size4K);
+                    break Ok(());
+                }
+                Err(ReplaceError::Changed) => break Err(Refused::Raced),
+                Err(ReplaceError::Invalid) => break Err(Refused::Invalid),
+                Err(ReplaceError::NoPage) => {}
+            }
+            // It may be a part of a large page.
+            if let Err(error) = self.vm.tree.split(self.cpu.read(), at) {
+                break Err(error.into());
+            }
+        };
+        self.used(new, PageSize::Size4K, replaced)
+    }
+
+    fn alloc(&self, size: PageSize) -> Result<Pfn, Refused> {
+        self.vm.account().pool.lock().alloc(size).ok_or(Refused::NoMemory)
+    }
+
+    /// What became of `new`: if nothing, it goes back.
+    fn used<E: Into<Refused>>(&self, new: Pfn, size: PageSize, result: Result<(), E>) -> Result<u64, Refused> {
+        match result {
+            Ok(()) => {
+                self.vm.account().count(1);
+                Ok(0)
+            }
+            Err(error) => {
+                self.vm.account().pool.lock().free(new, size);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn log_dirty(&self, start: u64, bytes: u64, bitmap: u64) -> Result<u64, Refused> {
+        let range = self.ram_range(start, bytes)?;
+        let bitmap = match bitmap {
+            0 => None,
+            at => Some(self.ram_range(at, (bytes / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE))?.start),
+        };
+        if let Some(bitmap) = bitmap {
+            self.zero_bytes(bitmap, (bytes / PAGE_SIZE).div_ceil(8)).map_err(|_| Refused::NoMemory)?;
+        }
+        let mut set = Ok(0);
+        self.vm.tree.dirty_log(&self.cpu, range.clone(), |page| {
+            let Some(bitmap) = bitmap else { return };
+            let first = page.at.raw().max(start);
+            let last = (page.at.raw() + page.size.bytes()).min(range.end.raw());
+            let bits = (first - start) / PAGE_SIZE..(last - start) / PAGE_SIZE;
+            set = set.and_then(|set| Ok(set + self.set_bits(bitmap, bits)?));
+        })?;
+        self.vm.account().count(1);
+        set
+    }
+
+    /// Sets these bits of the bitmap at `bitmap`; their number.
+    fn set_bits(&self, bitmap: Gpa, bits: Range<u64>) -> Result<u64, Refused> {
+        let mut at = bits.start;
+        while at < bits.end {
+            let end = bits.end.min((at | 7) + 1);
+            let mask = (at..end).fold(0, |mask, bit| mask | 1 << (bit & 7));
+            let set = |host: *mut u8| {
+                // SAFETY: a byte of guest memory, in the direct map, which the guest may access as well.
+                unsafe { &*host.cast::<AtomicU8>() }.fetch_or(mask, Ordering::Relaxed);
+            };
+            self.write_with(bitmap.wrapping_add(at / 8), set).map_err(|_| Refused::NoMemory)?;
+            at = end;
+        }
+        Ok(bits.end - bits.start)
+    }
+
+    /// Small pages in the low half, 2 MiB pages in the high one.
+    fn report(&self) -> u64 {
+        let report = self.vm.tree.report(self.cpu.read());
+        report.pages(PageSize::Size4K) | report.pages(PageSize::Size2M) << 32
+    }
+
+    fn stat(&self, index: u64) -> Result<u64, Refused> {
+        let (account, space) = (self.vm.account(), self.vm.tree.space());
+        Ok(match index {
+            0 => account.operations(),
+            1 => account.backlog(),
+            2 => account.peak_backlog(),
+            3 => self.cpu.domain().stats().grace_periods,
+            4 => space.kicks(),
+            5 => account.pool.lock().outstanding(),
+            6 => space.flushes(),
+            _ => return Err(Refused::Invalid),
+        })
+    }
+
+    fn fail_alloc(&self, n: u64) -> u64 {
+        let failures = match n {
+            0 => Failures::None,
+            u64::MAX => Failures::All,
+            n => Failures::Nth(n),
+        };
+        self.vm.account().pool.lock().fail(failures);
+        0
+    }
+
+    /// A split does no flush: both forms of the page mean the same.
+    #[cfg(feature = "skip-flush")]
+    fn skip_flush(&self, which: u64) -> Result<u64, Refused> {
+        let after = match which {
+            0 => None,
+            1 => Some(mmu::After::Zap),
+            2 => Some(mmu::After::DirtyLog),
+            3 => Some(mmu::After::Replace),
+            4 => Some(mmu::After::Collapse),
+            _ => return Err(Refused::Invalid),
+        };
+        self.vm.tree.skip_flush(after);
+        Ok(0)
+    }
+
+    #[cfg(not(feature = "skip-flush"))]
+    fn skip_flush(&self, _: u64) -> Result<u64, Refused> {
+        Err(Refused::NoSuchCall)
+    }
+}
+
+/// Copies 4 KiB.
+///
+/// # Safety
+/// The direct map covers both frames, nobody writes `from`, and nobody else uses `to`.
+unsafe fn copy_page(from: Pfn, to: Pfn) {
+    let (from, to) = (paging::direct(from.start()), paging::direct(to.start()));
+    // SAFETY: the caller's promise; the direction flag is clear in Rust code.
+    unsafe {
+        asm!("rep movsq", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") PAGE_SIZE / 8 => _, options(nostack));
+    }
+}
