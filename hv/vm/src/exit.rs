@@ -250,6 +250,8 @@ pub enum Kind {
     Shutdown,
     InvalidState,
     Unknown,
+    /// None: what comes before the first exit.
+    Start,
 }
 
 impl Kind {

@@ -4,6 +4,7 @@ use crate::context::Activity;
 use crate::exit::Event;
 use crate::machine::{Flow, Host, Machine, Memory, Stop, Turn};
 use crate::vcpu::{INTERRUPT_FLAG, Vcpu};
+use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 use emul::Known;
 
@@ -89,7 +90,6 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 
     /// The host's own interrupts; time has passed for the guest's devices too.
-    #[cold]
     pub(crate) fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
         let turn = host.interrupted(vcpu);
         self.time_passes(vcpu, host);
@@ -102,21 +102,22 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
 
     /// Others have rung.
     #[cold]
-    pub(crate) fn answer<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
-        self.vm.door(self.context.index).answer();
+    pub(crate) fn answer<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> ControlFlow<()> {
+        self.door.answer();
         if self.vm.stopped().is_some() {
-            return Flow::Yield;
+            return self.go(Flow::Yield);
         }
         self.time_passes(vcpu, host);
-        Flow::Resume
+        ControlFlow::Continue(())
     }
 
     /// HLT: the vCPU sleeps until an interrupt wakes it.
-    #[cold]
     pub(crate) fn halt<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
-        let flow = self.skip(vcpu, Known::Hlt);
-        if flow != Flow::Resume || vcpu.injecting() {
-            return flow;
+        if self.skip(vcpu, Known::Hlt).is_break() {
+            return self.left();
+        }
+        if vcpu.injecting() {
+            return Flow::Resume;
         }
         if vcpu.rflags() & INTERRUPT_FLAG == 0 {
             return self.sleep(Activity::Dead);

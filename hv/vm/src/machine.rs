@@ -3,12 +3,13 @@
 #[cfg(doc)]
 use crate::context::Activity;
 use crate::context::Context;
-use crate::exit::{Event, Exception, Exit, Instruction, NestedFault};
-use crate::shared::Vm;
+use crate::exit::{Event, Exception, Exit, Instruction, Kind, NestedFault};
+use crate::shared::{Door, Vm};
 use crate::trouble::Trouble;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Stay, Vcpu};
 use crate::{hypercall, msr};
 use addr::Gva;
+use core::ops::ControlFlow;
 use devices::{Clock, Nanoseconds, Sink};
 use emul::{Bitness, Gpr, Known, Segment};
 use walk::{Controls, Fetched, Paging, Privilege, SlotMem};
@@ -103,6 +104,8 @@ pub struct Machine<'a, M: Memory, S, C> {
     pub(crate) vm: &'a Vm<S, C>,
     pub(crate) context: &'a mut Context<M::Slot>,
     pub(crate) memory: M,
+    pub(crate) door: &'a Door,
+    left: Flow,
 }
 
 const RFLAGS_AC: u64 = 1 << 18;
@@ -111,7 +114,7 @@ const EFER_LMA: u64 = 1 << 10;
 impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
     /// The handlers of `context`, one of `vm`'s vCPUs, which sees its memory through `memory`.
     pub fn new(vm: &'a Vm<S, C>, context: &'a mut Context<M::Slot>, memory: M) -> Self {
-        Self { vm, context, memory }
+        Self { vm, door: vm.door(context.index), context, memory, left: Flow::Resume }
     }
 
     /// The memory.
@@ -124,39 +127,81 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
         self.fetch(vcpu, Self::bitness(vcpu)).ok()
     }
 
-    /// Handles one exit.
+    /// Handles one exit, after `stay`. On a break, [`left`](Self::left) tells why.
     ///
     /// Inlined into the loop, and with one place where instructions are skipped, so that a common exit calls nothing.
     #[inline(always)]
-    pub fn handle<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit, host: &mut impl Host<V>) -> Flow {
+    pub fn handle<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        exit: Exit,
+        stay: Stay,
+        host: &mut impl Host<V>,
+    ) -> ControlFlow<()> {
+        // Each is booked in its own arm: what the exit is has to be found out but once.
         let done = match exit {
-            Exit::Cpuid => self.cpuid(vcpu),
+            Exit::Cpuid => {
+                self.context.stats.exited(Kind::Cpuid, stay);
+                self.cpuid(vcpu)
+            }
             Exit::Hypercall => {
+                self.context.stats.exited(Kind::Hypercall, stay);
                 hypercall::call(vcpu);
                 Ok(V::HYPERCALL)
             }
-            Exit::ReadMsr => Self::read_msr(vcpu),
-            Exit::WriteMsr => Self::write_msr(vcpu),
-            Exit::Io(io) if !io.is_string() => return self.io(vcpu, io, host),
-            Exit::NestedFault(fault) => return self.nested_fault(vcpu, fault),
-            _ => return self.rare(vcpu, host),
+            Exit::ReadMsr => {
+                self.context.stats.exited(Kind::ReadMsr, stay);
+                Self::read_msr(vcpu)
+            }
+            Exit::WriteMsr => {
+                self.context.stats.exited(Kind::WriteMsr, stay);
+                Self::write_msr(vcpu)
+            }
+            Exit::Io(io) if !io.is_string() => {
+                self.context.stats.exited(if io.is_input() { Kind::IoIn } else { Kind::IoOut }, stay);
+                return self.io(vcpu, io, host);
+            }
+            Exit::NestedFault(fault) => {
+                self.context.stats.exited(Kind::NestedFault, stay);
+                return self.nested_fault(vcpu, fault);
+            }
+            _ => return self.rare(vcpu, stay, host),
         };
         match done {
             Ok(known) => self.skip(vcpu, known),
             Err(event) => {
                 vcpu.inject(event);
-                Flow::Resume
+                ControlFlow::Continue(())
             }
+        }
+    }
+
+    /// Why the last handler broke.
+    pub fn left(&self) -> Flow {
+        self.left
+    }
+
+    /// What `flow` means to the loop.
+    #[inline]
+    pub(crate) fn go(&mut self, flow: Flow) -> ControlFlow<()> {
+        self.left = flow;
+        match flow {
+            Flow::Resume => ControlFlow::Continue(()),
+            Flow::Yield | Flow::Stop(_) => ControlFlow::Break(()),
         }
     }
 
     /// Asks again what the exit was, so that the common ones need not keep it in memory.
     #[cold]
-    fn rare<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
-        match vcpu.exit() {
+    fn rare<V: Vcpu>(&mut self, vcpu: &mut V, stay: Stay, host: &mut impl Host<V>) -> ControlFlow<()> {
+        let exit = vcpu.exit();
+        self.context.stats.exited(exit.kind(), stay);
+        let flow = match exit {
+            Exit::ExternalInterrupt | Exit::Nmi => self.interrupted(vcpu, host),
+            Exit::Halt => self.halt(vcpu),
             Exit::Io(io) => self.string_io(vcpu, io, host),
             Exit::Exception(exception) => self.exception(vcpu, exception),
-            Exit::Instruction(Instruction::Invd) => self.skip(vcpu, Known::Invd),
+            Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
             Exit::Instruction(Instruction::Xsetbv | Instruction::Undefined) => {
                 vcpu.inject(Event::UNDEFINED);
                 Flow::Resume
@@ -169,7 +214,8 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             Exit::Shutdown => Flow::Stop(Stop::TripleFault),
             Exit::InvalidState => Flow::Stop(Stop::Unhandled("the processor refused the guest's state")),
             _ => Flow::Stop(Stop::Unhandled("an exit that was not asked for")),
-        }
+        };
+        self.go(flow)
     }
 
     #[inline(always)]
@@ -239,10 +285,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
 
     /// Goes on behind the exiting instruction, which the exit says is a `known` one.
     #[inline(always)]
-    pub(crate) fn skip<V: Vcpu>(&mut self, vcpu: &mut V, known: Known) -> Flow {
+    pub(crate) fn skip<V: Vcpu>(&mut self, vcpu: &mut V, known: Known) -> ControlFlow<()> {
         if let Some(rip) = vcpu.next_rip() {
             vcpu.resume_at(rip);
-            return Flow::Resume;
+            return ControlFlow::Continue(());
         }
         let bitness = Self::bitness(vcpu);
         let at = Self::code_address(vcpu, bitness);
@@ -256,7 +302,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         match first.and_then(|first| known.length(first)) {
             Some(length) => {
                 vcpu.resume_at(bitness.advance(vcpu.rip(), length));
-                Flow::Resume
+                ControlFlow::Continue(())
             }
             None => self.skip_decoded(vcpu, known, bitness),
         }
@@ -264,14 +310,18 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
 
     /// The instruction has prefixes, or lies in two pages.
     #[cold]
-    fn skip_decoded<V: Vcpu>(&mut self, vcpu: &mut V, known: Known, bitness: Bitness) -> Flow {
-        match self.fetch(vcpu, bitness).and_then(|bytes| known.decode(bytes.bytes(), bitness).map_err(Into::into)) {
+    fn skip_decoded<V: Vcpu>(&mut self, vcpu: &mut V, known: Known, bitness: Bitness) -> ControlFlow<()> {
+        let flow = match self
+            .fetch(vcpu, bitness)
+            .and_then(|bytes| known.decode(bytes.bytes(), bitness).map_err(Into::into))
+        {
             Ok(length) => {
                 vcpu.resume_at(bitness.advance(vcpu.rip(), length));
                 Flow::Resume
             }
             Err(trouble) => trouble.tell(vcpu),
-        }
+        };
+        self.go(flow)
     }
 
     /// The bytes of the exiting instruction.

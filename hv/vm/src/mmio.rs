@@ -5,13 +5,22 @@ use crate::machine::{Flow, Machine, Memory, Resolved, Stop};
 use crate::open_bus::OpenBus;
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
+use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 use emul::mmio;
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     #[inline]
-    pub(crate) fn nested_fault<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault) -> Flow {
+    pub(crate) fn nested_fault<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault) -> ControlFlow<()> {
         match self.memory.fault(fault) {
+            Resolved::Retry => ControlFlow::Continue(()),
+            resolved => self.no_page(vcpu, fault, resolved),
+        }
+    }
+
+    #[cold]
+    fn no_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, resolved: Resolved) -> ControlFlow<()> {
+        let flow = match resolved {
             Resolved::Retry => Flow::Resume,
             Resolved::NotMemory if fault.is_fetch() => {
                 Flow::Stop(Stop::Unhandled("an instruction fetch from an address that has no memory"))
@@ -21,11 +30,11 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             }
             Resolved::NotMemory => self.no_memory(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu)),
             Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
-        }
+        };
+        self.go(flow)
     }
 
     /// Carries out an instruction whose operand nothing answers.
-    #[cold]
     fn no_memory<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
         let bytes = self.fetch(vcpu, bitness)?;

@@ -5,6 +5,7 @@ use crate::machine::{Flow, Host, Machine, Memory, Stop};
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
 use addr::Gva;
+use core::ops::ControlFlow;
 use devices::{Clock, Outcome, Sink, Size};
 use emul::string_io::{self, Direction, StringIo};
 use emul::{Bitness, Gpr};
@@ -15,7 +16,7 @@ const FIRST_TIMELESS_PORT: u16 = 0x80;
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     #[inline]
-    pub(crate) fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> Flow {
+    pub(crate) fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> ControlFlow<()> {
         let rax = vcpu.gpr(Gpr::RAX);
         let mut devices = self.vm.devices();
         let outcome = if io.is_input() {
@@ -28,13 +29,16 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         let pending = devices.interrupt_pending();
         drop(devices);
         let Some(rip) = vcpu.io_next_rip() else {
-            return Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address"));
+            return self.go(Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address")));
         };
         vcpu.resume_at(rip);
         if pending || io.port() < FIRST_TIMELESS_PORT {
             self.devices_changed(vcpu, host);
         }
-        flow(outcome)
+        match outcome {
+            Outcome::Continue => ControlFlow::Continue(()),
+            last => self.go(flow(last)),
+        }
     }
 
     /// INS and OUTS: as many elements as lie in one page are moved in one exit.

@@ -1,8 +1,8 @@
 //! The loop around a vCPU.
 
-use crate::exit::Exit;
 use crate::machine::{Flow, Host, Machine, Memory, Stop};
 use crate::vcpu::Vcpu;
+use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 
 /// Runs a vCPU until it has to wait, its turn is over, or its VM has ended. Some if this vCPU has ended it.
@@ -14,18 +14,12 @@ pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone, H: Host<V>>(
     if !machine.wakes(vcpu, host) {
         return None;
     }
-    loop {
-        match turn(vcpu, machine, host) {
-            Flow::Resume => {}
-            Flow::Yield => break,
-            Flow::Stop(stop) => {
-                machine.context.stats.ended();
-                return machine.vm.end(stop, |vcpu| host.kick(vcpu)).then_some(stop);
-            }
-        }
-    }
+    while turn(vcpu, machine, host).is_continue() {}
     machine.context.stats.ended();
-    None
+    match machine.left() {
+        Flow::Stop(stop) => machine.vm.end(stop, |vcpu| host.kick(vcpu)).then_some(stop),
+        Flow::Resume | Flow::Yield => None,
+    }
 }
 
 /// One stay in the guest, and what it led to.
@@ -34,8 +28,8 @@ fn turn<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone>(
     vcpu: &mut V,
     machine: &mut Machine<'_, M, S, C>,
     host: &mut impl Host<V>,
-) -> Flow {
-    let door = machine.vm.door(machine.context.index);
+) -> ControlFlow<()> {
+    let door = machine.door;
     let entered = machine.memory.guest(|flush| {
         if flush {
             vcpu.flush();
@@ -50,14 +44,6 @@ fn turn<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone>(
     if !entered {
         return machine.answer(vcpu, host);
     }
-    let stay = vcpu.stay();
-    let exit = vcpu.exit();
-    let flow = match exit {
-        Exit::ExternalInterrupt | Exit::Nmi => machine.interrupted(vcpu, host),
-        Exit::Halt => machine.halt(vcpu),
-        _ => machine.handle(vcpu, exit, host),
-    };
-    // Booked only now: what the exit was stays in registers while it is handled.
-    machine.context.stats.exited(exit.kind(), stay);
-    flow
+    let (stay, exit) = (vcpu.stay(), vcpu.exit());
+    machine.handle(vcpu, exit, stay, host)
 }

@@ -14,6 +14,14 @@ struct Cost {
     max: u64,
 }
 
+impl Cost {
+    #[cold]
+    fn extend(&mut self, ticks: u64) {
+        self.min = self.min.min(ticks);
+        self.max = self.max.max(ticks);
+    }
+}
+
 const NOTHING: Cost = Cost { count: 0, total: 0, min: u64::MAX, max: 0 };
 
 /// Exits by kind.
@@ -22,15 +30,12 @@ pub struct Stats {
     /// One place more than there are kinds: for what comes before the first exit.
     costs: [Cost; Kind::COUNT + 1],
     /// The exit under way: what it was, and when.
-    current: (usize, u64),
+    current: (Kind, u64),
 }
-
-/// The place of no exit.
-const BEFORE: usize = Kind::COUNT;
 
 impl Default for Stats {
     fn default() -> Self {
-        Self { costs: [NOTHING; Kind::COUNT + 1], current: (BEFORE, 0) }
+        Self { costs: [NOTHING; Kind::COUNT + 1], current: (Kind::Start, 0) }
     }
 }
 
@@ -39,22 +44,20 @@ impl Stats {
     #[inline]
     pub fn exited(&mut self, kind: Kind, stay: Stay) {
         let (previous, since) = self.current;
-        if let Some(cost) = self.costs.get_mut(previous) {
-            let ticks = stay.entry.wrapping_sub(since);
-            cost.count += 1;
-            cost.total = cost.total.wrapping_add(ticks);
-            cost.min = cost.min.min(ticks);
-            cost.max = cost.max.max(ticks);
+        let ticks = stay.entry.wrapping_sub(since);
+        let cost = &mut self.costs[previous as usize];
+        cost.count += 1;
+        cost.total = cost.total.wrapping_add(ticks);
+        if ticks < cost.min || ticks > cost.max {
+            cost.extend(ticks);
         }
-        self.current = (kind as usize, stay.exit);
+        self.current = (kind, stay.exit);
     }
 
     /// Books the last exit, after which the guest is not entered again.
     pub fn ended(&mut self) {
-        let (kind, _) = core::mem::replace(&mut self.current, (BEFORE, 0));
-        if let Some(cost) = self.costs.get_mut(kind) {
-            cost.count += 1;
-        }
+        let (kind, _) = core::mem::replace(&mut self.current, (Kind::Start, 0));
+        self.costs[kind as usize].count += 1;
     }
 
     /// Adds another vCPU's.

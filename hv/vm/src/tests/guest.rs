@@ -5,6 +5,7 @@ use super::vcpu::TestVcpu;
 use crate::cpuid::Leaf;
 use crate::vcpu::{ControlRegisters, SegmentState};
 use crate::{Activity, Context, Exit, Flow, Gpr, Host, Io, Machine, Stop, Turn, Vcpu, Vm};
+use core::ops::ControlFlow;
 use devices::{Clock, MachineConfig, Nanoseconds, Outcome, Sink, Size};
 use std::boxed::Box;
 use std::cell::Cell;
@@ -188,7 +189,11 @@ impl Guest {
     pub(super) fn handle(&mut self, exit: Exit) -> Flow {
         self.vcpu.exit = exit;
         let mut host = TestHost::new(self);
-        self.machine.handle(&mut self.vcpu, exit, &mut host)
+        let stay = self.vcpu.stay();
+        match self.machine.handle(&mut self.vcpu, exit, stay, &mut host) {
+            ControlFlow::Continue(()) => Flow::Resume,
+            ControlFlow::Break(()) => self.machine.left(),
+        }
     }
 
     /// One exit, after which the guest goes on.
