@@ -2,6 +2,7 @@
 //!
 //! The page for who writes guests is `hv/vm/docs/guest-interface.md`.
 
+use crate::machine::Memory;
 use crate::vcpu::Vcpu;
 use emul::Gpr;
 
@@ -22,15 +23,21 @@ const NOT_PERMITTED: i64 = -1;
 
 /// Carries out the hypercall in the guest's registers.
 #[inline]
-pub(crate) fn call(vcpu: &mut impl Vcpu) {
+pub(crate) fn call(vcpu: &mut impl Vcpu, memory: &mut impl Memory) {
     let result = if vcpu.control().cpl != 0 {
         NOT_PERMITTED.cast_unsigned()
     } else {
         match vcpu.gpr(Gpr::RAX) {
             NOP => 0,
             VERSION => ABI_VERSION,
-            _ => NO_SUCH_CALL.cast_unsigned(),
+            number => test_call(vcpu, memory, number).cast_unsigned(),
         }
     };
     vcpu.set_gpr(Gpr::RAX, result);
+}
+
+/// Operations on the guest's own memory, for guests that test the hypervisor.
+#[cold]
+fn test_call(vcpu: &impl Vcpu, memory: &mut impl Memory, number: u64) -> i64 {
+    memory.test_call(number, [Gpr::RBX, Gpr::RCX, Gpr::RDX, Gpr::RSI].map(|register| vcpu.gpr(register)))
 }

@@ -92,6 +92,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     /// The host's own interrupts; time has passed for the guest's devices too.
     pub(crate) fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
         let turn = host.interrupted(vcpu);
+        self.memory.poll();
         self.time_passes(vcpu, host);
         match turn {
             Turn::On => Flow::Resume,

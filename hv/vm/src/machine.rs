@@ -31,8 +31,6 @@ pub trait Memory: SlotMem {
     ///
     /// Where the host has no frame left it waits for what other CPUs have to give back: it is called with no lock held.
     fn fault(&mut self, fault: NestedFault) -> Resolved;
-    /// Does what can wait until the guest sleeps.
-    fn idle(&self) {}
     /// Runs the guest by `enter`, which is told whether translations have to be flushed before the guest's next instruction.
     ///
     /// That this CPU is about to run the guest is known to others by then, so `enter` may look for what they have posted, and
@@ -146,7 +144,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             }
             Exit::Hypercall => {
                 self.context.stats.exited(Kind::Hypercall, stay);
-                hypercall::call(vcpu);
+                hypercall::call(vcpu, &mut self.memory);
                 Ok(V::HYPERCALL)
             }
             Exit::ReadMsr => {
@@ -345,7 +343,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             if let Ok(bytes) = self.fetch(vcpu, bitness) {
                 for known in [Known::Vmcall, Known::Vmmcall] {
                     if let Ok(length) = known.decode(bytes.bytes(), bitness) {
-                        hypercall::call(vcpu);
+                        hypercall::call(vcpu, &mut self.memory);
                         vcpu.resume_at(bitness.advance(vcpu.rip(), length));
                         return Flow::Resume;
                     }
