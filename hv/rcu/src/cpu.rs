@@ -150,7 +150,9 @@ impl<'d, P: Platform> Cpu<'d, P> {
     pub fn session<'c>(&'c mut self, space: &'c Space, tlb: &'c mut Tlb) -> Session<'c, 'd, P> {
         let flushed = tlb.flushed(self.index, space);
         tlb.set_flushed(self.index, space, flushed);
-        self.this.set_space(space, flushed);
+        if holds(Rule::SpaceAtSession) {
+            self.this.set_space(space, flushed);
+        }
         Session { cpu: self, space, tlb }
     }
 

@@ -15,6 +15,8 @@ pub enum Rule {
     FenceAtEntry,
     /// Entry to guest mode compares generations at all.
     CompareAtEntry,
+    /// A session says which space its entries walk.
+    SpaceAtSession,
     /// The unlinker's new generation is fenced before it reads who is in guest mode.
     FenceAtFlush,
     /// What a flush did to other CPUs' states is fenced before the clock is read.

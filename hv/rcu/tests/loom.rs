@@ -59,6 +59,7 @@ struct Machine {
     kicked: Mutex<bool>,
     interrupt: Condvar,
     ready: AtomicBool,
+    posted: AtomicBool,
 }
 
 impl Platform for Machine {
@@ -117,6 +118,11 @@ impl Machine {
         *kicked = false;
     }
 
+    /// The last look before a guest or idle is stayed in: whether nothing was posted. Relaxed, as [`load`](Self::load) is.
+    fn nothing_posted(&self) -> bool {
+        !self.posted.load(Relaxed)
+    }
+
     /// One access of the guest: by the translation that the hardware has, or by a walk that makes one.
     fn access(&self, cached: &mut Option<Pfn>) {
         *cached = cached.or_else(|| self.load());
@@ -134,6 +140,7 @@ impl<const CPUS: usize> World<CPUS> {
             kicked: Mutex::new(false),
             interrupt: Condvar::new(),
             ready: AtomicBool::new(false),
+            posted: AtomicBool::new(false),
         };
         let domain = Domain::new(machine, limit);
         let space = Space::new(&domain);
@@ -251,6 +258,8 @@ enum Caught {
     Broken,
     /// Somebody gets no further: loom gives up after many turns.
     Hung,
+    /// Nobody wakes who sleeps.
+    Asleep,
 }
 
 fn must_be_caught(broken: Option<Rule>, model: fn(), expected: Caught) {
@@ -259,6 +268,7 @@ fn must_be_caught(broken: Option<Rule>, model: fn(), expected: Caught) {
     let signs: &[&str] = match expected {
         Caught::Broken => &["Causality violation", "a freed page is", "the barrier came too early"],
         Caught::Hung => &["exceeded maximum number of branches"],
+        Caught::Asleep => &["deadlock"],
     };
     assert!(message.is_some_and(|text| signs.iter().any(|sign| text.contains(sign))), "loom says: {message:?}");
 }
@@ -281,6 +291,7 @@ macro_rules! model {
     };
     (breaks) => { Caught::Broken };
     (hangs_without) => { Caught::Hung };
+    (sleeps_without) => { Caught::Asleep };
 }
 
 /// A twin whose model breaks the rule itself.
@@ -514,6 +525,127 @@ model! {
     loom_guest_passed_over_by_another_cpu = guest_passed_over_by_another_cpu;
     twin_guest_passed_over breaks WaitForHardware,
     twin_guest_passed_over_without_fence breaks FenceAtTicket
+}
+
+/// The hardware walks in one space and in another by turns; the unlinking is in one of them.
+fn sessions_by_turns() {
+    let world = World::<2>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tlb, mut cached) = (world.cpu(1), Tlb::new(), None);
+        let other = Space::new(&world.domain);
+        for _ in 0..2 {
+            {
+                let mut session = cpu.session(&world.space, &mut tlb);
+                for _ in 0..2 {
+                    session.guest(|flush| {
+                        if flush == Flush::Needed {
+                            cached = None;
+                        }
+                        world.machine().access(&mut cached);
+                    });
+                }
+            }
+            cpu.session(&other, &mut Tlb::new()).guest(|_| ());
+        }
+    });
+    let mut cpu = world.cpu(0);
+    cpu.defer(&world.space, world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// What a session says once holds for each of its entries, and for no other session's.
+    loom_sessions_by_turns = sessions_by_turns;
+    twin_session_that_names_no_space breaks SpaceAtSession,
+    twin_session_whose_entries_compare_nothing breaks CompareAtEntry,
+    twin_session_whose_entries_are_not_fenced breaks FenceAtEntry
+}
+
+/// An entry is given up after it was told to flush.
+fn entry_given_up<const KEEPS_THE_DEBT: bool>() {
+    let world = World::<2>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
+        tagged.enter(world, &mut cpu, |cached| world.machine().access(cached));
+        let Tagged { tlb, cached } = &mut tagged;
+        let mut session = cpu.session(&world.space, tlb);
+        let mut owed = session.guest(|flush| flush == Flush::Needed);
+        session.guest(|flush| {
+            owed = flush == Flush::Needed || owed && KEEPS_THE_DEBT;
+            if owed {
+                *cached = None;
+            }
+            world.machine().access(cached);
+        });
+    });
+    let mut cpu = world.cpu(0);
+    cpu.defer(&world.space, world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// A flush that a given-up entry was told of is done by the next.
+    loom_entry_given_up = entry_given_up::<true>;
+    twin_given_up_entry_without_comparison breaks CompareAtEntry
+}
+
+twin!(twin_given_up_entry_that_forgets_its_flush = entry_given_up::<false>);
+
+/// Posts an event for CPU 1, which is kicked if it is away.
+fn post(world: &World<2>) {
+    world.machine().posted.store(true, Relaxed);
+    if world.domain.is_away(1) {
+        world.machine().kick(1);
+    }
+}
+
+/// A guest that nothing but a kick ends.
+fn posted_event_vs_entry() {
+    let world = World::<2>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tlb) = (world.cpu(1), Tlb::new());
+        cpu.guest(&world.space, &mut tlb, |_| {
+            if world.machine().nothing_posted() {
+                world.machine().stay();
+            }
+        });
+    });
+    post(&world);
+    vcpu.join().unwrap();
+}
+
+model! {
+    /// What is posted is seen by the entry's last look, or kicks.
+    loom_posted_event_vs_entry = posted_event_vs_entry;
+    twin_entry_that_looks_without_fence sleeps_without FenceAtEntry,
+    twin_post_to_a_guest_without_fence sleeps_without FenceAtPost
+}
+
+/// A sleep that nothing but a kick ends.
+fn posted_event_vs_idle() {
+    let world = World::<2>::new(9);
+    let sleeper = spawn(&world, |world| {
+        world.cpu(1).idle(|| {
+            if world.machine().nothing_posted() {
+                world.machine().stay();
+            }
+        });
+    });
+    post(&world);
+    sleeper.join().unwrap();
+}
+
+model! {
+    /// What is posted is seen by the last look before the sleep, or kicks.
+    loom_posted_event_vs_idle = posted_event_vs_idle;
+    twin_idle_that_looks_without_fence sleeps_without FenceAtIdle,
+    twin_post_to_an_idle_cpu_without_fence sleeps_without FenceAtPost
 }
 
 /// One vCPU, one tag: on CPU 1, then on CPU 2, then on CPU 1 again, which still has its old translations.
