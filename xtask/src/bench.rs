@@ -8,7 +8,6 @@ use crate::machine::{Image, Machine};
 use crate::progress::Step;
 use crate::project;
 use crate::setup::{self, Tool};
-use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Pages, Trial};
 use crate::verdict::Verdict;
 use anyhow::Result;
@@ -165,14 +164,10 @@ impl Bench {
 fn trial(host: Host, images: &Images) -> Trial {
     Trial {
         machine: host.machine(),
+        cpus: None,
         hypervisor: Some(Hypervisor { file: images.hv(), words: "log=info".to_string() }),
-        guest: Guest {
-            image: Image::new(images.guest("exit-latency"), ""),
-            modules: Vec::new(),
-            memory: Size::mib(64),
-            // So that a first touch is that of a 4 KiB page.
-            pages: Pages::Small,
-        },
+        // So that a first touch is that of a 4 KiB page.
+        guests: vec![Guest { pages: Pages::Small, ..Guest::new(Image::new(images.guest("exit-latency"), "")) }],
         timeout: TIMEOUT,
         limit: None,
     }

@@ -1,5 +1,6 @@
 //! From what a machine did to a verdict: the one place that decides.
 
+use crate::accounts::Accounts;
 use crate::ktap;
 use crate::verdict::{Verdict, VerdictLine};
 use std::fmt;
@@ -28,6 +29,8 @@ pub(crate) enum Machine {
 /// All that is known of a finished run.
 pub(crate) struct Evidence<'a> {
     pub(crate) machine: Machine,
+    /// The VMs' names, in their order.
+    pub(crate) vms: &'a [String],
     pub(crate) end: End,
     /// The console, line by line.
     pub(crate) console: &'a [String],
@@ -59,18 +62,110 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Judges a run.
-pub(crate) fn judge(evidence: &Evidence<'_>) -> Outcome {
+/// A run judged, and each VM of it.
+#[derive(Debug)]
+pub(crate) struct Judgement {
+    pub(crate) outcome: Outcome,
+    pub(crate) vms: Vec<VmReport>,
+}
+
+/// What is known of one VM.
+#[derive(Debug)]
+pub(crate) struct VmReport {
+    pub(crate) name: String,
+    pub(crate) outcome: Outcome,
+    pub(crate) ktap: ktap::Report,
+    /// None where the hypervisor gave none; an error where it makes no sense.
+    pub(crate) accounts: Option<Result<Accounts, String>>,
+    /// The guest's own count of table operations.
+    pub(crate) operations: Option<u64>,
+}
+
+impl VmReport {
+    /// How much was done, in brackets; nothing where nothing was counted.
+    pub(crate) fn work(&self) -> String {
+        let guest = self.operations.map(|count| format!("{count} operations by the guest"));
+        let tables = self.accounts.as_ref().and_then(|accounts| accounts.as_ref().ok());
+        let tables = tables.map(|tables| format!("{} on its tables", tables.operations));
+        let parts: Vec<_> = guest.into_iter().chain(tables).collect();
+        if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+    }
+}
+
+/// Judges a run: the worst of what the hypervisor says and what the guests reported.
+pub(crate) fn judge(evidence: &Evidence<'_>) -> Judgement {
     let outcome = match evidence.machine {
         Machine::QemuBare => judge_bare(evidence),
         Machine::QemuHv | Machine::BochsHv => judge_hv(evidence),
     };
-    if outcome.verdict == Verdict::Pass { hold_to_ktap(outcome, evidence.console) } else { outcome }
+    if let [only] = evidence.vms {
+        let vm = vm_report(evidence, only, outcome);
+        return Judgement { outcome: vm.outcome.clone(), vms: vec![vm] };
+    }
+    let vms: Vec<_> = evidence.vms.iter().map(|vm| vm_report(evidence, vm, verdict_on(evidence, vm))).collect();
+    Judgement { outcome: worst(outcome, &vms), vms }
+}
+
+/// A pass stands only if it is every VM's. The hypervisor's word on the whole has to be its word on the VMs, but what a
+/// guest reported can make it worse.
+fn worst(outcome: Outcome, vms: &[VmReport]) -> Outcome {
+    match vms.iter().find(|vm| vm.outcome.verdict != Verdict::Pass) {
+        Some(vm) if outcome.verdict == Verdict::Pass => {
+            Outcome::new(vm.outcome.verdict, format!("{}: {}", vm.name, vm.outcome.text))
+        }
+        _ => outcome,
+    }
+}
+
+/// What the hypervisor says of one VM among several.
+fn verdict_on(evidence: &Evidence<'_>, vm: &str) -> Outcome {
+    match evidence.console.iter().rev().find_map(|line| VerdictLine::parse_for(line, vm)) {
+        Some(Ok(line)) => Outcome::new(line.verdict, line.text),
+        Some(Err(why)) => Outcome::new(Verdict::Unknown, why),
+        None => Outcome::new(Verdict::Unknown, "no verdict on this VM"),
+    }
+}
+
+/// A VM's report, with the outcome made worse if its own tests failed.
+fn vm_report(evidence: &Evidence<'_>, vm: &str, outcome: Outcome) -> VmReport {
+    let tag = Some(vm).filter(|_| evidence.vms.len() > 1);
+    let lines: Vec<&str> = evidence.console.iter().filter_map(|line| untagged(line, tag)).collect();
+    let ktap = ktap::Report::parse(lines.iter().copied());
+    let accounts = evidence.console.iter().rev().find_map(|line| Accounts::parse(line, tag));
+    VmReport {
+        name: vm.to_string(),
+        outcome: match outcome.verdict {
+            Verdict::Pass => hold_to_accounts(hold_to_ktap(outcome, &ktap), accounts.as_ref()),
+            _ => outcome,
+        },
+        ktap,
+        accounts,
+        operations: lines.iter().rev().find_map(|line| line.trim().strip_prefix("# operations ")?.parse().ok()),
+    }
+}
+
+/// The line as this VM wrote it: after `VM| ` if there are several. None: it is not this VM's.
+fn untagged<'a>(line: &'a str, vm: Option<&str>) -> Option<&'a str> {
+    let Some(vm) = vm else { return Some(line) };
+    let rest = line.strip_prefix(vm)?.strip_prefix('|')?;
+    Some(rest.strip_prefix(' ').unwrap_or(rest))
+}
+
+/// A pass is none if the hypervisor's own account says that something did not come back.
+fn hold_to_accounts(outcome: Outcome, accounts: Option<&Result<Accounts, String>>) -> Outcome {
+    if outcome.verdict != Verdict::Pass {
+        return outcome;
+    }
+    let fault = match accounts {
+        Some(Ok(accounts)) => accounts.fault().map(|fault| (Verdict::Leak, fault)),
+        Some(Err(broken)) => Some((Verdict::Unknown, broken.clone())),
+        None => None,
+    };
+    fault.map_or(outcome, |(verdict, fault)| Outcome::new(verdict, format!("the verdict is pass, but {fault}")))
 }
 
 /// A guest that ends with success although a test of its own failed has failed.
-fn hold_to_ktap(outcome: Outcome, console: &[String]) -> Outcome {
-    let report = ktap::Report::parse(console.iter().map(String::as_str));
+fn hold_to_ktap(outcome: Outcome, report: &ktap::Report) -> Outcome {
     let failed: Vec<_> = report.failed().map(|case| case.name.as_str()).collect();
     if !failed.is_empty() {
         Outcome::new(Verdict::GuestFailed, format!("the guest reported success, but not ok: {}", failed.join(", ")))
@@ -153,9 +248,15 @@ mod tests {
         text.lines().map(str::to_string).collect()
     }
 
-    fn verdict_of(machine: Machine, end: End, console: &str, complaints: &str) -> Outcome {
+    fn judgement(machine: Machine, vms: &[&str], end: End, console: &str, complaints: &str) -> Judgement {
         let (console, complaints) = (lines(console), lines(complaints));
-        judge(&Evidence { machine, end, console: &console, complaints: &complaints, processor_shut_down: false })
+        let vms: Vec<_> = vms.iter().map(|vm| (*vm).to_string()).collect();
+        let processor_shut_down = false;
+        judge(&Evidence { machine, vms: &vms, end, console: &console, complaints: &complaints, processor_shut_down })
+    }
+
+    fn verdict_of(machine: Machine, end: End, console: &str, complaints: &str) -> Outcome {
+        judgement(machine, &["vm0"], end, console, complaints).outcome
     }
 
     fn hv(end: End, console: &str) -> Verdict {
@@ -219,12 +320,13 @@ mod tests {
         for end in [exited(1), TIMED_OUT] {
             let evidence = Evidence {
                 machine: Machine::BochsHv,
+                vms: &lines("vm0"),
                 end,
                 console: &console,
                 complaints: &[],
                 processor_shut_down: true,
             };
-            assert_eq!(judge(&evidence).verdict, Verdict::HvTripleFault);
+            assert_eq!(judge(&evidence).outcome.verdict, Verdict::HvTripleFault);
         }
         assert_eq!(verdict_of(Machine::BochsHv, exited(0), "hv: hello", "").verdict, Verdict::Unknown);
     }
@@ -252,5 +354,53 @@ mod tests {
         assert_eq!(hv(exited(1), &format!("{ktap}hv: verdict: pass 0 fine")), Verdict::GuestFailed);
         assert_eq!(hv(exited(1), "KTAP version 1\n1..2\nok 1 a\nhv: verdict: pass 0"), Verdict::GuestFailed);
         assert_eq!(hv(exited(1), "KTAP version 1\n1..1\nok 1 a\nhv: verdict: pass 0"), Verdict::Pass);
+    }
+
+    #[test]
+    fn a_pass_with_something_left_over_is_a_leak() {
+        let account = |left| {
+            format!(
+                "hv: tables: allocated=5 freed=5 deferred=1 peak-backlog=1 longest-grace-period=9 kicks=0 operations=7 \
+                 left={left}\nhv: verdict: pass 0"
+            )
+        };
+        assert_eq!(hv(exited(1), &account("0")), Verdict::Pass);
+        assert_eq!(hv(exited(1), &account("2")), Verdict::Leak);
+        assert_eq!(hv(exited(1), &account("none")), Verdict::Unknown);
+    }
+
+    const TWO: &str = "a| KTAP version 1\nb| KTAP version 1\nb| 1..1\na| 1..2\na| ok 1 x\nb| not ok 1 z\na|\na| ok 2 y\n\
+                       a| # operations 12\nhv: a: tables: allocated=1 freed=1 deferred=0 peak-backlog=0 \
+                       longest-grace-period=0 kicks=0 operations=13 left=0\n";
+
+    fn two(rest: &str, status: i32) -> Judgement {
+        judgement(Machine::QemuHv, &["a", "b"], exited(status), &format!("{TWO}{rest}"), "")
+    }
+
+    #[test]
+    fn each_vm_has_its_own_lines() {
+        let end = "hv: a: verdict: pass 0 fine\nhv: b: verdict: guest-failed 1 wrote 1\nhv: verdict: guest-failed 1 b: wrote 1";
+        let judged = two(end, 3);
+        assert_eq!(judged.outcome, Outcome::new(Verdict::GuestFailed, "b: wrote 1"));
+        let [a, b] = &judged.vms[..] else { panic!("two VMs") };
+        assert_eq!((a.name.as_str(), a.outcome.verdict, a.ktap.cases.len()), ("a", Verdict::Pass, 2));
+        assert_eq!((a.operations, a.accounts.clone().unwrap().unwrap().operations), (Some(12), 13));
+        assert_eq!((b.name.as_str(), b.outcome.verdict, b.ktap.failed().count()), ("b", Verdict::GuestFailed, 1));
+        assert_eq!((b.operations, &b.accounts), (None, &None));
+        assert_eq!((a.work().as_str(), b.work().as_str()), (" (12 operations by the guest, 13 on its tables)", ""));
+    }
+
+    #[test]
+    fn of_several_vms_the_worst_counts() {
+        let passes = "hv: a: verdict: pass 0\nhv: b: verdict: pass 0\nhv: verdict: pass 0";
+        let judged = two(passes, 1);
+        assert_eq!(judged.outcome.verdict, Verdict::GuestFailed);
+        assert_eq!(judged.outcome.text, "b: the guest reported success, but not ok: z");
+        assert_eq!(judged.vms[0].outcome.verdict, Verdict::Pass);
+        for rest in ["hv: a: verdict: pass 0\nhv: verdict: pass 0", "b| hv: b: verdict: pass 0\nhv: verdict: pass 0"] {
+            assert_eq!(two(rest, 1).outcome.verdict, Verdict::Unknown, "a pass that is not everybody's: {rest}");
+        }
+        let panicked = two("hv: verdict: hv-panic 5 oops", 11);
+        assert_eq!((panicked.outcome.verdict, panicked.vms[1].outcome.verdict), (Verdict::HvPanic, Verdict::Unknown));
     }
 }

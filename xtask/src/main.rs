@@ -1,9 +1,12 @@
 //! Sets up, builds, runs, tests and measures the hypervisor: `cargo xtask --help`.
 
+mod accounts;
 mod bench;
 mod build;
 mod failure;
 mod figures;
+mod guests;
+mod iso;
 mod judge;
 mod ktap;
 mod latency;
@@ -39,6 +42,7 @@ enum Command {
     Setup(setup::Args),
     Build(build::Args),
     Run(run::Args),
+    Iso(iso::Args),
     Test(test::Args),
     Bench(bench::Args),
     Lint(lint::Args),
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::command(&args),
         Command::Build(args) => build::command(&args),
         Command::Run(args) => run::command(&args),
+        Command::Iso(args) => iso::command(&args),
         Command::Test(args) => test::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Lint(args) => lint::command(&args),

@@ -1,28 +1,27 @@
 //! Boots a guest on a machine and judges it.
 
-use crate::build::{self, Images};
+use crate::build::Images;
 use crate::failure::usage;
+use crate::guests::{GuestArgs, Wanted};
+use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Needs, Qemu};
-use crate::machine::{Image, Machine};
 use crate::setup::{self, Tool};
-use crate::size::Size;
 use crate::symbols::Symbols;
-use crate::trial::{Guest, Hypervisor, Pages, Trial};
+use crate::trial::{Hypervisor, Trial};
 use crate::verdict::Verdict;
 use anyhow::Result;
 use clap::ValueEnum;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// What is booted when no guest is named: one machine after the other.
 const DEFAULT_GUESTS: [&str; 2] = ["smoke", "exit-latency"];
 
-/// Boot the hypervisor with a guest, and give the guest's verdict
+/// Boot the hypervisor with guests, and give their verdict
 ///
-/// The console is printed as it comes. Without --guest: the smoke test, then the exit-latency table.
+/// The console is printed as it comes. Without --guest and --vm: the smoke test, then the exit-latency table.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -38,33 +37,19 @@ pub(crate) struct Args {
     /// Model of the processor; see `qemu-system-x86_64 -cpu help`, `bochs --help cpu`
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
-    /// Multiboot ELF to run, or the name of one of our guests
-    #[arg(long, value_name = "FILE")]
-    guest: Option<String>,
-    /// Words for the guest's command line, after its name
-    #[arg(long, value_name = "WORDS", default_value = "")]
-    cmdline: String,
-    /// A module for the guest, and the words for its string; may be repeated
-    #[arg(long, value_name = "FILE WORDS")]
-    module: Vec<String>,
-    /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "64M")]
-    mem: Size,
-    /// The largest page that maps the guest's memory [default: 4k for exit-latency, which touches such pages; else 2m]
-    #[arg(long, value_enum)]
-    pages: Option<Pages>,
+    /// The machine's processors [default: as many as all vCPUs together, 8 at most]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: Option<u32>,
+    #[command(flatten)]
+    guests: GuestArgs,
     /// Kill the machine after this time
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
-    /// Let the hypervisor end the guest after this time of the machine's own clock [default: a bit below the time-out]
+    /// Let the hypervisor end a guest after this time of the machine's own clock [default: a bit below the time-out]
     #[arg(long, value_name = "SECONDS")]
     limit: Option<u32>,
-    /// The hypervisor's log level
-    #[arg(long, value_enum, default_value = "info")]
-    log: Level,
-    /// More words for the hypervisor's command line
-    #[arg(long, value_name = "WORDS", default_value = "")]
-    hv_words: String,
+    #[command(flatten)]
+    words: HvWords,
     /// Boot the guest without the hypervisor, to compare (QEMU)
     #[arg(long)]
     bare: bool,
@@ -76,6 +61,9 @@ Examples:
   cargo xtask run --icount --guest exit-latency             latency in instructions
   cargo xtask run --guest my.elf --cmdline \"a b\" --mem 64M  a guest of your own
   cargo xtask run --guest my.elf --module \"disk.img ro\"     ... with a module
+  cargo xtask run --guest balloon --vcpus 4 --cpus 2        four virtual processors on two
+  cargo xtask run --vm guest=smoke,name=a --vm \"guest=balloon,name=b,vcpus=2,mem=128M,cmdline=--seconds 5\"
+                                                            two VMs, whose lines are marked `a| ` and `b| `
   cargo xtask run --guest smoke --bare --accel kvm          the same image without the hypervisor, under KVM
   cargo xtask run --host bochs --guest smoke                on Bochs, by GRUB
 
@@ -100,6 +88,25 @@ enum HostKind {
     Bochs,
 }
 
+/// What the hypervisor is told beside its VMs.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct HvWords {
+    /// The hypervisor's log level
+    #[arg(long, value_enum, default_value = "info")]
+    log: Level,
+    /// More words for the hypervisor's command line
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    hv_words: String,
+}
+
+impl HvWords {
+    /// The hypervisor with these words.
+    pub(crate) fn hypervisor(&self, images: &Images) -> Hypervisor {
+        let level = self.log.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
+        Hypervisor { file: images.hv(), words: format!("log={level} {}", self.hv_words) }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Level {
     Error,
@@ -110,18 +117,25 @@ enum Level {
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
-    let guests: Vec<&str> = args.guest.as_deref().map_or_else(|| DEFAULT_GUESTS.to_vec(), |guest| vec![guest]);
-    let ours = guests.iter().map(|guest| build::is_our_guest(guest)).collect::<Result<Vec<_>>>()?;
+    let machines: Vec<Vec<Wanted>> = if args.guests.names_any() {
+        vec![args.guests.wanted("")]
+    } else {
+        DEFAULT_GUESTS.iter().map(|guest| args.guests.wanted(guest)).collect()
+    };
+    if args.bare && machines.iter().any(|guests| guests.len() > 1) {
+        return Err(usage("--bare boots one guest: without the hypervisor a machine holds no more"));
+    }
+    let ours = machines.iter().flatten().map(Wanted::is_ours).collect::<Result<Vec<_>>>()?;
     let machine = args.machine()?;
     let images = match (args.bare, ours.contains(&true)) {
         (false, _) => Some(Images::build()?),
         (true, true) => Some(Images::build_guests()?),
         (true, false) => None,
     };
-    for (name, ours) in guests.into_iter().zip(ours) {
-        let file = images.as_ref().filter(|_| ours).map_or_else(|| PathBuf::from(name), |images| images.guest(name));
-        let trial = args.trial(&machine, images.as_ref().filter(|_| !args.bare), file);
-        let verdict = show(&trial, name)?;
+    for guests in machines {
+        let trial = args.trial(&machine, images.as_ref(), &guests);
+        let title = guests.iter().map(Wanted::title).collect::<Vec<_>>().join(", ");
+        let verdict = show(&trial, &title)?;
         if verdict != Verdict::Pass {
             return Ok(ExitCode::from(verdict.status()));
         }
@@ -130,7 +144,7 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 }
 
 /// Carries out a trial with its console on ours, and says how it ended.
-fn show(trial: &Trial, name: &str) -> Result<Verdict> {
+fn show(trial: &Trial, title: &str) -> Result<Verdict> {
     let symbols = trial.hypervisor.as_ref().and_then(|hypervisor| Symbols::load(&hypervisor.file).ok());
     let mut printer = Printer { symbols, line: Vec::new() };
     let report = trial.carry_out(&mut |bytes| printer.print(bytes))?;
@@ -140,8 +154,12 @@ fn show(trial: &Trial, name: &str) -> Result<Verdict> {
             println!("emulator: {line}");
         }
     }
-    let name = Path::new(name).file_name().unwrap_or_default().to_string_lossy();
-    println!("run: {} [{name} on {trial}, {:.1} s]", report.outcome, report.finished.elapsed.as_secs_f64());
+    if let [_, _, ..] = &report.vms[..] {
+        for vm in &report.vms {
+            println!("run: {}: {}{}", vm.name, vm.outcome, vm.work());
+        }
+    }
+    println!("run: {} [{title} on {trial}, {:.1} s]", report.outcome, report.finished.elapsed.as_secs_f64());
     Ok(report.outcome.verdict)
 }
 
@@ -166,29 +184,17 @@ impl Args {
         }
     }
 
-    fn trial(&self, machine: &Machine, images: Option<&Images>, guest: PathBuf) -> Trial {
-        let level = self.log.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
-        let words = format!("log={level} {}", self.hv_words);
-        let is_latency = guest.file_name().is_some_and(|name| name == "exit-latency");
+    fn trial(&self, machine: &Machine, images: Option<&Images>, guests: &[Wanted]) -> Trial {
+        let guests = guests.iter().enumerate().map(|(number, guest)| guest.resolve(number, images));
         Trial {
             machine: machine.clone(),
-            hypervisor: images.map(|images| Hypervisor { file: images.hv(), words }),
-            guest: Guest {
-                image: Image::new(guest, self.cmdline.clone()),
-                modules: self.module.iter().map(|module| parse_module(module)).collect(),
-                memory: self.mem,
-                pages: self.pages.unwrap_or(if is_latency { Pages::Small } else { Pages::Large }),
-            },
+            cpus: self.cpus,
+            hypervisor: images.filter(|_| !self.bare).map(|images| self.words.hypervisor(images)),
+            guests: guests.collect(),
             timeout: Duration::from_secs(self.timeout.into()),
             limit: self.limit.map(|seconds| Duration::from_secs(seconds.into())),
         }
     }
-}
-
-/// `FILE WORDS`: a file whose path has a blank is given by a path without one.
-fn parse_module(module: &str) -> Image {
-    let (file, words) = module.split_once(' ').unwrap_or((module, ""));
-    Image::new(file, words)
 }
 
 /// Passes a console on, and puts the names below a panic's backtrace.
@@ -222,17 +228,5 @@ impl Printer {
             println!();
             self.line.clear();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_module_is_a_file_and_words() {
-        let module = parse_module("a/b.img root=1 ro");
-        assert_eq!((module.file, module.words.as_str()), (PathBuf::from("a/b.img"), "root=1 ro"));
-        assert_eq!(parse_module("x").words, "");
     }
 }

@@ -1,17 +1,19 @@
-//! One guest on one machine, with or without the hypervisor, judged.
+//! Guests on a machine, with or without the hypervisor, judged.
 
-use crate::judge::{self, Evidence, Outcome};
-use crate::machine::{Boot, Finished, Image, Machine};
+use crate::judge::{self, Evidence, Outcome, VmReport};
+use crate::machine::{Boot, Finished, Image, Images, Machine, Medium};
 use crate::size::Size;
 use anyhow::Result;
 use clap::ValueEnum;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Memory of a machine beyond what its guest gets, and the least that a machine has.
+/// Memory of a machine beyond what its guests get, and the least that a machine has.
 const HV_MEMORY: Size = Size::mib(256);
 const LEAST_MEMORY: Size = Size::mib(512);
+/// The most processors that a machine gets unasked.
+const MOST_CPUS: u32 = 8;
 
 /// The largest page that maps a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -22,6 +24,13 @@ pub(crate) enum Pages {
     Large,
 }
 
+/// How a guest's memory is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Paging {
+    /// By EPT or NPT
+    Nested,
+}
+
 /// The hypervisor's image, and the words of its command line that are not about a guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Hypervisor {
@@ -29,24 +38,75 @@ pub(crate) struct Hypervisor {
     pub(crate) words: String,
 }
 
+impl Hypervisor {
+    /// Its image and command line for these guests. The modules are a guest's image, that guest's modules, the next guest's…
+    pub(crate) fn images(&self, guests: &[Guest], limit: Duration) -> Images {
+        let vms = guests.iter().map(|guest| guest.word(limit));
+        let words: Vec<_> = std::iter::once(self.words.trim().to_string()).chain(vms).collect();
+        let parts = |guest: &Guest| [std::slice::from_ref(&guest.image), &guest.modules].concat();
+        Images {
+            kernel: Image::new(&self.file, words.join(" ").trim()),
+            modules: guests.iter().flat_map(parts).collect(),
+        }
+    }
+}
+
 /// A guest and what it gets.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
+    /// What the VM is called on the console.
+    pub(crate) name: String,
     pub(crate) image: Image,
     pub(crate) modules: Vec<Image>,
+    pub(crate) vcpus: u32,
     pub(crate) memory: Size,
     pub(crate) pages: Pages,
+    pub(crate) paging: Paging,
 }
 
-/// A guest, a machine, and how long it may take.
+impl Guest {
+    /// A guest's memory if nothing else is said.
+    pub(crate) const MEMORY: Size = Size::mib(64);
+
+    /// The first guest of a machine, with what guests get if nothing else is said.
+    pub(crate) fn new(image: Image) -> Self {
+        Self {
+            name: "vm0".to_string(),
+            image,
+            modules: Vec::new(),
+            vcpus: 1,
+            memory: Self::MEMORY,
+            pages: Pages::Large,
+            paging: Paging::Nested,
+        }
+    }
+
+    /// The hypervisor's word for its VM.
+    fn word(&self, limit: Duration) -> String {
+        let Self { name, modules, vcpus, memory, .. } = self;
+        let (count, limit) = (modules.len(), limit.as_secs());
+        let (pages, paging) = (word_of(self.pages), word_of(self.paging));
+        format!("vm=name={name},vcpus={vcpus},paging={paging},mem={memory},pages={pages},modules={count},limit={limit}")
+    }
+}
+
+/// The value as it is written on a command line.
+fn word_of(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+}
+
+/// Guests, a machine, and how long it may take.
 #[derive(Clone, Debug)]
 pub(crate) struct Trial {
     pub(crate) machine: Machine,
-    /// None: the guest alone on the machine.
+    /// The machine's processors; None: as many as the guests have, up to a limit.
+    pub(crate) cpus: Option<u32>,
+    /// None: one guest alone on the machine.
     pub(crate) hypervisor: Option<Hypervisor>,
-    pub(crate) guest: Guest,
+    /// One at least.
+    pub(crate) guests: Vec<Guest>,
     pub(crate) timeout: Duration,
-    /// When the hypervisor ends the guest, by the machine's own clock; None: a bit before the time-out.
+    /// When the hypervisor ends a guest, by the machine's own clock; None: a bit before the time-out.
     pub(crate) limit: Option<Duration>,
 }
 
@@ -54,45 +114,56 @@ pub(crate) struct Trial {
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) outcome: Outcome,
+    pub(crate) vms: Vec<VmReport>,
     pub(crate) finished: Finished,
 }
 
 impl Trial {
     /// Boots, waits, judges. `live` gets the console's bytes as they come.
     pub(crate) fn carry_out(&self, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
-        let finished = self.machine.run(&self.boot(), self.timeout, live)?;
-        let outcome = judge::judge(&Evidence {
+        self.carry_out_from(Medium::Images(self.images()), live)
+    }
+
+    /// The same from an ISO of this trial's images.
+    pub(crate) fn carry_out_from_iso(&self, iso: &Path, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
+        self.carry_out_from(Medium::Iso(iso.to_path_buf()), live)
+    }
+
+    fn carry_out_from(&self, from: Medium, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
+        let boot = Boot { from, memory: self.memory(), cpus: self.cpus() };
+        let finished = self.machine.run(&boot, self.timeout, live)?;
+        let vms: Vec<String> = self.guests.iter().map(|guest| guest.name.clone()).collect();
+        let judgement = judge::judge(&Evidence {
             machine: match (&self.machine, &self.hypervisor) {
                 (Machine::Qemu(_), Some(_)) => judge::Machine::QemuHv,
                 (Machine::Qemu(_), None) => judge::Machine::QemuBare,
                 (Machine::Bochs(_), _) => judge::Machine::BochsHv,
             },
+            vms: &vms,
             end: finished.end,
             console: &finished.console,
             complaints: &finished.complaints,
             processor_shut_down: finished.processor_shut_down,
         });
-        Ok(Report { outcome, finished })
+        Ok(Report { outcome: judgement.outcome, vms: judgement.vms, finished })
     }
 
-    /// The images and command lines: the hypervisor's modules are the guest's image and then the guest's modules.
-    fn boot(&self) -> Boot {
-        let Guest { image, modules, memory, pages } = &self.guest;
-        let Some(hypervisor) = &self.hypervisor else {
-            return Boot { kernel: image.clone(), modules: modules.clone(), memory: *memory };
-        };
-        let pages = match pages {
-            Pages::Small => "4k",
-            Pages::Large => "2m",
-        };
-        let (count, limit) = (modules.len(), self.guest_limit().as_secs());
-        let vm = format!("vm=mem={memory},pages={pages},modules={count},limit={limit}");
-        let words = [hypervisor.words.trim(), &vm].join(" ").trim().to_string();
-        Boot {
-            kernel: Image::new(&hypervisor.file, words),
-            modules: [std::slice::from_ref(image), modules].concat(),
-            memory: memory.plus(HV_MEMORY).max(LEAST_MEMORY),
+    /// The images to boot.
+    pub(crate) fn images(&self) -> Images {
+        match &self.hypervisor {
+            Some(hypervisor) => hypervisor.images(&self.guests, self.guest_limit()),
+            None => Images { kernel: self.guests[0].image.clone(), modules: self.guests[0].modules.clone() },
         }
+    }
+
+    fn memory(&self) -> Size {
+        let guests = self.guests.iter().fold(Size::mib(0), |sum, guest| sum.plus(guest.memory));
+        if self.hypervisor.is_some() { guests.plus(HV_MEMORY).max(LEAST_MEMORY) } else { guests }
+    }
+
+    fn cpus(&self) -> u32 {
+        let vcpus = self.guests.iter().map(|guest| guest.vcpus).sum::<u32>();
+        self.cpus.unwrap_or(if self.hypervisor.is_some() { vcpus.min(MOST_CPUS) } else { vcpus })
     }
 
     /// A tenth less than the time-out, and a second at least, so that it is the hypervisor that says where a guest hangs.
@@ -106,8 +177,12 @@ impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let alone = if self.hypervisor.is_none() { ", without the hypervisor" } else { "" };
         match &self.machine {
-            Machine::Qemu(qemu) => write!(f, "QEMU, {}{alone}", qemu.engine),
-            Machine::Bochs(bochs) => write!(f, "Bochs, {}{alone}", bochs.cpu),
+            Machine::Qemu(qemu) => write!(f, "QEMU, {}", qemu.engine),
+            Machine::Bochs(bochs) => write!(f, "Bochs, {}", bochs.cpu),
+        }?;
+        match self.cpus() {
+            1 => f.write_str(alone),
+            cpus => write!(f, ", {cpus} processors{alone}"),
         }
     }
 }
@@ -117,38 +192,57 @@ mod tests {
     use super::*;
     use crate::machine::qemu::{Engine, Qemu};
 
+    fn guest() -> Guest {
+        let modules = vec![Image::new("disk", "ro"), Image::new("conf", "")];
+        Guest { modules, pages: Pages::Small, ..Guest::new(Image::new("guest", "a b")) }
+    }
+
     fn trial(timeout: u64) -> Trial {
         Trial {
             machine: Machine::Qemu(Qemu { engine: Engine::Tcg, cpu: None }),
+            cpus: None,
             hypervisor: Some(Hypervisor { file: "hv".into(), words: "log=info".to_string() }),
-            guest: Guest {
-                image: Image::new("guest", "a b"),
-                modules: vec![Image::new("disk", "ro"), Image::new("conf", "")],
-                memory: Size::mib(64),
-                pages: Pages::Small,
-            },
+            guests: vec![guest()],
             timeout: Duration::from_secs(timeout),
             limit: None,
         }
     }
 
+    fn files(images: &Images) -> Vec<(&str, &str)> {
+        images.modules.iter().map(|module| (module.file.to_str().unwrap(), &*module.words)).collect()
+    }
+
     #[test]
     fn the_hypervisor_gets_the_guest_and_its_modules() {
-        let boot = trial(60).boot();
-        assert_eq!(boot.kernel.words, "log=info vm=mem=64M,pages=4k,modules=2,limit=54");
-        let modules: Vec<_> =
-            boot.modules.iter().map(|module| (module.file.to_str().unwrap(), &*module.words)).collect();
-        assert_eq!(modules, [("guest", "a b"), ("disk", "ro"), ("conf", "")]);
-        assert_eq!(boot.memory, LEAST_MEMORY);
-        let large = Trial { guest: Guest { memory: Size::mib(1024), ..trial(60).guest }, ..trial(60) };
-        assert_eq!(large.boot().memory, Size::mib(1280));
+        let images = trial(60).images();
+        assert_eq!(
+            images.kernel.words,
+            "log=info vm=name=vm0,vcpus=1,paging=nested,mem=64M,pages=4k,modules=2,limit=54"
+        );
+        assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", "")]);
+        assert_eq!((trial(60).memory(), trial(60).cpus()), (LEAST_MEMORY, 1));
+    }
+
+    #[test]
+    fn several_guests_follow_one_another() {
+        let second =
+            Guest { name: "b".into(), vcpus: 3, memory: Size::mib(1024), ..Guest::new(Image::new("other", "c")) };
+        let two = Trial { guests: vec![guest(), second.clone()], ..trial(60) };
+        let images = two.images();
+        assert!(images.kernel.words.contains("limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,pages=2m,modules=0,"));
+        assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", ""), ("other", "c")]);
+        assert_eq!((two.memory(), two.cpus()), (Size::mib(64 + 1024 + 256), 4));
+        assert_eq!(two.to_string(), "QEMU, TCG, 4 processors");
+        assert_eq!(Trial { cpus: Some(2), ..two.clone() }.cpus(), 2);
+        assert_eq!(Trial { guests: vec![Guest { vcpus: 16, ..second }], ..two }.cpus(), MOST_CPUS);
     }
 
     #[test]
     fn alone_the_guest_is_the_kernel() {
-        let boot = Trial { hypervisor: None, ..trial(60) }.boot();
-        assert_eq!((boot.kernel.words.as_str(), boot.modules.len()), ("a b", 2));
-        assert_eq!(boot.memory, Size::mib(64));
+        let alone = Trial { hypervisor: None, ..trial(60) };
+        let images = alone.images();
+        assert_eq!((images.kernel.words.as_str(), images.modules.len()), ("a b", 2));
+        assert_eq!(alone.memory(), Size::mib(64));
     }
 
     #[test]

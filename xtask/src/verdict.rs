@@ -77,7 +77,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// The hypervisor's own verdict line: `hv: verdict: NAME STATUS text…`.
+/// A verdict line of the hypervisor: `hv: verdict: NAME STATUS text…`, or `hv: VM: verdict: …` of one VM among several.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct VerdictLine<'a> {
     pub(crate) verdict: Verdict,
@@ -87,7 +87,16 @@ pub(crate) struct VerdictLine<'a> {
 impl<'a> VerdictLine<'a> {
     /// Reads a console line. None: it is some other line. An error: it is a verdict line that contradicts itself.
     pub(crate) fn parse(line: &'a str) -> Option<Result<Self, String>> {
-        let rest = line.trim_end().strip_prefix("hv: verdict:")?.trim_start();
+        Self::parse_rest(line.strip_prefix("hv: ")?)
+    }
+
+    /// The same for the verdict on one VM among several.
+    pub(crate) fn parse_for(line: &'a str, vm: &str) -> Option<Result<Self, String>> {
+        Self::parse_rest(line.strip_prefix("hv: ")?.strip_prefix(vm)?.strip_prefix(": ")?)
+    }
+
+    fn parse_rest(rest: &'a str) -> Option<Result<Self, String>> {
+        let rest = rest.trim_end().strip_prefix("verdict:")?.trim_start();
         let mut words = rest.splitn(3, ' ');
         let (name, status) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let text = words.next().unwrap_or_default();
@@ -113,6 +122,16 @@ mod tests {
         }
         let bare = VerdictLine::parse("hv: verdict: pass 0").unwrap().unwrap();
         assert_eq!((bare.verdict, bare.text), (Verdict::Pass, ""));
+    }
+
+    #[test]
+    fn a_vms_own_line_is_its_own() {
+        let line = "hv: a: verdict: guest-failed 1 it wrote 1";
+        let read = VerdictLine::parse_for(line, "a").unwrap().unwrap();
+        assert_eq!((read.verdict, read.text), (Verdict::GuestFailed, "it wrote 1"));
+        assert_eq!(VerdictLine::parse_for(line, "b"), None);
+        assert_eq!(VerdictLine::parse_for("hv: aa: verdict: pass 0", "a"), None);
+        assert_eq!(VerdictLine::parse(line), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Bochs: the way to VMX where the processor has none, and a second opinion on SVM.
 
-use super::{Boot, Leashed, Stop, iso};
+use super::{Boot, Leashed, Medium, Stop, iso};
 use crate::project;
 use anyhow::{Context, Result};
 use std::fs::{self, File};
@@ -64,42 +64,25 @@ impl Bochs {
         deadline: Instant,
         live: &mut dyn FnMut(&[u8]),
     ) -> Result<Stop> {
-        iso::make(boot, folder, &folder.join("boot.iso"))?;
+        let iso = match &boot.from {
+            Medium::Images(images) => {
+                iso::make(images, folder, &folder.join("boot.iso"))?;
+                PathBuf::from("boot.iso")
+            }
+            Medium::Iso(file) => file.canonicalize()?,
+        };
         let (bios, vga_bios) = find_bios().context("Bochs's BIOS images are not installed")?;
-        fs::write(folder.join("bochsrc"), self.configuration(boot, &bios, &vga_bios))?;
+        fs::write(folder.join("bochsrc"), self.configuration(boot, &iso, &bios, &vga_bios))?;
         fs::write(folder.join("commands"), DEBUGGER_COMMANDS)?;
         let program = project::find_program(PROGRAM).context("bochs is not installed")?;
         let mut child = Leashed::spawn(&program, |command| {
             command.args(["-q", "-f", "bochsrc", "-rc", "commands", "-dbglog", "debugger.log"]).current_dir(folder);
             command.env("TERM", "xterm").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         })?;
-
-        let mut console = Tail::new(folder.join("console"));
-        let log = folder.join("bochs.log");
-        let mut last_heard = Instant::now();
-        let exit = loop {
-            thread::sleep(POLL);
-            if console.forward(live)? {
-                last_heard = Instant::now();
-            }
-            if let Some(status) = child.0.try_wait()? {
-                break Some(status.code());
-            }
-            let dead = last_heard.elapsed() >= SILENCE && has_shut_down(&log);
-            if dead || Instant::now() >= deadline {
-                stop_at_prompt(&mut child);
-                break None;
-            }
-            if last_heard.elapsed() >= SILENCE {
-                thread::sleep(10 * POLL);
-            }
-        };
-        console.forward(live)?;
-        let complaints = last_lines(&text(&log), &text(&folder.join("debugger.log")));
-        Ok(Stop { exit, complaints, processor_shut_down: has_shut_down(&log) })
+        attend(&mut child, folder, deadline, live)
     }
 
-    fn configuration(&self, boot: &Boot, bios: &Path, vga_bios: &Path) -> String {
+    fn configuration(&self, boot: &Boot, iso: &Path, bios: &Path, vga_bios: &Path) -> String {
         format!(
             "config_interface: textconfig\n\
              display_library: term\n\
@@ -107,8 +90,8 @@ impl Bochs {
              romimage: file=\"{bios}\", options=fastboot\n\
              vgaromimage: file=\"{vga_bios}\"\n\
              megs: {megs}\n\
-             cpu: model={cpu}, count=1, ips={IPS}, reset_on_triple_fault=0\n\
-             ata0-master: type=cdrom, path=boot.iso, status=inserted\n\
+             cpu: model={cpu}, count={cpus}, ips={IPS}, reset_on_triple_fault=0\n\
+             ata0-master: type=cdrom, path=\"{iso}\", status=inserted\n\
              boot: cdrom\n\
              com1: enabled=1, mode=file, dev=console\n\
              log: bochs.log\n\
@@ -121,8 +104,37 @@ impl Bochs {
             vga_bios = vga_bios.display(),
             megs = boot.memory.in_mib(),
             cpu = self.cpu,
+            cpus = boot.cpus,
+            iso = iso.display(),
         )
     }
+}
+
+/// Hands the console on until Bochs ends or is ended.
+fn attend(child: &mut Leashed, folder: &Path, deadline: Instant, live: &mut dyn FnMut(&[u8])) -> Result<Stop> {
+    let mut console = Tail::new(folder.join("console"));
+    let log = folder.join("bochs.log");
+    let mut last_heard = Instant::now();
+    let exit = loop {
+        thread::sleep(POLL);
+        if console.forward(live)? {
+            last_heard = Instant::now();
+        }
+        if let Some(status) = child.0.try_wait()? {
+            break Some(status.code());
+        }
+        let dead = last_heard.elapsed() >= SILENCE && has_shut_down(&log);
+        if dead || Instant::now() >= deadline {
+            stop_at_prompt(child);
+            break None;
+        }
+        if last_heard.elapsed() >= SILENCE {
+            thread::sleep(10 * POLL);
+        }
+    };
+    console.forward(live)?;
+    let complaints = last_lines(&text(&log), &text(&folder.join("debugger.log")));
+    Ok(Stop { exit, complaints, processor_shut_down: has_shut_down(&log) })
 }
 
 /// Ends a Bochs past its deadline. An interrupt brings up the debugger's prompt, whose commands show where it was, twice
@@ -186,16 +198,17 @@ fn last_lines(log: &str, debugger: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Image;
     use crate::size::Size;
     use std::io::Write;
 
     #[test]
-    fn the_configuration_names_model_and_memory() {
-        let boot = Boot { kernel: Image::new("hv", ""), modules: Vec::new(), memory: Size::mib(512) };
-        let text = Bochs { cpu: SVM_CPU.to_string() }.configuration(&boot, Path::new("/a/bios"), Path::new("/b/vga"));
+    fn the_configuration_names_model_processors_and_memory() {
+        let boot = Boot { from: Medium::Iso("x.iso".into()), memory: Size::mib(512), cpus: 4 };
+        let [iso, bios, vga_bios] = ["c.iso", "/a/bios", "/b/vga"].map(Path::new);
+        let text = Bochs { cpu: SVM_CPU.to_string() }.configuration(&boot, iso, bios, vga_bios);
         assert!(text.contains("megs: 512\n"));
-        assert!(text.contains("cpu: model=ryzen, "));
+        assert!(text.contains("cpu: model=ryzen, count=4, "));
+        assert!(text.contains("path=\"c.iso\""));
         assert!(text.contains("file=\"/a/bios\""));
         assert!(text.lines().all(|line| !line.starts_with(' ')));
     }
@@ -213,6 +226,28 @@ mod tests {
             tail.forward(&mut |bytes| seen.extend_from_slice(bytes)).unwrap();
         }
         assert_eq!(seen, b"one\ntwo");
+    }
+
+    #[test]
+    fn a_stuck_bochs_is_killed_and_its_logs_end_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Leashed::spawn(Path::new("/bin/sh"), |command| {
+            let script =
+                "trap '' INT TERM; seq 100 | sed 's/^/at /' > bochs.log; echo hello > console; exec sleep 1000";
+            command.args(["-c", script]).current_dir(folder.path());
+        })
+        .unwrap();
+        // The script has come to its end when the console has its line.
+        let (mut heard, asked) = (Vec::new(), Instant::now());
+        while !folder.path().join("console").exists() && asked.elapsed() < Duration::from_secs(20) {
+            thread::sleep(POLL);
+        }
+        let stop =
+            attend(&mut child, folder.path(), Instant::now(), &mut |bytes| heard.extend_from_slice(bytes)).unwrap();
+        assert_eq!((stop.exit, stop.processor_shut_down, heard.as_slice()), (None, false, &b"hello\n"[..]));
+        assert_eq!(stop.complaints.last().map(String::as_str), Some("at 100"));
+        assert_eq!(stop.complaints.len(), LAST_LOG_LINES);
+        assert!(child.0.try_wait().unwrap().is_some(), "it is dead");
     }
 
     #[test]

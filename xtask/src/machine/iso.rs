@@ -1,6 +1,6 @@
 //! Images that GRUB boots: for Bochs, and for real machines.
 
-use super::{Boot, gather};
+use super::{Images, gather};
 use crate::project;
 use anyhow::{Context, Result, bail};
 use std::fmt::Write;
@@ -22,13 +22,13 @@ pub(crate) fn find_bios_modules() -> Option<PathBuf> {
     folders.into_iter().map(PathBuf::from).find(|folder| folder.is_dir())
 }
 
-/// Makes a bootable ISO of `boot`, with its parts laid out in `folder`.
-pub(crate) fn make(boot: &Boot, folder: &Path, iso: &Path) -> Result<()> {
+/// Makes an ISO that boots `images`, with its parts laid out in `folder`.
+pub(crate) fn make(images: &Images, folder: &Path, iso: &Path) -> Result<()> {
     let tree = folder.join("iso");
-    let images = tree.join("boot");
-    fs::create_dir_all(images.join("grub"))?;
-    let names = gather(boot, &images, |from, to| fs::copy(from, to))?;
-    fs::write(images.join("grub/grub.cfg"), configuration(boot, &names))?;
+    let files = tree.join("boot");
+    fs::create_dir_all(files.join("grub"))?;
+    let names = gather(images, &files, |from, to| fs::copy(from, to))?;
+    fs::write(files.join("grub/grub.cfg"), configuration(images, &names))?;
 
     let mkrescue = find_mkrescue().context("grub-mkrescue is not installed")?;
     let mut command = Command::new(mkrescue);
@@ -49,11 +49,11 @@ pub(crate) fn make(boot: &Boot, folder: &Path, iso: &Path) -> Result<()> {
 }
 
 /// GRUB hands on the words after a file's name, so the name is said twice to be the first of them, as QEMU does.
-fn configuration(boot: &Boot, names: &[String]) -> String {
+fn configuration(images: &Images, names: &[String]) -> String {
     let mut text = String::from("set timeout=0\nset default=0\nmenuentry hypervisor {\n");
-    let images =
-        std::iter::once(("multiboot", &boot.kernel)).chain(boot.modules.iter().map(|module| ("module", module)));
-    for ((command, image), name) in images.zip(names) {
+    let kernel = std::iter::once(("multiboot", &images.kernel));
+    let all = kernel.chain(images.modules.iter().map(|module| ("module", module)));
+    for ((command, image), name) in all.zip(names) {
         let words: String = image.words.split_whitespace().fold(String::new(), |mut all, word| {
             let _ = write!(all, " {}", quote(word));
             all
@@ -72,17 +72,15 @@ fn quote(word: &str) -> String {
 mod tests {
     use super::*;
     use crate::machine::Image;
-    use crate::size::Size;
 
     #[test]
     fn grub_is_told_each_name_twice() {
-        let boot = Boot {
+        let images = Images {
             kernel: Image::new("/x/hv", "log=info vm=mem=64M,modules=1"),
             modules: vec![Image::new("/x/guest", "it's $HOME"), Image::new("/x/data", "")],
-            memory: Size::mib(512),
         };
         let names = ["hv", "guest", "data"].map(str::to_string);
-        let text = configuration(&boot, &names);
+        let text = configuration(&images, &names);
         assert!(text.contains("multiboot /boot/hv hv 'log=info' 'vm=mem=64M,modules=1'\n"), "{text}");
         assert!(text.contains(r"module /boot/guest guest 'it'\''s' '$HOME'"), "{text}");
         assert!(text.contains("module /boot/data data\n"), "{text}");

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A multiboot image or module, and the words that follow its name in its command line.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
     pub(crate) file: PathBuf,
     pub(crate) words: String,
@@ -31,12 +31,28 @@ impl Image {
     }
 }
 
-/// What a machine boots.
+/// A machine's size, and what it boots.
 #[derive(Clone, Debug)]
 pub(crate) struct Boot {
+    pub(crate) from: Medium,
+    pub(crate) memory: Size,
+    pub(crate) cpus: u32,
+}
+
+/// What a machine boots from.
+#[derive(Clone, Debug)]
+pub(crate) enum Medium {
+    /// A kernel and its modules, loaded in whatever way the machine has.
+    Images(Images),
+    /// An ISO that boots by itself.
+    Iso(PathBuf),
+}
+
+/// A multiboot kernel and its modules.
+#[derive(Clone, Debug)]
+pub(crate) struct Images {
     pub(crate) kernel: Image,
     pub(crate) modules: Vec<Image>,
-    pub(crate) memory: Size,
 }
 
 /// A machine to boot on.
@@ -91,17 +107,17 @@ struct Stop {
 }
 
 /// A folder for one run's files, gone with the value.
-fn run_folder() -> Result<TempDir> {
+pub(crate) fn run_folder() -> Result<TempDir> {
     let parent = project::target().join("run");
     fs::create_dir_all(&parent).with_context(|| format!("can't make {}", parent.display()))?;
     TempDir::new_in(&parent).with_context(|| format!("can't make a folder in {}", parent.display()))
 }
 
-/// Puts the kernel and the modules into `folder`, under names without blanks or commas, which neither QEMU's module list
+/// Puts the kernel and its modules into `folder`, under names without blanks or commas, which neither QEMU's module list
 /// nor multiboot strings can carry, and gives those names. `put` links or copies a file.
-fn gather<T>(boot: &Boot, folder: &Path, put: fn(&Path, &Path) -> io::Result<T>) -> Result<Vec<String>> {
+fn gather<T>(images: &Images, folder: &Path, put: fn(&Path, &Path) -> io::Result<T>) -> Result<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
-    for image in std::iter::once(&boot.kernel).chain(&boot.modules) {
+    for image in std::iter::once(&images.kernel).chain(&images.modules) {
         let file = image.file.canonicalize().with_context(|| format!("can't find {}", image.file.display()))?;
         let mut name = plain_name(image.file.file_name().unwrap_or_default());
         if names.contains(&name) {
@@ -189,9 +205,9 @@ mod tests {
             Image::new(file, words)
         };
         let kernel = image("my guest,v2.elf", "");
-        let boot = Boot { kernel, modules: vec![image("a", ""), image("a", "b")], memory: Size::mib(1) };
+        let images = Images { kernel, modules: vec![image("a", ""), image("a", "b")] };
         assert_eq!(
-            gather(&boot, folder.path(), |from, to| symlink(from, to)).unwrap(),
+            gather(&images, folder.path(), |from, to| symlink(from, to)).unwrap(),
             ["my_guest_v2.elf", "a", "a.2"]
         );
         assert!(folder.path().join("a.2").exists());

@@ -1,6 +1,6 @@
 //! QEMU, by TCG or KVM.
 
-use super::{Boot, Image, Leashed, Stop, gather};
+use super::{Boot, Image, Leashed, Medium, Stop, gather};
 use crate::failure::usage;
 use crate::project;
 use anyhow::{Context, Result};
@@ -135,10 +135,10 @@ impl Qemu {
         deadline: Instant,
         live: &mut dyn FnMut(&[u8]),
     ) -> Result<Stop> {
-        let names = gather(boot, folder, |from, to| symlink(from, to))?;
+        let medium = medium(&boot.from, folder)?;
         let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
         let mut child = Leashed::spawn(&program, |command| {
-            command.args(self.arguments(boot, &names)).current_dir(folder);
+            command.args(self.arguments(boot)).args(medium).current_dir(folder);
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         })?;
         let console = child.0.stdout.take().context("QEMU has no standard output")?;
@@ -163,27 +163,37 @@ impl Qemu {
         Ok(Stop { exit, complaints: complaints.join().unwrap_or_default(), processor_shut_down: false })
     }
 
-    /// QEMU's command line, for a folder that holds the images under these names (the kernel's first).
-    fn arguments(&self, boot: &Boot, names: &[String]) -> Vec<OsString> {
-        let memory = format!("{}M", boot.memory.in_mib());
+    /// QEMU's words for the machine.
+    fn arguments(&self, boot: &Boot) -> Vec<OsString> {
+        let (memory, cpus) = (format!("{}M", boot.memory.in_mib()), boot.cpus.to_string());
         let (accel, cpu) = match self.engine {
             Engine::Kvm => ("kvm", "host"),
             Engine::Tcg => ("tcg,thread=multi", TCG_CPU),
             Engine::TcgIcount => ("tcg,thread=single", TCG_CPU),
         };
         let mut arguments = vec!["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "pc"];
-        arguments.extend(["-accel", accel, "-cpu", self.cpu.as_deref().unwrap_or(cpu), "-m", &memory]);
+        arguments.extend(["-accel", accel, "-cpu", self.cpu.as_deref().unwrap_or(cpu), "-smp", &cpus, "-m", &memory]);
         if self.engine == Engine::TcgIcount {
             arguments.extend(["-icount", "shift=0,sleep=off"]);
         }
         arguments.extend(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
-        arguments.extend(["-kernel", &names[0], "-append", &boot.kernel.words]);
-        let modules = module_list(&boot.modules, &names[1..]);
-        if !boot.modules.is_empty() {
-            arguments.extend(["-initrd", &modules]);
-        }
         arguments.into_iter().map(OsString::from).collect()
     }
+}
+
+/// QEMU's words for what is booted; images are put into `folder`, where QEMU runs.
+fn medium(from: &Medium, folder: &Path) -> Result<Vec<OsString>> {
+    let images = match from {
+        Medium::Iso(file) => return Ok(vec!["-cdrom".into(), file.canonicalize()?.into()]),
+        Medium::Images(images) => images,
+    };
+    let names = gather(images, folder, |from, to| symlink(from, to))?;
+    let mut arguments = vec!["-kernel", &names[0], "-append", &images.kernel.words];
+    let modules = module_list(&images.modules, &names[1..]);
+    if !images.modules.is_empty() {
+        arguments.extend(["-initrd", &modules]);
+    }
+    Ok(arguments.into_iter().map(OsString::from).collect())
 }
 
 /// The value of `-initrd` for multiboot modules: `name words,name words`, with the commas inside a string doubled.
@@ -210,6 +220,7 @@ fn complaints(errors: impl Read) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Images;
     use crate::size::Size;
 
     fn names(of: &[&str]) -> Vec<String> {
@@ -224,22 +235,38 @@ mod tests {
 
     #[test]
     fn the_command_line_has_what_was_asked_for() {
-        let boot = Boot {
-            kernel: Image::new("/x/hv", "log=info vm=mem=64M,pages=2m"),
-            modules: vec![Image::new("/x/smoke", "")],
-            memory: Size::mib(512),
-        };
+        let boot = Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4 };
         let line = |engine, cpu: Option<&str>| {
             let qemu = Qemu { engine, cpu: cpu.map(str::to_string) };
-            let words = qemu.arguments(&boot, &names(&["hv", "smoke"]));
-            words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join("|")
+            joined(&qemu.arguments(&boot))
         };
         let tcg = line(Engine::Tcg, None);
-        assert!(tcg.contains("-cpu|EPYC,+svm|-m|512M"), "{tcg}");
-        assert!(tcg.contains("-kernel|hv|-append|log=info vm=mem=64M,pages=2m|-initrd|smoke"), "{tcg}");
+        assert!(tcg.contains("-cpu|EPYC,+svm|-smp|4|-m|512M"), "{tcg}");
         assert!(!tcg.contains("icount"), "{tcg}");
-        assert!(line(Engine::TcgIcount, Some("max")).contains("-cpu|max|-m|512M|-icount|shift=0,sleep=off"));
+        assert!(line(Engine::TcgIcount, Some("max")).contains("-cpu|max|-smp|4|-m|512M|-icount|shift=0,sleep=off"));
         assert!(line(Engine::Kvm, None).contains("-accel|kvm|-cpu|host"));
+    }
+
+    #[test]
+    fn images_are_booted_by_name_and_isos_by_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let there = |name: &str| {
+            let file = folder.path().join(name);
+            fs::write(&file, "x").unwrap();
+            file
+        };
+        let kernel = Image::new(there("hv.elf"), "log=info vm=mem=64M,pages=2m");
+        let images = Images { kernel, modules: vec![Image::new(there("smoke.elf"), "a")] };
+        let run = tempfile::tempdir().unwrap();
+        let words = medium(&Medium::Images(images), run.path()).unwrap();
+        assert_eq!(joined(&words), "-kernel|hv.elf|-append|log=info vm=mem=64M,pages=2m|-initrd|smoke.elf a");
+        let iso = there("an.iso").canonicalize().unwrap();
+        let words = medium(&Medium::Iso(iso.clone()), run.path()).unwrap();
+        assert_eq!(joined(&words), format!("-cdrom|{}", iso.display()));
+    }
+
+    fn joined(words: &[OsString]) -> String {
+        words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join("|")
     }
 
     #[test]

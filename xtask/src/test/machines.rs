@@ -4,11 +4,12 @@ use super::images;
 use super::matrix::{self, Expected, Host, ROWS, Row, Source};
 use super::results::{Ran, Status};
 use crate::build::Images;
+use crate::iso;
+use crate::judge::{End, VmReport};
 use crate::ktap::{self, CaseResult};
 use crate::machine::Image;
 use crate::progress::Counter;
 use crate::setup::{self, Tool};
-use crate::size::Size;
 use crate::symbols::Symbols;
 use crate::trial::{Guest, Hypervisor, Report, Trial};
 use crate::verdict::Verdict;
@@ -21,7 +22,6 @@ use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
 
-const MEMORY: Size = Size::mib(64);
 /// How many of a console's last lines are shown of a test that failed.
 const LAST_LINES: usize = 30;
 
@@ -46,6 +46,29 @@ struct Done {
     subtests: Vec<Ran>,
 }
 
+/// What jobs share.
+struct Workshop {
+    images: Images,
+    /// Holds the ISOs that were made.
+    isos: Mutex<TempDir>,
+}
+
+impl Workshop {
+    fn new(images: Images) -> Result<Self> {
+        Ok(Self { images, isos: Mutex::new(TempDir::new()?) })
+    }
+
+    /// The ISO of a row: made of what the first host that asks would boot, and the same for the others.
+    fn iso(&self, row: &str, trial: &Trial) -> Result<PathBuf> {
+        let folder = self.isos.lock().expect("no worker panics");
+        let file = folder.path().join(row);
+        if !file.exists() {
+            iso::make(&trial.images(), &file)?;
+        }
+        Ok(file)
+    }
+}
+
 /// Boots all rows whose name, with the host's, contains `filter`, and prints the matrix.
 pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     setup::ensure(Tool::Qemu)?;
@@ -62,7 +85,7 @@ pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     } else {
         (Images::build_guests()?, Vec::new())
     };
-    let mut done = run_all(&jobs, &images)?;
+    let mut done = run_all(&jobs, &Workshop::new(images)?)?;
     done.sort_by_key(|done| done.at);
     print_matrix(&hosts, &jobs, &done);
     for done in done {
@@ -89,15 +112,16 @@ fn vector_check(images: &Images) -> Ran {
     ran
 }
 
-/// As many at once as there are processors.
-fn run_all(jobs: &[Job], images: &Images) -> Result<Vec<Done>> {
+/// As many at once as there are processors, those that take long first, so that none is left alone at the end.
+fn run_all(jobs: &[Job], shop: &Workshop) -> Result<Vec<Done>> {
     let workers = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let counter = Counter::begin("booting", jobs.len());
+    let mut order: Vec<_> = jobs.iter().enumerate().collect();
+    order.sort_by_key(|(_, job)| !job.host.is_bochs());
     let work = || -> Result<()> {
-        while let Some((at, job)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, jobs.get(at)?)))
-        {
-            let (verdict, subtests) = job.carry_out(images).with_context(|| job.name())?;
+        while let Some(&(at, job)) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (verdict, subtests) = job.carry_out(shop).with_context(|| job.name())?;
             counter.done(&line(&verdict, subtests.len()));
             done.lock().expect("no worker panics").push(Done { at, verdict, subtests });
         }
@@ -129,12 +153,16 @@ fn indent(text: &str) -> String {
 }
 
 impl Job {
-    fn carry_out(&self, images: &Images) -> Result<(Ran, Vec<Ran>)> {
+    fn carry_out(&self, shop: &Workshop) -> Result<(Ran, Vec<Ran>)> {
         let folder = TempDir::new()?;
-        let trial = self.trial(images, folder.path())?;
-        let report = trial.carry_out(&mut |_| ())?;
+        let trial = self.trial(&shop.images, folder.path())?;
+        let report = match self.row.iso {
+            true => trial.carry_out_from_iso(&shop.iso(self.row.name, &trial)?, &mut |_| ())?,
+            false => trial.carry_out(&mut |_| ())?,
+        };
         let names = trial.hypervisor.as_ref().map_or_else(|| Ok(Vec::new()), |hv| backtrace(&hv.file, &report))?;
-        let status = judge(self.expected, &report, &names).map_or_else(Status::Failed, |()| Status::Passed);
+        let status = judge(self.expected, &report, &names, self.host.is_bochs())
+            .map_or_else(Status::Failed, |()| Status::Passed);
         let verdict = Ran {
             suite: self.host.name.to_string(),
             name: self.row.name.to_string(),
@@ -143,7 +171,7 @@ impl Job {
             output: [&report.finished.console[..], &names, &report.finished.complaints].concat().join("\n"),
         };
         // What fails on purpose is told by the verdict alone.
-        let subtests = if self.expected.verdict == Verdict::Pass { self.subtests(&report) } else { Vec::new() };
+        let subtests = if self.expected.verdict == Verdict::Pass { self.subtests(&report.vms) } else { Vec::new() };
         Ok((verdict, subtests))
     }
 
@@ -163,27 +191,30 @@ impl Job {
         });
         Ok(Trial {
             machine: self.host.machine(row.cpu).context("not on this host")?,
+            cpus: None,
             hypervisor: self
                 .host
                 .with_hypervisor
                 .then(|| Hypervisor { file: images.hv(), words: format!("log=info {}", row.hv_words) }),
-            guest: Guest {
-                image: Image::new(image, row.words),
+            guests: vec![Guest {
                 modules: modules.collect::<Result<_>>()?,
-                memory: MEMORY,
                 pages: row.pages,
-            },
+                ..Guest::new(Image::new(image, row.words))
+            }],
             timeout: row.timeout,
             limit: row.limit,
         })
     }
 
-    /// The guest's own results.
-    fn subtests(&self, report: &Report) -> Vec<Ran> {
-        let ktap = ktap::Report::parse(report.finished.console.iter().map(String::as_str));
-        let subtest = |case: ktap::Case| Ran {
+    /// The guests' own results.
+    fn subtests(&self, vms: &[VmReport]) -> Vec<Ran> {
+        let several = vms.len() > 1;
+        let subtest = |vm: &VmReport, case: &ktap::Case| Ran {
             suite: self.host.name.to_string(),
-            name: format!("{}: {}", self.row.name, case.name),
+            name: match several {
+                true => format!("{}: {}: {}", self.row.name, vm.name, case.name),
+                false => format!("{}: {}", self.row.name, case.name),
+            },
             time: None,
             status: match case.result {
                 CaseResult::Ok => Status::Passed,
@@ -192,12 +223,12 @@ impl Job {
             },
             output: String::new(),
         };
-        ktap.cases.into_iter().map(subtest).collect()
+        vms.iter().flat_map(|vm| vm.ktap.cases.iter().map(move |case| subtest(vm, case))).collect()
     }
 }
 
-/// Whether it came as it had to.
-fn judge(expected: Expected, report: &Report, backtrace: &[String]) -> Result<(), String> {
+/// Whether it came as it had to. `logs`: the emulator keeps a log, whose end has to be shown when it was killed.
+fn judge(expected: Expected, report: &Report, backtrace: &[String], logs: bool) -> Result<(), String> {
     let outcome = &report.outcome;
     if outcome.verdict != expected.verdict {
         Err(format!(
@@ -211,6 +242,10 @@ fn judge(expected: Expected, report: &Report, backtrace: &[String]) -> Result<()
         Err(format!("{} does not say '{}': {}", outcome.verdict, expected.text, outcome.text))
     } else if !backtrace.iter().any(|name| name.contains(expected.backtrace)) && !expected.backtrace.is_empty() {
         Err(format!("no '{}' in the backtrace", expected.backtrace))
+    } else if let Some(vm) = report.vms.iter().skip(1).find(|vm| vm.outcome.verdict != Verdict::Pass) {
+        Err(format!("the VM beside did not pass: {}", vm.outcome))
+    } else if matches!(report.finished.end, End::TimedOut(_)) && report.finished.complaints.is_empty() && logs {
+        Err("nothing of the emulator's log is shown".to_string())
     } else {
         Ok(())
     }
@@ -241,10 +276,12 @@ fn print_matrix(hosts: &[Host], jobs: &[Job], done: &[Done]) {
     };
     let hosts: Vec<_> = hosts.iter().filter(|host| jobs.iter().any(|job| job.host.name == host.name)).collect();
     println!();
-    println!("{:<18}{}", "guest", hosts.iter().map(|host| format!("{:<16}", host.name)).collect::<String>());
-    for row in ROWS.iter().filter(|row| jobs.iter().any(|job| job.row.name == row.name)) {
+    let rows: Vec<_> = ROWS.iter().filter(|row| jobs.iter().any(|job| job.row.name == row.name)).collect();
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default().max("guest".len()) + 2;
+    println!("{:<width$}{}", "guest", hosts.iter().map(|host| format!("{:<16}", host.name)).collect::<String>());
+    for row in rows {
         let cells: String = hosts.iter().map(|host| format!("{:<16}", cell(row, host).unwrap_or("-".into()))).collect();
-        println!("{:<18}{}", row.name, cells.trim_end());
+        println!("{:<width$}{}", row.name, cells.trim_end());
     }
     println!();
 }
@@ -252,7 +289,7 @@ fn print_matrix(hosts: &[Host], jobs: &[Job], done: &[Done]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::{End, Outcome};
+    use crate::judge::Outcome;
     use crate::machine::Finished;
 
     fn report(verdict: Verdict, text: &str) -> Report {
@@ -263,7 +300,7 @@ mod tests {
             processor_shut_down: false,
             elapsed: Duration::ZERO,
         };
-        Report { outcome: Outcome { verdict, text: text.to_string() }, finished }
+        Report { outcome: Outcome { verdict, text: text.to_string() }, vms: Vec::new(), finished }
     }
 
     #[test]
@@ -271,9 +308,20 @@ mod tests {
         let panicked = report(Verdict::HvPanic, "Page fault at 0x1000");
         let names = ["    0x10 hv::selftest::page_fault".to_string()];
         let expected = Expected { verdict: Verdict::HvPanic, text: "page fault", backtrace: "selftest::page_fault" };
-        assert_eq!(judge(expected, &panicked, &names), Ok(()));
-        assert!(judge(expected, &panicked, &[]).is_err());
-        assert!(judge(expected, &report(Verdict::HvPanic, "oops"), &names).is_err());
-        assert!(judge(expected, &report(Verdict::Pass, "page fault"), &names).is_err());
+        assert_eq!(judge(expected, &panicked, &names, true), Ok(()));
+        assert!(judge(expected, &panicked, &[], true).is_err());
+        assert!(judge(expected, &report(Verdict::HvPanic, "oops"), &names, true).is_err());
+        assert!(judge(expected, &report(Verdict::Pass, "page fault"), &names, true).is_err());
+    }
+
+    #[test]
+    fn what_was_killed_has_to_show_its_log() {
+        let mut killed = report(Verdict::Hang, "no verdict");
+        killed.finished.end = End::TimedOut(Duration::from_secs(4));
+        let expected = Expected { verdict: Verdict::Hang, text: "", backtrace: "" };
+        assert!(judge(expected, &killed, &[], true).is_err());
+        assert_eq!(judge(expected, &killed, &[], false), Ok(()));
+        killed.finished.complaints.push("at 0x1000".to_string());
+        assert_eq!(judge(expected, &killed, &[], true), Ok(()));
     }
 }

@@ -38,16 +38,28 @@ pub(super) fn hosts() -> Vec<Host> {
 }
 
 impl Host {
-    /// The machine for a row: another processor where the row is about that, if this kind of machine can have it.
-    pub(super) fn machine(&self, cpu: Option<&str>) -> Option<Machine> {
-        match (&self.machine, cpu) {
-            (machine, None) => Some(machine.clone()),
-            (Machine::Qemu(Qemu { engine: Engine::Tcg, .. }), Some(cpu)) => {
-                Some(Machine::Qemu(Qemu { engine: Engine::Tcg, cpu: Some(cpu.to_string()) }))
+    /// The machine for a row: None if the row is about a processor of another kind of machine.
+    pub(super) fn machine(&self, cpu: Option<Cpu>) -> Option<Machine> {
+        let Some(cpu) = cpu else { return Some(self.machine.clone()) };
+        (cpu.host == self.name).then(|| match &self.machine {
+            Machine::Qemu(Qemu { engine, .. }) => {
+                Machine::Qemu(Qemu { engine: *engine, cpu: Some(cpu.model.to_string()) })
             }
-            _ => None,
-        }
+            Machine::Bochs(_) => Machine::Bochs(Bochs { cpu: cpu.model.to_string() }),
+        })
     }
+
+    /// Whether it is Bochs, which takes long.
+    pub(super) const fn is_bochs(&self) -> bool {
+        matches!(self.machine, Machine::Bochs(_))
+    }
+}
+
+/// A processor's model, by the name that one kind of machine has for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cpu {
+    pub(super) host: &'static str,
+    pub(super) model: &'static str,
 }
 
 /// Where an image comes from.
@@ -91,8 +103,10 @@ pub(super) struct Row {
     pub(super) pages: Pages,
     /// Words for the hypervisor.
     pub(super) hv_words: &'static str,
-    /// QEMU's name of the processor that the row is about.
-    pub(super) cpu: Option<&'static str>,
+    /// The processor that the row is about.
+    pub(super) cpu: Option<Cpu>,
+    /// Booted from an ISO, the same on all hosts.
+    pub(super) iso: bool,
     pub(super) timeout: Duration,
     /// When the hypervisor has to end the guest, if not a bit before the time-out.
     pub(super) limit: Option<Duration>,
@@ -112,6 +126,7 @@ const USUAL: Row = Row {
     pages: Pages::Large,
     hv_words: "",
     cpu: None,
+    iso: false,
     timeout: Duration::from_secs(60),
     limit: None,
     hypervised: PASS,
@@ -137,12 +152,18 @@ const fn self_test(name: &'static str, hv_words: &'static str, text: &'static st
 /// A processor that lacks what the hypervisor needs.
 const fn lacking(name: &'static str, cpu: &'static str, text: &'static str) -> Row {
     let hypervised = Expected::saying(Verdict::NoVirtualization, text);
-    Row { name, cpu: Some(cpu), hypervised, alone: None, ..USUAL }
+    Row { name, cpu: Some(Cpu { host: "qemu-svm", model: cpu }), hypervised, alone: None, ..USUAL }
 }
 
-pub(super) const ROWS: [Row; 21] = [
+/// One of Bochs's processors; see its documentation for what each lacks.
+const fn model(name: &'static str, host: &'static str, model: &'static str, hypervised: Expected) -> Row {
+    Row { name, cpu: Some(Cpu { host, model }), hypervised, alone: None, ..USUAL }
+}
+
+pub(super) const ROWS: [Row; 28] = [
     Row { name: "smoke", ..USUAL },
     Row { name: "smoke-4k", pages: Pages::Small, alone: None, ..USUAL },
+    Row { name: "iso", iso: true, alone: None, ..USUAL },
     Row { name: "smoke-elf32", source: Source::Changed("smoke", Change::Elf32), ..USUAL },
     Row { name: "exit-latency", source: Source::Guest("exit-latency"), pages: Pages::Small, ..USUAL },
     Row {
@@ -182,6 +203,14 @@ pub(super) const ROWS: [Row; 21] = [
     refused("not-an-elf", Change::NotAnElf),
     refused("no-header", Change::NoHeader),
     lacking("no-svm", "qemu64,-svm", "SVM"),
+    model("model-haswell", "bochs-vmx", "corei7_haswell_4770", PASS),
+    model("model-sandy-bridge", "bochs-vmx", "corei7_sandy_bridge_2600k", PASS),
+    // No unrestricted guest.
+    model("model-lynnfield", "bochs-vmx", "corei5_lynnfield_750", PASS),
+    model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, "EPT")),
+    // Neither next-RIP save nor flushes by ASID.
+    model("model-phenom", "bochs-svm", "phenom_8650_toliman", PASS),
+    model("model-trinity", "bochs-svm", "trinity_apu", PASS),
     lacking("no-npt", "EPYC,+svm,-npt", "nested paging"),
     self_test("hv-panic", "selftest=panic", "self-test", "hv::selftest::fail"),
     self_test("hv-page-fault", "selftest=page-fault", "page fault", "hv::selftest::page_fault"),
