@@ -8,6 +8,7 @@ mod huge;
 mod locks;
 mod noted;
 mod pages;
+mod replaced;
 mod split_entry;
 mod world;
 
