@@ -59,6 +59,20 @@ impl Accounts {
             None
         }
     }
+
+    /// The account of two VMs, or of two runs.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            allocated: self.allocated + other.allocated,
+            freed: self.freed + other.freed,
+            deferred: self.deferred + other.deferred,
+            peak_backlog: self.peak_backlog.max(other.peak_backlog),
+            longest_grace_period: self.longest_grace_period.max(other.longest_grace_period),
+            kicks: self.kicks + other.kicks,
+            operations: self.operations + other.operations,
+            left: self.left + other.left,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -85,5 +99,12 @@ mod tests {
         let good = Accounts { allocated: 5, freed: 5, ..Accounts::default() };
         assert!(Accounts { left: 1, ..good }.fault().unwrap().contains("1 frames"));
         assert!(Accounts { freed: 4, ..good }.fault().unwrap().contains("5 table pages were taken, 4"));
+    }
+
+    #[test]
+    fn sums_keep_the_peaks() {
+        let one = Accounts { peak_backlog: 3, operations: 2, ..Accounts::default() };
+        let two = Accounts { peak_backlog: 2, operations: 5, ..Accounts::default() };
+        assert_eq!((one.and(two).peak_backlog, one.and(two).operations), (3, 7));
     }
 }

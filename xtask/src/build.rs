@@ -38,18 +38,27 @@ pub(crate) struct Images {
 impl Images {
     /// Builds what has changed.
     pub(crate) fn build() -> Result<Self> {
-        Self::build_packages(&["hv", "guest-tests"])
+        Self::build_with(&["--package", "hv", "--package", "guest-tests"])
+    }
+
+    /// Builds the hypervisor that can be told to leave flushes out, and gives its image. Whoever wants the usual one as well
+    /// builds it after this: one takes the other's place.
+    pub(crate) fn build_skip_flush() -> Result<PathBuf> {
+        let built = Self::build_with(&["--package", "hv", "--features", "hv/skip-flush"])?.hv();
+        let file = built.with_file_name("hv-skip-flush");
+        fs::copy(&built, &file).with_context(|| format!("can't write {}", file.display()))?;
+        Ok(file)
     }
 
     /// Builds the guests alone, which is all that is needed to run them without the hypervisor.
     pub(crate) fn build_guests() -> Result<Self> {
-        Self::build_packages(&["guest-tests"])
+        Self::build_with(&["--package", "guest-tests"])
     }
 
-    fn build_packages(packages: &[&str]) -> Result<Self> {
+    fn build_with(arguments: &[&str]) -> Result<Self> {
         let toolchain = Toolchain::find_or_get()?;
         let mut cargo = toolchain.cargo("build");
-        cargo.args(["--release", "--bins"]).args(packages.iter().flat_map(|package| ["--package", package]));
+        cargo.args(["--release", "--bins"]).args(arguments);
         if !cargo.status().context("can't run cargo")?.success() {
             bail!("the images could not be built (with {toolchain})");
         }

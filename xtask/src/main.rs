@@ -17,6 +17,7 @@ mod project;
 mod run;
 mod setup;
 mod size;
+mod stress;
 mod symbols;
 mod test;
 mod toolchain;
@@ -44,6 +45,7 @@ enum Command {
     Run(run::Args),
     Iso(iso::Args),
     Test(test::Args),
+    Stress(stress::Args),
     Bench(bench::Args),
     Lint(lint::Args),
 }
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::command(&args),
         Command::Iso(args) => iso::command(&args),
         Command::Test(args) => test::command(&args),
+        Command::Stress(args) => stress::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Lint(args) => lint::command(&args),
     };

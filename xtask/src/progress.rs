@@ -1,6 +1,7 @@
 //! Progress of long steps: a spinner on a terminal, plain lines elsewhere.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use std::fmt;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,43 @@ impl Counter {
 
     pub(crate) fn end(self) {
         if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A line that changes while time is used, below lines that stay.
+pub(crate) struct Live(Option<ProgressBar>);
+
+impl Live {
+    /// Begins, with this many seconds to use.
+    pub(crate) fn begin(seconds: u32) -> Self {
+        Self(std::io::stderr().is_terminal().then(|| {
+            let template = format!("{{spinner}} {{elapsed}} of {seconds}s  {{msg}}");
+            let style = ProgressStyle::with_template(&template).expect("a valid template");
+            let bar = ProgressBar::new_spinner().with_style(style);
+            bar.enable_steady_tick(Duration::from_millis(250));
+            bar
+        }))
+    }
+
+    /// Says what is going on now.
+    pub(crate) fn say(&self, text: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(text.to_string());
+        }
+    }
+
+    /// A line that stays.
+    pub(crate) fn line(&self, line: &dyn fmt::Display) {
+        match &self.0 {
+            Some(bar) => bar.suspend(|| println!("{line}")),
+            None => println!("{line}"),
+        }
+    }
+
+    pub(crate) fn end(self) {
+        if let Some(bar) = self.0 {
             bar.finish_and_clear();
         }
     }

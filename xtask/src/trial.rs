@@ -176,10 +176,7 @@ impl Trial {
 impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let alone = if self.hypervisor.is_none() { ", without the hypervisor" } else { "" };
-        match &self.machine {
-            Machine::Qemu(qemu) => write!(f, "QEMU, {}", qemu.engine),
-            Machine::Bochs(bochs) => write!(f, "Bochs, {}", bochs.cpu),
-        }?;
+        write!(f, "{}", self.machine)?;
         match self.cpus() {
             1 => f.write_str(alone),
             cpus => write!(f, ", {cpus} processors{alone}"),

@@ -8,7 +8,7 @@ fn xtask(arguments: &[&str]) -> Output {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["setup", "build", "run", "iso", "test", "bench", "lint"] {
+    for command in ["setup", "build", "run", "iso", "test", "stress", "bench", "lint"] {
         let output = xtask(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0));
@@ -33,6 +33,9 @@ fn usage_errors_have_status_2() {
         &["run", "--vm", "guest=no/such/file"],
         &["run", "--vm", "guest=smoke,vcpus=0"],
         &["run", "--bare", "--vm", "guest=smoke", "--vm", "guest=smoke"],
+        &["stress", "--vcpus", "1"],
+        &["stress", "--skip-flush", "all"],
+        &["stress", "--host", "bochs", "--accel", "kvm"],
         &["iso", "--guest", "no/such/file"],
     ] {
         let output = xtask(arguments);

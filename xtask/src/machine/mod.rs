@@ -11,6 +11,7 @@ use crate::size::Size;
 use anyhow::{Context, Result};
 use console::Console;
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,6 +72,15 @@ pub(crate) struct Finished {
     pub(crate) complaints: Vec<String>,
     pub(crate) processor_shut_down: bool,
     pub(crate) elapsed: Duration,
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Qemu(qemu) => write!(f, "QEMU, {}", qemu.engine),
+            Self::Bochs(bochs) => write!(f, "Bochs, {}", bochs.cpu),
+        }
+    }
 }
 
 impl Machine {

@@ -49,13 +49,19 @@ struct Done {
 /// What jobs share.
 struct Workshop {
     images: Images,
+    /// The hypervisor that can leave flushes out, if some job wants it.
+    skip_flush: Option<PathBuf>,
     /// Holds the ISOs that were made.
     isos: Mutex<TempDir>,
 }
 
 impl Workshop {
-    fn new(images: Images) -> Result<Self> {
-        Ok(Self { images, isos: Mutex::new(TempDir::new()?) })
+    /// Builds what these jobs need.
+    fn for_jobs(jobs: &[Job]) -> Result<Self> {
+        let with_hypervisor = jobs.iter().any(|job| job.host.with_hypervisor);
+        let skip_flush = jobs.iter().any(|job| job.row.skip_flush).then(Images::build_skip_flush).transpose()?;
+        let images = if with_hypervisor { Images::build()? } else { Images::build_guests()? };
+        Ok(Self { images, skip_flush, isos: Mutex::new(TempDir::new()?) })
     }
 
     /// The ISO of a row: made of what the first host that asks would boot, and the same for the others.
@@ -78,14 +84,10 @@ pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
-    let (images, mut results) = if jobs.iter().any(|job| job.host.with_hypervisor) {
-        let images = Images::build()?;
-        let check = vector_check(&images);
-        (images, vec![check])
-    } else {
-        (Images::build_guests()?, Vec::new())
-    };
-    let mut done = run_all(&jobs, &Workshop::new(images)?)?;
+    let shop = Workshop::for_jobs(&jobs)?;
+    let check = jobs.iter().any(|job| job.host.with_hypervisor).then(|| vector_check(&shop.images));
+    let mut results: Vec<_> = check.into_iter().collect();
+    let mut done = run_all(&jobs, &shop)?;
     done.sort_by_key(|done| done.at);
     print_matrix(&hosts, &jobs, &done);
     for done in done {
@@ -97,9 +99,9 @@ pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
 
 fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
     ROWS.iter().flat_map(move |row| {
-        hosts.iter().filter_map(move |host| {
+        let hosts = hosts.iter().filter(|host| row.only.is_none_or(|only| only == host.name));
+        hosts.filter_map(move |host| {
             let expected = if host.with_hypervisor { Some(row.hypervised) } else { row.alone };
-            let _possible = host.machine(row.cpu)?;
             Some(Job { row, host: host.clone(), expected: expected? })
         })
     })
@@ -155,7 +157,7 @@ fn indent(text: &str) -> String {
 impl Job {
     fn carry_out(&self, shop: &Workshop) -> Result<(Ran, Vec<Ran>)> {
         let folder = TempDir::new()?;
-        let trial = self.trial(&shop.images, folder.path())?;
+        let trial = self.trial(shop, folder.path())?;
         let report = match self.row.iso {
             true => trial.carry_out_from_iso(&shop.iso(self.row.name, &trial)?, &mut |_| ())?,
             false => trial.carry_out(&mut |_| ())?,
@@ -175,12 +177,13 @@ impl Job {
         Ok((verdict, subtests))
     }
 
-    fn trial(&self, images: &Images, folder: &Path) -> Result<Trial> {
+    fn trial(&self, shop: &Workshop, folder: &Path) -> Result<Trial> {
         let row = self.row;
         let image = match row.source {
-            Source::Guest(name) => images.guest(name),
+            Source::Guest(name) => shop.images.guest(name),
             Source::Changed(name, change) => {
-                let good = fs::read(images.guest(name)).with_context(|| format!("can't read the image of {name}"))?;
+                let good =
+                    fs::read(shop.images.guest(name)).with_context(|| format!("can't read the image of {name}"))?;
                 write(folder, row.name, &images::changed(&good, change)?)?
             }
         };
@@ -189,18 +192,25 @@ impl Job {
             let words = format!("sum={sum:x} size={} comma=a,b", bytes.len());
             Ok(Image::new(write(folder, &format!("module{at}"), bytes)?, words))
         });
+        let words = row.bochs_words.filter(|_| self.host.is_bochs()).unwrap_or(row.words);
+        let guest = Guest {
+            modules: modules.collect::<Result<_>>()?,
+            pages: row.pages,
+            vcpus: row.vcpus,
+            ..Guest::new(Image::new(image, words))
+        };
+        let beside = row.beside.filter(|_| self.host.with_hypervisor).map(|(name, words)| Guest {
+            name: "beside".to_string(),
+            ..Guest::new(Image::new(shop.images.guest(name), words))
+        });
+        let hypervisor = if row.skip_flush { shop.skip_flush.clone() } else { Some(shop.images.hv()) };
         Ok(Trial {
-            machine: self.host.machine(row.cpu).context("not on this host")?,
+            machine: self.host.machine(row.cpu),
             cpus: None,
-            hypervisor: self
-                .host
-                .with_hypervisor
-                .then(|| Hypervisor { file: images.hv(), words: format!("log=info {}", row.hv_words) }),
-            guests: vec![Guest {
-                modules: modules.collect::<Result<_>>()?,
-                pages: row.pages,
-                ..Guest::new(Image::new(image, row.words))
-            }],
+            hypervisor: hypervisor
+                .filter(|_| self.host.with_hypervisor)
+                .map(|file| Hypervisor { file, words: format!("log=info {}", row.hv_words) }),
+            guests: std::iter::once(guest).chain(beside).collect(),
             timeout: row.timeout,
             limit: row.limit,
         })

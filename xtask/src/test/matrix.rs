@@ -38,28 +38,21 @@ pub(super) fn hosts() -> Vec<Host> {
 }
 
 impl Host {
-    /// The machine for a row: None if the row is about a processor of another kind of machine.
-    pub(super) fn machine(&self, cpu: Option<Cpu>) -> Option<Machine> {
-        let Some(cpu) = cpu else { return Some(self.machine.clone()) };
-        (cpu.host == self.name).then(|| match &self.machine {
-            Machine::Qemu(Qemu { engine, .. }) => {
-                Machine::Qemu(Qemu { engine: *engine, cpu: Some(cpu.model.to_string()) })
+    /// The machine, with this model of a processor if one is given.
+    pub(super) fn machine(&self, cpu: Option<&str>) -> Machine {
+        match (&self.machine, cpu) {
+            (machine, None) => machine.clone(),
+            (Machine::Qemu(Qemu { engine, .. }), Some(cpu)) => {
+                Machine::Qemu(Qemu { engine: *engine, cpu: Some(cpu.to_string()) })
             }
-            Machine::Bochs(_) => Machine::Bochs(Bochs { cpu: cpu.model.to_string() }),
-        })
+            (Machine::Bochs(_), Some(cpu)) => Machine::Bochs(Bochs { cpu: cpu.to_string() }),
+        }
     }
 
     /// Whether it is Bochs, which takes long.
     pub(super) const fn is_bochs(&self) -> bool {
         matches!(self.machine, Machine::Bochs(_))
     }
-}
-
-/// A processor's model, by the name that one kind of machine has for it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Cpu {
-    pub(super) host: &'static str,
-    pub(super) model: &'static str,
 }
 
 /// Where an image comes from.
@@ -98,13 +91,23 @@ pub(super) struct Row {
     pub(super) source: Source,
     /// The guest's command line.
     pub(super) words: &'static str,
+    /// Another one for Bochs, which carries out far fewer instructions in the same time.
+    pub(super) bochs_words: Option<&'static str>,
+    /// Virtual processors, on as many processors.
+    pub(super) vcpus: u32,
+    /// A guest in a second VM, and its command line; it has to pass, whatever becomes of the first.
+    pub(super) beside: Option<(&'static str, &'static str)>,
     /// Files of these contents, with strings that say so.
     pub(super) modules: &'static [&'static [u8]],
     pub(super) pages: Pages,
     /// Words for the hypervisor.
     pub(super) hv_words: &'static str,
-    /// The processor that the row is about.
-    pub(super) cpu: Option<Cpu>,
+    /// The one host that the row is about, if it is about one.
+    pub(super) only: Option<&'static str>,
+    /// The processor that the row is about, as that host calls it.
+    pub(super) cpu: Option<&'static str>,
+    /// The hypervisor is the one that can leave flushes out.
+    pub(super) skip_flush: bool,
     /// Booted from an ISO, the same on all hosts.
     pub(super) iso: bool,
     pub(super) timeout: Duration,
@@ -122,10 +125,15 @@ const USUAL: Row = Row {
     name: "",
     source: Source::Guest("smoke"),
     words: "",
+    bochs_words: None,
+    vcpus: 1,
+    beside: None,
     modules: &[],
     pages: Pages::Large,
     hv_words: "",
+    only: None,
     cpu: None,
+    skip_flush: false,
     iso: false,
     timeout: Duration::from_secs(60),
     limit: None,
@@ -152,15 +160,15 @@ const fn self_test(name: &'static str, hv_words: &'static str, text: &'static st
 /// A processor that lacks what the hypervisor needs.
 const fn lacking(name: &'static str, cpu: &'static str, text: &'static str) -> Row {
     let hypervised = Expected::saying(Verdict::NoVirtualization, text);
-    Row { name, cpu: Some(Cpu { host: "qemu-svm", model: cpu }), hypervised, alone: None, ..USUAL }
+    Row { name, only: Some("qemu-svm"), cpu: Some(cpu), hypervised, alone: None, ..USUAL }
 }
 
 /// One of Bochs's processors; see its documentation for what each lacks.
 const fn model(name: &'static str, host: &'static str, model: &'static str, hypervised: Expected) -> Row {
-    Row { name, cpu: Some(Cpu { host, model }), hypervised, alone: None, ..USUAL }
+    Row { name, only: Some(host), cpu: Some(model), hypervised, alone: None, ..USUAL }
 }
 
-pub(super) const ROWS: [Row; 28] = [
+pub(super) const ROWS: &[Row] = &[
     Row { name: "smoke", ..USUAL },
     Row { name: "smoke-4k", pages: Pages::Small, alone: None, ..USUAL },
     Row { name: "iso", iso: true, alone: None, ..USUAL },
@@ -203,6 +211,7 @@ pub(super) const ROWS: [Row; 28] = [
     refused("not-an-elf", Change::NotAnElf),
     refused("no-header", Change::NoHeader),
     lacking("no-svm", "qemu64,-svm", "SVM"),
+    lacking("no-npt", "EPYC,+svm,-npt", "nested paging"),
     model("model-haswell", "bochs-vmx", "corei7_haswell_4770", PASS),
     model("model-sandy-bridge", "bochs-vmx", "corei7_sandy_bridge_2600k", PASS),
     // No unrestricted guest.
@@ -211,7 +220,6 @@ pub(super) const ROWS: [Row; 28] = [
     // Neither next-RIP save nor flushes by ASID.
     model("model-phenom", "bochs-svm", "phenom_8650_toliman", PASS),
     model("model-trinity", "bochs-svm", "trinity_apu", PASS),
-    lacking("no-npt", "EPYC,+svm,-npt", "nested paging"),
     self_test("hv-panic", "selftest=panic", "self-test", "hv::selftest::fail"),
     self_test("hv-page-fault", "selftest=page-fault", "page fault", "hv::selftest::page_fault"),
     self_test("hv-overflow", "selftest=stack-overflow", "double fault", "hv::selftest::overflow"),

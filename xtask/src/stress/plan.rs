@@ -1,0 +1,150 @@
+//! Which guests run in which round, and with what words: all of it follows from one seed.
+
+use clap::ValueEnum;
+
+/// The guests that attack the tables, the interrupts and the clocks, in the order of their rotation.
+pub(super) const GUESTS: [&str; 7] =
+    ["balloon", "collapse-storm", "shootdown", "walker", "ipi-storm", "timer-storm", "oom"];
+
+/// A flush that the hypervisor can be told to leave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Flush {
+    /// Of pages given back
+    Release,
+    /// Of pages write-protected to log writes
+    LogDirty,
+    /// Of a page whose frame is replaced
+    Replace,
+    /// Of small pages that become a large one
+    Collapse,
+    /// Of a large page that becomes small ones
+    Split,
+}
+
+impl Flush {
+    /// The guest that has to notice.
+    pub(super) const fn guest(self) -> &'static str {
+        match self {
+            Self::Release | Self::Replace => "shootdown",
+            Self::LogDirty | Self::Collapse | Self::Split => "collapse-storm",
+        }
+    }
+
+    /// The number by which a guest asks the hypervisor for it.
+    pub(super) const fn number(self) -> u8 {
+        match self {
+            Self::Release => 1,
+            Self::LogDirty => 2,
+            Self::Replace => 3,
+            Self::Collapse => 4,
+            Self::Split => 5,
+        }
+    }
+}
+
+/// What runs in one round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Round {
+    /// From 1.
+    pub(super) number: u32,
+    pub(super) seed: u32,
+    /// How long the guests work, by their own clocks.
+    pub(super) seconds: u32,
+    pub(super) vms: Vec<Vm>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Vm {
+    pub(super) name: &'static str,
+    pub(super) guest: &'static str,
+    pub(super) vcpus: u32,
+    /// The guest's command line.
+    pub(super) words: String,
+}
+
+impl Round {
+    /// Two VMs with two guests that differ: each guest has its turn as the first, and others beside it each time round.
+    pub(super) fn of_two(number: u32, seed: u32, seconds: u32, vcpus: u32) -> Self {
+        let count = GUESTS.len();
+        let turn = (number as usize - 1) / count;
+        let first = (number as usize - 1) % count;
+        let second = (first + 1 + turn % (count - 1)) % count;
+        let seed = derive(seed, number);
+        let vm = |name, guest: usize, vcpus| {
+            let words = format!("--seed {seed} --seconds {seconds}");
+            Vm { name, guest: GUESTS[guest], vcpus, words }
+        };
+        let vms = vec![vm("a", first, vcpus - vcpus / 2), vm("b", second, vcpus / 2)];
+        Self { number, seed, seconds, vms }
+    }
+
+    /// One VM whose hypervisor leaves a flush out.
+    pub(super) fn without(flush: Flush, number: u32, seed: u32, seconds: u32, vcpus: u32) -> Self {
+        let seed = derive(seed, number);
+        let words = format!("--seed {seed} --seconds {seconds} --skip-flush {}", flush.number());
+        Self { number, seed, seconds, vms: vec![Vm { name: "a", guest: flush.guest(), vcpus, words }] }
+    }
+
+    pub(super) fn title(&self) -> String {
+        self.vms.iter().map(|vm| vm.guest).collect::<Vec<_>>().join(" + ")
+    }
+
+    /// The options of `cargo xtask run` that boot the same guests with the same words.
+    pub(super) fn options(&self) -> String {
+        let vm = |vm: &Vm| {
+            let Vm { name, guest, vcpus, words } = vm;
+            format!("--vm \"name={name},guest={guest},vcpus={vcpus},mem={},cmdline={words}\"", super::MEMORY)
+        };
+        self.vms.iter().map(vm).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A round's seed: SplitMix64's output function, so that neighbours have nothing in common.
+fn derive(seed: u32, round: u32) -> u32 {
+    let mut z = (u64::from(seed) << 32 | u64::from(round)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ z >> 31) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guests::Wanted;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_pair_of_guests_meets() {
+        let count = GUESTS.len();
+        let rounds = (1..=(count * (count - 1)) as u32).map(|number| Round::of_two(number, 1, 10, 4));
+        let pairs: BTreeSet<_> = rounds.map(|round| (round.vms[0].guest, round.vms[1].guest)).collect();
+        assert_eq!(pairs.len(), count * (count - 1));
+        assert!(pairs.iter().all(|(a, b)| a != b));
+    }
+
+    #[test]
+    fn a_round_follows_from_its_seed_and_number() {
+        assert_eq!(Round::of_two(3, 7, 10, 4), Round::of_two(3, 7, 10, 4));
+        let seeds: BTreeSet<_> = (0..100).flat_map(|seed| (1..100).map(move |round| derive(seed, round))).collect();
+        assert!(seeds.len() > 9_890, "{}", seeds.len());
+    }
+
+    #[test]
+    fn all_vcpus_are_dealt_out() {
+        for vcpus in [2, 3, 4, 8] {
+            let round = Round::of_two(1, 1, 10, vcpus);
+            assert_eq!(round.vms.iter().map(|vm| vm.vcpus).sum::<u32>(), vcpus);
+            assert!(round.vms.iter().all(|vm| vm.vcpus > 0));
+        }
+    }
+
+    #[test]
+    fn the_command_that_repeats_a_round_is_understood() {
+        let round = Round::without(Flush::Replace, 1, 1, 10, 4);
+        let text = round.options();
+        let vm: Wanted = text.strip_prefix("--vm \"").unwrap().strip_suffix('"').unwrap().parse().unwrap();
+        let guest = vm.resolve(0, None);
+        assert_eq!((guest.name.as_str(), guest.vcpus, guest.memory), ("a", 4, super::super::MEMORY));
+        assert_eq!(guest.image.words, format!("--seed {} --seconds 10 --skip-flush 3", round.seed));
+    }
+}
