@@ -118,6 +118,13 @@ pub(crate) struct Report {
     pub(crate) finished: Finished,
 }
 
+impl Report {
+    /// Whether a guest's own tests failed, by their names, rather than the guest as a whole.
+    pub(crate) fn guests_failed_tests(&self) -> bool {
+        self.vms.iter().any(|vm| vm.ktap.failed().next().is_some())
+    }
+}
+
 impl Trial {
     /// Boots, waits, judges. `live` gets the console's bytes as they come.
     pub(crate) fn carry_out(&self, live: &mut dyn FnMut(&[u8])) -> Result<Report> {

@@ -29,7 +29,8 @@ impl Ended {
     /// Judges a round: every guest has to pass, and every VM's tables to be accounted for.
     pub(super) fn of(report: &Report) -> Self {
         if report.outcome.verdict != Verdict::Pass {
-            return Self::Failed(report.outcome.to_string());
+            let outcome = &report.outcome;
+            return Self::Failed(format!("{}: {}", outcome.verdict, outcome.text));
         }
         match report.vms.iter().find(|vm| vm.accounts.is_none()) {
             Some(vm) => Self::Failed(format!("{}: the hypervisor gives no account of its tables", vm.name)),

@@ -163,8 +163,9 @@ impl Job {
             false => trial.carry_out(&mut |_| ())?,
         };
         let names = trial.hypervisor.as_ref().map_or_else(|| Ok(Vec::new()), |hv| backtrace(&hv.file, &report))?;
-        let status = judge(self.expected, &report, &names, self.host.is_bochs())
-            .map_or_else(Status::Failed, |()| Status::Passed);
+        let judged =
+            judge(self.expected, &report, &names, self.host.is_bochs()).and_then(|()| self.judge_flush(&report));
+        let status = judged.map_or_else(Status::Failed, |()| Status::Passed);
         let verdict = Ran {
             suite: self.host.name.to_string(),
             name: self.row.name.to_string(),
@@ -175,6 +176,14 @@ impl Job {
         // What fails on purpose is told by the verdict alone.
         let subtests = if self.expected.verdict == Verdict::Pass { self.subtests(&report.vms) } else { Vec::new() };
         Ok((verdict, subtests))
+    }
+
+    /// A flush that is left out has to be noticed by the guest's tests.
+    fn judge_flush(&self, report: &Report) -> Result<(), String> {
+        match self.row.skip_flush && !report.guests_failed_tests() {
+            true => Err("no test of the guest's noticed the missing flush".to_string()),
+            false => Ok(()),
+        }
     }
 
     fn trial(&self, shop: &Workshop, folder: &Path) -> Result<Trial> {
