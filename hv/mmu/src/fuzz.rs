@@ -107,7 +107,7 @@ fn change<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::Machine<F>>,
         let guard = cpu.read();
         let range =
             Range { start: at, end: address::<F>(at.to_offset(F::INPUT_BITS).unwrap_or(0) + (0x1000 << (n % 20))) };
-        match n % 12 {
+        match n % 15 {
             0 => _ = tree.map(guard, at, Leaf::new(Pfn::new(0x4_0000), Rights::ALL), PageSize::Size1G),
             1 => _ = tree.zap(cpu, range, ignore),
             2 => _ = tree.protect(cpu, range, Rights::READ_ONLY),
@@ -119,6 +119,9 @@ fn change<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::Machine<F>>,
             8 => _ = tree.find(guard, at, Level::PMD).map(|slot| slot.pte_offset_map_lock().map(|_| ())),
             9 => _ = tree.find(guard, at, Level::PUD).map(|slot| slot.pte_offset_map().map(|_| ())),
             10 => _ = tree.fault(guard, at, PageSize::Size2M).map(|fault| matches!(fault, Fault::Room(_))),
+            11 => _ = tree.write(guard, at, |_| ()),
+            12 => _ = tree.replace(cpu, at, PageSize::Size4K, Pfn::new(0x4_0000), |_| ()),
+            13 => _ = tree.collapse_into(cpu, at, PageSize::Size2M, Pfn::new(0x4_0000), |_, _| (), ignore),
             _ => _ = tree.move_table(cpu, at, address::<F>(0), Level::PMD),
         }
     }

@@ -7,6 +7,7 @@ use crate::format::Format;
 use crate::sync::{AtomicU64, Ordering};
 use crate::tree::{NoMemory, Tree};
 use addr::{PageSize, Pfn};
+use core::sync::atomic::AtomicBool;
 use rcu::{Domain, Head, Platform, Slot, Space};
 use std::boxed::Box;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,8 @@ pub struct Memory<F: Format> {
     tables: Box<[F::Table]>,
     descs: Box<[TableDesc]>,
     state: Mutex<State<F>>,
+    /// By CPU. Core's atomics, as models of this crate have CPUs that are not kicked.
+    kicked: [AtomicBool; 8],
 }
 
 struct State<F: Format> {
@@ -53,6 +56,7 @@ impl<F: Format<Table: NewTable>> Memory<F> {
             tables: (0..all).map(|_| F::Table::new_table()).collect(),
             descs: (0..all).map(|_| TableDesc::new()).collect(),
             state: Mutex::new(State { free, budget: None, bad: Vec::new() }),
+            kicked: [const { AtomicBool::new(false) }; 8],
         })
     }
 }
@@ -70,6 +74,11 @@ impl<F: Format> Memory<F> {
     /// Frames in use: by trees, or waiting for a grace period.
     pub fn in_use(&self) -> usize {
         self.tables.len() - FIRST as usize - self.state().free.len()
+    }
+
+    /// Whether CPU `cpu` was kicked since this was last asked.
+    pub fn take_kick(&self, cpu: usize) -> bool {
+        self.kicked.get(cpu).is_some_and(|kicked| kicked.swap(false, Ordering::Acquire))
     }
 
     /// The bad entries reported so far.
@@ -112,14 +121,18 @@ impl<F: Format> Memory<F> {
     }
 }
 
-/// The machine of a pool: kicks do nothing, as threads have no guest mode that they would have to leave.
+/// The machine of a pool. A thread that plays a CPU in guest mode for long looks for kicks itself ([`Memory::take_kick`]).
 pub struct Machine<F: Format>(Arc<Memory<F>>);
 
 impl<F: Format> Platform for Machine<F> {
     fn head(&self, page: Pfn) -> &Head {
         self.0.desc(page).expect("only tables are deferred").head()
     }
-    fn kick(&self, _cpu: usize) {}
+    fn kick(&self, cpu: usize) {
+        if let Some(kicked) = self.0.kicked.get(cpu) {
+            kicked.store(true, Ordering::Release);
+        }
+    }
     fn now(&self) -> u64 {
         0
     }

@@ -13,6 +13,8 @@ mod rules;
 #[cfg(not(loom))]
 mod split_entry;
 #[cfg(not(loom))]
+mod stale;
+#[cfg(not(loom))]
 mod stress;
 
 use crate::entry::{Entry, Pte, Rights};

@@ -32,6 +32,9 @@ enum Op {
     DirtyLog { from: u64, to: u64 },
     Unprotect { at: u64 },
     Write { at: u64 },
+    SoftwareWrite { at: u64 },
+    Replace { at: u64, size: u8, pfn: u64 },
+    CollapseInto { at: u64, size: u8, pfn: u64 },
     Move { from: u64, to: u64 },
     Reclaim,
 }
@@ -43,6 +46,7 @@ fn gfn() -> impl Strategy<Value = u64> {
 
 fn op() -> impl Strategy<Value = Op> {
     let pfn = prop_oneof![0x8000u64..0x8010, Just(0x8200u64), Just(0x4_0000u64)];
+    let new = prop_oneof![3 => Just(0x8_0000u64), 1 => pfn.clone()];
     let range = || (gfn(), gfn());
     prop_oneof![
         4 => (gfn(), pfn.clone(), 0u8..3, any::<bool>()).prop_map(|(at, pfn, want, write)| Op::Map { at, pfn, want, write }),
@@ -57,6 +61,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => range().prop_map(|(from, to)| Op::DirtyLog { from, to }),
         2 => gfn().prop_map(|at| Op::Unprotect { at }),
         3 => gfn().prop_map(|at| Op::Write { at }),
+        2 => gfn().prop_map(|at| Op::SoftwareWrite { at }),
+        2 => (gfn(), 0u8..3, new.clone()).prop_map(|(at, size, pfn)| Op::Replace { at, size, pfn }),
+        2 => (gfn(), 1u8..3, new).prop_map(|(at, size, pfn)| Op::CollapseInto { at, size, pfn }),
         1 => range().prop_map(|(from, to)| Op::Move { from, to }),
         1 => Just(Op::Reclaim),
     ]
@@ -135,6 +142,18 @@ impl<F: Format> Reference<'_, '_, F> {
             }
             Op::Write { at } => {
                 self.write(Self::fold(at));
+                Ok(())
+            }
+            Op::SoftwareWrite { at } => {
+                self.software_write(Self::fold(at));
+                Ok(())
+            }
+            Op::Replace { at, size: of, pfn } => {
+                self.replace(Self::fold(at), size(of), pfn);
+                Ok(())
+            }
+            Op::CollapseInto { at, size: to, pfn } => {
+                self.collapse_into(Self::fold(at), size(to), pfn);
                 Ok(())
             }
             Op::Move { from, to } => {
@@ -247,6 +266,58 @@ impl<F: Format> Reference<'_, '_, F> {
         }
     }
 
+    /// What the pages of a table have in common when they can become one page: nothing about their frames and their use.
+    fn in_common(leaf: &Leaf) -> Leaf {
+        let rights = Rights { write: leaf.may_write(), ..leaf.rights };
+        Leaf { pfn: Pfn::new(0), rights, accessed: false, dirty: false, logged: false, ..*leaf }
+    }
+
+    fn collapse_into(&mut self, gfn: u64, size: PageSize, pfn: u64) {
+        let frames = Self::frames(size);
+        let start = gfn & !(frames - 1);
+        let below = Level::of(size).below().expect("it is no small page").page_size().expect("nor a huge one");
+        let parts: Vec<Leaf> = self.pages.range(start..start + frames).map(|(_, leaf)| *leaf).collect();
+        let alike = parts.windows(2).all(|pair| Self::in_common(&pair[0]) == Self::in_common(&pair[1]));
+        let small = (start..start + frames)
+            .all(|gfn| self.tree.translate(self.cpu.read(), Self::at(gfn)).is_some_and(|page| page.size == below));
+        let fits = size <= F::LARGEST && pfn.is_multiple_of(frames);
+        let (mut copied, mut back) = (Vec::new(), Vec::new());
+        let copy = |index: usize, leaf: Leaf| copied.push((index as u64, leaf));
+        let result =
+            self.tree.collapse_into(self.cpu, Self::at(gfn), size, Pfn::new(pfn), copy, |page| back.push(page));
+        assert_eq!(result.is_ok(), alike && small && fits, "{result:?}");
+        if result.is_err() {
+            assert!(copied.is_empty() && back.is_empty());
+            return;
+        }
+        let back: Vec<_> = back.iter().flat_map(Self::parts).collect();
+        assert!(back.iter().copied().eq((start..).zip(parts.iter().copied())), "each page comes back once");
+        let entries = back.iter().map(|(_, leaf)| leaf).step_by(Self::frames(below) as usize);
+        assert!(copied.iter().eq((0..).zip(entries.copied()).collect::<Vec<_>>().iter()), "each page is copied once");
+        let (accessed, dirty) = (parts.iter().any(|leaf| leaf.accessed), parts.iter().any(|leaf| leaf.dirty));
+        for (n, (_, leaf)) in (0..).zip(self.pages.range_mut(start..start + frames)) {
+            *leaf = Leaf { pfn: Pfn::new(pfn + n), accessed, dirty, ..Self::in_common(leaf) };
+        }
+    }
+
+    fn replace(&mut self, gfn: u64, size: PageSize, pfn: u64) {
+        let frames = Self::frames(size);
+        let page = self.page_of(gfn).filter(|page| page.end - page.start == frames);
+        let fits = pfn.is_multiple_of(frames);
+        let mut copied = None;
+        let copy = |leaf: Leaf| copied = Some(leaf.pfn);
+        let result = self.tree.replace(self.cpu, Self::at(gfn), size, Pfn::new(pfn), copy);
+        let Some(page) = page.filter(|_| fits) else {
+            assert!(result.is_err() && copied.is_none());
+            return;
+        };
+        assert_eq!(result.as_ref().ok(), self.pages.get(&page.start));
+        assert_eq!(copied, result.ok().map(|old| old.pfn));
+        for (n, (_, leaf)) in (0..).zip(self.pages.range_mut(page)) {
+            leaf.pfn = Pfn::new(pfn + n);
+        }
+    }
+
     fn harvest(&mut self, from: u64, to: u64) {
         let mut found = Vec::new();
         self.tree.harvest(self.cpu, Self::range(from, to).1, |page| found.push(page)).expect("the range is one");
@@ -307,6 +378,17 @@ impl<F: Format> Reference<'_, '_, F> {
         }
     }
 
+    /// What software does at one.
+    fn software_write(&mut self, gfn: u64) {
+        let found = self.tree.write(self.cpu.read(), Self::at(gfn), |found| found.hpa);
+        let expected = self.pages.get(&gfn).filter(|leaf| leaf.may_write()).map(|leaf| leaf.pfn.start());
+        assert_eq!(found.ok(), expected);
+        for gfn in self.page_of(gfn).filter(|_| expected.is_some()).into_iter().flatten() {
+            let page = self.pages.get_mut(&gfn).expect("all of the page is mapped");
+            (page.accessed, page.dirty, page.logged, page.rights.write) = (true, true, false, true);
+        }
+    }
+
     fn move_table(&mut self, from: u64, to: u64) {
         let frames = Self::frames(PageSize::Size2M);
         let (from, to) = (from & !(frames - 1), to & !(frames - 1));
@@ -362,8 +444,14 @@ fn run<F: Format<Table: NewTable>>(ops: &[Op]) {
     });
 }
 
+/// As many cases as take some seconds; `PROPTEST_CASES` many percent of that for who has more time.
+fn cases(usual: u32) -> ProptestConfig {
+    let percent = std::env::var("PROPTEST_CASES").ok().and_then(|percent| percent.parse::<u32>().ok()).unwrap_or(100);
+    ProptestConfig::with_cases((usual * percent / 100).max(1))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(40))]
     #[test]
     fn npt_is_as_a_plain_map(ops in prop::collection::vec(op(), 1..24)) {
         run::<Npt>(&ops);
@@ -384,7 +472,7 @@ proptest! {
 
 proptest! {
     // Two entries to a table: everything happens in few pages.
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(cases(1000))]
     #[test]
     fn small_tables_are_as_a_plain_map(ops in prop::collection::vec(op(), 1..60)) {
         run::<Toy<4>>(&ops);

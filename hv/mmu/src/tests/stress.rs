@@ -84,7 +84,7 @@ impl<F: Format> Stress<'_, '_, F> {
 
     fn round(&mut self) {
         let gfn = self.random.below(GFNS);
-        match self.random.below(16) {
+        match self.random.below(19) {
             0..=4 => self.fault(gfn),
             5 => self.fill(gfn & !511),
             6 => self.zap(),
@@ -109,6 +109,9 @@ impl<F: Format> Stress<'_, '_, F> {
             }
             13 => _ = self.tree.unprotect(self.cpu.read(), Self::at(gfn)),
             14 => _ = self.tree.report(self.cpu.read()),
+            15 => self.write(gfn),
+            16 => self.replace(gfn),
+            17 => self.collapse_into(gfn & !511),
             _ => self.maps(gfn),
         }
         self.guest(gfn);
@@ -156,6 +159,32 @@ impl<F: Format> Stress<'_, '_, F> {
         } else {
             _ = self.tree.zap(&self.cpu, range, back);
         }
+    }
+
+    fn write(&mut self, gfn: u64) {
+        if let Ok(frame) = self.tree.write(self.cpu.read(), Self::at(gfn), |found| found.hpa.frame()) {
+            assert_eq!(frame, Pfn::new(BASE + gfn));
+        }
+    }
+
+    /// By the frame that it has, so that translations can be judged as before.
+    fn replace(&mut self, gfn: u64) {
+        let new = Pfn::new(BASE + gfn);
+        if let Ok(old) =
+            self.tree.replace(&self.cpu, Self::at(gfn), PageSize::Size4K, new, |old| assert_eq!(old.pfn, new))
+        {
+            assert_eq!(old.pfn, new);
+        }
+    }
+
+    /// As for [`replace`](Self::replace).
+    fn collapse_into(&mut self, start: u64) {
+        let new = Pfn::new(BASE + start);
+        let copy = |index: usize, leaf: Leaf| assert_eq!(leaf.pfn, new.add(index as u64));
+        let mut pages = 0;
+        let back = |_| pages += 1;
+        let result = self.tree.collapse_into(&self.cpu, Self::at(start), PageSize::Size2M, new, copy, back);
+        assert_eq!(pages, if result.is_ok() { 512 } else { 0 });
     }
 
     /// Walks by the offset maps.
