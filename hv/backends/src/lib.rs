@@ -9,22 +9,16 @@ extern crate alloc;
 extern crate std;
 
 mod page;
+mod resident;
 pub mod svm;
 pub mod vmx;
 
 use addr::{Gpa, Hpa, PageSize};
 use core::fmt;
+use core::num::NonZeroU16;
 use mmu::{AtomicU64, Caps, Format};
 
-/// Where a vCPU starts: in 32-bit protected mode with flat segments and paging off, as the Multiboot Specification
-/// (0.6.96, section 3.2) has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the registers' own names")]
-pub struct Start {
-    pub eip: u32,
-    pub eax: u32,
-    pub ebx: u32,
-}
+pub use vm::Start;
 
 /// How the hypervisor finds the physical address of what it allocates.
 pub type Physical = fn(*const u8) -> Hpa;
@@ -73,6 +67,8 @@ pub trait Backend: Sized + fmt::Display {
         None
     }
 
-    /// A new virtual CPU that starts at `start`, with its memory behind the nested tables at `root`.
-    fn vcpu(&self, root: Hpa, start: Start) -> Self::Vcpu;
+    /// A new virtual CPU of this CPU, which is to run on no other; it is the loaded one ([`vm::Vcpu::load`]). It starts at
+    /// `start`, with its memory behind the nested tables at `root`. `tag` tells its translations from those of this CPU's other
+    /// vCPUs.
+    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> Self::Vcpu;
 }

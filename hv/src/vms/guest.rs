@@ -72,7 +72,7 @@ impl<F: Nested> Guest<F> {
             name,
             vm: Vm::new(devices, clock, vcpus),
             memory,
-            start: Start { eip: entry.eip, eax: entry.eax, ebx: entry.ebx },
+            start: Start::Multiboot { eip: entry.eip, eax: entry.eax, ebx: entry.ebx },
             limit: config.limit.map(|seconds: NonZeroU32| Deadline::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
         })

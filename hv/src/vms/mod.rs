@@ -19,6 +19,7 @@ use backends::Backend;
 use backends::svm::Svm;
 use backends::vmx::Vmx;
 use core::arch::asm;
+use core::num::NonZeroU16;
 use guest::Guest;
 use loader::{BootInfo, Config, VmPlan};
 use memory::Nested;
@@ -51,12 +52,14 @@ fn run_plans<B: Backend<Tables: Nested>>(backend: &B, boot: &BootInfo, plans: &[
     let several = plans.len() > 1;
     let mut results: Vec<Option<(Verdict, Why)>> = plans.iter().map(|_| None).collect();
     let mut seats = Vec::new();
+    let mut tags = (1..=u16::MAX).filter_map(NonZeroU16::new);
+    let mut tag = || tags.next().unwrap_or(NonZeroU16::MAX);
     for (number, plan) in plans.iter().enumerate() {
         let name = several.then_some(plan.config.name);
         match Guest::new(backend, &mut cpu, boot, plan, number, name) {
             Ok(guest) => {
                 let guest = Arc::new(guest);
-                seats.extend((0..plan.config.vcpus).map(|index| Seat::new(backend, Arc::clone(&guest), index)));
+                seats.extend((0..plan.config.vcpus).map(|index| Seat::new(backend, Arc::clone(&guest), index, tag())));
             }
             Err(result) => results[number] = Some(result),
         }

@@ -6,9 +6,10 @@ use super::memory::{Nested, View};
 use alloc::sync::Arc;
 use backends::Backend;
 use core::fmt;
+use core::num::NonZeroU16;
 use rcu::{Cpu, Tlb};
 use vm::cpuid::Leaf;
-use vm::{Activity, Context, Machine, Stop, Vcpu};
+use vm::{Activity, Context, Machine, Start, Stop, Vcpu};
 use walk::SlotMem;
 
 /// One vCPU, and its part in its VM.
@@ -20,9 +21,10 @@ pub(super) struct Seat<B: Backend> {
 }
 
 impl<B: Backend<Tables: Nested>> Seat<B> {
-    /// vCPU `index` of `guest`.
-    pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize) -> Self {
-        let vcpu = backend.vcpu(guest.memory.root(), guest.start);
+    /// vCPU `index` of `guest`. `tag` is no other's on this CPU.
+    pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize, tag: NonZeroU16) -> Self {
+        let start = if index == 0 { guest.start } else { Start::Sipi(0) };
+        let vcpu = backend.vcpu(guest.memory.root(), tag, start);
         let context = Context::new(index, guest.vm.vcpus(), host_cpuid);
         Self { guest, vcpu, context, tlb: Tlb::new() }
     }
@@ -30,6 +32,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     /// Lets the vCPU run until it has to wait or its VM has ended.
     pub(super) fn run(&mut self, cpu: &mut Cpu<'static, crate::tables::Machine>) {
         let guest = &*self.guest;
+        self.vcpu.load();
         let mut slice = Slice { limit: guest.limit };
         let view = guest.memory.view(cpu, &mut self.tlb);
         let mut machine = Machine::new(&guest.vm, &mut self.context, view);

@@ -40,6 +40,6 @@ pub use machine::{Flow, Host, Machine, Memory, Resolved, Stop, Turn};
 pub use run::run;
 pub use shared::Vm;
 pub use stats::Stats;
-pub use vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, StateMsr, Stay, Vcpu};
+pub use vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
 
 pub use emul::{Gpr, Known, Registers, Segment};

@@ -31,6 +31,16 @@ pub struct ControlRegisters {
     pub cpl: u8,
 }
 
+/// Where a vCPU starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// In 32-bit protected mode with flat segments and paging off, as the Multiboot Specification (0.6.96, section 3.2) has it.
+    #[expect(missing_docs, reason = "the registers' own names")]
+    Multiboot { eip: u32, eax: u32, ebx: u32 },
+    /// In real mode, at the first byte of this 4 KiB page: after INIT, and a SIPI with this vector.
+    Sipi(u8),
+}
+
 /// Model-specific registers that live in the backend's guest state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the registers' own names")]
@@ -58,6 +68,11 @@ pub trait Vcpu: Registers {
     /// The instruction behind [`Exit::Hypercall`].
     const HYPERCALL: Known;
 
+    /// Makes this the vCPU whose state its physical CPU holds. To be called before anything else is asked of it, if another
+    /// vCPU was made, loaded or dropped on this CPU since.
+    fn load(&mut self);
+    /// What INIT does to the registers, and then where `start` has the vCPU begin. What is pending for it is forgotten.
+    fn reset(&mut self, start: Start);
     /// Enters the guest and stays until the next exit.
     fn enter(&mut self);
     /// Why the guest was left.

@@ -5,10 +5,12 @@ mod switch;
 mod vmcb;
 
 use crate::page::HardwarePage;
+use crate::resident::{self, DR6_AT_RESET, Occupant, Resident, Tenant};
 use crate::{Backend, Missing, Physical, Start};
 use addr::{Gpa, Hpa, PageSize};
 use core::arch::asm;
 use core::fmt;
+use core::num::NonZeroU16;
 use mmu::Caps;
 use permissions::{IoPermissions, MsrPermissions};
 use raw_cpuid::{CpuId, CpuIdReaderNative};
@@ -32,6 +34,10 @@ const EFER_SVME: u64 = 1 << 12;
 /// What PAT holds after reset (APM section 7.8.2).
 const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
+const CR0_ET: u64 = 1 << 4;
+/// CR0.NW and CR0.CD, which INIT keeps.
+const CR0_CACHE: u64 = 3 << 29;
+
 /// Exceptions that exit. #UD: VMCALL is a hypercall too. #DB and #AC: delivering one can raise it again for ever, which
 /// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
 const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
@@ -40,8 +46,21 @@ const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 pub struct Svm {
     _host_save: HardwarePage<Vmcb>,
     physical: Physical,
+    occupant: Occupant,
     next_rip_save: bool,
+    flush_by_asid: bool,
+    /// The highest ASID.
+    last_asid: u32,
+    has_tsc_aux: bool,
     physical_bits: u8,
+}
+
+impl Svm {
+    /// The ASID for `tag`, and whether other vCPUs have it as well: those that find no ASID left share the last one.
+    fn asid(&self, tag: NonZeroU16) -> (u32, bool) {
+        let tag = u32::from(tag.get());
+        (tag.min(self.last_asid), tag >= self.last_asid)
+    }
 }
 
 impl Backend for Svm {
@@ -72,19 +91,36 @@ impl Backend for Svm {
         unsafe { wrmsr(IA32_EFER, efer | EFER_SVME) };
         // SAFETY: the page is this CPU's for as long as the backend lives.
         unsafe { wrmsr(VM_HSAVE_PA, host_save.address().raw()) };
+        resident::enable_fxsave();
         let widths = cpuid.get_processor_capacity_feature_info();
         let physical_bits = widths.map_or(36, |widths| widths.physical_address_bits());
-        Ok(Self { _host_save: host_save, physical, next_rip_save: features.has_nrip(), physical_bits })
+        let extended = cpuid.get_extended_processor_and_feature_identifiers();
+        Ok(Self {
+            _host_save: host_save,
+            physical,
+            occupant: Occupant::default(),
+            next_rip_save: features.has_nrip(),
+            flush_by_asid: features.has_flush_by_asid(),
+            last_asid: features.supported_asids().max(2) - 1,
+            has_tsc_aux: extended.is_some_and(|features| features.has_rdtscp()),
+            physical_bits,
+        })
     }
 
-    fn vcpu(&self, root: Hpa, start: Start) -> SvmVcpu {
-        SvmVcpu::new(self, root, start)
+    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> SvmVcpu {
+        SvmVcpu::new(self, root, tag, start)
     }
 }
 
 impl fmt::Display for Svm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SVM with nested paging, {}next-RIP save", if self.next_rip_save { "" } else { "no " })
+        let no = |present| if present { "" } else { "no " };
+        let (next_rip, by_asid) = (no(self.next_rip_save), no(self.flush_by_asid));
+        write!(
+            f,
+            "SVM with nested paging: {next_rip}next-RIP save, {by_asid}flush by ASID, {} ASIDs",
+            self.last_asid + 1
+        )
     }
 }
 
@@ -105,13 +141,19 @@ pub struct SvmVcpu {
     /// exit to entry: the handlers use none of them, and only `leave` swaps them.
     host: HardwarePage<Vmcb>,
     guest_loaded: bool,
+    occupant: Occupant,
+    resident: Tenant,
     next_rip_save: bool,
+    /// What to ask VMRUN for when translations have to go.
+    flush: u32,
+    /// Other vCPUs leave their translations under this vCPU's ASID.
+    shares_asid: bool,
     _io_permissions: HardwarePage<IoPermissions>,
     _msr_permissions: HardwarePage<MsrPermissions>,
 }
 
 impl SvmVcpu {
-    fn new(svm: &Svm, root: Hpa, start: Start) -> Self {
+    fn new(svm: &Svm, root: Hpa, tag: NonZeroU16, start: Start) -> Self {
         let physical = svm.physical;
         let io_permissions = HardwarePage::new(physical, IoPermissions::intercept_all());
         let msr_permissions = HardwarePage::new(physical, MsrPermissions::guest());
@@ -141,44 +183,60 @@ impl SvmVcpu {
             | misc2::XSETBV;
         control.iopm_base = io_permissions.address().raw();
         control.msrpm_base = msr_permissions.address().raw();
-        control.asid = 1;
+        let (asid, shares_asid) = svm.asid(tag);
+        control.asid = asid;
         control.virtual_interrupt = virtual_interrupt::MASKING;
         control.nested_control = vmcb::NESTED_PAGING;
         control.nested_cr3 = root.raw();
-        Self::set_start(&mut vmcb.save, start);
-        let mut registers = Switched::default();
-        registers.gprs[Gpr::RBX.index()] = u64::from(start.ebx);
-        Self {
-            registers,
+        vmcb.save.pat = PAT_AT_RESET;
+        let mut vcpu = Self {
+            registers: Switched::default(),
             vmcb,
             host: HardwarePage::new(physical, Vmcb::zeroed()),
             guest_loaded: false,
+            occupant: svm.occupant.clone(),
+            resident: Resident::new(if svm.has_tsc_aux { &[x86::msr::IA32_TSC_AUX] } else { &[] }),
             next_rip_save: svm.next_rip_save,
+            flush: if svm.flush_by_asid { vmcb::FLUSH_ASID } else { vmcb::FLUSH_ALL },
+            shares_asid,
             _io_permissions: io_permissions,
             _msr_permissions: msr_permissions,
-        }
+        };
+        vcpu.load();
+        vcpu.reset(start);
+        vcpu
     }
 
     /// Flat 32-bit protected mode, as a multiboot loader leaves it.
-    fn set_start(save: &mut vmcb::Save, start: Start) {
+    fn start_protected(&mut self, eip: u32, eax: u32, ebx: u32) {
         // Attributes: G, D/B, P, S and the type of APM table 4-5 (accessed).
         let data = SegmentField { selector: 0x10, attributes: 0xc93, limit: u32::MAX, base: 0 };
-        save.cs = SegmentField { selector: 0x08, attributes: 0xc9b, ..data };
-        save.ds = data;
-        save.es = data;
-        save.ss = data;
-        save.fs = data;
-        save.gs = data;
-        save.tr = SegmentField { selector: 0, attributes: 0x8b, limit: 0xffff, base: 0 };
-        save.ldtr = SegmentField { selector: 0, attributes: 0x82, limit: 0xffff, base: 0 };
-        save.efer = EFER_SVME;
-        save.cr0 = 0x11; // PE, ET
-        save.dr6 = 0xffff_0ff0;
-        save.dr7 = 0x400;
-        save.rflags = 2;
-        save.rip = u64::from(start.eip);
-        save.rax = u64::from(start.eax);
-        save.pat = PAT_AT_RESET;
+        let code = SegmentField { selector: 0x08, attributes: 0xc9b, ..data };
+        self.set_segments(code, data);
+        let save = &mut self.vmcb.save;
+        save.cr0 |= 1; // PE
+        save.rip = u64::from(eip);
+        save.rax = u64::from(eax);
+        self.registers.gprs[Gpr::RBX.index()] = u64::from(ebx);
+    }
+
+    /// Real mode, at the start of a page.
+    fn start_real(&mut self, page: u8) {
+        let data = SegmentField { selector: 0, attributes: 0x93, limit: 0xffff, base: 0 };
+        let (selector, base) = (u16::from(page) << 8, u64::from(page) << 12);
+        self.set_segments(SegmentField { selector, attributes: 0x9b, base, ..data }, data);
+        self.vmcb.save.rip = 0;
+        self.registers.gprs[Gpr::RDX.index()] = raw_cpuid::cpuid!(1).eax.into();
+    }
+
+    fn set_segments(&mut self, code: SegmentField, data: SegmentField) {
+        let save = &mut self.vmcb.save;
+        save.cs = code;
+        [save.ds, save.es, save.ss, save.fs, save.gs] = [data; 5];
+        let table = SegmentField { selector: 0, attributes: 0, limit: 0xffff, base: 0 };
+        [save.gdtr, save.idtr] = [table; 2];
+        save.tr = SegmentField { attributes: 0x8b, ..table };
+        save.ldtr = SegmentField { attributes: 0x82, ..table };
     }
 
     /// Loads the guest's part of what VMRUN leaves alone; from here on interrupts wait (GIF is 0) but in the guest.
@@ -322,6 +380,38 @@ impl Registers for SvmVcpu {
 impl Vcpu for SvmVcpu {
     const HYPERCALL: Known = Known::Vmmcall;
 
+    fn load(&mut self) {
+        if self.occupant.admit(&self.resident) && self.shares_asid {
+            self.flush();
+        }
+    }
+
+    fn reset(&mut self, start: Start) {
+        // What VMLOAD and VMSAVE move is in the processor: the reset is of the VMCB's.
+        self.unload_guest();
+        resident::init();
+        self.registers.gprs = [0; 16];
+        let control = &mut self.vmcb.control;
+        control.event_injection = 0;
+        control.interrupt_state = 0;
+        let save = &mut self.vmcb.save;
+        save.cpl = 0;
+        save.efer = EFER_SVME;
+        save.cr0 = save.cr0 & CR0_CACHE | CR0_ET;
+        [save.cr2, save.cr3, save.cr4] = [0; 3];
+        save.dr6 = DR6_AT_RESET;
+        save.dr7 = 0x400;
+        save.debug_control = 0;
+        save.rflags = 2;
+        [save.rax, save.rsp] = [0; 2];
+        match start {
+            Start::Multiboot { eip, eax, ebx } => self.start_protected(eip, eax, ebx),
+            Start::Sipi(page) => self.start_real(page),
+        }
+        self.request_window(false);
+        self.flush();
+    }
+
     #[inline]
     fn enter(&mut self) {
         if !self.guest_loaded {
@@ -356,7 +446,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn flush(&mut self) {
-        self.vmcb.control.tlb_control = vmcb::FLUSH_ALL;
+        self.vmcb.control.tlb_control = self.flush;
     }
 
     fn leave(&mut self) {
@@ -500,6 +590,7 @@ const NAMES: [&str; 16] =
 impl Drop for SvmVcpu {
     fn drop(&mut self) {
         self.unload_guest();
+        self.occupant.dismiss(&self.resident);
     }
 }
 

@@ -211,6 +211,8 @@ pub(super) mod event {
 pub(super) const NESTED_PAGING: u64 = 1 << 0;
 /// `tlb_control`: flush the whole TLB at entry.
 pub(super) const FLUSH_ALL: u32 = 1;
+/// `tlb_control`: flush what is under the guest's ASID.
+pub(super) const FLUSH_ASID: u32 = 3;
 /// `interrupt_state`: the guest is in an interrupt shadow.
 pub(super) const INTERRUPT_SHADOW: u64 = 1 << 0;
 

@@ -11,8 +11,8 @@ impl VmxVcpu {
     /// Whether the guest goes on.
     pub(super) fn control_register(&mut self, access: CrAccess) -> bool {
         let done = match access {
-            CrAccess::Write { cr: 0, gpr } => self.write_cr0(self.gpr(Gpr::new(gpr))),
-            CrAccess::Write { cr: 3, gpr } => self.write_cr3(self.gpr(Gpr::new(gpr))),
+            CrAccess::Write { cr: 0, gpr } => self.load_cr0(self.gpr(Gpr::new(gpr))),
+            CrAccess::Write { cr: 3, gpr } => self.load_cr3(self.gpr(Gpr::new(gpr))),
             CrAccess::Write { cr: 4, gpr } => {
                 let value = self.gpr(Gpr::new(gpr));
                 self.shadow(control::CR4_READ_SHADOW, value, control_registers::check_cr4(value))
@@ -36,7 +36,7 @@ impl VmxVcpu {
         }
     }
 
-    fn write_cr0(&mut self, value: u64) -> Result<(), NotDone> {
+    fn load_cr0(&mut self, value: u64) -> Result<(), NotDone> {
         let checked = control_registers::check_cr0(value);
         if checked.is_ok() && self.changes_mode(value) {
             self.change_mode(value)?;
@@ -45,7 +45,7 @@ impl VmxVcpu {
         self.shadow(control::CR0_READ_SHADOW, value, checked)
     }
 
-    fn write_cr3(&mut self, value: u64) -> Result<(), NotDone> {
+    fn load_cr3(&mut self, value: u64) -> Result<(), NotDone> {
         match &mut self.unpaged {
             Some(unpaged) => unpaged.cr3 = value,
             None => self.vmcs.write(guest::CR3, value),

@@ -3,8 +3,9 @@
 use super::failure::{EntryFailure, instruction_error};
 use super::guest_state::{self, GuestState};
 use super::switch::ENTRY_REFUSED;
-use super::vcpu::{VmxVcpu, read_dr6};
+use super::vcpu::VmxVcpu;
 use super::{reason, vmcs::Vmcs};
+use crate::resident::dr6;
 use core::fmt;
 use vm::{Gpr, Registers, Vcpu};
 use x86::controlregs::cr2;
@@ -57,8 +58,8 @@ fn registers(vcpu: &VmxVcpu, out: &mut dyn fmt::Write) -> fmt::Result {
     // SAFETY: reading has no effect; the guest's is in the processor while the vCPU lives.
     let cr2 = unsafe { cr2() };
     writeln!(out, "cr0 {:08x} cr2 {cr2:016x} cr3 {:016x} cr4 {:08x}", control.cr0, control.cr3, control.cr4)?;
-    let (dr6, dr7) = (read_dr6(), vcpu.vmcs.read(guest::DR7));
-    writeln!(out, "efer {:04x} dr6 {dr6:08x} dr7 {dr7:08x}", control.efer)?;
+    let dr7 = vcpu.vmcs.read(guest::DR7);
+    writeln!(out, "efer {:04x} dr6 {:08x} dr7 {dr7:08x}", control.efer, dr6())?;
     for (number, name) in (0..).zip(NAMES) {
         let end = if number % 4 == 3 { '\n' } else { ' ' };
         write!(out, "{name:>3} {:016x}{end}", vcpu.gpr(Gpr::new(number)))?;

@@ -19,12 +19,12 @@ pub use capabilities::Features;
 pub use vcpu::VmxVcpu;
 
 use crate::page::HardwarePage;
+use crate::resident::{self, Occupant};
 use crate::{Backend, FixedPage, Missing, Physical, Start};
 use addr::{Hpa, PageSize};
-use alloc::rc::Rc;
 use capabilities::Capabilities;
-use core::cell::Cell;
 use core::fmt;
+use core::num::NonZeroU16;
 use mmu::Caps;
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use vmcs::Region;
@@ -42,8 +42,7 @@ pub struct Vmx {
     physical: Physical,
     capabilities: Capabilities,
     physical_bits: u8,
-    /// Whether a vCPU exists: its VMCS is the current one all its life.
-    occupied: Rc<Cell<bool>>,
+    occupant: Occupant,
 }
 
 impl Vmx {
@@ -77,23 +76,21 @@ impl Backend for Vmx {
         // SAFETY: the capability MSRs are there where VMX is; `read` asks for no others.
         let capabilities = Capabilities::read(|register| unsafe { rdmsr(register) })?;
         allow()?;
+        resident::enable_fxsave();
         let region = HardwarePage::new(physical, Region::new(capabilities.revision));
         // SAFETY: the caller's promise, and VMX is there and allowed.
         unsafe { switch_on(&capabilities, region.address())? };
         let widths = cpuid.get_processor_capacity_feature_info();
         let physical_bits = widths.map_or(36, |widths| widths.physical_address_bits());
-        Ok(Self { _region: region, physical, capabilities, physical_bits, occupied: Rc::default() })
+        Ok(Self { _region: region, physical, capabilities, physical_bits, occupant: Occupant::default() })
     }
 
     fn fixed_page(&self) -> Option<FixedPage> {
         (!self.features().unrestricted_guest).then(unpaged::identity_map)
     }
 
-    /// # Panics
-    /// If a vCPU of this CPU is alive.
-    fn vcpu(&self, root: Hpa, start: Start) -> VmxVcpu {
-        assert!(!self.occupied.replace(true), "a CPU has one vCPU at a time");
-        VmxVcpu::new(self, root, start)
+    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> VmxVcpu {
+        VmxVcpu::new(self, root, tag, start)
     }
 }
 
@@ -139,7 +136,7 @@ unsafe fn switch_on(capabilities: &Capabilities, region: Hpa) -> Result<(), Miss
 
 impl Drop for Vmx {
     fn drop(&mut self) {
-        assert!(!self.occupied.get(), "vCPUs end before their backend");
+        assert!(self.occupant.is_alone(), "vCPUs end before their backend");
         // SAFETY: VMX is on (`enable`), and no vCPU is left.
         let off = unsafe { vmxoff() };
         debug_assert!(off.is_ok());

@@ -85,8 +85,7 @@ impl VmxVcpu {
                 return Err(NotDone::Unsupported("real mode needs an unrestricted guest, which this processor lacks"));
             }
         }
-        self.vmcs.write(guest::CR0, self.cr0.real(value));
-        self.vmcs.write(control::CR0_READ_SHADOW, value);
+        self.write_cr0(value);
         Ok(())
     }
 
@@ -123,7 +122,13 @@ impl VmxVcpu {
         Ok(())
     }
 
-    fn write_cr4(&mut self, value: u64) {
+    /// Has the guest read `value`, and the register be what that means.
+    pub(super) fn write_cr0(&mut self, value: u64) {
+        self.vmcs.write(guest::CR0, self.cr0.real(value));
+        self.vmcs.write(control::CR0_READ_SHADOW, value);
+    }
+
+    pub(super) fn write_cr4(&mut self, value: u64) {
         self.vmcs.write(guest::CR4, self.cr4.real(value));
         self.vmcs.write(control::CR4_READ_SHADOW, value);
         self.vmcs.write(control::CR4_GUEST_HOST_MASK, self.cr4.mask);
@@ -134,7 +139,7 @@ impl VmxVcpu {
         self.set_primary(exits.bits(), wanted);
     }
 
-    fn set_long_mode(&mut self, on: bool, efer: u64) {
+    pub(super) fn set_long_mode(&mut self, on: bool, efer: u64) {
         let bit = u64::from(EntryControls::IA32E_MODE_GUEST.bits());
         let entry = self.vmcs.read(control::VMENTRY_CONTROLS) & !bit;
         let (entry, efer) = if on { (entry | bit, efer | EFER_LMA) } else { (entry, efer & !EFER_LMA) };

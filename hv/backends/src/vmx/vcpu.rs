@@ -9,19 +9,19 @@ use super::switch::{self, Switched};
 use super::unpaged::{EFER_LME, Unpaged};
 use super::vmcs::{self, Vmcs};
 use super::{dump, host};
-use crate::Start;
 use crate::page::HardwarePage;
+use crate::resident::{self, Occupant, Resident, Tenant};
 use addr::Hpa;
 use alloc::boxed::Box;
-use alloc::rc::Rc;
 use core::arch::asm;
-use core::cell::Cell;
 use core::fmt;
+use core::num::NonZeroU16;
 use vm::{
     ControlRegisters, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, Registers, Segment,
-    SegmentState, StateMsr, Stay, Vcpu,
+    SegmentState, Start, StateMsr, Stay, Vcpu,
 };
 use x86::controlregs::cr2_write;
+use x86::msr;
 use x86::time::rdtsc;
 use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
 use x86::vmx::vmcs::{control, guest, ro};
@@ -49,8 +49,8 @@ pub(super) const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// A virtual CPU under VMX.
 ///
-/// All of the guest's state that exits don't swap stays in the processor until the end: CR2, the debug registers, and the
-/// MSRs that SYSCALL and SWAPGS use. The hypervisor uses none of them.
+/// The guest's state that exits don't swap stays in the processor ([`Resident`]): vector registers, CR2, the debug registers,
+/// and the MSRs that SYSCALL and SWAPGS use.
 pub struct VmxVcpu {
     /// The host's RSP in the VMCS points to it.
     pub(super) registers: Box<Switched>,
@@ -78,13 +78,14 @@ pub struct VmxVcpu {
     pub(super) capabilities: Capabilities,
     pub(super) physical_bits: u8,
     pub(super) msr_bitmap: HardwarePage<MsrBitmap>,
-    occupied: Rc<Cell<bool>>,
+    occupant: Occupant,
+    resident: Tenant,
 }
 
 impl VmxVcpu {
-    pub(super) fn new(vmx: &Vmx, root: Hpa, start: Start) -> Self {
-        // SAFETY: VMX is on as long as its backend is there, and that gives out one vCPU at a time.
-        let mut vmcs = unsafe { Vmcs::new(vmx.physical, vmx.capabilities.revision) }
+    pub(super) fn new(vmx: &Vmx, root: Hpa, tag: NonZeroU16, start: Start) -> Self {
+        // SAFETY: VMX is on as long as its backend is there, and that ends after its vCPUs.
+        let vmcs = unsafe { Vmcs::new(vmx.physical, vmx.capabilities.revision) }
             .expect("the region is a page of its own with its revision in place");
         // SAFETY: reading has no effect.
         let host_cr4 = unsafe { x86::controlregs::cr4() }.bits() as u64;
@@ -108,18 +109,14 @@ impl VmxVcpu {
             capabilities: vmx.capabilities,
             physical_bits: vmx.physical_bits,
             msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),
-            occupied: Rc::clone(&vmx.occupied),
-            vmcs: {
-                host::write(&mut vmcs, features.pat);
-                vmcs
-            },
+            occupant: vmx.occupant.clone(),
+            resident: Resident::new(unswitched_msrs(features)),
+            vmcs,
         };
-        vcpu.write_controls(vmx);
-        vcpu.write_start(start);
-        if !features.unrestricted_guest {
-            vcpu.enter_identity_map(Unpaged { cr3: 0, efer: 0 }, 0);
-        }
-        vcpu.clear_unswitched();
+        vcpu.load();
+        host::write(&mut vcpu.vmcs, features.pat);
+        vcpu.write_controls(vmx, tag);
+        vcpu.reset(start);
         vcpu
     }
 
@@ -160,7 +157,7 @@ impl VmxVcpu {
             self.nmi = true;
         } else if info & EVENT_VECTOR == DEBUG {
             let status = self.qualification() & DR6_STATUS;
-            write_dr6(read_dr6() & !DR6_BREAKPOINTS | status);
+            resident::set_dr6(resident::dr6() & !DR6_BREAKPOINTS | status);
             if status & DR6_BD != 0 {
                 let dr7 = self.vmcs.read(guest::DR7);
                 self.vmcs.write(guest::DR7, dr7 & !DR7_GD);
@@ -294,22 +291,24 @@ const fn eptp(root: Hpa, features: Features) -> u64 {
     root.raw() | accessed_dirty | (LEVELS - 1) << 3 | WRITE_BACK
 }
 
+/// MSRs of the guest that entries and exits leave alone.
+const fn unswitched_msrs(features: Features) -> &'static [u32] {
+    const ALL: &[u32] = &[
+        msr::IA32_STAR,
+        msr::IA32_LSTAR,
+        msr::IA32_CSTAR,
+        msr::IA32_FMASK,
+        msr::IA32_KERNEL_GSBASE,
+        msr::IA32_TSC_AUX,
+    ];
+    let (without_aux, _) = ALL.split_at(ALL.len() - 1);
+    if features.rdtscp { ALL } else { without_aux }
+}
+
 /// The host's TSC.
 fn tsc() -> u64 {
     // SAFETY: reading it has no effect.
     unsafe { rdtsc() }
-}
-
-pub(super) fn read_dr6() -> u64 {
-    let value;
-    // SAFETY: reading it has no effect.
-    unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-pub(super) fn write_dr6(value: u64) {
-    // SAFETY: it only tells of the past; values are those of the processor itself, or what it holds after reset.
-    unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
 }
 
 impl Registers for VmxVcpu {
@@ -350,6 +349,23 @@ impl Registers for VmxVcpu {
 
 impl Vcpu for VmxVcpu {
     const HYPERCALL: Known = Known::Vmcall;
+
+    fn load(&mut self) {
+        if self.occupant.admit(&self.resident) {
+            self.vmcs.load();
+        }
+    }
+
+    fn reset(&mut self, start: Start) {
+        resident::init();
+        self.write_init();
+        match start {
+            Start::Multiboot { eip, eax, ebx } => self.start_protected(eip, eax, ebx),
+            Start::Sipi(page) => self.start_real(page),
+        }
+        self.request_window(false);
+        self.flush();
+    }
 
     #[inline]
     fn enter(&mut self) {
@@ -514,6 +530,6 @@ impl Vcpu for VmxVcpu {
 
 impl Drop for VmxVcpu {
     fn drop(&mut self) {
-        self.occupied.set(false);
+        self.occupant.dismiss(&self.resident);
     }
 }

@@ -21,7 +21,7 @@ impl Region {
     }
 }
 
-/// The VMCS that is current on this CPU, from its making to its end.
+/// A VMCS. Its fields are read and written while it is the current one: from [`load`](Self::load) until another one's.
 pub(super) struct Vmcs {
     region: HardwarePage<Region>,
     // Bound to its CPU.
@@ -29,24 +29,29 @@ pub(super) struct Vmcs {
 }
 
 impl Vmcs {
-    /// Makes a VMCS, and makes it current.
+    /// Makes a VMCS.
     ///
     /// # Safety
-    /// This CPU is in VMX root operation for as long as the VMCS lives, and has no other VMCS meanwhile.
+    /// This CPU is in VMX root operation for as long as the VMCS lives.
     pub(super) unsafe fn new(physical: Physical, revision: u32) -> Result<Self, VmFail> {
         let region = HardwarePage::new(physical, Region::new(revision));
         // SAFETY: the region is a page of its own with the revision in place.
         unsafe { vmx::vmclear(region.address().raw()) }?;
-        // SAFETY: as above.
-        unsafe { vmx::vmptrld(region.address().raw()) }?;
         Ok(Self { region, _not_send: PhantomData })
+    }
+
+    /// Makes it the current one of this CPU.
+    pub(super) fn load(&mut self) {
+        // SAFETY: the region is a VMCS of this CPU (`new`). The one that was current keeps its contents.
+        let loaded = unsafe { vmx::vmptrld(self.region.address().raw()) };
+        debug_assert!(loaded.is_ok());
     }
 
     /// Reads a field that this processor has. What is not used is not read.
     #[inline(always)]
     pub(super) fn read(&self, field: u32) -> u64 {
         let value;
-        // SAFETY: this VMCS is current (`new`), and VMREAD changes nothing but flags. It depends on the VMCS as on memory:
+        // SAFETY: this VMCS is current (`load`), and VMREAD changes nothing but flags. It depends on the VMCS as on memory:
         // every asm block that changes one or enters the guest clobbers memory.
         unsafe {
             asm!("vmread {}, {}", lateout(reg) value, in(reg) u64::from(field), options(pure, readonly, nostack));
@@ -57,14 +62,14 @@ impl Vmcs {
     /// Writes a field that this processor has.
     #[inline(always)]
     pub(super) fn write(&mut self, field: u32, value: u64) {
-        // SAFETY: this VMCS is current (`new`). What its fields mean for the host is checked by the code that enters.
+        // SAFETY: this VMCS is current (`load`). What its fields mean for the host is checked by the code that enters.
         unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(field), in(reg) value, options(nostack)) };
     }
 }
 
 impl Drop for Vmcs {
     fn drop(&mut self) {
-        // SAFETY: the region is this VMCS; no longer current then, it is only memory. If the processor objects, it does not
+        // SAFETY: the region is this VMCS, current or not; the processor gives it up, and it is only memory then. If the processor objects, it does not
         // hold it any more.
         let _ = unsafe { vmx::vmclear(self.region.address().raw()) };
     }

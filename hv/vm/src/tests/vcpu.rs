@@ -1,6 +1,6 @@
 //! A vCPU that plays a script.
 
-use crate::vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, StateMsr, Stay, Vcpu};
+use crate::vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{Event, Exit, Gpr, Known, Registers, Segment};
 use core::fmt;
 use std::boxed::Box;
@@ -110,6 +110,15 @@ impl Registers for TestVcpu {
 impl Vcpu for TestVcpu {
     const HYPERCALL: Known = Known::Vmmcall;
 
+    fn load(&mut self) {}
+    fn reset(&mut self, start: Start) {
+        self.event = None;
+        self.shadow = false;
+        if let Start::Sipi(vector) = start {
+            self.rip = 0;
+            self.segments[Segment::Cs as usize].base = u64::from(vector) << 12;
+        }
+    }
     fn enter(&mut self) {
         self.entries += 1;
         self.blocked = false;

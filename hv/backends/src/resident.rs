@@ -1,0 +1,173 @@
+//! What neither entries nor exits swap, and the hypervisor does not use: it stays in the processor, as the guest left it, until
+//! another vCPU of the same CPU wants its own there.
+
+use alloc::rc::Rc;
+use core::arch::asm;
+use core::cell::RefCell;
+use x86::controlregs::{Cr4, cr2, cr2_write, cr4, cr4_write};
+use x86::msr::{rdmsr, wrmsr};
+
+/// Whose registers this CPU has.
+#[derive(Clone, Default)]
+pub(crate) struct Occupant(Rc<RefCell<Option<Tenant>>>);
+
+/// One vCPU's registers, current only while they are not in the processor.
+pub(crate) type Tenant = Rc<RefCell<Resident>>;
+
+impl Occupant {
+    /// Sees to it that the processor has the registers of `tenant`. Whether it had others.
+    pub(crate) fn admit(&self, tenant: &Tenant) -> bool {
+        let mut occupant = self.0.borrow_mut();
+        if occupant.as_ref().is_some_and(|occupant| Rc::ptr_eq(occupant, tenant)) {
+            return false;
+        }
+        if let Some(previous) = occupant.replace(Rc::clone(tenant)) {
+            previous.borrow_mut().take();
+        }
+        tenant.borrow().put();
+        true
+    }
+
+    /// Whether no vCPU of this CPU is left.
+    pub(crate) fn is_alone(&self) -> bool {
+        Rc::strong_count(&self.0) == 1
+    }
+
+    /// Forgets `tenant`, who leaves for good.
+    pub(crate) fn dismiss(&self, tenant: &Tenant) {
+        self.0.borrow_mut().take_if(|occupant| Rc::ptr_eq(occupant, tenant));
+    }
+}
+
+/// FXSAVE's area (Intel SDM vol. 1, section 10.5.1). All the vector state that there is: no guest is offered XSETBV.
+#[repr(C, align(16))]
+struct Fxsave([u8; 512]);
+
+impl Fxsave {
+    /// As FNINIT leaves the x87, and reset MXCSR.
+    const fn new() -> Self {
+        let mut area = [0; 512];
+        [area[0], area[1]] = 0x037f_u16.to_le_bytes();
+        [area[24], area[25]] = 0x1f80_u16.to_le_bytes();
+        Self(area)
+    }
+}
+
+/// How many MSRs a backend may leave in the processor.
+const MSRS: usize = 6;
+
+/// The registers.
+pub(crate) struct Resident {
+    vector: Fxsave,
+    /// DR0 to DR3.
+    breakpoints: [u64; 4],
+    dr6: u64,
+    cr2: u64,
+    msrs: &'static [u32],
+    values: [u64; MSRS],
+}
+
+/// What DR6 holds after reset and INIT.
+pub(crate) const DR6_AT_RESET: u64 = 0xffff_0ff0;
+
+impl Resident {
+    /// As after reset. `msrs` are the model-specific registers among them, at most [`MSRS`].
+    pub(crate) fn new(msrs: &'static [u32]) -> Tenant {
+        let resident =
+            Self { vector: Fxsave::new(), breakpoints: [0; 4], dr6: DR6_AT_RESET, cr2: 0, msrs, values: [0; MSRS] };
+        Rc::new(RefCell::new(resident))
+    }
+
+    /// Takes the registers from the processor.
+    fn take(&mut self) {
+        // SAFETY: the area is 512 bytes, aligned to 16; FXSAVE is there in long mode.
+        unsafe { asm!("fxsave64 [{}]", in(reg) &raw mut self.vector, options(nostack, preserves_flags)) };
+        self.breakpoints = breakpoints();
+        self.dr6 = dr6();
+        // SAFETY: reading has no effect.
+        self.cr2 = unsafe { cr2() } as u64;
+        for (value, &register) in self.values.iter_mut().zip(self.msrs) {
+            // SAFETY: the backend has seen that the register is there.
+            *value = unsafe { rdmsr(register) };
+        }
+    }
+
+    /// Puts them back.
+    ///
+    /// AMD's FXRSTOR loads the addresses of the last x87 instruction only with an exception pending (CVE-2006-1056): an
+    /// instruction of the hypervisor's takes the place of the previous guest's.
+    fn put(&self) {
+        // SAFETY: the area is one that FXSAVE has written or could have: nothing reserved is set. The hypervisor has no vector
+        // state of its own.
+        unsafe {
+            asm!(
+                "fnclex",
+                "emms",
+                "fild dword ptr [{0}]",
+                "fxrstor64 [{0}]",
+                in(reg) &raw const self.vector,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        set_breakpoints(self.breakpoints);
+        set_dr6(self.dr6);
+        // SAFETY: the hypervisor takes no page fault that it would survive.
+        unsafe { cr2_write(self.cr2) };
+        for (&value, &register) in self.values.iter().zip(self.msrs) {
+            // SAFETY: the register is there (as above), is not used by the hypervisor, and had this value or has it after reset.
+            unsafe { wrmsr(register, value) };
+        }
+    }
+}
+
+/// INIT's effect on those registers in the processor that it changes: x87, SSE and MSRs are kept (Intel SDM vol. 3, table 10-1).
+pub(crate) fn init() {
+    set_breakpoints([0; 4]);
+    set_dr6(DR6_AT_RESET);
+    // SAFETY: the hypervisor takes no page fault that it would survive.
+    unsafe { cr2_write(0) };
+}
+
+/// Lets FXSAVE have the SSE registers.
+pub(crate) fn enable_fxsave() {
+    // SAFETY: reading has no effect.
+    let cr4 = unsafe { cr4() };
+    // SAFETY: every processor with long mode has it; code without vector instructions sees nothing of it.
+    unsafe { cr4_write(cr4 | Cr4::CR4_ENABLE_SSE) };
+}
+
+fn breakpoints() -> [u64; 4] {
+    let (dr0, dr1, dr2, dr3);
+    // SAFETY: reading has no effect; an exit has cleared DR7, so it raises nothing.
+    unsafe {
+        asm!(
+            "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+            out(reg) dr0, out(reg) dr1, out(reg) dr2, out(reg) dr3,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    [dr0, dr1, dr2, dr3]
+}
+
+fn set_breakpoints([dr0, dr1, dr2, dr3]: [u64; 4]) {
+    // SAFETY: without a breakpoint that DR7 enables (exits clear it) the addresses mean nothing.
+    unsafe {
+        asm!(
+            "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
+pub(crate) fn dr6() -> u64 {
+    let value;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+pub(crate) fn set_dr6(value: u64) {
+    // SAFETY: it only tells of the past; values are those of the processor itself, or what it holds after reset.
+    unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
