@@ -13,9 +13,8 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The functions that may: those that save and load the guest's state. There are none yet, as nothing but the guest
-/// itself ever changes that state.
-const GUEST_STATE_CODE: [&str; 0] = [];
+/// The module whose functions may: they save and load the guest's state as a whole, when another vCPU takes its place.
+const GUEST_STATE_CODE: &str = "backends::resident::";
 /// The section that starts in 32-bit mode.
 const SECTION_32_BIT: &str = ".boot";
 
@@ -78,7 +77,7 @@ fn scan_elf(bytes: &[u8]) -> Result<Scan> {
 }
 
 fn scan_code(code: &[u8], address: u64, bitness: u32, symbol: &str, scan: &mut Scan) {
-    let allowed = GUEST_STATE_CODE.contains(&symbol);
+    let allowed = symbol.starts_with(GUEST_STATE_CODE);
     let mut infos = InstructionInfoFactory::new();
     for instruction in &mut Decoder::with_ip(bitness, code, address, DecoderOptions::NONE) {
         scan.instructions += 1;
@@ -163,6 +162,13 @@ mod tests {
         ] {
             assert_eq!(findings(code, 64), [text]);
         }
+    }
+
+    #[test]
+    fn the_code_that_saves_the_guests_state_may() {
+        let mut scan = Scan::default();
+        scan_code(&[0x0f, 0xae, 0x00], 0x1000, 64, "backends::resident::Fxsave::save", &mut scan);
+        assert!(scan.findings.is_empty());
     }
 
     #[test]
