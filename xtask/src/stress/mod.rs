@@ -5,7 +5,6 @@ mod record;
 
 use crate::build::Images;
 use crate::failure::usage;
-use crate::judge::End;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
 use crate::machine::{Image, Machine};
@@ -191,26 +190,12 @@ impl Stress<'_> {
         }
     }
 
-    /// A round on a fresh machine; on another one if the emulator stopped answering.
+    /// A round on a fresh machine; on another one if a QEMU stopped answering. Bochs, deterministic as it is, would again.
     fn carry_out(&self, round: &Round) -> Result<Record> {
         let trial = self.trial(round);
-        let first = trial.carry_out(&mut |_| ())?;
-        if !self.is_wedged(&first) {
-            return Ok(self.record(round, &first, Ended::of(&first)));
-        }
-        let again = trial.carry_out(&mut |_| ())?;
-        let ended = match Ended::of(&again) {
-            Ended::Passed => Ended::NoAnswer(first.outcome.text),
-            failed => failed,
-        };
-        Ok(self.record(round, &again, ended))
-    }
-
-    /// Whether the machine fell silent without even the hypervisor's own limit being kept: multi-threaded TCG was seen to
-    /// do so under other hypervisors. Bochs, deterministic as it is, has no such excuse.
-    fn is_wedged(&self, report: &Report) -> bool {
-        matches!((&self.machine, report.finished.end), (Machine::Qemu(_), End::TimedOut(_)))
-            && report.outcome.verdict == Verdict::Hang
+        let may_fall_silent = matches!(self.machine, Machine::Qemu(_));
+        let (report, ended) = record::settle(may_fall_silent, || trial.carry_out(&mut |_| ()))?;
+        Ok(self.record(round, &report, ended))
     }
 
     fn record(&self, round: &Round, report: &Report, ended: Ended) -> Record {

@@ -39,6 +39,26 @@ impl Ended {
     }
 }
 
+/// Carries a round out, and once more if the emulator fell silent and this one may; the report that counts, and its end.
+pub(super) fn settle(may_fall_silent: bool, mut attempt: impl FnMut() -> Result<Report>) -> Result<(Report, Ended)> {
+    let first = attempt()?;
+    if !(may_fall_silent && is_silent(&first)) {
+        let ended = Ended::of(&first);
+        return Ok((first, ended));
+    }
+    let second = attempt()?;
+    let ended = match Ended::of(&second) {
+        Ended::Passed => Ended::NoAnswer(first.outcome.text),
+        other => other,
+    };
+    Ok((second, ended))
+}
+
+/// Whether the machine fell silent so that not even the hypervisor's own limit was kept.
+fn is_silent(report: &Report) -> bool {
+    matches!(report.finished.end, End::TimedOut(_)) && report.outcome.verdict == Verdict::Hang
+}
+
 /// A VM of a round.
 #[derive(Clone, Debug, Serialize)]
 struct VmRecord {
@@ -272,6 +292,36 @@ mod tests {
             elapsed: Duration::from_secs(3),
         };
         Report { outcome: outcome.clone(), vms: vec![vm("a"), vm("b")], finished }
+    }
+
+    fn silent() -> Report {
+        let mut report = report(Verdict::Hang, None);
+        report.finished.end = End::TimedOut(Duration::from_secs(60));
+        report
+    }
+
+    #[test]
+    fn a_silent_emulator_gets_one_more_try() {
+        let good = || report(Verdict::Pass, Some(Accounts::default()));
+        let settled = |may_fall_silent, reports: Vec<Report>| {
+            let count = reports.len();
+            let mut reports = reports.into_iter();
+            let (_, ended) = settle(may_fall_silent, || Ok(reports.next().unwrap())).unwrap();
+            (ended, count - reports.len())
+        };
+        assert_eq!(settled(true, vec![good(), good()]), (Ended::Passed, 1));
+        assert_eq!(settled(true, vec![silent(), good()]), (Ended::NoAnswer("as it says".to_string()), 2));
+        for (may_fall_silent, reports, tries) in [
+            (false, vec![silent(), good()], 1),
+            (true, vec![silent(), silent(), good()], 2),
+            // The hypervisor itself ended a guest that hung: that is no emulator's fault.
+            (true, vec![report(Verdict::Hang, None), good()], 1),
+            (true, vec![report(Verdict::GuestFailed, None), good()], 1),
+        ] {
+            let (ended, tried) = settled(may_fall_silent, reports);
+            assert!(matches!(ended, Ended::Failed(_)));
+            assert_eq!(tried, tries);
+        }
     }
 
     fn record(number: u32, ended: Ended) -> Record {
