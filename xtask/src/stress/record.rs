@@ -2,7 +2,7 @@
 
 use super::plan::{GUESTS, Round};
 use crate::accounts::Accounts;
-use crate::judge::VmReport;
+use crate::judge::{End, VmReport};
 use crate::trial::Report;
 use crate::verdict::Verdict;
 use anyhow::{Context, Result};
@@ -271,7 +271,7 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::judge::{End, Outcome};
+    use crate::judge::Outcome;
     use crate::ktap;
     use crate::machine::Finished;
 
