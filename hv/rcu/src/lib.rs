@@ -31,7 +31,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(any(test, loom))]
+#[cfg(any(test, loom, shuttle))]
 extern crate std;
 
 mod cpu;
@@ -42,7 +42,7 @@ pub mod rule;
 mod space;
 mod state;
 mod sync;
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 
 pub use cpu::{Cpu, Guard, Session};

@@ -46,25 +46,25 @@ pub enum Rule {
 }
 
 /// Whether the rule is kept: always, but in a negative twin.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 #[inline(always)]
 pub(crate) const fn holds(_: Rule) -> bool {
     true
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 std::thread_local! {
     static BROKEN: core::cell::Cell<Option<Rule>> = const { core::cell::Cell::new(None) };
 }
 
 /// Whether the rule is kept: always, but in a negative twin.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(crate) fn holds(rule: Rule) -> bool {
     BROKEN.with(|broken| broken.get() != Some(rule))
 }
 
 /// Runs `model` with one rule broken on this thread (loom runs a model's threads on the caller's).
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub fn with_broken<R>(rule: Option<Rule>, model: impl FnOnce() -> R) -> R {
     struct Restore(Option<Rule>);
     impl Drop for Restore {

@@ -1,17 +1,21 @@
-//! The atomics of this crate: core's, or loom's in its models.
+//! The atomics of this crate: core's, or in its models loom's or shuttle's.
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// Statistics order nothing, so the models need not branch on them: core's atomics always.
 pub(crate) use core::sync::atomic::AtomicU64 as Counter;
 
 /// One turn of a loop that waits for another CPU.
 pub(crate) fn relax() {
-    #[cfg(not(loom))]
+    #[cfg(not(any(loom, shuttle)))]
     core::hint::spin_loop();
+    #[cfg(shuttle)]
+    shuttle::thread::yield_now();
     #[cfg(loom)]
     loom::thread::yield_now();
 }

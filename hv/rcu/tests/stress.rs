@@ -4,16 +4,26 @@
 
 use addr::Pfn;
 use rcu::{Backlog, Cpu, Domain, Flush, Guard, Head, Platform, Slot, Space, Tlb};
+#[cfg(shuttle)]
+use shuttle::{
+    sync::{Mutex, atomic::AtomicBool, atomic::AtomicU64},
+    thread,
+};
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+#[cfg(not(shuttle))]
+use std::sync::{Mutex, atomic::AtomicBool, atomic::AtomicU64};
+#[cfg(not(shuttle))]
 use std::thread;
 
 const CPUS: usize = 4;
-const PAGES: u64 = 256;
-const ENTRIES: usize = 8;
-const ROUNDS: u64 = 30_000;
+const ENTRIES: usize = if cfg!(shuttle) { 4 } else { 8 };
+const PAGES: u64 = if cfg!(shuttle) { 12 } else { 256 };
+const ROUNDS: u64 = if cfg!(shuttle) { 12 } else { 30_000 };
+/// A writer walks once in so many rounds.
+const ROUNDS_TO_A_WALK: u64 = if cfg!(shuttle) { 3 } else { 16 };
+/// Pages that may wait on one CPU: fewer than there are.
+const LIMIT: u64 = PAGES / 8;
 const POISON: u64 = 0xdead_beef_dead_beef;
 
 /// What an entry holds: the page's number, and above it the number of this use of it.
@@ -136,7 +146,7 @@ fn writer(cpu: &mut Cpu<'_, Machine>, space: &Space) {
     let mut round = 0;
     while round < ROUNDS {
         let entry = (round as usize + cpu.index()) % ENTRIES;
-        if round % 16 == 0 {
+        if round % ROUNDS_TO_A_WALK == 0 {
             machine.walk(cpu.read(), entry);
         }
         // Without a page to put there it waits for those that it has deferred.
@@ -200,9 +210,8 @@ fn leaver(domain: &Domain<Machine, [Slot; CPUS]>, index: usize, space: &Space) {
     }
 }
 
-#[test]
-fn pages_are_freed_late_and_all_come_back() {
-    let domain: Domain<Machine, [Slot; CPUS]> = Domain::new(Machine::new(2), 32);
+fn replace_walk_and_free() {
+    let domain: Domain<Machine, [Slot; CPUS]> = Domain::new(Machine::new(2), LIMIT);
     let space = Space::new(&domain);
     thread::scope(|scope| {
         let (domain, space) = (&domain, &space);
@@ -221,4 +230,63 @@ fn pages_are_freed_late_and_all_come_back() {
     pages.extend((0..ENTRIES).map(|entry| machine.load(entry).page()));
     assert_eq!(pages.len() as u64, PAGES, "each page is free or in use, none is both");
     println!("{stats:?}");
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn pages_are_freed_late_and_all_come_back() {
+    replace_walk_and_free();
+}
+
+/// Random schedules.
+#[cfg(shuttle)]
+mod random {
+    use super::replace_walk_and_free;
+    use rcu::rule::{Rule, with_broken};
+    use shuttle::scheduler::RandomScheduler;
+    use shuttle::{Config, FailurePersistence, Runner};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    const RUNS: usize = 1_500;
+
+    #[test]
+    fn shuttle_pages_are_freed_late_and_all_come_back() {
+        shuttle::check_random(replace_walk_and_free, RUNS);
+    }
+
+    /// Few changes of CPU at places chosen at random find what needs a long way on one CPU.
+    #[test]
+    fn shuttle_pages_are_freed_late_and_all_come_back_by_few_switches() {
+        shuttle::check_pct(replace_walk_and_free, RUNS, 5);
+    }
+
+    fn must_fail(rule: Rule) {
+        let mut config = Config::new();
+        config.failure_persistence = FailurePersistence::None;
+        let runner = Runner::new(RandomScheduler::new(RUNS), config);
+        let broken = || with_broken(Some(rule), || runner.run(replace_walk_and_free));
+        let panic = catch_unwind(AssertUnwindSafe(broken)).expect_err("without the rule it holds as well");
+        let says = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref().map(String::as_str));
+        assert!(says.is_some_and(|says| says.contains("a freed page is walked")), "{rule:?}: {says:?}");
+    }
+
+    #[test]
+    fn twin_shuttle_without_waiting_for_software() {
+        must_fail(Rule::WaitForSoftware);
+    }
+
+    #[test]
+    fn twin_shuttle_without_waiting_for_hardware() {
+        must_fail(Rule::WaitForHardware);
+    }
+
+    #[test]
+    fn twin_shuttle_that_waits_for_the_running_grace_period() {
+        must_fail(Rule::WaitForTheNext);
+    }
+
+    #[test]
+    fn twin_shuttle_without_comparing_generations_at_entry() {
+        must_fail(Rule::CompareAtEntry);
+    }
 }

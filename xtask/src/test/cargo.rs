@@ -9,8 +9,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Crates that have a model for loom.
+/// Crates that have models for loom.
 const MODELLED: [&str; 2] = ["rcu", "mmu"];
+
+/// Crates, and their tests that shuttle runs in random schedules.
+const SHUTTLED: [(&str, &str); 1] = [("rcu", "stress")];
 
 /// The unit tests, the crates' own tests and those in the documentation.
 pub(super) fn host(filter: Option<&str>) -> Result<Vec<Ran>> {
@@ -23,14 +26,22 @@ pub(super) fn host(filter: Option<&str>) -> Result<Vec<Ran>> {
     Ok(all)
 }
 
-/// The models that loom explores.
+/// The models that loom explores wholly, and those that shuttle runs in random schedules.
 pub(super) fn models(filter: Option<&str>) -> Result<Vec<Ran>> {
-    let packages = MODELLED.into_iter().flat_map(|name| ["--package", name]);
-    let mut command = cargo(&["test", "--release", "--no-fail-fast", "--lib", "--tests"], None);
-    command.args(packages).arg("--target-dir").arg(project::target().join("loom"));
-    // Crates built for loom are others than the usual ones: a build directory of their own keeps both.
-    command.env("RUSTFLAGS", "--cfg loom").args(filter);
-    run("loom", command)
+    let mut all = run("loom", model("loom", MODELLED, &["--lib", "--tests"], filter))?;
+    for (package, test) in SHUTTLED {
+        all.extend(run("shuttle", model("shuttle", [package], &["--test", test], filter))?);
+    }
+    Ok(all)
+}
+
+/// Crates built for models are others than the usual ones: a build directory of their own keeps both.
+fn model<'p>(kind: &str, packages: impl IntoIterator<Item = &'p str>, tests: &[&str], filter: Option<&str>) -> Command {
+    let mut command = cargo(&["test", "--release", "--no-fail-fast"], None);
+    command.args(tests).args(packages.into_iter().flat_map(|name| ["--package", name]));
+    command.arg("--target-dir").arg(project::target().join(kind));
+    command.env("RUSTFLAGS", format!("--cfg {kind}")).args(filter);
+    command
 }
 
 fn cargo(arguments: &[&str], filter: Option<&str>) -> Command {
