@@ -204,6 +204,11 @@ impl<'d, P: Platform> Cpu<'d, P> {
         self.deferred.get().len() + self.adopted.get().pages.len()
     }
 
+    /// Whether more pages wait on this CPU than the domain's limit.
+    pub fn is_over_limit(&self) -> bool {
+        self.over(self.deferred.get().len()) == Backlog::Over
+    }
+
     /// Gives up to `budget` pages to `free` whose grace period has ended, and sees to it that the next begins. Returns
     /// how many. To be called at each exit from guest mode and each turn of the idle loop.
     #[inline]
@@ -399,6 +404,11 @@ impl<P: Platform> Session<'_, '_, P> {
     /// [`Cpu::idle`].
     pub fn idle<R>(&mut self, wait: impl FnOnce() -> R) -> R {
         self.cpu.idle(wait)
+    }
+
+    /// [`Cpu::synchronize_expedited`].
+    pub fn synchronize_expedited(&mut self) {
+        self.cpu.synchronize_expedited();
     }
 
     /// [`Cpu::barrier`].

@@ -25,7 +25,7 @@ use vm::{NestedFault, Resolved};
 use walk::{PhysMem, SlotMem};
 
 /// Pages that one poll gives back at most.
-const POLL: usize = 64;
+const POLL: usize = 128;
 
 /// The surroundings of a VM's tables.
 struct Surroundings<F> {
@@ -89,6 +89,12 @@ pub(crate) struct VmMemory<F: Nested> {
     /// A page outside of it.
     fixed: Option<Gfn>,
 }
+
+const _: () = {
+    const fn shared<T: Sync + Send>() {}
+    shared::<VmMemory<mmu::Npt>>();
+    shared::<VmMemory<mmu::Ept>>();
+};
 
 /// A VM's memory as one vCPU sees it, on the CPU where its slice runs.
 pub(crate) struct View<'v, F: Nested> {

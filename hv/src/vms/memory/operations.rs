@@ -1,6 +1,7 @@
 //! The test hypercalls: operations on the caller's own tables, while its vCPUs use them.
 
-use super::{Nested, View, poll};
+use super::account::give_back;
+use super::{Nested, View};
 use crate::frames::Failures;
 use crate::paging;
 use addr::{Gpa, PAGE_SIZE, PageSize, Pfn};
@@ -8,7 +9,6 @@ use core::arch::asm;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 use mmu::{CollapseError, Page, RangeError, ReplaceError, SplitError};
-use rcu::Backlog;
 use vm::hypercall::BASE;
 
 /// Why a call was refused: Linux's numbers, and KVM's for a call that there is not.
@@ -68,11 +68,20 @@ impl<F: Nested> View<'_, F> {
             10 => self.skip_flush(first),
             _ => Err(Refused::NoSuchCall),
         };
-        self.cpu.quiescent();
-        poll(&self.cpu);
+        self.settle();
         match result {
             Ok(value) => value.cast_signed(),
             Err(refused) => refused as i64,
+        }
+    }
+
+    /// Gives back what can be. Who makes pages wait faster than grace periods pass waits too.
+    fn settle(&mut self) {
+        self.cpu.quiescent();
+        self.cpu.poll(usize::MAX, give_back);
+        if self.cpu.is_over_limit() {
+            self.cpu.synchronize_expedited();
+            self.cpu.poll(usize::MAX, give_back);
         }
     }
 
@@ -94,9 +103,8 @@ impl<F: Nested> View<'_, F> {
         let env = self.vm.tree.env();
         if let Some(desc) = env.descriptors.get(page.raw() as usize) {
             env.account.retire(desc, size);
-            if self.cpu.call_rcu(page) == Backlog::Over {
-                self.cpu.hurry();
-            }
+            // Whether too many wait is looked at when the operation is done.
+            let _ = self.cpu.call_rcu(page);
         }
     }
 
