@@ -31,6 +31,7 @@ fn describe(stop: Stop, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Stop::Halted => f.write_str("the guest halted with interrupts off: nothing can wake it"),
         Stop::OutOfMemory => f.write_str("no frame left for the guest's memory"),
         Stop::Limit => f.write_str("the guest ran past its limit"),
+        Stop::Misconfigured(at) => write!(f, "the nested tables have an entry that makes no sense, on the way to {at}"),
         Stop::Unhandled(what) => f.write_str(what),
     }
 }
@@ -42,6 +43,8 @@ pub(super) const fn judge(stop: Stop) -> Verdict {
         Stop::Exited(_) => Verdict::GuestFailed,
         Stop::TripleFault => Verdict::GuestTripleFault,
         Stop::Limit => Verdict::Hang,
-        Stop::Reset | Stop::Halted | Stop::OutOfMemory | Stop::Unhandled(_) => Verdict::GuestKilled,
+        Stop::Reset | Stop::Halted | Stop::OutOfMemory | Stop::Misconfigured(_) | Stop::Unhandled(_) => {
+            Verdict::GuestKilled
+        }
     }
 }

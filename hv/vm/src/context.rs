@@ -14,6 +14,8 @@ pub struct Context<S> {
     pub(crate) memo: Memo,
     pub(crate) stats: Stats,
     pub(crate) activity: Activity,
+    /// CR8: the upper half of the task-priority register.
+    pub(crate) cr8: u64,
 }
 
 /// What a vCPU does between its exits (Intel SDM vol. 3, section 25.4.2: the activity states).
@@ -48,6 +50,7 @@ impl<S: Copy> Context<S> {
             memo: Memo::new(),
             stats: Stats::default(),
             activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
+            cr8: 0,
         }
     }
 

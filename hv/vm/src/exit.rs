@@ -3,6 +3,7 @@
 use addr::Gpa;
 use core::fmt;
 use devices::Size;
+use emul::Gpr;
 
 /// Why the processor left the guest, with what the hardware told about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +18,14 @@ pub enum Exit {
     ReadMsr,
     /// WRMSR of an intercepted register.
     WriteMsr,
+    /// MOV to or from CR8.
+    Cr8(Cr8),
     /// HLT.
     Halt,
     /// A guest physical address that the nested tables do not translate for this access.
     NestedFault(NestedFault),
+    /// A guest physical address on whose way the nested tables have an entry that makes no sense: the hypervisor's mistake.
+    Misconfiguration(Gpa),
     /// An exception in the guest that is intercepted.
     Exception(Exception),
     /// XSETBV, INVD and others that the guest's CPUID does not offer or that need no action.
@@ -108,6 +113,34 @@ impl fmt::Debug for Io {
         let direction = if self.is_input() { "in" } else { "out" };
         let string = if self.is_string() { "s" } else { "" };
         write!(f, "{direction}{string} {:?} {:#x}", self.size(), self.port())
+    }
+}
+
+/// A MOV to or from CR8, and the general register if the hardware tells it. One word, as [`Io`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cr8(u64);
+
+impl Cr8 {
+    const WRITE: u64 = 1 << 8;
+    const REGISTER_KNOWN: u64 = 1 << 9;
+
+    /// A write or a read of CR8.
+    pub const fn new(write: bool, gpr: Option<Gpr>) -> Self {
+        let register = match gpr {
+            Some(gpr) => Self::REGISTER_KNOWN | gpr.index() as u64,
+            None => 0,
+        };
+        Self(if write { Self::WRITE } else { 0 } | register)
+    }
+
+    /// Whether CR8 is written.
+    pub const fn is_write(self) -> bool {
+        self.0 & Self::WRITE != 0
+    }
+
+    /// The other operand.
+    pub const fn gpr(self) -> Option<Gpr> {
+        if self.0 & Self::REGISTER_KNOWN != 0 { Some(Gpr::new(self.0 as u8)) } else { None }
     }
 }
 
@@ -240,8 +273,10 @@ pub enum Kind {
     IoString,
     ReadMsr,
     WriteMsr,
+    Cr8,
     Halt,
     NestedFault,
+    Misconfiguration,
     Exception,
     Instruction,
     ExternalInterrupt,
@@ -267,8 +302,10 @@ impl Kind {
         "io-string",
         "rdmsr",
         "wrmsr",
+        "cr8",
         "hlt",
         "nested-fault",
+        "misconfiguration",
         "exception",
         "instruction",
         "interrupt",
@@ -294,8 +331,10 @@ impl Exit {
             },
             Self::ReadMsr => Kind::ReadMsr,
             Self::WriteMsr => Kind::WriteMsr,
+            Self::Cr8(_) => Kind::Cr8,
             Self::Halt => Kind::Halt,
             Self::NestedFault(_) => Kind::NestedFault,
+            Self::Misconfiguration(_) => Kind::Misconfiguration,
             Self::Exception(_) => Kind::Exception,
             Self::Instruction(_) => Kind::Instruction,
             Self::ExternalInterrupt => Kind::ExternalInterrupt,

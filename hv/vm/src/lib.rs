@@ -17,6 +17,7 @@ extern crate std;
 
 mod context;
 pub mod cpuid;
+mod cr8;
 mod exit;
 pub mod hypercall;
 mod interrupts;
@@ -35,7 +36,7 @@ mod vcpu;
 
 pub use crate::context::{Activity, Context};
 pub use devices::Size;
-pub use exit::{Event, Exception, Exit, Instruction, Io, Kind, NestedFault};
+pub use exit::{Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault};
 pub use machine::{Flow, Host, Machine, Memory, Resolved, Stop, Turn};
 pub use run::run;
 pub use shared::Vm;

@@ -8,7 +8,7 @@ use crate::shared::{Door, Vm};
 use crate::trouble::Trouble;
 use crate::vcpu::{Stay, Vcpu};
 use crate::{hypercall, msr};
-use addr::Gva;
+use addr::{Gpa, Gva};
 use core::ops::ControlFlow;
 use devices::{Clock, Nanoseconds, Sink};
 use emul::{Bitness, Gpr, Known, Segment};
@@ -93,6 +93,8 @@ pub enum Stop {
     OutOfMemory,
     /// The guest ran past its limit.
     Limit,
+    /// The nested tables have an entry that makes no sense on the way to this address.
+    Misconfigured(Gpa),
     /// An exit that can't be handled, and why not.
     Unhandled(&'static str),
 }
@@ -197,6 +199,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
         let flow = match exit {
             Exit::ExternalInterrupt | Exit::Nmi => self.interrupted(vcpu, host),
             Exit::Halt => self.halt(vcpu),
+            Exit::Cr8(cr8) => self.cr8(vcpu, cr8),
             Exit::Io(io) => self.string_io(vcpu, io, host),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
@@ -209,6 +212,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
                 self.deliver(vcpu);
                 Flow::Resume
             }
+            Exit::Misconfiguration(at) => Flow::Stop(Stop::Misconfigured(at)),
             Exit::Shutdown => Flow::Stop(Stop::TripleFault),
             Exit::InvalidState => Flow::Stop(Stop::Unhandled("the processor refused the guest's state")),
             _ => Flow::Stop(Stop::Unhandled("an exit that was not asked for")),

@@ -16,7 +16,7 @@ use permissions::{IoPermissions, MsrPermissions};
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use switch::Switched;
 use vm::{
-    ControlRegisters, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, NestedFault, Registers,
+    ControlRegisters, Cr8, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, NestedFault, Registers,
     Segment, SegmentState, StateMsr, Stay, Vcpu,
 };
 use vmcb::{SegmentField, Vmcb, event, exit_code, misc1, misc2, virtual_interrupt};
@@ -48,6 +48,7 @@ pub struct Svm {
     physical: Physical,
     occupant: Occupant,
     next_rip_save: bool,
+    decode_assists: bool,
     flush_by_asid: bool,
     /// The highest ASID.
     last_asid: u32,
@@ -100,6 +101,7 @@ impl Backend for Svm {
             physical,
             occupant: Occupant::default(),
             next_rip_save: features.has_nrip(),
+            decode_assists: features.has_decode_assists(),
             flush_by_asid: features.has_flush_by_asid(),
             last_asid: features.supported_asids().max(2) - 1,
             has_tsc_aux: extended.is_some_and(|features| features.has_rdtscp()),
@@ -144,6 +146,7 @@ pub struct SvmVcpu {
     occupant: Occupant,
     resident: Tenant,
     next_rip_save: bool,
+    decode_assists: bool,
     /// What to ask VMRUN for when translations have to go.
     flush: u32,
     /// Other vCPUs leave their translations under this vCPU's ASID.
@@ -159,6 +162,7 @@ impl SvmVcpu {
         let msr_permissions = HardwarePage::new(physical, MsrPermissions::guest());
         let mut vmcb = HardwarePage::new(physical, Vmcb::zeroed());
         let control = &mut vmcb.control;
+        control.intercept_cr = vmcb::INTERCEPT_CR8;
         control.intercept_exceptions = INTERCEPTED_EXCEPTIONS;
         control.intercept_misc1 = misc1::INTR
             | misc1::NMI
@@ -197,6 +201,7 @@ impl SvmVcpu {
             occupant: svm.occupant.clone(),
             resident: Resident::new(if svm.has_tsc_aux { &[x86::msr::IA32_TSC_AUX] } else { &[] }),
             next_rip_save: svm.next_rip_save,
+            decode_assists: svm.decode_assists,
             flush: if svm.flush_by_asid { vmcb::FLUSH_ASID } else { vmcb::FLUSH_ALL },
             shares_asid,
             _io_permissions: io_permissions,
@@ -282,6 +287,9 @@ impl SvmVcpu {
     fn rare_exit(&self) -> Exit {
         let control = &self.vmcb.control;
         match control.exit_code {
+            exit_code::NPF => Exit::Misconfiguration(Gpa::new(control.exit_info2)),
+            exit_code::READ_CR8 => Exit::Cr8(Cr8::new(false, self.cr8_operand())),
+            exit_code::WRITE_CR8 => Exit::Cr8(Cr8::new(true, self.cr8_operand())),
             code @ exit_code::EXCEPTION_0..=exit_code::EXCEPTION_31 => {
                 let vector = (code - exit_code::EXCEPTION_0) as u8;
                 let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
@@ -298,6 +306,12 @@ impl SvmVcpu {
             code if code as u32 == exit_code::INVALID => Exit::InvalidState,
             _ => Exit::Unknown,
         }
+    }
+
+    /// What decode assists tell of a MOV to or from a control register (APM section 15.8.1).
+    fn cr8_operand(&self) -> Option<Gpr> {
+        let info = self.vmcb.control.exit_info1;
+        (self.decode_assists && info & vmcb::MOV_CR != 0).then(|| Gpr::new(info as u8))
     }
 
     /// An event whose delivery the exit cut short is delivered again, but for software interrupts and exceptions: their
@@ -437,7 +451,9 @@ impl Vcpu for SvmVcpu {
             exit_code::IOIO => Exit::Io(Io::from_svm(control.exit_info1)),
             exit_code::MSR if control.exit_info1 == 0 => Exit::ReadMsr,
             exit_code::MSR => Exit::WriteMsr,
-            exit_code::NPF => Exit::NestedFault(decode_nested_fault(control.exit_info1, control.exit_info2)),
+            exit_code::NPF if control.exit_info1 & vmcb::RESERVED_BIT == 0 => {
+                Exit::NestedFault(decode_nested_fault(control.exit_info1, control.exit_info2))
+            }
             exit_code::HLT => Exit::Halt,
             exit_code::INTR => Exit::ExternalInterrupt,
             exit_code::VINTR => Exit::InterruptWindow,

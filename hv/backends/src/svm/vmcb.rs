@@ -135,6 +135,9 @@ const _: () = {
     assert!(size_of::<Vmcb>() == 0x1000);
 };
 
+/// `intercept_cr` (APM table B-1, offset 000h): reads in the lower half, writes in the upper.
+pub(super) const INTERCEPT_CR8: u32 = 1 << 8 | 1 << 24;
+
 /// `intercept_misc1` (APM table B-1, offset 00Ch).
 pub(super) mod misc1 {
     pub(in crate::svm) const INTR: u32 = 1 << 0;
@@ -167,6 +170,8 @@ pub(super) mod misc2 {
 
 /// Exit codes (APM vol. 2, appendix C).
 pub(super) mod exit_code {
+    pub(in crate::svm) const READ_CR8: u64 = 0x08;
+    pub(in crate::svm) const WRITE_CR8: u64 = 0x18;
     pub(in crate::svm) const EXCEPTION_0: u64 = 0x40;
     pub(in crate::svm) const EXCEPTION_31: u64 = 0x5f;
     pub(in crate::svm) const INTR: u64 = 0x60;
@@ -207,6 +212,10 @@ pub(super) mod event {
     pub(in crate::svm) const VALID: u64 = 1 << 31;
 }
 
+/// EXITINFO1 of a nested page fault: an entry has a reserved bit set.
+pub(super) const RESERVED_BIT: u64 = 1 << 3;
+/// EXITINFO1 of an access to a control register: it was a MOV, whose general register bits 3:0 tell.
+pub(super) const MOV_CR: u64 = 1 << 63;
 /// `nested_control`: nested paging on.
 pub(super) const NESTED_PAGING: u64 = 1 << 0;
 /// `tlb_control`: flush the whole TLB at entry.

@@ -1,4 +1,4 @@
-//! Exits for control registers: the backend deals with them by itself, and enters the guest again.
+//! Exits for control registers: but for CR8, the backend deals with them by itself, and enters the guest again.
 
 use super::control_registers::{self, Refused};
 use super::reason::CrAccess;
@@ -17,9 +17,9 @@ impl VmxVcpu {
                 let value = self.gpr(Gpr::new(gpr));
                 self.shadow(control::CR4_READ_SHADOW, value, control_registers::check_cr4(value))
             }
-            CrAccess::Write { cr: 8, gpr } => self.write_cr8(self.gpr(Gpr::new(gpr))),
-            CrAccess::Read { cr: 3, gpr } => self.read_into(gpr, self.guest_cr3()),
-            CrAccess::Read { cr: 8, gpr } => self.read_into(gpr, self.cr8),
+            CrAccess::Read { cr: 3, gpr } => self.store_cr3(gpr),
+            // The task priority is not the backend's.
+            CrAccess::Write { cr: 8, .. } | CrAccess::Read { cr: 8, .. } => return false,
             // The other registers and forms have no bits that exit.
             _ => Err(NotDone::Refused),
         };
@@ -53,16 +53,8 @@ impl VmxVcpu {
         self.skip()
     }
 
-    fn write_cr8(&mut self, value: u64) -> Result<(), NotDone> {
-        if value > 15 {
-            return Err(NotDone::Refused);
-        }
-        self.cr8 = value;
-        self.skip()
-    }
-
-    fn read_into(&mut self, gpr: u8, value: u64) -> Result<(), NotDone> {
-        self.set_gpr(Gpr::new(gpr), value);
+    fn store_cr3(&mut self, gpr: u8) -> Result<(), NotDone> {
+        self.set_gpr(Gpr::new(gpr), self.guest_cr3());
         self.skip()
     }
 

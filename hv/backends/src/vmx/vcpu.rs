@@ -4,20 +4,20 @@ use super::Vmx;
 use super::capabilities::{Capabilities, Features};
 use super::control_registers::{CR0_PE, Shadowed};
 use super::permissions::MsrBitmap;
-use super::reason;
+use super::reason::{self, CrAccess};
 use super::switch::{self, Switched};
 use super::unpaged::{EFER_LME, Unpaged};
 use super::vmcs::{self, Vmcs};
 use super::{dump, host};
 use crate::page::HardwarePage;
 use crate::resident::{self, Occupant, Resident, Tenant};
-use addr::Hpa;
+use addr::{Gpa, Hpa};
 use alloc::boxed::Box;
 use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
 use vm::{
-    ControlRegisters, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, Registers, Segment,
+    ControlRegisters, Cr8, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, Registers, Segment,
     SegmentState, Start, StateMsr, Stay, Vcpu,
 };
 use x86::controlregs::cr2_write;
@@ -72,7 +72,6 @@ pub struct VmxVcpu {
     pub(super) unpaged: Option<Unpaged>,
     /// What the guest wanted that this processor can't do, which ends it.
     pub(super) unsupported: Option<&'static str>,
-    pub(super) cr8: u64,
     /// PAT where the processor does not switch it: kept, without effect.
     pat: u64,
     pub(super) capabilities: Capabilities,
@@ -104,7 +103,6 @@ impl VmxVcpu {
             paged_cr4,
             unpaged: None,
             unsupported: None,
-            cr8: 0,
             pat: PAT_AT_RESET,
             capabilities: vmx.capabilities,
             physical_bits: vmx.physical_bits,
@@ -255,6 +253,10 @@ impl VmxVcpu {
     fn rare_exit(&self) -> Exit {
         match self.reason {
             reason::EXCEPTION_OR_NMI => self.exception_exit(),
+            reason::EPT_MISCONFIGURATION => {
+                Exit::Misconfiguration(Gpa::new(self.vmcs.read(ro::GUEST_PHYSICAL_ADDR_FULL)))
+            }
+            reason::CONTROL_REGISTER => self.cr8_exit(),
             // The host has a look at its interrupts, which is what the timer is for.
             reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,
             reason::INVD => Exit::Instruction(Instruction::Invd),
@@ -268,6 +270,15 @@ impl VmxVcpu {
             reason::TRIPLE_FAULT => Exit::Shutdown,
             switch::ENTRY_REFUSED => Exit::InvalidState,
             failed if failed & reason::ENTRY_FAILED != 0 => Exit::InvalidState,
+            _ => Exit::Unknown,
+        }
+    }
+
+    /// Those of the other control registers are not reported, but for what can't be done.
+    fn cr8_exit(&self) -> Exit {
+        match reason::cr_access(self.qualification()) {
+            CrAccess::Write { cr: 8, gpr } => Exit::Cr8(Cr8::new(true, Some(Gpr::new(gpr)))),
+            CrAccess::Read { cr: 8, gpr } => Exit::Cr8(Cr8::new(false, Some(Gpr::new(gpr)))),
             _ => Exit::Unknown,
         }
     }

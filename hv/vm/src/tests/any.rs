@@ -1,14 +1,14 @@
 //! Whatever the guest does, the handlers hold to their contract and either resume it or end it.
 
 use super::guest::*;
-use crate::{ControlRegisters, Event, Exception, Exit, Flow, Gpr, Instruction, NestedFault, Stop};
+use crate::{ControlRegisters, Cr8, Event, Exception, Exit, Flow, Gpr, Instruction, NestedFault, Stop};
 use addr::Gpa;
 use devices::Size;
 use proptest::prelude::*;
 use std::vec::Vec;
 
 /// Instructions that exit, with and without prefixes, and that access memory.
-const INSTRUCTIONS: [&[u8]; 18] = [
+const INSTRUCTIONS: [&[u8]; 20] = [
     &[0x0f, 0xa2],
     &[0x0f, 0x01, 0xd9],
     &[0x0f, 0x01, 0xc1],
@@ -21,6 +21,8 @@ const INSTRUCTIONS: [&[u8]; 18] = [
     &[0xf3, 0x66, 0x6f],
     &[0x67, 0xf3, 0x6d],
     &[0xf3, 0x6c],
+    &[0x44, 0x0f, 0x20, 0xc0],
+    &[0x44, 0x0f, 0x22, 0xc3],
     &[0x8b, 0x03],
     &[0x48, 0x89, 0x03],
     &[0xf0, 0x0f, 0xc1, 0x03],
@@ -142,6 +144,10 @@ fn exception() -> impl Strategy<Value = Exit> {
         .prop_map(|(vector, error_code)| Exit::Exception(Exception::new(vector, error_code)))
 }
 
+fn cr8() -> impl Strategy<Value = Exit> {
+    (any::<bool>(), prop::option::of(0u8..4)).prop_map(|(write, gpr)| Exit::Cr8(Cr8::new(write, gpr.map(Gpr::new))))
+}
+
 /// Exits that may leave the guest running.
 fn exit() -> impl Strategy<Value = Exit> {
     use Exit::*;
@@ -150,6 +156,7 @@ fn exit() -> impl Strategy<Value = Exit> {
         6 => io_exit(),
         4 => nested_fault(),
         1 => instruction(),
+        1 => cr8(),
         2 => exception(),
     ]
 }

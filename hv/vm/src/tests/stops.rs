@@ -1,7 +1,7 @@
 //! Exits that need no device and no memory, the ends of a VM, and the loop's accounts.
 
 use super::guest::*;
-use crate::{Event, Exception, Exit, Flow, Gpr, INTERRUPT_FLAG, Instruction, Kind, NestedFault, Stop};
+use crate::{Cr8, Event, Exception, Exit, Flow, Gpr, INTERRUPT_FLAG, Instruction, Kind, NestedFault, Stop};
 use addr::Gpa;
 use devices::Size;
 use std::string::ToString;
@@ -71,6 +71,7 @@ fn each_kind_of_exit_is_counted() {
         string(0xe9, Size::Byte, false),
         Exit::ReadMsr,
         Exit::WriteMsr,
+        Exit::Cr8(Cr8::new(false, Some(Gpr::RDX))),
         Exit::Halt,
         Exit::NestedFault(NestedFault::new(Gpa::new(DATA), true, false, false)),
         Exit::Exception(Exception::new(1, None)),
@@ -79,7 +80,7 @@ fn each_kind_of_exit_is_counted() {
         Exit::Nmi,
         Exit::InterruptWindow,
     ];
-    let stopping = [Exit::Shutdown, Exit::InvalidState, Exit::Unknown];
+    let stopping = [Exit::Misconfiguration(Gpa::new(0)), Exit::Shutdown, Exit::InvalidState, Exit::Unknown];
     assert_eq!(resuming.len() + stopping.len(), Kind::COUNT);
 
     // OUTSB. The timer wakes HLT, and each of its interrupts ends by itself.

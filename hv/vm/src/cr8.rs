@@ -1,0 +1,48 @@
+//! CR8, the task priority.
+
+use crate::exit::{Cr8, Event};
+use crate::machine::{Flow, Machine, Memory};
+use crate::trouble::Trouble;
+use crate::vcpu::Vcpu;
+use devices::{Clock, Sink};
+use emul::system::{self, System};
+use emul::{Bitness, DecodeError, Gpr};
+
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+    pub(crate) fn cr8<V: Vcpu>(&mut self, vcpu: &mut V, cr8: Cr8) -> Flow {
+        match self.cr8_operand(vcpu, cr8) {
+            Ok((gpr, next_rip)) => self.move_cr8(vcpu, cr8, gpr, next_rip),
+            Err(trouble) => trouble.tell(vcpu),
+        }
+    }
+
+    fn move_cr8<V: Vcpu>(&mut self, vcpu: &mut V, cr8: Cr8, gpr: Gpr, next_rip: u64) -> Flow {
+        const PRIORITY: u64 = 15;
+        let value = vcpu.gpr(gpr);
+        if !cr8.is_write() {
+            vcpu.set_gpr(gpr, self.context.cr8);
+        } else if value & !PRIORITY == 0 {
+            self.context.cr8 = value;
+        } else {
+            vcpu.inject(Event::GENERAL_PROTECTION);
+            return Flow::Resume;
+        }
+        vcpu.resume_at(next_rip);
+        Flow::Resume
+    }
+
+    /// The general register, and where the instruction ends.
+    fn cr8_operand<V: Vcpu>(&self, vcpu: &V, cr8: Cr8) -> Result<(Gpr, u64), Trouble> {
+        if let Some(told) = cr8.gpr().zip(vcpu.next_rip()) {
+            return Ok(told);
+        }
+        let bitness = Self::bitness(vcpu);
+        let decoded = system::decode(self.fetch(vcpu, bitness)?.bytes(), bitness)?;
+        match (decoded.system, cr8.is_write()) {
+            (System::WriteCr { cr: 8, from: gpr }, true) | (System::ReadCr { cr: 8, to: gpr }, false) => {
+                Ok((gpr, Bitness::Bits64.advance(vcpu.rip(), decoded.length)))
+            }
+            _ => Err(DecodeError::Unexpected.into()),
+        }
+    }
+}
