@@ -3,7 +3,7 @@
 use super::images;
 use super::matrix::{self, Expected, Host, ROWS, Row, Source};
 use super::results::{Ran, Status};
-use crate::build::Images;
+use crate::build::{self, Images};
 use crate::iso;
 use crate::judge::{End, VmReport};
 use crate::ktap::{self, CaseResult};
@@ -80,7 +80,9 @@ pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     setup::ensure(Tool::Qemu)?;
     setup::ensure(Tool::Bochs)?;
     let hosts = matrix::hosts();
-    let jobs: Vec<Job> = jobs(&hosts).filter(|job| filter.is_none_or(|filter| job.name().contains(filter))).collect();
+    let guests = build::guest_names()?;
+    let jobs = jobs(&hosts).filter(|job| guests.iter().any(|guest| guest == job.row.guest()));
+    let jobs: Vec<Job> = jobs.filter(|job| filter.is_none_or(|filter| job.name().contains(filter))).collect();
     if jobs.is_empty() {
         return Ok(Vec::new());
     }

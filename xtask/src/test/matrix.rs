@@ -74,6 +74,15 @@ pub(super) struct Expected {
     pub(super) backtrace: &'static str,
 }
 
+impl Row {
+    /// The guest whose image is booted, or changed.
+    pub(super) const fn guest(&self) -> &'static str {
+        match self.source {
+            Source::Guest(name) | Source::Changed(name, _) => name,
+        }
+    }
+}
+
 impl Expected {
     const fn just(verdict: Verdict) -> Self {
         Self { verdict, text: "", backtrace: "" }
@@ -145,6 +154,9 @@ const USUAL: Row = Row {
 const ENDLESS: Row =
     Row { timeout: Duration::from_secs(20), limit: Some(Duration::from_secs(2)), alone: None, ..USUAL };
 
+/// A guest with many processors, which take turns where the machine that runs all this has fewer.
+const LONG: Row = Row { timeout: Duration::from_secs(120), ..USUAL };
+
 /// A guest that the hypervisor must refuse.
 const fn refused(name: &'static str, change: Change) -> Row {
     let hypervised = Expected::just(Verdict::BadImage);
@@ -161,6 +173,19 @@ const fn self_test(name: &'static str, hv_words: &'static str, text: &'static st
 const fn lacking(name: &'static str, cpu: &'static str, text: &'static str) -> Row {
     let hypervised = Expected::saying(Verdict::NoVirtualization, text);
     Row { name, only: Some("qemu-svm"), cpu: Some(cpu), hypervised, alone: None, ..USUAL }
+}
+
+/// A guest that attacks the hypervisor from four vCPUs for a few seconds; on Bochs for a number of operations.
+const fn stress(guest: &'static str) -> Row {
+    let source = Source::Guest(guest);
+    Row { name: guest, source, words: "--seconds 3", bochs_words: Some("--ops 200"), vcpus: 4, ..LONG }
+}
+
+/// A flush that is left out, and the guest that has to notice. Only on QEMU do guests stay in guest mode long enough.
+const fn unflushed(name: &'static str, guest: &'static str, words: &'static str) -> Row {
+    let hypervised = Expected::just(Verdict::GuestFailed);
+    let row = Row { name, source: Source::Guest(guest), words, vcpus: 4, hypervised, alone: None, ..LONG };
+    Row { skip_flush: true, only: Some("qemu-svm"), ..row }
 }
 
 /// One of Bochs's processors; see its documentation for what each lacks.
@@ -193,6 +218,38 @@ pub(super) const ROWS: &[Row] = &[
         source: Source::Guest("triple-fault"),
         hypervised: Expected::just(Verdict::GuestTripleFault),
         alone: Some(Expected::just(Verdict::GuestTripleFault)),
+        ..USUAL
+    },
+    Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, ..LONG },
+    stress("balloon"),
+    stress("collapse-storm"),
+    stress("shootdown"),
+    stress("walker"),
+    stress("ipi-storm"),
+    stress("timer-storm"),
+    stress("oom"),
+    Row {
+        name: "oom-die",
+        source: Source::Guest("oom"),
+        words: "--die",
+        beside: Some(("smoke", "")),
+        hypervised: Expected::saying(Verdict::GuestKilled, "no frame left"),
+        alone: None,
+        ..USUAL
+    },
+    unflushed("no-flush-release", "shootdown", "--seconds 5 --skip-flush 1"),
+    unflushed("no-flush-log-dirty", "collapse-storm", "--seconds 5 --skip-flush 2"),
+    unflushed("no-flush-replace", "shootdown", "--seconds 5 --skip-flush 3"),
+    unflushed("no-flush-collapse", "collapse-storm", "--seconds 5 --skip-flush 4"),
+    unflushed("no-flush-split", "collapse-storm", "--seconds 5 --skip-flush 5"),
+    // A VM's end leaves the other one running.
+    Row { name: "two-vms", beside: Some(("exit-latency", "")), vcpus: 2, alone: None, ..USUAL },
+    Row {
+        name: "two-vms-one-dead",
+        source: Source::Guest("triple-fault"),
+        beside: Some(("smoke", "")),
+        hypervised: Expected::just(Verdict::GuestTripleFault),
+        alone: None,
         ..USUAL
     },
     Row { name: "halt", source: Source::Guest("halt"), hypervised: Expected::just(Verdict::GuestKilled), ..ENDLESS },
