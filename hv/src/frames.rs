@@ -178,6 +178,11 @@ impl Pool {
         }
     }
 
+    /// Whether a test has asked for some allocation to fail.
+    pub(crate) fn is_to_fail(&self) -> bool {
+        self.failures != Failures::None
+    }
+
     /// Makes allocations fail from now on, as a test wants it.
     pub(crate) fn fail(&mut self, failures: Failures) {
         self.empty();

@@ -55,8 +55,24 @@ impl From<CollapseError> for Refused {
 
 impl<F: Nested> View<'_, F> {
     /// Carries out test hypercall `number`. Waits for CPUs that use this memory: to be called with no lock held.
-    pub(super) fn operate(&mut self, number: u64, [first, second, third, _]: [u64; 4]) -> i64 {
-        let result = match number.wrapping_sub(BASE) {
+    pub(super) fn operate(&mut self, number: u64, args: [u64; 4]) -> i64 {
+        let planned = self.vm.account().pool.lock().is_to_fail();
+        let mut result = self.attempt(number, args);
+        // No operation fails for want of a frame that only waits for its grace period, unless it is to fail.
+        if matches!(result, Err(Refused::NoMemory)) && !planned && self.vm.account().backlog() != 0 {
+            self.reclaim();
+            result = self.attempt(number, args);
+        }
+        self.settle();
+        match result {
+            Ok(value) => value.cast_signed(),
+            Err(refused) => refused as i64,
+        }
+    }
+
+    /// An attempt that finds no frame leaves all as it was.
+    fn attempt(&self, number: u64, [first, second, third, _]: [u64; 4]) -> Result<u64, Refused> {
+        match number.wrapping_sub(BASE) {
             2 => self.release(first, second),
             3 => self.split(first),
             4 => self.collapse(first),
@@ -67,11 +83,6 @@ impl<F: Nested> View<'_, F> {
             9 => Ok(self.fail_alloc(first)),
             10 => self.skip_flush(first),
             _ => Err(Refused::NoSuchCall),
-        };
-        self.settle();
-        match result {
-            Ok(value) => value.cast_signed(),
-            Err(refused) => refused as i64,
         }
     }
 
@@ -210,7 +221,8 @@ impl<F: Nested> View<'_, F> {
                 // SAFETY: a byte of guest memory, in the direct map, which the guest may access as well.
                 unsafe { &*host.cast::<AtomicU8>() }.fetch_or(mask, Ordering::Relaxed);
             };
-            self.write_with(bitmap.wrapping_add(at / 8), set).map_err(|_| Refused::NoMemory)?;
+            // It was there when it was cleared: another vCPU has released it since.
+            self.write_with(bitmap.wrapping_add(at / 8), set).map_err(|_| Refused::Raced)?;
             at = end;
         }
         Ok(bits.end - bits.start)
