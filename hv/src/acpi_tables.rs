@@ -1,6 +1,7 @@
 //! What the firmware's ACPI tables say of this machine: its processors (MADT) and its timer (FADT).
 
 use crate::paging;
+use crate::smp::MAX_CPUS;
 use acpi::sdt::fadt::Fadt;
 use acpi::sdt::madt::{Madt, MadtEntry};
 use acpi::{AcpiTables, Handler, PciAddress, PhysicalMapping};
@@ -112,14 +113,23 @@ impl Handler for DirectMap {
 }
 
 /// The machine, as far as ACPI tells.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Machine {
-    /// Processors that may be started.
+    /// How many processors may be started.
     pub(crate) processors: usize,
+    /// The APIC IDs of the first of them.
+    apic_ids: [u32; MAX_CPUS],
     /// Physical address of the local APICs.
     pub(crate) local_apic: Option<Hpa>,
     /// Port of the 3.579545 MHz timer.
     pub(crate) pm_timer: Option<u16>,
+}
+
+impl Machine {
+    /// The APIC IDs of the processors that may be started, as many as can take part.
+    pub(crate) fn apic_ids(&self) -> impl Iterator<Item = u32> {
+        self.apic_ids.into_iter().take(self.processors)
+    }
 }
 
 /// Looks for the RSDP where BIOSes put it, on 16-byte boundaries (ACPI specification 6.5, section 5.2.5.1).
@@ -138,10 +148,15 @@ pub(crate) fn read() -> Option<Machine> {
     let rsdp = find_rsdp()?;
     // SAFETY: signature and checksum say that an RSDP is there.
     let tables = unsafe { AcpiTables::from_rsdp(DirectMap, rsdp.raw() as usize) }.ok()?;
-    let mut machine = Machine::default();
+    let mut machine = Machine { processors: 0, apic_ids: [0; MAX_CPUS], local_apic: None, pm_timer: None };
     if let Some(madt) = tables.find_table::<Madt>() {
         machine.local_apic = Some(Hpa::new(u64::from(madt.get().local_apic_address)));
-        machine.processors = madt.get().entries().filter(is_processor).count();
+        for (index, id) in madt.get().entries().filter_map(|entry| processor(&entry)).enumerate() {
+            machine.processors = index + 1;
+            if let Some(place) = machine.apic_ids.get_mut(index) {
+                *place = id;
+            }
+        }
     }
     if let Some(fadt) = tables.find_table::<Fadt>() {
         machine.pm_timer =
@@ -150,11 +165,11 @@ pub(crate) fn read() -> Option<Machine> {
     Some(machine)
 }
 
-/// Whether an entry is a processor that is enabled (ACPI specification 6.5, table 5.21: flags bit 0).
-fn is_processor(entry: &MadtEntry<'_>) -> bool {
+/// The APIC ID of an entry that is a processor, and enabled (ACPI specification 6.5, table 5.21: flags bit 0).
+fn processor(entry: &MadtEntry<'_>) -> Option<u32> {
     match entry {
-        MadtEntry::LocalApic(apic) => apic.flags & 1 != 0,
-        MadtEntry::LocalX2Apic(apic) => apic.flags & 1 != 0,
-        _ => false,
+        MadtEntry::LocalApic(apic) if apic.flags & 1 != 0 => Some(apic.apic_id.into()),
+        MadtEntry::LocalX2Apic(apic) if apic.flags & 1 != 0 => Some(apic.x2apic_id),
+        _ => None,
     }
 }

@@ -6,8 +6,8 @@ use core::cell::UnsafeCell;
 use core::ptr::{NonNull, null_mut};
 use spin::Mutex;
 
-/// Enough for every VM's control structures and for the lists of frames.
-const SIZE: usize = 4 << 20;
+/// Enough for every CPU's tables, every VM's control structures, and the lists of frames.
+const SIZE: usize = 8 << 20;
 
 #[repr(C, align(4096))]
 struct Arena(UnsafeCell<[u8; SIZE]>);

@@ -13,9 +13,11 @@ mod console;
 mod cpu;
 mod frames;
 mod heap;
+mod lapic;
 mod paging;
 mod panic;
 mod selftest;
+mod smp;
 mod tables;
 mod timer;
 mod verdict;
@@ -50,9 +52,17 @@ fn bring_up(boot: &BootInfo) {
         log::warn!("boot information: {malformed}");
     }
     take_frames(boot);
-    log::info!("{}", Machine(acpi_tables::read()));
+    let machine = acpi_tables::read();
+    log::info!("{}", Machine(machine));
+    // SAFETY: as above.
+    unsafe { lapic::find(machine) };
+    // SAFETY: as above.
+    unsafe { lapic::init() };
     // SAFETY: as above.
     unsafe { timer::init() };
+    // SAFETY: as above.
+    unsafe { smp::start(boot, machine.as_ref()) };
+    log::info!("{} CPUs", smp::cpus());
 }
 
 /// Fills the frame allocator; what the boot tables do not map only after the hypervisor's own tables are in place.

@@ -2,15 +2,13 @@
 
 use crate::frames;
 use crate::paging;
+use crate::smp::{self, MAX_CPUS};
 use crate::timer;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::mem::MaybeUninit;
 use mmu::TableDesc;
 use rcu::{Cpu, Domain, Head, Platform, Slot};
 use spin::Once;
-
-/// As many CPUs as can take part.
-const MAX_CPUS: usize = 64;
 
 /// Table pages that may wait on one CPU before it hurries.
 const BACKLOG_LIMIT: u64 = 4096;
@@ -25,8 +23,9 @@ impl Platform for Machine {
         self.descriptors[page.raw() as usize].head()
     }
 
-    /// The boot CPU is the only one, and what it unlinks it unlinks outside of guest mode.
-    fn kick(&self, _cpu: usize) {}
+    fn kick(&self, cpu: usize) {
+        smp::kick(cpu);
+    }
 
     fn now(&self) -> u64 {
         timer::tsc()
@@ -67,6 +66,11 @@ pub(crate) fn descriptors() -> &'static [TableDesc] {
 /// A space for the tables of a new VM.
 pub(crate) fn new_space() -> rcu::Space {
     rcu::Space::new(domain())
+}
+
+/// Whether CPU `cpu` has to be kicked to see what was just written for it.
+pub(crate) fn is_away(cpu: usize) -> bool {
+    domain().is_away(cpu)
 }
 
 /// This CPU's part in the grace periods.

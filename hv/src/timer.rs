@@ -1,7 +1,7 @@
-//! The hypervisor's time: a tick from the 8254's channel 0 by way of the first 8259, which every PC has and which needs no
-//! calibrating, and the TSC, calibrated by the 8254's channel 2.
+//! The hypervisor's time: the TSC, calibrated by the 8254's channel 2, and each CPU's local APIC timer, armed for one moment at
+//! a time. The 8259s stay masked.
 
-use crate::cpu;
+use crate::lapic;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use x86::io::{inb, outb};
@@ -9,53 +9,58 @@ use x86::time::rdtsc;
 
 /// The 8254's frequency in Hz.
 const PIT_HZ: u64 = 1_193_182;
-/// Periods of the 8254 from tick to tick: 10 ms.
-const TICK_COUNT: u16 = (PIT_HZ / 100) as u16;
-const TICK: Duration = Duration::from_nanos(TICK_COUNT as u64 * 1_000_000_000 / PIT_HZ);
-/// Periods of the 8254 for which the TSC is watched: 2 ms.
+/// Periods of the 8254 for which the clocks are watched: 2 ms.
 const CALIBRATION_COUNT: u16 = (PIT_HZ / 500) as u16;
+/// The same in nanoseconds.
+const CALIBRATION: u64 = CALIBRATION_COUNT as u64 * 1_000_000_000 / PIT_HZ;
 
-/// TSC ticks per [`CALIBRATION_COUNT`] periods of the 8254.
-static CALIBRATION: AtomicU64 = AtomicU64::new(1);
+/// A number between two clocks: ticks of one are those of the other times `ratio`, in 1/2³².
+struct Ratio(AtomicU64);
 
-/// Where the 8259s deliver, in 8 vectors each (data sheet: initialization command words).
-const PIC_PORTS: [u16; 2] = [0x20, 0xa0];
+impl Ratio {
+    const fn one() -> Self {
+        Self(AtomicU64::new(1 << 32))
+    }
 
-/// Programs the tick and lets no other line through.
+    fn set(&self, to: u64, from: u64) {
+        let ratio = (u128::from(to) << 32) / u128::from(from.max(1));
+        self.0.store(u64::try_from(ratio).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn convert(&self, ticks: u64) -> u64 {
+        let ticks = u128::from(ticks) * u128::from(self.0.load(Ordering::Relaxed)) >> 32;
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    }
+}
+
+/// TSC to nanoseconds and back, and to the APIC timer's ticks.
+static TO_NANOSECONDS: Ratio = Ratio::one();
+static FROM_NANOSECONDS: Ratio = Ratio::one();
+static TO_APIC: Ratio = Ratio::one();
+
+/// Masks the interrupt controllers, and calibrates the clocks.
 ///
 /// # Safety
-/// Once, on the boot CPU, with interrupts off.
+/// Once, on the boot CPU, with interrupts off, after [`lapic::init`].
 pub(crate) unsafe fn init() {
-    let first = cpu::FIRST_IRQ;
-    let words: [[u8; 4]; 2] = [
-        // Edge-triggered, cascaded; vectors; the slave's line; 8086 mode.
-        [0x11, first, 1 << 2, 0x01],
-        [0x11, first + 8, 2, 0x01],
-    ];
-    for (port, [icw1, icw2, icw3, icw4]) in PIC_PORTS.into_iter().zip(words) {
+    /// Where the 8259s' masks are.
+    const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
+    for port in PIC_MASKS {
         // SAFETY: the interrupt controllers are the hypervisor's.
-        unsafe { outb(port, icw1) };
-        for word in [icw2, icw3, icw4] {
-            // SAFETY: as above.
-            unsafe { outb(port + 1, word) };
-        }
+        unsafe { outb(port, 0xff) };
     }
-    // SAFETY: as above: all lines masked but the first one's timer.
-    unsafe { outb(PIC_PORTS[0] + 1, 0xfe) };
-    // SAFETY: as above.
-    unsafe { outb(PIC_PORTS[1] + 1, 0xff) };
-    let [low, high] = TICK_COUNT.to_le_bytes();
-    // Channel 0, both bytes, mode 2 (rate generator).
-    for (port, value) in [(0x43, 0x34), (0x40, low), (0x40, high)] {
-        // SAFETY: the timer is the hypervisor's.
-        unsafe { outb(port, value) };
-    }
-    CALIBRATION.store(calibrate().max(1), Ordering::Relaxed);
+    lapic::count_freely();
+    let tsc_ticks = watch_pit();
+    let apic_ticks = u64::from(u32::MAX - lapic::count());
+    lapic::disarm();
+    TO_NANOSECONDS.set(CALIBRATION, tsc_ticks);
+    FROM_NANOSECONDS.set(tsc_ticks, CALIBRATION);
+    TO_APIC.set(apic_ticks, tsc_ticks);
 }
 
 /// How far the TSC gets while channel 2 counts [`CALIBRATION_COUNT`] down (mode 0; port 61h: bit 0 is its gate, bit 1 the
 /// speaker, bit 5 its output).
-fn calibrate() -> u64 {
+fn watch_pit() -> u64 {
     let [low, high] = CALIBRATION_COUNT.to_le_bytes();
     // SAFETY: the timer and its gate are the hypervisor's.
     let gate = unsafe { inb(0x61) } & !3;
@@ -79,23 +84,50 @@ pub(crate) fn tsc() -> u64 {
 
 /// What `ticks` of the TSC are in nanoseconds.
 pub(crate) fn nanoseconds(ticks: u64) -> u64 {
-    let span = u128::from(CALIBRATION_COUNT) * 1_000_000_000 / u128::from(PIT_HZ);
-    (u128::from(ticks) * span / u128::from(CALIBRATION.load(Ordering::Relaxed))) as u64
+    TO_NANOSECONDS.convert(ticks)
 }
 
-/// A moment in ticks.
+/// What `nanoseconds` are in ticks of the TSC.
+pub(crate) fn ticks(nanoseconds: u64) -> u64 {
+    FROM_NANOSECONDS.convert(nanoseconds)
+}
+
+/// A moment, in ticks of the TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Deadline(u64);
 
 impl Deadline {
-    /// The first tick that comes at least `delay` from now.
+    /// `delay` from now.
     pub(crate) fn after(delay: Duration) -> Self {
-        let ticks = delay.as_nanos().div_ceil(TICK.as_nanos()) as u64;
-        Self(cpu::ticks().saturating_add(ticks + 1))
+        Self(tsc().saturating_add(ticks(delay.as_nanos() as u64)))
+    }
+
+    /// When the TSC shows `tsc`.
+    pub(crate) const fn at(tsc: u64) -> Self {
+        Self(tsc)
     }
 
     /// Whether it is past.
     pub(crate) fn is_past(self) -> bool {
-        cpu::ticks() >= self.0
+        tsc() >= self.0
+    }
+}
+
+/// Has this CPU's timer interrupt at `deadline`, or before; at once if it is past.
+pub(crate) fn arm(deadline: Deadline) {
+    if lapic::has_deadline() {
+        lapic::arm_deadline(deadline.0);
+    } else {
+        // One more: the quotient is rounded down, and a timer that is early is armed again for nothing.
+        let count = TO_APIC.convert(deadline.0.saturating_sub(tsc())).saturating_add(1);
+        lapic::arm_count(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+}
+
+/// Waits for `delay`.
+pub(crate) fn wait(delay: Duration) {
+    let deadline = Deadline::after(delay);
+    while !deadline.is_past() {
+        core::hint::spin_loop();
     }
 }

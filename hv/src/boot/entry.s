@@ -77,8 +77,10 @@ boot_gdt:
     .quad 0
     .quad 0x00af9a000000ffff        # 64-bit code
     .quad 0x00cf92000000ffff        # data
+    .quad 0x00cf9a000000ffff        # 32-bit code
+boot_gdt_end:
 boot_gdt_pointer:
-    .word . - boot_gdt - 1
+    .word boot_gdt_end - boot_gdt - 1
     .long boot_gdt
 
 .section .text.boot, "ax"

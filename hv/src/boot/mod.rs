@@ -4,11 +4,17 @@ use crate::paging;
 use addr::Hpa;
 use core::arch::global_asm;
 use loader::{BootInfo, BootModule, PhysRead, Unreadable};
+use x86::controlregs::cr3;
 
-global_asm!(include_str!("entry.s"), ".set HIGH_HALF, 0xffffffff80000000", options(att_syntax));
+global_asm!(include_str!("entry.s"), include_str!("ap.s"), ".set HIGH_HALF, 0xffffffff80000000", options(att_syntax));
 
 unsafe extern "C" {
     static boot_tsc: u64;
+    static ap_trampoline: u8;
+    static ap_trampoline_end: u8;
+    static mut ap_cr3: u64;
+    static mut ap_stack_top: u64;
+    static mut ap_index: u64;
 }
 
 /// The TSC at the hypervisor's first instruction.
@@ -60,6 +66,33 @@ impl core::fmt::Display for BootError {
             Self::Info(error) => write!(f, "the boot loader's information: {error}"),
         }
     }
+}
+
+/// Copies the code that APs begin with to the page at `at`.
+///
+/// # Safety
+/// The page is RAM below 1 MiB that nobody uses, mapped writable in the direct map.
+pub(crate) unsafe fn put_trampoline(at: Hpa) {
+    // The code runs before paging, so it is linked where it was loaded: at its physical address.
+    let start = Hpa::new(&raw const ap_trampoline as u64);
+    let length = &raw const ap_trampoline_end as u64 - start.raw();
+    // SAFETY: the image is in the direct map, and the caller speaks for the page.
+    unsafe { paging::direct(at).copy_from_nonoverlapping(paging::direct(start), length as usize) };
+}
+
+/// Tells the next AP that starts its number and the top of its stack.
+///
+/// # Safety
+/// No other AP is about to start, and the stack is that AP's alone.
+pub(crate) unsafe fn prepare_ap(index: usize, stack_top: u64) {
+    // SAFETY: reading CR3 has no effect.
+    let root = unsafe { cr3() };
+    // SAFETY: only `ap.s` reads it, on an AP that this CPU starts after this.
+    unsafe { (&raw mut ap_cr3).write_volatile(root) };
+    // SAFETY: as above.
+    unsafe { (&raw mut ap_stack_top).write_volatile(stack_top) };
+    // SAFETY: as above.
+    unsafe { (&raw mut ap_index).write_volatile(index as u64) };
 }
 
 /// A module's contents.

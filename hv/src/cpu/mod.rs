@@ -2,13 +2,15 @@
 
 mod traps;
 
-pub(crate) use traps::{FIRST_IRQ, TrapFrame, ticks};
+pub(crate) use traps::TrapFrame;
 
+use alloc::boxed::Box;
 use core::cell::UnsafeCell;
 use core::ptr::addr_of;
 use x86::Ring;
 use x86::bits64::segmentation::{Descriptor64, load_cs};
 use x86::bits64::task::TaskStateSegment;
+use x86::controlregs::{Cr4, cr4, cr4_write};
 use x86::dtables::{DescriptorTablePointer, lgdt, lidt};
 use x86::segmentation::{
     BuildDescriptor, CodeSegmentType, DataSegmentType, Descriptor, DescriptorBuilder, GateDescriptorBuilder,
@@ -36,7 +38,7 @@ struct Gdt {
     task: Descriptor64,
 }
 
-/// One CPU's tables. The processor itself writes to them (the TSS's busy bit), hence the cell.
+/// One CPU's tables, which are its own. The processor itself writes to them (the TSS's busy bit), hence the cell.
 #[repr(C, align(16))]
 struct Tables {
     stacks: [Stack; OWN_STACKS.len()],
@@ -50,14 +52,23 @@ struct BootCpu(UnsafeCell<Tables>);
 // SAFETY: the boot CPU alone uses its tables, and writes them once, in `init`.
 unsafe impl Sync for BootCpu {}
 
-static BOOT_CPU: BootCpu = BootCpu(UnsafeCell::new(Tables {
-    stacks: [Stack([0; OWN_STACK_SIZE]); OWN_STACKS.len()],
-    idt: [Descriptor64::NULL; 256],
-    gdt: Gdt { null: Descriptor::NULL, code: Descriptor::NULL, data: Descriptor::NULL, task: Descriptor64::NULL },
-    tss: TaskStateSegment::new(),
-}));
+static BOOT_CPU: BootCpu = BootCpu(UnsafeCell::new(Tables::new()));
 
 impl Tables {
+    const fn new() -> Self {
+        Self {
+            stacks: [Stack([0; OWN_STACK_SIZE]); OWN_STACKS.len()],
+            idt: [Descriptor64::NULL; 256],
+            gdt: Gdt {
+                null: Descriptor::NULL,
+                code: Descriptor::NULL,
+                data: Descriptor::NULL,
+                task: Descriptor64::NULL,
+            },
+            tss: TaskStateSegment::new(),
+        }
+    }
+
     fn fill(&mut self) {
         for (index, stack) in self.stacks.iter().enumerate() {
             self.tss.set_ist(index, stack.0.as_ptr_range().end as u64);
@@ -89,7 +100,26 @@ impl Tables {
 /// # Safety
 /// Once, on the boot CPU, with interrupts off.
 pub(crate) unsafe fn init() {
-    let tables = BOOT_CPU.0.get();
+    // SAFETY: the caller's promise; the tables live for ever.
+    unsafe { load(BOOT_CPU.0.get()) };
+}
+
+/// The same for another CPU, with what else the boot CPU has set in its registers.
+///
+/// # Safety
+/// Once on each, with interrupts off, on the hypervisor's page tables.
+pub(crate) unsafe fn init_ap() {
+    // SAFETY: the tables live for ever.
+    unsafe { load(Box::into_raw(Box::new(Tables::new()))) };
+    // SAFETY: reading CR4 has no effect.
+    let features = unsafe { cr4() };
+    // SAFETY: the boot tables, which this CPU has come from, have no global pages.
+    unsafe { cr4_write(features | Cr4::CR4_ENABLE_GLOBAL_PAGES) };
+}
+
+/// # Safety
+/// Interrupts are off, and `tables` are this CPU's own and live for ever.
+unsafe fn load(tables: *mut Tables) {
     // SAFETY: the caller's promise makes this the only reference there is, and the processor does not use them yet.
     unsafe { (*tables).fill() };
     // SAFETY: as above, and from now on nobody writes them but the processor.

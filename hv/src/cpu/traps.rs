@@ -1,10 +1,9 @@
 //! Exceptions and interrupts that arrive while the hypervisor itself runs.
 
+use crate::lapic;
 use core::arch::global_asm;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 use x86::controlregs::cr2;
-use x86::io::outb;
 
 global_asm!(include_str!("traps.s"), options(att_syntax));
 
@@ -103,16 +102,6 @@ const EXCEPTIONS: [&str; 32] = [
 const NMI: u64 = 2;
 const PAGE_FAULT: u64 = 14;
 
-/// The vectors at which `timer` has the interrupt controllers deliver.
-pub(crate) const FIRST_IRQ: u8 = 0x20;
-
-static TICKS: AtomicU64 = AtomicU64::new(0);
-
-/// Timer interrupts since boot.
-pub(crate) fn ticks() -> u64 {
-    TICKS.load(Ordering::Relaxed)
-}
-
 /// Where every stub leads. Exceptions are bugs of the hypervisor, and end it.
 #[unsafe(no_mangle)]
 extern "C" fn hv_trap(frame: &TrapFrame) {
@@ -123,14 +112,19 @@ extern "C" fn hv_trap(frame: &TrapFrame) {
             let address = if vector == PAGE_FAULT { Some(unsafe { cr2() }) } else { None };
             crate::panic::exception(EXCEPTIONS[vector as usize], address, frame)
         }
-        vector => interrupt(vector),
+        vector => interrupt(vector as u8),
     }
 }
 
-fn interrupt(vector: u64) {
-    if vector == u64::from(FIRST_IRQ) {
-        TICKS.fetch_add(1, Ordering::Relaxed);
+/// Interrupts do nothing but interrupt: whoever was asleep or in the guest looks at the time, and for what there is.
+fn interrupt(vector: u8) {
+    if vector == lapic::SPURIOUS {
+        return;
     }
-    // SAFETY: a non-specific EOI to the first 8259, which is the hypervisor's; only its timer line is unmasked.
-    unsafe { outb(0x20, 0x20) };
+    match vector {
+        lapic::KICK | lapic::TIMER => {}
+        lapic::ERROR => log::warn!("local APIC: error status {:#x}", lapic::error_status()),
+        _ => log::warn!("interrupt {vector:#x}, which nobody asked for"),
+    }
+    lapic::end_of_interrupt();
 }

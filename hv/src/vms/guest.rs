@@ -5,9 +5,10 @@ use super::host::TscClock;
 use super::memory::{Nested, VmMemory};
 use super::verdicts::{Why, judge};
 use crate::boot;
+use crate::smp;
 use crate::tables::Machine;
+use crate::timer::Deadline;
 use crate::verdict::Verdict;
-use alloc::string::ToString;
 use alloc::vec::Vec;
 use backends::{Backend, Start};
 use core::fmt;
@@ -19,15 +20,26 @@ use rcu::{Cpu, Tlb};
 use spin::Mutex;
 use vm::{Stats, Stop, Vm};
 
-use crate::timer::Deadline;
+/// A VM's place among the VMs.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) number: usize,
+    /// The number of its boot vCPU among all vCPUs.
+    pub(super) first: usize,
+    /// On the console, if there are several VMs.
+    pub(super) name: Option<VmName>,
+}
 
 /// What all vCPUs of a VM share.
 pub(super) struct Guest<F: Nested> {
     /// Its place among the VMs.
     pub(super) number: usize,
+    /// The place of its boot vCPU among all vCPUs.
+    first: usize,
     /// On the console, if there are several VMs.
     pub(super) name: Option<VmName>,
     pub(super) vm: Vm<Console, TscClock>,
+    pub(super) clock: TscClock,
     pub(super) memory: VmMemory<F>,
     /// Where its boot vCPU starts.
     pub(super) start: Start,
@@ -45,8 +57,7 @@ impl<F: Nested> Guest<F> {
         cpu: &mut Cpu<'static, Machine>,
         boot: &BootInfo,
         plan: &VmPlan,
-        number: usize,
-        name: Option<VmName>,
+        place: Place,
     ) -> Result<Self, (Verdict, Why)> {
         let module = |index: usize| {
             let module = &boot.modules[index];
@@ -66,16 +77,23 @@ impl<F: Nested> Guest<F> {
         let clock = TscClock::new();
         let vcpus = config.vcpus;
         let devices = MachineConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
-        let devices = devices::Machine::new(devices, console::console(name), clock);
+        let devices = devices::Machine::new(devices, console::console(place.name), clock);
         Ok(Self {
-            number,
-            name,
+            number: place.number,
+            first: place.first,
+            name: place.name,
             vm: Vm::new(devices, clock, vcpus),
+            clock,
             memory,
             start: Start::Multiboot { eip: entry.eip, eax: entry.eax, ebx: entry.ebx },
             limit: config.limit.map(|seconds: NonZeroU32| Deadline::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
         })
+    }
+
+    /// The CPU that vCPU `vcpu` runs on.
+    pub(super) fn cpu_of(&self, vcpu: usize) -> usize {
+        (self.first + vcpu) % smp::cpus()
     }
 
     /// Prints `text`, line by line, as the hypervisor's words about this VM.
@@ -94,14 +112,17 @@ impl<F: Nested> Guest<F> {
         self.report(&*self.stats.lock());
         self.report(&format_args!("memory: {}", self.memory.report(cpu)));
         let stop = self.vm.stopped().unwrap_or(Stop::Halted);
-        let name = self.name;
         let accounts = self.memory.free(cpu);
-        let frames =
-            format_args!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing).to_string();
-        console::report(name, &frames);
-        match accounts.missing {
+        let frames = format_args!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing);
+        console::report(self.name, &frames);
+        console::report(self.name, &accounts);
+        let (verdict, why) = match accounts.missing {
             0 => (judge(stop), Why::Stopped(stop)),
             frames => (Verdict::Leak, Why::Leaked(frames)),
+        };
+        if self.name.is_some() {
+            console::report(self.name, &format_args!("verdict: {} {} {why}", verdict.name(), verdict as u8));
         }
+        (verdict, why)
     }
 }

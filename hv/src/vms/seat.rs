@@ -3,6 +3,8 @@
 use super::guest::Guest;
 use super::host::Slice;
 use super::memory::{Nested, View};
+use crate::tables;
+use crate::timer::Deadline;
 use alloc::sync::Arc;
 use backends::Backend;
 use core::fmt;
@@ -13,29 +15,31 @@ use vm::{Activity, Context, Machine, Start, Stop, Vcpu};
 use walk::SlotMem;
 
 /// One vCPU, and its part in its VM.
-pub(super) struct Seat<B: Backend> {
+pub(super) struct Seat<B: Backend<Tables: Nested>> {
     guest: Arc<Guest<B::Tables>>,
     vcpu: B::Vcpu,
     context: Context<<View<'static, B::Tables> as SlotMem>::Slot>,
     tlb: Tlb,
+    /// When it wants to run again, if it sleeps.
+    due: Option<Deadline>,
 }
 
 impl<B: Backend<Tables: Nested>> Seat<B> {
-    /// vCPU `index` of `guest`. `tag` is no other's on this CPU.
+    /// vCPU `index` of `guest`, whose translations are marked with `tag`.
     pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize, tag: NonZeroU16) -> Self {
         let start = if index == 0 { guest.start } else { Start::Sipi(0) };
         let vcpu = backend.vcpu(guest.memory.root(), tag, start);
         let context = Context::new(index, guest.vm.vcpus(), host_cpuid);
-        Self { guest, vcpu, context, tlb: Tlb::new() }
+        Self { guest, vcpu, context, tlb: Tlb::new(), due: None }
     }
 
-    /// Lets the vCPU run until it has to wait or its VM has ended.
-    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, crate::tables::Machine>) {
+    /// Lets the vCPU run until it has to wait, the turn of one of the `others` has come, or its VM has ended.
+    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, others: [&[Self]; 2]) {
         let guest = &*self.guest;
-        self.vcpu.load();
-        let mut slice = Slice { limit: guest.limit };
+        let mut slice = Slice::new(guest, others);
         let view = guest.memory.view(cpu, &mut self.tlb);
         let mut machine = Machine::new(&guest.vm, &mut self.context, view);
+        self.vcpu.load();
         let stop = vm::run(&mut self.vcpu, &mut machine, &mut slice);
         self.vcpu.leave();
         if let Some(stop) = stop
@@ -48,6 +52,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
                 None => guest.report(&"code can't be fetched"),
             }
         }
+        self.due = slice.due;
     }
 
     /// Whether its VM has ended.
@@ -55,9 +60,21 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         self.guest.vm.stopped().is_some()
     }
 
-    /// Whether it has nothing to do until an interrupt comes.
-    pub(super) fn sleeps(&self) -> bool {
-        self.context.activity() != Activity::Running
+    /// Whether somebody has something for it.
+    pub(super) fn is_called(&self) -> bool {
+        self.guest.vm.rings(self.context.index())
+    }
+
+    /// Whether it has something to do.
+    pub(super) fn wants_to_run(&self) -> bool {
+        self.context.activity() == Activity::Running
+            || self.is_called()
+            || self.wakes_at().is_some_and(Deadline::is_past)
+    }
+
+    /// When it has something to do, though nobody calls.
+    pub(super) fn wakes_at(&self) -> Option<Deadline> {
+        self.due.into_iter().chain(self.guest.limit).min()
     }
 
     /// Ends the vCPU, and gives its VM to whoever calls this for the last of its vCPUs.
@@ -68,11 +85,8 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         Arc::into_inner(guest)
     }
 
-    /// Ends a VM that has run for too long in its sleep; prepares for the next.
+    /// Does what can wait until the vCPU sleeps.
     pub(super) fn idles(&self) {
-        if self.guest.limit.is_some_and(crate::timer::Deadline::is_past) {
-            self.guest.vm.end(Stop::Limit, |_| {});
-        }
         self.guest.memory.fill_stock();
     }
 }

@@ -89,6 +89,11 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         (0..self.doors.len()).filter(|&vcpu| self.doors[vcpu].ring()).for_each(kick);
     }
 
+    /// Whether somebody has something for vCPU `vcpu`.
+    pub fn rings(&self, vcpu: usize) -> bool {
+        self.doors[vcpu].rings()
+    }
+
     /// The devices, held.
     #[inline]
     pub fn devices(&self) -> MutexGuard<'_, devices::Machine<S, C>> {

@@ -1,0 +1,71 @@
+# From SIPI to Rust, for the CPUs but the boot CPU: real mode -> long mode by the boot tables, then over to the hypervisor's.
+#
+# smp.rs copies ap_trampoline to a page below 1 MiB, sets the three words at the end for one CPU, and starts it.
+
+.section .boot, "ax"
+.code16
+.global ap_trampoline
+ap_trampoline:
+    cli
+    cld
+    movw %cs, %ax
+    movw %ax, %ds
+    lgdtl ap_gdt_pointer - ap_trampoline
+    movl %cr0, %eax
+    orb $1, %al                     # PE
+    movl %eax, %cr0
+    ljmpl $24, $ap_entry
+ap_gdt_pointer:
+    .word boot_gdt_end - boot_gdt - 1
+    .long boot_gdt
+.global ap_trampoline_end
+ap_trampoline_end:
+
+.code32
+ap_entry:
+    movl $16, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    movl $boot_pml4_low, %eax
+    movl %eax, %cr3
+    movl $(1 << 5), %eax            # CR4.PAE
+    movl %eax, %cr4
+    movl $0xc0000080, %ecx          # IA32_EFER: LME, NXE
+    rdmsr
+    orl $((1 << 8) | (1 << 11)), %eax
+    wrmsr
+    movl $0x80010033, %eax          # CR0: PG, WP, NE, ET, MP, PE
+    movl %eax, %cr0
+    ljmp $8, $ap_entry64
+
+.code64
+ap_entry64:
+    movabsq $ap_entry_high, %rax
+    jmp *%rax
+
+.section .text.boot, "ax"
+ap_entry_high:
+    movl $16, %eax
+    movl %eax, %ds
+    movl %eax, %es
+    movl %eax, %ss
+    xorl %eax, %eax
+    movl %eax, %fs
+    movl %eax, %gs
+    movq ap_cr3(%rip), %rax
+    movq ap_stack_top(%rip), %rsp   # mapped by the boot tables, too: it is below 4 GiB
+    movq %rax, %cr3
+    xorl %ebp, %ebp                 # ends every backtrace
+    movq ap_index(%rip), %rdi
+    call hv_ap_main
+    ud2
+
+.section .bss.boot, "aw", @nobits
+.balign 8
+.global ap_cr3
+ap_cr3:         .skip 8
+.global ap_stack_top
+ap_stack_top:   .skip 8
+.global ap_index
+ap_index:       .skip 8

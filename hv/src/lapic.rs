@@ -1,0 +1,205 @@
+//! This CPU's local APIC: interrupts for other CPUs, the timer, the end of interrupts (Intel SDM vol. 3, chapter 11; AMD APM
+//! vol. 2, chapter 16).
+
+use crate::acpi_tables;
+use crate::paging;
+use addr::Hpa;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use raw_cpuid::{CpuId, CpuIdReaderNative};
+use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, rdmsr, wrmsr};
+
+/// Does nothing but interrupt: a CPU in guest mode or asleep looks around.
+pub(crate) const KICK: u8 = 0xf1;
+/// The timer's interrupt.
+pub(crate) const TIMER: u8 = 0xf2;
+/// An error of the APIC itself.
+pub(crate) const ERROR: u8 = 0xf3;
+/// What is delivered when an interrupt goes away while it is acknowledged. It wants no end of interrupt.
+pub(crate) const SPURIOUS: u8 = 0xff;
+
+/// Registers, by their offset in the page (xAPIC); in the MSRs of x2APIC mode each has 1/16 of that.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+enum Register {
+    Id = 0x20,
+    TaskPriority = 0x80,
+    EndOfInterrupt = 0xb0,
+    Spurious = 0xf0,
+    ErrorStatus = 0x280,
+    CommandLow = 0x300,
+    CommandHigh = 0x310,
+    Timer = 0x320,
+    Lint0 = 0x350,
+    Lint1 = 0x360,
+    Error = 0x370,
+    InitialCount = 0x380,
+    CurrentCount = 0x390,
+    Divide = 0x3e0,
+}
+
+const MASKED: u32 = 1 << 16;
+const DEADLINE_MODE: u32 = 2 << 17;
+const SOFTWARE_ENABLED: u32 = 1 << 8;
+const DELIVERY_PENDING: u32 = 1 << 12;
+const ASSERT: u32 = 1 << 14;
+const ALL_BUT_SELF: u32 = 3 << 18;
+const NMI: u32 = 4 << 8;
+const INIT: u32 = 5 << 8;
+const STARTUP: u32 = 6 << 8;
+
+/// IA32_APIC_BASE: the mode bits.
+const ENABLED: u64 = 1 << 11;
+const X2APIC: u64 = 1 << 10;
+
+/// x2APIC's MSRs.
+const FIRST_MSR: u32 = 0x800;
+
+/// Where the xAPIC's registers are; 0 in x2APIC mode.
+static PAGE: AtomicU64 = AtomicU64::new(0);
+/// Whether timers take a TSC value.
+static HAS_DEADLINE: AtomicBool = AtomicBool::new(false);
+
+/// Finds out what the CPUs' APICs can do.
+///
+/// # Safety
+/// Once, on the boot CPU, before [`init`].
+pub(crate) unsafe fn find(machine: Option<acpi_tables::Machine>) {
+    let features = CpuId::with_cpuid_reader(CpuIdReaderNative).get_feature_info();
+    HAS_DEADLINE.store(features.as_ref().is_some_and(|features| features.has_tsc_deadline()), Ordering::Relaxed);
+    if !features.is_some_and(|features| features.has_x2apic()) {
+        const USUAL: Hpa = Hpa::new(0xfee0_0000);
+        let page = machine.and_then(|machine| machine.local_apic).unwrap_or(USUAL);
+        PAGE.store(page.raw(), Ordering::Relaxed);
+    }
+}
+
+/// Switches this CPU's APIC on.
+///
+/// # Safety
+/// On each CPU, with interrupts off, after [`find`].
+pub(crate) unsafe fn init() {
+    // SAFETY: every processor that has long mode has the register.
+    let base = unsafe { rdmsr(IA32_APIC_BASE) };
+    let mode = if PAGE.load(Ordering::Relaxed) == 0 { ENABLED | X2APIC } else { ENABLED };
+    // SAFETY: from off or xAPIC to the mode that CPUID offers.
+    unsafe { wrmsr(IA32_APIC_BASE, base | mode) };
+    write(Register::TaskPriority, 0);
+    write(Register::Lint0, MASKED);
+    write(Register::Lint1, NMI);
+    write(Register::Error, u32::from(ERROR));
+    write(Register::Divide, 0b1011);
+    disarm();
+    write(Register::Spurious, SOFTWARE_ENABLED | u32::from(SPURIOUS));
+}
+
+fn page(register: Register) -> Option<*mut u32> {
+    let page = PAGE.load(Ordering::Relaxed);
+    (page != 0).then(|| paging::direct(Hpa::new(page + register as u64)).cast())
+}
+
+fn read(register: Register) -> u32 {
+    match page(register) {
+        // SAFETY: the APIC's page is mapped, uncached, in the direct map.
+        Some(register) => unsafe { register.read_volatile() },
+        // SAFETY: x2APIC mode is on, and the register is one that it has.
+        None => unsafe { rdmsr(FIRST_MSR + (register as u32 >> 4)) as u32 },
+    }
+}
+
+fn write(register: Register, value: u32) {
+    match page(register) {
+        // SAFETY: as in `read`; what is written is this module's to say.
+        Some(register) => unsafe { register.write_volatile(value) },
+        // SAFETY: as above.
+        None => unsafe { wrmsr(FIRST_MSR + (register as u32 >> 4), u64::from(value)) },
+    }
+}
+
+/// This CPU's APIC ID.
+pub(crate) fn id() -> u32 {
+    let id = read(Register::Id);
+    if PAGE.load(Ordering::Relaxed) == 0 { id } else { id >> 24 }
+}
+
+/// Sends what `command` says to the APIC `target`. Interrupts are off, so that nothing comes between the two halves.
+fn send(target: u32, command: u32) {
+    if PAGE.load(Ordering::Relaxed) == 0 {
+        // SAFETY: x2APIC mode is on; the command is one of this module's.
+        unsafe { wrmsr(FIRST_MSR + (Register::CommandLow as u32 >> 4), u64::from(target) << 32 | u64::from(command)) };
+        return;
+    }
+    while read(Register::CommandLow) & DELIVERY_PENDING != 0 {
+        core::hint::spin_loop();
+    }
+    write(Register::CommandHigh, target << 24);
+    write(Register::CommandLow, command);
+}
+
+/// Interrupts another CPU, to have it look around.
+pub(crate) fn kick(target: u32) {
+    send(target, ASSERT | u32::from(KICK));
+}
+
+/// INIT: the CPU waits for a start-up interrupt.
+pub(crate) fn init_ipi(target: u32) {
+    send(target, ASSERT | INIT);
+}
+
+/// Start-up: the CPU begins in real mode at the page at `entry`, below 1 MiB.
+pub(crate) fn startup_ipi(target: u32, entry: Hpa) {
+    send(target, ASSERT | STARTUP | (entry.raw() >> addr::PAGE_SHIFT) as u32);
+}
+
+/// NMI for all other CPUs.
+pub(crate) fn nmi_others() {
+    send(0, ALL_BUT_SELF | ASSERT | NMI);
+}
+
+/// The end of an interrupt's handler.
+pub(crate) fn end_of_interrupt() {
+    write(Register::EndOfInterrupt, 0);
+}
+
+/// What went wrong, as the error interrupt's handler asks.
+pub(crate) fn error_status() -> u32 {
+    write(Register::ErrorStatus, 0);
+    read(Register::ErrorStatus)
+}
+
+/// Whether the timer takes a TSC value; else it counts down.
+pub(crate) fn has_deadline() -> bool {
+    HAS_DEADLINE.load(Ordering::Relaxed)
+}
+
+/// Has the timer interrupt at the TSC value `tsc`, or at once if that is past. Only where [`has_deadline`].
+pub(crate) fn arm_deadline(tsc: u64) {
+    write(Register::Timer, DEADLINE_MODE | u32::from(TIMER));
+    // The mode has to be in effect before the deadline is written: in xAPIC mode only a fence orders the two (SDM 11.5.4.1).
+    // SAFETY: a fence.
+    unsafe { core::arch::x86_64::_mm_mfence() };
+    // SAFETY: the processor has the register. 0 would disarm.
+    unsafe { wrmsr(IA32_TSC_DEADLINE, tsc.max(1)) };
+}
+
+/// Has the timer interrupt after `count` of its periods.
+pub(crate) fn arm_count(count: u32) {
+    write(Register::Timer, u32::from(TIMER));
+    write(Register::InitialCount, count.max(1));
+}
+
+/// No timer interrupt.
+pub(crate) fn disarm() {
+    write(Register::Timer, MASKED);
+    write(Register::InitialCount, 0);
+}
+
+/// Lets the timer count down from its largest count, without an interrupt; what is left is [`count`].
+pub(crate) fn count_freely() {
+    write(Register::Timer, MASKED);
+    write(Register::InitialCount, u32::MAX);
+}
+
+/// What the timer has still to count.
+pub(crate) fn count() -> u32 {
+    read(Register::CurrentCount)
+}

@@ -1,0 +1,133 @@
+//! The machine's CPUs: the boot CPU starts the others, by INIT and start-up interrupts (Intel SDM vol. 3, section 9.4).
+
+use crate::acpi_tables::Machine;
+use crate::boot;
+use crate::cpu;
+use crate::frames;
+use crate::lapic;
+use crate::paging;
+use crate::tables;
+use crate::timer::{self, Deadline};
+use addr::{Hpa, PAGE_SIZE};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::time::Duration;
+use loader::{BootInfo, Region, RegionKind};
+use spin::Once;
+
+/// As many CPUs as can take part.
+pub(crate) const MAX_CPUS: usize = 64;
+
+/// Each CPU's stack, in pages.
+const STACK_PAGES: usize = 16;
+
+/// Where an AP begins. The first MiB is nobody's but the firmware's, and this page is not what it uses.
+const TRAMPOLINE: Hpa = Hpa::new(0x8000);
+
+/// How long an AP may take to get to Rust.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// CPUs that are online. The APs count themselves, one after the other.
+static ONLINE: AtomicUsize = AtomicUsize::new(1);
+
+/// Their APIC IDs, by CPU number.
+static APIC_IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
+
+/// What the APs wait for.
+static WORK: Once<fn(usize) -> !> = Once::new();
+
+/// How many CPUs there are to work with.
+pub(crate) fn cpus() -> usize {
+    ONLINE.load(Ordering::Acquire)
+}
+
+/// Starts the processors that `machine` names, one after the other; those that do not answer are left out.
+///
+/// # Safety
+/// Once, on the boot CPU, with interrupts off, when its own APIC, timer and tables are set up.
+pub(crate) unsafe fn start(boot: &BootInfo, machine: Option<&Machine>) {
+    let own = lapic::id();
+    APIC_IDS[0].store(own, Ordering::Relaxed);
+    let Some(machine) = machine else { return };
+    let mut others = machine.apic_ids().filter(|&id| id != own).peekable();
+    if others.peek().is_none() {
+        return;
+    }
+    let is_ram = |region: &Region| region.kind == RegionKind::Usable && region.range.contains(&TRAMPOLINE);
+    if !boot.regions.iter().any(is_ram) {
+        log::warn!("no memory at {TRAMPOLINE} to start the other CPUs from");
+        return;
+    }
+    // SAFETY: the page is RAM that nobody uses, see `TRAMPOLINE`.
+    unsafe { boot::put_trampoline(TRAMPOLINE) };
+    for id in others {
+        if cpus() == MAX_CPUS {
+            log::warn!("more than {MAX_CPUS} CPUs: the others are left alone");
+            break;
+        }
+        start_one(id);
+    }
+}
+
+fn start_one(id: u32) {
+    let index = cpus();
+    let Some(stack) = frames::alloc_contiguous(STACK_PAGES) else {
+        log::warn!("no memory for a stack of the CPU with APIC ID {id}");
+        return;
+    };
+    let top = paging::direct(stack.start()) as u64 + STACK_PAGES as u64 * PAGE_SIZE;
+    APIC_IDS[index].store(id, Ordering::Relaxed);
+    // SAFETY: no other AP is on its way, and the stack is this one's.
+    unsafe { boot::prepare_ap(index, top) };
+    lapic::init_ipi(id);
+    timer::wait(Duration::from_millis(10));
+    for wait in [Duration::from_micros(200), PATIENCE] {
+        lapic::startup_ipi(id, TRAMPOLINE);
+        let deadline = Deadline::after(wait);
+        while cpus() == index && !deadline.is_past() {
+            core::hint::spin_loop();
+        }
+        if cpus() > index {
+            return;
+        }
+    }
+    // Its stack stays its own: it may come yet, and must find that it is too late.
+    log::warn!("the CPU with APIC ID {id} does not answer, and is left out");
+    lapic::init_ipi(id);
+}
+
+/// Where `boot/ap.s` leads, in long mode on the CPU's own stack.
+#[unsafe(no_mangle)]
+extern "C" fn hv_ap_main(index: usize) -> ! {
+    // SAFETY: this CPU comes here once, with interrupts off.
+    unsafe { cpu::init_ap() };
+    // SAFETY: as above.
+    unsafe { lapic::init() };
+    ONLINE.store(index + 1, Ordering::Release);
+    while WORK.get().is_none() {
+        // SAFETY: this CPU's tables are loaded; STI's shadow covers HLT, so the kick that releases it is not lost.
+        unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) };
+    }
+    match WORK.get() {
+        Some(work) => work(index),
+        None => unreachable!("it has been waited for"),
+    }
+}
+
+/// Has every CPU but this one do `work`.
+pub(crate) fn release(work: fn(usize) -> !) {
+    WORK.call_once(|| work);
+    (1..cpus()).for_each(kick);
+}
+
+/// Interrupts CPU `cpu`.
+pub(crate) fn kick(cpu: usize) {
+    lapic::kick(APIC_IDS[cpu].load(Ordering::Relaxed));
+}
+
+/// Interrupts CPU `cpu` if it is in guest mode or asleep: it looks for what was written before this call.
+pub(crate) fn kick_if_away(cpu: usize) {
+    if tables::is_away(cpu) {
+        kick(cpu);
+    }
+}

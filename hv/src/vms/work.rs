@@ -1,0 +1,148 @@
+//! What each CPU has to do: its vCPUs, in turn.
+
+use super::guest::Guest;
+use super::host;
+use super::memory::{self, Nested};
+use super::seat::Seat;
+use super::verdicts::Why;
+use crate::paging;
+use crate::smp;
+use crate::tables::{self, Machine};
+use crate::verdict::{self, Verdict};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use backends::Backend;
+use core::arch::asm;
+use core::num::NonZeroU16;
+use rcu::Cpu;
+use spin::Mutex;
+
+/// The vCPUs of one CPU, before they exist.
+pub(super) struct Job<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
+
+/// What the CPUs but the boot CPU are to do, by their numbers.
+static WORK: Mutex<Vec<Option<Box<dyn FnOnce() + Send>>>> = Mutex::new(Vec::new());
+
+/// The verdicts on the VMs that have ended.
+static RESULTS: Mutex<Vec<Option<(Verdict, Why)>>> = Mutex::new(Vec::new());
+
+/// Prepares for so many VMs.
+pub(super) fn expect(vms: usize) {
+    RESULTS.lock().resize_with(vms, || None);
+}
+
+/// VM `number` has ended. The boot CPU, which waits for that, is told.
+pub(super) fn ended(number: usize, result: (Verdict, Why)) {
+    RESULTS.lock()[number] = Some(result);
+    smp::kick_if_away(0);
+}
+
+fn all_have_ended() -> bool {
+    RESULTS.lock().iter().all(Option::is_some)
+}
+
+impl<F: Nested> Job<F> {
+    /// Nothing to do, for each of `cpus` CPUs.
+    pub(super) fn for_cpus(cpus: usize) -> Vec<Self> {
+        (0..cpus).map(|_| Self(Vec::new())).collect()
+    }
+
+    /// To run vCPU `index` of `guest`.
+    pub(super) fn add(&mut self, guest: Arc<Guest<F>>, index: usize) {
+        self.0.push((guest, index));
+    }
+
+    /// Does it: makes the vCPUs, and lets them run in turn until the VM of each has ended.
+    pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, Machine>) {
+        let seats = (1..).filter_map(NonZeroU16::new).zip(self.0);
+        let mut seats: Vec<Seat<B>> =
+            seats.map(|(tag, (guest, index))| Seat::new(backend, guest, index, tag)).collect();
+        while !seats.is_empty() {
+            for index in 0..seats.len() {
+                let (before, rest) = seats.split_at_mut(index);
+                if let Some((seat, after)) = rest.split_first_mut()
+                    && seat.wants_to_run()
+                {
+                    seat.run(cpu, [before, after]);
+                }
+            }
+            while let Some(index) = seats.iter().position(Seat::is_over) {
+                if let Some(guest) = seats.swap_remove(index).leave() {
+                    let number = guest.number;
+                    ended(number, guest.end(cpu));
+                }
+            }
+            if !seats.iter().any(Seat::wants_to_run) {
+                seats.iter().for_each(Seat::idles);
+                host::arm(seats.iter().map(Seat::wakes_at));
+                sleep(cpu, || seats.iter().any(Seat::is_called));
+            }
+        }
+    }
+}
+
+/// Gives all CPUs their jobs, and the boot CPU's back.
+pub(super) fn hand_out<B: Backend<Tables: Nested> + 'static>(jobs: Vec<Job<B::Tables>>) -> Job<B::Tables> {
+    let mut jobs = jobs.into_iter();
+    let own = jobs.next().unwrap_or(Job(Vec::new()));
+    let boxed = (1..)
+        .zip(jobs)
+        .map(|(index, job)| -> Option<Box<dyn FnOnce() + Send>> { Some(Box::new(move || work_on::<B>(index, job))) });
+    WORK.lock().extend(boxed);
+    smp::release(work);
+    own
+}
+
+/// What a CPU does that the boot CPU has released.
+fn work(index: usize) -> ! {
+    let job = WORK.lock().get_mut(index - 1).and_then(Option::take);
+    if let Some(job) = job {
+        job();
+    }
+    unreachable!("a job leads to its CPU's rest")
+}
+
+fn work_on<B: Backend<Tables: Nested>>(index: usize, job: Job<B::Tables>) {
+    let mut cpu = tables::register(index);
+    // SAFETY: each CPU comes here once, at ring 0 with interrupts off.
+    match unsafe { B::enable(paging::physical) } {
+        Ok(backend) => job.run(&backend, &mut cpu),
+        Err(missing) => verdict::end(Verdict::NoVirtualization, format_args!("CPU {index} lacks {missing}")),
+    }
+    loop {
+        rest(&mut cpu, || false);
+    }
+}
+
+/// Waits for the end of all VMs, and ends with their verdict.
+pub(super) fn wait_for_all(cpu: &mut Cpu<'static, Machine>) -> ! {
+    while !all_have_ended() {
+        rest(cpu, all_have_ended);
+    }
+    let results = RESULTS.lock();
+    let worst = results.iter().flatten().find(|result| result.0 != Verdict::Pass);
+    match worst.or(results.iter().flatten().next()) {
+        Some((verdict, why)) => verdict::end(*verdict, format_args!("{why}")),
+        None => verdict::end(Verdict::Usage, format_args!("no VM")),
+    }
+}
+
+/// A CPU without vCPUs sleeps, but gives back what waits on it.
+fn rest(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
+    host::arm([]);
+    sleep(cpu, wanted);
+}
+
+/// Sleeps until the next interrupt, unless the CPU is `wanted` already.
+fn sleep(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
+    memory::poll(cpu);
+    cpu.idle(|| {
+        // Whoever calls from here on sees that this CPU is away, and kicks it.
+        if !wanted() {
+            // SAFETY: the host's own state is loaded; STI's shadow covers HLT, so no interrupt gets lost between them.
+            unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) };
+        }
+    });
+    memory::poll(cpu);
+}
