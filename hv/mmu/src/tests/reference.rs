@@ -451,7 +451,7 @@ fn cases(usual: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(cases(40))]
+    #![proptest_config(cases(28))]
     #[test]
     fn npt_is_as_a_plain_map(ops in prop::collection::vec(op(), 1..24)) {
         run::<Npt>(&ops);
@@ -472,7 +472,7 @@ proptest! {
 
 proptest! {
     // Two entries to a table: everything happens in few pages.
-    #![proptest_config(cases(1000))]
+    #![proptest_config(cases(700))]
     #[test]
     fn small_tables_are_as_a_plain_map(ops in prop::collection::vec(op(), 1..60)) {
         run::<Toy<4>>(&ops);
