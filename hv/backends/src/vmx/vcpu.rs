@@ -226,9 +226,10 @@ impl VmxVcpu {
     /// Where the exiting instruction ends.
     #[inline]
     pub(super) fn behind(&self) -> u64 {
-        let rip = self.rip();
-        let next = rip.wrapping_add(self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN));
-        if (rip ^ next) >> 32 == 0 { next } else { self.behind_4g(next) }
+        let (rip, length) = (self.rip(), self.vmcs.read(ro::VMEXIT_INSTRUCTION_LEN));
+        let next = rip.wrapping_add(length);
+        let (_, carried) = (rip as u32).overflowing_add(length as u32);
+        if carried { self.behind_4g(next) } else { next }
     }
 
     /// The instruction reaches a multiple of 4 GiB: outside of 64-bit mode that is 0.
