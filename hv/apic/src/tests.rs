@@ -1,0 +1,278 @@
+//! What the manuals say of local APICs.
+
+use crate::register::Lvt;
+use crate::*;
+use core::cell::Cell;
+use proptest::prelude::*;
+use std::vec::Vec;
+
+#[derive(Default)]
+struct TestClock {
+    nanoseconds: Cell<u64>,
+}
+
+impl Clock for TestClock {
+    fn nanoseconds(&self) -> u64 {
+        self.nanoseconds.get()
+    }
+}
+
+struct Cpus<const N: usize> {
+    boxes: [Mailbox; N],
+    apics: [LocalApic; N],
+    clock: TestClock,
+}
+
+impl<const N: usize> Cpus<N> {
+    fn new() -> Self {
+        let boxes: [Mailbox; N] = core::array::from_fn(|index| Mailbox::new(index as u32));
+        let apics = core::array::from_fn(|index| LocalApic::new(index as u32, &boxes[index]));
+        let mut cpus = Self { boxes, apics, clock: TestClock::default() };
+        for cpu in 0..N {
+            assert_eq!(cpus.write(cpu, Register::Spurious, 0x1ff), Effect::None);
+        }
+        cpus
+    }
+
+    fn write(&mut self, cpu: usize, register: Register, value: u32) -> Effect {
+        self.apics[cpu].write(register, value, &self.boxes[cpu], &self.clock)
+    }
+
+    fn read(&mut self, cpu: usize, register: Register) -> u32 {
+        self.apics[cpu].read(register, &self.boxes[cpu], &self.clock)
+    }
+
+    /// Sends, and tells who was hit.
+    fn send(&mut self, from: usize, destination: u32, command: u32) -> Vec<usize> {
+        assert_eq!(self.write(from, Register::CommandHigh, destination), Effect::None);
+        let mut hits = Vec::new();
+        if let Effect::Send(ipi) = self.write(from, Register::CommandLow, command) {
+            deliver(ipi, from, &self.boxes, |hit| hits.push(hit));
+        }
+        hits
+    }
+
+    fn accept(&mut self, cpu: usize) -> Option<u8> {
+        self.apics[cpu].accept(&self.boxes[cpu])
+    }
+}
+
+#[test]
+fn registers_after_reset() {
+    let boxes = [Mailbox::new(0), Mailbox::new(1)];
+    let mut apic = LocalApic::new(1, &boxes[1]);
+    let clock = TestClock::default();
+    let mut read = |register| apic.read(register, &boxes[1], &clock);
+    assert_eq!(read(Register::Id), 1 << 24);
+    assert_eq!(read(Register::Version), 0x5_0014);
+    assert_eq!(read(Register::Spurious), 0xff);
+    assert_eq!(read(Register::DestinationFormat), u32::MAX);
+    assert_eq!(read(Register::LogicalDestination), 0);
+    assert_eq!(read(Register::Local(Lvt::Timer)), 1 << 16);
+    assert_eq!(read(Register::Local(Lvt::Lint0)), 1 << 16);
+    assert_eq!(read(Register::CurrentCount), 0);
+    assert_eq!(apic.page(), Some(0xfee0_0000));
+    assert_eq!(apic.base(), 0xfee0_0800);
+    assert!(!apic.takes_external());
+    let boot = LocalApic::new(0, &boxes[0]);
+    assert_eq!(boot.base(), 0xfee0_0900);
+    assert!(boot.takes_external());
+}
+
+#[test]
+fn destinations_are_who_they_say() {
+    let mut cpus = Cpus::<4>::new();
+    for (cpu, logical) in [(0, 1), (1, 2), (2, 4), (3, 8)] {
+        assert_eq!(cpus.write(cpu, Register::LogicalDestination, logical << 24), Effect::None);
+    }
+    assert_eq!(cpus.send(0, 2 << 24, 0x40), [2]);
+    assert_eq!(cpus.send(0, 0xff << 24, 0x41), [0, 1, 2, 3]);
+    assert_eq!(cpus.send(1, 0, 0x42 | 1 << 18), [1]);
+    assert_eq!(cpus.send(1, 0, 0x43 | 2 << 18), [0, 1, 2, 3]);
+    assert_eq!(cpus.send(1, 0, 0x44 | 3 << 18), [0, 2, 3]);
+    assert_eq!(cpus.send(0, 0xa << 24, 0x45 | 1 << 11), [1, 3]);
+    // Lowest priority: one of them.
+    assert_eq!(cpus.send(0, 0xa << 24, 0x146 | 1 << 11), [1]);
+    // In clusters of four.
+    for cpu in 0..4 {
+        assert_eq!(cpus.write(cpu, Register::DestinationFormat, 0x0fff_ffff), Effect::None);
+        let logical = ((cpu as u32 / 2) << 4 | 1 << (cpu % 2)) << 24;
+        assert_eq!(cpus.write(cpu, Register::LogicalDestination, logical), Effect::None);
+    }
+    assert_eq!(cpus.send(0, 0x13 << 24, 0x47 | 1 << 11), [2, 3]);
+    assert_eq!(cpus.send(0, 0x02 << 24, 0x48 | 1 << 11), [1]);
+}
+
+#[test]
+fn signals_are_taken_once_and_the_first_startup_counts() {
+    let mut cpus = Cpus::<2>::new();
+    assert_eq!(cpus.send(0, 1 << 24, 0x400), [1]);
+    assert_eq!(cpus.send(0, 1 << 24, 0x4500), [1]);
+    assert_eq!(cpus.send(0, 1 << 24, 0x8500), [0usize; 0], "the end of INIT's level");
+    assert_eq!(cpus.send(0, 1 << 24, 0x4608), [1]);
+    assert_eq!(cpus.send(0, 1 << 24, 0x4609), [1]);
+    // INIT came after the NMI.
+    assert_eq!(cpus.boxes[1].take_signals(), Signals { nmi: false, init: true, startup: Some(8) });
+    assert_eq!(cpus.boxes[1].take_signals(), Signals::default());
+}
+
+#[test]
+fn an_apic_that_is_off_takes_no_vectors() {
+    let mut cpus = Cpus::<2>::new();
+    assert_eq!(cpus.write(1, Register::Spurious, 0xff), Effect::None);
+    assert_eq!(cpus.send(0, 1 << 24, 0x40), [0usize; 0]);
+    assert_eq!(cpus.send(0, 1 << 24, 0x400), [1], "but an NMI");
+    assert_eq!(cpus.write(1, Register::Local(Lvt::Timer), 0x30), Effect::Timer);
+    assert_eq!(cpus.read(1, Register::Local(Lvt::Timer)), 0x1_0030, "and its entries stay masked");
+}
+
+#[test]
+fn priorities_hold_back_what_is_not_above_them() {
+    let mut cpus = Cpus::<1>::new();
+    for vector in [0x31u8, 0x52, 0x58] {
+        cpus.boxes[0].request(vector);
+    }
+    assert_eq!(cpus.write(0, Register::TaskPriority, 0x50), Effect::None);
+    assert_eq!(cpus.accept(0), None);
+    assert_eq!(cpus.write(0, Register::TaskPriority, 0x4f), Effect::None);
+    assert_eq!(cpus.accept(0), Some(0x58));
+    assert_eq!(cpus.accept(0), None, "0x52 is of the same class");
+    assert_eq!(cpus.read(0, Register::ProcessorPriority), 0x50);
+    assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+    assert_eq!(cpus.accept(0), Some(0x52));
+    assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+    assert_eq!(cpus.accept(0), None);
+    cpus.apics[0].set_cr8(2);
+    assert_eq!((cpus.read(0, Register::TaskPriority), cpus.apics[0].cr8()), (0x20, 2));
+    assert_eq!(cpus.accept(0), Some(0x31));
+}
+
+#[test]
+fn illegal_vectors_are_errors_that_a_write_shows() {
+    let mut cpus = Cpus::<2>::new();
+    assert_eq!(cpus.write(0, Register::Local(Lvt::Error), 0x77), Effect::None);
+    assert_eq!(cpus.send(0, 1 << 24, 0x0f), [0usize; 0]);
+    assert_eq!(cpus.read(0, Register::ErrorStatus), 0);
+    assert_eq!(cpus.accept(0), Some(0x77));
+    assert_eq!(cpus.write(0, Register::ErrorStatus, 0), Effect::None);
+    assert_eq!(cpus.read(0, Register::ErrorStatus), 1 << 5);
+    assert_eq!(cpus.write(0, Register::ErrorStatus, 0), Effect::None);
+    assert_eq!(cpus.read(0, Register::ErrorStatus), 0);
+}
+
+#[test]
+fn the_timer_counts_once_or_again_and_again() {
+    let mut cpus = Cpus::<1>::new();
+    assert_eq!(cpus.write(0, Register::Divide, 0xb), Effect::Timer);
+    assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 0x60), Effect::Timer);
+    cpus.clock.nanoseconds.set(1000);
+    assert_eq!(cpus.write(0, Register::InitialCount, 500), Effect::Timer);
+    assert_eq!(cpus.apics[0].due(), Some(Due::Nanoseconds(1500)));
+    cpus.clock.nanoseconds.set(1499);
+    assert_eq!(cpus.read(0, Register::CurrentCount), 1);
+    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 0);
+    assert_eq!(cpus.accept(0), None, "not early");
+    cpus.clock.nanoseconds.set(1500);
+    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 0);
+    assert_eq!(cpus.accept(0), Some(0x60));
+    assert_eq!((cpus.read(0, Register::CurrentCount), cpus.apics[0].due()), (0, None));
+    assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+    // Periodic, divided by 4: periods that nobody saw are one.
+    assert_eq!(cpus.write(0, Register::Divide, 1), Effect::Timer);
+    assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 1 << 17 | 0x61), Effect::Timer);
+    assert_eq!(cpus.write(0, Register::InitialCount, 100), Effect::Timer);
+    cpus.clock.nanoseconds.set(1500 + 950);
+    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 0);
+    assert_eq!(cpus.accept(0), Some(0x61));
+    assert_eq!(cpus.apics[0].due(), Some(Due::Nanoseconds(1500 + 1200)));
+    assert_eq!(cpus.read(0, Register::CurrentCount), 63);
+}
+
+#[test]
+fn a_deadline_is_armed_in_its_mode_only() {
+    let mut cpus = Cpus::<1>::new();
+    cpus.apics[0].set_tsc_deadline(100);
+    assert_eq!((cpus.apics[0].tsc_deadline(), cpus.apics[0].due()), (0, None));
+    assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 2 << 17 | 0x62), Effect::Timer);
+    assert_eq!(cpus.write(0, Register::InitialCount, 7), Effect::Timer);
+    assert_eq!(cpus.read(0, Register::InitialCount), 0);
+    cpus.apics[0].set_tsc_deadline(100);
+    assert_eq!(cpus.apics[0].due(), Some(Due::Tsc(100)));
+    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 99);
+    assert_eq!(cpus.accept(0), None);
+    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 100);
+    assert_eq!((cpus.accept(0), cpus.apics[0].tsc_deadline()), (Some(0x62), 0));
+    cpus.apics[0].set_tsc_deadline(200);
+    assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 0x62), Effect::Timer);
+    assert_eq!(cpus.apics[0].due(), None, "another mode disarms it");
+}
+
+#[test]
+fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
+    let mut cpus = Cpus::<4>::new();
+    let Cpus { boxes, apics, clock } = &mut cpus;
+    let (apic, mailbox) = (&mut apics[3], &boxes[3]);
+    assert_eq!(apic.read_msr(0x802, mailbox, clock), Err(Refused));
+    assert_eq!(apic.set_base(0xfee0_0400, 40, mailbox), Err(Refused));
+    assert_eq!(apic.set_base(1 << 40 | 0xfee0_0800, 40, mailbox), Err(Refused));
+    assert_eq!(apic.set_base(0xfee0_0c00, 40, mailbox), Ok(()));
+    assert_eq!(apic.page(), None);
+    assert_eq!(apic.read_msr(0x802, mailbox, clock), Ok(3));
+    assert_eq!(apic.read_msr(0x80d, mailbox, clock), Ok(8));
+    for refused in [0x80b, 0x83f, 0x80e, 0x831, 0x8ff] {
+        assert_eq!(apic.read_msr(refused, mailbox, clock), Err(Refused), "{refused:#x}");
+    }
+    for (msr, value) in [(0x80b, 1), (0x802, 0), (0x808, 0x100), (0x80f, 1 << 12), (0x828, 1), (0x83f, 0x100)] {
+        assert_eq!(apic.write_msr(msr, value, mailbox, clock), Err(Refused), "{msr:#x}");
+    }
+    let Ok(Effect::Send(ipi)) = apic.write_msr(0x83f, 0x55, mailbox, clock) else { panic!("a self-IPI") };
+    deliver(ipi, 3, &*boxes, |hit| assert_eq!(hit, 3));
+    assert_eq!(apic.accept(mailbox), Some(0x55));
+    assert_eq!(apic.set_base(0xfee0_0800, 40, mailbox), Err(Refused), "only off leads out");
+    assert_eq!(apic.set_base(0xfee0_0000, 40, mailbox), Ok(()));
+    assert!(apic.takes_external());
+    assert_eq!(apic.set_base(0xfee0_0c00, 40, mailbox), Err(Refused));
+    assert_eq!(apic.set_base(0xfee0_0800, 40, mailbox), Ok(()));
+    assert_eq!(apic.page(), Some(0xfee0_0000));
+}
+
+#[test]
+fn init_keeps_the_id_and_the_base_alone() {
+    let mut cpus = Cpus::<2>::new();
+    cpus.boxes[1].request(0x40);
+    assert_eq!(cpus.write(1, Register::TaskPriority, 0x20), Effect::None);
+    let (apic, mailbox) = (&mut cpus.apics[1], &cpus.boxes[1]);
+    apic.reset(mailbox);
+    assert_eq!((apic.next(mailbox), apic.base(), apic.cr8()), (None, 0xfee0_0800, 0));
+    assert!(mailbox.is_empty() && !mailbox.takes_vectors());
+}
+
+proptest! {
+    #[test]
+    fn what_is_requested_is_accepted_once_in_order(vectors in prop::collection::btree_set(16u8.., 1..40)) {
+        let mut cpus = Cpus::<1>::new();
+        vectors.iter().for_each(|&vector| cpus.boxes[0].request(vector));
+        let mut accepted = Vec::new();
+        while let Some(vector) = cpus.accept(0) {
+            accepted.push(vector);
+            prop_assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+        }
+        prop_assert!(accepted.iter().copied().eq(vectors.into_iter().rev()));
+    }
+
+    #[test]
+    fn no_access_does_harm(writes in prop::collection::vec((0u16..0x40, any::<u32>(), 0u64..1 << 34), 0..60)) {
+        let mut cpus = Cpus::<2>::new();
+        for (number, value, passes) in writes {
+            cpus.clock.nanoseconds.set(cpus.clock.nanoseconds.get().saturating_add(passes));
+            if let Some(register) = Register::new(number) {
+                if let Effect::Send(ipi) = cpus.write(0, register, value) {
+                    deliver(ipi, 0, &cpus.boxes, |_| {});
+                }
+                cpus.read(0, register);
+            }
+            cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 0);
+            cpus.accept(0);
+        }
+    }
+}
