@@ -164,6 +164,16 @@ impl Boot {
         self.words().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))?.parse().ok()
     }
 
+    /// Whether the command line has this word, such as `--die`.
+    pub fn has_word(&self, word: &str) -> bool {
+        self.words().any(|one| one == word)
+    }
+
+    /// The word behind the command line's word `name`, as in `--seed 7`, if it parses.
+    pub fn option<T: str::FromStr>(&self, name: &str) -> Option<T> {
+        self.words().skip_while(|word| *word != name).nth(1)?.parse().ok()
+    }
+
     /// The loader's name.
     pub fn loader_name(&self) -> Option<&'static str> {
         self.has(flag::LOADER_NAME).then(|| text(self.info.boot_loader_name))?

@@ -1,4 +1,4 @@
-//! The GDT, the TSS and the IDT.
+//! The GDT and the IDT, which all processors share, and each processor's TSS.
 //!
 //! The tables are arrays of atomics: the processor reads them, and writes their accessed and busy bits, behind the
 //! compiler's back.
@@ -6,6 +6,8 @@
 use core::arch::asm;
 use core::mem::size_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use crate::smp::{Cpu, PerCpu};
 
 /// Selector of the 64-bit code segment.
 pub const CODE64: u16 = 0x08;
@@ -15,20 +17,29 @@ pub const DATA: u16 = 0x10;
 pub const USER_DATA: u16 = 0x18 | 3;
 /// Selector of user mode's 64-bit code segment, with RPL 3.
 pub const USER_CODE64: u16 = 0x20 | 3;
-const TSS_SELECTOR: u16 = 0x28;
+/// Selector of the 32-bit code segment, on the way from real mode.
+pub(crate) const CODE32: u16 = 0x28;
+/// Selector of the first processor's TSS; each descriptor is 16 bytes long.
+const FIRST_TSS: u16 = 0x30;
 
-pub(crate) type Gdt = [AtomicU64; 7];
+#[repr(C)]
+pub(crate) struct Gdt {
+    segments: [AtomicU64; 6],
+    tss: [[AtomicU64; 2]; Cpu::MOST],
+}
 
 /// Accessed bits are set from the start, so that the processor has nothing to write when it loads a selector.
-pub(crate) static GDT: Gdt = [
-    AtomicU64::new(0),
-    AtomicU64::new(0x00af_9b00_0000_ffff),
-    AtomicU64::new(0x00cf_9300_0000_ffff),
-    AtomicU64::new(0x00cf_f300_0000_ffff),
-    AtomicU64::new(0x00af_fb00_0000_ffff),
-    AtomicU64::new(0),
-    AtomicU64::new(0),
-];
+pub(crate) static GDT: Gdt = Gdt {
+    segments: [
+        AtomicU64::new(0),
+        AtomicU64::new(0x00af_9b00_0000_ffff),
+        AtomicU64::new(0x00cf_9300_0000_ffff),
+        AtomicU64::new(0x00cf_f300_0000_ffff),
+        AtomicU64::new(0x00af_fb00_0000_ffff),
+        AtomicU64::new(0x00cf_9b00_0000_ffff),
+    ],
+    tss: [const { [const { AtomicU64::new(0) }; 2] }; Cpu::MOST],
+};
 
 /// The 64-bit TSS as 32-bit words (AMD64 APM volume 2, figure 12-8): its 64-bit fields are not aligned.
 type Tss = [AtomicU32; 26];
@@ -36,7 +47,7 @@ const TSS_RSP0: usize = 1;
 const TSS_IST1: usize = 9;
 /// High half: offset of the I/O permission bitmap, past the limit for none.
 const TSS_IOMAP: usize = 25;
-static TSS: Tss = [const { AtomicU32::new(0) }; 26];
+static TSS: PerCpu<Tss> = PerCpu::new([const { [const { AtomicU32::new(0) }; 26] }; Cpu::MOST]);
 
 /// The double fault's interrupt stack table index.
 const DOUBLE_FAULT_IST: u64 = 1;
@@ -44,8 +55,10 @@ const DOUBLE_FAULT: usize = 8;
 
 #[repr(C, align(16))]
 struct Stack<const N: usize>([AtomicU64; N]);
-static DOUBLE_FAULT_STACK: Stack<1024> = Stack([const { AtomicU64::new(0) }; 1024]);
-static INTERRUPT_STACK: Stack<2048> = Stack([const { AtomicU64::new(0) }; 2048]);
+static DOUBLE_FAULT_STACK: PerCpu<Stack<1024>> =
+    PerCpu::new([const { Stack([const { AtomicU64::new(0) }; 1024]) }; Cpu::MOST]);
+static INTERRUPT_STACK: PerCpu<Stack<2048>> =
+    PerCpu::new([const { Stack([const { AtomicU64::new(0) }; 2048]) }; Cpu::MOST]);
 
 type Idt = [[AtomicU64; 2]; 256];
 static IDT: Idt = [const { [const { AtomicU64::new(0) }; 2] }; 256];
@@ -64,21 +77,33 @@ struct TablePointer {
     base: u64,
 }
 
-/// Completes the GDT (the entry code runs on it already) and loads the TSS.
-pub(crate) fn init() {
-    set_tss_pointer(TSS_RSP0, stack_top(&INTERRUPT_STACK));
-    set_tss_pointer(TSS_IST1, stack_top(&DOUBLE_FAULT_STACK));
-    TSS[TSS_IOMAP].store((size_of::<Tss>() as u32) << 16, Relaxed);
+/// Completes `cpu`'s part of the GDT (the entry code runs on it already) and loads its TSS, by which [`current_cpu`] knows it.
+/// To be called by `cpu` itself.
+pub(crate) fn init(cpu: Cpu) {
+    let tss = TSS.of(cpu);
+    set_tss_pointer(tss, TSS_RSP0, stack_top(INTERRUPT_STACK.of(cpu)));
+    set_tss_pointer(tss, TSS_IST1, stack_top(DOUBLE_FAULT_STACK.of(cpu)));
+    tss[TSS_IOMAP].store((size_of::<Tss>() as u32) << 16, Relaxed);
 
-    let base = TSS.as_ptr() as u64;
+    let base = tss.as_ptr() as u64;
     let limit = size_of::<Tss>() as u64 - 1;
     let available_tss = 0x89 << 40;
     let low = limit | (base & 0xff_ffff) << 16 | available_tss | (base >> 24 & 0xff) << 56;
-    GDT[usize::from(TSS_SELECTOR / 8)].store(low, Relaxed);
-    GDT[usize::from(TSS_SELECTOR / 8) + 1].store(base >> 32, Relaxed);
+    let [low_half, high_half] = &GDT.tss[cpu.index()];
+    low_half.store(low, Relaxed);
+    high_half.store(base >> 32, Relaxed);
+    let selector = FIRST_TSS + 16 * cpu.index() as u16;
     // SAFETY: the selector's descriptor was just made and names a TSS that lives for ever. No `nomem`: the processor
     // reads the descriptor and sets its busy bit.
-    unsafe { asm!("ltr {0:x}", in(reg) TSS_SELECTOR, options(nostack, preserves_flags)) };
+    unsafe { asm!("ltr {0:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+/// The processor that runs this, by its TSS; the first one before it has any.
+pub(crate) fn current_cpu() -> usize {
+    let selector: u64;
+    // SAFETY: it reads the task register.
+    unsafe { asm!("str {}", out(reg) selector, options(nomem, nostack, preserves_flags)) };
+    (selector as usize).saturating_sub(usize::from(FIRST_TSS)) / 16
 }
 
 /// Points `vector` at `handler`, an interrupt gate of 64-bit code.
@@ -118,7 +143,7 @@ fn stack_top<const N: usize>(stack: &'static Stack<N>) -> u64 {
     stack.0.as_ptr_range().end as u64
 }
 
-fn set_tss_pointer(index: usize, pointer: u64) {
-    TSS[index].store(pointer as u32, Relaxed);
-    TSS[index + 1].store((pointer >> 32) as u32, Relaxed);
+fn set_tss_pointer(tss: &Tss, index: usize, pointer: u64) {
+    tss[index].store(pointer as u32, Relaxed);
+    tss[index + 1].store((pointer >> 32) as u32, Relaxed);
 }

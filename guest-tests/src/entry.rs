@@ -8,6 +8,7 @@ use core::mem::{offset_of, size_of};
 use crate::boot::Boot;
 use crate::descriptors::{self, GDT};
 use crate::exit::Verdict;
+use crate::smp::Cpu;
 use crate::{console, interrupts, println};
 
 /// Page-aligned modules wanted (bit 0), memory map wanted (bit 1), address fields valid (bit 16).
@@ -185,7 +186,7 @@ unsafe extern "Rust" {
 /// The first Rust code: brings up what the panic handler needs, then the rest, then the guest.
 extern "C" fn start(entry: &'static EntryState) -> ! {
     console::init();
-    descriptors::init();
+    descriptors::init(Cpu::BOOT);
     interrupts::init();
     let boot = match Boot::new(entry) {
         Ok(boot) => boot,

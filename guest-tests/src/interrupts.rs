@@ -2,11 +2,15 @@
 
 use core::arch::{asm, global_asm, naked_asm};
 use core::cell::Cell;
-use core::mem::offset_of;
+use core::mem::{self, offset_of};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicPtr, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use crate::descriptors::{self, GateDpl};
+use crate::smp::{Cpu, PerCpu};
 use crate::{pic, processor, uart};
 
 /// What the stubs leave on the stack: the registers they save, the vector they add, the frame that the processor wrote.
@@ -62,6 +66,8 @@ pub const BREAKPOINT: u64 = 3;
 pub const INVALID_OPCODE: u64 = 6;
 /// General protection.
 pub const GENERAL_PROTECTION: u64 = 13;
+/// Non-maskable interrupt.
+pub const NMI: u8 = 2;
 /// Page fault.
 pub const PAGE_FAULT: u64 = 14;
 /// A vector for INT n, which user mode may raise, too.
@@ -131,8 +137,9 @@ unsafe extern "C" {
     safe static interrupt_stubs: u8;
 }
 
-/// Builds and loads the IDT.
+/// Builds and loads the IDT, and masks all lines of the 8259s: firmware leaves the clock's open.
 pub(crate) fn init() {
+    pic::init();
     let first = &raw const interrupt_stubs as u64;
     for vector in 0..256 {
         let dpl = if vector == SOFTWARE { GateDpl::User } else { GateDpl::Kernel };
@@ -149,8 +156,8 @@ struct Recovery {
     fault: Cell<Option<Fault>>,
 }
 
-/// The recovery of the `expect_fault` that runs.
-static RECOVERY: AtomicPtr<Recovery> = AtomicPtr::new(ptr::null_mut());
+/// The recovery of the `expect_fault` that runs on each processor.
+static RECOVERY: PerCpu<AtomicPtr<Recovery>> = PerCpu::new([const { AtomicPtr::new(ptr::null_mut()) }; Cpu::MOST]);
 
 /// Runs `body`, and the exception or software interrupt that ended it if there was one. What `body` owns is then not
 /// dropped.
@@ -162,11 +169,11 @@ pub fn expect_fault<F: FnOnce()>(body: F) -> Option<Fault> {
     }
     let recovery = Recovery { rsp: Cell::new(0), rip: Cell::new(0), fault: Cell::new(None) };
     let mut body = Some(body);
-    RECOVERY.store((&raw const recovery).cast_mut(), Relaxed);
+    RECOVERY.here().store((&raw const recovery).cast_mut(), Relaxed);
     // SAFETY: `call` gets the pointer that it takes. It may be left by the handler's jump back, over frames of `body`
     // and of this library only, none of which has to be unwound; the callee-saved registers are restored either way.
     unsafe { call_recoverably(call::<F> as *const (), (&raw mut body).cast(), &recovery) };
-    RECOVERY.store(ptr::null_mut(), Relaxed);
+    RECOVERY.here().store(ptr::null_mut(), Relaxed);
     recovery.fault.get()
 }
 
@@ -220,9 +227,26 @@ pub fn last_rip(line: u8) -> u64 {
     LINES[usize::from(line)].rip.load(Relaxed)
 }
 
+/// What handles an interrupt. The end of interrupt is its own affair.
+pub type Handler = fn(&Frame);
+
+/// The handlers of vectors that have one of their own.
+static HANDLERS: [AtomicPtr<()>; 256] = [const { AtomicPtr::new(ptr::null_mut()) }; 256];
+
+/// From now on `handler` handles `vector` on all processors, with interrupts off.
+pub fn handle(vector: u8, handler: Handler) {
+    HANDLERS[usize::from(vector)].store(handler as *mut (), Release);
+}
+
 extern "C" fn dispatch(frame: &mut Frame) {
     const FIRST: u64 = pic::VECTOR_BASE as u64;
     const LAST: u64 = FIRST + pic::LINES as u64 - 1;
+    let handler = HANDLERS[frame.vector as usize & 0xff].load(Acquire);
+    if !handler.is_null() {
+        // SAFETY: only `handle` stores there, and it stores such a function.
+        let handler = unsafe { mem::transmute::<*mut (), Handler>(handler) };
+        return handler(frame);
+    }
     match frame.vector {
         FIRST..=LAST => interrupt((frame.vector - FIRST) as u8, frame),
         _ => exception(frame),
@@ -242,7 +266,7 @@ fn interrupt(line: u8, frame: &Frame) {
 fn exception(frame: &mut Frame) {
     let fault = Fault { frame: *frame, cr2: processor::cr2() };
     // Taken, so that an exception in between is not taken for the expected one.
-    let recovery = RECOVERY.swap(ptr::null_mut(), Relaxed);
+    let recovery = RECOVERY.here().swap(ptr::null_mut(), Relaxed);
     // SAFETY: not null, it is the recovery in a frame of `expect_fault` that still runs.
     let Some(recovery) = (unsafe { recovery.as_ref() }) else {
         panic!("unexpected exception: {fault:x?}");
@@ -279,6 +303,33 @@ pub extern "C" fn int_0x80() {
 pub extern "C" fn divide_by(divisor: u64) {
     naked_asm!("div rdi", "ret")
 }
+
+/// STI.
+pub fn enable() {
+    // SAFETY: the handlers preserve all that they interrupt.
+    unsafe { asm!("sti", options(nostack)) };
+}
+
+/// CLI.
+pub fn disable() {
+    // SAFETY: it keeps handlers from running, no more.
+    unsafe { asm!("cli", options(nostack)) };
+}
+
+/// Runs `body` with interrupts off, and has RFLAGS.IF as before afterwards.
+pub fn held_off<R>(body: impl FnOnce() -> R) -> R {
+    let rflags: u64;
+    // SAFETY: what is pushed is popped at once; see `disable`.
+    unsafe { asm!("pushfq", "pop {}", "cli", out(reg) rflags) };
+    let result = body();
+    if rflags & RFLAGS_IF != 0 {
+        enable();
+    }
+    result
+}
+
+/// RFLAGS.IF.
+const RFLAGS_IF: u64 = 1 << 9;
 
 /// STI, one instruction, CLI: a pending interrupt arrives between the last two.
 #[unsafe(naked)]

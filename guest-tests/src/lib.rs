@@ -22,8 +22,8 @@
 //! }
 //! ```
 //!
-//! A guest has one processor, in long mode, with the first 4 GiB mapped one to one, interrupts off, and a handler for
-//! each of the 256 vectors. The compiler's code uses no vector register (the target is soft-float), so those are free
+//! A guest starts with one processor, in long mode, with the first 4 GiB mapped one to one, interrupts off, and a handler
+//! for each of the 256 vectors; [`smp`] starts the others. The compiler's code uses no vector register (the target is soft-float), so those are free
 //! for tests.
 //!
 //! **What is unsafe here.** Rust's objects live in the image and in what the loader handed over. A guest touches any
@@ -31,12 +31,15 @@
 //! and aliases are then no affair of the compiler's, and tests need no `unsafe` of their own.
 #![no_std]
 
+pub mod apic;
 pub mod boot;
+pub mod clock;
 pub mod console;
 pub mod cpuid;
 pub mod descriptors;
 mod entry;
 pub mod exit;
+pub mod fw_cfg;
 pub mod hypercall;
 pub mod interrupts;
 pub mod ktap;
@@ -47,7 +50,9 @@ pub mod place;
 pub mod port;
 pub mod processor;
 pub mod ram;
+pub mod random;
 pub mod registers;
+pub mod smp;
 pub mod sse;
 pub mod stats;
 pub mod timed;

@@ -2,6 +2,8 @@
 
 use core::arch::{asm, naked_asm};
 
+use crate::apic::Register;
+
 /// The MSRs that guests use. Writing any of them does no harm to a Rust object: the code uses neither FS nor GS, and
 /// EFER's mode bits cannot change while paging is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -9,8 +11,12 @@ use core::arch::{asm, naked_asm};
 pub enum Msr {
     /// IA32_TIME_STAMP_COUNTER.
     Tsc = 0x10,
+    /// IA32_APIC_BASE.
+    ApicBase = 0x1b,
     /// IA32_PAT.
     Pat = 0x277,
+    /// IA32_TSC_DEADLINE.
+    TscDeadline = 0x6e0,
     /// EFER.
     Efer = 0xc000_0080,
     /// FS.base.
@@ -53,6 +59,19 @@ impl Msr {
         wrmsr as *const () as u64 + 2 * MOV
     }
 }
+
+/// RDMSR of an x2APIC register, the `index`th from this one on.
+pub fn read_x2apic(register: Register, index: u8) -> u64 {
+    rdmsr(X2APIC + u32::from(register.number()) + u32::from(index))
+}
+
+/// WRMSR of an x2APIC register.
+pub fn write_x2apic(register: Register, value: u64) {
+    wrmsr(X2APIC + u32::from(register.number()), value as u32, (value >> 32) as u32);
+}
+
+/// The first of the x2APIC's 256 MSRs.
+const X2APIC: u32 = 0x800;
 
 /// Bytes of a MOV between 32-bit registers.
 const MOV: u64 = 2;

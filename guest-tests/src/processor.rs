@@ -58,6 +58,26 @@ pub fn cr4() -> u64 {
     value
 }
 
+/// CR8: the task priority class.
+pub fn cr8() -> u64 {
+    let value;
+    // SAFETY: reading it has no effect.
+    unsafe { asm!("mov {}, cr8", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Writes CR8.
+pub fn set_cr8(value: u64) {
+    // SAFETY: it holds interrupts back, no more.
+    unsafe { asm!("mov cr8, {}", in(reg) value, options(nostack, preserves_flags)) };
+}
+
+/// Halts until an NMI (or INIT) comes: interrupts have to be off. One that comes before is lost on it.
+pub fn halt() {
+    // SAFETY: halting does nothing to memory that the handler does not do.
+    unsafe { asm!("hlt", options(nostack, preserves_flags)) };
+}
+
 /// Writes CR3 with what it holds, which flushes the translations that are not global.
 pub fn reload_cr3() {
     // SAFETY: the page tables stay the same.

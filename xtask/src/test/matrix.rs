@@ -198,6 +198,7 @@ pub(super) const ROWS: &[Row] = &[
     Row { name: "smoke-4k", pages: Pages::Small, alone: None, ..USUAL },
     Row { name: "iso", iso: true, alone: None, ..USUAL },
     Row { name: "smoke-elf32", source: Source::Changed("smoke", Change::Elf32), ..USUAL },
+    Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, ..USUAL },
     Row { name: "exit-latency", source: Source::Guest("exit-latency"), pages: Pages::Small, ..USUAL },
     Row {
         name: "multiboot",

@@ -1,0 +1,385 @@
+//! A processor's local APIC, by memory (xAPIC) or by MSRs (x2APIC): one interface for both.
+//!
+//! Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller"; AMD64 APM volume 2, chapter 16.
+
+use core::ptr;
+use core::sync::atomic::{
+    AtomicBool, AtomicU32,
+    Ordering::{Relaxed, SeqCst},
+    fence,
+};
+
+use addr::Gva;
+
+use crate::cpuid::cpuid;
+use crate::interrupts;
+use crate::msr::{self, Msr};
+use crate::place::Place;
+use crate::smp::{Cpu, PerCpu};
+
+/// Where the registers are in memory, unless moved.
+pub const BASE: u64 = 0xfee0_0000;
+
+/// Bits of IA32_APIC_BASE: this is the processor that booted.
+pub const BASE_BSP: u64 = 1 << 8;
+/// x2APIC mode.
+pub const BASE_X2APIC: u64 = 1 << 10;
+/// The APIC is enabled.
+pub const BASE_ENABLED: u64 = 1 << 11;
+
+/// Registers, by their offset in memory. The x2APIC's MSR is 0x800 plus a 16th of that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum Register {
+    /// The APIC ID: in bits 24 to 31 in memory, all of the MSR.
+    Id = 0x20,
+    /// Version and number of LVT entries.
+    Version = 0x30,
+    /// Task priority.
+    TaskPriority = 0x80,
+    /// Processor priority.
+    ProcessorPriority = 0xa0,
+    /// End of interrupt.
+    EndOfInterrupt = 0xb0,
+    /// Logical destination.
+    LogicalDestination = 0xd0,
+    /// Destination format; not in x2APIC mode.
+    DestinationFormat = 0xe0,
+    /// Spurious interrupt vector.
+    Spurious = 0xf0,
+    /// Vectors in service, the first 32 of eight.
+    InService = 0x100,
+    /// Vectors that are level-triggered, the first 32 of eight.
+    TriggerMode = 0x180,
+    /// Vectors requested, the first 32 of eight.
+    Requested = 0x200,
+    /// Errors.
+    ErrorStatus = 0x280,
+    /// Interrupt command, in memory its low half.
+    Command = 0x300,
+    /// Interrupt command's destination; not in x2APIC mode.
+    CommandHigh = 0x310,
+    /// Timer's vector and mode.
+    LvtTimer = 0x320,
+    /// Thermal sensor's vector.
+    LvtThermal = 0x330,
+    /// Performance counters' vector.
+    LvtPerformance = 0x340,
+    /// What the pin LINT0 is for.
+    LvtLint0 = 0x350,
+    /// What the pin LINT1 is for.
+    LvtLint1 = 0x360,
+    /// Errors' vector.
+    LvtError = 0x370,
+    /// The count that the timer starts from.
+    InitialCount = 0x380,
+    /// The count where the timer is.
+    CurrentCount = 0x390,
+    /// The timer's divisor.
+    Divide = 0x3e0,
+    /// A self-IPI; in x2APIC mode only.
+    SelfIpi = 0x3f0,
+}
+
+impl Register {
+    /// The offset in memory.
+    pub const fn offset(self) -> u16 {
+        self as u16
+    }
+
+    /// The register's number among the x2APIC's MSRs.
+    pub const fn number(self) -> u8 {
+        (self as u16 >> 4) as u8
+    }
+}
+
+/// SVR: the APIC takes interrupts.
+pub const SPURIOUS_ENABLED: u32 = 1 << 8;
+/// An LVT entry is masked.
+pub const LVT_MASKED: u32 = 1 << 16;
+/// LVT timer: it starts anew when it has reached 0.
+pub const LVT_PERIODIC: u32 = 1 << 17;
+/// LVT timer: it fires when the TSC reaches IA32_TSC_DEADLINE.
+pub const LVT_TSC_DEADLINE: u32 = 1 << 18;
+/// LVT LINT0 and LINT1: the vector is the 8259's.
+pub const LVT_EXT_INT: u32 = 7 << 8;
+/// Divide configuration: by 1.
+pub const DIVIDE_BY_1: u32 = 0b1011;
+/// ESR: an IPI with a vector below 16.
+pub const ERROR_SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
+/// ESR: an interrupt with a vector below 16.
+pub const ERROR_RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
+
+/// The vector of spurious interrupts, unless a test chooses another.
+pub const SPURIOUS_VECTOR: u8 = 0xff;
+
+/// What an IPI does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivery {
+    /// An interrupt with this vector.
+    Fixed(u8),
+    /// An interrupt with this vector, for one of the destinations.
+    LowestPriority(u8),
+    /// NMI.
+    Nmi,
+    /// INIT.
+    Init,
+    /// SIPI: real mode, at the start of the page of this number.
+    StartUp(u8),
+}
+
+impl Delivery {
+    const LEVEL_ASSERT: u32 = 1 << 14;
+
+    fn bits(self) -> u32 {
+        let (mode, vector) = match self {
+            Self::Fixed(vector) => (0, vector),
+            Self::LowestPriority(vector) => (1, vector),
+            Self::Nmi => (4, 0),
+            Self::Init => (5, 0),
+            Self::StartUp(page) => (6, page),
+        };
+        Self::LEVEL_ASSERT | mode << 8 | u32::from(vector)
+    }
+}
+
+/// Whom an IPI is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Destination {
+    /// The APIC with this ID.
+    Physical(u32),
+    /// The APICs whose logical destination registers match this.
+    Logical(u32),
+    /// The sender.
+    Myself,
+    /// All.
+    All,
+    /// All but the sender.
+    AllButMyself,
+}
+
+impl Destination {
+    const LOGICAL: u32 = 1 << 11;
+
+    /// The destination field and the bits beside it.
+    fn bits(self) -> (u32, u32) {
+        match self {
+            Self::Physical(id) => (id, 0),
+            Self::Logical(mask) => (mask, Self::LOGICAL),
+            Self::Myself => (0, 1 << 18),
+            Self::All => (0, 2 << 18),
+            Self::AllButMyself => (0, 3 << 18),
+        }
+    }
+}
+
+/// How software reaches the APIC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// By memory.
+    Xapic,
+    /// By MSRs.
+    X2apic,
+}
+
+/// Which processors are in x2APIC mode, so that nobody has to ask by RDMSR.
+static X2APIC: PerCpu<AtomicBool> = PerCpu::new([const { AtomicBool::new(false) }; Cpu::MOST]);
+
+/// Registers whose values after INIT are known, with these values (SDM, "Local APIC State After It Has Been Reset by INIT").
+pub const AFTER_INIT: [(Register, u32); 12] = [
+    (Register::TaskPriority, 0),
+    (Register::LogicalDestination, 0),
+    (Register::DestinationFormat, u32::MAX),
+    (Register::Spurious, 0xff),
+    (Register::ErrorStatus, 0),
+    (Register::LvtTimer, LVT_MASKED),
+    (Register::LvtLint0, LVT_MASKED),
+    (Register::LvtLint1, LVT_MASKED),
+    (Register::LvtError, LVT_MASKED),
+    (Register::InitialCount, 0),
+    (Register::CurrentCount, 0),
+    (Register::Divide, 0),
+];
+
+/// What they held when the processor was started last.
+static RESET_STATE: PerCpu<[AtomicU32; AFTER_INIT.len()]> =
+    PerCpu::new([const { [const { AtomicU32::new(0) }; AFTER_INIT.len()] }; Cpu::MOST]);
+
+/// Takes down what a processor that was just started finds. In x2APIC mode some of it is not there.
+pub(crate) fn note_reset_state() {
+    if Msr::ApicBase.read() & BASE_X2APIC == 0 {
+        for ((register, _), seen) in AFTER_INIT.iter().zip(RESET_STATE.here()) {
+            seen.store(Apic(Mode::Xapic).read(*register), Relaxed);
+        }
+    }
+}
+
+/// What the registers of [`AFTER_INIT`] held when `cpu` was started last.
+pub fn reset_state(cpu: Cpu) -> [u32; AFTER_INIT.len()] {
+    RESET_STATE.of(cpu).each_ref().map(|seen| seen.load(Relaxed))
+}
+
+/// This processor's APIC.
+#[derive(Clone, Copy, Debug)]
+pub struct Apic(Mode);
+
+impl Apic {
+    /// In the mode that it was last seen or put in.
+    pub fn here() -> Self {
+        Self(if X2APIC.here().load(Relaxed) { Mode::X2apic } else { Mode::Xapic })
+    }
+
+    /// Whether there is an APIC.
+    pub fn exists() -> bool {
+        cpuid(1, 0).edx & 1 << 9 != 0
+    }
+
+    /// Whether there is x2APIC mode.
+    pub fn has_x2apic() -> bool {
+        cpuid(1, 0).ecx & 1 << 21 != 0
+    }
+
+    /// Whether the timer has the TSC-deadline mode.
+    pub fn has_tsc_deadline() -> bool {
+        cpuid(1, 0).ecx & 1 << 24 != 0
+    }
+
+    /// Notes the mode that it is in, and lets interrupts in: what a processor does first.
+    pub fn start() -> Self {
+        X2APIC.here().store(Msr::ApicBase.read() & BASE_X2APIC != 0, Relaxed);
+        let apic = Self::here();
+        apic.write(Register::Spurious, SPURIOUS_ENABLED | u32::from(SPURIOUS_VECTOR));
+        apic
+    }
+
+    /// Puts it in `mode`. From x2APIC mode it goes by way of being disabled, which resets it.
+    pub fn switch(mode: Mode) -> Self {
+        let base = Msr::ApicBase.read();
+        match mode {
+            Mode::X2apic => Msr::ApicBase.write(base | BASE_ENABLED | BASE_X2APIC),
+            Mode::Xapic if base & BASE_X2APIC != 0 => {
+                Msr::ApicBase.write(base & !(BASE_ENABLED | BASE_X2APIC));
+                Msr::ApicBase.write(base & !BASE_X2APIC | BASE_ENABLED);
+            }
+            Mode::Xapic => {}
+        }
+        Self::start()
+    }
+
+    /// The mode.
+    pub fn mode(self) -> Mode {
+        self.0
+    }
+
+    /// Reads 32 bits.
+    pub fn read(self, register: Register) -> u32 {
+        self.read_nth(register, 0)
+    }
+
+    /// Reads the `index`th of the eight registers that begin with this one.
+    pub fn read_nth(self, register: Register, index: u8) -> u32 {
+        assert!(index < 8);
+        match self.0 {
+            // SAFETY: `address`'s promise.
+            Mode::Xapic => unsafe { ptr::read_volatile(address(register, index)) },
+            Mode::X2apic => msr::read_x2apic(register, index) as u32,
+        }
+    }
+
+    /// Writes 32 bits.
+    pub fn write(self, register: Register, value: u32) {
+        match self.0 {
+            // SAFETY: `address`'s promise.
+            Mode::Xapic => unsafe { ptr::write_volatile(address(register, 0), value) },
+            Mode::X2apic => msr::write_x2apic(register, value.into()),
+        }
+    }
+
+    /// Whether `vector` is set in one of the 256-bit registers.
+    pub fn has(self, register: Register, vector: u8) -> bool {
+        self.read_nth(register, vector / 32) & 1 << (vector % 32) != 0
+    }
+
+    /// The APIC ID.
+    pub fn id(self) -> u32 {
+        match self.0 {
+            Mode::Xapic => self.read(Register::Id) >> 24,
+            Mode::X2apic => self.read(Register::Id),
+        }
+    }
+
+    /// The end of the interrupt in service.
+    pub fn end_of_interrupt(self) {
+        self.write(Register::EndOfInterrupt, 0);
+    }
+
+    /// Holds back vectors of this priority class (their high four bits) and below.
+    pub fn set_task_priority(self, class: u8) {
+        self.write(Register::TaskPriority, u32::from(class) << 4);
+    }
+
+    /// Sends an IPI. Delivery is not waited for: the interrupt command register is free again at once on all that came
+    /// after the Pentium 4.
+    pub fn send(self, delivery: Delivery, to: Destination) {
+        let (destination, beside) = to.bits();
+        let command = delivery.bits() | beside;
+        match self.0 {
+            // A handler that sends in between would change the destination.
+            Mode::Xapic => interrupts::held_off(|| {
+                self.write(Register::CommandHigh, destination << 24);
+                self.write(Register::Command, command);
+            }),
+            Mode::X2apic => {
+                msr::write_x2apic(Register::Command, u64::from(destination) << 32 | u64::from(command));
+            }
+        }
+    }
+
+    /// Lets logical destination `1 << index` name this APIC, where the mode leaves the choice: the flat model. In x2APIC mode
+    /// the register follows from the ID. Returns what names it.
+    pub fn join_logical(self, index: u8) -> u32 {
+        match self.0 {
+            Mode::Xapic => {
+                self.write(Register::DestinationFormat, u32::MAX);
+                self.write(Register::LogicalDestination, 1 << (24 + index));
+                1 << index
+            }
+            Mode::X2apic => self.read(Register::LogicalDestination),
+        }
+    }
+
+    /// Starts the timer at `count`, one tick of the bus clock each.
+    pub fn start_timer(self, vector: u8, periodic: bool, count: u32) {
+        self.write(Register::Divide, DIVIDE_BY_1);
+        self.write(Register::LvtTimer, u32::from(vector) | if periodic { LVT_PERIODIC } else { 0 });
+        self.write(Register::InitialCount, count);
+    }
+
+    /// Sets the timer to fire when the TSC reaches `deadline`.
+    pub fn start_deadline(self, vector: u8, deadline: u64) {
+        self.write(Register::LvtTimer, u32::from(vector) | LVT_TSC_DEADLINE);
+        // In memory the LVT is written by a store, which WRMSR does not wait for (SDM, "TSC-Deadline Mode").
+        fence(SeqCst);
+        Msr::TscDeadline.write(deadline);
+    }
+
+    /// Stops the timer, whatever its mode. What it has requested already stays requested.
+    pub fn stop_timer(self) {
+        if self.read(Register::LvtTimer) & LVT_TSC_DEADLINE != 0 {
+            Msr::TscDeadline.write(0);
+        }
+        self.write(Register::InitialCount, 0);
+        self.write(Register::LvtTimer, LVT_MASKED);
+    }
+}
+
+/// The registers' page as tests may touch it.
+pub fn page() -> Place {
+    Place::in_frame(Gva::new(BASE))
+}
+
+/// Within the registers' page, which the one-to-one map maps and where no Rust object is: accesses to it, 32 bits wide and
+/// aligned to 16 bytes as these are, do nothing to memory.
+fn address(register: Register, index: u8) -> *mut u32 {
+    ptr::with_exposed_provenance_mut((BASE + u64::from(register.offset()) + 16 * u64::from(index)) as usize)
+}

@@ -1,0 +1,131 @@
+//! Self-IPIs, and which of them come when.
+
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use guest::apic::{Apic, Delivery, Destination, Register};
+use guest::boot::Boot;
+use guest::check_eq;
+use guest::interrupts::{disable, enable, handle};
+use guest::ktap::Outcome;
+
+use crate::arrivals::{self, afresh, expect, here, let_in, log};
+
+fn send(vectors: &[u8]) {
+    for vector in vectors {
+        Apic::here().send(Delivery::Fixed(*vector), Destination::Myself);
+    }
+}
+
+pub(crate) fn self_ipi_arrives_once(_: &Boot) -> Outcome {
+    expect(0x41);
+    afresh(|| {
+        send(&[0x41]);
+        check_eq!(here(&mut [0; 16]), [], "with interrupts off");
+        let_in();
+        check_eq!(here(&mut [0; 16]), [0x41]);
+        Ok(())
+    })
+}
+
+/// A vector of the task's own class is held back as well.
+pub(crate) fn task_priority_holds_back(_: &Boot) -> Outcome {
+    let apic = Apic::here();
+    [0x4f, 0x51, 0x61].into_iter().for_each(expect);
+    afresh(|| {
+        apic.set_task_priority(5);
+        send(&[0x4f, 0x51, 0x61]);
+        let_in();
+        let (mut room, mut later) = ([0; 16], [0; 16]);
+        let high = here(&mut room);
+        let waiting = [0x4f, 0x51, 0x61].map(|vector| apic.has(Register::Requested, vector));
+        apic.set_task_priority(4);
+        let_in();
+        apic.set_task_priority(0);
+        let_in();
+        check_eq!(high, [0x61]);
+        check_eq!(waiting, [true, true, false]);
+        check_eq!(here(&mut later), [0x61, 0x51, 0x4f]);
+        Ok(())
+    })
+}
+
+pub(crate) fn highest_vector_first(_: &Boot) -> Outcome {
+    let vectors = [0x51, 0xe3, 0x50, 0x92, 0x93, 0x31];
+    vectors.into_iter().for_each(expect);
+    afresh(|| {
+        send(&vectors);
+        let_in();
+        check_eq!(here(&mut [0; 16]), [0xe3, 0x93, 0x92, 0x51, 0x50, 0x31]);
+        Ok(())
+    })
+}
+
+/// 0x95 comes in the midst of 0x75's handler; 0x7f, of 0x75's class, only after it.
+pub(crate) fn higher_class_interrupts_the_handler(_: &Boot) -> Outcome {
+    static PRIORITY: AtomicU32 = AtomicU32::new(0);
+    [0x7f, 0x95].into_iter().for_each(expect);
+    handle(0x75, |frame| {
+        let apic = Apic::here();
+        PRIORITY.store(apic.read(Register::ProcessorPriority), Relaxed);
+        send(&[0x7f, 0x95]);
+        enable();
+        while apic.has(Register::Requested, 0x95) {}
+        disable();
+        log(frame);
+        apic.end_of_interrupt();
+    });
+    afresh(|| {
+        send(&[0x75]);
+        let_in();
+        check_eq!(here(&mut [0; 16]), [0x95, 0x75, 0x7f]);
+        check_eq!(PRIORITY.load(Relaxed) & 0xf0, 0x70);
+        Ok(())
+    })
+}
+
+pub(crate) fn requested_then_in_service_then_neither(_: &Boot) -> Outcome {
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    const VECTOR: u8 = 0xa7;
+    let state = || {
+        let apic = Apic::here();
+        u32::from(apic.has(Register::Requested, VECTOR)) << 1 | u32::from(apic.has(Register::InService, VECTOR))
+    };
+    handle(VECTOR, |frame| {
+        let apic = Apic::here();
+        let in_handler = [Register::Requested, Register::InService].map(|register| apic.has(register, VECTOR));
+        SEEN.store(u32::from(in_handler == [false, true]), Relaxed);
+        log(frame);
+        apic.end_of_interrupt();
+    });
+    afresh(|| {
+        check_eq!(state(), 0);
+        send(&[VECTOR]);
+        check_eq!(state(), 0b10, "requested");
+        let_in();
+        check_eq!(SEEN.load(Relaxed), 1, "in service in the handler");
+        check_eq!(state(), 0);
+        check_eq!(arrivals::here(&mut [0; 16]), [VECTOR]);
+        Ok(())
+    })
+}
+
+/// A request that is pending is not counted, but one in service may be requested again.
+pub(crate) fn same_vector_merges(_: &Boot) -> Outcome {
+    expect(0x48);
+    static AGAIN: AtomicU32 = AtomicU32::new(0);
+    handle(0x49, |frame| {
+        if AGAIN.fetch_add(1, Relaxed) == 0 {
+            send(&[0x49, 0x49]);
+        }
+        log(frame);
+        Apic::here().end_of_interrupt();
+    });
+    afresh(|| {
+        send(&[0x48, 0x48, 0x48]);
+        let_in();
+        send(&[0x49]);
+        let_in();
+        check_eq!(here(&mut [0; 16]), [0x48, 0x49, 0x49]);
+        Ok(())
+    })
+}
