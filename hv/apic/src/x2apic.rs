@@ -38,15 +38,15 @@ impl LocalApic {
     /// For reserved bits, and the changes of mode that figure 11-27 does not have: into x2APIC mode without being on, and out
     /// of it other than to off.
     pub fn set_base(&mut self, value: u64, address_bits: u8, mailbox: &Mailbox) -> Result<(), Refused> {
-        let address = (1u64 << address_bits.clamp(32, 52)) - 1 & !0xfff;
+        let address = ((1u64 << address_bits.clamp(32, 52)) - 1) & !0xfff;
         let mode = |base: u64| (base & ON != 0, base & X2APIC != 0);
-        let allowed = match (mode(self.base), mode(value)) {
-            (_, (false, true)) => false,
-            ((true, true), (true, false)) => false,
-            ((false, _), (true, true)) => false,
-            _ => true,
+        let forbidden = match (mode(self.base), mode(value)) {
+            (_, (on, x2apic)) if x2apic && !on => true,
+            ((on, _), (true, true)) => !on,
+            ((true, true), (on, x2apic)) => on && !x2apic,
+            _ => false,
         };
-        if value & !(address | ON | X2APIC | BOOT) != 0 || !allowed {
+        if value & !(address | ON | X2APIC | BOOT) != 0 || forbidden {
             return Err(Refused);
         }
         let was_on = self.is_on();
@@ -87,7 +87,7 @@ impl LocalApic {
             Register::TaskPriority | Register::SelfIpi => 0xff,
             Register::EndOfInterrupt | Register::ErrorStatus => 0,
             Register::Spurious => 0x1ff,
-            Register::CommandLow => 0xffff_ffff_0000_0000 | COMMAND as u64,
+            Register::CommandLow => 0xffff_ffff_0000_0000 | u64::from(COMMAND),
             Register::Local(_) => 0x0007_ffff,
             Register::InitialCount => 0xffff_ffff,
             Register::Divide => 0xb,

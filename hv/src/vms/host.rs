@@ -62,6 +62,10 @@ impl<B: Backend<Tables: Nested>, V: Vcpu> Host<V> for Slice<'_, B> {
     fn kick(&mut self, vcpu: usize) {
         smp::kick_if_away(self.guest.cpu_of(vcpu));
     }
+
+    fn nanoseconds(&self, ticks: u64) -> u64 {
+        timer::nanoseconds(ticks)
+    }
 }
 
 /// A guest's clock: nanoseconds since it was made, by the TSC.

@@ -29,7 +29,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize, tag: NonZeroU16) -> Self {
         let start = if index == 0 { guest.start } else { Start::Sipi(0) };
         let vcpu = backend.vcpu(guest.memory.root(), tag, start);
-        let context = Context::new(index, guest.vm.vcpus(), host_cpuid);
+        let context = Context::new(index, &guest.vm, host_cpuid);
         Self { guest, vcpu, context, tlb: Tlb::new(), due: None }
     }
 

@@ -1,7 +1,10 @@
 //! One vCPU besides its registers.
 
 use crate::cpuid::{HostCpuid, Table, Topology};
+use crate::shared::Vm;
 use crate::stats::Stats;
+use apic::LocalApic;
+use devices::{Clock, Sink};
 use emul::mmio::Memo;
 use walk::{Features, FetchCache};
 
@@ -14,8 +17,7 @@ pub struct Context<S> {
     pub(crate) memo: Memo,
     pub(crate) stats: Stats,
     pub(crate) activity: Activity,
-    /// CR8: the upper half of the task-priority register.
-    pub(crate) cr8: u64,
+    pub(crate) apic: LocalApic,
 }
 
 /// What a vCPU does between its exits (Intel SDM vol. 3, section 25.4.2: the activity states).
@@ -39,9 +41,10 @@ impl Activity {
 }
 
 impl<S: Copy> Context<S> {
-    /// vCPU `index` of `vcpus`; the first runs, the others wait to be started.
-    pub fn new(index: usize, vcpus: usize, host: HostCpuid) -> Self {
-        let cpuid = Table::new(host, Topology { index, vcpus });
+    /// vCPU `index` of `vm`; the first runs, the others wait to be started.
+    pub fn new<O: Sink, C: Clock + Clone>(index: usize, vm: &Vm<O, C>, host: HostCpuid) -> Self {
+        let cpuid = Table::new(host, Topology { index, vcpus: vm.vcpus() });
+        let mailbox = &vm.door(index).mailbox;
         Self {
             index,
             features: cpuid.walk_features(),
@@ -50,7 +53,7 @@ impl<S: Copy> Context<S> {
             memo: Memo::new(),
             stats: Stats::default(),
             activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
-            cr8: 0,
+            apic: LocalApic::new(index as u32, mailbox),
         }
     }
 

@@ -54,7 +54,7 @@ const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::
 
 /// The table: features that need nothing from the hypervisor, leaf by leaf (Intel SDM vol. 2, CPUID; AMD APM vol. 3,
 /// appendix E). Left out are those whose state the hypervisor would have to switch (XSAVE and what lives in it), devices
-/// that it does not have (local APIC, MONITOR), virtualization itself, performance counters, and power management. A leaf
+/// that it does not have (MONITOR), virtualization itself, performance counters, and power management. A leaf
 /// that is not listed reads as zero.
 const MASKS: [Mask; 14] = [
     // Largest basic leaf, vendor.
@@ -65,13 +65,13 @@ const MASKS: [Mask; 14] = [
         keep: Leaf {
             eax: u32::MAX,
             ebx: 0x0000_ff00,
-            // SSE3, PCLMULQDQ, SSSE3, CX16, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, RDRAND.
+            // (APIC IDs and their number are the VM's own.) SSE3, PCLMULQDQ, SSSE3, CX16, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, RDRAND.
             ecx: bits([0, 1, 9, 13, 19, 20, 22, 23, 25, 30]),
             // FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, PGE, MCA, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2.
             edx: bits([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26]),
         },
-        // A hypervisor is present.
-        add: Leaf { eax: 0, ebx: 0, ecx: 1 << 31, edx: 0 },
+        // x2APIC, TSC deadline, a hypervisor; a local APIC.
+        add: Leaf { eax: 0, ebx: 0, ecx: bits([21, 24, 31]), edx: bits([9]) },
     },
     // Caches.
     Mask { leaf: 2, keep: ALL, add: NONE },
@@ -150,6 +150,9 @@ impl Mask {
 fn word(bytes: &[u8; 12], index: usize) -> u32 {
     u32::from_le_bytes([bytes[index * 4], bytes[index * 4 + 1], bytes[index * 4 + 2], bytes[index * 4 + 3]])
 }
+
+/// Leaf 1, EDX: the package has several logical processors.
+const HYPER_THREADING: u32 = 1 << 28;
 
 /// Which of its VM's vCPUs one is. They are cores of one package, one thread each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,7 +243,9 @@ impl Table {
 
     fn set_topology(&mut self, topology: Topology) {
         let features = self.get(1, 0);
-        self.set(1, Leaf { ebx: features.ebx | topology.initial_apic(), ..features });
+        let several = if topology.vcpus > 1 { HYPER_THREADING } else { 0 };
+        let edx = features.edx | several;
+        self.set(1, Leaf { ebx: features.ebx | topology.initial_apic(), edx, ..features });
         if let Some(place) = place(TOPOLOGY).filter(|_| self.exists(TOPOLOGY)) {
             let group = WITH_SUBLEAVES.len();
             self.leaves[place] = Leaf { eax: group as u32, ..NONE };
@@ -312,9 +317,8 @@ mod tests {
     #[test]
     fn what_the_hypervisor_cannot_keep_is_hidden() {
         let table = Table::new(generous, ONE);
-        // VMX, MONITOR, XSAVE, OSXSAVE, AVX, x2APIC, TSC deadline; APIC.
-        assert_eq!(table.get(1, 0).ecx & bits([3, 5, 21, 24, 26, 27, 28]), 0);
-        assert_eq!(table.get(1, 0).edx & bits([9]), 0);
+        // VMX, MONITOR, XSAVE, OSXSAVE, AVX.
+        assert_eq!(table.get(1, 0).ecx & bits([3, 5, 26, 27, 28]), 0);
         // SVM, and 5-level paging, AVX2, AVX-512.
         assert_eq!(table.get(0x8000_0001, 0).ecx & bits([2]), 0);
         assert_eq!(table.get(7, 0).ebx & bits([5, 16]), 0);

@@ -20,14 +20,15 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         const PRIORITY: u64 = 15;
         let value = vcpu.gpr(gpr);
         if !cr8.is_write() {
-            vcpu.set_gpr(gpr, self.context.cr8);
+            vcpu.set_gpr(gpr, self.context.apic.cr8());
         } else if value & !PRIORITY == 0 {
-            self.context.cr8 = value;
+            self.context.apic.set_cr8(value);
         } else {
             vcpu.inject(Event::GENERAL_PROTECTION);
             return Flow::Resume;
         }
         vcpu.resume_at(next_rip);
+        self.deliver(vcpu);
         Flow::Resume
     }
 

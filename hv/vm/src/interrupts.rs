@@ -3,9 +3,9 @@
 use crate::context::Activity;
 use crate::exit::Event;
 use crate::machine::{Flow, Host, Machine, Memory, Stop, Turn};
-use crate::vcpu::{INTERRUPT_FLAG, Vcpu};
+use crate::vcpu::{INTERRUPT_FLAG, Start, Vcpu};
 use core::ops::ControlFlow;
-use devices::{Clock, Sink};
+use devices::{Clock, Nanoseconds, Sink};
 use emul::Known;
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
@@ -21,8 +21,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         self.vm.set_legacy(devices.interrupt_pending());
         drop(devices);
         if self.is_boot() {
-            host.wake_at(self.next_deadline());
-            self.deliver(vcpu);
+            self.time_passes(vcpu, host);
         } else if self.vm.ring(0) {
             // It looks at the time as well.
             host.kick(0);
@@ -30,8 +29,9 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 
     /// When the guest wants to be left at the latest.
-    fn next_deadline(&self) -> Option<devices::Nanoseconds> {
-        if self.is_boot() { self.vm.devices().next_deadline() } else { None }
+    fn next_deadline<V: Vcpu>(&self, vcpu: &V, host: &impl Host<V>) -> Option<Nanoseconds> {
+        let devices = if self.is_boot() { self.vm.devices().next_deadline() } else { None };
+        devices.into_iter().chain(self.timer_due(vcpu, host)).min()
     }
 
     /// Does what time has brought.
@@ -41,7 +41,8 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             devices.advance();
             self.vm.set_legacy(devices.interrupt_pending());
         }
-        host.wake_at(self.next_deadline());
+        self.expire_timer(vcpu);
+        host.wake_at(self.next_deadline(vcpu, host));
         self.deliver(vcpu);
     }
 
@@ -53,8 +54,13 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         }
     }
 
+    #[inline]
     fn interrupt_pending(&self) -> bool {
-        self.is_boot() && self.vm.has_legacy()
+        self.legacy_pending() || self.context.apic.next(&self.door.mailbox).is_some()
+    }
+
+    fn legacy_pending(&self) -> bool {
+        self.is_boot() && self.vm.has_legacy() && self.context.apic.takes_external()
     }
 
     #[cold]
@@ -67,12 +73,17 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         vcpu.request_window(self.interrupt_pending());
     }
 
-    /// Takes the interrupt that comes first.
+    /// Takes the interrupt that comes first: one of the 8259s' before the APIC's own.
     fn accept_interrupt(&mut self) -> Option<u8> {
-        let mut devices = self.vm.devices();
-        let vector = devices.interrupt_pending().then(|| devices.acknowledge_interrupt());
-        self.vm.set_legacy(devices.interrupt_pending());
-        vector
+        if self.legacy_pending() {
+            let mut devices = self.vm.devices();
+            let vector = devices.interrupt_pending().then(|| devices.acknowledge_interrupt());
+            self.vm.set_legacy(devices.interrupt_pending());
+            if vector.is_some() {
+                return vector;
+            }
+        }
+        self.context.apic.accept(&self.door.mailbox)
     }
 
     /// STI; HLT with an interrupt pending wakes at once. Not every processor keeps the shadow across an entry (QEMU's VMRUN
@@ -104,12 +115,42 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     /// Others have rung.
     #[cold]
     pub(crate) fn answer<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> ControlFlow<()> {
+        let was_alive = self.context.activity.is_alive();
+        // Until it is clear what there is, this vCPU counts as one that may run.
+        if !was_alive {
+            self.vm.revive();
+        }
         self.door.answer();
-        if self.vm.stopped().is_some() {
-            return self.go(Flow::Yield);
+        let flow = self.take_signals(vcpu);
+        if !self.context.activity.is_alive() && !self.vm.bury() {
+            return self.go(Flow::Stop(Stop::Halted));
+        }
+        if flow != Flow::Resume || self.vm.stopped().is_some() {
+            return self.go(if flow == Flow::Resume { Flow::Yield } else { flow });
         }
         self.time_passes(vcpu, host);
-        ControlFlow::Continue(())
+        let next = if self.context.activity == Activity::Running { Flow::Resume } else { Flow::Yield };
+        self.go(next)
+    }
+
+    /// INIT and start-up. They do nothing to the boot vCPU but end its VM: there is no firmware to begin in again.
+    fn take_signals<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+        let signals = self.door.mailbox.take_signals();
+        if signals.init {
+            if self.is_boot() {
+                return Flow::Stop(Stop::Reset);
+            }
+            vcpu.reset(Start::Sipi(0));
+            self.context.apic.reset(&self.door.mailbox);
+            self.context.activity = Activity::AwaitingSipi;
+        }
+        if let Some(page) = signals.startup
+            && self.context.activity == Activity::AwaitingSipi
+        {
+            vcpu.reset(Start::Sipi(page));
+            self.context.activity = Activity::Running;
+        }
+        Flow::Resume
     }
 
     /// HLT: the vCPU sleeps until an interrupt wakes it.
@@ -121,26 +162,29 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             return Flow::Resume;
         }
         if vcpu.rflags() & INTERRUPT_FLAG == 0 {
-            return self.sleep(Activity::Dead);
+            self.context.activity = Activity::Dead;
+            return if self.vm.bury() { Flow::Yield } else { Flow::Stop(Stop::Halted) };
         }
         if self.interrupt_pending() {
             self.deliver(vcpu);
             return Flow::Resume;
         }
-        self.sleep(Activity::Halted)
+        self.context.activity = Activity::Halted;
+        Flow::Yield
     }
 
-    fn sleep(&mut self, activity: Activity) -> Flow {
-        self.context.activity = activity;
-        if !activity.is_alive() && !self.vm.bury() { Flow::Stop(Stop::Halted) } else { Flow::Yield }
-    }
-
-    /// Whether the vCPU has something to execute, after what time and others have brought.
-    pub(crate) fn wakes<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> bool {
+    /// At the begin of a slice: whether the vCPU has something to execute, after what time and others have brought.
+    pub(crate) fn wakes<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> ControlFlow<()> {
+        if self.door.rings() && self.answer(vcpu, host).is_break() {
+            if !matches!(self.left(), Flow::Yield) || self.vm.stopped().is_some() {
+                return ControlFlow::Break(());
+            }
+        }
         self.time_passes(vcpu, host);
         if self.context.activity == Activity::Halted && vcpu.injecting() {
             self.context.activity = Activity::Running;
         }
-        self.context.activity == Activity::Running
+        let next = if self.context.activity == Activity::Running { Flow::Resume } else { Flow::Yield };
+        self.go(next)
     }
 }

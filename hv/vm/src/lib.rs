@@ -21,6 +21,7 @@ mod cr8;
 mod exit;
 pub mod hypercall;
 mod interrupts;
+mod local_apic;
 mod machine;
 mod mmio;
 pub mod msr;

@@ -54,6 +54,8 @@ pub trait Host<V: Vcpu> {
     fn wake_at(&mut self, deadline: Option<Nanoseconds>);
     /// Makes the CPU of vCPU `vcpu` of the same VM leave its guest or its sleep, if it is away.
     fn kick(&mut self, vcpu: usize);
+    /// What `ticks` of the TSC are in nanoseconds.
+    fn nanoseconds(&self, ticks: u64) -> u64;
 }
 
 /// Whether a vCPU may stay on its CPU.
@@ -151,11 +153,11 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             }
             Exit::ReadMsr => {
                 self.context.stats.exited(Kind::ReadMsr, stay);
-                Self::read_msr(vcpu)
+                self.read_msr(vcpu)
             }
             Exit::WriteMsr => {
                 self.context.stats.exited(Kind::WriteMsr, stay);
-                Self::write_msr(vcpu)
+                self.write_msr(vcpu, host)
             }
             Exit::Io(io) if !io.is_string() => {
                 self.context.stats.exited(if io.is_input() { Kind::IoIn } else { Kind::IoOut }, stay);
@@ -163,7 +165,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             }
             Exit::NestedFault(fault) => {
                 self.context.stats.exited(Kind::NestedFault, stay);
-                return self.nested_fault(vcpu, fault);
+                return self.nested_fault(vcpu, fault, host);
             }
             _ => return self.rare(vcpu, stay, host),
         };
@@ -231,24 +233,29 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
     }
 
     #[inline(always)]
-    fn read_msr<V: Vcpu>(vcpu: &mut V) -> Result<Known, Event> {
-        let value = msr::read(vcpu, vcpu.gpr(Gpr::RCX) as u32).map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
+    fn read_msr<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Known, Event> {
+        let register = vcpu.gpr(Gpr::RCX) as u32;
+        let value = msr::read(vcpu, register).or_else(|msr::Refused| self.read_apic_msr(register));
+        let value = value.map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
         vcpu.set_gpr(Gpr::RAX, value & 0xffff_ffff);
         vcpu.set_gpr(Gpr::RDX, value >> 32);
         Ok(Known::Rdmsr)
     }
 
     #[inline(always)]
-    fn write_msr<V: Vcpu>(vcpu: &mut V) -> Result<Known, Event> {
+    fn write_msr<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Result<Known, Event> {
+        let register = vcpu.gpr(Gpr::RCX) as u32;
         let value = vcpu.gpr(Gpr::RDX) << 32 | vcpu.gpr(Gpr::RAX) & 0xffff_ffff;
-        msr::write(vcpu, vcpu.gpr(Gpr::RCX) as u32, value).map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
+        let written = msr::write(vcpu, register, value);
+        let written = written.or_else(|msr::Refused| self.write_apic_msr(vcpu, register, value, host));
+        written.map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
         Ok(Known::Wrmsr)
     }
 }
 
 /// Where the exiting instruction ends.
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
-    fn controls<V: Vcpu>(vcpu: &V) -> Controls {
+    pub(crate) fn controls<V: Vcpu>(vcpu: &V) -> Controls {
         let control = vcpu.control();
         Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
     }
@@ -270,7 +277,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 
     /// The linear address of the instruction: in 64-bit mode CS has no base.
-    fn code_address<V: Vcpu>(vcpu: &V, bitness: Bitness) -> Gva {
+    pub(crate) fn code_address<V: Vcpu>(vcpu: &V, bitness: Bitness) -> Gva {
         match bitness {
             Bitness::Bits64 => Gva::new(vcpu.rip()),
             _ => Gva::new(vcpu.segment(Segment::Cs).base.wrapping_add(vcpu.rip()) & 0xffff_ffff),
@@ -278,7 +285,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 
     /// On whose behalf instructions are fetched: AC makes no difference to that.
-    fn fetch_privilege<V: Vcpu>(vcpu: &V) -> Privilege {
+    pub(crate) fn fetch_privilege<V: Vcpu>(vcpu: &V) -> Privilege {
         match vcpu.control().cpl {
             3 => Privilege::User,
             _ => Privilege::Supervisor { ac: false },

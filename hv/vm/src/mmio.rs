@@ -1,25 +1,41 @@
 //! Guest physical addresses that the nested tables do not translate.
 
 use crate::exit::NestedFault;
-use crate::machine::{Flow, Machine, Memory, Resolved, Stop};
+use crate::local_apic::ApicClock;
+use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
 use crate::open_bus::OpenBus;
+use crate::shared::Door;
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
+use apic::{Effect, LocalApic, Register};
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
-use emul::mmio;
+use emul::mmio::{Bus, Mmio, Outcome, Place};
+use emul::{Bitness, Width};
+use walk::PhysMem;
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     #[inline]
-    pub(crate) fn nested_fault<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault) -> ControlFlow<()> {
+    pub(crate) fn nested_fault<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        fault: NestedFault,
+        host: &mut impl Host<V>,
+    ) -> ControlFlow<()> {
         match self.memory.fault(fault) {
             Resolved::Retry => ControlFlow::Continue(()),
-            resolved => self.no_page(vcpu, fault, resolved),
+            resolved => self.no_page(vcpu, fault, resolved, host),
         }
     }
 
-    #[cold]
-    fn no_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, resolved: Resolved) -> ControlFlow<()> {
+    #[inline(never)]
+    fn no_page<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        fault: NestedFault,
+        resolved: Resolved,
+        host: &mut impl Host<V>,
+    ) -> ControlFlow<()> {
         let flow = match resolved {
             Resolved::Retry => Flow::Resume,
             Resolved::NotMemory if fault.is_fetch() => {
@@ -28,25 +44,112 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             Resolved::NotMemory if vcpu.injecting() => {
                 Flow::Stop(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
             }
-            Resolved::NotMemory => self.no_memory(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu)),
+            Resolved::NotMemory => {
+                let apic = self.context.apic.page() == Some(fault.address().frame().start().raw());
+                let done = if apic { self.apic_page(vcpu, fault, host) } else { self.no_memory(vcpu) };
+                done.unwrap_or_else(|trouble| trouble.tell(vcpu))
+            }
             Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
         };
         self.go(flow)
     }
 
+    /// The exiting instruction; None if it is not emulated. The last one is remembered.
+    fn decode_mmio<V: Vcpu>(&mut self, vcpu: &V, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
+        let at = Self::code_address(vcpu, bitness);
+        let context = &mut *self.context;
+        let controls = Self::controls(vcpu);
+        let privilege = Self::fetch_privilege(vcpu);
+        let first = context.code.fetch_u64(&self.memory, &controls, &context.features, at, privilege);
+        if let Some(known) = first.and_then(|first| context.memo.get(first, bitness)) {
+            return Ok(Some(known.clone()));
+        }
+        let bytes = self.fetch(vcpu, bitness)?;
+        Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
+    }
+
+    /// An access to the registers of the local APIC.
+    fn apic_page<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        fault: NestedFault,
+        host: &mut impl Host<V>,
+    ) -> Result<Flow, Trouble> {
+        let bitness = Self::bitness(vcpu);
+        let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
+        let mut bus = ApicBus {
+            open: OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) },
+            apic: &mut self.context.apic,
+            door: self.door,
+            clock: ApicClock(self.vm.clock()),
+            offset: fault.address().page_offset() as u16,
+            effect: None,
+        };
+        let outcome = instruction.execute(vcpu, &mut bus)?;
+        let effect = bus.effect;
+        if outcome == Outcome::Retired {
+            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        }
+        if let Some(effect) = effect {
+            self.carry_out(vcpu, effect, host);
+        }
+        Ok(Flow::Resume)
+    }
+
     /// Carries out an instruction whose operand nothing answers.
     fn no_memory<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
-        let bytes = self.fetch(vcpu, bitness)?;
-        let Ok(instruction) = mmio::decode(bytes.bytes(), bitness) else {
-            return Ok(Flow::Stop(Stop::Unhandled(
-                "an instruction that is not emulated, on an address that has no memory",
-            )));
-        };
+        let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
         let mut bus = OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) };
-        if instruction.execute(vcpu, &mut bus)? == mmio::Outcome::Retired {
+        if instruction.execute(vcpu, &mut bus)? == Outcome::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         }
         Ok(Flow::Resume)
+    }
+}
+
+const NOT_EMULATED: Flow =
+    Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on an address that has no memory"));
+
+/// The page of the local APIC's registers. They are 32 bits wide, at steps of 16 bytes (Intel SDM vol. 3, section 11.4.1):
+/// narrower reads give a part of one, wider ones nothing above it; other writes are lost.
+struct ApicBus<'a, M, C> {
+    open: OpenBus<'a, M>,
+    apic: &'a mut LocalApic,
+    door: &'a Door,
+    clock: ApicClock<'a, C>,
+    offset: u16,
+    /// What the last write leads to.
+    effect: Option<Effect>,
+}
+
+impl<M: PhysMem, C: Clock> Bus for ApicBus<'_, M, C> {
+    type Error = Trouble;
+
+    fn read(&mut self, place: Place, width: Width) -> Result<u64, Trouble> {
+        if place != Place::Operand {
+            return self.open.read(place, width);
+        }
+        let Some(register) = Register::new(self.offset >> 4).filter(|_| self.offset & 15 < 4) else {
+            self.apic.illegal_register(&self.door.mailbox);
+            return Ok(0);
+        };
+        let value = self.apic.read(register, &self.door.mailbox, &self.clock);
+        Ok(u64::from(value) >> (8 * (self.offset & 3)) & width.mask())
+    }
+
+    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), Trouble> {
+        if place != Place::Operand {
+            return self.open.write(place, width, value);
+        }
+        match Register::new(self.offset >> 4) {
+            // The last one is only in x2APIC mode.
+            Some(Register::SelfIpi) | None => self.apic.illegal_register(&self.door.mailbox),
+            Some(register) if width == Width::Dword && self.offset & 15 == 0 => {
+                self.effect = Some(self.apic.write(register, value as u32, &self.door.mailbox, &self.clock));
+            }
+            Some(_) => {}
+        }
+        Ok(())
     }
 }

@@ -11,8 +11,6 @@ pub struct Refused;
 const MTRR_CAP: u64 = 1 << 10;
 /// IA32_MTRR_DEF_TYPE after firmware: on, write-back.
 const MTRR_DEFAULT: u64 = 1 << 11 | 6;
-/// IA32_APIC_BASE after reset: the usual address, enabled, boot processor.
-const APIC_BASE: u64 = 0xfee0_0000 | 1 << 11 | 1 << 8;
 
 /// AMD's SYSCFG, HWCR, and the microcode level: what kernels read without asking CPUID first.
 const SYSCFG: u32 = 0xc001_0010;
@@ -39,7 +37,6 @@ pub fn read(vcpu: &impl Vcpu, register: u32) -> Result<u64, Refused> {
         msr::TSC => vcpu.state_msr(StateMsr::Tsc),
         msr::IA32_MTRRCAP => MTRR_CAP,
         msr::IA32_MTRR_DEF_TYPE => MTRR_DEFAULT,
-        msr::IA32_APIC_BASE => APIC_BASE,
         msr::IA32_MISC_ENABLE | SYSCFG | HWCR | PATCH_LEVEL | msr::IA32_DEBUGCTL => 0,
         _ => return Err(Refused),
     })
@@ -57,7 +54,6 @@ pub fn write(vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), Refu
         msr::TSC => vcpu.set_state_msr(StateMsr::Tsc, value),
         // Told once, and kept.
         msr::IA32_MTRR_DEF_TYPE if value == MTRR_DEFAULT => {}
-        msr::IA32_APIC_BASE if value == APIC_BASE => {}
         msr::IA32_MISC_ENABLE | SYSCFG | HWCR | PATCH_LEVEL | msr::IA32_DEBUGCTL if value == 0 => {}
         _ => return Err(Refused),
     }

@@ -11,10 +11,9 @@ pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone, H: Host<V>>(
     machine: &mut Machine<'_, M, S, C>,
     host: &mut H,
 ) -> Option<Stop> {
-    if !machine.wakes(vcpu, host) {
-        return None;
+    if machine.wakes(vcpu, host).is_continue() {
+        while turn(vcpu, machine, host).is_continue() {}
     }
-    while turn(vcpu, machine, host).is_continue() {}
     machine.context.stats.ended();
     match machine.left() {
         Flow::Stop(stop) => machine.vm.end(stop, |vcpu| host.kick(vcpu)).then_some(stop),

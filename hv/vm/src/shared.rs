@@ -2,6 +2,7 @@
 
 use crate::machine::Stop;
 use alloc::boxed::Box;
+use apic::Mailbox;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use devices::{Clock, Sink};
 use spin::{Mutex, MutexGuard, Once};
@@ -25,13 +26,17 @@ pub struct Vm<S, C> {
 /// No knock is lost: whoever has something for the vCPU writes it down, rings, and kicks the vCPU's CPU if that is away in a
 /// guest or asleep (it fences before it looks). The vCPU's CPU says that it goes away, fences (`rcu`'s guest entry and idle
 /// do both), and looks at the bell before it really goes.
-#[derive(Default)]
 #[repr(align(64))]
 pub(crate) struct Door {
     bell: AtomicBool,
+    pub(crate) mailbox: Mailbox,
 }
 
 impl Door {
+    fn new(index: usize) -> Self {
+        Self { bell: AtomicBool::new(false), mailbox: Mailbox::new(index as u32) }
+    }
+
     /// Whether to go and see what there is.
     #[inline]
     pub(crate) fn rings(&self) -> bool {
@@ -56,7 +61,7 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
             legacy: AtomicBool::new(devices.interrupt_pending()),
             devices: Mutex::new(devices),
             clock,
-            doors: (0..vcpus).map(|_| Door::default()).collect(),
+            doors: (0..vcpus).map(Door::new).collect(),
             alive: AtomicUsize::new(1),
             end: Once::new(),
         }
@@ -110,6 +115,11 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         &self.doors[vcpu]
     }
 
+    /// What the vCPUs show of their local APICs.
+    pub(crate) fn mailboxes(&self) -> impl Iterator<Item = &Mailbox> {
+        self.doors.iter().map(|door| &door.mailbox)
+    }
+
     pub(crate) fn ring(&self, vcpu: usize) -> bool {
         self.doors[vcpu].ring()
     }
@@ -125,7 +135,7 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         self.legacy.store(pending, Ordering::Release);
     }
 
-    /// One vCPU more that runs, or can be woken.
+    /// One vCPU more that runs, or may be about to.
     pub(crate) fn revive(&self) {
         self.alive.fetch_add(1, Ordering::SeqCst);
     }

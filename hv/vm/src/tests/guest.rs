@@ -86,7 +86,10 @@ pub(super) fn processor(leaf: u32, _subleaf: u32) -> Leaf {
     }
 }
 
-/// A VM with one vCPU.
+/// One does not exist but for its door: what is sent there can be seen.
+const VCPUS: usize = 2;
+
+/// A VM with one vCPU that runs.
 pub(super) struct Guest {
     pub(super) vcpu: TestVcpu,
     pub(super) machine: Machine<'static, TestMemory, Printed, TestClock>,
@@ -130,8 +133,8 @@ impl Guest {
         let control = ControlRegisters { cr0: PE | WP | PG, cr3: PML4, cr4: PAE, efer: LME | LMA, cpl: 0 };
         let vcpu = TestVcpu::new(control, code_segment(false, true));
         // Tests are short, and so is what they leak.
-        let vm: &_ = Box::leak(Box::new(Vm::new(devices, clock.clone(), 1)));
-        let machine = Machine::new(vm, Box::leak(Box::new(Context::new(0, 1, host))), memory);
+        let vm: &_ = Box::leak(Box::new(Vm::new(devices, clock.clone(), VCPUS)));
+        let machine = Machine::new(vm, Box::leak(Box::new(Context::new(0, vm, host))), memory);
         let mut guest = Self { vcpu, machine, vm, clock };
         guest.code_at(CODE, code);
         guest
@@ -189,8 +192,14 @@ impl Guest {
     pub(super) fn handle(&mut self, exit: Exit) -> Flow {
         self.vcpu.exit = exit;
         let mut host = TestHost::new(self);
+        self.handle_on(exit, &mut host)
+    }
+
+    /// One exit, on a CPU of which the test wants to see more.
+    pub(super) fn handle_on(&mut self, exit: Exit, host: &mut TestHost) -> Flow {
+        self.vcpu.exit = exit;
         let stay = self.vcpu.stay();
-        match self.machine.handle(&mut self.vcpu, exit, stay, &mut host) {
+        match self.machine.handle(&mut self.vcpu, exit, stay, host) {
             ControlFlow::Continue(()) => Flow::Resume,
             ControlFlow::Break(()) => self.machine.left(),
         }
@@ -287,6 +296,9 @@ impl Host<TestVcpu> for TestHost {
     }
     fn kick(&mut self, vcpu: usize) {
         self.kicks.push(vcpu);
+    }
+    fn nanoseconds(&self, ticks: u64) -> u64 {
+        ticks
     }
 }
 

@@ -5,6 +5,7 @@
 //! before an entry, at an interrupt that the guest does not take, and at an entry after the last exit of the script.
 
 mod any;
+mod apic;
 mod cr8;
 mod guest;
 mod hypercalls;

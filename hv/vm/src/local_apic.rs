@@ -1,0 +1,103 @@
+//! The guest's accesses to its local APIC, and what they lead to.
+
+use crate::machine::{Host, Machine, Memory};
+use crate::msr::Refused;
+use crate::vcpu::{StateMsr, Vcpu};
+use apic::{Due, Effect};
+use devices::{Clock, Nanoseconds, Sink};
+use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
+
+/// The VM's clock, as the timers of its APICs see it.
+pub(crate) struct ApicClock<'c, C>(pub(crate) &'c C);
+
+impl<C: Clock> apic::Clock for ApicClock<'_, C> {
+    fn nanoseconds(&self) -> u64 {
+        self.0.now().0
+    }
+}
+
+/// The registers' MSRs in x2APIC mode.
+const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
+
+impl From<apic::Refused> for Refused {
+    fn from(_: apic::Refused) -> Self {
+        Self
+    }
+}
+
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+    #[cold]
+    pub(crate) fn read_apic_msr(&mut self, register: u32) -> Result<u64, Refused> {
+        let apic = &mut self.context.apic;
+        match register {
+            IA32_APIC_BASE => Ok(apic.base()),
+            IA32_TSC_DEADLINE => Ok(apic.tsc_deadline()),
+            _ if X2APIC.contains(&register) => {
+                Ok(apic.read_msr(register, &self.door.mailbox, &ApicClock(self.vm.clock()))?)
+            }
+            _ => Err(Refused),
+        }
+    }
+
+    #[cold]
+    pub(crate) fn write_apic_msr<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        register: u32,
+        value: u64,
+        host: &mut impl Host<V>,
+    ) -> Result<(), Refused> {
+        let (apic, mailbox) = (&mut self.context.apic, &self.door.mailbox);
+        let effect = match register {
+            IA32_APIC_BASE => {
+                apic.set_base(value, self.context.features.maxphyaddr, mailbox)?;
+                Effect::Timer
+            }
+            IA32_TSC_DEADLINE => {
+                apic.set_tsc_deadline(value);
+                Effect::Timer
+            }
+            _ if X2APIC.contains(&register) => apic.write_msr(register, value, mailbox, &ApicClock(self.vm.clock()))?,
+            _ => return Err(Refused),
+        };
+        self.carry_out(vcpu, effect, host);
+        Ok(())
+    }
+
+    /// What a write to the APIC leads to.
+    pub(crate) fn carry_out<V: Vcpu>(&mut self, vcpu: &mut V, effect: Effect, host: &mut impl Host<V>) {
+        match effect {
+            Effect::None => {}
+            Effect::Timer => self.time_passes(vcpu, host),
+            Effect::Send(ipi) => {
+                let (vm, own) = (self.vm, self.context.index);
+                apic::deliver(ipi, own, vm.mailboxes(), |hit| {
+                    // Its own bell as well: what is no vector is looked for when that rings.
+                    if vm.ring(hit) && hit != own {
+                        host.kick(hit);
+                    }
+                });
+            }
+        }
+        self.deliver(vcpu);
+    }
+
+    /// The timer's interrupt, if it is due.
+    pub(crate) fn expire_timer<V: Vcpu>(&mut self, vcpu: &V) {
+        if let Some(due) = self.context.apic.due() {
+            let tsc = if let Due::Tsc(_) = due { vcpu.state_msr(StateMsr::Tsc) } else { 0 };
+            self.context.apic.expire(&self.door.mailbox, &ApicClock(self.vm.clock()), tsc);
+        }
+    }
+
+    /// When the timer is due next, by the VM's clock.
+    pub(crate) fn timer_due<V: Vcpu>(&self, vcpu: &V, host: &impl Host<V>) -> Option<Nanoseconds> {
+        match self.context.apic.due()? {
+            Due::Nanoseconds(time) => Some(Nanoseconds(time)),
+            Due::Tsc(deadline) => {
+                let left = deadline.saturating_sub(vcpu.state_msr(StateMsr::Tsc));
+                Some(Nanoseconds(self.vm.clock().now().0.saturating_add(host.nanoseconds(left))))
+            }
+        }
+    }
+}

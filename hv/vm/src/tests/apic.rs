@@ -1,0 +1,117 @@
+//! The guest's accesses to its local APIC.
+
+use super::guest::*;
+use crate::{Event, Exit, Flow, Gpr, INTERRUPT_FLAG, NestedFault, Stop};
+use addr::Gpa;
+use devices::Nanoseconds;
+
+const APIC: u64 = 0xfee0_0000;
+/// MOV [RBX], EAX; MOV EAX, [RBX].
+const WRITE: [u8; 2] = [0x89, 0x03];
+const READ: [u8; 2] = [0x8b, 0x03];
+
+/// An access of the guest's to a register: EAX after it.
+fn access(guest: &mut Guest, host: &mut TestHost, register: u64, write: Option<u32>) -> u64 {
+    // Linear addresses below 2 MiB only are mapped: where the access goes to is what the exit tells.
+    guest.code_at(CODE, if write.is_some() { &WRITE } else { &READ });
+    guest.set(Gpr::RBX, HOLE).set(Gpr::RAX, write.unwrap_or(0).into());
+    let fault = NestedFault::new(Gpa::new(APIC + register), write.is_some(), false, false);
+    assert_eq!(guest.handle_on(Exit::NestedFault(fault), host), Flow::Resume);
+    assert_eq!(guest.vcpu.rip, CODE + 2);
+    guest.get(Gpr::RAX)
+}
+
+/// A guest whose APIC is on, with interrupts on.
+fn ready() -> (Guest, TestHost) {
+    let mut guest = Guest::new(&[]);
+    let mut host = TestHost::new(&guest);
+    access(&mut guest, &mut host, 0xf0, Some(0x1ff));
+    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    (guest, host)
+}
+
+#[test]
+fn registers_are_read_and_written() {
+    let (mut guest, mut host) = ready();
+    assert_eq!(access(&mut guest, &mut host, 0x30, None), 0x5_0014);
+    access(&mut guest, &mut host, 0x80, Some(0x40));
+    assert_eq!(access(&mut guest, &mut host, 0x80, None), 0x40);
+    guest.vcpu.next_rip = Some(CODE + 4);
+    assert_eq!(guest.handle(Exit::Cr8(crate::Cr8::new(false, Some(Gpr::RDX)))), Flow::Resume);
+    assert_eq!(guest.get(Gpr::RDX), 4);
+}
+
+#[test]
+fn a_self_ipi_comes_behind_its_instruction_and_not_before_its_priority() {
+    let (mut guest, mut host) = ready();
+    access(&mut guest, &mut host, 0x80, Some(0x50));
+    access(&mut guest, &mut host, 0x300, Some(0x4_0051));
+    assert_eq!((guest.vcpu.event, guest.vcpu.window), (None, false), "its class is not above the task priority");
+    access(&mut guest, &mut host, 0x80, Some(0x4f));
+    assert_eq!(guest.vcpu.event.take(), Some(Event::Interrupt(0x51)));
+    assert_eq!(access(&mut guest, &mut host, 0x120, None), 1 << 17, "in service");
+    access(&mut guest, &mut host, 0x300, Some(0x4_0052));
+    assert_eq!(guest.vcpu.event, None);
+    access(&mut guest, &mut host, 0xb0, Some(0));
+    assert_eq!(guest.vcpu.event.take(), Some(Event::Interrupt(0x52)));
+    // The guest kicks nobody for its own.
+    assert!(host.kicks.is_empty());
+}
+
+#[test]
+fn an_ipi_rings_at_the_other_vcpu_once() {
+    let (mut guest, mut host) = ready();
+    access(&mut guest, &mut host, 0x310, Some(1 << 24));
+    access(&mut guest, &mut host, 0x300, Some(0x4500));
+    assert!(guest.vm.rings(1));
+    access(&mut guest, &mut host, 0x300, Some(0x4608));
+    assert_eq!(host.kicks, [1], "it has not answered yet");
+}
+
+#[test]
+fn interrupts_off_ask_for_the_window() {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.rflags &= !INTERRUPT_FLAG;
+    access(&mut guest, &mut host, 0x300, Some(0x4_0061));
+    assert_eq!((guest.vcpu.event, guest.vcpu.window), (None, true));
+    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.resumes(Exit::InterruptWindow);
+    assert_eq!((guest.vcpu.event, guest.vcpu.window), (Some(Event::Interrupt(0x61)), false));
+}
+
+#[test]
+fn the_timer_wakes_the_guest_when_it_is_due() {
+    let (mut guest, mut host) = ready();
+    access(&mut guest, &mut host, 0x3e0, Some(0xb));
+    access(&mut guest, &mut host, 0x320, Some(0x70));
+    access(&mut guest, &mut host, 0x380, Some(2_500_000));
+    assert_eq!(host.deadline, Some(Nanoseconds(2_500_000)));
+    guest.code_at(CODE, &[0xf4]);
+    guest.vcpu.then(Exit::Halt, |_| {});
+    guest.vcpu.then(Exit::Shutdown, |_| {});
+    assert_eq!(guest.run(&mut host), Stop::TripleFault);
+    assert_eq!((host.waits, guest.vcpu.delivered.as_slice()), (3, &[Event::Interrupt(0x70)][..]));
+}
+
+#[test]
+fn a_tsc_deadline_is_one_of_the_guests_tsc() {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.tsc = 5_000;
+    access(&mut guest, &mut host, 0x320, Some(2 << 17 | 0x71));
+    guest.code_at(CODE, &[0x0f, 0x30]);
+    guest.set(Gpr::RCX, 0x6e0).set(Gpr::RAX, 6_000).set(Gpr::RDX, 0);
+    assert_eq!(guest.handle_on(Exit::WriteMsr, &mut host), Flow::Resume);
+    assert_eq!(host.deadline, Some(Nanoseconds(1_000)));
+    guest.vcpu.tsc = 6_000;
+    assert_eq!(guest.handle_on(Exit::ExternalInterrupt, &mut host), Flow::Resume);
+    assert_eq!((guest.vcpu.event, host.deadline), (Some(Event::Interrupt(0x71)), None));
+}
+
+#[test]
+fn without_the_apic_the_page_is_nobodys() {
+    let (mut guest, mut host) = ready();
+    guest.code_at(CODE, &[0x0f, 0x30]);
+    guest.set(Gpr::RCX, 0x1b).set(Gpr::RAX, 0xfee0_0100).set(Gpr::RDX, 0);
+    assert_eq!(guest.handle_on(Exit::WriteMsr, &mut host), Flow::Resume);
+    assert_eq!(access(&mut guest, &mut host, 0x20, None), 0xffff_ffff);
+}
