@@ -175,10 +175,11 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
 
     /// At the begin of a slice: whether the vCPU has something to execute, after what time and others have brought.
     pub(crate) fn wakes<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> ControlFlow<()> {
-        if self.door.rings() && self.answer(vcpu, host).is_break() {
-            if !matches!(self.left(), Flow::Yield) || self.vm.stopped().is_some() {
-                return ControlFlow::Break(());
-            }
+        let ends = self.door.rings()
+            && self.answer(vcpu, host).is_break()
+            && (self.left() != Flow::Yield || self.vm.stopped().is_some());
+        if ends {
+            return ControlFlow::Break(());
         }
         self.time_passes(vcpu, host);
         if self.context.activity == Activity::Halted && vcpu.injecting() {

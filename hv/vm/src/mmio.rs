@@ -62,7 +62,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         let privilege = Self::fetch_privilege(vcpu);
         let first = context.code.fetch_u64(&self.memory, &controls, &context.features, at, privilege);
         if let Some(known) = first.and_then(|first| context.memo.get(first, bitness)) {
-            return Ok(Some(known.clone()));
+            return Ok(Some(*known));
         }
         let bytes = self.fetch(vcpu, bitness)?;
         Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
