@@ -76,14 +76,20 @@ impl Address {
     /// The linear address `bytes` further on, within the address size.
     #[inline]
     pub(crate) fn displaced<R: Registers>(&self, registers: &R, bytes: u64) -> Gva {
+        let offset = self.offset(registers).wrapping_add(bytes) & self.size.mask();
+        linear(registers, self.bitness, self.segment, offset)
+    }
+
+    /// The offset in the segment.
+    #[inline]
+    pub(crate) fn offset<R: Registers>(&self, registers: &R) -> u64 {
         let base = match self.base {
             Base::None => 0,
             Base::Gpr(gpr) => registers.gpr(gpr),
             Base::Rip => registers.rip(),
         };
         let index = self.index.map_or(0, |(gpr, scale)| registers.gpr(gpr) << scale);
-        let offset = base.wrapping_add(index).wrapping_add(self.displacement).wrapping_add(bytes) & self.size.mask();
-        linear(registers, self.bitness, self.segment, offset)
+        base.wrapping_add(index).wrapping_add(self.displacement) & self.size.mask()
     }
 
     /// The memory operand of `instruction`, which has one that is spelled out (not a string's).

@@ -9,6 +9,7 @@
 //! * [`string_io`]: INS and OUTS, decoded and stepped iteration by iteration.
 //! * [`system`]: moves to and from control and debug registers, LMSW, SMSW, CLTS, INVLPG.
 //! * [`mmio`]: instructions that read and write memory, carried out on a bus.
+//! * [`real`]: code in real mode, on a processor that can't run a guest in it.
 //!
 //! The general decoder is iced-x86. It makes its tables on the heap when first used: call [`warm_up`] at boot.
 //!
@@ -33,6 +34,7 @@ mod address;
 pub mod fuzz;
 mod known;
 pub mod mmio;
+pub mod real;
 pub mod registers;
 pub mod string_io;
 mod string_step;

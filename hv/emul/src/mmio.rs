@@ -34,7 +34,7 @@
 //! ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT, BT, BTS, BTR, BTC, MOVS, STOS and LODS. Plain MOV,
 //! MOVZX and MOVSX, which are nearly all that drivers use, don't go through the general decoder.
 
-mod alu;
+pub(crate) mod alu;
 mod execute;
 mod fast;
 mod general;
@@ -44,6 +44,7 @@ use crate::string_step::StringStep;
 use crate::{Address, Bitness, DecodeError, Registers, Width};
 use addr::Gva;
 use alu::{Binary, Bit, Unary};
+use iced_x86::Instruction;
 
 /// An instruction that accesses memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +133,11 @@ pub fn decode(bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
         Some(mmio) => Ok(mmio),
         None => general::decode(bytes, bitness),
     }
+}
+
+/// As [`decode`]; None for one that isn't emulated.
+pub(crate) fn of_instruction(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
+    general::of(instruction, bitness)
 }
 
 /// The last instruction decoded, for the next exit from the same place.

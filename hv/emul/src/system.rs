@@ -75,7 +75,7 @@ pub fn decode(bytes: &[u8], bitness: Bitness) -> Result<Decoded, DecodeError> {
     Ok(Decoded { system, length: instruction.len() as u64 })
 }
 
-fn system(instruction: &Instruction, bitness: Bitness) -> Option<System> {
+pub(crate) fn system(instruction: &Instruction, bitness: Bitness) -> Option<System> {
     match instruction.mnemonic() {
         Mnemonic::Mov => moved(instruction.op0_register(), instruction.op1_register()),
         Mnemonic::Clts => Some(System::Clts),

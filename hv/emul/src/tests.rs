@@ -1,5 +1,6 @@
 mod lengths;
 mod memory;
+mod real;
 mod strings;
 mod systems;
 

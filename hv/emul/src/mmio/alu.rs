@@ -1,18 +1,19 @@
 //! Results and flags.
 
 use crate::Width;
+use iced_x86::Mnemonic;
 
-pub(super) const CF: u64 = 1 << 0;
-pub(super) const PF: u64 = 1 << 2;
-pub(super) const AF: u64 = 1 << 4;
-pub(super) const ZF: u64 = 1 << 6;
-pub(super) const SF: u64 = 1 << 7;
-pub(super) const OF: u64 = 1 << 11;
+pub(crate) const CF: u64 = 1 << 0;
+pub(crate) const PF: u64 = 1 << 2;
+pub(crate) const AF: u64 = 1 << 4;
+pub(crate) const ZF: u64 = 1 << 6;
+pub(crate) const SF: u64 = 1 << 7;
+pub(crate) const OF: u64 = 1 << 11;
 const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 
 /// Instructions with two operands. CMP and TEST keep only the flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Binary {
+pub(crate) enum Binary {
     Add,
     Or,
     Adc,
@@ -26,7 +27,7 @@ pub(super) enum Binary {
 
 /// Instructions with one operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unary {
+pub(crate) enum Unary {
     Inc,
     Dec,
     Not,
@@ -35,15 +36,25 @@ pub(super) enum Unary {
 
 /// Instructions on one bit. BT keeps only CF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bit {
+pub(crate) enum Bit {
     Test,
     Set,
     Reset,
     Complement,
 }
 
+/// Shifts and rotations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shift {
+    Left,
+    Right,
+    Arithmetic,
+    RotateLeft,
+    RotateRight,
+}
+
 /// A result, of the operands' width, and RFLAGS after it.
-pub(super) type Computed = (u64, u64);
+pub(crate) type Computed = (u64, u64);
 
 fn flag(condition: bool, flag: u64) -> u64 {
     if condition { flag } else { 0 }
@@ -81,13 +92,28 @@ fn logic(width: Width, result: u64, rflags: u64) -> Computed {
 }
 
 impl Binary {
+    pub(crate) const fn of(mnemonic: Mnemonic) -> Option<Self> {
+        Some(match mnemonic {
+            Mnemonic::Add => Self::Add,
+            Mnemonic::Or => Self::Or,
+            Mnemonic::Adc => Self::Adc,
+            Mnemonic::Sbb => Self::Sbb,
+            Mnemonic::And => Self::And,
+            Mnemonic::Sub => Self::Sub,
+            Mnemonic::Xor => Self::Xor,
+            Mnemonic::Cmp => Self::Cmp,
+            Mnemonic::Test => Self::Test,
+            _ => return None,
+        })
+    }
+
     /// Whether the result is stored.
-    pub(super) const fn stores(self) -> bool {
+    pub(crate) const fn stores(self) -> bool {
         !matches!(self, Self::Cmp | Self::Test)
     }
 
     /// `a op b`, both of `width`.
-    pub(super) fn compute(self, width: Width, a: u64, b: u64, rflags: u64) -> Computed {
+    pub(crate) fn compute(self, width: Width, a: u64, b: u64, rflags: u64) -> Computed {
         let carry = rflags & CF;
         match self {
             Self::Add => add(width, a, b, 0, rflags),
@@ -102,8 +128,18 @@ impl Binary {
 }
 
 impl Unary {
+    pub(crate) const fn of(mnemonic: Mnemonic) -> Option<Self> {
+        Some(match mnemonic {
+            Mnemonic::Inc => Self::Inc,
+            Mnemonic::Dec => Self::Dec,
+            Mnemonic::Not => Self::Not,
+            Mnemonic::Neg => Self::Neg,
+            _ => return None,
+        })
+    }
+
     /// `op a`, of `width`.
-    pub(super) fn compute(self, width: Width, a: u64, rflags: u64) -> Computed {
+    pub(crate) fn compute(self, width: Width, a: u64, rflags: u64) -> Computed {
         let keep_carry = |(result, new): Computed| (result, (new & !CF) | (rflags & CF));
         match self {
             Self::Inc => keep_carry(add(width, a, 1, 0, rflags)),
@@ -115,13 +151,23 @@ impl Unary {
 }
 
 impl Bit {
+    pub(crate) const fn of(mnemonic: Mnemonic) -> Option<Self> {
+        Some(match mnemonic {
+            Mnemonic::Bt => Self::Test,
+            Mnemonic::Bts => Self::Set,
+            Mnemonic::Btr => Self::Reset,
+            Mnemonic::Btc => Self::Complement,
+            _ => return None,
+        })
+    }
+
     /// Whether the result is stored.
-    pub(super) const fn stores(self) -> bool {
+    pub(crate) const fn stores(self) -> bool {
         !matches!(self, Self::Test)
     }
 
     /// On bit `offset`, modulo the width, of `a`. CF becomes the old bit; flags that are undefined stay.
-    pub(super) fn compute(self, width: Width, a: u64, offset: u64, rflags: u64) -> Computed {
+    pub(crate) fn compute(self, width: Width, a: u64, offset: u64, rflags: u64) -> Computed {
         let bit = 1 << (offset & u64::from(width.bits() - 1));
         let result = match self {
             Self::Test => a,
@@ -130,5 +176,51 @@ impl Bit {
             Self::Complement => a ^ bit,
         };
         (result, (rflags & !CF) | flag(a & bit != 0, CF))
+    }
+}
+
+impl Shift {
+    pub(crate) const fn of(mnemonic: Mnemonic) -> Option<Self> {
+        Some(match mnemonic {
+            Mnemonic::Shl | Mnemonic::Sal => Self::Left,
+            Mnemonic::Shr => Self::Right,
+            Mnemonic::Sar => Self::Arithmetic,
+            Mnemonic::Rol => Self::RotateLeft,
+            Mnemonic::Ror => Self::RotateRight,
+            _ => return None,
+        })
+    }
+
+    /// By `count` bits, of which five count. OF is as for a count of 1, as processors leave it where it is undefined; so are
+    /// CF of counts beyond the width, and AF.
+    pub(crate) fn compute(self, width: Width, a: u64, count: u64, rflags: u64) -> Computed {
+        let count = count as u32 & 31;
+        if count == 0 {
+            return (a, rflags);
+        }
+        let bits = width.bits();
+        let top = |value: u64| value >> (bits - 1) & 1 == 1;
+        let turned = count % bits;
+        let rotated = |left: u32| (a << left | a >> ((bits - left) % bits)) & width.mask();
+        let extended = u128::from(a) << count;
+        let signed = i128::from(width.sign_extend(a).cast_signed());
+        let (result, carry) = match self {
+            Self::Left => (extended as u64 & width.mask(), extended >> bits & 1 == 1),
+            Self::Right => ((u128::from(a) >> count) as u64, u128::from(a) >> (count - 1) & 1 == 1),
+            Self::Arithmetic => ((signed >> count) as u64 & width.mask(), signed >> (count - 1) & 1 == 1),
+            Self::RotateLeft => (rotated(turned), rotated(turned) & 1 == 1),
+            Self::RotateRight => (rotated((bits - turned) % bits), top(rotated((bits - turned) % bits))),
+        };
+        let overflow = match self {
+            Self::Left | Self::RotateLeft => top(result) != carry,
+            Self::Right => top(a),
+            Self::Arithmetic => false,
+            Self::RotateRight => top(result) != top(result << 1 & width.mask()),
+        };
+        let changed = match self {
+            Self::RotateLeft | Self::RotateRight => rflags & !(CF | OF),
+            _ => rflags & !ARITHMETIC | of_result(width, result),
+        };
+        (result, changed | flag(carry, CF) | flag(overflow, OF))
     }
 }

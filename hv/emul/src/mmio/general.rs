@@ -10,7 +10,11 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 #[inline(never)]
 pub(super) fn decode(bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
     let instruction = crate::decode(bytes, bitness)?;
-    string(&instruction, bitness).or_else(|| plain(&instruction, bitness)).ok_or(DecodeError::Unexpected)
+    of(&instruction, bitness).ok_or(DecodeError::Unexpected)
+}
+
+pub(super) fn of(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
+    string(instruction, bitness).or_else(|| plain(instruction, bitness))
 }
 
 /// MOVS, STOS and LODS, whose operands are not spelled out.
@@ -70,28 +74,20 @@ fn op(instruction: &Instruction, memory: u32) -> Option<Op> {
         0 => Some(Op::BinaryToMemory(op, source(1)?)),
         _ => Some(Op::BinaryToRegister(op, register(0)?)),
     };
-    let bit = |op| Some(Op::Bit(op, source(1)?));
-    match instruction.mnemonic() {
+    let mnemonic = instruction.mnemonic();
+    if let Some(op) = Binary::of(mnemonic) {
+        return binary(op);
+    }
+    if let Some(op) = Unary::of(mnemonic) {
+        return Some(Op::Unary(op));
+    }
+    if let Some(op) = Bit::of(mnemonic) {
+        return Some(Op::Bit(op, source(1)?));
+    }
+    match mnemonic {
         Mnemonic::Mov | Mnemonic::Movnti if memory == 0 => Some(Op::Store(source(1)?)),
         Mnemonic::Mov | Mnemonic::Movzx => load(false),
         Mnemonic::Movsx | Mnemonic::Movsxd => load(true),
-        Mnemonic::Add => binary(Binary::Add),
-        Mnemonic::Or => binary(Binary::Or),
-        Mnemonic::Adc => binary(Binary::Adc),
-        Mnemonic::Sbb => binary(Binary::Sbb),
-        Mnemonic::And => binary(Binary::And),
-        Mnemonic::Sub => binary(Binary::Sub),
-        Mnemonic::Xor => binary(Binary::Xor),
-        Mnemonic::Cmp => binary(Binary::Cmp),
-        Mnemonic::Test => binary(Binary::Test),
-        Mnemonic::Inc => Some(Op::Unary(Unary::Inc)),
-        Mnemonic::Dec => Some(Op::Unary(Unary::Dec)),
-        Mnemonic::Not => Some(Op::Unary(Unary::Not)),
-        Mnemonic::Neg => Some(Op::Unary(Unary::Neg)),
-        Mnemonic::Bt => bit(Bit::Test),
-        Mnemonic::Bts => bit(Bit::Set),
-        Mnemonic::Btr => bit(Bit::Reset),
-        Mnemonic::Btc => bit(Bit::Complement),
         Mnemonic::Xchg => Some(Op::Exchange(register(1 - memory)?)),
         Mnemonic::Xadd => Some(Op::ExchangeAdd(register(1)?)),
         Mnemonic::Cmpxchg => Some(Op::CompareExchange(register(1)?)),

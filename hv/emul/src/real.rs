@@ -1,0 +1,227 @@
+//! Real mode in software, one instruction at a time: for a processor that can't run a guest in it.
+//!
+//! It carries boot code from its first instruction to the one that sets CR0.PE: moves, arithmetic, stack, jumps, calls,
+//! interrupts by the vector table, descriptor tables, control registers, strings. What exits under virtualization, and what
+//! concerns control registers, is told to the caller. All else is [`Step::Unknown`]: the caller says so, and gives up.
+//! Segment limits are not checked, and nothing is single-stepped.
+
+mod data;
+mod flow;
+mod stack;
+
+use crate::mmio::{self, Bus, Place};
+use crate::system::{self, System};
+use crate::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
+use addr::Gva;
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+pub use flow::interrupt;
+
+/// #UD.
+pub const UNDEFINED: u8 = 6;
+
+const IF: u64 = 1 << 9;
+
+/// How many iterations of a string instruction one step carries out at most.
+const ITERATIONS: usize = 1024;
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// GDTR.
+    Global,
+    /// IDTR.
+    Interrupts,
+}
+
+/// What such a register holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRegister {
+    /// Linear address of the table.
+    pub base: u32,
+    /// Offset of its last byte.
+    pub limit: u16,
+}
+
+/// A vCPU in real mode.
+pub trait Processor: Registers {
+    /// Goes on at `rip`; an interrupt shadow ends.
+    fn jump(&mut self, rip: u64);
+    /// Puts the instruction at RIP into an interrupt shadow.
+    fn shadow(&mut self);
+    /// What a segment register shows.
+    fn selector(&self, segment: Segment) -> u16;
+    /// Loads a segment register as real mode does: the base becomes sixteen times the selector, all else stays.
+    fn load_segment(&mut self, segment: Segment, selector: u16);
+    /// GDTR or IDTR.
+    fn table(&self, table: Table) -> TableRegister;
+    /// Sets GDTR or IDTR.
+    fn set_table(&mut self, table: Table, register: TableRegister);
+}
+
+/// The guest's memory at linear addresses, which are its physical ones.
+pub trait Memory {
+    /// Why there is none.
+    type Error;
+
+    /// Reads `bytes`.
+    fn read(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Self::Error>;
+    /// Writes `bytes`.
+    fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Self::Error>;
+    /// Writes the lower bytes of `new` if those of `old` are still there, in one piece; whether they were.
+    fn compare_exchange(&mut self, at: Gva, width: Width, old: u64, new: u64) -> Result<bool, Self::Error>;
+}
+
+/// An instruction that exits under virtualization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the instructions' own names and operands")]
+pub enum Exiting {
+    Cpuid,
+    Rdmsr,
+    Wrmsr,
+    Halt,
+    Hypercall,
+    In { port: u16, width: Width },
+    Out { port: u16, width: Width },
+}
+
+/// What became of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It is carried out, or as many of its iterations as one step has.
+    Done,
+    /// It raises this exception; nothing was changed.
+    Fault(u8),
+    /// It is the caller's to carry out, and to go on at `next`.
+    Exit {
+        /// Which one it is.
+        exit: Exiting,
+        /// Where it ends.
+        next: u64,
+    },
+    /// It is on control registers: the same.
+    System {
+        /// What it does.
+        system: System,
+        /// Where it ends.
+        next: u64,
+    },
+    /// It is not one of those known here.
+    Unknown,
+}
+
+/// Carries out the instruction that `code` begins with; RIP is at it.
+pub fn step<P: Processor, M: Memory>(
+    processor: &mut P,
+    memory: &mut M,
+    code: &[u8],
+    bitness: Bitness,
+) -> Result<Step, M::Error> {
+    let instruction = match crate::decode(code, bitness) {
+        Ok(instruction) => instruction,
+        Err(DecodeError::Invalid) => return Ok(Step::Fault(UNDEFINED)),
+        Err(_) => return Ok(Step::Unknown),
+    };
+    let next = bitness.advance(processor.rip(), instruction.len() as u64);
+    if let Some(exit) = exiting(&instruction, processor) {
+        return Ok(Step::Exit { exit, next });
+    }
+    if let Some(system) = system::system(&instruction, bitness) {
+        return Ok(Step::System { system, next });
+    }
+    let mut one = One { processor, memory, instruction, bitness, next };
+    if let Some(step) = one.in_memory()? {
+        return Ok(step);
+    }
+    if one.in_registers() {
+        one.processor.jump(next);
+        return Ok(Step::Done);
+    }
+    match one.on_stack()? {
+        Step::Unknown => one.control_flow(),
+        step => Ok(step),
+    }
+}
+
+/// One instruction on its way.
+struct One<'a, P, M> {
+    processor: &'a mut P,
+    memory: &'a mut M,
+    instruction: Instruction,
+    bitness: Bitness,
+    next: u64,
+}
+
+impl<P: Processor, M: Memory> One<'_, P, M> {
+    /// Instructions with an operand in memory that devices could have, too.
+    fn in_memory(&mut self) -> Result<Option<Step>, M::Error> {
+        let Some(instruction) = mmio::of_instruction(&self.instruction, self.bitness) else { return Ok(None) };
+        for _ in 0..ITERATIONS {
+            let mut bus = Data { at: instruction.linear(self.processor), memory: self.memory };
+            if instruction.execute(self.processor, &mut bus)? == mmio::Outcome::Retired {
+                self.processor.jump(self.next);
+                break;
+            }
+        }
+        Ok(Some(Step::Done))
+    }
+}
+
+/// The memory operand of one instruction.
+struct Data<'a, M> {
+    memory: &'a mut M,
+    at: Gva,
+}
+
+impl<M> Data<'_, M> {
+    const fn at(&self, place: Place) -> Gva {
+        match place {
+            Place::Operand => self.at,
+            Place::Linear(at) => at,
+        }
+    }
+}
+
+impl<M: Memory> Bus for Data<'_, M> {
+    type Error = M::Error;
+
+    fn read(&mut self, place: Place, width: Width) -> Result<u64, M::Error> {
+        read(self.memory, self.at(place), width)
+    }
+
+    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), M::Error> {
+        write(self.memory, self.at(place), width, value)
+    }
+
+    fn compare_exchange(&mut self, place: Place, width: Width, old: u64, new: u64) -> Result<bool, M::Error> {
+        self.memory.compare_exchange(self.at(place), width, old, new)
+    }
+}
+
+fn read<M: Memory>(memory: &mut M, at: Gva, width: Width) -> Result<u64, M::Error> {
+    let mut bytes = [0; 8];
+    memory.read(at, &mut bytes[..width.bytes() as usize])?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn write<M: Memory>(memory: &mut M, at: Gva, width: Width, value: u64) -> Result<(), M::Error> {
+    memory.write(at, &value.to_le_bytes()[..width.bytes() as usize])
+}
+
+fn exiting<P: Processor>(instruction: &Instruction, processor: &P) -> Option<Exiting> {
+    let port = |n| match instruction.op_kind(n) {
+        OpKind::Register => processor.gpr(Gpr::RDX) as u16,
+        _ => instruction.immediate8().into(),
+    };
+    let width = |register: Register| Width::from_bytes(register.size());
+    Some(match instruction.mnemonic() {
+        Mnemonic::Cpuid => Exiting::Cpuid,
+        Mnemonic::Rdmsr => Exiting::Rdmsr,
+        Mnemonic::Wrmsr => Exiting::Wrmsr,
+        Mnemonic::Hlt => Exiting::Halt,
+        Mnemonic::Vmcall | Mnemonic::Vmmcall => Exiting::Hypercall,
+        Mnemonic::In => Exiting::In { port: port(1), width: width(instruction.op0_register())? },
+        Mnemonic::Out => Exiting::Out { port: port(0), width: width(instruction.op1_register())? },
+        _ => return None,
+    })
+}
