@@ -26,6 +26,8 @@ pub enum Exit {
     NestedFault(NestedFault),
     /// A guest physical address on whose way the nested tables have an entry that makes no sense: the hypervisor's mistake.
     Misconfiguration(Gpa),
+    /// The processor can't execute the guest's next instruction: [`Vcpu::emulate`](crate::Vcpu::emulate) does.
+    Emulate,
     /// An exception in the guest that is intercepted.
     Exception(Exception),
     /// XSETBV, INVD and others that the guest's CPUID does not offer or that need no action.
@@ -277,6 +279,7 @@ pub enum Kind {
     Halt,
     NestedFault,
     Misconfiguration,
+    Emulate,
     Exception,
     Instruction,
     ExternalInterrupt,
@@ -306,6 +309,7 @@ impl Kind {
         "hlt",
         "nested-fault",
         "misconfiguration",
+        "emulated",
         "exception",
         "instruction",
         "interrupt",
@@ -335,6 +339,7 @@ impl Exit {
             Self::Halt => Kind::Halt,
             Self::NestedFault(_) => Kind::NestedFault,
             Self::Misconfiguration(_) => Kind::Misconfiguration,
+            Self::Emulate => Kind::Emulate,
             Self::Exception(_) => Kind::Exception,
             Self::Instruction(_) => Kind::Instruction,
             Self::ExternalInterrupt => Kind::ExternalInterrupt,

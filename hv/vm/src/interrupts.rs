@@ -158,6 +158,11 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         if self.skip(vcpu, Known::Hlt).is_break() {
             return self.left();
         }
+        self.halted(vcpu)
+    }
+
+    /// Behind HLT.
+    pub(crate) fn halted<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
         if vcpu.injecting() {
             return Flow::Resume;
         }

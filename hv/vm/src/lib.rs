@@ -18,6 +18,7 @@ extern crate std;
 mod context;
 pub mod cpuid;
 mod cr8;
+mod emulated;
 mod exit;
 pub mod hypercall;
 mod interrupts;
@@ -42,6 +43,6 @@ pub use machine::{Flow, Host, Machine, Memory, Resolved, Stop, Turn};
 pub use run::run;
 pub use shared::Vm;
 pub use stats::Stats;
-pub use vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
+pub use vcpu::{ControlRegisters, Emulated, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
 
 pub use emul::{Gpr, Known, Registers, Segment};

@@ -202,6 +202,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             Exit::ExternalInterrupt | Exit::Nmi => self.interrupted(vcpu, host),
             Exit::Halt => self.halt(vcpu),
             Exit::Cr8(cr8) => self.cr8(vcpu, cr8),
+            Exit::Emulate => self.emulate(vcpu, host),
             Exit::Io(io) => self.string_io(vcpu, io, host),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
@@ -223,7 +224,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
     }
 
     #[inline(always)]
-    fn cpuid<V: Vcpu>(&self, vcpu: &mut V) -> Result<Known, Event> {
+    pub(crate) fn cpuid<V: Vcpu>(&self, vcpu: &mut V) -> Result<Known, Event> {
         let leaf = self.context.cpuid.get(vcpu.gpr(Gpr::RAX) as u32, vcpu.gpr(Gpr::RCX) as u32);
         vcpu.set_gpr(Gpr::RAX, leaf.eax.into());
         vcpu.set_gpr(Gpr::RBX, leaf.ebx.into());
@@ -233,7 +234,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
     }
 
     #[inline(always)]
-    fn read_msr<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Known, Event> {
+    pub(crate) fn read_msr<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Known, Event> {
         let register = vcpu.gpr(Gpr::RCX) as u32;
         let value = msr::read(vcpu, register).or_else(|msr::Refused| self.read_apic_msr(register));
         let value = value.map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
@@ -243,7 +244,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
     }
 
     #[inline(always)]
-    fn write_msr<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Result<Known, Event> {
+    pub(crate) fn write_msr<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Result<Known, Event> {
         let register = vcpu.gpr(Gpr::RCX) as u32;
         let value = vcpu.gpr(Gpr::RDX) << 32 | vcpu.gpr(Gpr::RAX) & 0xffff_ffff;
         let written = msr::write(vcpu, register, value);

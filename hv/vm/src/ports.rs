@@ -17,6 +17,21 @@ const FIRST_TIMELESS_PORT: u16 = 0x80;
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     #[inline]
     pub(crate) fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> ControlFlow<()> {
+        match vcpu.io_next_rip() {
+            Some(next) => self.port(vcpu, io, next, host),
+            None => self.go(Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address"))),
+        }
+    }
+
+    /// IN or OUT, which ends at `next`.
+    #[inline]
+    pub(crate) fn port<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        io: Io,
+        next: u64,
+        host: &mut impl Host<V>,
+    ) -> ControlFlow<()> {
         let rax = vcpu.gpr(Gpr::RAX);
         let mut devices = self.vm.devices();
         let outcome = if io.is_input() {
@@ -28,10 +43,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         };
         let pending = devices.interrupt_pending();
         drop(devices);
-        let Some(rip) = vcpu.io_next_rip() else {
-            return self.go(Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address")));
-        };
-        vcpu.resume_at(rip);
+        vcpu.resume_at(next);
         if pending || io.port() < FIRST_TIMELESS_PORT {
             self.devices_changed(vcpu, host);
         }

@@ -2,7 +2,7 @@
 
 use crate::exit::{Event, Exit};
 use core::fmt;
-use emul::{Known, Registers, Segment};
+use emul::{Known, Registers, Segment, real};
 
 /// What the hidden part of a segment register says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,24 @@ pub struct Stay {
     pub exit: u64,
 }
 
+/// What has become of an instruction that [`Vcpu::emulate`] was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulated {
+    /// It is carried out, and the next one is to be emulated, too.
+    Done,
+    /// From here on the processor can go on by itself.
+    Ready,
+    /// It is one of those that exit ([`Exit::Cpuid`], [`Exit::Io`], …); it ends at `next`.
+    Exit {
+        /// As if the processor had executed it.
+        exit: Exit,
+        /// RIP behind it.
+        next: u64,
+    },
+    /// It can't be carried out, and why not.
+    Unable(&'static str),
+}
+
 /// RFLAGS.IF.
 pub const INTERRUPT_FLAG: u64 = 1 << 9;
 
@@ -77,6 +95,15 @@ pub trait Vcpu: Registers {
     fn enter(&mut self);
     /// Why the guest was left.
     fn exit(&self) -> Exit;
+    /// Carries out the guest's next instruction in software, or delivers the event that waits: behind [`Exit::Emulate`], for
+    /// backends that report it.
+    ///
+    /// # Errors
+    /// Those of `memory`.
+    fn emulate<M: real::Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
+        let _ = memory;
+        Ok(Emulated::Ready)
+    }
     /// Has the next entry drop every translation of the guest's memory.
     fn flush(&mut self);
     /// Takes what is left of the guest's state out of the processor, and lets the host have its pending interrupts and NMIs.

@@ -73,6 +73,7 @@ fn each_kind_of_exit_is_counted() {
         Exit::WriteMsr,
         Exit::Cr8(Cr8::new(false, Some(Gpr::RDX))),
         Exit::Halt,
+        Exit::Emulate,
         Exit::NestedFault(NestedFault::new(Gpa::new(DATA), true, false, false)),
         Exit::Exception(Exception::new(1, None)),
         Exit::Instruction(Instruction::Invd),

@@ -1,0 +1,100 @@
+//! Code that the processor can't execute: real mode, where virtualization has none.
+
+use crate::exit::Exit;
+use crate::hypercall;
+use crate::machine::{Flow, Host, Machine, Memory, Stop};
+use crate::trouble::Trouble;
+use crate::vcpu::{Emulated, Vcpu};
+use addr::{Gpa, Gva};
+use core::ops::ControlFlow;
+use devices::{Clock, Sink};
+use emul::{Width, real};
+use walk::{Fault, Paging, PhysMem, Privilege};
+
+/// So many instructions are carried out before the host's interrupts are looked at.
+const BATCH: usize = 64;
+
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+    #[cold]
+    pub(crate) fn emulate<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
+        for _ in 0..BATCH {
+            let mut memory = Linear { paging: self.paging(vcpu), memory: &self.memory };
+            let flow = match vcpu.emulate(&mut memory) {
+                Ok(Emulated::Done) => continue,
+                Ok(Emulated::Ready) => return Flow::Resume,
+                Ok(Emulated::Exit { exit, next }) => self.emulated_exit(vcpu, exit, next, host),
+                Ok(Emulated::Unable(why)) => Flow::Stop(Stop::Unhandled(why)),
+                Err(trouble) => trouble.tell(vcpu),
+            };
+            if flow != Flow::Resume {
+                return flow;
+            }
+        }
+        self.interrupted(vcpu, host)
+    }
+
+    /// As for the exit itself, but where the instruction ends is known.
+    fn emulated_exit<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit, next: u64, host: &mut impl Host<V>) -> Flow {
+        let done = match exit {
+            Exit::Cpuid => self.cpuid(vcpu),
+            Exit::ReadMsr => self.read_msr(vcpu),
+            Exit::WriteMsr => self.write_msr(vcpu, host),
+            Exit::Hypercall => {
+                hypercall::call(vcpu, &mut self.memory);
+                Ok(V::HYPERCALL)
+            }
+            Exit::Halt => {
+                vcpu.resume_at(next);
+                return self.halted(vcpu);
+            }
+            Exit::Io(io) => {
+                return match self.port(vcpu, io, next, host) {
+                    ControlFlow::Continue(()) => Flow::Resume,
+                    ControlFlow::Break(()) => self.left(),
+                };
+            }
+            _ => return Flow::Stop(Stop::Unhandled("an instruction that is not emulated here")),
+        };
+        match done {
+            Ok(_) => vcpu.resume_at(next),
+            Err(event) => vcpu.inject(event),
+        }
+        Flow::Resume
+    }
+}
+
+/// The guest's memory while its paging is off: linear addresses are physical ones.
+struct Linear<'a, M> {
+    memory: &'a M,
+    paging: Paging,
+}
+
+const KERNEL: Privilege = Privilege::Supervisor { ac: false };
+
+impl<M: PhysMem> real::Memory for Linear<'_, M> {
+    type Error = Trouble;
+
+    fn read(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Trouble> {
+        Ok(walk::read(self.memory, &self.paging, at, KERNEL, bytes)?)
+    }
+
+    fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Trouble> {
+        Ok(walk::write(self.memory, &self.paging, at, KERNEL, bytes)?)
+    }
+
+    /// An operand that reaches into the next eight bytes is written, but not in one piece.
+    fn compare_exchange(&mut self, at: Gva, width: Width, old: u64, new: u64) -> Result<bool, Trouble> {
+        let shift = at.raw() % 8 * 8;
+        if shift + u64::from(width.bits()) > 64 {
+            return self.write(at, &new.to_le_bytes()[..width.bytes() as usize]).map(|()| true);
+        }
+        let at = Gpa::new(at.raw() & !7);
+        let unbacked = Trouble::Fault(Fault::Unbacked(at));
+        let word = self.memory.read_u64(at).ok_or(unbacked)?;
+        if word >> shift & width.mask() != old {
+            return Ok(false);
+        }
+        let new = word & !(width.mask() << shift) | new << shift;
+        self.memory.cmpxchg_u64(at, word, new).ok_or(unbacked)
+    }
+}
