@@ -73,6 +73,84 @@ impl Block {
     }
 }
 
+/// Free frames in a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Area {
+    first: Gfn,
+    frames: u64,
+}
+
+impl From<Frame> for Area {
+    fn from(Frame(first): Frame) -> Self {
+        Self { first, frames: 1 }
+    }
+}
+
+impl From<Block> for Area {
+    fn from(Block(first): Block) -> Self {
+        Self { first, frames: PageSize::Size2M.frames() }
+    }
+}
+
+impl Area {
+    /// The address.
+    pub fn gpa(self) -> Gpa {
+        self.first.start()
+    }
+
+    /// How many frames.
+    pub fn frames(self) -> u64 {
+        self.frames
+    }
+
+    /// How many bytes.
+    pub fn bytes(self) -> u64 {
+        self.frames * PAGE_SIZE
+    }
+
+    /// The `index`th frame.
+    pub fn frame(self, index: u64) -> Frame {
+        assert!(index < self.frames);
+        Frame(self.first.add(index))
+    }
+
+    /// `frames` of it from the `index`th on.
+    pub fn part(self, index: u64, frames: u64) -> Self {
+        assert!(
+            index.checked_add(frames).is_some_and(|end| end <= self.frames),
+            "{frames} from {index} on in {self:?}"
+        );
+        Self { first: self.first.add(index), frames }
+    }
+
+    /// The aligned 2 MiB blocks in it.
+    pub fn blocks(self) -> impl Iterator<Item = Block> {
+        let each = PageSize::Size2M.frames();
+        let end = self.first.raw() + self.frames;
+        (self.first.raw().next_multiple_of(each)..end)
+            .step_by(each as usize)
+            .filter(move |first| first + each <= end)
+            .map(|first| Block(Gfn::new(first)))
+    }
+}
+
+/// The longest row of free frames above 1 MiB.
+pub fn largest_area(boot: &Boot) -> Area {
+    let mut longest = Area { first: Gfn::new(0), frames: 0 };
+    let mut row = longest;
+    for Frame(gfn) in free(boot).filter(|frame| frame.gpa() >= HIGH_MEMORY) {
+        row = if gfn == row.first.add(row.frames) {
+            Area { frames: row.frames + 1, ..row }
+        } else {
+            Area { first: gfn, frames: 1 }
+        };
+        if row.frames > longest.frames {
+            longest = row;
+        }
+    }
+    longest
+}
+
 /// The first 2 MiB that are all free; None in a small memory.
 pub fn free_block(boot: &Boot) -> Option<Block> {
     let (mut first, mut length) = (Gfn::new(0), 0);

@@ -199,6 +199,8 @@ pub(super) const ROWS: &[Row] = &[
     Row { name: "iso", iso: true, alone: None, ..USUAL },
     Row { name: "smoke-elf32", source: Source::Changed("smoke", Change::Elf32), ..USUAL },
     Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, ..USUAL },
+    Row { name: "ipi-storm", source: Source::Guest("ipi-storm"), words: "--ops 1000", vcpus: 4, ..USUAL },
+    Row { name: "shootdown", source: Source::Guest("shootdown"), words: "--ops 1000", vcpus: 4, ..USUAL },
     Row { name: "exit-latency", source: Source::Guest("exit-latency"), pages: Pages::Small, ..USUAL },
     Row {
         name: "multiboot",
