@@ -8,6 +8,7 @@
 use super::capabilities::Capabilities;
 
 pub(super) const CR0_PE: u64 = 1 << 0;
+pub(super) const CR0_TS: u64 = 1 << 3;
 pub(super) const CR0_ET: u64 = 1 << 4;
 pub(super) const CR0_NW: u64 = 1 << 29;
 pub(super) const CR0_CD: u64 = 1 << 30;

@@ -1,7 +1,7 @@
 //! Exits for control registers: but for CR8, the backend deals with them by itself, and enters the guest again.
 
 use super::control_registers::{self, Refused};
-use super::reason::CrAccess;
+use super::reason::{self, CrAccess};
 use super::unpaged::NotDone;
 use super::vcpu::VmxVcpu;
 use vm::{Event, Gpr, Registers, Vcpu};
@@ -29,8 +29,8 @@ impl VmxVcpu {
                 self.inject(Event::GENERAL_PROTECTION);
                 true
             }
-            Err(NotDone::Unsupported(what)) => {
-                self.unsupported = Some(what);
+            Err(NotDone::NeedsPdptes) => {
+                self.needs_pdptes = true;
                 false
             }
         }
@@ -39,18 +39,30 @@ impl VmxVcpu {
     fn load_cr0(&mut self, value: u64) -> Result<(), NotDone> {
         let checked = control_registers::check_cr0(value);
         if checked.is_ok() && self.changes_mode(value) {
-            self.change_mode(value)?;
+            self.change_mode(value, None)?;
             return self.skip();
         }
         self.shadow(control::CR0_READ_SHADOW, value, checked)
     }
 
     fn load_cr3(&mut self, value: u64) -> Result<(), NotDone> {
+        self.set_guest_cr3(value);
+        self.skip()
+    }
+
+    /// The general register of the MOV to CR0 that has exited.
+    pub(super) fn operand_of_exit(&self) -> u64 {
+        match reason::cr_access(self.qualification()) {
+            CrAccess::Write { gpr, .. } => self.gpr(Gpr::new(gpr)),
+            _ => self.guest_cr0(),
+        }
+    }
+
+    pub(super) fn set_guest_cr3(&mut self, value: u64) {
         match &mut self.unpaged {
             Some(unpaged) => unpaged.cr3 = value,
             None => self.vmcs.write(guest::CR3, value),
         }
-        self.skip()
     }
 
     fn store_cr3(&mut self, gpr: u8) -> Result<(), NotDone> {

@@ -27,8 +27,8 @@ pub(super) fn write(vcpu: &VmxVcpu, out: &mut dyn fmt::Write) -> fmt::Result {
             Ok(()) => writeln!(out, "broken rule: none of those known here")?,
         }
     }
-    if let Some(what) = vcpu.unsupported {
-        writeln!(out, "{what}")?;
+    if vcpu.is_real() {
+        writeln!(out, "in real mode, which is emulated: this processor has no unrestricted guest")?;
     }
     writeln!(
         out,

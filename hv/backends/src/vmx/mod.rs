@@ -8,6 +8,7 @@ mod failure;
 mod guest_state;
 mod host;
 mod permissions;
+mod real_mode;
 mod reason;
 mod setup;
 mod switch;

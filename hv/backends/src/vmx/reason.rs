@@ -33,6 +33,9 @@ pub(super) const XSETBV: u64 = 55;
 /// The entry failed after the host's state was left: bit 31 of the exit reason.
 pub(super) const ENTRY_FAILED: u64 = 1 << 31;
 
+/// In place of an exit reason: the guest was not entered, as its next instruction has to be emulated.
+pub(super) const NOT_ENTERED: u64 = 1 << 32 | 63;
+
 /// Exits that can come while an event is being delivered, and those that this backend deals with by itself.
 const RARE: u64 =
     1 << EXCEPTION_OR_NMI | 1 << TASK_SWITCH | 1 << CONTROL_REGISTER | 1 << EPT_VIOLATION | 1 << EPT_MISCONFIGURATION;

@@ -5,7 +5,7 @@ use super::control_registers::{CR0_CD, CR0_ET, CR0_NW, CR0_PE};
 use super::guest_state::Segment;
 use super::switch;
 use super::unpaged::Unpaged;
-use super::vcpu::{PAT_AT_RESET, VmxVcpu};
+use super::vcpu::{Detour, PAT_AT_RESET, VmxVcpu};
 use core::num::NonZeroU16;
 use vm::Gpr;
 use x86::vmx::vmcs::{control, guest, host};
@@ -72,6 +72,8 @@ impl VmxVcpu {
     pub(super) fn write_init(&mut self) {
         let cr0 = self.guest_cr0() & (CR0_CD | CR0_NW) | CR0_ET;
         self.unpaged = None;
+        self.needs_pdptes = false;
+        self.set_detour(Detour::RealMode, false);
         self.cr4 = self.paged_cr4;
         self.set_long_mode(false, 0);
         self.write_cr0(cr0);
@@ -106,8 +108,14 @@ impl VmxVcpu {
         self.registers.gprs[Gpr::RAX.index()] = u64::from(eax);
         self.registers.gprs[Gpr::RBX.index()] = u64::from(ebx);
         self.write_cr0(self.guest_cr0() | CR0_PE);
+        self.start_unpaged(false);
+    }
+
+    /// Without unrestricted guest, on the identity map.
+    fn start_unpaged(&mut self, real: bool) {
         if !self.capabilities.features.unrestricted_guest {
             self.enter_identity_map(Unpaged { cr3: 0, efer: 0 }, 0);
+            self.set_detour(Detour::RealMode, real);
         }
     }
 
@@ -119,6 +127,7 @@ impl VmxVcpu {
         let (selector, base) = (u64::from(page) << 8, u64::from(page) << 12);
         self.write_segments(Segment { selector, base, access_rights: CODE, ..data }, data);
         self.vmcs.write(guest::RIP, 0);
+        self.start_unpaged(true);
         self.registers.gprs[Gpr::RDX.index()] = raw_cpuid::cpuid!(1).eax.into();
     }
 

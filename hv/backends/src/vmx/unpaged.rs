@@ -1,8 +1,8 @@
-//! Unpaged protected mode on a processor that can't turn a guest's paging off (one without unrestricted guest): paging stays
-//! on, over an identity map. The guest reads of CR0, CR3, CR4 and EFER what it wrote.
+//! Unpaged code on a processor that can't turn a guest's paging off (one without unrestricted guest): paging stays on, over
+//! an identity map; real mode is carried out in software, with the registers as they would be on that map. The guest reads of CR0, CR3, CR4 and EFER what it wrote.
 
 use super::control_registers::{CR0_PE, CR0_PG, CR4_PAE, Refused};
-use super::vcpu::VmxVcpu;
+use super::vcpu::{Detour, VmxVcpu};
 use crate::FixedPage;
 use addr::Gpa;
 use vm::{Segment, Vcpu};
@@ -34,13 +34,36 @@ pub(super) fn identity_map() -> FixedPage {
     FixedPage { at: IDENTITY_MAP, content }
 }
 
+/// The four top entries of PAE paging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pdptes([u64; 4]);
+
+impl Pdptes {
+    /// The entries as they are in memory (Intel SDM vol. 3, section 4.4.1).
+    ///
+    /// # Errors
+    /// [`Refused`] if one that is present has reserved bits set.
+    pub(super) fn new(bytes: &[u8; 32], physical_bits: u8) -> Result<Self, Refused> {
+        let mut entries = [0; 4];
+        for (entry, bytes) in entries.iter_mut().zip(bytes.as_chunks().0) {
+            *entry = u64::from_le_bytes(*bytes);
+        }
+        let reserved = u64::MAX << physical_bits | 0x1e6;
+        if entries.iter().any(|entry| entry & 1 != 0 && entry & reserved != 0) {
+            Err(Refused)
+        } else {
+            Ok(Self(entries))
+        }
+    }
+}
+
 /// Why a write to CR0 is not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotDone {
     /// The processor would answer with #GP.
     Refused,
-    /// It would be right, but can't be had on this processor.
-    Unsupported(&'static str),
+    /// It would be right, but PAE's four top entries have to come from the guest's memory first.
+    NeedsPdptes,
 }
 
 impl From<Refused> for NotDone {
@@ -53,6 +76,7 @@ impl From<Refused> for NotDone {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PagingMode {
     ThirtyTwoBit,
+    Pae,
     Long,
 }
 
@@ -61,9 +85,7 @@ fn paging_mode(cr4: u64, efer: u64, code_has_l: bool) -> Result<PagingMode, NotD
     match (efer & EFER_LME != 0, cr4 & CR4_PAE != 0) {
         (true, true) if !code_has_l => Ok(PagingMode::Long),
         (true, _) => Err(NotDone::Refused),
-        (false, true) => Err(NotDone::Unsupported(
-            "PAE paging from unpaged code needs an unrestricted guest, which this processor lacks",
-        )),
+        (false, true) => Ok(PagingMode::Pae),
         (false, false) => Ok(PagingMode::ThirtyTwoBit),
     }
 }
@@ -75,17 +97,16 @@ impl VmxVcpu {
         self.cr0.mask & MODE != 0 && (value ^ self.guest_cr0()) & MODE != 0
     }
 
-    /// Carries out a MOV to CR0 of `value`, which turns paging on or off.
-    pub(super) fn change_mode(&mut self, value: u64) -> Result<(), NotDone> {
+    /// Carries out a MOV to CR0 of `value`, which turns paging or protected mode on or off.
+    /// `pdptes` are the four top entries of PAE paging, if they are known.
+    pub(super) fn change_mode(&mut self, value: u64, pdptes: Option<Pdptes>) -> Result<(), NotDone> {
         match (value & CR0_PE != 0, value & CR0_PG != 0) {
-            (true, true) => self.turn_paging_on()?,
-            (true, false) => self.turn_paging_off()?,
+            (true, true) => self.turn_paging_on(pdptes)?,
+            (_, false) => self.turn_paging_off()?,
             (false, true) => return Err(NotDone::Refused),
-            (false, false) => {
-                return Err(NotDone::Unsupported("real mode needs an unrestricted guest, which this processor lacks"));
-            }
         }
         self.write_cr0(value);
+        self.set_detour(Detour::RealMode, value & CR0_PE == 0);
         Ok(())
     }
 
@@ -99,10 +120,17 @@ impl VmxVcpu {
         self.unpaged = Some(unpaged);
     }
 
-    fn turn_paging_on(&mut self) -> Result<(), NotDone> {
+    fn turn_paging_on(&mut self, pdptes: Option<Pdptes>) -> Result<(), NotDone> {
         let Some(unpaged) = self.unpaged else { return Ok(()) };
         let cr4 = self.guest_cr4();
         let mode = paging_mode(cr4, unpaged.efer, self.segment(Segment::Cs).long)?;
+        if mode == PagingMode::Pae {
+            let pdptes = pdptes.ok_or(NotDone::NeedsPdptes)?;
+            // Under EPT entries take them from here (SDM section 27.3.2.4); the guest's later loads are the processor's.
+            for (number, entry) in (0..).zip(pdptes.0) {
+                self.vmcs.write(guest::PDPTE0_FULL + 2 * number, entry);
+            }
+        }
         self.unpaged = None;
         self.cr4 = self.paged_cr4;
         self.write_cr4(cr4);
@@ -113,6 +141,9 @@ impl VmxVcpu {
     }
 
     fn turn_paging_off(&mut self) -> Result<(), NotDone> {
+        if self.unpaged.is_some() {
+            return Ok(());
+        }
         let (cr3, cr4, efer) = (self.vmcs.read(guest::CR3), self.guest_cr4(), self.vmcs.read(guest::IA32_EFER_FULL));
         if efer & EFER_LMA != 0 && self.code_is_64_bit() || cr4 & CR4_PCIDE != 0 {
             return Err(NotDone::Refused);
@@ -168,6 +199,18 @@ mod tests {
         assert_eq!(paging_mode(CR4_PAE, EFER_LME, false), Ok(PagingMode::Long));
         assert_eq!(paging_mode(0, EFER_LME, false), Err(NotDone::Refused));
         assert_eq!(paging_mode(CR4_PAE, EFER_LME, true), Err(NotDone::Refused));
-        assert!(matches!(paging_mode(CR4_PAE, 0, false), Err(NotDone::Unsupported(_))));
+        assert_eq!(paging_mode(CR4_PAE, 0, false), Ok(PagingMode::Pae));
+    }
+
+    #[test]
+    fn pdptes_have_reserved_bits() {
+        let mut bytes = [0; 32];
+        bytes[8..16].copy_from_slice(&0x0000_000f_1234_5001u64.to_le_bytes());
+        // Not present: it may be anything.
+        bytes[24..32].copy_from_slice(&(!1u64).to_le_bytes());
+        assert_eq!(Pdptes::new(&bytes, 36), Ok(Pdptes([0, 0x0000_000f_1234_5001, 0, !1])));
+        assert_eq!(Pdptes::new(&bytes, 35), Err(Refused));
+        bytes[8] |= 2;
+        assert_eq!(Pdptes::new(&bytes, 36), Err(Refused));
     }
 }

@@ -16,9 +16,10 @@ use alloc::boxed::Box;
 use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
+use emul::real::Memory;
 use vm::{
-    ControlRegisters, Cr8, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, Registers, Segment,
-    SegmentState, Start, StateMsr, Stay, Vcpu,
+    ControlRegisters, Cr8, Emulated, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, Registers,
+    Segment, SegmentState, Start, StateMsr, Stay, Vcpu,
 };
 use x86::controlregs::cr2_write;
 use x86::msr;
@@ -47,6 +48,16 @@ const MODE_64: u64 = 1 << 13;
 /// What PAT holds after reset (Intel SDM vol. 3, section 12.12.4).
 pub(super) const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
+/// What comes before an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Detour {
+    /// Translations have to be dropped.
+    Flush = 1 << 0,
+    /// There is none: the guest is in real mode, which this processor does not have for guests.
+    RealMode = 1 << 1,
+}
+
 /// A virtual CPU under VMX.
 ///
 /// The guest's state that exits don't swap stays in the processor ([`Resident`]): vector registers, CR2, the debug registers,
@@ -61,7 +72,8 @@ pub struct VmxVcpu {
     primary: u32,
     tsc_offset: u64,
     pub(super) eptp: u64,
-    flush: bool,
+    /// What has to be done before the next entry, or instead: a bit for each [`Detour`].
+    detours: u8,
     /// The exit was by an NMI, which `leave` has to hand to the host.
     nmi: bool,
     pub(super) cr0: Shadowed,
@@ -70,8 +82,8 @@ pub struct VmxVcpu {
     pub(super) paged_cr4: Shadowed,
     /// The guest runs unpaged, on the identity map.
     pub(super) unpaged: Option<Unpaged>,
-    /// What the guest wanted that this processor can't do, which ends it.
-    pub(super) unsupported: Option<&'static str>,
+    /// The exit was by a MOV to CR0 that turns PAE paging on: the top entries have to be read first.
+    pub(super) needs_pdptes: bool,
     /// PAT where the processor does not switch it: kept, without effect.
     pat: u64,
     pub(super) capabilities: Capabilities,
@@ -96,13 +108,13 @@ impl VmxVcpu {
             primary: vmx.capabilities.controls.primary,
             tsc_offset: 0,
             eptp: eptp(root, features),
-            flush: true,
+            detours: 0,
             nmi: false,
             cr0: Shadowed::cr0(&vmx.capabilities),
             cr4: paged_cr4,
             paged_cr4,
             unpaged: None,
-            unsupported: None,
+            needs_pdptes: false,
             pat: PAT_AT_RESET,
             capabilities: vmx.capabilities,
             physical_bits: vmx.physical_bits,
@@ -124,7 +136,7 @@ impl VmxVcpu {
     }
 
     #[inline]
-    fn qualification(&self) -> u64 {
+    pub(super) fn qualification(&self) -> u64 {
         self.vmcs.read(ro::EXIT_QUALIFICATION)
     }
 
@@ -243,11 +255,29 @@ impl VmxVcpu {
         entry & u64::from(EntryControls::IA32E_MODE_GUEST.bits()) != 0 && self.segment(Segment::Cs).long
     }
 
+    pub(super) fn set_detour(&mut self, detour: Detour, wanted: bool) {
+        let bit = detour as u8;
+        self.detours = if wanted { self.detours | bit } else { self.detours & !bit };
+    }
+
+    pub(super) const fn is_real(&self) -> bool {
+        self.detours & Detour::RealMode as u8 != 0
+    }
+
+    /// Whether the processor may enter the guest now.
     #[cold]
-    fn flush_now(&mut self) {
-        self.flush = false;
-        // SAFETY: VMX is on while a vCPU exists; the backend has checked which types of INVEPT there are.
-        unsafe { vmcs::invept(self.eptp, self.capabilities.features.invept_single) };
+    fn before_entry(&mut self) -> bool {
+        if self.detours & Detour::Flush as u8 != 0 {
+            self.set_detour(Detour::Flush, false);
+            // SAFETY: VMX is on while a vCPU exists; the backend has checked which types of INVEPT there are.
+            unsafe { vmcs::invept(self.eptp, self.capabilities.features.invept_single) };
+        }
+        if self.is_real() {
+            self.reason = reason::NOT_ENTERED;
+            let now = tsc();
+            self.registers.stay = Stay { entry: now, exit: now };
+        }
+        !self.is_real()
     }
 
     #[cold]
@@ -257,7 +287,8 @@ impl VmxVcpu {
             reason::EPT_MISCONFIGURATION => {
                 Exit::Misconfiguration(Gpa::new(self.vmcs.read(ro::GUEST_PHYSICAL_ADDR_FULL)))
             }
-            reason::CONTROL_REGISTER => self.cr8_exit(),
+            reason::CONTROL_REGISTER => self.control_register_exit(),
+            reason::NOT_ENTERED => Exit::Emulate,
             // The host has a look at its interrupts, which is what the timer is for.
             reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,
             reason::INVD => Exit::Instruction(Instruction::Invd),
@@ -275,8 +306,11 @@ impl VmxVcpu {
         }
     }
 
-    /// Those of the other control registers are not reported, but for what can't be done.
-    fn cr8_exit(&self) -> Exit {
+    /// Those of other control registers are not reported, but for one that needs the guest's memory.
+    fn control_register_exit(&self) -> Exit {
+        if self.needs_pdptes {
+            return Exit::Emulate;
+        }
         match reason::cr_access(self.qualification()) {
             CrAccess::Write { cr: 8, gpr } => Exit::Cr8(Cr8::new(true, Some(Gpr::new(gpr)))),
             CrAccess::Read { cr: 8, gpr } => Exit::Cr8(Cr8::new(false, Some(Gpr::new(gpr)))),
@@ -381,10 +415,10 @@ impl Vcpu for VmxVcpu {
 
     #[inline]
     fn enter(&mut self) {
-        if self.flush {
-            self.flush_now();
-        }
         loop {
+            if self.detours != 0 && !self.before_entry() {
+                break;
+            }
             // SAFETY: the VMCS is current and this vCPU's own; it has this CPU's state as the host's, with RIP and RSP as
             // the switch wants them; the guest's memory is what its EPT maps.
             self.reason = unsafe { switch::enter(&mut self.registers) };
@@ -413,8 +447,12 @@ impl Vcpu for VmxVcpu {
         }
     }
 
+    fn emulate<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
+        self.emulate_next(memory)
+    }
+
     fn flush(&mut self) {
-        self.flush = true;
+        self.set_detour(Detour::Flush, true);
     }
 
     fn leave(&mut self) {

@@ -1,0 +1,199 @@
+//! Real mode on a processor without unrestricted guest: instructions are carried out in software, up to the one that turns
+//! protected mode on.
+
+use super::control_registers::{CR0_PE, CR0_TS, check_cr0, check_cr4};
+use super::unpaged::{NotDone, Pdptes};
+use super::vcpu::VmxVcpu;
+use emul::real::{self, Exiting, Memory, Processor, Step, Table, TableRegister};
+use emul::system::{StatusWord, System, write_gpr};
+use emul::{Bitness, Width};
+use vm::{Emulated, Event, Exception, Exit, Io, Registers, Segment, Size, Vcpu};
+use x86::controlregs::cr2;
+use x86::vmx::vmcs::{control, guest};
+
+/// LMSW and SMSW: PE, MP, EM and TS.
+const STATUS_WORD: u64 = 15;
+
+const STI_SHADOW: u64 = 1;
+const EVENT_VECTOR: u64 = 0xff;
+
+impl Processor for VmxVcpu {
+    fn jump(&mut self, rip: u64) {
+        self.resume_at(rip);
+    }
+
+    fn shadow(&mut self) {
+        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, STI_SHADOW);
+    }
+
+    fn selector(&self, segment: Segment) -> u16 {
+        self.segment(segment).selector
+    }
+
+    fn load_segment(&mut self, segment: Segment, selector: u16) {
+        let number = 2 * segment as u32;
+        self.vmcs.write(guest::ES_SELECTOR + number, selector.into());
+        self.vmcs.write(guest::ES_BASE + number, u64::from(selector) << 4);
+    }
+
+    fn table(&self, table: Table) -> TableRegister {
+        let (base, limit) = table_fields(table);
+        TableRegister { base: self.vmcs.read(base) as u32, limit: self.vmcs.read(limit) as u16 }
+    }
+
+    fn set_table(&mut self, table: Table, register: TableRegister) {
+        let (base, limit) = table_fields(table);
+        self.vmcs.write(base, register.base.into());
+        self.vmcs.write(limit, register.limit.into());
+    }
+}
+
+const fn table_fields(table: Table) -> (u32, u32) {
+    match table {
+        Table::Global => (guest::GDTR_BASE, guest::GDTR_LIMIT),
+        Table::Interrupts => (guest::IDTR_BASE, guest::IDTR_LIMIT),
+    }
+}
+
+const fn size(width: Width) -> Size {
+    match width {
+        Width::Byte => Size::Byte,
+        Width::Word => Size::Word,
+        Width::Dword | Width::Qword => Size::Dword,
+    }
+}
+
+/// As the processor would have reported it.
+const fn exit(exiting: Exiting) -> Exit {
+    match exiting {
+        Exiting::Cpuid => Exit::Cpuid,
+        Exiting::Rdmsr => Exit::ReadMsr,
+        Exiting::Wrmsr => Exit::WriteMsr,
+        Exiting::Halt => Exit::Halt,
+        Exiting::Hypercall => Exit::Hypercall,
+        Exiting::In { port, width } => Exit::Io(Io::new(port, size(width), true, false)),
+        Exiting::Out { port, width } => Exit::Io(Io::new(port, size(width), false, false)),
+    }
+}
+
+impl VmxVcpu {
+    pub(super) fn emulate_next<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
+        if core::mem::take(&mut self.needs_pdptes) {
+            let (value, next) = (self.operand_of_exit(), self.behind());
+            return self.emulate_cr0(value, next, memory);
+        }
+        if !self.is_real() {
+            return Ok(Emulated::Ready);
+        }
+        if self.injecting() {
+            return self.deliver(memory);
+        }
+        let (code, len) = self.fetch(memory)?;
+        let bitness = if self.segment(Segment::Cs).default_big { Bitness::Bits32 } else { Bitness::Bits16 };
+        match real::step(self, memory, &code[..len], bitness)? {
+            Step::Done => Ok(Emulated::Done),
+            Step::Fault(vector) => Ok(self.raise(vector)),
+            Step::Exit { exit: exiting, next } => Ok(Emulated::Exit { exit: exit(exiting), next }),
+            Step::System { system, next } => self.emulate_system(system, next, memory),
+            Step::Unknown => Ok(Emulated::Unable("an instruction in real mode that is not emulated")),
+        }
+    }
+
+    /// As many of the bytes at RIP as there are.
+    fn fetch<M: Memory>(&self, memory: &mut M) -> Result<([u8; emul::MAX_INSTRUCTION], usize), M::Error> {
+        let mut code = [0; emul::MAX_INSTRUCTION];
+        let at = addr::Gva::new(self.segment_base(Segment::Cs).wrapping_add(self.rip()) & 0xffff_ffff);
+        let in_page = (addr::PAGE_SIZE - at.page_offset()) as usize;
+        let (first, second) = code.split_at_mut(in_page.min(emul::MAX_INSTRUCTION));
+        memory.read(at, first)?;
+        let len = match second.is_empty() || memory.read(at.wrapping_add(first.len() as u64), second).is_ok() {
+            true => emul::MAX_INSTRUCTION,
+            false => first.len(),
+        };
+        Ok((code, len))
+    }
+
+    /// By the vector table, as real mode does.
+    fn deliver<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
+        let vector = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & EVENT_VECTOR;
+        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, 0);
+        let back = self.rip();
+        Ok(match real::interrupt(self, memory, vector as u8, back)? {
+            true => Emulated::Done,
+            false => Emulated::Unable("an interrupt in real mode for which the vector table is too short"),
+        })
+    }
+
+    /// A fault at the current instruction, next.
+    fn raise(&mut self, vector: u8) -> Emulated {
+        self.inject(Event::Exception(Exception::new(vector, None)));
+        Emulated::Done
+    }
+
+    fn emulate_system<M: Memory>(&mut self, system: System, next: u64, memory: &mut M) -> Result<Emulated, M::Error> {
+        const GENERAL_PROTECTION: u8 = 13;
+        let cr0 = self.guest_cr0();
+        match system {
+            System::WriteCr { cr: 0, from } => return self.emulate_cr0(self.gpr(from) & 0xffff_ffff, next, memory),
+            System::Clts => return self.emulate_cr0(cr0 & !CR0_TS, next, memory),
+            System::Lmsw(from) => {
+                // PE can be set, not cleared.
+                let word = self.status_word(from, memory)?;
+                return self.emulate_cr0(cr0 & !(STATUS_WORD & !CR0_PE) | word & STATUS_WORD, next, memory);
+            }
+            System::WriteCr { cr: 2, from } => self.set_cr2(self.gpr(from) & 0xffff_ffff),
+            System::WriteCr { cr: 3, from } => self.set_guest_cr3(self.gpr(from) & 0xffff_ffff),
+            System::WriteCr { cr: 4, from } => {
+                let value = self.gpr(from) & 0xffff_ffff;
+                if check_cr4(value).is_err() || value & !self.capabilities.cr4_allowed != 0 {
+                    return Ok(self.raise(GENERAL_PROTECTION));
+                }
+                self.write_cr4(value);
+            }
+            System::ReadCr { cr: 0, to } => write_gpr(self, to, Width::Dword, cr0),
+            // SAFETY: reading has no effect; the guest's is in the processor.
+            System::ReadCr { cr: 2, to } => write_gpr(self, to, Width::Dword, unsafe { cr2() } as u64),
+            System::ReadCr { cr: 3, to } => write_gpr(self, to, Width::Dword, self.guest_cr3()),
+            System::ReadCr { cr: 4, to } => write_gpr(self, to, Width::Dword, self.guest_cr4()),
+            System::Smsw { to: StatusWord::Register(to), width } => write_gpr(self, to, width, cr0),
+            System::Smsw { to: StatusWord::Memory(to), .. } => {
+                memory.write(to.linear(self), &(cr0 as u16).to_le_bytes())?;
+            }
+            System::Invlpg(_) => {}
+            _ => return Ok(Emulated::Unable("an instruction on debug registers in real mode, which is not emulated")),
+        }
+        self.resume_at(next);
+        Ok(Emulated::Done)
+    }
+
+    /// LMSW's operand.
+    fn status_word<M: Memory>(&self, from: StatusWord, memory: &mut M) -> Result<u64, M::Error> {
+        match from {
+            StatusWord::Register(gpr) => Ok(self.gpr(gpr)),
+            StatusWord::Memory(address) => {
+                let mut bytes = [0; 2];
+                memory.read(address.linear(self), &mut bytes)?;
+                Ok(u16::from_le_bytes(bytes).into())
+            }
+        }
+    }
+
+    /// A write of `value` to CR0 by an instruction that ends at `next`.
+    fn emulate_cr0<M: Memory>(&mut self, value: u64, next: u64, memory: &mut M) -> Result<Emulated, M::Error> {
+        let done = check_cr0(value).map_err(NotDone::from).and_then(|()| self.change_mode(value, None));
+        let done = match done {
+            Err(NotDone::NeedsPdptes) => {
+                let mut bytes = [0; 32];
+                memory.read(addr::Gva::new(self.guest_cr3() & 0xffff_ffe0), &mut bytes)?;
+                let pdptes = Pdptes::new(&bytes, self.physical_bits).map_err(NotDone::from);
+                pdptes.and_then(|pdptes| self.change_mode(value, Some(pdptes)))
+            }
+            done => done,
+        };
+        match done {
+            Ok(()) => self.resume_at(next),
+            Err(_) => self.inject(Event::GENERAL_PROTECTION),
+        }
+        Ok(if self.is_real() { Emulated::Done } else { Emulated::Ready })
+    }
+}
