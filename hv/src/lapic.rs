@@ -42,7 +42,6 @@ const DEADLINE_MODE: u32 = 2 << 17;
 const SOFTWARE_ENABLED: u32 = 1 << 8;
 const DELIVERY_PENDING: u32 = 1 << 12;
 const ASSERT: u32 = 1 << 14;
-const ALL_BUT_SELF: u32 = 3 << 18;
 const NMI: u32 = 4 << 8;
 const INIT: u32 = 5 << 8;
 const STARTUP: u32 = 6 << 8;
@@ -150,9 +149,9 @@ pub(crate) fn startup_ipi(target: u32, entry: Hpa) {
     send(target, ASSERT | STARTUP | (entry.raw() >> addr::PAGE_SHIFT) as u32);
 }
 
-/// NMI for all other CPUs.
-pub(crate) fn nmi_others() {
-    send(0, ALL_BUT_SELF | ASSERT | NMI);
+/// NMI for another CPU.
+pub(crate) fn nmi(target: u32) {
+    send(target, ASSERT | NMI);
 }
 
 /// The end of an interrupt's handler.

@@ -22,6 +22,7 @@ mod tables;
 mod timer;
 mod verdict;
 mod vms;
+mod watchdog;
 
 use addr::Hpa;
 use loader::{BootInfo, Config};

@@ -13,7 +13,8 @@ use addr::{Hpa, PAGE_SIZE, PageSize};
 use core::fmt;
 use core::ops::Range;
 use loader::{Region, RegionKind};
-use x86::controlregs::{Cr4, cr3_write, cr4, cr4_write};
+use x86::controlregs::{Cr4, cr3, cr3_write, cr4, cr4_write};
+use x86::tlb::flush;
 
 /// Where the direct map begins. `boot/entry.s` maps the first 4 GiB there from the start.
 const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
@@ -98,7 +99,8 @@ struct Builder {
 
 impl Builder {
     fn table(&mut self, table: Hpa) -> &mut Table {
-        // SAFETY: `table` came from `new_table`, is used by no processor, and the borrow of `self` makes this the only reference.
+        // SAFETY: `table` came from `new_table`, no software but this uses it, and the borrow of `self` makes this the only
+        // reference. A processor that walks it reads whole entries.
         unsafe { &mut *direct(table).cast::<Table>() }
     }
 
@@ -167,6 +169,39 @@ fn memory(regions: &[Region]) -> impl Iterator<Item = &Range<Hpa>> {
 fn pages(start: Hpa, end: Hpa) -> impl Iterator<Item = Hpa> {
     let first = start.align_down(PageSize::Size2M.bytes()).raw();
     (first..end.raw()).step_by(PageSize::Size2M.bytes() as usize).map(Hpa::new)
+}
+
+/// Takes the page at `page` out of the direct map: whoever runs into it faults.
+///
+/// # Safety
+/// The page is never used again. To be called before another CPU can have a translation of it.
+pub(crate) unsafe fn make_guard(page: Hpa) -> Result<(), OutOfFrames> {
+    let address = DIRECT_MAP + page.raw();
+    // SAFETY: reading CR3 has no effect.
+    let mut builder = Builder { root: Hpa::new(unsafe { cr3() }) };
+    let mut table = builder.root;
+    for shift in [39, 30, 21] {
+        let index = (address >> shift) as usize & 511;
+        let entry = builder.table(table)[index];
+        if entry & LEAF != 0 {
+            builder.table(table)[index] = split(&mut builder, entry, PageSize::Size2M)? | PRESENT | WRITABLE;
+        }
+        table = Hpa::new(builder.table(table)[index] & ADDRESS);
+    }
+    builder.table(table)[(address >> 12) as usize & 511] = 0;
+    // SAFETY: drops the old translation.
+    unsafe { flush(address as usize) };
+    Ok(())
+}
+
+/// A table of small pages for what `leaf` maps: its address.
+fn split(builder: &mut Builder, leaf: u64, size: PageSize) -> Result<u64, OutOfFrames> {
+    let table = new_table()?;
+    let (start, flags) = (leaf & ADDRESS & !(size.bytes() - 1), leaf & !ADDRESS & !LEAF);
+    for (page, entry) in (start..).step_by(PAGE_SIZE as usize).zip(builder.table(table)) {
+        *entry = page | flags;
+    }
+    Ok(table.raw())
 }
 
 /// Builds the tables for the machine's `regions` of memory and goes over to them.

@@ -1,8 +1,14 @@
 //! Ways for the hypervisor to fail on purpose: the tests of what it says when it does.
 
+use crate::smp;
+use crate::tables;
+use crate::timer::{self, Deadline};
 use crate::verdict::{self, Verdict};
+use crate::watchdog;
 use core::hint::black_box;
+use core::time::Duration;
 use loader::SelfTest;
+use x86::dtables::{DescriptorTablePointer, lidt};
 
 /// Fails as asked.
 pub(crate) fn fail(how: SelfTest) -> ! {
@@ -13,6 +19,12 @@ pub(crate) fn fail(how: SelfTest) -> ! {
             black_box(overflow(0));
         }
         SelfTest::DoubleFault => double_fault(),
+        SelfTest::TripleFault => triple_fault(),
+        SelfTest::Stuck if smp::cpus() == 1 => verdict::end(
+            Verdict::Usage,
+            format_args!("selftest=stuck: one CPU gets stuck and another tells, but there is one"),
+        ),
+        SelfTest::Stuck => watch_a_stuck_cpu(),
     }
     verdict::end(Verdict::Usage, format_args!("the self-test {how:?} did not fail"))
 }
@@ -30,6 +42,39 @@ fn page_fault() {
 fn overflow(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
     overflow(depth + 1) + frame[0]
+}
+
+/// A fault without anything to take it.
+fn triple_fault() {
+    // SAFETY: none: the fault is the point, and it resets the machine.
+    unsafe { lidt(&DescriptorTablePointer::<u8>::default()) };
+    // SAFETY: as above.
+    unsafe { core::arch::asm!("ud2", options(noreturn)) }
+}
+
+/// Has the other CPUs never come back, and does what a CPU without vCPUs does.
+fn watch_a_stuck_cpu() {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let mut cpu = tables::register(0);
+    watchdog::start(PATIENCE);
+    smp::release(get_stuck);
+    loop {
+        watchdog::beat(0);
+        timer::arm(Deadline::after(PATIENCE / 5));
+        // SAFETY: this CPU's tables are loaded; STI's shadow covers HLT.
+        cpu.idle(|| unsafe { core::arch::asm!("sti", "hlt", "cli", options(nomem, nostack)) });
+    }
+}
+
+/// In the hypervisor, and silent.
+#[inline(never)]
+fn get_stuck(cpu: usize) -> ! {
+    let online = tables::register(cpu);
+    watchdog::beat(cpu);
+    loop {
+        black_box(&online);
+        core::hint::spin_loop();
+    }
 }
 
 /// A fault without a stack to take it on.

@@ -10,7 +10,7 @@ use crate::tables;
 use crate::timer::{self, Deadline};
 use addr::{Hpa, PAGE_SIZE};
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use loader::{BootInfo, Region, RegionKind};
 use spin::Once;
@@ -18,8 +18,11 @@ use spin::Once;
 /// As many CPUs as can take part.
 pub(crate) const MAX_CPUS: usize = 64;
 
-/// Each CPU's stack, in pages.
-const STACK_PAGES: usize = 16;
+/// Each CPU's stack, in pages; the lowest is a guard that is not mapped.
+const STACK_PAGES: usize = 32;
+
+/// What is left of them.
+const STACK_SIZE: u64 = (STACK_PAGES as u64 - 1) * PAGE_SIZE;
 
 /// Where an AP begins. The first MiB is nobody's but the firmware's, and this page is not what it uses.
 const TRAMPOLINE: Hpa = Hpa::new(0x8000);
@@ -32,6 +35,9 @@ static ONLINE: AtomicUsize = AtomicUsize::new(1);
 
 /// Their APIC IDs, by CPU number.
 static APIC_IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
+
+/// Where their stacks begin, above the guard; that of the boot CPU is in the image.
+static STACKS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// What the APs wait for.
 static WORK: Once<fn(usize) -> !> = Once::new();
@@ -75,7 +81,14 @@ fn start_one(id: u32) {
         log::warn!("no memory for a stack of the CPU with APIC ID {id}");
         return;
     };
-    let top = paging::direct(stack.start()) as u64 + STACK_PAGES as u64 * PAGE_SIZE;
+    // SAFETY: the page is the lowest of a new stack, which no CPU uses yet.
+    if unsafe { paging::make_guard(stack.start()) }.is_err() {
+        log::warn!("no memory for a guard below the stack of the CPU with APIC ID {id}");
+        return;
+    }
+    let bottom = paging::direct(stack.start()) as u64 + PAGE_SIZE;
+    let top = bottom + STACK_SIZE;
+    STACKS[index].store(bottom, Ordering::Relaxed);
     APIC_IDS[index].store(id, Ordering::Relaxed);
     // SAFETY: no other AP is on its way, and the stack is this one's.
     unsafe { boot::prepare_ap(index, top) };
@@ -118,6 +131,23 @@ extern "C" fn hv_ap_main(index: usize) -> ! {
 pub(crate) fn release(work: fn(usize) -> !) {
     WORK.call_once(|| work);
     (1..cpus()).for_each(kick);
+}
+
+/// Whether 16 bytes at `address` are of an AP's stack.
+pub(crate) fn is_stack(address: u64) -> bool {
+    let bottoms = STACKS.iter().map(|bottom| bottom.load(Ordering::Relaxed)).filter(|&bottom| bottom != 0);
+    bottoms.into_iter().any(|bottom| (bottom..bottom + STACK_SIZE - 16).contains(&address))
+}
+
+/// Which CPU this is. By its APIC, for who knows nothing else.
+pub(crate) fn this_cpu() -> usize {
+    let id = lapic::id();
+    APIC_IDS.iter().take(cpus()).position(|other| other.load(Ordering::Relaxed) == id).unwrap_or(0)
+}
+
+/// NMI for CPU `cpu`.
+pub(crate) fn nmi(cpu: usize) {
+    lapic::nmi(APIC_IDS[cpu].load(Ordering::Relaxed));
 }
 
 /// Interrupts CPU `cpu`.

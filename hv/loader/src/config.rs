@@ -6,7 +6,7 @@
 //! | --- | --- | --- |
 //! | `log=error\|warn\|info\|debug\|trace` | least important messages shown on the console | `info` |
 //! | `vm=KEY=VALUE,…` | the n-th such word configures the n-th VM | |
-//! | `selftest=panic\|page-fault\|stack-overflow\|double-fault` | the hypervisor dies in this way, to show that it says so | none |
+//! | `selftest=panic\|page-fault\|stack-overflow\|double-fault\|triple-fault\|stuck` | the hypervisor dies in this way, to show that it says so | none |
 //!
 //! and the keys of a VM:
 //!
@@ -56,6 +56,10 @@ pub enum SelfTest {
     StackOverflow,
     /// A double fault.
     DoubleFault,
+    /// A triple fault, which resets the machine.
+    TripleFault,
+    /// A CPU that is stuck; it takes two.
+    Stuck,
 }
 
 /// What one VM is to be.
@@ -325,6 +329,8 @@ impl SelfTest {
             "page-fault" => Self::PageFault,
             "stack-overflow" => Self::StackOverflow,
             "double-fault" => Self::DoubleFault,
+            "triple-fault" => Self::TripleFault,
+            "stuck" => Self::Stuck,
             _ => return None,
         })
     }
@@ -342,7 +348,8 @@ fn bad_level(word: &str) -> ConfigError {
 }
 
 fn bad_selftest(word: &str) -> ConfigError {
-    ConfigError::BadValue { word: word.to_owned(), expected: "panic, page-fault, stack-overflow or double-fault" }
+    let expected = "panic, page-fault, stack-overflow, double-fault, triple-fault or stuck";
+    ConfigError::BadValue { word: word.to_owned(), expected }
 }
 
 fn parse_level(level: &str) -> Option<LevelFilter> {
@@ -458,7 +465,10 @@ mod tests {
         assert_eq!(error("vm=pages=1g"), "`pages=1g`: expected 4k or 2m");
         assert_eq!(error("vm=modules=-1"), "`modules=-1`: expected a number of modules");
         assert_eq!(error("vm=limit=1s"), "`limit=1s`: expected a number of seconds");
-        assert_eq!(error("selftest=x"), "`selftest=x`: expected panic, page-fault, stack-overflow or double-fault");
+        assert_eq!(
+            error("selftest=x"),
+            "`selftest=x`: expected panic, page-fault, stack-overflow, double-fault, triple-fault or stuck"
+        );
         for mem in ["1M", "4G", "2M1", "2097153", "", "-2M", "+4M", "64MB", "0x", "M", "99999999999G"] {
             assert!(error(&format!("vm=mem={mem}")).contains("expected a multiple of 4K from 2M to 3G"), "{mem}");
         }

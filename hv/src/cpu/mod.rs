@@ -109,8 +109,10 @@ pub(crate) unsafe fn init() {
 /// # Safety
 /// Once on each, with interrupts off, on the hypervisor's page tables.
 pub(crate) unsafe fn init_ap() {
-    // SAFETY: the tables live for ever.
-    unsafe { load(Box::into_raw(Box::new(Tables::new()))) };
+    // Not by way of the stack, where they would take most of it.
+    let tables = Box::<Tables>::new_zeroed();
+    // SAFETY: tables without a single descriptor are zeroes, as `Tables::new` has them; they live for ever.
+    unsafe { load(Box::into_raw(tables.assume_init())) };
     // SAFETY: reading CR4 has no effect.
     let features = unsafe { cr4() };
     // SAFETY: the boot tables, which this CPU has come from, have no global pages.

@@ -106,7 +106,7 @@ const PAGE_FAULT: u64 = 14;
 #[unsafe(no_mangle)]
 extern "C" fn hv_trap(frame: &TrapFrame) {
     match frame.vector {
-        NMI => log::warn!("NMI at {:#x}", frame.rip),
+        NMI => crate::panic::nmi(frame),
         vector if vector < EXCEPTIONS.len() as u64 => {
             // SAFETY: reading CR2 has no effect.
             let address = if vector == PAGE_FAULT { Some(unsafe { cr2() }) } else { None };

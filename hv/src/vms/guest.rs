@@ -72,7 +72,10 @@ impl<F: Nested> Guest<F> {
         let mut view = memory.view(cpu, &mut tlb);
         let entry = match loader::load(module(plan.image), &modules, config.ram, &mut view) {
             Ok(entry) => entry,
-            Err(error) => return Err((Verdict::BadImage, Why::Refused(error))),
+            Err(error) => {
+                memory.free(cpu);
+                return Err((Verdict::BadImage, Why::Refused(error)));
+            }
         };
         let clock = TscClock::new();
         let vcpus = config.vcpus;

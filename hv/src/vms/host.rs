@@ -5,6 +5,7 @@ use super::memory::Nested;
 use super::seat::Seat;
 use crate::smp;
 use crate::timer::{self, Deadline};
+use crate::watchdog;
 use backends::Backend;
 use core::time::Duration;
 use devices::{Clock, Nanoseconds};
@@ -25,6 +26,7 @@ pub(super) fn arm(deadlines: impl IntoIterator<Item = Option<Deadline>>) {
 /// The CPU that a vCPU runs on, for one slice of time.
 pub(super) struct Slice<'a, B: Backend<Tables: Nested>> {
     guest: &'a Guest<B::Tables>,
+    cpu: usize,
     /// The vCPUs that share the CPU.
     others: [&'a [Seat<B>]; 2],
     /// When the slice ends, if there are others.
@@ -34,9 +36,9 @@ pub(super) struct Slice<'a, B: Backend<Tables: Nested>> {
 }
 
 impl<'a, B: Backend<Tables: Nested>> Slice<'a, B> {
-    pub(super) fn new(guest: &'a Guest<B::Tables>, others: [&'a [Seat<B>]; 2]) -> Self {
+    pub(super) fn new(guest: &'a Guest<B::Tables>, cpu: usize, others: [&'a [Seat<B>]; 2]) -> Self {
         let alone = others.iter().all(|others| others.is_empty());
-        Self { guest, others, end: (!alone).then(|| Deadline::after(SLICE)), due: None }
+        Self { guest, cpu, others, end: (!alone).then(|| Deadline::after(SLICE)), due: None }
     }
 
     fn is_over(&self) -> bool {
@@ -47,6 +49,7 @@ impl<'a, B: Backend<Tables: Nested>> Slice<'a, B> {
 impl<B: Backend<Tables: Nested>, V: Vcpu> Host<V> for Slice<'_, B> {
     fn interrupted(&mut self, vcpu: &mut V) -> Turn {
         vcpu.leave();
+        watchdog::beat(self.cpu);
         match self.guest.limit {
             Some(limit) if limit.is_past() => Turn::Limit,
             _ if self.is_over() => Turn::Over,

@@ -9,6 +9,7 @@ use crate::paging;
 use crate::smp;
 use crate::tables::{self, Machine};
 use crate::verdict::{self, Verdict};
+use crate::watchdog;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -136,6 +137,7 @@ fn rest(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
 
 /// Sleeps until the next interrupt, unless the CPU is `wanted` already.
 fn sleep(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
+    watchdog::beat(cpu.index());
     memory::poll(cpu);
     cpu.idle(|| {
         // Whoever calls from here on sees that this CPU is away, and kicks it.

@@ -283,6 +283,7 @@ pub(super) const ROWS: &[Row] = &[
     self_test("hv-panic", "selftest=panic", "self-test", "hv::selftest::fail"),
     self_test("hv-page-fault", "selftest=page-fault", "page fault", "hv::selftest::page_fault"),
     self_test("hv-overflow", "selftest=stack-overflow", "double fault", "hv::selftest::overflow"),
+    Row { vcpus: 2, ..self_test("hv-stuck", "selftest=stuck", "CPU 1 is stuck", "hv::selftest::get_stuck") },
     self_test("hv-double-fault", "selftest=double-fault", "double fault", "hv::selftest::"),
     Row {
         name: "hv-usage",
