@@ -17,8 +17,9 @@ const BOOT: u64 = 1 << 8;
 const FIRST_MSR: u32 = 0x800;
 
 impl LocalApic {
+    /// Whether it is on, in whichever mode.
     #[inline]
-    pub(crate) fn is_on(&self) -> bool {
+    pub fn is_on(&self) -> bool {
         self.base & ON != 0
     }
 

@@ -18,6 +18,8 @@ pub struct Context<S> {
     pub(crate) stats: Stats,
     pub(crate) activity: Activity,
     pub(crate) apic: LocalApic,
+    /// An NMI waits to be delivered.
+    pub(crate) nmi: bool,
 }
 
 /// What a vCPU does between its exits (Intel SDM vol. 3, section 25.4.2: the activity states).
@@ -54,6 +56,7 @@ impl<S: Copy> Context<S> {
             stats: Stats::default(),
             activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
             apic: LocalApic::new(index as u32, mailbox),
+            nmi: false,
         }
     }
 

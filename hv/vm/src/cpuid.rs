@@ -241,6 +241,14 @@ impl Table {
         }
     }
 
+    /// An APIC that is off is not there (Intel SDM vol. 3, section 11.4.3).
+    pub(crate) fn set_apic(&mut self, on: bool) {
+        const APIC: u32 = 1 << 9;
+        let features = self.get(1, 0);
+        let edx = if on { features.edx | APIC } else { features.edx & !APIC };
+        self.set(1, Leaf { edx, ..features });
+    }
+
     fn set_topology(&mut self, topology: Topology) {
         let features = self.get(1, 0);
         let several = if topology.vcpus > 1 { HYPER_THREADING } else { 0 };

@@ -36,7 +36,7 @@ pub enum Exit {
     ExternalInterrupt,
     /// An NMI for the host.
     Nmi,
-    /// The guest can take an interrupt now, as was asked for.
+    /// The guest can take an interrupt or an NMI now, as was asked for.
     InterruptWindow,
     /// A triple fault in the guest.
     Shutdown,
@@ -251,6 +251,8 @@ pub enum Instruction {
 pub enum Event {
     /// An external interrupt.
     Interrupt(u8),
+    /// An NMI.
+    Nmi,
     /// An exception, as a fault at the current instruction.
     Exception(Exception),
 }

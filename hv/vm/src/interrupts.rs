@@ -49,7 +49,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     /// Hands the guest an interrupt if one is pending, now or as soon as it takes one.
     #[inline]
     pub(crate) fn deliver<V: Vcpu>(&mut self, vcpu: &mut V) {
-        if self.interrupt_pending() {
+        if self.interrupt_pending() || self.context.nmi {
             self.deliver_pending(vcpu);
         }
     }
@@ -66,11 +66,23 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     #[cold]
     fn deliver_pending<V: Vcpu>(&mut self, vcpu: &mut V) {
         self.leave_shadowed_halt(vcpu);
+        if self.context.nmi {
+            self.deliver_nmi(vcpu);
+        }
         let deliverable = vcpu.interruptible();
         if deliverable && let Some(vector) = self.accept_interrupt() {
             vcpu.inject(Event::Interrupt(vector));
         }
         vcpu.request_window(self.interrupt_pending());
+    }
+
+    fn deliver_nmi<V: Vcpu>(&mut self, vcpu: &mut V) {
+        let taken = vcpu.takes_nmi();
+        if taken {
+            vcpu.inject(Event::Nmi);
+        }
+        self.context.nmi = !taken;
+        vcpu.request_nmi_window(!taken);
     }
 
     /// Takes the interrupt that comes first: one of the 8259s' before the APIC's own.
@@ -133,15 +145,17 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         self.go(next)
     }
 
-    /// INIT and start-up. They do nothing to the boot vCPU but end its VM: there is no firmware to begin in again.
+    /// NMI, INIT and start-up. The latter do nothing to the boot vCPU but end its VM: there is no firmware to begin in again.
     fn take_signals<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
         let signals = self.door.mailbox.take_signals();
+        self.context.nmi |= signals.nmi;
         if signals.init {
             if self.is_boot() {
                 return Flow::Stop(Stop::Reset);
             }
             vcpu.reset(Start::Sipi(0));
             self.context.apic.reset(&self.door.mailbox);
+            self.context.nmi = false;
             self.context.activity = Activity::AwaitingSipi;
         }
         if let Some(page) = signals.startup
@@ -170,7 +184,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             self.context.activity = Activity::Dead;
             return if self.vm.bury() { Flow::Yield } else { Flow::Stop(Stop::Halted) };
         }
-        if self.interrupt_pending() {
+        if self.interrupt_pending() || self.context.nmi {
             self.deliver(vcpu);
             return Flow::Resume;
         }
@@ -187,7 +201,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             return ControlFlow::Break(());
         }
         self.time_passes(vcpu, host);
-        if self.context.activity == Activity::Halted && vcpu.injecting() {
+        if matches!(self.context.activity, Activity::Halted | Activity::Dead) && vcpu.injecting() {
+            if self.context.activity == Activity::Dead {
+                self.vm.revive();
+            }
             self.context.activity = Activity::Running;
         }
         let next = if self.context.activity == Activity::Running { Flow::Resume } else { Flow::Yield };

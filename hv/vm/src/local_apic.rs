@@ -51,6 +51,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         let effect = match register {
             IA32_APIC_BASE => {
                 apic.set_base(value, self.context.features.maxphyaddr, mailbox)?;
+                self.context.cpuid.set_apic(apic.is_on());
                 Effect::Timer
             }
             IA32_TSC_DEADLINE => {

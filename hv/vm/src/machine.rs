@@ -212,6 +212,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             }
             Exit::InterruptWindow => {
                 vcpu.request_window(false);
+                vcpu.request_nmi_window(false);
                 self.deliver(vcpu);
                 Flow::Resume
             }

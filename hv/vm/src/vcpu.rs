@@ -142,6 +142,11 @@ pub trait Vcpu: Registers {
     /// Asks for an exit as soon as an interrupt can be taken, or no longer.
     fn request_window(&mut self, wanted: bool);
 
+    /// Whether an NMI could be taken at the current instruction: none is being handled, from its delivery to the next IRET.
+    fn takes_nmi(&self) -> bool;
+    /// Asks for an exit as soon as an NMI can be taken, or no longer.
+    fn request_nmi_window(&mut self, wanted: bool);
+
     /// Writes the exit's reason and the guest's registers, for people.
     ///
     /// # Errors

@@ -135,6 +135,20 @@ impl Drop for Svm {
     }
 }
 
+/// Where the guest is with its last NMI. The processor does not tell: IRET is intercepted while it matters (as KVM does
+/// without virtual NMIs).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nmi {
+    /// There is none.
+    None,
+    /// Its handler runs, up to the next IRET.
+    Handled,
+    /// That IRET, at this address, is about to be executed, or was.
+    Returns { from: u64 },
+}
+
+const NMI_VECTOR: u64 = 2;
+
 /// A virtual CPU under SVM.
 pub struct SvmVcpu {
     registers: Switched,
@@ -153,6 +167,7 @@ pub struct SvmVcpu {
     shares_asid: bool,
     _io_permissions: HardwarePage<IoPermissions>,
     _msr_permissions: HardwarePage<MsrPermissions>,
+    nmi: Nmi,
 }
 
 impl SvmVcpu {
@@ -197,6 +212,7 @@ impl SvmVcpu {
             registers: Switched::default(),
             vmcb,
             host: HardwarePage::new(physical, Vmcb::zeroed()),
+            nmi: Nmi::None,
             guest_loaded: false,
             occupant: svm.occupant.clone(),
             resident: Resident::new(if svm.has_tsc_aux { &[x86::msr::IA32_TSC_AUX] } else { &[] }),
@@ -408,6 +424,8 @@ impl Vcpu for SvmVcpu {
         let control = &mut self.vmcb.control;
         control.event_injection = 0;
         control.interrupt_state = 0;
+        control.intercept_misc1 &= !misc1::IRET;
+        self.nmi = Nmi::None;
         let save = &mut self.vmcb.save;
         save.cpl = 0;
         save.efer = EFER_SVME;
@@ -456,7 +474,7 @@ impl Vcpu for SvmVcpu {
             }
             exit_code::HLT => Exit::Halt,
             exit_code::INTR => Exit::ExternalInterrupt,
-            exit_code::VINTR => Exit::InterruptWindow,
+            exit_code::VINTR | exit_code::IRET => Exit::InterruptWindow,
             _ => self.rare_exit(),
         }
     }
@@ -550,9 +568,14 @@ impl Vcpu for SvmVcpu {
     }
 
     fn inject(&mut self, event: Event) {
+        if event == Event::Nmi {
+            self.nmi = Nmi::Handled;
+            self.vmcb.control.intercept_misc1 |= misc1::IRET;
+        }
         self.vmcb.control.event_injection = event::VALID
             | match event {
                 Event::Interrupt(vector) => event::TYPE_INTERRUPT | u64::from(vector),
+                Event::Nmi => event::TYPE_NMI | NMI_VECTOR,
                 Event::Exception(exception) => {
                     let error =
                         exception.error_code().map_or(0, |code| event::ERROR_CODE_VALID | u64::from(code) << 32);
@@ -575,6 +598,25 @@ impl Vcpu for SvmVcpu {
         } else {
             control.virtual_interrupt &= !virtual_interrupt::PENDING;
             control.intercept_misc1 &= !misc1::VINTR;
+        }
+    }
+
+    fn takes_nmi(&self) -> bool {
+        let over = match self.nmi {
+            Nmi::None => true,
+            Nmi::Handled => false,
+            Nmi::Returns { from } => self.rip() != from,
+        };
+        over && !self.shadowed() && !self.injecting()
+    }
+
+    /// There is no such window: IRET exits while an NMI is handled, and behind it an interrupt's window opens if anything does.
+    fn request_nmi_window(&mut self, wanted: bool) {
+        if wanted {
+            self.request_window(true);
+        } else if self.vmcb.control.exit_code == exit_code::IRET {
+            self.nmi = Nmi::Returns { from: self.rip() };
+            self.vmcb.control.intercept_misc1 &= !misc1::IRET;
         }
     }
 

@@ -145,6 +145,7 @@ pub(super) mod misc1 {
     pub(in crate::svm) const SMI: u32 = 1 << 2;
     pub(in crate::svm) const INIT: u32 = 1 << 3;
     pub(in crate::svm) const VINTR: u32 = 1 << 4;
+    pub(in crate::svm) const IRET: u32 = 1 << 20;
     pub(in crate::svm) const CPUID: u32 = 1 << 18;
     pub(in crate::svm) const INVD: u32 = 1 << 22;
     pub(in crate::svm) const HLT: u32 = 1 << 24;
@@ -177,6 +178,7 @@ pub(super) mod exit_code {
     pub(in crate::svm) const INTR: u64 = 0x60;
     pub(in crate::svm) const NMI: u64 = 0x61;
     pub(in crate::svm) const VINTR: u64 = 0x64;
+    pub(in crate::svm) const IRET: u64 = 0x74;
     pub(in crate::svm) const CPUID: u64 = 0x72;
     pub(in crate::svm) const INVD: u64 = 0x76;
     pub(in crate::svm) const HLT: u64 = 0x78;
@@ -207,6 +209,7 @@ pub(super) mod virtual_interrupt {
 /// `event_injection` (APM section 15.20).
 pub(super) mod event {
     pub(in crate::svm) const TYPE_INTERRUPT: u64 = 0 << 8;
+    pub(in crate::svm) const TYPE_NMI: u64 = 2 << 8;
     pub(in crate::svm) const TYPE_EXCEPTION: u64 = 3 << 8;
     pub(in crate::svm) const ERROR_CODE_VALID: u64 = 1 << 11;
     pub(in crate::svm) const VALID: u64 = 1 << 31;

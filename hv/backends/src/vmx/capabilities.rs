@@ -115,12 +115,13 @@ const INVEPT_ALL: u64 = 1 << 26;
 // IA32_VMX_MISC (SDM appendix A.6): the preemption timer's rate.
 const MISC_TIMER_RATE: u64 = 0x1f;
 
-const PIN_REQUIRED: [Required; 2] = [
+const PIN_REQUIRED: [Required; 3] = [
     (
         PinbasedControls::EXTERNAL_INTERRUPT_EXITING.bits(),
         "external-interrupt exiting: IA32_VMX_PINBASED_CTLS (481h) bit 32",
     ),
     (PinbasedControls::NMI_EXITING.bits(), "NMI exiting: IA32_VMX_PINBASED_CTLS (481h) bit 35"),
+    (PinbasedControls::VIRTUAL_NMIS.bits(), "virtual NMIs: IA32_VMX_PINBASED_CTLS (481h) bit 37"),
 ];
 
 const PRIMARY_REQUIRED: [Required; 9] = [
@@ -316,7 +317,7 @@ pub(super) mod tests {
         assert_eq!(found.features, everything);
         // Neither CR3 exits, which the true controls spare, nor an interrupt window that nobody asked for.
         assert_eq!(found.controls.primary, 0xb518_65fa);
-        assert_eq!(found.controls.pin, 0x5f);
+        assert_eq!(found.controls.pin, 0x7f);
         assert_eq!(found.controls.entry & 1 << 9, 0);
     }
 

@@ -9,6 +9,7 @@ pub(super) const EXCEPTION_OR_NMI: u64 = 0;
 pub(super) const EXTERNAL_INTERRUPT: u64 = 1;
 pub(super) const TRIPLE_FAULT: u64 = 2;
 pub(super) const INTERRUPT_WINDOW: u64 = 7;
+pub(super) const NMI_WINDOW: u64 = 8;
 pub(super) const TASK_SWITCH: u64 = 9;
 pub(super) const CPUID: u64 = 10;
 pub(super) const GETSEC: u64 = 11;

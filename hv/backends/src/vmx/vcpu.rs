@@ -35,6 +35,7 @@ const EVENT_VECTOR: u64 = 0xff;
 const EVENT_TYPE: u64 = 7 << 8;
 const TYPE_INTERRUPT: u64 = 0 << 8;
 const TYPE_NMI: u64 = 2 << 8;
+const NMI_VECTOR: u64 = 2;
 const TYPE_EXCEPTION: u64 = 3 << 8;
 /// Software interrupts and exceptions: their instruction runs again.
 const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
@@ -42,6 +43,10 @@ const EVENT_ERROR_CODE: u64 = 1 << 11;
 
 /// Interruptibility: the shadows of STI and MOV SS.
 const SHADOW: u64 = 3;
+/// Interruptibility: an NMI is being handled.
+const NMI_BLOCKED: u64 = 1 << 3;
+/// Exit qualification: the IRET that ended an NMI's handling is what exits, and will run again.
+const NMI_UNBLOCKED: u64 = 1 << 12;
 
 const MODE_64: u64 = 1 << 13;
 
@@ -151,9 +156,20 @@ impl VmxVcpu {
         }
         let interrupted = self.vmcs.read(ro::IDT_VECTORING_INFO);
         if interrupted & EVENT_VALID != 0 {
+            // An NMI that comes again must not find itself in its own way (SDM section 27.3.1.5).
+            if interrupted & EVENT_TYPE == TYPE_NMI {
+                self.block_nmis(false);
+            }
             self.redeliver(interrupted);
+        } else if self.reason == reason::EPT_VIOLATION && self.qualification() & NMI_UNBLOCKED != 0 {
+            self.block_nmis(true);
         }
         false
+    }
+
+    fn block_nmis(&mut self, blocked: bool) {
+        let state = self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & !NMI_BLOCKED;
+        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, state | if blocked { NMI_BLOCKED } else { 0 });
     }
 
     /// An NMI is the host's. A #DB exits before the debug registers tell of it (SDM section 28.1).
@@ -289,6 +305,7 @@ impl VmxVcpu {
             }
             reason::CONTROL_REGISTER => self.control_register_exit(),
             reason::NOT_ENTERED => Exit::Emulate,
+            reason::NMI_WINDOW => Exit::InterruptWindow,
             // The host has a look at its interrupts, which is what the timer is for.
             reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,
             reason::INVD => Exit::Instruction(Instruction::Invd),
@@ -548,6 +565,7 @@ impl Vcpu for VmxVcpu {
     fn inject(&mut self, event: Event) {
         let info = match event {
             Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
+            Event::Nmi => TYPE_NMI | NMI_VECTOR,
             Event::Exception(exception) => {
                 let mut info = TYPE_EXCEPTION | u64::from(exception.vector());
                 // In real mode none is pushed, and an entry with one is refused.
@@ -571,6 +589,14 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn request_window(&mut self, wanted: bool) {
         self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), wanted);
+    }
+
+    fn takes_nmi(&self) -> bool {
+        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & (SHADOW | NMI_BLOCKED) == 0 && !self.injecting()
+    }
+
+    fn request_nmi_window(&mut self, wanted: bool) {
+        self.set_primary(PrimaryControls::NMI_WINDOW_EXITING.bits(), wanted);
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {

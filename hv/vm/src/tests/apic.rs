@@ -115,3 +115,27 @@ fn without_the_apic_the_page_is_nobodys() {
     assert_eq!(guest.handle_on(Exit::WriteMsr, &mut host), Flow::Resume);
     assert_eq!(access(&mut guest, &mut host, 0x20, None), 0xffff_ffff);
 }
+
+#[test]
+fn an_nmi_comes_with_interrupts_off_too() {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.rflags &= !INTERRUPT_FLAG;
+    access(&mut guest, &mut host, 0x300, Some(0x4_4400));
+    guest.vcpu.then(Exit::Shutdown, |_| {});
+    assert_eq!(guest.run(&mut host), Stop::TripleFault);
+    assert_eq!(guest.vcpu.delivered, [Event::Nmi]);
+}
+
+#[test]
+fn an_nmi_waits_for_the_end_of_the_one_before() {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.nmi_handled = true;
+    access(&mut guest, &mut host, 0x300, Some(0x4_4400));
+    guest.vcpu.then(Exit::InterruptWindow, |vcpu| {
+        assert!(vcpu.nmi_window && vcpu.delivered.is_empty());
+        vcpu.nmi_handled = false;
+    });
+    guest.vcpu.then(Exit::Shutdown, |_| {});
+    assert_eq!(guest.run(&mut host), Stop::TripleFault);
+    assert_eq!((guest.vcpu.delivered.as_slice(), guest.vcpu.nmi_window), (&[Event::Nmi][..], false));
+}

@@ -23,6 +23,10 @@ pub(super) struct TestVcpu {
     pub(super) shadow: bool,
     /// Takes no interrupt before the script begins: what waits at the start comes with its first exit.
     pub(super) blocked: bool,
+    /// An NMI is being handled.
+    pub(super) nmi_handled: bool,
+    /// Whether an exit was asked for as soon as an NMI can be taken.
+    pub(super) nmi_window: bool,
     /// What a processor with next-RIP save tells.
     pub(super) next_rip: Option<u64>,
     /// To be delivered at the next entry.
@@ -54,6 +58,8 @@ impl TestVcpu {
             tsc: 0,
             shadow: false,
             blocked: false,
+            nmi_handled: false,
+            nmi_window: false,
             next_rip: None,
             event: None,
             window: false,
@@ -75,7 +81,7 @@ impl TestVcpu {
     pub(super) fn raised(&self) -> Option<(u8, Option<u32>)> {
         match self.event {
             Some(Event::Exception(exception)) => Some((exception.vector(), exception.error_code())),
-            Some(Event::Interrupt(vector)) => panic!("interrupt {vector:#x} in place of an exception"),
+            Some(event) => panic!("{event:?} in place of an exception"),
             None => None,
         }
     }
@@ -179,7 +185,11 @@ impl Vcpu for TestVcpu {
     }
     fn inject(&mut self, event: Event) {
         assert_eq!(self.event, None, "{event:?} comes on top");
-        assert!(matches!(event, Event::Exception(_)) || self.interruptible(), "{event:?} is not taken here");
+        match event {
+            Event::Exception(_) => {}
+            Event::Interrupt(_) => assert!(self.interruptible(), "{event:?} is not taken here"),
+            Event::Nmi => assert!(self.takes_nmi(), "{event:?} is not taken here"),
+        }
         self.event = Some(event);
     }
     fn injecting(&self) -> bool {
@@ -187,6 +197,12 @@ impl Vcpu for TestVcpu {
     }
     fn request_window(&mut self, wanted: bool) {
         self.window = wanted;
+    }
+    fn takes_nmi(&self) -> bool {
+        !self.shadow && self.event.is_none() && !self.nmi_handled
+    }
+    fn request_nmi_window(&mut self, wanted: bool) {
+        self.nmi_window = wanted;
     }
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
         writeln!(out, "rip {:x}", self.rip)
