@@ -50,7 +50,7 @@ pub struct Features {
     pub accessed_dirty: bool,
     /// INVEPT can flush one guest's translations alone.
     pub invept_single: bool,
-    /// PAT is switched by entries and exits.
+    /// PAT is switched by entries and exits: else they load it from lists of MSRs.
     pub pat: bool,
     /// The preemption timer counts once in 2^n ticks of the TSC.
     pub preemption_timer: Option<u8>,
@@ -71,7 +71,7 @@ impl fmt::Display for Features {
             (self.vpid, "VPID"),
             (self.accessed_dirty, "EPT accessed and dirty bits"),
             (self.invept_single, "single-context INVEPT"),
-            (self.pat, "PAT switched"),
+            (self.pat, "PAT controls"),
             (self.preemption_timer.is_some(), "preemption timer"),
             (self.rdtscp, "RDTSCP"),
         ];
@@ -375,7 +375,7 @@ pub(super) mod tests {
         let report = found.features.to_string();
         assert_eq!(found.controls.secondary, 1 << 1);
         let nothing = "pages up to 4K, no unrestricted guest, no VPID, no EPT accessed and dirty bits, \
-                       no single-context INVEPT, no PAT switched, no preemption timer, no RDTSCP";
+                       no single-context INVEPT, no PAT controls, no preemption timer, no RDTSCP";
         assert_eq!(report, nothing);
     }
 }

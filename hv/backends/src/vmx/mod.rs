@@ -7,6 +7,7 @@ mod dump;
 mod failure;
 mod guest_state;
 mod host;
+mod pat;
 mod permissions;
 mod real_mode;
 mod reason;

@@ -3,6 +3,7 @@
 use super::Vmx;
 use super::capabilities::{Capabilities, Features};
 use super::control_registers::{CR0_PE, Shadowed};
+use super::pat::Pat;
 use super::permissions::MsrBitmap;
 use super::reason::{self, CrAccess};
 use super::switch::{self, Switched};
@@ -89,8 +90,8 @@ pub struct VmxVcpu {
     pub(super) unpaged: Option<Unpaged>,
     /// The exit was by a MOV to CR0 that turns PAE paging on: the top entries have to be read first.
     pub(super) needs_pdptes: bool,
-    /// PAT where the processor does not switch it: kept, without effect.
-    pat: u64,
+    /// PAT, where it is not in the VMCS.
+    pat: Option<Pat>,
     pub(super) capabilities: Capabilities,
     pub(super) physical_bits: u8,
     pub(super) msr_bitmap: HardwarePage<MsrBitmap>,
@@ -120,7 +121,7 @@ impl VmxVcpu {
             paged_cr4,
             unpaged: None,
             needs_pdptes: false,
-            pat: PAT_AT_RESET,
+            pat: (!features.pat).then(|| Pat::new(vmx.physical, PAT_AT_RESET)),
             capabilities: vmx.capabilities,
             physical_bits: vmx.physical_bits,
             msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),
@@ -131,6 +132,9 @@ impl VmxVcpu {
         vcpu.load();
         host::write(&mut vcpu.vmcs, features.pat);
         vcpu.write_controls(vmx, tag);
+        if let Some(pat) = &vcpu.pat {
+            pat.install(&mut vcpu.vmcs);
+        }
         vcpu.reset(start);
         vcpu
     }
@@ -533,8 +537,10 @@ impl Vcpu for VmxVcpu {
     fn state_msr(&self, msr: StateMsr) -> u64 {
         match msr {
             StateMsr::Efer => self.efer(),
-            StateMsr::Pat if self.capabilities.features.pat => self.vmcs.read(guest::IA32_PAT_FULL),
-            StateMsr::Pat => self.pat,
+            StateMsr::Pat => match &self.pat {
+                Some(pat) => pat.get(),
+                None => self.vmcs.read(guest::IA32_PAT_FULL),
+            },
             StateMsr::Tsc => tsc().wrapping_add(self.tsc_offset),
         }
     }
@@ -543,8 +549,10 @@ impl Vcpu for VmxVcpu {
     fn set_state_msr(&mut self, msr: StateMsr, value: u64) {
         match msr {
             StateMsr::Efer => self.set_efer(value),
-            StateMsr::Pat if self.capabilities.features.pat => self.vmcs.write(guest::IA32_PAT_FULL, value),
-            StateMsr::Pat => self.pat = value,
+            StateMsr::Pat => match &mut self.pat {
+                Some(pat) => pat.set(value),
+                None => self.vmcs.write(guest::IA32_PAT_FULL, value),
+            },
             StateMsr::Tsc => {
                 self.tsc_offset = value.wrapping_sub(tsc());
                 self.vmcs.write(control::TSC_OFFSET_FULL, self.tsc_offset);
