@@ -42,6 +42,10 @@ const CR0_CACHE: u64 = 3 << 29;
 /// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
 const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 
+/// After so many PAUSEs the host has a look at its interrupts (KVM lets as many pass): the guest waits for something, and
+/// Bochs keeps the host's interrupts back while the guest has its own off.
+const PATIENCE: u16 = 3000;
+
 /// SVM, switched on on this CPU.
 pub struct Svm {
     _host_save: HardwarePage<Vmcb>,
@@ -50,6 +54,7 @@ pub struct Svm {
     next_rip_save: bool,
     decode_assists: bool,
     flush_by_asid: bool,
+    pause_filter: bool,
     /// The highest ASID.
     last_asid: u32,
     has_tsc_aux: bool,
@@ -103,6 +108,7 @@ impl Backend for Svm {
             next_rip_save: features.has_nrip(),
             decode_assists: features.has_decode_assists(),
             flush_by_asid: features.has_flush_by_asid(),
+            pause_filter: features.has_pause_filter(),
             last_asid: features.supported_asids().max(2) - 1,
             has_tsc_aux: extended.is_some_and(|features| features.has_rdtscp()),
             physical_bits,
@@ -117,10 +123,10 @@ impl Backend for Svm {
 impl fmt::Display for Svm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let no = |present| if present { "" } else { "no " };
-        let (next_rip, by_asid) = (no(self.next_rip_save), no(self.flush_by_asid));
+        let (next_rip, by_asid, pause) = (no(self.next_rip_save), no(self.flush_by_asid), no(self.pause_filter));
         write!(
             f,
-            "SVM with nested paging: {next_rip}next-RIP save, {by_asid}flush by ASID, {} ASIDs",
+            "SVM with nested paging: {next_rip}next-RIP save, {by_asid}flush by ASID, {pause}PAUSE filter, {} ASIDs",
             self.last_asid + 1
         )
     }
@@ -200,6 +206,10 @@ impl SvmVcpu {
             | misc2::MONITOR
             | misc2::MWAIT
             | misc2::XSETBV;
+        if svm.pause_filter {
+            control.intercept_misc1 |= misc1::PAUSE;
+            control.pause_filter_count = PATIENCE;
+        }
         control.iopm_base = io_permissions.address().raw();
         control.msrpm_base = msr_permissions.address().raw();
         let (asid, shares_asid) = svm.asid(tag);
@@ -312,6 +322,7 @@ impl SvmVcpu {
                 Exit::Exception(Exception::new(vector, has_error_code.then_some(control.exit_info1 as u32)))
             }
             exit_code::NMI => Exit::Nmi,
+            exit_code::PAUSE => Exit::ExternalInterrupt,
             exit_code::INVD => Exit::Instruction(Instruction::Invd),
             exit_code::XSETBV => Exit::Instruction(Instruction::Xsetbv),
             exit_code::INVLPGA

@@ -148,6 +148,7 @@ pub(super) mod misc1 {
     pub(in crate::svm) const IRET: u32 = 1 << 20;
     pub(in crate::svm) const CPUID: u32 = 1 << 18;
     pub(in crate::svm) const INVD: u32 = 1 << 22;
+    pub(in crate::svm) const PAUSE: u32 = 1 << 23;
     pub(in crate::svm) const HLT: u32 = 1 << 24;
     pub(in crate::svm) const INVLPGA: u32 = 1 << 26;
     pub(in crate::svm) const IOIO: u32 = 1 << 27;
@@ -181,6 +182,7 @@ pub(super) mod exit_code {
     pub(in crate::svm) const IRET: u64 = 0x74;
     pub(in crate::svm) const CPUID: u64 = 0x72;
     pub(in crate::svm) const INVD: u64 = 0x76;
+    pub(in crate::svm) const PAUSE: u64 = 0x77;
     pub(in crate::svm) const HLT: u64 = 0x78;
     pub(in crate::svm) const INVLPGA: u64 = 0x7a;
     pub(in crate::svm) const IOIO: u64 = 0x7b;
