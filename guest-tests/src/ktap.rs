@@ -66,9 +66,9 @@ macro_rules! check {
     };
     ($condition:expr, $($message:tt)+) => {
         if !$condition {
-            return $crate::ktap::failed(
+            return Err($crate::ktap::failed(
                 file!(), line!(), stringify!($condition), format_args!($($message)+),
-            );
+            ));
         }
     };
 }
@@ -82,10 +82,10 @@ macro_rules! check_eq {
     ($got:expr, $expected:expr, $($message:tt)+) => {
         match ($got, $expected) {
             (got, expected) => if got != expected {
-                return $crate::ktap::failed(
+                return Err($crate::ktap::failed(
                     file!(), line!(), stringify!($got),
                     format_args!("got {got:x?}, expected {expected:x?} (hex) {}", format_args!($($message)+)),
-                );
+                ));
             }
         }
     };
@@ -101,9 +101,22 @@ macro_rules! skip_unless {
     };
 }
 
+/// The value of a result that should be `Ok`; ends the test as failed if it is not, with the error.
+#[macro_export]
+macro_rules! check_ok {
+    ($result:expr $(,)?) => {
+        match $result {
+            Ok(value) => value,
+            Err(error) => {
+                return Err($crate::ktap::failed(file!(), line!(), stringify!($result), format_args!("{error:?}")));
+            }
+        }
+    };
+}
+
 /// Prints the diagnostic of a failed check.
 #[doc(hidden)]
-pub fn failed(file: &str, line: u32, what: &str, why: fmt::Arguments<'_>) -> Outcome {
+pub fn failed(file: &str, line: u32, what: &str, why: fmt::Arguments<'_>) -> Stop {
     println!("# {file}:{line}: {what}: {why}");
-    Err(Stop::Failed)
+    Stop::Failed
 }

@@ -32,6 +32,7 @@
 #![no_std]
 
 pub mod apic;
+pub mod balloon;
 pub mod boot;
 pub mod clock;
 pub mod console;

@@ -58,6 +58,11 @@ impl Pattern {
         Ok(())
     }
 
+    /// Whether it was written since it was last given back.
+    pub fn is_written(&self, page: u64) -> bool {
+        GENERATIONS[page as usize].load(Relaxed) > 0
+    }
+
     /// Notes that the page was given back, and is 0.
     pub fn forget(&self, page: u64) {
         GENERATIONS[page as usize].store(0, Relaxed);

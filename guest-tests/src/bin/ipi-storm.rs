@@ -33,7 +33,7 @@ const PING: u8 = 0x60;
 const PONG: u8 = 0x70;
 
 /// How long an IPI may take: an emulator's processor may be kept waiting by the machine it runs on.
-const PATIENCE_SECONDS: u64 = 20;
+const PATIENCE_SECONDS: u64 = 10;
 
 /// IPIs from each processor to each.
 type Matrix = PerCpu<[AtomicU64; Cpu::MOST]>;
