@@ -261,6 +261,8 @@ pub enum Event {
 impl Event {
     /// #UD.
     pub const UNDEFINED: Self = Self::Exception(Exception::new(6, None));
+    /// #SS(0).
+    pub const STACK_FAULT: Self = Self::Exception(Exception::new(12, Some(0)));
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self = Self::Exception(Exception::new(13, Some(0)));
 }

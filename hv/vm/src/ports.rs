@@ -8,8 +8,8 @@ use addr::Gva;
 use core::ops::ControlFlow;
 use devices::{Clock, Outcome, Sink, Size};
 use emul::string_io::{self, Direction, StringIo};
-use emul::{Bitness, Gpr};
-use walk::{Access, SetAccessedDirty};
+use emul::{Bitness, Gpr, Segment};
+use walk::{Access, Fault, SetAccessedDirty};
 
 /// Below are the interrupt controllers, the timer and the clock: writing there may change when they next want attention.
 const FIRST_TIMELESS_PORT: u16 = 0x80;
@@ -113,8 +113,11 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
                 walk::write(&self.memory, &paging, at, privilege, element)?;
                 Ok(Outcome::Continue)
             }
-            Direction::Out(_) => {
-                walk::read(&self.memory, &paging, at, privilege, element)?;
+            Direction::Out(segment) => {
+                walk::read(&self.memory, &paging, at, privilege, element).map_err(|fault| match (fault, segment) {
+                    (Fault::NonCanonical, Segment::Ss) => Trouble::Stack,
+                    (fault, _) => Trouble::Fault(fault),
+                })?;
                 Ok(self.vm.devices().write(io.port(), io.size(), u32::from_le_bytes(bytes)))
             }
         }

@@ -13,6 +13,8 @@ const PAGE_FAULT: u8 = 14;
 pub(crate) enum Trouble {
     /// The guest's own tables, or where they lead.
     Fault(Fault),
+    /// An address in the stack segment that is not canonical.
+    Stack,
     /// The guest's own code.
     Decode(DecodeError),
 }
@@ -38,6 +40,7 @@ impl Trouble {
                 vcpu.inject(Event::Exception(Exception::new(PAGE_FAULT, Some(error_code.bits()))));
             }
             Self::Fault(Fault::NonCanonical) => vcpu.inject(Event::GENERAL_PROTECTION),
+            Self::Stack => vcpu.inject(Event::STACK_FAULT),
             Self::Decode(DecodeError::Invalid) => vcpu.inject(Event::UNDEFINED),
             // Another of the guest's CPUs is changing its tables or its code: the processor has another look.
             Self::Fault(Fault::Contended) | Self::Decode(DecodeError::Unexpected) => {}

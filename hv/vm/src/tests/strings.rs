@@ -243,6 +243,15 @@ fn an_address_that_is_not_canonical_is_a_general_protection_fault() {
 }
 
 #[test]
+fn in_the_stack_segment_it_is_a_stack_fault() {
+    // REP OUTSB from SS.
+    let mut guest = Guest::new(&[0xf3, 0x36, 0x6e]);
+    guest.set(Gpr::RSI, 1 << 63).set(Gpr::RCX, 1);
+    guest.resumes(PRINT);
+    assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (Some((12, Some(0))), CODE));
+}
+
+#[test]
 fn an_element_outside_memory_ends_the_vm() {
     for (code, exit) in [(&REP_OUTSB, PRINT), (&REP_INSB, RECEIVE)] {
         let mut guest = Guest::new(code);
