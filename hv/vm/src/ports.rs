@@ -24,7 +24,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 
     /// IN or OUT, which ends at `next`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn port<V: Vcpu>(
         &mut self,
         vcpu: &mut V,
