@@ -107,6 +107,30 @@ pub fn wrmsr(pat: u64) -> u64 {
     code(&Operands { eax: pat as u32, ecx: Msr::Pat as u32, edx: (pat >> 32) as u32, ..Operands::default() })
 }
 
+/// 32 bits loaded from `at`.
+pub fn load(at: Place) -> u64 {
+    timed!(code, "mov eax, [rdi]");
+    code(&Operands { rdi: at.raw(), ..Operands::default() })
+}
+
+/// 32 bits stored to `at`.
+pub fn store_32(at: Place, value: u32) -> u64 {
+    timed!(code, "mov [rdi], eax");
+    code(&Operands { eax: value, rdi: at.raw(), ..Operands::default() })
+}
+
+/// RDMSR of the register with this number.
+pub fn rdmsr_of(number: u32) -> u64 {
+    timed!(code, "rdmsr");
+    code(&Operands { ecx: number, ..Operands::default() })
+}
+
+/// WRMSR of 32 bits to the register with this number.
+pub fn wrmsr_of(number: u32, value: u32) -> u64 {
+    timed!(code, "wrmsr");
+    code(&Operands { eax: value, ecx: number, ..Operands::default() })
+}
+
 /// A byte stored to `at`.
 pub fn store(at: Place) -> u64 {
     timed!(code, "mov [rdi], al");

@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 pub struct Mailbox {
     /// The interrupt request register.
     requests: [AtomicU32; 8],
+    /// Which of its words may have a bit: those whose bit here is clear have none, once who posts has come to its end.
+    summary: AtomicU32,
     /// NMI, INIT, start-up.
     signals: AtomicU32,
     pub(crate) id: u32,
@@ -41,6 +43,7 @@ impl Mailbox {
     pub const fn new(id: u32) -> Self {
         Self {
             requests: [const { AtomicU32::new(0) }; 8],
+            summary: AtomicU32::new(0),
             signals: AtomicU32::new(0),
             id,
             state: AtomicU32::new(HARDWARE_ENABLED),
@@ -52,12 +55,22 @@ impl Mailbox {
     /// Requests interrupt `vector`. Requests for one that is requested already are one.
     #[inline]
     pub fn request(&self, vector: u8) {
-        self.requests[usize::from(vector >> 5)].fetch_or(1 << (vector & 31), Ordering::Release);
+        let word = vector >> 5;
+        self.requests[usize::from(word)].fetch_or(1 << (vector & 31), Ordering::Release);
+        self.summary.fetch_or(1 << word, Ordering::Release);
     }
 
     #[inline]
     pub(crate) fn take(&self, vector: u8) {
-        self.requests[usize::from(vector >> 5)].fetch_and(!(1 << (vector & 31)), Ordering::AcqRel);
+        let word = vector >> 5;
+        let old = self.requests[usize::from(word)].fetch_and(!(1 << (vector & 31)), Ordering::AcqRel);
+        if old & !(1 << (vector & 31)) == 0 {
+            // Whoever posts between the two finds the summary cleared, and sets it again.
+            self.summary.fetch_and(!(1 << word), Ordering::AcqRel);
+            if self.requests(word) != 0 {
+                self.summary.fetch_or(1 << word, Ordering::Release);
+            }
+        }
     }
 
     #[inline]
@@ -68,7 +81,8 @@ impl Mailbox {
     /// The highest vector that is requested.
     #[inline]
     pub(crate) fn highest(&self) -> Option<u8> {
-        highest(|word| self.requests(word))
+        let summary = self.summary.load(Ordering::Acquire);
+        if summary == 0 { None } else { highest(|word| if summary & 1 << word == 0 { 0 } else { self.requests(word) }) }
     }
 
     /// Posts an NMI.
@@ -88,9 +102,14 @@ impl Mailbox {
         let _ = self.signals.fetch_update(Ordering::Release, Ordering::Relaxed, add);
     }
 
+    /// Whether there are signals.
+    pub fn has_signals(&self) -> bool {
+        self.signals.load(Ordering::Acquire) != 0
+    }
+
     /// Takes the signals.
     pub fn take_signals(&self) -> Signals {
-        if self.signals.load(Ordering::Acquire) == 0 {
+        if !self.has_signals() {
             return Signals::default();
         }
         let signals = self.signals.swap(0, Ordering::AcqRel);
@@ -103,10 +122,11 @@ impl Mailbox {
 
     /// Whether anything waits here.
     pub fn is_empty(&self) -> bool {
-        self.signals.load(Ordering::Acquire) == 0 && self.highest().is_none()
+        !self.has_signals() && self.highest().is_none()
     }
 
     pub(crate) fn forget_requests(&self) {
+        self.summary.store(0, Ordering::Release);
         self.requests.iter().for_each(|word| word.store(0, Ordering::Release));
     }
 

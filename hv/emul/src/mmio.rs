@@ -140,7 +140,7 @@ pub(crate) fn of_instruction(instruction: &Instruction, bitness: Bitness) -> Opt
     general::of(instruction, bitness)
 }
 
-/// The last instruction decoded, for the next exit from the same place.
+/// The last instructions decoded, for the next exits from the same places.
 ///
 /// Decoding is a function of the bytes and the bitness alone, so equal bytes are the same instruction wherever they are; an
 /// instruction of at most eight bytes is told by its first eight.
@@ -155,18 +155,28 @@ pub(crate) fn of_instruction(instruction: &Instruction, bitness: Bitness) -> Opt
 /// assert_eq!(memo.get(first, Bits64), Some(&decoded));
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Memo(Option<(u64, Bitness, Mmio)>);
+pub struct Memo([Option<(u64, Bitness, Mmio)>; MEMOS]);
+
+/// So many are kept, each in a place that its bytes choose: a driver has few.
+const MEMOS: usize = 8;
+
+/// The place: the highest bits of a product with 2⁶⁴ divided by the golden ratio (Knuth, The Art of Computer Programming,
+/// section 6.4).
+#[inline]
+const fn place(first: u64) -> usize {
+    (first.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - MEMOS.trailing_zeros())) as usize
+}
 
 impl Memo {
     /// Nothing decoded yet.
     pub const fn new() -> Self {
-        Self(None)
+        Self([None; MEMOS])
     }
 
-    /// The instruction that `first` (the eight bytes at RIP, the lowest first) begins with, if it is the last decoded.
+    /// The instruction that `first` (the eight bytes at RIP, the lowest first) begins with, if it is among the last decoded.
     #[inline]
     pub fn get(&self, first: u64, bitness: Bitness) -> Option<&Mmio> {
-        match &self.0 {
+        match &self.0[place(first)] {
             Some((known, in_bitness, mmio)) if *known == first && *in_bitness == bitness => Some(mmio),
             _ => None,
         }
@@ -179,7 +189,8 @@ impl Memo {
         if let Some(first) = bytes.first_chunk::<8>()
             && mmio.length <= 8
         {
-            self.0 = Some((u64::from_le_bytes(*first), bitness, mmio));
+            let first = u64::from_le_bytes(*first);
+            self.0[place(first)] = Some((first, bitness, mmio));
         }
         Ok(mmio)
     }
@@ -200,6 +211,12 @@ impl Mmio {
     #[inline]
     pub const fn length(&self) -> u64 {
         self.length
+    }
+
+    /// Whether it names memory by linear addresses of its own ([`Place::Linear`]), as MOVS does.
+    #[inline]
+    pub const fn is_linear(&self) -> bool {
+        matches!(self.op, Op::Movs(_))
     }
 
     /// The width of the memory operand.

@@ -73,11 +73,14 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             Effect::Send(ipi) => {
                 let (vm, own) = (self.vm, self.context.index);
                 apic::deliver(ipi, own, vm.mailboxes(), |hit| {
-                    // Its own bell as well: what is no vector is looked for when that rings.
-                    if vm.ring(hit) && hit != own {
+                    if hit != own && vm.ring(hit) {
                         host.kick(hit);
                     }
                 });
+                // Its own vectors it finds below; what is no vector is looked for when the bell rings.
+                if self.door.mailbox.has_signals() {
+                    vm.ring(own);
+                }
             }
         }
         self.deliver(vcpu);

@@ -4,15 +4,13 @@ use crate::exit::NestedFault;
 use crate::local_apic::ApicClock;
 use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
 use crate::open_bus::OpenBus;
-use crate::shared::Door;
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
-use apic::{Effect, LocalApic, Register};
+use apic::{Effect, LocalApic, Mailbox, Register};
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 use emul::mmio::{Bus, Mmio, Outcome, Place};
 use emul::{Bitness, Width};
-use walk::PhysMem;
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     #[inline]
@@ -54,21 +52,14 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         self.go(flow)
     }
 
-    /// The exiting instruction; None if it is not emulated. The last one is remembered.
+    /// The exiting instruction; None if it is not emulated.
     fn decode_mmio<V: Vcpu>(&mut self, vcpu: &V, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
-        let at = Self::code_address(vcpu, bitness);
-        let context = &mut *self.context;
-        let controls = Self::controls(vcpu);
-        let privilege = Self::fetch_privilege(vcpu);
-        let first = context.code.fetch_u64(&self.memory, &controls, &context.features, at, privilege);
-        if let Some(known) = first.and_then(|first| context.memo.get(first, bitness)) {
-            return Ok(Some(*known));
-        }
         let bytes = self.fetch(vcpu, bitness)?;
         Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
     }
 
     /// An access to the registers of the local APIC.
+    #[inline]
     fn apic_page<V: Vcpu>(
         &mut self,
         vcpu: &mut V,
@@ -76,21 +67,50 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         host: &mut impl Host<V>,
     ) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
-        let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
+        let at = Self::code_address(vcpu, bitness);
+        let (controls, privilege) = (Self::controls(vcpu), Self::fetch_privilege(vcpu));
+        let context = &mut *self.context;
+        let first = context.code.fetch_u64(&self.memory, &controls, &context.features, at, privilege);
         let mut bus = ApicBus {
-            open: OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) },
-            apic: &mut self.context.apic,
-            door: self.door,
+            apic: &mut context.apic,
+            mailbox: &self.door.mailbox,
             clock: ApicClock(self.vm.clock()),
             offset: fault.address().page_offset() as u16,
             effect: None,
         };
-        let outcome = instruction.execute(vcpu, &mut bus)?;
-        let effect = bus.effect;
-        if outcome == Outcome::Retired {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        match first.and_then(|first| context.memo.get(first, bitness)) {
+            Some(known) if !known.is_linear() => bus.access(vcpu, known, bitness)?,
+            _ => return self.apic_page_anew(vcpu, fault, bitness, host),
         }
-        if let Some(effect) = effect {
+        if let Some(effect) = bus.effect {
+            self.carry_out(vcpu, effect, host);
+        }
+        Ok(Flow::Resume)
+    }
+
+    /// The same for an instruction that is not the last one's like.
+    #[cold]
+    fn apic_page_anew<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        fault: NestedFault,
+        bitness: Bitness,
+        host: &mut impl Host<V>,
+    ) -> Result<Flow, Trouble> {
+        let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
+        // A string move between the registers and memory: nobody does that.
+        if instruction.is_linear() {
+            return self.no_memory(vcpu);
+        }
+        let mut bus = ApicBus {
+            apic: &mut self.context.apic,
+            mailbox: &self.door.mailbox,
+            clock: ApicClock(self.vm.clock()),
+            offset: fault.address().page_offset() as u16,
+            effect: None,
+        };
+        bus.access(vcpu, &instruction, bitness)?;
+        if let Some(effect) = bus.effect {
             self.carry_out(vcpu, effect, host);
         }
         Ok(Flow::Resume)
@@ -113,40 +133,46 @@ const NOT_EMULATED: Flow =
 
 /// The page of the local APIC's registers. They are 32 bits wide, at steps of 16 bytes (Intel SDM vol. 3, section 11.4.1):
 /// narrower reads give a part of one, wider ones nothing above it; other writes are lost.
-struct ApicBus<'a, M, C> {
-    open: OpenBus<'a, M>,
+struct ApicBus<'a, C> {
     apic: &'a mut LocalApic,
-    door: &'a Door,
+    mailbox: &'a Mailbox,
     clock: ApicClock<'a, C>,
     offset: u16,
     /// What the last write leads to.
     effect: Option<Effect>,
 }
 
-impl<M: PhysMem, C: Clock> Bus for ApicBus<'_, M, C> {
+impl<C: Clock> ApicBus<'_, C> {
+    #[inline]
+    fn access<V: Vcpu>(&mut self, vcpu: &mut V, instruction: &Mmio, bitness: Bitness) -> Result<(), Trouble> {
+        if instruction.execute(vcpu, self)? == Outcome::Retired {
+            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        }
+        Ok(())
+    }
+}
+
+impl<C: Clock> Bus for ApicBus<'_, C> {
     type Error = Trouble;
 
-    fn read(&mut self, place: Place, width: Width) -> Result<u64, Trouble> {
-        if place != Place::Operand {
-            return self.open.read(place, width);
-        }
+    /// There is one operand.
+    #[inline]
+    fn read(&mut self, _: Place, width: Width) -> Result<u64, Trouble> {
         let Some(register) = Register::new(self.offset >> 4).filter(|_| self.offset & 15 < 4) else {
-            self.apic.illegal_register(&self.door.mailbox);
+            self.apic.illegal_register(self.mailbox);
             return Ok(0);
         };
-        let value = self.apic.read(register, &self.door.mailbox, &self.clock);
+        let value = self.apic.read(register, self.mailbox, &self.clock);
         Ok(u64::from(value) >> (8 * (self.offset & 3)) & width.mask())
     }
 
-    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), Trouble> {
-        if place != Place::Operand {
-            return self.open.write(place, width, value);
-        }
+    #[inline]
+    fn write(&mut self, _: Place, width: Width, value: u64) -> Result<(), Trouble> {
         match Register::new(self.offset >> 4) {
             // The last one is only in x2APIC mode.
-            Some(Register::SelfIpi) | None => self.apic.illegal_register(&self.door.mailbox),
+            Some(Register::SelfIpi) | None => self.apic.illegal_register(self.mailbox),
             Some(register) if width == Width::Dword && self.offset & 15 == 0 => {
-                self.effect = Some(self.apic.write(register, value as u32, &self.door.mailbox, &self.clock));
+                self.effect = Some(self.apic.write(register, value as u32, self.mailbox, &self.clock));
             }
             Some(_) => {}
         }

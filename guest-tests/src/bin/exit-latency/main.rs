@@ -7,6 +7,8 @@
 #![no_std]
 #![no_main]
 
+mod apic;
+
 use core::cell::{Cell, RefCell};
 
 use guest::boot::Boot;
@@ -32,11 +34,36 @@ enum Kind {
     Rdmsr,
     Wrmsr,
     FirstTouch4k,
+    ApicReadMmio,
+    ApicWriteMmio,
+    ApicReadMsr,
+    ApicWriteMsr,
+    SelfIpi,
+    IpiRoundTrip,
+    TimerExpiry,
+    HltWakeup,
 }
 
 impl Kind {
     /// In the order of their declaration.
-    const NAMES: [&str; 8] = ["empty", "cpuid", "hypercall", "pio_in", "pio_out", "rdmsr", "wrmsr", "first_touch_4k"];
+    const NAMES: [&str; 16] = [
+        "empty",
+        "cpuid",
+        "hypercall",
+        "pio_in",
+        "pio_out",
+        "rdmsr",
+        "wrmsr",
+        "first_touch_4k",
+        "apic_read_mmio",
+        "apic_write_mmio",
+        "apic_read_msr",
+        "apic_write_msr",
+        "self_ipi",
+        "ipi_round_trip",
+        "timer_expiry",
+        "hlt_wakeup",
+    ];
 }
 
 struct Bench<'a> {
@@ -53,8 +80,28 @@ fn main(boot: &Boot) -> Verdict {
         buffer: RefCell::new(stats::take_buffer().expect("nobody has taken it")),
         summaries: [const { Cell::new(None) }; Kind::NAMES.len()],
     };
-    let verdict =
-        ktap::run(&bench, cases![summaries, empty, cpuid, hypercall, pio_in, pio_out, rdmsr, wrmsr, first_touch_4k]);
+    let verdict = ktap::run(
+        &bench,
+        cases![
+            summaries,
+            empty,
+            cpuid,
+            hypercall,
+            pio_in,
+            pio_out,
+            rdmsr,
+            wrmsr,
+            first_touch_4k,
+            apic::read_mmio,
+            apic::write_mmio,
+            apic::self_ipi,
+            apic::timer_expiry,
+            apic::hlt_wakeup,
+            apic::ipi_round_trip,
+            apic::read_msr,
+            apic::write_msr,
+        ],
+    );
     print_table(&bench);
     print_lines(&bench);
     verdict
