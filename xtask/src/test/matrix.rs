@@ -198,9 +198,6 @@ pub(super) const ROWS: &[Row] = &[
     Row { name: "smoke-4k", pages: Pages::Small, alone: None, ..USUAL },
     Row { name: "iso", iso: true, alone: None, ..USUAL },
     Row { name: "smoke-elf32", source: Source::Changed("smoke", Change::Elf32), ..USUAL },
-    Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, ..USUAL },
-    Row { name: "ipi-storm", source: Source::Guest("ipi-storm"), words: "--ops 1000", vcpus: 4, ..USUAL },
-    Row { name: "shootdown", source: Source::Guest("shootdown"), words: "--ops 1000", vcpus: 4, ..USUAL },
     Row { name: "exit-latency", source: Source::Guest("exit-latency"), pages: Pages::Small, ..USUAL },
     Row {
         name: "multiboot",
@@ -244,7 +241,6 @@ pub(super) const ROWS: &[Row] = &[
     unflushed("no-flush-log-dirty", "collapse-storm", "--seconds 5 --skip-flush 2"),
     unflushed("no-flush-replace", "shootdown", "--seconds 5 --skip-flush 3"),
     unflushed("no-flush-collapse", "collapse-storm", "--seconds 5 --skip-flush 4"),
-    unflushed("no-flush-split", "collapse-storm", "--seconds 5 --skip-flush 5"),
     // A VM's end leaves the other one running.
     Row { name: "two-vms", beside: Some(("exit-latency", "")), vcpus: 2, alone: None, ..USUAL },
     Row {
@@ -284,6 +280,14 @@ pub(super) const ROWS: &[Row] = &[
     self_test("hv-page-fault", "selftest=page-fault", "page fault", "hv::selftest::page_fault"),
     self_test("hv-overflow", "selftest=stack-overflow", "double fault", "hv::selftest::overflow"),
     Row { vcpus: 2, ..self_test("hv-stuck", "selftest=stuck", "CPU 1 is stuck", "hv::selftest::get_stuck") },
+    Row {
+        name: "hv-triple-fault",
+        only: Some("qemu-svm"),
+        hv_words: "selftest=triple-fault",
+        hypervised: Expected::just(Verdict::HvTripleFault),
+        alone: None,
+        ..USUAL
+    },
     self_test("hv-double-fault", "selftest=double-fault", "double fault", "hv::selftest::"),
     Row {
         name: "hv-usage",
