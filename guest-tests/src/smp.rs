@@ -18,7 +18,7 @@ use crate::boot::Boot;
 use crate::ktap::{Outcome, Stop};
 use crate::msr::{EFER_LMA, Msr};
 use crate::ram::{self, Frame, HIGH_MEMORY};
-use crate::{clock, descriptors, fw_cfg, processor};
+use crate::{clock, descriptors, fw_cfg, interrupts, processor};
 
 /// A processor by its number, which is also its APIC ID: the numbering of QEMU for processors without threads, and of this
 /// hypervisor.
@@ -156,7 +156,7 @@ struct Task<'a>(&'a (dyn Fn(Cpu) + Sync));
 /// What each processor is to run; null when it has done so.
 static RUNNING_TASK: PerCpu<AtomicPtr<()>> = PerCpu::new([const { AtomicPtr::new(ptr::null_mut()) }; Cpu::MOST]);
 
-/// Runs `body` on all processors at once, and waits until all are done. Fails, or skips, if one did.
+/// Runs `body` on all processors at once, with interrupts off, and waits until all are done. Fails, or skips, if one did.
 pub fn run_on_all(body: impl Fn(Cpu) -> Outcome + Sync) -> Outcome {
     let (failed, skipped) = (AtomicBool::new(false), AtomicBool::new(false));
     run_each(&|cpu| match body(cpu) {
@@ -341,12 +341,17 @@ extern "C" fn run(index: u32) -> ! {
     assert_eq!(id, cpu.apic_id(), "the APIC ID of processor {index}");
     IS_UP.of(cpu).store(true, Release);
     loop {
+        // Not with interrupts off: there are hosts whose own don't come through to a processor in such a state.
+        interrupts::enable();
+        while RUNNING_TASK.of(cpu).load(Relaxed).is_null() {
+            hint::spin_loop();
+        }
+        interrupts::disable();
         let task: *const Task<'_> = RUNNING_TASK.of(cpu).load(Acquire).cast();
         // SAFETY: if not null, it is the task in a frame of `run_each`, which waits until it is null again.
         if let Some(task) = unsafe { task.as_ref() } {
             (task.0)(cpu);
             RUNNING_TASK.of(cpu).store(ptr::null_mut(), Release);
         }
-        hint::spin_loop();
     }
 }

@@ -11,7 +11,7 @@ use crate::hypercall::{Microhv, Refused};
 use crate::ktap::{self, Case, Outcome, Stop};
 use crate::random::Random;
 use crate::smp::{self, Cpu};
-use crate::{clock, println, tsc};
+use crate::{clock, interrupts, println, tsc};
 
 /// When a part is over.
 #[derive(Clone, Copy)]
@@ -62,7 +62,7 @@ impl<'b> Stress<'b> {
         Microhv::here().ok_or(Stop::Skipped("not under this hypervisor"))
     }
 
-    /// Runs `body` on all processors at once. When it fails on one, the others are told to end.
+    /// Runs `body` on all processors at once, with interrupts on: a hypervisor's kick then reaches them on any host. When it fails on one, the others are told to end.
     pub fn on_all(&self, body: impl Fn(&mut Worker<'_>) -> Outcome + Sync) -> Outcome {
         self.usable?;
         self.stopped.store(false, Relaxed);
@@ -70,7 +70,9 @@ impl<'b> Stress<'b> {
         smp::run_on_all(|cpu| {
             let random = Random::new(self.seed << 8 | cpu.index() as u64);
             let mut worker = Worker { stress: self, cpu, random, start, steps: 0, operations: 0 };
+            interrupts::enable();
             let outcome = body(&mut worker);
+            interrupts::disable();
             if outcome.is_err() {
                 self.stop();
             }

@@ -101,7 +101,6 @@ fn storm(stress: &Stress<'_>, mode: Mode) -> Outcome {
         let apic = Apic::switch(mode);
         logical.of(cpu).store(apic.join_logical(cpu.index() as u8 % 8).into(), Relaxed);
         ready.wait();
-        interrupts::enable();
         let mut outcome = Ok(());
         while outcome.is_ok() && worker.goes_on() {
             outcome = step(worker, apic, &logical);
@@ -115,7 +114,6 @@ fn storm(stress: &Stress<'_>, mode: Mode) -> Outcome {
         // What comes twice comes now.
         clock::wait(clock::microseconds(1_000));
         received.wait();
-        interrupts::disable();
         outcome.and_then(|()| told(cpu))
     })
 }

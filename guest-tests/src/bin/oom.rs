@@ -3,7 +3,7 @@
 //!
 //! After each failure memory holds what it held, and the operation passes when it is tried again.
 //!
-//! Words: see [`guest::stress`]; a step is all of it once. `--die`: all allocations fail from a moment on, which is the guest's
+//! Words: see [`guest::stress`]; a step is one operation. `--die`: all allocations fail from a moment on, which is the guest's
 //! end.
 #![no_std]
 #![no_main]
@@ -57,9 +57,12 @@ fn one_failure_is_survived(stress: &Stress<'_>) -> Outcome {
         return Err(Stop::Skipped("too little memory"));
     };
     let test = Test { hypervisor, seed: stress.seed(), block, bitmap: other.frame(0), met: AtomicU64::new(0) };
+    test.fill();
     stress.on_all(|worker| {
+        let mut number = 0;
         while worker.cpu.is_boot() && worker.goes_on() {
-            test.all(worker)?;
+            test.step(worker, number)?;
+            number += 1;
         }
         Ok(())
     })?;
@@ -87,24 +90,15 @@ fn did(result: Result<(), Refused>) -> Result<(), Refused> {
 }
 
 impl Test {
-    fn all(&self, worker: &mut Worker<'_>) -> Outcome {
-        self.fill();
-        let collapse = || did(self.hypervisor.collapse(self.block));
-        let split = || did(self.hypervisor.split(self.block));
-        let replace = || did(self.hypervisor.replace(self.block.frame(7)));
-        let log = || self.hypervisor.log_dirty(self.block.into(), self.bitmap).map(drop);
-        // Each in both forms of the block, whichever it has at first.
-        self.meet(worker, "collapse", collapse)?;
-        self.meet(worker, "split", split)?;
-        self.meet(worker, "collapse", collapse)?;
-        self.meet(worker, "replace", replace)?;
-        self.meet(worker, "replace", replace)?;
-        self.meet(worker, "collapse", collapse)?;
-        self.meet(worker, "log", log)?;
-        self.meet(worker, "split", split)?;
-        self.meet(worker, "log", log)?;
-        self.meet(worker, "collapse", collapse)?;
-        self.release_and_touch(worker)
+    /// One operation, in turn: each in both forms of the block, whichever it has at first.
+    fn step(&self, worker: &mut Worker<'_>, number: u64) -> Outcome {
+        match number % 11 {
+            1 | 5 => self.meet(worker, "split", || did(self.hypervisor.split(self.block))),
+            3 | 6 => self.meet(worker, "replace", || did(self.hypervisor.replace(self.block.frame(number % 512)))),
+            8 | 9 => self.meet(worker, "log", || self.hypervisor.log_dirty(self.block.into(), self.bitmap).map(drop)),
+            10 => self.release_and_touch(worker),
+            _ => self.meet(worker, "collapse", || did(self.hypervisor.collapse(self.block))),
+        }
     }
 
     /// Has the first allocation fail, then the second, until `operation` passes.
@@ -126,13 +120,12 @@ impl Test {
     }
 
     /// Gives some pages back, of a large page if it can be had, then the whole of it; then each is touched again, while the first
-    /// allocation fails that this needs, then the second, and so on.
+    /// allocation fails that this needs, then the second, and so on: each page's, or as far as the tables' and the first pages'.
     fn release_and_touch(&self, worker: &mut Worker<'_>) -> Outcome {
         let block = Area::from(self.block);
-        for area in [block.part(0, TOUCHED), block] {
+        for (area, most) in [(block.part(0, TOUCHED), TOUCHED + 3), (block, 4)] {
             self.release(worker, area)?;
-            // A page and a table at a time, if pages are small.
-            for n in 1..=TOUCHED + 3 {
+            for n in 1..=most {
                 check_ok!(self.hypervisor.fail_allocations(Failing::Nth(n)));
                 self.fill();
                 check_ok!(self.hypervisor.fail_allocations(Failing::None));

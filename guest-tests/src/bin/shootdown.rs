@@ -22,7 +22,7 @@ use guest::ram::{self, Frame};
 use guest::random::mix;
 use guest::smp::{self, Cpu, PerCpu};
 use guest::stress::{Stress, Worker};
-use guest::{cases, check, clock, interrupts, skip_unless};
+use guest::{cases, check, clock, skip_unless};
 
 guest::main!(main);
 
@@ -138,13 +138,6 @@ impl Pages {
 
     /// Reads without a pause, with interrupts on: nothing in here makes the processor leave the guest.
     fn read(&self, stress: &Stress<'_>, cpu: Cpu, zeros: Zeros) -> Outcome {
-        interrupts::enable();
-        let outcome = self.read_rounds(stress, cpu, zeros);
-        interrupts::disable();
-        outcome
-    }
-
-    fn read_rounds(&self, stress: &Stress<'_>, cpu: Cpu, zeros: Zeros) -> Outcome {
         while !stress.is_stopped() {
             for (page, index) in self.pages.iter().zip(0..) {
                 let before = page.phase.load(Acquire);

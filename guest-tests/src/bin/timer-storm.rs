@@ -78,6 +78,7 @@ fn storm(stress: &Stress<'_>, mode: Mode) -> Outcome {
     Apic::switch(mode);
     let rate = Rate::measure(Apic::here())?;
     stress.on_all(|worker| {
+        interrupts::disable();
         let storm = Storm { apic: Apic::switch(mode), timer: TIMERS.here(), rate };
         let mut outcome = Ok(());
         while outcome.is_ok() && worker.goes_on() {
