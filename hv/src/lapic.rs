@@ -6,6 +6,7 @@ use crate::paging;
 use addr::Hpa;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use raw_cpuid::{CpuId, CpuIdReaderNative};
+use x86::io::outb;
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, rdmsr, wrmsr};
 
 /// Does nothing but interrupt: a CPU in guest mode or asleep looks around.
@@ -58,11 +59,19 @@ static PAGE: AtomicU64 = AtomicU64::new(0);
 /// Whether timers take a TSC value.
 static HAS_DEADLINE: AtomicBool = AtomicBool::new(false);
 
-/// Finds out what the CPUs' APICs can do.
+/// Finds out what the CPUs' APICs can do, and masks the 8259s, which have nothing to say.
 ///
 /// # Safety
 /// Once, on the boot CPU, before [`init`].
 pub(crate) unsafe fn find(machine: Option<acpi_tables::Machine>) {
+    /// Where the 8259s' masks are.
+    const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
+    // Before LINT0 is masked: QEMU does not take the request of theirs back that it has handed to the CPU by then, and raises #GP
+    // when the CPU asks for the vector.
+    for port in PIC_MASKS {
+        // SAFETY: the interrupt controllers are the hypervisor's.
+        unsafe { outb(port, 0xff) };
+    }
     let features = CpuId::with_cpuid_reader(CpuIdReaderNative).get_feature_info();
     HAS_DEADLINE.store(features.as_ref().is_some_and(|features| features.has_tsc_deadline()), Ordering::Relaxed);
     if !features.is_some_and(|features| features.has_x2apic()) {
@@ -70,6 +79,11 @@ pub(crate) unsafe fn find(machine: Option<acpi_tables::Machine>) {
         let page = machine.and_then(|machine| machine.local_apic).unwrap_or(USUAL);
         PAGE.store(page.raw(), Ordering::Relaxed);
     }
+}
+
+/// Whether an interrupt can be sent to the APIC `id`: xAPIC mode has 8 bits for it, of which one value means all.
+pub(crate) fn can_reach(id: u32) -> bool {
+    PAGE.load(Ordering::Relaxed) == 0 || id < 0xff
 }
 
 /// Switches this CPU's APIC on.
@@ -83,12 +97,13 @@ pub(crate) unsafe fn init() {
     // SAFETY: from off or xAPIC to the mode that CPUID offers.
     unsafe { wrmsr(IA32_APIC_BASE, base | mode) };
     write(Register::TaskPriority, 0);
+    // First: while an APIC is off, the masks of its local interrupts can't be cleared (SDM 11.4.7.2).
+    write(Register::Spurious, SOFTWARE_ENABLED | u32::from(SPURIOUS));
     write(Register::Lint0, MASKED);
     write(Register::Lint1, NMI);
     write(Register::Error, u32::from(ERROR));
     write(Register::Divide, 0b1011);
     disarm();
-    write(Register::Spurious, SOFTWARE_ENABLED | u32::from(SPURIOUS));
 }
 
 fn page(register: Register) -> Option<*mut u32> {

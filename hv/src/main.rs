@@ -39,6 +39,7 @@ extern "C" fn hv_main(magic: u32, info: u32) -> ! {
         .unwrap_or_else(|error| verdict::end(Verdict::Usage, format_args!("command line: {error}")));
     log::set_max_level(config.log);
     bring_up(&boot);
+    watchdog::start(config.watchdog);
     if let Some(how) = config.selftest {
         selftest::fail(how);
     }

@@ -8,7 +8,7 @@ use crate::verdict::{self, Verdict};
 use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use x86::controlregs;
 
@@ -20,14 +20,21 @@ unsafe extern "C" {
 /// The longest backtrace that is printed.
 const MAX_FRAMES: usize = 32;
 
-/// The number of the CPU that dies first, plus 1: so that a panic within a panic says just that, and the others stop.
-static DYING: AtomicUsize = AtomicUsize::new(0);
+/// The number of the CPU that speaks for the dying hypervisor, plus 1: a panic within a panic says just that, and the others
+/// stop.
+static SPEAKER: AtomicUsize = AtomicUsize::new(0);
 
-/// The CPU that is to show itself and stop, plus 1.
+/// The other CPUs that have stopped, a bit each.
+static STOPPED: AtomicU64 = AtomicU64::new(0);
+
+/// The stopped CPU that is to show where it was, plus 1.
 static CALLED: AtomicUsize = AtomicUsize::new(0);
 
-/// How long a CPU may take to show itself.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// NMIs that came while nothing was wrong.
+static STRAY_NMIS: AtomicU32 = AtomicU32::new(0);
+
+/// How long the other CPUs may take to stop, and each to show itself.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
@@ -49,20 +56,100 @@ pub(crate) fn exception(name: &str, address: Option<usize>, frame: &TrapFrame) -
 }
 
 fn die(what: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
+    if let Err(()) = take_over() {
+        verdict::end(Verdict::Panic, format_args!("panicked while panicking: {what}"));
+    }
+    report!("panic on CPU {}: {what}", smp::this_cpu());
+    show(frame, rbp);
+    verdict::end(Verdict::Panic, format_args!("{what}"))
+}
+
+/// CPU `cpu` is stuck: all show where they are, one after the other, and the machine ends.
+pub(crate) fn stuck(cpu: usize) -> ! {
+    if let Ok(()) = take_over() {
+        report!("CPU {cpu} is stuck; it and the others, in turn:");
+        (0..smp::cpus()).for_each(call);
+    }
+    verdict::end(Verdict::Panic, format_args!("CPU {cpu} is stuck"))
+}
+
+/// Stops the other CPUs, for this one to speak alone. An error if it is doing so already. Another one may have been faster:
+/// then this one stops.
+fn take_over() -> Result<(), ()> {
     // SAFETY: interrupts stay off from here on.
     unsafe { x86::irq::disable() };
     let own = smp::this_cpu() + 1;
-    match DYING.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => {}
-        Err(first) if first == own => verdict::end(Verdict::Panic, format_args!("panicked while panicking: {what}")),
-        Err(_) => stop(),
+    let first = SPEAKER.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire);
+    match first {
+        Ok(_) => stop_others(own - 1),
+        Err(speaker) if speaker == own => {}
+        Err(_) => halt(),
     }
-    call_others(false);
-    // SAFETY: the other CPUs have stopped, or are stuck; this one does not go back.
+    // SAFETY: the other CPUs have stopped, or are deaf, and who holds the port never comes back to it.
     unsafe { console::seize() };
-    report!("panic on CPU {}: {what}", own - 1);
-    show(frame, rbp);
-    verdict::end(Verdict::Panic, format_args!("{what}"))
+    first.map(drop).map_err(drop)
+}
+
+/// Some can't be stopped: under SVM a CPU takes no NMI from an exit to where it waits for interrupts.
+fn stop_others(own: usize) {
+    let others = (0..smp::cpus()).filter(|&cpu| cpu != own);
+    others.clone().for_each(smp::nmi);
+    let deadline = Deadline::after(PATIENCE);
+    while !others.clone().all(has_stopped) && !deadline.is_past() {
+        core::hint::spin_loop();
+    }
+}
+
+fn has_stopped(cpu: usize) -> bool {
+    STOPPED.load(Ordering::Acquire) & 1 << cpu != 0
+}
+
+/// Has CPU `cpu` show where it was stopped, and waits for that.
+fn call(cpu: usize) {
+    if cpu == smp::this_cpu() {
+        return report!("CPU {cpu} noticed");
+    }
+    if !has_stopped(cpu) {
+        return report!("CPU {cpu} does not answer");
+    }
+    CALLED.store(cpu + 1, Ordering::Release);
+    let deadline = Deadline::after(PATIENCE);
+    while CALLED.load(Ordering::Acquire) != 0 && !deadline.is_past() {
+        core::hint::spin_loop();
+    }
+}
+
+/// An NMI: from the CPU that speaks, or else from the machine.
+pub(crate) fn nmi(frame: &TrapFrame) {
+    if SPEAKER.load(Ordering::Acquire) == 0 {
+        // Who was interrupted may hold the console.
+        STRAY_NMIS.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    let own = smp::this_cpu();
+    STOPPED.fetch_or(1 << own, Ordering::AcqRel);
+    while CALLED.load(Ordering::Acquire) != own + 1 {
+        core::hint::spin_loop();
+    }
+    report!("CPU {own}:");
+    show(Some(frame), frame.rbp);
+    CALLED.store(0, Ordering::Release);
+    halt()
+}
+
+/// Tells of NMIs that came meanwhile.
+pub(crate) fn report_nmis() {
+    let count = STRAY_NMIS.swap(0, Ordering::Relaxed);
+    if count != 0 {
+        log::warn!("{count} NMIs, which nobody asked for");
+    }
+}
+
+fn halt() -> ! {
+    loop {
+        // SAFETY: this CPU has nothing more to do.
+        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
+    }
 }
 
 fn show(frame: Option<&TrapFrame>, rbp: u64) {
@@ -72,58 +159,6 @@ fn show(frame: Option<&TrapFrame>, rbp: u64) {
     }
     report!("{}", ControlRegisters);
     backtrace(frame.map(|frame| frame.rip), rbp);
-}
-
-/// CPU `cpu` is stuck: all show where they are, as far as they take NMIs, and the machine ends.
-pub(crate) fn stuck(cpu: usize) -> ! {
-    // SAFETY: interrupts stay off from here on.
-    unsafe { x86::irq::disable() };
-    if DYING.compare_exchange(0, smp::this_cpu() + 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
-        stop();
-    }
-    // SAFETY: whoever holds the port is stuck, or stopped as soon as it is called.
-    unsafe { console::seize() };
-    report!("CPU {cpu} is stuck: all CPUs in turn");
-    call_others(true);
-    verdict::end(Verdict::Panic, format_args!("CPU {cpu} is stuck"))
-}
-
-/// Calls the other CPUs, one after the other, by NMI: each stops for good. Some take none: under SVM a CPU is deaf between an
-/// exit and the next entry.
-fn call_others(report: bool) {
-    for cpu in (0..smp::cpus()).filter(|&cpu| cpu + 1 != DYING.load(Ordering::Relaxed)) {
-        CALLED.store(if report { cpu + 1 } else { 0 }, Ordering::Release);
-        smp::nmi(cpu);
-        let deadline = Deadline::after(PATIENCE);
-        while report && CALLED.load(Ordering::Acquire) != 0 && !deadline.is_past() {
-            core::hint::spin_loop();
-        }
-        if report && CALLED.swap(0, Ordering::AcqRel) != 0 {
-            report!("CPU {cpu} does not answer");
-        }
-    }
-}
-
-/// An NMI: from a CPU that dies, or from the machine.
-pub(crate) fn nmi(frame: &TrapFrame) {
-    if DYING.load(Ordering::Acquire) == 0 {
-        log::warn!("NMI at {:#x}", frame.rip);
-        return;
-    }
-    let own = smp::this_cpu() + 1;
-    if CALLED.load(Ordering::Acquire) == own {
-        report!("CPU {}:", own - 1);
-        show(Some(frame), frame.rbp);
-        CALLED.store(0, Ordering::Release);
-    }
-    stop()
-}
-
-fn stop() -> ! {
-    loop {
-        // SAFETY: this CPU has nothing more to do.
-        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
-    }
 }
 
 /// What the processor is set to: a Rust panic has no more registers worth a line.

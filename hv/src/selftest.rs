@@ -2,11 +2,10 @@
 
 use crate::smp;
 use crate::tables;
-use crate::timer::{self, Deadline};
+use crate::timer;
 use crate::verdict::{self, Verdict};
 use crate::watchdog;
 use core::hint::black_box;
-use core::time::Duration;
 use loader::SelfTest;
 use x86::dtables::{DescriptorTablePointer, lidt};
 
@@ -52,25 +51,24 @@ fn triple_fault() {
     unsafe { core::arch::asm!("ud2", options(noreturn)) }
 }
 
-/// Has the other CPUs never come back, and does what a CPU without vCPUs does.
+/// Has one of the other CPUs never come back; the rest does what CPUs without vCPUs do.
 fn watch_a_stuck_cpu() {
-    const PATIENCE: Duration = Duration::from_millis(500);
-    let mut cpu = tables::register(0);
-    watchdog::start(PATIENCE);
-    smp::release(get_stuck);
+    smp::release(|cpu| if cpu == 1 { get_stuck(cpu) } else { sleep(cpu) });
+    sleep(0);
+}
+
+fn sleep(cpu: usize) -> ! {
+    let mut cpu = tables::register(cpu);
     loop {
-        watchdog::beat(0);
-        timer::arm(Deadline::after(PATIENCE / 5));
-        // SAFETY: this CPU's tables are loaded; STI's shadow covers HLT.
-        cpu.idle(|| unsafe { core::arch::asm!("sti", "hlt", "cli", options(nomem, nostack)) });
+        timer::arm(watchdog::next_look());
+        smp::idle(&mut cpu, || false);
     }
 }
 
-/// In the hypervisor, and silent.
+/// In the hypervisor, with interrupts off, and silent.
 #[inline(never)]
 fn get_stuck(cpu: usize) -> ! {
     let online = tables::register(cpu);
-    watchdog::beat(cpu);
     loop {
         black_box(&online);
         core::hint::spin_loop();

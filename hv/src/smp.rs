@@ -8,11 +8,13 @@ use crate::lapic;
 use crate::paging;
 use crate::tables;
 use crate::timer::{self, Deadline};
+use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
-use loader::{BootInfo, Region, RegionKind};
+use loader::{BootInfo, BootModule, Region, RegionKind};
+use rcu::Cpu;
 use spin::Once;
 
 /// As many CPUs as can take part.
@@ -30,8 +32,11 @@ const TRAMPOLINE: Hpa = Hpa::new(0x8000);
 /// How long an AP may take to get to Rust.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// CPUs that are online. The APs count themselves, one after the other.
+/// CPUs that are online. They come one after the other, and the boot CPU counts them.
 static ONLINE: AtomicUsize = AtomicUsize::new(1);
+
+/// The number of the AP that has come last.
+static ARRIVED: AtomicUsize = AtomicUsize::new(0);
 
 /// Their APIC IDs, by CPU number.
 static APIC_IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
@@ -55,26 +60,37 @@ pub(crate) unsafe fn start(boot: &BootInfo, machine: Option<&Machine>) {
     let own = lapic::id();
     APIC_IDS[0].store(own, Ordering::Relaxed);
     let Some(machine) = machine else { return };
+    if machine.processors > MAX_CPUS {
+        log::warn!("{} CPUs, of which at most {MAX_CPUS} are used", machine.processors);
+    }
     let mut others = machine.apic_ids().filter(|&id| id != own).peekable();
     if others.peek().is_none() {
         return;
     }
-    let is_ram = |region: &Region| region.kind == RegionKind::Usable && region.range.contains(&TRAMPOLINE);
-    if !boot.regions.iter().any(is_ram) {
+    if !is_free(boot, TRAMPOLINE) {
         log::warn!("no memory at {TRAMPOLINE} to start the other CPUs from");
         return;
     }
     // SAFETY: the page is RAM that nobody uses, see `TRAMPOLINE`.
     unsafe { boot::put_trampoline(TRAMPOLINE) };
-    for id in others {
-        if cpus() == MAX_CPUS {
-            log::warn!("more than {MAX_CPUS} CPUs: the others are left alone");
-            break;
+    cpu::keep_modes();
+    for id in others.take(MAX_CPUS - 1) {
+        match lapic::can_reach(id) {
+            true => start_one(id),
+            false => log::warn!("the CPU with APIC ID {id} is out of reach without x2APIC, and is left out"),
         }
-        start_one(id);
     }
 }
 
+/// Whether the page at `page` is RAM in which the loader has left nothing.
+fn is_free(boot: &BootInfo, page: Hpa) -> bool {
+    let is_ram = |region: &Region| region.kind == RegionKind::Usable && region.range.contains(&page);
+    let end = page.wrapping_add(PAGE_SIZE);
+    let is_taken = |module: &BootModule| module.range.start < end && page < module.range.end;
+    boot.regions.iter().any(is_ram) && !boot.modules.iter().any(is_taken)
+}
+
+/// INIT, start-up, and the latter again if it has not come by then (Intel SDM vol. 3, section 9.4.4.1).
 fn start_one(id: u32) {
     let index = cpus();
     let Some(stack) = frames::alloc_contiguous(STACK_PAGES) else {
@@ -97,16 +113,19 @@ fn start_one(id: u32) {
     for wait in [Duration::from_micros(200), PATIENCE] {
         lapic::startup_ipi(id, TRAMPOLINE);
         let deadline = Deadline::after(wait);
-        while cpus() == index && !deadline.is_past() {
+        while ARRIVED.load(Ordering::Acquire) != index && !deadline.is_past() {
             core::hint::spin_loop();
         }
-        if cpus() > index {
+        if ARRIVED.load(Ordering::Acquire) == index {
+            ONLINE.store(index + 1, Ordering::Release);
             return;
         }
     }
-    // Its stack stays its own: it may come yet, and must find that it is too late.
-    log::warn!("the CPU with APIC ID {id} does not answer, and is left out");
+    // It may be on its way: it must not come to take the place of the next one. What it was given stays its own.
     lapic::init_ipi(id);
+    timer::wait(Duration::from_millis(10));
+    ARRIVED.store(0, Ordering::Relaxed);
+    log::warn!("the CPU with APIC ID {id} does not answer, and is left out");
 }
 
 /// Where `boot/ap.s` leads, in long mode on the CPU's own stack.
@@ -116,7 +135,7 @@ extern "C" fn hv_ap_main(index: usize) -> ! {
     unsafe { cpu::init_ap() };
     // SAFETY: as above.
     unsafe { lapic::init() };
-    ONLINE.store(index + 1, Ordering::Release);
+    ARRIVED.store(index, Ordering::Release);
     while WORK.get().is_none() {
         // SAFETY: this CPU's tables are loaded; STI's shadow covers HLT, so the kick that releases it is not lost.
         unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) };
@@ -141,6 +160,9 @@ pub(crate) fn is_stack(address: u64) -> bool {
 
 /// Which CPU this is. By its APIC, for who knows nothing else.
 pub(crate) fn this_cpu() -> usize {
+    if cpus() == 1 {
+        return 0;
+    }
     let id = lapic::id();
     APIC_IDS.iter().take(cpus()).position(|other| other.load(Ordering::Relaxed) == id).unwrap_or(0)
 }
@@ -148,6 +170,22 @@ pub(crate) fn this_cpu() -> usize {
 /// NMI for CPU `cpu`.
 pub(crate) fn nmi(cpu: usize) {
     lapic::nmi(APIC_IDS[cpu].load(Ordering::Relaxed));
+}
+
+/// Sleeps until the next interrupt, in a quiescent state, unless the CPU is `wanted` already.
+///
+/// By HLT: MWAIT would wake without an interrupt at a store, but not every processor's comes back from an interrupt while
+/// interrupts are off (CPUID.5:ECX bit 1), and emulators make a busy loop of it.
+pub(crate) fn idle(cpu: &mut Cpu<'static, tables::Machine>, wanted: impl Fn() -> bool) {
+    cpu.idle(|| {
+        // Whoever calls from here on sees that this CPU is away, and kicks it.
+        if !wanted() {
+            // SAFETY: the host's own state is loaded; STI's shadow covers HLT, so no interrupt gets lost between them.
+            unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) };
+        }
+    });
+    watchdog::heart(cpu.index()).beat();
+    watchdog::look();
 }
 
 /// Interrupts CPU `cpu`.

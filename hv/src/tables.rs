@@ -7,7 +7,7 @@ use crate::timer;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::mem::MaybeUninit;
 use mmu::TableDesc;
-use rcu::{Cpu, Domain, Head, Platform, Slot};
+use rcu::{Cpu, Domain, Head, Platform, Slot, Stall};
 use spin::Once;
 
 /// Table pages that may wait on one CPU before it hurries.
@@ -71,6 +71,11 @@ pub(crate) fn new_space() -> rcu::Space {
 /// Whether CPU `cpu` has to be kicked to see what was just written for it.
 pub(crate) fn is_away(cpu: usize) -> bool {
     domain().is_away(cpu)
+}
+
+/// The CPUs that hold up a grace period which has run for more than `limit` ticks of the TSC.
+pub(crate) fn stalls(limit: u64) -> impl Iterator<Item = Stall> {
+    domain().stalls(limit)
 }
 
 /// This CPU's part in the grace periods.

@@ -7,6 +7,7 @@
 //! | `log=error\|warn\|info\|debug\|trace` | least important messages shown on the console | `info` |
 //! | `vm=KEY=VALUE,…` | the n-th such word configures the n-th VM | |
 //! | `selftest=panic\|page-fault\|stack-overflow\|double-fault\|triple-fault\|stuck` | the hypervisor dies in this way, to show that it says so | none |
+//! | `watchdog=SECONDS` | how long a CPU may be stuck in the hypervisor before that ends; 0 is for ever | 10 |
 //!
 //! and the keys of a VM:
 //!
@@ -43,6 +44,8 @@ pub struct Config {
     pub vms: Vec<VmConfig>,
     /// How to die, if that is what is tested.
     pub selftest: Option<SelfTest>,
+    /// After so many seconds a CPU that does not come back counts as stuck; 0 is never.
+    pub watchdog: u32,
 }
 
 /// Ways in which the hypervisor can be asked to fail, for the tests of what it says then.
@@ -154,7 +157,7 @@ pub enum ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownWord(word) => write!(f, "`{word}`: expected log=…, vm=… or selftest=…"),
+            Self::UnknownWord(word) => write!(f, "`{word}`: expected log=…, vm=…, selftest=… or watchdog=…"),
             Self::UnknownKey(word) => {
                 write!(f, "`{word}` in vm=…: expected name=…, vcpus=…, paging=…, mem=…, pages=…, modules=… or limit=…")
             }
@@ -174,7 +177,7 @@ impl core::error::Error for ConfigError {}
 
 impl Default for Config {
     fn default() -> Self {
-        Self { log: LevelFilter::Info, vms: Vec::new(), selftest: None }
+        Self { log: LevelFilter::Info, vms: Vec::new(), selftest: None, watchdog: 10 }
     }
 }
 
@@ -234,6 +237,7 @@ impl Config {
                 Some(("selftest", how)) => {
                     config.selftest = Some(SelfTest::parse(how).ok_or_else(|| bad_selftest(word))?);
                 }
+                Some(("watchdog", seconds)) => config.watchdog = seconds.parse().map_err(|_| bad_watchdog(word))?,
                 _ => return Err(ConfigError::UnknownWord(word.to_owned())),
             }
         }
@@ -352,6 +356,10 @@ fn bad_selftest(word: &str) -> ConfigError {
     ConfigError::BadValue { word: word.to_owned(), expected }
 }
 
+fn bad_watchdog(word: &str) -> ConfigError {
+    ConfigError::BadValue { word: word.to_owned(), expected: "a number of seconds" }
+}
+
 fn parse_level(level: &str) -> Option<LevelFilter> {
     Some(match level {
         "error" => LevelFilter::Error,
@@ -415,7 +423,7 @@ mod tests {
     #[test]
     fn nothing_asked_for_is_the_defaults() {
         let config = Config::parse("").unwrap();
-        assert_eq!(config, Config { log: LevelFilter::Info, vms: vec![], selftest: None });
+        assert_eq!(config, Config { log: LevelFilter::Info, vms: vec![], selftest: None, watchdog: 10 });
         let vm = Config::parse("hv vm=").unwrap().vms[0];
         assert_eq!((vm.ram.bytes(), vm.pages, vm.modules, vm.limit), (64 << 20, PageSize::Size2M, 0, None));
         assert_eq!((vm.name.as_str(), vm.vcpus, vm.paging), ("vm0", 1, Paging::Nested));
@@ -425,11 +433,11 @@ mod tests {
     fn every_word_and_key_is_read() {
         let config = Config::parse(
             "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,pages=4k,modules=2,limit=30 \
-             selftest=stack-overflow vm=mem=0x300000",
+             watchdog=3 selftest=stack-overflow vm=mem=0x300000",
         )
         .unwrap();
         assert_eq!(config.log, LevelFilter::Trace);
-        assert_eq!(config.selftest, Some(SelfTest::StackOverflow));
+        assert_eq!((config.selftest, config.watchdog), (Some(SelfTest::StackOverflow), 3));
         let first = VmConfig {
             name: VmName::new("a").unwrap(),
             vcpus: 4,
@@ -449,12 +457,12 @@ mod tests {
             assert_eq!(Config::parse(&format!("{name} log=warn")).unwrap().log, LevelFilter::Warn);
         }
         assert_eq!(Config::parse("log=warn").unwrap().log, LevelFilter::Warn);
-        assert_eq!(error("lgo=warn"), "`lgo=warn`: expected log=…, vm=… or selftest=…");
+        assert_eq!(error("lgo=warn"), "`lgo=warn`: expected log=…, vm=…, selftest=… or watchdog=…");
     }
 
     #[test]
     fn errors_name_the_word_and_what_was_expected() {
-        assert_eq!(error("hv quiet"), "`quiet`: expected log=…, vm=… or selftest=…");
+        assert_eq!(error("hv quiet"), "`quiet`: expected log=…, vm=…, selftest=… or watchdog=…");
         assert_eq!(error("log=loud"), "`log=loud`: expected error, warn, info, debug or trace");
         let keys = "name=…, vcpus=…, paging=…, mem=…, pages=…, modules=… or limit=…";
         assert_eq!(error("vm=cpus=2"), format!("`cpus=2` in vm=…: expected {keys}"));
@@ -469,6 +477,7 @@ mod tests {
             error("selftest=x"),
             "`selftest=x`: expected panic, page-fault, stack-overflow, double-fault, triple-fault or stuck"
         );
+        assert_eq!(error("watchdog=-1"), "`watchdog=-1`: expected a number of seconds");
         for mem in ["1M", "4G", "2M1", "2097153", "", "-2M", "+4M", "64MB", "0x", "M", "99999999999G"] {
             assert!(error(&format!("vm=mem={mem}")).contains("expected a multiple of 4K from 2M to 3G"), "{mem}");
         }
@@ -532,7 +541,7 @@ mod tests {
         }
 
         #[test]
-        fn any_words_are_read_or_refused(text in "(log|vm|selftest)=((name|vcpus|paging|mem|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
+        fn any_words_are_read_or_refused(text in "(log|vm|selftest|watchdog)=((name|vcpus|paging|mem|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
             fuzz::loader_config(text.as_bytes());
         }
     }

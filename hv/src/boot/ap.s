@@ -54,8 +54,8 @@ ap_entry_high:
     movl %eax, %fs
     movl %eax, %gs
     movq ap_cr3(%rip), %rax
-    movq ap_stack_top(%rip), %rsp   # mapped by the boot tables, too: it is below 4 GiB
     movq %rax, %cr3
+    movq ap_stack_top(%rip), %rsp
     xorl %ebp, %ebp                 # ends every backtrace
     movq ap_index(%rip), %rdi
     call hv_ap_main

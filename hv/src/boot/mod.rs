@@ -3,6 +3,7 @@
 use crate::paging;
 use addr::Hpa;
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 use loader::{BootInfo, BootModule, PhysRead, Unreadable};
 use x86::controlregs::cr3;
 
@@ -12,9 +13,9 @@ unsafe extern "C" {
     static boot_tsc: u64;
     static ap_trampoline: u8;
     static ap_trampoline_end: u8;
-    static mut ap_cr3: u64;
-    static mut ap_stack_top: u64;
-    static mut ap_index: u64;
+    static ap_cr3: AtomicU64;
+    static ap_stack_top: AtomicU64;
+    static ap_index: AtomicU64;
 }
 
 /// The TSC at the hypervisor's first instruction.
@@ -87,12 +88,11 @@ pub(crate) unsafe fn put_trampoline(at: Hpa) {
 pub(crate) unsafe fn prepare_ap(index: usize, stack_top: u64) {
     // SAFETY: reading CR3 has no effect.
     let root = unsafe { cr3() };
-    // SAFETY: only `ap.s` reads it, on an AP that this CPU starts after this.
-    unsafe { (&raw mut ap_cr3).write_volatile(root) };
-    // SAFETY: as above.
-    unsafe { (&raw mut ap_stack_top).write_volatile(stack_top) };
-    // SAFETY: as above.
-    unsafe { (&raw mut ap_index).write_volatile(index as u64) };
+    // SAFETY: `ap.s` defines the three words, and only reads them, on an AP that is started after this.
+    let words = unsafe { [&ap_cr3, &ap_stack_top, &ap_index] };
+    for (word, value) in words.into_iter().zip([root, stack_top, index as u64]) {
+        word.store(value, Ordering::Release);
+    }
 }
 
 /// A module's contents.

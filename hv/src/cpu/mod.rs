@@ -7,11 +7,13 @@ pub(crate) use traps::TrapFrame;
 use alloc::boxed::Box;
 use core::cell::UnsafeCell;
 use core::ptr::addr_of;
+use spin::Once;
 use x86::Ring;
 use x86::bits64::segmentation::{Descriptor64, load_cs};
 use x86::bits64::task::TaskStateSegment;
-use x86::controlregs::{Cr4, cr4, cr4_write};
+use x86::controlregs::{Cr0, Cr4, cr0, cr0_write, cr4, cr4_write};
 use x86::dtables::{DescriptorTablePointer, lgdt, lidt};
+use x86::msr::{IA32_EFER, IA32_PAT, rdmsr, wrmsr};
 use x86::segmentation::{
     BuildDescriptor, CodeSegmentType, DataSegmentType, Descriptor, DescriptorBuilder, GateDescriptorBuilder,
     SegmentDescriptorBuilder, SegmentSelector, load_ds, load_es, load_ss,
@@ -104,19 +106,65 @@ pub(crate) unsafe fn init() {
     unsafe { load(BOOT_CPU.0.get()) };
 }
 
-/// The same for another CPU, with what else the boot CPU has set in its registers.
+/// The same for another CPU, with what else the boot CPU had set at [`keep_modes`].
 ///
 /// # Safety
 /// Once on each, with interrupts off, on the hypervisor's page tables.
 pub(crate) unsafe fn init_ap() {
     // Not by way of the stack, where they would take most of it.
-    let tables = Box::<Tables>::new_zeroed();
-    // SAFETY: tables without a single descriptor are zeroes, as `Tables::new` has them; they live for ever.
-    unsafe { load(Box::into_raw(tables.assume_init())) };
-    // SAFETY: reading CR4 has no effect.
-    let features = unsafe { cr4() };
-    // SAFETY: the boot tables, which this CPU has come from, have no global pages.
-    unsafe { cr4_write(features | Cr4::CR4_ENABLE_GLOBAL_PAGES) };
+    let mut tables = Box::<Tables>::new_uninit();
+    // SAFETY: the box's own memory.
+    unsafe { tables.as_mut_ptr().write_bytes(0, 1) };
+    // SAFETY: tables without a single descriptor are zeroes, as `Tables::new` has them.
+    let tables = unsafe { tables.assume_init() };
+    // SAFETY: the caller's promise; the tables live for ever.
+    unsafe { load(Box::into_raw(tables)) };
+    if let Some(modes) = MODES.get() {
+        // SAFETY: the boot CPU runs the same code on the same tables with these.
+        unsafe { modes.load() };
+    }
+}
+
+/// What all CPUs have set alike, as the boot CPU has it before the others start.
+struct Modes {
+    cr0: Cr0,
+    cr4: Cr4,
+    efer: u64,
+    pat: u64,
+}
+
+static MODES: Once<Modes> = Once::new();
+
+impl Modes {
+    fn read() -> Self {
+        // SAFETY: reading a control register has no effect.
+        let cr0 = unsafe { cr0() };
+        // SAFETY: as above.
+        let cr4 = unsafe { cr4() };
+        // SAFETY: nor has reading these MSRs, which come with long mode.
+        let efer = unsafe { rdmsr(IA32_EFER) };
+        // SAFETY: as above.
+        let pat = unsafe { rdmsr(IA32_PAT) };
+        Self { cr0, cr4, efer, pat }
+    }
+
+    /// # Safety
+    /// The CPU is in long mode, and what it runs can do with these.
+    unsafe fn load(&self) {
+        // SAFETY: the caller's promise, here and below. EFER comes first: it tells what CR4 may hold.
+        unsafe { wrmsr(IA32_EFER, self.efer) };
+        // SAFETY: as above.
+        unsafe { wrmsr(IA32_PAT, self.pat) };
+        // SAFETY: as above.
+        unsafe { cr0_write(self.cr0) };
+        // SAFETY: as above; where it sets PGE it drops what the boot tables had.
+        unsafe { cr4_write(self.cr4) };
+    }
+}
+
+/// What the boot CPU has set now is what [`init_ap`] gives the others.
+pub(crate) fn keep_modes() {
+    MODES.call_once(Modes::read);
 }
 
 /// # Safety

@@ -14,19 +14,14 @@ use vm::{Host, Turn, Vcpu};
 /// How long a vCPU runs before the next of its CPU has its turn.
 const SLICE: Duration = Duration::from_millis(5);
 
-/// The longest that a CPU goes without a look around: what the watchdog counts on.
-const LOOK_AROUND: Duration = Duration::from_secs(1);
-
-/// Has the CPU's timer interrupt at the first of `deadlines`, or soon enough to look around.
+/// Has the CPU's timer interrupt at the first of `deadlines`, or soon enough for the watchdog.
 pub(super) fn arm(deadlines: impl IntoIterator<Item = Option<Deadline>>) {
-    let look_around = Deadline::after(LOOK_AROUND);
-    timer::arm(deadlines.into_iter().flatten().fold(look_around, Deadline::min));
+    timer::arm(deadlines.into_iter().flatten().fold(watchdog::next_look(), Deadline::min));
 }
 
 /// The CPU that a vCPU runs on, for one slice of time.
 pub(super) struct Slice<'a, B: Backend<Tables: Nested>> {
     guest: &'a Guest<B::Tables>,
-    cpu: usize,
     /// The vCPUs that share the CPU.
     others: [&'a [Seat<B>]; 2],
     /// When the slice ends, if there are others.
@@ -36,9 +31,9 @@ pub(super) struct Slice<'a, B: Backend<Tables: Nested>> {
 }
 
 impl<'a, B: Backend<Tables: Nested>> Slice<'a, B> {
-    pub(super) fn new(guest: &'a Guest<B::Tables>, cpu: usize, others: [&'a [Seat<B>]; 2]) -> Self {
+    pub(super) fn new(guest: &'a Guest<B::Tables>, others: [&'a [Seat<B>]; 2]) -> Self {
         let alone = others.iter().all(|others| others.is_empty());
-        Self { guest, cpu, others, end: (!alone).then(|| Deadline::after(SLICE)), due: None }
+        Self { guest, others, end: (!alone).then(|| Deadline::after(SLICE)), due: None }
     }
 
     fn is_over(&self) -> bool {
@@ -49,7 +44,7 @@ impl<'a, B: Backend<Tables: Nested>> Slice<'a, B> {
 impl<B: Backend<Tables: Nested>, V: Vcpu> Host<V> for Slice<'_, B> {
     fn interrupted(&mut self, vcpu: &mut V) -> Turn {
         vcpu.leave();
-        watchdog::beat(self.cpu);
+        watchdog::look();
         match self.guest.limit {
             Some(limit) if limit.is_past() => Turn::Limit,
             _ if self.is_over() => Turn::Over,

@@ -25,20 +25,15 @@ use crate::smp;
 use crate::tables::{self, Machine};
 use crate::timer;
 use crate::verdict::{self, Verdict};
-use crate::watchdog;
 use alloc::sync::Arc;
 use backends::Backend;
 use backends::svm::Svm;
 use backends::vmx::Vmx;
-use core::time::Duration;
 use guest::{Guest, Place};
 use loader::{BootInfo, Config, VmPlan};
 use memory::Nested;
 use rcu::Cpu;
 use work::Job;
-
-/// How long a CPU may be in the hypervisor without coming back to its loop.
-const WATCHDOG: Duration = Duration::from_secs(10);
 
 /// Builds and runs what `config` describes, with the first backend that this machine has all for, and ends with the verdict.
 pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
@@ -74,7 +69,6 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
         first += plan.config.vcpus;
     }
     report!("start-to-guest: {} ticks", timer::tsc() - boot::start_tsc());
-    watchdog::start(WATCHDOG);
     let own = work::hand_out::<B>(jobs);
     run_own(own, backend, cpu)
 }

@@ -36,7 +36,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     /// Lets the vCPU run until it has to wait, the turn of one of the `others` has come, or its VM has ended.
     pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, others: [&[Self]; 2]) {
         let guest = &*self.guest;
-        let mut slice = Slice::new(guest, cpu.index(), others);
+        let mut slice = Slice::new(guest, others);
         let view = guest.memory.view(cpu, &mut self.tlb);
         let mut machine = Machine::new(&guest.vm, &mut self.context, view);
         self.vcpu.load();

@@ -9,12 +9,10 @@ use crate::paging;
 use crate::smp;
 use crate::tables::{self, Machine};
 use crate::verdict::{self, Verdict};
-use crate::watchdog;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use backends::Backend;
-use core::arch::asm;
 use core::num::NonZeroU16;
 use rcu::Cpu;
 use spin::Mutex;
@@ -22,8 +20,11 @@ use spin::Mutex;
 /// The vCPUs of one CPU, before they exist.
 pub(super) struct Job<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
 
+/// A job that has forgotten its backend.
+type Boxed = Box<dyn FnOnce() + Send>;
+
 /// What the CPUs but the boot CPU are to do, by their numbers.
-static WORK: Mutex<Vec<Option<Box<dyn FnOnce() + Send>>>> = Mutex::new(Vec::new());
+static WORK: Mutex<Vec<Option<Boxed>>> = Mutex::new(Vec::new());
 
 /// The verdicts on the VMs that have ended.
 static RESULTS: Mutex<Vec<Option<(Verdict, Why)>>> = Mutex::new(Vec::new());
@@ -87,9 +88,8 @@ impl<F: Nested> Job<F> {
 pub(super) fn hand_out<B: Backend<Tables: Nested> + 'static>(jobs: Vec<Job<B::Tables>>) -> Job<B::Tables> {
     let mut jobs = jobs.into_iter();
     let own = jobs.next().unwrap_or(Job(Vec::new()));
-    let boxed = (1..)
-        .zip(jobs)
-        .map(|(index, job)| -> Option<Box<dyn FnOnce() + Send>> { Some(Box::new(move || work_on::<B>(index, job))) });
+    let boxed =
+        (1..).zip(jobs).map(|(index, job)| -> Option<Boxed> { Some(Box::new(move || work_on::<B>(index, job))) });
     WORK.lock().extend(boxed);
     smp::release(work);
     own
@@ -137,14 +137,7 @@ fn rest(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
 
 /// Sleeps until the next interrupt, unless the CPU is `wanted` already.
 fn sleep(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
-    watchdog::beat(cpu.index());
     memory::poll(cpu);
-    cpu.idle(|| {
-        // Whoever calls from here on sees that this CPU is away, and kicks it.
-        if !wanted() {
-            // SAFETY: the host's own state is loaded; STI's shadow covers HLT, so no interrupt gets lost between them.
-            unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) };
-        }
-    });
+    smp::idle(cpu, wanted);
     memory::poll(cpu);
 }

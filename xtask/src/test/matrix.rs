@@ -252,7 +252,12 @@ pub(super) const ROWS: &[Row] = &[
         ..USUAL
     },
     Row { name: "halt", source: Source::Guest("halt"), hypervised: Expected::just(Verdict::GuestKilled), ..ENDLESS },
-    Row { name: "hang", source: Source::Guest("hang"), hypervised: Expected::just(Verdict::Hang), ..ENDLESS },
+    Row {
+        name: "hang",
+        source: Source::Guest("hang"),
+        hypervised: Expected::saying(Verdict::Hang, "past its limit"),
+        ..ENDLESS
+    },
     Row {
         name: "hang-outer",
         source: Source::Guest("hang"),
@@ -279,16 +284,23 @@ pub(super) const ROWS: &[Row] = &[
     self_test("hv-panic", "selftest=panic", "self-test", "hv::selftest::fail"),
     self_test("hv-page-fault", "selftest=page-fault", "page fault", "hv::selftest::page_fault"),
     self_test("hv-overflow", "selftest=stack-overflow", "double fault", "hv::selftest::overflow"),
-    Row { vcpus: 2, ..self_test("hv-stuck", "selftest=stuck", "CPU 1 is stuck", "hv::selftest::get_stuck") },
+    self_test("hv-double-fault", "selftest=double-fault", "double fault", "hv::selftest::"),
+    Row { vcpus: 3, ..self_test("hv-panic-smp", "selftest=panic", "self-test", "hv::selftest::fail") },
+    Row { vcpus: 3, ..self_test("hv-stuck", "selftest=stuck watchdog=2", "CPU 1 is stuck", "hv::selftest::get_stuck") },
+    Row {
+        name: "hv-stuck-alone",
+        hv_words: "selftest=stuck",
+        hypervised: Expected::saying(Verdict::Usage, "there is one"),
+        alone: None,
+        ..USUAL
+    },
     Row {
         name: "hv-triple-fault",
-        only: Some("qemu-svm"),
         hv_words: "selftest=triple-fault",
         hypervised: Expected::just(Verdict::HvTripleFault),
         alone: None,
         ..USUAL
     },
-    self_test("hv-double-fault", "selftest=double-fault", "double fault", "hv::selftest::"),
     Row {
         name: "hv-usage",
         hv_words: "vm=mem=much",

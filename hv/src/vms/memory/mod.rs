@@ -11,6 +11,7 @@ mod operations;
 
 use crate::paging;
 use crate::tables::{self, Machine};
+use crate::watchdog::{self, Heart};
 use account::{Account, give_back};
 use addr::{Gfn, Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
 use backends::FixedPage;
@@ -100,6 +101,7 @@ const _: () = {
 pub(crate) struct View<'v, F: Nested> {
     vm: &'v VmMemory<F>,
     cpu: Session<'v, 'static, Machine>,
+    heart: &'static Heart,
 }
 
 /// What became of a VM's frames, when it has ended.
@@ -162,7 +164,8 @@ impl<F: Nested> VmMemory<F> {
     /// The memory as the vCPU sees it whose tag `tlb` is the record of, on the CPU that `cpu` is.
     #[inline]
     pub(crate) fn view<'v>(&'v self, cpu: &'v mut Cpu<'static, Machine>, tlb: &'v mut Tlb) -> View<'v, F> {
-        View { vm: self, cpu: cpu.session(self.tree.space(), tlb) }
+        let heart = watchdog::heart(cpu.index());
+        View { vm: self, cpu: cpu.session(self.tree.space(), tlb), heart }
     }
 
     /// Where the processor starts its walks.
@@ -406,6 +409,7 @@ impl<F: Nested> vm::Memory for View<'_, F> {
 
     #[inline]
     fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R {
+        self.heart.beat();
         self.cpu.guest(|flush| enter(flush == Flush::Needed))
     }
 
