@@ -52,7 +52,8 @@ struct Gather<E: Env> {
     env: core::marker::PhantomData<E>,
 }
 
-const BATCH: usize = 32;
+/// Each batch costs a flush, and a kick for every CPU in the guest; its place is the stack.
+const BATCH: usize = 128;
 
 impl<E: Env> Gather<E> {
     fn new(after: After) -> Self {

@@ -78,7 +78,8 @@ impl Account {
         self.operations.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Operations on the tables so far: faults served, pages zapped, splits, collapses, protections, replacements, log rounds.
+    /// Operations on the tables so far: faults served, pages zapped, splits, collapses, replacements, log rounds, and the pages
+    /// that these write-protect.
     pub(super) fn operations(&self) -> u64 {
         self.operations.load(Ordering::Relaxed) + self.pool.lock().touched()
     }

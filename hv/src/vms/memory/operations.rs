@@ -199,15 +199,16 @@ impl<F: Nested> View<'_, F> {
         if let Some(bitmap) = bitmap {
             self.zero_bytes(bitmap, (bytes / PAGE_SIZE).div_ceil(8)).map_err(|_| Refused::NoMemory)?;
         }
-        let mut set = Ok(0);
+        let (mut set, mut protected) = (Ok(0), 0);
         self.vm.tree.dirty_log(&self.cpu, range.clone(), |page| {
+            protected += 1;
             let Some(bitmap) = bitmap else { return };
             let first = page.at.raw().max(start);
             let last = (page.at.raw() + page.size.bytes()).min(range.end.raw());
             let bits = (first - start) / PAGE_SIZE..(last - start) / PAGE_SIZE;
             set = set.and_then(|set| Ok(set + self.set_bits(bitmap, bits)?));
         })?;
-        self.vm.account().count(1);
+        self.vm.account().count(1 + protected);
         set
     }
 
