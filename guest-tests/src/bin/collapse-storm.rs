@@ -28,15 +28,18 @@ use guest::ram::{self, Block, Frame};
 use guest::random::mix;
 use guest::smp::{self, Cpu, PerCpu};
 use guest::stress::{Stress, Worker};
-use guest::{cases, check, check_eq, check_ok, println};
+use guest::{cases, check, check_eq, check_ok, clock, println};
 
 guest::main!(main);
 
-const MOST_BLOCKS: usize = 8;
+/// Few, so that a writer is often where something happens.
+const MOST_BLOCKS: usize = 4;
 const PAGES: usize = 512;
-/// Pages that a writer stays with, and writes to them, at most.
+/// Pages that a writer stays with.
 const FEW: usize = 8;
-const LONGEST_STAY: u64 = 10_000;
+/// The logarithms of how many writes it makes to them.
+const SHORTEST_STAY: u64 = 6;
+const LONGEST_STAY: u64 = 16;
 
 fn main(boot: &Boot) -> Verdict {
     Stress::new(boot, 1).run(cases![quiet_log_is_exact, split_and_collapse_keep_contents, no_write_is_lost])
@@ -210,17 +213,19 @@ impl Storm {
         self.blocks[block].expect("below the count")
     }
 
+    /// Has a block take the other form, or logs its writes twice, with nothing in between that flushes.
     fn operate(&self, worker: &mut Worker<'_>) -> Outcome {
         let block = worker.random.below(self.count as u64) as usize;
-        let result = match worker.random.below(4) {
-            0 => self.hypervisor.split(self.block(block)),
-            1 => self.hypervisor.collapse(self.block(block)),
-            _ => {
-                worker.did(1);
-                return self.log(block);
-            }
+        if worker.random.one_in(3) {
+            worker.did(2);
+            self.log(block)?;
+            clock::wait(clock::microseconds(worker.random.below(500)));
+            return self.log(block);
+        }
+        let worked = match check_ok!(did(self.hypervisor.collapse(self.block(block)))) {
+            true => true,
+            false => check_ok!(did(self.hypervisor.split(self.block(block)))),
         };
-        let worked = check_ok!(did(result));
         worker.did(u64::from(worked));
         Ok(())
     }
@@ -254,7 +259,7 @@ impl Storm {
     fn stay(&self, stress: &Stress<'_>, worker: &mut Worker<'_>) -> Outcome {
         let block = worker.random.below(self.count as u64) as usize;
         let pages: [usize; FEW] = core::array::from_fn(|_| worker.random.below(PAGES as u64) as usize);
-        let writes = worker.random.below(LONGEST_STAY) as usize;
+        let writes = 1 << (SHORTEST_STAY + worker.random.below(LONGEST_STAY - SHORTEST_STAY + 1));
         for page in pages.into_iter().cycle().take(writes).take_while(|_| !stress.is_stopped()) {
             self.verify(worker.cpu, block, page)?;
             self.write(worker.cpu, block, page);
