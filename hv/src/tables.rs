@@ -4,6 +4,7 @@ use crate::frames;
 use crate::paging;
 use crate::smp::{self, MAX_CPUS};
 use crate::timer;
+use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::mem::MaybeUninit;
 use mmu::TableDesc;
@@ -29,6 +30,12 @@ impl Platform for Machine {
 
     fn now(&self) -> u64 {
         timer::tsc()
+    }
+
+    /// Who waits for a stuck CPU is not stuck, and may be the only one to notice.
+    fn waits(&self, cpu: usize) {
+        watchdog::heart(cpu).beat();
+        watchdog::look();
     }
 }
 

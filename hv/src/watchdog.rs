@@ -1,8 +1,9 @@
 //! Notices a CPU that is stuck in the hypervisor, where with interrupts off nothing else would ever tell.
 //!
-//! Each CPU's heart beats whenever it is about to enter a guest and whenever it has slept. About once a second one of the CPUs
-//! that are back from either [looks](look) at all hearts. A CPU that was found in the hypervisor, without a beat since the
-//! last look, at as many looks in a row as it has seconds, is stuck: the machine ends, by [`panic::stuck`].
+//! Each CPU's heart beats whenever it is about to enter a guest, whenever it has slept, and while it waits for a grace period.
+//! About once a second one of the CPUs that were interrupted, or wait so, [looks](look) at all hearts. A CPU that was found in
+//! the hypervisor, without a beat since the last look, at as many looks in a row as it has seconds, is stuck: the machine ends,
+//! by [`panic::stuck`]. Long before, a warning names who holds up a grace period.
 //!
 //! Looks are counted, rather than time, so that a machine that was stopped as a whole, as emulators can be, is not taken for
 //! a stuck one. The only CPU of a machine has nobody to look after it.
@@ -77,8 +78,7 @@ impl Heart {
     }
 }
 
-/// Looks after all CPUs, if that is due and nobody else is at it. To be called by a CPU that was interrupted, and has had a
-/// beat since it last was.
+/// Looks after all CPUs, if that is due and nobody else is at it. To be called by a CPU that has had a beat since it last did.
 pub(crate) fn look() {
     let (now, due) = (timer::tsc(), NEXT.load(Ordering::Relaxed));
     let next = now.saturating_add(timer::ticks(PERIOD.as_nanos() as u64));

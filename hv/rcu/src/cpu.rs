@@ -304,8 +304,13 @@ impl<'d, P: Platform> Cpu<'d, P> {
             }
             self.domain.start(grace);
             hurry(self.domain);
-            sync::relax();
+            self.relax();
         }
+    }
+
+    fn relax(&self) {
+        self.domain.platform.waits(self.index);
+        sync::relax();
     }
 
     /// Waits until every page that was deferred before, on whichever CPU, has been given back; this CPU's own, and what it
@@ -332,7 +337,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         if holds(Rule::BarrierKicks) {
             self.domain.kick_others(self.index, cpus);
         }
-        sync::relax();
+        self.relax();
     }
 }
 

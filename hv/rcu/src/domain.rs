@@ -22,6 +22,11 @@ pub trait Platform {
 
     /// The time in ticks of any unit, the same on all CPUs. For statistics and stalls alone.
     fn now(&self) -> u64;
+
+    /// What CPU `cpu` does in each turn of a wait for others, besides.
+    fn waits(&self, cpu: usize) {
+        let _ = cpu;
+    }
 }
 
 /// The state of one CPU, written by itself but for the change from guest mode to stale.
