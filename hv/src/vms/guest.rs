@@ -121,7 +121,7 @@ impl<F: Nested> Guest<F> {
         console::report(self.name, &accounts);
         let (verdict, why) = match accounts.missing {
             0 => (judge(stop), Why::Stopped(stop)),
-            frames => (Verdict::Leak, Why::Leaked(frames)),
+            frames => (Verdict::Leak, Why::Leaked(frames, stop)),
         };
         if self.name.is_some() {
             console::report(self.name, &format_args!("verdict: {} {} {why}", verdict.name(), verdict as u8));

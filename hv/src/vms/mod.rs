@@ -64,7 +64,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
         let name = (plans.len() > 1).then_some(plan.config.name);
         match Guest::new(&backend, &mut cpu, boot, plan, Place { number, first, name }) {
             Ok(guest) => seat(&mut jobs, Arc::new(guest)),
-            Err(result) => work::ended(number, result),
+            Err(result) => work::ended(number, name, result),
         }
         first += plan.config.vcpus;
     }

@@ -51,6 +51,9 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
                 Some(code) => guest.report(&format_args!("code {:02x?}", code.bytes())),
                 None => guest.report(&"code can't be fetched"),
             }
+            if let Stop::Misconfigured(at) = stop {
+                guest.report(&format_args!("the nested tables on the way to {at}:\n{}", machine.memory().path(at)));
+            }
         }
         self.due = slice.due;
     }

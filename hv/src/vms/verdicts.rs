@@ -9,7 +9,8 @@ use vm::Stop;
 pub(super) enum Why {
     Stopped(Stop),
     Refused(loader::LoadError),
-    Leaked(u64),
+    /// Frames that are missing, and why the VM stopped.
+    Leaked(u64, Stop),
 }
 
 impl fmt::Display for Why {
@@ -17,7 +18,10 @@ impl fmt::Display for Why {
         match self {
             Self::Stopped(stop) => describe(*stop, f),
             Self::Refused(error) => write!(f, "{error}"),
-            Self::Leaked(frames) => write!(f, "{frames} frames of the VM did not come back"),
+            Self::Leaked(frames, stop) => {
+                write!(f, "{frames} frames of the VM did not come back; it stopped because: ")?;
+                describe(*stop, f)
+            }
         }
     }
 }

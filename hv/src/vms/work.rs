@@ -14,6 +14,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use backends::Backend;
 use core::num::NonZeroU16;
+use loader::VmName;
 use rcu::Cpu;
 use spin::Mutex;
 
@@ -26,8 +27,8 @@ type Boxed = Box<dyn FnOnce() + Send>;
 /// What the CPUs but the boot CPU are to do, by their numbers.
 static WORK: Mutex<Vec<Option<Boxed>>> = Mutex::new(Vec::new());
 
-/// The verdicts on the VMs that have ended.
-static RESULTS: Mutex<Vec<Option<(Verdict, Why)>>> = Mutex::new(Vec::new());
+/// The verdicts on the VMs that have ended, with their names if there are several.
+static RESULTS: Mutex<Vec<Option<(Option<VmName>, Verdict, Why)>>> = Mutex::new(Vec::new());
 
 /// Prepares for so many VMs.
 pub(super) fn expect(vms: usize) {
@@ -35,8 +36,8 @@ pub(super) fn expect(vms: usize) {
 }
 
 /// VM `number` has ended. The boot CPU, which waits for that, is told.
-pub(super) fn ended(number: usize, result: (Verdict, Why)) {
-    RESULTS.lock()[number] = Some(result);
+pub(super) fn ended(number: usize, name: Option<VmName>, (verdict, why): (Verdict, Why)) {
+    RESULTS.lock()[number] = Some((name, verdict, why));
     smp::kick_if_away(0);
 }
 
@@ -71,8 +72,8 @@ impl<F: Nested> Job<F> {
             }
             while let Some(index) = seats.iter().position(Seat::is_over) {
                 if let Some(guest) = seats.swap_remove(index).leave() {
-                    let number = guest.number;
-                    ended(number, guest.end(cpu));
+                    let (number, name) = (guest.number, guest.name);
+                    ended(number, name, guest.end(cpu));
                 }
             }
             if !seats.iter().any(Seat::wants_to_run) {
@@ -122,9 +123,12 @@ pub(super) fn wait_for_all(cpu: &mut Cpu<'static, Machine>) -> ! {
         rest(cpu, all_have_ended);
     }
     let results = RESULTS.lock();
-    let worst = results.iter().flatten().find(|result| result.0 != Verdict::Pass);
+    let worst = results.iter().flatten().find(|result| result.1 != Verdict::Pass);
     match worst.or(results.iter().flatten().next()) {
-        Some((verdict, why)) => verdict::end(*verdict, format_args!("{why}")),
+        Some((Some(name), verdict, why)) if *verdict != Verdict::Pass => {
+            verdict::end(*verdict, format_args!("{}: {why}", name.as_str()))
+        }
+        Some((_, verdict, why)) => verdict::end(*verdict, format_args!("{why}")),
         None => verdict::end(Verdict::Usage, format_args!("no VM")),
     }
 }

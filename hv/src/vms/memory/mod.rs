@@ -14,9 +14,10 @@ use crate::tables::{self, Machine};
 use crate::watchdog::{self, Heart};
 use account::{Account, give_back};
 use addr::{Gfn, Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
+use alloc::string::String;
 use backends::FixedPage;
 use core::arch::asm;
-use core::fmt;
+use core::fmt::{self, Write};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError};
@@ -225,6 +226,16 @@ impl<F: Nested> VmMemory<F> {
 }
 
 impl<F: Nested> View<'_, F> {
+    /// The entries on the way to `at`, a line each: where a misconfigured one is found.
+    pub(crate) fn path(&self, at: Gpa) -> String {
+        let mut path = String::new();
+        self.vm.tree.path(self.cpu.read(), at, |level, pte, entry| {
+            // A string takes all that is written.
+            let _ = writeln!(path, "{level:?} entry {:#018x}: {entry:?}", pte.raw());
+        });
+        path
+    }
+
     /// Where in the direct map `at` is; a frame is given to it if it has none.
     #[inline]
     fn host(&self, at: Gpa) -> Result<*mut u8, MemoryError> {
