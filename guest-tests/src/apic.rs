@@ -350,6 +350,10 @@ impl Apic {
 
     /// Starts the timer at `count`, one tick of the bus clock each.
     pub fn start_timer(self, vector: u8, periodic: bool, count: u32) {
+        if periodic {
+            // QEMU's starts the last count anew as soon as the mode is periodic.
+            self.write(Register::InitialCount, 0);
+        }
         self.write(Register::Divide, DIVIDE_BY_1);
         self.write(Register::LvtTimer, u32::from(vector) | if periodic { LVT_PERIODIC } else { 0 });
         self.write(Register::InitialCount, count);
