@@ -27,8 +27,11 @@ type Boxed = Box<dyn FnOnce() + Send>;
 /// What the CPUs but the boot CPU are to do, by their numbers.
 static WORK: Mutex<Vec<Option<Boxed>>> = Mutex::new(Vec::new());
 
-/// The verdicts on the VMs that have ended, with their names if there are several.
-static RESULTS: Mutex<Vec<Option<(Option<VmName>, Verdict, Why)>>> = Mutex::new(Vec::new());
+/// The verdict on a VM, with its name if there are several.
+type Ended = (Option<VmName>, Verdict, Why);
+
+/// Those on the VMs that have ended.
+static RESULTS: Mutex<Vec<Option<Ended>>> = Mutex::new(Vec::new());
 
 /// Prepares for so many VMs.
 pub(super) fn expect(vms: usize) {

@@ -17,8 +17,6 @@ pub(super) enum Flush {
     Replace,
     /// Of small pages that become a large one
     Collapse,
-    /// Of a large page that becomes small ones
-    Split,
 }
 
 impl Flush {
@@ -26,7 +24,7 @@ impl Flush {
     pub(super) const fn guest(self) -> &'static str {
         match self {
             Self::Release | Self::Replace => "shootdown",
-            Self::LogDirty | Self::Collapse | Self::Split => "collapse-storm",
+            Self::LogDirty | Self::Collapse => "collapse-storm",
         }
     }
 
@@ -37,7 +35,6 @@ impl Flush {
             Self::LogDirty => 2,
             Self::Replace => 3,
             Self::Collapse => 4,
-            Self::Split => 5,
         }
     }
 }
