@@ -102,6 +102,7 @@ pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
 fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
     ROWS.iter().flat_map(move |row| {
         let hosts = hosts.iter().filter(|host| row.only.is_none_or(|only| only == host.name));
+        let hosts = hosts.filter(|host| row.except.is_none_or(|except| except != host.name));
         hosts.filter_map(move |host| {
             let expected = if host.with_hypervisor { Some(row.hypervised) } else { row.alone };
             Some(Job { row, host: host.clone(), expected: expected? })

@@ -113,6 +113,8 @@ pub(super) struct Row {
     pub(super) hv_words: &'static str,
     /// The one host that the row is about, if it is about one.
     pub(super) only: Option<&'static str>,
+    /// A host whose emulator can't do it.
+    pub(super) except: Option<&'static str>,
     /// The processor that the row is about, as that host calls it.
     pub(super) cpu: Option<&'static str>,
     /// The hypervisor is the one that can leave flushes out.
@@ -141,6 +143,7 @@ const USUAL: Row = Row {
     pages: Pages::Large,
     hv_words: "",
     only: None,
+    except: None,
     cpu: None,
     skip_flush: false,
     iso: false,
@@ -226,7 +229,8 @@ pub(super) const ROWS: &[Row] = &[
         alone: Some(Expected::just(Verdict::GuestTripleFault)),
         ..USUAL
     },
-    Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, ..LONG },
+    // Bochs's SVM gives the host no interrupt while the guest has its own off: an INIT does not reach a vCPU that spins so.
+    Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, except: Some("bochs-svm"), ..LONG },
     stress("balloon"),
     stress("collapse-storm"),
     stress("shootdown"),
