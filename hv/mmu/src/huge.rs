@@ -232,7 +232,7 @@ impl<E: Env> Tree<E> {
         let find = |at: Input<E>| {
             let offset = at.to_offset(E::Format::INPUT_BITS)?;
             let (table, pte) = self.walk(cpu.read(), offset, level)?;
-            (table.level == level).then_some((table, offset, pte))
+            (table.level == level && table.is_in_order()).then_some((table, offset, pte))
         };
         let (source, from, pte) = find(from).ok_or(Changed)?;
         let (target, to, _) = find(to).ok_or(Changed)?;

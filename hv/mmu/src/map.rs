@@ -107,11 +107,15 @@ impl<'g, E: Env> Table<'g, E> {
         Some(Self { entries, pfn, level, parent, ..*self })
     }
 
-    /// As [`below`](Self::below), where the table's lock may be wanted besides this one's: never for a table that claims
+    /// As [`below`](Self::below), where the table's lock may be wanted besides this one's: never if either table claims
     /// another level, so that corrupted entries can't make a circle of locks.
     pub(crate) fn below_in_order(&self, pte: Pte, offset: u64) -> Option<Self> {
-        let table = self.below(pte, offset)?;
-        (self.tree.env.desc(table.pfn)?.level() == table.level).then_some(table)
+        self.below(pte, offset).filter(|table| self.is_in_order() && table.is_in_order())
+    }
+
+    /// Whether the table claims the level at which it was found.
+    pub(crate) fn is_in_order(&self) -> bool {
+        self.desc().is_some_and(|desc| desc.level() == self.level)
     }
 
     /// Replaces `old` by `new`, or gives what is there instead of `old`.

@@ -350,3 +350,25 @@ fn a_table_moves_with_its_pages() {
         check_tables(tree, memory);
     });
 }
+
+/// Two locks are taken in the order of their tables' levels, whatever corrupted entries refer to.
+#[test]
+fn corrupted_tables_make_no_circle_of_locks() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        tree.map(cpu.read(), Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
+        let table_at = |level| match tree.find(cpu.read(), Gpa::new(0), level).map(|slot| slot.get()) {
+            Some(Entry::Table(table)) => table,
+            other => panic!("{other:?}"),
+        };
+        let (directories, table) = (table_at(Level::P4D), table_at(Level::PMD));
+        // The page table stands in for another page directory, and for the page table of its own second entry.
+        write_raw(memory, directories, 1, Npt::table(table, Level::PUD).raw());
+        write_raw(memory, table, 1, Npt::table(table, Level::PMD).raw());
+        let to_itself = Gpa::new((1 << 30) + M2);
+        assert!(tree.move_table(cpu, to_itself, Gpa::new(5 * M2), Level::PMD).is_err());
+        assert!(tree.move_table(cpu, Gpa::new(0), Gpa::new((1 << 30) + 5 * M2), Level::PMD).is_err());
+        assert_eq!(tree.retract(cpu, WHOLE), Ok(0));
+        write_raw(memory, directories, 1, 0);
+        write_raw(memory, table, 1, 0);
+    });
+}
