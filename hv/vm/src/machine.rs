@@ -227,10 +227,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
     #[inline(always)]
     pub(crate) fn cpuid<V: Vcpu>(&self, vcpu: &mut V) -> Result<Known, Event> {
         let leaf = self.context.cpuid.get(vcpu.gpr(Gpr::RAX) as u32, vcpu.gpr(Gpr::RCX) as u32);
-        vcpu.set_gpr(Gpr::RAX, leaf.eax.into());
-        vcpu.set_gpr(Gpr::RBX, leaf.ebx.into());
-        vcpu.set_gpr(Gpr::RCX, leaf.ecx.into());
-        vcpu.set_gpr(Gpr::RDX, leaf.edx.into());
+        vcpu.set_cpuid(leaf);
         Ok(Known::Cpuid)
     }
 

@@ -11,18 +11,24 @@ struct Cost {
     count: u64,
     total: u64,
     min: u64,
-    max: u64,
+    /// The largest less the smallest.
+    span: u64,
 }
 
 impl Cost {
     #[cold]
     fn extend(&mut self, ticks: u64) {
+        let max = if self.min == u64::MAX { ticks } else { self.max().max(ticks) };
         self.min = self.min.min(ticks);
-        self.max = self.max.max(ticks);
+        self.span = max - self.min;
+    }
+
+    fn max(&self) -> u64 {
+        self.min.wrapping_add(self.span)
     }
 }
 
-const NOTHING: Cost = Cost { count: 0, total: 0, min: u64::MAX, max: 0 };
+const NOTHING: Cost = Cost { count: 0, total: 0, min: u64::MAX, span: 0 };
 
 /// Exits by kind.
 #[derive(Debug)]
@@ -46,11 +52,12 @@ impl Stats {
         let (previous, since) = self.current;
         let ticks = stay.entry.wrapping_sub(since);
         let cost = &mut self.costs[previous as usize];
-        cost.count += 1;
-        cost.total = cost.total.wrapping_add(ticks);
-        if ticks < cost.min || ticks > cost.max {
+        // One comparison: below the smallest the difference wraps.
+        if ticks.wrapping_sub(cost.min) > cost.span {
             cost.extend(ticks);
         }
+        cost.count += 1;
+        cost.total = cost.total.wrapping_add(ticks);
         self.current = (kind, stay.exit);
     }
 
@@ -65,8 +72,10 @@ impl Stats {
         for (cost, other) in self.costs.iter_mut().zip(&other.costs) {
             cost.count += other.count;
             cost.total = cost.total.wrapping_add(other.total);
-            cost.min = cost.min.min(other.min);
-            cost.max = cost.max.max(other.max);
+            if other.min != u64::MAX {
+                cost.extend(other.min);
+                cost.extend(other.max());
+            }
         }
     }
 
@@ -111,7 +120,7 @@ impl fmt::Display for Stats {
                 time / 10,
                 time % 10,
                 min,
-                cost.max,
+                if cost.min == u64::MAX { 0 } else { cost.max() },
                 cost.total / cost.count
             )?;
         }
@@ -129,7 +138,7 @@ mod tests {
         stats.exited(Kind::Cpuid, Stay { entry: 0, exit: 100 });
         stats.exited(Kind::Halt, Stay { entry: 130, exit: 500 });
         stats.ended();
-        assert_eq!(stats.costs[Kind::Cpuid as usize], Cost { count: 1, total: 30, min: 30, max: 30 });
+        assert_eq!(stats.costs[Kind::Cpuid as usize], Cost { count: 1, total: 30, min: 30, span: 0 });
         assert_eq!(stats.count(Kind::Halt), 1);
         let table = std::format!("{stats}");
         assert!(table.lines().nth(1).is_some_and(|line| line.starts_with("cpuid") && line.contains("100.0")));

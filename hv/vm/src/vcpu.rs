@@ -1,8 +1,9 @@
 //! What a backend's virtual CPU offers the handlers.
 
+use crate::cpuid::Leaf;
 use crate::exit::{Event, Exit};
 use core::fmt;
-use emul::{Known, Registers, Segment, real};
+use emul::{Gpr, Known, Registers, Segment, real};
 
 /// What the hidden part of a segment register says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +112,15 @@ pub trait Vcpu: Registers {
     fn leave(&mut self);
     /// When the guest was last entered and left.
     fn stay(&self) -> Stay;
+
+    /// EAX, EBX, ECX and EDX as CPUID leaves them, with the upper halves clear.
+    #[inline]
+    fn set_cpuid(&mut self, leaf: Leaf) {
+        self.set_gpr(Gpr::RAX, leaf.eax.into());
+        self.set_gpr(Gpr::RBX, leaf.ebx.into());
+        self.set_gpr(Gpr::RCX, leaf.ecx.into());
+        self.set_gpr(Gpr::RDX, leaf.edx.into());
+    }
 
     /// Goes on at `rip`, past the exiting instruction: an interrupt shadow ends with it.
     fn resume_at(&mut self, rip: u64);

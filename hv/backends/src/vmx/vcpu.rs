@@ -18,6 +18,7 @@ use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
 use emul::real::Memory;
+use vm::cpuid::Leaf;
 use vm::{
     ControlRegisters, Cr8, Emulated, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, Registers,
     Segment, SegmentState, Start, StateMsr, Stay, Vcpu,
@@ -488,6 +489,16 @@ impl Vcpu for VmxVcpu {
     #[inline]
     fn stay(&self) -> Stay {
         self.registers.stay
+    }
+
+    /// All four through one pointer.
+    #[inline]
+    fn set_cpuid(&mut self, leaf: Leaf) {
+        let gprs = &mut self.registers.gprs;
+        gprs[Gpr::RAX.index()] = leaf.eax.into();
+        gprs[Gpr::RBX.index()] = leaf.ebx.into();
+        gprs[Gpr::RCX.index()] = leaf.ecx.into();
+        gprs[Gpr::RDX.index()] = leaf.edx.into();
     }
 
     #[inline]

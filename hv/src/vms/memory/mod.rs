@@ -420,12 +420,12 @@ impl<F: Nested> vm::Memory for View<'_, F> {
 
     #[inline]
     fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R {
-        self.heart.beat();
         self.cpu.guest(|flush| enter(flush == Flush::Needed))
     }
 
     #[inline]
     fn poll(&self) {
+        self.heart.beat();
         poll(&self.cpu);
     }
 
