@@ -47,7 +47,8 @@ pub(crate) const COMMAND: u32 = 0x000c_cfff;
 const FIRST_VECTOR: u8 = 16;
 
 /// IA32_APIC_BASE after reset: its address, and that it is on.
-const BASE: u64 = 0xfee0_0000 | 1 << 11;
+const BASE: u64 = 0xfee0_0000 | BASE_ON;
+const BASE_ON: u64 = 1 << 11;
 const BASE_BOOT: u64 = 1 << 8;
 
 impl LocalApic {
@@ -103,10 +104,10 @@ impl LocalApic {
         mailbox.set_logical(self.logical, self.format);
     }
 
-    /// The address of the registers' page, if they are in memory.
+    /// Whether the registers' page is the one around this guest-physical address. In x2APIC mode they are not in memory.
     #[inline]
-    pub fn page(&self) -> Option<u64> {
-        (self.is_on() && !self.is_x2apic()).then_some(self.base & !0xfff)
+    pub fn is_at(&self, address: u64) -> bool {
+        self.base & !BASE_BOOT == address & !0xfff | BASE_ON
     }
 
     /// Reads a register.
@@ -148,15 +149,12 @@ impl LocalApic {
             Register::EndOfInterrupt => self.end_of_interrupt(),
             Register::CommandLow => return self.command(value, mailbox),
             Register::CommandHigh => self.command = self.command & 0xffff_ffff | u64::from(value) << 32,
-            Register::InitialCount => {
-                self.timer.set_initial(value, self.timer_mode(), clock);
-                return Effect::Timer;
-            }
             _ => return self.write_rarely(register, value, mailbox, clock),
         }
         Effect::None
     }
 
+    #[inline(never)]
     fn write_rarely(&mut self, register: Register, value: u32, mailbox: &Mailbox, clock: &impl Clock) -> Effect {
         match register {
             Register::LogicalDestination => self.logical = value & 0xff00_0000,
@@ -164,6 +162,10 @@ impl LocalApic {
             Register::Spurious => self.set_spurious(value),
             Register::ErrorStatus => self.error_status = core::mem::take(&mut self.errors),
             Register::Local(lvt) => return self.set_local(lvt, value),
+            Register::InitialCount => {
+                self.timer.set_initial(value, self.timer_mode(), clock);
+                return Effect::Timer;
+            }
             Register::Divide => {
                 self.timer.set_divide(value, self.timer_mode(), clock);
                 return Effect::Timer;
@@ -204,6 +206,7 @@ impl LocalApic {
     }
 
     /// The interrupt command's lower half, whose write sends.
+    #[inline(never)]
     pub(crate) fn command(&mut self, value: u32, mailbox: &Mailbox) -> Effect {
         self.command = self.command & !0xffff_ffff | u64::from(value & COMMAND);
         let has_vector = value >> 8 & 7 <= 1;

@@ -23,9 +23,16 @@ pub fn emul_decode(data: &[u8]) {
             assert_eq!(Ok(found), whole);
         }
         let mut memo = mmio::Memo::new();
-        if let (Ok(decoded), Some(first)) = (memo.decode(data, bitness), data.first_chunk()) {
+        if let (Ok(decoded), Some((first, rest))) = (memo.decode(data, bitness), data.split_first_chunk()) {
             let first = u64::from_le_bytes(*first);
-            assert_eq!(memo.get(first, bitness), (decoded.length() <= 8).then_some(&decoded));
+            let mut second = [0; 8];
+            rest.iter().zip(&mut second).for_each(|(&byte, place)| *place = byte);
+            let second = u64::from_le_bytes(second);
+            assert_eq!(memo.get(first, || Some(second), bitness), Some(&decoded));
+            // With another last byte it is another instruction.
+            let last = 8 * (decoded.length().max(9) - 9);
+            let known = memo.get(first, || Some(second ^ 1 << last), bitness);
+            assert_eq!(known, (decoded.length() <= 8).then_some(&decoded));
             // Whatever follows the instruction.
             let alone = mmio::decode(&data[..decoded.length() as usize], bitness);
             assert_eq!(alone, Ok(decoded));

@@ -41,7 +41,7 @@ mod general;
 
 use crate::registers::Operand;
 use crate::string_step::StringStep;
-use crate::{Address, Bitness, DecodeError, Registers, Width};
+use crate::{Address, Bitness, DecodeError, Gpr, Registers, Width};
 use addr::Gva;
 use alu::{Binary, Bit, Unary};
 use iced_x86::Instruction;
@@ -118,6 +118,17 @@ pub trait Bus {
     }
 }
 
+/// MOV of 32 bits, which nothing else has to be known about to carry it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// To this register, whose upper half becomes zero.
+    Load(Gpr),
+    /// The lower half of this register.
+    Store(Gpr),
+    /// This value.
+    StoreImmediate(u32),
+}
+
 /// How far an instruction came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -142,20 +153,32 @@ pub(crate) fn of_instruction(instruction: &Instruction, bitness: Bitness) -> Opt
 
 /// The last instructions decoded, for the next exits from the same places.
 ///
-/// Decoding is a function of the bytes and the bitness alone, so equal bytes are the same instruction wherever they are; an
-/// instruction of at most eight bytes is told by its first eight.
+/// Decoding is a function of the instruction's bytes and the bitness alone, so equal bytes are the same instruction wherever
+/// they are. They are compared in two words, the second only for an instruction that is longer than one.
 ///
 /// ```
 /// use emul::{Bitness::Bits64, mmio::{Memo, decode}};
-/// let code = [0x89, 0xb7, 0x00, 0xd0, 0x5f, 0xff, 0xc3, 0xcc, 0xcc];
-/// let first = u64::from_le_bytes(*code.first_chunk().unwrap());
+/// // mov dword ptr [0xfee00300], 0x40050
+/// let code = [0xc7, 0x04, 0x25, 0x00, 0x03, 0xe0, 0xfe, 0x50, 0x00, 0x04, 0x00, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc];
+/// let (words, _) = code.as_chunks();
+/// let [first, second] = [0, 1].map(|n: usize| u64::from_le_bytes(words[n]));
 /// let mut memo = Memo::new();
-/// assert_eq!(memo.get(first, Bits64), None);
+/// assert_eq!(memo.get(first, || Some(second), Bits64), None);
 /// let decoded = memo.decode(&code, Bits64).unwrap();
-/// assert_eq!(memo.get(first, Bits64), Some(&decoded));
+/// assert_eq!(memo.get(first, || Some(second), Bits64), Some(&decoded));
+/// assert_eq!(memo.get(first, || Some(second ^ 1), Bits64), None);
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Memo([Option<(u64, Bitness, Mmio)>; MEMOS]);
+pub struct Memo([Option<Known>; MEMOS]);
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    first: u64,
+    /// What the instruction has of the second word, and which bits of that word are the instruction's.
+    second: (u64, u64),
+    bitness: Bitness,
+    mmio: Mmio,
+}
 
 /// So many are kept, each in a place that its bytes choose: a driver has few.
 const MEMOS: usize = 8;
@@ -167,30 +190,41 @@ const fn place(first: u64) -> usize {
     (first.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - MEMOS.trailing_zeros())) as usize
 }
 
+/// The bits of the second word that are an instruction's of `length` bytes.
+const fn second_mask(length: u64) -> u64 {
+    match length {
+        0..=8 => 0,
+        _ => u64::MAX >> (8 * (16 - length)),
+    }
+}
+
 impl Memo {
     /// Nothing decoded yet.
     pub const fn new() -> Self {
         Self([None; MEMOS])
     }
 
-    /// The instruction that `first` (the eight bytes at RIP, the lowest first) begins with, if it is among the last decoded.
+    /// The instruction that begins with `first` (the eight bytes at RIP, the lowest first) and goes on with `second` (the next
+    /// eight; None if they can't be had), if it is among the last decoded.
     #[inline]
-    pub fn get(&self, first: u64, bitness: Bitness) -> Option<&Mmio> {
-        match &self.0[place(first)] {
-            Some((known, in_bitness, mmio)) if *known == first && *in_bitness == bitness => Some(mmio),
-            _ => None,
+    pub fn get(&self, first: u64, second: impl FnOnce() -> Option<u64>, bitness: Bitness) -> Option<&Mmio> {
+        let known = self.0[place(first)].as_ref()?;
+        if known.first != first || known.bitness != bitness {
+            return None;
         }
+        let (rest, mask) = known.second;
+        (mask == 0 || second()? & mask == rest).then_some(&known.mmio)
     }
 
     /// As the function [`decode`], and kept for [`get`](Self::get).
     #[cold]
     pub fn decode(&mut self, bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
         let mmio = decode(bytes, bitness)?;
-        if let Some(first) = bytes.first_chunk::<8>()
-            && mmio.length <= 8
-        {
+        if let Some((first, rest)) = bytes.split_first_chunk() {
             let first = u64::from_le_bytes(*first);
-            self.0[place(first)] = Some((first, bitness, mmio));
+            let rest = rest.iter().take(8).rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+            let mask = second_mask(mmio.length);
+            self.0[place(first)] = Some(Known { first, second: (rest & mask, mask), bitness, mmio });
         }
         Ok(mmio)
     }
@@ -211,6 +245,18 @@ impl Mmio {
     #[inline]
     pub const fn length(&self) -> u64 {
         self.length
+    }
+
+    /// The instruction, if it is one of those by which nearly all registers of devices are accessed.
+    #[inline]
+    pub const fn plain(&self) -> Option<Plain> {
+        match self.op {
+            _ if !matches!(self.width, Width::Dword) => None,
+            Op::Load { to, to_width: Width::Dword, .. } => Some(Plain::Load(to.gpr())),
+            Op::Store(Source::Register(from)) => Some(Plain::Store(from.gpr())),
+            Op::Store(Source::Immediate(value)) => Some(Plain::StoreImmediate(value as u32)),
+            _ => None,
+        }
     }
 
     /// Whether it names memory by linear addresses of its own ([`Place::Linear`]), as MOVS does.

@@ -119,6 +119,12 @@ impl Operand {
         Some(Self { gpr: Gpr::of(register)?, high })
     }
 
+    /// The register of which it is all, or a part.
+    #[inline]
+    pub(crate) const fn gpr(self) -> Gpr {
+        self.gpr
+    }
+
     #[inline]
     const fn shift(self) -> u32 {
         if self.high { 8 } else { 0 }

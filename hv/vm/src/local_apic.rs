@@ -3,7 +3,7 @@
 use crate::machine::{Host, Machine, Memory};
 use crate::msr::Refused;
 use crate::vcpu::{StateMsr, Vcpu};
-use apic::{Due, Effect};
+use apic::{Due, Effect, Ipi};
 use devices::{Clock, Nanoseconds, Sink};
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
 
@@ -66,24 +66,28 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 
     /// What a write to the APIC leads to.
+    #[inline]
     pub(crate) fn carry_out<V: Vcpu>(&mut self, vcpu: &mut V, effect: Effect, host: &mut impl Host<V>) {
         match effect {
             Effect::None => {}
             Effect::Timer => self.time_passes(vcpu, host),
-            Effect::Send(ipi) => {
-                let (vm, own) = (self.vm, self.context.index);
-                apic::deliver(ipi, own, vm.mailboxes(), |hit| {
-                    if hit != own && vm.ring(hit) {
-                        host.kick(hit);
-                    }
-                });
-                // Its own vectors it finds below; what is no vector is looked for when the bell rings.
-                if self.door.mailbox.has_signals() {
-                    vm.ring(own);
-                }
-            }
+            Effect::Send(ipi) => self.send(ipi, host),
         }
         self.deliver(vcpu);
+    }
+
+    #[inline(never)]
+    fn send<V: Vcpu>(&mut self, ipi: Ipi, host: &mut impl Host<V>) {
+        let (vm, own) = (self.vm, self.context.index);
+        apic::deliver(ipi, own, vm.mailboxes(), |hit| {
+            if hit != own && vm.ring(hit) {
+                host.kick(hit);
+            }
+        });
+        // Its own vectors are found when this is done; what is no vector is looked for when the bell rings.
+        if self.door.mailbox.has_signals() {
+            vm.ring(own);
+        }
     }
 
     /// The timer's interrupt, if it is due.

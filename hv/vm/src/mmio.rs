@@ -1,5 +1,6 @@
 //! Guest physical addresses that the nested tables do not translate.
 
+use crate::context::Context;
 use crate::exit::NestedFault;
 use crate::local_apic::ApicClock;
 use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
@@ -9,7 +10,7 @@ use crate::vcpu::Vcpu;
 use apic::{Effect, LocalApic, Mailbox, Register};
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
-use emul::mmio::{Bus, Mmio, Outcome, Place};
+use emul::mmio::{Bus, Mmio, Outcome, Place, Plain};
 use emul::{Bitness, Width};
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
@@ -20,33 +21,24 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         fault: NestedFault,
         host: &mut impl Host<V>,
     ) -> ControlFlow<()> {
+        // First, as it costs little, and finding that there is no memory costs more.
+        if self.context.apic.is_at(fault.address().raw()) {
+            return self.apic_page(vcpu, fault, host);
+        }
         match self.memory.fault(fault) {
             Resolved::Retry => ControlFlow::Continue(()),
-            resolved => self.no_page(vcpu, fault, resolved, host),
+            resolved => self.no_page(vcpu, fault, resolved),
         }
     }
 
     #[inline(never)]
-    fn no_page<V: Vcpu>(
-        &mut self,
-        vcpu: &mut V,
-        fault: NestedFault,
-        resolved: Resolved,
-        host: &mut impl Host<V>,
-    ) -> ControlFlow<()> {
+    fn no_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, resolved: Resolved) -> ControlFlow<()> {
         let flow = match resolved {
             Resolved::Retry => Flow::Resume,
-            Resolved::NotMemory if fault.is_fetch() => {
-                Flow::Stop(Stop::Unhandled("an instruction fetch from an address that has no memory"))
-            }
-            Resolved::NotMemory if vcpu.injecting() => {
-                Flow::Stop(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
-            }
-            Resolved::NotMemory => {
-                let apic = self.context.apic.page() == Some(fault.address().frame().start().raw());
-                let done = if apic { self.apic_page(vcpu, fault, host) } else { self.no_memory(vcpu) };
-                done.unwrap_or_else(|trouble| trouble.tell(vcpu))
-            }
+            Resolved::NotMemory => match refused(vcpu, fault) {
+                Some(stop) => Flow::Stop(stop),
+                None => self.no_memory(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu)),
+            },
             Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
         };
         self.go(flow)
@@ -58,45 +50,67 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
     }
 
-    /// An access to the registers of the local APIC.
+    /// An access to the page of the local APIC's registers: by the MOVs that everybody uses, at once.
+    #[inline(never)]
+    fn apic_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, host: &mut impl Host<V>) -> ControlFlow<()> {
+        let offset = fault.address().page_offset() as u16;
+        let Some((plain, length, bitness)) = self.plain_mmio(vcpu) else {
+            return self.apic_page_anew(vcpu, fault, host);
+        };
+        let Some(register) = ApicBus::<C>::register(offset).filter(|_| offset & 15 == 0) else {
+            return self.apic_page_anew(vcpu, fault, host);
+        };
+        let (apic, mailbox, clock) = (&mut self.context.apic, &self.door.mailbox, ApicClock(self.vm.clock()));
+        let effect = match plain {
+            Plain::Load(to) => {
+                vcpu.set_gpr(to, apic.read(register, mailbox, &clock).into());
+                None
+            }
+            Plain::Store(from) => Some(apic.write(register, vcpu.gpr(from) as u32, mailbox, &clock)),
+            Plain::StoreImmediate(value) => Some(apic.write(register, value, mailbox, &clock)),
+        };
+        vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+        if let Some(effect) = effect {
+            self.carry_out(vcpu, effect, host);
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The exiting instruction, with its length and the bitness, if it is a plain one that was decoded lately.
     #[inline]
-    fn apic_page<V: Vcpu>(
+    fn plain_mmio<V: Vcpu>(&mut self, vcpu: &V) -> Option<(Plain, u64, Bitness)> {
+        let bitness = Self::bitness(vcpu);
+        let at = Self::code_address(vcpu, bitness);
+        let (controls, privilege) = (Self::controls(vcpu), Self::fetch_privilege(vcpu));
+        let Context { code, memo, features, .. } = &mut *self.context;
+        let mut fetch = |at| code.fetch_u64(&self.memory, &controls, features, at, privilege);
+        let first = fetch(at)?;
+        let known = memo.get(first, || fetch(at.wrapping_add(8)), bitness)?;
+        Some((known.plain()?, known.length(), bitness))
+    }
+
+    /// The same for any instruction, and those that can't be carried out.
+    #[cold]
+    fn apic_page_anew<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        fault: NestedFault,
+        host: &mut impl Host<V>,
+    ) -> ControlFlow<()> {
+        let flow = match refused(vcpu, fault) {
+            Some(stop) => Flow::Stop(stop),
+            None => self.apic_access(vcpu, fault, host).unwrap_or_else(|trouble| trouble.tell(vcpu)),
+        };
+        self.go(flow)
+    }
+
+    fn apic_access<V: Vcpu>(
         &mut self,
         vcpu: &mut V,
         fault: NestedFault,
         host: &mut impl Host<V>,
     ) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
-        let at = Self::code_address(vcpu, bitness);
-        let (controls, privilege) = (Self::controls(vcpu), Self::fetch_privilege(vcpu));
-        let context = &mut *self.context;
-        let first = context.code.fetch_u64(&self.memory, &controls, &context.features, at, privilege);
-        let mut bus = ApicBus {
-            apic: &mut context.apic,
-            mailbox: &self.door.mailbox,
-            clock: ApicClock(self.vm.clock()),
-            offset: fault.address().page_offset() as u16,
-            effect: None,
-        };
-        match first.and_then(|first| context.memo.get(first, bitness)) {
-            Some(known) if !known.is_linear() => bus.access(vcpu, known, bitness)?,
-            _ => return self.apic_page_anew(vcpu, fault, bitness, host),
-        }
-        if let Some(effect) = bus.effect {
-            self.carry_out(vcpu, effect, host);
-        }
-        Ok(Flow::Resume)
-    }
-
-    /// The same for an instruction that is not the last one's like.
-    #[cold]
-    fn apic_page_anew<V: Vcpu>(
-        &mut self,
-        vcpu: &mut V,
-        fault: NestedFault,
-        bitness: Bitness,
-        host: &mut impl Host<V>,
-    ) -> Result<Flow, Trouble> {
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
         // A string move between the registers and memory: nobody does that.
         if instruction.is_linear() {
@@ -109,7 +123,9 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             offset: fault.address().page_offset() as u16,
             effect: None,
         };
-        bus.access(vcpu, &instruction, bitness)?;
+        if instruction.execute(vcpu, &mut bus)? == Outcome::Retired {
+            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        }
         if let Some(effect) = bus.effect {
             self.carry_out(vcpu, effect, host);
         }
@@ -128,6 +144,14 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 }
 
+/// Why an access to an address without memory can't be carried out, whatever the instruction is.
+fn refused<V: Vcpu>(vcpu: &V, fault: NestedFault) -> Option<Stop> {
+    if fault.is_fetch() {
+        return Some(Stop::Unhandled("an instruction fetch from an address that has no memory"));
+    }
+    vcpu.injecting().then_some(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
+}
+
 const NOT_EMULATED: Flow =
     Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on an address that has no memory"));
 
@@ -142,13 +166,11 @@ struct ApicBus<'a, C> {
     effect: Option<Effect>,
 }
 
-impl<C: Clock> ApicBus<'_, C> {
+impl<C> ApicBus<'_, C> {
+    /// The register at `offset`, or around it. [`Register::SelfIpi`] is only in x2APIC mode.
     #[inline]
-    fn access<V: Vcpu>(&mut self, vcpu: &mut V, instruction: &Mmio, bitness: Bitness) -> Result<(), Trouble> {
-        if instruction.execute(vcpu, self)? == Outcome::Retired {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
-        }
-        Ok(())
+    fn register(offset: u16) -> Option<Register> {
+        Register::new(offset >> 4).filter(|&register| register != Register::SelfIpi)
     }
 }
 
@@ -158,7 +180,7 @@ impl<C: Clock> Bus for ApicBus<'_, C> {
     /// There is one operand.
     #[inline]
     fn read(&mut self, _: Place, width: Width) -> Result<u64, Trouble> {
-        let Some(register) = Register::new(self.offset >> 4).filter(|_| self.offset & 15 < 4) else {
+        let Some(register) = Self::register(self.offset).filter(|_| self.offset & 15 < 4) else {
             self.apic.illegal_register(self.mailbox);
             return Ok(0);
         };
@@ -168,9 +190,8 @@ impl<C: Clock> Bus for ApicBus<'_, C> {
 
     #[inline]
     fn write(&mut self, _: Place, width: Width, value: u64) -> Result<(), Trouble> {
-        match Register::new(self.offset >> 4) {
-            // The last one is only in x2APIC mode.
-            Some(Register::SelfIpi) | None => self.apic.illegal_register(self.mailbox),
+        match Self::register(self.offset) {
+            None => self.apic.illegal_register(self.mailbox),
             Some(register) if width == Width::Dword && self.offset & 15 == 0 => {
                 self.effect = Some(self.apic.write(register, value as u32, self.mailbox, &self.clock));
             }

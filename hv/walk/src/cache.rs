@@ -38,15 +38,20 @@ pub trait SlotMem: PhysMem {
     fn generation(&self) -> u64;
 }
 
-/// The last walk that a vCPU's instruction fetch needed, and what it depended on. See [`crate::cache`] for why it is
+/// The last walks that a vCPU's instruction fetches needed, and what they depended on. See [`crate::cache`] for why they are
 /// exact.
 ///
 /// It belongs to one vCPU: [`Features`] and the memory given must be the same each time. PAE's PDPTEs are read from
 /// memory. Walks of five levels are not kept, but done each time.
 #[derive(Clone, Debug)]
 pub struct FetchCache<S> {
-    kept: Kept<S>,
+    kept: [Kept<S>; WALKS],
+    /// Which of them was used last; modulo [`WALKS`].
+    last: usize,
 }
+
+/// As many pages as code may go around in between two exits: an interrupt's sender, its handler, the loop that waits for it.
+const WALKS: usize = 4;
 
 /// Four levels at most: a shorter walk repeats its last entry, so that a hit compares four times without counting.
 const ENTRIES: usize = 4;
@@ -94,6 +99,21 @@ impl<S: Copy> Known<S> {
     }
 }
 
+impl<S: Copy> Kept<S> {
+    /// The place of the page, if it is that of `key` and a walk done now would come to it.
+    #[inline(always)]
+    fn page<M: SlotMem<Slot = S>>(&self, mem: &M, controls: &Controls, key: u64) -> Option<S> {
+        let (entries, known) = match self {
+            Self::Nothing => return None,
+            Self::Flat(known) => (&[][..], known),
+            Self::Walk(entries, known) => (&entries[..], known),
+        };
+        let same =
+            known.is_still_so(mem, controls, key) && entries.iter().all(|&(slot, value)| mem.load(slot) == value);
+        same.then_some(known.page)
+    }
+}
+
 impl<S: Copy> Default for FetchCache<S> {
     fn default() -> Self {
         Self::new()
@@ -103,7 +123,7 @@ impl<S: Copy> Default for FetchCache<S> {
 impl<S: Copy> FetchCache<S> {
     /// An empty cache.
     pub const fn new() -> Self {
-        Self { kept: Kept::Nothing }
+        Self { kept: [const { Kept::Nothing }; WALKS], last: 0 }
     }
 
     /// The first four bytes at `gva`, an instruction's, the lowest first. None if they are not all to be had at once:
@@ -122,7 +142,7 @@ impl<S: Copy> FetchCache<S> {
     }
 
     /// As [`fetch_u32`](Self::fetch_u32), eight bytes.
-    #[inline]
+    #[inline(always)]
     pub fn fetch_u64<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
@@ -150,11 +170,10 @@ impl<S: Copy> FetchCache<S> {
         if gva.page_offset() > PAGE_SIZE - bytes {
             return None;
         }
-        if let Kept::Walk(entries, known) = &self.kept
-            && known.is_still_so(mem, controls, key(gva, privilege))
-            && entries.iter().all(|&(slot, value)| mem.load(slot) == value)
+        if let kept @ Kept::Walk(..) = &self.kept[self.last % WALKS]
+            && let Some(page) = kept.page(mem, controls, key(gva, privilege))
         {
-            return Some(known.page);
+            return Some(page);
         }
         // A copy, so that the caller's is never referred to, and stays in registers on the way that is short.
         let controls = *controls;
@@ -170,10 +189,14 @@ impl<S: Copy> FetchCache<S> {
         gva: Gva,
         privilege: Privilege,
     ) -> Option<S> {
-        match &self.kept {
-            Kept::Flat(known) if known.is_still_so(mem, controls, key(gva, privilege)) => Some(known.page),
-            _ => self.walk(mem, controls, features, gva, privilege).ok()?,
+        let key = key(gva, privilege);
+        for (index, kept) in self.kept.iter().enumerate() {
+            if let Some(page) = kept.page(mem, controls, key) {
+                self.last = index;
+                return Some(page);
+            }
         }
+        self.walk(mem, controls, features, gva, privilege).ok()?
     }
 
     /// A whole walk, kept for the next time if it can be; and the place of the page, if it has one.
@@ -185,7 +208,6 @@ impl<S: Copy> FetchCache<S> {
         gva: Gva,
         privilege: Privilege,
     ) -> Result<Option<S>, Fault> {
-        self.kept = Kept::Nothing;
         // Before the walk: should memory move meanwhile, the number kept is already out of date.
         let generation = mem.generation();
         let paging = Paging { controls: *controls, pdptes: None, features: *features };
@@ -193,7 +215,8 @@ impl<S: Copy> FetchCache<S> {
         let translation = crate::walk(mem, &paging, gva, Access { kind: Kind::Fetch, privilege }, &mut steps)?;
         let Some(page) = mem.slot(translation.gpa.align_down(PAGE_SIZE)) else { return Ok(None) };
         let known = Known { key: key(gva, privilege), controls: *controls, generation, page };
-        self.kept = match controls.mode() {
+        self.last = self.last.wrapping_add(1);
+        self.kept[self.last % WALKS] = match controls.mode() {
             Mode::Off => Kept::Flat(known),
             mode => match entries(mem, mode, steps.as_slice()) {
                 Some(entries) => Kept::Walk(entries, known),

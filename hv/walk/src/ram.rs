@@ -14,6 +14,8 @@ pub(crate) struct Ram {
     pub(crate) shift: Cell<usize>,
     /// Exchanges that fail before one is let through, as when other CPUs write the entry.
     pub(crate) contention: Cell<usize>,
+    /// How often walks have read an entry of eight bytes.
+    pub(crate) reads: Cell<usize>,
 }
 
 impl Ram {
@@ -23,6 +25,7 @@ impl Ram {
             generation: Cell::new(0),
             shift: Cell::new(0),
             contention: Cell::new(0),
+            reads: Cell::new(0),
         }
     }
 
@@ -52,6 +55,7 @@ impl std::fmt::Debug for Ram {
 impl PhysMem for Ram {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
         assert!(at.is_aligned(8));
+        self.reads.set(self.reads.get() + 1);
         self.slot(at).map(|slot| self.load(slot))
     }
 

@@ -58,6 +58,24 @@ fn changed_code_is_seen() {
 }
 
 #[test]
+fn pages_in_turn_are_walked_to_once() {
+    let (ram, controls) = tree();
+    for page in 1..4u64 {
+        ram.set(0x4000 + page * 8, ((page + 5) << 12) | 3);
+        ram.set((page + 5) << 12, page);
+    }
+    let mut cache = FetchCache::new();
+    let mut round = || {
+        ram.reads.set(0);
+        let bytes = |page| bytes_at(&mut cache, &ram, &controls, page << 12);
+        assert_eq!([1u64, 2, 3, 0].map(bytes), [1, 2, 3, 0x0302_0100].map(Some));
+        ram.reads.take()
+    };
+    assert_eq!(round(), 4 * 4, "four entries each");
+    assert_eq!(round(), 0);
+}
+
+#[test]
 fn memory_that_moves_is_seen_by_the_generation() {
     let (ram, controls) = tree();
     let mut cache = FetchCache::new();
