@@ -25,6 +25,8 @@ enum Host {
     QemuSvm,
     /// Bochs as an Intel processor: VMX
     BochsVmx,
+    /// The same with two processors and two virtual ones: what they tell each other
+    BochsVmxSmp,
     /// Bochs as an AMD processor: SVM with next-RIP save
     BochsSvm,
 }
@@ -35,6 +37,7 @@ impl Host {
         match self {
             Self::QemuSvm => "qemu-svm-icount",
             Self::BochsVmx => "bochs-vmx",
+            Self::BochsVmxSmp => "bochs-vmx-smp",
             Self::BochsSvm => "bochs-svm",
         }
     }
@@ -44,6 +47,7 @@ impl Host {
         match self {
             Self::QemuSvm => "exit-latency.json",
             Self::BochsVmx => "exit-latency-bochs-vmx.json",
+            Self::BochsVmxSmp => "exit-latency-bochs-vmx-smp.json",
             Self::BochsSvm => "exit-latency-bochs-svm.json",
         }
     }
@@ -52,15 +56,24 @@ impl Host {
         let bochs = |cpu: &str| Machine::Bochs(Bochs { cpu: cpu.to_string() });
         match self {
             Self::QemuSvm => Machine::Qemu(Qemu { engine: Engine::TcgIcount, cpu: None }),
-            Self::BochsVmx => bochs(bochs::VMX_CPU),
+            Self::BochsVmx | Self::BochsVmxSmp => bochs(bochs::VMX_CPU),
             Self::BochsSvm => bochs(bochs::SVM_CPU),
+        }
+    }
+
+    /// The guest's virtual processors, and the machine's own.
+    const fn processors(self) -> u32 {
+        match self {
+            // QEMU with --icount runs one processor after the other, for as long as it pleases.
+            Self::QemuSvm | Self::BochsVmx | Self::BochsSvm => 1,
+            Self::BochsVmxSmp => 2,
         }
     }
 
     const fn tool(self) -> Tool {
         match self {
             Self::QemuSvm => Tool::Qemu,
-            Self::BochsVmx | Self::BochsSvm => Tool::Bochs,
+            Self::BochsVmx | Self::BochsVmxSmp | Self::BochsSvm => Tool::Bochs,
         }
     }
 }
@@ -162,12 +175,17 @@ impl Bench {
 }
 
 fn trial(host: Host, images: &Images) -> Trial {
+    let guest = Guest {
+        // So that a first touch is that of a 4 KiB page.
+        pages: Pages::Small,
+        vcpus: host.processors(),
+        ..Guest::new(Image::new(images.guest("exit-latency"), ""))
+    };
     Trial {
         machine: host.machine(),
-        cpus: None,
+        cpus: Some(host.processors()),
         hypervisor: Some(Hypervisor { file: images.hv(), words: "log=info".to_string() }),
-        // So that a first touch is that of a 4 KiB page.
-        guests: vec![Guest { pages: Pages::Small, ..Guest::new(Image::new(images.guest("exit-latency"), "")) }],
+        guests: vec![guest],
         timeout: TIMEOUT,
         limit: None,
     }
