@@ -45,9 +45,8 @@ pub trait SlotMem: PhysMem {
 /// memory. Walks of five levels are not kept, but done each time.
 #[derive(Clone, Debug)]
 pub struct FetchCache<S> {
+    /// The first is what was used last.
     kept: [Kept<S>; WALKS],
-    /// Which of them was used last; modulo [`WALKS`].
-    last: usize,
 }
 
 /// As many pages as code may go around in between two exits: an interrupt's sender, its handler, the loop that waits for it.
@@ -123,7 +122,7 @@ impl<S: Copy> Default for FetchCache<S> {
 impl<S: Copy> FetchCache<S> {
     /// An empty cache.
     pub const fn new() -> Self {
-        Self { kept: [const { Kept::Nothing }; WALKS], last: 0 }
+        Self { kept: [const { Kept::Nothing }; WALKS] }
     }
 
     /// The first four bytes at `gva`, an instruction's, the lowest first. None if they are not all to be had at once:
@@ -170,7 +169,7 @@ impl<S: Copy> FetchCache<S> {
         if gva.page_offset() > PAGE_SIZE - bytes {
             return None;
         }
-        if let kept @ Kept::Walk(..) = &self.kept[self.last % WALKS]
+        if let kept @ Kept::Walk(..) = &self.kept[0]
             && let Some(page) = kept.page(mem, controls, key(gva, privilege))
         {
             return Some(page);
@@ -190,9 +189,9 @@ impl<S: Copy> FetchCache<S> {
         privilege: Privilege,
     ) -> Option<S> {
         let key = key(gva, privilege);
-        for (index, kept) in self.kept.iter().enumerate() {
-            if let Some(page) = kept.page(mem, controls, key) {
-                self.last = index;
+        for index in 0..WALKS {
+            if let Some(page) = self.kept[index].page(mem, controls, key) {
+                self.kept.swap(0, index);
                 return Some(page);
             }
         }
@@ -215,8 +214,8 @@ impl<S: Copy> FetchCache<S> {
         let translation = crate::walk(mem, &paging, gva, Access { kind: Kind::Fetch, privilege }, &mut steps)?;
         let Some(page) = mem.slot(translation.gpa.align_down(PAGE_SIZE)) else { return Ok(None) };
         let known = Known { key: key(gva, privilege), controls: *controls, generation, page };
-        self.last = self.last.wrapping_add(1);
-        self.kept[self.last % WALKS] = match controls.mode() {
+        self.kept.rotate_right(1);
+        self.kept[0] = match controls.mode() {
             Mode::Off => Kept::Flat(known),
             mode => match entries(mem, mode, steps.as_slice()) {
                 Some(entries) => Kept::Walk(entries, known),
