@@ -74,8 +74,12 @@ impl Ipi {
         }
     }
 
-    /// Puts it into `mailbox`; whether it was taken.
+    /// Puts it into `mailbox`; whether it was taken. An APIC that software has disabled takes no vectors, one that is off
+    /// altogether nothing (SDM sections 11.4.3 and 11.4.7.2).
     fn put(&self, mailbox: &Mailbox) -> bool {
+        if !mailbox.is_on() {
+            return false;
+        }
         match self.message {
             Message::Fixed(vector) | Message::LowestPriority(vector) => {
                 let taken = mailbox.takes_vectors();

@@ -19,14 +19,19 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(test)]
+#[cfg(any(test, loom))]
 extern crate std;
 
+#[cfg(all(any(test, fuzzing), not(loom)))]
+pub mod fuzz;
 mod ipi;
 mod local;
 mod mailbox;
+#[cfg(all(test, loom))]
+mod models;
 mod register;
-#[cfg(test)]
+mod rules;
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod timer;
 mod x2apic;

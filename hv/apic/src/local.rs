@@ -42,6 +42,8 @@ const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 const ILLEGAL_REGISTER: u32 = 1 << 7;
 const EXTERNAL: u32 = 7 << 8;
+/// The command's shorthand for the sender itself.
+const SELF: u32 = 1 << 18;
 /// The command's bits that can be written: not the delivery status.
 pub(crate) const COMMAND: u32 = 0x000c_cfff;
 const FIRST_VECTOR: u8 = 16;
@@ -94,8 +96,9 @@ impl LocalApic {
         if index == 0 {
             self.local[Lvt::Lint0 as usize] = EXTERNAL;
         }
-        mailbox.forget_requests();
+        // First nothing more is taken, then what was is forgotten.
         self.publish(mailbox);
+        mailbox.forget_requests();
     }
 
     /// Tells the others what they have to know.
@@ -170,7 +173,9 @@ impl LocalApic {
                 self.timer.set_divide(value, self.timer_mode(), clock);
                 return Effect::Timer;
             }
-            Register::SelfIpi => return self.command(1 << 18 | value & 0xff, mailbox),
+            // Not a part of the command that can be read.
+            Register::SelfIpi if self.is_x2apic() => return self.send(SELF | value & 0xff, 0, mailbox),
+            Register::SelfIpi => self.illegal_register(mailbox),
             _ => {}
         }
         self.publish(mailbox);
@@ -190,14 +195,8 @@ impl LocalApic {
     }
 
     fn set_local(&mut self, lvt: Lvt, value: u32) -> Effect {
-        let writable = match lvt {
-            Lvt::Timer => 0x0007_00ff,
-            Lvt::Thermal | Lvt::Performance => 0x0001_07ff,
-            Lvt::Lint0 | Lvt::Lint1 => 0x0001_a7ff,
-            Lvt::Error => 0x0001_00ff,
-        };
         let forced = if self.spurious & SOFTWARE_ENABLED == 0 { MASKED } else { 0 };
-        let old = core::mem::replace(&mut self.local[lvt as usize], value & writable | forced);
+        let old = core::mem::replace(&mut self.local[lvt as usize], value & lvt.writable() | forced);
         if lvt != Lvt::Timer {
             return Effect::None;
         }
@@ -207,21 +206,29 @@ impl LocalApic {
 
     /// The interrupt command's lower half, whose write sends.
     #[inline(never)]
-    pub(crate) fn command(&mut self, value: u32, mailbox: &Mailbox) -> Effect {
+    fn command(&mut self, value: u32, mailbox: &Mailbox) -> Effect {
         self.command = self.command & !0xffff_ffff | u64::from(value & COMMAND);
-        let has_vector = value >> 8 & 7 <= 1;
-        if has_vector && (value as u8) < FIRST_VECTOR {
+        let high = (self.command >> 32) as u32;
+        self.send(value, if self.is_x2apic() { high } else { high >> 24 }, mailbox)
+    }
+
+    fn send(&mut self, command: u32, destination: u32, mailbox: &Mailbox) -> Effect {
+        let has_vector = command >> 8 & 7 <= 1;
+        if has_vector && (command as u8) < FIRST_VECTOR {
             self.error(SEND_ILLEGAL_VECTOR, mailbox);
             return Effect::None;
         }
-        let high = (self.command >> 32) as u32;
-        let destination = if self.is_x2apic() { high } else { high >> 24 };
-        Ipi::new(value, destination, self.is_x2apic()).map_or(Effect::None, Effect::Send)
+        Ipi::new(command, destination, self.is_x2apic()).map_or(Effect::None, Effect::Send)
     }
 
+    /// Each kind of error interrupts once, until a write of the error status arms it again (SDM section 11.5.3).
+    #[cold]
     fn error(&mut self, error: u32, mailbox: &Mailbox) {
+        let is_new = self.errors & error == 0;
         self.errors |= error;
-        self.raise(Lvt::Error, mailbox);
+        if is_new {
+            self.raise(Lvt::Error, mailbox);
+        }
     }
 
     /// Requests what the local vector table has for `lvt`.
@@ -230,11 +237,11 @@ impl LocalApic {
         if entry & MASKED != 0 {
             return;
         }
-        if (entry as u8) < FIRST_VECTOR {
-            // That of the error entry itself can't be told by it.
-            self.errors |= RECEIVE_ILLEGAL_VECTOR;
-        } else {
+        if entry as u8 >= FIRST_VECTOR {
             mailbox.request(entry as u8);
+        } else {
+            // If it is the error entry's own vector, this comes back once, and finds the error known.
+            self.error(RECEIVE_ILLEGAL_VECTOR, mailbox);
         }
     }
 

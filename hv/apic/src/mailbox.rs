@@ -1,8 +1,16 @@
 //! What other vCPUs see of a local APIC, and what they put there.
 
+use crate::rules::{Rule, kept};
+#[cfg(not(loom))]
 use core::sync::atomic::{AtomicU32, Ordering};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, Ordering};
 
 /// One vCPU's APIC as the others see it: where interrupts are put, and what tells whether one is meant for it.
+///
+/// Any number of vCPUs post; one, the owner, takes. A post is the bit, then the bit of the summary; the owner clears the bit
+/// and, with a word's last, the summary's, and then reads the word again. So when the post is over, the summary tells of it.
+/// The models (`loom_*`) try every interleaving of these.
 pub struct Mailbox {
     /// The interrupt request register.
     requests: [AtomicU32; 8],
@@ -40,9 +48,9 @@ const X2APIC: u32 = 1 << 2;
 
 impl Mailbox {
     /// That of the vCPU whose APIC has this ID.
-    pub const fn new(id: u32) -> Self {
+    pub fn new(id: u32) -> Self {
         Self {
-            requests: [const { AtomicU32::new(0) }; 8],
+            requests: core::array::from_fn(|_| AtomicU32::new(0)),
             summary: AtomicU32::new(0),
             signals: AtomicU32::new(0),
             id,
@@ -56,8 +64,15 @@ impl Mailbox {
     #[inline]
     pub fn request(&self, vector: u8) {
         let word = vector >> 5;
-        self.requests[usize::from(word)].fetch_or(1 << (vector & 31), Ordering::Release);
-        self.summary.fetch_or(1 << word, Ordering::Release);
+        let order = if kept(Rule::Publish) { Ordering::AcqRel } else { Ordering::Relaxed };
+        if !kept(Rule::SummaryLast) {
+            self.summary.fetch_or(1 << word, order);
+        }
+        // It acquires too: if it comes after `forget_requests`, the summary's bit must not come before.
+        self.requests[usize::from(word)].fetch_or(1 << (vector & 31), order);
+        if kept(Rule::SummaryLast) {
+            self.summary.fetch_or(1 << word, order);
+        }
     }
 
     #[inline]
@@ -67,7 +82,7 @@ impl Mailbox {
         if old & !(1 << (vector & 31)) == 0 {
             // Whoever posts between the two finds the summary cleared, and sets it again.
             self.summary.fetch_and(!(1 << word), Ordering::AcqRel);
-            if self.requests(word) != 0 {
+            if kept(Rule::ReadAgain) && self.requests(word) != 0 {
                 self.summary.fetch_or(1 << word, Ordering::Release);
             }
         }
@@ -92,14 +107,15 @@ impl Mailbox {
 
     /// Posts INIT, and withdraws a start-up that came before.
     pub fn init(&self) {
-        self.signals.store(INIT, Ordering::Release);
+        // A swap: what was released by an earlier signal stays so.
+        self.signals.swap(INIT, Ordering::AcqRel);
     }
 
     /// Posts a start-up interrupt, unless there is one.
     pub fn startup(&self, page: u8) {
         let add = |old| (old & STARTUP == 0).then_some(old | STARTUP | u32::from(page));
         // The only refusal is that there is one.
-        let _ = self.signals.fetch_update(Ordering::Release, Ordering::Relaxed, add);
+        let _ = self.signals.fetch_update(Ordering::AcqRel, Ordering::Relaxed, add);
     }
 
     /// Whether there are signals.
@@ -112,7 +128,13 @@ impl Mailbox {
         if !self.has_signals() {
             return Signals::default();
         }
-        let signals = self.signals.swap(0, Ordering::AcqRel);
+        let signals = if kept(Rule::TakeAtOnce) {
+            self.signals.swap(0, Ordering::AcqRel)
+        } else {
+            let signals = self.signals.load(Ordering::Acquire);
+            self.signals.store(0, Ordering::Release);
+            signals
+        };
         Signals {
             nmi: signals & NMI != 0,
             init: signals & INIT != 0,
@@ -126,8 +148,16 @@ impl Mailbox {
     }
 
     pub(crate) fn forget_requests(&self) {
-        self.summary.store(0, Ordering::Release);
-        self.requests.iter().for_each(|word| word.store(0, Ordering::Release));
+        let forget_summary = || self.summary.swap(0, Ordering::AcqRel);
+        if kept(Rule::ForgetSummaryFirst) {
+            forget_summary();
+        }
+        for word in &self.requests {
+            word.swap(0, Ordering::AcqRel);
+        }
+        if !kept(Rule::ForgetSummaryFirst) {
+            forget_summary();
+        }
     }
 
     pub(crate) fn set_mode(&self, hardware: bool, software: bool, x2apic: bool) {
@@ -141,7 +171,11 @@ impl Mailbox {
         self.format.store(format, Ordering::Release);
     }
 
-    /// Whether vectors are taken: an APIC that is off takes only signals.
+    pub(crate) fn is_on(&self) -> bool {
+        self.state.load(Ordering::Acquire) & HARDWARE_ENABLED != 0
+    }
+
+    /// Whether vectors are taken: not by an APIC that software has disabled.
     pub(crate) fn takes_vectors(&self) -> bool {
         const BOTH: u32 = HARDWARE_ENABLED | SOFTWARE_ENABLED;
         self.state.load(Ordering::Acquire) & BOTH == BOTH

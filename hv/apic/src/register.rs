@@ -43,6 +43,24 @@ pub enum Lvt {
 
 impl Lvt {
     pub(crate) const COUNT: usize = 6;
+
+    /// The bits that can be written (SDM figure 11-8): not the delivery status nor the remote IRR.
+    pub(crate) const fn writable(self) -> u32 {
+        match self {
+            Self::Timer => 0x0007_00ff,
+            Self::Thermal | Self::Performance => 0x0001_07ff,
+            Self::Lint0 | Self::Lint1 => 0x0001_a7ff,
+            Self::Error => 0x0001_00ff,
+        }
+    }
+
+    /// The bits that are something, if only to be read: x2APIC mode refuses the others.
+    pub(crate) const fn defined(self) -> u32 {
+        const DELIVERY_STATUS: u32 = 1 << 12;
+        const REMOTE_IRR: u32 = 1 << 14;
+        let remote = if matches!(self, Self::Lint0 | Self::Lint1) { REMOTE_IRR } else { 0 };
+        self.writable() | DELIVERY_STATUS | remote
+    }
 }
 
 impl Register {

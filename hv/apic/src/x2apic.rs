@@ -13,6 +13,9 @@ const ON: u64 = 1 << 11;
 const X2APIC: u64 = 1 << 10;
 const BOOT: u64 = 1 << 8;
 
+/// Of the command: it has nothing to say in this mode, but writing back what xAPIC mode may have read is let pass, as by KVM.
+const DELIVERY_STATUS: u32 = 1 << 12;
+
 /// The first MSR of the registers.
 const FIRST_MSR: u32 = 0x800;
 
@@ -88,8 +91,8 @@ impl LocalApic {
             Register::TaskPriority | Register::SelfIpi => 0xff,
             Register::EndOfInterrupt | Register::ErrorStatus => 0,
             Register::Spurious => 0x1ff,
-            Register::CommandLow => 0xffff_ffff_0000_0000 | u64::from(COMMAND),
-            Register::Local(_) => 0x0007_ffff,
+            Register::CommandLow => 0xffff_ffff_0000_0000 | u64::from(COMMAND | DELIVERY_STATUS),
+            Register::Local(lvt) => lvt.defined().into(),
             Register::InitialCount => 0xffff_ffff,
             Register::Divide => 0xb,
             _ => return Err(Refused),

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Crates that have models for loom.
-const MODELLED: [&str; 2] = ["rcu", "mmu"];
+const MODELLED: [&str; 3] = ["rcu", "mmu", "apic"];
 
 /// Crates, and their tests that shuttle runs in random schedules.
 const SHUTTLED: [(&str, &str); 1] = [("rcu", "stress")];
