@@ -19,6 +19,11 @@ pub trait Env {
     /// Takes a frame for a table, whatever it holds. No table lock is held.
     fn alloc_table(&self) -> Option<Pfn>;
 
+    /// Takes a frame for the root. PAE's has to lie below 4 GiB ([`Format::ROOT_END`]).
+    fn alloc_root(&self) -> Option<Pfn> {
+        self.alloc_table()
+    }
+
     /// Gives back at once a table that no walker can see. No table lock is held.
     fn free_table(&self, table: Pfn);
 

@@ -40,11 +40,12 @@ impl<E: Env> Tree<E> {
     /// An empty tree.
     ///
     /// # Errors
-    /// [`NoMemory`].
+    /// [`NoMemory`], also if the root's frame is not where the format wants it.
     pub fn new(env: E, caps: Caps) -> Result<Self, NoMemory> {
-        let root = env.alloc_table().ok_or(NoMemory)?;
+        let root = env.alloc_root().ok_or(NoMemory)?;
         let tree = Self { env, caps: caps.at_most(E::Format::LARGEST), root, skipped: Skipped::default() };
-        if tree.start_table(root, E::Format::TOP, 0, |_| Pte::NONE).is_none() {
+        let reachable = root.start().raw() < E::Format::ROOT_END;
+        if !reachable || tree.start_table(root, E::Format::TOP, 0, |_| Pte::NONE).is_none() {
             tree.env.free_table(root);
             return Err(NoMemory);
         }

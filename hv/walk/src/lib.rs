@@ -6,6 +6,7 @@
 //!
 //! * [`translate`] does one walk, for every paging mode (Intel SDM vol. 3 chapter 4, AMD APM vol. 2 chapter 5), and gives
 //!   the guest-physical address or the exact page fault.
+//! * [`trace`] gives the entries on the way besides, for a shadow of the guest's tables.
 //! * [`fetch`], [`read`] and [`write()`] move bytes at linear addresses, across a page boundary too.
 //! * [`FetchCache`] makes the fetch from the same page again cheap, and is still exact (see [`cache`]).
 //!
@@ -198,15 +199,20 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const ATTEMPTS: usize = 8;
 
 /// One entry that a walk read.
-#[derive(Clone, Copy)]
-struct Step {
-    at: Gpa,
-    entry: u64,
-    level: u32,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Where it is.
+    pub at: Gpa,
+    /// What it holds, with the accessed and dirty bits that the walk has set. Four bytes in [`Mode::Bits32`], else eight.
+    pub entry: u64,
+    /// Its level; 1 is the last.
+    pub level: u32,
 }
 
-/// The entries that a walk read, from the top; at most one for each of five levels.
-struct Steps {
+/// The entries that a walk read, from the top; at most one for each of five levels. PDPTEs that the processor holds are not
+/// among them.
+#[derive(Clone, Copy, Debug)]
+pub struct Steps {
     steps: [Step; 5],
     len: usize,
 }
@@ -216,12 +222,18 @@ impl Steps {
         Self { steps: [Step { at: Gpa::new(0), entry: 0, level: 0 }; 5], len: 0 }
     }
 
+    /// Whether the page may be written without noting that first: its dirty bit is set, or there is none, without paging.
+    pub fn is_dirty(&self) -> bool {
+        self.as_slice().last().is_none_or(|leaf| leaf.entry & DIRTY != 0)
+    }
+
     fn push(&mut self, step: Step) {
         self.steps[self.len] = step;
         self.len += 1;
     }
 
-    fn as_slice(&self) -> &[Step] {
+    /// The entries.
+    pub fn as_slice(&self) -> &[Step] {
         &self.steps[..self.len]
     }
 }
@@ -236,11 +248,23 @@ pub fn translate<M: PhysMem>(
     access: Access,
     set: SetAccessedDirty,
 ) -> Result<Translation, Fault> {
+    trace(mem, paging, gva, access, set).map(|(translation, _)| translation)
+}
+
+/// As [`translate`], and the entries that say so: what a shadow of the guest's tables has to keep up with.
+#[inline]
+pub fn trace<M: PhysMem>(
+    mem: &M,
+    paging: &Paging,
+    gva: Gva,
+    access: Access,
+    set: SetAccessedDirty,
+) -> Result<(Translation, Steps), Fault> {
     for _ in 0..ATTEMPTS {
         let mut steps = Steps::new();
         let translation = walk(mem, paging, gva, access, &mut steps)?;
-        if set == SetAccessedDirty::No || mark(mem, paging, &steps, access)? {
-            return Ok(translation);
+        if set == SetAccessedDirty::No || mark(mem, paging, &mut steps, access)? {
+            return Ok((translation, steps));
         }
     }
     Err(Fault::Contended)
@@ -324,9 +348,10 @@ fn read_entry<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {
 
 /// Sets accessed bits on the way of a walk and, for a write, the dirty bit of its page. False if an entry is no longer
 /// what the walk saw: then its translation may be no longer either.
-fn mark<M: PhysMem>(mem: &M, paging: &Paging, steps: &Steps, access: Access) -> Result<bool, Fault> {
+fn mark<M: PhysMem>(mem: &M, paging: &Paging, steps: &mut Steps, access: Access) -> Result<bool, Fault> {
     let mode = paging.controls.mode();
-    for &Step { at, entry, level } in steps.as_slice().iter().filter(|step| mode.has_rights(step.level)) {
+    for step in steps.steps[..steps.len].iter_mut().filter(|step| mode.has_rights(step.level)) {
+        let Step { at, entry, level } = *step;
         let leaf = paging.is_leaf(mode, level, entry).is_some();
         let dirty = if leaf && access.kind == Kind::Write { DIRTY } else { 0 };
         let marked = entry | ACCESSED | dirty;
@@ -341,6 +366,7 @@ fn mark<M: PhysMem>(mem: &M, paging: &Paging, steps: &Steps, access: Access) -> 
         if !exchanged.ok_or(Fault::Unbacked(at))? {
             return Ok(false);
         }
+        step.entry = marked;
     }
     Ok(true)
 }

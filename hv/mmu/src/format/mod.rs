@@ -34,6 +34,8 @@ pub trait Format: 'static {
     const ROOT_BITS: u32 = Self::INDEX_BITS;
     /// The level of the root's entries.
     const TOP: Level;
+    /// The root table lies below this address.
+    const ROOT_END: u64 = u64::MAX;
     /// The largest page that an entry can be.
     const LARGEST: PageSize = PageSize::Size1G;
     /// The bits of which the processor takes any one for "present".

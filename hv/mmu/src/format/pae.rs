@@ -30,6 +30,8 @@ impl<A: Address + 'static> Format for Pae<A> {
     const INDEX_BITS: u32 = 9;
     const ROOT_BITS: u32 = 2;
     const TOP: Level = Level::PUD;
+    /// CR3 has 32 bits.
+    const ROOT_END: u64 = 1 << 32;
     /// PDPTEs have no PS bit.
     const LARGEST: PageSize = PageSize::Size2M;
     const PRESENT: u64 = PRESENT;
@@ -45,7 +47,8 @@ impl<A: Address + 'static> Format for Pae<A> {
     #[inline]
     fn is_table(pte: Pte, level: Level, address: u64) -> bool {
         match level {
-            Level::PUD => pte.raw() & !address == PDPTE,
+            // QEMU's walk sets an accessed bit in PDPTEs, though bit 5 is reserved there.
+            Level::PUD => pte.raw() & !(address | ACCESSED) == PDPTE,
             Level::PMD => pte.raw() & !(address | ACCESSED) == TABLE,
             _ => false,
         }

@@ -1,0 +1,54 @@
+//! Counters, so that the numbers of exits show what caching buys.
+
+use core::array;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Page faults of the processor.
+    Faults,
+    /// Those that were the guest's own.
+    Injected,
+    /// Those whose instruction had to be emulated.
+    Emulated,
+    /// Entries that were made.
+    Mapped,
+    /// Entries that were taken away.
+    Zapped,
+    /// Loads of a context: CR3, or what changes the meaning of tables.
+    Loads,
+    /// INVLPG.
+    Invlpgs,
+}
+
+const ALL: usize = Counter::Invlpgs as usize + 1;
+
+/// The counters of one shadow. Nothing is ordered by them.
+#[derive(Debug)]
+pub(crate) struct Counters([AtomicU64; ALL]);
+
+impl Counters {
+    pub(crate) fn new() -> Self {
+        Self(array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    pub(crate) fn count(&self, counter: Counter) {
+        self.0[counter as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Counts {
+        Counts(array::from_fn(|n| self.0[n].load(Ordering::Relaxed)))
+    }
+}
+
+/// What a shadow's counters were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts([u64; ALL]);
+
+impl Counts {
+    /// One of them.
+    pub const fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+}

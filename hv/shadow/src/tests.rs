@@ -1,0 +1,8 @@
+//! Random guests against walks done anew each time.
+
+mod guest;
+mod machine;
+mod oracle;
+mod registers;
+mod sequences;
+mod vtlb;

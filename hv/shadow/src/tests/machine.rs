@@ -1,0 +1,226 @@
+//! A processor that walks shadow tables, and a vCPU on it.
+
+use super::guest::Guest;
+use super::oracle::{Oracle, Seen};
+use crate::{Change, LoadError, NoMemory, Outcome, Reason, Registers};
+use addr::{Gpa, Gva, Hpa, Pfn};
+use mmu::Pae;
+use mmu::pool;
+use rcu::{Cpu, Flush, Space, Tlb};
+use std::collections::BTreeMap;
+use std::vec::Vec;
+use walk::{Access, Controls, Kind, PhysMem, Privilege};
+
+pub(super) type Format = Pae<Gva>;
+pub(super) type Tables = pool::Memory<Format>;
+pub(super) type ThisCpu<'d> = Cpu<'d, pool::Machine<Format>>;
+
+/// One of the shadows, for several vCPUs.
+pub(super) trait Shadows {
+    fn root(&self, vcpu: usize) -> Pfn;
+    fn space(&self, vcpu: usize) -> &Space;
+    fn load(&self, cpu: &ThisCpu<'_>, guest: &Guest, vcpu: usize, registers: &Registers) -> Flush;
+    fn invlpg(&self, cpu: &ThisCpu<'_>, guest: &Guest, vcpu: usize, gva: Gva) -> Flush;
+    fn fault(
+        &self,
+        cpu: &ThisCpu<'_>,
+        guest: &Guest,
+        vcpu: usize,
+        registers: &Registers,
+        gva: Gva,
+        access: Access,
+    ) -> Result<Outcome, NoMemory>;
+    /// The hypervisor writes guest memory: an instruction is emulated.
+    fn write(&self, cpu: &ThisCpu<'_>, guest: &Guest, gpa: Gpa, bytes: &[u8]);
+    /// A page has another frame.
+    fn forget(&self, cpu: &ThisCpu<'_>, page: Gpa);
+}
+
+/// One entry of a processor's translation buffer.
+#[derive(Clone, Copy)]
+struct Translated {
+    page: Pfn,
+    write: bool,
+    user: bool,
+    execute: bool,
+}
+
+pub(super) struct Vcpu {
+    pub(super) registers: Registers,
+    tag: Tlb,
+    translated: BTreeMap<u64, Translated>,
+}
+
+/// A machine whose vCPUs take turns on one processor.
+pub(super) struct Machine<'m, S> {
+    pub(super) tables: &'m Tables,
+    pub(super) shadows: &'m S,
+    pub(super) guest: &'m Guest,
+    pub(super) vcpus: Vec<Vcpu>,
+    pub(super) oracle: Oracle,
+}
+
+const USER: u64 = 4;
+
+impl<S: Shadows> Machine<'_, S> {
+    pub(super) fn vcpu(registers: Registers) -> Vcpu {
+        Vcpu { registers, tag: Tlb::new(), translated: BTreeMap::new() }
+    }
+
+    /// The walk of a processor, independent of `mmu`.
+    fn walk(&self, root: Pfn, gva: Gva) -> Option<Translated> {
+        let read = |table: Pfn, index: u64| {
+            let entries = self.tables.table(table).expect("an entry refers to a table");
+            entries[index as usize].load(core::sync::atomic::Ordering::Relaxed)
+        };
+        let frame = |entry: u64| Pfn::new((entry & 0xff_ffff_f000) >> 12);
+        let gva = gva.raw();
+        let pdpte = read(root, gva >> 30);
+        if pdpte & 1 == 0 {
+            return None;
+        }
+        assert_eq!(pdpte & !0xff_ffff_f000, 1, "a PDPTE has P alone");
+        let pde = read(frame(pdpte), gva >> 21 & 511);
+        if pde & 1 == 0 {
+            return None;
+        }
+        let (entry, within) = match pde & 0x80 {
+            0 => (read(frame(pde), gva >> 12 & 511), 0),
+            _ => (pde, gva >> 12 & 511),
+        };
+        let both = entry & pde;
+        assert_eq!(entry & 0x7fff_ff00_0000_0000, 0, "reserved bits");
+        (entry & 1 != 0).then(|| Translated {
+            page: frame(entry).add(within),
+            write: both & 2 != 0,
+            user: both & USER != 0,
+            execute: (entry | pde) >> 63 == 0,
+        })
+    }
+
+    /// The vCPU's processor runs one access in guest mode. None: a page fault.
+    fn attempt(&mut self, cpu: &mut ThisCpu<'_>, n: usize, gva: Gva, access: Access) -> Option<Hpa> {
+        let vcpu = &mut self.vcpus[n];
+        let Controls { cr0, cr4, efer, .. } = vcpu.registers.host();
+        assert!(cr0 >> 31 & 1 == 1 && cr0 >> 16 & 1 == 1 && cr4 >> 5 & 1 == 1 && efer >> 11 & 1 == 1);
+        let translated = &mut vcpu.translated;
+        cpu.guest(self.shadows.space(n), &mut vcpu.tag, |flush| {
+            if flush == Flush::Needed {
+                translated.clear();
+            }
+        });
+        let found = match self.vcpus[n].translated.get(&(gva.raw() >> 12)) {
+            Some(found) if permits(found, cr4, access) => Some(*found),
+            // A fault walks anew.
+            _ => self.walk(self.shadows.root(n), gva),
+        };
+        let found = found.filter(|found| permits(found, cr4, access))?;
+        self.vcpus[n].translated.insert(gva.raw() >> 12, found);
+        Some(Hpa::new(found.page.start().raw() + gva.page_offset()))
+    }
+
+    /// The guest accesses memory. What it comes to is compared with what the manual allows.
+    pub(super) fn access(&mut self, cpu: &mut ThisCpu<'_>, n: usize, gva: Gva, access: Access, value: u32) {
+        let mut exits = 0;
+        let seen = loop {
+            if let Some(hpa) = self.attempt(cpu, n, gva, access) {
+                break Seen::Page(self.guest.reached(hpa));
+            }
+            exits += 1;
+            assert!(exits < 4, "the same fault again and again");
+            let (shadows, guest) = (self.shadows, self.guest);
+            let outcome = shadows.fault(cpu, guest, n, &self.vcpus[n].registers, gva, access);
+            match outcome.expect("there are frames") {
+                Outcome::Mapped => {
+                    assert!(self.attempt(cpu, n, gva, access).is_some(), "mapped, and still not there");
+                }
+                Outcome::Retry => {}
+                Outcome::Inject { error_code, address } => break Seen::Fault(error_code.bits(), address),
+                Outcome::Emulate { gpa, reason: Reason::Mmio } => break Seen::Nothing(gpa),
+                Outcome::Emulate { gpa, reason: Reason::ReadOnly } => break Seen::ReadOnly(gpa),
+                // What is there is for the emulator to find out.
+                Outcome::Emulate { gpa, .. } => break Seen::of(gpa, access),
+                Outcome::Unbacked(gpa) => break Seen::NoTable(gpa),
+            }
+        };
+        let registers = &self.vcpus[n].registers;
+        if exits == 0 {
+            self.oracle.check_kept(&self.guest.words.borrow(), n, registers, gva, access, seen);
+        } else {
+            self.oracle.check_fresh(&self.guest.words.borrow(), registers, gva, access, seen);
+        }
+        // A write may change the very tables that it went through.
+        self.look();
+        if let (Kind::Write, Seen::Page(gpa)) = (access.kind, seen) {
+            self.store(cpu, n, gva, gpa, access, value);
+        }
+        self.look();
+    }
+
+    /// Writes: the processor by itself if it can, the emulator else.
+    fn store(&mut self, cpu: &mut ThisCpu<'_>, n: usize, gva: Gva, gpa: Gpa, access: Access, value: u32) {
+        let bytes = value.to_le_bytes();
+        match self.attempt(cpu, n, gva, access) {
+            Some(_) => self.guest.write(gpa, &bytes).expect("it is memory"),
+            None => self.shadows.write(cpu, self.guest, gpa, &bytes),
+        }
+        self.oracle.write(gpa, &bytes);
+        assert_eq!(*self.guest.words.borrow(), *self.oracle.words.borrow());
+    }
+
+    /// A device, or the hypervisor for it, writes memory.
+    pub(super) fn write(&mut self, cpu: &ThisCpu<'_>, gpa: Gpa, bytes: &[u8]) {
+        self.shadows.write(cpu, self.guest, gpa, bytes);
+        self.oracle.write(gpa, bytes);
+        self.look();
+    }
+
+    pub(super) fn invlpg(&mut self, cpu: &ThisCpu<'_>, n: usize, gva: Gva) {
+        if self.shadows.invlpg(cpu, self.guest, n, gva) == Flush::Needed {
+            self.vcpus[n].translated.clear();
+        }
+        self.oracle.invlpg(n, gva);
+        self.look();
+    }
+
+    /// Writes a register by `write`.
+    pub(super) fn control(
+        &mut self,
+        cpu: &ThisCpu<'_>,
+        n: usize,
+        write: impl FnOnce(&mut Registers, &Guest) -> Result<Change, LoadError>,
+    ) {
+        let change = write(&mut self.vcpus[n].registers, self.guest);
+        if change == Ok(Change::Context) {
+            if self.shadows.load(cpu, self.guest, n, &self.vcpus[n].registers) == Flush::Needed {
+                self.vcpus[n].translated.clear();
+            }
+            self.oracle.load(n);
+        }
+        self.look();
+    }
+
+    pub(super) fn replace(&mut self, cpu: &ThisCpu<'_>, page: u64) {
+        self.guest.replace(page);
+        self.shadows.forget(cpu, Gpa::new(page << 12));
+    }
+
+    /// Whatever a processor could have cached now, it may use later.
+    fn look(&mut self) {
+        for (n, vcpu) in self.vcpus.iter().enumerate() {
+            self.oracle.look(n, &vcpu.registers);
+        }
+    }
+}
+
+/// Whether a processor with CR0.WP set allows the access.
+fn permits(entry: &Translated, cr4: u64, access: Access) -> bool {
+    let Translated { write, user, execute, .. } = *entry;
+    let (smep, smap) = (cr4 >> 20 & 1 == 1, cr4 >> 21 & 1 == 1);
+    let closed = match access.privilege {
+        Privilege::User => !user,
+        Privilege::Supervisor { .. } if access.kind == Kind::Fetch => user && smep,
+        Privilege::Supervisor { ac } => user && smap && !ac,
+    };
+    !closed && (access.kind != Kind::Write || write) && (access.kind != Kind::Fetch || execute)
+}
