@@ -100,7 +100,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-#[cfg(any(test, loom, fuzzing, feature = "pool"))]
+#[cfg(any(test, loom, shuttle, fuzzing, feature = "pool"))]
 extern crate std;
 
 mod entry;
@@ -112,7 +112,7 @@ pub mod fuzz;
 mod huge;
 mod level;
 mod map;
-#[cfg(any(test, loom, fuzzing, feature = "pool"))]
+#[cfg(any(test, loom, shuttle, fuzzing, feature = "pool"))]
 pub mod pool;
 mod range;
 mod replace;
@@ -129,7 +129,7 @@ mod tree;
 pub use entry::{Caps, Entry, Leaf, MemoryType, Pte, Rights, Soft};
 pub use env::{BadEntry, Env, TableDesc};
 pub use fault::{Fault, MapError, OutOfRange, Room};
-#[cfg(any(test, loom, fuzzing, feature = "pool"))]
+#[cfg(any(test, loom, shuttle, fuzzing, feature = "pool"))]
 pub use format::Toy;
 pub use format::{Ept, Format, LongMode, Npt, Pae};
 pub use huge::{CollapseError, SplitError};

@@ -42,23 +42,23 @@ pub(crate) enum Rule {
 }
 
 /// Whether `rule` is kept.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(crate) const fn kept(_rule: Rule) -> bool {
     true
 }
 
-#[cfg(all(loom, test))]
+#[cfg(all(any(loom, shuttle), test))]
 pub(crate) use broken::breaking;
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(crate) use broken::kept;
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 mod broken {
     use super::Rule;
     use core::cell::Cell;
 
     std::thread_local! {
-        // loom runs all threads of a model on the thread that called it.
+        // loom and shuttle run all threads of a model on the thread that called it.
         static BROKEN: Cell<&'static [Rule]> = const { Cell::new(&[]) };
     }
 

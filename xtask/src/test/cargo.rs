@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 /// Crates that have models for loom.
 const MODELLED: [&str; 3] = ["rcu", "mmu", "apic"];
 
-/// Crates, and their tests that shuttle runs in random schedules.
-const SHUTTLED: [(&str, &str); 1] = [("rcu", "stress")];
+/// Crates, and which of their tests shuttle runs in random schedules.
+const SHUTTLED: [(&str, &[&str]); 2] = [("rcu", &["--test", "stress"]), ("mmu", &["--lib"])];
 
 /// The unit tests, the crates' own tests and those in the documentation.
 pub(super) fn host(filter: Option<&str>) -> Result<Vec<Ran>> {
@@ -28,8 +28,8 @@ pub(super) fn host(filter: Option<&str>) -> Result<Vec<Ran>> {
 /// The models that loom explores wholly, and those that shuttle runs in random schedules.
 pub(super) fn models(filter: Option<&str>) -> Result<Vec<Ran>> {
     let mut all = run("loom", model("loom", MODELLED, &["--lib", "--tests"], filter))?;
-    for (package, test) in SHUTTLED {
-        all.extend(run("shuttle", model("shuttle", [package], &["--test", test], filter))?);
+    for (package, tests) in SHUTTLED {
+        all.extend(run("shuttle", model("shuttle", [package], tests, filter))?);
     }
     Ok(all)
 }

@@ -3,13 +3,13 @@
 mod ept;
 mod long_mode;
 mod pae;
-#[cfg(any(test, loom, fuzzing, feature = "pool"))]
+#[cfg(any(test, loom, shuttle, fuzzing, feature = "pool"))]
 mod toy;
 
 pub use ept::Ept;
 pub use long_mode::{LongMode, Npt};
 pub use pae::Pae;
-#[cfg(any(test, loom, fuzzing, feature = "pool"))]
+#[cfg(any(test, loom, shuttle, fuzzing, feature = "pool"))]
 pub use toy::Toy;
 
 use crate::entry::{Caps, Entry, Leaf, Pte};

@@ -1,18 +1,18 @@
 //! What the tests share.
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod arbitrary;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod formats;
 #[cfg(loom)]
 mod models;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod reference;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod rules;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod split_entry;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod stale;
 #[cfg(not(loom))]
 mod stress;
@@ -20,15 +20,15 @@ mod stress;
 use crate::entry::{Entry, Pte, Rights};
 use crate::format::{Format, FormatExt, table_frame};
 use crate::level::Level;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use crate::pool::{Machine, NewTable};
 use crate::pool::{Memory, Pool};
 use crate::sync::Ordering;
 use crate::{Leaf, Tree};
 use addr::Pfn;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use rcu::Cpu;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 use std::sync::Arc;
 
 /// A page of ordinary memory.
@@ -36,7 +36,7 @@ pub(super) fn page(pfn: u64) -> Leaf {
     Leaf::new(Pfn::new(pfn), Rights::ALL)
 }
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 /// Runs `test` on a tree, on the only CPU there is, and ends the tree: every frame must be back.
 pub(super) fn with_tree<F: Format<Table: NewTable>>(
     frames: usize,

@@ -1,23 +1,24 @@
 //! All operations at once on all CPUs, with every page and every table accounted for.
 
 use super::{check_tables, page};
-use crate::format::{Format, FormatExt, table_frame};
+use crate::format::{Format, FormatExt, span, table_frame};
 use crate::level::Address;
 use crate::pool::{self, Machine, Memory, NewTable, Pool};
 use crate::sync::Ordering;
-use crate::{Entry, Ept, Fault, Leaf, Level, Npt, Pae, Page, Rights, Tree};
+use crate::{Entry, Fault, Leaf, Level, Page, Rights, Tree};
 use addr::{PageSize, Pfn};
 use rcu::{Cpu, Tlb};
+#[cfg(shuttle)]
+use shuttle::thread;
 use std::sync::atomic::AtomicI32;
+#[cfg(not(shuttle))]
+use std::thread;
 use std::vec::Vec;
 
 /// Large pages that the CPUs quarrel about.
 const REGIONS: u64 = 3;
-const GFNS: u64 = REGIONS * 512;
 /// What page `gfn` is mapped to, if it is: so that any translation can be judged, and neighbours can be collapsed.
 const BASE: u64 = 0x4_0000;
-const CPUS: usize = 4;
-const ROUNDS: u32 = 3000;
 
 /// How often each page was mapped more than it was handed out. While CPUs run, the two are told of late; at the end it is
 /// whether the page is mapped.
@@ -70,23 +71,33 @@ struct Stress<'s, 'd, F: Format> {
 }
 
 impl<F: Format> Stress<'_, '_, F> {
+    /// Pages in a large one.
+    const LARGE: u64 = 1 << F::INDEX_BITS;
+    const GFNS: u64 = REGIONS * Self::LARGE;
+
+    fn pages(size: PageSize) -> u64 {
+        span::<F>(Level::of(size)) >> addr::PAGE_SHIFT
+    }
+
     fn at(gfn: u64) -> F::Input {
         F::Input::from_offset(gfn << 12, F::INPUT_BITS)
     }
 
     fn range(&mut self) -> core::ops::Range<F::Input> {
-        let (a, b) = (self.random.below(GFNS), self.random.below(GFNS));
+        let (a, b) = (self.random.below(Self::GFNS), self.random.below(Self::GFNS));
         if self.random.below(4) == 0 {
-            return Self::at(a & !511)..Self::at((a & !511) + 512);
+            let start = a & !(Self::LARGE - 1);
+            return Self::at(start)..Self::at(start + Self::LARGE);
         }
         Self::at(a.min(b))..Self::at(a.min(b) + (a.abs_diff(b) % 40))
     }
 
     fn round(&mut self) {
-        let gfn = self.random.below(GFNS);
+        let gfn = self.random.below(Self::GFNS);
+        let start = gfn & !(Self::LARGE - 1);
         match self.random.below(19) {
             0..=4 => self.fault(gfn),
-            5 => self.fill(gfn & !511),
+            5 => self.fill(start),
             6 => self.zap(),
             7 => _ = self.tree.split(self.cpu.read(), Self::at(gfn)),
             8 => _ = self.tree.collapse(&self.cpu, Self::at(gfn), PageSize::Size2M),
@@ -111,7 +122,7 @@ impl<F: Format> Stress<'_, '_, F> {
             14 => _ = self.tree.report(self.cpu.read()),
             15 => self.write(gfn),
             16 => self.replace(gfn),
-            17 => self.collapse_into(gfn & !511),
+            17 => self.collapse_into(start),
             _ => self.maps(gfn),
         }
         self.guest(gfn);
@@ -128,7 +139,7 @@ impl<F: Format> Stress<'_, '_, F> {
         match self.tree.fault(self.cpu.read(), Self::at(gfn), want).expect("it is in range") {
             Fault::Present(found) => assert_eq!(found.hpa.frame(), Pfn::new(BASE + gfn)),
             Fault::Room(room) => {
-                let frames = room.size().frames();
+                let frames = Self::pages(room.size());
                 if room.install(Self::leaf(gfn & !(frames - 1))).is_ok() {
                     self.frames.take(gfn & !(frames - 1), frames);
                 }
@@ -137,7 +148,7 @@ impl<F: Format> Stress<'_, '_, F> {
     }
 
     fn fill(&mut self, start: u64) {
-        for gfn in start..start + 512 {
+        for gfn in start..start + Self::LARGE {
             if let Ok(Fault::Room(room)) = self.tree.fault(self.cpu.read(), Self::at(gfn), PageSize::Size4K)
                 && room.install(Self::leaf(gfn)).is_ok()
             {
@@ -152,7 +163,7 @@ impl<F: Format> Stress<'_, '_, F> {
         let back = |page: Page<F::Input>| {
             let gfn = page.leaf.pfn.raw() - BASE;
             assert_eq!(page.at, Self::at(gfn));
-            frames.give_back(gfn, page.size.frames());
+            frames.give_back(gfn, Self::pages(page.size));
         };
         if self.random.below(2) == 0 {
             _ = self.tree.unmap(&self.cpu, range, back);
@@ -184,7 +195,7 @@ impl<F: Format> Stress<'_, '_, F> {
         let mut pages = 0;
         let back = |_| pages += 1;
         let result = self.tree.collapse_into(&self.cpu, Self::at(start), PageSize::Size2M, new, copy, back);
-        assert_eq!(pages, if result.is_ok() { 512 } else { 0 });
+        assert_eq!(pages, if result.is_ok() { Self::LARGE } else { 0 });
     }
 
     /// Walks by the offset maps.
@@ -218,7 +229,7 @@ fn hardware_write<F: Format>(tree: &Tree<Pool<F>>, memory: &Memory<F>, gfn: u64)
                 level = level.below().expect("a pte is no table");
             }
             Entry::Leaf(leaf) => {
-                let within = gfn & ((1 << (9 * level.number())) - 1);
+                let within = gfn & ((1 << (F::INDEX_BITS * u32::from(level.number()))) - 1);
                 assert_eq!(leaf.pfn.raw() + within, BASE + gfn, "a wrong translation");
                 if leaf.rights.write {
                     let noted = pte.raw() | F::AD;
@@ -233,49 +244,133 @@ fn hardware_write<F: Format>(tree: &Tree<Pool<F>>, memory: &Memory<F>, gfn: u64)
     }
 }
 
-fn stress<F: Format<Table: NewTable> + Send>()
+fn stress<F: Format<Table: NewTable> + Send, const CPUS: usize>(rounds: u32, seed: u64)
 where
     F::Table: Send + Sync,
     F::Input: Send + Sync,
 {
     let memory = Memory::<F>::new(64);
-    let domain = pool::domain::<F, { CPUS + 1 }>(&memory);
+    let domain = pool::domain::<F, CPUS>(&memory);
     let tree = Pool::new(&memory, &domain).tree().expect("there are frames");
-    let frames = Frames { mapped: (0..GFNS).map(|_| AtomicI32::new(0)).collect() };
-    std::thread::scope(|scope| {
+    let frames = Frames { mapped: (0..Stress::<F>::GFNS).map(|_| AtomicI32::new(0)).collect() };
+    thread::scope(|scope| {
         for index in 0..CPUS {
             let (tree, memory, frames, domain) = (&tree, &*memory, &frames, &domain);
             scope.spawn(move || {
                 let cpu = domain.register(index).expect("no other uses it");
-                let random = Random(0x9e37_79b9_7f4a_7c15 ^ (index as u64 + 1) << 32);
+                let random = Random((0x9e37_79b9_7f4a_7c15 ^ ((index as u64 + 1) << 32)).wrapping_mul(seed | 1));
                 let mut stress = Stress { tree, memory, frames, cpu, tlb: Tlb::new(), random };
-                for _ in 0..ROUNDS {
+                for _ in 0..rounds {
                     stress.round();
                 }
             });
         }
     });
-    let mut cpu = domain.register(CPUS).expect("no other uses it");
+    let mut cpu = domain.register(0).expect("no other uses it any more");
     cpu.barrier(|table| memory.free(table));
     assert_eq!(memory.in_use(), check_tables(&tree, &memory));
     frames.check(&tree, cpu.read());
     assert!(memory.bad().is_empty());
-    tree.free_pgtables(|_, size, leaf| frames.give_back(leaf.pfn.raw() - BASE, size.frames()));
+    tree.free_pgtables(|_, size, leaf| frames.give_back(leaf.pfn.raw() - BASE, Stress::<F>::pages(size)));
     assert!(frames.mapped.iter().all(|mapped| mapped.load(Ordering::Relaxed) == 0));
     assert_eq!(memory.in_use(), 0);
 }
 
-#[test]
-fn stress_npt() {
-    stress::<Npt>();
+/// As fast as threads go.
+#[cfg(not(shuttle))]
+mod fast {
+    use super::stress;
+    use crate::{Ept, Npt, Pae};
+
+    const ROUNDS: u32 = 3000;
+
+    #[test]
+    fn stress_npt() {
+        stress::<Npt, 4>(ROUNDS, 0);
+    }
+
+    #[test]
+    fn stress_ept() {
+        stress::<Ept, 4>(ROUNDS, 0);
+    }
+
+    #[test]
+    fn stress_pae() {
+        stress::<Pae, 4>(ROUNDS, 0);
+    }
 }
 
-#[test]
-fn stress_ept() {
-    stress::<Ept>();
-}
+/// Random schedules, on tables of two entries.
+#[cfg(shuttle)]
+mod random {
+    use super::stress;
+    use crate::Toy;
+    use crate::rules::{Rule, breaking};
+    use shuttle::rand::{Rng, thread_rng};
+    use shuttle::scheduler::RandomScheduler;
+    use shuttle::{Config, FailurePersistence, Runner};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
-#[test]
-fn stress_pae() {
-    stress::<Pae>();
+    const RUNS: usize = 4_000;
+    /// A twin ends with the first run that fails.
+    const TWIN_RUNS: usize = 10 * RUNS;
+
+    fn all_operations() {
+        stress::<Toy<3>, 3>(20, thread_rng().r#gen());
+    }
+
+    #[test]
+    fn shuttle_all_operations() {
+        shuttle::check_random(all_operations, RUNS);
+    }
+
+    /// Few changes of CPU at places chosen at random find what needs a long way on one CPU.
+    #[test]
+    fn shuttle_all_operations_by_few_switches() {
+        shuttle::check_pct(all_operations, RUNS, 5);
+    }
+
+    /// Whatever goes wrong first: a count, a translation, poison in a table, a lock that nobody opens.
+    fn must_fail(rule: &'static [Rule]) {
+        let mut config = Config::new();
+        config.failure_persistence = FailurePersistence::None;
+        let runner = Runner::new(RandomScheduler::new(TWIN_RUNS), config);
+        let broken = || breaking(rule, || runner.run(all_operations));
+        assert!(catch_unwind(AssertUnwindSafe(broken)).is_err(), "without {rule:?} it holds as well");
+    }
+
+    #[test]
+    fn twin_shuttle_freed_at_unlink() {
+        must_fail(&[Rule::FreeLate]);
+    }
+
+    #[test]
+    fn twin_shuttle_without_the_lock() {
+        must_fail(&[Rule::Lock]);
+    }
+
+    #[test]
+    fn twin_shuttle_without_rechecking_the_pmd() {
+        must_fail(&[Rule::RecheckPmd]);
+    }
+
+    #[test]
+    fn twin_shuttle_without_rechecking_the_entry() {
+        must_fail(&[Rule::RecheckEntry]);
+    }
+
+    #[test]
+    fn twin_shuttle_without_counting_under_the_lock() {
+        must_fail(&[Rule::CountUnderLock]);
+    }
+
+    #[test]
+    fn twin_shuttle_published_before_filled() {
+        must_fail(&[Rule::FillFirst]);
+    }
+
+    #[test]
+    fn twin_shuttle_changed_in_two_steps() {
+        must_fail(&[Rule::AtomicChange]);
+    }
 }
