@@ -83,19 +83,33 @@ unsafe extern "C" {
     fn munmap(addr: *mut c_void, len: usize) -> c_int;
 }
 
-/// A page that can be written and executed.
-struct Code(*mut u8);
+/// A page below 2 GiB that can be written and executed.
+struct Page(*mut u8);
 
 const PAGE: usize = 4096;
 
-impl Code {
+impl Page {
     fn new() -> Self {
         const READ_WRITE_EXECUTE: c_int = 7;
-        const PRIVATE_ANONYMOUS: c_int = 0x22;
+        /// MAP_PRIVATE, MAP_ANONYMOUS, MAP_32BIT.
+        const LOW: c_int = 0x62;
         // SAFETY: a fresh mapping anywhere touches nothing that exists.
-        let page = unsafe { mmap(std::ptr::null_mut(), PAGE, READ_WRITE_EXECUTE, PRIVATE_ANONYMOUS, -1, 0) };
+        let page = unsafe { mmap(std::ptr::null_mut(), PAGE, READ_WRITE_EXECUTE, LOW, -1, 0) };
         assert!(page as isize != -1);
         Self(page.cast())
+    }
+
+    fn fill(&self, contents: &[u8]) {
+        assert!(contents.len() <= PAGE);
+        // SAFETY: the page is ours, and not shorter.
+        unsafe { self.0.copy_from(contents.as_ptr(), contents.len()) };
+    }
+
+    fn contents(&self) -> Vec<u8> {
+        let mut contents = vec![0; PAGE];
+        // SAFETY: the page is ours.
+        unsafe { contents.as_mut_ptr().copy_from(self.0, PAGE) };
+        contents
     }
 
     /// Runs one instruction.
@@ -116,7 +130,7 @@ impl Code {
     }
 }
 
-impl Drop for Code {
+impl Drop for Page {
     fn drop(&mut self) {
         // SAFETY: mapped in `new` with this length, and nothing points there any more.
         unsafe { munmap(self.0.cast(), PAGE) };
@@ -187,10 +201,49 @@ const FLAGS: u64 = CF | PF | AF | ZF | SF | OF;
 /// An instruction of which the memory operand is [rbx + displacement], or a string's.
 #[derive(Clone, Debug)]
 struct Case {
-    bytes: Vec<u8>,
+    /// The same instruction in one mode or more; first in 64-bit mode, where the processor executes it.
+    forms: Vec<(Bitness, Vec<u8>)>,
+    /// Addresses have 32 bits.
+    short: bool,
     /// Flags that the manuals leave undefined.
     undefined: u64,
     kind: Kind,
+}
+
+/// What may stand before an opcode.
+#[derive(Clone, Copy, Debug)]
+struct Prefixes {
+    /// LOCK or REP.
+    first: Option<u8>,
+    /// 16-bit operands.
+    word: bool,
+    /// 32-bit addresses.
+    short: bool,
+    rex: Option<u8>,
+}
+
+impl Prefixes {
+    /// The `instruction` with them in 64-bit mode, and in the other modes where its bytes mean the same there: in those, other
+    /// sizes are the default.
+    fn before(self, instruction: &[u8]) -> Vec<(Bitness, Vec<u8>)> {
+        let form = |operand: bool, address: bool| {
+            let mut bytes: Vec<u8> = self.first.into_iter().collect();
+            bytes.extend(operand.then_some(0x66));
+            bytes.extend(address.then_some(0x67));
+            bytes.extend(self.rex);
+            bytes.extend_from_slice(instruction);
+            bytes
+        };
+        let mut forms = vec![(Bitness::Bits64, form(self.word, self.short))];
+        // ARPL has MOVSXD's opcode.
+        if self.short && self.rex.is_none() && instruction[0] != 0x63 {
+            forms.push((Bitness::Bits32, form(self.word, false)));
+            // MOVNTI has no operand size of 16 bits.
+            let sized = !instruction.starts_with(&[0x0f, 0xc3]);
+            forms.push((Bitness::Bits16, form(sized && !self.word, true)));
+        }
+        forms
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -259,6 +312,11 @@ fn templates() -> Vec<Template> {
     for opcode in [0xb6, 0xb7, 0xbe, 0xbf] {
         add(&[0x0f, opcode], None, 0, false, 0);
     }
+    // SETcc, MOVNTI.
+    for opcode in 0x90..=0x9f {
+        add(&[0x0f, opcode], Some(0), 0, false, 0);
+    }
+    add(&[0x0f, 0xc3], None, 0, false, 0);
     // BT, BTS, BTR, BTC.
     for (n, opcode) in [(4, 0xa3), (5, 0xab), (6, 0xb3), (7, 0xbb)] {
         let undefined = OF | SF | AF | PF;
@@ -274,50 +332,48 @@ fn register() -> impl Strategy<Value = u8> {
 }
 
 fn plain() -> impl Strategy<Value = Case> {
-    (proptest::sample::select(templates()), register(), any::<(bool, bool, bool, bool)>(), any::<[u8; 5]>()).prop_map(
-        |(template, register, (lock, word, wide, rex), random)| {
+    (proptest::sample::select(templates()), register(), any::<[bool; 5]>(), any::<[u8; 5]>()).prop_map(
+        |(template, register, [lock, word, wide, rex, short], random)| {
             let Template { opcode, extension, immediate, lockable, undefined } = template;
             let register = extension.unwrap_or(register);
             // MOVSXD without REX.W, and byte operations with AH to BH, come up by chance.
             let rex_byte = 0x40 | if wide { 8 } else { 0 } | if register >= 8 { 4 } else { 0 };
             // Without REX, byte register 4 is AH; with it, SPL.
-            let mut bytes = Vec::new();
-            bytes.extend((lock && lockable).then_some(0xf0));
-            bytes.extend(word.then_some(0x66));
-            bytes.extend((wide || rex || register >= 8).then_some(rex_byte));
-            bytes.extend_from_slice(&opcode);
+            // MOVNTI has no 16-bit form.
+            let word = word && opcode != [0x0f, 0xc3];
+            let prefixes = Prefixes {
+                first: (lock && lockable).then_some(0xf0),
+                word,
+                short,
+                rex: (wide || rex || register >= 8).then_some(rex_byte),
+            };
+            let mut bytes = opcode.clone();
             let displacement = random[0] & 0x7f;
             bytes.extend([0x40 | ((register & 7) << 3) | 3, displacement]);
             let immediate = if immediate == 4 && word && !wide { 2 } else { immediate };
             bytes.extend_from_slice(&random[1..1 + immediate]);
             let bits = matches!(opcode[..], [0x0f, 0xa3 | 0xab | 0xb3 | 0xbb]);
-            Case { bytes, undefined, kind: if bits { Kind::BitOffset(register) } else { Kind::Plain } }
+            let kind = if bits { Kind::BitOffset(register) } else { Kind::Plain };
+            Case { forms: prefixes.before(&bytes), short, undefined, kind }
         },
     )
 }
 
 fn compare_exchange_8b() -> impl Strategy<Value = Case> {
-    any::<bool>().prop_map(|lock| {
-        let mut bytes = Vec::new();
-        bytes.extend(lock.then_some(0xf0));
+    any::<(bool, bool)>().prop_map(|(lock, short)| {
+        let prefixes = Prefixes { first: lock.then_some(0xf0), word: false, short, rex: None };
         // RBX is the address and half of the new value.
-        bytes.extend([0x0f, 0xc7, 0x4b, 0x08]);
-        Case { bytes, undefined: 0, kind: Kind::Plain }
+        Case { forms: prefixes.before(&[0x0f, 0xc7, 0x4b, 0x08]), short, undefined: 0, kind: Kind::Plain }
     })
 }
 
 fn string() -> impl Strategy<Value = Case> {
     let opcode = proptest::sample::select(vec![0xa4u8, 0xa5, 0xaa, 0xab, 0xac, 0xad]);
-    (opcode, proptest::option::of(prop_oneof![Just(0xf3u8), Just(0xf2)]), any::<bool>(), any::<bool>()).prop_map(
-        |(opcode, rep, word, wide)| {
-            let mut bytes = Vec::new();
-            bytes.extend(rep);
-            bytes.extend(word.then_some(0x66));
-            bytes.extend(wide.then_some(0x48));
-            bytes.push(opcode);
-            Case { bytes, undefined: 0, kind: Kind::String }
-        },
-    )
+    let rep = proptest::option::of(prop_oneof![Just(0xf3u8), Just(0xf2)]);
+    (opcode, rep, any::<[bool; 3]>()).prop_map(|(opcode, first, [word, wide, short])| {
+        let prefixes = Prefixes { first, word, short, rex: wide.then_some(0x48) };
+        Case { forms: prefixes.before(&[opcode]), short, undefined: 0, kind: Kind::String }
+    })
 }
 
 /// Values at which flags change, and any.
@@ -328,8 +384,6 @@ fn value() -> impl Strategy<Value = u64> {
         1 => proptest::sample::select(vec![u64::MAX, u64::MAX - 1, i64::MAX as u64, i64::MIN as u64, 0xffff_ffff]),
     ]
 }
-
-const MEMORY: usize = 4096;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 8_000, failure_persistence: None, ..ProptestConfig::default() })]
@@ -342,13 +396,15 @@ proptest! {
         equal in any::<bool>(),
         flags in any::<u64>(),
     ) {
-        let words: Vec<u64> = (0..MEMORY / 8).map(|n| contents[n % 16].rotate_left(n as u32)).collect();
-        let mut memory: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let base = memory.as_mut_ptr().expose_provenance() as u64;
-        let middle = base + MEMORY as u64 / 2;
+        let words: Vec<u64> = (0..PAGE / 8).map(|n| contents[n % 16].rotate_left(n as u32)).collect();
+        let contents: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let memory = Page::new();
+        let base = memory.0.expose_provenance() as u64;
+        let middle = base + PAGE as u64 / 2;
 
         let mut before = Frame { gpr: values, rflags: (flags & FLAGS) | 2 };
-        before.gpr[3] = middle;
+        // The upper half of a 32-bit address means nothing.
+        before.gpr[3] = if case.short && case.kind != Kind::String { middle | values[3] << 32 } else { middle };
         match case.kind {
             Kind::Plain => {}
             Kind::BitOffset(register) if register != 3 => {
@@ -365,35 +421,38 @@ proptest! {
         }
         if equal && case.kind == Kind::Plain {
             // Let CMPXCHG and CMPXCHG8B find what they expect.
-            let displacement = usize::from(case.bytes[case.bytes.len() - 1] & 0x7f);
-            let at = MEMORY / 2 + displacement;
-            before.gpr[0] = u64::from_le_bytes(memory[at..at + 8].try_into().unwrap());
+            let displacement = usize::from(case.forms[0].1.last().unwrap() & 0x7f);
+            let at = PAGE / 2 + displacement;
+            before.gpr[0] = u64::from_le_bytes(contents[at..at + 8].try_into().unwrap());
             before.gpr[2] = before.gpr[0] >> 32;
         }
 
-        let mut emulated = before.clone();
-        let mut bus = Copied { base, bytes: memory.clone(), operand: 0 };
-        let decoded = mmio::decode(&case.bytes, Bitness::Bits64);
-        let decoded = decoded.unwrap_or_else(|error| panic!("{error:?} {case:x?}"));
-        prop_assert_eq!(decoded.length(), case.bytes.len() as u64);
-        loop {
-            bus.operand = decoded.linear(&emulated).raw();
-            match decoded.execute(&mut emulated, &mut bus) {
-                Ok(Outcome::Retired) => break,
-                Ok(Outcome::Again) => {}
-                Err(()) => unreachable!("this bus refuses nothing"),
-            }
-        }
-
+        memory.fill(&contents);
         let mut real = before.clone();
         // SAFETY: the operand lies within `memory`: RBX is its middle and displacements, bit offsets and string lengths
         // are small; RSP is no operand; none of these instructions branches or faults.
-        unsafe { Code::new().run(&case.bytes, &mut real) };
+        unsafe { Page::new().run(&case.forms[0].1, &mut real) };
         // RSP is in the frame by its place only; RFLAGS has bits of the process.
         real.rflags = (real.rflags & (FLAGS | DF)) & !case.undefined;
-        emulated.rflags = (emulated.rflags & (FLAGS | DF)) & !case.undefined;
-        prop_assert_eq!(&emulated, &real);
-        prop_assert!(bus.bytes == std::mem::take(&mut memory), "memory differs");
+
+        for (bitness, bytes) in &case.forms {
+            let mut emulated = before.clone();
+            let mut bus = Copied { base, bytes: contents.clone(), operand: 0 };
+            let decoded = mmio::decode(bytes, *bitness);
+            let decoded = decoded.unwrap_or_else(|error| panic!("{error:?} {case:x?}"));
+            prop_assert_eq!(decoded.length(), bytes.len() as u64);
+            loop {
+                bus.operand = decoded.linear(&emulated).raw();
+                match decoded.execute(&mut emulated, &mut bus) {
+                    Ok(Outcome::Retired) => break,
+                    Ok(Outcome::Again) => {}
+                    Err(()) => unreachable!("this bus refuses nothing"),
+                }
+            }
+            emulated.rflags = (emulated.rflags & (FLAGS | DF)) & !case.undefined;
+            prop_assert_eq!(&emulated, &real, "{:?}", bitness);
+            prop_assert!(bus.bytes == memory.contents(), "memory differs as {bitness:?}");
+        }
     }
 }
 
@@ -481,7 +540,7 @@ proptest! {
         prop_assert_eq!(real::step(&mut emulated, &mut NoMemory, &code, Bitness::Bits64), Ok(Step::Done));
         let mut real = before.clone();
         // SAFETY: registers and arithmetic flags are all that these instructions touch, and RSP is none of them.
-        unsafe { Code::new().run(&code, &mut real) };
+        unsafe { Page::new().run(&code, &mut real) };
         real.rflags = real.rflags & FLAGS & !undefined;
         emulated.rflags = emulated.rflags & FLAGS & !undefined;
         prop_assert_eq!(&emulated, &real);

@@ -1,7 +1,7 @@
 //! Results and flags.
 
 use crate::Width;
-use iced_x86::Mnemonic;
+use iced_x86::{ConditionCode, Mnemonic};
 
 pub(crate) const CF: u64 = 1 << 0;
 pub(crate) const PF: u64 = 1 << 2;
@@ -32,6 +32,8 @@ pub(crate) enum Unary {
     Dec,
     Not,
     Neg,
+    /// SETcc, which does not look at its operand.
+    Set(ConditionCode),
 }
 
 /// Instructions on one bit. BT keeps only CF.
@@ -91,6 +93,31 @@ fn logic(width: Width, result: u64, rflags: u64) -> Computed {
     (result, (rflags & !ARITHMETIC) | of_result(width, result))
 }
 
+/// Whether Jcc jumps, and what SETcc stores.
+pub(crate) fn holds(condition: ConditionCode, rflags: u64) -> bool {
+    let is = |flag| rflags & flag != 0;
+    let less = is(SF) != is(OF);
+    match condition {
+        ConditionCode::None => false,
+        ConditionCode::o => is(OF),
+        ConditionCode::no => !is(OF),
+        ConditionCode::b => is(CF),
+        ConditionCode::ae => !is(CF),
+        ConditionCode::e => is(ZF),
+        ConditionCode::ne => !is(ZF),
+        ConditionCode::be => is(CF) || is(ZF),
+        ConditionCode::a => !is(CF) && !is(ZF),
+        ConditionCode::s => is(SF),
+        ConditionCode::ns => !is(SF),
+        ConditionCode::p => is(PF),
+        ConditionCode::np => !is(PF),
+        ConditionCode::l => less,
+        ConditionCode::ge => !less,
+        ConditionCode::le => less || is(ZF),
+        ConditionCode::g => !less && !is(ZF),
+    }
+}
+
 impl Binary {
     pub(crate) const fn of(mnemonic: Mnemonic) -> Option<Self> {
         Some(match mnemonic {
@@ -146,6 +173,7 @@ impl Unary {
             Self::Dec => keep_carry(sub(width, a, 1, 0, rflags)),
             Self::Not => (!a & width.mask(), rflags),
             Self::Neg => sub(width, 0, a, 0, rflags),
+            Self::Set(condition) => (u64::from(holds(condition, rflags)), rflags),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Carrying out.
 
-use super::alu::{Binary, Computed};
+use super::alu::{Binary, Computed, Unary};
 use super::{Bus, Mmio, Op, Outcome, Place, Source};
 use crate::registers::Operand;
 use crate::string_step::StringStep;
@@ -54,6 +54,10 @@ impl Mmio {
                     to.set(registers, width, result);
                 }
                 registers.set_rflags(rflags);
+                Ok(Outcome::Retired)
+            }
+            Op::Unary(op @ Unary::Set(_)) => {
+                bus.write(Place::Operand, width, op.compute(width, 0, rflags).0)?;
                 Ok(Outcome::Retired)
             }
             Op::Unary(op) => self.modify(registers, bus, true, |old| op.compute(width, old, rflags)),

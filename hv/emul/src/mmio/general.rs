@@ -5,7 +5,7 @@ use super::{Mmio, Op, Source};
 use crate::registers::Operand;
 use crate::string_step::StringStep;
 use crate::{Address, AddressSize, Base, Bitness, DecodeError, Gpr, Segment, Width};
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 
 #[inline(never)]
 pub(super) fn decode(bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
@@ -83,6 +83,11 @@ fn op(instruction: &Instruction, memory: u32) -> Option<Op> {
     }
     if let Some(op) = Bit::of(mnemonic) {
         return Some(Op::Bit(op, source(1)?));
+    }
+    // Of instructions with a condition, only SETcc has its first operand in memory.
+    let condition = instruction.condition_code();
+    if memory == 0 && condition != ConditionCode::None {
+        return Some(Op::Unary(Unary::Set(condition)));
     }
     match mnemonic {
         Mnemonic::Mov | Mnemonic::Movnti if memory == 0 => Some(Op::Store(source(1)?)),

@@ -2,17 +2,13 @@
 
 use super::stack::Stack;
 use super::{IF, Memory, One, Processor, Step, Table, read};
+use crate::mmio::alu::{ZF, holds};
 use crate::registers::Operand;
 use crate::{Gpr, Segment, Width};
 use addr::Gva;
 use iced_x86::{Code, ConditionCode, Mnemonic, OpKind};
 
-const CF: u64 = 1 << 0;
-const PF: u64 = 1 << 2;
-const ZF: u64 = 1 << 6;
-const SF: u64 = 1 << 7;
 const TF: u64 = 1 << 8;
-const OF: u64 = 1 << 11;
 const AC: u64 = 1 << 18;
 
 /// Where a jump or call leads.
@@ -209,29 +205,5 @@ impl<P: Processor, M: Memory> One<'_, P, M> {
         let selector =
             if far { Some(read(self.memory, at.wrapping_add(width.bytes()), Width::Word)? as u16) } else { None };
         Ok(Some(Target { selector, offset }))
-    }
-}
-
-fn holds(condition: ConditionCode, rflags: u64) -> bool {
-    let is = |flag| rflags & flag != 0;
-    let less = is(SF) != is(OF);
-    match condition {
-        ConditionCode::None => false,
-        ConditionCode::o => is(OF),
-        ConditionCode::no => !is(OF),
-        ConditionCode::b => is(CF),
-        ConditionCode::ae => !is(CF),
-        ConditionCode::e => is(ZF),
-        ConditionCode::ne => !is(ZF),
-        ConditionCode::be => is(CF) || is(ZF),
-        ConditionCode::a => !is(CF) && !is(ZF),
-        ConditionCode::s => is(SF),
-        ConditionCode::ns => !is(SF),
-        ConditionCode::p => is(PF),
-        ConditionCode::np => !is(PF),
-        ConditionCode::l => less,
-        ConditionCode::ge => !less,
-        ConditionCode::le => less || is(ZF),
-        ConditionCode::g => !less && !is(ZF),
     }
 }

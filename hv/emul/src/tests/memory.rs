@@ -172,6 +172,20 @@ fn a_lost_exchange_changes_nothing() {
 }
 
 #[test]
+fn a_condition_is_stored_without_a_look_at_the_operand() {
+    // sete [rdi]
+    let sete = mmio(&[0x0f, 0x94, 0x07]);
+    for (rflags, value) in [(0x42, 1), (0x2, 0)] {
+        let mut file = File { rflags, ..File::default() };
+        let before = file.clone();
+        let mut device = Device { value: 0xff, ..Device::default() };
+        assert_eq!(sete.execute(&mut file, &mut device), Ok(Outcome::Retired));
+        assert_eq!(device.log, [(Place::Operand, Width::Byte, Some(value))]);
+        assert_eq!(file, before);
+    }
+}
+
+#[test]
 fn what_is_not_emulated_is_said() {
     let unexpected: [&[u8]; 6] = [
         &[0xff, 0x37],             // push [rdi]
