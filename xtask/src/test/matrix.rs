@@ -285,6 +285,12 @@ pub(super) const ROWS: &[Row] = &[
     model("model-sandy-bridge", "bochs-vmx", "corei7_sandy_bridge_2600k", PASS),
     // No unrestricted guest.
     model("model-lynnfield", "bochs-vmx", "corei5_lynnfield_750", PASS),
+    // ... so that the processors' start in real mode is emulated.
+    Row {
+        source: Source::Guest("apic"),
+        vcpus: 2,
+        ..model("model-lynnfield-smp", "bochs-vmx", "corei5_lynnfield_750", PASS)
+    },
     model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, "EPT")),
     // Neither next-RIP save nor flushes by ASID.
     model("model-phenom", "bochs-svm", "phenom_8650_toliman", PASS),
