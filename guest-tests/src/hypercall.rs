@@ -225,6 +225,11 @@ impl Microhv {
         self.call(10, [which, 0, 0]).map(drop)
     }
 
+    /// Takes a page away for good: its entry in the nested tables makes no sense from then on.
+    pub fn spoil(self, frame: Frame) -> Result<(), Refused> {
+        self.call(11, [frame.gpa().raw(), 0, 0]).map(drop)
+    }
+
     fn call(self, call: u64, arguments: [u64; 3]) -> Result<u64, Refused> {
         let result = self.0.call_with(NOP + call, arguments);
         u64::try_from(result).map_err(|_| Refused::from(result))

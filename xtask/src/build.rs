@@ -43,9 +43,9 @@ impl Images {
 
     /// Builds the hypervisor that can be told to leave flushes out, and gives its image. Whoever wants the usual one as well
     /// builds it after this: one takes the other's place.
-    pub(crate) fn build_skip_flush() -> Result<PathBuf> {
-        let built = Self::build_with(&["--package", "hv", "--features", "hv/skip-flush"])?.hv();
-        let file = built.with_file_name("hv-skip-flush");
+    pub(crate) fn build_sabotaged() -> Result<PathBuf> {
+        let built = Self::build_with(&["--package", "hv", "--features", "hv/sabotage"])?.hv();
+        let file = built.with_file_name("hv-sabotage");
         fs::copy(&built, &file).with_context(|| format!("can't write {}", file.display()))?;
         Ok(file)
     }

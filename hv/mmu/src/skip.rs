@@ -1,9 +1,18 @@
-//! Flushes that a test build can leave out, to show that somebody notices.
+//! What a test build can do to the tables on purpose, to show that somebody notices: leave a flush out, spoil an entry.
 
 use crate::env::Env;
-#[cfg(feature = "skip-flush")]
-use crate::sync::{Note, Ordering};
 use crate::tree::Tree;
+#[cfg(feature = "sabotage")]
+use crate::{
+    Address, Leaf, Level, Rights,
+    format::{Format, FormatExt},
+    map::Input,
+    sync::{Note, Ordering},
+};
+#[cfg(feature = "sabotage")]
+use addr::Pfn;
+#[cfg(feature = "sabotage")]
+use rcu::Guard;
 
 /// What a flush comes after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,17 +37,17 @@ pub enum After {
 /// The one that is left out. Without the feature there is none, and nothing of this remains.
 #[derive(Default)]
 pub(crate) struct Skipped {
-    #[cfg(feature = "skip-flush")]
+    #[cfg(feature = "sabotage")]
     after: Note,
 }
 
 impl Skipped {
-    #[cfg(feature = "skip-flush")]
+    #[cfg(feature = "sabotage")]
     fn has(&self, after: After) -> bool {
         self.after.load(Ordering::Relaxed) == after as u32
     }
 
-    #[cfg(not(feature = "skip-flush"))]
+    #[cfg(not(feature = "sabotage"))]
     const fn has(&self, _: After) -> bool {
         false
     }
@@ -52,8 +61,23 @@ impl<E: Env> Tree<E> {
 
     /// From now on leaves out the flush (and with it the kick) that comes after `after`, or none. What the operation promises
     /// is then wrong: it is for tests that have to find that.
-    #[cfg(feature = "skip-flush")]
+    #[cfg(feature = "sabotage")]
     pub fn skip_flush(&self, after: Option<After>) {
         self.skipped.after.store(after.map_or(0, |after| after as u32), Ordering::Relaxed);
+    }
+
+    /// Puts an entry that makes no sense where the last level has none for `at`: it names a frame beyond all processors' reach.
+    /// Whether it did.
+    #[cfg(feature = "sabotage")]
+    pub fn spoil(&self, guard: Guard<'_>, at: Input<E>) -> bool {
+        let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
+        let Some((table, _)) = self.walk(guard, offset, Level::PTE) else { return false };
+        let Ok(locked) = table.lock() else { return false };
+        let index = E::Format::index(offset, table.level);
+        let room = table.level == Level::PTE && table.at(index).is_none();
+        if room {
+            locked.set(index, E::Format::leaf(&Leaf::new(Pfn::new((1 << 40) - 1), Rights::ALL), Level::PTE));
+        }
+        room
     }
 }

@@ -85,7 +85,7 @@ enum Host {
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let machine = args.machine()?;
     // First, as either build takes the place of the other.
-    let skipping = args.skip_flush.map(|_| Images::build_skip_flush()).transpose()?;
+    let skipping = args.skip_flush.map(|_| Images::build_sabotaged()).transpose()?;
     let images = Images::build()?;
     let hypervisor = skipping.unwrap_or_else(|| images.hv());
     let stress = Stress { args, machine, images, hypervisor };

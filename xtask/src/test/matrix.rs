@@ -70,8 +70,8 @@ pub(super) struct Expected {
     pub(super) verdict: Verdict,
     /// Has to occur in the verdict's text.
     pub(super) text: &'static str,
-    /// Has to occur in the names of a panic's backtrace.
-    pub(super) backtrace: &'static str,
+    /// Has to occur in the names of a panic's backtrace, or on a line of the console's.
+    pub(super) line: &'static str,
 }
 
 impl Row {
@@ -85,11 +85,11 @@ impl Row {
 
 impl Expected {
     const fn just(verdict: Verdict) -> Self {
-        Self { verdict, text: "", backtrace: "" }
+        Self { verdict, text: "", line: "" }
     }
 
     const fn saying(verdict: Verdict, text: &'static str) -> Self {
-        Self { verdict, text, backtrace: "" }
+        Self { verdict, text, line: "" }
     }
 }
 
@@ -118,7 +118,7 @@ pub(super) struct Row {
     /// The processor that the row is about, as that host calls it.
     pub(super) cpu: Option<&'static str>,
     /// The hypervisor is the one that can leave flushes out.
-    pub(super) skip_flush: bool,
+    pub(super) sabotaged: bool,
     /// Booted from an ISO, the same on all hosts.
     pub(super) iso: bool,
     pub(super) timeout: Duration,
@@ -145,7 +145,7 @@ const USUAL: Row = Row {
     only: None,
     except: None,
     cpu: None,
-    skip_flush: false,
+    sabotaged: false,
     iso: false,
     timeout: Duration::from_secs(60),
     limit: None,
@@ -168,7 +168,7 @@ const fn refused(name: &'static str, change: Change) -> Row {
 
 /// A hypervisor that fails on purpose; the function that did it has to be named.
 const fn self_test(name: &'static str, hv_words: &'static str, text: &'static str, backtrace: &'static str) -> Row {
-    let hypervised = Expected { verdict: Verdict::HvPanic, text, backtrace };
+    let hypervised = Expected { verdict: Verdict::HvPanic, text, line: backtrace };
     Row { name, hv_words, hypervised, alone: None, ..USUAL }
 }
 
@@ -188,7 +188,7 @@ const fn stress(guest: &'static str) -> Row {
 const fn unflushed(name: &'static str, guest: &'static str, words: &'static str) -> Row {
     let hypervised = Expected::just(Verdict::GuestFailed);
     let row = Row { name, source: Source::Guest(guest), words, vcpus: 4, hypervised, alone: None, ..LONG };
-    Row { skip_flush: true, only: Some("qemu-svm"), ..row }
+    Row { sabotaged: true, only: Some("qemu-svm"), ..row }
 }
 
 /// A guest that spins with interrupts off, which the hypervisor itself has to end.
@@ -251,6 +251,18 @@ pub(super) const ROWS: &[Row] = &[
     unflushed("no-flush-log-dirty", "collapse-storm", "--seconds 5 --skip-flush 2"),
     unflushed("no-flush-replace", "shootdown", "--seconds 5 --skip-flush 3"),
     unflushed("no-flush-collapse", "collapse-storm", "--seconds 5 --skip-flush 4"),
+    Row {
+        name: "misconfigured",
+        source: Source::Guest("misconfigured"),
+        pages: Pages::Small,
+        sabotaged: true,
+        hypervised: Expected {
+            line: "the nested tables on the way to",
+            ..Expected::saying(Verdict::GuestKilled, "an entry that makes no sense")
+        },
+        alone: None,
+        ..USUAL
+    },
     // A VM's end leaves the other one running.
     Row { name: "two-vms", beside: Some(("exit-latency", "")), vcpus: 2, alone: None, ..USUAL },
     Row {

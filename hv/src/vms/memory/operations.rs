@@ -82,6 +82,7 @@ impl<F: Nested> View<'_, F> {
             8 => self.stat(first),
             9 => Ok(self.fail_alloc(first)),
             10 => self.skip_flush(first),
+            11 => self.spoil(first),
             _ => Err(Refused::NoSuchCall),
         }
     }
@@ -260,7 +261,7 @@ impl<F: Nested> View<'_, F> {
     }
 
     /// A split does no flush: both forms of the page mean the same.
-    #[cfg(feature = "skip-flush")]
+    #[cfg(feature = "sabotage")]
     fn skip_flush(&self, which: u64) -> Result<u64, Refused> {
         let after = match which {
             0 => None,
@@ -274,7 +275,20 @@ impl<F: Nested> View<'_, F> {
         Ok(0)
     }
 
-    #[cfg(not(feature = "skip-flush"))]
+    /// Takes a page away, and puts an entry that makes no sense in its place.
+    #[cfg(feature = "sabotage")]
+    fn spoil(&self, at: u64) -> Result<u64, Refused> {
+        let page = self.ram_page(at)?;
+        self.release(at, PAGE_SIZE)?;
+        if self.vm.tree.spoil(self.cpu.read(), page) { Ok(0) } else { Err(Refused::Raced) }
+    }
+
+    #[cfg(not(feature = "sabotage"))]
+    fn spoil(&self, _: u64) -> Result<u64, Refused> {
+        Err(Refused::NoSuchCall)
+    }
+
+    #[cfg(not(feature = "sabotage"))]
     fn skip_flush(&self, _: u64) -> Result<u64, Refused> {
         Err(Refused::NoSuchCall)
     }
