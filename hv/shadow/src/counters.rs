@@ -1,5 +1,6 @@
 //! Counters, so that the numbers of exits show what caching buys.
 
+use crate::Outcome;
 use core::array;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,9 +21,21 @@ pub enum Counter {
     Loads,
     /// INVLPG.
     Invlpgs,
+    /// Loads of a context that had no tree: one was emptied for it.
+    Made,
+    /// Loads of a context whose tree was still there.
+    Found,
+    /// Guest frames that became known as tables, and read-only.
+    Tables,
+    /// Writes to such a table that were told.
+    Written,
+    /// Tables that were written again and again, and are no longer known as such.
+    Flooded,
+    /// Times that everything was dropped, because there was no place for another note.
+    Emptied,
 }
 
-const ALL: usize = Counter::Invlpgs as usize + 1;
+const ALL: usize = Counter::Emptied as usize + 1;
 
 /// The counters of one shadow. Nothing is ordered by them.
 #[derive(Debug)]
@@ -35,6 +48,15 @@ impl Counters {
 
     pub(crate) fn count(&self, counter: Counter) {
         self.0[counter as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_outcome(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Mapped => self.count(Counter::Mapped),
+            Outcome::Inject { .. } => self.count(Counter::Injected),
+            Outcome::Emulate { .. } => self.count(Counter::Emulated),
+            Outcome::Retry | Outcome::Unbacked(_) => {}
+        }
     }
 
     pub(crate) fn read(&self) -> Counts {

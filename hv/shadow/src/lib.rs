@@ -4,6 +4,8 @@
 //! the processor runs with PAE, NX and CR0.WP on ([`Registers::host`]) and walks tables of [`mmu::Pae`]'s format.
 //!
 //! [`Vtlb`] is a translation buffer: a tree for each vCPU, filled by page faults and dropped whole when the guest loads CR3.
+//! [`Shadow`] keeps trees across loads of CR3, a tree for each address space and shared by all vCPUs; the guest's tables are
+//! read-only for it, and it has to be told what is written there.
 //!
 //! | exit | what to do |
 //! | --- | --- |
@@ -11,6 +13,7 @@
 //! | MOV to CR3 | [`Registers::write_cr3`], then `load`; an error is the guest's #GP(0) |
 //! | MOV to CR0 or CR4, WRMSR of EFER | [`Registers::write`], then `load` if that gives [`Change::Context`] |
 //! | INVLPG | `invlpg` |
+//! | software writes guest memory ([`Shadow`] alone) | `written`, when the bytes are there |
 //! | guest memory loses or changes its frames | `forget`, when the new frames are what [`Memory::backing`] tells |
 //!
 //! What becomes of a fault is an [`Outcome`]. Only frames can be missing, and then [`NoMemory`] says so, everything is as
@@ -18,9 +21,12 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod cached;
+mod chains;
 mod counters;
 mod registers;
 mod resolve;
@@ -28,6 +34,7 @@ mod resolve;
 mod tests;
 mod vtlb;
 
+pub use cached::{Shadow, View};
 pub use counters::{Counter, Counts};
 pub use mmu::NoMemory;
 pub use registers::{Change, LoadError, Registers};
@@ -92,4 +99,6 @@ pub enum Reason {
     ReadOnly,
     /// The supervisor's write to a read-only user page, with CR0.WP clear and SMAP on.
     WriteProtect,
+    /// A write to one of the guest's tables, which [`Shadow::written`] has to be told of. [`Shadow`] alone says so.
+    Table,
 }

@@ -6,6 +6,8 @@ const CR0_WP: u64 = 1 << 16;
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
 const CR0_PG: u64 = 1 << 31;
+/// Bits 31:12, with two levels.
+const CR3_FRAME: u64 = 0xffff_f000;
 const CR4_PSE: u64 = 1 << 4;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_PGE: u64 = 1 << 7;
@@ -26,6 +28,18 @@ const MEANING_CR4: u64 = CR4_PSE | CR4_PAE | CR4_SMEP | CR4_SMAP;
 #[derive(Clone, Debug)]
 pub struct Registers {
     paging: Paging,
+}
+
+/// What the shadow of an address space depends on: where its tables are, and what their entries mean.
+///
+/// All vCPUs of a guest have the same [`Features`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Context {
+    cr0: u64,
+    cr4: u64,
+    nxe: bool,
+    /// The PDPTEs, or CR3's frame.
+    root: [u64; 4],
 }
 
 /// What a write of a register has done.
@@ -110,6 +124,15 @@ impl Registers {
             cr4: (cr4 | CR4_PAE) & !(CR4_PGE | off),
             efer: (efer | EFER_NXE) & !(EFER_LME | EFER_LMA),
         }
+    }
+
+    pub(crate) fn context(&self) -> Context {
+        let Controls { cr0, cr3, cr4, efer } = self.paging.controls;
+        if cr0 & CR0_PG == 0 {
+            return Context { cr0: 0, cr4: 0, nxe: false, root: [0; 4] };
+        }
+        let root = self.paging.pdptes.unwrap_or([cr3 & CR3_FRAME, 0, 0, 0]);
+        Context { cr0: cr0 & MEANING_CR0, cr4: cr4 & MEANING_CR4, nxe: efer & EFER_NXE != 0, root }
     }
 
     pub(crate) const fn wp(&self) -> bool {

@@ -1,9 +1,9 @@
 //! What both shadows do first with a page fault: the guest's own tables are asked.
 
-use crate::{Outcome, Reason, Registers};
+use crate::{Backing, Outcome, Reason, Registers};
 use addr::{Gpa, Gva, PageSize};
 use mmu::Rights;
-use walk::{Access, Fault, Kind, Mode, PhysMem, Privilege, SetAccessedDirty, trace};
+use walk::{Access, Fault, Kind, Mode, PhysMem, Privilege, SetAccessedDirty, Steps, trace};
 
 /// A page that the access may reach.
 pub(crate) struct Resolved {
@@ -11,8 +11,10 @@ pub(crate) struct Resolved {
     pub(crate) gpa: Gpa,
     /// The guest's page; the largest where the guest has no paging.
     pub(crate) size: PageSize,
-    /// What an entry for it gives, at most.
-    pub(crate) rights: Rights,
+    /// What an entry for it gives, at most. None: no entry can give what the access needs ([`Reason::WriteProtect`]).
+    pub(crate) rights: Option<Rights>,
+    /// The guest's entries that say so.
+    pub(crate) steps: Steps,
 }
 
 /// Walks the guest's tables as the processor does for this access, accessed and dirty bits included.
@@ -29,10 +31,22 @@ pub(crate) fn resolve<M: PhysMem>(
         // The first is long mode's alone.
         Fault::NonCanonical | Fault::Contended => Outcome::Retry,
     })?;
-    let rights = rights(registers, found.rights, steps.is_dirty(), access)
-        .ok_or(Outcome::Emulate { gpa: found.gpa, reason: Reason::WriteProtect })?;
+    let rights = rights(registers, found.rights, steps.is_dirty(), access);
     let size = if registers.paging().controls.mode() == Mode::Off { PageSize::Size4M } else { found.size };
-    Ok(Resolved { gpa: found.gpa, size, rights })
+    Ok(Resolved { gpa: found.gpa, size, rights, steps })
+}
+
+impl Resolved {
+    /// What an entry for the page gives, which is in `backing`; or why the access has to be emulated.
+    pub(crate) fn entry(&self, backing: Option<Backing>, write: bool) -> Result<(Backing, Rights), Outcome> {
+        let emulate = |reason| Outcome::Emulate { gpa: self.gpa, reason };
+        let rights = self.rights.ok_or(emulate(Reason::WriteProtect))?;
+        let backing = backing.ok_or(emulate(Reason::Mmio))?;
+        if write && !backing.write {
+            return Err(emulate(Reason::ReadOnly));
+        }
+        Ok((backing, Rights { write: rights.write && backing.write, ..rights }))
+    }
 }
 
 /// What an entry may give under a processor that has CR0.WP set, so that it gives no more than the guest's tables do.

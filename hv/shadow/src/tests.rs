@@ -1,5 +1,6 @@
 //! Random guests against walks done anew each time.
 
+mod cached;
 mod guest;
 mod machine;
 mod oracle;

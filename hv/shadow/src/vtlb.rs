@@ -2,7 +2,7 @@
 
 use crate::counters::{Counter, Counters, Counts};
 use crate::resolve::{Resolved, resolve};
-use crate::{Memory, NoMemory, Outcome, Reason, Registers};
+use crate::{Memory, NoMemory, Outcome, Registers};
 use addr::{Gva, PAGE_SIZE, PageSize, Pfn};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -10,7 +10,7 @@ use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Room, Tree};
 use rcu::{Cpu, Space};
 use walk::{Access, Kind};
 
-const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
+pub(crate) const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
 /// The largest page that a 32-bit guest has: what an INVLPG drops at most.
 const REGION: u64 = PageSize::Size4M.bytes();
 const REGIONS: usize = (1 << 32) / REGION as usize;
@@ -98,12 +98,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
             Ok(page) => self.map(cpu, mem, linear(gva), page, access)?,
             Err(outcome) => outcome,
         };
-        match outcome {
-            Outcome::Mapped => self.counters.count(Counter::Mapped),
-            Outcome::Inject { .. } => self.counters.count(Counter::Injected),
-            Outcome::Emulate { .. } => self.counters.count(Counter::Emulated),
-            Outcome::Retry | Outcome::Unbacked(_) => {}
-        }
+        self.counters.count_outcome(outcome);
         Ok(outcome)
     }
 
@@ -115,16 +110,13 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         page: Resolved,
         access: Access,
     ) -> Result<Outcome, NoMemory> {
-        let Resolved { gpa, size, mut rights, .. } = page;
+        let Resolved { gpa, size, .. } = page;
         let write = access.kind == Kind::Write;
         let forgotten = self.forgotten.load(Ordering::Acquire);
-        let Some(backing) = mem.backing(gpa, write)? else {
-            return Ok(Outcome::Emulate { gpa, reason: Reason::Mmio });
+        let (backing, rights) = match page.entry(mem.backing(gpa, write)?, write) {
+            Ok(entry) => entry,
+            Err(outcome) => return Ok(outcome),
         };
-        if write && !backing.write {
-            return Ok(Outcome::Emulate { gpa, reason: Reason::ReadOnly });
-        }
-        rights.write &= backing.write;
         if size > PageSize::Size4K {
             let (word, bit) = region(gva);
             self.large[word].fetch_or(bit, Ordering::Relaxed);
@@ -202,7 +194,7 @@ const fn region(gva: Gva) -> (usize, u64) {
 }
 
 /// The `size` bytes, a power of two, around `gva`.
-const fn around(gva: Gva, size: u64) -> Range<Gva> {
+pub(crate) const fn around(gva: Gva, size: u64) -> Range<Gva> {
     let start = gva.align_down(size);
     start..start.wrapping_add(size)
 }

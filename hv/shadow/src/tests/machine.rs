@@ -58,6 +58,8 @@ pub(super) struct Machine<'m, S> {
     pub(super) guest: &'m Guest,
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) oracle: Oracle,
+    /// What all accesses came to.
+    pub(super) seen: Vec<Seen>,
 }
 
 const USER: u64 = 4;
@@ -149,6 +151,7 @@ impl<S: Shadows> Machine<'_, S> {
         } else {
             self.oracle.check_fresh(&self.guest.words.borrow(), registers, gva, access, seen);
         }
+        self.seen.push(seen);
         // A write may change the very tables that it went through.
         self.look();
         if let (Kind::Write, Seen::Page(gpa)) = (access.kind, seen) {
@@ -192,11 +195,17 @@ impl<S: Shadows> Machine<'_, S> {
     ) {
         let change = write(&mut self.vcpus[n].registers, self.guest);
         if change == Ok(Change::Context) {
-            if self.shadows.load(cpu, self.guest, n, &self.vcpus[n].registers) == Flush::Needed {
-                self.vcpus[n].translated.clear();
-            }
-            self.oracle.load(n);
+            self.load(cpu, n);
         }
+        self.look();
+    }
+
+    /// The vCPU drops all translations of its own.
+    pub(super) fn load(&mut self, cpu: &ThisCpu<'_>, n: usize) {
+        if self.shadows.load(cpu, self.guest, n, &self.vcpus[n].registers) == Flush::Needed {
+            self.vcpus[n].translated.clear();
+        }
+        self.oracle.load(n);
         self.look();
     }
 

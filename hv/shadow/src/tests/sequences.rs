@@ -37,7 +37,6 @@ pub(super) enum Step {
         value: u64,
         half: Option<bool>,
     },
-    /// As the guest writes it itself, by an access at a linear address.
     LoadCr3(u64),
     ToggleCr0(u64),
     ToggleCr4(u64),
@@ -190,5 +189,23 @@ impl<S: Shadows> Machine<'_, S> {
             Step::Invlpg(gva) => self.invlpg(cpu, n, gva),
             Step::Replace(page) => self.replace(cpu, page),
         }
+    }
+}
+
+/// Plays a story. `reload`: after each step each vCPU drops all translations, so that nobody uses one of before.
+pub(super) fn play<S: Shadows>(
+    machine: &mut Machine<'_, S>,
+    cpu: &mut ThisCpu<'_>,
+    steps: &[(usize, Step)],
+    reload: bool,
+) {
+    for (n, step) in steps {
+        machine.step(cpu, *n, step);
+        for n in 0..machine.vcpus.len() * usize::from(reload) {
+            machine.load(cpu, n);
+        }
+        cpu.quiescent();
+        let tables = machine.tables;
+        cpu.poll(usize::MAX, |table| tables.free(table));
     }
 }

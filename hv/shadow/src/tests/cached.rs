@@ -1,0 +1,329 @@
+//! The kept shadow against the oracle, and against the translation buffer.
+
+use super::guest::{Guest, LARGE, Words};
+use super::machine::{Format, Machine, Shadows, Tables, ThisCpu};
+use super::oracle::{Oracle, Seen};
+use super::sequences::{self, Story, play, story};
+use super::vtlb::{self, CAPS, READ, TWO_LEVELS, VCPUS, WRITE, two_levels};
+use crate::{Counter, NoMemory, Outcome, Reason, Registers, Shadow, View};
+use addr::{Gpa, Gva, Pfn};
+use mmu::pool::{self, Pool};
+use proptest::prelude::*;
+use rcu::{Flush, Space};
+use std::vec::Vec;
+use walk::{Access, Controls, PhysMem};
+
+const FRAMES: usize = 128;
+const TREES: usize = VCPUS + 2;
+const NOTES: u32 = 256;
+
+struct Cached {
+    shadow: Shadow<Pool<Format>>,
+    views: Vec<View>,
+}
+
+impl Cached {
+    fn count(&self, counter: Counter) -> u64 {
+        self.shadow.counts().get(counter)
+    }
+}
+
+impl Shadows for Cached {
+    fn root(&self, vcpu: usize) -> Pfn {
+        self.shadow.root(&self.views[vcpu])
+    }
+    fn space(&self, vcpu: usize) -> &Space {
+        self.shadow.space(&self.views[vcpu])
+    }
+    fn load(&self, cpu: &ThisCpu<'_>, _: &Guest, vcpu: usize, registers: &Registers) -> Flush {
+        self.shadow.load(cpu, &self.views[vcpu], registers);
+        Flush::Keep
+    }
+    fn invlpg(&self, _: &ThisCpu<'_>, _: &Guest, _: usize, _: Gva) -> Flush {
+        self.shadow.invlpg();
+        Flush::Keep
+    }
+    fn fault(
+        &self,
+        cpu: &ThisCpu<'_>,
+        guest: &Guest,
+        vcpu: usize,
+        registers: &Registers,
+        gva: Gva,
+        access: Access,
+    ) -> Result<Outcome, NoMemory> {
+        self.shadow.fault(cpu, &self.views[vcpu], guest, registers, gva, access)
+    }
+    fn write(&self, cpu: &ThisCpu<'_>, guest: &Guest, gpa: Gpa, bytes: &[u8]) {
+        guest.write(gpa, bytes).expect("it is memory");
+        self.shadow.written(cpu, gpa, bytes.len());
+    }
+    fn forget(&self, cpu: &ThisCpu<'_>, _: Gpa) {
+        self.shadow.forget(cpu);
+    }
+}
+
+/// Runs `test` on a machine with a guest, with a shadow of so many notes; every frame must be back afterwards.
+fn with_machine<R>(
+    words: Words,
+    controls: Controls,
+    notes: u32,
+    test: impl FnOnce(&mut Machine<'_, Cached>, &mut ThisCpu<'_>) -> R,
+) -> R {
+    let tables = Tables::new(FRAMES);
+    let domain = pool::domain::<Format, 1>(&tables);
+    let mut cpu = domain.register(0).expect("it is the first");
+    let envs = (0..TREES).map(|_| Pool::new(&tables, &domain));
+    let shadow = Shadow::new(envs, CAPS, notes).expect("there are frames");
+    let guest = Guest::new(words.clone());
+    let registers = sequences::registers(&guest, controls);
+    let views = (0..VCPUS).map(|_| shadow.view(&cpu, &registers).expect("there are more trees"));
+    let shadows = Cached { views: views.collect(), shadow };
+    let vcpus = (0..VCPUS).map(|_| Machine::<Cached>::vcpu(registers.clone())).collect();
+    let oracle = Oracle::new(words, VCPUS);
+    let mut machine = Machine { tables: &tables, shadows: &shadows, guest: &guest, vcpus, oracle, seen: Vec::new() };
+    let result = test(&mut machine, &mut cpu);
+    assert_eq!(tables.bad(), []);
+    shadows.shadow.free();
+    cpu.barrier(|table| tables.free(table));
+    assert_eq!(tables.in_use(), 0, "frames have leaked");
+    result
+}
+
+/// What all accesses came to, and the memory at the end.
+fn outcome(story: &Story, notes: u32) -> (Vec<Seen>, Words) {
+    with_machine(story.words.clone(), story.controls, notes, |machine, cpu| {
+        play(machine, cpu, &story.steps, true);
+        (machine.seen.clone(), machine.guest.words.borrow().clone())
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_guest_sees_what_the_manual_allows(story in story(VCPUS)) {
+        with_machine(story.words, story.controls, NOTES, |machine, cpu| play(machine, cpu, &story.steps, false));
+    }
+
+    /// So few notes that everything is dropped now and then.
+    #[test]
+    fn a_guest_sees_the_same_without_place_for_notes(story in story(VCPUS)) {
+        with_machine(story.words, story.controls, 4, |machine, cpu| play(machine, cpu, &story.steps, false));
+    }
+
+    /// Where every vCPU drops its translations after every change there is one outcome.
+    #[test]
+    fn the_kept_shadow_and_the_buffer_agree(story in story(VCPUS)) {
+        let kept = outcome(&story, NOTES);
+        vtlb::with_machine(story.words, story.controls, |machine, cpu, _| {
+            play(machine, cpu, &story.steps, true);
+            assert_eq!(kept, (machine.seen.clone(), machine.guest.words.borrow().clone()));
+        });
+    }
+}
+
+fn load(machine: &mut Machine<'_, Cached>, cpu: &ThisCpu<'_>, cr3: u64) {
+    machine.control(cpu, 0, |registers, guest| registers.write_cr3(guest, cr3));
+}
+
+#[test]
+fn an_address_space_is_found_again() {
+    with_machine(two_levels(0x3007), TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0), WRITE, 1);
+        let faults = machine.shadows.count(Counter::Faults);
+        load(machine, cpu, 0x5000);
+        load(machine, cpu, 0x1000);
+        machine.access(cpu, 0, Gva::new(4), WRITE, 1);
+        assert_eq!(machine.shadows.count(Counter::Faults), faults, "the page is still there");
+        // The second vCPU has never been there.
+        machine.access(cpu, 1, Gva::new(8), WRITE, 1);
+        assert_eq!(machine.shadows.count(Counter::Faults), faults, "and for all");
+    });
+}
+
+#[test]
+fn the_space_that_was_loaded_longest_ago_makes_place() {
+    with_machine(two_levels(0x3007), TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        // The second vCPU stays in the first space: that one is never dropped.
+        let spaces = [0x5000, 0x6000, 0x7000, 0x8000];
+        spaces.iter().for_each(|&cr3| load(machine, cpu, cr3));
+        let made = machine.shadows.count(Counter::Made);
+        load(machine, cpu, 0x7000);
+        assert_eq!(machine.shadows.count(Counter::Made), made, "one of the last");
+        load(machine, cpu, 0x5000);
+        assert_eq!(machine.shadows.count(Counter::Made), made + 1, "the first of all");
+        let faults = machine.shadows.count(Counter::Faults);
+        machine.access(cpu, 1, Gva::new(0), READ, 0);
+        assert_eq!(machine.shadows.count(Counter::Faults), faults);
+    });
+}
+
+/// Linear 0x1000 is the table itself.
+fn maps_itself() -> Words {
+    let mut words = two_levels(0x3067 | 0x2067 << 32);
+    words.insert(0x2008, 0x5067 << 32);
+    words
+}
+
+#[test]
+fn a_write_to_a_table_is_told_of_and_takes_effect_at_once() {
+    with_machine(maps_itself(), TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0), WRITE, 1);
+        let registers = machine.vcpus[0].registers.clone();
+        let outcome = machine.shadows.fault(cpu, machine.guest, 0, &registers, Gva::new(0x1000), WRITE);
+        assert_eq!(outcome, Ok(Outcome::Emulate { gpa: Gpa::new(0x2000), reason: Reason::Table }));
+        // Linear 0 becomes page 4.
+        machine.access(cpu, 0, Gva::new(0x1000), WRITE, 0x4067);
+        machine.access(cpu, 0, Gva::new(0), WRITE, 77);
+        assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(77));
+    });
+}
+
+#[test]
+fn a_page_that_becomes_a_table_is_read_only_at_once() {
+    with_machine(maps_itself(), TWO_LEVELS, NOTES, |machine, cpu| {
+        // Page 5, at linear 0x3000, is written before it is a table: the directory's second entry refers to it then.
+        machine.access(cpu, 0, Gva::new(0x3000), WRITE, 0x4067);
+        machine.write(cpu, Gpa::new(0x1004), &0x5067u32.to_le_bytes());
+        machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 1);
+        let written = machine.shadows.count(Counter::Written);
+        machine.access(cpu, 0, Gva::new(0x3000), WRITE, 0x3067);
+        assert_eq!(machine.shadows.count(Counter::Written), written + 1);
+        machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 9);
+        assert_eq!(machine.guest.read_u32(Gpa::new(0x3000)), Some(9));
+    });
+}
+
+#[test]
+fn a_table_that_is_only_written_is_a_table_no_more() {
+    with_machine(two_levels(0x3067), TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        for n in 0..20u64 {
+            machine.write(cpu, Gpa::new(0x2000), &(0x3067 | n << 12).to_le_bytes());
+        }
+        assert_eq!(machine.shadows.count(Counter::Flooded), 1);
+        let written = machine.shadows.count(Counter::Written);
+        assert!(written < 20, "the last writes were to an ordinary page");
+        machine.write(cpu, Gpa::new(0x2000), &0x4067u64.to_le_bytes());
+        machine.access(cpu, 0, Gva::new(0), WRITE, 5);
+        assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(5));
+        machine.write(cpu, Gpa::new(0x2000), &0x3067u64.to_le_bytes());
+        assert_eq!(machine.shadows.count(Counter::Written), written + 1, "it is one again since the fault");
+    });
+}
+
+#[test]
+fn a_table_that_can_not_be_emulated_is_given_up() {
+    let mut words = two_levels(0x3067);
+    // Linear 4 MiB and on: by a table in page 5, whose first entry is the first table.
+    words.insert(0x1000, 0x5067 << 32 | 0x2067);
+    words.insert(0x5000, 0x2067);
+    with_machine(words, TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        let registers = machine.vcpus[0].registers.clone();
+        let fault = |machine: &Machine<'_, Cached>, cpu: &ThisCpu<'_>| {
+            machine.shadows.fault(cpu, machine.guest, 0, &registers, Gva::new(0x40_0000), WRITE)
+        };
+        let table = Gpa::new(0x2000);
+        assert_eq!(fault(machine, cpu), Ok(Outcome::Emulate { gpa: table, reason: Reason::Table }));
+        machine.shadows.shadow.unshadow(cpu, table);
+        assert_eq!(fault(machine, cpu), Ok(Outcome::Mapped));
+        machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 0x4067);
+        machine.access(cpu, 0, Gva::new(0), WRITE, 3);
+        assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(3));
+    });
+}
+
+#[test]
+fn an_entry_written_in_halves_is_read_whole() {
+    // PAE: linear 0 is page 3, by PDPTEs in page 9, a directory in page 1, a table in page 2.
+    let words = Words::from([(0x9000, 0x1001), (0x1000, 0x2067), (0x2000, 0x3067)]);
+    let controls = Controls { cr0: 0x8001_0001, cr3: 0x9000, cr4: 0x20, efer: 1 << 11 };
+    with_machine(words, controls, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0), WRITE, 1);
+        // In the architected order: clear low, set high (NX), set low.
+        for (at, half) in [(0x2000, 0), (0x2004, 1u32 << 31), (0x2000, 0x4067)] {
+            machine.write(cpu, Gpa::new(at), &half.to_le_bytes());
+            machine.access(cpu, 0, Gva::new(0), WRITE, 8);
+        }
+        assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(8));
+        assert!(matches!(
+            machine.seen[..],
+            [Seen::Page(_), Seen::Fault(2 | 6, _), Seen::Fault(2 | 6, _), Seen::Page(_)]
+        ));
+    });
+}
+
+#[test]
+fn there_are_no_more_views_than_trees() {
+    with_machine(two_levels(0), TWO_LEVELS, NOTES, |machine, cpu| {
+        let registers = &machine.vcpus[0].registers;
+        let more = (0..).take_while(|_| machine.shadows.shadow.view(cpu, registers).is_ok()).count();
+        assert_eq!(more, TREES - VCPUS);
+    });
+}
+
+#[test]
+fn without_frames_a_fault_fails_and_may_be_tried_again() {
+    with_machine(two_levels(0x3007), TWO_LEVELS, NOTES, |machine, cpu| {
+        let registers = machine.vcpus[0].registers.clone();
+        let fault = |machine: &Machine<'_, Cached>, cpu: &ThisCpu<'_>| {
+            machine.shadows.fault(cpu, machine.guest, 0, &registers, Gva::new(0), READ)
+        };
+        let before = machine.tables.in_use();
+        for budget in 0..2 {
+            machine.tables.limit(Some(budget));
+            assert_eq!(fault(machine, cpu), Err(NoMemory));
+            assert_eq!(machine.tables.in_use(), before);
+        }
+        machine.tables.limit(None);
+        assert_eq!(fault(machine, cpu), Ok(Outcome::Mapped));
+    });
+}
+
+/// By a directory in page 1: linear 0 and on by a table within the large frames, linear 4 MiB and on is all of these.
+fn a_table_within_large_frames() -> Words {
+    let table = LARGE + 0x3000;
+    let directory = (LARGE | 0xe7) << 32 | table | 0x67;
+    Words::from([(0x1000, directory), (table, 0x3067)])
+}
+
+/// Linear address of the table in [`a_table_within_large_frames`].
+const TABLE: Gva = Gva::new(0x40_3000);
+
+#[test]
+fn a_large_page_is_no_way_to_write_a_table_that_it_contains() {
+    for large_first in [false, true] {
+        with_machine(a_table_within_large_frames(), TWO_LEVELS, NOTES, |machine, cpu| {
+            let mut gvas = [Gva::new(0), Gva::new(0x40_0000)];
+            if large_first {
+                gvas.reverse();
+            }
+            gvas.iter().for_each(|&gva| machine.access(cpu, 0, gva, WRITE, 1));
+            machine.access(cpu, 0, TABLE, WRITE, 0x4067);
+            assert_eq!(machine.shadows.count(Counter::Written), 1);
+            machine.access(cpu, 0, Gva::new(0), WRITE, 6);
+            assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(6));
+        });
+    }
+}
+
+#[test]
+fn an_accessed_bit_of_one_format_is_an_address_of_the_other() {
+    // For PAE linear 0 is page 3 by PDPTEs in page 9, a directory in page 1 and the table in page 2. With two levels, by a
+    // directory in page 5, the halves of the table's first entry are entries: 0x1000 is page 6 by the high one.
+    let words = Words::from([(0x9000, 0x1001), (0x1000, 0x2067), (0x2000, 0x3067), (0x5000, 0x2067)]);
+    let pae = Controls { cr0: 0x8001_0001, cr3: 0x9000, cr4: 0x20, efer: 0 };
+    with_machine(words, pae, NOTES, |machine, cpu| {
+        machine.control(cpu, 1, |registers, guest| registers.write(guest, Controls { cr3: 0x5000, ..TWO_LEVELS }));
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        let zapped = machine.shadows.count(Counter::Zapped);
+        // The first walk with two levels.
+        machine.access(cpu, 1, Gva::new(0), READ, 0);
+        assert_eq!(machine.shadows.count(Counter::Zapped), zapped + 1, "what the other format made of it");
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        assert_eq!(machine.shadows.count(Counter::Zapped), zapped + 2, "and back");
+    });
+}
