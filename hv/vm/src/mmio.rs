@@ -54,7 +54,9 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     #[inline(never)]
     fn apic_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, host: &mut impl Host<V>) -> ControlFlow<()> {
         let offset = fault.address().page_offset() as u16;
-        let Some((plain, length, bitness)) = self.plain_mmio(vcpu) else {
+        // What is fetched or pushed there is no operand of the instruction at RIP.
+        let plain = if refused(vcpu, fault).is_none() { self.plain_mmio(vcpu) } else { None };
+        let Some((plain, length, bitness)) = plain else {
             return self.apic_page_anew(vcpu, fault, host);
         };
         let Some(register) = ApicBus::<C>::register(offset).filter(|_| offset & 15 == 0) else {

@@ -108,6 +108,22 @@ fn a_tsc_deadline_is_one_of_the_guests_tsc() {
 }
 
 #[test]
+fn what_is_fetched_or_pushed_there_is_no_access() {
+    for (fetch, injecting) in [(true, false), (false, true)] {
+        let (mut guest, mut host) = ready();
+        access(&mut guest, &mut host, 0x80, Some(0x40));
+        // The instruction is known by now, and has nothing to do with the fault.
+        guest.vcpu.rip = CODE;
+        guest.set(Gpr::RAX, 0x50);
+        guest.vcpu.event = injecting.then_some(Event::Nmi);
+        let fault = NestedFault::new(Gpa::new(APIC + 0x80), !fetch, fetch, false);
+        assert!(matches!(guest.handle_on(Exit::NestedFault(fault), &mut host), Flow::Stop(Stop::Unhandled(_))));
+        guest.vcpu.event = None;
+        assert_eq!(access(&mut guest, &mut host, 0x80, None), 0x40);
+    }
+}
+
+#[test]
 fn without_the_apic_the_page_is_nobodys() {
     let (mut guest, mut host) = ready();
     guest.code_at(CODE, &[0x0f, 0x30]);
