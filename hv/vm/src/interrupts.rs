@@ -116,7 +116,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     pub(crate) fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
         let turn = host.interrupted(vcpu);
         self.memory.poll();
-        self.time_passes(vcpu, host);
+        // Who answers the bell, before the next entry, looks at the time as well.
+        if !self.door.rings() {
+            self.time_passes(vcpu, host);
+        }
         match turn {
             Turn::On => Flow::Resume,
             Turn::Over => Flow::Yield,
