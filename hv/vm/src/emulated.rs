@@ -5,11 +5,11 @@ use crate::hypercall;
 use crate::machine::{Flow, Host, Machine, Memory, Stop};
 use crate::trouble::Trouble;
 use crate::vcpu::{Emulated, Vcpu};
-use addr::{Gpa, Gva};
+use addr::Gva;
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 use emul::{Width, real};
-use walk::{Fault, Paging, PhysMem, Privilege};
+use walk::{Operands, Paging, PhysMem, Privilege};
 
 /// So many instructions are carried out before the host's interrupts are looked at.
 const BATCH: usize = 64;
@@ -71,30 +71,25 @@ struct Linear<'a, M> {
 
 const KERNEL: Privilege = Privilege::Supervisor { ac: false };
 
+impl<M: PhysMem> Linear<'_, M> {
+    const fn operands(&self) -> Operands<'_, M> {
+        Operands { mem: self.memory, paging: &self.paging, privilege: KERNEL }
+    }
+}
+
 impl<M: PhysMem> real::Memory for Linear<'_, M> {
     type Error = Trouble;
 
     fn read(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Trouble> {
-        Ok(walk::read(self.memory, &self.paging, at, KERNEL, bytes)?)
+        Ok(self.operands().load(at, bytes)?)
     }
 
     fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Trouble> {
-        Ok(walk::write(self.memory, &self.paging, at, KERNEL, bytes)?)
+        Ok(self.operands().store(at, bytes)?)
     }
 
-    /// An operand that reaches into the next eight bytes is written, but not in one piece.
     fn compare_exchange(&mut self, at: Gva, width: Width, old: u64, new: u64) -> Result<bool, Trouble> {
-        let shift = at.raw() % 8 * 8;
-        if shift + u64::from(width.bits()) > 64 {
-            return self.write(at, &new.to_le_bytes()[..width.bytes() as usize]).map(|()| true);
-        }
-        let at = Gpa::new(at.raw() & !7);
-        let unbacked = Trouble::Fault(Fault::Unbacked(at));
-        let word = self.memory.read_u64(at).ok_or(unbacked)?;
-        if word >> shift & width.mask() != old {
-            return Ok(false);
-        }
-        let new = word & !(width.mask() << shift) | new << shift;
-        self.memory.cmpxchg_u64(at, word, new).ok_or(unbacked)
+        let bytes = width.bytes() as usize;
+        Ok(self.operands().compare_exchange(at, &old.to_le_bytes()[..bytes], &new.to_le_bytes()[..bytes])?)
     }
 }

@@ -48,6 +48,7 @@ mod copy;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod mode;
+mod operand;
 #[cfg(any(test, fuzzing))]
 mod ram;
 #[cfg(test)]
@@ -56,6 +57,7 @@ mod tests;
 pub use cache::{FetchCache, SlotMem};
 pub use copy::{Fetched, MAX_INSTRUCTION, fetch, read, write};
 pub use mode::{Controls, Features, Mode, Paging, PdpteError, load_pdptes};
+pub use operand::Operands;
 
 use addr::{Gpa, Gva, PageSize};
 

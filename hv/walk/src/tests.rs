@@ -2,6 +2,7 @@
 
 mod cache;
 mod model;
+mod operand;
 mod rules;
 
 use crate::ram::Ram;

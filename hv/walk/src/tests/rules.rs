@@ -7,7 +7,7 @@ use addr::PageSize;
 const PWU: u64 = 7;
 
 /// A long-mode tree: tables at 0x1000 (top) to 0x4000, the page of linear address 0x2345 at 0x5000.
-fn long(flags: u64) -> (Ram, Paging) {
+pub(crate) fn long(flags: u64) -> (Ram, Paging) {
     let ram = Ram::new(16);
     ram.set(0x1000, 0x2000 | PWU);
     ram.set(0x2000, 0x3000 | PWU);

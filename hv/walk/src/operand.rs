@@ -1,0 +1,108 @@
+//! Operands of instructions, accessed as the processor does it: in one piece.
+//!
+//! What [`read`] and [`write()`] copy may be seen half done by the guest's other vCPUs. An entry of a page table must not be, nor
+//! may a LOCK prefix be forgotten. An operand within eight aligned bytes is whole here; one that reaches beyond them, where no
+//! table has an entry, is not.
+
+use crate::{ATTEMPTS, Access, Fault, Kind, Paging, PhysMem, Privilege, SetAccessedDirty, read, translate, write};
+use addr::{Gpa, Gva};
+
+/// Where an emulated instruction finds its operands: accessed and dirty bits are set, and faults are the guest's.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a, M> {
+    /// The guest's memory.
+    pub mem: &'a M,
+    /// How linear addresses are translated.
+    pub paging: &'a Paging,
+    /// On whose behalf the instruction accesses them.
+    pub privilege: Privilege,
+}
+
+/// The bits of the aligned eight bytes at `word` that are an operand's.
+#[derive(Clone, Copy)]
+struct Part {
+    word: Gpa,
+    shift: u32,
+    mask: u64,
+}
+
+impl Part {
+    /// None for an operand that reaches beyond.
+    fn of(gpa: Gpa, bytes: usize) -> Option<Self> {
+        let offset = (gpa.raw() % 8) as usize;
+        let whole = (1..=8 - offset).contains(&bytes);
+        whole.then(|| Self { word: gpa.align_down(8), shift: 8 * offset as u32, mask: u64::MAX >> (64 - 8 * bytes) })
+    }
+
+    const fn get(self, word: u64) -> u64 {
+        word >> self.shift & self.mask
+    }
+
+    const fn put(self, word: u64, value: u64) -> u64 {
+        word & !(self.mask << self.shift) | (value & self.mask) << self.shift
+    }
+
+    fn load<M: PhysMem>(self, mem: &M) -> Result<u64, Fault> {
+        mem.read_u64(self.word).ok_or(Fault::Unbacked(self.word))
+    }
+
+    /// Whether `old` was still all that is in the eight bytes.
+    fn replace<M: PhysMem>(self, mem: &M, old: u64, value: u64) -> Result<bool, Fault> {
+        mem.cmpxchg_u64(self.word, old, self.put(old, value)).ok_or(Fault::Unbacked(self.word))
+    }
+}
+
+/// The lowest bytes of `value`'s are the first in memory.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
+}
+
+impl<M: PhysMem> Operands<'_, M> {
+    fn part(&self, gva: Gva, kind: Kind, bytes: usize) -> Result<Option<Part>, Fault> {
+        let access = Access { kind, privilege: self.privilege };
+        let gpa = translate(self.mem, self.paging, gva, access, SetAccessedDirty::Yes)?.gpa;
+        Ok(Part::of(gpa, bytes))
+    }
+
+    /// Reads `bytes`, at most 4096 of them.
+    pub fn load(&self, gva: Gva, bytes: &mut [u8]) -> Result<(), Fault> {
+        let Some(part) = self.part(gva, Kind::Read, bytes.len())? else {
+            return read(self.mem, self.paging, gva, self.privilege, bytes);
+        };
+        let value = part.get(part.load(self.mem)?).to_le_bytes();
+        bytes.copy_from_slice(&value[..bytes.len()]);
+        Ok(())
+    }
+
+    /// Writes `bytes`, at most 4096 of them. The bytes around them stay as other CPUs leave them; [`Fault::Contended`] where
+    /// those keep changing.
+    pub fn store(&self, gva: Gva, bytes: &[u8]) -> Result<(), Fault> {
+        let Some(part) = self.part(gva, Kind::Write, bytes.len())? else {
+            return write(self.mem, self.paging, gva, self.privilege, bytes);
+        };
+        for _ in 0..ATTEMPTS {
+            if part.replace(self.mem, part.load(self.mem)?, number(bytes))? {
+                return Ok(());
+            }
+        }
+        Err(Fault::Contended)
+    }
+
+    /// Writes `new` if `old`, of as many bytes (at most 8), is there; whether it did. False also where the bytes around them
+    /// changed meanwhile: who wants to know reads again.
+    pub fn compare_exchange(&self, gva: Gva, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
+        debug_assert_eq!(old.len(), new.len());
+        let Some(part) = self.part(gva, Kind::Write, old.len())? else {
+            let mut found = [0; 8];
+            let found = &mut found[..old.len()];
+            read(self.mem, self.paging, gva, self.privilege, found)?;
+            return if found == old {
+                write(self.mem, self.paging, gva, self.privilege, new).map(|()| true)
+            } else {
+                Ok(false)
+            };
+        };
+        let word = part.load(self.mem)?;
+        if part.get(word) != number(old) { Ok(false) } else { part.replace(self.mem, word, number(new)) }
+    }
+}
