@@ -7,8 +7,8 @@
 //! INVLPG and loads CR3 without an exit, so nothing tells the hypervisor to drop a translation, and it would decode bytes
 //! of a page that the guest's processor no longer fetches from.
 //!
-//! [`FetchCache`] therefore keeps not the answer alone, but what the answer depends on: the control registers, the linear
-//! page, the privilege, and each entry's place and value. What a walk gives is a function of exactly these. If the registers
+//! [`FetchCache`] therefore keeps not the answer alone, but what the answer depends on: the control registers (and PDPTEs that
+//! the processor holds), the linear page, the privilege, and each entry's place and value. What a walk gives is a function of exactly these. If the registers
 //! are as before, the first entry's place is as before; if it still holds the same value, so is the place of the second;
 //! and so on down to the page. So when each place still holds what it held, a walk done now would read the same entries
 //! and come to the same end; and a hit reads every one of them again, as a walk would, from the guest's memory as it is.
@@ -41,12 +41,41 @@ pub trait SlotMem: PhysMem {
 /// The last walks that a vCPU's instruction fetches needed, and what they depended on. See [`crate::cache`] for why they are
 /// exact.
 ///
-/// It belongs to one vCPU: [`Features`] and the memory given must be the same each time. PAE's PDPTEs are read from
-/// memory. Walks of five levels are not kept, but done each time.
+/// It belongs to one vCPU: [`Features`] and the memory given must be the same each time, and PDPTEs are either
+/// always held or never. Walks of five levels are not kept, but done each time.
 #[derive(Clone, Debug)]
 pub struct FetchCache<S> {
     /// The first is what was used last.
     kept: [Kept<S>; WALKS],
+}
+
+/// [`Paging`], of which what is seldom asked for stays where it is.
+#[derive(Clone, Copy, Debug)]
+pub struct PagingRef<'a> {
+    /// The guest's control registers.
+    pub controls: Controls,
+    /// PDPTEs, if the processor holds them.
+    pub pdptes: Option<&'a [u64; 4]>,
+    /// The guest's processor.
+    pub features: &'a Features,
+}
+
+impl PagingRef<'_> {
+    /// Where a walk for `linear` starts: at CR3, or at the one PDPTE that it needs.
+    #[inline]
+    const fn start(&self, linear: u64) -> u64 {
+        match self.pdptes {
+            Some(pdptes) => pdptes[(linear >> 30 & 3) as usize],
+            None => self.controls.cr3,
+        }
+    }
+}
+
+impl<'a> From<&'a Paging> for PagingRef<'a> {
+    #[inline]
+    fn from(paging: &'a Paging) -> Self {
+        Self { controls: paging.controls, pdptes: paging.pdptes.as_ref(), features: &paging.features }
+    }
 }
 
 /// As many pages as code may go around in between two exits: an interrupt's sender, its handler, the loop that waits for it.
@@ -66,6 +95,7 @@ enum Kept<S> {
 #[derive(Clone, Debug)]
 struct Known<S> {
     key: u64,
+    /// With the walk's start in CR3's place.
     controls: Controls,
     generation: u64,
     /// The page's first bytes.
@@ -85,13 +115,13 @@ const fn key(gva: Gva, privilege: Privilege) -> u64 {
 
 impl<S: Copy> Known<S> {
     #[inline(always)]
-    fn is_still_so<M: SlotMem<Slot = S>>(&self, mem: &M, controls: &Controls, key: u64) -> bool {
-        let kept = &self.controls;
+    fn is_still_so<M: SlotMem<Slot = S>>(&self, mem: &M, paging: &PagingRef<'_>, key: u64) -> bool {
+        let (kept, controls) = (&self.controls, &paging.controls);
         // All at once: it nearly always is, and a jump for each would cost more than it saves.
         let changed = (self.key ^ key)
             | (self.generation ^ mem.generation())
             | (kept.cr0 ^ controls.cr0)
-            | (kept.cr3 ^ controls.cr3)
+            | (kept.cr3 ^ paging.start(key))
             | (kept.cr4 ^ controls.cr4)
             | (kept.efer ^ controls.efer);
         changed == 0
@@ -101,14 +131,13 @@ impl<S: Copy> Known<S> {
 impl<S: Copy> Kept<S> {
     /// The place of the page, if it is that of `key` and a walk done now would come to it.
     #[inline(always)]
-    fn page<M: SlotMem<Slot = S>>(&self, mem: &M, controls: &Controls, key: u64) -> Option<S> {
+    fn page<M: SlotMem<Slot = S>>(&self, mem: &M, paging: &PagingRef<'_>, key: u64) -> Option<S> {
         let (entries, known) = match self {
             Self::Nothing => return None,
             Self::Flat(known) => (&[][..], known),
             Self::Walk(entries, known) => (&entries[..], known),
         };
-        let same =
-            known.is_still_so(mem, controls, key) && entries.iter().all(|&(slot, value)| mem.load(slot) == value);
+        let same = known.is_still_so(mem, paging, key) && entries.iter().all(|&(slot, value)| mem.load(slot) == value);
         same.then_some(known.page)
     }
 }
@@ -131,12 +160,11 @@ impl<S: Copy> FetchCache<S> {
     pub fn fetch_u32<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
-        controls: &Controls,
-        features: &Features,
+        paging: PagingRef<'_>,
         gva: Gva,
         privilege: Privilege,
     ) -> Option<u32> {
-        let page = self.page(mem, controls, features, gva, privilege, 4)?;
+        let page = self.page(mem, paging, gva, privilege, 4)?;
         Some(mem.load_u32(page, gva.page_offset()))
     }
 
@@ -145,12 +173,11 @@ impl<S: Copy> FetchCache<S> {
     pub fn fetch_u64<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
-        controls: &Controls,
-        features: &Features,
+        paging: PagingRef<'_>,
         gva: Gva,
         privilege: Privilege,
     ) -> Option<u64> {
-        let page = self.page(mem, controls, features, gva, privilege, 8)?;
+        let page = self.page(mem, paging, gva, privilege, 8)?;
         let half = |offset| u64::from(mem.load_u32(page, gva.page_offset() + offset));
         Some(half(0) | (half(4) << 32))
     }
@@ -160,8 +187,7 @@ impl<S: Copy> FetchCache<S> {
     fn page<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
-        controls: &Controls,
-        features: &Features,
+        paging: PagingRef<'_>,
         gva: Gva,
         privilege: Privilege,
         bytes: u64,
@@ -170,50 +196,56 @@ impl<S: Copy> FetchCache<S> {
             return None;
         }
         if let kept @ Kept::Walk(..) = &self.kept[0]
-            && let Some(page) = kept.page(mem, controls, key(gva, privilege))
+            && let Some(page) = kept.page(mem, &paging, key(gva, privilege))
         {
             return Some(page);
         }
-        // A copy, so that the caller's is never referred to, and stays in registers on the way that is short.
-        let controls = *controls;
-        self.page_slow(mem, &controls, features, gva, privilege)
+        // A copy, so that the other is never referred to, and stays in registers on the way that is short.
+        let paging = PagingRef { ..paging };
+        self.page_slow(mem, &paging, gva, privilege)
     }
 
     #[cold]
     fn page_slow<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
-        controls: &Controls,
-        features: &Features,
+        paging: &PagingRef<'_>,
         gva: Gva,
         privilege: Privilege,
     ) -> Option<S> {
         let key = key(gva, privilege);
         for index in 0..WALKS {
-            if let Some(page) = self.kept[index].page(mem, controls, key) {
+            if let Some(page) = self.kept[index].page(mem, paging, key) {
                 self.kept.swap(0, index);
                 return Some(page);
             }
         }
-        self.walk(mem, controls, features, gva, privilege).ok()?
+        self.walk(mem, paging, gva, privilege).ok()?
     }
 
     /// A whole walk, kept for the next time if it can be; and the place of the page, if it has one.
     fn walk<M: SlotMem<Slot = S>>(
         &mut self,
         mem: &M,
-        controls: &Controls,
-        features: &Features,
+        by: &PagingRef<'_>,
         gva: Gva,
         privilege: Privilege,
     ) -> Result<Option<S>, Fault> {
+        let PagingRef { controls, pdptes, features } = *by;
+        let (pdptes, features) = (pdptes.copied(), *features);
         // Before the walk: should memory move meanwhile, the number kept is already out of date.
         let generation = mem.generation();
-        let paging = Paging { controls: *controls, pdptes: None, features: *features };
         let mut steps = Steps::new();
-        let translation = crate::walk(mem, &paging, gva, Access { kind: Kind::Fetch, privilege }, &mut steps)?;
+        let translation = crate::walk(
+            mem,
+            &Paging { controls, pdptes, features },
+            gva,
+            Access { kind: Kind::Fetch, privilege },
+            &mut steps,
+        )?;
         let Some(page) = mem.slot(translation.gpa.align_down(PAGE_SIZE)) else { return Ok(None) };
-        let known = Known { key: key(gva, privilege), controls: *controls, generation, page };
+        let key = key(gva, privilege);
+        let known = Known { key, controls: Controls { cr3: by.start(key), ..controls }, generation, page };
         self.kept.rotate_right(1);
         self.kept[0] = match controls.mode() {
             Mode::Off => Kept::Flat(known),

@@ -58,10 +58,9 @@ pub(crate) fn same_with_cache(
         Some(plain) if gva.page_offset() + len <= addr::PAGE_SIZE => plain.bytes().get(..len as usize),
         _ => None,
     };
-    let (controls, features) = (&paging.controls, &paging.features);
-    let four = cache.fetch_u32(ram, controls, features, gva, privilege).map(u32::to_le_bytes);
+    let four = cache.fetch_u32(ram, paging.into(), gva, privilege).map(u32::to_le_bytes);
     assert_eq!(four.as_ref().map(|bytes| &bytes[..]), first(4));
-    let eight = cache.fetch_u64(ram, controls, features, gva, privilege).map(u64::to_le_bytes);
+    let eight = cache.fetch_u64(ram, paging.into(), gva, privilege).map(u64::to_le_bytes);
     assert_eq!(eight.as_ref().map(|bytes| &bytes[..]), first(8));
 }
 

@@ -54,7 +54,7 @@ mod ram;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{FetchCache, SlotMem};
+pub use cache::{FetchCache, PagingRef, SlotMem};
 pub use copy::{Fetched, MAX_INSTRUCTION, fetch, read, write};
 pub use mode::{Controls, Features, Mode, Paging, PdpteError, load_pdptes};
 pub use operand::Operands;

@@ -15,7 +15,8 @@ fn tree() -> (Ram, Controls) {
 }
 
 fn bytes_at(cache: &mut FetchCache<usize>, ram: &Ram, controls: &Controls, gva: u64) -> Option<u32> {
-    cache.fetch_u32(ram, controls, &FEATURES, Gva::new(gva), SUPERVISOR)
+    let paging = PagingRef { controls: *controls, pdptes: None, features: &FEATURES };
+    cache.fetch_u32(ram, paging, Gva::new(gva), SUPERVISOR)
 }
 
 #[test]
@@ -45,6 +46,23 @@ fn a_changed_entry_is_seen_at_every_level() {
         assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(0xdead_beef), "level {level}");
         ram.set(level << 12, 0);
         assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), None);
+    }
+}
+
+#[test]
+fn other_held_pdptes_are_seen_though_cr3_is_the_same() {
+    let ram = Ram::new(32);
+    for (directory, page) in [(2u64, 5u64), (3, 6)] {
+        ram.set(directory << 12, (directory + 8) << 12 | 3);
+        ram.set((directory + 8) << 12, page << 12 | 3);
+        ram.set(page << 12, page);
+    }
+    let mut cache = FetchCache::new();
+    for directory in [2u64, 3, 2] {
+        let pdptes = Some([directory << 12 | 1, 0, 0, 0]);
+        let paging = Paging { pdptes, ..paging(PE_PG, 0x1000, PAE, 0) };
+        let found = cache.fetch_u32(&ram, (&paging).into(), Gva::new(0), SUPERVISOR);
+        assert_eq!(found, Some(directory as u32 + 3));
     }
 }
 
