@@ -1,7 +1,7 @@
 //! Instructions on control and debug registers and on the TLB.
 
 use crate::registers::Operand;
-use crate::{Address, Bitness, DecodeError, Gpr, Registers, Width};
+use crate::{Address, AddressSize, Base, Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 /// Where LMSW reads, and SMSW writes, the machine status word.
@@ -70,6 +70,46 @@ pub struct Decoded {
 
 /// Decodes a [`System`] instruction.
 pub fn decode(bytes: &[u8], bitness: Bitness) -> Result<Decoded, DecodeError> {
+    if let Some(first) = bytes.first_chunk()
+        && let Some(decoded) = decode_short(u32::from_le_bytes(*first), bitness)
+    {
+        return Ok(decoded);
+    }
+    decode_any(bytes, bitness)
+}
+
+/// The encodings of three bytes that kernels switch page tables with, without the general decoder: MOV to and from CR0, CR2,
+/// CR3 and CR4, and INVLPG of a register, in 32-bit and 64-bit code. `first` is the bytes at RIP, the lowest first.
+#[inline]
+pub fn decode_short(first: u32, bitness: Bitness) -> Option<Decoded> {
+    const READ_CR: u8 = 0x20;
+    const WRITE_CR: u8 = 0x22;
+    const GROUP_7: u8 = 0x01;
+    const INVLPG: u8 = 7;
+    let [0x0f, opcode, modrm, _] = first.to_le_bytes() else { return None };
+    let (mode, reg, rm) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
+    let gpr = Gpr::new(rm);
+    let system = match (opcode, mode, reg) {
+        (READ_CR, 3, cr @ (0 | 2 | 3 | 4)) => System::ReadCr { cr, to: gpr },
+        (WRITE_CR, 3, cr @ (0 | 2 | 3 | 4)) => System::WriteCr { cr, from: gpr },
+        // 4 and 5 are a SIB byte and a displacement.
+        (GROUP_7, 0, INVLPG) if rm & 6 != 4 => System::Invlpg(register_indirect(gpr, bitness)?),
+        _ => return None,
+    };
+    Some(Decoded { system, length: 3 })
+}
+
+/// `[gpr]`, in DS.
+fn register_indirect(gpr: Gpr, bitness: Bitness) -> Option<Address> {
+    let size = match bitness {
+        Bitness::Bits16 => return None,
+        Bitness::Bits32 => AddressSize::Bits32,
+        Bitness::Bits64 => AddressSize::Bits64,
+    };
+    Some(Address { base: Base::Gpr(gpr), index: None, displacement: 0, segment: Segment::Ds, size, bitness })
+}
+
+fn decode_any(bytes: &[u8], bitness: Bitness) -> Result<Decoded, DecodeError> {
     let instruction = crate::decode(bytes, bitness)?;
     let system = system(&instruction, bitness).ok_or(DecodeError::Unexpected)?;
     Ok(Decoded { system, length: instruction.len() as u64 })
@@ -119,4 +159,26 @@ fn status_word(instruction: &Instruction, bitness: Bitness) -> Option<StatusWord
 #[inline]
 pub fn write_gpr<R: Registers>(registers: &mut R, gpr: Gpr, width: Width, value: u64) {
     Operand::new(gpr).set(registers, width, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every second and third byte: what the short path says, the general decoder says.
+    #[test]
+    fn both_paths_agree() {
+        let mut short_ones = 0;
+        for bitness in [Bitness::Bits16, Bitness::Bits32, Bitness::Bits64] {
+            for (opcode, modrm) in (0..=0xff).flat_map(|opcode| (0..=0xff).map(move |modrm| (opcode, modrm))) {
+                let bytes = [0x0f, opcode, modrm, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90];
+                let first = u32::from_le_bytes([0x0f, opcode, modrm, 0x90]);
+                if let Some(short) = decode_short(first, bitness) {
+                    assert_eq!(decode_any(&bytes, bitness), Ok(short), "{bytes:x?} as {bitness:?}");
+                    short_ones += 1;
+                }
+            }
+        }
+        assert_eq!(short_ones, 3 * 2 * 4 * 8 + 2 * 6);
+    }
 }
