@@ -2,6 +2,8 @@
 
 use crate::Outcome;
 use core::array;
+use core::fmt;
+use core::ops::Add;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// What is counted.
@@ -37,6 +39,12 @@ pub enum Counter {
 
 const ALL: usize = Counter::Emptied as usize + 1;
 
+/// Names, by number.
+const NAMES: [&str; ALL] = [
+    "faults", "injected", "emulated", "mapped", "zapped", "loads", "invlpgs", "made", "found", "tables", "written",
+    "flooded", "emptied",
+];
+
 /// The counters of one shadow. Nothing is ordered by them.
 #[derive(Debug)]
 pub(crate) struct Counters([AtomicU64; ALL]);
@@ -67,6 +75,26 @@ impl Counters {
 /// What a shadow's counters were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts([u64; ALL]);
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self(array::from_fn(|n| self.0[n] + other.0[n]))
+    }
+}
+
+/// `name=count`, for what is not zero.
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut gap = "";
+        for (name, count) in NAMES.iter().zip(self.0).filter(|(_, count)| *count != 0) {
+            write!(f, "{gap}{name}={count}")?;
+            gap = " ";
+        }
+        Ok(())
+    }
+}
 
 impl Counts {
     /// One of them.

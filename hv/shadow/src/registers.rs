@@ -67,6 +67,12 @@ impl Registers {
         Self { paging: Paging { controls: Controls { cr0: 0, cr3: 0, cr4: 0, efer: 0 }, pdptes: None, features } }
     }
 
+    /// The registers after INIT or a start: no paging.
+    pub fn reset(&mut self, cr0: u64) {
+        self.paging.controls = Controls { cr0: cr0 & !CR0_PG, cr3: 0, cr4: 0, efer: 0 };
+        self.paging.pdptes = None;
+    }
+
     /// The guest writes CR3, with whatever value.
     ///
     /// # Errors
