@@ -6,6 +6,7 @@
 use addr::{Hpa, PAGE_SHIFT, PageSize, Pfn};
 use alloc::vec::Vec;
 use buddy_system_allocator::FrameAllocator;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Mutex;
 
 /// The largest block is 1 GiB.
@@ -13,13 +14,32 @@ const ORDERS: usize = (PageSize::Size1G.shift() - PAGE_SHIFT) as usize + 1;
 
 static FRAMES: Mutex<FrameAllocator<ORDERS>> = Mutex::new(FrameAllocator::new());
 
+/// Frames below 4 GiB, kept back for the roots of shadow tables: outside of long mode, CR3 has 32 bits.
+static ROOTS: Mutex<FrameAllocator<ORDERS>> = Mutex::new(FrameAllocator::new());
+/// The number of the first of them.
+static FIRST_ROOT: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// How many they are: 1 MiB.
+const ROOT_FRAMES: usize = 256;
+const END_OF_ROOTS: usize = (1 << 32) >> PAGE_SHIFT;
+
 /// Gives the frames that lie wholly within `start..end` to the allocator.
 pub(crate) fn add(start: Hpa, end: Hpa) {
-    let first = start.raw().div_ceil(addr::PAGE_SIZE) as usize;
+    let mut first = start.raw().div_ceil(addr::PAGE_SIZE) as usize;
     let last = (end.raw() >> PAGE_SHIFT) as usize;
+    let has_roots = FIRST_ROOT.load(Ordering::Relaxed) != usize::MAX;
+    if !has_roots && last > first + 2 * ROOT_FRAMES && first + ROOT_FRAMES <= END_OF_ROOTS {
+        FIRST_ROOT.store(first, Ordering::Relaxed);
+        ROOTS.lock().add_frame(first, first + ROOT_FRAMES);
+        first += ROOT_FRAMES;
+    }
     if first < last {
         FRAMES.lock().add_frame(first, last);
     }
+}
+
+/// Whether a frame is one of those that are kept back for roots.
+pub(crate) fn is_root(frame: Pfn) -> bool {
+    (frame.raw() as usize).checked_sub(FIRST_ROOT.load(Ordering::Relaxed)).is_some_and(|index| index < ROOT_FRAMES)
 }
 
 /// Takes `frames` frames, rounded up to a power of two and aligned to that.
@@ -160,6 +180,20 @@ impl Pool {
             None => return alloc(PageSize::Size4K),
         }
         self.small.pop()
+    }
+
+    /// Takes a frame for the root of shadow tables.
+    pub(crate) fn alloc_root(&mut self) -> Option<Pfn> {
+        let frame = if self.fails() { None } else { ROOTS.lock().alloc(1) }?;
+        self.count(PageSize::Size4K);
+        Some(Pfn::new(frame as u64))
+    }
+
+    /// Gives back what [`alloc_root`](Self::alloc_root) gave.
+    pub(crate) fn free_root(&mut self, frame: Pfn) {
+        self.outstanding -= 1;
+        self.freed += 1;
+        ROOTS.lock().dealloc(frame.raw() as usize, 1);
     }
 
     /// Whether this allocation is one that a test has asked to fail.

@@ -11,6 +11,7 @@ extern crate std;
 mod page;
 mod resident;
 pub mod svm;
+mod translation;
 pub mod vmx;
 
 use addr::{Gpa, Hpa, PageSize};
@@ -19,6 +20,7 @@ use core::num::NonZeroU16;
 use mmu::{AtomicU64, Caps, Format};
 
 pub use vm::Start;
+use walk::Features;
 
 /// How the hypervisor finds the physical address of what it allocates.
 pub type Physical = fn(*const u8) -> Hpa;
@@ -44,8 +46,11 @@ pub struct FixedPage {
 
 /// One vendor's virtualization, switched on on this CPU. Displays as its name and what this processor has of it.
 pub trait Backend: Sized + fmt::Display {
-    /// Its virtual CPU.
+    /// Its virtual CPU with nested paging.
     type Vcpu: vm::Vcpu;
+
+    /// Its virtual CPU without, whose tables have a shadow.
+    type ShadowVcpu: vm::Vcpu;
 
     /// The format of the nested tables.
     type Tables: Format<Input = Gpa, Table = [AtomicU64; 512]>;
@@ -62,6 +67,12 @@ pub trait Backend: Sized + fmt::Display {
     /// What this processor can do with such tables, with leaves of at most `largest`.
     fn caps(&self, largest: PageSize) -> Caps;
 
+    /// What it can do with shadow tables, with leaves of at most `largest`.
+    ///
+    /// # Errors
+    /// It can't translate by shadow tables.
+    fn shadow_caps(&self, largest: PageSize) -> Result<Caps, Missing>;
+
     /// The page that has to be in the guest's memory before its vCPUs run; None if none has.
     fn fixed_page(&self) -> Option<FixedPage> {
         None
@@ -71,4 +82,8 @@ pub trait Backend: Sized + fmt::Display {
     /// `start`, with its memory behind the nested tables at `root`. `tag` tells its translations from those of this CPU's other
     /// vCPUs.
     fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> Self::Vcpu;
+
+    /// As [`vcpu`](Self::vcpu), without nested paging: the processor walks the shadow at `root`, below 4 GiB. `features` are what
+    /// the guest is told of paging.
+    fn shadow_vcpu(&self, root: Hpa, features: Features, tag: NonZeroU16, start: Start) -> Self::ShadowVcpu;
 }

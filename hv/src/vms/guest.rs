@@ -15,7 +15,7 @@ use core::fmt;
 use core::num::NonZeroU32;
 use core::time::Duration;
 use devices::MachineConfig;
-use loader::{BootInfo, Module, VmName, VmPlan};
+use loader::{BootInfo, Module, Paging, VmName, VmPlan};
 use rcu::{Cpu, Tlb};
 use spin::Mutex;
 use vm::{Stats, Stop, Vm};
@@ -41,6 +41,7 @@ pub(super) struct Guest<F: Nested> {
     pub(super) vm: Vm<Console, TscClock>,
     pub(super) clock: TscClock,
     pub(super) memory: VmMemory<F>,
+    pub(super) paging: Paging,
     /// Where its boot vCPU starts.
     pub(super) start: Start,
     pub(super) limit: Option<Deadline>,
@@ -64,7 +65,15 @@ impl<F: Nested> Guest<F> {
             Module { bytes: boot::contents(module), string: &module.string }
         };
         let config = &plan.config;
-        let memory = VmMemory::new(cpu, config.ram, backend.caps(config.pages), backend.fixed_page())
+        let vcpus = config.vcpus;
+        let (fixed, shadows) = match config.paging {
+            Paging::Nested => (backend.fixed_page(), None),
+            Paging::Vtlb => {
+                let caps = backend.shadow_caps(config.pages);
+                (None, Some((vcpus, caps.map_err(|missing| (Verdict::NoVirtualization, Why::Lacking(missing)))?)))
+            }
+        };
+        let memory = VmMemory::new(cpu, config.ram, backend.caps(config.pages), fixed, shadows)
             .ok_or((Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory)))?;
         memory.fill_stock();
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
@@ -78,7 +87,6 @@ impl<F: Nested> Guest<F> {
             }
         };
         let clock = TscClock::new();
-        let vcpus = config.vcpus;
         let devices = MachineConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
         let devices = devices::Machine::new(devices, console::console(place.name), clock);
         Ok(Self {
@@ -88,6 +96,7 @@ impl<F: Nested> Guest<F> {
             vm: Vm::new(devices, clock, vcpus),
             clock,
             memory,
+            paging: config.paging,
             start: Start::Multiboot { eip: entry.eip, eax: entry.eax, ebx: entry.ebx },
             limit: config.limit.map(|seconds: NonZeroU32| Deadline::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
@@ -114,6 +123,9 @@ impl<F: Nested> Guest<F> {
         self.vm.devices().sink().flush();
         self.report(&*self.stats.lock());
         self.report(&format_args!("memory: {}", self.memory.report(cpu)));
+        if let Some(counts) = self.memory.shadow_counts() {
+            self.report(&format_args!("shadow: {counts}"));
+        }
         let stop = self.vm.stopped().unwrap_or(Stop::Halted);
         let accounts = self.memory.free(cpu);
         let frames = format_args!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing);

@@ -1,7 +1,8 @@
 //! A vCPU on the CPU that it is bound to.
 
+use super::console::Console;
 use super::guest::Guest;
-use super::host::Slice;
+use super::host::{Slice, TscClock};
 use super::memory::{Nested, View};
 use crate::tables;
 use crate::timer::Deadline;
@@ -9,15 +10,22 @@ use alloc::sync::Arc;
 use backends::Backend;
 use core::fmt;
 use core::num::NonZeroU16;
+use loader::Paging;
 use rcu::{Cpu, Tlb};
 use vm::cpuid::Leaf;
 use vm::{Activity, Context, Machine, Start, Stop, Vcpu};
 use walk::SlotMem;
 
+/// A vCPU by who translates its addresses: each has a loop of its own, without a test for the other.
+enum Flavour<B: Backend> {
+    Nested(B::Vcpu),
+    Shadowed(B::ShadowVcpu),
+}
+
 /// One vCPU, and its part in its VM.
 pub(super) struct Seat<B: Backend<Tables: Nested>> {
     guest: Arc<Guest<B::Tables>>,
-    vcpu: B::Vcpu,
+    vcpu: Flavour<B>,
     context: Context<<View<'static, B::Tables> as SlotMem>::Slot>,
     tlb: Tlb,
     /// When it wants to run again, if it sleeps.
@@ -28,8 +36,14 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     /// vCPU `index` of `guest`, whose translations are marked with `tag`.
     pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize, tag: NonZeroU16) -> Self {
         let start = if index == 0 { guest.start } else { Start::Sipi(0) };
-        let vcpu = backend.vcpu(guest.memory.root(), tag, start);
-        let context = Context::new(index, &guest.vm, host_cpuid);
+        let nested = guest.paging == Paging::Nested;
+        let context = Context::new(index, &guest.vm, host_cpuid, nested);
+        let root = guest.memory.root(index);
+        let vcpu = if nested {
+            Flavour::Nested(backend.vcpu(root, tag, start))
+        } else {
+            Flavour::Shadowed(backend.shadow_vcpu(root, context.features(), tag, start))
+        };
         Self { guest, vcpu, context, tlb: Tlb::new(), due: None }
     }
 
@@ -37,23 +51,11 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, others: [&[Self]; 2]) {
         let guest = &*self.guest;
         let mut slice = Slice::new(guest, others);
-        let view = guest.memory.view(cpu, &mut self.tlb);
+        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb);
         let mut machine = Machine::new(&guest.vm, &mut self.context, view);
-        self.vcpu.load();
-        let stop = vm::run(&mut self.vcpu, &mut machine, &mut slice);
-        self.vcpu.leave();
-        if let Some(stop) = stop
-            && !matches!(stop, Stop::Exited(_))
-        {
-            guest.vm.devices().sink().flush();
-            guest.report(&Dump(&self.vcpu));
-            match machine.code(&self.vcpu) {
-                Some(code) => guest.report(&format_args!("code {:02x?}", code.bytes())),
-                None => guest.report(&"code can't be fetched"),
-            }
-            if let Stop::Misconfigured(at) = stop {
-                guest.report(&format_args!("the nested tables on the way to {at}:\n{}", machine.memory().path(at)));
-            }
+        match &mut self.vcpu {
+            Flavour::Nested(vcpu) => run(guest, vcpu, &mut machine, &mut slice),
+            Flavour::Shadowed(vcpu) => run(guest, vcpu, &mut machine, &mut slice),
         }
         self.due = slice.due;
     }
@@ -91,6 +93,28 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     /// Does what can wait until the vCPU sleeps.
     pub(super) fn idles(&self) {
         self.guest.memory.fill_stock();
+    }
+}
+
+/// Runs the vCPU for a slice, and tells what has ended the VM, if that was no exit of its own.
+fn run<B: Backend<Tables: Nested>, V: Vcpu>(
+    guest: &Guest<B::Tables>,
+    vcpu: &mut V,
+    machine: &mut Machine<'_, View<'_, B::Tables>, Console, TscClock>,
+    slice: &mut Slice<'_, B>,
+) {
+    vcpu.load();
+    let stop = vm::run(vcpu, machine, slice);
+    vcpu.leave();
+    let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_))) else { return };
+    guest.vm.devices().sink().flush();
+    guest.report(&Dump(vcpu));
+    match machine.code(vcpu) {
+        Some(code) => guest.report(&format_args!("code {:02x?}", code.bytes())),
+        None => guest.report(&"code can't be fetched"),
+    }
+    if let Stop::Misconfigured(at) = stop {
+        guest.report(&format_args!("the nested tables on the way to {at}:\n{}", machine.memory().path(at)));
     }
 }
 

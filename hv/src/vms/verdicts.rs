@@ -9,6 +9,7 @@ use vm::Stop;
 pub(super) enum Why {
     Stopped(Stop),
     Refused(loader::LoadError),
+    Lacking(backends::Missing),
     /// Frames that are missing, and why the VM stopped.
     Leaked(u64, Stop),
 }
@@ -18,6 +19,7 @@ impl fmt::Display for Why {
         match self {
             Self::Stopped(stop) => describe(*stop, f),
             Self::Refused(error) => write!(f, "{error}"),
+            Self::Lacking(missing) => write!(f, "this machine lacks {missing}"),
             Self::Leaked(frames, stop) => {
                 write!(f, "{frames} frames of the VM did not come back; it stopped because: ")?;
                 describe(*stop, f)

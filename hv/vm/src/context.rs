@@ -13,6 +13,8 @@ pub struct Context<S> {
     pub(crate) index: usize,
     pub(crate) cpuid: Table,
     pub(crate) features: Features,
+    /// What CR4 may have.
+    pub(crate) cr4_bits: u64,
     pub(crate) code: FetchCache<S>,
     pub(crate) memo: Memo,
     pub(crate) stats: Stats,
@@ -43,13 +45,17 @@ impl Activity {
 }
 
 impl<S: Copy> Context<S> {
-    /// vCPU `index` of `vm`; the first runs, the others wait to be started.
-    pub fn new<O: Sink, C: Clock + Clone>(index: usize, vm: &Vm<O, C>, host: HostCpuid) -> Self {
-        let cpuid = Table::new(host, Topology { index, vcpus: vm.vcpus() });
+    /// vCPU `index` of `vm`; the first runs, the others wait to be started. `long_mode`: whether it is offered that.
+    pub fn new<O: Sink, C: Clock + Clone>(index: usize, vm: &Vm<O, C>, host: HostCpuid, long_mode: bool) -> Self {
+        let mut cpuid = Table::new(host, Topology { index, vcpus: vm.vcpus() });
+        if !long_mode {
+            cpuid.hide_long_mode();
+        }
         let mailbox = &vm.door(index).mailbox;
         Self {
             index,
             features: cpuid.walk_features(),
+            cr4_bits: cpuid.cr4_bits(),
             cpuid,
             code: FetchCache::new(),
             memo: Memo::new(),
@@ -63,6 +69,11 @@ impl<S: Copy> Context<S> {
     /// Its number in its VM.
     pub fn index(&self) -> usize {
         self.index
+    }
+
+    /// What its CPUID says of paging.
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// What the exits have cost.

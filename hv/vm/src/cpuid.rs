@@ -249,6 +249,18 @@ impl Table {
         self.set(1, Leaf { edx, ..features });
     }
 
+    /// Without long mode there are neither its instructions nor its pages: LAHF64, SYSCALL as Intel has it, 1 GiB pages, LM.
+    pub(crate) fn hide_long_mode(&mut self) {
+        let features = self.get(0x8000_0001, 0);
+        let keep_syscall = if self.is_amd() { 1 << 11 } else { 0 };
+        let hidden = bits([11, 26, 29]) & !keep_syscall;
+        self.set(0x8000_0001, Leaf { ecx: features.ecx & !1, edx: features.edx & !hidden, ..features });
+    }
+
+    fn is_amd(&self) -> bool {
+        self.get(0, 0).ebx == u32::from_le_bytes(*b"Auth")
+    }
+
     fn set_topology(&mut self, topology: Topology) {
         let features = self.get(1, 0);
         let several = if topology.vcpus > 1 { HYPER_THREADING } else { 0 };
@@ -269,13 +281,42 @@ impl Table {
         let basic = self.get(1, 0);
         let extended = self.get(0x8000_0001, 0);
         let widths = self.get(0x8000_0008, 0);
-        let is_amd = self.get(0, 0).ebx == u32::from_le_bytes(*b"Auth");
         Features {
             maxphyaddr: (widths.eax as u8).clamp(36, 52),
             pages_1g: extended.edx & 1 << 26 != 0,
             pse36: basic.edx & 1 << 17 != 0,
-            pml4e_bit8_reserved: is_amd,
+            pml4e_bit8_reserved: self.is_amd(),
         }
+    }
+
+    /// CR4's bits that go with what CPUID offers (Intel SDM vol. 3, section 2.5).
+    pub(crate) fn cr4_bits(&self) -> u64 {
+        const PCE: u64 = 1 << 8;
+        let (basic, structured) = (self.get(1, 0), self.get(7, 0));
+        let offered = [
+            // VME, and PVI with it; DE, PSE, TSC (for TSD), PAE, MCE, PGE, FXSR, SSE.
+            (basic.edx, 1, 0b11),
+            (basic.edx, 2, 1 << 3),
+            (basic.edx, 3, 1 << 4),
+            (basic.edx, 4, 1 << 2),
+            (basic.edx, 6, 1 << 5),
+            (basic.edx, 7, 1 << 6),
+            (basic.edx, 13, 1 << 7),
+            (basic.edx, 24, 1 << 9),
+            (basic.edx, 25, 1 << 10),
+            // UMIP, FSGSBASE, SMEP, SMAP.
+            (structured.ecx, 2, 1 << 11),
+            (structured.ebx, 0, 1 << 16),
+            (structured.ebx, 7, 1 << 20),
+            (structured.ebx, 20, 1 << 21),
+        ];
+        let bits = offered.iter().filter(|(word, bit, _)| word & 1 << bit != 0).map(|(.., cr4)| cr4);
+        bits.fold(PCE, |all, bit| all | bit)
+    }
+
+    /// Whether pages can be made not executable.
+    pub(crate) fn has_nx(&self) -> bool {
+        self.get(0x8000_0001, 0).edx & 1 << 20 != 0
     }
 
     /// The answer to CPUID with `leaf` in EAX and `subleaf` in ECX.

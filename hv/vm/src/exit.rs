@@ -1,9 +1,10 @@
 //! VM exits as both vendors' hardware reports them, in one form.
 
-use addr::Gpa;
+use addr::{Gpa, Gva};
 use core::fmt;
 use devices::Size;
 use emul::Gpr;
+use walk::ErrorCode;
 
 /// Why the processor left the guest, with what the hardware told about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,14 @@ pub enum Exit {
     NestedFault(NestedFault),
     /// A guest physical address on whose way the nested tables have an entry that makes no sense: the hypervisor's mistake.
     Misconfiguration(Gpa),
+    /// #PF of a vCPU whose tables have a shadow.
+    PageFault(PageFault),
+    /// Such a vCPU's access to CR0, CR3 or CR4, by whichever instruction.
+    ControlRegister,
+    /// Such a vCPU's INVLPG.
+    Invlpg,
+    /// Such a vCPU's switch of tasks by hardware, which loads CR3.
+    TaskSwitch,
     /// The processor can't execute the guest's next instruction: [`Vcpu::emulate`](crate::Vcpu::emulate) does.
     Emulate,
     /// An exception in the guest that is intercepted.
@@ -234,6 +243,36 @@ impl fmt::Debug for Exception {
     }
 }
 
+/// A page fault outside of long mode: its linear address, and the processor's error code. One word, as [`Io`] is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PageFault(u64);
+
+impl PageFault {
+    /// A fault at `address`, of which 32 bits count.
+    #[inline]
+    pub const fn new(address: Gva, error_code: u32) -> Self {
+        Self(address.raw() & 0xffff_ffff | (error_code as u64) << 32)
+    }
+
+    /// Where.
+    #[inline]
+    pub const fn address(self) -> Gva {
+        Gva::new(self.0 & 0xffff_ffff)
+    }
+
+    /// Why; unknown bits are dropped.
+    #[inline]
+    pub const fn error_code(self) -> ErrorCode {
+        ErrorCode::from_bits_truncate((self.0 >> 32) as u32)
+    }
+}
+
+impl fmt::Debug for PageFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.address(), self.error_code())
+    }
+}
+
 /// Instructions that exit and are answered alike by every guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -261,6 +300,8 @@ pub enum Event {
 impl Event {
     /// #UD.
     pub const UNDEFINED: Self = Self::Exception(Exception::new(6, None));
+    /// #DF.
+    pub const DOUBLE_FAULT: Self = Self::Exception(Exception::new(8, Some(0)));
     /// #SS(0).
     pub const STACK_FAULT: Self = Self::Exception(Exception::new(12, Some(0)));
     /// #GP(0).
@@ -283,6 +324,10 @@ pub enum Kind {
     Halt,
     NestedFault,
     Misconfiguration,
+    PageFault,
+    ControlRegister,
+    Invlpg,
+    TaskSwitch,
     Emulate,
     Exception,
     Instruction,
@@ -313,6 +358,10 @@ impl Kind {
         "hlt",
         "nested-fault",
         "misconfiguration",
+        "page-fault",
+        "cr-access",
+        "invlpg",
+        "task-switch",
         "emulated",
         "exception",
         "instruction",
@@ -343,6 +392,10 @@ impl Exit {
             Self::Halt => Kind::Halt,
             Self::NestedFault(_) => Kind::NestedFault,
             Self::Misconfiguration(_) => Kind::Misconfiguration,
+            Self::PageFault(_) => Kind::PageFault,
+            Self::ControlRegister => Kind::ControlRegister,
+            Self::Invlpg => Kind::Invlpg,
+            Self::TaskSwitch => Kind::TaskSwitch,
             Self::Emulate => Kind::Emulate,
             Self::Exception(_) => Kind::Exception,
             Self::Instruction(_) => Kind::Instruction,

@@ -156,7 +156,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             if self.is_boot() {
                 return Flow::Stop(Stop::Reset);
             }
-            vcpu.reset(Start::Sipi(0));
+            self.reset(vcpu, Start::Sipi(0));
             self.context.apic.reset(&self.door.mailbox);
             self.context.nmi = false;
             self.context.activity = Activity::AwaitingSipi;
@@ -164,10 +164,15 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         if let Some(page) = signals.startup
             && self.context.activity == Activity::AwaitingSipi
         {
-            vcpu.reset(Start::Sipi(page));
+            self.reset(vcpu, Start::Sipi(page));
             self.context.activity = Activity::Running;
         }
         Flow::Resume
+    }
+
+    fn reset<V: Vcpu>(&mut self, vcpu: &mut V, start: Start) {
+        vcpu.reset(start);
+        self.load_own_paging(vcpu);
     }
 
     /// HLT: the vCPU sleeps until an interrupt wakes it.

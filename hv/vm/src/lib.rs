@@ -27,10 +27,12 @@ mod machine;
 mod mmio;
 pub mod msr;
 mod open_bus;
+mod paging;
 mod ports;
 mod run;
 mod shared;
 mod stats;
+mod system;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -38,7 +40,7 @@ mod vcpu;
 
 pub use crate::context::{Activity, Context};
 pub use devices::Size;
-pub use exit::{Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault};
+pub use exit::{Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault};
 pub use machine::{Flow, Host, Machine, Memory, Resolved, Stop, Turn};
 pub use run::run;
 pub use shared::Vm;

@@ -8,11 +8,12 @@ use crate::shared::{Door, Vm};
 use crate::trouble::Trouble;
 use crate::vcpu::{Stay, Vcpu};
 use crate::{hypercall, msr};
-use addr::{Gpa, Gva};
+use addr::{Gpa, Gva, Hpa};
 use core::ops::ControlFlow;
 use devices::{Clock, Nanoseconds, Sink};
 use emul::{Bitness, Gpr, Known, Segment};
-use walk::{Controls, Fetched, Paging, Privilege, SlotMem};
+use shadow::NoMemory;
+use walk::{Access, Controls, Features, Fetched, Paging, PagingRef, Privilege, SlotMem};
 
 /// What became of a guest physical address that the nested tables did not translate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,24 @@ pub trait Memory: SlotMem {
     /// That this CPU is about to run the guest is known to others by then, so `enter` may look for what they have posted, and
     /// return without entering; a flush that it was told of is still owed.
     fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R;
+    /// A vCPU that has paging registers of its own has another context: tells the shadow of its tables. Where the processor's
+    /// walks start from now on.
+    fn load_shadow(&mut self, own: &shadow::Registers) -> Hpa {
+        let _ = own;
+        Hpa::new(0)
+    }
+    /// Such a vCPU met a page fault at `at`.
+    ///
+    /// # Errors
+    /// The host has no frame left, and none to wait for.
+    fn shadow_fault(&mut self, own: &shadow::Registers, at: Gva, access: Access) -> Result<shadow::Outcome, NoMemory> {
+        let _ = (own, at, access);
+        Ok(shadow::Outcome::Retry)
+    }
+    /// Such a vCPU ran INVLPG.
+    fn shadow_invlpg(&mut self, at: Gva) {
+        let _ = at;
+    }
     /// Gives back what other CPUs have no more use for. To be called when the CPU was interrupted: a kick may ask for it.
     fn poll(&self) {}
     /// Carries out test hypercall `number`, an operation on the VM's own tables. It waits for other CPUs: it is called with no
@@ -167,6 +186,10 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
                 self.context.stats.exited(Kind::NestedFault, stay);
                 return self.nested_fault(vcpu, fault, host);
             }
+            Exit::PageFault(fault) if vcpu.own_paging().is_some() => {
+                self.context.stats.exited(Kind::PageFault, stay);
+                return self.page_fault(vcpu, fault, host);
+            }
             _ => return self.rare(vcpu, stay, host),
         };
         match done {
@@ -204,6 +227,8 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             Exit::Cr8(cr8) => self.cr8(vcpu, cr8),
             Exit::Emulate => self.emulate(vcpu, host),
             Exit::Io(io) => self.string_io(vcpu, io, host),
+            Exit::ControlRegister | Exit::Invlpg => self.system(vcpu),
+            Exit::TaskSwitch => Flow::Stop(Stop::Unhandled("a switch of tasks by hardware, without nested paging")),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
             Exit::Instruction(Instruction::Xsetbv | Instruction::Undefined) => {
@@ -245,6 +270,10 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
     pub(crate) fn write_msr<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Result<Known, Event> {
         let register = vcpu.gpr(Gpr::RCX) as u32;
         let value = vcpu.gpr(Gpr::RDX) << 32 | vcpu.gpr(Gpr::RAX) & 0xffff_ffff;
+        if vcpu.own_paging().is_some() && register == x86::msr::IA32_EFER {
+            self.write_own_efer(vcpu, value)?;
+            return Ok(Known::Wrmsr);
+        }
         let written = msr::write(vcpu, register, value);
         let written = written.or_else(|msr::Refused| self.write_apic_msr(vcpu, register, value, host));
         written.map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
@@ -300,13 +329,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         }
         let bitness = Self::bitness(vcpu);
         let at = Self::code_address(vcpu, bitness);
-        let first = self.context.code.fetch_u32(
-            &self.memory,
-            &Self::controls(vcpu),
-            &self.context.features,
-            at,
-            Self::fetch_privilege(vcpu),
-        );
+        let first = self.first_bytes(vcpu, at);
         match first.and_then(|first| known.length(first)) {
             Some(length) => {
                 vcpu.resume_at(bitness.advance(vcpu.rip(), length));
@@ -338,8 +361,32 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::fetch_privilege(vcpu))?)
     }
 
+    /// The first four bytes of the exiting instruction, if they can be had at once.
+    #[inline(always)]
+    pub(crate) fn first_bytes<V: Vcpu>(&mut self, vcpu: &V, at: Gva) -> Option<u32> {
+        let Context { code, features, .. } = &mut *self.context;
+        code.fetch_u32(&self.memory, paging_ref(vcpu, features), at, Self::fetch_privilege(vcpu))
+    }
+
+    /// What walks of the guest's tables go by.
     pub(crate) fn paging<V: Vcpu>(&self, vcpu: &V) -> Paging {
-        Paging { controls: Self::controls(vcpu), pdptes: None, features: self.context.features }
+        match vcpu.own_paging() {
+            Some(own) => *own.paging(),
+            None => Paging { controls: Self::controls(vcpu), pdptes: None, features: self.context.features },
+        }
+    }
+}
+
+/// What fetches go by; `features` are the vCPU's.
+#[inline(always)]
+pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> PagingRef<'a> {
+    match vcpu.own_paging() {
+        Some(own) => own.paging().into(),
+        None => {
+            let control = vcpu.control();
+            let controls = Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer };
+            PagingRef { controls, pdptes: None, features }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::exit::NestedFault;
 use crate::local_apic::ApicClock;
-use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
+use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop, paging_ref};
 use crate::open_bus::OpenBus;
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
@@ -32,7 +32,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 
     #[inline(never)]
-    fn no_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, resolved: Resolved) -> ControlFlow<()> {
+    pub(crate) fn no_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, resolved: Resolved) -> ControlFlow<()> {
         let flow = match resolved {
             Resolved::Retry => Flow::Resume,
             Resolved::NotMemory => match refused(vcpu, fault) {
@@ -45,14 +45,19 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     }
 
     /// The exiting instruction; None if it is not emulated.
-    fn decode_mmio<V: Vcpu>(&mut self, vcpu: &V, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
+    pub(crate) fn decode_mmio<V: Vcpu>(&mut self, vcpu: &V, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
         let bytes = self.fetch(vcpu, bitness)?;
         Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
     }
 
     /// An access to the page of the local APIC's registers: by the MOVs that everybody uses, at once.
     #[inline(never)]
-    fn apic_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, host: &mut impl Host<V>) -> ControlFlow<()> {
+    pub(crate) fn apic_page<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        fault: NestedFault,
+        host: &mut impl Host<V>,
+    ) -> ControlFlow<()> {
         let offset = fault.address().page_offset() as u16;
         // What is fetched or pushed there is no operand of the instruction at RIP.
         let plain = if refused(vcpu, fault).is_none() { self.plain_mmio(vcpu) } else { None };
@@ -83,9 +88,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     fn plain_mmio<V: Vcpu>(&mut self, vcpu: &V) -> Option<(Plain, u64, Bitness)> {
         let bitness = Self::bitness(vcpu);
         let at = Self::code_address(vcpu, bitness);
-        let (controls, privilege) = (Self::controls(vcpu), Self::fetch_privilege(vcpu));
+        let privilege = Self::fetch_privilege(vcpu);
         let Context { code, memo, features, .. } = &mut *self.context;
-        let mut fetch = |at| code.fetch_u64(&self.memory, &controls, features, at, privilege);
+        let paging = paging_ref(vcpu, features);
+        let mut fetch = |at| code.fetch_u64(&self.memory, paging, at, privilege);
         let first = fetch(at)?;
         let known = memo.get(first, || fetch(at.wrapping_add(8)), bitness)?;
         Some((known.plain()?, known.length(), bitness))

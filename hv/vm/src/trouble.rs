@@ -6,7 +6,7 @@ use crate::vcpu::Vcpu;
 use emul::DecodeError;
 use walk::Fault;
 
-const PAGE_FAULT: u8 = 14;
+pub(crate) const PAGE_FAULT: u8 = 14;
 
 /// Something came between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

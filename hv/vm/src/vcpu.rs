@@ -2,6 +2,7 @@
 
 use crate::cpuid::Leaf;
 use crate::exit::{Event, Exit};
+use addr::Hpa;
 use core::fmt;
 use emul::{Gpr, Known, Registers, Segment, real};
 
@@ -132,6 +133,22 @@ pub trait Vcpu: Registers {
     }
     /// The registers that govern translation.
     fn control(&self) -> ControlRegisters;
+    /// The guest's own paging registers, where the processor has others in their place and walks a shadow of the guest's
+    /// tables. None with nested paging, where [`control`](Self::control) tells all.
+    #[inline]
+    fn own_paging(&self) -> Option<&shadow::Registers> {
+        None
+    }
+    /// The same, to be changed; [`apply_paging`](Self::apply_paging) follows.
+    #[inline]
+    fn own_paging_mut(&mut self) -> Option<&mut shadow::Registers> {
+        None
+    }
+    /// The guest's own paging registers were changed: the processor gets what they ask for, and starts its walks at `root` from
+    /// the next entry on, or where it did.
+    fn apply_paging(&mut self, root: Option<Hpa>) {
+        let _ = root;
+    }
     /// A segment register with its hidden part.
     fn segment(&self, register: Segment) -> SegmentState;
     /// Sets CR2, as a page fault does.
@@ -149,6 +166,8 @@ pub trait Vcpu: Registers {
     fn inject(&mut self, event: Event);
     /// Whether something is to be delivered at the next entry already: an event of which the last exit cut the delivery short.
     fn injecting(&self) -> bool;
+    /// The exception that is to be delivered at the next entry already.
+    fn injected_exception(&self) -> Option<u8>;
     /// Asks for an exit as soon as an interrupt can be taken, or no longer.
     fn request_window(&mut self, wanted: bool);
 

@@ -1,4 +1,4 @@
-//! AMD's SVM with nested paging (AMD64 APM vol. 2, chapter 15).
+//! AMD's SVM (AMD64 APM vol. 2, chapter 15), with nested paging or with shadows of the guest's tables.
 
 mod permissions;
 mod switch;
@@ -6,8 +6,9 @@ mod vmcb;
 
 use crate::page::HardwarePage;
 use crate::resident::{self, DR6_AT_RESET, Occupant, Resident, Tenant};
+use crate::translation::{Nested, Shadow, Translation};
 use crate::{Backend, Missing, Physical, Start};
-use addr::{Gpa, Hpa, PageSize};
+use addr::{Gpa, Gva, Hpa, PageSize};
 use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
@@ -16,10 +17,11 @@ use permissions::{IoPermissions, MsrPermissions};
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use switch::Switched;
 use vm::{
-    ControlRegisters, Cr8, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, NestedFault, Registers,
-    Segment, SegmentState, StateMsr, Stay, Vcpu,
+    ControlRegisters, Cr8, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, NestedFault, PageFault,
+    Registers, Segment, SegmentState, StateMsr, Stay, Vcpu,
 };
 use vmcb::{SegmentField, Vmcb, event, exit_code, misc1, misc2, virtual_interrupt};
+use walk::{Controls, Features};
 use x86::controlregs::cr2_write;
 use x86::msr::{IA32_EFER, rdmsr, wrmsr};
 use x86::time::rdtsc;
@@ -70,12 +72,18 @@ impl Svm {
 }
 
 impl Backend for Svm {
-    type Vcpu = SvmVcpu;
+    type Vcpu = SvmVcpu<Nested>;
+
+    type ShadowVcpu = SvmVcpu<Shadow>;
 
     type Tables = mmu::Npt;
 
     fn caps(&self, largest: PageSize) -> Caps {
         Caps::new(self.physical_bits, largest, true)
+    }
+
+    fn shadow_caps(&self, largest: PageSize) -> Result<Caps, Missing> {
+        Ok(Caps::new(self.physical_bits, largest, true))
     }
 
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
@@ -115,8 +123,21 @@ impl Backend for Svm {
         })
     }
 
-    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> SvmVcpu {
-        SvmVcpu::new(self, root, tag, start)
+    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> SvmVcpu<Nested> {
+        let mut vcpu = SvmVcpu::new(self, Nested, tag);
+        let control = &mut vcpu.vmcb.control;
+        control.nested_control = vmcb::NESTED_PAGING;
+        control.nested_cr3 = root.raw();
+        vcpu.begin(start)
+    }
+
+    fn shadow_vcpu(&self, root: Hpa, features: Features, tag: NonZeroU16, start: Start) -> SvmVcpu<Shadow> {
+        let mut vcpu = SvmVcpu::new(self, Shadow::new(root, features), tag);
+        let control = &mut vcpu.vmcb.control;
+        control.intercept_cr |= vmcb::INTERCEPT_PAGING;
+        control.intercept_exceptions |= 1 << PAGE_FAULT;
+        control.intercept_misc1 |= misc1::INVLPG | misc1::TASK_SWITCH;
+        vcpu.begin(start)
     }
 }
 
@@ -154,10 +175,13 @@ enum Nmi {
 }
 
 const NMI_VECTOR: u64 = 2;
+const PAGE_FAULT: u64 = 14;
+const PAGE_FAULT_EXIT: u64 = exit_code::EXCEPTION_0 + PAGE_FAULT;
 
 /// A virtual CPU under SVM.
-pub struct SvmVcpu {
+pub struct SvmVcpu<T: Translation> {
     registers: Switched,
+    translation: T,
     vmcb: HardwarePage<Vmcb>,
     /// What VMSAVE keeps of the host while the guest's FS, GS, TR, LDTR and system-call MSRs are loaded. They stay loaded from
     /// exit to entry: the handlers use none of them, and only `leave` swaps them.
@@ -176,8 +200,9 @@ pub struct SvmVcpu {
     nmi: Nmi,
 }
 
-impl SvmVcpu {
-    fn new(svm: &Svm, root: Hpa, tag: NonZeroU16, start: Start) -> Self {
+impl<T: Translation> SvmVcpu<T> {
+    /// A vCPU that has not [begun](Self::begin).
+    fn new(svm: &Svm, translation: T, tag: NonZeroU16) -> Self {
         let physical = svm.physical;
         let io_permissions = HardwarePage::new(physical, IoPermissions::intercept_all());
         let msr_permissions = HardwarePage::new(physical, MsrPermissions::guest());
@@ -215,11 +240,10 @@ impl SvmVcpu {
         let (asid, shares_asid) = svm.asid(tag);
         control.asid = asid;
         control.virtual_interrupt = virtual_interrupt::MASKING;
-        control.nested_control = vmcb::NESTED_PAGING;
-        control.nested_cr3 = root.raw();
         vmcb.save.pat = PAT_AT_RESET;
-        let mut vcpu = Self {
+        Self {
             registers: Switched::default(),
+            translation,
             vmcb,
             host: HardwarePage::new(physical, Vmcb::zeroed()),
             nmi: Nmi::None,
@@ -232,10 +256,13 @@ impl SvmVcpu {
             shares_asid,
             _io_permissions: io_permissions,
             _msr_permissions: msr_permissions,
-        };
-        vcpu.load();
-        vcpu.reset(start);
-        vcpu
+        }
+    }
+
+    fn begin(mut self, start: Start) -> Self {
+        self.load();
+        self.reset(start);
+        self
     }
 
     /// Flat 32-bit protected mode, as a multiboot loader leaves it.
@@ -314,6 +341,14 @@ impl SvmVcpu {
         let control = &self.vmcb.control;
         match control.exit_code {
             exit_code::NPF => Exit::Misconfiguration(Gpa::new(control.exit_info2)),
+            exit_code::READ_CR0
+            | exit_code::READ_CR3
+            | exit_code::READ_CR4
+            | exit_code::WRITE_CR0
+            | exit_code::WRITE_CR3
+            | exit_code::WRITE_CR4 => Exit::ControlRegister,
+            exit_code::INVLPG => Exit::Invlpg,
+            exit_code::TASK_SWITCH => Exit::TaskSwitch,
             exit_code::READ_CR8 => Exit::Cr8(Cr8::new(false, self.cr8_operand())),
             exit_code::WRITE_CR8 => Exit::Cr8(Cr8::new(true, self.cr8_operand())),
             code @ exit_code::EXCEPTION_0..=exit_code::EXCEPTION_31 => {
@@ -380,7 +415,7 @@ fn decode_nested_fault(error: u64, address: u64) -> NestedFault {
     NestedFault::new(Gpa::new(address), error & 2 != 0, error & 0x10 != 0, error & 1 != 0)
 }
 
-impl Registers for SvmVcpu {
+impl<T: Translation> Registers for SvmVcpu<T> {
     #[inline]
     fn gpr(&self, register: Gpr) -> u64 {
         match register {
@@ -418,7 +453,7 @@ impl Registers for SvmVcpu {
     }
 }
 
-impl Vcpu for SvmVcpu {
+impl<T: Translation> Vcpu for SvmVcpu<T> {
     const HYPERCALL: Known = Known::Vmmcall;
 
     fn load(&mut self) {
@@ -451,6 +486,10 @@ impl Vcpu for SvmVcpu {
             Start::Multiboot { eip, eax, ebx } => self.start_protected(eip, eax, ebx),
             Start::Sipi(page) => self.start_real(page),
         }
+        if let Some(shadow) = self.translation.shadow_mut() {
+            shadow.own.reset(self.vmcb.save.cr0);
+            self.apply_paging(None);
+        }
         self.request_window(false);
         self.flush();
     }
@@ -482,6 +521,9 @@ impl Vcpu for SvmVcpu {
             exit_code::MSR => Exit::WriteMsr,
             exit_code::NPF if control.exit_info1 & vmcb::RESERVED_BIT == 0 => {
                 Exit::NestedFault(decode_nested_fault(control.exit_info1, control.exit_info2))
+            }
+            PAGE_FAULT_EXIT if self.translation.shadow().is_some() => {
+                Exit::PageFault(PageFault::new(Gva::new(control.exit_info2), control.exit_info1 as u32))
             }
             exit_code::HLT => Exit::Halt,
             exit_code::INTR => Exit::ExternalInterrupt,
@@ -522,7 +564,29 @@ impl Vcpu for SvmVcpu {
     #[inline]
     fn control(&self) -> ControlRegisters {
         let save = &self.vmcb.save;
-        ControlRegisters { cr0: save.cr0, cr3: save.cr3, cr4: save.cr4, efer: save.efer & !EFER_SVME, cpl: save.cpl }
+        let Controls { cr0, cr3, cr4, efer } = match self.translation.shadow() {
+            Some(shadow) => shadow.own.paging().controls,
+            None => Controls { cr0: save.cr0, cr3: save.cr3, cr4: save.cr4, efer: save.efer & !EFER_SVME },
+        };
+        ControlRegisters { cr0, cr3, cr4, efer, cpl: save.cpl }
+    }
+
+    #[inline]
+    fn own_paging(&self) -> Option<&shadow::Registers> {
+        self.translation.shadow().map(|shadow| &shadow.own)
+    }
+
+    #[inline]
+    fn own_paging_mut(&mut self) -> Option<&mut shadow::Registers> {
+        self.translation.shadow_mut().map(|shadow| &mut shadow.own)
+    }
+
+    fn apply_paging(&mut self, root: Option<Hpa>) {
+        let Some(shadow) = self.translation.shadow_mut() else { return };
+        shadow.root = root.unwrap_or(shadow.root);
+        let Controls { cr0, cr3, cr4, efer } = shadow.host();
+        let save = &mut self.vmcb.save;
+        (save.cr0, save.cr3, save.cr4, save.efer) = (cr0, cr3, cr4, efer | EFER_SVME);
     }
 
     fn segment(&self, register: Segment) -> SegmentState {
@@ -554,7 +618,7 @@ impl Vcpu for SvmVcpu {
 
     fn state_msr(&self, msr: StateMsr) -> u64 {
         match msr {
-            StateMsr::Efer => self.vmcb.save.efer & !EFER_SVME,
+            StateMsr::Efer => self.control().efer,
             StateMsr::Pat => self.vmcb.save.pat,
             StateMsr::Tsc => tsc().wrapping_add(self.vmcb.control.tsc_offset),
         }
@@ -598,6 +662,12 @@ impl Vcpu for SvmVcpu {
     #[inline]
     fn injecting(&self) -> bool {
         self.vmcb.control.event_injection & event::VALID != 0
+    }
+
+    fn injected_exception(&self) -> Option<u8> {
+        const KIND: u64 = event::VALID | 7 << 8;
+        let event = self.vmcb.control.event_injection;
+        (event & KIND == event::VALID | event::TYPE_EXCEPTION).then_some(event as u8)
     }
 
     #[inline]
@@ -656,7 +726,7 @@ impl Vcpu for SvmVcpu {
 const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
-impl Drop for SvmVcpu {
+impl<T: Translation> Drop for SvmVcpu<T> {
     fn drop(&mut self) {
         self.unload_guest();
         self.occupant.dismiss(&self.resident);

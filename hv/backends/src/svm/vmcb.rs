@@ -138,6 +138,9 @@ const _: () = {
 /// `intercept_cr` (APM table B-1, offset 000h): reads in the lower half, writes in the upper.
 pub(super) const INTERCEPT_CR8: u32 = 1 << 8 | 1 << 24;
 
+/// As above, CR0, CR3 and CR4.
+pub(super) const INTERCEPT_PAGING: u32 = 0x19 | 0x19 << 16;
+
 /// `intercept_misc1` (APM table B-1, offset 00Ch).
 pub(super) mod misc1 {
     pub(in crate::svm) const INTR: u32 = 1 << 0;
@@ -150,9 +153,11 @@ pub(super) mod misc1 {
     pub(in crate::svm) const INVD: u32 = 1 << 22;
     pub(in crate::svm) const PAUSE: u32 = 1 << 23;
     pub(in crate::svm) const HLT: u32 = 1 << 24;
+    pub(in crate::svm) const INVLPG: u32 = 1 << 25;
     pub(in crate::svm) const INVLPGA: u32 = 1 << 26;
     pub(in crate::svm) const IOIO: u32 = 1 << 27;
     pub(in crate::svm) const MSR: u32 = 1 << 28;
+    pub(in crate::svm) const TASK_SWITCH: u32 = 1 << 29;
     pub(in crate::svm) const SHUTDOWN: u32 = 1 << 31;
 }
 
@@ -172,6 +177,12 @@ pub(super) mod misc2 {
 
 /// Exit codes (APM vol. 2, appendix C).
 pub(super) mod exit_code {
+    pub(in crate::svm) const READ_CR0: u64 = 0x00;
+    pub(in crate::svm) const READ_CR3: u64 = 0x03;
+    pub(in crate::svm) const READ_CR4: u64 = 0x04;
+    pub(in crate::svm) const WRITE_CR0: u64 = 0x10;
+    pub(in crate::svm) const WRITE_CR3: u64 = 0x13;
+    pub(in crate::svm) const WRITE_CR4: u64 = 0x14;
     pub(in crate::svm) const READ_CR8: u64 = 0x08;
     pub(in crate::svm) const WRITE_CR8: u64 = 0x18;
     pub(in crate::svm) const EXCEPTION_0: u64 = 0x40;
@@ -184,9 +195,11 @@ pub(super) mod exit_code {
     pub(in crate::svm) const INVD: u64 = 0x76;
     pub(in crate::svm) const PAUSE: u64 = 0x77;
     pub(in crate::svm) const HLT: u64 = 0x78;
+    pub(in crate::svm) const INVLPG: u64 = 0x79;
     pub(in crate::svm) const INVLPGA: u64 = 0x7a;
     pub(in crate::svm) const IOIO: u64 = 0x7b;
     pub(in crate::svm) const MSR: u64 = 0x7c;
+    pub(in crate::svm) const TASK_SWITCH: u64 = 0x7d;
     pub(in crate::svm) const SHUTDOWN: u64 = 0x7f;
     pub(in crate::svm) const VMRUN: u64 = 0x80;
     pub(in crate::svm) const VMMCALL: u64 = 0x81;

@@ -63,11 +63,17 @@ impl fmt::Display for Vmx {
 impl Backend for Vmx {
     type Vcpu = VmxVcpu;
 
+    type ShadowVcpu = VmxVcpu;
+
     type Tables = mmu::Ept;
 
     fn caps(&self, largest: PageSize) -> Caps {
         let features = self.features();
         Caps::new(self.physical_bits, largest.min(features.largest_page), features.accessed_dirty)
+    }
+
+    fn shadow_caps(&self, _: PageSize) -> Result<Caps, Missing> {
+        Err(Missing("shadow paging, which is there for SVM alone so far: take paging=nested"))
     }
 
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
@@ -92,6 +98,10 @@ impl Backend for Vmx {
     }
 
     fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> VmxVcpu {
+        VmxVcpu::new(self, root, tag, start)
+    }
+
+    fn shadow_vcpu(&self, root: Hpa, _: walk::Features, tag: NonZeroU16, start: Start) -> VmxVcpu {
         VmxVcpu::new(self, root, tag, start)
     }
 }

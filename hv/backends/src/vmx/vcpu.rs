@@ -605,6 +605,11 @@ impl Vcpu for VmxVcpu {
         self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & EVENT_VALID != 0
     }
 
+    fn injected_exception(&self) -> Option<u8> {
+        let info = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD);
+        (info & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID | TYPE_EXCEPTION).then_some(info as u8)
+    }
+
     #[inline]
     fn request_window(&mut self, wanted: bool) {
         self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), wanted);

@@ -8,13 +8,16 @@
 
 mod account;
 mod operations;
+mod shadowed;
 
+use crate::frames;
 use crate::paging;
 use crate::tables::{self, Machine};
 use crate::watchdog::{self, Heart};
 use account::{Account, give_back};
-use addr::{Gfn, Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
+use addr::{Gfn, Gpa, Gva, Hpa, PAGE_SIZE, PageSize, Pfn};
 use alloc::string::String;
+use alloc::vec::Vec;
 use backends::FixedPage;
 use core::arch::asm;
 use core::fmt::{self, Write};
@@ -23,8 +26,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
 use rcu::{Cpu, Flush, Session, Space, Tlb};
+use shadow::NoMemory;
+use shadowed::Shadow;
 use vm::{NestedFault, Resolved};
-use walk::{PhysMem, SlotMem};
+use walk::{Access, PhysMem, SlotMem};
 
 /// Pages that one poll gives back at most.
 const POLL: usize = 128;
@@ -37,7 +42,17 @@ struct Surroundings<F> {
     format: PhantomData<fn() -> F>,
 }
 
-impl<F: Nested> Env for Surroundings<F> {
+impl<F> Surroundings<F> {
+    fn new(account: &'static Account) -> Self {
+        Self { descriptors: tables::descriptors(), account, space: tables::new_space(), format: PhantomData }
+    }
+}
+
+impl<F: Format> Surroundings<F> {
+    const HAS_LOW_ROOT: bool = F::ROOT_END <= 1 << 32;
+}
+
+impl<F: Format<Table = [mmu::AtomicU64; 512], Input: fmt::Display>> Env for Surroundings<F> {
     type Format = F;
     type Platform = Machine;
 
@@ -45,8 +60,17 @@ impl<F: Nested> Env for Surroundings<F> {
         self.account.pool.lock().alloc(PageSize::Size4K)
     }
 
+    fn alloc_root(&self) -> Option<Pfn> {
+        if Self::HAS_LOW_ROOT { self.account.pool.lock().alloc_root() } else { self.alloc_table() }
+    }
+
     fn free_table(&self, table: Pfn) {
-        self.account.pool.lock().free(table, PageSize::Size4K);
+        let mut pool = self.account.pool.lock();
+        if Self::HAS_LOW_ROOT && frames::is_root(table) {
+            pool.free_root(table);
+        } else {
+            pool.free(table, PageSize::Size4K);
+        }
     }
 
     fn retire(&self, table: Pfn) {
@@ -74,7 +98,7 @@ impl<F: Nested> Env for Surroundings<F> {
         &self.space
     }
 
-    fn bad(&self, entry: BadEntry<Gpa>) {
+    fn bad(&self, entry: BadEntry<F::Input>) {
         log::error!("bad entry {:?} of level {:?} at {}", entry.pte, entry.level, entry.at);
     }
 }
@@ -87,6 +111,8 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Nested for F {}
 /// One VM's memory, shared by its vCPUs.
 pub(crate) struct VmMemory<F: Nested> {
     tree: Tree<Surroundings<F>>,
+    /// One for each vCPU, if there is no nested paging. Then no processor walks `tree`: it is what the guest's memory is.
+    shadows: Vec<Shadow>,
     ram: GuestRam,
     /// A page outside of it.
     fixed: Option<Gfn>,
@@ -101,6 +127,8 @@ const _: () = {
 /// A VM's memory as one vCPU sees it, on the CPU where its slice runs.
 pub(crate) struct View<'v, F: Nested> {
     vm: &'v VmMemory<F>,
+    /// The vCPU's own.
+    shadow: Option<&'v Shadow>,
     cpu: Session<'v, 'static, Machine>,
     heart: &'static Heart,
 }
@@ -138,40 +166,52 @@ pub(crate) fn poll(cpu: &Cpu<'static, Machine>) {
 }
 
 impl<F: Nested> VmMemory<F> {
-    /// Nothing mapped but `fixed`, which lies outside of `ram`. None if there are not even frames for that.
+    /// Nothing mapped but `fixed`, which lies outside of `ram`. `shadows`, without nested paging: how many vCPUs need one, and what
+    /// it can have. None if there are not even frames for that.
     pub(crate) fn new(
         cpu: &mut Cpu<'static, Machine>,
         ram: GuestRam,
         caps: Caps,
         fixed: Option<FixedPage>,
+        shadows: Option<(usize, Caps)>,
     ) -> Option<Self> {
-        let descriptors = tables::descriptors();
         let account = Account::open()?;
-        let surroundings = Surroundings { descriptors, account, space: tables::new_space(), format: PhantomData };
-        let Ok(tree) = Tree::new(surroundings, caps) else {
+        let Ok(tree) = Tree::new(Surroundings::new(account), caps) else {
             account.close();
             return None;
         };
-        let memory = Self { tree, ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
-        let written =
-            fixed.is_none_or(|page| memory.view(cpu, &mut Tlb::new()).write_bytes(page.at, &page.content).is_ok());
-        if written {
+        let mut memory = Self { tree, shadows: Vec::new(), ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
+        let complete = shadows.is_none_or(|(vcpus, caps)| memory.add_shadows(vcpus, caps))
+            && fixed.is_none_or(|page| memory.view(cpu, &mut Tlb::new()).write_bytes(page.at, &page.content).is_ok());
+        if complete {
             return Some(memory);
         }
         memory.free(cpu);
         None
     }
 
-    /// The memory as the vCPU sees it whose tag `tlb` is the record of, on the CPU that `cpu` is.
-    #[inline]
+    /// The memory as nobody's, on the CPU that `cpu` is.
     pub(crate) fn view<'v>(&'v self, cpu: &'v mut Cpu<'static, Machine>, tlb: &'v mut Tlb) -> View<'v, F> {
         let heart = watchdog::heart(cpu.index());
-        View { vm: self, cpu: cpu.session(self.tree.space(), tlb), heart }
+        View { vm: self, shadow: None, cpu: cpu.session(self.tree.space(), tlb), heart }
     }
 
-    /// Where the processor starts its walks.
-    pub(crate) fn root(&self) -> Hpa {
-        self.tree.root().start()
+    /// The memory as vCPU `vcpu` sees it, whose tag `tlb` is the record of, on the CPU that `cpu` is.
+    pub(crate) fn view_of<'v>(
+        &'v self,
+        vcpu: usize,
+        cpu: &'v mut Cpu<'static, Machine>,
+        tlb: &'v mut Tlb,
+    ) -> View<'v, F> {
+        let heart = watchdog::heart(cpu.index());
+        let shadow = self.shadows.get(vcpu);
+        let space = shadow.map_or(self.tree.space(), Shadow::space);
+        View { vm: self, shadow, cpu: cpu.session(space, tlb), heart }
+    }
+
+    /// Where the processor starts its walks for vCPU `vcpu`.
+    pub(crate) fn root(&self, vcpu: usize) -> Hpa {
+        self.shadows.get(vcpu).map_or(self.tree.root(), Shadow::root).start()
     }
 
     /// What the guest's memory consists of.
@@ -183,8 +223,9 @@ impl<F: Nested> VmMemory<F> {
     /// for are kicked, and have to [`poll`] then.
     pub(crate) fn free(self, cpu: &mut Cpu<'static, Machine>) -> Accounts {
         let account = self.account();
-        let kicks = self.tree.space().kicks();
+        let kicks = self.tree.space().kicks() + self.shadows.iter().map(|shadow| shadow.space().kicks()).sum::<u64>();
         cpu.barrier(give_back);
+        self.shadows.into_iter().for_each(Shadow::free);
         self.tree.free_pgtables(|_, size, leaf| account.pool.lock().free(leaf.pfn, size));
         let operations = account.operations();
         let pool = account.pool.lock();
@@ -432,6 +473,27 @@ impl<F: Nested> vm::Memory for View<'_, F> {
     #[cold]
     fn test_call(&mut self, number: u64, args: [u64; 4]) -> i64 {
         self.operate(number, args)
+    }
+
+    fn load_shadow(&mut self, _: &shadow::Registers) -> Hpa {
+        self.shadow.map_or(Hpa::new(0), |shadow| {
+            shadow.load(&self.cpu);
+            shadow.root().start()
+        })
+    }
+
+    #[inline]
+    fn shadow_fault(&mut self, own: &shadow::Registers, at: Gva, access: Access) -> Result<shadow::Outcome, NoMemory> {
+        match self.resolve(own, at, access) {
+            Err(NoMemory) => self.resolve_again(own, at, access),
+            result => result,
+        }
+    }
+
+    fn shadow_invlpg(&mut self, at: Gva) {
+        if let Some(shadow) = self.shadow {
+            shadow.invlpg(&self.cpu, at);
+        }
     }
 }
 

@@ -110,8 +110,9 @@ impl<F: Nested> View<'_, F> {
         self.ram_range(at, PAGE_SIZE).map(|page| page.start)
     }
 
-    /// A page of the guest's that no entry leads to and no processor can use any more is to be given back.
+    /// A page of the guest's that no entry leads to any more is to be given back.
     fn retire(&self, page: Pfn, size: PageSize) {
+        self.forget();
         let env = self.vm.tree.env();
         if let Some(desc) = env.descriptors.get(page.raw() as usize) {
             env.account.retire(desc, size);
@@ -142,6 +143,7 @@ impl<F: Nested> View<'_, F> {
         let at = self.ram_page(at)?;
         let new = self.alloc(PageSize::Size2M)?;
         let copy = |index: usize, leaf: mmu::Leaf| {
+            self.forget();
             // SAFETY: nobody writes the old page, nobody else knows the new one; the direct map covers both.
             unsafe { copy_page(leaf.pfn, new.add(index as u64)) };
         };
@@ -154,8 +156,11 @@ impl<F: Nested> View<'_, F> {
         let at = self.ram_page(at)?;
         let new = self.alloc(PageSize::Size4K)?;
         let replaced = loop {
-            // SAFETY: as in `collapse`.
-            let copy = |old: mmu::Leaf| unsafe { copy_page(old.pfn, new) };
+            let copy = |old: mmu::Leaf| {
+                self.forget();
+                // SAFETY: as in `collapse`.
+                unsafe { copy_page(old.pfn, new) };
+            };
             match self.vm.tree.replace(&self.cpu, at, PageSize::Size4K, new, copy) {
                 Ok(old) => {
                     self.retire(old.pfn, PageSize::Size4K);
@@ -203,6 +208,7 @@ impl<F: Nested> View<'_, F> {
         let (mut set, mut protected) = (Ok(0), 0);
         self.vm.tree.dirty_log(&self.cpu, range.clone(), |page| {
             protected += 1;
+            self.forget();
             let Some(bitmap) = bitmap else { return };
             let first = page.at.raw().max(start);
             let last = (page.at.raw() + page.size.bytes()).min(range.end.raw());

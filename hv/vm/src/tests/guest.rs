@@ -134,7 +134,7 @@ impl Guest {
         let vcpu = TestVcpu::new(control, code_segment(false, true));
         // Tests are short, and so is what they leak.
         let vm: &_ = Box::leak(Box::new(Vm::new(devices, clock.clone(), VCPUS)));
-        let machine = Machine::new(vm, Box::leak(Box::new(Context::new(0, vm, host))), memory);
+        let machine = Machine::new(vm, Box::leak(Box::new(Context::new(0, vm, host, true))), memory);
         let mut guest = Self { vcpu, machine, vm, clock };
         guest.code_at(CODE, code);
         guest

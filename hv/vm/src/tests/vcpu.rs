@@ -195,6 +195,12 @@ impl Vcpu for TestVcpu {
     fn injecting(&self) -> bool {
         self.event.is_some()
     }
+    fn injected_exception(&self) -> Option<u8> {
+        match self.event {
+            Some(Event::Exception(exception)) => Some(exception.vector()),
+            _ => None,
+        }
+    }
     fn request_window(&mut self, wanted: bool) {
         self.window = wanted;
     }

@@ -1,0 +1,169 @@
+//! Page faults of a vCPU whose tables have a shadow, and what changes the shadow.
+
+use crate::exit::{Event, Exception, NestedFault, PageFault};
+use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
+use crate::trouble::{PAGE_FAULT, Trouble};
+use crate::vcpu::Vcpu;
+use core::ops::ControlFlow;
+use devices::{Clock, Sink};
+use emul::Width;
+use emul::mmio::{Bus, Outcome, Place};
+use shadow::{Change, LoadError, Reason};
+use walk::{Access, ErrorCode, Kind, Operands, PhysMem, Privilege};
+
+const DOUBLE_FAULT: u8 = 8;
+
+const EFER_SCE: u64 = 1 << 0;
+const EFER_NXE: u64 = 1 << 11;
+
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+    pub(crate) fn page_fault<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        fault: PageFault,
+        host: &mut impl Host<V>,
+    ) -> ControlFlow<()> {
+        let Some(own) = vcpu.own_paging() else { return ControlFlow::Continue(()) };
+        let access = Self::access(vcpu, fault.error_code());
+        let flow = match self.memory.shadow_fault(own, fault.address(), access) {
+            Ok(shadow::Outcome::Mapped | shadow::Outcome::Retry) => return ControlFlow::Continue(()),
+            Ok(shadow::Outcome::Inject { error_code, address }) => raise_page_fault(vcpu, error_code, address.raw()),
+            Ok(shadow::Outcome::Emulate { gpa, reason: Reason::Mmio }) => {
+                let fault = NestedFault::new(gpa, access.kind == Kind::Write, access.kind == Kind::Fetch, false);
+                if self.context.apic.is_at(gpa.raw()) {
+                    return self.apic_page(vcpu, fault, host);
+                }
+                return self.no_page(vcpu, fault, Resolved::NotMemory);
+            }
+            Ok(shadow::Outcome::Emulate { .. }) => {
+                self.emulate_write(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu))
+            }
+            Ok(shadow::Outcome::Unbacked(_)) => {
+                Flow::Stop(Stop::Unhandled("a page table of the guest's is not in memory"))
+            }
+            Err(shadow::NoMemory) => Flow::Stop(Stop::OutOfMemory),
+        };
+        self.go(flow)
+    }
+
+    /// The access that the processor was refused. At CPL 3 the supervisor's accesses are implicit ones, to which EFLAGS.AC
+    /// makes no difference (Intel SDM vol. 3, section 4.6).
+    fn access<V: Vcpu>(vcpu: &V, error_code: ErrorCode) -> Access {
+        let kind = match () {
+            () if error_code.contains(ErrorCode::WRITE) => Kind::Write,
+            () if error_code.contains(ErrorCode::FETCH) => Kind::Fetch,
+            () => Kind::Read,
+        };
+        let privilege = match Self::privilege(vcpu) {
+            _ if error_code.contains(ErrorCode::USER) => Privilege::User,
+            Privilege::User => Privilege::Supervisor { ac: false },
+            supervisor => supervisor,
+        };
+        Access { kind, privilege }
+    }
+
+    /// Carries out an instruction that writes memory which no entry may make writable.
+    fn emulate_write<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Flow, Trouble> {
+        if vcpu.injecting() {
+            return Ok(Flow::Stop(Stop::Unhandled("the delivery of an event writes memory that has to be emulated")));
+        }
+        let bitness = Self::bitness(vcpu);
+        let instruction = self.decode_mmio(vcpu, bitness)?;
+        let Some(instruction) = instruction else { return Ok(NOT_EMULATED) };
+        let paging = self.paging(vcpu);
+        let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
+        let mut bus = RamBus { operands, linear: instruction.linear(vcpu) };
+        if instruction.execute(vcpu, &mut bus)? == Outcome::Retired {
+            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        }
+        Ok(Flow::Resume)
+    }
+}
+
+const NOT_EMULATED: Flow =
+    Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on memory that it may not simply write"));
+
+/// #PF; after one whose delivery failed #DF, and after that a shutdown (Intel SDM vol. 3, table 6-5). An interrupt whose delivery
+/// failed is lost, as it is on a processor.
+fn raise_page_fault(vcpu: &mut impl Vcpu, error_code: ErrorCode, address: u64) -> Flow {
+    vcpu.set_cr2(address);
+    vcpu.inject(match vcpu.injected_exception() {
+        Some(DOUBLE_FAULT) => return Flow::Stop(Stop::TripleFault),
+        Some(PAGE_FAULT) => Event::DOUBLE_FAULT,
+        _ => Event::Exception(Exception::new(PAGE_FAULT, Some(error_code.bits()))),
+    });
+    Flow::Resume
+}
+
+/// Memory, at the guest's linear addresses.
+struct RamBus<'a, M> {
+    operands: Operands<'a, M>,
+    /// Where the instruction's operand is.
+    linear: addr::Gva,
+}
+
+impl<M> RamBus<'_, M> {
+    const fn address(&self, place: Place) -> addr::Gva {
+        match place {
+            Place::Operand => self.linear,
+            Place::Linear(at) => at,
+        }
+    }
+}
+
+impl<M: PhysMem> Bus for RamBus<'_, M> {
+    type Error = Trouble;
+
+    fn read(&mut self, place: Place, width: Width) -> Result<u64, Trouble> {
+        let mut bytes = [0; 8];
+        self.operands.load(self.address(place), &mut bytes[..width.bytes() as usize])?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), Trouble> {
+        Ok(self.operands.store(self.address(place), &value.to_le_bytes()[..width.bytes() as usize])?)
+    }
+
+    fn compare_exchange(&mut self, place: Place, width: Width, old: u64, new: u64) -> Result<bool, Trouble> {
+        let bytes = width.bytes() as usize;
+        let (old, new) = (old.to_le_bytes(), new.to_le_bytes());
+        Ok(self.operands.compare_exchange(self.address(place), &old[..bytes], &new[..bytes])?)
+    }
+}
+
+/// The guest's own paging registers.
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+    /// Changes them by `write`, and sees to it that the processor and the shadow know.
+    ///
+    /// # Errors
+    /// #GP(0): there can be no such registers.
+    pub(crate) fn write_own_paging<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        write: impl FnOnce(&mut shadow::Registers, &M) -> Result<Change, LoadError>,
+    ) -> Result<(), Event> {
+        let Some(own) = vcpu.own_paging_mut() else { return Ok(()) };
+        let change = write(own, &self.memory).map_err(|_| Event::GENERAL_PROTECTION)?;
+        let root = (change == Change::Context).then(|| self.memory.load_shadow(own));
+        vcpu.apply_paging(root);
+        Ok(())
+    }
+
+    /// They were reset.
+    pub(crate) fn load_own_paging<V: Vcpu>(&mut self, vcpu: &mut V) {
+        if let Some(own) = vcpu.own_paging() {
+            let root = self.memory.load_shadow(own);
+            vcpu.apply_paging(Some(root));
+        }
+    }
+
+    /// EFER, without long mode.
+    #[cold]
+    pub(crate) fn write_own_efer<V: Vcpu>(&mut self, vcpu: &mut V, efer: u64) -> Result<(), Event> {
+        let nxe = if self.context.cpuid.has_nx() { EFER_NXE } else { 0 };
+        if efer & !(EFER_SCE | nxe) != 0 {
+            return Err(Event::GENERAL_PROTECTION);
+        }
+        self.write_own_paging(vcpu, |own, memory| own.write(memory, walk::Controls { efer, ..own.paging().controls }))
+    }
+}

@@ -1,0 +1,130 @@
+//! Control registers and INVLPG of a vCPU whose tables have a shadow.
+
+use crate::exit::Event;
+use crate::machine::{Flow, Machine, Memory};
+use crate::trouble::Trouble;
+use crate::vcpu::Vcpu;
+use devices::{Clock, Sink};
+use emul::system::{self, Decoded, StatusWord, System, write_gpr};
+use emul::{Bitness, DecodeError, Gpr, Width};
+use walk::{Controls, Operands};
+
+const CR0_PE: u64 = 1 << 0;
+const CR0_TS: u64 = 1 << 3;
+const CR0_ET: u64 = 1 << 4;
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+const CR0_PG: u64 = 1 << 31;
+/// PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG: writes of the others have no effect (Intel SDM vol. 3, section 2.5).
+const CR0_DEFINED: u64 = 0xe005_003f;
+/// What LMSW writes.
+const STATUS_WORD: u64 = 0xf;
+
+/// Why an instruction is not carried out.
+enum Refused {
+    Event(Event),
+    Trouble(Trouble),
+}
+
+impl<T: Into<Trouble>> From<T> for Refused {
+    fn from(trouble: T) -> Self {
+        Self::Trouble(trouble.into())
+    }
+}
+
+impl From<Event> for Refused {
+    fn from(event: Event) -> Self {
+        Self::Event(event)
+    }
+}
+
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+    /// The exit tells that there is such an instruction; its bytes tell the rest.
+    pub(crate) fn system<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+        let bitness = Self::bitness(vcpu);
+        let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
+            self.carry_out_system(vcpu, decoded.system)?;
+            vcpu.resume_at(bitness.advance(vcpu.rip(), decoded.length));
+            Ok(Flow::Resume)
+        });
+        match done {
+            Ok(flow) => flow,
+            Err(Refused::Trouble(trouble)) => trouble.tell(vcpu),
+            Err(Refused::Event(event)) => {
+                vcpu.inject(event);
+                Flow::Resume
+            }
+        }
+    }
+
+    fn decode_system<V: Vcpu>(&mut self, vcpu: &V, bitness: Bitness) -> Result<Decoded, Refused> {
+        let at = Self::code_address(vcpu, bitness);
+        match self.first_bytes(vcpu, at).and_then(|first| system::decode_short(first, bitness)) {
+            Some(decoded) => Ok(decoded),
+            None => Ok(system::decode(self.fetch(vcpu, bitness)?.bytes(), bitness)?),
+        }
+    }
+
+    fn carry_out_system<V: Vcpu>(&mut self, vcpu: &mut V, system: System) -> Result<(), Refused> {
+        let Controls { cr0, cr3, cr4, .. } = Self::controls(vcpu);
+        match system {
+            System::Invlpg(page) => self.memory.shadow_invlpg(page.linear(vcpu)),
+            System::WriteCr { cr: 3, from } => {
+                let cr3 = dword(vcpu, from);
+                self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3))?;
+            }
+            System::WriteCr { cr: 0, from } => self.write_cr0(vcpu, dword(vcpu, from))?,
+            System::WriteCr { cr: 4, from } => self.write_cr4(vcpu, dword(vcpu, from))?,
+            System::ReadCr { cr: 0, to } => write_gpr(vcpu, to, Width::Dword, cr0),
+            System::ReadCr { cr: 3, to } => write_gpr(vcpu, to, Width::Dword, cr3),
+            System::ReadCr { cr: 4, to } => write_gpr(vcpu, to, Width::Dword, cr4),
+            System::Clts => self.write_cr0(vcpu, cr0 & !CR0_TS)?,
+            System::Lmsw(from) => {
+                let word = self.status_word(vcpu, from)? & STATUS_WORD;
+                self.write_cr0(vcpu, cr0 & !(STATUS_WORD & !CR0_PE) | word)?;
+            }
+            System::Smsw { to: StatusWord::Register(to), width } => write_gpr(vcpu, to, width, cr0),
+            System::Smsw { to: StatusWord::Memory(to), .. } => {
+                let (paging, at) = (self.paging(vcpu), to.linear(vcpu));
+                let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
+                operands.store(at, &(cr0 as u16).to_le_bytes())?;
+            }
+            System::WriteCr { .. } | System::ReadCr { .. } | System::WriteDr { .. } | System::ReadDr { .. } => {
+                return Err(DecodeError::Unexpected.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// LMSW's operand.
+    fn status_word<V: Vcpu>(&self, vcpu: &V, from: StatusWord) -> Result<u64, Refused> {
+        let at = match from {
+            StatusWord::Register(gpr) => return Ok(vcpu.gpr(gpr)),
+            StatusWord::Memory(at) => at.linear(vcpu),
+        };
+        let (paging, mut word) = (self.paging(vcpu), [0; 2]);
+        Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) }.load(at, &mut word)?;
+        Ok(u16::from_le_bytes(word).into())
+    }
+
+    /// PG needs PE, and NW needs CD (Intel SDM vol. 2, MOV to control registers).
+    fn write_cr0<V: Vcpu>(&mut self, vcpu: &mut V, value: u64) -> Result<(), Refused> {
+        let cr0 = value & CR0_DEFINED | CR0_ET;
+        if cr0 & (CR0_PG | CR0_PE) == CR0_PG || cr0 & (CR0_NW | CR0_CD) == CR0_NW {
+            return Err(Event::GENERAL_PROTECTION.into());
+        }
+        Ok(self.write_own_paging(vcpu, |own, memory| own.write(memory, Controls { cr0, ..own.paging().controls }))?)
+    }
+
+    fn write_cr4<V: Vcpu>(&mut self, vcpu: &mut V, cr4: u64) -> Result<(), Refused> {
+        if cr4 & !self.context.cr4_bits != 0 {
+            return Err(Event::GENERAL_PROTECTION.into());
+        }
+        Ok(self.write_own_paging(vcpu, |own, memory| own.write(memory, Controls { cr4, ..own.paging().controls }))?)
+    }
+}
+
+/// The part of a register that counts outside of long mode.
+fn dword<V: Vcpu>(vcpu: &V, gpr: Gpr) -> u64 {
+    vcpu.gpr(gpr) & Width::Dword.mask()
+}
