@@ -5,87 +5,17 @@
 use core::arch::global_asm;
 use core::mem::{offset_of, size_of};
 
-use crate::boot::Boot;
+use crate::boot::{Boot, EntryState};
 use crate::descriptors::{self, GDT};
 use crate::exit::Verdict;
 use crate::smp::Cpu;
-use crate::{console, interrupts, println};
+use crate::{boot, console, interrupts, println};
 
-/// Page-aligned modules wanted (bit 0), memory map wanted (bit 1), address fields valid (bit 16).
-const HEADER_FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 16;
-/// What the header begins with.
-pub(crate) const HEADER_MAGIC: u32 = 0x1bad_b002;
 const STACK_SIZE: usize = 64 << 10;
 
-/// The processor as the loader left it, taken down by the first instructions.
-#[repr(C)]
-#[derive(Debug)]
-pub struct EntryState {
-    /// EAX: 0x2badb002 from a multiboot loader.
-    pub magic: u32,
-    /// EBX: the address of the multiboot information.
-    pub info: u32,
-    /// EFLAGS.
-    pub eflags: u32,
-    /// CR0.
-    pub cr0: u32,
-    /// CR4.
-    pub cr4: u32,
-    /// The selectors in CS, DS, ES, FS, GS, SS.
-    pub selectors: [u16; 6],
-    /// The first word of the image as read through CS, DS, ES, FS, GS and SS: the multiboot header's magic number where
-    /// the segment's base is 0.
-    pub through: [u32; 6],
-}
-
 global_asm!(
+    base::multiboot_entry!(),
     r#"
-.section .multiboot, "a"
-.balign 4
-multiboot_header:
-    .long {magic}
-    .long {flags}
-    .long -({magic} + {flags})
-    .long multiboot_header
-    .long __image_start
-    .long __load_end
-    .long __image_end
-    .long _start
-
-.section .text.entry, "ax"
-.code32
-.global _start
-_start:
-    mov [entry_state + {in_magic}], eax
-    mov [entry_state + {in_info}], ebx
-    lea esp, [stack_top]
-    pushfd
-    pop dword ptr [entry_state + {in_eflags}]
-    cld
-    mov eax, cr0
-    mov [entry_state + {in_cr0}], eax
-    mov eax, cr4
-    mov [entry_state + {in_cr4}], eax
-
-    mov word ptr [entry_state + {in_selectors} + 0], cs
-    mov word ptr [entry_state + {in_selectors} + 2], ds
-    mov word ptr [entry_state + {in_selectors} + 4], es
-    mov word ptr [entry_state + {in_selectors} + 6], fs
-    mov word ptr [entry_state + {in_selectors} + 8], gs
-    mov word ptr [entry_state + {in_selectors} + 10], ss
-    mov eax, cs:[multiboot_header]
-    mov [entry_state + {in_through} + 0], eax
-    mov eax, ds:[multiboot_header]
-    mov [entry_state + {in_through} + 4], eax
-    mov eax, es:[multiboot_header]
-    mov [entry_state + {in_through} + 8], eax
-    mov eax, fs:[multiboot_header]
-    mov [entry_state + {in_through} + 12], eax
-    mov eax, gs:[multiboot_header]
-    mov [entry_state + {in_through} + 16], eax
-    mov eax, ss:[multiboot_header]
-    mov [entry_state + {in_through} + 20], eax
-
     // The first 4 GiB by 2 MiB pages, present and writable: pml4[0] -> pdpt[0..4] -> pd[0..2048].
     lea eax, [boot_pdpt]
     or eax, 3
@@ -160,8 +90,8 @@ entry_state:
     .skip {state_size}
 .text
 "#,
-    magic = const HEADER_MAGIC,
-    flags = const HEADER_FLAGS,
+    magic = const boot::HEADER_MAGIC,
+    flags = const boot::HEADER_FLAGS,
     in_magic = const offset_of!(EntryState, magic),
     in_info = const offset_of!(EntryState, info),
     in_eflags = const offset_of!(EntryState, eflags),

@@ -33,39 +33,30 @@
 
 pub mod apic;
 pub mod balloon;
-pub mod boot;
 pub mod clock;
-pub mod console;
 pub mod cpuid;
 pub mod descriptors;
 mod entry;
-pub mod exit;
 pub mod fw_cfg;
 pub mod hypercall;
 pub mod interrupts;
-pub mod ktap;
 pub mod msr;
 pub mod paging;
 pub mod pattern;
-pub mod pic;
 pub mod place;
 pub mod port;
 pub mod processor;
 pub mod ram;
-pub mod random;
 pub mod registers;
 pub mod smp;
 pub mod sse;
-pub mod stats;
 pub mod stress;
 pub mod timed;
-pub mod tsc;
-pub mod uart;
 pub mod user;
 
-pub use entry::EntryState;
-
-use core::panic::PanicInfo;
+pub use base::boot::EntryState;
+pub use base::{boot, console, exit, ktap, pic, random, stats, tsc, uart};
+pub use base::{cases, check, check_eq, check_ok, println, skip_unless};
 
 /// Names the function `fn(&Boot) -> Verdict` that the guest runs.
 #[macro_export]
@@ -77,10 +68,4 @@ macro_rules! main {
             $main(boot)
         }
     };
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo) -> ! {
-    println!("Bail out! guest {info}");
-    exit::Verdict::PANICKED.end()
 }

@@ -4,6 +4,8 @@ use core::arch::asm;
 
 use addr::Gva;
 
+pub use base::exit::halt_for_ever;
+
 /// Bits of CR4 that a guest may switch without harm to what it runs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
@@ -113,14 +115,6 @@ pub fn invlpg(page: Gva) {
 pub fn wbinvd() {
     // SAFETY: memory keeps its contents.
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
-}
-
-/// Halts, deaf to interrupts.
-pub fn halt_for_ever() -> ! {
-    loop {
-        // SAFETY: halting does nothing to memory.
-        unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
-    }
 }
 
 /// Spins, deaf to interrupts, in a single instruction.

@@ -2,7 +2,7 @@
 
 use crate::failure::usage;
 use crate::project;
-use crate::toolchain::{TARGET, Toolchain};
+use crate::toolchain::{Target, Toolchain};
 use crate::vectors;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -14,7 +14,7 @@ use std::process::ExitCode;
 /// Checks as well that no instruction of the hypervisor touches floating-point or vector state.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  cargo xtask build\n\nThe images are in target/bare/x86_64-unknown-none/release/: multiboot1 ELF64 files that GRUB and `qemu -kernel` load."
+    after_help = "Example:\n  cargo xtask build\n\nThe images are in target/bare/*/release/: multiboot1 ELF files that GRUB and `qemu -kernel` load."
 )]
 pub(crate) struct Args {}
 
@@ -33,12 +33,14 @@ pub(crate) fn command(_: &Args) -> Result<ExitCode> {
 #[derive(Clone, Debug)]
 pub(crate) struct Images {
     folder: PathBuf,
+    /// 32-bit guests.
+    folder32: PathBuf,
 }
 
 impl Images {
     /// Builds what has changed.
     pub(crate) fn build() -> Result<Self> {
-        Self::build_with(&["--package", "hv", "--package", "guest-tests"])
+        Self::build_with(&["--package", "hv", "--package", "guest-tests"])?.and_guests32()
     }
 
     /// Builds the hypervisor that can be told to leave flushes out, and gives its image. Whoever wants the usual one as well
@@ -52,17 +54,18 @@ impl Images {
 
     /// Builds the guests alone, which is all that is needed to run them without the hypervisor.
     pub(crate) fn build_guests() -> Result<Self> {
-        Self::build_with(&["--package", "guest-tests"])
+        Self::build_with(&["--package", "guest-tests"])?.and_guests32()
+    }
+
+    fn and_guests32(self) -> Result<Self> {
+        build_for(Target::Bits32, &["--package", "guest-tests-32"])?;
+        Ok(self)
     }
 
     fn build_with(arguments: &[&str]) -> Result<Self> {
-        let toolchain = Toolchain::find_or_get()?;
-        let mut cargo = toolchain.cargo("build");
-        cargo.args(["--release", "--bins"]).args(arguments);
-        if !cargo.status().context("can't run cargo")?.success() {
-            bail!("the images could not be built (with {toolchain})");
-        }
-        Ok(Self { folder: project::bare_target().join(TARGET).join("release") })
+        build_for(Target::Bits64, arguments)?;
+        let [folder, folder32] = [Target::Bits64, Target::Bits32].map(release_folder);
+        Ok(Self { folder, folder32 })
     }
 
     pub(crate) fn hv(&self) -> PathBuf {
@@ -71,7 +74,8 @@ impl Images {
 
     /// The image of one of our guests.
     pub(crate) fn guest(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        let is_32_bit = program_names(GUESTS32).is_ok_and(|names| names.iter().any(|guest| guest == name));
+        if is_32_bit { &self.folder32 } else { &self.folder }.join(name)
     }
 
     /// Fails if the hypervisor holds an instruction that touches floating-point or vector state.
@@ -85,13 +89,35 @@ impl Images {
     }
 }
 
-/// The names of our guests: the programs of `guest-tests`.
+fn build_for(target: Target, arguments: &[&str]) -> Result<()> {
+    let toolchain = Toolchain::find_or_get(target)?;
+    let mut cargo = toolchain.cargo("build");
+    cargo.args(["--release", "--bins"]).args(arguments);
+    if !cargo.status().context("can't run cargo")?.success() {
+        bail!("the images could not be built (with {toolchain})");
+    }
+    Ok(())
+}
+
+fn release_folder(target: Target) -> PathBuf {
+    project::bare_target().join(target.name()).join("release")
+}
+
+/// Where the guests' programs are.
+const GUESTS: &str = "guest-tests/src/bin";
+const GUESTS32: &str = "guest-tests/x86-32/src/bin";
+
+/// The names of our guests.
 pub(crate) fn guest_names() -> Result<Vec<String>> {
-    let folder = project::root().join("guest-tests/src/bin");
-    let entries = fs::read_dir(&folder).with_context(|| format!("can't read {}", folder.display()))?;
-    let mut names: Vec<String> = entries.filter_map(|entry| program_name(&entry.ok()?.path())).collect();
+    let mut names = [program_names(GUESTS)?, program_names(GUESTS32)?].concat();
     names.sort();
     Ok(names)
+}
+
+fn program_names(folder: &str) -> Result<Vec<String>> {
+    let folder = project::root().join(folder);
+    let entries = fs::read_dir(&folder).with_context(|| format!("can't read {}", folder.display()))?;
+    Ok(entries.filter_map(|entry| program_name(&entry.ok()?.path())).collect())
 }
 
 fn program_name(path: &Path) -> Option<String> {

@@ -22,7 +22,7 @@ pub(crate) fn command(_: &Args) -> Result<ExitCode> {
     let failed = [
         &["fmt", "--all", "--check"][..],
         &["clippy", "--all-targets", "--", "-D", "warnings"],
-        &["clippy", "--package", "hv", "--package", "guest-tests", "--target", HOST, "--", "-D", "warnings"],
+        &["clippy", "-p", "hv", "-p", "guest-tests", "-p", "guest-tests-32", "--target", HOST, "--", "-D", "warnings"],
     ]
     .into_iter()
     .filter(|arguments| {

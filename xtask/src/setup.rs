@@ -7,7 +7,7 @@ use crate::failure::usage;
 use crate::machine::{bochs, iso, qemu};
 use crate::progress::Step;
 use crate::project;
-use crate::toolchain::Toolchain;
+use crate::toolchain::{Target, Toolchain};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::os::unix::fs::MetadataExt;
@@ -47,7 +47,9 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
         println!("setup: Bochs and GRUB's tools are here");
     }
     if wanted(Part::Toolchain) {
-        println!("setup: images are built with {}", Toolchain::find_or_get()?);
+        for target in [Target::Bits64, Target::Bits32] {
+            println!("setup: images for {} are built with {}", target.name(), Toolchain::find_or_get(target)?);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,5 @@
-//! Finds, or gets, a Rust toolchain that builds for the bare machine (`x86_64-unknown-none`).
+//! Finds, or gets, a Rust toolchain that builds for the bare machine: `x86_64-unknown-none`, and `i586-unknown-linux-musl` for
+//! guests of 32 bits, which has no SSE and of which nothing but `core` is used.
 //!
 //! In this order:
 //! 1. the target's libraries are installed beside the active rustc;
@@ -21,8 +22,30 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The target's name.
-pub(crate) const TARGET: &str = "x86_64-unknown-none";
+/// What images are built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The hypervisor and 64-bit guests.
+    Bits64,
+    /// 32-bit guests.
+    Bits32,
+}
+
+impl Target {
+    /// Its name.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Bits64 => "x86_64-unknown-none",
+            Self::Bits32 => "i586-unknown-linux-musl",
+        }
+    }
+
+    /// The variable by which cargo is told its linker.
+    fn linker_variable(self) -> String {
+        format!("CARGO_TARGET_{}_LINKER", self.name().to_uppercase().replace('-', "_"))
+    }
+}
+
 /// How long `rustup target add` may take.
 const RUSTUP_PATIENCE: Duration = Duration::from_secs(90);
 /// How long its failure is remembered.
@@ -35,6 +58,7 @@ const APT_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 /// A cargo with its rustc, and how they build for the bare machine.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
+    target: Target,
     cargo: PathBuf,
     rustc: PathBuf,
     library: Library,
@@ -60,29 +84,29 @@ impl fmt::Display for Toolchain {
 }
 
 impl Toolchain {
-    /// A toolchain that builds images; gets what is missing where it can.
-    pub(crate) fn find_or_get() -> Result<Self> {
+    /// A toolchain that builds images for `target`; gets what is missing where it can.
+    pub(crate) fn find_or_get(target: Target) -> Result<Self> {
         let active = Compiler::active()?;
-        if active.has_target() {
-            return active.with(Library::Installed);
+        if active.has(target) {
+            return active.with(target, Library::Installed);
         }
         let with_source = Compiler::all_with_source(&active);
-        let pause = FailureMark::new();
+        let pause = FailureMark::new(target);
         if (with_source.is_none() || !pause.is_recent()) && active.is_rustups() {
-            if rustup_target_add(&active) && active.has_target() {
-                return active.with(Library::Installed);
+            if rustup_target_add(&active, target) && active.has(target) {
+                return active.with(target, Library::Installed);
             }
             pause.set();
         }
         if let Some(compiler) = with_source {
-            return compiler.with(Library::BuiltFromSource);
+            return compiler.with(target, Library::BuiltFromSource);
         }
         let apt = setup::apt_install(&APT_PACKAGES);
         match Compiler::all_with_source(&active) {
-            Some(compiler) => compiler.with(Library::BuiltFromSource),
+            Some(compiler) => compiler.with(target, Library::BuiltFromSource),
             None => {
                 let why = apt.err().map(|error| format!(" ({error:#})")).unwrap_or_default();
-                Err(usage(format!("no way to build for {TARGET}{why}; {}", advice())))
+                Err(usage(format!("no way to build for {}{why}; {}", target.name(), advice(target))))
             }
         }
     }
@@ -105,21 +129,22 @@ impl Toolchain {
         ] {
             command.env_remove(variable);
         }
-        command.args([subcommand, "--target", TARGET, "--target-dir"]).arg(project::bare_target());
+        command.args([subcommand, "--target", self.target.name(), "--target-dir"]).arg(project::bare_target());
         if self.library == Library::BuiltFromSource {
             command.env("RUSTC_BOOTSTRAP", "1").arg("-Zbuild-std=core,alloc,compiler_builtins");
             command.arg("-Zbuild-std-features=compiler-builtins-mem");
         }
         if let Some(linker) = &self.linker {
-            command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", linker);
+            command.env(self.target.linker_variable(), linker);
         }
         command
     }
 }
 
-fn advice() -> String {
+fn advice(target: Target) -> String {
     format!(
-        "one of these will do:\n  rustup target add {TARGET}\n  rustup component add rust-src\n  Debian: apt-get install --no-install-recommends {}",
+        "one of these will do:\n  rustup target add {}\n  rustup component add rust-src\n  Debian: apt-get install --no-install-recommends {}",
+        target.name(),
         APT_PACKAGES.join(" ")
     )
 }
@@ -170,8 +195,8 @@ impl Compiler {
         self.sysroot.join("lib/rustlib")
     }
 
-    fn has_target(&self) -> bool {
-        self.rustlib().join(TARGET).join("lib").is_dir()
+    fn has(&self, target: Target) -> bool {
+        self.rustlib().join(target.name()).join("lib").is_dir()
     }
 
     fn has_source(&self) -> bool {
@@ -183,9 +208,9 @@ impl Compiler {
             && project::find_program("rustup").is_some()
     }
 
-    fn with(self, library: Library) -> Result<Toolchain> {
+    fn with(self, target: Target, library: Library) -> Result<Toolchain> {
         let linker = if rust_lld(&self.sysroot).is_some() { None } else { Some(find_linker()?) };
-        Ok(Toolchain { cargo: self.cargo, rustc: self.rustc, library, linker })
+        Ok(Toolchain { target, cargo: self.cargo, rustc: self.rustc, library, linker })
     }
 }
 
@@ -230,11 +255,11 @@ fn find_linker() -> Result<PathBuf> {
 }
 
 /// Whether `rustup target add` did it.
-fn rustup_target_add(active: &Compiler) -> bool {
-    let step = Step::begin(format!("rustup target add {TARGET}"));
+fn rustup_target_add(active: &Compiler, target: Target) -> bool {
+    let step = Step::begin(format!("rustup target add {}", target.name()));
     let toolchain = active.sysroot.file_name().unwrap_or_default();
     let child = Command::new("rustup")
-        .args(["target", "add", TARGET, "--toolchain"])
+        .args(["target", "add", target.name(), "--toolchain"])
         .arg(toolchain)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -263,8 +288,8 @@ fn rustup_target_add(active: &Compiler) -> bool {
 struct FailureMark(PathBuf);
 
 impl FailureMark {
-    fn new() -> Self {
-        Self(project::bare_target().join("rustup-target-add.failed"))
+    fn new(target: Target) -> Self {
+        Self(project::bare_target().join(format!("rustup-target-add-{}.failed", target.name())))
     }
 
     fn is_recent(&self) -> bool {

@@ -29,6 +29,8 @@ pub(crate) enum Pages {
 pub(crate) enum Paging {
     /// By EPT or NPT
     Nested,
+    /// By shadow tables that are dropped at each load of CR3: 32-bit guests alone
+    Vtlb,
 }
 
 /// The hypervisor's image, and the words of its command line that are not about a guest.

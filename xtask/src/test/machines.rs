@@ -209,6 +209,7 @@ impl Job {
         let guest = Guest {
             modules: modules.collect::<Result<_>>()?,
             pages: row.pages,
+            paging: row.paging,
             vcpus: row.vcpus,
             ..Guest::new(Image::new(image, words))
         };

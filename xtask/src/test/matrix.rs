@@ -4,7 +4,7 @@ use super::images::Change;
 use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
-use crate::trial::Pages;
+use crate::trial::{Pages, Paging};
 use crate::verdict::Verdict;
 use std::time::Duration;
 
@@ -109,6 +109,7 @@ pub(super) struct Row {
     /// Files of these contents, with strings that say so.
     pub(super) modules: &'static [&'static [u8]],
     pub(super) pages: Pages,
+    pub(super) paging: Paging,
     /// Words for the hypervisor.
     pub(super) hv_words: &'static str,
     /// The one host that the row is about, if it is about one.
@@ -141,6 +142,7 @@ const USUAL: Row = Row {
     beside: None,
     modules: &[],
     pages: Pages::Large,
+    paging: Paging::Nested,
     hv_words: "",
     only: None,
     except: None,
@@ -197,10 +199,23 @@ const fn hang_limit(name: &'static str, host: &'static str) -> Row {
     Row { name, source: Source::Guest("hang"), only: Some(host), hypervised, ..ENDLESS }
 }
 
+/// A 32-bit guest, on Bochs with fewer things to try.
+const fn guest32(guest: &'static str, bochs_words: &'static str) -> Row {
+    Row { name: guest, source: Source::Guest(guest), bochs_words: Some(bochs_words), ..LONG }
+}
+
+/// The same without nested paging.
+const fn shadowed(name: &'static str, row: Row) -> Row {
+    Row { name, paging: Paging::Vtlb, alone: None, ..row }
+}
+
 /// One of Bochs's processors; see its documentation for what each lacks.
 const fn model(name: &'static str, host: &'static str, model: &'static str, hypervised: Expected) -> Row {
     Row { name, only: Some(host), cpu: Some(model), hypervised, alone: None, ..USUAL }
 }
+
+/// Each eleventh of the combinations on Bochs: a number that has nothing to do with how they are numbered.
+const ACCESS32: Row = guest32("access32", "step=11");
 
 pub(super) const ROWS: &[Row] = &[
     Row { name: "smoke", ..USUAL },
@@ -238,6 +253,8 @@ pub(super) const ROWS: &[Row] = &[
     stress("ipi-storm"),
     stress("timer-storm"),
     stress("oom"),
+    ACCESS32,
+    Row { only: Some("qemu-svm"), ..shadowed("access32-vtlb", ACCESS32) },
     Row {
         name: "oom-die",
         source: Source::Guest("oom"),

@@ -31,7 +31,7 @@ impl fmt::Write for Console {
 }
 
 /// Programs the UART.
-pub(crate) fn init() {
+pub fn init() {
     uart::init();
 }
 

@@ -10,7 +10,87 @@ use core::str::{self, SplitAsciiWhitespace};
 
 use addr::{Gfn, Gpa};
 
-use crate::entry::EntryState;
+/// What the image's header begins with.
+pub const HEADER_MAGIC: u32 = 0x1bad_b002;
+/// Page-aligned modules wanted (bit 0), memory map wanted (bit 1), address fields valid (bit 16).
+pub const HEADER_FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 16;
+
+/// The processor as the loader left it, taken down by the first instructions.
+#[repr(C)]
+#[derive(Debug)]
+pub struct EntryState {
+    /// EAX: 0x2badb002 from a multiboot loader.
+    pub magic: u32,
+    /// EBX: the address of the multiboot information.
+    pub info: u32,
+    /// EFLAGS.
+    pub eflags: u32,
+    /// CR0.
+    pub cr0: u32,
+    /// CR4.
+    pub cr4: u32,
+    /// The selectors in CS, DS, ES, FS, GS, SS.
+    pub selectors: [u16; 6],
+    /// The first word of the image as read through CS, DS, ES, FS, GS and SS: the multiboot header's magic number where
+    /// the segment's base is 0.
+    pub through: [u32; 6],
+}
+
+/// The multiboot header and the first instructions, for `global_asm!`: `_start` takes the processor's state down in
+/// `entry_state`, sets ESP to `stack_top` and goes on with what follows. Operands: `magic`, `flags`, and `in_NAME`, the offset
+/// of each field of [`EntryState`].
+#[macro_export]
+macro_rules! multiboot_entry {
+    () => {
+        r#"
+.section .multiboot, "a"
+.balign 4
+multiboot_header:
+    .long {magic}
+    .long {flags}
+    .long -({magic} + {flags})
+    .long multiboot_header
+    .long __image_start
+    .long __load_end
+    .long __image_end
+    .long _start
+
+.section .text.entry, "ax"
+.code32
+.global _start
+_start:
+    mov [entry_state + {in_magic}], eax
+    mov [entry_state + {in_info}], ebx
+    lea esp, [stack_top]
+    pushfd
+    pop dword ptr [entry_state + {in_eflags}]
+    cld
+    mov eax, cr0
+    mov [entry_state + {in_cr0}], eax
+    mov eax, cr4
+    mov [entry_state + {in_cr4}], eax
+
+    mov word ptr [entry_state + {in_selectors} + 0], cs
+    mov word ptr [entry_state + {in_selectors} + 2], ds
+    mov word ptr [entry_state + {in_selectors} + 4], es
+    mov word ptr [entry_state + {in_selectors} + 6], fs
+    mov word ptr [entry_state + {in_selectors} + 8], gs
+    mov word ptr [entry_state + {in_selectors} + 10], ss
+    mov eax, cs:[multiboot_header]
+    mov [entry_state + {in_through} + 0], eax
+    mov eax, ds:[multiboot_header]
+    mov [entry_state + {in_through} + 4], eax
+    mov eax, es:[multiboot_header]
+    mov [entry_state + {in_through} + 8], eax
+    mov eax, fs:[multiboot_header]
+    mov [entry_state + {in_through} + 12], eax
+    mov eax, gs:[multiboot_header]
+    mov [entry_state + {in_through} + 16], eax
+    mov eax, ss:[multiboot_header]
+    mov [entry_state + {in_through} + 20], eax
+"#
+    };
+}
 
 /// What EAX holds after a multiboot loader.
 pub const LOADER_MAGIC: u32 = 0x2bad_b002;
@@ -112,7 +192,7 @@ pub struct Module {
 
 impl Boot {
     /// What `entry`'s registers tell of.
-    pub(crate) fn new(entry: &'static EntryState) -> Result<Self, BootError> {
+    pub fn new(entry: &'static EntryState) -> Result<Self, BootError> {
         if entry.magic != LOADER_MAGIC {
             return Err(BootError::Magic(entry.magic));
         }
@@ -208,7 +288,7 @@ impl Boot {
     }
 
     /// Whether the frame holds some of the image, of this information, or of a module.
-    pub(crate) fn is_in_use(&self, gfn: Gfn) -> bool {
+    pub fn is_in_use(&self, gfn: Gfn) -> bool {
         let (start, end) = (gfn.start().raw(), gfn.add(1).start().raw());
         self.in_use.ranges().any(|range| range.start < end && start < range.end)
     }

@@ -62,7 +62,7 @@ pub fn in_service() -> u8 {
 }
 
 /// The end of `line`'s interrupt.
-pub(crate) fn end_of_interrupt(line: u8) {
+pub fn end_of_interrupt(line: u8) {
     if line >= 8 {
         port::write8(COMMAND[1], OCW2_EOI);
     }

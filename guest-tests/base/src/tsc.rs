@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 /// The counter after all earlier instructions are done: LFENCE, RDTSC. For comparing with an earlier reading; spans are
-/// measured in [`crate::timed`], without the fence, for the exit in between orders them by itself.
+/// measured in `timed`, without the fence, for the exit in between orders them by itself.
 pub fn read() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: it has no effect but on these registers.

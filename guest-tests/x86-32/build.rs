@@ -1,0 +1,13 @@
+//! Gives the bare-metal images their linker script.
+
+use std::env;
+use std::path::Path;
+
+fn main() {
+    let script = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("../../linker/guest.ld");
+    println!("cargo:rerun-if-changed={}", script.display());
+    // On a host target the images are only checked, never linked.
+    if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86") {
+        println!("cargo:rustc-link-arg-bins=-T{}", script.display());
+    }
+}

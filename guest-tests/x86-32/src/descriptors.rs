@@ -1,0 +1,89 @@
+//! The GDT, the IDT, and the TSS.
+//!
+//! The tables are arrays of atomics: the processor reads them, and writes their accessed and busy bits, behind the
+//! compiler's back.
+
+use core::arch::asm;
+use core::mem::size_of;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Selector of the flat code segment.
+pub(crate) const CODE: u16 = 0x08;
+/// Selector of the flat data segment.
+pub(crate) const DATA: u16 = 0x10;
+/// Selector of user mode's data segment, with RPL 3.
+pub(crate) const USER_DATA: u16 = 0x18 | 3;
+/// Selector of user mode's code segment, with RPL 3.
+pub(crate) const USER_CODE: u16 = 0x20 | 3;
+const TSS_SELECTOR: u16 = 0x28;
+
+pub(crate) type Gdt = [AtomicU64; 6];
+
+/// Accessed bits are set from the start, so that the processor has nothing to write when it loads a selector.
+pub(crate) static GDT: Gdt = [
+    AtomicU64::new(0),
+    AtomicU64::new(0x00cf_9b00_0000_ffff),
+    AtomicU64::new(0x00cf_9300_0000_ffff),
+    AtomicU64::new(0x00cf_f300_0000_ffff),
+    AtomicU64::new(0x00cf_fb00_0000_ffff),
+    AtomicU64::new(0),
+];
+
+/// The 32-bit TSS (Intel SDM vol. 3, figure 8-2).
+static TSS: [AtomicU32; 26] = [const { AtomicU32::new(0) }; 26];
+const TSS_ESP0: usize = 1;
+const TSS_SS0: usize = 2;
+/// High half: offset of the I/O permission bitmap, past the limit for none.
+const TSS_IOMAP: usize = 25;
+
+#[repr(C, align(16))]
+struct Stack([AtomicU32; 4096]);
+/// What exceptions of user mode run on.
+static INTERRUPT_STACK: Stack = Stack([const { AtomicU32::new(0) }; 4096]);
+
+static IDT: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+
+/// Who may raise a vector by INT n.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GateDpl {
+    Kernel,
+    User,
+}
+
+/// The operand of LGDT and LIDT.
+#[repr(C, packed)]
+struct TablePointer {
+    limit: u16,
+    base: u32,
+}
+
+/// Completes the GDT (the entry code runs on it already) and loads the TSS.
+pub(crate) fn init() {
+    TSS[TSS_ESP0].store(INTERRUPT_STACK.0.as_ptr_range().end as u32, Relaxed);
+    TSS[TSS_SS0].store(DATA.into(), Relaxed);
+    TSS[TSS_IOMAP].store((size_of::<[AtomicU32; 26]>() as u32) << 16, Relaxed);
+    let (base, limit) = (TSS.as_ptr() as u64, size_of::<[AtomicU32; 26]>() as u64 - 1);
+    let available_tss = 0x89 << 40;
+    let descriptor = limit | (base & 0xff_ffff) << 16 | available_tss | (base >> 24 & 0xff) << 56;
+    GDT[usize::from(TSS_SELECTOR / 8)].store(descriptor, Relaxed);
+    // SAFETY: the selector's descriptor was just made and names a TSS that lives for ever. No `nomem`: the processor
+    // reads the descriptor and sets its busy bit.
+    unsafe { asm!("ltr {0:x}", in(reg) TSS_SELECTOR, options(nostack, preserves_flags)) };
+}
+
+/// Points `vector` at `handler`, by an interrupt gate.
+pub(crate) fn set_gate(vector: usize, handler: u32, dpl: GateDpl) {
+    let present_interrupt_gate = match dpl {
+        GateDpl::Kernel => 0x8e << 40,
+        GateDpl::User => 0xee << 40,
+    };
+    let (handler, code) = (u64::from(handler), u64::from(CODE));
+    IDT[vector].store(handler & 0xffff | code << 16 | present_interrupt_gate | (handler >> 16) << 48, Relaxed);
+}
+
+/// Loads the IDT.
+pub(crate) fn load_idt() {
+    let pointer = TablePointer { limit: size_of::<[AtomicU64; 256]>() as u16 - 1, base: IDT.as_ptr() as u32 };
+    // SAFETY: the table lives for ever, and no gate in it leads anywhere but to the handlers of `interrupts`.
+    unsafe { asm!("lidt [{}]", in(reg) &raw const pointer, options(nostack, preserves_flags)) };
+}

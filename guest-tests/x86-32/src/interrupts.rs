@@ -1,0 +1,178 @@
+//! Exceptions that tests expect.
+
+use core::arch::{global_asm, naked_asm};
+use core::cell::Cell;
+use core::mem::offset_of;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+
+use base::pic;
+
+use crate::descriptors::{self, GateDpl};
+use crate::processor;
+
+/// What the stubs leave on the stack: the registers they save (PUSHAD), the vector they add, the frame that the processor wrote.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// EDI, ESI, EBP, ESP (of no use), EBX, EDX, ECX, EAX.
+    pub registers: [u32; 8],
+    /// The vector.
+    pub vector: u32,
+    /// The error code; 0 for vectors without one.
+    pub error: u32,
+    /// EIP: of the instruction itself for faults, of the next for traps and interrupts.
+    pub eip: u32,
+    /// CS.
+    pub cs: u32,
+    /// EFLAGS.
+    pub eflags: u32,
+}
+
+/// An exception that was expected.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// The interrupted state.
+    pub frame: Frame,
+    /// CR2, as it was in the handler.
+    pub cr2: u32,
+}
+
+/// General protection.
+pub const GENERAL_PROTECTION: u32 = 13;
+/// Page fault.
+pub const PAGE_FAULT: u32 = 14;
+/// A vector for INT n, which user mode may raise, too.
+pub const SOFTWARE: u32 = 0x80;
+
+global_asm!(
+    r#"
+.text
+// 256 stubs of 16 bytes: an error code where the processor pushes none, and the vector.
+.balign 16
+interrupt_stubs:
+.set vector, 0
+.rept 256
+    .balign 16
+    .if (vector != 8) & ((vector < 10) | (vector > 14)) & (vector != 17) & (vector != 21) & (vector != 29) & (vector != 30)
+    pushl $0
+    .endif
+    pushl $vector
+    jmp interrupt_common
+    .set vector, vector + 1
+.endr
+
+// The stack is taken as it is: `dispatch` needs no alignment. Its answer is where to go on, if not where it was.
+interrupt_common:
+    pushal
+    cld
+    movl %esp, %eax
+    pushl %eax
+    call {dispatch}
+    addl $4, %esp
+    testl %eax, %eax
+    jnz 2f
+    popal
+    addl $8, %esp
+    iretl
+2:  movl {esp}(%eax), %esp
+    jmpl *{eip}(%eax)
+"#,
+    dispatch = sym dispatch,
+    esp = const offset_of!(Recovery, esp),
+    eip = const offset_of!(Recovery, eip),
+    options(att_syntax)
+);
+
+const STUB_SIZE: u32 = 16;
+
+unsafe extern "C" {
+    safe static interrupt_stubs: u8;
+}
+
+/// Builds and loads the IDT, and masks all lines of the 8259s: firmware leaves the clock's open.
+pub(crate) fn init() {
+    pic::init();
+    let first = &raw const interrupt_stubs as u32;
+    for vector in 0..256 {
+        let dpl = if vector == SOFTWARE { GateDpl::User } else { GateDpl::Kernel };
+        descriptors::set_gate(vector as usize, first + vector * STUB_SIZE, dpl);
+    }
+    descriptors::load_idt();
+}
+
+/// Where to go on after an expected exception, and what it was.
+#[repr(C)]
+struct Recovery {
+    esp: Cell<u32>,
+    eip: Cell<u32>,
+    fault: Cell<Option<Fault>>,
+}
+
+/// The recovery of the `expect_fault` that runs.
+static RECOVERY: AtomicPtr<Recovery> = AtomicPtr::new(ptr::null_mut());
+
+/// Runs `body`, and the exception or software interrupt that ended it if there was one. What `body` owns is then not
+/// dropped.
+pub fn expect_fault<F: FnOnce()>(body: F) -> Option<Fault> {
+    extern "C" fn call<F: FnOnce()>(body: &mut Option<F>) {
+        if let Some(body) = body.take() {
+            body();
+        }
+    }
+    let recovery = Recovery { esp: Cell::new(0), eip: Cell::new(0), fault: Cell::new(None) };
+    let mut body = Some(body);
+    RECOVERY.store((&raw const recovery).cast_mut(), Relaxed);
+    // SAFETY: `call` gets the pointer that it takes. It may be left by the handler's jump back, over frames of `body`
+    // and of this library only, none of which has to be unwound; the callee-saved registers are restored either way.
+    unsafe { call_recoverably(call::<F> as *const (), (&raw mut body).cast(), &recovery) };
+    RECOVERY.store(ptr::null_mut(), Relaxed);
+    recovery.fault.get()
+}
+
+/// Calls `function(argument)`. A jump to `recovery.eip` with `recovery.esp` returns from here, with kernel segments.
+#[unsafe(naked)]
+unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), recovery: &Recovery) {
+    naked_asm!(
+        "push ebx",
+        "push ebp",
+        "push esi",
+        "push edi",
+        "pushfd",
+        // Arguments are behind five pushes and the return address.
+        "mov eax, [esp + 24]",
+        "mov ecx, [esp + 28]",
+        "mov edx, [esp + 32]",
+        "mov [edx + {esp}], esp",
+        "mov dword ptr [edx + {eip}], offset recovered",
+        "sub esp, 8",
+        "push ecx",
+        "call eax",
+        "add esp, 12",
+        "recovered:",
+        "mov eax, {data}",
+        "mov ds, eax",
+        "mov es, eax",
+        "popfd",
+        "pop edi",
+        "pop esi",
+        "pop ebp",
+        "pop ebx",
+        "ret",
+        esp = const offset_of!(Recovery, esp),
+        eip = const offset_of!(Recovery, eip),
+        data = const descriptors::DATA,
+    )
+}
+
+extern "C" fn dispatch(frame: &Frame) -> *const Recovery {
+    let fault = Fault { frame: *frame, cr2: processor::cr2() };
+    // Taken, so that an exception in between is not taken for the expected one.
+    let recovery = RECOVERY.swap(ptr::null_mut(), Relaxed);
+    // SAFETY: not null, it is the recovery in a frame of `expect_fault` that still runs.
+    let Some(expected) = (unsafe { recovery.as_ref() }) else {
+        panic!("unexpected exception: {fault:x?}");
+    };
+    expected.fault.set(Some(fault));
+    recovery
+}

@@ -1,0 +1,31 @@
+//! What a 32-bit guest is made of: an image that boots by multiboot1 on the bare machine, under this hypervisor and under any
+//! other, reports in KTAP on COM1 and ends by the debug-exit port. `guest`, for 64 bits, has an example.
+//!
+//! A guest starts with one processor, in protected mode without paging, interrupts off, and a handler for each of the 256
+//! vectors. All of its segments are flat, so addresses are linear, and [`paging`] maps the first 64 MiB one to one wherever it
+//! is on: memory is what tests reach by [`memory`], above the image, which no Rust object has.
+#![no_std]
+
+mod descriptors;
+mod entry;
+pub mod interrupts;
+pub mod memory;
+pub mod paging;
+pub mod processor;
+mod runtime;
+pub mod user;
+
+pub use base::{boot, console, exit, ktap, port, random, stats, tsc};
+pub use base::{cases, check, check_eq, check_ok, println, skip_unless};
+
+/// Names the function `fn(&Boot) -> Verdict` that the guest runs.
+#[macro_export]
+macro_rules! main {
+    ($main:path) => {
+        // SAFETY: the library declares this symbol with this signature, and nothing else defines it.
+        #[unsafe(no_mangle)]
+        extern "Rust" fn guest_main(boot: &$crate::boot::Boot) -> $crate::exit::Verdict {
+            $main(boot)
+        }
+    };
+}

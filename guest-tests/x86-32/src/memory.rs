@@ -1,0 +1,90 @@
+//! Memory above the image, which tests map, read and write at will.
+
+use core::arch::asm;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Where it begins: at a large page of either kind, behind image and modules.
+pub const START: u32 = 8 << 20;
+/// Where it ends: a guest has 64 MiB, unless told otherwise.
+pub const END: u32 = 48 << 20;
+
+/// A page of it, to be read and written by physical address: without paging, or in the map that is one to one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Page(u32);
+
+impl Page {
+    /// The page at `address`.
+    pub fn new(address: u32) -> Self {
+        assert!(address.is_multiple_of(4096) && (START..END).contains(&address), "{address:#x} is no free page");
+        Self(address)
+    }
+
+    /// Its physical address.
+    pub const fn address(self) -> u32 {
+        self.0
+    }
+
+    /// A doubleword of it.
+    pub fn dword(self, index: usize) -> &'static AtomicU32 {
+        assert!(index < 1024);
+        // SAFETY: above the image and below the end of RAM there is no Rust object but such atomics.
+        unsafe { &*ptr::with_exposed_provenance(self.0 as usize + 4 * index) }
+    }
+
+    /// A quadword of it.
+    pub fn qword(self, index: usize) -> &'static AtomicU64 {
+        assert!(index < 512);
+        // SAFETY: as above.
+        unsafe { &*ptr::with_exposed_provenance(self.0 as usize + 8 * index) }
+    }
+
+    /// Fills it with zeroes.
+    pub fn clear(self) {
+        (0..1024).for_each(|index| self.dword(index).store(0, Relaxed));
+    }
+
+    /// Copies `bytes` to `offset`.
+    pub fn write(self, offset: usize, bytes: &[u8]) {
+        for (index, &byte) in bytes.iter().enumerate() {
+            let (dword, shift) = (self.dword((offset + index) / 4), (offset + index) % 4 * 8);
+            dword.store(dword.load(Relaxed) & !(0xff << shift) | u32::from(byte) << shift, Relaxed);
+        }
+    }
+}
+
+/// Pages of it that nobody has, one after the other.
+pub struct Pages(u32);
+
+impl Pages {
+    /// From `start` on.
+    pub const fn from(start: u32) -> Self {
+        Self(start)
+    }
+
+    /// The next page, cleared.
+    pub fn take(&mut self) -> Page {
+        let page = Page::new(self.0);
+        self.0 += 4096;
+        page.clear();
+        page
+    }
+}
+
+/// Reads four bytes at a linear address, by one instruction.
+pub fn load(linear: u32) {
+    // SAFETY: it only reads.
+    unsafe { asm!("mov {0:e}, [{0:e}]", inout(reg) linear => _, options(nostack, preserves_flags, readonly)) };
+}
+
+/// Writes four bytes at a linear address that leads to free memory, or nowhere.
+pub fn store(linear: u32, value: u32) {
+    // SAFETY: there is no Rust object that this could write.
+    unsafe { asm!("mov [{0:e}], {1:e}", in(reg) linear, in(reg) value, options(nostack, preserves_flags)) };
+}
+
+/// Calls what is at a linear address: RET.
+pub fn call(linear: u32) {
+    // SAFETY: it comes back at once, having changed nothing, or faults.
+    unsafe { asm!("call {0:e}", in(reg) linear) };
+}
