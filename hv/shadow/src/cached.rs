@@ -52,8 +52,10 @@ struct State {
     writable: Chains<Place>,
     /// Counts loads.
     clock: u64,
-    /// How often guest memory was given other frames.
-    forgotten: u64,
+    /// How often somebody began to change the frames of guest memory.
+    suspensions: u64,
+    /// Who is at it.
+    suspended: u32,
     views: usize,
 }
 
@@ -126,7 +128,15 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let writable = Chains::new(notes.saturating_mul(4))?;
         let mut shadow = Self {
             trees: Vec::new(),
-            state: Mutex::new(State { owners: Vec::new(), tables, writable, clock: 0, forgotten: 0, views: 0 }),
+            state: Mutex::new(State {
+                owners: Vec::new(),
+                tables,
+                writable,
+                clock: 0,
+                suspensions: 0,
+                suspended: 0,
+                views: 0,
+            }),
             counters: Counters::new(),
         };
         for env in envs {
@@ -147,17 +157,17 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         Ok(())
     }
 
-    /// A vCPU's view.
+    /// The view of a vCPU that starts, without paging.
     ///
     /// # Errors
     /// [`NoMemory`]: there are as many views as trees.
-    pub fn view(&self, cpu: &Cpu<'_, E::Platform>, registers: &Registers) -> Result<View, NoMemory> {
+    pub fn view(&self, cpu: &Cpu<'_, E::Platform>) -> Result<View, NoMemory> {
         let mut state = self.state.lock();
         if state.views == self.trees.len() {
             return Err(NoMemory);
         }
         state.views += 1;
-        let tree = AtomicUsize::new(self.enter(cpu, &mut state, registers.context()));
+        let tree = AtomicUsize::new(self.enter(cpu, &mut state, Context::UNPAGED));
         Ok(View { tree })
     }
 
@@ -245,12 +255,18 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         });
     }
 
-    /// Guest memory has got other frames, or other rights to them: no processor uses what it had before when this returns.
-    /// Software may still be reading it, until a grace period from now has ended.
-    pub fn forget(&self, cpu: &Cpu<'_, E::Platform>) {
+    /// Guest memory is about to get other frames, or other rights to them: when this returns no processor uses any, nor will
+    /// until [`resume`](Self::resume). Software may still be reading them, until a grace period from now has ended.
+    pub fn suspend(&self, cpu: &Cpu<'_, E::Platform>) {
         let mut state = self.state.lock();
-        state.forgotten += 1;
+        state.suspensions += 1;
+        state.suspended += 1;
         self.drop_all(cpu, &mut state);
+    }
+
+    /// What [`suspend`](Self::suspend) was called for is done.
+    pub fn resume(&self) {
+        self.state.lock().suspended -= 1;
     }
 
     /// The vCPU met a page fault at `gva`.
@@ -287,7 +303,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         page: &Resolved,
         write: bool,
     ) -> Result<Outcome, NoMemory> {
-        let forgotten = self.state.lock().forgotten;
+        let suspensions = self.state.lock().suspensions;
         let backing = mem.backing(page.gpa, write)?;
         let mut state = self.state.lock();
         let noted = page.steps.as_slice().iter().try_for_each(|step| self.note_table(cpu, &mut state, at, mode, step));
@@ -295,7 +311,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
             return Ok(self.empty(cpu, &mut state));
         }
         let changed = page.steps.as_slice().iter().any(|step| read(mem, mode, step.at) != Some(step.entry));
-        if changed || state.forgotten != forgotten {
+        if changed || state.suspended != 0 || state.suspensions != suspensions {
             return Ok(Outcome::Retry);
         }
         let (backing, mut rights) = match page.entry(backing, write) {

@@ -14,7 +14,7 @@
 //! | MOV to CR0 or CR4, WRMSR of EFER | [`Registers::write`], then `load` if that gives [`Change::Context`] |
 //! | INVLPG | `invlpg` |
 //! | software writes guest memory ([`Shadow`] alone) | `written`, when the bytes are there |
-//! | guest memory loses or changes its frames | `forget`, when the new frames are what [`Memory::backing`] tells |
+//! | guest memory is to lose or to change its frames | `suspend` before, `resume` when the new ones are what [`Memory::backing`] tells |
 //!
 //! What becomes of a fault is an [`Outcome`]. Only frames can be missing, and then [`NoMemory`] says so, everything is as
 //! before, and the fault may be tried again.

@@ -42,6 +42,11 @@ pub(crate) struct Context {
     root: [u64; 4],
 }
 
+impl Context {
+    /// Of a vCPU without paging.
+    pub(crate) const UNPAGED: Self = Self { cr0: 0, cr4: 0, nxe: false, root: [0; 4] };
+}
+
 /// What a write of a register has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the shadow has to be told of a new context"]
@@ -135,7 +140,7 @@ impl Registers {
     pub(crate) fn context(&self) -> Context {
         let Controls { cr0, cr3, cr4, efer } = self.paging.controls;
         if cr0 & CR0_PG == 0 {
-            return Context { cr0: 0, cr4: 0, nxe: false, root: [0; 4] };
+            return Context::UNPAGED;
         }
         let root = self.paging.pdptes.unwrap_or([cr3 & CR3_FRAME, 0, 0, 0]);
         Context { cr0: cr0 & MEANING_CR0, cr4: cr4 & MEANING_CR4, nxe: efer & EFER_NXE != 0, root }

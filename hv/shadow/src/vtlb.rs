@@ -14,16 +14,18 @@ pub(crate) const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
 /// The largest page that a 32-bit guest has: what an INVLPG drops at most.
 const REGION: u64 = PageSize::Size4M.bytes();
 const REGIONS: usize = (1 << 32) / REGION as usize;
+/// One in the upper half of [`Vtlb::suspended`].
+const BEGUN: u64 = 1 << 32;
 
 /// One vCPU's shadow: pages that it used since its last load of CR3, in a tree of its own.
 ///
-/// Its vCPU calls it, but for [`forget`](Self::forget). It has to be ended by [`free`](Self::free).
+/// Its vCPU calls it, but for [`suspend`](Self::suspend) and [`resume`](Self::resume). It has to be ended by [`free`](Self::free).
 pub struct Vtlb<E: Env<Format = Pae<Gva>>> {
     tree: Tree<E>,
     /// Regions, a bit each, where an entry stands for a large page of the guest's, or for a piece of one.
     large: [AtomicU64; REGIONS / 64],
-    /// How often guest memory was given other frames.
-    forgotten: AtomicU64,
+    /// Who is changing the frames of guest memory, in the lower half, and how often somebody began to, in the upper.
+    suspended: AtomicU64,
     counters: Counters,
 }
 
@@ -36,7 +38,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         Ok(Self {
             tree: Tree::new(env, caps)?,
             large: core::array::from_fn(|_| AtomicU64::new(0)),
-            forgotten: AtomicU64::new(0),
+            suspended: AtomicU64::new(0),
             counters: Counters::new(),
         })
     }
@@ -72,13 +74,18 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         self.zap(cpu, around(gva, size));
     }
 
-    /// Guest memory has got other frames, or other rights to them: no processor uses what it had before when this returns.
-    /// Software may still be reading it, until a grace period from now has ended.
-    pub fn forget(&self, cpu: &Cpu<'_, E::Platform>) {
-        self.forgotten.fetch_add(1, Ordering::Relaxed);
+    /// Guest memory is about to get other frames, or other rights to them: when this returns no processor uses any, nor will
+    /// until [`resume`](Self::resume). Software may still be reading them, until a grace period from now has ended.
+    pub fn suspend(&self, cpu: &Cpu<'_, E::Platform>) {
+        self.suspended.fetch_add(BEGUN | 1, Ordering::Relaxed);
         // See `install`.
         fence(Ordering::SeqCst);
         self.drop_all(cpu);
+    }
+
+    /// What [`suspend`](Self::suspend) was called for is done.
+    pub fn resume(&self) {
+        self.suspended.fetch_sub(1, Ordering::Release);
     }
 
     /// The vCPU met a page fault at `gva`.
@@ -112,7 +119,10 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
     ) -> Result<Outcome, NoMemory> {
         let Resolved { gpa, size, .. } = page;
         let write = access.kind == Kind::Write;
-        let forgotten = self.forgotten.load(Ordering::Acquire);
+        let suspended = self.suspended.load(Ordering::Acquire);
+        if suspended % BEGUN != 0 {
+            return Ok(Outcome::Retry);
+        }
         let (backing, rights) = match page.entry(mem.backing(gpa, write)?, write) {
             Ok(entry) => entry,
             Err(outcome) => return Ok(outcome),
@@ -123,7 +133,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         }
         loop {
             match self.tree.fault(cpu.read(), gva, size.min(backing.size)) {
-                Ok(Fault::Room(room)) => return self.install(cpu, room, Leaf::new(backing.pfn, rights), forgotten),
+                Ok(Fault::Room(room)) => return self.install(cpu, room, Leaf::new(backing.pfn, rights), suspended),
                 Ok(Fault::Present(found)) if found.hpa.frame() == backing.pfn && found.leaf.rights == rights => {
                     return Ok(Outcome::Mapped);
                 }
@@ -134,14 +144,14 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         }
     }
 
-    /// Maps the page, of whatever size the room is. Should a [`forget`](Self::forget) have come since the frame was asked for,
-    /// either it sees the entry, or it is seen here: each side writes, fences, and reads what the other writes.
+    /// Maps the page, of whatever size the room is. Should a [`suspend`](Self::suspend) have come since the frame was asked
+    /// for, either it sees the entry, or it is seen here: each side writes, fences, and reads what the other writes.
     fn install(
         &self,
         cpu: &Cpu<'_, E::Platform>,
         room: Room<'_, E>,
         leaf: Leaf,
-        forgotten: u64,
+        suspended: u64,
     ) -> Result<Outcome, NoMemory> {
         let (start, size) = (room.start(), room.size());
         let pfn = Pfn::new(leaf.pfn.raw() & !(size.frames() - 1));
@@ -152,7 +162,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
             Err(MapError::NoMemory | MapError::Invalid) => return Err(NoMemory),
         }
         fence(Ordering::SeqCst);
-        if self.forgotten.load(Ordering::Relaxed) == forgotten {
+        if self.suspended.load(Ordering::Relaxed) == suspended {
             return Ok(Outcome::Mapped);
         }
         self.zap(cpu, around(start, size.bytes()));

@@ -59,7 +59,8 @@ impl Shadows for Cached {
         self.shadow.written(cpu, gpa, bytes.len());
     }
     fn forget(&self, cpu: &ThisCpu<'_>, _: Gpa) {
-        self.shadow.forget(cpu);
+        self.shadow.suspend(cpu);
+        self.shadow.resume();
     }
 }
 
@@ -77,8 +78,9 @@ fn with_machine<R>(
     let shadow = Shadow::new(envs, CAPS, notes).expect("there are frames");
     let guest = Guest::new(words.clone());
     let registers = sequences::registers(&guest, controls);
-    let views = (0..VCPUS).map(|_| shadow.view(&cpu, &registers).expect("there are more trees"));
-    let shadows = Cached { views: views.collect(), shadow };
+    let views: Vec<_> = (0..VCPUS).map(|_| shadow.view(&cpu).expect("there are more trees")).collect();
+    views.iter().for_each(|view| shadow.load(&cpu, view, &registers));
+    let shadows = Cached { views, shadow };
     let vcpus = (0..VCPUS).map(|_| Machine::<Cached>::vcpu(registers.clone())).collect();
     let oracle = Oracle::new(words, VCPUS);
     let mut machine = Machine { tables: &tables, shadows: &shadows, guest: &guest, vcpus, oracle, seen: Vec::new() };
@@ -259,9 +261,27 @@ fn an_entry_written_in_halves_is_read_whole() {
 #[test]
 fn there_are_no_more_views_than_trees() {
     with_machine(two_levels(0), TWO_LEVELS, NOTES, |machine, cpu| {
-        let registers = &machine.vcpus[0].registers;
-        let more = (0..).take_while(|_| machine.shadows.shadow.view(cpu, registers).is_ok()).count();
+        let more = (0..).take_while(|_| machine.shadows.shadow.view(cpu).is_ok()).count();
         assert_eq!(more, TREES - VCPUS);
+    });
+}
+
+#[test]
+fn nothing_is_mapped_while_frames_change() {
+    with_machine(two_levels(0x3007), TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        let (shadow, view, registers) =
+            (&machine.shadows.shadow, &machine.shadows.views[0], &machine.vcpus[0].registers);
+        let fault = || shadow.fault(cpu, view, machine.guest, registers, Gva::new(0), READ);
+        let zapped = machine.shadows.count(Counter::Zapped);
+        shadow.suspend(cpu);
+        shadow.suspend(cpu);
+        assert_eq!(machine.shadows.count(Counter::Zapped), zapped + 1);
+        for _ in 0..2 {
+            assert_eq!(fault(), Ok(Outcome::Retry));
+            shadow.resume();
+        }
+        assert_eq!(fault(), Ok(Outcome::Mapped));
     });
 }
 

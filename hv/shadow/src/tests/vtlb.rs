@@ -50,7 +50,10 @@ impl Shadows for Buffers {
         guest.write(gpa, bytes).expect("it is memory");
     }
     fn forget(&self, cpu: &ThisCpu<'_>, _: Gpa) {
-        self.0.iter().for_each(|buffer| buffer.forget(cpu));
+        self.0.iter().for_each(|buffer| {
+            buffer.suspend(cpu);
+            buffer.resume();
+        });
     }
 }
 
@@ -114,6 +117,22 @@ fn a_page_is_writable_only_when_it_is_dirty() {
         let faults = machine.shadows.0[0].counts().get(Counter::Faults);
         machine.access(cpu, 0, Gva::new(4), WRITE, 1);
         assert_eq!(machine.shadows.0[0].counts().get(Counter::Faults), faults, "the third access needs none");
+    });
+}
+
+#[test]
+fn nothing_is_mapped_while_frames_change() {
+    with_machine(two_levels(0x3007), TWO_LEVELS, |machine, cpu, _| {
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        let (buffer, registers) = (&machine.shadows.0[0], &machine.vcpus[0].registers);
+        buffer.suspend(cpu);
+        buffer.suspend(cpu);
+        for _ in 0..2 {
+            assert_eq!(buffer.tree().translate(cpu.read(), Gva::new(0)), None);
+            assert_eq!(buffer.fault(cpu, machine.guest, registers, Gva::new(0), READ), Ok(Outcome::Retry));
+            buffer.resume();
+        }
+        assert_eq!(buffer.fault(cpu, machine.guest, registers, Gva::new(0), READ), Ok(Outcome::Mapped));
     });
 }
 
