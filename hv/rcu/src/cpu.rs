@@ -148,12 +148,18 @@ impl<'d, P: Platform> Cpu<'d, P> {
     /// It says once what each entry would otherwise have to say.
     #[inline]
     pub fn session<'c>(&'c mut self, space: &'c Space, tlb: &'c mut Tlb) -> Session<'c, 'd, P> {
+        self.announce(space, tlb);
+        Session { cpu: self, space, tlb }
+    }
+
+    /// Step 0 of [`Space`]'s entry.
+    #[inline]
+    fn announce(&self, space: &Space, tlb: &mut Tlb) {
         let flushed = tlb.flushed(self.index, space);
         tlb.set_flushed(self.index, space, flushed);
         if holds(Rule::SpaceAtSession) {
             self.this.set_space(space, flushed);
         }
-        Session { cpu: self, space, tlb }
     }
 
     /// A [`session`](Self::session) of one entry.
@@ -360,7 +366,7 @@ impl<'d, P: Platform> Deref for Session<'_, 'd, P> {
     }
 }
 
-impl<P: Platform> Session<'_, '_, P> {
+impl<'c, P: Platform> Session<'c, '_, P> {
     /// Runs the guest: `enter` flushes if told to, then enters guest mode and comes back.
     ///
     /// An extended quiescent state, because whatever is unlinked from the space meanwhile kicks this CPU, or counts it
@@ -391,6 +397,13 @@ impl<P: Platform> Session<'_, '_, P> {
         let flush = if generation == flushed { Flush::Keep } else { self.acknowledge(generation) };
         let _online = Online(self.cpu);
         enter(flush)
+    }
+
+    /// Goes on in another space, under the same tag, as a new session would: the next entry flushes.
+    #[inline]
+    pub fn switch(&mut self, space: &'c Space) {
+        self.cpu.announce(space, self.tlb);
+        self.space = space;
     }
 
     #[cold]

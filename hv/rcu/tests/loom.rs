@@ -564,6 +564,43 @@ model! {
     twin_session_whose_entries_are_not_fenced breaks FenceAtEntry
 }
 
+/// One session goes to another space and back, under the same tag.
+fn session_that_switches() {
+    let world = World::<2>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tlb, mut cached) = (world.cpu(1), Tlb::new(), None);
+        let other = Space::new(&world.domain);
+        let mut session = cpu.session(&other, &mut tlb);
+        for turn in 0..2 {
+            session.switch(&world.space);
+            session.guest(|flush| {
+                if flush == Flush::Needed {
+                    cached = None;
+                }
+                world.machine().access(&mut cached);
+            });
+            if turn == 0 {
+                session.switch(&other);
+                session.guest(|flush| assert_eq!(flush, Flush::Needed, "what the tag has is another space's"));
+                cached = None;
+            }
+        }
+    });
+    let mut cpu = world.cpu(0);
+    cpu.defer(&world.space, world.machine().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+model! {
+    /// A session that has switched is as good as a new one.
+    loom_session_that_switches = session_that_switches;
+    twin_switch_that_names_no_space breaks SpaceAtSession,
+    twin_switch_whose_entries_are_not_fenced breaks FenceAtEntry
+}
+
 /// An entry is given up after it was told to flush.
 fn entry_given_up<const KEEPS_THE_DEBT: bool>() {
     let world = World::<2>::new(9);
