@@ -12,7 +12,7 @@ use std::str::FromStr;
 /// The most vCPUs of a VM.
 const MAX_VCPUS: u32 = 16;
 /// What `--vm` takes, for its help and its errors.
-const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, paging=nested|vtlb, pages=4k|2m, module=FILE WORDS, and \
+const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, paging=nested|shadow|vtlb, pages=4k|2m, module=FILE WORDS, and \
                        last cmdline=WORDS";
 
 /// What guests there are to be, and what they get.
@@ -40,7 +40,7 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_enum)]
     pages: Option<Pages>,
     /// A VM of its own, beside others; may be repeated. KEYS, with commas between them: guest=FILE, name=NAME, vcpus=N,
-    /// mem=SIZE, paging=nested|vtlb, pages=4k|2m, module=FILE WORDS (may be repeated), and last cmdline=WORDS, which takes the
+    /// mem=SIZE, paging=nested|shadow|vtlb, pages=4k|2m, module=FILE WORDS (may be repeated), and last cmdline=WORDS, which takes the
     /// rest
     #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "module", "vcpus", "mem", "paging", "pages"])]
     vm: Vec<Wanted>,
@@ -149,7 +149,8 @@ impl Wanted {
             }
             "mem" => self.mem = value.parse()?,
             "paging" => {
-                self.paging = Paging::from_str(value, false).map_err(|_| format!("{word}: expected nested or vtlb"))?
+                self.paging =
+                    Paging::from_str(value, false).map_err(|_| format!("{word}: expected nested, shadow or vtlb"))?
             }
             "pages" => {
                 self.pages = Some(Pages::from_str(value, false).map_err(|_| format!("{word}: expected 4k or 2m"))?);

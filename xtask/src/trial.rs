@@ -29,7 +29,9 @@ pub(crate) enum Pages {
 pub(crate) enum Paging {
     /// By EPT or NPT
     Nested,
-    /// By shadow tables that are dropped at each load of CR3: 32-bit guests alone
+    /// By shadows of its page tables: 32-bit guests alone
+    Shadow,
+    /// By shadows of its page tables that are dropped at each load of CR3: 32-bit guests alone
     Vtlb,
 }
 

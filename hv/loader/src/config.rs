@@ -15,7 +15,7 @@
 //! | --- | --- | --- |
 //! | `name=NAME` | what it is called on the console: up to 15 letters, digits, `-`, `_` or `.`, no two VMs alike | `vm0`, `vm1`, … |
 //! | `vcpus=N` | virtual processors, 1 to 16; 64 in all VMs together | 1 |
-//! | `paging=nested\|vtlb` | how its addresses are translated: by EPT or NPT, or (32-bit guests) by shadow tables that are dropped at each load of CR3 | `nested` |
+//! | `paging=nested\|shadow\|vtlb` | how its addresses are translated: by EPT or NPT, or (32-bit guests) by shadows of its page tables, which are kept, or dropped at each load of CR3 | `nested` |
 //! | `mem=64M` | RAM: whole 4 KiB pages from 2 MiB to 3 GiB, K, M or G for the power of 1024 | 64M |
 //! | `pages=4k\|2m` | largest leaf by which its memory is mapped | 2m |
 //! | `modules=N` | how many of the hypervisor's modules after the guest's image are the guest's | 0 |
@@ -89,6 +89,8 @@ pub struct VmConfig {
 pub enum Paging {
     /// By the processor, from tables of guest physical addresses: EPT or NPT.
     Nested,
+    /// From shadows of the guest's tables, kept up with them. 32-bit guests alone.
+    Shadow,
     /// From shadows of the guest's tables, which each vCPU drops when it loads CR3: a translation buffer. 32-bit guests alone.
     Vtlb,
 }
@@ -310,7 +312,7 @@ impl VmConfig {
                     vm.name = VmName::new(name).ok_or_else(|| bad("1 to 15 letters, digits, -, _ or ."))?;
                 }
                 Some(("vcpus", count)) => vm.vcpus = parse_vcpus(count).ok_or_else(|| bad("a number from 1 to 16"))?,
-                Some(("paging", how)) => vm.paging = parse_paging(how).ok_or_else(|| bad("nested or vtlb"))?,
+                Some(("paging", how)) => vm.paging = parse_paging(how).ok_or_else(|| bad("nested, shadow or vtlb"))?,
                 Some(("mem", size)) => {
                     vm.ram = parse_size(size)
                         .and_then(GuestRam::new)
@@ -380,6 +382,7 @@ fn parse_vcpus(count: &str) -> Option<usize> {
 fn parse_paging(how: &str) -> Option<Paging> {
     match how {
         "nested" => Some(Paging::Nested),
+        "shadow" => Some(Paging::Shadow),
         "vtlb" => Some(Paging::Vtlb),
         _ => None,
     }

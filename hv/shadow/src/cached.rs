@@ -181,6 +181,11 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         self.tree(view).space()
     }
 
+    /// All that there are.
+    pub fn spaces(&self) -> impl Iterator<Item = &Space> {
+        self.trees.iter().map(Tree::space)
+    }
+
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
         self.counters.read()

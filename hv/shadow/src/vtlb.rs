@@ -120,7 +120,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         let Resolved { gpa, size, .. } = page;
         let write = access.kind == Kind::Write;
         let suspended = self.suspended.load(Ordering::Acquire);
-        if suspended % BEGUN != 0 {
+        if suspended as u32 != 0 {
             return Ok(Outcome::Retry);
         }
         let (backing, rights) = match page.entry(mem.backing(gpa, write)?, write) {

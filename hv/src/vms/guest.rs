@@ -66,14 +66,13 @@ impl<F: Nested> Guest<F> {
         };
         let config = &plan.config;
         let vcpus = config.vcpus;
+        let caps = backend.caps(config.pages);
         let (fixed, shadows) = match config.paging {
-            Paging::Nested => (backend.fixed_page(), None),
-            Paging::Vtlb => {
-                let caps = backend.shadow_caps(config.pages);
-                (None, Some((vcpus, caps.map_err(|missing| (Verdict::NoVirtualization, Why::Lacking(missing)))?)))
-            }
+            Paging::Nested => (backend.fixed_page(), Ok(caps)),
+            Paging::Vtlb | Paging::Shadow => (None, backend.shadow_caps(config.pages)),
         };
-        let memory = VmMemory::new(cpu, config.ram, backend.caps(config.pages), fixed, shadows)
+        let shadows = shadows.map_err(|missing| (Verdict::NoVirtualization, Why::Lacking(missing)))?;
+        let memory = VmMemory::new(cpu, config.ram, caps, fixed, (config.paging, vcpus, shadows))
             .ok_or((Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory)))?;
         memory.fill_stock();
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();

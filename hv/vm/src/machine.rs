@@ -51,6 +51,11 @@ pub trait Memory: SlotMem {
         let _ = (own, at, access);
         Ok(shadow::Outcome::Retry)
     }
+    /// What is at `at` counts as one of the guest's tables, and is written by an instruction that can't be emulated: the guest may
+    /// write it from now on, until the table is used again.
+    fn unshadow(&mut self, at: Gpa) {
+        let _ = at;
+    }
     /// Such a vCPU ran INVLPG.
     fn shadow_invlpg(&mut self, at: Gva) {
         let _ = at;

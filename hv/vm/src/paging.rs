@@ -4,6 +4,7 @@ use crate::exit::{Event, Exception, NestedFault, PageFault};
 use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
 use crate::trouble::{PAGE_FAULT, Trouble};
 use crate::vcpu::Vcpu;
+use addr::{Gpa, Gva, PAGE_SIZE};
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 use emul::Width;
@@ -26,7 +27,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         let Some(own) = vcpu.own_paging() else { return ControlFlow::Continue(()) };
         let access = Self::access(vcpu, fault.error_code());
         let flow = match self.memory.shadow_fault(own, fault.address(), access) {
-            Ok(shadow::Outcome::Mapped | shadow::Outcome::Retry) => return ControlFlow::Continue(()),
+            Ok(shadow::Outcome::Mapped | shadow::Outcome::Retry) => {
+                self.context.given_up = None;
+                return ControlFlow::Continue(());
+            }
             Ok(shadow::Outcome::Inject { error_code, address }) => raise_page_fault(vcpu, error_code, address.raw()),
             Ok(shadow::Outcome::Emulate { gpa, reason: Reason::Mmio }) => {
                 let fault = NestedFault::new(gpa, access.kind == Kind::Write, access.kind == Kind::Fetch, false);
@@ -35,8 +39,12 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
                 }
                 return self.no_page(vcpu, fault, Resolved::NotMemory);
             }
-            Ok(shadow::Outcome::Emulate { .. }) => {
-                self.emulate_write(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu))
+            Ok(shadow::Outcome::Emulate { gpa, reason }) => {
+                let done = self.emulate_write(vcpu);
+                match done.unwrap_or_else(|trouble| trouble.tell(vcpu)) {
+                    NOT_EMULATED if reason == Reason::Table => self.give_up_table(gpa),
+                    flow => flow,
+                }
             }
             Ok(shadow::Outcome::Unbacked(_)) => {
                 Flow::Stop(Stop::Unhandled("a page table of the guest's is not in memory"))
@@ -83,6 +91,19 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
 const NOT_EMULATED: Flow =
     Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on memory that it may not simply write"));
 
+impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+    /// The instruction runs again, with the table writable; of no use if that very table translates its operand.
+    #[cold]
+    fn give_up_table(&mut self, gpa: Gpa) -> Flow {
+        let table = gpa.align_down(PAGE_SIZE);
+        if self.context.given_up.replace(table) == Some(table) {
+            return NOT_EMULATED;
+        }
+        self.memory.unshadow(table);
+        Flow::Resume
+    }
+}
+
 /// #PF; after one whose delivery failed #DF, and after that a shutdown (Intel SDM vol. 3, table 6-5). An interrupt whose delivery
 /// failed is lost, as it is on a processor.
 fn raise_page_fault(vcpu: &mut impl Vcpu, error_code: ErrorCode, address: u64) -> Flow {
@@ -99,11 +120,11 @@ fn raise_page_fault(vcpu: &mut impl Vcpu, error_code: ErrorCode, address: u64) -
 struct RamBus<'a, M> {
     operands: Operands<'a, M>,
     /// Where the instruction's operand is.
-    linear: addr::Gva,
+    linear: Gva,
 }
 
 impl<M> RamBus<'_, M> {
-    const fn address(&self, place: Place) -> addr::Gva {
+    const fn address(&self, place: Place) -> Gva {
         match place {
             Place::Operand => self.linear,
             Place::Linear(at) => at,

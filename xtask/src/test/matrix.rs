@@ -205,8 +205,8 @@ const fn guest32(guest: &'static str, bochs_words: &'static str) -> Row {
 }
 
 /// The same without nested paging.
-const fn shadowed(name: &'static str, row: Row) -> Row {
-    Row { name, paging: Paging::Vtlb, alone: None, ..row }
+const fn shadowed(name: &'static str, paging: Paging, row: Row) -> Row {
+    Row { name, paging, only: Some("qemu-svm"), alone: None, ..row }
 }
 
 /// One of Bochs's processors; see its documentation for what each lacks.
@@ -254,7 +254,8 @@ pub(super) const ROWS: &[Row] = &[
     stress("timer-storm"),
     stress("oom"),
     ACCESS32,
-    Row { only: Some("qemu-svm"), ..shadowed("access32-vtlb", ACCESS32) },
+    shadowed("access32-shadow", Paging::Shadow, ACCESS32),
+    shadowed("access32-vtlb", Paging::Vtlb, ACCESS32),
     Row {
         name: "oom-die",
         source: Source::Guest("oom"),

@@ -17,17 +17,16 @@ use crate::watchdog::{self, Heart};
 use account::{Account, give_back};
 use addr::{Gfn, Gpa, Gva, Hpa, PAGE_SIZE, PageSize, Pfn};
 use alloc::string::String;
-use alloc::vec::Vec;
 use backends::FixedPage;
 use core::arch::asm;
 use core::fmt::{self, Write};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use loader::{GuestMemory, GuestRam, MemoryError};
+use loader::{GuestMemory, GuestRam, MemoryError, Paging};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
 use rcu::{Cpu, Flush, Session, Space, Tlb};
 use shadow::NoMemory;
-use shadowed::Shadow;
+use shadowed::{Own, Shadows};
 use vm::{NestedFault, Resolved};
 use walk::{Access, PhysMem, SlotMem};
 
@@ -111,8 +110,8 @@ impl<F: Format<Input = Gpa, Table = [mmu::AtomicU64; 512]>> Nested for F {}
 /// One VM's memory, shared by its vCPUs.
 pub(crate) struct VmMemory<F: Nested> {
     tree: Tree<Surroundings<F>>,
-    /// One for each vCPU, if there is no nested paging. Then no processor walks `tree`: it is what the guest's memory is.
-    shadows: Vec<Shadow>,
+    /// Where there are any, no processor walks `tree`: it is what the guest's memory is.
+    shadows: Shadows,
     ram: GuestRam,
     /// A page outside of it.
     fixed: Option<Gfn>,
@@ -128,7 +127,7 @@ const _: () = {
 pub(crate) struct View<'v, F: Nested> {
     vm: &'v VmMemory<F>,
     /// The vCPU's own.
-    shadow: Option<&'v Shadow>,
+    shadow: Option<Own<'v>>,
     cpu: Session<'v, 'static, Machine>,
     heart: &'static Heart,
 }
@@ -166,22 +165,25 @@ pub(crate) fn poll(cpu: &Cpu<'static, Machine>) {
 }
 
 impl<F: Nested> VmMemory<F> {
-    /// Nothing mapped but `fixed`, which lies outside of `ram`. `shadows`, without nested paging: how many vCPUs need one, and what
-    /// it can have. None if there are not even frames for that.
+    /// Nothing mapped but `fixed`, which lies outside of `ram`. `shadows`: what there are for so many vCPUs, and what their tables
+    /// can have. None if there are not even frames for that.
     pub(crate) fn new(
         cpu: &mut Cpu<'static, Machine>,
         ram: GuestRam,
         caps: Caps,
         fixed: Option<FixedPage>,
-        shadows: Option<(usize, Caps)>,
+        (paging, vcpus, shadows): (Paging, usize, Caps),
     ) -> Option<Self> {
         let account = Account::open()?;
         let Ok(tree) = Tree::new(Surroundings::new(account), caps) else {
             account.close();
             return None;
         };
-        let mut memory = Self { tree, shadows: Vec::new(), ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
-        let complete = shadows.is_none_or(|(vcpus, caps)| memory.add_shadows(vcpus, caps))
+        let shadows = Shadows::new(cpu, paging, vcpus, shadows, || Surroundings::new(account));
+        let has_shadows = shadows.is_ok();
+        let shadows = shadows.unwrap_or(Shadows::None);
+        let memory = Self { tree, shadows, ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
+        let complete = has_shadows
             && fixed.is_none_or(|page| memory.view(cpu, &mut Tlb::new()).write_bytes(page.at, &page.content).is_ok());
         if complete {
             return Some(memory);
@@ -204,14 +206,14 @@ impl<F: Nested> VmMemory<F> {
         tlb: &'v mut Tlb,
     ) -> View<'v, F> {
         let heart = watchdog::heart(cpu.index());
-        let shadow = self.shadows.get(vcpu);
-        let space = shadow.map_or(self.tree.space(), Shadow::space);
+        let shadow = self.shadows.of(vcpu);
+        let space = shadow.map_or(self.tree.space(), Own::space);
         View { vm: self, shadow, cpu: cpu.session(space, tlb), heart }
     }
 
     /// Where the processor starts its walks for vCPU `vcpu`.
     pub(crate) fn root(&self, vcpu: usize) -> Hpa {
-        self.shadows.get(vcpu).map_or(self.tree.root(), Shadow::root).start()
+        self.shadows.of(vcpu).map_or(self.tree.root(), Own::root).start()
     }
 
     /// What the guest's memory consists of.
@@ -223,9 +225,9 @@ impl<F: Nested> VmMemory<F> {
     /// for are kicked, and have to [`poll`] then.
     pub(crate) fn free(self, cpu: &mut Cpu<'static, Machine>) -> Accounts {
         let account = self.account();
-        let kicks = self.tree.space().kicks() + self.shadows.iter().map(|shadow| shadow.space().kicks()).sum::<u64>();
+        let kicks = self.tree.space().kicks() + self.shadows.kicks();
         cpu.barrier(give_back);
-        self.shadows.into_iter().for_each(Shadow::free);
+        self.shadows.free();
         self.tree.free_pgtables(|_, size, leaf| account.pool.lock().free(leaf.pfn, size));
         let operations = account.operations();
         let pool = account.pool.lock();
@@ -421,6 +423,7 @@ impl<F: Nested> View<'_, F> {
             let gpa = at.checked_add(done).ok_or(MemoryError::Outside(at))?;
             let length = (PAGE_SIZE - gpa.page_offset()).min(bytes - done);
             self.write_with(gpa, |host| write(host, done as usize..(done + length) as usize))?;
+            self.written(gpa, length as usize);
             done += length;
         }
         Ok(())
@@ -475,11 +478,11 @@ impl<F: Nested> vm::Memory for View<'_, F> {
         self.operate(number, args)
     }
 
-    fn load_shadow(&mut self, _: &shadow::Registers) -> Hpa {
-        self.shadow.map_or(Hpa::new(0), |shadow| {
-            shadow.load(&self.cpu);
-            shadow.root().start()
-        })
+    fn load_shadow(&mut self, own: &shadow::Registers) -> Hpa {
+        let Some(shadow) = self.shadow else { return Hpa::new(0) };
+        shadow.load(&self.cpu, own);
+        self.cpu.switch(shadow.space());
+        shadow.root().start()
     }
 
     #[inline]
@@ -488,6 +491,10 @@ impl<F: Nested> vm::Memory for View<'_, F> {
             Err(NoMemory) => self.resolve_again(own, at, access),
             result => result,
         }
+    }
+
+    fn unshadow(&mut self, at: Gpa) {
+        View::unshadow(self, at);
     }
 
     fn shadow_invlpg(&mut self, at: Gva) {
@@ -509,21 +516,25 @@ impl<F: Nested> PhysMem for View<'_, F> {
     }
 
     fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
-        self.write_with(at, |host| {
+        let exchange = |host: *mut u8| {
             // SAFETY: as in `read_u64`.
             let entry = unsafe { &*host.cast::<AtomicU64>() };
             entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        })
-        .ok()
+        };
+        let exchanged = self.write_with(at, exchange).ok()?;
+        self.written(at, 8);
+        Some(exchanged)
     }
 
     fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
-        self.write_with(at, |host| {
+        let exchange = |host: *mut u8| {
             // SAFETY: as in `read_u64`.
             let entry = unsafe { &*host.cast::<AtomicU32>() };
             entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        })
-        .ok()
+        };
+        let exchanged = self.write_with(at, exchange).ok()?;
+        self.written(at, 4);
+        Some(exchanged)
     }
 
     fn read(&self, at: Gpa, bytes: &mut [u8]) -> Option<()> {
@@ -535,7 +546,9 @@ impl<F: Nested> PhysMem for View<'_, F> {
 
     fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()> {
         // SAFETY: as in `read`.
-        self.write_with(at, |host| unsafe { host.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }).ok()
+        self.write_with(at, |host| unsafe { host.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }).ok()?;
+        self.written(at, bytes.len());
+        Some(())
     }
 }
 

@@ -73,11 +73,11 @@ impl<F: Nested> View<'_, F> {
     /// An attempt that finds no frame leaves all as it was.
     fn attempt(&self, number: u64, [first, second, third, _]: [u64; 4]) -> Result<u64, Refused> {
         match number.wrapping_sub(BASE) {
-            2 => self.release(first, second),
+            2 => self.change_frames(|| self.release(first, second)),
             3 => self.split(first),
-            4 => self.collapse(first),
-            5 => self.log_dirty(first, second, third),
-            6 => self.replace(first),
+            4 => self.change_frames(|| self.collapse(first)),
+            5 => self.change_frames(|| self.log_dirty(first, second, third)),
+            6 => self.change_frames(|| self.replace(first)),
             7 => Ok(self.report()),
             8 => self.stat(first),
             9 => Ok(self.fail_alloc(first)),
@@ -112,7 +112,6 @@ impl<F: Nested> View<'_, F> {
 
     /// A page of the guest's that no entry leads to any more is to be given back.
     fn retire(&self, page: Pfn, size: PageSize) {
-        self.forget();
         let env = self.vm.tree.env();
         if let Some(desc) = env.descriptors.get(page.raw() as usize) {
             env.account.retire(desc, size);
@@ -143,7 +142,6 @@ impl<F: Nested> View<'_, F> {
         let at = self.ram_page(at)?;
         let new = self.alloc(PageSize::Size2M)?;
         let copy = |index: usize, leaf: mmu::Leaf| {
-            self.forget();
             // SAFETY: nobody writes the old page, nobody else knows the new one; the direct map covers both.
             unsafe { copy_page(leaf.pfn, new.add(index as u64)) };
         };
@@ -156,11 +154,8 @@ impl<F: Nested> View<'_, F> {
         let at = self.ram_page(at)?;
         let new = self.alloc(PageSize::Size4K)?;
         let replaced = loop {
-            let copy = |old: mmu::Leaf| {
-                self.forget();
-                // SAFETY: as in `collapse`.
-                unsafe { copy_page(old.pfn, new) };
-            };
+            // SAFETY: as in `collapse`.
+            let copy = |old: mmu::Leaf| unsafe { copy_page(old.pfn, new) };
             match self.vm.tree.replace(&self.cpu, at, PageSize::Size4K, new, copy) {
                 Ok(old) => {
                     self.retire(old.pfn, PageSize::Size4K);
@@ -208,7 +203,6 @@ impl<F: Nested> View<'_, F> {
         let (mut set, mut protected) = (Ok(0), 0);
         self.vm.tree.dirty_log(&self.cpu, range.clone(), |page| {
             protected += 1;
-            self.forget();
             let Some(bitmap) = bitmap else { return };
             let first = page.at.raw().max(start);
             let last = (page.at.raw() + page.size.bytes()).min(range.end.raw());
@@ -230,7 +224,9 @@ impl<F: Nested> View<'_, F> {
                 unsafe { &*host.cast::<AtomicU8>() }.fetch_or(mask, Ordering::Relaxed);
             };
             // It was there when it was cleared: another vCPU has released it since.
-            self.write_with(bitmap.wrapping_add(at / 8), set).map_err(|_| Refused::Raced)?;
+            let byte = bitmap.wrapping_add(at / 8);
+            self.write_with(byte, set).map_err(|_| Refused::Raced)?;
+            self.written(byte, 1);
             at = end;
         }
         Ok(bits.end - bits.start)

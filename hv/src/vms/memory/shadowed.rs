@@ -1,37 +1,158 @@
-//! Without nested paging: a shadow of the guest's own tables for each vCPU, over the VM's memory.
+//! Without nested paging: shadows of the guest's own tables, over the VM's memory.
 
 use super::{Nested, Surroundings, View, VmMemory};
-use addr::{Gpa, Gva, PageSize};
-use loader::MemoryError;
+use crate::tables::Machine;
+use addr::{Gpa, Gva, PageSize, Pfn};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use loader::{MemoryError, Paging};
 use mmu::{Caps, Fault, Pae};
-use shadow::{Backing, Counts, NoMemory, Outcome, Registers, Vtlb};
+use rcu::{Cpu, Space};
+use shadow::{Backing, Counts, NoMemory, Outcome, Registers, Shadow, Vtlb};
 use walk::Access;
 
-pub(super) type Shadow = Vtlb<Surroundings<Pae<Gva>>>;
+type Env = Surroundings<Pae<Gva>>;
 
-impl<F: Nested> VmMemory<F> {
-    /// A shadow for each of `vcpus` vCPUs. False if there are no frames for them.
-    pub(super) fn add_shadows(&mut self, vcpus: usize, caps: Caps) -> bool {
-        self.shadows.reserve_exact(vcpus);
-        (0..vcpus).all(|_| match Shadow::new(Surroundings::new(self.account()), caps) {
-            Ok(shadow) => {
-                self.shadows.push(shadow);
-                true
+/// Address spaces that are kept for each vCPU, besides 16 for all: those of as many processes.
+const KEPT_EACH: usize = 4;
+const KEPT: usize = 16;
+/// Frames of the guest's that may be noted as tables.
+const NOTES: u32 = 4096;
+
+/// A VM's shadows.
+pub(super) enum Shadows {
+    /// There is nested paging.
+    None,
+    /// One for each vCPU.
+    Vtlb(Vec<Vtlb<Env>>),
+    /// One for all, and each vCPU's view of it.
+    Kept(Box<Shadow<Env>>, Vec<shadow::View>),
+}
+
+/// A vCPU's part of them.
+#[derive(Clone, Copy)]
+pub(super) enum Own<'v> {
+    Vtlb(&'v Vtlb<Env>),
+    Kept(&'v Shadow<Env>, &'v shadow::View),
+}
+
+impl Shadows {
+    /// What `paging` asks for, for so many vCPUs.
+    pub(super) fn new(
+        cpu: &Cpu<'static, Machine>,
+        paging: Paging,
+        vcpus: usize,
+        caps: Caps,
+        env: impl Fn() -> Env,
+    ) -> Result<Self, NoMemory> {
+        Ok(match paging {
+            Paging::Nested => Self::None,
+            Paging::Vtlb => {
+                let mut buffers = Vec::with_capacity(vcpus);
+                while buffers.len() < vcpus {
+                    match Vtlb::new(env(), caps) {
+                        Ok(buffer) => buffers.push(buffer),
+                        Err(error) => {
+                            Self::Vtlb(buffers).free();
+                            return Err(error);
+                        }
+                    }
+                }
+                Self::Vtlb(buffers)
             }
-            Err(NoMemory) => false,
+            Paging::Shadow => {
+                let trees = KEPT + KEPT_EACH * vcpus;
+                let shadow = Shadow::new((0..trees).map(|_| env()), caps, NOTES)?;
+                let views = (0..vcpus).map_while(|_| shadow.view(cpu).ok()).collect();
+                Self::Kept(Box::new(shadow), views)
+            }
         })
     }
 
-    /// What the shadows were asked for, all together. None with nested paging.
+    /// vCPU `vcpu`'s part. None with nested paging.
+    #[inline]
+    pub(super) fn of(&self, vcpu: usize) -> Option<Own<'_>> {
+        match self {
+            Self::None => None,
+            Self::Vtlb(buffers) => buffers.get(vcpu).map(Own::Vtlb),
+            Self::Kept(shadow, views) => views.get(vcpu).map(|view| Own::Kept(shadow, view)),
+        }
+    }
+
+    /// Kicks sent for their flushes.
+    pub(super) fn kicks(&self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Vtlb(buffers) => buffers.iter().map(|buffer| buffer.space().kicks()).sum(),
+            Self::Kept(shadow, _) => shadow.spaces().map(Space::kicks).sum(),
+        }
+    }
+
+    /// Gives the tables back. No vCPU runs any more, and all have flushed since they did.
+    pub(super) fn free(self) {
+        match self {
+            Self::None => {}
+            Self::Vtlb(buffers) => buffers.into_iter().for_each(Vtlb::free),
+            Self::Kept(shadow, _) => shadow.free(),
+        }
+    }
+
+    /// What they were asked for, all together. None with nested paging.
+    pub(super) fn counts(&self) -> Option<Counts> {
+        match self {
+            Self::None => None,
+            Self::Vtlb(buffers) => buffers.iter().map(Vtlb::counts).reduce(|all, counts| all + counts),
+            Self::Kept(shadow, _) => Some(shadow.counts()),
+        }
+    }
+}
+
+impl<'v> Own<'v> {
+    /// Where the processor's walks start, below 4 GiB.
+    pub(super) fn root(self) -> Pfn {
+        match self {
+            Self::Vtlb(buffer) => buffer.root(),
+            Self::Kept(shadow, view) => shadow.root(view),
+        }
+    }
+
+    /// What it enters.
+    pub(super) fn space(self) -> &'v Space {
+        match self {
+            Self::Vtlb(buffer) => buffer.space(),
+            Self::Kept(shadow, view) => shadow.space(view),
+        }
+    }
+
+    pub(super) fn load(self, cpu: &Cpu<'static, Machine>, own: &Registers) {
+        match self {
+            Self::Vtlb(buffer) => buffer.load(cpu),
+            Self::Kept(shadow, view) => shadow.load(cpu, view, own),
+        }
+    }
+
+    pub(super) fn invlpg(self, cpu: &Cpu<'static, Machine>, at: Gva) {
+        match self {
+            Self::Vtlb(buffer) => buffer.invlpg(cpu, at),
+            Self::Kept(shadow, _) => shadow.invlpg(),
+        }
+    }
+}
+
+impl<F: Nested> VmMemory<F> {
+    /// What the shadows were asked for. None with nested paging.
     pub(crate) fn shadow_counts(&self) -> Option<Counts> {
-        self.shadows.iter().map(Shadow::counts).reduce(|all, counts| all + counts)
+        self.shadows.counts()
     }
 }
 
 impl<F: Nested> View<'_, F> {
+    /// What becomes of a page fault.
+    #[inline]
     pub(super) fn resolve(&self, own: &Registers, at: Gva, access: Access) -> Result<Outcome, NoMemory> {
         match self.shadow {
-            Some(shadow) => shadow.fault(&self.cpu, self, own, at, access),
+            Some(Own::Vtlb(buffer)) => buffer.fault(&self.cpu, self, own, at, access),
+            Some(Own::Kept(shadow, view)) => shadow.fault(&self.cpu, view, self, own, at, access),
             None => Ok(Outcome::Retry),
         }
     }
@@ -43,9 +164,38 @@ impl<F: Nested> View<'_, F> {
         self.resolve(own, at, access)
     }
 
-    /// The guest's memory has other frames, or is to be written by nobody: no processor has what it had before.
-    pub(super) fn forget(&self) {
-        self.vm.shadows.iter().for_each(|shadow| shadow.forget(&self.cpu));
+    /// Runs `change`, which gives the guest's memory other frames or other rights to them. No processor uses any meanwhile.
+    pub(super) fn change_frames<R>(&self, change: impl FnOnce() -> R) -> R {
+        match &self.vm.shadows {
+            Shadows::None => change(),
+            Shadows::Vtlb(buffers) => {
+                buffers.iter().for_each(|buffer| buffer.suspend(&self.cpu));
+                let result = change();
+                buffers.iter().for_each(Vtlb::resume);
+                result
+            }
+            Shadows::Kept(shadow, _) => {
+                shadow.suspend(&self.cpu);
+                let result = change();
+                shadow.resume();
+                result
+            }
+        }
+    }
+
+    /// A table at `at` is written by an instruction that can't be emulated: it is read-only no more.
+    pub(super) fn unshadow(&self, at: Gpa) {
+        if let Shadows::Kept(shadow, _) = &self.vm.shadows {
+            shadow.unshadow(&self.cpu, at);
+        }
+    }
+
+    /// Software has written these bytes of the guest's memory: there may be tables there.
+    #[inline]
+    pub(super) fn written(&self, at: Gpa, bytes: usize) {
+        if let Shadows::Kept(shadow, _) = &self.vm.shadows {
+            shadow.written(&self.cpu, at, bytes);
+        }
     }
 }
 
