@@ -55,7 +55,7 @@ pub mod timed;
 pub mod user;
 
 pub use base::boot::EntryState;
-pub use base::{boot, console, exit, ktap, pic, random, stats, tsc, uart};
+pub use base::{boot, console, exit, ktap, latency, pic, random, stats, tsc, uart};
 pub use base::{cases, check, check_eq, check_ok, println, skip_unless};
 
 /// Names the function `fn(&Boot) -> Verdict` that the guest runs.

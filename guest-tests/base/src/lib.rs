@@ -6,6 +6,7 @@ pub mod boot;
 pub mod console;
 pub mod exit;
 pub mod ktap;
+pub mod latency;
 pub mod pic;
 pub mod port;
 pub mod random;

@@ -93,12 +93,15 @@ unsafe extern "C" {
 /// Builds and loads the IDT, and masks all lines of the 8259s: firmware leaves the clock's open.
 pub(crate) fn init() {
     pic::init();
-    let first = &raw const interrupt_stubs as u32;
-    for vector in 0..256 {
-        let dpl = if vector == SOFTWARE { GateDpl::User } else { GateDpl::Kernel };
-        descriptors::set_gate(vector as usize, first + vector * STUB_SIZE, dpl);
-    }
+    (0..256).for_each(restore_gate);
     descriptors::load_idt();
+}
+
+/// Has the library handle `vector`.
+pub(crate) fn restore_gate(vector: u32) {
+    let first = &raw const interrupt_stubs as u32;
+    let dpl = if vector == SOFTWARE { GateDpl::User } else { GateDpl::Kernel };
+    descriptors::set_gate(vector as usize, first + vector * STUB_SIZE, dpl);
 }
 
 /// Where to go on after an expected exception, and what it was.

@@ -9,20 +9,15 @@
 
 mod apic;
 
-use core::cell::{Cell, RefCell};
-
 use guest::boot::Boot;
 use guest::exit::Verdict;
 use guest::ktap::{self, Outcome};
+use guest::latency::{FEWEST_SAMPLES, Latencies, WARM_UP};
 use guest::msr::Msr;
-use guest::stats::{self, MOST_SAMPLES, Summary};
-use guest::{cases, check, check_eq, hypercall, pic, port, println, ram, skip_unless, timed};
+use guest::stats::Summary;
+use guest::{cases, check_eq, hypercall, pic, port, println, ram, skip_unless, timed};
 
 guest::main!(main);
-
-const FEWEST_SAMPLES: usize = 1_000;
-/// Spans measured and dropped first: translations and caches fill, an emulator compiles the code.
-const WARM_UP: usize = 64;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -68,18 +63,11 @@ impl Kind {
 
 struct Bench<'a> {
     boot: &'a Boot,
-    samples: usize,
-    buffer: RefCell<&'static mut [u64]>,
-    summaries: [Cell<Option<Summary>>; Kind::NAMES.len()],
+    latencies: Latencies<{ Kind::NAMES.len() }>,
 }
 
 fn main(boot: &Boot) -> Verdict {
-    let bench = Bench {
-        boot,
-        samples: boot.word("samples").unwrap_or(FEWEST_SAMPLES).clamp(FEWEST_SAMPLES, MOST_SAMPLES),
-        buffer: RefCell::new(stats::take_buffer().expect("nobody has taken it")),
-        summaries: [const { Cell::new(None) }; Kind::NAMES.len()],
-    };
+    let bench = Bench { boot, latencies: Latencies::new(Kind::NAMES, boot.word("samples").unwrap_or(FEWEST_SAMPLES)) };
     let verdict = ktap::run(
         &bench,
         cases![
@@ -102,8 +90,9 @@ fn main(boot: &Boot) -> Verdict {
             apic::write_msr,
         ],
     );
-    print_table(&bench);
-    print_lines(&bench);
+    let pages = boot.words().find_map(|word| word.strip_prefix("pages=")).unwrap_or("not said");
+    println!("# leaves up to: {pages}");
+    bench.latencies.print("exit latency, TSC ticks as the guest sees them");
     verdict
 }
 
@@ -161,42 +150,7 @@ fn first_touch_4k(bench: &Bench<'_>) -> Outcome {
 
 impl Bench<'_> {
     /// Takes as many samples of `span` as wanted, or as there are.
-    fn measure(&self, kind: Kind, mut span: impl FnMut() -> Option<u64>) -> Outcome {
-        for _ in 0..WARM_UP {
-            span();
-        }
-        let mut buffer = self.buffer.borrow_mut();
-        let mut taken = 0;
-        for sample in &mut buffer[..self.samples] {
-            let Some(ticks) = span() else { break };
-            *sample = ticks;
-            taken += 1;
-        }
-        check!(taken >= FEWEST_SAMPLES, "no more than {taken} samples");
-        let summary = Summary::of(&mut buffer[..taken]);
-        check!(summary.is_some_and(|summary| summary.max > 0), "the TSC stands still: {summary:?}");
-        self.summaries[kind as usize].set(summary);
-        Ok(())
-    }
-
-    fn summaries(&self) -> impl Iterator<Item = (&'static str, Summary)> {
-        Kind::NAMES.into_iter().zip(&self.summaries).filter_map(|(name, summary)| Some((name, summary.get()?)))
-    }
-}
-
-fn print_table(bench: &Bench<'_>) {
-    let pages = bench.boot.words().find_map(|word| word.strip_prefix("pages=")).unwrap_or("not said");
-    println!("#");
-    println!("# exit latency, TSC ticks as the guest sees them (leaves up to: {pages})");
-    println!("# {:<16}{:>9}{:>10}{:>10}{:>10}{:>12}", "exit", "samples", "min", "median", "p99", "max");
-    for (name, Summary { samples, min, median, p99, max }) in bench.summaries() {
-        println!("# {name:<16}{samples:>9}{min:>10}{median:>10}{p99:>10}{max:>12}");
-    }
-    println!("#");
-}
-
-fn print_lines(bench: &Bench<'_>) {
-    for (name, Summary { samples, min, median, p99, max }) in bench.summaries() {
-        println!("# latency name={name} unit=tsc samples={samples} min={min} median={median} p99={p99} max={max}");
+    fn measure(&self, kind: Kind, span: impl FnMut() -> Option<u64>) -> Outcome {
+        self.latencies.measure(kind as usize, span)
     }
 }
