@@ -7,6 +7,8 @@ use core::arch::asm;
 use core::mem::size_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use base::smp::{FIRST_TSS, TSS_STEP};
+
 use crate::smp::{Cpu, PerCpu};
 
 /// Selector of the 64-bit code segment.
@@ -19,8 +21,6 @@ pub const USER_DATA: u16 = 0x18 | 3;
 pub const USER_CODE64: u16 = 0x20 | 3;
 /// Selector of the 32-bit code segment, on the way from real mode.
 pub(crate) const CODE32: u16 = 0x28;
-/// Selector of the first processor's TSS; each descriptor is 16 bytes long.
-const FIRST_TSS: u16 = 0x30;
 
 #[repr(C)]
 pub(crate) struct Gdt {
@@ -77,7 +77,7 @@ struct TablePointer {
     base: u64,
 }
 
-/// Completes `cpu`'s part of the GDT (the entry code runs on it already) and loads its TSS, by which [`current_cpu`] knows it.
+/// Completes `cpu`'s part of the GDT (the entry code runs on it already) and loads its TSS, by which [`Cpu::current`] knows it.
 /// To be called by `cpu` itself.
 pub(crate) fn init(cpu: Cpu) {
     let tss = TSS.of(cpu);
@@ -92,18 +92,10 @@ pub(crate) fn init(cpu: Cpu) {
     let [low_half, high_half] = &GDT.tss[cpu.index()];
     low_half.store(low, Relaxed);
     high_half.store(base >> 32, Relaxed);
-    let selector = FIRST_TSS + 16 * cpu.index() as u16;
+    let selector = FIRST_TSS + TSS_STEP * cpu.index() as u16;
     // SAFETY: the selector's descriptor was just made and names a TSS that lives for ever. No `nomem`: the processor
     // reads the descriptor and sets its busy bit.
     unsafe { asm!("ltr {0:x}", in(reg) selector, options(nostack, preserves_flags)) };
-}
-
-/// The processor that runs this, by its TSS; the first one before it has any.
-pub(crate) fn current_cpu() -> usize {
-    let selector: u64;
-    // SAFETY: it reads the task register.
-    unsafe { asm!("str {}", out(reg) selector, options(nomem, nostack, preserves_flags)) };
-    (selector as usize).saturating_sub(usize::from(FIRST_TSS)) / 16
 }
 
 /// Points `vector` at `handler`, an interrupt gate of 64-bit code.

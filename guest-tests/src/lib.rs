@@ -33,11 +33,9 @@
 
 pub mod apic;
 pub mod balloon;
-pub mod clock;
 pub mod cpuid;
 pub mod descriptors;
 mod entry;
-pub mod fw_cfg;
 pub mod hypercall;
 pub mod interrupts;
 pub mod msr;
@@ -55,7 +53,7 @@ pub mod timed;
 pub mod user;
 
 pub use base::boot::EntryState;
-pub use base::{boot, console, exit, ktap, latency, pic, random, stats, tsc, uart};
+pub use base::{boot, clock, console, exit, fw_cfg, ktap, latency, pic, random, stats, tsc, uart};
 pub use base::{cases, check, check_eq, check_ok, println, skip_unless};
 
 /// Names the function `fn(&Boot) -> Verdict` that the guest runs.

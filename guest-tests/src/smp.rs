@@ -4,96 +4,21 @@
 //! Initialization Protocol Algorithm for MP Systems"). Then each waits, spinning, for what [`run_on_all`] gives it.
 
 use core::arch::global_asm;
-use core::hint;
 use core::mem::offset_of;
-use core::ptr;
 use core::slice;
 use core::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicUsize,
+    AtomicBool, AtomicU32,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 
+use base::smp;
+pub use base::smp::{Barrier, Cpu, PerCpu, count, cpus, run_on_all};
+
 use crate::apic::{self, Apic, Delivery, Destination};
 use crate::boot::Boot;
-use crate::ktap::{Outcome, Stop};
 use crate::msr::{EFER_LMA, Msr};
 use crate::ram::{self, Frame, HIGH_MEMORY};
-use crate::{clock, descriptors, fw_cfg, interrupts, processor};
-
-/// A processor by its number, which is also its APIC ID: the numbering of QEMU for processors without threads, and of this
-/// hypervisor.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Cpu(usize);
-
-impl Cpu {
-    /// As many as a guest can use.
-    pub const MOST: usize = 16;
-    /// The one that booted.
-    pub const BOOT: Self = Self(0);
-
-    /// The one that runs this.
-    pub fn current() -> Self {
-        Self(descriptors::current_cpu())
-    }
-
-    /// The number.
-    pub const fn index(self) -> usize {
-        self.0
-    }
-
-    /// The APIC ID.
-    pub const fn apic_id(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// Whether it is the one that booted.
-    pub const fn is_boot(self) -> bool {
-        self.0 == 0
-    }
-
-    /// As the destination of an IPI.
-    pub const fn destination(self) -> Destination {
-        Destination::Physical(self.apic_id())
-    }
-}
-
-/// One `T` for each processor.
-pub struct PerCpu<T>([T; Cpu::MOST]);
-
-impl<T> PerCpu<T> {
-    /// These, in the processors' order.
-    pub const fn new(all: [T; Cpu::MOST]) -> Self {
-        Self(all)
-    }
-
-    /// `cpu`'s.
-    pub const fn of(&self, cpu: Cpu) -> &T {
-        &self.0[cpu.0]
-    }
-
-    /// That of the processor that runs this.
-    pub fn here(&self) -> &T {
-        self.of(Cpu::current())
-    }
-
-    /// All of them, of processors that run or not.
-    pub fn iter(&self) -> slice::Iter<'_, T> {
-        self.0.iter()
-    }
-}
-
-/// How many run.
-static RUNNING: AtomicUsize = AtomicUsize::new(1);
-
-/// How many processors run.
-pub fn count() -> usize {
-    RUNNING.load(Relaxed)
-}
-
-/// The processors that run.
-pub fn cpus() -> impl DoubleEndedIterator<Item = Cpu> + Clone {
-    (0..count()).map(Cpu)
-}
+use crate::{clock, descriptors, fw_cfg, processor};
 
 /// Starts all processors that the machine says it has; panics if one does not come up. Returns how many run now.
 pub fn start_all(boot: &Boot) -> usize {
@@ -102,11 +27,17 @@ pub fn start_all(boot: &Boot) -> usize {
     }
     Apic::start();
     let wanted = fw_cfg::cpus().map_or(1, |cpus| usize::from(cpus).clamp(1, Cpu::MOST));
-    for cpu in (1..wanted).map(Cpu) {
+    for cpu in (1..wanted).map(Cpu::new) {
         assert!(start(boot, cpu), "processor {} does not start", cpu.index());
-        RUNNING.store(cpu.index() + 1, Relaxed);
+        smp::set_count(cpu.index() + 1);
     }
     wanted
+}
+
+impl From<Cpu> for Destination {
+    fn from(cpu: Cpu) -> Self {
+        Self::Physical(cpu.apic_id())
+    }
 }
 
 /// Starts `cpu`, or starts it anew: whatever it was doing is lost. Whether it came up.
@@ -115,13 +46,13 @@ pub fn start(boot: &Boot, cpu: Cpu) -> bool {
     let page = trampoline_frame(boot);
     page.write_bytes(0, trampoline_bytes());
     hand_over(cpu);
-    RUNNING_TASK.of(cpu).store(ptr::null_mut(), Relaxed);
+    smp::forget_task(cpu);
     IS_UP.of(cpu).store(false, SeqCst);
     let apic = Apic::here();
-    apic.send(Delivery::Init, cpu.destination());
+    apic.send(Delivery::Init, cpu.into());
     clock::wait(clock::microseconds(10_000));
     for _ in 0..2 {
-        apic.send(Delivery::StartUp(page_number(page)), cpu.destination());
+        apic.send(Delivery::StartUp(page_number(page)), cpu.into());
         if clock::wait_for(clock::microseconds(200), || is_up(cpu)) {
             return true;
         }
@@ -148,75 +79,6 @@ pub fn trampoline_frame(boot: &Boot) -> Frame {
 /// The page's number, as a SIPI names it.
 pub fn page_number(frame: Frame) -> u8 {
     frame.gpa().frame().raw() as u8
-}
-
-/// What runs on a processor, told to it by the address.
-struct Task<'a>(&'a (dyn Fn(Cpu) + Sync));
-
-/// What each processor is to run; null when it has done so.
-static RUNNING_TASK: PerCpu<AtomicPtr<()>> = PerCpu::new([const { AtomicPtr::new(ptr::null_mut()) }; Cpu::MOST]);
-
-/// Runs `body` on all processors at once, with interrupts off, and waits until all are done. Fails, or skips, if one did.
-pub fn run_on_all(body: impl Fn(Cpu) -> Outcome + Sync) -> Outcome {
-    let (failed, skipped) = (AtomicBool::new(false), AtomicBool::new(false));
-    run_each(&|cpu| match body(cpu) {
-        Ok(()) => {}
-        Err(Stop::Failed) => failed.store(true, Relaxed),
-        Err(Stop::Skipped(_)) => skipped.store(true, Relaxed),
-    });
-    if failed.load(Relaxed) {
-        Err(Stop::Failed)
-    } else if skipped.load(Relaxed) {
-        Err(Stop::Skipped("a processor says that it does not apply"))
-    } else {
-        Ok(())
-    }
-}
-
-fn run_each(body: &(dyn Fn(Cpu) + Sync)) {
-    assert!(Cpu::current().is_boot(), "only the processor that booted gives work");
-    let task = Task(body);
-    let others = cpus().skip(1);
-    for cpu in others.clone() {
-        RUNNING_TASK.of(cpu).store((&raw const task).cast_mut().cast(), Release);
-    }
-    body(Cpu::BOOT);
-    for cpu in others {
-        while !RUNNING_TASK.of(cpu).load(Acquire).is_null() {
-            hint::spin_loop();
-        }
-    }
-}
-
-/// Where processors wait for each other. For as many as [`count`] says.
-pub struct Barrier {
-    arrived: AtomicUsize,
-    round: AtomicUsize,
-}
-
-impl Barrier {
-    /// Nobody waits.
-    pub const fn new() -> Self {
-        Self { arrived: AtomicUsize::new(0), round: AtomicUsize::new(0) }
-    }
-
-    /// Waits until all are here.
-    pub fn wait(&self) {
-        let round = self.round.load(Acquire);
-        if self.arrived.fetch_add(1, SeqCst) + 1 == count() {
-            self.arrived.store(0, Relaxed);
-            self.round.store(round + 1, Release);
-        }
-        while self.round.load(Acquire) == round {
-            hint::spin_loop();
-        }
-    }
-}
-
-impl Default for Barrier {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 /// What a starting processor takes over from the one that starts it. One starts at a time.
@@ -333,25 +195,12 @@ ap_long:
 
 /// What a started processor does.
 extern "C" fn run(index: u32) -> ! {
-    let cpu = Cpu(index as usize);
+    let cpu = Cpu::new(index as usize);
     descriptors::init(cpu);
     descriptors::load_idt();
     apic::note_reset_state();
     let id = Apic::start().id();
     assert_eq!(id, cpu.apic_id(), "the APIC ID of processor {index}");
     IS_UP.of(cpu).store(true, Release);
-    loop {
-        // Not with interrupts off: there are hosts whose own don't come through to a processor in such a state.
-        interrupts::enable();
-        while RUNNING_TASK.of(cpu).load(Relaxed).is_null() {
-            hint::spin_loop();
-        }
-        interrupts::disable();
-        let task: *const Task<'_> = RUNNING_TASK.of(cpu).load(Acquire).cast();
-        // SAFETY: if not null, it is the task in a frame of `run_each`, which waits until it is null again.
-        if let Some(task) = unsafe { task.as_ref() } {
-            (task.0)(cpu);
-            RUNNING_TASK.of(cpu).store(ptr::null_mut(), Release);
-        }
-    }
+    smp::serve(cpu)
 }

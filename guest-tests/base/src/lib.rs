@@ -3,13 +3,16 @@
 #![no_std]
 
 pub mod boot;
+pub mod clock;
 pub mod console;
 pub mod exit;
+pub mod fw_cfg;
 pub mod ktap;
 pub mod latency;
 pub mod pic;
 pub mod port;
 pub mod random;
+pub mod smp;
 pub mod stats;
 pub mod tsc;
 pub mod uart;

@@ -142,7 +142,7 @@ fn step(worker: &mut Worker<'_>, apic: Apic, logical: &PerCpu<AtomicU64>) -> Out
     let me = worker.cpu;
     let Some(target) = smp::cpus().nth(worker.random.below(cpus) as usize) else { unreachable!("below the count") };
     match worker.random.below(16) {
-        0..=5 => fixed(apic, me, target.destination(), |cpu| cpu == target),
+        0..=5 => fixed(apic, me, target.into(), |cpu| cpu == target),
         6 => fixed(apic, me, Destination::Myself, |cpu| cpu == me),
         7 => fixed(apic, me, Destination::All, |_| true),
         8 => fixed(apic, me, Destination::AllButMyself, |cpu| cpu != me),
@@ -197,7 +197,7 @@ fn non_maskable(apic: Apic, target: Cpu) -> Outcome {
         return Ok(());
     }
     let sent = NMI_SENT.of(target).fetch_add(1, SeqCst) + 1;
-    apic.send(Delivery::Nmi, target.destination());
+    apic.send(Delivery::Nmi, target.into());
     let came = wait_for(|| NMI_RECEIVED.of(target).load(SeqCst) >= sent);
     NMI_TAKEN.store(false, Release);
     check!(came, "an NMI to {target:?} is lost");
@@ -207,7 +207,7 @@ fn non_maskable(apic: Apic, target: Cpu) -> Outcome {
 /// There and back, asleep meanwhile: other IPIs may wake it, too.
 fn ping(apic: Apic, me: Cpu, target: Cpu) -> Outcome {
     let sent = PINGS.of(me).fetch_add(1, SeqCst) + 1;
-    apic.send(Delivery::Fixed(PING + me.index() as u8), target.destination());
+    apic.send(Delivery::Fixed(PING + me.index() as u8), target.into());
     interrupts::disable();
     while PONGS.of(me).load(Acquire) < sent {
         halt_until_interrupt();

@@ -97,7 +97,7 @@ fn look_after_next(me: Cpu) {
     if let Some(next) = next {
         let since = TIMERS.of(next).asleep.load(Relaxed);
         if since != 0 && tsc::read().saturating_sub(since) > clock::seconds(PATIENCE_SECONDS) {
-            Apic::here().send(Delivery::Fixed(RESCUE), next.destination());
+            Apic::here().send(Delivery::Fixed(RESCUE), next.into());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The GDT, the IDT, and the TSS.
+//! The GDT and the IDT, which all processors share, and each processor's TSS.
 //!
 //! The tables are arrays of atomics: the processor reads them, and writes their accessed and busy bits, behind the
 //! compiler's back.
@@ -6,6 +6,8 @@
 use core::arch::asm;
 use core::mem::size_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use base::smp::{Cpu, FIRST_TSS, PerCpu, TSS_STEP};
 
 /// Selector of the flat code segment.
 pub(crate) const CODE: u16 = 0x08;
@@ -15,22 +17,30 @@ pub(crate) const DATA: u16 = 0x10;
 pub(crate) const USER_DATA: u16 = 0x18 | 3;
 /// Selector of user mode's code segment, with RPL 3.
 pub(crate) const USER_CODE: u16 = 0x20 | 3;
-const TSS_SELECTOR: u16 = 0x28;
 
-pub(crate) type Gdt = [AtomicU64; 6];
+#[repr(C)]
+pub(crate) struct Gdt {
+    segments: [AtomicU64; 6],
+    /// Each with as much behind it as there is in long mode, so that the selectors are the same.
+    tss: [[AtomicU64; 2]; Cpu::MOST],
+}
 
 /// Accessed bits are set from the start, so that the processor has nothing to write when it loads a selector.
-pub(crate) static GDT: Gdt = [
-    AtomicU64::new(0),
-    AtomicU64::new(0x00cf_9b00_0000_ffff),
-    AtomicU64::new(0x00cf_9300_0000_ffff),
-    AtomicU64::new(0x00cf_f300_0000_ffff),
-    AtomicU64::new(0x00cf_fb00_0000_ffff),
-    AtomicU64::new(0),
-];
+pub(crate) static GDT: Gdt = Gdt {
+    segments: [
+        AtomicU64::new(0),
+        AtomicU64::new(0x00cf_9b00_0000_ffff),
+        AtomicU64::new(0x00cf_9300_0000_ffff),
+        AtomicU64::new(0x00cf_f300_0000_ffff),
+        AtomicU64::new(0x00cf_fb00_0000_ffff),
+        AtomicU64::new(0),
+    ],
+    tss: [const { [const { AtomicU64::new(0) }; 2] }; Cpu::MOST],
+};
 
 /// The 32-bit TSS (Intel SDM vol. 3, figure 8-2).
-static TSS: [AtomicU32; 26] = [const { AtomicU32::new(0) }; 26];
+type Tss = [AtomicU32; 26];
+static TSS: PerCpu<Tss> = PerCpu::new([const { [const { AtomicU32::new(0) }; 26] }; Cpu::MOST]);
 const TSS_ESP0: usize = 1;
 const TSS_SS0: usize = 2;
 /// High half: offset of the I/O permission bitmap, past the limit for none.
@@ -39,7 +49,7 @@ const TSS_IOMAP: usize = 25;
 #[repr(C, align(16))]
 struct Stack([AtomicU32; 4096]);
 /// What exceptions of user mode run on.
-static INTERRUPT_STACK: Stack = Stack([const { AtomicU32::new(0) }; 4096]);
+static INTERRUPT_STACK: PerCpu<Stack> = PerCpu::new([const { Stack([const { AtomicU32::new(0) }; 4096]) }; Cpu::MOST]);
 
 static IDT: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 
@@ -57,18 +67,21 @@ struct TablePointer {
     base: u32,
 }
 
-/// Completes the GDT (the entry code runs on it already) and loads the TSS.
-pub(crate) fn init() {
-    TSS[TSS_ESP0].store(INTERRUPT_STACK.0.as_ptr_range().end as u32, Relaxed);
-    TSS[TSS_SS0].store(DATA.into(), Relaxed);
-    TSS[TSS_IOMAP].store((size_of::<[AtomicU32; 26]>() as u32) << 16, Relaxed);
-    let (base, limit) = (TSS.as_ptr() as u64, size_of::<[AtomicU32; 26]>() as u64 - 1);
+/// Completes `cpu`'s part of the GDT (the entry code runs on it already) and loads its TSS, by which [`Cpu::current`] knows it.
+/// To be called by `cpu` itself.
+pub(crate) fn init(cpu: Cpu) {
+    let tss = TSS.of(cpu);
+    tss[TSS_ESP0].store(INTERRUPT_STACK.of(cpu).0.as_ptr_range().end as u32, Relaxed);
+    tss[TSS_SS0].store(DATA.into(), Relaxed);
+    tss[TSS_IOMAP].store((size_of::<Tss>() as u32) << 16, Relaxed);
+    let (base, limit) = (tss.as_ptr() as u64, size_of::<Tss>() as u64 - 1);
     let available_tss = 0x89 << 40;
     let descriptor = limit | (base & 0xff_ffff) << 16 | available_tss | (base >> 24 & 0xff) << 56;
-    GDT[usize::from(TSS_SELECTOR / 8)].store(descriptor, Relaxed);
+    GDT.tss[cpu.index()][0].store(descriptor, Relaxed);
+    let selector = FIRST_TSS + TSS_STEP * cpu.index() as u16;
     // SAFETY: the selector's descriptor was just made and names a TSS that lives for ever. No `nomem`: the processor
     // reads the descriptor and sets its busy bit.
-    unsafe { asm!("ltr {0:x}", in(reg) TSS_SELECTOR, options(nostack, preserves_flags)) };
+    unsafe { asm!("ltr {0:x}", in(reg) selector, options(nostack, preserves_flags)) };
 }
 
 /// Points `vector` at `handler`, by an interrupt gate.

@@ -5,6 +5,7 @@ use core::mem::{offset_of, size_of};
 
 use base::boot::{self, Boot, EntryState};
 use base::exit::Verdict;
+use base::smp::Cpu;
 use base::{console, println};
 
 use crate::descriptors::{self, GDT};
@@ -76,7 +77,7 @@ unsafe extern "Rust" {
 /// The first Rust code: brings up what the panic handler needs, then the rest, then the guest.
 extern "C" fn start(entry: &'static EntryState) -> ! {
     console::init();
-    descriptors::init();
+    descriptors::init(Cpu::BOOT);
     interrupts::init();
     let boot = match Boot::new(entry) {
         Ok(boot) => boot,

@@ -7,6 +7,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use base::pic;
+use base::smp::{Cpu, PerCpu};
 
 use crate::descriptors::{self, GateDpl};
 use crate::processor;
@@ -112,8 +113,8 @@ struct Recovery {
     fault: Cell<Option<Fault>>,
 }
 
-/// The recovery of the `expect_fault` that runs.
-static RECOVERY: AtomicPtr<Recovery> = AtomicPtr::new(ptr::null_mut());
+/// The recovery of the `expect_fault` that runs on each processor.
+static RECOVERY: PerCpu<AtomicPtr<Recovery>> = PerCpu::new([const { AtomicPtr::new(ptr::null_mut()) }; Cpu::MOST]);
 
 /// Runs `body`, and the exception or software interrupt that ended it if there was one. What `body` owns is then not
 /// dropped.
@@ -125,11 +126,11 @@ pub fn expect_fault<F: FnOnce()>(body: F) -> Option<Fault> {
     }
     let recovery = Recovery { esp: Cell::new(0), eip: Cell::new(0), fault: Cell::new(None) };
     let mut body = Some(body);
-    RECOVERY.store((&raw const recovery).cast_mut(), Relaxed);
+    RECOVERY.here().store((&raw const recovery).cast_mut(), Relaxed);
     // SAFETY: `call` gets the pointer that it takes. It may be left by the handler's jump back, over frames of `body`
     // and of this library only, none of which has to be unwound; the callee-saved registers are restored either way.
     unsafe { call_recoverably(call::<F> as *const (), (&raw mut body).cast(), &recovery) };
-    RECOVERY.store(ptr::null_mut(), Relaxed);
+    RECOVERY.here().store(ptr::null_mut(), Relaxed);
     recovery.fault.get()
 }
 
@@ -171,7 +172,7 @@ unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), re
 extern "C" fn dispatch(frame: &Frame) -> *const Recovery {
     let fault = Fault { frame: *frame, cr2: processor::cr2() };
     // Taken, so that an exception in between is not taken for the expected one.
-    let recovery = RECOVERY.swap(ptr::null_mut(), Relaxed);
+    let recovery = RECOVERY.here().swap(ptr::null_mut(), Relaxed);
     // SAFETY: not null, it is the recovery in a frame of `expect_fault` that still runs.
     let Some(expected) = (unsafe { recovery.as_ref() }) else {
         panic!("unexpected exception: {fault:x?}");

@@ -13,10 +13,11 @@ pub mod memory;
 pub mod paging;
 pub mod processor;
 mod runtime;
+pub mod smp;
 pub mod timed;
 pub mod user;
 
-pub use base::{boot, console, exit, ktap, latency, port, random, stats, tsc};
+pub use base::{boot, clock, console, exit, ktap, latency, port, random, stats, tsc};
 pub use base::{cases, check, check_eq, check_ok, println, skip_unless};
 
 /// Names the function `fn(&Boot) -> Verdict` that the guest runs.

@@ -53,21 +53,46 @@ impl Page {
     }
 }
 
-/// Pages of it that nobody has, one after the other.
-pub struct Pages(u32);
+/// Pages of it that nobody has.
+pub struct Pages {
+    /// Where those begin that nobody has had.
+    next: u32,
+    /// The first of those that came back; each names the next one in its first doubleword.
+    free: Option<Page>,
+    taken: usize,
+}
 
 impl Pages {
     /// From `start` on.
     pub const fn from(start: u32) -> Self {
-        Self(start)
+        Self { next: start, free: None, taken: 0 }
     }
 
-    /// The next page, cleared.
+    /// A page, cleared.
     pub fn take(&mut self) -> Page {
-        let page = Page::new(self.0);
-        self.0 += 4096;
+        let page = self.free.unwrap_or(Page(self.next));
+        if self.free.is_some() {
+            let next = page.dword(0).load(Relaxed);
+            self.free = (next != 0).then_some(Page(next));
+        } else {
+            self.next += 4096;
+        }
+        self.taken += 1;
+        let page = Page::new(page.0);
         page.clear();
         page
+    }
+
+    /// Gives back what [`take`](Self::take) gave.
+    pub fn give(&mut self, page: Page) {
+        page.dword(0).store(self.free.map_or(0, Page::address), Relaxed);
+        self.free = Some(page);
+        self.taken -= 1;
+    }
+
+    /// How many are taken.
+    pub const fn taken(&self) -> usize {
+        self.taken
     }
 }
 
@@ -87,4 +112,12 @@ pub fn store(linear: u32, value: u32) {
 pub fn call(linear: u32) {
     // SAFETY: it comes back at once, having changed nothing, or faults.
     unsafe { asm!("call {0:e}", in(reg) linear) };
+}
+
+/// Four bytes at a linear address, by one instruction.
+pub fn peek(linear: u32) -> u32 {
+    let value;
+    // SAFETY: it only reads.
+    unsafe { asm!("mov {1:e}, [{0:e}]", in(reg) linear, out(reg) value, options(nostack, preserves_flags, readonly)) };
+    value
 }

@@ -94,12 +94,17 @@ impl Entry {
         }
     }
 
-    /// Writes it in one piece.
+    /// Writes it in one piece: by MOV, or LOCK CMPXCHG8B.
     pub fn set(self, value: u64) {
         match self.mode {
             Mode::TwoLevel => self.dword(0).store(value as u32, Relaxed),
-            Mode::Pae => self.qword().store(value, Relaxed),
+            Mode::Pae => _ = self.qword().swap(value, Relaxed),
         }
+    }
+
+    /// Writes one of PAE's by FISTP, which is what the compiler stores eight bytes with: an instruction of the x87.
+    pub fn set_by_x87(self, value: u64) {
+        self.qword().store(value, Relaxed);
     }
 
     /// Writes one of PAE's in two halves, in the order that never shows a present entry of which a half is another's: not
@@ -162,6 +167,23 @@ impl Space {
         }
         let table = Page::new(pde.get() as u32 & !0xfff);
         Entry::of(table, linear >> 12 & (4096 / self.mode.entry_bytes() - 1), self.mode)
+    }
+
+    /// Gives its tables to `pages`. No processor uses it any more.
+    pub fn free(self, pages: &mut Pages) {
+        let directories = match self.mode {
+            Mode::TwoLevel => [Some(self.root), None, None, None],
+            Mode::Pae => [0, 1, 2, 3].map(|n| Some(Page::new(self.root.dword(2 * n).load(Relaxed) & !0xfff))),
+        };
+        for directory in directories.into_iter().flatten() {
+            let entries = (0..4096 / self.mode.entry_bytes()).map(|n| Entry::of(directory, n, self.mode).get());
+            let tables = entries.filter(|entry| entry & (PRESENT | LARGE) == PRESENT);
+            tables.for_each(|entry| pages.give(Page::new(entry as u32 & !0xfff)));
+            pages.give(directory);
+        }
+        if self.mode == Mode::Pae {
+            pages.give(self.root);
+        }
     }
 
     /// Turns paging on in its mode, or switches to it.

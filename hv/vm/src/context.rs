@@ -3,7 +3,6 @@
 use crate::cpuid::{HostCpuid, Table, Topology};
 use crate::shared::Vm;
 use crate::stats::Stats;
-use addr::Gpa;
 use apic::LocalApic;
 use devices::{Clock, Sink};
 use emul::mmio::Memo;
@@ -21,9 +20,8 @@ pub struct Context<S> {
     pub(crate) stats: Stats,
     pub(crate) activity: Activity,
     pub(crate) apic: LocalApic,
-    /// The table that the last page fault was about, if that was given up as a table: to be written by an instruction that is
-    /// not emulated.
-    pub(crate) given_up: Option<Gpa>,
+    /// How often in a row page faults had a table given up as such, to be written by an instruction that is not emulated.
+    pub(crate) given_up: u32,
     /// An NMI waits to be delivered.
     pub(crate) nmi: bool,
 }
@@ -66,7 +64,7 @@ impl<S: Copy> Context<S> {
             stats: Stats::default(),
             activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
             apic: LocalApic::new(index as u32, mailbox),
-            given_up: None,
+            given_up: 0,
             nmi: false,
         }
     }

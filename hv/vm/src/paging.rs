@@ -4,7 +4,7 @@ use crate::exit::{Event, Exception, NestedFault, PageFault};
 use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
 use crate::trouble::{PAGE_FAULT, Trouble};
 use crate::vcpu::Vcpu;
-use addr::{Gpa, Gva, PAGE_SIZE};
+use addr::{Gpa, Gva};
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 use emul::Width;
@@ -28,7 +28,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         let access = Self::access(vcpu, fault.error_code());
         let flow = match self.memory.shadow_fault(own, fault.address(), access) {
             Ok(shadow::Outcome::Mapped | shadow::Outcome::Retry) => {
-                self.context.given_up = None;
+                self.context.given_up = 0;
                 return ControlFlow::Continue(());
             }
             Ok(shadow::Outcome::Inject { error_code, address }) => raise_page_fault(vcpu, error_code, address.raw()),
@@ -92,14 +92,16 @@ const NOT_EMULATED: Flow =
     Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on memory that it may not simply write"));
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
-    /// The instruction runs again, with the table writable; of no use if that very table translates its operand.
+    /// The instruction runs again, with the table writable. Of no use if that very table translates its operand; other vCPUs
+    /// that use the table may come between as well, but not for ever.
     #[cold]
     fn give_up_table(&mut self, gpa: Gpa) -> Flow {
-        let table = gpa.align_down(PAGE_SIZE);
-        if self.context.given_up.replace(table) == Some(table) {
+        const PATIENCE: u32 = 100_000;
+        self.context.given_up += 1;
+        if self.context.given_up > PATIENCE {
             return NOT_EMULATED;
         }
-        self.memory.unshadow(table);
+        self.memory.unshadow(gpa);
         Flow::Resume
     }
 }

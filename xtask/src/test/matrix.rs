@@ -216,6 +216,10 @@ const fn model(name: &'static str, host: &'static str, model: &'static str, hype
 
 /// Each eleventh of the combinations on Bochs: a number that has nothing to do with how they are numbered.
 const ACCESS32: Row = guest32("access32", "step=11");
+const SELF_MAP: Row = guest32("self-map", "");
+const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
+const FORK_STORM: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("fork-storm", "ops=60") };
+const EXIT_LATENCY32: Row = guest32("exit-latency32", "");
 
 pub(super) const ROWS: &[Row] = &[
     Row { name: "smoke", ..USUAL },
@@ -256,6 +260,20 @@ pub(super) const ROWS: &[Row] = &[
     ACCESS32,
     shadowed("access32-shadow", Paging::Shadow, ACCESS32),
     shadowed("access32-vtlb", Paging::Vtlb, ACCESS32),
+    SELF_MAP,
+    shadowed("self-map-shadow", Paging::Shadow, SELF_MAP),
+    shadowed("self-map-vtlb", Paging::Vtlb, SELF_MAP),
+    PAE_TOGGLE,
+    shadowed("pae-toggle-shadow", Paging::Shadow, PAE_TOGGLE),
+    shadowed("pae-toggle-vtlb", Paging::Vtlb, PAE_TOGGLE),
+    Row { vcpus: 1, ..shadowed("pae-toggle-shadow-alone", Paging::Shadow, PAE_TOGGLE) },
+    FORK_STORM,
+    shadowed("fork-storm-shadow", Paging::Shadow, FORK_STORM),
+    shadowed("fork-storm-vtlb", Paging::Vtlb, FORK_STORM),
+    Row { vcpus: 1, ..shadowed("fork-storm-shadow-alone", Paging::Shadow, FORK_STORM) },
+    EXIT_LATENCY32,
+    shadowed("exit-latency32-shadow", Paging::Shadow, EXIT_LATENCY32),
+    shadowed("exit-latency32-vtlb", Paging::Vtlb, EXIT_LATENCY32),
     Row {
         name: "oom-die",
         source: Source::Guest("oom"),

@@ -83,7 +83,7 @@ fn between_processors() -> Outcome {
         smp::run_on_all(|cpu| {
             let apic = Apic::switch(Mode::X2apic);
             let next = smp::cpus().nth((cpu.index() + 1) % smp::count()).ok_or(Stop::Failed)?;
-            apic.send(Delivery::Fixed(VECTOR), next.destination());
+            apic.send(Delivery::Fixed(VECTOR), next.into());
             let came = crate::arrivals::let_in_until(1);
             let apic = Apic::switch(Mode::Xapic);
             if cpu.is_boot() {

@@ -53,7 +53,7 @@ pub(crate) fn physical_destination(_: &Boot) -> Outcome {
     skip_unless!(smp::count() > 1, "one processor");
     expect(VECTOR);
     for target in smp::cpus() {
-        deliver(Delivery::Fixed(VECTOR), target.destination(), |cpu| usize::from(cpu == target))?;
+        deliver(Delivery::Fixed(VECTOR), target.into(), |cpu| usize::from(cpu == target))?;
     }
     Ok(())
 }
@@ -133,7 +133,7 @@ pub(crate) fn sipi_to_a_running_one_is_ignored(boot: &Boot) -> Outcome {
     smp::run_on_all(|cpu| {
         if cpu.is_boot() {
             check!(clock::wait_for(clock::seconds(20), || begun.load(Relaxed) > 0));
-            Apic::here().send(Delivery::StartUp(page), second().destination());
+            Apic::here().send(Delivery::StartUp(page), second().into());
             clock::wait(clock::microseconds(5_000));
             sent.store(true, Relaxed);
         } else if cpu == second() {
@@ -166,7 +166,7 @@ pub(crate) fn started_anew_by_init(boot: &Boot) -> Outcome {
         })?;
         check!(smp::is_up(second()));
         expect(VECTOR);
-        deliver(Delivery::Fixed(VECTOR), second().destination(), |cpu| usize::from(cpu == second()))?;
+        deliver(Delivery::Fixed(VECTOR), second().into(), |cpu| usize::from(cpu == second()))?;
         smp::run_on_all(|_| {
             check_eq!(Apic::here().read(Register::TaskPriority), 0);
             Ok(())

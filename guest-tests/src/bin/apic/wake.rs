@@ -49,14 +49,14 @@ pub(crate) fn from_hlt_by_an_ipi(_: &Boot) -> Outcome {
             let Some(other) = smp::cpus().nth(other) else { unreachable!("there are two") };
             for round in 1..=ROUNDS {
                 if cpu.is_boot() {
-                    Apic::here().send(Delivery::Fixed(VECTOR), other.destination());
+                    Apic::here().send(Delivery::Fixed(VECTOR), other.into());
                 }
                 while count(cpu) < round {
                     halt_until_interrupt();
                 }
                 clock::wait(clock::microseconds(1 + random.below(20)));
                 if !cpu.is_boot() {
-                    Apic::here().send(Delivery::Fixed(VECTOR), other.destination());
+                    Apic::here().send(Delivery::Fixed(VECTOR), other.into());
                 }
             }
             check_eq!(count(cpu), ROUNDS);
@@ -77,7 +77,7 @@ pub(crate) fn from_hlt_by_an_nmi(_: &Boot) -> Outcome {
                     0 => {
                         while awake.load(Acquire) < round {
                             clock::wait(clock::microseconds(1_000));
-                            Apic::here().send(Delivery::Nmi, smp::cpus().nth(1).map_or(cpu, |cpu| cpu).destination());
+                            Apic::here().send(Delivery::Nmi, smp::cpus().nth(1).map_or(cpu, |cpu| cpu).into());
                         }
                     }
                     1 => {

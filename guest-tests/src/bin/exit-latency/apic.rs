@@ -30,7 +30,7 @@ fn stamp(_: &Frame) {
 /// Sends the boot processor a [`STAMP`].
 fn answer(_: &Frame) {
     let apic = Apic::here();
-    apic.send(Delivery::Fixed(STAMP), Cpu::BOOT.destination());
+    apic.send(Delivery::Fixed(STAMP), Cpu::BOOT.into());
     apic.end_of_interrupt();
 }
 
@@ -151,7 +151,7 @@ static TRIPS: [AtomicU64; super::WARM_UP + super::FEWEST_SAMPLES] =
 static RECORDED: AtomicU64 = AtomicU64::new(0);
 
 fn record() -> Outcome {
-    let other = smp::cpus().nth(1).map_or(Destination::AllButMyself, Cpu::destination);
+    let other = smp::cpus().nth(1).map_or(Destination::AllButMyself, Destination::from);
     for trip in &TRIPS {
         let span = until_stamped(|| {
             let from = tsc::read();

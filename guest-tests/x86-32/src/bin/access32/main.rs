@@ -44,8 +44,7 @@ struct Bench {
 }
 
 fn main(boot: &Boot) -> Verdict {
-    let number = |key: &str| boot.words().find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok());
-    let bench = Bench { step: number("step").unwrap_or(1).max(1), from: number("from").unwrap_or(0) };
+    let bench = Bench { step: boot.word("step").unwrap_or(1).max(1), from: boot.word("from").unwrap_or(0) };
     let page = Page::new(FRAME);
     page.clear();
     // RET; INT 0x80.
