@@ -78,6 +78,13 @@ impl Registers {
         self.paging.pdptes = None;
     }
 
+    /// Changes them while there is no paging; CR0.PG stays clear.
+    pub fn write_unpaged(&mut self, change: impl FnOnce(&mut Controls)) {
+        change(&mut self.paging.controls);
+        self.paging.controls.cr0 &= !CR0_PG;
+        self.paging.pdptes = None;
+    }
+
     /// The guest writes CR3, with whatever value.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ pub enum Exit {
     ControlRegister,
     /// Such a vCPU's INVLPG.
     Invlpg,
-    /// Such a vCPU's switch of tasks by hardware, which loads CR3.
+    /// A switch of tasks by hardware, which loads CR3: an exit of such a vCPU, and of all under VMX.
     TaskSwitch,
     /// The processor can't execute the guest's next instruction: [`Vcpu::emulate`](crate::Vcpu::emulate) does.
     Emulate,

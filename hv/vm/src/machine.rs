@@ -233,7 +233,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             Exit::Emulate => self.emulate(vcpu, host),
             Exit::Io(io) => self.string_io(vcpu, io, host),
             Exit::ControlRegister | Exit::Invlpg => self.system(vcpu),
-            Exit::TaskSwitch => Flow::Stop(Stop::Unhandled("a switch of tasks by hardware, without nested paging")),
+            Exit::TaskSwitch => Flow::Stop(Stop::Unhandled("a switch of tasks by hardware, which is not emulated")),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
             Exit::Instruction(Instruction::Xsetbv | Instruction::Undefined) => {

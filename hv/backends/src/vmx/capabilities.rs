@@ -189,6 +189,17 @@ impl Controls {
         })
     }
 
+    /// The same for a guest whose page tables have a shadow: what changes those exits. Without VPID, each entry and exit drops
+    /// all translations.
+    fn without_ept(mut self) -> Self {
+        let (ept, unrestricted) = (SecondaryControls::ENABLE_EPT, SecondaryControls::UNRESTRICTED_GUEST);
+        self.secondary &= !(ept | unrestricted).bits();
+        self.do_without_vpid();
+        let cr3 = PrimaryControls::CR3_LOAD_EXITING | PrimaryControls::CR3_STORE_EXITING;
+        self.primary |= (cr3 | PrimaryControls::INVLPG_EXITING).bits();
+        self
+    }
+
     fn has_secondary(&self, control: SecondaryControls) -> bool {
         self.secondary & control.bits() != 0
     }
@@ -211,6 +222,12 @@ impl Controls {
 }
 
 impl Capabilities {
+    /// What is used for a guest whose page tables have a shadow.
+    pub(super) fn without_ept(self) -> Self {
+        let features = Features { unrestricted_guest: false, vpid: false, ..self.features };
+        Self { controls: self.controls.without_ept(), features, ..self }
+    }
+
     /// Reads the capability MSRs by `msr`; only those that are there are read.
     ///
     /// # Errors

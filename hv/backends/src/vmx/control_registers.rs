@@ -59,6 +59,11 @@ impl Shadowed {
         Self { mask: self.mask | CR4_PAGING, real: self.real | CR4_PSE }
     }
 
+    /// The guest has no bit of its own: what it reads is all in the read shadow.
+    pub(super) const fn whole(self) -> Self {
+        Self { mask: u64::MAX, ..self }
+    }
+
     /// The register's real value if the guest reads `value`.
     pub(super) const fn real(self, value: u64) -> u64 {
         value & !self.mask | self.real

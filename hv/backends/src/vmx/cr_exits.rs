@@ -4,10 +4,11 @@ use super::control_registers::{self, Refused};
 use super::reason::{self, CrAccess};
 use super::unpaged::NotDone;
 use super::vcpu::VmxVcpu;
+use crate::translation::Translation;
 use vm::{Event, Gpr, Registers, Vcpu};
 use x86::vmx::vmcs::{control, guest};
 
-impl VmxVcpu {
+impl<T: Translation> VmxVcpu<T> {
     /// Whether the guest goes on.
     pub(super) fn control_register(&mut self, access: CrAccess) -> bool {
         let done = match access {
@@ -59,6 +60,10 @@ impl VmxVcpu {
     }
 
     pub(super) fn set_guest_cr3(&mut self, value: u64) {
+        if let Some(shadow) = self.translation.shadow_mut() {
+            shadow.own.write_unpaged(|controls| controls.cr3 = value);
+            return self.apply_paging(None);
+        }
         match &mut self.unpaged {
             Some(unpaged) => unpaged.cr3 = value,
             None => self.vmcs.write(guest::CR3, value),

@@ -6,6 +6,7 @@ use super::switch::ENTRY_REFUSED;
 use super::vcpu::VmxVcpu;
 use super::{reason, vmcs::Vmcs};
 use crate::resident::dr6;
+use crate::translation::Translation;
 use core::fmt;
 use vm::{Gpr, Registers, Vcpu};
 use x86::controlregs::cr2;
@@ -15,7 +16,7 @@ use x86::vmx::vmcs::{guest, ro};
 const NAMES: [&str; 16] =
     ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
-pub(super) fn write(vcpu: &VmxVcpu, out: &mut dyn fmt::Write) -> fmt::Result {
+pub(super) fn write<T: Translation>(vcpu: &VmxVcpu<T>, out: &mut dyn fmt::Write) -> fmt::Result {
     let vmcs = &vcpu.vmcs;
     if vcpu.reason == ENTRY_REFUSED {
         let number = vmcs.read(ro::VM_INSTRUCTION_ERROR) as u32;
@@ -51,7 +52,7 @@ pub(super) fn write(vcpu: &VmxVcpu, out: &mut dyn fmt::Write) -> fmt::Result {
     registers(vcpu, out)
 }
 
-fn registers(vcpu: &VmxVcpu, out: &mut dyn fmt::Write) -> fmt::Result {
+fn registers<T: Translation>(vcpu: &VmxVcpu<T>, out: &mut dyn fmt::Write) -> fmt::Result {
     let control = vcpu.control();
     let (cs, rflags) = (vcpu.vmcs.read(guest::CS_SELECTOR), vcpu.rflags());
     writeln!(out, "rip {:016x} cs {cs:04x} rflags {rflags:08x} cpl {}", vcpu.rip(), control.cpl)?;
@@ -68,7 +69,7 @@ fn registers(vcpu: &VmxVcpu, out: &mut dyn fmt::Write) -> fmt::Result {
 }
 
 /// What the rules of entries speak of, as the VMCS has it.
-fn snapshot(vcpu: &VmxVcpu) -> GuestState {
+fn snapshot<T: Translation>(vcpu: &VmxVcpu<T>) -> GuestState {
     let vmcs = &vcpu.vmcs;
     let entry = vmcs.read(control::VMENTRY_CONTROLS) as u32;
     let [es, cs, ss, ds, fs, gs, ldtr, tr] = core::array::from_fn(|number| segment(vmcs, number as u32));

@@ -1,4 +1,4 @@
-//! Intel's VMX with EPT (Intel SDM vol. 3, chapters 24 to 31).
+//! Intel's VMX (Intel SDM vol. 3, chapters 24 to 31), with EPT or with shadows of the guest's tables.
 
 mod capabilities;
 mod control_registers;
@@ -22,6 +22,7 @@ pub use vcpu::VmxVcpu;
 
 use crate::page::HardwarePage;
 use crate::resident::{self, Occupant};
+use crate::translation::{Nested, Shadow};
 use crate::{Backend, FixedPage, Missing, Physical, Start};
 use addr::{Hpa, PageSize};
 use capabilities::Capabilities;
@@ -61,9 +62,9 @@ impl fmt::Display for Vmx {
 }
 
 impl Backend for Vmx {
-    type Vcpu = VmxVcpu;
+    type Vcpu = VmxVcpu<Nested>;
 
-    type ShadowVcpu = VmxVcpu;
+    type ShadowVcpu = VmxVcpu<Shadow>;
 
     type Tables = mmu::Ept;
 
@@ -72,8 +73,8 @@ impl Backend for Vmx {
         Caps::new(self.physical_bits, largest.min(features.largest_page), features.accessed_dirty)
     }
 
-    fn shadow_caps(&self, _: PageSize) -> Result<Caps, Missing> {
-        Err(Missing("shadow paging, which is there for SVM alone so far: take paging=nested"))
+    fn shadow_caps(&self, largest: PageSize) -> Result<Caps, Missing> {
+        Ok(Caps::new(self.physical_bits, largest, true))
     }
 
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
@@ -97,12 +98,12 @@ impl Backend for Vmx {
         (!self.features().unrestricted_guest).then(unpaged::identity_map)
     }
 
-    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> VmxVcpu {
-        VmxVcpu::new(self, root, tag, start)
+    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> VmxVcpu<Nested> {
+        VmxVcpu::new(self, Nested, self.capabilities, root, tag, start)
     }
 
-    fn shadow_vcpu(&self, root: Hpa, _: walk::Features, tag: NonZeroU16, start: Start) -> VmxVcpu {
-        VmxVcpu::new(self, root, tag, start)
+    fn shadow_vcpu(&self, root: Hpa, features: walk::Features, tag: NonZeroU16, start: Start) -> VmxVcpu<Shadow> {
+        VmxVcpu::new(self, Shadow::new(root, features), self.capabilities.without_ept(), root, tag, start)
     }
 }
 

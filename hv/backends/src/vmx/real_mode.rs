@@ -1,9 +1,10 @@
 //! Real mode on a processor without unrestricted guest: instructions are carried out in software, up to the one that turns
 //! protected mode on.
 
-use super::control_registers::{CR0_PE, CR0_TS, check_cr0, check_cr4};
+use super::control_registers::{CR0_PE, CR0_PG, CR0_TS, check_cr0, check_cr4};
 use super::unpaged::{NotDone, Pdptes};
 use super::vcpu::VmxVcpu;
+use crate::translation::Translation;
 use emul::real::{self, Exiting, Memory, Processor, Step, Table, TableRegister};
 use emul::system::{StatusWord, System, write_gpr};
 use emul::{Bitness, Width};
@@ -17,7 +18,7 @@ const STATUS_WORD: u64 = 15;
 const STI_SHADOW: u64 = 1;
 const EVENT_VECTOR: u64 = 0xff;
 
-impl Processor for VmxVcpu {
+impl<T: Translation> Processor for VmxVcpu<T> {
     fn jump(&mut self, rip: u64) {
         self.resume_at(rip);
     }
@@ -76,7 +77,7 @@ const fn exit(exiting: Exiting) -> Exit {
     }
 }
 
-impl VmxVcpu {
+impl<T: Translation> VmxVcpu<T> {
     pub(super) fn emulate_next<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
         if core::mem::take(&mut self.needs_pdptes) {
             let (value, next) = (self.operand_of_exit(), self.behind());
@@ -180,6 +181,9 @@ impl VmxVcpu {
 
     /// A write of `value` to CR0 by an instruction that ends at `next`.
     fn emulate_cr0<M: Memory>(&mut self, value: u64, next: u64, memory: &mut M) -> Result<Emulated, M::Error> {
+        if self.translation.shadow().is_some() && value & CR0_PG != 0 {
+            return Ok(Emulated::Unable("real mode turns protected mode and paging on at once, without nested paging"));
+        }
         let done = check_cr0(value).map_err(NotDone::from).and_then(|()| self.change_mode(value, None));
         let done = match done {
             Err(NotDone::NeedsPdptes) => {

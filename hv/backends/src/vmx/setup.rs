@@ -1,13 +1,13 @@
 //! What a new vCPU's VMCS and processor hold.
 
-use super::Vmx;
 use super::control_registers::{CR0_CD, CR0_ET, CR0_NW, CR0_PE};
 use super::guest_state::Segment;
 use super::switch;
 use super::unpaged::Unpaged;
-use super::vcpu::{Detour, PAT_AT_RESET, VmxVcpu};
+use super::vcpu::{Detour, PAGE_FAULT, PAT_AT_RESET, VmxVcpu};
+use crate::translation::Translation;
 use core::num::NonZeroU16;
-use vm::Gpr;
+use vm::{Gpr, Vcpu};
 use x86::vmx::vmcs::{control, guest, host};
 
 /// Exceptions that exit. #UD: VMMCALL is a hypercall too. #DB and #AC: delivering one can raise it again for ever, which
@@ -18,16 +18,17 @@ const INTERCEPTED_EXCEPTIONS: u64 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 /// two. A processor lets the host's interrupts through whatever the guest does; Bochs may not while the guest has its own off.
 const PATIENCE_SHIFT: u8 = 22;
 
-impl VmxVcpu {
-    pub(super) fn write_controls(&mut self, vmx: &Vmx, tag: NonZeroU16) {
-        let controls = &vmx.capabilities.controls;
+impl<T: Translation> VmxVcpu<T> {
+    pub(super) fn write_controls(&mut self, tag: NonZeroU16) {
+        let controls = self.capabilities.controls;
+        let page_faults = if self.translation.shadow().is_some() { 1 << PAGE_FAULT } else { 0 };
         for (field, value) in [
             (control::PINBASED_EXEC_CONTROLS, u64::from(controls.pin)),
             (control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(controls.primary)),
             (control::SECONDARY_PROCBASED_EXEC_CONTROLS, u64::from(controls.secondary)),
             (control::VMEXIT_CONTROLS, u64::from(controls.exit)),
             (control::VMENTRY_CONTROLS, u64::from(controls.entry)),
-            (control::EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS),
+            (control::EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS | page_faults),
             (control::PAGE_FAULT_ERR_CODE_MASK, 0),
             (control::PAGE_FAULT_ERR_CODE_MATCH, 0),
             (control::CR3_TARGET_COUNT, 0),
@@ -41,6 +42,7 @@ impl VmxVcpu {
             (control::CR0_GUEST_HOST_MASK, self.cr0.mask),
             (guest::CR0, self.cr0.real(0)),
             (control::CR0_READ_SHADOW, 0),
+            (control::CR4_GUEST_HOST_MASK, self.cr4.mask),
             (guest::LINK_PTR_FULL, u64::MAX),
             (guest::IA32_SYSENTER_CS, 0),
             (guest::IA32_SYSENTER_ESP, 0),
@@ -96,6 +98,10 @@ impl VmxVcpu {
             self.vmcs.write(field, value);
         }
         self.registers.gprs = [0; 16];
+        if let Some(shadow) = self.translation.shadow_mut() {
+            shadow.own.reset(cr0);
+            self.apply_paging(None);
+        }
     }
 
     /// Flat 32-bit protected mode, as a multiboot loader leaves it.
@@ -111,9 +117,9 @@ impl VmxVcpu {
         self.start_unpaged(false);
     }
 
-    /// Without unrestricted guest, on the identity map.
+    /// With EPT and without unrestricted guest, on the identity map.
     fn start_unpaged(&mut self, real: bool) {
-        if !self.capabilities.features.unrestricted_guest {
+        if !self.capabilities.features.unrestricted_guest && self.translation.shadow().is_none() {
             self.enter_identity_map(Unpaged { cr3: 0, efer: 0 }, 0);
             self.set_detour(Detour::RealMode, real);
         }

@@ -1,10 +1,11 @@
 //! Unpaged code on a processor that can't turn a guest's paging off (one without unrestricted guest): paging stays on, over
 //! an identity map; real mode is carried out in software, with the registers as they would be on that map. The guest reads of CR0, CR3, CR4 and EFER what it wrote.
 
-use super::control_registers::{CR0_PE, CR0_PG, CR4_PAE, Refused};
+use super::control_registers::{CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, Refused};
 use super::vcpu::{Detour, VmxVcpu};
 use crate::FixedPage;
-use addr::Gpa;
+use crate::translation::Translation;
+use addr::{Gpa, Hpa};
 use vm::{Segment, Vcpu};
 use x86::vmx::vmcs::control::{self, EntryControls, PrimaryControls};
 use x86::vmx::vmcs::guest;
@@ -90,7 +91,7 @@ fn paging_mode(cr4: u64, efer: u64, code_has_l: bool) -> Result<PagingMode, NotD
     }
 }
 
-impl VmxVcpu {
+impl<T: Translation> VmxVcpu<T> {
     /// Whether a write of `value` to CR0 is more than the processor can carry out by itself.
     pub(super) fn changes_mode(&self, value: u64) -> bool {
         const MODE: u64 = CR0_PE | CR0_PG;
@@ -101,6 +102,8 @@ impl VmxVcpu {
     /// `pdptes` are the four top entries of PAE paging, if they are known.
     pub(super) fn change_mode(&mut self, value: u64, pdptes: Option<Pdptes>) -> Result<(), NotDone> {
         match (value & CR0_PE != 0, value & CR0_PG != 0) {
+            // Without paging a shadow is an identity map.
+            (_, false) if self.translation.shadow().is_some() => {}
             (true, true) => self.turn_paging_on(pdptes)?,
             (_, false) => self.turn_paging_off()?,
             (false, true) => return Err(NotDone::Refused),
@@ -155,14 +158,42 @@ impl VmxVcpu {
 
     /// Has the guest read `value`, and the register be what that means.
     pub(super) fn write_cr0(&mut self, value: u64) {
+        if let Some(shadow) = self.translation.shadow_mut() {
+            shadow.own.write_unpaged(|controls| controls.cr0 = value);
+            return self.apply_paging(None);
+        }
         self.vmcs.write(guest::CR0, self.cr0.real(value));
         self.vmcs.write(control::CR0_READ_SHADOW, value);
     }
 
     pub(super) fn write_cr4(&mut self, value: u64) {
+        if let Some(shadow) = self.translation.shadow_mut() {
+            shadow.own.write_unpaged(|controls| controls.cr4 = value);
+            return self.apply_paging(None);
+        }
         self.vmcs.write(guest::CR4, self.cr4.real(value));
         self.vmcs.write(control::CR4_READ_SHADOW, value);
         self.vmcs.write(control::CR4_GUEST_HOST_MASK, self.cr4.mask);
+    }
+
+    /// Has the processor walk the shadow, with what that needs, and the guest read what it wrote.
+    #[inline]
+    pub(super) fn write_shadow_paging(&mut self, root: Option<Hpa>) {
+        let Some(shadow) = self.translation.shadow_mut() else { return };
+        shadow.root = root.unwrap_or(shadow.root);
+        let (host, own) = (shadow.host(), shadow.own.paging().controls);
+        let cr0 = host.cr0 & !(CR0_CD | CR0_NW) | self.capabilities.cr0_ones;
+        for (field, value) in [
+            (guest::CR0, cr0),
+            (control::CR0_READ_SHADOW, own.cr0),
+            (guest::CR3, host.cr3),
+            (guest::CR4, self.paged_cr4.real(host.cr4)),
+            (control::CR4_READ_SHADOW, own.cr4),
+            (guest::IA32_EFER_FULL, host.efer),
+        ] {
+            self.vmcs.write(field, value);
+        }
+        self.set_detour(Detour::RealMode, own.cr0 & CR0_PE == 0);
     }
 
     fn intercept_cr3(&mut self, wanted: bool) {

@@ -12,7 +12,8 @@ use super::vmcs::{self, Vmcs};
 use super::{dump, host};
 use crate::page::HardwarePage;
 use crate::resident::{self, Occupant, Resident, Tenant};
-use addr::{Gpa, Hpa};
+use crate::translation::Translation;
+use addr::{Gpa, Gva, Hpa};
 use alloc::boxed::Box;
 use core::arch::asm;
 use core::fmt;
@@ -20,8 +21,8 @@ use core::num::NonZeroU16;
 use emul::real::Memory;
 use vm::cpuid::Leaf;
 use vm::{
-    ControlRegisters, Cr8, Emulated, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, Registers,
-    Segment, SegmentState, Start, StateMsr, Stay, Vcpu,
+    ControlRegisters, Cr8, Emulated, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, PageFault,
+    Registers, Segment, SegmentState, Start, StateMsr, Stay, Vcpu,
 };
 use x86::controlregs::cr2_write;
 use x86::msr;
@@ -30,6 +31,7 @@ use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
 use x86::vmx::vmcs::{control, guest, ro};
 
 const DEBUG: u64 = 1;
+pub(super) const PAGE_FAULT: u64 = 14;
 
 // Interruption information of entries and exits, and IDT-vectoring information (SDM tables 25-17, 25-18, 25-20).
 const EVENT_VALID: u64 = 1 << 31;
@@ -47,7 +49,7 @@ const EVENT_ERROR_CODE: u64 = 1 << 11;
 const SHADOW: u64 = 3;
 /// Interruptibility: an NMI is being handled.
 const NMI_BLOCKED: u64 = 1 << 3;
-/// Exit qualification: the IRET that ended an NMI's handling is what exits, and will run again.
+/// Exit qualification, and interruption information of exits: the IRET that ended an NMI's handling is what exits, and will run again.
 const NMI_UNBLOCKED: u64 = 1 << 12;
 
 const MODE_64: u64 = 1 << 13;
@@ -69,7 +71,8 @@ pub(super) enum Detour {
 ///
 /// The guest's state that exits don't swap stays in the processor ([`Resident`]): vector registers, CR2, the debug registers,
 /// and the MSRs that SYSCALL and SWAPGS use.
-pub struct VmxVcpu {
+pub struct VmxVcpu<T: Translation> {
+    pub(super) translation: T,
     /// The host's RSP in the VMCS points to it.
     pub(super) registers: Box<Switched>,
     pub(super) vmcs: Vmcs,
@@ -100,30 +103,43 @@ pub struct VmxVcpu {
     resident: Tenant,
 }
 
-impl VmxVcpu {
-    pub(super) fn new(vmx: &Vmx, root: Hpa, tag: NonZeroU16, start: Start) -> Self {
+impl<T: Translation> VmxVcpu<T> {
+    /// `root`: of the nested tables.
+    pub(super) fn new(
+        vmx: &Vmx,
+        translation: T,
+        capabilities: Capabilities,
+        root: Hpa,
+        tag: NonZeroU16,
+        start: Start,
+    ) -> Self {
         // SAFETY: VMX is on as long as its backend is there, and that ends after its vCPUs.
         let vmcs = unsafe { Vmcs::new(vmx.physical, vmx.capabilities.revision) }
             .expect("the region is a page of its own with its revision in place");
         // SAFETY: reading has no effect.
         let host_cr4 = unsafe { x86::controlregs::cr4() }.bits() as u64;
-        let paged_cr4 = Shadowed::cr4(&vmx.capabilities, host_cr4);
-        let features = *vmx.features();
+        let paged_cr4 = Shadowed::cr4(&capabilities, host_cr4);
+        let features = capabilities.features;
+        let (cr0, cr4) = match translation.shadow() {
+            Some(_) => (Shadowed::cr0(&capabilities).whole(), paged_cr4.whole()),
+            None => (Shadowed::cr0(&capabilities), paged_cr4),
+        };
         let mut vcpu = Self {
+            translation,
             registers: Box::default(),
             reason: 0,
-            primary: vmx.capabilities.controls.primary,
+            primary: capabilities.controls.primary,
             tsc_offset: 0,
             eptp: eptp(root, features),
             detours: 0,
             nmi: false,
-            cr0: Shadowed::cr0(&vmx.capabilities),
-            cr4: paged_cr4,
+            cr0,
+            cr4,
             paged_cr4,
             unpaged: None,
             needs_pdptes: false,
             pat: (!features.pat).then(|| Pat::new(vmx.physical, PAT_AT_RESET)),
-            capabilities: vmx.capabilities,
+            capabilities,
             physical_bits: vmx.physical_bits,
             msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),
             occupant: vmx.occupant.clone(),
@@ -132,7 +148,7 @@ impl VmxVcpu {
         };
         vcpu.load();
         host::write(&mut vcpu.vmcs, features.pat);
-        vcpu.write_controls(vmx, tag);
+        vcpu.write_controls(tag);
         if let Some(pat) = &vcpu.pat {
             pat.install(&mut vcpu.vmcs);
         }
@@ -153,7 +169,7 @@ impl VmxVcpu {
     /// What an exit may need besides being reported. Whether the guest goes on at once.
     #[cold]
     fn rare(&mut self) -> bool {
-        if self.reason == reason::CONTROL_REGISTER {
+        if self.reason == reason::CONTROL_REGISTER && self.translation.shadow().is_none() {
             return self.control_register(reason::cr_access(self.qualification()));
         }
         if self.reason == reason::EXCEPTION_OR_NMI {
@@ -166,10 +182,22 @@ impl VmxVcpu {
                 self.block_nmis(false);
             }
             self.redeliver(interrupted);
-        } else if self.reason == reason::EPT_VIOLATION && self.qualification() & NMI_UNBLOCKED != 0 {
+        } else if self.unblocked_nmis() {
             self.block_nmis(true);
         }
         false
+    }
+
+    /// Whether the exit was by an IRET that had ended an NMI's handling, and will run again.
+    fn unblocked_nmis(&self) -> bool {
+        match self.reason {
+            reason::EPT_VIOLATION => self.qualification() & NMI_UNBLOCKED != 0,
+            reason::EXCEPTION_OR_NMI => {
+                let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
+                info & EVENT_TYPE != TYPE_NMI && info & NMI_UNBLOCKED != 0
+            }
+            _ => false,
+        }
     }
 
     fn block_nmis(&mut self, blocked: bool) {
@@ -212,11 +240,17 @@ impl VmxVcpu {
 
     #[inline]
     pub(super) fn guest_cr0(&self) -> u64 {
+        if let Some(shadow) = self.translation.shadow() {
+            return shadow.own.paging().controls.cr0;
+        }
         self.cr0.guest(self.vmcs.read(guest::CR0), self.vmcs.read(control::CR0_READ_SHADOW))
     }
 
     #[inline]
     pub(super) fn guest_cr3(&self) -> u64 {
+        if let Some(shadow) = self.translation.shadow() {
+            return shadow.own.paging().controls.cr3;
+        }
         match self.unpaged {
             Some(unpaged) => unpaged.cr3,
             None => self.vmcs.read(guest::CR3),
@@ -225,11 +259,17 @@ impl VmxVcpu {
 
     #[inline]
     pub(super) fn guest_cr4(&self) -> u64 {
+        if let Some(shadow) = self.translation.shadow() {
+            return shadow.own.paging().controls.cr4;
+        }
         self.cr4.guest(self.vmcs.read(guest::CR4), self.vmcs.read(control::CR4_READ_SHADOW))
     }
 
     #[inline]
     fn efer(&self) -> u64 {
+        if let Some(shadow) = self.translation.shadow() {
+            return shadow.own.paging().controls.efer;
+        }
         match self.unpaged {
             Some(unpaged) => unpaged.efer,
             None => self.vmcs.read(guest::IA32_EFER_FULL),
@@ -310,6 +350,8 @@ impl VmxVcpu {
             }
             reason::CONTROL_REGISTER => self.control_register_exit(),
             reason::NOT_ENTERED => Exit::Emulate,
+            reason::INVLPG => Exit::Invlpg,
+            reason::TASK_SWITCH => Exit::TaskSwitch,
             reason::NMI_WINDOW => Exit::InterruptWindow,
             // The host has a look at its interrupts, which is what the timer is for.
             reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,
@@ -336,6 +378,7 @@ impl VmxVcpu {
         match reason::cr_access(self.qualification()) {
             CrAccess::Write { cr: 8, gpr } => Exit::Cr8(Cr8::new(true, Some(Gpr::new(gpr)))),
             CrAccess::Read { cr: 8, gpr } => Exit::Cr8(Cr8::new(false, Some(Gpr::new(gpr)))),
+            _ if self.translation.shadow().is_some() => Exit::ControlRegister,
             _ => Exit::Unknown,
         }
     }
@@ -346,6 +389,9 @@ impl VmxVcpu {
             return Exit::Nmi;
         }
         let error_code = self.vmcs.read(ro::VMEXIT_INTERRUPTION_ERR_CODE) as u32;
+        if info & EVENT_VECTOR == PAGE_FAULT && self.translation.shadow().is_some() {
+            return Exit::PageFault(PageFault::new(Gva::new(self.qualification()), error_code));
+        }
         let error_code = (info & EVENT_ERROR_CODE != 0).then_some(error_code);
         Exit::Exception(Exception::new((info & EVENT_VECTOR) as u8, error_code))
     }
@@ -379,7 +425,7 @@ fn tsc() -> u64 {
     unsafe { rdtsc() }
 }
 
-impl Registers for VmxVcpu {
+impl<T: Translation> Registers for VmxVcpu<T> {
     #[inline]
     fn gpr(&self, register: Gpr) -> u64 {
         match register {
@@ -415,7 +461,7 @@ impl Registers for VmxVcpu {
     }
 }
 
-impl Vcpu for VmxVcpu {
+impl<T: Translation> Vcpu for VmxVcpu<T> {
     const HYPERCALL: Known = Known::Vmcall;
 
     fn load(&mut self) {
@@ -473,8 +519,11 @@ impl Vcpu for VmxVcpu {
         self.emulate_next(memory)
     }
 
+    /// Without EPT there is no VPID either, and each entry flushes.
     fn flush(&mut self) {
-        self.set_detour(Detour::Flush, true);
+        if self.translation.shadow().is_none() {
+            self.set_detour(Detour::Flush, true);
+        }
     }
 
     fn leave(&mut self) {
@@ -524,6 +573,20 @@ impl Vcpu for VmxVcpu {
             efer: self.efer(),
             cpl: self.cpl(),
         }
+    }
+
+    #[inline]
+    fn own_paging(&self) -> Option<&shadow::Registers> {
+        self.translation.shadow().map(|shadow| &shadow.own)
+    }
+
+    #[inline]
+    fn own_paging_mut(&mut self) -> Option<&mut shadow::Registers> {
+        self.translation.shadow_mut().map(|shadow| &mut shadow.own)
+    }
+
+    fn apply_paging(&mut self, root: Option<Hpa>) {
+        self.write_shadow_paging(root);
     }
 
     fn segment(&self, register: Segment) -> SegmentState {
@@ -628,7 +691,7 @@ impl Vcpu for VmxVcpu {
     }
 }
 
-impl Drop for VmxVcpu {
+impl<T: Translation> Drop for VmxVcpu<T> {
     fn drop(&mut self) {
         self.occupant.dismiss(&self.resident);
     }
