@@ -206,7 +206,7 @@ const fn guest32(guest: &'static str, bochs_words: &'static str) -> Row {
 
 /// The same without nested paging.
 const fn shadowed(name: &'static str, paging: Paging, row: Row) -> Row {
-    Row { name, paging, only: Some("qemu-svm"), alone: None, ..row }
+    Row { name, paging, alone: None, ..row }
 }
 
 /// One of Bochs's processors; see its documentation for what each lacks.
