@@ -108,10 +108,12 @@ pub fn store(linear: u32, value: u32) {
     unsafe { asm!("mov [{0:e}], {1:e}", in(reg) linear, in(reg) value, options(nostack, preserves_flags)) };
 }
 
-/// Calls what is at a linear address: RET.
-pub fn call(linear: u32) {
-    // SAFETY: it comes back at once, having changed nothing, or faults.
-    unsafe { asm!("call {0:e}", in(reg) linear) };
+/// Calls what is at a linear address, which may change EAX and returns; what EAX is then.
+pub fn call(linear: u32) -> u32 {
+    let value;
+    // SAFETY: it comes back at once, having changed nothing but EAX, or faults.
+    unsafe { asm!("call eax", inout("eax") linear => value) };
+    value
 }
 
 /// Four bytes at a linear address, by one instruction.

@@ -108,10 +108,13 @@ impl Entry {
     }
 
     /// Writes one of PAE's in two halves, in the order that never shows a present entry of which a half is another's: not
-    /// present, the high half, the low half (Linux's native_set_pte, arch/x86/include/asm/pgtable-3level.h).
-    pub fn set_by_halves(self, value: u64) {
+    /// present, the high half, the low half (Linux's native_set_pte, arch/x86/include/asm/pgtable-3level.h). `pause`: done
+    /// behind each store but the last.
+    pub fn set_by_halves(self, value: u64, mut pause: impl FnMut()) {
         self.dword(0).store(0, Relaxed);
+        pause();
         self.dword(1).store((value >> 32) as u32, Relaxed);
+        pause();
         self.dword(0).store(value as u32, Relaxed);
     }
 }

@@ -193,6 +193,6 @@ fn perform(access: Access) -> Option<Fault> {
         (true, Kind::Fetch) => Some(user::run(AT + GIVE_UP, 0)),
         (false, Kind::Read) => expect_fault(|| memory::load(AT)),
         (false, Kind::Write) => expect_fault(|| memory::store(AT, RET.into())),
-        (false, Kind::Fetch) => expect_fault(|| memory::call(AT + RETURN)),
+        (false, Kind::Fetch) => expect_fault(|| _ = memory::call(AT + RETURN)),
     }
 }
