@@ -29,6 +29,7 @@ const CR0_PG: u32 = 1 << 31;
 const CR0_WP: u32 = 1 << 16;
 const CR4_PSE: u32 = 1 << 4;
 const CR4_PAE: u32 = 1 << 5;
+const CR4_PGE: u32 = 1 << 7;
 const CR4_SMEP: u32 = 1 << 20;
 
 /// How linear addresses are translated.
@@ -227,4 +228,11 @@ pub fn set_smep(on: bool) {
     let cr4 = processor::cr4();
     // SAFETY: the image is in the supervisor's pages.
     unsafe { processor::set_cr4(if on { cr4 | CR4_SMEP } else { cr4 & !CR4_SMEP }) };
+}
+
+/// Whether translations may stay when CR3 is loaded: no entry here asks for it. A change drops all.
+pub fn set_global_pages(on: bool) {
+    let cr4 = processor::cr4();
+    // SAFETY: the bit changes no translation.
+    unsafe { processor::set_cr4(if on { cr4 | CR4_PGE } else { cr4 & !CR4_PGE }) };
 }

@@ -62,6 +62,7 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 }
 
 const EFER: u32 = 0xc000_0080;
+const EFER_LME: u32 = 1 << 8;
 const EFER_NXE: u32 = 1 << 11;
 
 /// EFER's low half.
@@ -74,14 +75,32 @@ pub fn efer() -> u32 {
 
 /// Whether bit 63 of PAE's entries forbids fetches, or is reserved. For a processor that [has it](has_nx).
 pub fn set_nx(on: bool) {
-    let value = if on { efer() | EFER_NXE } else { efer() & !EFER_NXE };
-    // SAFETY: no entry that maps the image has the bit.
+    set_efer(EFER_NXE, on);
+}
+
+/// Whether paging would be long mode's from when it is turned on; which is not to be done then.
+pub fn set_long_mode_enable(on: bool) {
+    set_efer(EFER_LME, on);
+}
+
+fn set_efer(bit: u32, on: bool) {
+    let value = if on { efer() | bit } else { efer() & !bit };
+    // SAFETY: no entry that maps the image has NX, and without a change of CR0 the other bit has no effect.
     unsafe { asm!("wrmsr", in("ecx") EFER, in("eax") value, in("edx") 0, options(nostack, preserves_flags)) };
 }
 
 /// CPUID's NX, in the leaves that say so.
 pub fn has_nx() -> bool {
-    cpuid(0x8000_0000, 0)[0] >= 0x8000_0001 && cpuid(0x8000_0001, 0)[3] & 1 << 20 != 0
+    extended_features() & 1 << 20 != 0
+}
+
+/// CPUID's LM: long mode.
+pub fn has_long_mode() -> bool {
+    extended_features() & 1 << 29 != 0
+}
+
+fn extended_features() -> u32 {
+    if cpuid(0x8000_0000, 0)[0] >= 0x8000_0001 { cpuid(0x8000_0001, 0)[3] } else { 0 }
 }
 
 /// CPUID's SMEP.

@@ -216,6 +216,9 @@ const fn model(name: &'static str, host: &'static str, model: &'static str, hype
 
 /// Each eleventh of the combinations on Bochs: a number that has nothing to do with how they are numbered.
 const ACCESS32: Row = guest32("access32", "step=11");
+const SMOKE32: Row = guest32("smoke32", "");
+/// What only a processor without nested paging promises.
+const SMOKE32_SHADOWED: Row = Row { words: "pdptes=held", ..guest32("smoke32", "pdptes=held") };
 const SELF_MAP: Row = guest32("self-map", "");
 const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
 const FORK_STORM: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("fork-storm", "ops=60") };
@@ -257,6 +260,9 @@ pub(super) const ROWS: &[Row] = &[
     stress("ipi-storm"),
     stress("timer-storm"),
     stress("oom"),
+    SMOKE32,
+    shadowed("smoke32-shadow", Paging::Shadow, SMOKE32_SHADOWED),
+    shadowed("smoke32-vtlb", Paging::Vtlb, SMOKE32_SHADOWED),
     ACCESS32,
     shadowed("access32-shadow", Paging::Shadow, ACCESS32),
     shadowed("access32-vtlb", Paging::Vtlb, ACCESS32),
