@@ -27,6 +27,13 @@ impl Access {
         Self { kind: Kind::Write, user: true },
         Self { kind: Kind::Fetch, user: true },
     ];
+
+    /// So many that each follows on each other one.
+    pub(crate) fn all_pairs() -> impl Iterator<Item = Self> {
+        let all = 0..Self::ALL.len();
+        let there_and_back = all.clone().flat_map(move |one| (one + 1..all.end).flat_map(move |other| [one, other]));
+        there_and_back.chain([0]).map(|index| Self::ALL[index])
+    }
 }
 
 /// What the registers say.
