@@ -25,10 +25,12 @@ fn main(_: &Boot) -> Verdict {
             two_level_table_at_two_levels,
             two_level_table_writes_itself,
             two_level_large_page_over_tables,
+            two_level_data_becomes_a_table,
             pae_recursive,
             pae_table_at_two_levels,
             pae_table_writes_itself,
             pae_large_page_over_tables,
+            pae_data_becomes_a_table,
             pae_entries_by_x87,
             pae_pdptes_are_held,
             modes_share_tables,
@@ -170,6 +172,22 @@ fn large_page_over_tables(setup: &mut Setup) -> Outcome {
     Ok(())
 }
 
+/// A page far from all tables is written in its large page, and is a table from then on.
+fn data_becomes_a_table(setup: &mut Setup) -> Outcome {
+    let table = Page::new(memory::END - setup.mode.large_page() / 2 - 4096);
+    table.clear();
+    setup.space.enter();
+    memory::store(table.address(), setup.leaf(0));
+    setup.space.pde(AT).set(u64::from(table.address()) | TABLE);
+    for round in 0..20 {
+        let number = round % 2;
+        memory::store(table.address(), setup.leaf(number));
+        processor::invlpg(AT);
+        check_eq!(memory::peek(AT), number as u32 + 1, "in round {round}");
+    }
+    Ok(())
+}
+
 fn two_level_recursive(_: &()) -> Outcome {
     with(Mode::TwoLevel, recursive)
 }
@@ -186,6 +204,10 @@ fn two_level_large_page_over_tables(_: &()) -> Outcome {
     with(Mode::TwoLevel, large_page_over_tables)
 }
 
+fn two_level_data_becomes_a_table(_: &()) -> Outcome {
+    with(Mode::TwoLevel, data_becomes_a_table)
+}
+
 fn pae_recursive(_: &()) -> Outcome {
     with(Mode::Pae, recursive)
 }
@@ -200,6 +222,10 @@ fn pae_table_writes_itself(_: &()) -> Outcome {
 
 fn pae_large_page_over_tables(_: &()) -> Outcome {
     with(Mode::Pae, large_page_over_tables)
+}
+
+fn pae_data_becomes_a_table(_: &()) -> Outcome {
+    with(Mode::Pae, data_becomes_a_table)
 }
 
 /// A table is written by an instruction that few hypervisors emulate.
