@@ -8,7 +8,7 @@ use crate::machine::{Image, Machine};
 use crate::progress::Step;
 use crate::project;
 use crate::setup::{self, Tool};
-use crate::trial::{Guest, Hypervisor, Pages, Trial};
+use crate::trial::{Guest, Hypervisor, Pages, Paging, Trial};
 use crate::verdict::Verdict;
 use anyhow::Result;
 use clap::ValueEnum;
@@ -29,6 +29,10 @@ enum Host {
     BochsVmxSmp,
     /// Bochs as an AMD processor: SVM with next-RIP save
     BochsSvm,
+    /// QEMU with --icount, and a 32-bit guest with shadow tables
+    QemuSvmShadow,
+    /// Bochs as an Intel processor, and a 32-bit guest with shadow tables
+    BochsVmxShadow,
 }
 
 impl Host {
@@ -39,6 +43,16 @@ impl Host {
             Self::BochsVmx => "bochs-vmx",
             Self::BochsVmxSmp => "bochs-vmx-smp",
             Self::BochsSvm => "bochs-svm",
+            Self::QemuSvmShadow => "qemu-svm-shadow-icount",
+            Self::BochsVmxShadow => "bochs-vmx-shadow",
+        }
+    }
+
+    /// The guest that measures, and how its addresses are translated.
+    const fn guest(self) -> (&'static str, Paging) {
+        match self {
+            Self::QemuSvmShadow | Self::BochsVmxShadow => ("exit-latency32", Paging::Shadow),
+            _ => ("exit-latency", Paging::Nested),
         }
     }
 
@@ -49,14 +63,16 @@ impl Host {
             Self::BochsVmx => "exit-latency-bochs-vmx.json",
             Self::BochsVmxSmp => "exit-latency-bochs-vmx-smp.json",
             Self::BochsSvm => "exit-latency-bochs-svm.json",
+            Self::QemuSvmShadow => "exit-latency-shadow.json",
+            Self::BochsVmxShadow => "exit-latency-bochs-vmx-shadow.json",
         }
     }
 
     fn machine(self) -> Machine {
         let bochs = |cpu: &str| Machine::Bochs(Bochs { cpu: cpu.to_string() });
         match self {
-            Self::QemuSvm => Machine::Qemu(Qemu { engine: Engine::TcgIcount, cpu: None }),
-            Self::BochsVmx | Self::BochsVmxSmp => bochs(bochs::VMX_CPU),
+            Self::QemuSvm | Self::QemuSvmShadow => Machine::Qemu(Qemu { engine: Engine::TcgIcount, cpu: None }),
+            Self::BochsVmx | Self::BochsVmxSmp | Self::BochsVmxShadow => bochs(bochs::VMX_CPU),
             Self::BochsSvm => bochs(bochs::SVM_CPU),
         }
     }
@@ -65,22 +81,22 @@ impl Host {
     const fn processors(self) -> u32 {
         match self {
             // QEMU with --icount runs one processor after the other, for as long as it pleases.
-            Self::QemuSvm | Self::BochsVmx | Self::BochsSvm => 1,
             Self::BochsVmxSmp => 2,
+            _ => 1,
         }
     }
 
     const fn tool(self) -> Tool {
         match self {
-            Self::QemuSvm => Tool::Qemu,
-            Self::BochsVmx | Self::BochsVmxSmp | Self::BochsSvm => Tool::Bochs,
+            Self::QemuSvm | Self::QemuSvmShadow => Tool::Qemu,
+            Self::BochsVmx | Self::BochsVmxSmp | Self::BochsSvm | Self::BochsVmxShadow => Tool::Bochs,
         }
     }
 }
 
 /// Measure what exits cost, and compare
 ///
-/// Boots the exit-latency guest where a tick is an instruction (QEMU with --icount, and Bochs), twice on each machine: the
+/// Boots the exit-latency guests where a tick is an instruction (QEMU with --icount, and Bochs), twice on each machine: the
 /// figures have to be the same. Writes target/bench/exit-latency.json (QEMU's; Bochs's beside it), and fails where a
 /// figure is more than 5 % above the one kept in xtask/baseline/.
 #[derive(clap::Args)]
@@ -175,11 +191,13 @@ impl Bench {
 }
 
 fn trial(host: Host, images: &Images) -> Trial {
+    let (guest, paging) = host.guest();
     let guest = Guest {
+        paging,
         // So that a first touch is that of a 4 KiB page.
         pages: Pages::Small,
         vcpus: host.processors(),
-        ..Guest::new(Image::new(images.guest("exit-latency"), ""))
+        ..Guest::new(Image::new(images.guest(guest), ""))
     };
     Trial {
         machine: host.machine(),
