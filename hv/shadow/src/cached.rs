@@ -1,14 +1,15 @@
 //! A shadow that outlives loads of CR3: a tree for each address space, kept up with the guest's tables.
 //!
 //! An entry of a tree stands for entries of the guest's tables, which are noted as [`Use`]s of the frames they are in. Such a
-//! frame is read-only for the guest. All of what follows is done under one lock:
+//! frame is read-only for the guest, as long as it is in sync. All of what follows is done under one lock:
 //!
 //! * a fault walks the guest's tables, notes their frames as tables, write-protects those that were none before, and *then*
 //!   reads their entries again: only if they are still the same is the page mapped;
-//! * a write to a table is emulated: first the bytes, then [`Shadow::written`], which drops what stands for the entries. An
-//!   entry that is written in two halves is so read anew, whole, by the next fault that needs it.
-//!
-//! So a tree never has what the guest's tables do not have, and INVLPG has nothing to do.
+//! * a write to a table of an upper level is emulated: first the bytes, then [`Shadow::written`], which drops what stands for
+//!   the entries. An entry that is written in two halves is so read anew, whole, by the next fault that needs it;
+//! * a table that is a last level and nothing else goes out of sync when it is written: the guest may write it from then on,
+//!   and a tree may have what the table had, as a processor's translation buffer may. INVLPG drops the one page; a load of CR3
+//!   drops all that such a table stands for, in that address space and others, and brings it back in sync.
 
 use crate::chains::{Chains, Full};
 use crate::counters::{Counter, Counters, Counts};
@@ -27,6 +28,8 @@ use walk::{Access, Kind, Mode, PhysMem, Step};
 
 /// How often a table is written, without any fault through it in between, until it counts as a table no more.
 const FLOOD: u8 = 6;
+/// As many tables are out of sync at most: each load of CR3 and each INVLPG looks at them.
+const UNSYNC: usize = 16;
 
 /// The shadow of a guest's address spaces, shared by its vCPUs. It has to be ended by [`free`](Self::free).
 pub struct Shadow<E: Env<Format = Pae<Gva>>> {
@@ -50,6 +53,8 @@ struct State {
     /// By frame, where it may be mapped writable: the first of the frames, if they are many. A page that has gone since does
     /// no harm.
     writable: Chains<Place>,
+    /// The tables that are out of sync, the one that has been for longest first.
+    unsync: Vec<Gfn>,
     /// Counts loads.
     clock: u64,
     /// How often somebody began to change the frames of guest memory.
@@ -75,6 +80,8 @@ struct Use {
     shape: Shape,
     /// How often it was written since a fault last went through it.
     writes: u8,
+    /// The guest may write it without an exit. Of all uses of a frame, or of none.
+    unsync: bool,
 }
 
 /// What a table's entries look like.
@@ -102,6 +109,10 @@ impl Shape {
     fn whole(self) -> u64 {
         PAGE_SIZE / self.bytes * self.span
     }
+
+    fn is_last_level(self) -> bool {
+        self.span == PAGE_SIZE
+    }
 }
 
 impl Use {
@@ -117,6 +128,18 @@ impl Use {
     }
 }
 
+impl State {
+    /// Whether the guest must not write the frame without an exit.
+    fn is_protected(&self, gfn: Gfn) -> bool {
+        self.tables.any(gfn, |user| !user.unsync)
+    }
+
+    /// A table that is out of sync and has such a use.
+    fn unsync_of(&self, is: impl Fn(&Use) -> bool) -> Option<Gfn> {
+        self.unsync.iter().copied().find(|&gfn| self.tables.any(gfn, |user| user.unsync && is(user)))
+    }
+}
+
 impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// A tree for each of `envs`: at least one for each vCPU, and each more keeps one more address space. It has place for
     /// `notes` tables and four times as many writable pages; when one is used up, everything is dropped and begun anew.
@@ -126,12 +149,15 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     pub fn new(envs: impl IntoIterator<Item = E>, caps: Caps, notes: u32) -> Result<Self, NoMemory> {
         let tables = Chains::new(notes)?;
         let writable = Chains::new(notes.saturating_mul(4))?;
+        let mut unsync = Vec::new();
+        unsync.try_reserve_exact(UNSYNC).map_err(|_| NoMemory)?;
         let mut shadow = Self {
             trees: Vec::new(),
             state: Mutex::new(State {
                 owners: Vec::new(),
                 tables,
                 writable,
+                unsync,
                 clock: 0,
                 suspensions: 0,
                 suspended: 0,
@@ -198,7 +224,11 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         if let Some(owner) = state.owners.get_mut(view.tree.load(Ordering::Relaxed)) {
             owner.vcpus -= 1;
         }
-        view.tree.store(self.enter(cpu, &mut state, registers.context()), Ordering::Relaxed);
+        let tree = self.enter(cpu, &mut state, registers.context());
+        view.tree.store(tree, Ordering::Relaxed);
+        while let Some(gfn) = state.unsync_of(|user| user.tree == tree) {
+            self.sync(cpu, &mut state, gfn);
+        }
     }
 
     /// The tree of `context`, if need be by emptying the one that was loaded longest ago.
@@ -216,13 +246,51 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
             self.drop_tree(cpu, tree);
             state.tables.retain_all(|user| user.tree != tree);
             state.writable.retain_all(|place| place.tree != tree);
+            let State { unsync, tables, .. } = &mut *state;
+            unsync.retain(|&gfn| tables.any(gfn, |_| true));
         }
         tree
     }
 
-    /// The vCPU runs INVLPG. No tree has anything that the guest's tables do not have.
-    pub fn invlpg(&self) {
+    /// The vCPU runs INVLPG: if the page is by a table that is out of sync, it is dropped.
+    pub fn invlpg(&self, cpu: &Cpu<'_, E::Platform>, view: &View, gva: Gva) {
         self.counters.count(Counter::Invlpgs);
+        let (gva, tree) = (linear(gva), view.tree.load(Ordering::Relaxed));
+        let state = self.state.lock();
+        if state.unsync_of(|user| user.tree == tree && user.whole().contains(&gva)).is_some() {
+            self.zap(cpu, tree, around(gva, PAGE_SIZE));
+        }
+    }
+
+    /// The table may be written without an exit from now on. False if it is not only a last level.
+    fn unsync(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) -> bool {
+        if state.tables.any(gfn, |user| !user.shape.is_last_level()) {
+            return false;
+        }
+        if state.unsync.len() == UNSYNC {
+            let oldest = state.unsync[0];
+            self.sync(cpu, state, oldest);
+        }
+        self.counters.count(Counter::Unsynced);
+        state.unsync.push(gfn);
+        state.tables.retain(gfn, |user| {
+            user.unsync = true;
+            true
+        });
+        true
+    }
+
+    /// The table is read-only again, and nothing is left of what it had before.
+    fn sync(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
+        self.counters.count(Counter::Synced);
+        state.unsync.retain(|&other| other != gfn);
+        self.write_protect(cpu, state, gfn);
+        state.tables.retain(gfn, |user| {
+            if core::mem::take(&mut user.unsync) {
+                self.zap(cpu, user.tree, user.whole());
+            }
+            true
+        });
     }
 
     /// Software, or a device, has written guest memory: the `len` bytes from `gpa` on. No processor uses what tables said before
@@ -240,6 +308,9 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
 
     fn written_table(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn, bytes: &Range<u64>) {
         state.tables.retain(gfn, |user| {
+            if user.unsync {
+                return true;
+            }
             self.counters.count(Counter::Written);
             user.writes += 1;
             let flooded = user.writes >= FLOOD;
@@ -254,7 +325,9 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// The write of a table can't be emulated: the page counts as a table no more, until a fault goes through it. Of no use
     /// for a write that goes through that very table.
     pub fn unshadow(&self, cpu: &Cpu<'_, E::Platform>, gpa: Gpa) {
-        self.state.lock().tables.retain(gpa.frame(), |user| {
+        let mut state = self.state.lock();
+        state.unsync.retain(|&gfn| gfn != gpa.frame());
+        state.tables.retain(gpa.frame(), |user| {
             self.zap(cpu, user.tree, user.whole());
             false
         });
@@ -323,15 +396,14 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
             Ok(entry) => entry,
             Err(outcome) => return Ok(outcome),
         };
-        let is_table = |gfn| state.tables.any(gfn, |_| true);
-        if is_table(page.gpa.frame()) {
-            if write {
+        if state.is_protected(page.gpa.frame()) {
+            if write && !self.unsync(cpu, &mut state, page.gpa.frame()) {
                 return Ok(Outcome::Emulate { gpa: page.gpa, reason: Reason::Table });
             }
-            rights.write = false;
+            rights.write &= write;
         }
         let mut size = page.size.min(backing.size).min(PageSize::Size2M);
-        if size > PageSize::Size4K && frames(page.gpa, size).any(is_table) {
+        if size > PageSize::Size4K && frames(page.gpa, size).any(|gfn| state.is_protected(gfn)) {
             size = PageSize::Size4K;
         }
         self.install(cpu, &mut state, at, page.gpa, Leaf::new(backing.pfn, rights), size)
@@ -348,7 +420,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     ) -> Result<(), Full> {
         let shape = Shape::of(mode, step.level);
         let (gfn, start) = (step.at.frame(), at.gva.align_down(shape.whole()));
-        let (mut table, mut known) = (false, false);
+        let (mut table, mut known, mut unsync) = (false, false, false);
         state.tables.retain(gfn, |user| {
             if user.shape.bytes != shape.bytes {
                 // What one format calls an accessed bit is an address to the other, and that walk has just set it.
@@ -356,6 +428,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
                 return false;
             }
             table = true;
+            unsync |= user.unsync;
             if user.tree == at.tree && user.start == start && user.shape == shape {
                 known = true;
                 user.writes = 0;
@@ -365,7 +438,11 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         if known {
             return Ok(());
         }
-        state.tables.insert(gfn, Use { tree: at.tree, start, shape, writes: 0 })?;
+        if unsync && !shape.is_last_level() {
+            self.sync(cpu, state, gfn);
+            unsync = false;
+        }
+        state.tables.insert(gfn, Use { tree: at.tree, start, shape, writes: 0, unsync })?;
         if !table {
             self.counters.count(Counter::Tables);
             self.write_protect(cpu, state, gfn);
@@ -449,6 +526,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         (0..self.trees.len()).for_each(|tree| self.drop_tree(cpu, tree));
         state.tables.clear();
         state.writable.clear();
+        state.unsync.clear();
     }
 
     fn drop_tree(&self, cpu: &Cpu<'_, E::Platform>, tree: usize) {

@@ -33,6 +33,10 @@ pub enum Counter {
     Written,
     /// Tables that were written again and again, and are no longer known as such.
     Flooded,
+    /// Tables that went out of sync.
+    Unsynced,
+    /// Tables that came back in sync.
+    Synced,
     /// Times that everything was dropped, because there was no place for another note.
     Emptied,
 }
@@ -42,7 +46,7 @@ const ALL: usize = Counter::Emptied as usize + 1;
 /// Names, by number.
 const NAMES: [&str; ALL] = [
     "faults", "injected", "emulated", "mapped", "zapped", "loads", "invlpgs", "made", "found", "tables", "written",
-    "flooded", "emptied",
+    "flooded", "unsynced", "synced", "emptied",
 ];
 
 /// The counters of one shadow. Nothing is ordered by them.

@@ -39,8 +39,8 @@ impl Shadows for Cached {
         self.shadow.load(cpu, &self.views[vcpu], registers);
         Flush::Keep
     }
-    fn invlpg(&self, _: &ThisCpu<'_>, _: &Guest, _: usize, _: Gva) -> Flush {
-        self.shadow.invlpg();
+    fn invlpg(&self, cpu: &ThisCpu<'_>, _: &Guest, vcpu: usize, gva: Gva) -> Flush {
+        self.shadow.invlpg(cpu, &self.views[vcpu], gva);
         Flush::Keep
     }
     fn fault(
@@ -170,16 +170,54 @@ fn maps_itself() -> Words {
 }
 
 #[test]
-fn a_write_to_a_table_is_told_of_and_takes_effect_at_once() {
+fn a_write_to_a_directory_is_told_of_and_takes_effect_at_once() {
+    // Linear 0x1000 is the directory, linear 4 MiB a large page.
+    let mut words = two_levels(0x1067 << 32 | 0x3067);
+    words.insert(0x5000, 0x4067);
+    with_machine(words, TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 1);
+        let registers = machine.vcpus[0].registers.clone();
+        let outcome = machine.shadows.fault(cpu, machine.guest, 0, &registers, Gva::new(0x1004), WRITE);
+        assert_eq!(outcome, Ok(Outcome::Emulate { gpa: Gpa::new(0x1004), reason: Reason::Table }));
+        // It becomes page 4, by a table in page 5.
+        machine.access(cpu, 0, Gva::new(0x1004), WRITE, 0x5067);
+        assert_eq!(machine.shadows.count(Counter::Written), 1);
+        machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 77);
+        assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(77));
+    });
+}
+
+#[test]
+fn a_last_level_is_out_of_sync_from_its_first_write_to_the_next_load() {
     with_machine(maps_itself(), TWO_LEVELS, NOTES, |machine, cpu| {
         machine.access(cpu, 0, Gva::new(0), WRITE, 1);
-        let registers = machine.vcpus[0].registers.clone();
-        let outcome = machine.shadows.fault(cpu, machine.guest, 0, &registers, Gva::new(0x1000), WRITE);
-        assert_eq!(outcome, Ok(Outcome::Emulate { gpa: Gpa::new(0x2000), reason: Reason::Table }));
-        // Linear 0 becomes page 4.
+        // Linear 0 becomes page 4, and page 3 again, and so on.
+        for round in 1..=3 {
+            for page in [4u64, 3] {
+                machine.access(cpu, 0, Gva::new(0x1000), WRITE, (page << 12 | 0x67) as u32);
+                machine.invlpg(cpu, 0, Gva::new(0));
+                machine.access(cpu, 0, Gva::new(0), WRITE, round * 10 + page as u32);
+                assert_eq!(machine.guest.read_u32(Gpa::new(page << 12)), Some(round * 10 + page as u32));
+            }
+            assert_eq!(machine.shadows.count(Counter::Unsynced), round.into());
+            assert_eq!(machine.shadows.count(Counter::Written), 0, "no exit");
+            load(machine, cpu, 0x1000);
+            assert_eq!(machine.shadows.count(Counter::Synced), round.into());
+        }
+    });
+}
+
+#[test]
+fn a_table_that_is_out_of_sync_is_back_in_sync_when_it_becomes_a_directory() {
+    with_machine(maps_itself(), TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0x1000), WRITE, 0x3067);
+        assert_eq!(machine.shadows.count(Counter::Unsynced), 1);
+        // The second vCPU takes it for a directory, by which linear 4 MiB is page 1 of what is a table now.
+        machine.control(cpu, 1, |registers, guest| registers.write_cr3(guest, 0x2000));
+        machine.access(cpu, 1, Gva::new(0x40_0000), READ, 0);
+        assert_eq!(machine.shadows.count(Counter::Synced), 1);
         machine.access(cpu, 0, Gva::new(0x1000), WRITE, 0x4067);
-        machine.access(cpu, 0, Gva::new(0), WRITE, 77);
-        assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(77));
+        assert_eq!(machine.shadows.count(Counter::Unsynced), 1, "it is emulated");
     });
 }
 
@@ -190,9 +228,9 @@ fn a_page_that_becomes_a_table_is_read_only_at_once() {
         machine.access(cpu, 0, Gva::new(0x3000), WRITE, 0x4067);
         machine.write(cpu, Gpa::new(0x1004), &0x5067u32.to_le_bytes());
         machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 1);
-        let written = machine.shadows.count(Counter::Written);
         machine.access(cpu, 0, Gva::new(0x3000), WRITE, 0x3067);
-        assert_eq!(machine.shadows.count(Counter::Written), written + 1);
+        assert_eq!(machine.shadows.count(Counter::Unsynced), 1, "it took an exit");
+        machine.invlpg(cpu, 0, Gva::new(0x40_0000));
         machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 9);
         assert_eq!(machine.guest.read_u32(Gpa::new(0x3000)), Some(9));
     });
@@ -217,24 +255,27 @@ fn a_table_that_is_only_written_is_a_table_no_more() {
 }
 
 #[test]
-fn a_table_that_can_not_be_emulated_is_given_up() {
+fn a_directory_whose_write_can_not_be_emulated_is_given_up() {
+    // Linear 4 MiB is page 6 by a table in page 5; for the second vCPU page 6 is the directory.
     let mut words = two_levels(0x3067);
-    // Linear 4 MiB and on: by a table in page 5, whose first entry is the first table.
     words.insert(0x1000, 0x5067 << 32 | 0x2067);
-    words.insert(0x5000, 0x2067);
+    words.insert(0x5000, 0x6067);
+    words.insert(0x6000, 0x2067);
     with_machine(words, TWO_LEVELS, NOTES, |machine, cpu| {
-        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        machine.control(cpu, 1, |registers, guest| registers.write_cr3(guest, 0x6000));
+        machine.access(cpu, 1, Gva::new(0), READ, 0);
         let registers = machine.vcpus[0].registers.clone();
         let fault = |machine: &Machine<'_, Cached>, cpu: &ThisCpu<'_>| {
             machine.shadows.fault(cpu, machine.guest, 0, &registers, Gva::new(0x40_0000), WRITE)
         };
-        let table = Gpa::new(0x2000);
-        assert_eq!(fault(machine, cpu), Ok(Outcome::Emulate { gpa: table, reason: Reason::Table }));
-        machine.shadows.shadow.unshadow(cpu, table);
+        let directory = Gpa::new(0x6000);
+        assert_eq!(fault(machine, cpu), Ok(Outcome::Emulate { gpa: directory, reason: Reason::Table }));
+        machine.shadows.shadow.unshadow(cpu, directory);
         assert_eq!(fault(machine, cpu), Ok(Outcome::Mapped));
-        machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 0x4067);
-        machine.access(cpu, 0, Gva::new(0), WRITE, 3);
-        assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(3));
+        // The second vCPU's linear 0 becomes page 6 itself.
+        machine.access(cpu, 0, Gva::new(0x40_0000), WRITE, 0x5067);
+        machine.access(cpu, 1, Gva::new(8), WRITE, 3);
+        assert_eq!(machine.guest.read_u32(Gpa::new(0x6008)), Some(3));
     });
 }
 
@@ -323,7 +364,8 @@ fn a_large_page_is_no_way_to_write_a_table_that_it_contains() {
             }
             gvas.iter().for_each(|&gva| machine.access(cpu, 0, gva, WRITE, 1));
             machine.access(cpu, 0, TABLE, WRITE, 0x4067);
-            assert_eq!(machine.shadows.count(Counter::Written), 1);
+            assert_eq!(machine.shadows.count(Counter::Unsynced), 1, "it took an exit");
+            machine.invlpg(cpu, 0, Gva::new(0));
             machine.access(cpu, 0, Gva::new(0), WRITE, 6);
             assert_eq!(machine.guest.read_u32(Gpa::new(0x4000)), Some(6));
         });

@@ -134,7 +134,7 @@ impl<'v> Own<'v> {
     pub(super) fn invlpg(self, cpu: &Cpu<'static, Machine>, at: Gva) {
         match self {
             Self::Vtlb(buffer) => buffer.invlpg(cpu, at),
-            Self::Kept(shadow, _) => shadow.invlpg(),
+            Self::Kept(shadow, view) => shadow.invlpg(cpu, view, at),
         }
     }
 }
