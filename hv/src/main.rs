@@ -65,6 +65,7 @@ fn bring_up(boot: &BootInfo) {
     // SAFETY: as above.
     unsafe { smp::start(boot, machine.as_ref()) };
     log::info!("{} CPUs", smp::cpus());
+    tables::open_domain();
 }
 
 /// Fills the frame allocator; what the boot tables do not map only after the hypervisor's own tables are in place.

@@ -39,6 +39,7 @@ impl Platform for Machine {
     }
 }
 
+static DESCRIPTORS: Once<&'static [TableDesc]> = Once::new();
 static DOMAIN: Once<Domain<Machine, [Slot; MAX_CPUS]>> = Once::new();
 
 /// Makes a descriptor for every frame below `top`. None if there is no room for them.
@@ -57,12 +58,18 @@ pub(crate) unsafe fn init(top: Hpa) -> Option<()> {
     });
     // SAFETY: each was written just now.
     let descriptors = unsafe { core::slice::from_raw_parts(array.as_ptr().cast::<TableDesc>(), frames) };
-    DOMAIN.call_once(|| Domain::new(Machine { descriptors }, BACKLOG_LIMIT));
+    DESCRIPTORS.call_once(|| descriptors);
     Some(())
 }
 
+/// Opens the domain, of all CPUs that have come up, and no more from then on.
+pub(crate) fn open_domain() {
+    let descriptors = *DESCRIPTORS.get().expect("`init` comes before the other CPUs");
+    DOMAIN.call_once(|| Domain::new(Machine { descriptors }, BACKLOG_LIMIT).with_cpus(smp::cpus()));
+}
+
 fn domain() -> &'static Domain<Machine, [Slot; MAX_CPUS]> {
-    DOMAIN.get().expect("`init` comes before the first VM")
+    DOMAIN.get().expect("`open_domain` comes before the first VM")
 }
 
 /// The descriptors, by frame number.

@@ -180,6 +180,8 @@ pub struct Domain<P, S: ?Sized = [Slot]> {
     started: Counter,
     longest: Counter,
     kicks: Counter,
+    /// Those of the slots whose CPUs there are.
+    cpus: usize,
     slots: S,
 }
 
@@ -200,9 +202,16 @@ impl<P, const CPUS: usize> Domain<P, [Slot; CPUS]> {
                 started: Counter::new(0),
                 longest: Counter::new(0),
                 kicks: Counter::new(0),
+                cpus: CPUS,
                 slots: new_slots(),
             }
         }
+    }
+
+    /// The same with no more than `cpus` CPUs: each flush looks at all that may be there.
+    #[must_use]
+    pub fn with_cpus(self, cpus: usize) -> Self {
+        Self { cpus: cpus.min(CPUS), ..self }
     }
 
     /// Brings CPU `cpu` online. To be called on that CPU, which keeps the handle.
@@ -255,11 +264,15 @@ impl<P, S: ?Sized> Domain<P, S> {
 
 impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
     fn cpus(&self) -> impl Iterator<Item = (usize, &PerCpu)> {
-        self.slots.as_ref().iter().map(|slot| &*slot.cpu).enumerate()
+        self.slots().iter().map(|slot| &*slot.cpu).enumerate()
+    }
+
+    fn slots(&self) -> &[Slot] {
+        &self.slots.as_ref()[..self.cpus]
     }
 
     pub(crate) fn slot(&self, cpu: usize) -> Option<&Slot> {
-        self.slots.as_ref().get(cpu)
+        self.slots().get(cpu)
     }
 
     /// Begins a grace period if `wanted` has not begun and none runs.
@@ -324,7 +337,7 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
 
     /// Kicks those of `cpus` that are online, but for CPU `this`.
     pub(crate) fn kick_others(&self, this: usize, cpus: RangeInclusive<usize>) {
-        for (index, slot) in self.slots.as_ref().iter().enumerate() {
+        for (index, slot) in self.slots().iter().enumerate() {
             if index != this && cpus.contains(&index) && slot.taken.load(Ordering::Relaxed) {
                 self.kick(index);
             }

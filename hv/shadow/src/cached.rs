@@ -258,7 +258,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let (gva, tree) = (linear(gva), view.tree.load(Ordering::Relaxed));
         let state = self.state.lock();
         if state.unsync_of(|user| user.tree == tree && user.whole().contains(&gva)).is_some() {
-            self.zap(cpu, tree, around(gva, PAGE_SIZE));
+            self.zap_page(cpu, tree, gva);
         }
     }
 
@@ -455,7 +455,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let large = gfn.start().align_down(PageSize::Size2M.bytes()).frame();
         for first in [gfn, large] {
             state.writable.retain(first, |place| {
-                self.zap(cpu, place.tree, around(place.start, PAGE_SIZE));
+                self.zap_page(cpu, place.tree, place.start);
                 false
             });
         }
@@ -476,8 +476,8 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
                 Ok(Fault::Present(found)) if found.hpa.frame() == leaf.pfn && found.leaf.rights == leaf.rights => {
                     return Ok(Outcome::Mapped);
                 }
-                Ok(Fault::Present(found)) => {
-                    self.zap(cpu, at.tree, around(at.gva, found.size.bytes()));
+                Ok(Fault::Present(_)) => {
+                    self.zap_page(cpu, at.tree, at.gva);
                     continue;
                 }
                 // No 32-bit address is.
@@ -498,6 +498,13 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
                 Err(MapError::Raced | MapError::Present) => Ok(Outcome::Retry),
                 Err(MapError::NoMemory | MapError::Invalid) => Err(NoMemory),
             };
+        }
+    }
+
+    /// Drops the page at `gva`, or the whole large page that it is in.
+    fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, tree: usize, gva: Gva) {
+        if self.trees[tree].zap_page(cpu, gva).is_some() {
+            self.counters.count(Counter::Zapped);
         }
     }
 

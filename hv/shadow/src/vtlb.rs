@@ -3,7 +3,7 @@
 use crate::counters::{Counter, Counters, Counts};
 use crate::resolve::{Resolved, resolve};
 use crate::{Memory, NoMemory, Outcome, Registers};
-use addr::{Gva, PAGE_SIZE, PageSize, Pfn};
+use addr::{Gva, PageSize, Pfn};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Room, Tree};
@@ -70,8 +70,11 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         self.counters.count(Counter::Invlpgs);
         let gva = linear(gva);
         let (word, bit) = region(gva);
-        let size = if self.large[word].load(Ordering::Relaxed) & bit != 0 { REGION } else { PAGE_SIZE };
-        self.zap(cpu, around(gva, size));
+        if self.large[word].load(Ordering::Relaxed) & bit != 0 {
+            self.zap(cpu, around(gva, REGION));
+        } else {
+            self.zap_page(cpu, gva);
+        }
     }
 
     /// Guest memory is about to get other frames, or other rights to them: when this returns no processor uses any, nor will
@@ -137,7 +140,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
                 Ok(Fault::Present(found)) if found.hpa.frame() == backing.pfn && found.leaf.rights == rights => {
                     return Ok(Outcome::Mapped);
                 }
-                Ok(Fault::Present(found)) => self.zap(cpu, around(gva, found.size.bytes())),
+                Ok(Fault::Present(_)) => self.zap_page(cpu, gva),
                 // No 32-bit address is.
                 Err(mmu::OutOfRange) => return Ok(Outcome::Retry),
             }
@@ -165,8 +168,14 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         if self.suspended.load(Ordering::Relaxed) == suspended {
             return Ok(Outcome::Mapped);
         }
-        self.zap(cpu, around(start, size.bytes()));
+        self.zap_page(cpu, start);
         Ok(Outcome::Retry)
+    }
+
+    fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, gva: Gva) {
+        if self.tree.zap_page(cpu, gva).is_some() {
+            self.counters.count(Counter::Zapped);
+        }
     }
 
     fn zap(&self, cpu: &Cpu<'_, E::Platform>, range: Range<Gva>) {

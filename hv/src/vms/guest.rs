@@ -2,7 +2,7 @@
 
 use super::console::{self, Console};
 use super::host::TscClock;
-use super::memory::{Nested, VmMemory};
+use super::memory::{Nested, Places, VmMemory};
 use super::verdicts::{Why, judge};
 use crate::boot;
 use crate::smp;
@@ -76,8 +76,8 @@ impl<F: Nested> Guest<F> {
             .ok_or((Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory)))?;
         memory.fill_stock();
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
-        let mut tlb = Tlb::new();
-        let mut view = memory.view(cpu, &mut tlb);
+        let (mut tlb, places) = (Tlb::new(), Places::new());
+        let mut view = memory.view(cpu, &mut tlb, &places);
         let entry = match loader::load(module(plan.image), &modules, config.ram, &mut view) {
             Ok(entry) => entry,
             Err(error) => {

@@ -3,7 +3,7 @@
 use super::console::Console;
 use super::guest::Guest;
 use super::host::{Slice, TscClock};
-use super::memory::{Nested, View};
+use super::memory::{Nested, Places, View};
 use crate::tables;
 use crate::timer::Deadline;
 use alloc::sync::Arc;
@@ -28,6 +28,7 @@ pub(super) struct Seat<B: Backend<Tables: Nested>> {
     vcpu: Flavour<B>,
     context: Context<<View<'static, B::Tables> as SlotMem>::Slot>,
     tlb: Tlb,
+    places: Places,
     /// When it wants to run again, if it sleeps.
     due: Option<Deadline>,
 }
@@ -44,14 +45,14 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         } else {
             Flavour::Shadowed(backend.shadow_vcpu(root, context.features(), tag, start))
         };
-        Self { guest, vcpu, context, tlb: Tlb::new(), due: None }
+        Self { guest, vcpu, context, tlb: Tlb::new(), places: Places::new(), due: None }
     }
 
     /// Lets the vCPU run until it has to wait, the turn of one of the `others` has come, or its VM has ended.
     pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, others: [&[Self]; 2]) {
         let guest = &*self.guest;
         let mut slice = Slice::new(guest, others);
-        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb);
+        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.places);
         let mut machine = Machine::new(&guest.vm, &mut self.context, view);
         match &mut self.vcpu {
             Flavour::Nested(vcpu) => run(guest, vcpu, &mut machine, &mut slice),

@@ -19,8 +19,10 @@ use addr::{Gfn, Gpa, Gva, Hpa, PAGE_SIZE, PageSize, Pfn};
 use alloc::string::String;
 use backends::FixedPage;
 use core::arch::asm;
+use core::cell::Cell;
 use core::fmt::{self, Write};
 use core::marker::PhantomData;
+use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError, Paging};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
@@ -128,8 +130,35 @@ pub(crate) struct View<'v, F: Nested> {
     vm: &'v VmMemory<F>,
     /// The vCPU's own.
     shadow: Option<Own<'v>>,
+    /// Where pages were found lately, for walks of the guest's tables.
+    places: &'v Places,
     cpu: Session<'v, 'static, Machine>,
     heart: &'static Heart,
+}
+
+/// Where a vCPU's walks found pages lately, by the lowest bits of their numbers. What is out of date does no harm.
+pub(crate) struct Places([Cell<Place>; PLACES]);
+
+/// As many as the tables that a few address spaces have on top.
+const PLACES: usize = 16;
+
+impl Places {
+    /// Nothing was found.
+    pub(crate) const fn new() -> Self {
+        Self([const { Cell::new(Place::NONE) }; PLACES])
+    }
+}
+
+/// Where a page of the guest's is in the direct map, as long as the VM's tables are of this generation ([`SlotMem`]).
+#[derive(Clone, Copy)]
+struct Place {
+    gfn: Gfn,
+    generation: u64,
+    host: *mut u8,
+}
+
+impl Place {
+    const NONE: Self = Self { gfn: Gfn::new(0), generation: 0, host: ptr::null_mut() };
 }
 
 /// What became of a VM's frames, when it has ended.
@@ -184,7 +213,9 @@ impl<F: Nested> VmMemory<F> {
         let shadows = shadows.unwrap_or(Shadows::None);
         let memory = Self { tree, shadows, ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
         let complete = has_shadows
-            && fixed.is_none_or(|page| memory.view(cpu, &mut Tlb::new()).write_bytes(page.at, &page.content).is_ok());
+            && fixed.is_none_or(|page| {
+                memory.view(cpu, &mut Tlb::new(), &Places::new()).write_bytes(page.at, &page.content).is_ok()
+            });
         if complete {
             return Some(memory);
         }
@@ -193,22 +224,28 @@ impl<F: Nested> VmMemory<F> {
     }
 
     /// The memory as nobody's, on the CPU that `cpu` is.
-    pub(crate) fn view<'v>(&'v self, cpu: &'v mut Cpu<'static, Machine>, tlb: &'v mut Tlb) -> View<'v, F> {
+    pub(crate) fn view<'v>(
+        &'v self,
+        cpu: &'v mut Cpu<'static, Machine>,
+        tlb: &'v mut Tlb,
+        places: &'v Places,
+    ) -> View<'v, F> {
         let heart = watchdog::heart(cpu.index());
-        View { vm: self, shadow: None, cpu: cpu.session(self.tree.space(), tlb), heart }
+        View { vm: self, shadow: None, places, cpu: cpu.session(self.tree.space(), tlb), heart }
     }
 
-    /// The memory as vCPU `vcpu` sees it, whose tag `tlb` is the record of, on the CPU that `cpu` is.
+    /// The memory as vCPU `vcpu` sees it, whose tag `tlb` is the record of, and whose own `places` are, on the CPU that `cpu` is.
     pub(crate) fn view_of<'v>(
         &'v self,
         vcpu: usize,
         cpu: &'v mut Cpu<'static, Machine>,
         tlb: &'v mut Tlb,
+        places: &'v Places,
     ) -> View<'v, F> {
         let heart = watchdog::heart(cpu.index());
         let shadow = self.shadows.of(vcpu);
         let space = shadow.map_or(self.tree.space(), Own::space);
-        View { vm: self, shadow, cpu: cpu.session(space, tlb), heart }
+        View { vm: self, shadow, places, cpu: cpu.session(space, tlb), heart }
     }
 
     /// Where the processor starts its walks for vCPU `vcpu`.
@@ -279,9 +316,24 @@ impl<F: Nested> View<'_, F> {
         path
     }
 
-    /// Where in the direct map `at` is; a frame is given to it if it has none.
+    /// Where in the direct map `at` is, to be read; a frame is given to it if it has none.
     #[inline]
     fn host(&self, at: Gpa) -> Result<*mut u8, MemoryError> {
+        let gfn = at.frame();
+        // Asked for first: should the page be taken away meanwhile, what is kept is out of date already.
+        let generation = self.generation();
+        let place = &self.places.0[gfn.raw() as usize % PLACES];
+        let known = place.get();
+        if known.gfn == gfn && known.generation == generation {
+            return Ok(known.host.wrapping_byte_add(at.page_offset() as usize));
+        }
+        let host = self.find(at)?;
+        place.set(Place { gfn, generation, host: host.wrapping_byte_sub(at.page_offset() as usize) });
+        Ok(host)
+    }
+
+    #[inline(never)]
+    fn find(&self, at: Gpa) -> Result<*mut u8, MemoryError> {
         loop {
             if let Some(found) = self.vm.tree.translate(self.cpu.read(), at) {
                 return Ok(paging::direct(found.hpa));
