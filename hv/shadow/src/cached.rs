@@ -43,6 +43,8 @@ pub struct Shadow<E: Env<Format = Pae<Gva>>> {
 #[derive(Debug)]
 pub struct View {
     tree: AtomicUsize,
+    /// The one before: kernels go to and fro.
+    last: AtomicUsize,
 }
 
 struct State {
@@ -193,8 +195,8 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
             return Err(NoMemory);
         }
         state.views += 1;
-        let tree = AtomicUsize::new(self.enter(cpu, &mut state, Context::UNPAGED));
-        Ok(View { tree })
+        let tree = self.enter(cpu, &mut state, Context::UNPAGED, 0);
+        Ok(View { tree: AtomicUsize::new(tree), last: AtomicUsize::new(tree) })
     }
 
     /// The frame of the four PDPTEs, below 4 GiB: the processor's CR3.
@@ -221,20 +223,26 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     pub fn load(&self, cpu: &Cpu<'_, E::Platform>, view: &View, registers: &Registers) {
         self.counters.count(Counter::Loads);
         let mut state = self.state.lock();
-        if let Some(owner) = state.owners.get_mut(view.tree.load(Ordering::Relaxed)) {
+        let left = view.tree.load(Ordering::Relaxed);
+        if let Some(owner) = state.owners.get_mut(left) {
             owner.vcpus -= 1;
         }
-        let tree = self.enter(cpu, &mut state, registers.context());
+        let tree = self.enter(cpu, &mut state, registers.context(), view.last.load(Ordering::Relaxed));
         view.tree.store(tree, Ordering::Relaxed);
+        view.last.store(left, Ordering::Relaxed);
         while let Some(gfn) = state.unsync_of(|user| user.tree == tree) {
             self.sync(cpu, &mut state, gfn);
         }
     }
 
-    /// The tree of `context`, if need be by emptying the one that was loaded longest ago.
-    fn enter(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, context: Context) -> usize {
+    /// The tree of `context`, if need be by emptying the one that was loaded longest ago. `guess`: it may well be this one.
+    fn enter(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, context: Context, guess: usize) -> usize {
         state.clock += 1;
-        let found = state.owners.iter().position(|owner| owner.context == Some(context));
+        let is_it = |owner: &Owner| owner.context == Some(context);
+        let found = match state.owners.get(guess).is_some_and(is_it) {
+            true => Some(guess),
+            false => state.owners.iter().position(is_it),
+        };
         self.counters.count(if found.is_some() { Counter::Found } else { Counter::Made });
         // There are no more views than trees, so one of those without is free.
         let idle = (0..).zip(&state.owners).filter(|(_, owner)| owner.vcpus == 0);
