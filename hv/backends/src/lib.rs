@@ -67,11 +67,14 @@ pub trait Backend: Sized + fmt::Display {
     /// What this processor can do with such tables, with leaves of at most `largest`.
     fn caps(&self, largest: PageSize) -> Caps;
 
-    /// What it can do with shadow tables, with leaves of at most `largest`.
+    /// Whether it can walk them.
     ///
     /// # Errors
-    /// It can't translate by shadow tables.
-    fn shadow_caps(&self, largest: PageSize) -> Result<Caps, Missing>;
+    /// It can't: a VM has to do with shadow tables.
+    fn nested(&self) -> Result<(), Missing>;
+
+    /// What it can do with shadow tables, with leaves of at most `largest`.
+    fn shadow_caps(&self, largest: PageSize) -> Caps;
 
     /// The page that has to be in the guest's memory before its vCPUs run; None if none has.
     fn fixed_page(&self) -> Option<FixedPage> {

@@ -68,10 +68,12 @@ impl<F: Nested> Guest<F> {
         let vcpus = config.vcpus;
         let caps = backend.caps(config.pages);
         let (fixed, shadows) = match config.paging {
-            Paging::Nested => (backend.fixed_page(), Ok(caps)),
+            Paging::Nested => {
+                backend.nested().map_err(|missing| (Verdict::NoVirtualization, Why::Lacking(missing)))?;
+                (backend.fixed_page(), caps)
+            }
             Paging::Vtlb | Paging::Shadow => (None, backend.shadow_caps(config.pages)),
         };
-        let shadows = shadows.map_err(|missing| (Verdict::NoVirtualization, Why::Lacking(missing)))?;
         let memory = VmMemory::new(cpu, config.ram, caps, fixed, (config.paging, vcpus, shadows))
             .ok_or((Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory)))?;
         memory.fill_stock();

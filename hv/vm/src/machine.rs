@@ -276,8 +276,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
         let register = vcpu.gpr(Gpr::RCX) as u32;
         let value = vcpu.gpr(Gpr::RDX) << 32 | vcpu.gpr(Gpr::RAX) & 0xffff_ffff;
         if vcpu.own_paging().is_some() && register == x86::msr::IA32_EFER {
-            self.write_own_efer(vcpu, value)?;
-            return Ok(Known::Wrmsr);
+            return self.write_own_efer(vcpu, value);
         }
         let written = msr::write(vcpu, register, value);
         let written = written.or_else(|msr::Refused| self.write_apic_msr(vcpu, register, value, host));

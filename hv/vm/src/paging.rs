@@ -7,14 +7,15 @@ use crate::vcpu::Vcpu;
 use addr::{Gpa, Gva};
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
-use emul::Width;
 use emul::mmio::{Bus, Outcome, Place};
+use emul::{Known, Width};
 use shadow::{Change, LoadError, Reason};
-use walk::{Access, ErrorCode, Kind, Operands, PhysMem, Privilege};
+use walk::{Access, Controls, ErrorCode, Kind, Operands, PhysMem, Privilege};
 
 const DOUBLE_FAULT: u8 = 8;
 
 const EFER_SCE: u64 = 1 << 0;
+const EFER_LME: u64 = 1 << 8;
 const EFER_NXE: u64 = 1 << 11;
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
@@ -180,13 +181,17 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         }
     }
 
-    /// EFER, without long mode.
+    /// EFER, without long mode: CPUID does not offer it.
     #[cold]
-    pub(crate) fn write_own_efer<V: Vcpu>(&mut self, vcpu: &mut V, efer: u64) -> Result<(), Event> {
+    pub(crate) fn write_own_efer<V: Vcpu>(&mut self, vcpu: &mut V, efer: u64) -> Result<Known, Event> {
+        if efer & EFER_LME != 0 {
+            log::warn!("a guest asks for long mode, which CPUID does not offer without nested paging: #GP");
+        }
         let nxe = if self.context.cpuid.has_nx() { EFER_NXE } else { 0 };
         if efer & !(EFER_SCE | nxe) != 0 {
             return Err(Event::GENERAL_PROTECTION);
         }
-        self.write_own_paging(vcpu, |own, memory| own.write(memory, walk::Controls { efer, ..own.paging().controls }))
+        self.write_own_paging(vcpu, |own, memory| own.write(memory, Controls { efer, ..own.paging().controls }))?;
+        Ok(Known::Wrmsr)
     }
 }

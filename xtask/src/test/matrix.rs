@@ -219,7 +219,8 @@ const ACCESS32: Row = guest32("access32", "step=11");
 const SMOKE32: Row = guest32("smoke32", "");
 /// What only a processor without nested paging promises.
 const SMOKE32_SHADOWED: Row = Row { words: "pdptes=held", ..guest32("smoke32", "pdptes=held") };
-const SELF_MAP: Row = guest32("self-map", "");
+/// (The other vCPUs are never started.)
+const SELF_MAP: Row = Row { vcpus: 4, ..guest32("self-map", "") };
 const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
 const FORK_STORM: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("fork-storm", "ops=60") };
 const EXIT_LATENCY32: Row = guest32("exit-latency32", "");
@@ -277,6 +278,11 @@ pub(super) const ROWS: &[Row] = &[
     shadowed("fork-storm-shadow", Paging::Shadow, FORK_STORM),
     shadowed("fork-storm-vtlb", Paging::Vtlb, FORK_STORM),
     Row { vcpus: 1, ..shadowed("fork-storm-shadow-alone", Paging::Shadow, FORK_STORM) },
+    // A 64-bit guest is told, and so are its users.
+    Row {
+        hypervised: Expected { line: "asks for long mode", ..Expected::just(Verdict::GuestTripleFault) },
+        ..shadowed("smoke-shadow", Paging::Shadow, USUAL)
+    },
     EXIT_LATENCY32,
     shadowed("exit-latency32-shadow", Paging::Shadow, EXIT_LATENCY32),
     shadowed("exit-latency32-vtlb", Paging::Vtlb, EXIT_LATENCY32),
@@ -335,6 +341,12 @@ pub(super) const ROWS: &[Row] = &[
     refused("no-header", Change::NoHeader),
     lacking("no-svm", "qemu64,-svm", "SVM"),
     lacking("no-npt", "EPYC,+svm,-npt", "nested paging"),
+    Row {
+        words: "step=7",
+        only: Some("qemu-svm"),
+        cpu: Some("EPYC,+svm,-npt"),
+        ..shadowed("no-npt-shadow", Paging::Shadow, ACCESS32)
+    },
     model("model-haswell", "bochs-vmx", "corei7_haswell_4770", PASS),
     model("model-sandy-bridge", "bochs-vmx", "corei7_sandy_bridge_2600k", PASS),
     // No unrestricted guest.

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::boot::Boot;
 use guest32::exit::Verdict;
-use guest32::interrupts::{PAGE_FAULT, expect_fault};
+use guest32::interrupts::{GENERAL_PROTECTION, PAGE_FAULT, expect_fault};
 use guest32::ktap::{self, Outcome};
 use guest32::memory::{self, Page, Pages};
 use guest32::paging::{self, Entry, Mode, PRESENT, Space, TABLE, WRITABLE};
@@ -33,6 +33,7 @@ fn main(_: &Boot) -> Verdict {
             pae_data_becomes_a_table,
             pae_entries_by_x87,
             pae_pdptes_are_held,
+            pae_pdptes_are_checked,
             modes_share_tables,
         ],
     )
@@ -258,6 +259,35 @@ fn pae_pdptes_are_held(_: &()) -> Outcome {
             root.qword(1).store(with_data, Relaxed);
             setup.space.load();
             check_eq!(memory::peek(AT), 1, "in round {round}");
+        }
+        Ok(())
+    })
+}
+
+/// A reserved bit in a PDPTE: #GP by the processors that hold PDPTEs, when CR3 is loaded, and CR3 is as before; #PF by those that
+/// read them at each walk, and nothing at all in QEMU's TCG.
+fn pae_pdptes_are_checked(_: &()) -> Outcome {
+    const RESERVED: u64 = 1 << 1;
+    with(Mode::Pae, |setup| {
+        setup.space.pte(AT, &mut setup.pages).set(setup.leaf(0).into());
+        let other = Space::new(Mode::Pae, &mut setup.pages);
+        other.pte(AT, &mut setup.pages).set(setup.leaf(1).into());
+        let pdpte = other.root().qword(1);
+        pdpte.store(pdpte.load(Relaxed) | RESERVED, Relaxed);
+        setup.space.enter();
+        match expect_fault(|| other.load()) {
+            Some(fault) => {
+                check_eq!((fault.frame.vector, fault.frame.error), (GENERAL_PROTECTION, 0));
+                check_eq!((processor::cr3(), memory::peek(AT)), (setup.space.cr3(), 1));
+            }
+            None => {
+                check_eq!(processor::cr3(), other.cr3());
+                if let Some(fault) = expect_fault(|| memory::load(AT)) {
+                    check_eq!((fault.frame.vector, fault.cr2), (PAGE_FAULT, AT));
+                } else {
+                    check_eq!(memory::peek(AT), 2);
+                }
+            }
         }
         Ok(())
     })

@@ -53,6 +53,7 @@ pub struct Svm {
     _host_save: HardwarePage<Vmcb>,
     physical: Physical,
     occupant: Occupant,
+    nested_paging: bool,
     next_rip_save: bool,
     decode_assists: bool,
     flush_by_asid: bool,
@@ -82,8 +83,15 @@ impl Backend for Svm {
         Caps::new(self.physical_bits, largest, true)
     }
 
-    fn shadow_caps(&self, largest: PageSize) -> Result<Caps, Missing> {
-        Ok(Caps::new(self.physical_bits, largest, true))
+    fn nested(&self) -> Result<(), Missing> {
+        match self.nested_paging {
+            true => Ok(()),
+            false => Err(Missing("nested paging: CPUID 8000_000Ah, EDX bit 0 (NP)")),
+        }
+    }
+
+    fn shadow_caps(&self, largest: PageSize) -> Caps {
+        Caps::new(self.physical_bits, largest, true)
     }
 
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
@@ -95,8 +103,8 @@ impl Backend for Svm {
         if unsafe { rdmsr(VM_CR) } & VM_CR_SVMDIS != 0 {
             return Err(Missing("SVM is disabled by the firmware: MSR VM_CR (C001_0114h) bit 4 (SVMDIS) is set"));
         }
-        let Some(features) = cpuid.get_svm_info().filter(|features| features.has_nested_paging()) else {
-            return Err(Missing("nested paging: CPUID 8000_000Ah, EDX bit 0 (NP)"));
+        let Some(features) = cpuid.get_svm_info() else {
+            return Err(Missing("SVM's features: CPUID 8000_000Ah"));
         };
         let host_save = HardwarePage::new(physical, Vmcb::zeroed());
         // SAFETY: SVM is there and allowed.
@@ -113,6 +121,7 @@ impl Backend for Svm {
             _host_save: host_save,
             physical,
             occupant: Occupant::default(),
+            nested_paging: features.has_nested_paging(),
             next_rip_save: features.has_nrip(),
             decode_assists: features.has_decode_assists(),
             flush_by_asid: features.has_flush_by_asid(),
@@ -145,9 +154,10 @@ impl fmt::Display for Svm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let no = |present| if present { "" } else { "no " };
         let (next_rip, by_asid, pause) = (no(self.next_rip_save), no(self.flush_by_asid), no(self.pause_filter));
+        let nested = if self.nested_paging { "with" } else { "without" };
         write!(
             f,
-            "SVM with nested paging: {next_rip}next-RIP save, {by_asid}flush by ASID, {pause}PAUSE filter, {} ASIDs",
+            "SVM {nested} nested paging: {next_rip}next-RIP save, {by_asid}flush by ASID, {pause}PAUSE filter, {} ASIDs",
             self.last_asid + 1
         )
     }

@@ -73,8 +73,13 @@ impl Backend for Vmx {
         Caps::new(self.physical_bits, largest.min(features.largest_page), features.accessed_dirty)
     }
 
-    fn shadow_caps(&self, largest: PageSize) -> Result<Caps, Missing> {
-        Ok(Caps::new(self.physical_bits, largest, true))
+    /// Without EPT there is no backend (`enable`).
+    fn nested(&self) -> Result<(), Missing> {
+        Ok(())
+    }
+
+    fn shadow_caps(&self, largest: PageSize) -> Caps {
+        Caps::new(self.physical_bits, largest, true)
     }
 
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
