@@ -64,8 +64,8 @@ fn main(boot: &Boot) -> Verdict {
     bench.spaces[0].enter();
     let verdict = ktap::run(&bench, cases![empty, page_fault, install_touch, invlpg, cr3_touch, cr0_wp]);
     let title = match mode {
-        Mode::TwoLevel => "latency with two levels, TSC ticks as the guest sees them",
-        Mode::Pae => "latency with PAE, TSC ticks as the guest sees them",
+        Mode::TwoLevel => "page tables of two levels, TSC ticks as the guest sees them",
+        Mode::Pae => "page tables of PAE, TSC ticks as the guest sees them",
     };
     bench.latencies.print(title);
     verdict
