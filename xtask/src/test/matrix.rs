@@ -357,7 +357,20 @@ pub(super) const ROWS: &[Row] = &[
         vcpus: 2,
         ..model("model-lynnfield-smp", "bochs-vmx", "corei5_lynnfield_750", PASS)
     },
+    // No EPT.
     model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, "EPT")),
+    Row {
+        only: Some("bochs-vmx"),
+        cpu: Some("core2_penryn_t9600"),
+        ..shadowed("model-penryn-vtlb", Paging::Vtlb, ACCESS32)
+    },
+    // Alone: Bochs can keep kicks back from a guest in a loop, and this model has no preemption timer to end that.
+    Row {
+        vcpus: 1,
+        only: Some("bochs-vmx"),
+        cpu: Some("core2_penryn_t9600"),
+        ..shadowed("model-penryn-shadow", Paging::Shadow, PAE_TOGGLE)
+    },
     // Neither next-RIP save nor flushes by ASID.
     model("model-phenom", "bochs-svm", "phenom_8650_toliman", PASS),
     model("model-trinity", "bochs-svm", "trinity_apu", PASS),

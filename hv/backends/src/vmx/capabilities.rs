@@ -40,16 +40,20 @@ pub(super) struct Controls {
 /// What a processor's VMX has of what this backend can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
+    /// Guests can have nested paging; else the first thing missing for it.
+    pub nested: Result<(), Missing>,
     /// Translations are kept from entry to entry, told apart by a VPID.
     pub vpid: bool,
     /// Real mode and unpaged protected mode run as they are.
     pub unrestricted_guest: bool,
-    /// The largest leaf that EPT has.
+    /// The largest leaf that EPT has; any where only software walks the nested tables.
     pub largest_page: PageSize,
     /// EPT has accessed and dirty bits.
     pub accessed_dirty: bool,
     /// INVEPT can flush one guest's translations alone.
     pub invept_single: bool,
+    /// EFER is switched by entries and exits: else they switch its LME and LMA alone.
+    pub efer: bool,
     /// PAT is switched by entries and exits: else they load it from lists of MSRs.
     pub pat: bool,
     /// The preemption timer counts once in 2^n ticks of the TSC.
@@ -65,7 +69,10 @@ impl fmt::Display for Features {
             PageSize::Size2M | PageSize::Size4M => "2M",
             PageSize::Size4K => "4K",
         };
-        write!(f, "pages up to {largest}")?;
+        match self.nested {
+            Ok(()) => write!(f, "with EPT: pages up to {largest}")?,
+            Err(_) => write!(f, "without EPT: {}EFER controls", if self.efer { "" } else { "no " })?,
+        }
         let optional = [
             (self.unrestricted_guest, "unrestricted guest"),
             (self.vpid, "VPID"),
@@ -139,22 +146,36 @@ const PRIMARY_REQUIRED: [Required; 9] = [
     (PrimaryControls::MONITOR_EXITING.bits(), "MONITOR exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 61"),
 ];
 
-const SECONDARY_REQUIRED: [Required; 1] =
-    [(SecondaryControls::ENABLE_EPT.bits(), "EPT: IA32_VMX_PROCBASED_CTLS2 (48Bh) bit 33")];
-
-const EXIT_REQUIRED: [Required; 4] = [
+const EXIT_REQUIRED: [Required; 2] = [
     (ExitControls::HOST_ADDRESS_SPACE_SIZE.bits(), "64-bit hosts: IA32_VMX_EXIT_CTLS (483h) bit 41"),
     (ExitControls::SAVE_DEBUG_CONTROLS.bits(), "saving debug controls: IA32_VMX_EXIT_CTLS (483h) bit 34"),
+];
+
+const ENTRY_REQUIRED: [Required; 2] = [
+    (EntryControls::LOAD_DEBUG_CONTROLS.bits(), "loading debug controls: IA32_VMX_ENTRY_CTLS (484h) bit 34"),
+    (EntryControls::IA32E_MODE_GUEST.bits(), "64-bit guests: IA32_VMX_ENTRY_CTLS (484h) bit 41"),
+];
+
+// What guests with nested paging need besides.
+const SECONDARY_NESTED: [Required; 1] =
+    [(SecondaryControls::ENABLE_EPT.bits(), "EPT: IA32_VMX_PROCBASED_CTLS2 (48Bh) bit 33")];
+
+const EPT_NESTED: [(u64, &str); 4] = [
+    (EPT_FOUR_LEVELS, "EPT of four levels: IA32_VMX_EPT_VPID_CAP (48Ch) bit 6"),
+    (EPT_WRITE_BACK, "write-back EPT: IA32_VMX_EPT_VPID_CAP (48Ch) bit 14"),
+    (INVEPT, "INVEPT: IA32_VMX_EPT_VPID_CAP (48Ch) bit 20"),
+    (INVEPT_SINGLE | INVEPT_ALL, "a type of INVEPT: IA32_VMX_EPT_VPID_CAP (48Ch) bit 25 or 26"),
+];
+
+const EXIT_NESTED: [Required; 2] = [
     (ExitControls::SAVE_IA32_EFER.bits(), "saving IA32_EFER at exits: IA32_VMX_EXIT_CTLS (483h) bit 52"),
     (ExitControls::LOAD_IA32_EFER.bits(), "loading IA32_EFER at exits: IA32_VMX_EXIT_CTLS (483h) bit 53"),
 ];
 
-const ENTRY_REQUIRED: [Required; 3] = [
-    (EntryControls::LOAD_DEBUG_CONTROLS.bits(), "loading debug controls: IA32_VMX_ENTRY_CTLS (484h) bit 34"),
-    (EntryControls::LOAD_IA32_EFER.bits(), "loading IA32_EFER at entries: IA32_VMX_ENTRY_CTLS (484h) bit 47"),
-    (EntryControls::IA32E_MODE_GUEST.bits(), "64-bit guests: IA32_VMX_ENTRY_CTLS (484h) bit 41"),
-];
+const ENTRY_NESTED: [Required; 1] =
+    [(EntryControls::LOAD_IA32_EFER.bits(), "loading IA32_EFER at entries: IA32_VMX_ENTRY_CTLS (484h) bit 47")];
 
+const EXIT_EFER: u32 = ExitControls::SAVE_IA32_EFER.bits() | ExitControls::LOAD_IA32_EFER.bits();
 const EXIT_PAT: u32 = ExitControls::SAVE_IA32_PAT.bits() | ExitControls::LOAD_IA32_PAT.bits();
 
 impl Controls {
@@ -175,16 +196,19 @@ impl Controls {
             )
         };
         let primary = adjust(&PRIMARY_REQUIRED, 0, msr(primary))?;
-        let optional =
-            SecondaryControls::ENABLE_VPID | SecondaryControls::UNRESTRICTED_GUEST | SecondaryControls::ENABLE_RDTSCP;
+        let optional = SecondaryControls::ENABLE_EPT
+            | SecondaryControls::ENABLE_VPID
+            | SecondaryControls::UNRESTRICTED_GUEST
+            | SecondaryControls::ENABLE_RDTSCP;
+        let entry_optional = EntryControls::LOAD_IA32_EFER | EntryControls::LOAD_IA32_PAT;
         Ok(Self {
             pin: adjust(&PIN_REQUIRED, PinbasedControls::VMX_PREEMPTION_TIMER.bits(), msr(pin))?,
             primary,
             // There, as the primary controls have shown.
-            secondary: adjust(&SECONDARY_REQUIRED, optional.bits(), msr(msr::IA32_VMX_PROCBASED_CTLS2))?,
-            exit: adjust(&EXIT_REQUIRED, EXIT_PAT, msr(exit))?,
+            secondary: adjust(&[], optional.bits(), msr(msr::IA32_VMX_PROCBASED_CTLS2))?,
+            exit: adjust(&EXIT_REQUIRED, EXIT_EFER | EXIT_PAT, msr(exit))?,
             // A guest starts outside of long mode.
-            entry: adjust(&ENTRY_REQUIRED, EntryControls::LOAD_IA32_PAT.bits(), msr(entry))?
+            entry: adjust(&ENTRY_REQUIRED, entry_optional.bits(), msr(entry))?
                 & !EntryControls::IA32E_MODE_GUEST.bits(),
         })
     }
@@ -210,14 +234,28 @@ impl Controls {
         self.secondary &= !SecondaryControls::ENABLE_VPID.bits();
     }
 
-    /// PAT is switched in both directions or in none.
-    fn settle_pat(&mut self) -> bool {
-        let whole = self.exit & EXIT_PAT == EXIT_PAT && self.entry & EntryControls::LOAD_IA32_PAT.bits() != 0;
+    /// A register is switched in both directions, by all these controls, or in none.
+    fn settle(&mut self, exit: u32, entry: EntryControls) -> bool {
+        let whole = self.exit & exit == exit && self.entry & entry.bits() != 0;
         if !whole {
-            self.exit &= !EXIT_PAT;
-            self.entry &= !EntryControls::LOAD_IA32_PAT.bits();
+            self.exit &= !exit;
+            self.entry &= !entry.bits();
         }
         whole
+    }
+
+    /// Whether guests can have nested paging, with `ept` in IA32_VMX_EPT_VPID_CAP.
+    ///
+    /// # Errors
+    /// The first thing missing.
+    fn nested(&self, ept: u64) -> Result<(), Missing> {
+        let lacks = |word: u32, required: &[Required]| required.iter().find(|(bits, _)| bits & !word != 0).map(|r| r.1);
+        let lacks_ept = || EPT_NESTED.iter().find(|(bits, _)| ept & bits == 0).map(|r| r.1);
+        lacks(self.secondary, &SECONDARY_NESTED)
+            .or_else(lacks_ept)
+            .or_else(|| lacks(self.exit, &EXIT_NESTED))
+            .or_else(|| lacks(self.entry, &ENTRY_NESTED))
+            .map_or(Ok(()), |name| Err(Missing(name)))
     }
 }
 
@@ -238,36 +276,29 @@ impl Capabilities {
             return Err(Missing("write-back memory for VMCSs: IA32_VMX_BASIC (480h) bits 53:50 are not 6"));
         }
         let mut controls = Controls::new(&msr, basic & BASIC_TRUE_CONTROLS != 0)?;
-        // There, as enable EPT has shown.
-        let ept = msr(msr::IA32_VMX_EPT_VPID_CAP);
-        for (bits, name) in [
-            (EPT_FOUR_LEVELS, "EPT of four levels: IA32_VMX_EPT_VPID_CAP (48Ch) bit 6"),
-            (EPT_WRITE_BACK, "write-back EPT: IA32_VMX_EPT_VPID_CAP (48Ch) bit 14"),
-            (INVEPT, "INVEPT: IA32_VMX_EPT_VPID_CAP (48Ch) bit 20"),
-        ] {
-            if ept & bits == 0 {
-                return Err(Missing(name));
-            }
-        }
-        if ept & (INVEPT_SINGLE | INVEPT_ALL) == 0 {
-            return Err(Missing("a type of INVEPT: IA32_VMX_EPT_VPID_CAP (48Ch) bit 25 or 26"));
-        }
-        let pat = controls.settle_pat();
+        let has_ept = controls.has_secondary(SecondaryControls::ENABLE_EPT);
+        let ept = if has_ept { msr(msr::IA32_VMX_EPT_VPID_CAP) } else { 0 };
+        let nested = controls.nested(ept);
+        let efer = controls.settle(EXIT_EFER, EntryControls::LOAD_IA32_EFER);
+        let pat = controls.settle(EXIT_PAT, EntryControls::LOAD_IA32_PAT);
         let unrestricted_guest = controls.has_secondary(SecondaryControls::UNRESTRICTED_GUEST);
         if !unrestricted_guest {
             controls.do_without_vpid();
         }
         let timer = controls.pin & PinbasedControls::VMX_PREEMPTION_TIMER.bits() != 0;
         let features = Features {
+            nested,
             vpid: controls.has_secondary(SecondaryControls::ENABLE_VPID),
             unrestricted_guest,
             largest_page: match ept & (EPT_1G | EPT_2M) {
+                _ if nested.is_err() => PageSize::Size1G,
                 0 => PageSize::Size4K,
                 EPT_2M => PageSize::Size2M,
                 _ => PageSize::Size1G,
             },
             accessed_dirty: ept & EPT_ACCESSED_DIRTY != 0,
             invept_single: ept & INVEPT_SINGLE != 0,
+            efer,
             pat,
             preemption_timer: timer.then(|| (msr(msr::IA32_VMX_MISC) & MISC_TIMER_RATE) as u8),
             rdtscp: controls.has_secondary(SecondaryControls::ENABLE_RDTSCP),
@@ -322,11 +353,13 @@ pub(super) mod tests {
         let found = Capabilities::read(skylake).expect("nothing is missing");
         assert_eq!(found.revision, 0x2b);
         let everything = Features {
+            nested: Ok(()),
             vpid: true,
             unrestricted_guest: true,
             largest_page: PageSize::Size1G,
             accessed_dirty: true,
             invept_single: true,
+            efer: true,
             pat: true,
             preemption_timer: Some(0),
             rdtscp: true,
@@ -357,13 +390,36 @@ pub(super) mod tests {
         let without = |register: u32, bits: u64| {
             Capabilities::read(move |msr| if msr == register { skylake(msr) & !bits } else { skylake(msr) })
         };
-        let name = |found: Result<Capabilities, Missing>| found.map(|_| ()).map_err(|missing| missing.0);
+        let hlt = without(msr::IA32_VMX_TRUE_PROCBASED_CTLS, 1 << 39);
+        assert_eq!(hlt, Err(Missing("HLT exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 39")));
+        let name = |found: Result<Capabilities, Missing>| {
+            found.expect("guests without nested paging can do without").features.nested.map_err(|missing| missing.0)
+        };
         let ept = name(without(msr::IA32_VMX_PROCBASED_CTLS2, 1 << 33));
         assert_eq!(ept, Err("EPT: IA32_VMX_PROCBASED_CTLS2 (48Bh) bit 33"));
+        let invept = name(without(msr::IA32_VMX_EPT_VPID_CAP, INVEPT_SINGLE | INVEPT_ALL));
+        assert!(invept.is_err_and(|name| name.contains("bit 25 or 26")));
         let levels = name(without(msr::IA32_VMX_EPT_VPID_CAP, EPT_FOUR_LEVELS));
         assert!(levels.is_err_and(|name| name.contains("48Ch) bit 6")));
         let efer = name(without(msr::IA32_VMX_TRUE_ENTRY_CTLS, 1 << 47));
         assert!(efer.is_err_and(|name| name.contains("484h) bit 47")));
+    }
+
+    /// As Bochs's `core2_penryn_t9600` has it.
+    #[test]
+    fn a_processor_without_ept_has_guests_without_nested_paging() {
+        let found = Capabilities::read(|register| match register {
+            msr::IA32_VMX_PROCBASED_CTLS2 => 0,
+            msr::IA32_VMX_TRUE_EXIT_CTLS => skylake(register) & !(0x3c << 48),
+            msr::IA32_VMX_TRUE_ENTRY_CTLS => skylake(register) & !(3 << 46),
+            msr::IA32_VMX_EPT_VPID_CAP => panic!("a processor without EPT and VPID does not have it"),
+            _ => skylake(register),
+        });
+        let found = found.expect("shadow tables suffice");
+        assert!(found.features.nested.is_err() && !found.features.efer && !found.features.pat);
+        assert_eq!((found.controls.exit & (EXIT_EFER | EXIT_PAT), found.controls.entry & 3 << 14), (0, 0));
+        assert_eq!(found.without_ept().controls.secondary, 0);
+        assert!(found.features.to_string().starts_with("without EPT: no EFER controls, no unrestricted guest"));
     }
 
     #[test]
@@ -391,7 +447,7 @@ pub(super) mod tests {
         assert_eq!((found.controls.exit & EXIT_PAT, found.controls.entry & 1 << 14), (0, 0));
         let report = found.features.to_string();
         assert_eq!(found.controls.secondary, 1 << 1);
-        let nothing = "pages up to 4K, no unrestricted guest, no VPID, no EPT accessed and dirty bits, \
+        let nothing = "with EPT: pages up to 4K, no unrestricted guest, no VPID, no EPT accessed and dirty bits, \
                        no single-context INVEPT, no PAT controls, no preemption timer, no RDTSCP";
         assert_eq!(report, nothing);
     }

@@ -79,7 +79,7 @@ fn snapshot<T: Translation>(vcpu: &VmxVcpu<T>) -> GuestState {
         cr4: vmcs.read(guest::CR4),
         dr7: vmcs.read(guest::DR7),
         debug_control: vmcs.read(guest::IA32_DEBUGCTL_FULL),
-        efer: vmcs.read(guest::IA32_EFER_FULL),
+        efer: if vcpu.capabilities.features.efer { vmcs.read(guest::IA32_EFER_FULL) } else { 0 },
         pat: if vcpu.capabilities.features.pat { vmcs.read(guest::IA32_PAT_FULL) } else { 0 },
         sysenter_esp: vmcs.read(guest::IA32_SYSENTER_ESP),
         sysenter_eip: vmcs.read(guest::IA32_SYSENTER_EIP),

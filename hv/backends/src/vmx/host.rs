@@ -1,5 +1,6 @@
 //! The host's state, which every exit loads, as it is on this CPU now.
 
+use super::capabilities::Features;
 use super::vmcs::Vmcs;
 use x86::controlregs::{cr0, cr3, cr4};
 use x86::dtables::{DescriptorTablePointer, sgdt, sidt};
@@ -12,7 +13,7 @@ use x86::vmx::vmcs::host;
 const SELECTOR: u16 = !7;
 
 /// Writes this CPU's state to the host-state area, but for RSP and RIP. SYSENTER's registers the host does not use.
-pub(super) fn write(vmcs: &mut Vmcs, pat: bool) {
+pub(super) fn write(vmcs: &mut Vmcs, features: &Features) {
     let mut gdt = DescriptorTablePointer::<u64>::default();
     // SAFETY: reading has no effect.
     unsafe { sgdt(&mut gdt) };
@@ -38,7 +39,6 @@ pub(super) fn write(vmcs: &mut Vmcs, pat: bool) {
         (host::TR_BASE, task_base(gdt.base, task)),
         (host::GDTR_BASE, gdt.base as u64),
         (host::IDTR_BASE, idt.base as u64),
-        (host::IA32_EFER_FULL, efer),
         (host::IA32_SYSENTER_CS, 0),
         (host::IA32_SYSENTER_ESP, 0),
         (host::IA32_SYSENTER_EIP, 0),
@@ -56,7 +56,10 @@ pub(super) fn write(vmcs: &mut Vmcs, pat: bool) {
     ] {
         vmcs.write(field, u64::from(selector & SELECTOR));
     }
-    if pat {
+    if features.efer {
+        vmcs.write(host::IA32_EFER_FULL, efer);
+    }
+    if features.pat {
         // SAFETY: reading has no effect; the register is there where entries and exits can switch it.
         vmcs.write(host::IA32_PAT_FULL, unsafe { rdmsr(IA32_PAT) });
     }

@@ -57,7 +57,7 @@ impl Vmx {
 
 impl fmt::Display for Vmx {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VMX with EPT: {}", self.features())
+        write!(f, "VMX {}", self.features())
     }
 }
 
@@ -73,9 +73,8 @@ impl Backend for Vmx {
         Caps::new(self.physical_bits, largest.min(features.largest_page), features.accessed_dirty)
     }
 
-    /// Without EPT there is no backend (`enable`).
     fn nested(&self) -> Result<(), Missing> {
-        Ok(())
+        self.features().nested
     }
 
     fn shadow_caps(&self, largest: PageSize) -> Caps {

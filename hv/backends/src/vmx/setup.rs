@@ -38,7 +38,6 @@ impl<T: Translation> VmxVcpu<T> {
             (control::VMENTRY_INTERRUPTION_INFO_FIELD, 0),
             (control::TSC_OFFSET_FULL, 0),
             (control::MSR_BITMAPS_ADDR_FULL, self.msr_bitmap.address().raw()),
-            (control::EPTP_FULL, self.eptp),
             (control::CR0_GUEST_HOST_MASK, self.cr0.mask),
             (guest::CR0, self.cr0.real(0)),
             (control::CR0_READ_SHADOW, 0),
@@ -55,6 +54,9 @@ impl<T: Translation> VmxVcpu<T> {
             (host::RIP, switch::exited as *const () as u64),
         ] {
             self.vmcs.write(field, value);
+        }
+        if self.translation.shadow().is_none() {
+            self.vmcs.write(control::EPTP_FULL, self.eptp);
         }
         if self.capabilities.features.pat {
             self.vmcs.write(guest::IA32_PAT_FULL, PAT_AT_RESET);

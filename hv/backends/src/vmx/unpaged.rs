@@ -189,9 +189,12 @@ impl<T: Translation> VmxVcpu<T> {
             (guest::CR3, host.cr3),
             (guest::CR4, self.paged_cr4.real(host.cr4)),
             (control::CR4_READ_SHADOW, own.cr4),
-            (guest::IA32_EFER_FULL, host.efer),
         ] {
             self.vmcs.write(field, value);
+        }
+        // Without its controls it is the hypervisor's, which has NXE, too, and entries clear LME and LMA.
+        if self.capabilities.features.efer {
+            self.vmcs.write(guest::IA32_EFER_FULL, host.efer);
         }
         self.set_detour(Detour::RealMode, own.cr0 & CR0_PE == 0);
     }
@@ -206,7 +209,9 @@ impl<T: Translation> VmxVcpu<T> {
         let entry = self.vmcs.read(control::VMENTRY_CONTROLS) & !bit;
         let (entry, efer) = if on { (entry | bit, efer | EFER_LMA) } else { (entry, efer & !EFER_LMA) };
         self.vmcs.write(control::VMENTRY_CONTROLS, entry);
-        self.vmcs.write(guest::IA32_EFER_FULL, efer);
+        if self.capabilities.features.efer {
+            self.vmcs.write(guest::IA32_EFER_FULL, efer);
+        }
     }
 }
 

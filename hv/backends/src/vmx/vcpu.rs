@@ -147,7 +147,7 @@ impl<T: Translation> VmxVcpu<T> {
             vmcs,
         };
         vcpu.load();
-        host::write(&mut vcpu.vmcs, features.pat);
+        host::write(&mut vcpu.vmcs, &features);
         vcpu.write_controls(tag);
         if let Some(pat) = &vcpu.pat {
             pat.install(&mut vcpu.vmcs);
