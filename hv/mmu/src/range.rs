@@ -12,6 +12,7 @@ use crate::skip::After;
 use crate::sync::relax;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SIZE, PageSize};
+use arrayvec::ArrayVec;
 use core::ops::Range;
 use rcu::{Cpu, Guard};
 
@@ -44,8 +45,7 @@ pub struct Page<A> {
 
 /// Pages between the change of their entries and the flush after it: Linux's `mmu_gather`.
 struct Gather<E: Env> {
-    pages: [(u64, Level, Leaf); BATCH],
-    len: usize,
+    pages: ArrayVec<(u64, Level, Leaf), BATCH>,
     /// Something was changed that processors may remember.
     stale: bool,
     after: After,
@@ -57,17 +57,15 @@ const BATCH: usize = 128;
 
 impl<E: Env> Gather<E> {
     fn new(after: After) -> Self {
-        let nothing = (0, Level::PTE, Leaf::new(addr::Pfn::new(0), Rights::ALL));
-        Self { pages: [nothing; BATCH], len: 0, stale: false, after, env: core::marker::PhantomData }
+        Self { pages: ArrayVec::new(), stale: false, after, env: core::marker::PhantomData }
     }
 
     fn is_full(&self) -> bool {
-        self.len == BATCH
+        self.pages.is_full()
     }
 
     fn push(&mut self, at: u64, level: Level, leaf: Leaf) {
-        self.pages[self.len] = (at, level, leaf);
-        self.len += 1;
+        self.pages.push((at, level, leaf));
     }
 
     /// Flushes if need be, then hands the pages out.
@@ -76,12 +74,11 @@ impl<E: Env> Gather<E> {
             tree.flush_after(cpu, self.after);
         }
         self.stale = false;
-        for &(at, level, leaf) in &self.pages[..self.len] {
+        for (at, level, leaf) in self.pages.drain(..) {
             if let Some(size) = level.page_size() {
                 page(Page { at: Input::<E>::from_offset(at, E::Format::INPUT_BITS), size, leaf });
             }
         }
-        self.len = 0;
     }
 }
 
