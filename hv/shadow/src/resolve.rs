@@ -3,7 +3,7 @@
 use crate::{Backing, Outcome, Reason, Registers};
 use addr::{Gpa, Gva, PageSize};
 use mmu::Rights;
-use walk::{Access, Fault, Kind, Mode, PhysMem, Privilege, SetAccessedDirty, Steps, trace};
+use walk::{Access, Fault, Kind, Mode, PhysMem, Privilege, SetAccessedDirty, Steps, missing, trace};
 
 /// A page that the access may reach.
 pub(crate) struct Resolved {
@@ -24,7 +24,10 @@ pub(crate) fn resolve<M: PhysMem>(
     gva: Gva,
     access: Access,
 ) -> Result<Resolved, Outcome> {
-    let found = trace(mem, registers.paging(), gva, access, SetAccessedDirty::Yes);
+    let found = match missing(mem, registers.paging(), gva, access) {
+        Some(fault) => Err(fault),
+        None => trace(mem, registers.paging(), gva, access, SetAccessedDirty::Yes),
+    };
     let (found, steps) = found.map_err(|fault| match fault {
         Fault::Page { error_code, address } => Outcome::Inject { error_code, address },
         Fault::Unbacked(gpa) => Outcome::Unbacked(gpa),

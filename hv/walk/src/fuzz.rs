@@ -38,6 +38,11 @@ pub fn walk_tables(data: &[u8]) {
         let _ = translate(&ram, &paging, gva, access, SetAccessedDirty::No);
         same_with_cache(&mut cache, &ram, &paging, gva, access.privilege);
         let held = Paging { pdptes, ..paging };
+        for paging in [&paging, &held] {
+            if let Some(fault) = missing(&ram, paging, gva, access) {
+                assert_eq!(translate(&ram, paging, gva, access, SetAccessedDirty::No), Err(fault));
+            }
+        }
         let mut buffer = [0; 32];
         let _ = read(&ram, &held, gva, access.privilege, &mut buffer);
         let _ = write(&ram, &held, gva, access.privilege, &buffer);

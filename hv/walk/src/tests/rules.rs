@@ -375,3 +375,21 @@ fn a_write_over_two_pages_is_whole_or_nothing() {
     read(&ram, &paging, Gva::new(0x2ffe), User, &mut back).unwrap();
     assert_eq!(back, [1, 2, 3, 4]);
 }
+
+#[test]
+fn a_missing_entry_of_either_level_is_found_at_once() {
+    let access = Access { kind: Kind::Write, privilege: Privilege::User };
+    let ram = Ram::new(32);
+    ram.set(0x1000, 0x2007);
+    for (pae, pdptes) in [(0, None), (PAE, Some([0x1001, 0, 0, 0]))] {
+        let paging = Paging { pdptes, ..paging(PE_PG, 0x1000, pae, 0) };
+        // The second page by a table without it; another gigabyte, without a table.
+        for gva in [0x1000, 0x8000_0000] {
+            let fault = Fault::Page { error_code: ErrorCode::WRITE | ErrorCode::USER, address: Gva::new(gva) };
+            assert_eq!(missing(&ram, &paging, Gva::new(gva), access), Some(fault));
+            assert_eq!(translate(&ram, &paging, Gva::new(gva), access, SetAccessedDirty::No), Err(fault));
+        }
+        ram.set(0x2000, 0x3007);
+        assert_eq!(missing(&ram, &paging, Gva::new(0), access), None);
+    }
+}
