@@ -5,11 +5,10 @@
 use core::arch::global_asm;
 use core::mem::{offset_of, size_of};
 
-use crate::boot::{Boot, EntryState};
+use crate::boot::EntryState;
 use crate::descriptors::{self, GDT};
-use crate::exit::Verdict;
 use crate::smp::Cpu;
-use crate::{boot, console, interrupts, println};
+use crate::{boot, console, interrupts};
 
 const STACK_SIZE: usize = 64 << 10;
 
@@ -108,23 +107,10 @@ entry_state:
     state_size = const size_of::<EntryState>(),
 );
 
-unsafe extern "Rust" {
-    // Defined by `guest::main!`.
-    fn guest_main(boot: &Boot) -> Verdict;
-}
-
 /// The first Rust code: brings up what the panic handler needs, then the rest, then the guest.
 extern "C" fn start(entry: &'static EntryState) -> ! {
     console::init();
     descriptors::init(Cpu::BOOT);
     interrupts::init();
-    let boot = match Boot::new(entry) {
-        Ok(boot) => boot,
-        Err(why) => {
-            println!("Bail out! {why}");
-            Verdict::PANICKED.end()
-        }
-    };
-    // SAFETY: `guest::main!` defines it with this signature; without it the image does not link.
-    unsafe { guest_main(&boot) }.end()
+    base::start::run(entry)
 }

@@ -54,16 +54,4 @@ pub mod user;
 
 pub use base::boot::EntryState;
 pub use base::{boot, clock, console, exit, fw_cfg, ktap, latency, pic, random, stats, tsc, uart};
-pub use base::{cases, check, check_eq, check_ok, println, skip_unless};
-
-/// Names the function `fn(&Boot) -> Verdict` that the guest runs.
-#[macro_export]
-macro_rules! main {
-    ($main:path) => {
-        // SAFETY: the library declares this symbol with this signature, and nothing else defines it.
-        #[unsafe(no_mangle)]
-        extern "Rust" fn guest_main(boot: &$crate::boot::Boot) -> $crate::exit::Verdict {
-            $main(boot)
-        }
-    };
-}
+pub use base::{cases, check, check_eq, check_ok, main, println, skip_unless};

@@ -13,6 +13,7 @@ pub mod pic;
 pub mod port;
 pub mod random;
 pub mod smp;
+pub mod start;
 pub mod stats;
 pub mod tsc;
 pub mod uart;

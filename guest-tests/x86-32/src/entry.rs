@@ -3,10 +3,9 @@
 use core::arch::global_asm;
 use core::mem::{offset_of, size_of};
 
-use base::boot::{self, Boot, EntryState};
-use base::exit::Verdict;
+use base::boot::{self, EntryState};
+use base::console;
 use base::smp::Cpu;
-use base::{console, println};
 
 use crate::descriptors::{self, GDT};
 use crate::interrupts;
@@ -69,23 +68,10 @@ entry_state:
     state_size = const size_of::<EntryState>(),
 );
 
-unsafe extern "Rust" {
-    // Defined by `guest32::main!`.
-    fn guest_main(boot: &Boot) -> Verdict;
-}
-
 /// The first Rust code: brings up what the panic handler needs, then the rest, then the guest.
 extern "C" fn start(entry: &'static EntryState) -> ! {
     console::init();
     descriptors::init(Cpu::BOOT);
     interrupts::init();
-    let boot = match Boot::new(entry) {
-        Ok(boot) => boot,
-        Err(why) => {
-            println!("Bail out! {why}");
-            Verdict::PANICKED.end()
-        }
-    };
-    // SAFETY: `guest32::main!` defines it with this signature; without it the image does not link.
-    unsafe { guest_main(&boot) }.end()
+    base::start::run(entry)
 }

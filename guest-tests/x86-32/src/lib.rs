@@ -18,16 +18,4 @@ pub mod timed;
 pub mod user;
 
 pub use base::{boot, clock, console, exit, ktap, latency, port, random, stats, tsc};
-pub use base::{cases, check, check_eq, check_ok, println, skip_unless};
-
-/// Names the function `fn(&Boot) -> Verdict` that the guest runs.
-#[macro_export]
-macro_rules! main {
-    ($main:path) => {
-        // SAFETY: the library declares this symbol with this signature, and nothing else defines it.
-        #[unsafe(no_mangle)]
-        extern "Rust" fn guest_main(boot: &$crate::boot::Boot) -> $crate::exit::Verdict {
-            $main(boot)
-        }
-    };
-}
+pub use base::{cases, check, check_eq, check_ok, main, println, skip_unless};

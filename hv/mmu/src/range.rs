@@ -137,29 +137,12 @@ impl<E: Env> Tree<E> {
     /// any more then.
     pub fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>) -> Option<Page<Input<E>>> {
         let offset = at.to_offset(E::Format::INPUT_BITS)?;
-        loop {
-            let (table, pte) = self.walk(cpu.read(), offset, Level::PTE)?;
-            match table.decode(pte) {
-                Entry::None => return None,
-                Entry::Leaf(_) => {}
-                _ => {
-                    self.look_again(table, pte, offset);
-                    continue;
-                }
-            }
-            let Ok(locked) = table.lock() else {
-                relax();
-                continue;
-            };
-            let index = E::Format::index(offset, table.level);
-            let Entry::Leaf(_) = table.decode(table.at(index)) else { continue };
-            let Entry::Leaf(leaf) = table.decode(locked.clear(index)) else { continue };
-            drop(locked);
-            self.flush_after(cpu, After::Zap);
-            let size = table.level.page_size()?;
-            let start = offset & !(size.bytes() - 1);
-            return Some(Page { at: Input::<E>::from_offset(start, E::Format::INPUT_BITS), size, leaf });
-        }
+        let (locked, index, found) = self.lock_page(cpu.read(), offset)?;
+        let Entry::Leaf(leaf) = locked.table().decode(locked.clear(index)) else { return None };
+        drop(locked);
+        self.flush_after(cpu, After::Zap);
+        let start = offset & !(found.size.bytes() - 1);
+        Some(Page { at: Input::<E>::from_offset(start, E::Format::INPUT_BITS), size: found.size, leaf })
     }
 
     /// Unmaps all pages in the range as [`zap`](Self::zap) does, then gives back the tables that this left empty. Gives the

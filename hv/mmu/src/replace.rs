@@ -13,7 +13,7 @@ use crate::env::Env;
 use crate::format::{FormatExt, span};
 use crate::huge::CollapseError;
 use crate::level::{Address, Level};
-use crate::map::{Input, Table};
+use crate::map::{Input, PteMapLocked, Table};
 use crate::range::Page;
 use crate::rules::{Rule, kept};
 use crate::skip::After;
@@ -65,10 +65,25 @@ impl<E: Env> Tree<E> {
         write: impl FnOnce(Translation) -> R,
     ) -> Result<R, WriteError> {
         let offset = at.to_offset(E::Format::INPUT_BITS).ok_or(WriteError::NoPage)?;
+        let (locked, index, found) = self.lock_page(guard, offset).ok_or(WriteError::NoPage)?;
+        if !found.leaf.may_write() {
+            return Err(WriteError::ReadOnly);
+        }
+        let result = write(found);
+        locked.change(index, written);
+        Ok(result)
+    }
+
+    /// The page at `offset`, with its table locked and the number of its entry. None if there is none.
+    pub(crate) fn lock_page<'g>(
+        &'g self,
+        guard: Guard<'g>,
+        offset: u64,
+    ) -> Option<(PteMapLocked<'g, E>, usize, Translation)> {
         loop {
-            let (table, pte) = self.walk(guard, offset, Level::PTE).ok_or(WriteError::NoPage)?;
+            let (table, pte) = self.walk(guard, offset, Level::PTE)?;
             match table.decode(pte) {
-                Entry::None => return Err(WriteError::NoPage),
+                Entry::None => return None,
                 Entry::Leaf(_) => {}
                 _ => {
                     self.look_again(table, pte, offset);
@@ -80,13 +95,9 @@ impl<E: Env> Tree<E> {
                 continue;
             };
             let index = E::Format::index(offset, table.level);
-            let Some(found) = self.translation(table.level, table.at(index), offset) else { continue };
-            if !found.leaf.may_write() {
-                return Err(WriteError::ReadOnly);
+            if let Some(found) = self.translation(table.level, table.at(index), offset) {
+                return Some((locked, index, found));
             }
-            let result = write(found);
-            locked.change(index, written);
-            return Ok(result);
         }
     }
 
