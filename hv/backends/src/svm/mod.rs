@@ -723,8 +723,16 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
             control.interrupt_state
         )?;
         writeln!(out, "rip {:016x} cs {:04x} rflags {:08x} cpl {}", save.rip, save.cs.selector, save.rflags, save.cpl)?;
-        writeln!(out, "cr0 {:08x} cr2 {:016x} cr3 {:016x} cr4 {:08x}", save.cr0, save.cr2, save.cr3, save.cr4)?;
-        writeln!(out, "efer {:04x} dr6 {:08x} dr7 {:08x} pat {:016x}", save.efer, save.dr6, save.dr7, save.pat)?;
+        let ControlRegisters { cr0, cr3, cr4, efer, .. } = self.control();
+        writeln!(out, "cr0 {cr0:08x} cr2 {:016x} cr3 {cr3:016x} cr4 {cr4:08x}", save.cr2)?;
+        writeln!(out, "efer {efer:04x} dr6 {:08x} dr7 {:08x} pat {:016x}", save.dr6, save.dr7, save.pat)?;
+        if let Some(shadow) = self.translation.shadow() {
+            writeln!(
+                out,
+                "shadow at {} by cr0 {:08x} cr4 {:08x} efer {:04x}",
+                shadow.root, save.cr0, save.cr4, save.efer
+            )?;
+        }
         for (number, name) in (0..).zip(NAMES) {
             let end = if number % 4 == 3 { '\n' } else { ' ' };
             write!(out, "{name:>3} {:016x}{end}", self.gpr(Gpr::new(number)))?;

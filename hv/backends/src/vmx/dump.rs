@@ -29,7 +29,7 @@ pub(super) fn write<T: Translation>(vcpu: &VmxVcpu<T>, out: &mut dyn fmt::Write)
         }
     }
     if vcpu.is_real() {
-        writeln!(out, "in real mode, which is emulated: this processor has no unrestricted guest")?;
+        writeln!(out, "in real mode, which is emulated: there is no unrestricted guest here")?;
     }
     writeln!(
         out,
