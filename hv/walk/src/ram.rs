@@ -39,6 +39,7 @@ impl Ram {
         self.set(at & !7, (old & !(0xffff_ffff << shift)) | u64::from(value) << shift);
     }
 
+    #[cfg(test)]
     pub(crate) fn get(&self, at: u64) -> u64 {
         self.read_u64(Gpa::new(at)).unwrap()
     }
