@@ -475,7 +475,7 @@ mod tests {
         assert_eq!(error("vm=mem"), format!("`mem` in vm=…: expected {keys}"));
         assert_eq!(error("vm=name="), "`name=`: expected 1 to 15 letters, digits, -, _ or .");
         assert_eq!(error("vm=vcpus=17"), "`vcpus=17`: expected a number from 1 to 16");
-        assert_eq!(error("vm=paging=fast"), "`paging=fast`: expected nested");
+        assert_eq!(error("vm=paging=fast"), "`paging=fast`: expected nested, shadow or vtlb");
         assert_eq!(error("vm=pages=1g"), "`pages=1g`: expected 4k or 2m");
         assert_eq!(error("vm=modules=-1"), "`modules=-1`: expected a number of modules");
         assert_eq!(error("vm=limit=1s"), "`limit=1s`: expected a number of seconds");

@@ -1,8 +1,8 @@
 //! Exits that need no device and no memory, the ends of a VM, and the loop's accounts.
 
 use super::guest::*;
-use crate::{Cr8, Event, Exception, Exit, Flow, Gpr, INTERRUPT_FLAG, Instruction, Kind, NestedFault, Stop};
-use addr::Gpa;
+use crate::{Cr8, Event, Exception, Exit, Flow, Gpr, INTERRUPT_FLAG, Instruction, Kind, NestedFault, PageFault, Stop};
+use addr::{Gpa, Gva};
 use devices::Size;
 use std::string::ToString;
 
@@ -74,6 +74,9 @@ fn each_kind_of_exit_is_counted() {
         Exit::Cr8(Cr8::new(false, Some(Gpr::RDX))),
         Exit::Halt,
         Exit::Emulate,
+        // Not by an instruction that could be one: it runs again.
+        Exit::ControlRegister,
+        Exit::Invlpg,
         Exit::NestedFault(NestedFault::new(Gpa::new(DATA), true, false, false)),
         Exit::Exception(Exception::new(1, None)),
         Exit::Instruction(Instruction::Invd),
@@ -81,7 +84,15 @@ fn each_kind_of_exit_is_counted() {
         Exit::Nmi,
         Exit::InterruptWindow,
     ];
-    let stopping = [Exit::Misconfiguration(Gpa::new(0)), Exit::Shutdown, Exit::InvalidState, Exit::Unknown];
+    let stopping = [
+        Exit::Misconfiguration(Gpa::new(0)),
+        // Of no vCPU with nested paging.
+        Exit::PageFault(PageFault::new(Gva::new(DATA), 0)),
+        Exit::TaskSwitch,
+        Exit::Shutdown,
+        Exit::InvalidState,
+        Exit::Unknown,
+    ];
     assert_eq!(resuming.len() + stopping.len(), Kind::COUNT);
 
     // OUTSB. The timer wakes HLT, and each of its interrupts ends by itself.
