@@ -396,8 +396,8 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         if noted == Err(Full) {
             return Ok(self.empty(cpu, &mut state));
         }
-        let changed = page.steps.as_slice().iter().any(|step| read(mem, mode, step.at) != Some(step.entry));
-        if changed || state.suspended != 0 || state.suspensions != suspensions {
+        let changed = || page.steps.as_slice().iter().any(|step| read(mem, mode, step.at) != Some(step.entry));
+        if changed() || state.suspended != 0 || state.suspensions != suspensions {
             return Ok(Outcome::Retry);
         }
         let (backing, mut rights) = match page.entry(backing, write) {
@@ -409,6 +409,10 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
                 return Ok(Outcome::Emulate { gpa: page.gpa, reason: Reason::Table });
             }
             rights.write &= write;
+            // For this one a table of these steps may have come back in sync: it must be so as it is now.
+            if changed() {
+                return Ok(Outcome::Retry);
+            }
         }
         let mut size = page.size.min(backing.size).min(PageSize::Size2M);
         if size > PageSize::Size4K && frames(page.gpa, size).any(|gfn| state.is_protected(gfn)) {
