@@ -36,6 +36,10 @@ impl Job {
     fn name(&self) -> String {
         format!("{} {}", self.row.name, self.host.name)
     }
+
+    fn is_meant(&self, filter: &str) -> bool {
+        filter.split_whitespace().all(|word| self.name().contains(word))
+    }
 }
 
 /// A job done.
@@ -75,14 +79,14 @@ impl Workshop {
     }
 }
 
-/// Boots all rows whose name, with the host's, contains `filter`, and prints the matrix.
+/// Boots all rows whose name, with the host's, contains each word of `filter`, and prints the matrix.
 pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     setup::ensure(Tool::Qemu)?;
     setup::ensure(Tool::Bochs)?;
     let hosts = matrix::hosts();
     let guests = build::guest_names()?;
     let jobs = jobs(&hosts).filter(|job| guests.iter().any(|guest| guest == job.row.guest()));
-    let jobs: Vec<Job> = jobs.filter(|job| filter.is_none_or(|filter| job.name().contains(filter))).collect();
+    let jobs: Vec<Job> = jobs.filter(|job| job.is_meant(filter.unwrap_or_default())).collect();
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
@@ -327,6 +331,15 @@ mod tests {
             elapsed: Duration::ZERO,
         };
         Report { outcome: Outcome { verdict, text: text.to_string() }, vms: Vec::new(), finished }
+    }
+
+    #[test]
+    fn a_filter_takes_a_name_in_either_order() {
+        let hosts = matrix::hosts();
+        let meant = |filter| jobs(&hosts).filter(|job| job.is_meant(filter)).map(|job| job.name()).collect::<Vec<_>>();
+        assert_eq!(meant("balloon qemu-svm"), ["balloon qemu-svm"]);
+        assert_eq!(meant("qemu-svm ball"), ["balloon qemu-svm"]);
+        assert_eq!(meant("balloon no-such"), [""; 0]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ Examples:
 
 Exit status: 0 if none failed, 1 if one did, 2 if something has to be installed, 101 if the images could not be built.")]
 pub(crate) struct Args {
-    /// Run the tests whose name contains this; of a guest on a machine, the name is 'GUEST MACHINE'
+    /// Run the tests whose name contains this; of a guest on a machine, 'GUEST MACHINE' in either order
     filter: Option<String>,
     /// Run tests of this kind alone
     #[arg(long, value_enum)]
@@ -55,6 +55,11 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
             results.add(run(filter)?);
         }
     }
+    if let (Some(filter), true) = (filter, results.is_empty()) {
+        eprintln!("error: no test's name contains '{filter}'");
+        return Ok(ExitCode::FAILURE);
+    }
+    results.failures().for_each(|line| println!("{line}"));
     let file = project::reports("test").join("junit.xml");
     results.write_junit(&file)?;
     println!("JUnit: {}", project::short(&file));

@@ -43,12 +43,24 @@ impl Results {
         self.0.iter().filter(|ran| which(&ran.status)).count()
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn failed(&self) -> usize {
         self.count(|status| matches!(status, Status::Failed(_)))
     }
 
     pub(crate) fn passed(&self) -> usize {
         self.count(|status| *status == Status::Passed)
+    }
+
+    /// A line for each that failed.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = String> {
+        self.0.iter().filter_map(|ran| match &ran.status {
+            Status::Failed(why) => Some(format!("FAILED {} {}: {why}", ran.suite, ran.name)),
+            _ => None,
+        })
     }
 
     /// Writes them as JUnit, a suite for each crate and each kind of machine.
@@ -122,6 +134,7 @@ mod tests {
             ran("mmu", "zaps", Status::Passed),
         ]);
         assert_eq!(results.to_string(), "2 passed, 1 failed");
+        assert_eq!(results.failures().collect::<Vec<_>>(), ["FAILED qemu-svm smoke: hang & more"]);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("deep/junit.xml");
         results.write_junit(&file).unwrap();

@@ -1,5 +1,7 @@
 //! The timer.
 
+use core::ops::RangeInclusive;
+
 use guest::apic::{Apic, LVT_MASKED, Register};
 use guest::boot::Boot;
 use guest::ktap::Outcome;
@@ -64,12 +66,15 @@ pub(crate) fn stopped_one_does_not_fire(_: &Boot) -> Outcome {
     let apic = Apic::here();
     expect(VECTOR);
     afresh(|| {
-        // Long enough for a busy machine to come to the next line: a tenth of a second.
+        // A tenth of a second, at 1 GHz.
+        let start = tsc::read();
         apic.start_timer(VECTOR, false, LONG / 20);
         apic.write(Register::InitialCount, 0);
+        let in_time = tsc::read() - start < clock::microseconds(50_000);
         clock::wait(clock::microseconds(120_000));
         let_in();
-        check_eq!(here(&mut [0; 16]), []);
+        // On a busy machine it may have fired before it was stopped.
+        check!(!in_time || count(Cpu::current()) == 0, "{:?}", here(&mut [0; 16]));
         Ok(())
     })
 }
@@ -92,23 +97,33 @@ pub(crate) fn periodic_goes_on(_: &Boot) -> Outcome {
     })
 }
 
-/// Both are measured by the TSC; the ratio is 16 give or take what a reading costs.
 pub(crate) fn divisor_slows_it_down(_: &Boot) -> Outcome {
-    let apic = Apic::here();
-    let ticks = |divide| {
-        apic.start_timer(VECTOR, false, u32::MAX);
-        apic.write(Register::Divide, divide);
-        apic.write(Register::InitialCount, u32::MAX);
-        let start = tsc::read();
-        clock::wait(clock::microseconds(20_000));
-        let counted = u64::from(u32::MAX - apic.read(Register::CurrentCount));
-        let span = tsc::read() - start;
-        apic.stop_timer();
-        counted * 1_000_000 / span
-    };
-    let (fast, slow) = (ticks(guest::apic::DIVIDE_BY_1), ticks(DIVIDE_BY_16));
-    check!(fast / 20 < slow && slow < fast / 13, "{fast} and {slow} ticks in a million of the TSC's");
+    let fast = rate(guest::apic::DIVIDE_BY_1);
+    let slow = rate(DIVIDE_BY_16);
+    // A twentieth is for emulators whose clocks differ.
+    let as_fast = 16 * slow.start() * 19 / 20..=16 * slow.end() * 21 / 20;
+    check!(
+        as_fast.start() <= fast.end() && fast.start() <= as_fast.end(),
+        "{fast:?} and {slow:?} in a million of the TSC's"
+    );
     Ok(())
+}
+
+/// Least and most counts of the timer in a million ticks of the TSC. They are as far apart as what came between a look at the
+/// one and a look at the other: exits, and on a busy machine whatever else has its processors.
+fn rate(divide: u32) -> RangeInclusive<u64> {
+    let apic = Apic::here();
+    apic.start_timer(VECTOR, false, u32::MAX);
+    apic.write(Register::Divide, divide);
+    let before = tsc::read();
+    apic.write(Register::InitialCount, u32::MAX);
+    let begun = tsc::read();
+    clock::wait(clock::microseconds(20_000));
+    let end = tsc::read();
+    let counted = u64::from(u32::MAX - apic.read(Register::CurrentCount)) * 1_000_000;
+    let after = tsc::read();
+    apic.stop_timer();
+    counted / (after - before)..=counted / (end - begun)
 }
 
 pub(crate) fn deadline_fires_once(_: &Boot) -> Outcome {
