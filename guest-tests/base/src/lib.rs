@@ -14,6 +14,7 @@ pub mod port;
 pub mod random;
 pub mod smp;
 pub mod start;
+pub mod startup;
 pub mod stats;
 pub mod tsc;
 pub mod uart;
