@@ -70,6 +70,8 @@ pub struct TableDesc {
     dead: AtomicBool,
     /// Entries that are not none. Changed under the lock.
     children: AtomicU16,
+    /// Entries that refer to the table, besides the first. Changed under the lock.
+    sharers: AtomicU16,
     note: Note,
     head: Head,
 }
@@ -83,6 +85,7 @@ impl TableDesc {
             level: AtomicU8::new(0),
             dead: AtomicBool::new(true),
             children: AtomicU16::new(0),
+            sharers: AtomicU16::new(0),
             note: Note::new(0),
             head: Head::new(),
         }
@@ -96,6 +99,7 @@ impl TableDesc {
             level: AtomicU8::new(0),
             dead: AtomicBool::new(true),
             children: AtomicU16::new(0),
+            sharers: AtomicU16::new(0),
             note: Note::new(0),
             head: Head::new(),
         }
@@ -135,10 +139,27 @@ impl TableDesc {
         self.children.load(Ordering::Relaxed)
     }
 
+    /// Whether more than one entry refers to the table.
+    #[inline]
+    pub fn is_shared(&self) -> bool {
+        self.sharers.load(Ordering::Relaxed) > 0
+    }
+
+    /// Under the lock.
+    pub(crate) fn add_sharer(&self) {
+        self.sharers.store(self.sharers.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// Under the lock, of a table that is shared.
+    pub(crate) fn drop_sharer(&self) {
+        self.sharers.store(self.sharers.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    }
+
     /// For a table that nobody else can see yet.
     pub(crate) fn start(&self, level: Level, children: u16) {
         self.level.store(level.number(), Ordering::Relaxed);
         self.children.store(children, Ordering::Relaxed);
+        self.sharers.store(0, Ordering::Relaxed);
         self.dead.store(false, Ordering::Relaxed);
         self.lock.store(false, Ordering::Relaxed);
     }

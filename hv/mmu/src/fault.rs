@@ -10,6 +10,7 @@ use crate::spare::Spare;
 use crate::sync::relax;
 use crate::tree::{NoMemory, Translation, Tree};
 use addr::PageSize;
+use core::ops::Range;
 use rcu::Guard;
 
 /// What a fault found.
@@ -161,21 +162,24 @@ impl<E: Env> Room<'_, E> {
     #[cold]
     fn install_with_tables(&self, leaf: Pte) -> Result<(), MapError> {
         let missing = self.table.level.number() - self.level.number();
-        let mut spare = self.table.tree.top_up(usize::from(missing))?;
-        let entry = self.chain(leaf, &spare).ok_or(MapError::NoMemory)?;
+        let tree = self.table.tree;
+        let mut spare = tree.top_up(usize::from(missing))?;
+        let entry = tree.chain(leaf, self.level..self.table.level, self.offset, &spare).ok_or(MapError::NoMemory)?;
         self.publish(entry)?;
         spare.used(usize::from(missing));
         Ok(())
     }
+}
 
-    /// A chain of tables, one of each level from the leaf's upwards; the entry for the uppermost.
-    fn chain(&self, leaf: Pte, spare: &Spare<'_, E>) -> Option<Pte> {
-        let mut pte = leaf;
-        for (n, number) in (self.level.number()..self.table.level.number()).enumerate() {
+impl<E: Env> Tree<E> {
+    /// A chain of tables that nobody can see yet, one of each of `levels` from the lowest on, for the entry `pte` at `offset`;
+    /// gives the entry for the uppermost.
+    pub(crate) fn chain(&self, mut pte: Pte, levels: Range<Level>, offset: u64, spare: &Spare<'_, E>) -> Option<Pte> {
+        for (n, number) in (levels.start.number()..levels.end.number()).enumerate() {
             let level = Level::from_number(number);
             let table = spare.frame(n)?;
-            let index = E::Format::index(self.offset, level);
-            self.table.tree.start_table(table, level, 1, |i| if i == index { pte } else { Pte::NONE })?;
+            let index = E::Format::index(offset, level);
+            self.start_table(table, level, 1, |i| if i == index { pte } else { Pte::NONE })?;
             pte = E::Format::table(table, level.above());
         }
         Some(pte)

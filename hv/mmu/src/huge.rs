@@ -147,6 +147,7 @@ impl<E: Env> Tree<E> {
         {
             let upper = table.lock()?;
             let lower = below.lock()?;
+            lower.is_unshared()?;
             let noted = lower.freeze(|index| self.part_entry(whole, index, below.level))?;
             let noted = if kept(Rule::KeepNoted) { noted } else { Pte::NONE };
             upper.replace(E::Format::index(offset, level), E::Format::with_noted(entry, noted));
@@ -168,7 +169,8 @@ impl<E: Env> Tree<E> {
         (0..E::Format::entries(table.level)).all(is_part).then_some(whole)
     }
 
-    /// Gives back the tables in the range that have no entries. Gives their number.
+    /// Gives back the tables in the range that have no entries; a [shared](Self::share) one stays with the others. Gives their
+    /// number.
     ///
     /// # Errors
     /// [`RangeError::Invalid`](crate::RangeError).
@@ -204,16 +206,25 @@ impl<E: Env> Tree<E> {
         below: Table<'_, E>,
         offset: u64,
     ) -> Result<(), Changed> {
+        let last;
         {
             let upper = table.lock()?;
             let lower = below.lock()?;
-            if kept(Rule::CountUnderLock) {
+            last = lower.is_last_entry();
+            if last && kept(Rule::CountUnderLock) {
                 lower.freeze(|_| Pte::NONE)?;
             }
             upper.clear(E::Format::index(offset, table.level));
-            lower.desc().set_dead();
+            if last {
+                lower.desc().set_dead();
+            }
         }
-        self.defer_table(cpu, below.pfn);
+        if last {
+            self.defer_table(cpu, below.pfn);
+        } else {
+            // Whoever takes away the last entry does not wait for this tree's processors.
+            self.flush_after(cpu, After::Unshare);
+        }
         Ok(())
     }
 

@@ -118,6 +118,7 @@ mod range;
 mod replace;
 mod report;
 mod rules;
+mod share;
 mod skip;
 mod spare;
 mod split_entry;
@@ -138,6 +139,7 @@ pub use map::{Changed, NoTable, PteLock, PteMap, PteMapLocked, PteMapRo, PteMapR
 pub use range::{Page, RangeError};
 pub use replace::{ReplaceError, WriteError};
 pub use report::Report;
+pub use share::ShareError;
 pub use skip::After;
 pub use split_entry::{Cleared, Empty, Interrupts, LocklessSync, SplitEntry};
 pub use sync::AtomicU64;

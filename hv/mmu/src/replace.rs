@@ -164,6 +164,7 @@ impl<E: Env> Tree<E> {
         }
         {
             let lower = below.lock()?;
+            lower.is_unshared()?;
             let noted = lower.freeze(|index| parts.ptes[index])?;
             self.flush_after(cpu, After::Collapse);
             parts.leaves(below).for_each(|(index, leaf)| copy(index, leaf));

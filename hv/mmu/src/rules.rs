@@ -27,6 +27,8 @@ pub(crate) enum Rule {
     OneRead,
     /// Check that a table is empty under its lock.
     CountUnderLock,
+    /// A table goes with the last entry that refers to it.
+    CountEntries,
     /// Software notes its writes as a processor does.
     NoteWrites,
     /// Hold the table's lock while its entries are changed.

@@ -32,6 +32,8 @@ pub enum After {
     Collapse,
     /// [`Tree::move_table`]: a table went elsewhere.
     Move,
+    /// [`Tree::unshare`]: a table is another tree's alone.
+    Unshare,
 }
 
 /// The one that is left out. Without the feature there is none, and nothing of this remains.

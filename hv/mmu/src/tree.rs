@@ -1,7 +1,7 @@
 //! The tree itself: its making and end, and lockless looks at it.
 
 use crate::entry::{Caps, Entry, Leaf, Pte};
-use crate::env::Env;
+use crate::env::{Env, TableDesc};
 use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMap, PteMapLocked, Slot, Table};
@@ -147,6 +147,8 @@ impl<E: Env> Tree<E> {
 
     /// Ends the tree: calls `page` for every page still mapped, with its first address, and gives all tables back at once.
     ///
+    /// A [shared](Self::share) table goes with the last tree that refers to it, and its pages with it.
+    ///
     /// Owning the tree proves that no software walks it. That no processor does is the caller's word: none may enter the guest
     /// again, and each has flushed since it was last there.
     pub fn free_pgtables(self, mut page: impl FnMut(Input<E>, PageSize, Leaf)) {
@@ -160,6 +162,9 @@ impl<E: Env> Tree<E> {
         start: u64,
         page: &mut impl FnMut(Input<E>, PageSize, Leaf),
     ) {
+        if self.env.desc(pfn).is_some_and(TableDesc::is_shared) {
+            return self.env.desc(pfn).into_iter().for_each(TableDesc::drop_sharer);
+        }
         let entries = self.env.table(pfn).map_or(&[][..], AsRef::as_ref);
         for (index, entry) in (0u64..).zip(&entries[..E::Format::entries(level).min(entries.len())]) {
             let at = start + index * span::<E::Format>(level);

@@ -1,13 +1,14 @@
 //! The rules of DESIGN.md, one by one, without interleavings: those are in the models.
 
 use super::{check_tables, page, with_tree};
-use crate::pool::{FIRST, Memory, Pool};
+use crate::pool::{FIRST, Machine, Memory, Pool};
 use crate::sync::Ordering;
 use crate::{
-    CollapseError, Entry, Ept, Fault, Format, Level, MapError, NoTable, Npt, Pae, Pte, RangeError, Rights, SplitError,
-    Tree, pool,
+    CollapseError, Entry, Ept, Fault, Format, Level, MapError, NoTable, Npt, Pae, Pte, RangeError, Rights, ShareError,
+    SplitError, Tree, pool,
 };
 use addr::{Gpa, Gva, Hpa, PageSize, Pfn};
+use rcu::Cpu;
 use std::sync::Arc;
 use std::vec::Vec;
 
@@ -370,5 +371,89 @@ fn corrupted_tables_make_no_circle_of_locks() {
         assert_eq!(tree.retract(cpu, WHOLE), Ok(0));
         write_raw(memory, directories, 1, 0);
         write_raw(memory, table, 1, 0);
+    });
+}
+
+/// A second tree of the same surroundings, given back after `test`.
+fn with_two_trees(test: impl FnOnce(&Tree<Pool<Pae>>, &Tree<Pool<Pae>>, &mut Cpu<'_, Machine<Pae>>, &Memory<Pae>)) {
+    let memory = Memory::<Pae>::new(16);
+    let domain = pool::domain::<Pae, 1>(&memory);
+    let mut cpu = domain.register(0).unwrap();
+    let [first, second] = [(); 2].map(|()| Pool::new(&memory, &domain).tree().unwrap());
+    test(&first, &second, &mut cpu, &memory);
+    for tree in [first, second] {
+        check_tables(&tree, &memory);
+        tree.free_pgtables(|_, _, _| {});
+    }
+    cpu.barrier(|table| memory.free(table));
+    assert_eq!((memory.in_use(), memory.bad()), (0, Vec::new()));
+}
+
+fn pfn(tree: &Tree<Pool<Pae>>, cpu: &Cpu<'_, Machine<Pae>>, at: u64) -> Option<u64> {
+    tree.translate(cpu.read(), Gva::new(at)).map(|found| found.leaf.pfn.raw())
+}
+
+#[test]
+fn a_shared_table_is_one_until_each_entry_has_gone() {
+    with_two_trees(|first, second, cpu, memory| {
+        let [at, there] = [M2, 0xc000_0000].map(Gva::new);
+        first.map(cpu.read(), at, page(1), PageSize::Size4K).unwrap();
+        let before = memory.in_use();
+        second.share(cpu, there, first, at, Level::PMD).unwrap();
+        first.share(cpu, Gva::new(0), first, at, Level::PMD).unwrap();
+        assert_eq!(memory.in_use(), before + 1, "a directory, and no table");
+        // What comes and goes by one entry does so by all.
+        second.map(cpu.read(), Gva::new(0xc000_3000), page(7), PageSize::Size4K).unwrap();
+        assert_eq!(
+            [pfn(first, cpu, 0), pfn(first, cpu, 0x3000), pfn(second, cpu, 0xc000_0000)],
+            [Some(1), Some(7), Some(1)]
+        );
+        first.zap(cpu, Gva::new(0)..Gva::new(0x1000), |_| {}).unwrap();
+        assert_eq!([pfn(first, cpu, M2), pfn(second, cpu, 0xc000_0000)], [None; 2]);
+        // A table that is not alone stays when it is given up.
+        assert!(first.unshare(cpu, at, Level::PMD));
+        assert!(first.unshare(cpu, Gva::new(0), Level::PMD));
+        assert_eq!([pfn(first, cpu, M2 + 0x3000), pfn(second, cpu, 0xc000_3000)], [None, Some(7)]);
+        assert!(!second.unshare(cpu, there, Level::PMD), "it is the last");
+        assert_eq!(second.unmap(cpu, Gva::new(0)..Gva::new(1 << 32), |_| {}), Ok(2));
+        cpu.barrier(|table| memory.free(table));
+        assert_eq!(memory.in_use(), before - 1, "two roots and the first tree's directory");
+    });
+}
+
+#[test]
+fn only_a_table_is_shared_and_only_where_there_is_nothing() {
+    with_two_trees(|first, second, cpu, memory| {
+        let share = |to: u64, from: u64| second.share(cpu, Gva::new(to), first, Gva::new(from), Level::PMD);
+        assert_eq!(share(0, 0), Err(ShareError::NoTable));
+        first.map(cpu.read(), Gva::new(M2), page(0x200), PageSize::Size2M).unwrap();
+        first.map(cpu.read(), Gva::new(2 * M2), page(1), PageSize::Size4K).unwrap();
+        assert_eq!(share(0, 0), Err(ShareError::NoTable));
+        assert_eq!(share(0, M2), Err(ShareError::NoTable), "a large page");
+        assert_eq!(share(1 << 32, 2 * M2), Err(ShareError::Present), "no address");
+        memory.limit(Some(0));
+        assert_eq!(share(0, 2 * M2), Err(ShareError::NoMemory));
+        memory.limit(None);
+        share(0, 2 * M2).unwrap();
+        assert_eq!(share(0, 2 * M2), Err(ShareError::Present));
+        assert!(!first.unshare(cpu, Gva::new(M2), Level::PMD));
+        assert!(!first.unshare(cpu, Gva::new(0x4000_0000), Level::PMD));
+    });
+}
+
+#[test]
+fn a_shared_table_stays_a_table() {
+    with_two_trees(|first, second, cpu, _| {
+        for n in 0..512 {
+            first.map(cpu.read(), Gva::new(n << 12), page(0x200 + n), PageSize::Size4K).unwrap();
+        }
+        let at = Gva::new(0);
+        second.share(cpu, at, first, at, Level::PMD).unwrap();
+        let collapse = || first.collapse(cpu, at, PageSize::Size2M);
+        assert_eq!(collapse(), Err(CollapseError::Changed));
+        let into = first.collapse_into(cpu, at, PageSize::Size2M, Pfn::new(0x400), |_, _| panic!(), |_| panic!());
+        assert_eq!(into, Err(CollapseError::Changed));
+        assert!(second.unshare(cpu, at, Level::PMD));
+        assert_eq!(collapse(), Ok(()));
     });
 }

@@ -9,6 +9,7 @@ mod locks;
 mod noted;
 mod pages;
 mod replaced;
+mod shared;
 mod split_entry;
 mod world;
 

@@ -1,0 +1,97 @@
+//! A table that two trees refer to.
+
+use super::model;
+use super::world::{A, F, Thread, WHOLE, World, at};
+use crate::pool::{Machine, Pool};
+use crate::{Fault, Level, Tree};
+use addr::PageSize;
+use rcu::Cpu;
+use std::sync::Arc;
+
+/// A world whose table is a second tree's, too.
+struct Shared {
+    world: Arc<World>,
+    second: Tree<Pool<F>>,
+}
+
+impl Shared {
+    /// `pages`: how many the table has.
+    fn new(pages: u64) -> Arc<Self> {
+        let world = World::empty_table();
+        let second = Pool::new(&world.memory, &world.domain).tree().expect("there are frames");
+        world.on(0, |cpu| {
+            second.share(cpu, at(0), &world.tree, at(0), Level::PMD).expect("there is a table");
+            (0..pages).for_each(|gfn| world.map(cpu, gfn, A + gfn));
+        });
+        Arc::new(Self { world, second })
+    }
+
+    /// Runs `work` on CPU 1, in a thread.
+    fn spawn<R: 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self, &mut Cpu<'_, Machine<F>>) -> R + 'static,
+    ) -> Thread<R> {
+        let shared = self.clone();
+        loom::thread::spawn(move || shared.world.on(1, |cpu| work(&shared, cpu)))
+    }
+
+    /// Both trees are as they have to be, with so many tables between them.
+    fn check(&self, tables: usize) {
+        self.world.check_tables();
+        crate::tests::check_tables(&self.second, &self.world.memory);
+        assert_eq!(self.world.memory.in_use(), tables);
+        assert_eq!(self.world.memory.bad(), []);
+    }
+}
+
+/// Two quiescent states of this CPU, which is all that waits.
+fn give_back(shared: &Shared, cpu: &mut Cpu<'_, Machine<F>>) {
+    for _ in 0..2 {
+        cpu.quiescent();
+        cpu.poll(1, |table| shared.world.memory.free(table));
+    }
+}
+
+model! { retract_against_a_fault: loom_retract_of_one_entry_against_a_fault_through_the_other,
+twin_retract_of_a_shared_table_as_if_it_were_not breaks [CountEntries] }
+
+fn retract_against_a_fault() {
+    let shared = Shared::new(0);
+    let other = shared.spawn(|shared, cpu| {
+        match shared.second.fault(cpu.read(), at(0), PageSize::Size4K).expect("it is in range") {
+            Fault::Present(_) => panic!("nobody else maps it"),
+            Fault::Room(room) => room.install(crate::tests::page(A)).is_ok(),
+        }
+    });
+    shared.world.on(0, |cpu| shared.world.tree.retract(cpu, WHOLE).unwrap());
+    assert!(other.join().unwrap(), "the second tree's table has gone");
+    shared.check(3);
+}
+
+model! { two_retracts: loom_the_last_entry_gives_the_table_back, twin_each_entry_gives_the_table_back breaks [CountEntries, CountUnderLock] }
+
+fn two_retracts() {
+    let shared = Shared::new(0);
+    let other = shared.spawn(|shared, cpu| shared.second.retract(cpu, WHOLE).unwrap());
+    shared.world.on(0, |cpu| shared.world.tree.retract(cpu, WHOLE).unwrap());
+    other.join().unwrap();
+    shared.world.on(0, |cpu| give_back(&shared, cpu));
+    shared.check(2);
+}
+
+model! { unshare_under_a_processor: loom_unshare_under_a_processor, twin_unshare_without_flush breaks [Flush] }
+
+fn unshare_under_a_processor() {
+    let shared = Shared::new(1);
+    let other = shared.spawn(|shared, cpu| {
+        // It walks the first tree; the second's last entry goes meanwhile, and waits for the second's processors alone.
+        cpu.guest(shared.world.tree.space(), &mut rcu::Tlb::new(), |_| _ = shared.world.hardware_walk(0));
+    });
+    shared.world.on(0, |cpu| {
+        assert!(shared.world.tree.unshare(cpu, at(0), Level::PMD));
+        shared.second.unmap(cpu, WHOLE, |_| {}).unwrap();
+        give_back(&shared, cpu);
+    });
+    other.join().unwrap();
+    assert_eq!(shared.world.pfn(0), None);
+}
