@@ -117,6 +117,11 @@ impl<E: Env> Room<'_, E> {
         Input::<E>::from_offset(start, E::Format::INPUT_BITS)
     }
 
+    /// Whether the table for a page of that size is there already.
+    pub fn is_in_table(&self) -> bool {
+        self.level == self.table.level
+    }
+
     /// Room for a page of at most `size`.
     #[must_use]
     pub fn at_most(self, size: PageSize) -> Self {
@@ -141,7 +146,7 @@ impl<E: Env> Room<'_, E> {
     #[inline]
     pub fn install(self, leaf: Leaf) -> Result<(), MapError> {
         let pte = self.table.tree.encode(&leaf, self.level).ok_or(MapError::Invalid)?;
-        if self.level == self.table.level {
+        if self.is_in_table() {
             return self.publish(pte);
         }
         self.install_with_tables(pte)

@@ -1,18 +1,24 @@
 //! A shadow that outlives loads of CR3: a tree for each address space, kept up with the guest's tables.
 //!
 //! An entry of a tree stands for entries of the guest's tables, which are noted as [`Use`]s of the frames they are in. Such a
-//! frame is read-only for the guest, as long as it is in sync. All of what follows is done under one lock:
+//! frame is read-only for the guest, as long as it is in sync. Address spaces that have a table of the last level in common,
+//! with the same [`Role`], share what stands for it: found by frame and role, and given back with the last of them. All of what
+//! follows is done under one lock:
 //!
-//! * a fault walks the guest's tables, notes their frames as tables, write-protects those that were none before, and *then*
-//!   reads their entries again: only if they are still the same is the page mapped;
-//! * a write to a table of an upper level is emulated: first the bytes, then [`Shadow::written`], which drops what stands for
-//!   the entries. An entry that is written in two halves is so read anew, whole, by the next fault that needs it;
+//! * a fault walks the guest's tables, notes their frames as tables from the directory downwards, write-protects those that were
+//!   none before, and *then* reads their entries again: only if they are still the same is the page mapped;
+//! * a write to a directory is emulated: first the bytes, then [`Shadow::written`], which drops what stands for the entries, or
+//!   lets go of it where others share it. An entry that is written in two halves is so read anew, whole, by the next fault that
+//!   needs it;
 //! * a table that is a last level and nothing else goes out of sync when it is written: the guest may write it from then on,
 //!   and a tree may have what the table had, as a processor's translation buffer may. INVLPG drops the one page; a load of CR3
 //!   drops all that such a table stands for, in that address space and others, and brings it back in sync.
+//!
+//! What is dropped in one tree is so in all that share it: then the others' processors flush as well.
 
-use crate::chains::{Chains, Full};
+use crate::chains::Full;
 use crate::counters::{Counter, Counters, Counts};
+use crate::notes::{LastLevel, Owner, Place, Role, State, UNPAGED, Use, regions};
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
 use crate::vtlb::{WHOLE, around, linear};
@@ -21,15 +27,13 @@ use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Tree};
+use mmu::{Caps, Env, Fault, Leaf, Level, MapError, Pae, Room, ShareError, Tree};
 use rcu::{Cpu, Space};
 use spin::Mutex;
 use walk::{Access, Kind, Mode, PhysMem, Step};
 
 /// How often a table is written, without any fault through it in between, until it counts as a table no more.
 const FLOOD: u8 = 6;
-/// As many tables are out of sync at most: each load of CR3 and each INVLPG looks at them.
-const UNSYNC: usize = 16;
 
 /// The shadow of a guest's address spaces, shared by its vCPUs. It has to be ended by [`free`](Self::free).
 pub struct Shadow<E: Env<Format = Pae<Gva>>> {
@@ -47,126 +51,16 @@ pub struct View {
     last: AtomicUsize,
 }
 
-struct State {
-    /// By tree.
-    owners: Vec<Owner>,
-    /// By frame, what it is as a table.
-    tables: Chains<Use>,
-    /// By frame, where it may be mapped writable: the first of the frames, if they are many. A page that has gone since does
-    /// no harm.
-    writable: Chains<Place>,
-    /// The tables that are out of sync, the one that has been for longest first.
-    unsync: Vec<Gfn>,
-    /// Counts loads.
-    clock: u64,
-    /// How often somebody began to change the frames of guest memory.
-    suspensions: u64,
-    /// Who is at it.
-    suspended: u32,
-    views: usize,
-}
-
-/// Whose a tree is.
-#[derive(Clone, Copy)]
-struct Owner {
-    context: Option<Context>,
-    vcpus: usize,
-    /// The clock when it was last loaded.
-    loaded: u64,
-}
-
-/// A guest frame, used as a table for a part of an address space.
-struct Use {
-    tree: usize,
-    start: Gva,
-    shape: Shape,
-    /// How often it was written since a fault last went through it.
-    writes: u8,
-    /// The guest may write it without an exit. Of all uses of a frame, or of none.
-    unsync: bool,
-}
-
-/// What a table's entries look like.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    /// The size of an entry.
-    bytes: u64,
-    /// What an entry translates.
-    span: u64,
-}
-
-/// A page of a tree.
-#[derive(PartialEq, Eq)]
-struct Place {
-    tree: usize,
-    start: Gva,
-}
-
-impl Shape {
-    fn of(mode: Mode, level: u32) -> Self {
-        let (bytes, upper) = if mode == Mode::Pae { (8, PageSize::Size2M) } else { (4, PageSize::Size4M) };
-        Self { bytes, span: if level == 1 { PAGE_SIZE } else { upper.bytes() } }
-    }
-
-    fn whole(self) -> u64 {
-        PAGE_SIZE / self.bytes * self.span
-    }
-
-    fn is_last_level(self) -> bool {
-        self.span == PAGE_SIZE
-    }
-}
-
-impl Use {
-    fn whole(&self) -> Range<Gva> {
-        around(self.start, self.shape.whole())
-    }
-
-    /// What the entries translate that have any of these bytes of the table.
-    fn by(&self, bytes: &Range<u64>) -> Range<Gva> {
-        let Shape { bytes: size, span } = self.shape;
-        let end = bytes.end.div_ceil(size) * span;
-        self.start.wrapping_add(bytes.start / size * span)..self.start.wrapping_add(end)
-    }
-}
-
-impl State {
-    /// Whether the guest must not write the frame without an exit.
-    fn is_protected(&self, gfn: Gfn) -> bool {
-        self.tables.any(gfn, |user| !user.unsync)
-    }
-
-    /// A table that is out of sync and has such a use.
-    fn unsync_of(&self, is: impl Fn(&Use) -> bool) -> Option<Gfn> {
-        self.unsync.iter().copied().find(|&gfn| self.tables.any(gfn, |user| user.unsync && is(user)))
-    }
-}
-
 impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// A tree for each of `envs`: at least one for each vCPU, and each more keeps one more address space. It has place for
-    /// `notes` tables and four times as many writable pages; when one is used up, everything is dropped and begun anew.
+    /// `notes` directories, as many tables and four times as many writable pages; when one is used up, everything is dropped
+    /// and begun anew.
     ///
     /// # Errors
     /// [`NoMemory`]: no frames for the roots, or no memory for the notes.
     pub fn new(envs: impl IntoIterator<Item = E>, caps: Caps, notes: u32) -> Result<Self, NoMemory> {
-        let tables = Chains::new(notes)?;
-        let writable = Chains::new(notes.saturating_mul(4))?;
-        let mut unsync = Vec::new();
-        unsync.try_reserve_exact(UNSYNC).map_err(|_| NoMemory)?;
-        let mut shadow = Self {
-            trees: Vec::new(),
-            state: Mutex::new(State {
-                owners: Vec::new(),
-                tables,
-                writable,
-                unsync,
-                clock: 0,
-                suspensions: 0,
-                suspended: 0,
-                views: 0,
-            }),
-            counters: Counters::new(),
-        };
+        let state = Mutex::new(State::new(notes)?);
+        let mut shadow = Self { trees: Vec::new(), state, counters: Counters::new() };
         for env in envs {
             if let Err(error) = shadow.add(env, caps) {
                 shadow.free();
@@ -177,11 +71,9 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     }
 
     fn add(&mut self, env: E, caps: Caps) -> Result<(), NoMemory> {
-        let owners = &mut self.state.get_mut().owners;
-        owners.try_reserve(1).map_err(|_| NoMemory)?;
         self.trees.try_reserve(1).map_err(|_| NoMemory)?;
+        self.state.get_mut().add_tree()?;
         self.trees.push(Tree::new(env, caps)?);
-        owners.push(Owner { context: None, vcpus: 0, loaded: 0 });
         Ok(())
     }
 
@@ -230,7 +122,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let tree = self.enter(cpu, &mut state, registers.context(), view.last.load(Ordering::Relaxed));
         view.tree.store(tree, Ordering::Relaxed);
         view.last.store(left, Ordering::Relaxed);
-        while let Some(gfn) = state.unsync_of(|user| user.tree == tree) {
+        while let Some(gfn) = state.last.unsync_of(|user| user.tree == tree) {
             self.sync(cpu, &mut state, gfn);
         }
     }
@@ -251,11 +143,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let taken = found.is_none() && owner.context.is_some();
         *owner = Owner { context: Some(context), vcpus: owner.vcpus + 1, loaded: state.clock };
         if taken {
-            self.drop_tree(cpu, tree);
-            state.tables.retain_all(|user| user.tree != tree);
-            state.writable.retain_all(|place| place.tree != tree);
-            let State { unsync, tables, .. } = &mut *state;
-            unsync.retain(|&gfn| tables.any(gfn, |_| true));
+            self.empty_tree(cpu, state, tree);
         }
         tree
     }
@@ -264,41 +152,33 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     pub fn invlpg(&self, cpu: &Cpu<'_, E::Platform>, view: &View, gva: Gva) {
         self.counters.count(Counter::Invlpgs);
         let (gva, tree) = (linear(gva), view.tree.load(Ordering::Relaxed));
-        let state = self.state.lock();
-        if state.unsync_of(|user| user.tree == tree && user.whole().contains(&gva)).is_some() {
-            self.zap_page(cpu, tree, gva);
+        let last = &self.state.lock().last;
+        if let Some(gfn) = last.unsync_of(|user| user.tree == tree && user.whole().contains(&gva))
+            && self.zap_page(cpu, tree, gva)
+        {
+            self.flush_sharers(cpu, last, gfn);
         }
     }
 
     /// The table may be written without an exit from now on. False if it is not only a last level.
     fn unsync(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) -> bool {
-        if state.tables.any(gfn, |user| !user.shape.is_last_level()) {
+        if state.directories.any(gfn, |_| true) {
             return false;
         }
-        if state.unsync.len() == UNSYNC {
-            let oldest = state.unsync[0];
+        if let Some(oldest) = state.last.oldest_unsync() {
             self.sync(cpu, state, oldest);
         }
         self.counters.count(Counter::Unsynced);
-        state.unsync.push(gfn);
-        state.tables.retain(gfn, |user| {
-            user.unsync = true;
-            true
-        });
+        state.last.set_unsync(gfn, true);
         true
     }
 
     /// The table is read-only again, and nothing is left of what it had before.
     fn sync(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
         self.counters.count(Counter::Synced);
-        state.unsync.retain(|&other| other != gfn);
+        state.last.set_unsync(gfn, false);
         self.write_protect(cpu, state, gfn);
-        state.tables.retain(gfn, |user| {
-            if core::mem::take(&mut user.unsync) {
-                self.zap(cpu, user.tree, user.whole());
-            }
-            true
-        });
+        self.zap_table(cpu, &state.last, gfn, Use::whole);
     }
 
     /// Software, or a device, has written guest memory: the `len` bytes from `gpa` on. No processor uses what tables said before
@@ -315,30 +195,46 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     }
 
     fn written_table(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn, bytes: &Range<u64>) {
-        state.tables.retain(gfn, |user| {
-            if user.unsync {
-                return true;
+        let mut flooded = false;
+        let mut count = |user: &mut Use| {
+            if !user.unsync {
+                self.counters.count(Counter::Written);
+                user.writes += 1;
+                flooded |= user.writes >= FLOOD;
             }
-            self.counters.count(Counter::Written);
-            user.writes += 1;
-            let flooded = user.writes >= FLOOD;
-            self.zap(cpu, user.tree, if flooded { user.whole() } else { user.by(bytes) });
-            if flooded {
-                self.counters.count(Counter::Flooded);
-            }
-            !flooded
-        });
+            true
+        };
+        state.directories.retain(gfn, &mut count);
+        state.last.tables.retain(gfn, &mut count);
+        if flooded {
+            self.counters.count(Counter::Flooded);
+            return self.give_up(cpu, state, gfn);
+        }
+        for user in state.directories.iter(gfn) {
+            self.cut(cpu, &mut state.last, user.tree, user.of_bytes(bytes));
+        }
+        if state.last.tables.any(gfn, |user| !user.unsync) {
+            self.zap_table(cpu, &state.last, gfn, |user| user.of_bytes(bytes));
+        }
     }
 
     /// The write of a table can't be emulated: the page counts as a table no more, until a fault goes through it. Of no use
     /// for a write that goes through that very table.
     pub fn unshadow(&self, cpu: &Cpu<'_, E::Platform>, gpa: Gpa) {
-        let mut state = self.state.lock();
-        state.unsync.retain(|&gfn| gfn != gpa.frame());
-        state.tables.retain(gpa.frame(), |user| {
-            self.zap(cpu, user.tree, user.whole());
+        self.give_up(cpu, &mut self.state.lock(), gpa.frame());
+    }
+
+    /// The frame is a table no more.
+    fn give_up(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
+        let State { directories, last, .. } = state;
+        directories.retain(gfn, |user| {
+            self.cut(cpu, last, user.tree, user.whole());
             false
         });
+        loop {
+            let Some(user) = last.tables.iter(gfn).next().copied() else { break };
+            self.cut(cpu, last, user.tree, user.whole());
+        }
     }
 
     /// Guest memory is about to get other frames, or other rights to them: when this returns no processor uses any, nor will
@@ -372,7 +268,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let outcome = match resolve(mem, registers, gva, access) {
             Ok(page) => {
                 let at = At { tree: view.tree.load(Ordering::Relaxed), gva: linear(gva) };
-                self.map(cpu, mem, &at, registers.paging().controls.mode(), &page, access.kind == Kind::Write)?
+                self.map(cpu, mem, &at, registers, &page, access.kind == Kind::Write)?
             }
             Err(outcome) => outcome,
         };
@@ -385,21 +281,21 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         cpu: &Cpu<'_, E::Platform>,
         mem: &M,
         at: &At,
-        mode: Mode,
+        registers: &Registers,
         page: &Resolved,
         write: bool,
     ) -> Result<Outcome, NoMemory> {
+        let mode = registers.paging().controls.mode();
         let suspensions = self.state.lock().suspensions;
         let backing = mem.backing(page.gpa, write)?;
         let mut state = self.state.lock();
-        let noted = page.steps.as_slice().iter().try_for_each(|step| self.note_table(cpu, &mut state, at, mode, step));
-        if noted == Err(Full) {
-            return Ok(self.empty(cpu, &mut state));
-        }
-        let changed = || page.steps.as_slice().iter().any(|step| read(mem, mode, step.at) != Some(step.entry));
-        if changed() || state.suspended != 0 || state.suspensions != suspensions {
-            return Ok(Outcome::Retry);
-        }
+        let changed = |step: &Step| read(mem, mode, step.at) != Some(step.entry);
+        let noted = self.note_tables(cpu, &mut state, at, registers, page.steps.as_slice(), changed);
+        let table = match noted {
+            Ok(Some(table)) if state.suspended == 0 && state.suspensions == suspensions => table,
+            Ok(_) => return Ok(Outcome::Retry),
+            Err(Full) => return Ok(self.empty(cpu, &mut state)),
+        };
         let (backing, mut rights) = match page.entry(backing, write) {
             Ok(entry) => entry,
             Err(outcome) => return Ok(outcome),
@@ -410,7 +306,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
             }
             rights.write &= write;
             // For this one a table of these steps may have come back in sync: it must be so as it is now.
-            if changed() {
+            if page.steps.as_slice().iter().any(changed) {
                 return Ok(Outcome::Retry);
             }
         }
@@ -418,89 +314,140 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         if size > PageSize::Size4K && frames(page.gpa, size).any(|gfn| state.is_protected(gfn)) {
             size = PageSize::Size4K;
         }
-        self.install(cpu, &mut state, at, page.gpa, Leaf::new(backing.pfn, rights), size)
+        self.install(cpu, &mut state, at, &table, page.gpa, Leaf::new(backing.pfn, rights), size)
     }
 
-    /// Notes that the fault at `at` went through this entry: its frame is a table, and read-only.
-    fn note_table(
+    /// Notes that the fault at `at` went through these entries: their frames are tables, and read-only. Each is looked at again
+    /// when it is, before the next is noted. Gives the last; None if an entry has changed.
+    fn note_tables(
         &self,
         cpu: &Cpu<'_, E::Platform>,
         state: &mut State,
         at: &At,
-        mode: Mode,
-        step: &Step,
-    ) -> Result<(), Full> {
-        let shape = Shape::of(mode, step.level);
-        let (gfn, start) = (step.at.frame(), at.gva.align_down(shape.whole()));
-        let (mut table, mut known, mut unsync) = (false, false, false);
-        state.tables.retain(gfn, |user| {
-            if user.shape.bytes != shape.bytes {
-                // What one format calls an accessed bit is an address to the other, and that walk has just set it.
-                self.zap(cpu, user.tree, user.whole());
-                return false;
+        registers: &Registers,
+        steps: &[Step],
+        changed: impl Fn(&Step) -> bool,
+    ) -> Result<Option<Table>, Full> {
+        let mode = registers.paging().controls.mode();
+        let mut role = Role::of_directory(&registers.context());
+        let mut table = Table { gfn: UNPAGED, user: Use::unpaged(at.tree, role) };
+        if steps.is_empty() {
+            self.note_directory(cpu, state, &table)?;
+        }
+        for step in steps {
+            table = Table { gfn: step.at.frame(), user: Use::by(at.tree, at.gva, mode, step, role) };
+            if table.user.shape.is_last_level() {
+                self.note_last_level(cpu, state, at.gva, &table)?;
+            } else {
+                self.note_directory(cpu, state, &table)?;
             }
-            table = true;
-            unsync |= user.unsync;
-            if user.tree == at.tree && user.start == start && user.shape == shape {
-                known = true;
-                user.writes = 0;
+            if changed(step) {
+                return Ok(None);
             }
-            true
-        });
-        if known {
+            role = role.below(step.entry);
+        }
+        // Likewise, where a table was and a large page is.
+        let entry = table.user.entry(at.gva);
+        if !table.user.shape.is_last_level() && state.last.is_bound(at.tree, &entry) {
+            self.cut(cpu, &mut state.last, at.tree, entry);
+        }
+        Ok(Some(table))
+    }
+
+    fn note_directory(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, table: &Table) -> Result<(), Full> {
+        let Table { gfn, user } = *table;
+        if let Some(known) = state.directories.find_mut(gfn, |known| known.is_at_same(&user)) {
+            known.writes = 0;
             return Ok(());
         }
-        if unsync && !shape.is_last_level() {
-            self.sync(cpu, state, gfn);
-            unsync = false;
+        self.prepare(cpu, state, table);
+        state.directories.insert(gfn, user)
+    }
+
+    fn note_last_level(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        state: &mut State,
+        gva: Gva,
+        table: &Table,
+    ) -> Result<(), Full> {
+        let Table { gfn, user } = *table;
+        match state.last.tables.find_mut(gfn, |known| known.is_at_same(&user) && known.role == user.role) {
+            Some(known) => known.writes = 0,
+            None => {
+                // If the directory's entry was another, `written` may be yet to come.
+                self.cut(cpu, &mut state.last, user.tree, user.whole());
+                self.prepare(cpu, state, table);
+                state.last.tables.insert(gfn, user)?;
+            }
         }
-        state.tables.insert(gfn, Use { tree: at.tree, start, shape, writes: 0, unsync })?;
-        if !table {
+        state.last.bind(user.tree, gva, gfn);
+        Ok(())
+    }
+
+    /// A frame is about to be noted: it is read-only and in sync.
+    fn prepare(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, table: &Table) {
+        let Table { gfn, user } = *table;
+        let other_format = |known: &Use| known.shape.bytes != user.shape.bytes;
+        if state.directories.any(gfn, other_format) || state.last.tables.any(gfn, other_format) {
+            // What one format calls an accessed bit is an address to the other, and that walk has just set it.
+            self.give_up(cpu, state, gfn);
+        }
+        if state.last.tables.any(gfn, |known| known.unsync) {
+            self.sync(cpu, state, gfn);
+        }
+        if !state.is_protected(gfn) {
             self.counters.count(Counter::Tables);
             self.write_protect(cpu, state, gfn);
         }
-        Ok(())
     }
 
     /// Takes away what may map the frame writable: alone, or in a page of 2 MiB.
     fn write_protect(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
+        let State { directories, last, writable, .. } = state;
         let large = gfn.start().align_down(PageSize::Size2M.bytes()).frame();
         for first in [gfn, large] {
-            state.writable.retain(first, |place| {
-                self.zap_page(cpu, place.tree, place.start);
+            writable.retain(first, |&mut Place { table, shape, offset }| {
+                let uses = if shape.is_last_level() { &last.tables } else { &directories };
+                let mut zapped = false;
+                for user in uses.iter(table).filter(|user| user.shape == shape) {
+                    zapped |= self.zap_page(cpu, user.tree, user.start.wrapping_add(offset));
+                }
+                if zapped && shape.is_last_level() {
+                    self.flush_sharers(cpu, last, table);
+                }
                 false
             });
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "where, what, and how large")]
     fn install(
         &self,
         cpu: &Cpu<'_, E::Platform>,
         state: &mut State,
         at: &At,
+        table: &Table,
         gpa: Gpa,
         leaf: Leaf,
         size: PageSize,
     ) -> Result<Outcome, NoMemory> {
         loop {
             let room = match self.trees[at.tree].fault(cpu.read(), at.gva, size) {
-                Ok(Fault::Room(room)) => room,
+                Ok(Fault::Room(room)) if room.is_in_table() || !self.share(cpu, &state.last, at, table)? => room,
+                Ok(Fault::Room(_)) => continue,
                 Ok(Fault::Present(found)) if found.hpa.frame() == leaf.pfn && found.leaf.rights == leaf.rights => {
                     return Ok(Outcome::Mapped);
                 }
                 Ok(Fault::Present(_)) => {
                     self.zap_page(cpu, at.tree, at.gva);
+                    self.flush_sharers(cpu, &state.last, table.gfn);
                     continue;
                 }
                 // No 32-bit address is.
                 Err(mmu::OutOfRange) => return Ok(Outcome::Retry),
             };
-            let place = Place { tree: at.tree, start: room.start() };
-            let first = gpa.align_down(room.size().bytes()).frame();
-            if leaf.rights.write
-                && !state.writable.any(first, |known| *known == place)
-                && state.writable.insert(first, place) == Err(Full)
-            {
+            if leaf.rights.write && !note_writable(state, gpa, &room, table) {
                 return Ok(self.empty(cpu, state));
             }
             let pfn = Pfn::new(leaf.pfn.raw() & !(room.size().frames() - 1));
@@ -513,15 +460,50 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         }
     }
 
-    /// Drops the page at `gva`, or the whole large page that it is in.
-    fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, tree: usize, gva: Gva) {
-        if self.trees[tree].zap_page(cpu, gva).is_some() {
+    /// Lets the tree have what stands for `table` elsewhere, if it does. Whether it has that now.
+    fn share(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, at: &At, table: &Table) -> Result<bool, NoMemory> {
+        let same = |other: &&Use| other.role == table.user.role && other.shape == table.user.shape;
+        for other in last.tables.iter(table.gfn).filter(same) {
+            let there = other.start.wrapping_add(at.gva.raw() - table.user.start.raw());
+            match self.trees[at.tree].share(cpu, at.gva, &self.trees[other.tree], there, Level::PMD) {
+                Ok(()) => {
+                    self.counters.count(Counter::Shared);
+                    return Ok(true);
+                }
+                Err(ShareError::NoMemory) => return Err(NoMemory),
+                Err(ShareError::NoTable | ShareError::Present) => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Drops the page at `gva`, or the whole large page that it is in. Whether there was one.
+    fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, tree: usize, gva: Gva) -> bool {
+        let zapped = self.trees[tree].zap_page(cpu, gva).is_some();
+        if zapped {
             self.counters.count(Counter::Zapped);
+        }
+        zapped
+    }
+
+    /// Drops what stands for a part of a table of the last level, wherever it does.
+    fn zap_table(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, gfn: Gfn, part: impl Fn(&Use) -> Range<Gva>) {
+        let zapped: usize = last.tables.iter(gfn).map(|user| self.zap(cpu, user.tree, part(user))).sum();
+        if zapped > 0 {
+            self.flush_sharers(cpu, last, gfn);
         }
     }
 
-    /// Drops the pages of `range`, and whatever else is in a large page at its edges: no frame is wanted for a split.
-    fn zap(&self, cpu: &Cpu<'_, E::Platform>, tree: usize, range: Range<Gva>) {
+    /// One tree has flushed after something of this table's was dropped; the others that share it do.
+    fn flush_sharers(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, gfn: Gfn) {
+        if last.tables.iter(gfn).nth(1).is_some() {
+            last.tables.iter(gfn).for_each(|user| self.trees[user.tree].flush(cpu));
+        }
+    }
+
+    /// Drops the pages of `range`, and whatever else is in a large page at its edges: no frame is wanted for a split. Gives
+    /// their number.
+    fn zap(&self, cpu: &Cpu<'_, E::Platform>, tree: usize, range: Range<Gva>) -> usize {
         let tree = &self.trees[tree];
         let page = |at| {
             let size = tree.translate(cpu.read(), at).map_or(PageSize::Size4K, |found| found.size);
@@ -529,8 +511,24 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         };
         let last = Gva::new(range.end.raw().saturating_sub(1));
         let range = page(range.start).start..page(last).end;
-        let zapped = tree.zap(cpu, range, |_| self.counters.count(Counter::Zapped));
+        let mut pages = 0;
+        let zapped = tree.zap(cpu, range, |_| pages += 1);
         debug_assert_eq!(zapped, Ok(()), "no page lies across an edge of the range");
+        self.counters.add(Counter::Zapped, pages as u64);
+        pages
+    }
+
+    /// A directory's entries for `range` are no more what they were: the tree lets go of tables that others share, and drops all
+    /// else.
+    fn cut(&self, cpu: &Cpu<'_, E::Platform>, last: &mut LastLevel, tree: usize, range: Range<Gva>) {
+        for at in regions(&range) {
+            if last.unbind(tree, at) {
+                self.trees[tree].unshare(cpu, at, Level::PMD);
+            }
+        }
+        self.zap(cpu, tree, range.clone());
+        let retracted = self.trees[tree].retract(cpu, range);
+        debug_assert!(retracted.is_ok(), "it is in the tree");
     }
 
     /// There is no place for a note.
@@ -542,15 +540,23 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     }
 
     fn drop_all(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) {
-        (0..self.trees.len()).for_each(|tree| self.drop_tree(cpu, tree));
-        state.tables.clear();
-        state.writable.clear();
-        state.unsync.clear();
+        for tree in &self.trees {
+            let dropped = tree.unmap(cpu, WHOLE, |_| self.counters.count(Counter::Zapped));
+            debug_assert!(dropped.is_ok(), "no page lies across the edges of all");
+        }
+        // A page that several shared has been the first one's to flush.
+        self.trees.iter().for_each(|tree| tree.flush(cpu));
+        state.clear();
     }
 
-    fn drop_tree(&self, cpu: &Cpu<'_, E::Platform>, tree: usize) {
-        let dropped = self.trees[tree].unmap(cpu, WHOLE, |_| self.counters.count(Counter::Zapped));
-        debug_assert!(dropped.is_ok(), "no page lies across the edges of all");
+    fn empty_tree(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, tree: usize) {
+        self.cut(cpu, &mut state.last, tree, WHOLE);
+        let State { directories, last, writable, .. } = state;
+        directories.retain_all(|user| user.tree != tree);
+        writable.retain_all(|place| {
+            let uses = if place.shape.is_last_level() { &last.tables } else { &directories };
+            uses.any(place.table, |_| true)
+        });
     }
 
     fn tree(&self, view: &View) -> &Tree<E> {
@@ -568,6 +574,19 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
 struct At {
     tree: usize,
     gva: Gva,
+}
+
+/// A table of the guest's, as a fault uses it.
+struct Table {
+    gfn: Gfn,
+    user: Use,
+}
+
+/// Notes where a page is about to be writable. Whether there was place for that.
+fn note_writable<E: Env<Format = Pae<Gva>>>(state: &mut State, gpa: Gpa, room: &Room<'_, E>, table: &Table) -> bool {
+    let place = table.user.place(table.gfn, room.start());
+    let first = gpa.align_down(room.size().bytes()).frame();
+    state.writable.any(first, |known| *known == place) || state.writable.insert(first, place) != Err(Full)
 }
 
 fn read<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {

@@ -63,16 +63,28 @@ impl<T> Chains<T> {
         Ok(())
     }
 
+    /// What is noted about `gfn`, the last first.
+    pub(crate) fn iter(&self, gfn: Gfn) -> impl Iterator<Item = &T> {
+        let first = self.notes.get(self.heads[self.chain(gfn)] as usize);
+        let chain = core::iter::successors(first, |note| self.notes.get(note.next as usize));
+        chain.filter(move |note| note.gfn == gfn).filter_map(|note| note.what.as_ref())
+    }
+
     /// Whether anything is noted about `gfn` that `is` agrees to.
-    pub(crate) fn any(&self, gfn: Gfn, mut is: impl FnMut(&T) -> bool) -> bool {
+    pub(crate) fn any(&self, gfn: Gfn, is: impl FnMut(&T) -> bool) -> bool {
+        self.iter(gfn).any(is)
+    }
+
+    /// The first note about `gfn` that `is` agrees to.
+    pub(crate) fn find_mut(&mut self, gfn: Gfn, is: impl Fn(&T) -> bool) -> Option<&mut T> {
         let mut at = self.heads[self.chain(gfn)];
         while let Some(note) = self.notes.get(at as usize) {
-            if note.gfn == gfn && note.what.as_ref().is_some_and(&mut is) {
-                return true;
+            if note.gfn == gfn && note.what.as_ref().is_some_and(&is) {
+                break;
             }
             at = note.next;
         }
-        false
+        self.notes.get_mut(at as usize)?.what.as_mut()
     }
 
     /// Keeps of the notes about `gfn` those that `keep` agrees to.

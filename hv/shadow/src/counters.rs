@@ -29,6 +29,8 @@ pub enum Counter {
     Found,
     /// Guest frames that became known as tables, and read-only.
     Tables,
+    /// Tables that another address space had a shadow of already.
+    Shared,
     /// Writes to such a table that were told.
     Written,
     /// Tables that were written again and again, and are no longer known as such.
@@ -45,8 +47,8 @@ const ALL: usize = Counter::Emptied as usize + 1;
 
 /// Names, by number.
 const NAMES: [&str; ALL] = [
-    "faults", "injected", "emulated", "mapped", "zapped", "loads", "invlpgs", "made", "found", "tables", "written",
-    "flooded", "unsynced", "synced", "emptied",
+    "faults", "injected", "emulated", "mapped", "zapped", "loads", "invlpgs", "made", "found", "tables", "shared",
+    "written", "flooded", "unsynced", "synced", "emptied",
 ];
 
 /// The counters of one shadow. Nothing is ordered by them.
@@ -59,7 +61,11 @@ impl Counters {
     }
 
     pub(crate) fn count(&self, counter: Counter) {
-        self.0[counter as usize].fetch_add(1, Ordering::Relaxed);
+        self.add(counter, 1);
+    }
+
+    pub(crate) fn add(&self, counter: Counter, times: u64) {
+        self.0[counter as usize].fetch_add(times, Ordering::Relaxed);
     }
 
     pub(crate) fn count_outcome(&self, outcome: Outcome) {

@@ -28,6 +28,7 @@ extern crate std;
 mod cached;
 mod chains;
 mod counters;
+mod notes;
 mod registers;
 mod resolve;
 #[cfg(test)]

@@ -55,6 +55,11 @@ impl PartialEq for Context {
 impl Context {
     /// Of a vCPU without paging.
     pub(crate) const UNPAGED: Self = Self { cr0: 0, cr4: 0, nxe: false, root: [0; 4] };
+
+    /// What entries mean, wherever they are: bits of CR0, CR4 and EFER, of which no two are the same.
+    pub(crate) const fn meaning(&self) -> u64 {
+        self.cr0 | self.cr4 | if self.nxe { EFER_NXE } else { 0 }
+    }
 }
 
 /// What a write of a register has done.
