@@ -11,7 +11,7 @@ use mmu::pool::{self, Pool};
 use proptest::prelude::*;
 use rcu::{Flush, Space};
 use std::vec::Vec;
-use walk::{Access, Controls, PhysMem};
+use walk::{Access, Controls, PhysMem, Privilege};
 
 const FRAMES: usize = 128;
 const TREES: usize = VCPUS + 2;
@@ -101,7 +101,7 @@ fn outcome(story: &Story, notes: u32) -> (Vec<Seen>, Words) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
     fn a_guest_sees_what_the_manual_allows(story in story(VCPUS)) {
@@ -297,6 +297,145 @@ fn an_entry_written_in_halves_is_read_whole() {
             [Seen::Page(_), Seen::Fault(2 | 6, _), Seen::Fault(2 | 6, _), Seen::Page(_)]
         ));
     });
+}
+
+/// Two directories, in pages 1 and 6, have the table in page 2 in common: the second vCPU is in the second address space.
+fn with_common_table(test: impl FnOnce(&mut Machine<'_, Cached>, &mut ThisCpu<'_>)) {
+    let mut words = two_levels(0x3067 | 0x2067 << 32);
+    words.insert(0x6000, 0x2007);
+    words.insert(0x5000, 0x7067);
+    with_machine(words, TWO_LEVELS, NOTES, |machine, cpu| {
+        machine.control(cpu, 1, |registers, guest| registers.write_cr3(guest, 0x6000));
+        test(machine, cpu);
+    });
+}
+
+#[test]
+fn address_spaces_share_what_stands_for_a_common_table() {
+    with_common_table(|machine, cpu| {
+        machine.access(cpu, 0, Gva::new(0), WRITE, 1);
+        let (tables, mapped) = (machine.tables.in_use(), machine.shadows.count(Counter::Mapped));
+        machine.access(cpu, 1, Gva::new(0), WRITE, 2);
+        assert_eq!(machine.shadows.count(Counter::Shared), 1);
+        assert_eq!(machine.tables.in_use(), tables + 1, "a directory");
+        assert_eq!(machine.shadows.count(Counter::Mapped), mapped + 1, "the fault that found it");
+        // What one maps then is mapped for the other.
+        machine.access(cpu, 1, Gva::new(0x1000), READ, 0);
+        let faults = machine.shadows.count(Counter::Faults);
+        machine.access(cpu, 0, Gva::new(0x1000), READ, 0);
+        assert_eq!(machine.shadows.count(Counter::Faults), faults);
+    });
+}
+
+#[test]
+fn tables_by_entries_with_other_rights_are_not_shared() {
+    with_common_table(|machine, cpu| {
+        machine.write(cpu, Gpa::new(0x6000), &0x2005u32.to_le_bytes());
+        machine.access(cpu, 0, Gva::new(0), WRITE, 1);
+        machine.access(cpu, 1, Gva::new(0), WRITE, 2);
+        assert!(matches!(machine.seen[..], [Seen::Page(_), Seen::Fault(3 | 7, _)]));
+        assert_eq!(machine.shadows.count(Counter::Shared), 0);
+    });
+}
+
+#[test]
+fn an_address_space_that_goes_on_without_it_leaves_a_common_table_to_the_other() {
+    with_common_table(|machine, cpu| {
+        [0, 1].iter().for_each(|&n| machine.access(cpu, n, Gva::new(0), WRITE, 1));
+        machine.write(cpu, Gpa::new(0x1000), &0x4007u32.to_le_bytes());
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        assert!(matches!(machine.seen[..], [Seen::Page(_), Seen::Page(_), Seen::Fault(..)]));
+        let faults = machine.shadows.count(Counter::Faults);
+        load(machine, cpu, 0x6000);
+        machine.access(cpu, 0, Gva::new(0), WRITE, 3);
+        machine.access(cpu, 1, Gva::new(0), WRITE, 4);
+        assert_eq!(machine.shadows.count(Counter::Faults), faults, "it is as it was");
+        // And so is the frame: a write is noticed.
+        machine.write(cpu, Gpa::new(0x2000), &0x5067u32.to_le_bytes());
+        machine.access(cpu, 1, Gva::new(0), WRITE, 5);
+        assert_eq!(machine.guest.read_u32(Gpa::new(0x5000)), Some(5));
+    });
+}
+
+#[test]
+fn processors_in_each_address_space_flush_when_a_page_of_a_common_table_goes() {
+    for (one, other) in [(0, 1), (1, 0)] {
+        with_common_table(|machine, cpu| {
+            // Both have page 3 in their buffers, to write. It becomes a directory, by which linear 0 is page 7.
+            [0, 1].iter().for_each(|&n| machine.access(cpu, n, Gva::new(0), WRITE, 0x5067));
+            assert_eq!(machine.shadows.count(Counter::Shared), 1);
+            machine.control(cpu, one, |registers, guest| registers.write_cr3(guest, 0x3000));
+            machine.access(cpu, one, Gva::new(0), WRITE, 6);
+            assert_eq!(machine.guest.read_u32(Gpa::new(0x7000)), Some(6));
+            let written = machine.shadows.count(Counter::Written);
+            machine.access(cpu, other, Gva::new(0), WRITE, 0x2067);
+            assert_eq!(
+                machine.shadows.count(Counter::Written),
+                written + 1,
+                "{other} has written a directory unnoticed"
+            );
+        });
+    }
+}
+
+#[test]
+fn a_page_that_one_address_space_has_dropped_is_in_no_buffer() {
+    with_common_table(|machine, cpu| {
+        [0, 1].iter().for_each(|&n| machine.access(cpu, n, Gva::new(0), WRITE, 0x5067));
+        // The table, which is page 1 of the address spaces, goes out of sync; the first drops its page 0.
+        machine.access(cpu, 0, Gva::new(0x1004), WRITE, 0x2067);
+        assert_eq!(machine.shadows.count(Counter::Unsynced), 1);
+        machine.invlpg(cpu, 0, Gva::new(0));
+        // Nothing maps page 3 any more, which becomes a directory: the second is not to write it unnoticed.
+        load(machine, cpu, 0x3000);
+        machine.access(cpu, 0, Gva::new(0), READ, 0);
+        let written = machine.shadows.count(Counter::Written);
+        machine.access(cpu, 1, Gva::new(0), WRITE, 0x4067);
+        assert_eq!(machine.shadows.count(Counter::Written), written + 1);
+    });
+}
+
+#[test]
+fn each_of_the_tables_that_stand_for_one_is_write_protected() {
+    for (one, other) in [(0, 1), (1, 0)] {
+        with_common_table(|machine, cpu| {
+            // Of other rights, so each has its own: of the supervisor alone, and of all.
+            machine.write(cpu, Gpa::new(0x6000), &0x2003u32.to_le_bytes());
+            let supervisor = Access { privilege: Privilege::Supervisor { ac: false }, ..WRITE };
+            [0, 1].iter().for_each(|&n| machine.access(cpu, n, Gva::new(0), supervisor, 0x5067));
+            assert_eq!(machine.shadows.count(Counter::Shared), 0);
+            machine.control(cpu, one, |registers, guest| registers.write_cr3(guest, 0x3000));
+            machine.access(cpu, one, Gva::new(0), READ, 0);
+            let written = machine.shadows.count(Counter::Written);
+            machine.access(cpu, other, Gva::new(0), supervisor, 0x4067);
+            assert_eq!(machine.shadows.count(Counter::Written), written + 1);
+        });
+    }
+}
+
+/// The bytes of a directory's entry are there, and the shadow is yet to be told, when another vCPU goes through them.
+#[test]
+fn an_entry_that_is_news_to_the_shadow_does_not_spoil_a_common_table() {
+    // A table in page 4, and a large page.
+    for entry in [0x4067u32, 0x40_00e7] {
+        with_common_table(|machine, cpu| {
+            machine.write(cpu, Gpa::new(0x4008), &0x7067u32.to_le_bytes());
+            [0, 1].iter().for_each(|&n| machine.access(cpu, n, Gva::new(0), WRITE, 1));
+            assert_eq!(machine.shadows.count(Counter::Shared), 1);
+            machine.guest.write(Gpa::new(0x1000), &entry.to_le_bytes()).unwrap();
+            let fault = |n: usize, gva| {
+                let registers = &machine.vcpus[n].registers;
+                machine.shadows.fault(cpu, machine.guest, n, registers, Gva::new(gva), READ)
+            };
+            assert_eq!(fault(0, 0x2000), Ok(Outcome::Mapped));
+            // The second has nothing there.
+            assert!(matches!(fault(1, 0x2000), Ok(Outcome::Inject { .. })));
+            let root = machine.shadows.root(1);
+            assert!(!machine.is_mapped(root, Gva::new(0x2000)), "{entry:x}");
+            assert!(machine.is_mapped(root, Gva::new(0)), "{entry:x}");
+            machine.shadows.shadow.written(cpu, Gpa::new(0x1000), 4);
+        });
+    }
 }
 
 #[test]

@@ -100,6 +100,10 @@ impl<S: Shadows> Machine<'_, S> {
         })
     }
 
+    pub(super) fn is_mapped(&self, root: Pfn, gva: Gva) -> bool {
+        self.walk(root, gva).is_some()
+    }
+
     /// The vCPU's processor runs one access in guest mode. None: a page fault.
     fn attempt(&mut self, cpu: &mut ThisCpu<'_>, n: usize, gva: Gva, access: Access) -> Option<Hpa> {
         let vcpu = &mut self.vcpus[n];

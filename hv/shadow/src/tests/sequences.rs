@@ -97,9 +97,13 @@ const PDPTES: u64 = PAGES - 3;
 /// Memory with tables: the entries that [`pages`] use, in pages below the last few.
 fn words(kind: Kind32) -> impl Strategy<Value = Words> {
     let places = Vec::from_iter((0..PAGES).flat_map(|page| (0..5u64).map(move |n| (page, n))));
-    proptest::collection::vec((entry(kind), entry(kind), any::<bool>()), places.len()).prop_map(move |entries| {
+    let entries = proptest::collection::vec((entry(kind), entry(kind), any::<bool>()), places.len());
+    // Tables that all directories have in common, for some guests.
+    let common = proptest::option::of((entry(kind), entry(kind)));
+    (entries, common).prop_map(move |(entries, common)| {
         let mut words = Words::new();
         for (&(page, n), (low, high, filled)) in places.iter().zip(entries) {
+            let (low, high) = common.filter(|_| n == 0).unwrap_or((low, high));
             let (at, word) = match kind {
                 Kind32::Two => ([0, 8, 0x800, 0x400, 0xff8][n as usize], low & 0xffff_ffff | high << 32),
                 Kind32::Pae if page >= PDPTES => (n * 8, low & 0xf001),
@@ -136,7 +140,8 @@ fn step(kind: Kind32) -> impl Strategy<Value = Step> {
     prop_oneof![
         24 => access,
         8 => entry_value,
-        3 => (0..PAGES).prop_map(|page| Step::LoadCr3(page << 12)),
+        2 => (0..PAGES).prop_map(|page| Step::LoadCr3(page << 12)),
+        2 => (PDPTES..PAGES).prop_map(|page| Step::LoadCr3(page << 12)),
         1 => proptest::sample::select(&[CR0_WP, CR0_PG][..]).prop_map(Step::ToggleCr0),
         1 => proptest::sample::select(&CR4[..]).prop_map(Step::ToggleCr4),
         1 => Just(Step::ToggleNxe),
