@@ -133,16 +133,14 @@ impl<E: Env> Tree<E> {
         })
     }
 
-    /// Unmaps the page at `at`, of whatever size it is, and gives it; None if there is none. No CPU can reach it by this tree
-    /// any more then.
-    pub fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>) -> Option<Page<Input<E>>> {
-        let offset = at.to_offset(E::Format::INPUT_BITS)?;
-        let (locked, index, found) = self.lock_page(cpu.read(), offset)?;
-        let Entry::Leaf(leaf) = locked.table().decode(locked.clear(index)) else { return None };
+    /// Unmaps the page at `at`, of whatever size it is. No CPU can reach it by this tree any more then. Whether there was one.
+    pub fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>) -> bool {
+        let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
+        let Some((locked, index)) = self.lock_leaf(cpu.read(), offset) else { return false };
+        locked.clear(index);
         drop(locked);
         self.flush_after(cpu, After::Zap);
-        let start = offset & !(found.size.bytes() - 1);
-        Some(Page { at: Input::<E>::from_offset(start, E::Format::INPUT_BITS), size: found.size, leaf })
+        true
     }
 
     /// Unmaps all pages in the range as [`zap`](Self::zap) does, then gives back the tables that this left empty. Gives the

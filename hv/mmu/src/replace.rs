@@ -65,7 +65,8 @@ impl<E: Env> Tree<E> {
         write: impl FnOnce(Translation) -> R,
     ) -> Result<R, WriteError> {
         let offset = at.to_offset(E::Format::INPUT_BITS).ok_or(WriteError::NoPage)?;
-        let (locked, index, found) = self.lock_page(guard, offset).ok_or(WriteError::NoPage)?;
+        let (locked, index) = self.lock_leaf(guard, offset).ok_or(WriteError::NoPage)?;
+        let found = self.translation(locked.level(), locked.table().at(index), offset).ok_or(WriteError::NoPage)?;
         if !found.leaf.may_write() {
             return Err(WriteError::ReadOnly);
         }
@@ -74,30 +75,23 @@ impl<E: Env> Tree<E> {
         Ok(result)
     }
 
-    /// The page at `offset`, with its table locked and the number of its entry. None if there is none.
-    pub(crate) fn lock_page<'g>(
-        &'g self,
-        guard: Guard<'g>,
-        offset: u64,
-    ) -> Option<(PteMapLocked<'g, E>, usize, Translation)> {
+    /// The table with the page at `offset`, locked, and the number of its entry. None if there is no page.
+    #[inline]
+    pub(crate) fn lock_leaf<'g>(&'g self, guard: Guard<'g>, offset: u64) -> Option<(PteMapLocked<'g, E>, usize)> {
         loop {
             let (table, pte) = self.walk(guard, offset, Level::PTE)?;
-            match table.decode(pte) {
-                Entry::None => return None,
-                Entry::Leaf(_) => {}
-                _ => {
-                    self.look_again(table, pte, offset);
-                    continue;
-                }
+            if pte.is_none() {
+                return None;
             }
             let Ok(locked) = table.lock() else {
                 relax();
                 continue;
             };
             let index = E::Format::index(offset, table.level);
-            if let Some(found) = self.translation(table.level, table.at(index), offset) {
-                return Some((locked, index, found));
+            if matches!(table.decode(table.at(index)), Entry::Leaf(_)) {
+                return Some((locked, index));
             }
+            locked.clear_bad(offset);
         }
     }
 

@@ -329,7 +329,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         changed: impl Fn(&Step) -> bool,
     ) -> Result<Option<Table>, Full> {
         let mode = registers.paging().controls.mode();
-        let mut role = Role::of_directory(&registers.context());
+        let mut role = Role::of_directory(registers);
         let mut table = Table { gfn: UNPAGED, user: Use::unpaged(at.tree, role) };
         if steps.is_empty() {
             self.note_directory(cpu, state, &table)?;
@@ -479,7 +479,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
 
     /// Drops the page at `gva`, or the whole large page that it is in. Whether there was one.
     fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, tree: usize, gva: Gva) -> bool {
-        let zapped = self.trees[tree].zap_page(cpu, gva).is_some();
+        let zapped = self.trees[tree].zap_page(cpu, gva);
         if zapped {
             self.counters.count(Counter::Zapped);
         }

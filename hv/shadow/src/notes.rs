@@ -1,9 +1,9 @@
 //! What a kept shadow knows: which frames of the guest's are tables, and where; whose its trees are; who may write what.
 
-use crate::NoMemory;
 use crate::chains::Chains;
 use crate::registers::Context;
 use crate::vtlb::around;
+use crate::{NoMemory, Registers};
 use addr::{Gfn, Gva, PAGE_SIZE, PageSize};
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -99,8 +99,8 @@ impl Role {
     /// R/W, U/S and NX.
     const RIGHTS: u64 = 1 << 63 | 0b110;
 
-    pub(crate) const fn of_directory(context: &Context) -> Self {
-        Self(context.meaning())
+    pub(crate) const fn of_directory(registers: &Registers) -> Self {
+        Self(registers.meaning())
     }
 
     /// Of a table by this entry of a directory.

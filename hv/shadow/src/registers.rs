@@ -35,9 +35,8 @@ pub struct Registers {
 /// All vCPUs of a guest have the same [`Features`].
 #[derive(Clone, Copy, Debug, Eq)]
 pub(crate) struct Context {
-    cr0: u64,
-    cr4: u64,
-    nxe: bool,
+    /// What entries mean, wherever they are: bits of CR0, CR4 and EFER, of which no two are the same.
+    meaning: u64,
     /// The PDPTEs, or CR3's frame.
     root: [u64; 4],
 }
@@ -47,19 +46,13 @@ impl PartialEq for Context {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
         let ([a, b, c, d], [e, f, g, h]) = (self.root, other.root);
-        let registers = (self.cr0 ^ other.cr0) | (self.cr4 ^ other.cr4) | u64::from(self.nxe ^ other.nxe);
-        registers | (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+        (self.meaning ^ other.meaning) | (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
     }
 }
 
 impl Context {
     /// Of a vCPU without paging.
-    pub(crate) const UNPAGED: Self = Self { cr0: 0, cr4: 0, nxe: false, root: [0; 4] };
-
-    /// What entries mean, wherever they are: bits of CR0, CR4 and EFER, of which no two are the same.
-    pub(crate) const fn meaning(&self) -> u64 {
-        self.cr0 | self.cr4 | if self.nxe { EFER_NXE } else { 0 }
-    }
+    pub(crate) const UNPAGED: Self = Self { meaning: 0, root: [0; 4] };
 }
 
 /// What a write of a register has done.
@@ -160,12 +153,22 @@ impl Registers {
     }
 
     pub(crate) fn context(&self) -> Context {
-        let Controls { cr0, cr3, cr4, efer } = self.paging.controls;
-        if cr0 & CR0_PG == 0 {
-            return Context::UNPAGED;
+        match self.meaning() {
+            0 => Context::UNPAGED,
+            meaning => {
+                let root = self.paging.pdptes.unwrap_or([self.paging.controls.cr3 & CR3_FRAME, 0, 0, 0]);
+                Context { meaning, root }
+            }
         }
-        let root = self.paging.pdptes.unwrap_or([cr3 & CR3_FRAME, 0, 0, 0]);
-        Context { cr0: cr0 & MEANING_CR0, cr4: cr4 & MEANING_CR4, nxe: efer & EFER_NXE != 0, root }
+    }
+
+    /// [`Context::meaning`]: CR0.PG and others; none without paging.
+    pub(crate) const fn meaning(&self) -> u64 {
+        let Controls { cr0, cr4, efer, .. } = self.paging.controls;
+        match cr0 & CR0_PG {
+            0 => 0,
+            _ => cr0 & MEANING_CR0 | cr4 & MEANING_CR4 | efer & EFER_NXE,
+        }
     }
 
     pub(crate) const fn wp(&self) -> bool {

@@ -173,7 +173,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
     }
 
     fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, gva: Gva) {
-        if self.tree.zap_page(cpu, gva).is_some() {
+        if self.tree.zap_page(cpu, gva) {
             self.counters.count(Counter::Zapped);
         }
     }
