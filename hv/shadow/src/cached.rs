@@ -21,6 +21,8 @@ use crate::counters::{Counter, Counters, Counts};
 use crate::notes::{LastLevel, Owner, Place, Role, State, UNPAGED, Use, regions};
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
+use crate::rules::{Rule, kept};
+use crate::sync::Mutex;
 use crate::vtlb::{WHOLE, around, linear};
 use crate::{Memory, NoMemory, Outcome, Reason, Registers};
 use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
@@ -29,7 +31,6 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use mmu::{Caps, Env, Fault, Leaf, Level, MapError, Pae, Room, ShareError, Tree};
 use rcu::{Cpu, Space};
-use spin::Mutex;
 use walk::{Access, Kind, Mode, PhysMem, Step};
 
 /// How often a table is written, without any fault through it in between, until it counts as a table no more.
@@ -289,7 +290,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let suspensions = self.state.lock().suspensions;
         let backing = mem.backing(page.gpa, write)?;
         let mut state = self.state.lock();
-        let changed = |step: &Step| read(mem, mode, step.at) != Some(step.entry);
+        let changed = |step: &Step| kept(Rule::ReadAgain) && read(mem, mode, step.at) != Some(step.entry);
         let noted = self.note_tables(cpu, &mut state, at, registers, page.steps.as_slice(), changed);
         let table = match noted {
             Ok(Some(table)) if state.suspended == 0 && state.suspensions == suspensions => table,
@@ -393,7 +394,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
             // What one format calls an accessed bit is an address to the other, and that walk has just set it.
             self.give_up(cpu, state, gfn);
         }
-        if state.last.tables.any(gfn, |known| known.unsync) {
+        if kept(Rule::SyncFirst) && state.last.tables.any(gfn, |known| known.unsync) {
             self.sync(cpu, state, gfn);
         }
         if !state.is_protected(gfn) {
@@ -404,6 +405,9 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
 
     /// Takes away what may map the frame writable: alone, or in a page of 2 MiB.
     fn write_protect(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
+        if !kept(Rule::WriteProtect) {
+            return;
+        }
         let State { directories, last, writable, .. } = state;
         let large = gfn.start().align_down(PageSize::Size2M.bytes()).frame();
         for first in [gfn, large] {
@@ -496,7 +500,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
 
     /// One tree has flushed after something of this table's was dropped; the others that share it do.
     fn flush_sharers(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, gfn: Gfn) {
-        if last.tables.iter(gfn).nth(1).is_some() {
+        if kept(Rule::FlushSharers) && last.tables.iter(gfn).nth(1).is_some() {
             last.tables.iter(gfn).for_each(|user| self.trees[user.tree].flush(cpu));
         }
     }

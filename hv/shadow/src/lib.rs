@@ -22,7 +22,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, shuttle))]
 extern crate std;
 
 mod cached;
@@ -31,6 +31,8 @@ mod counters;
 mod notes;
 mod registers;
 mod resolve;
+mod rules;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod vtlb;

@@ -195,7 +195,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         self.tree.free_pgtables(|_, _, _| {});
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(shuttle)))]
     pub(crate) fn tree(&self) -> &Tree<E> {
         &self.tree
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const MODELLED: [&str; 3] = ["rcu", "mmu", "apic"];
 
 /// Crates, and which of their tests shuttle runs in random schedules.
-const SHUTTLED: [(&str, &[&str]); 2] = [("rcu", &["--test", "stress"]), ("mmu", &["--lib"])];
+const SHUTTLED: [(&str, &[&str]); 3] = [("rcu", &["--test", "stress"]), ("mmu", &["--lib"]), ("shadow", &["--lib"])];
 
 /// The unit tests, the crates' own tests and those in the documentation.
 pub(super) fn host(filter: Option<&str>) -> Result<Vec<Ran>> {

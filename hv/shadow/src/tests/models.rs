@@ -1,0 +1,358 @@
+//! Two vCPUs on one shadow, in random schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p shadow --release --lib`.
+//!
+//! Each `shuttle_*` model has `twin_*`s: the same model with a rule broken, which must fail.
+
+use crate::rules::{Rule, broken};
+use crate::{Backing, Memory, NoMemory, Outcome, Reason, Registers, Shadow, View};
+use addr::{Gpa, Gva, PageSize, Pfn};
+use mmu::pool::{self, Machine, Pool};
+use mmu::{AtomicU64, Caps, Pae};
+use rcu::{Cpu, Domain, Flush, Slot, Tlb};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::{Config, FailurePersistence, Runner};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::vec::Vec;
+use walk::{Access, Controls, Features, Kind, PhysMem, Privilege};
+
+type Format = Pae<Gva>;
+type ThisCpu<'d> = Cpu<'d, Machine<Format>>;
+
+const RUNS: usize = 400;
+/// A twin ends with the first run that fails.
+const TWIN_RUNS: usize = 20 * RUNS;
+const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
+const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
+const READ: Access = Access { kind: Kind::Read, privilege: Privilege::User };
+const WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::User };
+/// Present, writable, of all, accessed and dirty.
+const PAGE: u64 = 0x67;
+const HIGH: u64 = 1 << 32;
+
+/// The words that a model has; all others are zero, and are not written.
+struct Guest(BTreeMap<u64, AtomicU64>);
+
+impl Guest {
+    fn new(words: &[(u64, u64)]) -> Self {
+        Self(words.iter().map(|&(at, word)| (at, AtomicU64::new(word))).collect())
+    }
+
+    /// The frame of a page: of each another.
+    const fn frame(gpa: u64) -> u64 {
+        0x10_0000 | gpa >> 12 & 0xff | gpa >> 20 & 0x1000
+    }
+
+    fn exchange(&self, at: Gpa, mask: u64, old: u64, new: u64) -> Option<bool> {
+        let word = self.0.get(&at.align_down(8).raw())?;
+        let now = word.load(SeqCst);
+        let same = now & mask == old;
+        Some(same && word.compare_exchange(now, now & !mask | new, SeqCst, SeqCst).is_ok())
+    }
+}
+
+impl PhysMem for Guest {
+    fn read_u64(&self, at: Gpa) -> Option<u64> {
+        Some(self.0.get(&at.raw()).map_or(0, |word| word.load(SeqCst)))
+    }
+    fn read_u32(&self, at: Gpa) -> Option<u32> {
+        Some((self.read_u64(at.align_down(8))? >> ((at.raw() & 4) * 8)) as u32)
+    }
+    fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+        self.exchange(at, u64::MAX, old, new)
+    }
+    fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
+        let shift = (at.raw() & 4) * 8;
+        self.exchange(at, 0xffff_ffff << shift, u64::from(old) << shift, u64::from(new) << shift)
+    }
+    fn read(&self, _: Gpa, _: &mut [u8]) -> Option<()> {
+        None
+    }
+    /// Of four bytes.
+    fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()> {
+        let value = u32::from_le_bytes(bytes.try_into().ok()?);
+        while !self.cmpxchg_u32(at, self.read_u32(at)?, value)? {}
+        Some(())
+    }
+}
+
+impl Memory for Guest {
+    fn backing(&self, at: Gpa, _: bool) -> Result<Option<Backing>, NoMemory> {
+        let pfn = Pfn::new(Self::frame(at.raw()));
+        Ok(Some(Backing { pfn, write: true, size: PageSize::Size4K }))
+    }
+}
+
+struct World {
+    guest: Guest,
+    tables: Arc<pool::Memory<Format>>,
+    domain: Domain<Machine<Format>, [Slot; 2]>,
+    shadow: Shadow<Pool<Format>>,
+    controls: Controls,
+}
+
+impl World {
+    fn new(words: &[(u64, u64)], controls: Controls) -> Arc<Self> {
+        let tables = pool::Memory::new(48);
+        let domain = pool::domain(&tables);
+        let envs: Vec<_> = (0..8).map(|_| Pool::new(&tables, &domain)).collect();
+        let shadow = Shadow::new(envs, CAPS, 32).expect("there are frames");
+        Arc::new(Self { guest: Guest::new(words), tables, domain, shadow, controls })
+    }
+
+    /// Runs `work` on vCPU `n`, in a thread.
+    fn spawn(
+        self: &Arc<Self>,
+        n: usize,
+        cr3: u64,
+        work: impl FnOnce(&mut Vcpu<'_>) + Send + 'static,
+    ) -> shuttle::thread::JoinHandle<()> {
+        let world = self.clone();
+        shuttle::thread::spawn(move || world.on(n, cr3, work))
+    }
+
+    fn on(&self, n: usize, cr3: u64, work: impl FnOnce(&mut Vcpu<'_>)) {
+        let cpu = self.domain.register(n).expect("no other uses it");
+        let view = self.shadow.view(&cpu).expect("there are as many trees");
+        let mut registers = Registers::new(FEATURES);
+        let _ = registers.write(&self.guest, Controls { cr3, ..self.controls }).expect("its PDPTEs are valid");
+        self.shadow.load(&cpu, &view, &registers);
+        work(&mut Vcpu { world: self, cpu, view, registers, tlb: Tlb::new(), buffer: BTreeMap::new() });
+    }
+}
+
+struct Vcpu<'w> {
+    world: &'w World,
+    cpu: ThisCpu<'w>,
+    view: View,
+    registers: Registers,
+    tlb: Tlb,
+    /// The processor's: frames and whether they may be written, by page.
+    buffer: BTreeMap<u64, (u64, bool)>,
+}
+
+impl Vcpu<'_> {
+    /// The guest reads at `gva`: the frame that it reaches, None for its own page fault.
+    fn read(&mut self, gva: u64) -> Option<u64> {
+        self.access(gva, READ, |_| {})
+    }
+
+    /// The guest writes four bytes of its memory at `gpa`, which it reaches at `gva`.
+    fn write(&mut self, gva: u64, gpa: u64, value: u32) {
+        let reached = self.access(gva, WRITE, |guest| guest.write(Gpa::new(gpa), &value.to_le_bytes()).unwrap());
+        assert_eq!(reached, Some(Guest::frame(gpa)));
+    }
+
+    /// `act` is what the processor does while it holds the translation; the hypervisor, where that is its to do.
+    fn access(&mut self, gva: u64, access: Access, act: impl Fn(&Guest)) -> Option<u64> {
+        let World { guest, shadow, tables, .. } = self.world;
+        let (page, write) = (gva >> 12, access.kind == Kind::Write);
+        loop {
+            let root = shadow.root(&self.view);
+            let buffer = &mut self.buffer;
+            let reached = self.cpu.guest(shadow.space(&self.view), &mut self.tlb, |flush| {
+                if flush == Flush::Needed {
+                    buffer.clear();
+                }
+                let known = buffer.get(&page).copied().filter(|found| found.1 || !write);
+                let (frame, writable) = known.or_else(|| walk(tables, root, gva))?;
+                buffer.insert(page, (frame, writable));
+                (writable || !write).then(|| {
+                    act(guest);
+                    frame
+                })
+            });
+            self.rest();
+            if reached.is_some() {
+                return reached;
+            }
+            let outcome = shadow.fault(&self.cpu, &self.view, guest, &self.registers, Gva::new(gva), access);
+            match outcome.expect("there are frames") {
+                Outcome::Mapped | Outcome::Retry => {}
+                Outcome::Emulate { gpa, reason: Reason::Table } => {
+                    act(guest);
+                    shadow.written(&self.cpu, gpa.align_down(4), 4);
+                    return Some(Guest::frame(gpa.raw()));
+                }
+                Outcome::Inject { .. } => return None,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn invlpg(&mut self, gva: u64) {
+        self.buffer.remove(&(gva >> 12));
+        self.world.shadow.invlpg(&self.cpu, &self.view, Gva::new(gva));
+    }
+
+    fn load(&mut self, cr3: u64) {
+        let _ = self.registers.write_cr3(&self.world.guest, cr3).expect("its PDPTEs are valid");
+        self.buffer.clear();
+        self.world.shadow.load(&self.cpu, &self.view, &self.registers);
+    }
+
+    fn rest(&mut self) {
+        self.cpu.quiescent();
+        self.cpu.poll(usize::MAX, |table| self.world.tables.free(table));
+    }
+}
+
+/// The walk of a processor: the frame, and whether it may be written.
+fn walk(tables: &pool::Memory<Format>, root: Pfn, gva: u64) -> Option<(u64, bool)> {
+    let mut table = root;
+    let mut writable = true;
+    for (shift, top) in [(30, true), (21, false), (12, false)] {
+        let entry = tables.table(table).expect("it is a table")[(gva >> shift & 511) as usize].load(SeqCst);
+        assert_ne!(entry, pool::POISON, "a freed table is walked");
+        if entry & 1 == 0 {
+            return None;
+        }
+        writable &= top || entry & 2 != 0;
+        table = Pfn::new((entry & 0xff_ffff_f000) >> 12);
+    }
+    Some((table.raw(), writable))
+}
+
+/// In each, a vCPU changes its entry twice.
+const ROUNDS: u64 = 3;
+/// Two of each vCPU.
+const DIRECTORIES: [[u64; 2]; 2] = [[0x1000, 0x6000], [0x8000, 0x9000]];
+
+/// Where the table in page 2 is.
+const TABLE: u64 = 0x40_0000;
+
+/// Two levels: all directories have the tables in pages 2 and 10 in common. By the first, linear 0 and 0x1000 are pages that the
+/// vCPUs change; by the other, [`TABLE`] is the first.
+fn common_table() -> Arc<World> {
+    let mut words = Vec::from([(0x2000, page(0, 0) | page(1, 0) << 32), (0xa000, 0x2000 | PAGE)]);
+    words.extend(DIRECTORIES.as_flattened().iter().map(|&at| (at, 0x2000 | PAGE | (0xa000 | PAGE) << 32)));
+    World::new(&words, Controls { cr0: 0x8001_0001, cr3: 0, cr4: 1 << 4, efer: 0 })
+}
+
+/// The entry of vCPU `n` after so many changes.
+const fn page(n: u64, changes: u64) -> u64 {
+    (0x20 + n * 0x10 + changes) << 12 | PAGE
+}
+
+/// How often vCPU `n` had changed its entry, by the frame that it leads to.
+fn changes(n: u64, frame: Option<u64>) -> u64 {
+    frame.and_then(|frame| frame.checked_sub(Guest::frame(page(n, 0)))).expect("it is one of that vCPU's")
+}
+
+/// Each vCPU changes its entry of the common table, and sees that after its INVLPG; of the other's it sees after a load of CR3
+/// what was there before.
+fn entries_of_a_common_table() {
+    let world = common_table();
+    let changed = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+    let threads = [0, 1].map(|n| {
+        let changed = changed.clone();
+        world.spawn(n, DIRECTORIES[n][0], move |vcpu| {
+            let (mine, other) = (n as u64, 1 - n as u64);
+            let gva = mine * 0x1000;
+            for round in 1..=ROUNDS {
+                vcpu.read(gva);
+                for change in [2 * round - 1, 2 * round] {
+                    vcpu.write(TABLE + 4 * mine, 0x2000 + 4 * mine, page(mine, change) as u32);
+                    changed[n].store(change, SeqCst);
+                }
+                if round % 2 == 0 {
+                    vcpu.invlpg(gva);
+                    assert_eq!(changes(mine, vcpu.read(gva)), 2 * round, "after INVLPG");
+                }
+                let told = changed[1 - n].load(SeqCst);
+                vcpu.load(DIRECTORIES[n][round as usize % 2]);
+                assert_eq!(changes(mine, vcpu.read(gva)), 2 * round, "after a load of CR3");
+                assert!(changes(other, vcpu.read(other * 0x1000)) >= told, "the other's after a load of CR3");
+            }
+        })
+    });
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for cr3 in DIRECTORIES.into_iter().flatten() {
+        world.on(0, cr3, |vcpu| {
+            let seen = [0, 1].map(|n| changes(n, vcpu.read(n * 0x1000)));
+            assert_eq!(seen, [2 * ROUNDS; 2], "after all");
+        });
+    }
+}
+
+/// PAE, with PDPTEs in page 9 and a directory in page 1: vCPU 0 flips its first entry between tables that differ in both
+/// halves, in the architected order.
+fn halves_of_an_entry() {
+    let [one, other] = [0x2000 | PAGE, HIGH | 0x7000 | PAGE];
+    let pages = [(0x2000, 0x3000), (HIGH | 0x7000, 0x4000), (0x7000, 0x5000), (HIGH | 0x2000, 0x6000)];
+    let mut words = Vec::from([(0x9000, 0x1001), (0x1000, one)]);
+    words.extend(pages.map(|(table, page)| (table, page | PAGE)));
+    let world = World::new(&words, Controls { cr0: 0x8001_0001, cr3: 0, cr4: 1 << 5, efer: 0 });
+    let [first, second] = [0x3000, 0x4000].map(|page| Some(Guest::frame(page)));
+    let flips = world.spawn(0, 0x9000, move |vcpu| {
+        for (entry, page) in [(other, second), (one, first)] {
+            for (at, half) in [(0x1000, 0), (0x1004, entry >> 32), (0x1000, entry)] {
+                let World { guest, shadow, .. } = vcpu.world;
+                guest.write(Gpa::new(at), &(half as u32).to_le_bytes()).unwrap();
+                shadow.written(&vcpu.cpu, Gpa::new(at), 4);
+            }
+            assert_eq!(vcpu.read(0), page);
+        }
+    });
+    let reads = world.spawn(1, 0x9000, move |vcpu| {
+        for _ in 0..6 {
+            let seen = vcpu.read(0);
+            assert!([None, first, second].contains(&seen), "{seen:x?} is a third page");
+        }
+    });
+    [flips, reads].into_iter().for_each(|thread| thread.join().unwrap());
+    world.on(0, 0x9000, |vcpu| assert_eq!(vcpu.read(0), first, "after all"));
+}
+
+fn run(scheduler: impl Scheduler + 'static, model: fn()) {
+    let mut config = Config::new();
+    config.failure_persistence = FailurePersistence::None;
+    Runner::new(scheduler, config).run(model);
+}
+
+fn must_fail(rule: Rule, model: fn()) {
+    broken::set(Some(rule));
+    let few_switches = catch_unwind(AssertUnwindSafe(|| run(PctScheduler::new(5, TWIN_RUNS), model)));
+    let found = few_switches.is_err()
+        || catch_unwind(AssertUnwindSafe(|| run(RandomScheduler::new(TWIN_RUNS), model))).is_err();
+    broken::set(None);
+    assert!(found, "without {rule:?} it holds as well");
+}
+
+#[test]
+fn shuttle_entries_of_a_common_table() {
+    run(RandomScheduler::new(RUNS), entries_of_a_common_table);
+    run(PctScheduler::new(5, RUNS), entries_of_a_common_table);
+}
+
+#[test]
+fn shuttle_halves_of_an_entry() {
+    run(RandomScheduler::new(RUNS), halves_of_an_entry);
+    run(PctScheduler::new(5, RUNS), halves_of_an_entry);
+}
+
+#[test]
+fn twin_shuttle_halves_without_reading_again() {
+    must_fail(Rule::ReadAgain, halves_of_an_entry);
+}
+
+#[test]
+fn twin_shuttle_without_write_protection() {
+    must_fail(Rule::WriteProtect, entries_of_a_common_table);
+}
+
+#[test]
+fn twin_shuttle_without_reading_again() {
+    must_fail(Rule::ReadAgain, entries_of_a_common_table);
+}
+
+#[test]
+fn twin_shuttle_without_flush_of_the_others() {
+    must_fail(Rule::FlushSharers, entries_of_a_common_table);
+}
+
+#[test]
+fn twin_shuttle_shared_while_out_of_sync() {
+    must_fail(Rule::SyncFirst, entries_of_a_common_table);
+}
