@@ -18,7 +18,7 @@
 
 use crate::chains::Full;
 use crate::counters::{Counter, Counters, Counts};
-use crate::notes::{LastLevel, Owner, Place, Role, State, UNPAGED, Use, regions};
+use crate::notes::{LastLevel, Owner, Role, State, UNPAGED, Use, regions};
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
 use crate::rules::{Rule, kept};
@@ -411,14 +411,13 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let State { directories, last, writable, .. } = state;
         let large = gfn.start().align_down(PageSize::Size2M.bytes()).frame();
         for first in [gfn, large] {
-            writable.retain(first, |&mut Place { table, shape, offset }| {
-                let uses = if shape.is_last_level() { &last.tables } else { &directories };
+            writable.retain(first, |place| {
                 let mut zapped = false;
-                for user in uses.iter(table).filter(|user| user.shape == shape) {
-                    zapped |= self.zap_page(cpu, user.tree, user.start.wrapping_add(offset));
+                for user in place.uses(directories, last) {
+                    zapped |= self.zap_page(cpu, user.tree, user.start.wrapping_add(place.offset));
                 }
-                if zapped && shape.is_last_level() {
-                    self.flush_sharers(cpu, last, table);
+                if zapped && place.shape.is_last_level() {
+                    self.flush_sharers(cpu, last, place.table);
                 }
                 false
             });
@@ -557,10 +556,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         self.cut(cpu, &mut state.last, tree, WHOLE);
         let State { directories, last, writable, .. } = state;
         directories.retain_all(|user| user.tree != tree);
-        writable.retain_all(|place| {
-            let uses = if place.shape.is_last_level() { &last.tables } else { &directories };
-            uses.any(place.table, |_| true)
-        });
+        writable.retain_all(|place| place.uses(directories, last).next().is_some());
     }
 
     fn tree(&self, view: &View) -> &Tree<E> {

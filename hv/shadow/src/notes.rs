@@ -165,6 +165,18 @@ impl Use {
     }
 }
 
+impl Place {
+    /// Where the page is.
+    pub(crate) fn uses<'s>(
+        &self,
+        directories: &'s Chains<Use>,
+        last: &'s LastLevel,
+    ) -> impl Iterator<Item = &'s Use> + use<'s> {
+        let (uses, shape) = (if self.shape.is_last_level() { &last.tables } else { directories }, self.shape);
+        uses.iter(self.table).filter(move |user| user.shape == shape)
+    }
+}
+
 impl State {
     /// Room for `notes` tables and four times as many writable pages.
     pub(crate) fn new(notes: u32) -> Result<Self, NoMemory> {
