@@ -66,23 +66,20 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     #[cold]
     fn deliver_pending<V: Vcpu>(&mut self, vcpu: &mut V) {
         self.leave_shadowed_halt(vcpu);
-        if self.context.nmi {
-            self.deliver_nmi(vcpu);
+        let nmi = self.context.nmi;
+        if nmi && vcpu.takes_nmi() {
+            vcpu.inject(Event::Nmi);
+            self.context.nmi = false;
         }
-        let deliverable = vcpu.interruptible();
-        if deliverable && let Some(vector) = self.accept_interrupt() {
+        if vcpu.interruptible()
+            && let Some(vector) = self.accept_interrupt()
+        {
             vcpu.inject(Event::Interrupt(vector));
         }
         vcpu.request_window(self.interrupt_pending());
-    }
-
-    fn deliver_nmi<V: Vcpu>(&mut self, vcpu: &mut V) {
-        let taken = vcpu.takes_nmi();
-        if taken {
-            vcpu.inject(Event::Nmi);
+        if nmi {
+            vcpu.request_nmi_window(self.context.nmi);
         }
-        self.context.nmi = !taken;
-        vcpu.request_nmi_window(!taken);
     }
 
     /// Takes the interrupt that comes first: one of the 8259s' before the APIC's own.

@@ -173,7 +173,8 @@ pub trait Vcpu: Registers {
 
     /// Whether an NMI could be taken at the current instruction: none is being handled, from its delivery to the next IRET.
     fn takes_nmi(&self) -> bool;
-    /// Asks for an exit as soon as an NMI can be taken, or no longer.
+    /// Asks for an exit as soon as an NMI can be taken, or no longer. After [`request_window`](Self::request_window), which may
+    /// be about the same window.
     fn request_nmi_window(&mut self, wanted: bool);
 
     /// Writes the exit's reason and the guest's registers, for people.

@@ -203,6 +203,8 @@ impl Vcpu for TestVcpu {
     }
     fn request_window(&mut self, wanted: bool) {
         self.window = wanted;
+        // On SVM there is one for both.
+        self.nmi_window &= wanted;
     }
     fn takes_nmi(&self) -> bool {
         !self.shadow && self.event.is_none() && !self.nmi_handled
