@@ -170,7 +170,7 @@ impl Args {
                 let needs = if self.bare { Needs::Nothing } else { Needs::Virtualization };
                 setup::ensure(Tool::Qemu)?;
                 let engine = self.accel.resolve(self.icount, needs)?;
-                Ok(Machine::Qemu(Qemu { engine, cpu: self.cpu.clone() }))
+                Ok(Machine::Qemu(Qemu::new(engine, self.cpu.clone())))
             }
             HostKind::Bochs if self.bare => Err(usage("--bare goes with QEMU alone")),
             HostKind::Bochs if self.icount || self.accel != Accel::Auto => {

@@ -207,7 +207,7 @@ mod tests {
 
     fn trial(timeout: u64) -> Trial {
         Trial {
-            machine: Machine::Qemu(Qemu { engine: Engine::Tcg, cpu: None }),
+            machine: Machine::Qemu(Qemu::new(Engine::Tcg, None)),
             cpus: None,
             hypervisor: Some(Hypervisor { file: "hv".into(), words: "log=info".to_string() }),
             guests: vec![guest()],

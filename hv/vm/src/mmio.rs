@@ -157,7 +157,7 @@ fn refused<V: Vcpu>(vcpu: &V, fault: NestedFault) -> Option<Stop> {
     if fault.is_fetch() {
         return Some(Stop::Unhandled("an instruction fetch from an address that has no memory"));
     }
-    vcpu.injecting().then_some(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
+    vcpu.redelivering().then_some(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
 }
 
 const NOT_EMULATED: Flow =

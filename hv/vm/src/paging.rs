@@ -73,7 +73,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
 
     /// Carries out an instruction that writes memory which no entry may make writable.
     fn emulate_write<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Flow, Trouble> {
-        if vcpu.injecting() {
+        if vcpu.redelivering() {
             return Ok(Flow::Stop(Stop::Unhandled("the delivery of an event writes memory that has to be emulated")));
         }
         let bitness = Self::bitness(vcpu);

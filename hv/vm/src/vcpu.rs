@@ -164,8 +164,12 @@ pub trait Vcpu: Registers {
     fn shadowed(&self) -> bool;
     /// Delivers `event` at the next entry. At most one an entry.
     fn inject(&mut self, event: Event);
-    /// Whether something is to be delivered at the next entry already: an event of which the last exit cut the delivery short.
+    /// Whether something is to be delivered at the next entry already.
     fn injecting(&self) -> bool;
+    /// Whether that is an event of which the last exit cut the delivery short. For a handler that has injected none yet.
+    fn redelivering(&self) -> bool {
+        self.injecting()
+    }
     /// The exception that is to be delivered at the next entry already.
     fn injected_exception(&self) -> Option<u8>;
     /// Asks for an exit as soon as an interrupt can be taken, or no longer.

@@ -3,6 +3,7 @@
 pub(crate) mod bochs;
 pub(crate) mod console;
 pub(crate) mod iso;
+mod pauses;
 pub(crate) mod qemu;
 
 use crate::judge::End;

@@ -1,5 +1,6 @@
 //! QEMU, by TCG or KVM.
 
+use super::pauses::{self, Pauses};
 use super::{Boot, Image, Leashed, Medium, Stop, gather};
 use crate::failure::usage;
 use crate::project;
@@ -125,9 +126,16 @@ pub(crate) struct Qemu {
     pub(crate) engine: Engine,
     /// The processor's model; None: the engine's default.
     pub(crate) cpu: Option<String>,
+    /// It is stopped and continued again and again.
+    pub(crate) is_paused: bool,
 }
 
 impl Qemu {
+    /// One that runs undisturbed.
+    pub(crate) fn new(engine: Engine, cpu: Option<String>) -> Self {
+        Self { engine, cpu, is_paused: false }
+    }
+
     pub(super) fn run(
         &self,
         boot: &Boot,
@@ -144,6 +152,7 @@ impl Qemu {
         let console = child.0.stdout.take().context("QEMU has no standard output")?;
         let errors = child.0.stderr.take().context("QEMU has no standard error")?;
         let complaints = thread::spawn(move || complaints(errors));
+        let pauses = self.is_paused.then(|| Pauses::begin(folder, deadline));
 
         let (sender, pieces) = mpsc::channel();
         let reader = thread::spawn(move || forward(console, &sender));
@@ -160,6 +169,7 @@ impl Qemu {
         // What was said before the end is heard in full.
         let _ = reader.join();
         pieces.try_iter().for_each(|piece| live(&piece));
+        pauses.map_or(Ok(()), Pauses::end)?;
         Ok(Stop { exit, complaints: complaints.join().unwrap_or_default(), processor_shut_down: false })
     }
 
@@ -175,6 +185,9 @@ impl Qemu {
         arguments.extend(["-accel", accel, "-cpu", self.cpu.as_deref().unwrap_or(cpu), "-smp", &cpus, "-m", &memory]);
         if self.engine == Engine::TcgIcount {
             arguments.extend(["-icount", "shift=0,sleep=off"]);
+        }
+        if self.is_paused {
+            arguments.extend(pauses::ARGUMENTS);
         }
         arguments.extend(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
         arguments.into_iter().map(OsString::from).collect()
@@ -237,7 +250,7 @@ mod tests {
     fn the_command_line_has_what_was_asked_for() {
         let boot = Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4 };
         let line = |engine, cpu: Option<&str>| {
-            let qemu = Qemu { engine, cpu: cpu.map(str::to_string) };
+            let qemu = Qemu::new(engine, cpu.map(str::to_string));
             joined(&qemu.arguments(&boot))
         };
         let tcg = line(Engine::Tcg, None);

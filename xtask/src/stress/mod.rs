@@ -101,7 +101,7 @@ impl Args {
             Host::Qemu => {
                 setup::ensure(Tool::Qemu)?;
                 let engine = self.accel.resolve(false, Needs::Virtualization)?;
-                Ok(Machine::Qemu(Qemu { engine, cpu: None }))
+                Ok(Machine::Qemu(Qemu::new(engine, None)))
             }
             Host::Bochs if self.accel != Accel::Auto => Err(usage("--accel is QEMU's")),
             Host::Bochs => {

@@ -223,7 +223,7 @@ impl Job {
         });
         let hypervisor = if row.sabotaged { shop.sabotaged.clone() } else { Some(shop.images.hv()) };
         Ok(Trial {
-            machine: self.host.machine(row.cpu),
+            machine: self.host.machine(row),
             cpus: None,
             hypervisor: hypervisor
                 .filter(|_| self.host.with_hypervisor)

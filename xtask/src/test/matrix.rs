@@ -20,7 +20,7 @@ pub(super) struct Host {
 /// The machines that there are here.
 pub(super) fn hosts() -> Vec<Host> {
     let qemu_host = |name, engine, with_hypervisor| {
-        let machine = Machine::Qemu(Qemu { engine, cpu: None });
+        let machine = Machine::Qemu(Qemu::new(engine, None));
         Host { name, machine, with_hypervisor }
     };
     let bochs_host =
@@ -38,14 +38,14 @@ pub(super) fn hosts() -> Vec<Host> {
 }
 
 impl Host {
-    /// The machine, with this model of a processor if one is given.
-    pub(super) fn machine(&self, cpu: Option<&str>) -> Machine {
-        match (&self.machine, cpu) {
-            (machine, None) => machine.clone(),
-            (Machine::Qemu(Qemu { engine, .. }), Some(cpu)) => {
-                Machine::Qemu(Qemu { engine: *engine, cpu: Some(cpu.to_string()) })
+    /// The machine for this row.
+    pub(super) fn machine(&self, row: &Row) -> Machine {
+        let cpu = row.cpu.map(str::to_string);
+        match &self.machine {
+            Machine::Qemu(Qemu { engine, .. }) => {
+                Machine::Qemu(Qemu { is_paused: row.paused, ..Qemu::new(*engine, cpu) })
             }
-            (Machine::Bochs(_), Some(cpu)) => Machine::Bochs(Bochs { cpu: cpu.to_string() }),
+            Machine::Bochs(usual) => Machine::Bochs(Bochs { cpu: cpu.unwrap_or_else(|| usual.cpu.clone()) }),
         }
     }
 
@@ -118,6 +118,8 @@ pub(super) struct Row {
     pub(super) except: Option<&'static str>,
     /// The processor that the row is about, as that host calls it.
     pub(super) cpu: Option<&'static str>,
+    /// The machine is stopped and continued again and again, which QEMU alone can do.
+    pub(super) paused: bool,
     /// The hypervisor is the one that can leave flushes out.
     pub(super) sabotaged: bool,
     /// Booted from an ISO, the same on all hosts.
@@ -147,6 +149,7 @@ const USUAL: Row = Row {
     only: None,
     except: None,
     cpu: None,
+    paused: false,
     sabotaged: false,
     iso: false,
     timeout: Duration::from_secs(60),
@@ -259,6 +262,8 @@ pub(super) const ROWS: &[Row] = &[
     stress("shootdown"),
     stress("walker"),
     stress("ipi-storm"),
+    // A processor that is interrupted by its emulator takes no interrupt twice.
+    Row { name: "ipi-storm-paused", paused: true, only: Some("qemu-svm"), alone: None, ..stress("ipi-storm") },
     stress("timer-storm"),
     stress("oom"),
     SMOKE32,

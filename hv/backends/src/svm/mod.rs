@@ -2,6 +2,7 @@
 
 mod permissions;
 mod switch;
+mod virtual_interrupt;
 mod vmcb;
 
 use crate::page::HardwarePage;
@@ -20,7 +21,7 @@ use vm::{
     ControlRegisters, Cr8, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, NestedFault, PageFault,
     Registers, Segment, SegmentState, StateMsr, Stay, Vcpu,
 };
-use vmcb::{SegmentField, Vmcb, event, exit_code, misc1, misc2, virtual_interrupt};
+use vmcb::{SegmentField, Vmcb, event, exit_code, misc1, misc2};
 use walk::{Controls, Features};
 use x86::controlregs::cr2_write;
 use x86::msr::{IA32_EFER, rdmsr, wrmsr};
@@ -58,6 +59,8 @@ pub struct Svm {
     decode_assists: bool,
     flush_by_asid: bool,
     pause_filter: bool,
+    /// Interrupts are [posted](virtual_interrupt), not injected.
+    posts_interrupts: bool,
     /// The highest ASID.
     last_asid: u32,
     has_tsc_aux: bool,
@@ -126,6 +129,7 @@ impl Backend for Svm {
             decode_assists: features.has_decode_assists(),
             flush_by_asid: features.has_flush_by_asid(),
             pause_filter: features.has_pause_filter(),
+            posts_interrupts: virtual_interrupt::injected_come_twice(),
             last_asid: features.supported_asids().max(2) - 1,
             has_tsc_aux: extended.is_some_and(|features| features.has_rdtscp()),
             physical_bits,
@@ -155,9 +159,10 @@ impl fmt::Display for Svm {
         let no = |present| if present { "" } else { "no " };
         let (next_rip, by_asid, pause) = (no(self.next_rip_save), no(self.flush_by_asid), no(self.pause_filter));
         let nested = if self.nested_paging { "with" } else { "without" };
+        let posted = if self.posts_interrupts { ", interrupts posted" } else { "" };
         write!(
             f,
-            "SVM {nested} nested paging: {next_rip}next-RIP save, {by_asid}flush by ASID, {pause}PAUSE filter, {} ASIDs",
+            "SVM {nested} nested paging: {next_rip}next-RIP save, {by_asid}flush by ASID, {pause}PAUSE filter, {} ASIDs{posted}",
             self.last_asid + 1
         )
     }
@@ -201,6 +206,7 @@ pub struct SvmVcpu<T: Translation> {
     resident: Tenant,
     next_rip_save: bool,
     decode_assists: bool,
+    posts_interrupts: bool,
     /// What to ask VMRUN for when translations have to go.
     flush: u32,
     /// Other vCPUs leave their translations under this vCPU's ASID.
@@ -249,7 +255,7 @@ impl<T: Translation> SvmVcpu<T> {
         control.msrpm_base = msr_permissions.address().raw();
         let (asid, shares_asid) = svm.asid(tag);
         control.asid = asid;
-        control.virtual_interrupt = virtual_interrupt::MASKING;
+        control.withdraw();
         vmcb.save.pat = PAT_AT_RESET;
         Self {
             registers: Switched::default(),
@@ -262,6 +268,7 @@ impl<T: Translation> SvmVcpu<T> {
             resident: Resident::new(if svm.has_tsc_aux { &[x86::msr::IA32_TSC_AUX] } else { &[] }),
             next_rip_save: svm.next_rip_save,
             decode_assists: svm.decode_assists,
+            posts_interrupts: svm.posts_interrupts,
             flush: if svm.flush_by_asid { vmcb::FLUSH_ASID } else { vmcb::FLUSH_ALL },
             shares_asid,
             _io_permissions: io_permissions,
@@ -391,11 +398,18 @@ impl<T: Translation> SvmVcpu<T> {
     #[cold]
     fn redeliver(&mut self) {
         let info = self.vmcb.control.exit_interrupt_info;
-        let vector = info & 0xff;
-        let kind = info & 0x700;
-        let by_instruction = kind == 4 << 8 || (kind == event::TYPE_EXCEPTION && matches!(vector, 3 | 4));
-        if !by_instruction {
-            self.vmcb.control.event_injection = info;
+        match info & event::TYPE {
+            event::TYPE_SOFTWARE => {}
+            event::TYPE_EXCEPTION => match info as u8 {
+                3 | 4 => {}
+                // No exception: QEMU's word for an interrupt that was posted, and is pending still.
+                vector @ 32.. => {
+                    self.vmcb.control.withdraw();
+                    self.vmcb.control.event_injection = event::VALID | event::TYPE_INTERRUPT | u64::from(vector);
+                }
+                _ => self.vmcb.control.event_injection = info,
+            },
+            _ => self.vmcb.control.event_injection = info,
         }
     }
 
@@ -479,6 +493,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         self.registers.gprs = [0; 16];
         let control = &mut self.vmcb.control;
         control.event_injection = 0;
+        control.withdraw();
         control.interrupt_state = 0;
         control.intercept_misc1 &= !misc1::IRET;
         self.nmi = Nmi::None;
@@ -500,7 +515,6 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
             shadow.own.reset(self.vmcb.save.cr0);
             self.apply_paging(None);
         }
-        self.request_window(false);
         self.flush();
     }
 
@@ -659,6 +673,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         }
         self.vmcb.control.event_injection = event::VALID
             | match event {
+                Event::Interrupt(vector) if self.posts_interrupts => return self.vmcb.control.post(vector),
                 Event::Interrupt(vector) => event::TYPE_INTERRUPT | u64::from(vector),
                 Event::Nmi => event::TYPE_NMI | NMI_VECTOR,
                 Event::Exception(exception) => {
@@ -671,25 +686,23 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
 
     #[inline]
     fn injecting(&self) -> bool {
+        self.redelivering() || self.vmcb.control.is_posted()
+    }
+
+    #[inline]
+    fn redelivering(&self) -> bool {
         self.vmcb.control.event_injection & event::VALID != 0
     }
 
     fn injected_exception(&self) -> Option<u8> {
-        const KIND: u64 = event::VALID | 7 << 8;
+        const KIND: u64 = event::VALID | event::TYPE;
         let event = self.vmcb.control.event_injection;
         (event & KIND == event::VALID | event::TYPE_EXCEPTION).then_some(event as u8)
     }
 
     #[inline]
     fn request_window(&mut self, wanted: bool) {
-        let control = &mut self.vmcb.control;
-        if wanted {
-            control.virtual_interrupt |= virtual_interrupt::PENDING | virtual_interrupt::IGNORE_PRIORITY;
-            control.intercept_misc1 |= misc1::VINTR;
-        } else {
-            control.virtual_interrupt &= !virtual_interrupt::PENDING;
-            control.intercept_misc1 &= !misc1::VINTR;
-        }
+        self.vmcb.control.request_window(wanted);
     }
 
     fn takes_nmi(&self) -> bool {
@@ -706,7 +719,9 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         if wanted {
             self.request_window(true);
         } else if self.vmcb.control.exit_code == exit_code::IRET {
-            self.nmi = Nmi::Returns { from: self.rip() };
+            if self.nmi == Nmi::Handled {
+                self.nmi = Nmi::Returns { from: self.rip() };
+            }
             self.vmcb.control.intercept_misc1 &= !misc1::IRET;
         }
     }

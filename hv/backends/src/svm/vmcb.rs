@@ -213,19 +213,13 @@ pub(super) mod exit_code {
     pub(in crate::svm) const INVALID: u32 = u32::MAX;
 }
 
-/// Bits of `virtual_interrupt` (APM section 15.21).
-pub(super) mod virtual_interrupt {
-    pub(in crate::svm) const PENDING: u64 = 1 << 8;
-    pub(in crate::svm) const IGNORE_PRIORITY: u64 = 1 << 20;
-    /// Physical interrupts are masked by the host's RFLAGS.IF alone.
-    pub(in crate::svm) const MASKING: u64 = 1 << 24;
-}
-
 /// `event_injection` (APM section 15.20).
 pub(super) mod event {
     pub(in crate::svm) const TYPE_INTERRUPT: u64 = 0 << 8;
     pub(in crate::svm) const TYPE_NMI: u64 = 2 << 8;
     pub(in crate::svm) const TYPE_EXCEPTION: u64 = 3 << 8;
+    pub(in crate::svm) const TYPE_SOFTWARE: u64 = 4 << 8;
+    pub(in crate::svm) const TYPE: u64 = 7 << 8;
     pub(in crate::svm) const ERROR_CODE_VALID: u64 = 1 << 11;
     pub(in crate::svm) const VALID: u64 = 1 << 31;
 }
