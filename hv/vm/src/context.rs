@@ -22,6 +22,8 @@ pub struct Context<S> {
     pub(crate) apic: LocalApic,
     /// How often in a row page faults had a table given up as such, to be written by an instruction that is not emulated.
     pub(crate) given_up: u32,
+    /// It was said that the guest asks for long mode and is refused.
+    pub(crate) told_of_long_mode: bool,
     /// An NMI waits to be delivered.
     pub(crate) nmi: bool,
 }
@@ -65,6 +67,7 @@ impl<S: Copy> Context<S> {
             activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
             apic: LocalApic::new(index as u32, mailbox),
             given_up: 0,
+            told_of_long_mode: false,
             nmi: false,
         }
     }

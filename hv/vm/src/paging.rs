@@ -5,6 +5,7 @@ use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
 use crate::trouble::{PAGE_FAULT, Trouble};
 use crate::vcpu::Vcpu;
 use addr::{Gpa, Gva};
+use core::mem;
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 use emul::mmio::{Bus, Outcome, Place};
@@ -184,7 +185,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     /// EFER, without long mode: CPUID does not offer it.
     #[cold]
     pub(crate) fn write_own_efer<V: Vcpu>(&mut self, vcpu: &mut V, efer: u64) -> Result<Known, Event> {
-        if efer & EFER_LME != 0 {
+        if efer & EFER_LME != 0 && !mem::replace(&mut self.context.told_of_long_mode, true) {
             log::warn!("a guest asks for long mode, which CPUID does not offer without nested paging: #GP");
         }
         let nxe = if self.context.cpuid.has_nx() { EFER_NXE } else { 0 };

@@ -60,9 +60,8 @@ impl<T: Translation> VmxVcpu<T> {
     }
 
     pub(super) fn set_guest_cr3(&mut self, value: u64) {
-        if let Some(shadow) = self.translation.shadow_mut() {
-            shadow.own.write_unpaged(|controls| controls.cr3 = value);
-            return self.apply_paging(None);
+        if self.change_own_controls(|controls| controls.cr3 = value) {
+            return;
         }
         match &mut self.unpaged {
             Some(unpaged) => unpaged.cr3 = value,

@@ -158,18 +158,16 @@ impl<T: Translation> VmxVcpu<T> {
 
     /// Has the guest read `value`, and the register be what that means.
     pub(super) fn write_cr0(&mut self, value: u64) {
-        if let Some(shadow) = self.translation.shadow_mut() {
-            shadow.own.write_unpaged(|controls| controls.cr0 = value);
-            return self.apply_paging(None);
+        if self.change_own_controls(|controls| controls.cr0 = value) {
+            return;
         }
         self.vmcs.write(guest::CR0, self.cr0.real(value));
         self.vmcs.write(control::CR0_READ_SHADOW, value);
     }
 
     pub(super) fn write_cr4(&mut self, value: u64) {
-        if let Some(shadow) = self.translation.shadow_mut() {
-            shadow.own.write_unpaged(|controls| controls.cr4 = value);
-            return self.apply_paging(None);
+        if self.change_own_controls(|controls| controls.cr4 = value) {
+            return;
         }
         self.vmcs.write(guest::CR4, self.cr4.real(value));
         self.vmcs.write(control::CR4_READ_SHADOW, value);

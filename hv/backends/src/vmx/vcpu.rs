@@ -24,6 +24,7 @@ use vm::{
     ControlRegisters, Cr8, Emulated, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, PageFault,
     Registers, Segment, SegmentState, Start, StateMsr, Stay, Vcpu,
 };
+use walk::Controls;
 use x86::controlregs::cr2_write;
 use x86::msr;
 use x86::time::rdtsc;
@@ -238,18 +239,32 @@ impl<T: Translation> VmxVcpu<T> {
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
     }
 
+    /// The registers of a guest whose tables have a shadow: the VMCS has others.
+    #[inline]
+    fn own_controls(&self) -> Option<&Controls> {
+        self.translation.shadow().map(|shadow| &shadow.own.paging().controls)
+    }
+
+    /// Changes them, if it is such a guest; it is not paged.
+    pub(super) fn change_own_controls(&mut self, change: impl FnOnce(&mut Controls)) -> bool {
+        let Some(shadow) = self.translation.shadow_mut() else { return false };
+        shadow.own.write_unpaged(change);
+        self.apply_paging(None);
+        true
+    }
+
     #[inline]
     pub(super) fn guest_cr0(&self) -> u64 {
-        if let Some(shadow) = self.translation.shadow() {
-            return shadow.own.paging().controls.cr0;
+        if let Some(own) = self.own_controls() {
+            return own.cr0;
         }
         self.cr0.guest(self.vmcs.read(guest::CR0), self.vmcs.read(control::CR0_READ_SHADOW))
     }
 
     #[inline]
     pub(super) fn guest_cr3(&self) -> u64 {
-        if let Some(shadow) = self.translation.shadow() {
-            return shadow.own.paging().controls.cr3;
+        if let Some(own) = self.own_controls() {
+            return own.cr3;
         }
         match self.unpaged {
             Some(unpaged) => unpaged.cr3,
@@ -259,16 +274,16 @@ impl<T: Translation> VmxVcpu<T> {
 
     #[inline]
     pub(super) fn guest_cr4(&self) -> u64 {
-        if let Some(shadow) = self.translation.shadow() {
-            return shadow.own.paging().controls.cr4;
+        if let Some(own) = self.own_controls() {
+            return own.cr4;
         }
         self.cr4.guest(self.vmcs.read(guest::CR4), self.vmcs.read(control::CR4_READ_SHADOW))
     }
 
     #[inline]
     fn efer(&self) -> u64 {
-        if let Some(shadow) = self.translation.shadow() {
-            return shadow.own.paging().controls.efer;
+        if let Some(own) = self.own_controls() {
+            return own.efer;
         }
         match self.unpaged {
             Some(unpaged) => unpaged.efer,
