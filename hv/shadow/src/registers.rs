@@ -118,16 +118,17 @@ impl Registers {
     }
 
     fn load<M: PhysMem>(&mut self, mem: &M, controls: Controls, pdptes: bool) -> Result<(), LoadError> {
-        let mut paging = Paging { controls, ..self.paging };
+        let paging = &mut self.paging;
         match controls.mode() {
             Mode::Off | Mode::Bits32 => paging.pdptes = None,
             Mode::Pae if pdptes || paging.pdptes.is_none() => {
-                paging.pdptes = Some(load_pdptes(mem, &paging).map_err(LoadError::Pdptes)?);
+                let pdptes = load_pdptes(mem, &Paging { controls, ..*paging }).map_err(LoadError::Pdptes)?;
+                paging.pdptes = Some(pdptes);
             }
             Mode::Pae => {}
             Mode::Long4 | Mode::Long5 => return Err(LoadError::LongMode),
         }
-        self.paging = paging;
+        paging.controls = controls;
         Ok(())
     }
 

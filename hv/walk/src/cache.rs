@@ -17,6 +17,7 @@
 //! address space, and the checks. That turning is the environment's, and may change (a page of the guest is taken away and
 //! comes back elsewhere). For that there is [`SlotMem::generation`].
 
+use crate::mode::CR0_PG;
 use crate::{Access, Controls, Fault, Features, Kind, Mode, Paging, PhysMem, Privilege, Step, Steps};
 use addr::{Gpa, Gva, PAGE_SIZE};
 
@@ -117,10 +118,11 @@ impl<S: Copy> Known<S> {
     #[inline(always)]
     fn is_still_so<M: SlotMem<Slot = S>>(&self, mem: &M, paging: &PagingRef<'_>, key: u64) -> bool {
         let (kept, controls) = (&self.controls, &paging.controls);
-        // All at once: it nearly always is, and a jump for each would cost more than it saves.
+        // All at once: it nearly always is, and a jump for each would cost more than it saves. Of CR0, which systems toggle TS
+        // and WP in, fetches depend on PG alone.
         let changed = (self.key ^ key)
             | (self.generation ^ mem.generation())
-            | (kept.cr0 ^ controls.cr0)
+            | ((kept.cr0 ^ controls.cr0) & CR0_PG)
             | (kept.cr3 ^ paging.start(key))
             | (kept.cr4 ^ controls.cr4)
             | (kept.efer ^ controls.efer);

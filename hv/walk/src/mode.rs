@@ -4,7 +4,7 @@ use crate::{Access, ErrorCode, Kind, P, PS, PhysMem, Privilege, RW, Rights, US};
 use addr::{Gpa, Gva, PageSize};
 
 const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
+pub(crate) const CR0_PG: u64 = 1 << 31;
 const CR4_PSE: u64 = 1 << 4;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_LA57: u64 = 1 << 12;
