@@ -389,7 +389,7 @@ pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> Pa
         None => {
             let control = vcpu.control();
             let controls = Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer };
-            PagingRef { controls, pdptes: None, features }
+            PagingRef::new(controls, None, features)
         }
     }
 }

@@ -50,18 +50,22 @@ pub struct FetchCache<S> {
     kept: [Kept<S>; WALKS],
 }
 
-/// [`Paging`], of which what is seldom asked for stays where it is.
+/// What of [`Paging`] fetches depend on; what is seldom asked for stays where it is.
 #[derive(Clone, Copy, Debug)]
 pub struct PagingRef<'a> {
-    /// The guest's control registers.
-    pub controls: Controls,
-    /// PDPTEs, if the processor holds them.
-    pub pdptes: Option<&'a [u64; 4]>,
-    /// The guest's processor.
-    pub features: &'a Features,
+    /// Of CR0 there is PG alone: systems toggle WP and TS, and no fetch asks for them.
+    controls: Controls,
+    pdptes: Option<&'a [u64; 4]>,
+    features: &'a Features,
 }
 
-impl PagingRef<'_> {
+impl<'a> PagingRef<'a> {
+    /// Of a guest with these registers, whose PDPTEs the processor holds if they are given.
+    #[inline(always)]
+    pub const fn new(controls: Controls, pdptes: Option<&'a [u64; 4]>, features: &'a Features) -> Self {
+        Self { controls: Controls { cr0: controls.cr0 & CR0_PG, ..controls }, pdptes, features }
+    }
+
     /// Where a walk for `linear` starts: at CR3, or at the one PDPTE that it needs.
     #[inline]
     const fn start(&self, linear: u64) -> u64 {
@@ -75,7 +79,7 @@ impl PagingRef<'_> {
 impl<'a> From<&'a Paging> for PagingRef<'a> {
     #[inline]
     fn from(paging: &'a Paging) -> Self {
-        Self { controls: paging.controls, pdptes: paging.pdptes.as_ref(), features: &paging.features }
+        Self::new(paging.controls, paging.pdptes.as_ref(), &paging.features)
     }
 }
 
@@ -118,11 +122,10 @@ impl<S: Copy> Known<S> {
     #[inline(always)]
     fn is_still_so<M: SlotMem<Slot = S>>(&self, mem: &M, paging: &PagingRef<'_>, key: u64) -> bool {
         let (kept, controls) = (&self.controls, &paging.controls);
-        // All at once: it nearly always is, and a jump for each would cost more than it saves. Of CR0, which systems toggle TS
-        // and WP in, fetches depend on PG alone.
+        // All at once: it nearly always is, and a jump for each would cost more than it saves.
         let changed = (self.key ^ key)
             | (self.generation ^ mem.generation())
-            | ((kept.cr0 ^ controls.cr0) & CR0_PG)
+            | (kept.cr0 ^ controls.cr0)
             | (kept.cr3 ^ paging.start(key))
             | (kept.cr4 ^ controls.cr4)
             | (kept.efer ^ controls.efer);

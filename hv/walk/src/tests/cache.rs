@@ -15,7 +15,7 @@ fn tree() -> (Ram, Controls) {
 }
 
 fn bytes_at(cache: &mut FetchCache<usize>, ram: &Ram, controls: &Controls, gva: u64) -> Option<u32> {
-    let paging = PagingRef { controls: *controls, pdptes: None, features: &FEATURES };
+    let paging = PagingRef::new(*controls, None, &FEATURES);
     cache.fetch_u32(ram, paging, Gva::new(gva), SUPERVISOR)
 }
 
@@ -64,6 +64,18 @@ fn other_held_pdptes_are_seen_though_cr3_is_the_same() {
         let found = cache.fetch_u32(&ram, (&paging).into(), Gva::new(0), SUPERVISOR);
         assert_eq!(found, Some(directory as u32 + 3));
     }
+}
+
+#[test]
+fn toggling_what_no_fetch_asks_for_keeps_the_walk() {
+    const WP_TS: u64 = 1 << 16 | 1 << 3;
+    let (ram, controls) = tree();
+    let mut cache = FetchCache::new();
+    bytes_at(&mut cache, &ram, &controls, 0);
+    let walked = ram.reads.get();
+    let toggled = Controls { cr0: controls.cr0 ^ WP_TS, ..controls };
+    assert_eq!(bytes_at(&mut cache, &ram, &toggled, 0), Some(0x0302_0100));
+    assert_eq!(ram.reads.get(), walked);
 }
 
 #[test]
