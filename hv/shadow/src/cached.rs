@@ -123,7 +123,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let tree = self.enter(cpu, &mut state, registers.context(), view.last.load(Ordering::Relaxed));
         view.tree.store(tree, Ordering::Relaxed);
         view.last.store(left, Ordering::Relaxed);
-        while let Some(gfn) = state.last.unsync_of(|user| user.tree == tree) {
+        while let Some(gfn) = state.last.unsync_in(tree) {
             self.sync(cpu, &mut state, gfn);
         }
     }
@@ -154,7 +154,8 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         self.counters.count(Counter::Invlpgs);
         let (gva, tree) = (linear(gva), view.tree.load(Ordering::Relaxed));
         let last = &self.state.lock().last;
-        if let Some(gfn) = last.unsync_of(|user| user.tree == tree && user.whole().contains(&gva))
+        if let Some(gfn) = last.bound(tree, gva)
+            && last.is_unsync(gfn)
             && self.zap_page(cpu, tree, gva)
         {
             self.flush_sharers(cpu, last, gfn);

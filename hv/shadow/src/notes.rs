@@ -219,9 +219,14 @@ impl State {
 }
 
 impl LastLevel {
-    /// A table that is out of sync and has such a use.
-    pub(crate) fn unsync_of(&self, is: impl Fn(&Use) -> bool) -> Option<Gfn> {
-        self.unsync.iter().copied().find(|&gfn| self.tables.any(gfn, &is))
+    /// Whether the table is out of sync.
+    pub(crate) fn is_unsync(&self, gfn: Gfn) -> bool {
+        self.unsync.contains(&gfn)
+    }
+
+    /// A table that is out of sync and of use in that tree.
+    pub(crate) fn unsync_in(&self, tree: usize) -> Option<Gfn> {
+        self.unsync.iter().copied().find(|&gfn| self.tables.any(gfn, |user| user.tree == tree))
     }
 
     /// The table that has been out of sync for longest, if there may be no more of them.
@@ -245,8 +250,14 @@ impl LastLevel {
         self.regions[tree].0[region(gva)] = gfn;
     }
 
+    /// The frame of the table that the region of `gva` is by.
+    pub(crate) fn bound(&self, tree: usize, gva: Gva) -> Option<Gfn> {
+        let gfn = self.regions[tree].0[region(gva)];
+        (gfn != UNBOUND).then_some(gfn)
+    }
+
     pub(crate) fn is_bound(&self, tree: usize, range: &Range<Gva>) -> bool {
-        regions(range).any(|at| self.regions[tree].0[region(at)] != UNBOUND)
+        regions(range).any(|at| self.bound(tree, at).is_some())
     }
 
     /// The region of `gva` is by no table, and what was noted of that is forgotten. Whether it was by one.
