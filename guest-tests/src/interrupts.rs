@@ -1,16 +1,16 @@
 //! Exceptions that tests expect, and interrupts that they count.
 
 use core::arch::{asm, global_asm, naked_asm};
-use core::cell::Cell;
-use core::mem::{self, offset_of};
+use core::mem;
 use core::ptr;
 use core::sync::atomic::{
     AtomicPtr, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use base::recovery::{Recoveries, Recovery};
+
 use crate::descriptors::{self, GateDpl};
-use crate::smp::{Cpu, PerCpu};
 use crate::{pic, processor, uart};
 
 /// What the stubs leave on the stack: the registers they save, the vector they add, the frame that the processor wrote.
@@ -148,38 +148,18 @@ pub(crate) fn init() {
     descriptors::load_idt();
 }
 
-/// Where to go on after an expected exception, and what it was.
-#[repr(C)]
-struct Recovery {
-    rsp: Cell<u64>,
-    rip: Cell<u64>,
-    fault: Cell<Option<Fault>>,
-}
+static RECOVERIES: Recoveries<Fault> = Recoveries::new();
 
-/// The recovery of the `expect_fault` that runs on each processor.
-static RECOVERY: PerCpu<AtomicPtr<Recovery>> = PerCpu::new([const { AtomicPtr::new(ptr::null_mut()) }; Cpu::MOST]);
-
-/// Runs `body`, and the exception or software interrupt that ended it if there was one. What `body` owns is then not
+/// Runs `body`, and gives the exception or software interrupt that ended it if there was one. What `body` owns is then not
 /// dropped.
 pub fn expect_fault<F: FnOnce()>(body: F) -> Option<Fault> {
-    extern "C" fn call<F: FnOnce()>(body: &mut Option<F>) {
-        if let Some(body) = body.take() {
-            body();
-        }
-    }
-    let recovery = Recovery { rsp: Cell::new(0), rip: Cell::new(0), fault: Cell::new(None) };
-    let mut body = Some(body);
-    RECOVERY.here().store((&raw const recovery).cast_mut(), Relaxed);
-    // SAFETY: `call` gets the pointer that it takes. It may be left by the handler's jump back, over frames of `body`
-    // and of this library only, none of which has to be unwound; the callee-saved registers are restored either way.
-    unsafe { call_recoverably(call::<F> as *const (), (&raw mut body).cast(), &recovery) };
-    RECOVERY.here().store(ptr::null_mut(), Relaxed);
-    recovery.fault.get()
+    // SAFETY: it is such a function.
+    unsafe { RECOVERIES.expect(body, call_recoverably) }
 }
 
-/// Calls `function(argument)`. A jump to `recovery.rip` with `recovery.rsp` returns from here.
+/// See [`CallRecoverably`](base::recovery::CallRecoverably).
 #[unsafe(naked)]
-unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), recovery: &Recovery) {
+unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), recovery: &Recovery<Fault>) {
     naked_asm!(
         "push rbx",
         "push rbp",
@@ -203,8 +183,8 @@ unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), re
         "pop rbp",
         "pop rbx",
         "ret",
-        rsp = const offset_of!(Recovery, rsp),
-        rip = const offset_of!(Recovery, rip),
+        rsp = const Recovery::<Fault>::STACK,
+        rip = const Recovery::<Fault>::INSTRUCTION,
     )
 }
 
@@ -265,15 +245,9 @@ fn interrupt(line: u8, frame: &Frame) {
 
 fn exception(frame: &mut Frame) {
     let fault = Fault { frame: *frame, cr2: processor::cr2() };
-    // Taken, so that an exception in between is not taken for the expected one.
-    let recovery = RECOVERY.here().swap(ptr::null_mut(), Relaxed);
-    // SAFETY: not null, it is the recovery in a frame of `expect_fault` that still runs.
-    let Some(recovery) = (unsafe { recovery.as_ref() }) else {
-        panic!("unexpected exception: {fault:x?}");
-    };
-    recovery.fault.set(Some(fault));
-    frame.rip = recovery.rip.get();
-    frame.rsp = recovery.rsp.get();
+    let recovery = RECOVERIES.take(fault);
+    frame.rip = recovery.instruction() as u64;
+    frame.rsp = recovery.stack() as u64;
     frame.cs = u64::from(descriptors::CODE64);
     frame.ss = u64::from(descriptors::DATA);
     // DF, TF and IF as the code around expects them; `call_recoverably` brings back the rest.

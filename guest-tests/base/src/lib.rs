@@ -12,6 +12,7 @@ pub mod latency;
 pub mod pic;
 pub mod port;
 pub mod random;
+pub mod recovery;
 pub mod smp;
 pub mod start;
 pub mod startup;

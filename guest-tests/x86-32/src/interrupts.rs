@@ -1,13 +1,9 @@
 //! Exceptions that tests expect.
 
 use core::arch::{global_asm, naked_asm};
-use core::cell::Cell;
-use core::mem::offset_of;
-use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use base::pic;
-use base::smp::{Cpu, PerCpu};
+use base::recovery::{Recoveries, Recovery};
 
 use crate::descriptors::{self, GateDpl};
 use crate::processor;
@@ -80,8 +76,8 @@ interrupt_common:
     jmpl *{eip}(%eax)
 "#,
     dispatch = sym dispatch,
-    esp = const offset_of!(Recovery, esp),
-    eip = const offset_of!(Recovery, eip),
+    esp = const Recovery::<Fault>::STACK,
+    eip = const Recovery::<Fault>::INSTRUCTION,
     options(att_syntax)
 );
 
@@ -105,38 +101,18 @@ pub(crate) fn restore_gate(vector: u32) {
     descriptors::set_gate(vector as usize, first + vector * STUB_SIZE, dpl);
 }
 
-/// Where to go on after an expected exception, and what it was.
-#[repr(C)]
-struct Recovery {
-    esp: Cell<u32>,
-    eip: Cell<u32>,
-    fault: Cell<Option<Fault>>,
-}
+static RECOVERIES: Recoveries<Fault> = Recoveries::new();
 
-/// The recovery of the `expect_fault` that runs on each processor.
-static RECOVERY: PerCpu<AtomicPtr<Recovery>> = PerCpu::new([const { AtomicPtr::new(ptr::null_mut()) }; Cpu::MOST]);
-
-/// Runs `body`, and the exception or software interrupt that ended it if there was one. What `body` owns is then not
+/// Runs `body`, and gives the exception or software interrupt that ended it if there was one. What `body` owns is then not
 /// dropped.
 pub fn expect_fault<F: FnOnce()>(body: F) -> Option<Fault> {
-    extern "C" fn call<F: FnOnce()>(body: &mut Option<F>) {
-        if let Some(body) = body.take() {
-            body();
-        }
-    }
-    let recovery = Recovery { esp: Cell::new(0), eip: Cell::new(0), fault: Cell::new(None) };
-    let mut body = Some(body);
-    RECOVERY.here().store((&raw const recovery).cast_mut(), Relaxed);
-    // SAFETY: `call` gets the pointer that it takes. It may be left by the handler's jump back, over frames of `body`
-    // and of this library only, none of which has to be unwound; the callee-saved registers are restored either way.
-    unsafe { call_recoverably(call::<F> as *const (), (&raw mut body).cast(), &recovery) };
-    RECOVERY.here().store(ptr::null_mut(), Relaxed);
-    recovery.fault.get()
+    // SAFETY: it is such a function.
+    unsafe { RECOVERIES.expect(body, call_recoverably) }
 }
 
-/// Calls `function(argument)`. A jump to `recovery.eip` with `recovery.esp` returns from here, with kernel segments.
+/// See [`CallRecoverably`](base::recovery::CallRecoverably). Segments are the kernel's afterwards.
 #[unsafe(naked)]
-unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), recovery: &Recovery) {
+unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), recovery: &Recovery<Fault>) {
     naked_asm!(
         "push ebx",
         "push ebp",
@@ -163,20 +139,12 @@ unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), re
         "pop ebp",
         "pop ebx",
         "ret",
-        esp = const offset_of!(Recovery, esp),
-        eip = const offset_of!(Recovery, eip),
+        esp = const Recovery::<Fault>::STACK,
+        eip = const Recovery::<Fault>::INSTRUCTION,
         data = const descriptors::DATA,
     )
 }
 
-extern "C" fn dispatch(frame: &Frame) -> *const Recovery {
-    let fault = Fault { frame: *frame, cr2: processor::cr2() };
-    // Taken, so that an exception in between is not taken for the expected one.
-    let recovery = RECOVERY.here().swap(ptr::null_mut(), Relaxed);
-    // SAFETY: not null, it is the recovery in a frame of `expect_fault` that still runs.
-    let Some(expected) = (unsafe { recovery.as_ref() }) else {
-        panic!("unexpected exception: {fault:x?}");
-    };
-    expected.fault.set(Some(fault));
-    recovery
+extern "C" fn dispatch(frame: &Frame) -> *const Recovery<Fault> {
+    RECOVERIES.take(Fault { frame: *frame, cr2: processor::cr2() })
 }
