@@ -41,6 +41,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
                 }
                 return self.no_page(vcpu, fault, Resolved::NotMemory);
             }
+            // An event is pushed there: it is a table no more.
+            Ok(shadow::Outcome::Emulate { gpa, reason: Reason::Table }) if vcpu.redelivering() => {
+                self.give_up_table(gpa)
+            }
             Ok(shadow::Outcome::Emulate { gpa, reason }) => {
                 let done = self.emulate_write(vcpu);
                 match done.unwrap_or_else(|trouble| trouble.tell(vcpu)) {

@@ -1,11 +1,11 @@
 //! A guest's physical memory, and what the nested tables say of it.
 
 use crate::{NestedFault, machine};
-use addr::{Gpa, PAGE_SIZE};
+use addr::{Gpa, Gva, PAGE_SIZE};
 use core::cell::{Cell, RefCell};
 use std::vec;
 use std::vec::Vec;
-use walk::{PhysMem, SlotMem};
+use walk::{Access, PhysMem, SlotMem};
 
 /// Pages from address 0, of which one may be a hole; nothing behind them.
 pub(super) struct TestMemory {
@@ -16,6 +16,8 @@ pub(super) struct TestMemory {
     pub(super) stale: Cell<bool>,
     /// How often the handlers looked at memory.
     pub(super) accesses: Cell<u64>,
+    /// What was a table of the guest's until it was written by something that can't be emulated.
+    pub(super) given_up: Option<Gpa>,
 }
 
 impl TestMemory {
@@ -26,6 +28,7 @@ impl TestMemory {
             out_of_frames: Cell::new(false),
             stale: Cell::new(false),
             accesses: Cell::new(0),
+            given_up: None,
         }
     }
 
@@ -63,6 +66,14 @@ impl TestMemory {
 }
 
 impl machine::Memory for TestMemory {
+    /// All memory is the guest's tables.
+    fn shadow_fault(&mut self, _: &shadow::Registers, at: Gva, _: Access) -> Result<shadow::Outcome, shadow::NoMemory> {
+        Ok(shadow::Outcome::Emulate { gpa: Gpa::new(at.raw()), reason: shadow::Reason::Table })
+    }
+    fn unshadow(&mut self, at: Gpa) {
+        self.given_up = Some(at);
+    }
+
     fn fault(&mut self, fault: NestedFault) -> machine::Resolved {
         match self.place(fault.address(), 1) {
             None => machine::Resolved::NotMemory,

@@ -137,3 +137,15 @@ fn each_kind_of_exit_is_counted() {
     let ticks = 10 * (guest.vcpu.entries - 1 - guest.machine.context.stats().count(Kind::Halt));
     assert!(table.ends_with(&std::format!(" {ticks} ticks of the TSC in the hypervisor")), "{table}");
 }
+
+#[test]
+fn an_event_is_pushed_where_a_table_was() {
+    let features = walk::Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
+    let mut guest = Guest::new(&[0x90]);
+    guest.vcpu.own = Some(shadow::Registers::new(features));
+    // The page fault is that of its delivery.
+    guest.vcpu.event = Some(Event::UNDEFINED);
+    assert_eq!(guest.handle(Exit::PageFault(PageFault::new(Gva::new(0x3ffc), 3))), Flow::Resume);
+    assert_eq!(guest.vcpu.event, Some(Event::UNDEFINED));
+    assert_eq!(guest.machine.memory.given_up, Some(Gpa::new(0x3ffc)));
+}

@@ -42,6 +42,8 @@ pub(super) struct TestVcpu {
     /// At which entries translations were dropped.
     pub(super) flushed: Vec<u64>,
     script: VecDeque<(Exit, Stretch)>,
+    /// Its paging registers, if its tables have a shadow.
+    pub(super) own: Option<shadow::Registers>,
 }
 
 impl TestVcpu {
@@ -69,6 +71,7 @@ impl TestVcpu {
             leaves: 0,
             flushed: Vec::new(),
             script: VecDeque::new(),
+            own: None,
         }
     }
 
@@ -117,6 +120,10 @@ impl Vcpu for TestVcpu {
     const HYPERCALL: Known = Known::Vmmcall;
 
     fn load(&mut self) {}
+    fn own_paging(&self) -> Option<&shadow::Registers> {
+        self.own.as_ref()
+    }
+
     fn reset(&mut self, start: Start) {
         self.event = None;
         self.shadow = false;
