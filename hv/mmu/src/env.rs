@@ -145,9 +145,10 @@ impl TableDesc {
         self.sharers.load(Ordering::Relaxed) > 0
     }
 
-    /// Under the lock.
-    pub(crate) fn add_sharer(&self) {
-        self.sharers.store(self.sharers.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    /// Under the lock. False if no more can be counted.
+    pub(crate) fn add_sharer(&self) -> bool {
+        let more = self.sharers.load(Ordering::Relaxed).checked_add(1);
+        more.inspect(|more| self.sharers.store(*more, Ordering::Relaxed)).is_some()
     }
 
     /// Under the lock, of a table that is shared.

@@ -16,7 +16,7 @@ use rcu::Cpu;
 /// Why a table was not shared. The trees are as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareError {
-    /// There is no table to share (any more).
+    /// There is no table to share (any more), or none that one more entry can be counted of.
     NoTable,
     /// The entry that should refer to it is not none.
     Present,
@@ -60,7 +60,9 @@ impl<E: Env> Tree<E> {
                 && let Ok(lower) = source.lock()
                 && upper.table().get(offset).is_none()
             {
-                lower.desc().add_sharer();
+                if !lower.desc().add_sharer() {
+                    return Err(ShareError::NoTable);
+                }
                 upper.set(E::Format::index(offset, table.level), entry);
                 spare.used(missing);
                 return Ok(());
