@@ -135,11 +135,18 @@ impl<E: Env> Tree<E> {
 
     /// Unmaps the page at `at`, of whatever size it is. No CPU can reach it by this tree any more then. Whether there was one.
     pub fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>) -> bool {
+        let cleared = self.clear_page(cpu, at);
+        if cleared {
+            self.flush_after(cpu, After::Zap);
+        }
+        cleared
+    }
+
+    /// As [`zap_page`](Self::zap_page), for one page of several: it is out of reach when the caller has [flushed](Self::flush).
+    pub fn clear_page(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>) -> bool {
         let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
         let Some((locked, index)) = self.lock_leaf(cpu.read(), offset) else { return false };
         locked.clear(index);
-        drop(locked);
-        self.flush_after(cpu, After::Zap);
         true
     }
 

@@ -7,8 +7,8 @@
 //!
 //! * a fault walks the guest's tables, notes their frames as tables from the directory downwards, write-protects those that were
 //!   none before, and *then* reads their entries again: only if they are still the same is the page mapped;
-//! * a write to a directory is emulated: first the bytes, then [`Shadow::written`], which drops what stands for the entries, or
-//!   lets go of it where others share it. An entry that is written in two halves is so read anew, whole, by the next fault that
+//! * a write to a directory is emulated, by [`Shadow::write`], which then drops what stands for the entries, or lets go of it
+//!   where others share it. An entry that is written in two halves is so read anew, whole, by the next fault that
 //!   needs it;
 //! * a table that is a last level and nothing else goes out of sync when it is written: the guest may write it from then on,
 //!   and a tree may have what the table had, as a processor's translation buffer may. INVLPG drops the one page; a load of CR3
@@ -42,6 +42,15 @@ pub struct Shadow<E: Env<Format = Pae<Gva>>> {
     trees: Vec<Tree<E>>,
     state: Mutex<State>,
     counters: Counters,
+}
+
+/// Who writes guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// An instruction that is emulated, or a device.
+    Software,
+    /// A walk that sets accessed and dirty bits: a table that is used much is not given up for that.
+    Walk,
 }
 
 /// Which tree a vCPU runs on. Its vCPU alone uses it.
@@ -142,7 +151,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let tree = found.or_else(|| idle.min_by_key(|(_, owner)| owner.loaded).map(|(n, _)| n)).unwrap_or_default();
         let owner = &mut state.owners[tree];
         let taken = found.is_none() && owner.context.is_some();
-        *owner = Owner { context: Some(context), vcpus: owner.vcpus + 1, loaded: state.clock };
+        *owner = Owner { context: Some(context), vcpus: owner.vcpus + 1, loaded: state.clock, ..*owner };
         if taken {
             self.empty_tree(cpu, state, tree);
         }
@@ -183,23 +192,37 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         self.zap_table(cpu, &state.last, gfn, Use::whole);
     }
 
-    /// Software, or a device, has written guest memory: the `len` bytes from `gpa` on. No processor uses what tables said before
-    /// when this returns.
-    pub fn written(&self, cpu: &Cpu<'_, E::Platform>, gpa: Gpa, len: usize) {
-        let mut state = self.state.lock();
+    /// Has `store` write the `len` bytes of guest memory from `gpa` on. No processor uses what tables said before when this
+    /// returns; and who has seen the bytes before that, and then runs INVLPG or loads CR3, waits for it there.
+    pub fn write<R>(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        gpa: Gpa,
+        len: usize,
+        by: Writer,
+        store: impl FnOnce() -> R,
+    ) -> R {
+        let (mut state, stored) = if kept(Rule::StoreLocked) {
+            let state = self.state.lock();
+            (state, store())
+        } else {
+            let stored = store();
+            (self.state.lock(), stored)
+        };
         let (mut at, end) = (gpa.raw(), gpa.raw().saturating_add(len as u64));
         while at < end {
             let next = (at & !(PAGE_SIZE - 1)).saturating_add(PAGE_SIZE).min(end);
             let from = at % PAGE_SIZE;
-            self.written_table(cpu, &mut state, Gpa::new(at).frame(), &(from..from + (next - at)));
+            self.written(cpu, &mut state, Gpa::new(at).frame(), &(from..from + (next - at)), by);
             at = next;
         }
+        stored
     }
 
-    fn written_table(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn, bytes: &Range<u64>) {
+    fn written(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn, bytes: &Range<u64>, by: Writer) {
         let mut flooded = false;
         let mut count = |user: &mut Use| {
-            if !user.unsync {
+            if !user.unsync && by == Writer::Software {
                 self.counters.count(Counter::Written);
                 user.writes += 1;
                 flooded |= user.writes >= FLOOD;
@@ -377,7 +400,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         match state.last.tables.find_mut(gfn, |known| known.is_at_same(&user) && known.role == user.role) {
             Some(known) => known.writes = 0,
             None => {
-                // If the directory's entry was another, `written` may be yet to come.
+                // What the directory's entry led to before, if anything.
                 self.cut(cpu, &mut state.last, user.tree, user.whole());
                 self.prepare(cpu, state, table);
                 state.last.tables.insert(gfn, user)?;
@@ -409,19 +432,28 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         if !kept(Rule::WriteProtect) {
             return;
         }
-        let State { directories, last, writable, .. } = state;
+        let State { owners, directories, last, writable, .. } = state;
         let large = gfn.start().align_down(PageSize::Size2M.bytes()).frame();
         for first in [gfn, large] {
             writable.retain(first, |place| {
-                let mut zapped = false;
+                let mut cleared = false;
                 for user in place.uses(directories, last) {
-                    zapped |= self.zap_page(cpu, user.tree, user.start.wrapping_add(place.offset));
+                    if self.trees[user.tree].clear_page(cpu, user.start.wrapping_add(place.offset)) {
+                        self.counters.count(Counter::Zapped);
+                        (owners[user.tree].stale, cleared) = (true, true);
+                    }
                 }
-                if zapped && place.shape.is_last_level() {
-                    self.flush_sharers(cpu, last, place.table);
+                // Those that share the table found the page gone already.
+                if cleared && place.shape.is_last_level() && kept(Rule::FlushSharers) {
+                    last.tables.iter(place.table).for_each(|user| owners[user.tree].stale = true);
                 }
                 false
             });
+        }
+        for (tree, owner) in self.trees.iter().zip(owners) {
+            if core::mem::take(&mut owner.stale) {
+                tree.flush(cpu);
+            }
         }
     }
 
@@ -498,10 +530,11 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         }
     }
 
-    /// One tree has flushed after something of this table's was dropped; the others that share it do.
+    /// One tree has flushed after something of this table's was dropped; all that share it do, each once.
     fn flush_sharers(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, gfn: Gfn) {
         if kept(Rule::FlushSharers) && last.tables.iter(gfn).nth(1).is_some() {
-            last.tables.iter(gfn).for_each(|user| self.trees[user.tree].flush(cpu));
+            let shares = |n: &usize| last.tables.any(gfn, |user| user.tree == *n);
+            (0..self.trees.len()).filter(shares).for_each(|n| self.trees[n].flush(cpu));
         }
     }
 

@@ -13,7 +13,7 @@
 //! | MOV to CR3 | [`Registers::write_cr3`], then `load`; an error is the guest's #GP(0) |
 //! | MOV to CR0 or CR4, WRMSR of EFER | [`Registers::write`], then `load` if that gives [`Change::Context`] |
 //! | INVLPG | `invlpg` |
-//! | software writes guest memory ([`Shadow`] alone) | `written`, when the bytes are there |
+//! | software writes guest memory ([`Shadow`] alone) | `write`, which has it done |
 //! | guest memory is to lose or to change its frames | `suspend` before, `resume` when the new ones are what [`Memory::backing`] tells |
 //!
 //! What becomes of a fault is an [`Outcome`]. Only frames can be missing, and then [`NoMemory`] says so, everything is as
@@ -37,7 +37,7 @@ mod sync;
 mod tests;
 mod vtlb;
 
-pub use cached::{Shadow, View};
+pub use cached::{Shadow, View, Writer};
 pub use counters::{Counter, Counts};
 pub use mmu::NoMemory;
 pub use registers::{Change, LoadError, Registers};
@@ -102,6 +102,6 @@ pub enum Reason {
     ReadOnly,
     /// The supervisor's write to a read-only user page, with CR0.WP clear and SMAP on.
     WriteProtect,
-    /// A write to one of the guest's tables, which [`Shadow::written`] has to be told of. [`Shadow`] alone says so.
+    /// A write to one of the guest's tables, which goes by [`Shadow::write`]. [`Shadow`] alone says so.
     Table,
 }

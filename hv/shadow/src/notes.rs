@@ -53,6 +53,8 @@ pub(crate) struct Owner {
     pub(crate) vcpus: usize,
     /// The clock when it was last loaded.
     pub(crate) loaded: u64,
+    /// Something was cleared in its tree that it has yet to flush, before the lock is let go of.
+    pub(crate) stale: bool,
 }
 
 /// A guest frame, used as a table for a part of an address space.
@@ -199,7 +201,7 @@ impl State {
         self.owners.try_reserve(1).map_err(|_| NoMemory)?;
         self.last.regions.try_reserve(1).map_err(|_| NoMemory)?;
         self.last.regions.push(Regions::new()?);
-        self.owners.push(Owner { context: None, vcpus: 0, loaded: 0 });
+        self.owners.push(Owner { context: None, vcpus: 0, loaded: 0, stale: false });
         Ok(())
     }
 

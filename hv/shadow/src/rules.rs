@@ -13,6 +13,8 @@ pub(crate) enum Rule {
     FlushSharers,
     /// A table that is out of sync is back in sync before another address space has it.
     SyncFirst,
+    /// Bytes are written where INVLPG and loads of CR3 wait until what stood for them is gone.
+    StoreLocked,
 }
 
 /// Whether `rule` is kept.

@@ -74,6 +74,14 @@ pub trait PhysMem {
     fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool>;
     /// As [`cmpxchg_u64`](Self::cmpxchg_u64), for four bytes.
     fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool>;
+    /// As [`cmpxchg_u64`](Self::cmpxchg_u64), for accessed and dirty bits that a walk sets: no software of the guest's writes.
+    fn mark_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+        self.cmpxchg_u64(at, old, new)
+    }
+    /// As [`mark_u64`](Self::mark_u64), for four bytes.
+    fn mark_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
+        self.cmpxchg_u32(at, old, new)
+    }
     /// Reads bytes that lie in one 4 KiB page.
     fn read(&self, at: Gpa, bytes: &mut [u8]) -> Option<()>;
     /// Writes bytes that lie in one 4 KiB page.
@@ -385,9 +393,9 @@ fn mark<M: PhysMem>(mem: &M, paging: &Paging, steps: &mut Steps, access: Access)
             continue;
         }
         let exchanged = if mode == Mode::Bits32 {
-            mem.cmpxchg_u32(at, entry as u32, marked as u32)
+            mem.mark_u32(at, entry as u32, marked as u32)
         } else {
-            mem.cmpxchg_u64(at, entry, marked)
+            mem.mark_u64(at, entry, marked)
         };
         if !exchanged.ok_or(Fault::Unbacked(at))? {
             return Ok(false);

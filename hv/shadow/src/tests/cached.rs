@@ -5,7 +5,7 @@ use super::machine::{Format, Machine, Shadows, Tables, ThisCpu};
 use super::oracle::{Oracle, Seen};
 use super::sequences::{self, Story, play, story};
 use super::vtlb::{self, CAPS, READ, TWO_LEVELS, VCPUS, WRITE, two_levels};
-use crate::{Counter, NoMemory, Outcome, Reason, Registers, Shadow, View};
+use crate::{Counter, NoMemory, Outcome, Reason, Registers, Shadow, View, Writer};
 use addr::{Gpa, Gva, Pfn};
 use mmu::pool::{self, Pool};
 use proptest::prelude::*;
@@ -55,8 +55,8 @@ impl Shadows for Cached {
         self.shadow.fault(cpu, &self.views[vcpu], guest, registers, gva, access)
     }
     fn write(&self, cpu: &ThisCpu<'_>, guest: &Guest, gpa: Gpa, bytes: &[u8]) {
-        guest.write(gpa, bytes).expect("it is memory");
-        self.shadow.written(cpu, gpa, bytes.len());
+        let store = || guest.write(gpa, bytes).expect("it is memory");
+        self.shadow.write(cpu, gpa, bytes.len(), Writer::Software, store);
     }
     fn forget(&self, cpu: &ThisCpu<'_>, _: Gpa) {
         self.shadow.suspend(cpu);
@@ -433,7 +433,7 @@ fn an_entry_that_is_news_to_the_shadow_does_not_spoil_a_common_table() {
             let root = machine.shadows.root(1);
             assert!(!machine.is_mapped(root, Gva::new(0x2000)), "{entry:x}");
             assert!(machine.is_mapped(root, Gva::new(0)), "{entry:x}");
-            machine.shadows.shadow.written(cpu, Gpa::new(0x1000), 4);
+            machine.shadows.shadow.write(cpu, Gpa::new(0x1000), 4, Writer::Software, || ());
         });
     }
 }
@@ -526,5 +526,45 @@ fn an_accessed_bit_of_one_format_is_an_address_of_the_other() {
         assert_eq!(machine.shadows.count(Counter::Zapped), zapped + 1, "what the other format made of it");
         machine.access(cpu, 0, Gva::new(0), READ, 0);
         assert_eq!(machine.shadows.count(Counter::Zapped), zapped + 2, "and back");
+    });
+}
+
+#[test]
+fn one_fault_flushes_each_address_space_a_few_times_at_most() {
+    let words = (0..512).flat_map(|n| [(0x1000 + n * 8, 0x2067_0000_2067), (0x2000 + n * 8, 0x3067_0000_3067)]);
+    with_machine(words.collect(), TWO_LEVELS, 4096, |machine, cpu| {
+        let fault = |n: usize, gva, registers: &Registers| {
+            machine.shadows.fault(cpu, machine.guest, n, registers, Gva::new(gva), WRITE)
+        };
+        let one = machine.vcpus[0].registers.clone();
+        let gvas = (0..1024).map(|n| n << 22).chain((0..1024).map(|n| n << 12));
+        gvas.for_each(|gva| assert_eq!(fault(0, gva, &one), Ok(Outcome::Mapped)));
+        // The page at which all of these end becomes a directory.
+        let other = sequences::registers(machine.guest, Controls { cr3: 0x3000, ..TWO_LEVELS });
+        for (at, entry) in [(0x3000, 0x5067u32), (0x5000, 0x6067)] {
+            machine.guest.write(Gpa::new(at), &entry.to_le_bytes()).unwrap();
+        }
+        machine.shadows.shadow.load(cpu, &machine.shadows.views[1], &other);
+        let before = machine.shadows.space(0).flushes();
+        assert_eq!(fault(1, 0, &other), Ok(Outcome::Mapped));
+        assert!(machine.shadows.space(0).flushes() - before < 10);
+    });
+}
+
+#[test]
+fn accessed_bits_are_no_writes_that_a_table_is_given_up_for() {
+    with_common_table(|machine, cpu| {
+        (0..20u64).for_each(|n| machine.write(cpu, Gpa::new(0x2000 + n * 8), &0x3007_0000_3007u64.to_le_bytes()));
+        [0, 1].iter().for_each(|&n| machine.access(cpu, n, Gva::new(0), READ, 0));
+        let before = machine.shadows.count(Counter::Flooded);
+        for n in 1..20u64 {
+            let registers = machine.vcpus[0].registers.clone();
+            let at = Gpa::new(0x2000 + n * 4);
+            let mark = || machine.guest.write(at, &0x3027u32.to_le_bytes()).unwrap();
+            machine.shadows.shadow.write(cpu, at, 4, Writer::Walk, mark);
+            let outcome = machine.shadows.fault(cpu, machine.guest, 0, &registers, Gva::new(n << 12), READ);
+            assert_eq!(outcome, Ok(Outcome::Mapped));
+        }
+        assert_eq!(machine.shadows.count(Counter::Flooded), before);
     });
 }

@@ -3,7 +3,7 @@
 //! Each `shuttle_*` model has `twin_*`s: the same model with a rule broken, which must fail.
 
 use crate::rules::{Rule, broken};
-use crate::{Backing, Memory, NoMemory, Outcome, Reason, Registers, Shadow, View};
+use crate::{Backing, Memory, NoMemory, Outcome, Reason, Registers, Shadow, View, Writer};
 use addr::{Gpa, Gva, PageSize, Pfn};
 use mmu::pool::{self, Machine, Pool};
 use mmu::{AtomicU64, Caps, Pae};
@@ -171,8 +171,7 @@ impl Vcpu<'_> {
             match outcome.expect("there are frames") {
                 Outcome::Mapped | Outcome::Retry => {}
                 Outcome::Emulate { gpa, reason: Reason::Table } => {
-                    act(guest);
-                    shadow.written(&self.cpu, gpa.align_down(4), 4);
+                    shadow.write(&self.cpu, gpa.align_down(4), 4, Writer::Software, || act(guest));
                     return Some(Guest::frame(gpa.raw()));
                 }
                 Outcome::Inject { .. } => return None,
@@ -289,8 +288,8 @@ fn halves_of_an_entry() {
         for (entry, page) in [(other, second), (one, first)] {
             for (at, half) in [(0x1000, 0), (0x1004, entry >> 32), (0x1000, entry)] {
                 let World { guest, shadow, .. } = vcpu.world;
-                guest.write(Gpa::new(at), &(half as u32).to_le_bytes()).unwrap();
-                shadow.written(&vcpu.cpu, Gpa::new(at), 4);
+                let store = || guest.write(Gpa::new(at), &(half as u32).to_le_bytes()).unwrap();
+                shadow.write(&vcpu.cpu, Gpa::new(at), 4, Writer::Software, store);
             }
             assert_eq!(vcpu.read(0), page);
         }
@@ -303,6 +302,34 @@ fn halves_of_an_entry() {
     });
     [flips, reads].into_iter().for_each(|thread| thread.join().unwrap());
     world.on(0, 0x9000, |vcpu| assert_eq!(vcpu.read(0), first, "after all"));
+}
+
+/// One vCPU writes a directory's entry, the other looks at it and runs INVLPG, or loads CR3: what it saw it has then.
+fn entry_seen_early(forget: fn(&mut Vcpu<'_>)) {
+    let words = [(0x9000, 0x1001), (0x1000, 0x2000 | PAGE), (0x2000, 0x3000 | PAGE), (0x7000, 0x4000 | PAGE)];
+    let world = World::new(&words, Controls { cr0: 0x8001_0001, cr3: 0, cr4: 1 << 5, efer: 0 });
+    let new: u64 = 0x7000 | PAGE;
+    let writes = world.spawn(0, 0x9000, move |vcpu| {
+        let World { guest, shadow, .. } = vcpu.world;
+        let store = || guest.write(Gpa::new(0x1000), &(new as u32).to_le_bytes()).unwrap();
+        shadow.write(&vcpu.cpu, Gpa::new(0x1000), 4, Writer::Software, store);
+    });
+    let sees = world.spawn(1, 0x9000, move |vcpu| {
+        vcpu.read(0);
+        let seen = vcpu.world.guest.read_u64(Gpa::new(0x1000)).unwrap();
+        forget(vcpu);
+        let reached = vcpu.read(0);
+        assert!(seen != new || reached == Some(Guest::frame(0x4000)), "{reached:x?} by what was there before");
+    });
+    [writes, sees].into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+fn entry_seen_before_invlpg() {
+    entry_seen_early(|vcpu| vcpu.invlpg(0));
+}
+
+fn entry_seen_before_load() {
+    entry_seen_early(|vcpu| vcpu.load(0x9000));
 }
 
 fn run(scheduler: impl Scheduler + 'static, model: fn()) {
@@ -330,6 +357,22 @@ fn shuttle_entries_of_a_common_table() {
 fn shuttle_halves_of_an_entry() {
     run(RandomScheduler::new(RUNS), halves_of_an_entry);
     run(PctScheduler::new(5, RUNS), halves_of_an_entry);
+}
+
+#[test]
+fn shuttle_entry_seen_before_invlpg() {
+    run(RandomScheduler::new(RUNS), entry_seen_before_invlpg);
+}
+
+#[test]
+fn shuttle_entry_seen_before_load() {
+    run(RandomScheduler::new(RUNS), entry_seen_before_load);
+}
+
+#[test]
+fn twin_shuttle_stored_before_the_lock() {
+    must_fail(Rule::StoreLocked, entry_seen_before_invlpg);
+    must_fail(Rule::StoreLocked, entry_seen_before_load);
 }
 
 #[test]

@@ -27,7 +27,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError, Paging};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
 use rcu::{Cpu, Flush, Session, Space, Tlb};
-use shadow::NoMemory;
+use shadow::{NoMemory, Writer};
 use shadowed::{Own, Shadows};
 use vm::{NestedFault, Resolved};
 use walk::{Access, PhysMem, SlotMem};
@@ -354,6 +354,24 @@ impl<F: Nested> View<'_, F> {
         }
     }
 
+    fn exchange_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+        let exchange = |host: *mut u8| {
+            // SAFETY: guest memory is mapped in the direct map; `at` is aligned; the guest's own accesses are atomic to this one.
+            let entry = unsafe { &*host.cast::<AtomicU64>() };
+            entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
+        self.write_with(at, exchange).ok()
+    }
+
+    fn exchange_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
+        let exchange = |host: *mut u8| {
+            // SAFETY: as in `exchange_u64`.
+            let entry = unsafe { &*host.cast::<AtomicU32>() };
+            entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
+        self.write_with(at, exchange).ok()
+    }
+
     /// [`touch`](Self::touch) by software, which can't wait for a grace period: a second try after what can be had at once.
     #[cold]
     fn touch_for_software(&self, at: Gpa) -> Result<(), MemoryError> {
@@ -474,8 +492,8 @@ impl<F: Nested> View<'_, F> {
         while done < bytes {
             let gpa = at.checked_add(done).ok_or(MemoryError::Outside(at))?;
             let length = (PAGE_SIZE - gpa.page_offset()).min(bytes - done);
-            self.write_with(gpa, |host| write(host, done as usize..(done + length) as usize))?;
-            self.written(gpa, length as usize);
+            let piece = |host: *mut u8| write(host, done as usize..(done + length) as usize);
+            self.stored(gpa, length as usize, Writer::Software, || self.write_with(gpa, piece))?;
             done += length;
         }
         Ok(())
@@ -568,25 +586,19 @@ impl<F: Nested> PhysMem for View<'_, F> {
     }
 
     fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
-        let exchange = |host: *mut u8| {
-            // SAFETY: as in `read_u64`.
-            let entry = unsafe { &*host.cast::<AtomicU64>() };
-            entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        };
-        let exchanged = self.write_with(at, exchange).ok()?;
-        self.written(at, 8);
-        Some(exchanged)
+        self.stored(at, 8, Writer::Software, || self.exchange_u64(at, old, new))
     }
 
     fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
-        let exchange = |host: *mut u8| {
-            // SAFETY: as in `read_u64`.
-            let entry = unsafe { &*host.cast::<AtomicU32>() };
-            entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        };
-        let exchanged = self.write_with(at, exchange).ok()?;
-        self.written(at, 4);
-        Some(exchanged)
+        self.stored(at, 4, Writer::Software, || self.exchange_u32(at, old, new))
+    }
+
+    fn mark_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+        self.stored(at, 8, Writer::Walk, || self.exchange_u64(at, old, new))
+    }
+
+    fn mark_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
+        self.stored(at, 4, Writer::Walk, || self.exchange_u32(at, old, new))
     }
 
     fn read(&self, at: Gpa, bytes: &mut [u8]) -> Option<()> {
@@ -598,9 +610,8 @@ impl<F: Nested> PhysMem for View<'_, F> {
 
     fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()> {
         // SAFETY: as in `read`.
-        self.write_with(at, |host| unsafe { host.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }).ok()?;
-        self.written(at, bytes.len());
-        Some(())
+        let copy = |host: *mut u8| unsafe { host.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        self.stored(at, bytes.len(), Writer::Software, || self.write_with(at, copy).ok())
     }
 }
 

@@ -9,6 +9,7 @@ use core::arch::asm;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 use mmu::{CollapseError, Page, RangeError, ReplaceError, SplitError};
+use shadow::Writer;
 use vm::hypercall::BASE;
 
 /// Why a call was refused: Linux's numbers, and KVM's for a call that there is not.
@@ -225,8 +226,7 @@ impl<F: Nested> View<'_, F> {
             };
             // It was there when it was cleared: another vCPU has released it since.
             let byte = bitmap.wrapping_add(at / 8);
-            self.write_with(byte, set).map_err(|_| Refused::Raced)?;
-            self.written(byte, 1);
+            self.stored(byte, 1, Writer::Software, || self.write_with(byte, set)).map_err(|_| Refused::Raced)?;
             at = end;
         }
         Ok(bits.end - bits.start)

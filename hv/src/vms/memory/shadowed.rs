@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use loader::{MemoryError, Paging};
 use mmu::{Caps, Fault, Pae};
 use rcu::{Cpu, Space};
-use shadow::{Backing, Counts, NoMemory, Outcome, Registers, Shadow, Vtlb};
+use shadow::{Backing, Counts, NoMemory, Outcome, Registers, Shadow, Vtlb, Writer};
 use walk::Access;
 
 type Env = Surroundings<Pae<Gva>>;
@@ -190,11 +190,12 @@ impl<F: Nested> View<'_, F> {
         }
     }
 
-    /// Software has written these bytes of the guest's memory: there may be tables there.
+    /// Runs `store`, which writes these bytes of the guest's memory: there may be tables there.
     #[inline]
-    pub(super) fn written(&self, at: Gpa, bytes: usize) {
-        if let Shadows::Kept(shadow, _) = &self.vm.shadows {
-            shadow.written(&self.cpu, at, bytes);
+    pub(super) fn stored<R>(&self, at: Gpa, bytes: usize, by: Writer, store: impl FnOnce() -> R) -> R {
+        match &self.vm.shadows {
+            Shadows::Kept(shadow, _) => shadow.write(&self.cpu, at, bytes, by, store),
+            Shadows::None | Shadows::Vtlb(_) => store(),
         }
     }
 }
