@@ -398,17 +398,13 @@ impl<T: Translation> SvmVcpu<T> {
     #[cold]
     fn redeliver(&mut self) {
         let info = self.vmcb.control.exit_interrupt_info;
-        match info & event::TYPE {
-            event::TYPE_SOFTWARE => {}
-            event::TYPE_EXCEPTION => match info as u8 {
-                3 | 4 => {}
-                // No exception: QEMU's word for an interrupt that was posted, and is pending still.
-                vector @ 32.. => {
-                    self.vmcb.control.withdraw();
-                    self.vmcb.control.event_injection = event::VALID | event::TYPE_INTERRUPT | u64::from(vector);
-                }
-                _ => self.vmcb.control.event_injection = info,
-            },
+        match (info & event::TYPE, info as u8) {
+            (event::TYPE_SOFTWARE, _) | (event::TYPE_EXCEPTION, 3 | 4) => {}
+            // No exception: QEMU's word for an interrupt that was posted, and is pending still.
+            (event::TYPE_EXCEPTION, vector @ 32..) => {
+                self.vmcb.control.withdraw();
+                self.vmcb.control.event_injection = event::VALID | event::TYPE_INTERRUPT | u64::from(vector);
+            }
             _ => self.vmcb.control.event_injection = info,
         }
     }
