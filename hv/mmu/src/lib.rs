@@ -22,9 +22,9 @@
 //! **While it runs**: [`Tree::zap`], [`unmap`](Tree::unmap), [`protect`](Tree::protect), [`split`](Tree::split),
 //! [`collapse`](Tree::collapse), [`harvest`](Tree::harvest), [`dirty_log`](Tree::dirty_log) with
 //! [`unprotect`](Tree::unprotect), [`report`](Tree::report). What they hand out has been flushed: no processor uses a
-//! zapped page's frame any more. [`Tree::share`] lets several trees have one table. [`Tree::replace`] and [`Tree::collapse_into`] move content to other frames. Where software reads
-//! guest memory without locks, frames are free for other use after a grace period only ([`Cpu::call_rcu`](rcu::Cpu::call_rcu));
-//! where it writes, it does so by [`Tree::write`].
+//! zapped page's frame any more. [`Tree::share`] lets several trees have one table. [`Tree::replace`] and
+//! [`Tree::collapse_into`] move content to other frames. Where software reads guest memory without locks, frames are free for
+//! other use after a grace period only ([`Cpu::call_rcu`](rcu::Cpu::call_rcu)); where it writes, it does so by [`Tree::write`].
 //!
 //! **At its end**: [`Tree::free_pgtables`] hands out every page still mapped and gives all tables back. Tables that were
 //! deferred before come back through `poll`; [`Cpu::barrier`](rcu::Cpu::barrier) waits for them.
