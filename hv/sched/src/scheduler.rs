@@ -1,0 +1,185 @@
+//! The tasks of one CPU, in turn.
+
+use crate::instant::Instant;
+use crate::slice::Slice;
+use alloc::vec::Vec;
+
+/// What a CPU's schedule goes by, in ticks of the TSC.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// A VM's time in each round. Not 0.
+    pub slice: u64,
+    /// How often the watchdog wants a look at the least.
+    pub look: u64,
+}
+
+/// A virtual CPU, to its CPU's schedule.
+pub trait Task {
+    /// The number of its VM.
+    fn vm(&self) -> usize;
+    /// Whether its VM has ended.
+    fn has_ended(&self) -> bool;
+    /// Whether it has something to execute, or a request to look at.
+    fn is_runnable(&self) -> bool;
+    /// Whether it has a request to look at: an interrupt or another message of a CPU's or vCPU's.
+    fn has_request(&self) -> bool;
+    /// When it becomes runnable by itself. [`Instant::NEVER`]: it does not.
+    fn wakes_at(&self) -> Instant;
+    /// When its VM has to end. [`Instant::NEVER`]: it has no limit.
+    fn limit(&self) -> Instant;
+    /// Ends its VM, which has reached its limit.
+    fn reach_limit(&mut self);
+}
+
+/// The CPU that the tasks run on.
+pub trait Cpu {
+    /// Its virtual CPUs.
+    type Task: Task;
+
+    /// The time.
+    fn now(&self) -> Instant;
+    /// Runs `task` until it has to wait, the `slice` is over, or its VM has ended.
+    fn run(&mut self, task: &mut Self::Task, slice: &mut Slice<'_, Self::Task>);
+    /// Sleeps until `until`, or until an interrupt comes, unless the CPU is `wanted` already.
+    fn sleep(&mut self, until: Instant, wanted: impl Fn() -> bool);
+    /// Takes the task of a VM that has ended.
+    fn finish(&mut self, task: Self::Task);
+}
+
+/// A task and its account.
+#[derive(Debug)]
+pub(crate) struct Entry<T> {
+    task: T,
+    /// What it has left in this round, in ticks; negative: what it owes.
+    credit: i64,
+    /// When it ran last: of several the one that has waited longest is next.
+    ran: Instant,
+}
+
+impl<T: Task> Entry<T> {
+    fn is_runnable(&self, now: Instant) -> bool {
+        self.task.is_runnable() || self.task.wakes_at() <= now
+    }
+
+    /// Whether it takes the CPU from the task that runs.
+    pub(crate) fn preempts(&self, now: Instant) -> bool {
+        self.credit > 0 && (self.task.has_request() || self.task.wakes_at() <= now)
+    }
+
+    /// When it does so by itself.
+    pub(crate) fn preempts_at(&self) -> Instant {
+        if self.credit > 0 { self.task.wakes_at() } else { Instant::NEVER }
+    }
+
+    fn add(&mut self, credit: i64, most: i64) {
+        self.credit = self.credit.saturating_add(credit).min(most);
+    }
+}
+
+/// One CPU's tasks.
+#[derive(Debug)]
+pub struct Scheduler<T> {
+    entries: Vec<Entry<T>>,
+    config: Config,
+    /// Up to when all time is accounted for.
+    accounted: Instant,
+}
+
+impl<T: Task> Scheduler<T> {
+    /// A schedule of `tasks`, from `now` on.
+    pub fn new(tasks: impl IntoIterator<Item = T>, config: Config, now: Instant) -> Self {
+        let entries = tasks.into_iter().map(|task| Entry { task, credit: 0, ran: now }).collect();
+        Self { entries, config, accounted: now }
+    }
+
+    /// Runs the tasks in turn until the VM of each has ended.
+    pub fn run(&mut self, cpu: &mut impl Cpu<Task = T>) {
+        while !self.entries.is_empty() {
+            let now = cpu.now();
+            self.enforce_limits(now);
+            if self.finish_ended(cpu) {
+                continue;
+            }
+            match self.pick(now) {
+                Some(index) => self.run_task(index, now, cpu),
+                None => self.sleep(now, cpu),
+            }
+        }
+    }
+
+    fn enforce_limits(&mut self, now: Instant) {
+        let over = |entry: &&mut Entry<T>| entry.task.limit() <= now && !entry.task.has_ended();
+        self.entries.iter_mut().filter(over).for_each(|entry| entry.task.reach_limit());
+    }
+
+    /// Hands over the tasks whose VM has ended. Whether there was one.
+    fn finish_ended(&mut self, cpu: &mut impl Cpu<Task = T>) -> bool {
+        let ended = self.entries.iter().position(|entry| entry.task.has_ended());
+        ended.map(|index| cpu.finish(self.entries.swap_remove(index).task)).is_some()
+    }
+
+    /// The runnable task that has waited longest, of those with time left in this round. Where none has, a new round begins.
+    fn pick(&mut self, now: Instant) -> Option<usize> {
+        if let [only] = &self.entries[..] {
+            return only.is_runnable(now).then_some(0);
+        }
+        let next = self.longest_waiting(now);
+        if next.is_some() || !self.entries.iter().any(|entry| entry.is_runnable(now)) {
+            return next;
+        }
+        self.begin_round(now);
+        self.longest_waiting(now)
+    }
+
+    fn longest_waiting(&self, now: Instant) -> Option<usize> {
+        let entries = self.entries.iter().enumerate().filter(|(_, entry)| entry.credit > 0 && entry.is_runnable(now));
+        entries.min_by_key(|(_, entry)| entry.ran).map(|(index, _)| index)
+    }
+
+    /// Gives each task its part of a round, and of as many more as it takes until a runnable one has paid its debt.
+    fn begin_round(&mut self, now: Instant) {
+        let runnable = self.entries.iter().filter(|entry| entry.is_runnable(now));
+        let rounds = runnable.map(|entry| 1 - entry.credit.min(0) / self.part(entry)).min().unwrap_or(1);
+        for index in 0..self.entries.len() {
+            let part = self.part(&self.entries[index]);
+            self.entries[index].add(part.saturating_mul(rounds), part);
+        }
+    }
+
+    /// A task's time in each round: its VM's, divided among the VM's tasks unless no other VM is here.
+    fn part(&self, entry: &Entry<T>) -> i64 {
+        let vm = entry.task.vm();
+        let siblings = self.entries.iter().filter(|other| other.task.vm() == vm).count();
+        let divisor = if siblings == self.entries.len() { 1 } else { siblings as u64 };
+        i64::try_from(self.config.slice / divisor).unwrap_or(i64::MAX).max(1)
+    }
+
+    fn run_task(&mut self, index: usize, now: Instant, cpu: &mut impl Cpu<Task = T>) {
+        let limit = self.first_limit();
+        let (before, rest) = self.entries.split_at_mut(index);
+        let Some((entry, after)) = rest.split_first_mut() else { return };
+        let is_alone = before.is_empty() && after.is_empty();
+        let end = if is_alone { Instant::NEVER } else { now.after(entry.credit.unsigned_abs()) };
+        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, self.config.look, now));
+        if !is_alone {
+            let now = cpu.now();
+            let used = i64::try_from(now.since(self.accounted)).unwrap_or(i64::MAX);
+            entry.credit = entry.credit.saturating_sub(used);
+            entry.ran = now;
+            self.accounted = now;
+        }
+    }
+
+    fn sleep(&mut self, now: Instant, cpu: &mut impl Cpu<Task = T>) {
+        let wakes = self.entries.iter().map(|entry| entry.task.wakes_at());
+        let until = wakes.fold(self.first_limit().min(now.after(self.config.look)), Instant::min);
+        cpu.sleep(until, || self.entries.iter().any(|entry| entry.task.has_request()));
+        if self.entries.len() > 1 {
+            self.accounted = cpu.now();
+        }
+    }
+
+    fn first_limit(&self) -> Instant {
+        self.entries.iter().map(|entry| entry.task.limit()).fold(Instant::NEVER, Instant::min)
+    }
+}

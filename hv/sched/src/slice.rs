@@ -1,0 +1,93 @@
+//! A task's turn.
+
+use crate::instant::Instant;
+use crate::scheduler::{Entry, Task};
+
+/// Whether a task may stay on its CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It may.
+    On,
+    /// Another one's turn has come, or its VM has reached its limit.
+    Over,
+}
+
+/// One task's turn on its CPU, and the next event of the CPU's timer meanwhile.
+///
+/// ```text
+///   Slice::new ─▶ wake_at ─▶ program the timer ─▶ guest ─▶ exit ─┐
+///                   ▲                               ▲            │ before next_event
+///                   │                               └────────────┤
+///                   └──────────── interrupted (On) ◀─────────────┘ at or past it, or by an interrupt
+/// ```
+#[derive(Debug)]
+pub struct Slice<'a, T> {
+    /// The other tasks of the CPU.
+    others: [&'a [Entry<T>]; 2],
+    /// When the task has used its part of this round; never if it is alone.
+    end: Instant,
+    /// The first limit of all tasks.
+    limit: Instant,
+    /// Ticks after which the watchdog wants a look.
+    look: u64,
+    /// When the host wants the CPU.
+    host: Instant,
+    /// When the guest wants to be left.
+    guest: Instant,
+    /// What the hardware is programmed for; never if that is not known.
+    programmed: Instant,
+}
+
+impl<'a, T: Task> Slice<'a, T> {
+    pub(crate) fn new(others: [&'a [Entry<T>]; 2], end: Instant, limit: Instant, look: u64, now: Instant) -> Self {
+        let mut slice = Self { others, end, limit, look, host: now, guest: Instant::NEVER, programmed: Instant::NEVER };
+        slice.host = slice.next_host_event(now);
+        slice
+    }
+
+    /// The moment from which on [`interrupted`](Self::interrupted) is to be called, whether an interrupt has come or not.
+    #[inline]
+    #[must_use]
+    pub fn next_event(&self) -> Instant {
+        self.host.min(self.guest)
+    }
+
+    /// When the guest wants to be left next, as it said last.
+    #[must_use]
+    pub fn wakes_at(&self) -> Instant {
+        self.guest
+    }
+
+    /// The guest wants to be left at `guest`. Some if the timer has to be programmed, and for when.
+    ///
+    /// A timer that comes early does no harm, so it is left alone when the guest changes its mind to a later time: a guest that
+    /// arms its timer in a loop programs the hardware once.
+    #[inline]
+    pub fn wake_at(&mut self, guest: Instant) -> Option<Instant> {
+        self.guest = guest;
+        let next = self.next_event();
+        (next < self.programmed).then(|| {
+            self.programmed = next;
+            next
+        })
+    }
+
+    /// The CPU was interrupted, or the next event is past. [`wake_at`](Self::wake_at) has to follow before the guest is entered
+    /// again: what the timer was programmed for may be used up.
+    pub fn interrupted(&mut self, now: Instant) -> Turn {
+        self.programmed = Instant::NEVER;
+        self.host = self.next_host_event(now);
+        let wanted = || self.others().any(|other| other.preempts(now));
+        if now >= self.end.min(self.limit) || wanted() { Turn::Over } else { Turn::On }
+    }
+
+    fn next_host_event(&self, now: Instant) -> Instant {
+        let others = self.others().map(Entry::preempts_at);
+        others.fold(self.end.min(self.limit).min(now.after(self.look)), Instant::min)
+    }
+
+    fn others(&self) -> impl Iterator<Item = &'a Entry<T>> + use<'a, T> {
+        let [before, after] = self.others;
+        before.iter().chain(after)
+    }
+}

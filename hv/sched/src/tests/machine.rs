@@ -1,0 +1,269 @@
+//! A CPU in virtual time, and guests that do what guests can do to keep it.
+
+use crate::{Config, Cpu, Instant, Scheduler, Slice, Task, Turn};
+use proptest::prelude::*;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::vec::Vec;
+
+/// Ticks of a slice.
+pub(super) const SLICE: u64 = 5_000;
+pub(super) const LOOK: u64 = 1_000_000;
+/// The longest that an exit's handling takes.
+pub(super) const HANDLER: u64 = 300;
+
+pub(super) const CONFIG: Config = Config { slice: SLICE, look: LOOK };
+
+/// What a guest does next.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    /// Executes instructions for so long; the timer's interrupt leaves it.
+    Compute(u64),
+    /// So many exits that each take so long, and before each of which the processor takes no pending interrupt: exceptions whose
+    /// delivery faults, string instructions, emulated code.
+    Exits { count: u64, each: u64 },
+    /// Arms its timer for so much later, in this many exits.
+    ArmTimer { after: u64, times: u64 },
+    /// HLT, until its timer or a request.
+    Halt,
+    /// Sends task `to` a request: an interrupt, an NMI.
+    Request { to: usize },
+}
+
+pub(super) fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1..20_000_u64).prop_map(Step::Compute),
+        (1..200_u64, 1..=HANDLER).prop_map(|(count, each)| Step::Exits { count, each }),
+        (0..20_000_u64, 1..50_u64).prop_map(|(after, times)| Step::ArmTimer { after, times }),
+        Just(Step::Halt),
+        (0..8_usize).prop_map(|to| Step::Request { to }),
+    ]
+}
+
+/// What is known of a task when its story is over.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Record {
+    /// The longest that the task was runnable and did not run.
+    pub(super) longest_wait: u64,
+    /// For how long it ran.
+    pub(super) ran: u64,
+    /// When its VM ended by its limit.
+    pub(super) ended: Option<Instant>,
+}
+
+/// A guest that repeats its steps for ever.
+pub(super) struct TestTask {
+    index: usize,
+    vm: usize,
+    limit: Instant,
+    steps: Vec<Step>,
+    next: usize,
+    /// What is left of the step under way.
+    left: u64,
+    asleep: bool,
+    timer: Instant,
+    request: Request,
+    over: bool,
+    clock: Rc<Cell<u64>>,
+    /// When it left the CPU with more to execute.
+    preempted: Option<u64>,
+    record: Record,
+}
+
+/// When the oldest request was sent that the task has not looked at.
+type Request = Rc<Cell<Option<u64>>>;
+
+impl TestTask {
+    fn expire_timer(&mut self) {
+        if self.timer.ticks() <= self.clock.get() {
+            self.timer = Instant::NEVER;
+        }
+    }
+
+    /// When it has become runnable. It is, as it has been picked.
+    fn runnable_since(&self) -> u64 {
+        let woken = || self.request.get().into_iter().chain([self.timer.ticks()]).min();
+        self.preempted.or_else(woken).expect("a timer wakes it at the latest")
+    }
+}
+
+impl Task for TestTask {
+    fn vm(&self) -> usize {
+        self.vm
+    }
+
+    fn has_ended(&self) -> bool {
+        self.over
+    }
+
+    fn is_runnable(&self) -> bool {
+        !self.asleep || self.has_request()
+    }
+
+    fn has_request(&self) -> bool {
+        self.request.get().is_some()
+    }
+
+    fn wakes_at(&self) -> Instant {
+        if self.asleep { self.timer } else { Instant::NEVER }
+    }
+
+    fn limit(&self) -> Instant {
+        self.limit
+    }
+
+    fn reach_limit(&mut self) {
+        self.over = true;
+        self.record.ended = Some(Instant::new(self.clock.get()));
+    }
+}
+
+/// The CPU: time passes only as its guests and their exits take it.
+pub(super) struct TestCpu {
+    clock: Rc<Cell<u64>>,
+    requests: Vec<Request>,
+    /// When the hardware's timer interrupts.
+    timer: Instant,
+    /// When the machine is switched off.
+    end: u64,
+    records: Vec<(usize, Record)>,
+}
+
+impl TestCpu {
+    fn pass(&self, ticks: u64) {
+        self.clock.set(self.clock.get() + ticks);
+    }
+
+    fn arm(&mut self, at: Option<Instant>) {
+        self.timer = at.unwrap_or(self.timer);
+    }
+
+    /// The host looks at its interrupts, and the guest at its timer.
+    fn interrupted(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) -> Turn {
+        let turn = slice.interrupted(self.now());
+        task.expire_timer();
+        self.arm(slice.wake_at(task.timer));
+        turn
+    }
+
+    /// Carries out a part of the task's step. Some if the task leaves the CPU.
+    fn advance(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) -> Option<Turn> {
+        let step = task.steps[task.next];
+        let fresh = task.left == 0;
+        match step {
+            Step::Compute(ticks) => {
+                assert!(self.timer <= slice.next_event(), "nothing would bring the CPU back in time");
+                let wanted = if fresh { ticks } else { task.left };
+                let until_timer = self.timer.since(self.now());
+                let passed = wanted.min(until_timer);
+                self.pass(passed);
+                task.left = wanted - passed;
+                if passed == until_timer {
+                    self.timer = Instant::NEVER;
+                    return self
+                        .left(task)
+                        .or_else(|| Some(self.interrupted(task, slice)).filter(|turn| *turn == Turn::Over));
+                }
+            }
+            Step::Exits { count, each } => {
+                task.left = if fresh { count } else { task.left } - 1;
+                self.pass(each);
+            }
+            Step::ArmTimer { after, times } => {
+                task.left = if fresh { times } else { task.left } - 1;
+                self.pass(1);
+                task.timer = self.now().after(after);
+                self.arm(slice.wake_at(task.timer));
+            }
+            Step::Halt => {
+                self.pass(1);
+                task.asleep = task.timer > self.now() && !task.has_request();
+            }
+            Step::Request { to } => {
+                self.pass(1);
+                let request = &self.requests[to % self.requests.len()];
+                request.set(request.get().or(Some(self.clock.get())));
+            }
+        }
+        self.next(task, slice)
+    }
+
+    /// Behind an exit.
+    fn next(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) -> Option<Turn> {
+        let is_due = self.now() >= slice.next_event();
+        let turn = self.left(task).or_else(|| is_due.then(|| self.interrupted(task, slice)));
+        turn.filter(|turn| *turn == Turn::Over)
+    }
+
+    /// Some if the task has nothing more to execute.
+    fn left(&self, task: &mut TestTask) -> Option<Turn> {
+        if task.left == 0 {
+            task.next = (task.next + 1) % task.steps.len();
+        }
+        task.over |= self.clock.get() >= self.end;
+        (task.asleep || task.over).then_some(Turn::Over)
+    }
+}
+
+impl Cpu for TestCpu {
+    type Task = TestTask;
+
+    fn now(&self) -> Instant {
+        Instant::new(self.clock.get())
+    }
+
+    fn run(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) {
+        let start = self.clock.get();
+        task.record.longest_wait = task.record.longest_wait.max(start - task.runnable_since());
+        task.request.set(None);
+        task.expire_timer();
+        task.asleep = false;
+        self.arm(slice.wake_at(task.timer));
+        while self.advance(task, slice).is_none() {}
+        task.record.ran += self.clock.get() - start;
+        task.preempted = (!task.asleep).then(|| self.clock.get());
+    }
+
+    fn sleep(&mut self, until: Instant, wanted: impl Fn() -> bool) {
+        if wanted() {
+            return;
+        }
+        let until = until.min(Instant::new(self.end));
+        self.clock.set(until.ticks().max(self.clock.get() + 1));
+    }
+
+    fn finish(&mut self, task: TestTask) {
+        self.records.push((task.index, task.record));
+    }
+}
+
+/// A guest's VM, its limit and what it does.
+pub(super) type Story = (usize, Option<u64>, Vec<Step>);
+
+/// Lets these guests run on one CPU until `end`; what became of each, in their order.
+pub(super) fn run(stories: &[Story], end: u64) -> Vec<Record> {
+    let clock = Rc::new(Cell::new(0));
+    let requests: Vec<Request> = stories.iter().map(|_| Request::default()).collect();
+    let tasks = stories.iter().enumerate().map(|(index, (vm, limit, steps))| TestTask {
+        index,
+        vm: *vm,
+        limit: limit.map_or(Instant::NEVER, Instant::new).min(Instant::new(end)),
+        steps: steps.clone(),
+        next: 0,
+        left: 0,
+        asleep: false,
+        timer: Instant::NEVER,
+        request: requests[index].clone(),
+        over: false,
+        clock: clock.clone(),
+        preempted: Some(0),
+        record: Record::default(),
+    });
+    let tasks: Vec<_> = tasks.collect();
+    let mut cpu =
+        TestCpu { clock: clock.clone(), requests: requests.clone(), timer: Instant::NEVER, end, records: Vec::new() };
+    Scheduler::new(tasks, CONFIG, Instant::new(0)).run(&mut cpu);
+    let mut records = cpu.records;
+    records.sort_by_key(|(index, _)| *index);
+    records.into_iter().map(|(_, record)| record).collect()
+}

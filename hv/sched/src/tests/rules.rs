@@ -1,0 +1,107 @@
+//! What holds whatever guests do.
+
+use super::machine::{CONFIG, HANDLER, LOOK, Record, SLICE, Step, Story, run, step};
+use crate::scheduler::Entry;
+use crate::{Instant, Slice};
+use proptest::prelude::*;
+use std::{vec, vec::Vec};
+
+/// How long a machine is watched.
+const END: u64 = 200 * SLICE;
+
+/// What an exit may add to a turn: its handling, and the few ticks of what follows.
+const OVERSHOOT: u64 = HANDLER + 8;
+
+const SPIN: Step = Step::Compute(20_000);
+
+fn stories(vms: usize) -> impl Strategy<Value = Vec<Story>> {
+    let limit = prop_oneof![Just(None), (1..END).prop_map(Some)];
+    prop::collection::vec((0..vms, limit, prop::collection::vec(step(), 1..8)), 1..7)
+}
+
+/// A guest that spins, and attackers of one other VM.
+fn victim_beside(attackers: Vec<Vec<Step>>) -> Vec<Record> {
+    let attackers = attackers.into_iter().map(|steps| (1, None, steps));
+    let stories: Vec<Story> = [(0, None, vec![SPIN])].into_iter().chain(attackers).collect();
+    run(&stories, END)
+}
+
+proptest! {
+    #[test]
+    fn a_runnable_task_waits_for_one_slice_of_each_other_at_most(stories in stories(7)) {
+        let bound = (stories.len() as u64 - 1) * (SLICE + OVERSHOOT) + OVERSHOOT;
+        for record in run(&stories, END) {
+            prop_assert!(record.longest_wait <= bound, "{record:?}, of {bound}");
+        }
+    }
+
+    #[test]
+    fn a_limit_ends_its_vm_when_it_is_reached(stories in stories(7)) {
+        for ((_, limit, _), record) in stories.iter().zip(run(&stories, END)) {
+            if let (Some(limit), Some(ended)) = (limit, record.ended) {
+                prop_assert!(ended.since(Instant::new(*limit)) <= OVERSHOOT, "{ended:?} for {limit}");
+            } else if limit.is_some_and(|limit| limit + OVERSHOOT < END) {
+                prop_assert!(record.ended.is_some(), "{limit:?} was passed");
+            }
+        }
+    }
+
+    #[test]
+    fn a_vm_has_half_of_the_cpu_however_many_tasks_the_other_has(
+        attackers in prop::collection::vec(prop::collection::vec(step(), 1..8), 1..6)
+    ) {
+        let victim = victim_beside(attackers)[0];
+        prop_assert!(victim.ran * 100 >= END * 48, "{victim:?}");
+        prop_assert!(victim.longest_wait <= SLICE + 6 * OVERSHOOT, "{victim:?}");
+    }
+
+    #[test]
+    fn what_a_guest_wishes_never_pushes_the_hosts_event_away(wishes in prop::collection::vec(any::<u64>(), 1..20)) {
+        let mut slice = Slice::<super::machine::TestTask>::new([&[], &[]], Instant::new(900), Instant::NEVER, LOOK, Instant::new(0));
+        for wish in wishes {
+            slice.wake_at(Instant::new(wish));
+            prop_assert_eq!(slice.next_event(), Instant::new(wish.min(900)));
+        }
+    }
+
+    #[test]
+    fn the_timer_is_programmed_for_the_first_wish_and_later_ones_cost_nothing(wishes in prop::collection::vec(1..800_u64, 1..20)) {
+        let mut slice = Slice::<super::machine::TestTask>::new([&[], &[]], Instant::new(900), Instant::NEVER, LOOK, Instant::new(0));
+        let mut programmed = u64::MAX;
+        for wish in wishes {
+            let expected = (wish < programmed).then_some(Instant::new(wish));
+            prop_assert_eq!(slice.wake_at(Instant::new(wish)), expected);
+            programmed = programmed.min(wish);
+        }
+    }
+}
+
+#[test]
+fn the_only_task_of_a_cpu_is_left_for_the_watchdogs_look_alone() {
+    let none: &[Entry<super::machine::TestTask>] = &[];
+    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, CONFIG.look, Instant::new(7));
+    assert_eq!(slice.next_event(), Instant::new(7 + LOOK));
+}
+
+#[test]
+fn time_beyond_a_tasks_part_is_paid_back() {
+    // Each exit takes ten slices.
+    let attacker = vec![Step::Exits { count: 1, each: 10 * SLICE }];
+    let victim = victim_beside(vec![attacker])[0];
+    assert!(victim.ran * 100 >= END * 48, "{victim:?}");
+}
+
+#[test]
+fn a_storm_of_requests_buys_no_time() {
+    let storm = vec![Step::Request { to: 1 }, Step::Request { to: 2 }, Step::Halt];
+    let victim = victim_beside(vec![storm.clone(), storm])[0];
+    assert!(victim.ran * 100 >= END * 48, "{victim:?}");
+}
+
+#[test]
+fn a_sleeper_wakes_at_its_time_beside_a_guest_that_spins() {
+    let sleeper = vec![Step::ArmTimer { after: 700, times: 1 }, Step::Halt];
+    let stories = [(0, None, sleeper), (1, None, vec![SPIN])];
+    let record = run(&stories, END)[0];
+    assert!(record.longest_wait <= OVERSHOOT, "{record:?}");
+}
