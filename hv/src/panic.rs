@@ -3,7 +3,7 @@
 use crate::console::{self, report};
 use crate::cpu::TrapFrame;
 use crate::smp;
-use crate::timer::Deadline;
+use crate::timer;
 use crate::verdict::{self, Verdict};
 use core::arch::asm;
 use core::fmt;
@@ -94,8 +94,8 @@ fn take_over() -> Result<(), ()> {
 fn stop_others(own: usize) {
     let others = (0..smp::cpus()).filter(|&cpu| cpu != own);
     others.clone().for_each(smp::nmi);
-    let deadline = Deadline::after(PATIENCE);
-    while !others.clone().all(has_stopped) && !deadline.is_past() {
+    let deadline = timer::after(PATIENCE);
+    while !others.clone().all(has_stopped) && timer::now() < deadline {
         core::hint::spin_loop();
     }
 }
@@ -113,8 +113,8 @@ fn call(cpu: usize) {
         return report!("CPU {cpu} does not answer");
     }
     CALLED.store(cpu + 1, Ordering::Release);
-    let deadline = Deadline::after(PATIENCE);
-    while CALLED.load(Ordering::Acquire) != 0 && !deadline.is_past() {
+    let deadline = timer::after(PATIENCE);
+    while CALLED.load(Ordering::Acquire) != 0 && timer::now() < deadline {
         core::hint::spin_loop();
     }
 }

@@ -60,7 +60,7 @@ fn watch_a_stuck_cpu() {
 fn sleep(cpu: usize) -> ! {
     let mut cpu = tables::register(cpu);
     loop {
-        timer::arm(watchdog::next_look());
+        timer::arm(watchdog::next_visit());
         smp::idle(&mut cpu, || false);
     }
 }

@@ -7,7 +7,7 @@ use crate::frames;
 use crate::lapic;
 use crate::paging;
 use crate::tables;
-use crate::timer::{self, Deadline};
+use crate::timer;
 use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE};
 use core::arch::asm;
@@ -112,8 +112,8 @@ fn start_one(id: u32) {
     timer::wait(Duration::from_millis(10));
     for wait in [Duration::from_micros(200), PATIENCE] {
         lapic::startup_ipi(id, TRAMPOLINE);
-        let deadline = Deadline::after(wait);
-        while ARRIVED.load(Ordering::Acquire) != index && !deadline.is_past() {
+        let deadline = timer::after(wait);
+        while ARRIVED.load(Ordering::Acquire) != index && timer::now() < deadline {
             core::hint::spin_loop();
         }
         if ARRIVED.load(Ordering::Acquire) == index {

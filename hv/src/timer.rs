@@ -4,6 +4,7 @@
 use crate::lapic;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use sched::Instant;
 use x86::io::{inb, outb};
 use x86::time::rdtsc;
 
@@ -111,42 +112,36 @@ pub(crate) fn ticks(nanoseconds: u64) -> u64 {
     FROM_NANOSECONDS.convert(nanoseconds)
 }
 
-/// A moment, in ticks of the TSC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Deadline(u64);
-
-impl Deadline {
-    /// `delay` from now.
-    pub(crate) fn after(delay: Duration) -> Self {
-        Self(tsc().saturating_add(ticks(delay.as_nanos() as u64)))
-    }
-
-    /// When the TSC shows `tsc`.
-    pub(crate) const fn at(tsc: u64) -> Self {
-        Self(tsc)
-    }
-
-    /// Whether it is past.
-    pub(crate) fn is_past(self) -> bool {
-        tsc() >= self.0
-    }
+/// How many ticks of the TSC `duration` takes.
+pub(crate) fn ticks_of(duration: Duration) -> u64 {
+    ticks(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Has this CPU's timer interrupt at `deadline`, or before; at once if it is past.
-pub(crate) fn arm(deadline: Deadline) {
+/// The time.
+pub(crate) fn now() -> Instant {
+    Instant::new(tsc())
+}
+
+/// `delay` from now.
+pub(crate) fn after(delay: Duration) -> Instant {
+    now().after(ticks_of(delay))
+}
+
+/// Has this CPU's timer interrupt at `at`, or before; at once if that is past.
+pub(crate) fn arm(at: Instant) {
     if lapic::has_deadline() {
-        lapic::arm_deadline(deadline.0);
+        lapic::arm_deadline(at.ticks());
     } else {
         // One more: the quotient is rounded down, and a timer that is early is armed again for nothing.
-        let count = TO_APIC.convert(deadline.0.saturating_sub(tsc())).saturating_add(1);
+        let count = TO_APIC.convert(at.since(now())).saturating_add(1);
         lapic::arm_count(u32::try_from(count).unwrap_or(u32::MAX));
     }
 }
 
 /// Waits for `delay`.
 pub(crate) fn wait(delay: Duration) {
-    let deadline = Deadline::after(delay);
-    while !deadline.is_past() {
+    let end = after(delay);
+    while now() < end {
         core::hint::spin_loop();
     }
 }

@@ -39,6 +39,6 @@ mod tests;
 mod watchdog;
 
 pub use instant::Instant;
-pub use scheduler::{Config, Cpu, Scheduler, Task};
+pub use scheduler::{Config, Cpu, Scheduler, Task, Tasks};
 pub use slice::{Slice, Turn};
 pub use watchdog::{Heart, Watchdog};

@@ -27,8 +27,6 @@ pub trait Task {
     fn wakes_at(&self) -> Instant;
     /// When its VM has to end. [`Instant::NEVER`]: it has no limit.
     fn limit(&self) -> Instant;
-    /// Ends its VM, which has reached its limit.
-    fn reach_limit(&mut self);
 }
 
 /// The CPU that the tasks run on.
@@ -40,10 +38,29 @@ pub trait Cpu {
     fn now(&self) -> Instant;
     /// Runs `task` until it has to wait, the `slice` is over, or its VM has ended.
     fn run(&mut self, task: &mut Self::Task, slice: &mut Slice<'_, Self::Task>);
-    /// Sleeps until `until`, or until an interrupt comes, unless the CPU is `wanted` already.
-    fn sleep(&mut self, until: Instant, wanted: impl Fn() -> bool);
+    /// Sleeps until `until`, or until an interrupt comes, unless one of the `tasks` has a request already.
+    fn sleep(&mut self, until: Instant, tasks: Tasks<'_, Self::Task>);
+    /// Ends the VM of `task`, which has reached its limit.
+    fn reach_limit(&mut self, task: &mut Self::Task);
     /// Takes the task of a VM that has ended.
     fn finish(&mut self, task: Self::Task);
+}
+
+/// The tasks of a CPU that is about to sleep.
+#[derive(Debug)]
+pub struct Tasks<'t, T>(&'t [Entry<T>]);
+
+impl<'t, T: Task> Tasks<'t, T> {
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &'t T> + use<'t, T> {
+        self.0.iter().map(|entry| &entry.task)
+    }
+
+    /// Whether one of them has a request.
+    #[must_use]
+    pub fn have_request(&self) -> bool {
+        self.iter().any(T::has_request)
+    }
 }
 
 /// A task and its account.
@@ -96,7 +113,7 @@ impl<T: Task> Scheduler<T> {
     pub fn run(&mut self, cpu: &mut impl Cpu<Task = T>) {
         while !self.entries.is_empty() {
             let now = cpu.now();
-            self.enforce_limits(now);
+            self.enforce_limits(now, cpu);
             if self.finish_ended(cpu) {
                 continue;
             }
@@ -107,9 +124,9 @@ impl<T: Task> Scheduler<T> {
         }
     }
 
-    fn enforce_limits(&mut self, now: Instant) {
-        let over = |entry: &&mut Entry<T>| entry.task.limit() <= now && !entry.task.has_ended();
-        self.entries.iter_mut().filter(over).for_each(|entry| entry.task.reach_limit());
+    fn enforce_limits(&mut self, now: Instant, cpu: &mut impl Cpu<Task = T>) {
+        let over = |task: &&mut T| task.limit() <= now && !task.has_ended();
+        self.entries.iter_mut().map(|entry| &mut entry.task).filter(over).for_each(|task| cpu.reach_limit(task));
     }
 
     /// Hands over the tasks whose VM has ended. Whether there was one.
@@ -173,7 +190,7 @@ impl<T: Task> Scheduler<T> {
     fn sleep(&mut self, now: Instant, cpu: &mut impl Cpu<Task = T>) {
         let wakes = self.entries.iter().map(|entry| entry.task.wakes_at());
         let until = wakes.fold(self.first_limit().min(now.after(self.config.look)), Instant::min);
-        cpu.sleep(until, || self.entries.iter().any(|entry| entry.task.has_request()));
+        cpu.sleep(until, Tasks(&self.entries));
         if self.entries.len() > 1 {
             self.accounted = cpu.now();
         }

@@ -34,14 +34,18 @@ pub struct Slice<'a, T> {
     host: Instant,
     /// When the guest wants to be left.
     guest: Instant,
+    /// The first of the two.
+    next: Instant,
     /// What the hardware is programmed for; never if that is not known.
     programmed: Instant,
 }
 
 impl<'a, T: Task> Slice<'a, T> {
     pub(crate) fn new(others: [&'a [Entry<T>]; 2], end: Instant, limit: Instant, look: u64, now: Instant) -> Self {
-        let mut slice = Self { others, end, limit, look, host: now, guest: Instant::NEVER, programmed: Instant::NEVER };
+        let never = Instant::NEVER;
+        let mut slice = Self { others, end, limit, look, host: never, guest: never, next: never, programmed: never };
         slice.host = slice.next_host_event(now);
+        slice.next = slice.host;
         slice
     }
 
@@ -49,7 +53,7 @@ impl<'a, T: Task> Slice<'a, T> {
     #[inline]
     #[must_use]
     pub fn next_event(&self) -> Instant {
-        self.host.min(self.guest)
+        self.next
     }
 
     /// When the guest wants to be left next, as it said last.
@@ -65,11 +69,12 @@ impl<'a, T: Task> Slice<'a, T> {
     #[inline]
     pub fn wake_at(&mut self, guest: Instant) -> Option<Instant> {
         self.guest = guest;
-        let next = self.next_event();
-        (next < self.programmed).then(|| {
-            self.programmed = next;
-            next
-        })
+        self.next = self.host.min(guest);
+        let is_nearer = self.next < self.programmed;
+        if is_nearer {
+            self.programmed = self.next;
+        }
+        is_nearer.then_some(self.next)
     }
 
     /// The CPU was interrupted, or the next event is past. [`wake_at`](Self::wake_at) has to follow before the guest is entered
@@ -77,6 +82,7 @@ impl<'a, T: Task> Slice<'a, T> {
     pub fn interrupted(&mut self, now: Instant) -> Turn {
         self.programmed = Instant::NEVER;
         self.host = self.next_host_event(now);
+        self.next = self.host.min(self.guest);
         let wanted = || self.others().any(|other| other.preempts(now));
         if now >= self.end.min(self.limit) || wanted() { Turn::Over } else { Turn::On }
     }

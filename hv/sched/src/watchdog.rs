@@ -20,7 +20,7 @@ impl Heart {
         Self { beats: AtomicU64::new(0), seen: AtomicU64::new(0), silent: AtomicU32::new(0) }
     }
 
-    /// Notes progress: its CPU is about to enter a guest, has left one, or has slept. An increment without LOCK.
+    /// Notes progress: its CPU has come by between two exits of a guest, or has slept. An increment without LOCK.
     #[inline]
     pub fn beat(&self) {
         self.beats.store(self.beats.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -39,7 +39,8 @@ impl Heart {
 /// The hearts of up to `N` CPUs, and the looks at them.
 ///
 /// A CPU makes progress when its heart beats, or is away: in a guest or asleep, from where its timer brings it back. A CPU that is
-/// busy with a guest's exits beats at each. A CPU that makes no progress from look to look, [`patience`](Self::start) times in a row,
+/// busy with a guest's exits beats when [`Slice::next_event`](crate::Slice::next_event) is due, and that is more often than there
+/// are looks. A CPU that makes no progress from look to look, [`patience`](Self::start) times in a row,
 /// is stuck.
 ///
 /// Looks are counted, rather than time, so that a machine that was stopped as a whole, as emulators can be, is not taken for a

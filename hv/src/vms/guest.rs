@@ -7,16 +7,16 @@ use super::verdicts::{Why, judge};
 use crate::boot;
 use crate::smp;
 use crate::tables::Machine;
-use crate::timer::Deadline;
+use crate::timer;
 use crate::verdict::Verdict;
 use alloc::vec::Vec;
 use backends::{Backend, Start};
 use core::fmt;
-use core::num::NonZeroU32;
 use core::time::Duration;
 use devices::MachineConfig;
 use loader::{BootInfo, Module, Paging, VmName, VmPlan};
 use rcu::{Cpu, Tlb};
+use sched::Instant;
 use spin::Mutex;
 use vm::{Stats, Stop, Vm};
 
@@ -44,7 +44,8 @@ pub(super) struct Guest<F: Nested> {
     pub(super) paging: Paging,
     /// Where its boot vCPU starts.
     pub(super) start: Start,
-    pub(super) limit: Option<Deadline>,
+    /// When the VM has to end.
+    pub(super) limit: Instant,
     stats: Mutex<Stats>,
 }
 
@@ -76,7 +77,7 @@ impl<F: Nested> Guest<F> {
         };
         let memory = VmMemory::new(cpu, config.ram, caps, fixed, (config.paging, vcpus, shadows))
             .ok_or((Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory)))?;
-        memory.fill_stock();
+        memory.fill_stock(|| false);
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, places) = (Tlb::new(), Places::new());
         let mut view = memory.view(cpu, &mut tlb, &places);
@@ -99,7 +100,9 @@ impl<F: Nested> Guest<F> {
             memory,
             paging: config.paging,
             start: Start::Multiboot { eip: entry.eip, eax: entry.eax, ebx: entry.ebx },
-            limit: config.limit.map(|seconds: NonZeroU32| Deadline::after(Duration::from_secs(seconds.get().into()))),
+            limit: config
+                .limit
+                .map_or(Instant::NEVER, |seconds| timer::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
         })
     }

@@ -4,14 +4,15 @@ use super::console::Console;
 use super::guest::Guest;
 use super::host::{Slice, TscClock};
 use super::memory::{Nested, Places, View};
+use crate::smp;
 use crate::tables;
-use crate::timer::Deadline;
 use alloc::sync::Arc;
 use backends::Backend;
 use core::fmt;
 use core::num::NonZeroU16;
 use loader::Paging;
 use rcu::{Cpu, Tlb};
+use sched::{Instant, Task};
 use vm::cpuid::Leaf;
 use vm::{Activity, Context, Machine, Start, Stop, Vcpu};
 use walk::SlotMem;
@@ -30,7 +31,7 @@ pub(super) struct Seat<B: Backend<Tables: Nested>> {
     tlb: Tlb,
     places: Places,
     /// When it wants to run again, if it sleeps.
-    due: Option<Deadline>,
+    due: Instant,
 }
 
 impl<B: Backend<Tables: Nested>> Seat<B> {
@@ -45,42 +46,34 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         } else {
             Flavour::Shadowed(backend.shadow_vcpu(root, context.features(), tag, start))
         };
-        Self { guest, vcpu, context, tlb: Tlb::new(), places: Places::new(), due: None }
+        Self { guest, vcpu, context, tlb: Tlb::new(), places: Places::new(), due: Instant::NEVER }
     }
 
-    /// Lets the vCPU run until it has to wait, the turn of one of the `others` has come, or its VM has ended.
-    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, others: [&[Self]; 2]) {
+    /// Lets the vCPU run until it has to wait, its `slice` is over, or its VM has ended.
+    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, slice: &mut sched::Slice<'_, Self>) {
         let guest = &*self.guest;
-        let mut slice = Slice::new(guest, others);
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.places);
         let mut machine = Machine::new(&guest.vm, &mut self.context, view);
+        let mut host = Slice { guest, schedule: slice };
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => run(guest, vcpu, &mut machine, &mut slice),
-            Flavour::Shadowed(vcpu) => run(guest, vcpu, &mut machine, &mut slice),
+            Flavour::Nested(vcpu) => run(guest, vcpu, &mut machine, &mut host),
+            Flavour::Shadowed(vcpu) => run(guest, vcpu, &mut machine, &mut host),
         }
-        self.due = slice.due;
+        self.due = slice.wakes_at();
     }
 
-    /// Whether its VM has ended.
-    pub(super) fn is_over(&self) -> bool {
-        self.guest.vm.stopped().is_some()
-    }
-
-    /// Whether somebody has something for it.
-    pub(super) fn is_called(&self) -> bool {
-        self.guest.vm.rings(self.context.index())
-    }
-
-    /// Whether it has something to do.
-    pub(super) fn wants_to_run(&self) -> bool {
-        self.context.activity() == Activity::Running
-            || self.is_called()
-            || self.wakes_at().is_some_and(Deadline::is_past)
-    }
-
-    /// When it has something to do, though nobody calls.
-    pub(super) fn wakes_at(&self) -> Option<Deadline> {
-        self.due.into_iter().chain(self.guest.limit).min()
+    /// Ends the VM, which has reached its limit, unless it has just ended by itself.
+    pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, tables::Machine>) {
+        let guest = &*self.guest;
+        if !guest.vm.end(Stop::Limit, |vcpu| smp::kick_if_away(guest.cpu_of(vcpu))) {
+            return;
+        }
+        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.places);
+        let machine = Machine::new(&guest.vm, &mut self.context, view);
+        match &mut self.vcpu {
+            Flavour::Nested(vcpu) => dump(guest, vcpu, &machine, Stop::Limit),
+            Flavour::Shadowed(vcpu) => dump(guest, vcpu, &machine, Stop::Limit),
+        }
     }
 
     /// Ends the vCPU, and gives its VM to whoever calls this for the last of its vCPUs.
@@ -91,9 +84,35 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         Arc::into_inner(guest)
     }
 
-    /// Does what can wait until the vCPU sleeps.
-    pub(super) fn idles(&self) {
-        self.guest.memory.fill_stock();
+    /// Does what can wait until the vCPU sleeps, until the CPU is `wanted`.
+    pub(super) fn idles(&self, wanted: impl Fn() -> bool) {
+        self.guest.memory.fill_stock(wanted);
+    }
+}
+
+impl<B: Backend<Tables: Nested>> Task for Seat<B> {
+    fn vm(&self) -> usize {
+        self.guest.number
+    }
+
+    fn has_ended(&self) -> bool {
+        self.guest.vm.stopped().is_some()
+    }
+
+    fn is_runnable(&self) -> bool {
+        self.context.activity() == Activity::Running || self.has_request()
+    }
+
+    fn has_request(&self) -> bool {
+        self.guest.vm.rings(self.context.index())
+    }
+
+    fn wakes_at(&self) -> Instant {
+        self.due
+    }
+
+    fn limit(&self) -> Instant {
+        self.guest.limit
     }
 }
 
@@ -102,12 +121,25 @@ fn run<B: Backend<Tables: Nested>, V: Vcpu>(
     guest: &Guest<B::Tables>,
     vcpu: &mut V,
     machine: &mut Machine<'_, View<'_, B::Tables>, Console, TscClock>,
-    slice: &mut Slice<'_, B>,
+    slice: &mut Slice<'_, '_, B>,
 ) {
     vcpu.load();
     let stop = vm::run(vcpu, machine, slice);
     vcpu.leave();
-    let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_))) else { return };
+    if let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_))) {
+        dump(guest, vcpu, machine, stop);
+    }
+}
+
+/// Tells where the vCPU is that its VM has ended at.
+#[cold]
+fn dump<F: Nested, V: Vcpu>(
+    guest: &Guest<F>,
+    vcpu: &mut V,
+    machine: &Machine<'_, View<'_, F>, Console, TscClock>,
+    stop: Stop,
+) {
+    vcpu.load();
     guest.vm.devices().sink().flush();
     guest.report(&Dump(vcpu));
     match machine.code(vcpu) {

@@ -1,22 +1,29 @@
 //! What each CPU has to do: its vCPUs, in turn.
 
 use super::guest::Guest;
-use super::host;
 use super::memory::{self, Nested};
 use super::seat::Seat;
 use super::verdicts::Why;
 use crate::paging;
 use crate::smp;
 use crate::tables::{self, Machine};
+use crate::timer;
 use crate::verdict::{self, Verdict};
+use crate::watchdog;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use backends::Backend;
+use core::marker::PhantomData;
 use core::num::NonZeroU16;
+use core::time::Duration;
 use loader::VmName;
 use rcu::Cpu;
+use sched::{Config, Instant, Scheduler, Tasks};
 use spin::Mutex;
+
+/// A VM's time on a CPU that other VMs share, in each round.
+const SLICE: Duration = Duration::from_millis(5);
 
 /// The vCPUs of one CPU, before they exist.
 pub(super) struct Job<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
@@ -62,28 +69,42 @@ impl<F: Nested> Job<F> {
     /// Does it: makes the vCPUs, and lets them run in turn until the VM of each has ended.
     pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, Machine>) {
         let seats = (1..).filter_map(NonZeroU16::new).zip(self.0);
-        let mut seats: Vec<Seat<B>> =
-            seats.map(|(tag, (guest, index))| Seat::new(backend, guest, index, tag)).collect();
-        while !seats.is_empty() {
-            for index in 0..seats.len() {
-                let (before, rest) = seats.split_at_mut(index);
-                if let Some((seat, after)) = rest.split_first_mut()
-                    && seat.wants_to_run()
-                {
-                    seat.run(cpu, [before, after]);
-                }
-            }
-            while let Some(index) = seats.iter().position(Seat::is_over) {
-                if let Some(guest) = seats.swap_remove(index).leave() {
-                    let (number, name) = (guest.number, guest.name);
-                    ended(number, name, guest.end(cpu));
-                }
-            }
-            if !seats.iter().any(Seat::wants_to_run) {
-                seats.iter().for_each(Seat::idles);
-                host::arm(seats.iter().map(Seat::wakes_at));
-                sleep(cpu, || seats.iter().any(Seat::is_called));
-            }
+        let seats = seats.map(|(tag, (guest, index))| Seat::new(backend, guest, index, tag));
+        let config = Config { slice: timer::ticks_of(SLICE), look: watchdog::visit() };
+        Scheduler::new(seats, config, timer::now()).run(&mut Host { cpu, backend: PhantomData::<B> });
+    }
+}
+
+/// This CPU, to its schedule.
+struct Host<'c, B> {
+    cpu: &'c mut Cpu<'static, Machine>,
+    backend: PhantomData<B>,
+}
+
+impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
+    type Task = Seat<B>;
+
+    fn now(&self) -> Instant {
+        timer::now()
+    }
+
+    fn run(&mut self, seat: &mut Seat<B>, slice: &mut sched::Slice<'_, Seat<B>>) {
+        seat.run(self.cpu, slice);
+    }
+
+    fn sleep(&mut self, until: Instant, seats: Tasks<'_, Seat<B>>) {
+        seats.iter().for_each(|seat| seat.idles(|| seats.have_request() || until <= timer::now()));
+        sleep(self.cpu, until, || seats.have_request());
+    }
+
+    fn reach_limit(&mut self, seat: &mut Seat<B>) {
+        seat.reach_limit(self.cpu);
+    }
+
+    fn finish(&mut self, seat: Seat<B>) {
+        if let Some(guest) = seat.leave() {
+            let (number, name) = (guest.number, guest.name);
+            ended(number, name, guest.end(self.cpu));
         }
     }
 }
@@ -138,12 +159,12 @@ pub(super) fn wait_for_all(cpu: &mut Cpu<'static, Machine>) -> ! {
 
 /// A CPU without vCPUs sleeps, but gives back what waits on it.
 fn rest(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
-    host::arm([]);
-    sleep(cpu, wanted);
+    sleep(cpu, watchdog::next_visit(), wanted);
 }
 
-/// Sleeps until the next interrupt, unless the CPU is `wanted` already.
-fn sleep(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
+/// Sleeps until `until`, or until another interrupt comes, unless the CPU is `wanted` already.
+fn sleep(cpu: &mut Cpu<'static, Machine>, until: Instant, wanted: impl Fn() -> bool) {
+    timer::arm(until);
     memory::poll(cpu);
     smp::idle(cpu, wanted);
     memory::poll(cpu);

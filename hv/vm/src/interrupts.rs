@@ -2,11 +2,12 @@
 
 use crate::context::Activity;
 use crate::exit::Event;
-use crate::machine::{Flow, Host, Machine, Memory, Stop, Turn};
+use crate::machine::{Flow, Host, Machine, Memory, Stop};
 use crate::vcpu::{INTERRUPT_FLAG, Start, Vcpu};
 use core::ops::ControlFlow;
 use devices::{Clock, Nanoseconds, Sink};
 use emul::Known;
+use sched::Turn;
 
 impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
     /// Whether this vCPU is the one that the 8259s interrupt.
@@ -120,8 +121,14 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         match turn {
             Turn::On => Flow::Resume,
             Turn::Over => Flow::Yield,
-            Turn::Limit => Flow::Stop(Stop::Limit),
         }
+    }
+
+    /// As [`interrupted`](Self::interrupted), behind an exit that came when the host's next event was due.
+    #[cold]
+    pub(crate) fn event_due<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> ControlFlow<()> {
+        let flow = self.interrupted(vcpu, host);
+        self.go(flow)
     }
 
     /// Others have rung.

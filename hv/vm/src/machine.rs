@@ -12,6 +12,7 @@ use addr::{Gpa, Gva, Hpa};
 use core::ops::ControlFlow;
 use devices::{Clock, Nanoseconds, Sink};
 use emul::{Bitness, Gpr, Known, Segment};
+use sched::{Instant, Turn};
 use shadow::NoMemory;
 use walk::{Access, Controls, Features, Fetched, Paging, PagingRef, Privilege, SlotMem};
 
@@ -74,23 +75,15 @@ pub trait Memory: SlotMem {
 pub trait Host<V: Vcpu> {
     /// Serves the CPU's own interrupts.
     fn interrupted(&mut self, vcpu: &mut V) -> Turn;
+    /// From when on an exit counts as an interrupt as well, by the host's TSC: a guest whose exits follow each other before the
+    /// processor takes a pending interrupt would keep the CPU for ever.
+    fn next_event(&self) -> Instant;
     /// Sees to it that the guest is left when its clock shows `deadline`.
     fn wake_at(&mut self, deadline: Option<Nanoseconds>);
     /// Makes the CPU of vCPU `vcpu` of the same VM leave its guest or its sleep, if it is away.
     fn kick(&mut self, vcpu: usize);
     /// What `ticks` of the TSC are in nanoseconds.
     fn nanoseconds(&self, ticks: u64) -> u64;
-}
-
-/// Whether a vCPU may stay on its CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// It may.
-    On,
-    /// Another one's turn has come.
-    Over,
-    /// The VM has run for longer than it may.
-    Limit,
 }
 
 /// Whether the guest goes on.

@@ -21,13 +21,16 @@ pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone, H: Host<V>>(
     }
 }
 
-/// One stay in the guest, and what it led to.
+/// One stay in the guest, and what it led to; before it, what the host has to do.
 #[inline(always)]
 fn turn<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone>(
     vcpu: &mut V,
     machine: &mut Machine<'_, M, S, C>,
     host: &mut impl Host<V>,
 ) -> ControlFlow<()> {
+    if vcpu.stay().exit >= host.next_event().ticks() {
+        machine.event_due(vcpu, host)?;
+    }
     let door = machine.door;
     let entered = machine.memory.guest(|flush| {
         if flush {

@@ -1,6 +1,6 @@
 //! A CPU in virtual time, and guests that do what guests can do to keep it.
 
-use crate::{Config, Cpu, Instant, Scheduler, Slice, Task, Turn};
+use crate::{Config, Cpu, Instant, Scheduler, Slice, Task, Tasks, Turn};
 use proptest::prelude::*;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -111,11 +111,6 @@ impl Task for TestTask {
     fn limit(&self) -> Instant {
         self.limit
     }
-
-    fn reach_limit(&mut self) {
-        self.over = true;
-        self.record.ended = Some(Instant::new(self.clock.get()));
-    }
 }
 
 /// The CPU: time passes only as its guests and their exits take it.
@@ -224,8 +219,13 @@ impl Cpu for TestCpu {
         task.preempted = (!task.asleep).then(|| self.clock.get());
     }
 
-    fn sleep(&mut self, until: Instant, wanted: impl Fn() -> bool) {
-        if wanted() {
+    fn reach_limit(&mut self, task: &mut TestTask) {
+        task.over = true;
+        task.record.ended = Some(self.now());
+    }
+
+    fn sleep(&mut self, until: Instant, tasks: Tasks<'_, TestTask>) {
+        if tasks.have_request() {
             return;
         }
         let until = until.min(Instant::new(self.end));

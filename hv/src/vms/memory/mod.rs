@@ -13,7 +13,7 @@ mod shadowed;
 use crate::frames;
 use crate::paging;
 use crate::tables::{self, Machine};
-use crate::watchdog::{self, Heart};
+use crate::watchdog;
 use account::{Account, give_back};
 use addr::{Gfn, Gpa, Gva, Hpa, PAGE_SIZE, PageSize, Pfn};
 use alloc::string::String;
@@ -27,6 +27,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError, Paging};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
 use rcu::{Cpu, Flush, Session, Space, Tlb};
+use sched::Heart;
 use shadow::{NoMemory, Writer};
 use shadowed::{Own, Shadows};
 use vm::{NestedFault, Resolved};
@@ -288,9 +289,9 @@ impl<F: Nested> VmMemory<F> {
         self.tree.env().account
     }
 
-    /// Fills the stock of zeroed frames: before the guest runs, and while it sleeps.
-    pub(crate) fn fill_stock(&self) {
-        loop {
+    /// Fills the stock of zeroed frames, before the guest runs and while it sleeps, until the CPU is `wanted`.
+    pub(crate) fn fill_stock(&self, wanted: impl Fn() -> bool) {
+        while !wanted() {
             let Some(frame) = self.account().pool.lock().alloc_for_stock() else { return };
             // SAFETY: the frame is nobody else's yet.
             unsafe { fill(paging::direct(frame.start()), PAGE_SIZE, 0) };

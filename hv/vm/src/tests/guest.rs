@@ -4,7 +4,7 @@ use super::memory::TestMemory;
 use super::vcpu::TestVcpu;
 use crate::cpuid::Leaf;
 use crate::vcpu::{ControlRegisters, SegmentState};
-use crate::{Activity, Context, Exit, Flow, Gpr, Host, Io, Machine, Stop, Turn, Vcpu, Vm};
+use crate::{Activity, Context, Exit, Flow, Gpr, Host, Instant, Io, Machine, Stop, Turn, Vcpu, Vm};
 use core::ops::ControlFlow;
 use devices::{Clock, MachineConfig, Nanoseconds, Outcome, Sink, Size};
 use std::boxed::Box;
@@ -227,10 +227,10 @@ impl Guest {
                 assert_eq!(self.vm.stopped(), Some(stop));
                 return stop;
             }
-            assert_eq!(self.machine.context.activity(), Activity::Halted, "there is no other vCPU");
-            if !host.waits() {
+            if host.is_out_of_patience() || !host.waits() {
                 return Stop::Limit;
             }
+            assert_eq!(self.machine.context.activity(), Activity::Halted, "there is no other vCPU");
         }
     }
 
@@ -251,6 +251,8 @@ pub(super) struct TestHost {
     pub(super) waits: u32,
     /// When the guest wants to be left.
     pub(super) deadline: Option<Nanoseconds>,
+    /// From when on an exit counts as an interrupt.
+    pub(super) next_event: Instant,
     /// The vCPUs that were kicked.
     pub(super) kicks: Vec<usize>,
 }
@@ -269,13 +271,18 @@ impl TestHost {
             interrupts: 0,
             waits: 0,
             deadline: None,
+            next_event: Instant::NEVER,
             kicks: Vec::new(),
         }
     }
 
     fn ticks(&mut self) -> bool {
         self.clock.pass(self.tick);
-        self.interrupts + self.waits <= self.patience
+        !self.is_out_of_patience()
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        self.interrupts + self.waits > self.patience
     }
 
     /// The guest sleeps for a tick.
@@ -289,7 +296,10 @@ impl Host<TestVcpu> for TestHost {
     fn interrupted(&mut self, vcpu: &mut TestVcpu) -> Turn {
         vcpu.leave();
         self.interrupts += 1;
-        if self.ticks() { Turn::On } else { Turn::Limit }
+        if self.ticks() { Turn::On } else { Turn::Over }
+    }
+    fn next_event(&self) -> Instant {
+        self.next_event
     }
     fn wake_at(&mut self, deadline: Option<Nanoseconds>) {
         self.deadline = deadline;
