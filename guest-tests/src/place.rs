@@ -10,6 +10,9 @@ use crate::port::Direction;
 /// The end of the one-to-one map, and so of every address that a Rust object may have.
 pub const IDENTITY_END: Gva = Gva::new(1 << 32);
 
+/// Where there is neither memory nor a device: above the most memory that a guest has, and below the APICs.
+pub const NOWHERE: Place = Place(Gva::new(0xd000_0000));
+
 /// An address that tests may read, write or execute, present or not, without harm to any Rust object: in a free frame
 /// of the one-to-one map ([`crate::ram::Frame::place`]), or above that map.
 #[derive(Clone, Copy, PartialEq, Eq)]

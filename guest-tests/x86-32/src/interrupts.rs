@@ -1,11 +1,12 @@
 //! Exceptions that tests expect.
 
-use core::arch::{global_asm, naked_asm};
+use core::arch::{asm, global_asm, naked_asm};
 
 use base::pic;
 use base::recovery::{Recoveries, Recovery};
 
 use crate::descriptors::{self, GateDpl};
+use crate::memory::Page;
 use crate::processor;
 
 /// What the stubs leave on the stack: the registers they save (PUSHAD), the vector they add, the frame that the processor wrote.
@@ -35,6 +36,8 @@ pub struct Fault {
     pub cr2: u32,
 }
 
+/// Invalid opcode.
+pub const INVALID_OPCODE: u32 = 6;
 /// General protection.
 pub const GENERAL_PROTECTION: u32 = 13;
 /// Page fault.
@@ -101,6 +104,12 @@ pub(crate) fn restore_gate(vector: u32) {
     descriptors::set_gate(vector as usize, first + vector * STUB_SIZE, dpl);
 }
 
+/// STI.
+pub fn enable() {
+    // SAFETY: the handlers preserve all that they interrupt.
+    unsafe { asm!("sti", options(nostack)) };
+}
+
 static RECOVERIES: Recoveries<Fault> = Recoveries::new();
 
 /// Runs `body`, and gives the exception or software interrupt that ended it if there was one. What `body` owns is then not
@@ -147,4 +156,18 @@ unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), re
 
 extern "C" fn dispatch(frame: &Frame) -> *const Recovery<Fault> {
     RECOVERIES.take(Fault { frame: *frame, cr2: processor::cr2() })
+}
+
+/// Raises #UD for ever on the stack whose top is at `top`, in `page`: the handler returns to the UD2. Each delivery writes the 12
+/// bytes below the top, and nothing else does.
+pub fn raise_for_ever(page: Page, top: u32) -> ! {
+    assert!((12..=4096).contains(&top), "the frame would be another page's");
+    descriptors::set_gate(INVALID_OPCODE as usize, return_at_once as *const () as u32, GateDpl::Kernel);
+    // SAFETY: the stack is in a page that no Rust object has, and large enough for what is written there; it is not left again.
+    unsafe { asm!("mov esp, {0:e}", "ud2", in(reg) page.address() + top, options(noreturn)) }
+}
+
+#[unsafe(naked)]
+extern "C" fn return_at_once() {
+    naked_asm!("iretd")
 }

@@ -224,7 +224,7 @@ impl Job {
         let hypervisor = if row.sabotaged { shop.sabotaged.clone() } else { Some(shop.images.hv()) };
         Ok(Trial {
             machine: self.host.machine(row),
-            cpus: None,
+            cpus: row.cpus,
             hypervisor: hypervisor
                 .filter(|_| self.host.with_hypervisor)
                 .map(|file| Hypervisor { file, words: format!("log=info {}", row.hv_words) }),

@@ -102,8 +102,10 @@ pub(super) struct Row {
     pub(super) words: &'static str,
     /// Another one for Bochs, which carries out far fewer instructions in the same time.
     pub(super) bochs_words: Option<&'static str>,
-    /// Virtual processors, on as many processors.
+    /// Virtual processors.
     pub(super) vcpus: u32,
+    /// The machine's processors; None: as many as the guests have.
+    pub(super) cpus: Option<u32>,
     /// A guest in a second VM, and its command line; it has to pass, whatever becomes of the first.
     pub(super) beside: Option<(&'static str, &'static str)>,
     /// Files of these contents, with strings that say so.
@@ -141,6 +143,7 @@ const USUAL: Row = Row {
     words: "",
     bochs_words: None,
     vcpus: 1,
+    cpus: None,
     beside: None,
     modules: &[],
     pages: Pages::Large,
@@ -161,6 +164,9 @@ const USUAL: Row = Row {
 /// A guest that never ends by itself, given a short time alone and, by the hypervisor, an even shorter one.
 const ENDLESS: Row =
     Row { timeout: Duration::from_secs(20), limit: Some(Duration::from_secs(2)), alone: None, ..USUAL };
+
+/// The same where it may be long until the limit by the machine's own clock: on Bochs.
+const PATIENT: Row = Row { timeout: Duration::from_secs(120), ..ENDLESS };
 
 /// A guest with many processors, which take turns where the machine that runs all this has fewer.
 const LONG: Row = Row { timeout: Duration::from_secs(120), ..USUAL };
@@ -202,6 +208,28 @@ const fn hang_limit(name: &'static str, host: &'static str) -> Row {
     Row { name, source: Source::Guest("hang"), only: Some(host), hypervised, ..ENDLESS }
 }
 
+/// A guest that does one thing to the hypervisor for ever, beside one that has to pass: it is ended at its limit. `words` say what it
+/// does. A CPU that is held up for two seconds counts as stuck.
+const fn attack(name: &'static str, guest: &'static str, words: &'static str) -> Row {
+    let hypervised = Expected::saying(Verdict::Hang, "past its limit");
+    let (source, beside) = (Source::Guest(guest), Some(("smoke", "")));
+    Row {
+        name,
+        source,
+        words,
+        beside,
+        hypervised,
+        hv_words: "watchdog=2",
+        limit: Some(Duration::from_secs(4)),
+        ..PATIENT
+    }
+}
+
+/// An attack whose guest has the one CPU to itself but for the guest beside it.
+const fn on_one_cpu(name: &'static str, row: Row) -> Row {
+    Row { name, cpus: Some(1), ..row }
+}
+
 /// A 32-bit guest, on Bochs with fewer things to try.
 const fn guest32(guest: &'static str, bochs_words: &'static str) -> Row {
     Row { name: guest, source: Source::Guest(guest), bochs_words: Some(bochs_words), ..LONG }
@@ -226,6 +254,12 @@ const SMOKE32_SHADOWED: Row = Row { words: "pdptes=held", ..guest32("smoke32", "
 const SELF_MAP: Row = Row { vcpus: 4, ..guest32("self-map", "") };
 const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
 const FORK_STORM: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("fork-storm", "ops=60") };
+/// Each exit is long enough to be met in the hypervisor by whoever looks.
+const STRING_IO: Row = attack("string-io", "attack", "kind=string-io");
+/// It sleeps past its limit.
+const SLEEP: Row = Row { beside: None, ..attack("sleep", "attack", "kind=idle") };
+/// The page directory maps itself, and #UD is delivered on a stack in it.
+const DELIVERY: Row = attack("delivery", "attack32", "kind=delivery");
 const EXIT_LATENCY32: Row = guest32("exit-latency32", "");
 
 pub(super) const ROWS: &[Row] = &[
@@ -331,6 +365,20 @@ pub(super) const ROWS: &[Row] = &[
     Row { name: "hang", source: Source::Guest("hang"), hypervised: Expected::just(Verdict::Hang), ..ENDLESS },
     hang_limit("hang-limit-svm", "qemu-svm"),
     hang_limit("hang-limit-vmx", "bochs-vmx"),
+    STRING_IO,
+    on_one_cpu("string-io-shared", STRING_IO),
+    attack("console-flood", "attack", "kind=console"),
+    attack("deadline-writes", "attack", "kind=deadline"),
+    attack("hypercalls", "attack", "kind=hypercall"),
+    Row { vcpus: 2, ..attack("nmi-storm", "attack", "kind=nmi") },
+    SLEEP,
+    Row { name: "sleep-smp", cpus: Some(2), ..SLEEP },
+    DELIVERY,
+    on_one_cpu("delivery-shared", DELIVERY),
+    shadowed("delivery-shadow", Paging::Shadow, DELIVERY),
+    shadowed("delivery-shadow-shared", Paging::Shadow, on_one_cpu("", DELIVERY)),
+    shadowed("delivery-vtlb", Paging::Vtlb, DELIVERY),
+    shadowed("delivery-vtlb-shared", Paging::Vtlb, on_one_cpu("", DELIVERY)),
     Row {
         name: "hang-outer",
         source: Source::Guest("hang"),

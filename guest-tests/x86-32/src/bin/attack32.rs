@@ -1,0 +1,79 @@
+//! Has its page tables shadowed at as high a cost as it can, again and again, without an end: the hypervisor has to end it at its
+//! limit, and what runs beside it has to get its time.
+//!
+//! Words: `kind=` and one of [`KINDS`].
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+
+use guest32::boot::Boot;
+use guest32::exit::Verdict;
+use guest32::memory::{self, Page, Pages};
+use guest32::paging::{Mode, PRESENT, Space, WRITABLE};
+use guest32::{console, interrupts, println, processor};
+
+guest32::main!(main);
+
+/// The attacks by their names. Each takes for ever.
+const KINDS: [(&str, fn() -> !); 3] = [("delivery", delivery), ("remap", remap), ("switch", switch)];
+
+/// Above what the spaces map one to one.
+const AT: u32 = 1 << 30;
+
+fn main(boot: &Boot) -> Verdict {
+    let wanted = boot.words().find_map(|word| word.strip_prefix("kind=")).unwrap_or_default();
+    let Some((name, attack)) = KINDS.iter().find(|(name, _)| *name == wanted) else {
+        println!("Bail out! kind={wanted}: there is no such attack");
+        return Verdict::FAILED;
+    };
+    println!("# attack: {name}");
+    console::drain();
+    // A hypervisor's own interrupts then get through on any host.
+    interrupts::enable();
+    attack()
+}
+
+/// Exceptions whose frames are written to the page directory, which a large page of its own maps: to entries that nothing uses.
+fn delivery() -> ! {
+    let space = Space::new(Mode::TwoLevel, &mut Pages::from(memory::START));
+    space.enter();
+    interrupts::raise_for_ever(Page::new(space.cr3()), 4096)
+}
+
+/// Pages that are mapped, touched and unmapped again.
+fn remap() -> ! {
+    const PAGES: u32 = 256;
+    let mut pages = Pages::from(memory::START);
+    let space = Space::new(Mode::Pae, &mut pages);
+    let data = pages.take();
+    let entries = |n: u32, pages: &mut Pages| space.pte(AT + n * 4096, pages);
+    space.enter();
+    loop {
+        for n in 0..PAGES {
+            entries(n, &mut pages).set(u64::from(data.address()) | PRESENT | WRITABLE);
+            memory::store(AT + n * 4096, n);
+        }
+        for n in 0..PAGES {
+            entries(n, &mut pages).set(0);
+            processor::invlpg(AT + n * 4096);
+        }
+    }
+}
+
+/// As many address spaces as there is memory for, by turns.
+fn switch() -> ! {
+    const SPACES: usize = 64;
+    let mut pages = Pages::from(memory::START);
+    let spaces: [Space; SPACES] = core::array::from_fn(|_| Space::new(Mode::Pae, &mut pages));
+    let data = pages.take();
+    for space in spaces {
+        space.pte(AT, &mut pages).set(u64::from(data.address()) | PRESENT | WRITABLE);
+    }
+    spaces[0].enter();
+    loop {
+        for (n, space) in spaces.iter().enumerate() {
+            space.load();
+            memory::store(AT, n as u32);
+        }
+    }
+}
