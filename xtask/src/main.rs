@@ -47,6 +47,7 @@ enum Command {
     Test(test::Args),
     Stress(stress::Args),
     Bench(bench::Args),
+    Fairness(test::fairness::Args),
     Lint(lint::Args),
 }
 
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::command(&args),
         Command::Stress(args) => stress::command(&args),
         Command::Bench(args) => bench::command(&args),
+        Command::Fairness(args) => test::fairness::command(&args),
         Command::Lint(args) => lint::command(&args),
     };
     result.unwrap_or_else(|error| failure::report(&error))

@@ -85,6 +85,14 @@ impl fmt::Display for Machine {
 }
 
 impl Machine {
+    /// Whether its time is what its processors do, and not what passes meanwhile.
+    pub(crate) const fn counts_instructions(&self) -> bool {
+        match self {
+            Self::Qemu(qemu) => matches!(qemu.engine, qemu::Engine::TcgIcount),
+            Self::Bochs(_) => true,
+        }
+    }
+
     /// Boots, and waits for the end, for `timeout` at most. `live` gets the console's bytes as they come.
     pub(crate) fn run(&self, boot: &Boot, timeout: Duration, live: &mut dyn FnMut(&[u8])) -> Result<Finished> {
         let folder = run_folder()?;

@@ -26,9 +26,9 @@ use tempfile::TempDir;
 const LAST_LINES: usize = 30;
 
 /// A row on a host.
-struct Job {
-    row: &'static Row,
-    host: Host,
+pub(super) struct Job {
+    pub(super) row: &'static Row,
+    pub(super) host: Host,
     expected: Expected,
 }
 
@@ -43,15 +43,15 @@ impl Job {
 }
 
 /// A job done.
-struct Done {
+pub(super) struct Done {
     /// Its place in the list of jobs.
-    at: usize,
-    verdict: Ran,
+    pub(super) at: usize,
+    pub(super) verdict: Ran,
     subtests: Vec<Ran>,
 }
 
 /// What jobs share.
-struct Workshop {
+pub(super) struct Workshop {
     images: Images,
     /// The hypervisor that can leave flushes out, if some job wants it.
     sabotaged: Option<PathBuf>,
@@ -61,7 +61,7 @@ struct Workshop {
 
 impl Workshop {
     /// Builds what these jobs need.
-    fn for_jobs(jobs: &[Job]) -> Result<Self> {
+    pub(super) fn for_jobs(jobs: &[Job]) -> Result<Self> {
         let with_hypervisor = jobs.iter().any(|job| job.host.with_hypervisor);
         let sabotaged = jobs.iter().any(|job| job.row.sabotaged).then(Images::build_sabotaged).transpose()?;
         let images = if with_hypervisor { Images::build()? } else { Images::build_guests()? };
@@ -93,8 +93,7 @@ pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     let shop = Workshop::for_jobs(&jobs)?;
     let check = jobs.iter().any(|job| job.host.with_hypervisor).then(|| vector_check(&shop.images));
     let mut results: Vec<_> = check.into_iter().collect();
-    let mut done = run_all(&jobs, &shop)?;
-    done.sort_by_key(|done| done.at);
+    let done = run_all(&jobs, &shop)?;
     print_matrix(&hosts, &jobs, &done);
     for done in done {
         results.push(done.verdict);
@@ -103,7 +102,8 @@ pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     Ok(results)
 }
 
-fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
+/// All rows on all hosts that they are about.
+pub(super) fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
     ROWS.iter().flat_map(move |row| {
         let hosts = hosts.iter().filter(|host| row.only.is_none_or(|only| only == host.name));
         let hosts = hosts.filter(|host| row.except.is_none_or(|except| except != host.name));
@@ -121,8 +121,9 @@ fn vector_check(images: &Images) -> Ran {
     ran
 }
 
-/// As many at once as there are processors, those that take long first, so that none is left alone at the end.
-fn run_all(jobs: &[Job], shop: &Workshop) -> Result<Vec<Done>> {
+/// As many at once as there are processors, those that take long first, so that none is left alone at the end. In the jobs'
+/// order.
+pub(super) fn run_all(jobs: &[Job], shop: &Workshop) -> Result<Vec<Done>> {
     let workers = thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let counter = Counter::begin("booting", jobs.len());
@@ -141,7 +142,9 @@ fn run_all(jobs: &[Job], shop: &Workshop) -> Result<Vec<Done>> {
         workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
     })?;
     counter.end();
-    Ok(done.into_inner().expect("no worker panics"))
+    let mut done = done.into_inner().expect("no worker panics");
+    done.sort_by_key(|done| done.at);
+    Ok(done)
 }
 
 /// The line of a test, and what is needed to understand a failure.
@@ -217,13 +220,15 @@ impl Job {
             vcpus: row.vcpus,
             ..Guest::new(Image::new(image, words))
         };
+        let machine = self.host.machine(row);
+        let in_real_time = row.beside_in_real_time.filter(|_| !machine.counts_instructions());
         let beside = row.beside.filter(|_| self.host.with_hypervisor).map(|(name, words)| Guest {
             name: "beside".to_string(),
-            ..Guest::new(Image::new(shop.images.guest(name), words))
+            ..Guest::new(Image::new(shop.images.guest(name), in_real_time.unwrap_or(words)))
         });
         let hypervisor = if row.sabotaged { shop.sabotaged.clone() } else { Some(shop.images.hv()) };
         Ok(Trial {
-            machine: self.host.machine(row),
+            machine,
             cpus: row.cpus,
             hypervisor: hypervisor
                 .filter(|_| self.host.with_hypervisor)

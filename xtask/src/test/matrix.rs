@@ -43,7 +43,8 @@ impl Host {
         let cpu = row.cpu.map(str::to_string);
         match &self.machine {
             Machine::Qemu(Qemu { engine, .. }) => {
-                Machine::Qemu(Qemu { is_paused: row.paused, ..Qemu::new(*engine, cpu) })
+                let engine = if row.icount && *engine == Engine::Tcg { Engine::TcgIcount } else { *engine };
+                Machine::Qemu(Qemu { is_paused: row.paused, ..Qemu::new(engine, cpu) })
             }
             Machine::Bochs(usual) => Machine::Bochs(Bochs { cpu: cpu.unwrap_or_else(|| usual.cpu.clone()) }),
         }
@@ -108,6 +109,9 @@ pub(super) struct Row {
     pub(super) cpus: Option<u32>,
     /// A guest in a second VM, and its command line; it has to pass, whatever becomes of the first.
     pub(super) beside: Option<(&'static str, &'static str)>,
+    /// Another command line for that guest, on a machine whose time is not counted in instructions: what else runs on the machine
+    /// that runs all this takes part of it.
+    pub(super) beside_in_real_time: Option<&'static str>,
     /// Files of these contents, with strings that say so.
     pub(super) modules: &'static [&'static [u8]],
     pub(super) pages: Pages,
@@ -120,6 +124,8 @@ pub(super) struct Row {
     pub(super) except: Option<&'static str>,
     /// The processor that the row is about, as that host calls it.
     pub(super) cpu: Option<&'static str>,
+    /// QEMU's TCG counts instructions, which takes a machine of one processor.
+    pub(super) icount: bool,
     /// The machine is stopped and continued again and again, which QEMU alone can do.
     pub(super) paused: bool,
     /// The hypervisor is the one that can leave flushes out.
@@ -145,6 +151,7 @@ const USUAL: Row = Row {
     vcpus: 1,
     cpus: None,
     beside: None,
+    beside_in_real_time: None,
     modules: &[],
     pages: Pages::Large,
     paging: Paging::Nested,
@@ -152,6 +159,7 @@ const USUAL: Row = Row {
     only: None,
     except: None,
     cpu: None,
+    icount: false,
     paused: false,
     sabotaged: false,
     iso: false,
@@ -230,6 +238,19 @@ const fn on_one_cpu(name: &'static str, row: Row) -> Row {
     Row { name, cpus: Some(1), ..row }
 }
 
+/// An attack beside a guest that measures what is left for it, on one CPU: half of the time, by slices of 5 ms.
+const fn shared(name: &'static str, attack: Row) -> Row {
+    let beside = Some((FAIR, "ms=400 min_share=45 max_gap_us=10000"));
+    Row { name, beside, cpus: Some(1), icount: true, limit: Some(Duration::from_secs(1)), ..attack }
+}
+
+/// The same with a CPU for each vCPU.
+const fn apart(name: &'static str, attack: Row) -> Row {
+    let beside = Some((FAIR, "ms=400 min_share=95 max_gap_us=10000"));
+    let beside_in_real_time = Some("ms=1000 min_share=20 max_gap_us=500000");
+    Row { name, beside, beside_in_real_time, limit: Some(Duration::from_secs(2)), ..attack }
+}
+
 /// A 32-bit guest, on Bochs with fewer things to try.
 const fn guest32(guest: &'static str, bochs_words: &'static str) -> Row {
     Row { name: guest, source: Source::Guest(guest), bochs_words: Some(bochs_words), ..LONG }
@@ -254,10 +275,30 @@ const SMOKE32_SHADOWED: Row = Row { words: "pdptes=held", ..guest32("smoke32", "
 const SELF_MAP: Row = Row { vcpus: 4, ..guest32("self-map", "") };
 const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
 const FORK_STORM: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("fork-storm", "ops=60") };
+/// The guest that measures how much of the time it gets.
+pub(super) const FAIR: &str = "fair";
 /// Each exit is long enough to be met in the hypervisor by whoever looks.
 const STRING_IO: Row = attack("string-io", "attack", "kind=string-io");
-/// It sleeps past its limit.
-const SLEEP: Row = Row { beside: None, ..attack("sleep", "attack", "kind=idle") };
+const IDLE: Row = attack("", "attack", "kind=idle");
+/// Bochs's SVM keeps the host's interrupts back while the guest spins with its own off.
+const SPIN: Row = Row { except: Some("bochs-svm"), ..attack("", "attack", "kind=spin") };
+const HYPERCALLS: Row = attack("hypercalls", "attack", "kind=hypercall");
+const TIMER: Row = attack("", "attack", "kind=timer");
+const INTERRUPTED_SLEEP: Row = attack("", "attack", "kind=interrupted-sleep");
+const DEADLINE: Row = attack("deadline-writes", "attack", "kind=deadline");
+/// Of a vCPU to itself, or of two to each other.
+const NMI: Row = attack("", "attack", "kind=nmi");
+const NMI_SMP: Row = Row { vcpus: 2, ..attack("nmi-storm", "attack", "kind=nmi") };
+const IPI: Row = attack("", "attack", "kind=ipi");
+const IPI_SMP: Row = Row { vcpus: 2, ..IPI };
+const CONSOLE: Row = attack("console-flood", "attack", "kind=console");
+const DIRTY_LOG: Row = attack("", "attack", "kind=dirty-log");
+const GIVE_BACK: Row = attack("", "attack", "kind=give-back");
+const GIVE_BACK_4K: Row = Row { pages: Pages::Small, ..GIVE_BACK };
+const FIRST_TOUCH: Row = Row { pages: Pages::Small, ..attack("", "attack", "kind=first-touch") };
+const NOWHERE: Row = attack("", "attack", "kind=nowhere");
+const REMAP: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=remap"));
+const SWITCH: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=switch"));
 /// The page directory maps itself, and #UD is delivered on a stack in it.
 const DELIVERY: Row = attack("delivery", "attack32", "kind=delivery");
 const EXIT_LATENCY32: Row = guest32("exit-latency32", "");
@@ -367,18 +408,62 @@ pub(super) const ROWS: &[Row] = &[
     hang_limit("hang-limit-vmx", "bochs-vmx"),
     STRING_IO,
     on_one_cpu("string-io-shared", STRING_IO),
-    attack("console-flood", "attack", "kind=console"),
-    attack("deadline-writes", "attack", "kind=deadline"),
-    attack("hypercalls", "attack", "kind=hypercall"),
-    Row { vcpus: 2, ..attack("nmi-storm", "attack", "kind=nmi") },
-    SLEEP,
-    Row { name: "sleep-smp", cpus: Some(2), ..SLEEP },
+    CONSOLE,
+    DEADLINE,
+    HYPERCALLS,
+    NMI_SMP,
+    // Past its limit.
+    Row { name: "sleep", beside: None, ..IDLE },
+    Row { name: "sleep-smp", beside: None, cpus: Some(2), ..IDLE },
     DELIVERY,
     on_one_cpu("delivery-shared", DELIVERY),
     shadowed("delivery-shadow", Paging::Shadow, DELIVERY),
     shadowed("delivery-shadow-shared", Paging::Shadow, on_one_cpu("", DELIVERY)),
     shadowed("delivery-vtlb", Paging::Vtlb, DELIVERY),
     shadowed("delivery-vtlb-shared", Paging::Vtlb, on_one_cpu("", DELIVERY)),
+    Row { name: FAIR, source: Source::Guest(FAIR), words: "ms=100", alone: None, ..USUAL },
+    shared("fair-idle", IDLE),
+    apart("fair-idle-apart", IDLE),
+    shared("fair-spin", SPIN),
+    apart("fair-spin-apart", SPIN),
+    shared("fair-hypercall", HYPERCALLS),
+    apart("fair-hypercall-apart", HYPERCALLS),
+    shared("fair-timer", TIMER),
+    apart("fair-timer-apart", TIMER),
+    shared("fair-interrupted-sleep", INTERRUPTED_SLEEP),
+    apart("fair-interrupted-sleep-apart", INTERRUPTED_SLEEP),
+    shared("fair-deadline", DEADLINE),
+    apart("fair-deadline-apart", DEADLINE),
+    shared("fair-nmi", NMI),
+    apart("fair-nmi-apart", NMI_SMP),
+    shared("fair-ipi", IPI),
+    apart("fair-ipi-apart", IPI_SMP),
+    shared("fair-console", CONSOLE),
+    apart("fair-console-apart", CONSOLE),
+    shared("fair-string-io", STRING_IO),
+    apart("fair-string-io-apart", STRING_IO),
+    shared("fair-dirty-log", DIRTY_LOG),
+    apart("fair-dirty-log-apart", DIRTY_LOG),
+    shared("fair-give-back-2m", GIVE_BACK),
+    apart("fair-give-back-2m-apart", GIVE_BACK),
+    shared("fair-give-back-4k", GIVE_BACK_4K),
+    apart("fair-give-back-4k-apart", GIVE_BACK_4K),
+    shared("fair-first-touch", FIRST_TOUCH),
+    apart("fair-first-touch-apart", FIRST_TOUCH),
+    shared("fair-nowhere", NOWHERE),
+    apart("fair-nowhere-apart", NOWHERE),
+    shared("fair-remap-shadow", REMAP),
+    apart("fair-remap-shadow-apart", REMAP),
+    shared("fair-remap-vtlb", Row { paging: Paging::Vtlb, ..REMAP }),
+    apart("fair-remap-vtlb-apart", Row { paging: Paging::Vtlb, ..REMAP }),
+    shared("fair-switch-shadow", SWITCH),
+    apart("fair-switch-shadow-apart", SWITCH),
+    shared("fair-switch-vtlb", Row { paging: Paging::Vtlb, ..SWITCH }),
+    apart("fair-switch-vtlb-apart", Row { paging: Paging::Vtlb, ..SWITCH }),
+    shared("fair-delivery-shadow", shadowed("", Paging::Shadow, DELIVERY)),
+    apart("fair-delivery-shadow-apart", shadowed("", Paging::Shadow, DELIVERY)),
+    shared("fair-delivery-vtlb", shadowed("", Paging::Vtlb, DELIVERY)),
+    apart("fair-delivery-vtlb-apart", shadowed("", Paging::Vtlb, DELIVERY)),
     Row {
         name: "hang-outer",
         source: Source::Guest("hang"),

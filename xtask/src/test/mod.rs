@@ -1,6 +1,7 @@
 //! Runs all tests: on the build machine, in loom's models, and on emulated machines.
 
 mod cargo;
+pub(crate) mod fairness;
 mod images;
 mod machines;
 mod matrix;

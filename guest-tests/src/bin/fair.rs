@@ -1,0 +1,92 @@
+//! How much of a processor's time a guest gets, and how long it waits for it at most: it reads the TSC without a pause, and what
+//! passes between two readings beyond what the reading takes has gone to others.
+//!
+//! Words: `ms=N`, for how long (1000); `min_share=PERCENT` and `max_gap_us=N`, what the figures are held to, if they are.
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+
+use guest::boot::Boot;
+use guest::exit::Verdict;
+use guest::ktap::{self, Outcome};
+use guest::{cases, check, clock, interrupts, println, skip_unless, tsc};
+
+guest::main!(main);
+
+/// Readings of which the closest two tell what one takes.
+const TRIALS: usize = 10_000;
+/// As many times that is a gap.
+const GAP: u64 = 8;
+
+/// What was measured, and what it is held to.
+struct Fairness {
+    permille: u64,
+    longest_gap_us: u64,
+    min_share: Option<u64>,
+    max_gap_us: Option<u64>,
+}
+
+fn main(boot: &Boot) -> Verdict {
+    let milliseconds: u64 = boot.word("ms").unwrap_or(1000);
+    let millisecond = clock::microseconds(1000);
+    // A hypervisor's own interrupts then get through on any host.
+    interrupts::enable();
+    let reading = (0..TRIALS).map(|_| tsc::read().abs_diff(tsc::read())).min().unwrap_or_default();
+    // What runs beside it gets going meanwhile.
+    clock::wait(milliseconds / 4 * millisecond);
+    let gaps = Gaps::watch(milliseconds * millisecond, GAP * reading);
+    let fairness = Fairness {
+        permille: 1000 - 1000 * gaps.sum / gaps.time,
+        longest_gap_us: 1000 * gaps.longest / millisecond,
+        min_share: boot.word("min_share"),
+        max_gap_us: boot.word("max_gap_us"),
+    };
+    let Fairness { permille, longest_gap_us, .. } = fairness;
+    println!("# fairness share={}.{} longest_gap_us={longest_gap_us}", permille / 10, permille % 10);
+    println!("# {} gaps, of more than {} ticks each, in {} ticks", gaps.count, GAP * reading, gaps.time);
+    ktap::run(&fairness, cases![share, longest_gap])
+}
+
+fn share(fairness: &Fairness) -> Outcome {
+    skip_unless!(fairness.min_share.is_some(), "it is held to none");
+    let permille = 10 * fairness.min_share.unwrap_or_default();
+    check!(fairness.permille >= permille, "{} of 1000, expected {permille}", fairness.permille);
+    Ok(())
+}
+
+fn longest_gap(fairness: &Fairness) -> Outcome {
+    skip_unless!(fairness.max_gap_us.is_some(), "it is held to none");
+    let most = fairness.max_gap_us.unwrap_or_default();
+    check!(fairness.longest_gap_us <= most, "{} us, expected {most} at most", fairness.longest_gap_us);
+    Ok(())
+}
+
+/// The time that others had, in ticks of the TSC.
+struct Gaps {
+    count: u64,
+    sum: u64,
+    longest: u64,
+    /// From the first reading to the last.
+    time: u64,
+}
+
+impl Gaps {
+    /// Those of more than `least` ticks, until `time` has passed.
+    fn watch(time: u64, least: u64) -> Self {
+        let mut gaps = Self { count: 0, sum: 0, longest: 0, time: 0 };
+        let start = tsc::read();
+        let mut last = start;
+        while gaps.time < time {
+            let now = tsc::read();
+            let between = now.saturating_sub(last);
+            if between > least {
+                gaps.count += 1;
+                gaps.sum += between;
+                gaps.longest = gaps.longest.max(between);
+            }
+            last = now;
+            gaps.time = last - start;
+        }
+        gaps
+    }
+}

@@ -1,0 +1,103 @@
+//! What attacks leave to a guest beside them: the matrix's rows that measure it, as a table.
+
+use super::machines::{self, Done, Job, Workshop};
+use super::matrix::{self, FAIR};
+use super::results::Status;
+use crate::failure::usage;
+use crate::setup::{self, Tool};
+use anyhow::Result;
+use std::fmt;
+use std::process::ExitCode;
+
+/// Measure what a guest gets of its processor beside guests that attack
+///
+/// Boots each of the matrix's attacks beside a guest that reads the TSC without a pause, and prints that guest's share of the time
+/// and the longest gap in it. The same as the rows `fair-…` of `cargo xtask test`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask fairness                              all attacks on all machines
+  cargo xtask fairness give-back --host bochs-vmx   those with 'give-back' in their names, on one
+  cargo xtask fairness --cpus 1                     attacker and victim on the same processor
+
+Exit status: 0 if all figures are as they have to be, 1 if one is not, 2 if something has to be installed.")]
+pub(crate) struct Args {
+    /// Run the attacks whose name contains this
+    #[arg(default_value = "")]
+    filter: String,
+    /// Run on this machine alone: one of the matrix's
+    #[arg(long)]
+    host: Option<String>,
+    /// 1: attacker and victim share a processor; 2: each vCPU has its own [default: both]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2))]
+    cpus: Option<u32>,
+}
+
+impl Args {
+    fn means(&self, job: &Job) -> bool {
+        let shared = job.row.cpus == Some(1);
+        let measures = job.row.beside.is_some_and(|(guest, _)| guest == FAIR);
+        measures
+            && job.row.name.contains(&self.filter)
+            && self.host.as_ref().is_none_or(|host| host == job.host.name)
+            && self.cpus.is_none_or(|cpus| shared == (cpus == 1))
+    }
+}
+
+pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    setup::ensure(Tool::Qemu)?;
+    setup::ensure(Tool::Bochs)?;
+    let hosts = matrix::hosts();
+    let jobs: Vec<_> = machines::jobs(&hosts).filter(|job| args.means(job)).collect();
+    if jobs.is_empty() {
+        return Err(usage("no attack of this name on such a machine"));
+    }
+    let done = machines::run_all(&jobs, &Workshop::for_jobs(&jobs)?)?;
+    println!("\n{:<32}{:<12}{:>8}{:>14}", "attack", "machine", "share", "longest gap");
+    for Done { at, verdict, .. } in &done {
+        let job = &jobs[*at];
+        let figures = verdict.output.lines().find_map(Figures::parse);
+        let figures = figures.map_or_else(|| format!("{:>8}{:>14}", "-", "-"), |figures| figures.to_string());
+        let why = if let Status::Failed(why) = &verdict.status { why } else { "" };
+        println!("{:<32}{:<12}{figures}  {why}", job.row.name, job.host.name);
+    }
+    Ok(ExitCode::from(u8::from(done.iter().any(|done| done.verdict.status != Status::Passed))))
+}
+
+/// What the guest measured.
+#[derive(Debug, PartialEq)]
+struct Figures {
+    /// Percent, as it was printed.
+    share: String,
+    longest_gap_us: u64,
+}
+
+impl Figures {
+    /// Reads a line such as `beside| # fairness share=49.8 longest_gap_us=5003`.
+    fn parse(line: &str) -> Option<Self> {
+        let (_, words) = line.split_once("# fairness share=")?;
+        let (share, gap) = words.trim_end().split_once(" longest_gap_us=")?;
+        Some(Self { share: share.to_string(), longest_gap_us: gap.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.longest_gap_us;
+        write!(f, "{:>6} %{:>9}.{} ms", self.share, us / 1000, us % 1000 / 100)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_and_shown() {
+        let figures = Figures::parse("beside| # fairness share=49.8 longest_gap_us=5083\r").unwrap();
+        assert_eq!(figures, Figures { share: "49.8".to_string(), longest_gap_us: 5083 });
+        assert_eq!(figures.to_string(), "  49.8 %        5.0 ms");
+        assert_eq!(Figures::parse("# fairness share=49.8"), None);
+        assert_eq!(Figures::parse("ok 1 share"), None);
+    }
+}
