@@ -71,7 +71,7 @@ impl Host {
     fn machine(self) -> Machine {
         let bochs = |cpu: &str| Machine::Bochs(Bochs { cpu: cpu.to_string() });
         match self {
-            Self::QemuSvm | Self::QemuSvmShadow => Machine::Qemu(Qemu::new(Engine::TcgIcount, None)),
+            Self::QemuSvm | Self::QemuSvmShadow => Machine::Qemu(Qemu::new(Engine::ICOUNT, None)),
             Self::BochsVmx | Self::BochsVmxSmp | Self::BochsVmxShadow => bochs(bochs::VMX_CPU),
             Self::BochsSvm => bochs(bochs::SVM_CPU),
         }

@@ -88,7 +88,7 @@ impl Machine {
     /// Whether its time is what its processors do, and not what passes meanwhile.
     pub(crate) const fn counts_instructions(&self) -> bool {
         match self {
-            Self::Qemu(qemu) => matches!(qemu.engine, qemu::Engine::TcgIcount),
+            Self::Qemu(qemu) => matches!(qemu.engine, qemu::Engine::TcgIcount { .. }),
             Self::Bochs(_) => true,
         }
     }

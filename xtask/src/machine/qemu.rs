@@ -38,8 +38,15 @@ pub(crate) enum Accel {
 pub(crate) enum Engine {
     Kvm,
     Tcg,
-    /// TCG, counting: one instruction is one nanosecond, on one thread.
-    TcgIcount,
+    /// TCG, counting: one instruction is 2^`shift` nanoseconds, on one thread.
+    TcgIcount {
+        shift: u8,
+    },
+}
+
+impl Engine {
+    /// One instruction is one nanosecond.
+    pub(crate) const ICOUNT: Self = Self::TcgIcount { shift: 0 };
 }
 
 impl fmt::Display for Engine {
@@ -47,7 +54,7 @@ impl fmt::Display for Engine {
         f.write_str(match self {
             Self::Kvm => "KVM",
             Self::Tcg => "TCG",
-            Self::TcgIcount => "TCG, icount",
+            Self::TcgIcount { .. } => "TCG, icount",
         })
     }
 }
@@ -114,7 +121,7 @@ impl Accel {
             )),
             Self::Kvm => Ok(Engine::Kvm),
             Self::Auto if suffices && !icount => Ok(Engine::Kvm),
-            Self::Auto | Self::Tcg if icount => Ok(Engine::TcgIcount),
+            Self::Auto | Self::Tcg if icount => Ok(Engine::ICOUNT),
             Self::Auto | Self::Tcg => Ok(Engine::Tcg),
         }
     }
@@ -179,12 +186,14 @@ impl Qemu {
         let (accel, cpu) = match self.engine {
             Engine::Kvm => ("kvm", "host"),
             Engine::Tcg => ("tcg,thread=multi", TCG_CPU),
-            Engine::TcgIcount => ("tcg,thread=single", TCG_CPU),
+            Engine::TcgIcount { .. } => ("tcg,thread=single", TCG_CPU),
         };
+        let icount;
         let mut arguments = vec!["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "pc"];
         arguments.extend(["-accel", accel, "-cpu", self.cpu.as_deref().unwrap_or(cpu), "-smp", &cpus, "-m", &memory]);
-        if self.engine == Engine::TcgIcount {
-            arguments.extend(["-icount", "shift=0,sleep=off"]);
+        if let Engine::TcgIcount { shift } = self.engine {
+            icount = format!("shift={shift},sleep=off");
+            arguments.extend(["-icount", &icount]);
         }
         if self.is_paused {
             arguments.extend(pauses::ARGUMENTS);
@@ -256,7 +265,7 @@ mod tests {
         let tcg = line(Engine::Tcg, None);
         assert!(tcg.contains("-cpu|EPYC,+svm|-smp|4|-m|512M"), "{tcg}");
         assert!(!tcg.contains("icount"), "{tcg}");
-        assert!(line(Engine::TcgIcount, Some("max")).contains("-cpu|max|-smp|4|-m|512M|-icount|shift=0,sleep=off"));
+        assert!(line(Engine::ICOUNT, Some("max")).contains("-cpu|max|-smp|4|-m|512M|-icount|shift=0,sleep=off"));
         assert!(line(Engine::Kvm, None).contains("-accel|kvm|-cpu|host"));
     }
 
@@ -292,9 +301,9 @@ mod tests {
             (Accel::Auto, plain, false, Needs::Virtualization, Some(Engine::Tcg)),
             (Accel::Auto, plain, false, Needs::Nothing, Some(Engine::Kvm)),
             (Accel::Auto, none, false, Needs::Nothing, Some(Engine::Tcg)),
-            (Accel::Auto, nested, true, Needs::Virtualization, Some(Engine::TcgIcount)),
+            (Accel::Auto, nested, true, Needs::Virtualization, Some(Engine::ICOUNT)),
             (Accel::Tcg, nested, false, Needs::Virtualization, Some(Engine::Tcg)),
-            (Accel::Tcg, nested, true, Needs::Virtualization, Some(Engine::TcgIcount)),
+            (Accel::Tcg, nested, true, Needs::Virtualization, Some(Engine::ICOUNT)),
             (Accel::Kvm, nested, false, Needs::Virtualization, Some(Engine::Kvm)),
             (Accel::Kvm, plain, false, Needs::Virtualization, None),
             (Accel::Kvm, none, false, Needs::Nothing, None),
