@@ -346,6 +346,17 @@ mod tests {
     }
 
     #[test]
+    fn each_refused_vm_has_its_own_reason() {
+        let console = "hv: b: verdict: bad-image 8 no multiboot header\nhv: c: verdict: bad-image 8 cut\n\
+                       hv: a: verdict: pass 0 all is well\nhv: verdict: bad-image 8 b: no multiboot header\n";
+        let judged = judgement(Machine::QemuHv, &["a", "b", "c"], exited(17), console, "");
+        let texts: Vec<_> = judged.vms.iter().map(|vm| (vm.outcome.verdict, vm.outcome.text.as_str())).collect();
+        let bad = Verdict::BadImage;
+        assert_eq!(texts, [(Verdict::Pass, "all is well"), (bad, "no multiboot header"), (bad, "cut")]);
+        assert_eq!((judged.outcome.verdict, judged.outcome.text.as_str()), (bad, "b: no multiboot header"));
+    }
+
+    #[test]
     fn success_with_a_failed_test_is_failure() {
         let ktap = "KTAP version 1\n1..2\nok 1 a\nnot ok 2 b\n";
         let outcome = verdict_of(Machine::QemuBare, exited(1), ktap, "");

@@ -135,13 +135,9 @@ impl<F: Nested> Guest<F> {
         let frames = format_args!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing);
         console::report(self.name, &frames);
         console::report(self.name, &accounts);
-        let (verdict, why) = match accounts.missing {
+        match accounts.missing {
             0 => (judge(stop), Why::Stopped(stop)),
             frames => (Verdict::Leak, Why::Leaked(frames, stop)),
-        };
-        if self.name.is_some() {
-            console::report(self.name, &format_args!("verdict: {} {} {why}", verdict.name(), verdict as u8));
         }
-        (verdict, why)
     }
 }

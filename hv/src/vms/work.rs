@@ -4,6 +4,7 @@ use super::guest::Guest;
 use super::memory::{self, Nested};
 use super::seat::Seat;
 use super::verdicts::Why;
+use crate::console::report;
 use crate::paging;
 use crate::smp;
 use crate::tables::{self, Machine};
@@ -45,8 +46,11 @@ pub(super) fn expect(vms: usize) {
     RESULTS.lock().resize_with(vms, || None);
 }
 
-/// VM `number` has ended. The boot CPU, which waits for that, is told.
+/// VM `number` has ended, or was refused: its verdict is printed, and the boot CPU, which waits for it, is told.
 pub(super) fn ended(number: usize, name: Option<VmName>, (verdict, why): (Verdict, Why)) {
+    if let Some(name) = name {
+        report!("{name}: verdict: {} {} {why}", verdict.name(), verdict as u8);
+    }
     RESULTS.lock()[number] = Some((name, verdict, why));
     smp::kick_if_away(0);
 }

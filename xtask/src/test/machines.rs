@@ -1,6 +1,6 @@
 //! Boots the matrix's rows on its columns, several at once.
 
-use super::images;
+use super::images::{self, Change};
 use super::matrix::{self, Expected, Host, ROWS, Row, Source};
 use super::results::{Ran, Status};
 use crate::build::{self, Images};
@@ -24,6 +24,9 @@ use tempfile::TempDir;
 
 /// How many of a console's last lines are shown of a test that failed.
 const LAST_LINES: usize = 30;
+
+/// What the VM is called whose image is refused beside others.
+const REFUSED: &str = "refused";
 
 /// A row on a host.
 pub(super) struct Job {
@@ -66,6 +69,12 @@ impl Workshop {
         let sabotaged = jobs.iter().any(|job| job.row.sabotaged).then(Images::build_sabotaged).transpose()?;
         let images = if with_hypervisor { Images::build()? } else { Images::build_guests()? };
         Ok(Self { images, sabotaged, isos: Mutex::new(TempDir::new()?) })
+    }
+
+    /// Writes the image of our guest `name`, changed, to `file`.
+    fn changed(&self, name: &str, change: Change, file: &Path) -> Result<PathBuf> {
+        let good = fs::read(self.images.guest(name)).with_context(|| format!("can't read the image of {name}"))?;
+        write(file, &images::changed(&good, change)?)
     }
 
     /// The ISO of a row: made of what the first host that asks would boot, and the same for the others.
@@ -175,6 +184,7 @@ impl Job {
         let names = trial.hypervisor.as_ref().map_or_else(|| Ok(Vec::new()), |hv| backtrace(&hv.file, &report))?;
         let judged =
             judge(self.expected, &report, &names, self.host.is_bochs()).and_then(|()| self.judge_flush(&report));
+        let judged = judged.and_then(|()| self.judge_refused(&report));
         let status = judged.map_or_else(Status::Failed, |()| Status::Passed);
         let verdict = Ran {
             suite: self.host.name.to_string(),
@@ -197,20 +207,27 @@ impl Job {
         }
     }
 
+    /// The VM that is refused beside others is told its own reason.
+    fn judge_refused(&self, report: &Report) -> Result<(), String> {
+        let Some((_, text)) = self.row.refused_beside else { return Ok(()) };
+        let outcome = report.vms.iter().find(|vm| vm.name == REFUSED).map(|vm| &vm.outcome);
+        match outcome {
+            Some(outcome) if outcome.verdict == Verdict::BadImage && outcome.text.contains(text) => Ok(()),
+            Some(outcome) => Err(format!("the VM '{REFUSED}' was not refused by '{text}': {outcome}")),
+            None => Err(format!("there is no VM '{REFUSED}'")),
+        }
+    }
+
     fn trial(&self, shop: &Workshop, folder: &Path) -> Result<Trial> {
         let row = self.row;
         let image = match row.source {
             Source::Guest(name) => shop.images.guest(name),
-            Source::Changed(name, change) => {
-                let good =
-                    fs::read(shop.images.guest(name)).with_context(|| format!("can't read the image of {name}"))?;
-                write(folder, row.name, &images::changed(&good, change)?)?
-            }
+            Source::Changed(name, change) => shop.changed(name, change, &folder.join(row.name))?,
         };
         let modules = row.modules.iter().enumerate().map(|(at, bytes)| {
             let sum = bytes.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
             let words = format!("sum={sum:x} size={} comma=a,b", bytes.len());
-            Ok(Image::new(write(folder, &format!("module{at}"), bytes)?, words))
+            Ok(Image::new(write(&folder.join(format!("module{at}")), bytes)?, words))
         });
         let words = row.bochs_words.filter(|_| self.host.is_bochs()).unwrap_or(row.words);
         let guest = Guest {
@@ -226,6 +243,9 @@ impl Job {
             name: "beside".to_string(),
             ..Guest::new(Image::new(shop.images.guest(name), in_real_time.unwrap_or(words)))
         });
+        let refused = row.refused_beside.map(|(change, _)| shop.changed(row.guest(), change, &folder.join(REFUSED)));
+        let refused =
+            refused.transpose()?.map(|image| Guest { name: REFUSED.to_string(), ..Guest::new(Image::new(image, "")) });
         let hypervisor = if row.sabotaged { shop.sabotaged.clone() } else { Some(shop.images.hv()) };
         Ok(Trial {
             machine,
@@ -233,7 +253,7 @@ impl Job {
             hypervisor: hypervisor
                 .filter(|_| self.host.with_hypervisor)
                 .map(|file| Hypervisor { file, words: format!("log=info {}", row.hv_words) }),
-            guests: std::iter::once(guest).chain(beside).collect(),
+            guests: std::iter::once(guest).chain(beside).chain(refused).collect(),
             timeout: row.timeout,
             limit: row.limit,
         })
@@ -277,13 +297,18 @@ fn judge(expected: Expected, report: &Report, backtrace: &[String], logs: bool) 
         && !expected.line.is_empty()
     {
         Err(format!("no '{}' in the backtrace or on the console", expected.line))
-    } else if let Some(vm) = report.vms.iter().skip(1).find(|vm| vm.outcome.verdict != Verdict::Pass) {
+    } else if let Some(vm) = beside(report).find(|vm| vm.outcome.verdict != Verdict::Pass) {
         Err(format!("the VM beside did not pass: {}", vm.outcome))
     } else if matches!(report.finished.end, End::TimedOut(_)) && report.finished.complaints.is_empty() && logs {
         Err("nothing of the emulator's log is shown".to_string())
     } else {
         Ok(())
     }
+}
+
+/// The VMs that have to pass, whatever becomes of the first.
+fn beside(report: &Report) -> impl Iterator<Item = &VmReport> {
+    report.vms.iter().skip(1).filter(|vm| vm.name != REFUSED)
 }
 
 /// The names of the backtraces on the console.
@@ -295,10 +320,9 @@ fn backtrace(hypervisor: &Path, report: &Report) -> Result<Vec<String>> {
     Ok(report.finished.console.iter().flat_map(|line| symbols.explain(line)).collect())
 }
 
-fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
-    let file = folder.join(name);
-    fs::write(&file, bytes).with_context(|| format!("can't write {}", file.display()))?;
-    Ok(file)
+fn write(file: &Path, bytes: &[u8]) -> Result<PathBuf> {
+    fs::write(file, bytes).with_context(|| format!("can't write {}", file.display()))?;
+    Ok(file.to_path_buf())
 }
 
 /// A row for each guest, a column for each host.

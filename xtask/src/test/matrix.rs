@@ -112,6 +112,8 @@ pub(super) struct Row {
     /// Another command line for that guest, on a machine whose time is not counted in instructions: what else runs on the machine
     /// that runs all this takes part of it.
     pub(super) beside_in_real_time: Option<&'static str>,
+    /// A broken image in a VM of its own, and what occurs in the text of its refusal.
+    pub(super) refused_beside: Option<(Change, &'static str)>,
     /// Files of these contents, with strings that say so.
     pub(super) modules: &'static [&'static [u8]],
     pub(super) pages: Pages,
@@ -156,6 +158,7 @@ const USUAL: Row = Row {
     cpus: None,
     beside: None,
     beside_in_real_time: None,
+    refused_beside: None,
     modules: &[],
     pages: Pages::Large,
     paging: Paging::Nested,
@@ -481,6 +484,13 @@ pub(super) const ROWS: &[Row] = &[
     refused("beyond-memory", Change::BeyondMemory),
     refused("not-an-elf", Change::NotAnElf),
     refused("no-header", Change::NoHeader),
+    // Each refused VM is told why, and the good one runs.
+    Row {
+        beside: Some(("smoke", "")),
+        refused_beside: Some((Change::NoHeader, "no multiboot header")),
+        hypervised: Expected::saying(Verdict::BadImage, "vm0: segment 0"),
+        ..refused("two-refused", Change::Truncated)
+    },
     lacking("no-svm", "qemu64,-svm", "SVM"),
     lacking("no-npt", "EPYC,+svm,-npt", "nested paging"),
     Row {
