@@ -1,50 +1,125 @@
 //! The machine's page frames.
 //!
-//! One buddy allocator holds them all. A VM takes its small frames through a [`Pool`] of its own, so that a fault finds one by
-//! a pop from a stack, under no lock that another VM could hold.
+//! One [`Buddy`] holds them all, and takes no memory for that but what [`init`] gives it. A VM takes its small frames through
+//! a [`Pool`] of its own, so that a fault finds one by a pop from a stack, under no lock that another VM could hold.
+//!
+//! A VM can be promised frames. What is free and promised is left alone by all others, so a promise is kept by counting:
+//!
+//! ```text
+//! free frames ─┬─ promised to VM a, and not taken by it yet
+//!              ├─ promised to VM b
+//!              └─ for all
+//! ```
 
-use addr::{Hpa, PAGE_SHIFT, PageSize, Pfn};
+use addr::{Hpa, PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn};
 use alloc::vec::Vec;
-use buddy_system_allocator::FrameAllocator;
+use buddy::Buddy;
+use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Mutex;
 
-/// The largest block is 1 GiB.
-const ORDERS: usize = (PageSize::Size1G.shift() - PAGE_SHIFT) as usize + 1;
+use crate::paging;
 
-static FRAMES: Mutex<FrameAllocator<ORDERS>> = Mutex::new(FrameAllocator::new());
+/// The free frames, and how many of them are promised.
+struct Frames {
+    buddy: Buddy<'static>,
+    /// Never more than are free.
+    promised: usize,
+}
+
+/// None before [`init`].
+static FRAMES: Mutex<Option<Frames>> = Mutex::new(None);
+
+impl Frames {
+    /// How many are free for who was promised `own` of them.
+    fn available(&self, own: usize) -> usize {
+        self.buddy.available() - (self.promised - own)
+    }
+
+    /// Takes a block of 2^`order` frames, for who was promised `own` of the free ones.
+    fn take(&mut self, order: usize, own: usize) -> Option<usize> {
+        let frames = 1 << order;
+        let block = if frames <= self.available(own) { self.buddy.alloc(order) } else { None }?;
+        self.promised -= own.min(frames);
+        Some(block)
+    }
+}
 
 /// Frames below 4 GiB, kept back for the roots of shadow tables: outside of long mode, CR3 has 32 bits.
-static ROOTS: Mutex<FrameAllocator<ORDERS>> = Mutex::new(FrameAllocator::new());
-/// The number of the first of them.
-static FIRST_ROOT: AtomicUsize = AtomicUsize::new(usize::MAX);
-/// How many they are: 1 MiB.
-const ROOT_FRAMES: usize = 256;
+static ROOTS: Mutex<Vec<Pfn>> = Mutex::new(Vec::new());
+/// The number of the first of them, and of the one after the last.
+static ROOTS_START: AtomicUsize = AtomicUsize::new(0);
+static ROOTS_END: AtomicUsize = AtomicUsize::new(0);
+/// The number of the first frame that no root can be in.
 const END_OF_ROOTS: usize = (1 << 32) >> PAGE_SHIFT;
+
+/// Begins to manage the frames below `top`, with none of them free yet. What that takes is cut off one of the `usable`
+/// ranges. None if there is no room below 4 GiB, which is all that the boot tables map.
+///
+/// # Safety
+/// Once; the usable ranges are in no use.
+pub(crate) unsafe fn init(usable: &mut [Range<Hpa>], top: Hpa) -> Option<()> {
+    let frames = top.raw().div_ceil(PAGE_SIZE) as usize;
+    let words = Buddy::words(frames);
+    let bytes = (words as u64 * size_of::<u64>() as u64).next_multiple_of(PAGE_SIZE);
+    let has_room = |range: &&mut Range<Hpa>| range.start.wrapping_add(bytes) <= range.end.min(paging::BOOT_MAP);
+    let range = usable.iter_mut().find(has_room)?;
+    let memory = paging::direct(range.start).cast::<u64>();
+    range.start = range.start.wrapping_add(bytes);
+    // SAFETY: the boot tables map the range, which is this array's from now on, and any words are valid ones.
+    let memory = unsafe { core::slice::from_raw_parts_mut(memory, words) };
+    *FRAMES.lock() = Some(Frames { buddy: Buddy::new(frames, memory)?, promised: 0 });
+    Some(())
+}
 
 /// Gives the frames that lie wholly within `start..end` to the allocator.
 pub(crate) fn add(start: Hpa, end: Hpa) {
-    let mut first = start.raw().div_ceil(addr::PAGE_SIZE) as usize;
+    let first = start.raw().div_ceil(PAGE_SIZE) as usize;
     let last = (end.raw() >> PAGE_SHIFT) as usize;
-    let has_roots = FIRST_ROOT.load(Ordering::Relaxed) != usize::MAX;
-    if !has_roots && last > first + 2 * ROOT_FRAMES && first + ROOT_FRAMES <= END_OF_ROOTS {
-        FIRST_ROOT.store(first, Ordering::Relaxed);
-        ROOTS.lock().add_frame(first, first + ROOT_FRAMES);
-        first += ROOT_FRAMES;
+    if let Some(frames) = &mut *FRAMES.lock()
+        && first < last
+    {
+        frames.buddy.add(first..last);
     }
-    if first < last {
-        FRAMES.lock().add_frame(first, last);
-    }
+}
+
+/// How many frames are free, and promised to no VM.
+pub(crate) fn available() -> usize {
+    FRAMES.lock().as_ref().map_or(0, |frames| frames.available(0))
+}
+
+/// How many frames are free where roots can be.
+pub(crate) fn available_for_roots() -> usize {
+    FRAMES.lock().as_ref().map_or(0, |frames| frames.buddy.available_below(END_OF_ROOTS))
+}
+
+/// Keeps `count` frames back for the roots of shadow tables. None if there are not as many in a row below 4 GiB. To be called
+/// once.
+pub(crate) fn keep_roots(count: usize) -> Option<()> {
+    let order = count.next_power_of_two().ilog2() as usize;
+    let mut roots = Vec::new();
+    roots.try_reserve_exact(count).ok()?;
+    let mut frames = FRAMES.lock();
+    let frames = frames.as_mut()?;
+    let first = frames.buddy.alloc_below(order, END_OF_ROOTS)?;
+    let end = first + count;
+    frames.buddy.add(end..first + (1 << order));
+    roots.extend((first..end).map(|frame| Pfn::new(frame as u64)));
+    ROOTS_START.store(first, Ordering::Relaxed);
+    ROOTS_END.store(end, Ordering::Relaxed);
+    *ROOTS.lock() = roots;
+    Some(())
 }
 
 /// Whether a frame is one of those that are kept back for roots.
 pub(crate) fn is_root(frame: Pfn) -> bool {
-    (frame.raw() as usize).checked_sub(FIRST_ROOT.load(Ordering::Relaxed)).is_some_and(|index| index < ROOT_FRAMES)
+    (ROOTS_START.load(Ordering::Relaxed)..ROOTS_END.load(Ordering::Relaxed)).contains(&(frame.raw() as usize))
 }
 
 /// Takes `frames` frames, rounded up to a power of two and aligned to that.
 pub(crate) fn alloc_contiguous(frames: usize) -> Option<Pfn> {
-    FRAMES.lock().alloc(frames).map(|frame| Pfn::new(frame as u64))
+    let order = frames.next_power_of_two().ilog2() as usize;
+    FRAMES.lock().as_mut()?.take(order, 0).map(|frame| Pfn::new(frame as u64))
 }
 
 /// Takes a page of `size`, aligned to it. What it holds is anybody's guess.
@@ -52,9 +127,8 @@ pub(crate) fn alloc(size: PageSize) -> Option<Pfn> {
     alloc_contiguous(size.frames() as usize)
 }
 
-/// Gives back what [`alloc`] gave.
-pub(crate) fn free(frame: Pfn, size: PageSize) {
-    FRAMES.lock().dealloc(frame.raw() as usize, size.frames() as usize);
+const fn order(size: PageSize) -> usize {
+    (size.shift() - PAGE_SHIFT) as usize
 }
 
 /// One VM's frames, counted.
@@ -62,6 +136,10 @@ pub(crate) struct Pool {
     small: Vec<Pfn>,
     /// Small frames that hold zeroes already: the stock that faults are served from.
     zeroed: Vec<Pfn>,
+    /// Frames that the VM may count on.
+    promise: usize,
+    /// Frames taken from the machine, but for roots.
+    held: usize,
     outstanding: u64,
     peak: u64,
     /// Frames given back so far.
@@ -86,8 +164,14 @@ pub(crate) enum Failures {
 /// A pool takes and gives back small frames by as many at a time.
 const BATCH: usize = PageSize::Size2M.frames() as usize;
 
+/// With fewer free frames than this, 32 MiB, pools take them one by one, and none for their stocks.
+const FEW: usize = 16 * BATCH;
+
 /// Zeroed frames that a pool keeps at most: 8 MiB.
-const STOCK: usize = 4 * BATCH;
+pub(crate) const STOCK: usize = 4 * BATCH;
+
+/// Small frames that a pool keeps at most.
+pub(crate) const CACHED: usize = 2 * BATCH;
 
 impl Pool {
     /// A pool of nothing, which can take nothing back yet.
@@ -95,6 +179,8 @@ impl Pool {
         Self {
             small: Vec::new(),
             zeroed: Vec::new(),
+            promise: 0,
+            held: 0,
             outstanding: 0,
             peak: 0,
             freed: 0,
@@ -103,10 +189,57 @@ impl Pool {
         }
     }
 
-    /// An empty pool.
-    pub(crate) fn open(&mut self) {
-        let (small, zeroed) = (Vec::with_capacity(2 * BATCH), Vec::with_capacity(STOCK));
-        *self = Self { small, zeroed, ..Self::new() };
+    /// An empty pool, whose stock is of `stock` frames at most, with `promise` frames promised to it. None if there are not as
+    /// many free.
+    pub(crate) fn open(&mut self, stock: usize, promise: usize) -> Option<()> {
+        let (small, zeroed) = (Vec::with_capacity(CACHED), Vec::with_capacity(stock));
+        let mut frames = FRAMES.lock();
+        let frames = frames.as_mut().filter(|frames| promise <= frames.available(0))?;
+        frames.promised += promise;
+        *self = Self { small, zeroed, promise, ..Self::new() };
+        Some(())
+    }
+
+    /// Gives back what is in no use, and the promise.
+    pub(crate) fn close(&mut self) {
+        self.empty();
+        if let Some(frames) = &mut *FRAMES.lock() {
+            frames.promised -= self.to_come();
+        }
+        self.promise = 0;
+    }
+
+    /// Frames promised that were not taken yet.
+    const fn to_come(&self) -> usize {
+        self.promise.saturating_sub(self.held)
+    }
+
+    /// Takes a page from the machine's frames.
+    fn take(&mut self, size: PageSize) -> Option<Pfn> {
+        let frame = FRAMES.lock().as_mut()?.take(order(size), self.to_come())?;
+        self.held += size.frames() as usize;
+        Some(Pfn::new(frame as u64))
+    }
+
+    /// Gives a page back to the machine's frames, which may be promised to this VM again.
+    fn give(&mut self, frame: Pfn, size: PageSize) {
+        let mut frames = FRAMES.lock();
+        let Some(frames) = &mut *frames else { return };
+        frames.buddy.free(frame.raw() as usize, order(size));
+        let before = self.to_come();
+        self.held -= size.frames() as usize;
+        frames.promised += self.to_come() - before;
+    }
+
+    /// Takes small frames for several allocations, unless there are few: one VM is not to keep what another needs.
+    fn take_batch(&mut self) {
+        let available = FRAMES.lock().as_ref().map_or(0, |frames| frames.available(self.to_come()));
+        if available >= FEW
+            && self.failures == Failures::None
+            && let Some(block) = self.take(PageSize::Size2M)
+        {
+            self.small.extend((0..BATCH as u64).rev().map(|index| block.add(index)));
+        }
     }
 
     /// Notes that a page is taken for the guest to touch.
@@ -136,16 +269,20 @@ impl Pool {
 
     /// A frame that the stock has room for: to be filled with zeroes, and given to [`stock`](Self::stock).
     pub(crate) fn alloc_for_stock(&mut self) -> Option<Pfn> {
-        let room = self.zeroed.len() < STOCK && self.failures == Failures::None;
-        if room { self.alloc_small() } else { None }
+        let has_room = self.zeroed.len() < self.zeroed.capacity() && self.failures == Failures::None;
+        if has_room && self.small.is_empty() {
+            self.take_batch();
+        }
+        if has_room { self.small.pop() } else { None }
     }
 
     /// Adds a frame that holds zeroes to the stock.
     pub(crate) fn stock(&mut self, frame: Pfn) {
-        if self.failures == Failures::None {
+        // Another CPU may have filled it meanwhile.
+        if self.zeroed.len() < self.zeroed.capacity() && self.failures == Failures::None {
             self.zeroed.push(frame);
         } else {
-            free(frame, PageSize::Size4K);
+            self.give(frame, PageSize::Size4K);
         }
     }
 
@@ -165,7 +302,7 @@ impl Pool {
 
     #[cold]
     fn alloc_large(&mut self, size: PageSize) -> Option<Pfn> {
-        if self.fails() { None } else { alloc(size) }
+        if self.fails() { None } else { self.take(size) }
     }
 
     /// A batch where there is one, else single frames to the last.
@@ -174,26 +311,22 @@ impl Pool {
         if self.fails() {
             return None;
         }
-        let batch = if self.failures == Failures::None { alloc(PageSize::Size2M) } else { None };
-        match batch {
-            Some(block) => self.small.extend((0..BATCH as u64).rev().map(|index| block.add(index))),
-            None => return alloc(PageSize::Size4K),
-        }
-        self.small.pop()
+        self.take_batch();
+        self.small.pop().or_else(|| self.take(PageSize::Size4K))
     }
 
     /// Takes a frame for the root of shadow tables.
     pub(crate) fn alloc_root(&mut self) -> Option<Pfn> {
-        let frame = if self.fails() { None } else { ROOTS.lock().alloc(1) }?;
+        let frame = if self.fails() { None } else { ROOTS.lock().pop() }?;
         self.count(PageSize::Size4K);
-        Some(Pfn::new(frame as u64))
+        Some(frame)
     }
 
     /// Gives back what [`alloc_root`](Self::alloc_root) gave.
     pub(crate) fn free_root(&mut self, frame: Pfn) {
         self.outstanding -= 1;
         self.freed += 1;
-        ROOTS.lock().dealloc(frame.raw() as usize, 1);
+        ROOTS.lock().push(frame);
     }
 
     /// Whether this allocation is one that a test has asked to fail.
@@ -231,7 +364,7 @@ impl Pool {
         if size == PageSize::Size4K && keep {
             self.small.push(frame);
         } else {
-            free(frame, size);
+            self.give(frame, size);
         }
     }
 
@@ -257,7 +390,8 @@ impl Pool {
 
     /// Gives back what is in no use.
     pub(crate) fn empty(&mut self) {
-        let all = self.small.drain(..).chain(self.zeroed.drain(..));
-        all.for_each(|frame| free(frame, PageSize::Size4K));
+        while let Some(frame) = self.small.pop().or_else(|| self.zeroed.pop()) {
+            self.give(frame, PageSize::Size4K);
+        }
     }
 }

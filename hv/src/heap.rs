@@ -1,13 +1,27 @@
-//! The hypervisor's heap: a buddy allocator on a piece of the image. Nothing on a common exit's path allocates from it.
+//! The hypervisor's heap: a buddy allocator, which grows by the machine's frames until the first guest starts.
+//!
+//! What the VMs need of it is [counted](crate::vms) before they are built. No guest can make the hypervisor allocate: the
+//! allocations that are made while guests run are counted as well, and tests hold that to 0.
 
+use crate::frames;
+use crate::paging;
+use crate::verdict::{self, Verdict};
+use addr::PAGE_SIZE;
 use buddy_system_allocator::Heap;
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::{NonNull, null_mut};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use spin::Mutex;
 
-/// Enough for every CPU's tables, every VM's control structures, and the lists of frames.
-const SIZE: usize = 8 << 20;
+/// Enough until there are frames: for what the loader tells, of which there may be much.
+const SIZE: usize = 1 << 20;
+
+/// The largest block is 1 GiB.
+const ORDERS: usize = 31;
+
+/// What the heap grows by at least.
+const GROWTH: usize = 256 << 10;
 
 #[repr(C, align(4096))]
 struct Arena(UnsafeCell<[u8; SIZE]>);
@@ -17,10 +31,15 @@ unsafe impl Sync for Arena {}
 
 static ARENA: Arena = Arena(UnsafeCell::new([0; SIZE]));
 
-struct LockedHeap(Mutex<Heap<{ SIZE.ilog2() as usize + 1 }>>);
+struct LockedHeap(Mutex<Heap<ORDERS>>);
 
 #[global_allocator]
 static HEAP: LockedHeap = LockedHeap(Mutex::new(Heap::empty()));
+
+/// Whether guests run.
+static GUESTS_RUN: AtomicBool = AtomicBool::new(false);
+/// How many allocations there were while they did.
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
 /// Makes the arena the heap.
 ///
@@ -31,10 +50,79 @@ pub(crate) unsafe fn init() {
     unsafe { HEAP.0.lock().init(ARENA.0.get() as usize, SIZE) };
 }
 
+/// Guests start: from now on allocations are counted, and the heap grows no more.
+pub(crate) fn guests_start() {
+    GUESTS_RUN.store(true, Ordering::Relaxed);
+}
+
+/// What is told of the heap at the end of a run.
+pub(crate) struct Usage {
+    used: usize,
+    total: usize,
+    allocations: usize,
+}
+
+/// How the heap is used now.
+pub(crate) fn usage() -> Usage {
+    let heap = HEAP.0.lock();
+    Usage {
+        used: heap.stats_alloc_actual(),
+        total: heap.stats_total_bytes(),
+        allocations: ALLOCATIONS.load(Ordering::Relaxed),
+    }
+}
+
+/// The line that tools read.
+impl core::fmt::Display for Usage {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { used, total, allocations } = self;
+        write!(f, "heap: {} of {} KiB used, {allocations} allocations while guests ran", used >> 10, total >> 10)
+    }
+}
+
+/// How many bytes the heap takes for an allocation.
+pub(crate) fn block(layout: Layout) -> usize {
+    layout.size().next_power_of_two().max(layout.align()).max(size_of::<usize>())
+}
+
+/// Adds frames for an allocation that found no room.
+fn grow(layout: Layout) -> Option<()> {
+    let bytes = block(layout).max(GROWTH);
+    let start = paging::direct(frames::alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start()) as usize;
+    // SAFETY: the direct map covers the frames, which are the heap's from now on.
+    unsafe { HEAP.0.lock().add_to_heap(start, start + bytes) };
+    Some(())
+}
+
+impl LockedHeap {
+    fn try_alloc(&self, layout: Layout) -> Option<NonNull<u8>> {
+        self.0.lock().alloc(layout).ok()
+    }
+
+    /// Another CPU may take what was added.
+    #[cold]
+    fn alloc_by_growing(&self, layout: Layout) -> NonNull<u8> {
+        loop {
+            if let Some(block) = self.try_alloc(layout) {
+                return block;
+            }
+            if grow(layout).is_none() {
+                let (bytes, left) = (block(layout), frames::available());
+                let missing = format_args!("the hypervisor's heap lacks {bytes} bytes, and {left} frames are left");
+                verdict::end(Verdict::NoMemory, missing);
+            }
+        }
+    }
+}
+
 // SAFETY: the buddy allocator gives out disjoint blocks of at least the size and alignment asked for.
 unsafe impl GlobalAlloc for LockedHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.0.lock().alloc(layout).map_or(null_mut(), NonNull::as_ptr)
+        if !GUESTS_RUN.load(Ordering::Relaxed) {
+            return self.alloc_by_growing(layout).as_ptr();
+        }
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        self.try_alloc(layout).map_or(null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {

@@ -70,19 +70,26 @@ fn bring_up(boot: &BootInfo) {
 
 /// Fills the frame allocator; what the boot tables do not map only after the hypervisor's own tables are in place.
 fn take_frames(boot: &BootInfo) {
-    let usable = boot.usable_ranges(&paging::image());
+    let mut usable = boot.usable_ranges(&paging::image());
+    let top = usable.iter().map(|range| range.end).max().unwrap_or(paging::BOOT_MAP);
+    // SAFETY: this is the only call, and nothing has used the ranges yet.
+    if unsafe { frames::init(&mut usable, top) }.is_none() {
+        verdict::end(
+            Verdict::NoMemory,
+            format_args!("not enough memory below 4 GiB to manage the machine's page frames"),
+        );
+    }
     let clamp = |at: Hpa| at.min(paging::BOOT_MAP);
     usable.iter().for_each(|range| frames::add(clamp(range.start), clamp(range.end)));
     // SAFETY: the boot tables are in use, and what the loader left in the lower half was copied.
     if let Err(error) = unsafe { paging::install(&boot.regions) } {
-        verdict::end(Verdict::Usage, format_args!("{error}"));
+        verdict::end(Verdict::NoMemory, format_args!("{error}"));
     }
     let above = |at: Hpa| at.max(paging::BOOT_MAP);
     usable.iter().for_each(|range| frames::add(above(range.start), above(range.end)));
-    let top = usable.iter().map(|range| range.end).max().unwrap_or(paging::BOOT_MAP);
     // SAFETY: `paging::install` was just now, and this is the only call.
     if unsafe { tables::init(top) }.is_none() {
-        verdict::end(Verdict::Usage, format_args!("not enough memory for the descriptors of page frames"));
+        verdict::end(Verdict::NoMemory, format_args!("not enough memory for the descriptors of page frames"));
     }
     let bytes: u64 = usable.iter().map(|range| range.end.raw() - range.start.raw()).sum();
     log::info!("{} MiB of memory in {} ranges", bytes >> 20, usable.len());

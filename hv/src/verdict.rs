@@ -26,6 +26,8 @@ pub(crate) enum Verdict {
     BadImage = 8,
     /// Frames were missing after the VM's end.
     Leak = 9,
+    /// The machine has too little memory for the VMs, which the hypervisor knew before it started any.
+    NoMemory = 11,
     /// The guest ran past its limit.
     Hang = 124,
 }
@@ -42,6 +44,7 @@ impl Verdict {
             Self::NoVirtualization => "no-virtualization",
             Self::BadImage => "bad-image",
             Self::Leak => "leak",
+            Self::NoMemory => "no-memory",
             Self::Hang => "hang",
         }
     }

@@ -281,6 +281,7 @@ mod tests {
             ("no-virtualization 7 SVM", 15, Verdict::NoVirtualization),
             ("bad-image 8 short", 17, Verdict::BadImage),
             ("leak 9 3 frames", 19, Verdict::Leak),
+            ("no-memory 11 vm0: frames", 23, Verdict::NoMemory),
             ("hang 124 at 0x1000", 249, Verdict::Hang),
         ] {
             let console = format!("hv: hello\nhv: verdict: {line}\n");

@@ -79,6 +79,7 @@ Exit status:
     8  bad-image           the guest's image was refused; the text says why
     9  leak                memory was missing after the guest's end
    10  no-verdict          the emulator ended otherwise, without a verdict
+   11  no-memory           the machine has too little memory for the VMs; the text says for which and of what
   101  the images could not be built
   124  hang                the guest passed its limit, or the machine its time-out";
 

@@ -28,12 +28,14 @@ pub(crate) enum Verdict {
     Leak = 9,
     /// The emulator ended in some other way, without a verdict.
     Unknown = 10,
+    /// The machine has too little memory for the VMs.
+    NoMemory = 11,
     /// The guest passed its limit, or the run its time-out.
     Hang = 124,
 }
 
 impl Verdict {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Pass,
         Self::GuestFailed,
         Self::Usage,
@@ -45,6 +47,7 @@ impl Verdict {
         Self::BadImage,
         Self::Leak,
         Self::Unknown,
+        Self::NoMemory,
         Self::Hang,
     ];
 
@@ -66,6 +69,7 @@ impl Verdict {
             Self::BadImage => "bad-image",
             Self::Leak => "leak",
             Self::Unknown => "no-verdict",
+            Self::NoMemory => "no-memory",
             Self::Hang => "hang",
         }
     }

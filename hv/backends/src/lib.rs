@@ -15,6 +15,7 @@ mod translation;
 pub mod vmx;
 
 use addr::{Gpa, Hpa, PageSize};
+use core::alloc::Layout;
 use core::fmt;
 use core::num::NonZeroU16;
 use mmu::{AtomicU64, Caps, Format};
@@ -54,6 +55,9 @@ pub trait Backend: Sized + fmt::Display {
 
     /// The format of the nested tables.
     type Tables: Format<Input = Gpa, Table = [AtomicU64; 512]>;
+
+    /// What one vCPU allocates, of either kind, when it is made. It is all that it ever does.
+    const VCPU_ALLOCATIONS: &'static [Layout];
 
     /// Checks that this CPU has all that is needed, and switches it on.
     ///

@@ -17,6 +17,7 @@
 //! | `vcpus=N` | virtual processors, 1 to 16; 64 in all VMs together | 1 |
 //! | `paging=nested\|shadow\|vtlb` | how its addresses are translated: by EPT or NPT, or (32-bit guests) by shadows of its page tables, which are kept, or dropped at each load of CR3 | `nested` |
 //! | `mem=64M` | RAM: whole 4 KiB pages from 2 MiB to 3 GiB, K, M or G for the power of 1024 | 64M |
+//! | `memory=touch\|reserve` | when frames are set aside for that: by and by, as the guest touches its pages, or all before it starts | `touch` |
 //! | `pages=4k\|2m` | largest leaf by which its memory is mapped | 2m |
 //! | `modules=N` | how many of the hypervisor's modules after the guest's image are the guest's | 0 |
 //! | `limit=SECONDS` | after this time the guest is ended as hung; 0 is never | 0 |
@@ -76,6 +77,8 @@ pub struct VmConfig {
     pub paging: Paging,
     /// Its memory.
     pub ram: GuestRam,
+    /// When its memory gets its frames.
+    pub backing: Backing,
     /// The largest leaf in its nested tables: 4 KiB or 2 MiB.
     pub pages: PageSize,
     /// How many modules it gets.
@@ -93,6 +96,16 @@ pub enum Paging {
     Shadow,
     /// From shadows of the guest's tables, which each vCPU drops when it loads CR3: a translation buffer. 32-bit guests alone.
     Vtlb,
+}
+
+/// When a guest's memory gets its frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// When the guest first touches a page: all guests together may have more memory than there is, and a guest that touches
+    /// a page when no frame is left ends.
+    Touch,
+    /// Before the guest starts they are set aside, with those for the tables that map it.
+    Reserve,
 }
 
 /// A VM's name: 1 to 15 letters, digits, `-`, `_` or `.`.
@@ -163,7 +176,8 @@ impl fmt::Display for ConfigError {
         match self {
             Self::UnknownWord(word) => write!(f, "`{word}`: expected log=…, vm=…, selftest=… or watchdog=…"),
             Self::UnknownKey(word) => {
-                write!(f, "`{word}` in vm=…: expected name=…, vcpus=…, paging=…, mem=…, pages=…, modules=… or limit=…")
+                let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, modules=… or limit=…";
+                write!(f, "`{word}` in vm=…: expected {keys}")
             }
             Self::BadValue { word, expected } => write!(f, "`{word}`: expected {expected}"),
             Self::SameName(name) => write!(f, "two VMs are called {name}: give them name=… that differ"),
@@ -296,6 +310,7 @@ impl VmConfig {
             vcpus: 1,
             paging: Paging::Nested,
             ram: GuestRam::default(),
+            backing: Backing::Touch,
             pages: PageSize::Size2M,
             modules: 0,
             limit: None,
@@ -318,6 +333,7 @@ impl VmConfig {
                         .and_then(GuestRam::new)
                         .ok_or_else(|| bad("a multiple of 4K from 2M to 3G, such as 64M, 1G or 0x4000000"))?;
                 }
+                Some(("memory", when)) => vm.backing = parse_backing(when).ok_or_else(|| bad("touch or reserve"))?,
                 Some(("pages", size)) => vm.pages = parse_pages(size).ok_or_else(|| bad("4k or 2m"))?,
                 Some(("modules", count)) => vm.modules = count.parse().map_err(|_| bad("a number of modules"))?,
                 Some(("limit", seconds)) => {
@@ -388,6 +404,14 @@ fn parse_paging(how: &str) -> Option<Paging> {
     }
 }
 
+fn parse_backing(when: &str) -> Option<Backing> {
+    match when {
+        "touch" => Some(Backing::Touch),
+        "reserve" => Some(Backing::Reserve),
+        _ => None,
+    }
+}
+
 fn parse_pages(size: &str) -> Option<PageSize> {
     match size {
         "4k" => Some(PageSize::Size4K),
@@ -433,12 +457,13 @@ mod tests {
         let vm = Config::parse("hv vm=").unwrap().vms[0];
         assert_eq!((vm.ram.bytes(), vm.pages, vm.modules, vm.limit), (64 << 20, PageSize::Size2M, 0, None));
         assert_eq!((vm.name.as_str(), vm.vcpus, vm.paging), ("vm0", 1, Paging::Nested));
+        assert_eq!(vm.backing, Backing::Touch);
     }
 
     #[test]
     fn every_word_and_key_is_read() {
         let config = Config::parse(
-            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,pages=4k,modules=2,limit=30 \
+            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,memory=reserve,pages=4k,modules=2,limit=30 \
              watchdog=3 selftest=stack-overflow vm=mem=0x300000",
         )
         .unwrap();
@@ -449,6 +474,7 @@ mod tests {
             vcpus: 4,
             paging: Paging::Nested,
             ram: GuestRam::new(128 << 20).unwrap(),
+            backing: Backing::Reserve,
             pages: PageSize::Size4K,
             modules: 2,
             limit: NonZeroU32::new(30),
@@ -470,12 +496,13 @@ mod tests {
     fn errors_name_the_word_and_what_was_expected() {
         assert_eq!(error("hv quiet"), "`quiet`: expected log=…, vm=…, selftest=… or watchdog=…");
         assert_eq!(error("log=loud"), "`log=loud`: expected error, warn, info, debug or trace");
-        let keys = "name=…, vcpus=…, paging=…, mem=…, pages=…, modules=… or limit=…";
+        let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, modules=… or limit=…";
         assert_eq!(error("vm=cpus=2"), format!("`cpus=2` in vm=…: expected {keys}"));
         assert_eq!(error("vm=mem"), format!("`mem` in vm=…: expected {keys}"));
         assert_eq!(error("vm=name="), "`name=`: expected 1 to 15 letters, digits, -, _ or .");
         assert_eq!(error("vm=vcpus=17"), "`vcpus=17`: expected a number from 1 to 16");
         assert_eq!(error("vm=paging=fast"), "`paging=fast`: expected nested, shadow or vtlb");
+        assert_eq!(error("vm=memory=all"), "`memory=all`: expected touch or reserve");
         assert_eq!(error("vm=pages=1g"), "`pages=1g`: expected 4k or 2m");
         assert_eq!(error("vm=modules=-1"), "`modules=-1`: expected a number of modules");
         assert_eq!(error("vm=limit=1s"), "`limit=1s`: expected a number of seconds");
@@ -547,7 +574,7 @@ mod tests {
         }
 
         #[test]
-        fn any_words_are_read_or_refused(text in "(log|vm|selftest|watchdog)=((name|vcpus|paging|mem|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
+        fn any_words_are_read_or_refused(text in "(log|vm|selftest|watchdog)=((name|vcpus|paging|mem|memory|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
             fuzz::loader_config(text.as_bytes());
         }
     }

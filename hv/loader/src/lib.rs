@@ -49,13 +49,15 @@ mod image;
 mod load;
 mod memory;
 mod multiboot;
+pub mod need;
 mod ranges;
 #[cfg(test)]
 mod tests;
 
 pub use boot_info::{BootInfo, BootInfoError, BootModule, MalformedRegion, PhysRead, Region, RegionKind, Unreadable};
-pub use config::{Config, ConfigError, Paging, SelfTest, VmConfig, VmName, VmPlan};
+pub use config::{Backing, Config, ConfigError, Paging, SelfTest, VmConfig, VmName, VmPlan};
 pub use entry::Entry;
 pub use image::{Image, ImageError, Segment};
 pub use load::{LoadError, Module, load};
 pub use memory::{GuestMemory, GuestRam, MemoryError};
+pub use need::Need;

@@ -3,6 +3,7 @@
 use crate::instant::Instant;
 use crate::slice::Slice;
 use alloc::vec::Vec;
+use core::alloc::Layout;
 
 /// What a CPU's schedule goes by, in ticks of the TSC.
 #[derive(Clone, Copy, Debug)]
@@ -103,9 +104,13 @@ pub struct Scheduler<T> {
 }
 
 impl<T: Task> Scheduler<T> {
+    /// What one task takes in the list that [`new`](Self::new) allocates. Nothing else ever allocates.
+    pub const TASK: Layout = Layout::new::<Entry<T>>();
+
     /// A schedule of `tasks`, from `now` on.
-    pub fn new(tasks: impl IntoIterator<Item = T>, config: Config, now: Instant) -> Self {
-        let entries = tasks.into_iter().map(|task| Entry { task, credit: 0, ran: now }).collect();
+    pub fn new(tasks: impl ExactSizeIterator<Item = T>, config: Config, now: Instant) -> Self {
+        let mut entries = Vec::with_capacity(tasks.len());
+        entries.extend(tasks.map(|task| Entry { task, credit: 0, ran: now }));
         Self { entries, config, accounted: now }
     }
 

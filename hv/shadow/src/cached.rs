@@ -18,7 +18,7 @@
 
 use crate::chains::Full;
 use crate::counters::{Counter, Counters, Counts};
-use crate::notes::{LastLevel, Owner, Role, State, UNPAGED, Use, regions};
+use crate::notes::{LastLevel, Owner, Role, State, UNPAGED, Use, regions, room};
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
 use crate::rules::{Rule, kept};
@@ -27,6 +27,7 @@ use crate::vtlb::{WHOLE, around, linear};
 use crate::{Memory, NoMemory, Outcome, Reason, Registers};
 use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use alloc::vec::Vec;
+use core::alloc::Layout;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use mmu::{Caps, Env, Fault, Leaf, Level, MapError, Pae, Room, ShareError, Tree};
@@ -68,9 +69,14 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     ///
     /// # Errors
     /// [`NoMemory`]: no frames for the roots, or no memory for the notes.
-    pub fn new(envs: impl IntoIterator<Item = E>, caps: Caps, notes: u32) -> Result<Self, NoMemory> {
-        let state = Mutex::new(State::new(notes)?);
-        let mut shadow = Self { trees: Vec::new(), state, counters: Counters::new() };
+    pub fn new(
+        envs: impl IntoIterator<IntoIter: ExactSizeIterator<Item = E>>,
+        caps: Caps,
+        notes: u32,
+    ) -> Result<Self, NoMemory> {
+        let envs = envs.into_iter();
+        let (trees, state) = (room(envs.len())?, State::new(envs.len(), notes)?);
+        let mut shadow = Self { trees, state: Mutex::new(state), counters: Counters::new() };
         for env in envs {
             if let Err(error) = shadow.add(env, caps) {
                 shadow.free();
@@ -80,8 +86,12 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         Ok(shadow)
     }
 
+    /// What [`new`](Self::new) allocates for so many trees and notes. It is all that a shadow ever does.
+    pub fn allocations(trees: usize, notes: u32) -> impl Iterator<Item = Layout> {
+        Layout::array::<Tree<E>>(trees).ok().into_iter().chain(State::allocations(trees, notes))
+    }
+
     fn add(&mut self, env: E, caps: Caps) -> Result<(), NoMemory> {
-        self.trees.try_reserve(1).map_err(|_| NoMemory)?;
         self.state.get_mut().add_tree()?;
         self.trees.push(Tree::new(env, caps)?);
         Ok(())

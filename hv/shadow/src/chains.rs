@@ -3,6 +3,7 @@
 use crate::NoMemory;
 use addr::Gfn;
 use alloc::vec::Vec;
+use core::alloc::Layout;
 
 const END: u32 = u32::MAX;
 
@@ -35,6 +36,12 @@ impl<T> Chains<T> {
         chains.notes.extend((0..len).map(|_| Note { gfn: Gfn::new(0), what: None, next: END }));
         chains.clear();
         Ok(chains)
+    }
+
+    /// What [`new`](Self::new) allocates.
+    pub(crate) fn allocations(capacity: u32) -> [Option<Layout>; 2] {
+        let len = capacity.next_power_of_two() as usize;
+        [Layout::array::<u32>(len).ok(), Layout::array::<Note<T>>(len).ok()]
     }
 
     /// Forgets all.

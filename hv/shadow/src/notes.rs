@@ -6,6 +6,7 @@ use crate::vtlb::around;
 use crate::{NoMemory, Registers};
 use addr::{Gfn, Gva, PAGE_SIZE, PageSize};
 use alloc::vec::Vec;
+use core::alloc::Layout;
 use core::ops::Range;
 use walk::{Mode, Step};
 
@@ -180,14 +181,12 @@ impl Place {
 }
 
 impl State {
-    /// Room for `notes` tables and four times as many writable pages.
-    pub(crate) fn new(notes: u32) -> Result<Self, NoMemory> {
-        let mut unsync = Vec::new();
-        unsync.try_reserve_exact(UNSYNC).map_err(|_| NoMemory)?;
+    /// Room for `trees` trees, for `notes` tables and for four times as many writable pages.
+    pub(crate) fn new(trees: usize, notes: u32) -> Result<Self, NoMemory> {
         Ok(Self {
-            owners: Vec::new(),
+            owners: room(trees)?,
             directories: Chains::new(notes)?,
-            last: LastLevel { tables: Chains::new(notes)?, unsync, regions: Vec::new() },
+            last: LastLevel { tables: Chains::new(notes)?, unsync: room(UNSYNC)?, regions: room(trees)? },
             writable: Chains::new(notes.saturating_mul(4))?,
             clock: 0,
             suspensions: 0,
@@ -196,10 +195,18 @@ impl State {
         })
     }
 
+    /// What [`new`](Self::new) allocates, and then [`add_tree`](Self::add_tree) for each tree.
+    pub(crate) fn allocations(trees: usize, notes: u32) -> impl Iterator<Item = Layout> {
+        let lists = [Layout::array::<Owner>(trees), Layout::array::<Gfn>(UNSYNC), Layout::array::<Regions>(trees)];
+        let tables = [Chains::<Use>::allocations(notes), Chains::<Use>::allocations(notes)];
+        let places = Chains::<Place>::allocations(notes.saturating_mul(4));
+        let regions = core::iter::repeat_n(Layout::array::<Gfn>(REGIONS), trees);
+        let chains = tables.into_iter().flatten().chain(places);
+        lists.into_iter().chain(regions).map(Result::ok).chain(chains).flatten()
+    }
+
     /// There is another tree, nobody's yet.
     pub(crate) fn add_tree(&mut self) -> Result<(), NoMemory> {
-        self.owners.try_reserve(1).map_err(|_| NoMemory)?;
-        self.last.regions.try_reserve(1).map_err(|_| NoMemory)?;
         self.last.regions.push(Regions::new()?);
         self.owners.push(Owner { context: None, vcpus: 0, loaded: 0, stale: false });
         Ok(())
@@ -276,10 +283,16 @@ impl LastLevel {
     }
 }
 
+/// An empty list with room for so many.
+pub(crate) fn room<T>(capacity: usize) -> Result<Vec<T>, NoMemory> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(capacity).map_err(|_| NoMemory)?;
+    Ok(list)
+}
+
 impl Regions {
     fn new() -> Result<Self, NoMemory> {
-        let mut frames = Vec::new();
-        frames.try_reserve_exact(REGIONS).map_err(|_| NoMemory)?;
+        let mut frames = room(REGIONS)?;
         frames.resize(REGIONS, UNBOUND);
         Ok(Self(frames))
     }

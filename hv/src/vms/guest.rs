@@ -11,10 +11,11 @@ use crate::timer;
 use crate::verdict::Verdict;
 use alloc::vec::Vec;
 use backends::{Backend, Start};
+use core::alloc::Layout;
 use core::fmt;
 use core::time::Duration;
 use devices::MachineConfig;
-use loader::{BootInfo, Module, Paging, VmName, VmPlan};
+use loader::{BootInfo, LoadError, MemoryError, Module, Paging, VmConfig, VmName, VmPlan};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
 use spin::Mutex;
@@ -75,9 +76,8 @@ impl<F: Nested> Guest<F> {
             }
             Paging::Vtlb | Paging::Shadow => (None, backend.shadow_caps(config.pages)),
         };
-        let memory = VmMemory::new(cpu, config.ram, caps, fixed, (config.paging, vcpus, shadows))
-            .ok_or((Verdict::GuestKilled, Why::Stopped(Stop::OutOfMemory)))?;
-        memory.fill_stock(|| false);
+        let memory =
+            VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, places) = (Tlb::new(), Places::new());
         let mut view = memory.view(cpu, &mut tlb, &places);
@@ -85,7 +85,10 @@ impl<F: Nested> Guest<F> {
             Ok(entry) => entry,
             Err(error) => {
                 memory.free(cpu);
-                return Err((Verdict::BadImage, Why::Refused(error)));
+                return Err(match error {
+                    LoadError::Memory(MemoryError::NoFrames) => (Verdict::NoMemory, Why::NoFrames("image and modules")),
+                    error => (Verdict::BadImage, Why::Refused(error)),
+                });
             }
         };
         let clock = TscClock::new();
@@ -105,6 +108,13 @@ impl<F: Nested> Guest<F> {
                 .map_or(Instant::NEVER, |seconds| timer::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
         })
+    }
+
+    /// What a VM of this configuration allocates, but for its vCPUs. None of it does so once they run.
+    pub(super) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
+        // Reference counts stand before what they count.
+        let shared = [Some(Layout::new::<(usize, usize, Self)>()), Vm::<Console, TscClock>::allocations(config.vcpus)];
+        shared.into_iter().flatten().chain(VmMemory::<F>::allocations(config))
     }
 
     /// The CPU that vCPU `vcpu` runs on.

@@ -14,6 +14,7 @@ mod console;
 mod guest;
 mod host;
 mod memory;
+mod plan;
 mod seat;
 mod verdicts;
 mod work;
@@ -26,6 +27,7 @@ use crate::tables::{self, Machine};
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use backends::Backend;
 use backends::svm::Svm;
 use backends::vmx::Vmx;
@@ -55,19 +57,24 @@ pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
 
 fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, plans: &[VmPlan]) -> ! {
     log::info!("backend: {backend}");
+    plan::check::<B>(boot, plans);
     emul::warm_up();
     let mut cpu = tables::register(0);
     work::expect(plans.len());
     let mut jobs = Job::for_cpus(smp::cpus());
     let mut first = 0;
+    let mut guests = Vec::with_capacity(plans.len());
     for (number, plan) in plans.iter().enumerate() {
         let name = (plans.len() > 1).then_some(plan.config.name);
         match Guest::new(&backend, &mut cpu, boot, plan, Place { number, first, name }) {
-            Ok(guest) => seat(&mut jobs, Arc::new(guest)),
+            Ok(guest) => guests.push(Arc::new(guest)),
             Err(result) => work::ended(number, name, result),
         }
         first += plan.config.vcpus;
     }
+    // When all have what they can't start without.
+    guests.iter().for_each(|guest| guest.memory.fill_stock(|| false));
+    guests.into_iter().for_each(|guest| seat(&mut jobs, guest));
     report!("start-to-guest: {} ticks", timer::tsc() - boot::start_tsc());
     let own = work::hand_out::<B>(jobs);
     run_own(own, backend, cpu)

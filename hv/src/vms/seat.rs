@@ -8,11 +8,12 @@ use crate::smp;
 use crate::tables;
 use alloc::sync::Arc;
 use backends::Backend;
+use core::alloc::Layout;
 use core::fmt;
 use core::num::NonZeroU16;
 use loader::Paging;
 use rcu::{Cpu, Tlb};
-use sched::{Instant, Task};
+use sched::{Instant, Scheduler, Task};
 use vm::cpuid::Leaf;
 use vm::{Activity, Context, Machine, Start, Stop, Vcpu};
 use walk::SlotMem;
@@ -47,6 +48,11 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
             Flavour::Shadowed(backend.shadow_vcpu(root, context.features(), tag, start))
         };
         Self { guest, vcpu, context, tlb: Tlb::new(), places: Places::new(), due: Instant::NEVER }
+    }
+
+    /// What one allocates, in a list of them. It is all that it ever does.
+    pub(super) fn allocations() -> impl Iterator<Item = Layout> {
+        B::VCPU_ALLOCATIONS.iter().copied().chain([Scheduler::<Self>::TASK])
     }
 
     /// Lets the vCPU run until it has to wait, its `slice` is over, or its VM has ended.

@@ -9,6 +9,8 @@ use vm::Stop;
 pub(super) enum Why {
     Stopped(Stop),
     Refused(loader::LoadError),
+    /// There were no frames for this part of the VM, before it started.
+    NoFrames(&'static str),
     Lacking(backends::Missing),
     /// Frames that are missing, and why the VM stopped.
     Leaked(u64, Stop),
@@ -19,6 +21,7 @@ impl fmt::Display for Why {
         match self {
             Self::Stopped(stop) => describe(*stop, f),
             Self::Refused(error) => write!(f, "{error}"),
+            Self::NoFrames(what) => write!(f, "no frames left for the VM's {what}"),
             Self::Lacking(missing) => write!(f, "this machine lacks {missing}"),
             Self::Leaked(frames, stop) => {
                 write!(f, "{frames} frames of the VM did not come back; it stopped because: ")?;

@@ -5,6 +5,7 @@ use super::memory::{self, Nested};
 use super::seat::Seat;
 use super::verdicts::Why;
 use crate::console::report;
+use crate::heap;
 use crate::paging;
 use crate::smp;
 use crate::tables::{self, Machine};
@@ -17,6 +18,7 @@ use alloc::vec::Vec;
 use backends::Backend;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 use loader::VmName;
 use rcu::Cpu;
@@ -70,12 +72,18 @@ impl<F: Nested> Job<F> {
         self.0.push((guest, index));
     }
 
+    /// Makes the vCPUs.
+    fn seats<B: Backend<Tables = F>>(self, backend: &B) -> impl ExactSizeIterator<Item = Seat<B>> {
+        let jobs = self.0.into_iter().enumerate();
+        jobs.map(|(nth, (guest, index))| Seat::new(backend, guest, index, NonZeroU16::MIN.saturating_add(nth as u16)))
+    }
+
     /// Does it: makes the vCPUs, and lets them run in turn until the VM of each has ended.
     pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, Machine>) {
-        let seats = (1..).filter_map(NonZeroU16::new).zip(self.0);
-        let seats = seats.map(|(tag, (guest, index))| Seat::new(backend, guest, index, tag));
         let config = Config { slice: timer::ticks_of(SLICE), look: watchdog::visit() };
-        Scheduler::new(seats, config, timer::now()).run(&mut Host { cpu, backend: PhantomData::<B> });
+        let mut scheduler = Scheduler::new(self.seats(backend), config, timer::now());
+        wait_for_all_seats(cpu.index());
+        scheduler.run(&mut Host { cpu, backend: PhantomData::<B> });
     }
 }
 
@@ -110,6 +118,27 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
             let (number, name) = (guest.number, guest.name);
             ended(number, name, guest.end(self.cpu));
         }
+    }
+}
+
+/// CPUs that have made their vCPUs.
+static SEATED: AtomicUsize = AtomicUsize::new(0);
+
+/// Waits until all CPUs have made their vCPUs: what can fail for want of memory, or because a CPU lacks something, fails before
+/// the first guest starts.
+fn wait_for_all_seats(cpu: usize) {
+    let started = smp::cpus() + 1;
+    SEATED.fetch_add(1, Ordering::AcqRel);
+    while SEATED.load(Ordering::Acquire) < smp::cpus() {
+        core::hint::spin_loop();
+    }
+    // One CPU has it noted before any goes on.
+    if cpu == 0 {
+        heap::guests_start();
+        SEATED.store(started, Ordering::Release);
+    }
+    while SEATED.load(Ordering::Acquire) < started {
+        core::hint::spin_loop();
     }
 }
 
@@ -150,6 +179,7 @@ pub(super) fn wait_for_all(cpu: &mut Cpu<'static, Machine>) -> ! {
     while !all_have_ended() {
         rest(cpu, all_have_ended);
     }
+    report!("{}", heap::usage());
     let results = RESULTS.lock();
     let worst = results.iter().flatten().find(|result| result.1 != Verdict::Pass);
     match worst.or(results.iter().flatten().next()) {

@@ -3,6 +3,7 @@
 use crate::machine::Stop;
 use alloc::boxed::Box;
 use apic::Mailbox;
+use core::alloc::Layout;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use devices::{Clock, Sink};
 use spin::{Mutex, MutexGuard, Once};
@@ -65,6 +66,11 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
             alive: AtomicUsize::new(1),
             end: Once::new(),
         }
+    }
+
+    /// What [`new`](Self::new) allocates. It is all that a VM ever does.
+    pub fn allocations(vcpus: usize) -> Option<Layout> {
+        Layout::array::<Door>(vcpus).ok()
     }
 
     /// How many vCPUs there are.

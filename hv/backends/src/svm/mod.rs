@@ -10,6 +10,7 @@ use crate::resident::{self, DR6_AT_RESET, Occupant, Resident, Tenant};
 use crate::translation::{Nested, Shadow, Translation};
 use crate::{Backend, Missing, Physical, Start};
 use addr::{Gpa, Gva, Hpa, PageSize};
+use core::alloc::Layout;
 use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
@@ -81,6 +82,13 @@ impl Backend for Svm {
     type ShadowVcpu = SvmVcpu<Shadow>;
 
     type Tables = mmu::Npt;
+
+    const VCPU_ALLOCATIONS: &'static [Layout] = &[
+        Layout::new::<Vmcb>(),
+        Layout::new::<Vmcb>(),
+        Layout::new::<IoPermissions>(),
+        Layout::new::<MsrPermissions>(),
+    ];
 
     fn caps(&self, largest: PageSize) -> Caps {
         Caps::new(self.physical_bits, largest, true)

@@ -26,10 +26,14 @@ use crate::translation::{Nested, Shadow};
 use crate::{Backend, FixedPage, Missing, Physical, Start};
 use addr::{Hpa, PageSize};
 use capabilities::Capabilities;
+use core::alloc::Layout;
 use core::fmt;
 use core::num::NonZeroU16;
 use mmu::Caps;
+use pat::Pat;
+use permissions::MsrBitmap;
 use raw_cpuid::{CpuId, CpuIdReaderNative};
+use switch::Switched;
 use vmcs::Region;
 use x86::bits64::vmx::{vmxoff, vmxon};
 use x86::controlregs::{Cr0, Cr4, cr0, cr0_write, cr4, cr4_write};
@@ -67,6 +71,9 @@ impl Backend for Vmx {
     type ShadowVcpu = VmxVcpu<Shadow>;
 
     type Tables = mmu::Ept;
+
+    const VCPU_ALLOCATIONS: &'static [Layout] =
+        &[Layout::new::<Region>(), Layout::new::<MsrBitmap>(), Layout::new::<Switched>(), Pat::ALLOCATION];
 
     fn caps(&self, largest: PageSize) -> Caps {
         let features = self.features();

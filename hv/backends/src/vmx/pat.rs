@@ -3,6 +3,7 @@
 use super::vmcs::Vmcs;
 use crate::Physical;
 use crate::page::HardwarePage;
+use core::alloc::Layout;
 use x86::msr::{IA32_PAT, rdmsr};
 use x86::vmx::vmcs::control;
 
@@ -31,6 +32,9 @@ struct Lists {
 pub(super) struct Pat(HardwarePage<Lists>);
 
 impl Pat {
+    /// What one takes.
+    pub(super) const ALLOCATION: Layout = Layout::new::<Lists>();
+
     /// The guest has `value`, the host what it has now. To be [installed](Self::install).
     pub(super) fn new(physical: Physical, value: u64) -> Self {
         // SAFETY: reading has no effect; every processor with long mode has PAT.

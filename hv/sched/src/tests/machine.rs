@@ -262,7 +262,7 @@ pub(super) fn run(stories: &[Story], end: u64) -> Vec<Record> {
     let tasks: Vec<_> = tasks.collect();
     let mut cpu =
         TestCpu { clock: clock.clone(), requests: requests.clone(), timer: Instant::NEVER, end, records: Vec::new() };
-    Scheduler::new(tasks, CONFIG, Instant::new(0)).run(&mut cpu);
+    Scheduler::new(tasks.into_iter(), CONFIG, Instant::new(0)).run(&mut cpu);
     let mut records = cpu.records;
     records.sort_by_key(|(index, _)| *index);
     records.into_iter().map(|(_, record)| record).collect()

@@ -1,10 +1,12 @@
 //! What VMs have of the machine's frames, and the way back of those that they gave up.
 
-use crate::frames::Pool;
+use crate::frames::{self, Pool};
 use crate::paging;
 use crate::tables;
-use addr::{PageSize, Pfn};
+use addr::{PAGE_SIZE, PageSize, Pfn};
+use core::alloc::Layout;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use loader::VmConfig;
 use mmu::TableDesc;
 use spin::Mutex;
 
@@ -33,6 +35,16 @@ static ACCOUNT: [Account; ACCOUNTS] = [const { Account::new() }; ACCOUNTS];
 /// What a freed page holds, byte by byte: Linux's POISON_FREE (include/linux/poison.h).
 const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
 
+/// Zeroed frames that are of use to a VM of this configuration.
+fn stock(config: &VmConfig) -> usize {
+    frames::STOCK.min((config.ram.bytes() / PAGE_SIZE) as usize)
+}
+
+/// What an account allocates when it is opened. It is all that it ever does.
+pub(super) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
+    [frames::CACHED, stock(config)].into_iter().filter_map(|frames| Layout::array::<Pfn>(frames).ok())
+}
+
 impl Account {
     const fn new() -> Self {
         Self {
@@ -45,10 +57,14 @@ impl Account {
         }
     }
 
-    /// An account that no VM has.
-    pub(super) fn open() -> Option<&'static Self> {
+    /// An account that no VM has, for one of this configuration. None if what it is promised is not there.
+    pub(super) fn open(config: &VmConfig) -> Option<&'static Self> {
         let account = ACCOUNT.iter().find(|account| !account.taken.swap(true, Ordering::Acquire))?;
-        account.pool.lock().open();
+        let opened = account.pool.lock().open(stock(config), config.promise() as usize);
+        if opened.is_none() {
+            account.close();
+        }
+        opened?;
         for counter in [&account.deferred, &account.returned, &account.peak_backlog, &account.operations] {
             counter.store(0, Ordering::Relaxed);
         }
@@ -58,7 +74,7 @@ impl Account {
     /// For another VM, unless frames are missing: they may still find their way here.
     pub(super) fn close(&self) {
         let mut pool = self.pool.lock();
-        pool.empty();
+        pool.close();
         if pool.outstanding() == 0 {
             self.taken.store(false, Ordering::Release);
         }

@@ -16,15 +16,15 @@ use crate::tables::{self, Machine};
 use crate::watchdog;
 use account::{Account, give_back};
 use addr::{Gfn, Gpa, Gva, Hpa, PAGE_SIZE, PageSize, Pfn};
-use alloc::string::String;
 use backends::FixedPage;
+use core::alloc::Layout;
 use core::arch::asm;
 use core::cell::Cell;
-use core::fmt::{self, Write};
+use core::fmt;
 use core::marker::PhantomData;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use loader::{GuestMemory, GuestRam, MemoryError, Paging};
+use loader::{GuestMemory, GuestRam, MemoryError, VmConfig};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
 use rcu::{Cpu, Flush, Session, Space, Tlb};
 use sched::Heart;
@@ -195,24 +195,23 @@ pub(crate) fn poll(cpu: &Cpu<'static, Machine>) {
 }
 
 impl<F: Nested> VmMemory<F> {
-    /// Nothing mapped but `fixed`, which lies outside of `ram`. `shadows`: what there are for so many vCPUs, and what their tables
-    /// can have. None if there are not even frames for that.
+    /// Nothing mapped but `fixed`, which lies outside of the RAM. `caps`: what the tables can have, and those of the shadows.
+    /// None if there are not even frames for that.
     pub(crate) fn new(
         cpu: &mut Cpu<'static, Machine>,
-        ram: GuestRam,
-        caps: Caps,
+        config: &VmConfig,
+        (caps, shadow_caps): (Caps, Caps),
         fixed: Option<FixedPage>,
-        (paging, vcpus, shadows): (Paging, usize, Caps),
     ) -> Option<Self> {
-        let account = Account::open()?;
+        let account = Account::open(config)?;
         let Ok(tree) = Tree::new(Surroundings::new(account), caps) else {
             account.close();
             return None;
         };
-        let shadows = Shadows::new(cpu, paging, vcpus, shadows, || Surroundings::new(account));
+        let shadows = Shadows::new(cpu, config, shadow_caps, || Surroundings::new(account));
         let has_shadows = shadows.is_ok();
         let shadows = shadows.unwrap_or(Shadows::None);
-        let memory = Self { tree, shadows, ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
+        let memory = Self { tree, shadows, ram: config.ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
         let complete = has_shadows
             && fixed.is_none_or(|page| {
                 memory.view(cpu, &mut Tlb::new(), &Places::new()).write_bytes(page.at, &page.content).is_ok()
@@ -222,6 +221,11 @@ impl<F: Nested> VmMemory<F> {
         }
         memory.free(cpu);
         None
+    }
+
+    /// What [`new`](Self::new) allocates. It is all that a VM's memory ever does.
+    pub(crate) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
+        account::allocations(config).chain(Shadows::allocations(config))
     }
 
     /// The memory as nobody's, on the CPU that `cpu` is.
@@ -306,15 +310,27 @@ impl<F: Nested> VmMemory<F> {
     }
 }
 
+/// The entries on the way to an address, as text.
+pub(crate) struct Path<'v, F: Nested> {
+    view: &'v View<'v, F>,
+    at: Gpa,
+}
+
+impl<F: Nested> fmt::Display for Path<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let View { vm, cpu, .. } = self.view;
+        let mut result = Ok(());
+        vm.tree.path(cpu.read(), self.at, |level, pte, entry| {
+            result = result.and_then(|()| writeln!(f, "{level:?} entry {:#018x}: {entry:?}", pte.raw()));
+        });
+        result
+    }
+}
+
 impl<F: Nested> View<'_, F> {
     /// The entries on the way to `at`, a line each: where a misconfigured one is found.
-    pub(crate) fn path(&self, at: Gpa) -> String {
-        let mut path = String::new();
-        self.vm.tree.path(self.cpu.read(), at, |level, pte, entry| {
-            // A string takes all that is written.
-            let _ = writeln!(path, "{level:?} entry {:#018x}: {entry:?}", pte.raw());
-        });
-        path
+    pub(crate) fn path(&self, at: Gpa) -> Path<'_, F> {
+        Path { view: self, at }
     }
 
     /// Where in the direct map `at` is, to be read; a frame is given to it if it has none.

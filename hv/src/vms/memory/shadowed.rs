@@ -5,7 +5,8 @@ use crate::tables::Machine;
 use addr::{Gpa, Gva, PageSize, Pfn};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use loader::{MemoryError, Paging};
+use core::alloc::Layout;
+use loader::{MemoryError, Paging, VmConfig};
 use mmu::{Caps, Fault, Pae};
 use rcu::{Cpu, Space};
 use shadow::{Backing, Counts, NoMemory, Outcome, Registers, Shadow, Vtlb, Writer};
@@ -13,9 +14,6 @@ use walk::Access;
 
 type Env = Surroundings<Pae<Gva>>;
 
-/// Address spaces that are kept for each vCPU, besides 16 for all: those of as many processes.
-const KEPT_EACH: usize = 4;
-const KEPT: usize = 16;
 /// Frames of the guest's that may be noted as tables.
 const NOTES: u32 = 4096;
 
@@ -37,19 +35,19 @@ pub(super) enum Own<'v> {
 }
 
 impl Shadows {
-    /// What `paging` asks for, for so many vCPUs.
+    /// What a VM of this configuration has.
     pub(super) fn new(
         cpu: &Cpu<'static, Machine>,
-        paging: Paging,
-        vcpus: usize,
+        config: &VmConfig,
         caps: Caps,
         env: impl Fn() -> Env,
     ) -> Result<Self, NoMemory> {
-        Ok(match paging {
+        let trees = config.trees();
+        Ok(match config.paging {
             Paging::Nested => Self::None,
             Paging::Vtlb => {
-                let mut buffers = Vec::with_capacity(vcpus);
-                while buffers.len() < vcpus {
+                let mut buffers = Vec::with_capacity(trees);
+                while buffers.len() < trees {
                     match Vtlb::new(env(), caps) {
                         Ok(buffer) => buffers.push(buffer),
                         Err(error) => {
@@ -61,12 +59,24 @@ impl Shadows {
                 Self::Vtlb(buffers)
             }
             Paging::Shadow => {
-                let trees = KEPT + KEPT_EACH * vcpus;
                 let shadow = Shadow::new((0..trees).map(|_| env()), caps, NOTES)?;
-                let views = (0..vcpus).map_while(|_| shadow.view(cpu).ok()).collect();
+                let views = (0..config.vcpus).map_while(|_| shadow.view(cpu).ok()).collect();
                 Self::Kept(Box::new(shadow), views)
             }
         })
+    }
+
+    /// What [`new`](Self::new) allocates. It is all that shadows ever do.
+    pub(super) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
+        let trees = config.trees();
+        let kept = config.paging == Paging::Shadow;
+        let shadow = kept.then(|| Shadow::<Env>::allocations(trees, NOTES)).into_iter().flatten();
+        let own = match config.paging {
+            Paging::Nested => [None; 2],
+            Paging::Vtlb => [Layout::array::<Vtlb<Env>>(trees).ok(), None],
+            Paging::Shadow => [Some(Layout::new::<Shadow<Env>>()), Layout::array::<shadow::View>(config.vcpus).ok()],
+        };
+        own.into_iter().flatten().chain(shadow)
     }
 
     /// vCPU `vcpu`'s part. None with nested paging.

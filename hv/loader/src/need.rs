@@ -1,0 +1,214 @@
+//! What the VMs need of the machine's memory before the first of them starts, and whether it is there.
+
+use crate::config::{Backing, Paging, VmConfig, VmName};
+use crate::memory::GuestRam;
+use addr::{PAGE_SIZE, PageSize};
+use core::fmt;
+
+/// Address spaces that a VM's shadow keeps, besides those of its vCPUs.
+const KEPT: usize = 16;
+/// Address spaces that it keeps for each vCPU: those of as many processes.
+const KEPT_EACH: usize = 4;
+/// Tables on the way to a page: one of each level.
+const LEVELS: u64 = 4;
+/// Tables that one operation of a vCPU takes at most before it knows that it needs them.
+const SPARE: u64 = 4;
+
+/// What one VM needs before it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    /// Bytes of the hypervisor's heap.
+    pub heap: u64,
+    /// Frames for its memory, and for the tables that map it.
+    pub frames: u64,
+    /// Frames below 4 GiB, for the roots of shadow tables.
+    pub roots: u64,
+}
+
+/// The frames that are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// All.
+    pub frames: u64,
+    /// Those of them that lie below 4 GiB.
+    pub low: u64,
+}
+
+/// What there is too little of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Frames for the hypervisor's heap.
+    Heap,
+    /// Frames for the VM's memory.
+    Memory(Backing),
+    /// Frames below 4 GiB.
+    Roots,
+}
+
+/// The first VM that there is too little memory for, with those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// The VM.
+    pub vm: VmName,
+    /// What is missing.
+    pub kind: Kind,
+    /// How many frames of it the VM needs.
+    pub needed: u64,
+    /// How many the VMs before it have left.
+    pub left: u64,
+    /// How many there were.
+    pub of: u64,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vm, kind, needed, left, of } = self;
+        let what = match kind {
+            Kind::Heap => "of the hypervisor's heap",
+            Kind::Memory(Backing::Touch) => "for its image and modules",
+            Kind::Memory(Backing::Reserve) => "for its memory, which is reserved",
+            Kind::Roots => "below 4 GiB for the roots of its shadow tables",
+        };
+        write!(f, "{vm} needs {needed} frames {what}: {left} of {of} are left")
+    }
+}
+
+impl core::error::Error for Shortage {}
+
+impl VmConfig {
+    /// How many trees its shadows consist of, each of which has a root below 4 GiB.
+    #[must_use]
+    pub const fn trees(&self) -> usize {
+        match self.paging {
+            Paging::Nested => 0,
+            Paging::Vtlb => self.vcpus,
+            Paging::Shadow => KEPT + KEPT_EACH * self.vcpus,
+        }
+    }
+
+    /// The frames that it can count on as long as it lives: none, or those for all of its memory and for the tables that map
+    /// it by the smallest pages. Those of shadow tables are not among them.
+    #[must_use]
+    pub const fn promise(&self) -> u64 {
+        match self.backing {
+            Backing::Touch => 0,
+            Backing::Reserve => pages(self.ram) + tables(self.ram) + SPARE * self.vcpus as u64,
+        }
+    }
+
+    /// What it needs before it starts, with `heap` bytes of the hypervisor's heap, and files (its image and its modules) of
+    /// `files` bytes.
+    #[must_use]
+    pub const fn need(&self, files: u64, heap: u64) -> Need {
+        let frames = match self.backing {
+            Backing::Touch => files.div_ceil(PAGE_SIZE) + LEVELS,
+            Backing::Reserve => self.promise(),
+        };
+        Need { heap, frames, roots: self.trees() as u64 }
+    }
+}
+
+/// The pages of RAM.
+pub(crate) const fn pages(ram: GuestRam) -> u64 {
+    ram.bytes() / PAGE_SIZE
+}
+
+/// The tables that map RAM by 4 KiB pages, from the root to the last level, and a page outside of it.
+const fn tables(ram: GuestRam) -> u64 {
+    let last = ram.bytes().div_ceil(PageSize::Size2M.bytes());
+    let above = ram.bytes().div_ceil(PageSize::Size1G.bytes());
+    2 + above + last + 2
+}
+
+/// Checks that there is enough for all VMs, in their order.
+///
+/// # Errors
+/// The first that there is too little for, and of what.
+pub fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Result<(), Shortage> {
+    let mut left = free;
+    for (config, need) in vms {
+        let heap = need.heap.div_ceil(PAGE_SIZE);
+        let shortage = |kind, needed, left, of| Err(Shortage { vm: config.name, kind, needed, left, of });
+        if need.roots > left.low.min(left.frames) {
+            return shortage(Kind::Roots, need.roots, left.low.min(left.frames), free.low);
+        }
+        left = Free { frames: left.frames - need.roots, low: left.low - need.roots };
+        if heap > left.frames {
+            return shortage(Kind::Heap, heap, left.frames, free.frames);
+        }
+        left.frames -= heap;
+        if need.frames > left.frames {
+            return shortage(Kind::Memory(config.backing), need.frames, left.frames, free.frames);
+        }
+        left.frames -= need.frames;
+    }
+    Ok(())
+}
+
+/// How many more frames the VMs may come to use for their memory than are `free`; None if there are enough.
+#[must_use]
+pub fn overcommitted(vms: impl IntoIterator<Item = VmConfig>, free: u64) -> Option<u64> {
+    let all: u64 = vms.into_iter().map(|vm| pages(vm.ram)).sum();
+    all.checked_sub(free).filter(|&missing| missing > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    fn vm(number: usize, paging: Paging, backing: Backing) -> VmConfig {
+        VmConfig { paging, backing, ..VmConfig::nth(number) }
+    }
+
+    const FREE: Free = Free { frames: 20_000, low: 100 };
+
+    #[test]
+    fn memory_that_is_touched_need_not_be_there_and_what_is_reserved_must() {
+        let touch = vm(0, Paging::Nested, Backing::Touch);
+        assert_eq!(touch.need(8193, 5000), Need { heap: 5000, frames: 3 + 4, roots: 0 });
+        assert_eq!(touch.promise(), 0);
+        let reserve = vm(0, Paging::Nested, Backing::Reserve);
+        // 64 MiB: 32 tables of the last level, one above them, the root and the one below, two for a page elsewhere.
+        assert_eq!(reserve.promise(), 16_384 + 32 + 1 + 2 + 2 + 4);
+        assert_eq!(reserve.need(8193, 0).frames, reserve.promise());
+        let many = [0, 1, 2].map(|n| vm(n, Paging::Nested, Backing::Touch));
+        assert_eq!(check(many.map(|vm| (vm, vm.need(0, 0))), FREE), Ok(()));
+        assert_eq!(overcommitted(many, FREE.frames), Some(3 * 16_384 - 20_000));
+        assert_eq!(overcommitted([touch], FREE.frames), None);
+    }
+
+    #[test]
+    fn a_shortage_tells_which_vm_lacks_what() {
+        let text = |vms: &[(VmConfig, Need)]| check(vms.iter().copied(), FREE).unwrap_err().to_string();
+        let reserved = [0, 1].map(|n| vm(n, Paging::Nested, Backing::Reserve)).map(|vm| (vm, vm.need(0, 4096)));
+        let needed = reserved[1].0.promise();
+        let left = 20_000 - needed - 2;
+        assert_eq!(
+            text(&reserved),
+            alloc::format!("vm1 needs {needed} frames for its memory, which is reserved: {left} of 20000 are left")
+        );
+        let shadowed = [0, 1, 2, 3, 4, 5].map(|n| vm(n, Paging::Shadow, Backing::Touch)).map(|vm| (vm, vm.need(0, 0)));
+        assert_eq!(
+            text(&shadowed),
+            "vm5 needs 20 frames below 4 GiB for the roots of its shadow tables: 0 of 100 are left"
+        );
+        let hungry = vm(7, Paging::Nested, Backing::Touch);
+        assert_eq!(
+            text(&[(hungry, hungry.need(0, 100 << 20))]),
+            "vm7 needs 25600 frames of the hypervisor's heap: 20000 of 20000 are left"
+        );
+        assert_eq!(
+            text(&[(hungry, hungry.need(100 << 20, 0))]),
+            "vm7 needs 25604 frames for its image and modules: 20000 of 20000 are left"
+        );
+    }
+
+    #[test]
+    fn the_roots_of_the_largest_plan_are_counted() {
+        let largest = VmConfig { vcpus: 16, ..vm(0, Paging::Shadow, Backing::Touch) };
+        assert_eq!(largest.trees(), 80);
+        assert_eq!(VmConfig { paging: Paging::Vtlb, ..largest }.trees(), 16);
+        assert_eq!(VmConfig { paging: Paging::Nested, ..largest }.trees(), 0);
+    }
+}

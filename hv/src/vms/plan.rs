@@ -1,0 +1,41 @@
+//! Whether the machine has the memory that the VMs need: told before the first of them is built.
+
+use super::guest::Guest;
+use super::memory::Nested;
+use super::seat::Seat;
+use crate::frames;
+use crate::heap;
+use crate::verdict::{self, Verdict};
+use backends::Backend;
+use loader::need::{self, Free};
+use loader::{BootInfo, Need, VmConfig, VmPlan};
+
+/// Ends the run if there is too little memory for some VM, and sets aside what all need in common.
+pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &[VmPlan]) {
+    let free = Free { frames: frames::available() as u64, low: frames::available_for_roots() as u64 };
+    let needs = plans.iter().map(|plan| (plan.config, need_of::<B>(boot, plan)));
+    if let Err(shortage) = need::check(needs, free) {
+        verdict::end(Verdict::NoMemory, format_args!("{shortage}"));
+    }
+    let roots = plans.iter().map(|plan| plan.config.trees()).sum();
+    if roots != 0 && frames::keep_roots(roots).is_none() {
+        let missing = format_args!("{roots} frames in a row below 4 GiB, for the roots of shadow tables");
+        verdict::end(Verdict::NoMemory, format_args!("the machine lacks {missing}"));
+    }
+    if let Some(missing) = need::overcommitted(plans.iter().map(|plan| plan.config), free.frames) {
+        log::info!("the VMs have {missing} frames of RAM more than there are: one that finds none left ends");
+    }
+}
+
+fn need_of<B: Backend<Tables: Nested>>(boot: &BootInfo, plan: &VmPlan) -> Need {
+    let modules = plan.modules.clone().chain([plan.image]).map(|module| &boot.modules[module].range);
+    let files = modules.map(|range| range.end.raw() - range.start.raw()).sum();
+    plan.config.need(files, heap_of::<B>(&plan.config))
+}
+
+/// Bytes of the heap.
+fn heap_of<B: Backend<Tables: Nested>>(config: &VmConfig) -> u64 {
+    let vcpus = (0..config.vcpus).flat_map(|_| Seat::<B>::allocations());
+    let allocations = Guest::<B::Tables>::allocations(config).chain(vcpus);
+    allocations.map(|layout| heap::block(layout) as u64).sum()
+}
