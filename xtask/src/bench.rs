@@ -202,6 +202,7 @@ fn trial(host: Host, images: &Images) -> Trial {
     Trial {
         machine: host.machine(),
         cpus: Some(host.processors()),
+        ram: None,
         hypervisor: Some(Hypervisor { file: images.hv(), words: "log=info".to_string() }),
         guests: vec![guest],
         timeout: TIMEOUT,

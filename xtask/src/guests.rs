@@ -3,7 +3,7 @@
 use crate::build::{self, Images};
 use crate::machine::Image;
 use crate::size::Size;
-use crate::trial::{Guest, Pages, Paging};
+use crate::trial::{Backing, Guest, Pages, Paging};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use std::str::FromStr;
 /// The most vCPUs of a VM.
 const MAX_VCPUS: u32 = 16;
 /// What `--vm` takes, for its help and its errors.
-const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, paging=nested|shadow|vtlb, pages=4k|2m, module=FILE WORDS, and \
-                       last cmdline=WORDS";
+const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, \
+                       module=FILE WORDS, and last cmdline=WORDS";
 
 /// What guests there are to be, and what they get.
 #[derive(clap::Args, Clone, Debug)]
@@ -33,6 +33,9 @@ pub(crate) struct GuestArgs {
     /// The guest's memory
     #[arg(long, value_name = "SIZE", default_value_t = Guest::MEMORY)]
     mem: Size,
+    /// When the guest's memory gets its frames
+    #[arg(long, value_enum, default_value = "touch")]
+    memory: Backing,
     /// How the guest's memory is translated
     #[arg(long, value_enum, default_value = "nested")]
     paging: Paging,
@@ -40,9 +43,9 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_enum)]
     pages: Option<Pages>,
     /// A VM of its own, beside others; may be repeated. KEYS, with commas between them: guest=FILE, name=NAME, vcpus=N,
-    /// mem=SIZE, paging=nested|shadow|vtlb, pages=4k|2m, module=FILE WORDS (may be repeated), and last cmdline=WORDS, which takes the
-    /// rest
-    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "module", "vcpus", "mem", "paging", "pages"])]
+    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, module=FILE WORDS (may be repeated), and last
+    /// cmdline=WORDS, which takes the rest
+    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "module", "vcpus", "mem", "memory", "paging", "pages"])]
     vm: Vec<Wanted>,
 }
 
@@ -52,10 +55,10 @@ impl GuestArgs {
         if !self.vm.is_empty() {
             return self.vm.clone();
         }
-        let Self { cmdline, vcpus, mem, paging, pages, .. } = self.clone();
+        let Self { cmdline, vcpus, mem, memory, paging, pages, .. } = self.clone();
         let guest = self.guest.as_deref().unwrap_or(default).to_string();
         let modules = self.module.iter().map(|module| parse_module(module)).collect();
-        vec![Wanted { name: None, guest, words: cmdline, modules, vcpus, mem, paging, pages }]
+        vec![Wanted { name: None, guest, words: cmdline, modules, vcpus, mem, memory, paging, pages }]
     }
 
     /// Whether a guest is named.
@@ -73,6 +76,7 @@ pub(crate) struct Wanted {
     modules: Vec<Image>,
     vcpus: u32,
     mem: Size,
+    memory: Backing,
     paging: Paging,
     pages: Option<Pages>,
 }
@@ -102,6 +106,7 @@ impl Wanted {
             modules: self.modules.clone(),
             vcpus: self.vcpus,
             memory: self.mem,
+            backing: self.memory,
             pages: self.pages.unwrap_or(if small { Pages::Small } else { Pages::Large }),
             paging: self.paging,
         }
@@ -120,6 +125,7 @@ impl FromStr for Wanted {
             modules: Vec::new(),
             vcpus: 1,
             mem: Guest::MEMORY,
+            memory: Backing::Touch,
             paging: Paging::Nested,
             pages: None,
         };
@@ -148,6 +154,10 @@ impl Wanted {
                 self.vcpus = count.ok_or_else(|| format!("vcpus={value}: expected a number from 1 to {MAX_VCPUS}"))?;
             }
             "mem" => self.mem = value.parse()?,
+            "memory" => {
+                self.memory =
+                    Backing::from_str(value, false).map_err(|_| format!("{word}: expected touch or reserve"))?
+            }
             "paging" => {
                 self.paging =
                     Paging::from_str(value, false).map_err(|_| format!("{word}: expected nested, shadow or vtlb"))?
@@ -181,11 +191,11 @@ mod tests {
 
     #[test]
     fn a_vm_is_read_key_by_key() {
-        let text = "guest=balloon,name=a,vcpus=2,mem=128M,paging=nested,pages=4k,module=m x,cmdline=--seed 1,mem=2,b";
+        let text = "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,module=m x,cmdline=--seed 1,mem=2,b";
         let vm: Wanted = text.parse().unwrap();
         let guest = vm.resolve(0, None);
         assert_eq!((guest.name.as_str(), guest.vcpus, guest.memory), ("a", 2, Size::mib(128)));
-        assert_eq!((guest.pages, guest.modules.len()), (Pages::Small, 1));
+        assert_eq!((guest.pages, guest.backing, guest.modules.len()), (Pages::Small, Backing::Reserve, 1));
         assert_eq!(guest.image, Image::new("balloon", "--seed 1,mem=2,b"));
         let plain: Wanted = "guest=x/smoke".parse().unwrap();
         let guest = plain.resolve(1, None);
@@ -202,6 +212,7 @@ mod tests {
             ("guest=a,vcpus=0", "from 1 to 16"),
             ("guest=a,mem=64", "is no size"),
             ("guest=a,pages=1g", "4k or 2m"),
+            ("guest=a,memory=all", "touch or reserve"),
             ("guest=a,paging=x", "expected nested"),
             ("guest=a,cpus=2", "expected guest=FILE"),
         ] {

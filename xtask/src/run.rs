@@ -7,6 +7,7 @@ use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Needs, Qemu};
 use crate::setup::{self, Tool};
+use crate::size::Size;
 use crate::symbols::Symbols;
 use crate::trial::{Hypervisor, Trial};
 use crate::verdict::Verdict;
@@ -40,6 +41,9 @@ pub(crate) struct Args {
     /// The machine's processors [default: as many as all vCPUs together, 8 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: Option<u32>,
+    /// The machine's memory [default: what the guests have, and 256M]
+    #[arg(long, value_name = "SIZE")]
+    ram: Option<Size>,
     #[command(flatten)]
     guests: GuestArgs,
     /// Kill the machine after this time
@@ -190,6 +194,7 @@ impl Args {
         Trial {
             machine: machine.clone(),
             cpus: self.cpus,
+            ram: self.ram,
             hypervisor: images.filter(|_| !self.bare).map(|images| self.words.hypervisor(images)),
             guests: guests.collect(),
             timeout: Duration::from_secs(self.timeout.into()),

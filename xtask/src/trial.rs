@@ -35,6 +35,15 @@ pub(crate) enum Paging {
     Vtlb,
 }
 
+/// When a guest's memory gets its frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backing {
+    /// Page by page, when the guest first touches it
+    Touch,
+    /// Before the guest starts
+    Reserve,
+}
+
 /// The hypervisor's image, and the words of its command line that are not about a guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Hypervisor {
@@ -64,6 +73,7 @@ pub(crate) struct Guest {
     pub(crate) modules: Vec<Image>,
     pub(crate) vcpus: u32,
     pub(crate) memory: Size,
+    pub(crate) backing: Backing,
     pub(crate) pages: Pages,
     pub(crate) paging: Paging,
 }
@@ -80,6 +90,7 @@ impl Guest {
             modules: Vec::new(),
             vcpus: 1,
             memory: Self::MEMORY,
+            backing: Backing::Touch,
             pages: Pages::Large,
             paging: Paging::Nested,
         }
@@ -89,8 +100,9 @@ impl Guest {
     fn word(&self, limit: Duration) -> String {
         let Self { name, modules, vcpus, memory, .. } = self;
         let (count, limit) = (modules.len(), limit.as_secs());
-        let (pages, paging) = (word_of(self.pages), word_of(self.paging));
-        format!("vm=name={name},vcpus={vcpus},paging={paging},mem={memory},pages={pages},modules={count},limit={limit}")
+        let (pages, paging, backing) = (word_of(self.pages), word_of(self.paging), word_of(self.backing));
+        let memory = format!("mem={memory},memory={backing},pages={pages}");
+        format!("vm=name={name},vcpus={vcpus},paging={paging},{memory},modules={count},limit={limit}")
     }
 }
 
@@ -105,6 +117,8 @@ pub(crate) struct Trial {
     pub(crate) machine: Machine,
     /// The machine's processors; None: as many as the guests have, up to a limit.
     pub(crate) cpus: Option<u32>,
+    /// The machine's memory; None: what the guests have and some more.
+    pub(crate) ram: Option<Size>,
     /// None: one guest alone on the machine.
     pub(crate) hypervisor: Option<Hypervisor>,
     /// One at least.
@@ -169,7 +183,8 @@ impl Trial {
 
     fn memory(&self) -> Size {
         let guests = self.guests.iter().fold(Size::mib(0), |sum, guest| sum.plus(guest.memory));
-        if self.hypervisor.is_some() { guests.plus(HV_MEMORY).max(LEAST_MEMORY) } else { guests }
+        let unasked = if self.hypervisor.is_some() { guests.plus(HV_MEMORY).max(LEAST_MEMORY) } else { guests };
+        self.ram.unwrap_or(unasked)
     }
 
     fn cpus(&self) -> u32 {
@@ -209,6 +224,7 @@ mod tests {
         Trial {
             machine: Machine::Qemu(Qemu::new(Engine::Tcg, None)),
             cpus: None,
+            ram: None,
             hypervisor: Some(Hypervisor { file: "hv".into(), words: "log=info".to_string() }),
             guests: vec![guest()],
             timeout: Duration::from_secs(timeout),
@@ -225,7 +241,7 @@ mod tests {
         let images = trial(60).images();
         assert_eq!(
             images.kernel.words,
-            "log=info vm=name=vm0,vcpus=1,paging=nested,mem=64M,pages=4k,modules=2,limit=54"
+            "log=info vm=name=vm0,vcpus=1,paging=nested,mem=64M,memory=touch,pages=4k,modules=2,limit=54"
         );
         assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", "")]);
         assert_eq!((trial(60).memory(), trial(60).cpus()), (LEAST_MEMORY, 1));
@@ -237,9 +253,15 @@ mod tests {
             Guest { name: "b".into(), vcpus: 3, memory: Size::mib(1024), ..Guest::new(Image::new("other", "c")) };
         let two = Trial { guests: vec![guest(), second.clone()], ..trial(60) };
         let images = two.images();
-        assert!(images.kernel.words.contains("limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,pages=2m,modules=0,"));
+        assert!(
+            images
+                .kernel
+                .words
+                .contains("limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,memory=touch,pages=2m,modules=0,")
+        );
         assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", ""), ("other", "c")]);
         assert_eq!((two.memory(), two.cpus()), (Size::mib(64 + 1024 + 256), 4));
+        assert_eq!(Trial { ram: Some(Size::mib(128)), ..two.clone() }.memory(), Size::mib(128));
         assert_eq!(two.to_string(), "QEMU, TCG, 4 processors");
         assert_eq!(Trial { cpus: Some(2), ..two.clone() }.cpus(), 2);
         assert_eq!(Trial { guests: vec![Guest { vcpus: 16, ..second }], ..two }.cpus(), MOST_CPUS);

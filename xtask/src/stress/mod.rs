@@ -226,6 +226,7 @@ impl Stress<'_> {
         Trial {
             machine: self.machine.clone(),
             cpus: None,
+            ram: None,
             hypervisor: Some(Hypervisor { file: self.hypervisor.clone(), words: "log=info".to_string() }),
             guests: round.vms.iter().map(|vm| self.guest(vm)).collect(),
             timeout,

@@ -11,7 +11,7 @@ use crate::machine::Image;
 use crate::progress::Counter;
 use crate::setup::{self, Tool};
 use crate::symbols::Symbols;
-use crate::trial::{Guest, Hypervisor, Report, Trial};
+use crate::trial::{Backing, Guest, Hypervisor, Report, Trial};
 use crate::verdict::Verdict;
 use anyhow::{Context, Result};
 use std::fs;
@@ -235,12 +235,16 @@ impl Job {
             pages: row.pages,
             paging: row.paging,
             vcpus: row.vcpus,
+            memory: row.memory,
             ..Guest::new(Image::new(image, words))
         };
+        let more = (1..=row.more).map(|number| Guest { name: format!("vm{number}"), ..guest.clone() });
+        let more: Vec<_> = more.filter(|_| self.host.with_hypervisor).collect();
         let machine = self.host.machine(row);
         let in_real_time = row.beside_in_real_time.filter(|_| !machine.counts_instructions());
         let beside = row.beside.filter(|_| self.host.with_hypervisor).map(|(name, words)| Guest {
             name: "beside".to_string(),
+            backing: if row.reserved_beside { Backing::Reserve } else { Backing::Touch },
             ..Guest::new(Image::new(shop.images.guest(name), in_real_time.unwrap_or(words)))
         });
         let refused = row.refused_beside.map(|(change, _)| shop.changed(row.guest(), change, &folder.join(REFUSED)));
@@ -250,10 +254,11 @@ impl Job {
         Ok(Trial {
             machine,
             cpus: row.cpus,
+            ram: row.ram,
             hypervisor: hypervisor
                 .filter(|_| self.host.with_hypervisor)
                 .map(|file| Hypervisor { file, words: format!("log=info {}", row.hv_words) }),
-            guests: std::iter::once(guest).chain(beside).chain(refused).collect(),
+            guests: std::iter::once(guest).chain(more).chain(beside).chain(refused).collect(),
             timeout: row.timeout,
             limit: row.limit,
         })
@@ -297,6 +302,11 @@ fn judge(expected: Expected, report: &Report, backtrace: &[String], logs: bool) 
         && !expected.line.is_empty()
     {
         Err(format!("no '{}' in the backtrace or on the console", expected.line))
+    } else if let Some(line) = report.finished.console.iter().find(|line| allocates(line)) {
+        Err(format!("a guest made the hypervisor allocate: {line}"))
+    } else if expected.verdict == Verdict::NoMemory {
+        // No VM was begun.
+        Ok(())
     } else if let Some(vm) = beside(report).find(|vm| vm.outcome.verdict != Verdict::Pass) {
         Err(format!("the VM beside did not pass: {}", vm.outcome))
     } else if matches!(report.finished.end, End::TimedOut(_)) && report.finished.complaints.is_empty() && logs {
@@ -304,6 +314,12 @@ fn judge(expected: Expected, report: &Report, backtrace: &[String], logs: bool) 
     } else {
         Ok(())
     }
+}
+
+/// Whether the line tells of allocations while guests ran: `hv: heap: …, N allocations while guests ran`.
+fn allocates(line: &str) -> bool {
+    let count = line.trim_end().strip_suffix(" allocations while guests ran").and_then(|rest| rest.rsplit(' ').next());
+    line.starts_with("hv: heap: ") && count != Some("0")
 }
 
 /// The VMs that have to pass, whatever becomes of the first.
@@ -380,6 +396,19 @@ mod tests {
         assert!(judge(expected, &panicked, &[], true).is_err());
         assert!(judge(expected, &report(Verdict::HvPanic, "oops"), &names, true).is_err());
         assert!(judge(expected, &report(Verdict::Pass, "page fault"), &names, true).is_err());
+    }
+
+    #[test]
+    fn no_guest_makes_the_hypervisor_allocate() {
+        let line = |count: u32| format!("hv: heap: 5 of 9 KiB used, {count} allocations while guests ran");
+        assert!(allocates(&line(1)) && allocates(&line(10)) && !allocates(&line(0)));
+        assert!(allocates("hv: heap: 5 of 9 KiB used") && !allocates("hv: info: heap"));
+        let expected = Expected { verdict: Verdict::Pass, text: "", line: "" };
+        let mut passed = report(Verdict::Pass, "");
+        passed.finished.console.push(line(0));
+        assert_eq!(judge(expected, &passed, &[], false), Ok(()));
+        passed.finished.console.push(line(3));
+        assert!(judge(expected, &passed, &[], false).is_err());
     }
 
     #[test]

@@ -4,7 +4,8 @@ use super::images::Change;
 use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
-use crate::trial::{Pages, Paging};
+use crate::size::Size;
+use crate::trial::{Guest, Pages, Paging};
 use crate::verdict::Verdict;
 use std::time::Duration;
 
@@ -114,6 +115,14 @@ pub(super) struct Row {
     pub(super) beside_in_real_time: Option<&'static str>,
     /// A broken image in a VM of its own, and what occurs in the text of its refusal.
     pub(super) refused_beside: Option<(Change, &'static str)>,
+    /// So many more VMs of the first's kind.
+    pub(super) more: u32,
+    /// The memory of the first VM, and of those of its kind.
+    pub(super) memory: Size,
+    /// The memory of the VM beside it is reserved.
+    pub(super) reserved_beside: bool,
+    /// The machine's memory.
+    pub(super) ram: Option<Size>,
     /// Files of these contents, with strings that say so.
     pub(super) modules: &'static [&'static [u8]],
     pub(super) pages: Pages,
@@ -159,6 +168,10 @@ const USUAL: Row = Row {
     beside: None,
     beside_in_real_time: None,
     refused_beside: None,
+    more: 0,
+    memory: Guest::MEMORY,
+    reserved_beside: false,
+    ram: None,
     modules: &[],
     pages: Pages::Large,
     paging: Paging::Nested,
@@ -309,6 +322,8 @@ const SWITCH: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=sw
 /// The page directory maps itself, and #UD is delivered on a stack in it.
 const DELIVERY: Row = attack("delivery", "attack32", "kind=delivery");
 const EXIT_LATENCY32: Row = guest32("exit-latency32", "");
+
+const TOUCH_ALL: Row = Row { source: Source::Guest("touch-all"), ..USUAL };
 
 pub(super) const ROWS: &[Row] = &[
     Row { name: "smoke", ..USUAL },
@@ -484,6 +499,45 @@ pub(super) const ROWS: &[Row] = &[
     refused("beyond-memory", Change::BeyondMemory),
     refused("not-an-elf", Change::NotAnElf),
     refused("no-header", Change::NoHeader),
+    Row { name: "touch-all", ..TOUCH_ALL },
+    // Each finds the frames that it starts with, and the stocks of others leave it those that it touches.
+    Row { name: "many-vms", more: 63, memory: Size::mib(2), alone: None, ..TOUCH_ALL },
+    // Their metadata is counted, and the heap grows by that.
+    Row { name: "many-shadows", more: 2, vcpus: 16, ..shadowed("", Paging::Shadow, SMOKE32) },
+    Row { name: "many-roots", more: 15, memory: Size::mib(16), ..shadowed("", Paging::Shadow, SMOKE32) },
+    // One has more than there is, and the other finds what it was promised whenever it touches its pages.
+    Row {
+        name: "reserved",
+        memory: Size::mib(300),
+        ram: Some(Size::mib(256)),
+        beside: Some(("touch-all", "rounds=40")),
+        reserved_beside: true,
+        hypervised: Expected {
+            line: "frames of RAM more than there are",
+            ..Expected::saying(Verdict::GuestKilled, "no frame left")
+        },
+        alone: None,
+        ..TOUCH_ALL
+    },
+    // ... and what is promised has to be there.
+    Row {
+        name: "too-much-reserved",
+        memory: Size::mib(16),
+        ram: Some(Size::mib(64)),
+        beside: Some(("touch-all", "")),
+        reserved_beside: true,
+        hypervised: Expected::saying(Verdict::NoMemory, "beside needs 16425 frames for its memory, which is reserved"),
+        alone: None,
+        ..TOUCH_ALL
+    },
+    Row {
+        name: "too-many-shadows",
+        more: 3,
+        vcpus: 16,
+        ram: Some(Size::mib(20)),
+        hypervised: Expected::saying(Verdict::NoMemory, "frames of the hypervisor's heap"),
+        ..shadowed("", Paging::Shadow, SMOKE32)
+    },
     // Each refused VM is told why, and the good one runs.
     Row {
         beside: Some(("smoke", "")),
