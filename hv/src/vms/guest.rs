@@ -2,7 +2,7 @@
 
 use super::console::{self, Console};
 use super::host::TscClock;
-use super::memory::{Nested, Places, VmMemory};
+use super::memory::{Nested, ViewState, VmMemory};
 use super::verdicts::{Why, judge};
 use crate::boot;
 use crate::smp;
@@ -79,8 +79,8 @@ impl<F: Nested> Guest<F> {
         let memory =
             VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
-        let (mut tlb, places) = (Tlb::new(), Places::new());
-        let mut view = memory.view(cpu, &mut tlb, &places);
+        let (mut tlb, state) = (Tlb::new(), ViewState::new());
+        let mut view = memory.view(cpu, &mut tlb, &state);
         let entry = match loader::load(module(plan.image), &modules, config.ram, &mut view) {
             Ok(entry) => entry,
             Err(error) => {

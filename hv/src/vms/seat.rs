@@ -3,9 +3,11 @@
 use super::console::Console;
 use super::guest::Guest;
 use super::host::{Slice, TscClock};
-use super::memory::{Nested, Places, View};
+use super::memory::{Nested, View, ViewState};
+use super::work::SLICE;
 use crate::smp;
 use crate::tables;
+use crate::timer;
 use alloc::sync::Arc;
 use backends::Backend;
 use core::alloc::Layout;
@@ -30,7 +32,7 @@ pub(super) struct Seat<B: Backend<Tables: Nested>> {
     vcpu: Flavour<B>,
     context: Context<<View<'static, B::Tables> as SlotMem>::Slot>,
     tlb: Tlb,
-    places: Places,
+    view: ViewState,
     /// When it wants to run again, if it sleeps.
     due: Instant,
 }
@@ -43,11 +45,11 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let context = Context::new(index, &guest.vm, host_cpuid, nested);
         let root = guest.memory.root(index);
         let vcpu = if nested {
-            Flavour::Nested(backend.vcpu(root, tag, start))
+            Flavour::Nested(within_slice(backend.vcpu(root, tag, start)))
         } else {
-            Flavour::Shadowed(backend.shadow_vcpu(root, context.features(), tag, start))
+            Flavour::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), tag, start)))
         };
-        Self { guest, vcpu, context, tlb: Tlb::new(), places: Places::new(), due: Instant::NEVER }
+        Self { guest, vcpu, context, tlb: Tlb::new(), view: ViewState::new(), due: Instant::NEVER }
     }
 
     /// What one allocates, in a list of them. It is all that it ever does.
@@ -58,7 +60,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     /// Lets the vCPU run until it has to wait, its `slice` is over, or its VM has ended.
     pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, slice: &mut sched::Slice<'_, Self>) {
         let guest = &*self.guest;
-        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.places);
+        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let mut machine = Machine::new(&guest.vm, &mut self.context, view);
         let mut host = Slice { guest, schedule: slice };
         match &mut self.vcpu {
@@ -74,7 +76,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         if !guest.vm.end(Stop::Limit, |vcpu| smp::kick_if_away(guest.cpu_of(vcpu))) {
             return;
         }
-        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.places);
+        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let machine = Machine::new(&guest.vm, &mut self.context, view);
         match &mut self.vcpu {
             Flavour::Nested(vcpu) => dump(guest, vcpu, &machine, Stop::Limit),
@@ -120,6 +122,12 @@ impl<B: Backend<Tables: Nested>> Task for Seat<B> {
     fn limit(&self) -> Instant {
         self.guest.limit
     }
+}
+
+/// Has the vCPU's stays in its guest be shorter than a slice, whatever the guest does.
+fn within_slice<V: Vcpu>(mut vcpu: V) -> V {
+    vcpu.limit_stay(timer::ticks_of(SLICE) / 2);
+    vcpu
 }
 
 /// Runs the vCPU for a slice, and tells what has ended the VM, if that was no exit of its own.

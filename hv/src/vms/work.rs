@@ -26,7 +26,7 @@ use sched::{Config, Instant, Scheduler, Tasks};
 use spin::Mutex;
 
 /// A VM's time on a CPU that other VMs share, in each round.
-const SLICE: Duration = Duration::from_millis(5);
+pub(super) const SLICE: Duration = Duration::from_millis(5);
 
 /// The vCPUs of one CPU, before they exist.
 pub(super) struct Job<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);

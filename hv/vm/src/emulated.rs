@@ -1,7 +1,7 @@
 //! Code that the processor can't execute: real mode, where virtualization has none.
 
 use crate::exit::Exit;
-use crate::hypercall;
+use crate::hypercall::{self, Call};
 use crate::machine::{Flow, Host, Machine, Memory, Stop};
 use crate::trouble::Trouble;
 use crate::vcpu::{Emulated, Vcpu};
@@ -40,7 +40,9 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             Exit::ReadMsr => self.read_msr(vcpu),
             Exit::WriteMsr => self.write_msr(vcpu, host),
             Exit::Hypercall => {
-                hypercall::call(vcpu, &mut self.memory);
+                if hypercall::call(vcpu, &mut self.memory) == Call::Unfinished {
+                    return Flow::Resume;
+                }
                 Ok(V::HYPERCALL)
             }
             Exit::Halt => {

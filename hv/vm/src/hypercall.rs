@@ -21,23 +21,36 @@ pub(crate) const NO_SUCH_CALL: i64 = -1000;
 /// Not from user mode (KVM_EPERM).
 const NOT_PERMITTED: i64 = -1;
 
+/// What has become of a hypercall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Its result is in RAX.
+    Done,
+    /// A step of it is done. The guest's instruction has to run again, with the same registers.
+    Unfinished,
+}
+
 /// Carries out the hypercall in the guest's registers.
 #[inline]
-pub(crate) fn call(vcpu: &mut impl Vcpu, memory: &mut impl Memory) {
+pub(crate) fn call(vcpu: &mut impl Vcpu, memory: &mut impl Memory) -> Call {
     let result = if vcpu.control().cpl != 0 {
         NOT_PERMITTED.cast_unsigned()
     } else {
         match vcpu.gpr(Gpr::RAX) {
             NOP => 0,
             VERSION => ABI_VERSION,
-            number => test_call(vcpu, memory, number).cast_unsigned(),
+            number => match test_call(vcpu, memory, number) {
+                Some(result) => result.cast_unsigned(),
+                None => return Call::Unfinished,
+            },
         }
     };
     vcpu.set_gpr(Gpr::RAX, result);
+    Call::Done
 }
 
 /// Operations on the guest's own memory, for guests that test the hypervisor.
 #[cold]
-fn test_call(vcpu: &impl Vcpu, memory: &mut impl Memory, number: u64) -> i64 {
+fn test_call(vcpu: &impl Vcpu, memory: &mut impl Memory, number: u64) -> Option<i64> {
     memory.test_call(number, [Gpr::RBX, Gpr::RCX, Gpr::RDX, Gpr::RSI].map(|register| vcpu.gpr(register)))
 }

@@ -4,10 +4,11 @@
 use crate::context::Activity;
 use crate::context::Context;
 use crate::exit::{Event, Exception, Exit, Instruction, Kind, NestedFault};
+use crate::hypercall::{self, Call};
+use crate::msr;
 use crate::shared::{Door, Vm};
 use crate::trouble::Trouble;
 use crate::vcpu::{Stay, Vcpu};
-use crate::{hypercall, msr};
 use addr::{Gpa, Gva, Hpa};
 use core::ops::ControlFlow;
 use devices::{Clock, Nanoseconds, Sink};
@@ -63,11 +64,12 @@ pub trait Memory: SlotMem {
     }
     /// Gives back what other CPUs have no more use for. To be called when the CPU was interrupted: a kick may ask for it.
     fn poll(&self) {}
-    /// Carries out test hypercall `number`, an operation on the VM's own tables. It waits for other CPUs: it is called with no
-    /// lock held.
-    fn test_call(&mut self, number: u64, args: [u64; 4]) -> i64 {
+    /// Carries out test hypercall `number`, an operation on the VM's own tables, or a step of it. None: steps are left; the same
+    /// call follows, as the guest's instruction runs again, behind the interrupts that wait. It waits for other CPUs: it is
+    /// called with no lock held.
+    fn test_call(&mut self, number: u64, args: [u64; 4]) -> Option<i64> {
         let _ = (number, args);
-        hypercall::NO_SUCH_CALL
+        Some(hypercall::NO_SUCH_CALL)
     }
 }
 
@@ -165,7 +167,9 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
             }
             Exit::Hypercall => {
                 self.context.stats.exited(Kind::Hypercall, stay);
-                hypercall::call(vcpu, &mut self.memory);
+                if hypercall::call(vcpu, &mut self.memory) == Call::Unfinished {
+                    return ControlFlow::Continue(());
+                }
                 Ok(V::HYPERCALL)
             }
             Exit::ReadMsr => {
@@ -397,8 +401,9 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             if let Ok(bytes) = self.fetch(vcpu, bitness) {
                 for known in [Known::Vmcall, Known::Vmmcall] {
                     if let Ok(length) = known.decode(bytes.bytes(), bitness) {
-                        hypercall::call(vcpu, &mut self.memory);
-                        vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                        if hypercall::call(vcpu, &mut self.memory) == Call::Done {
+                            vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                        }
                         return Flow::Resume;
                     }
                 }

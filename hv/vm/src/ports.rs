@@ -11,6 +11,9 @@ use emul::string_io::{self, Direction, StringIo};
 use emul::{Bitness, Gpr, Segment};
 use walk::{Access, Fault, SetAccessedDirty};
 
+/// So many elements of a string are moved in one exit at most: the host's events wait meanwhile.
+const BATCH: u64 = 64;
+
 /// Below are the interrupt controllers, the timer and the clock: writing there may change when they next want attention.
 const FIRST_TIMELESS_PORT: u16 = 0x80;
 
@@ -53,7 +56,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         }
     }
 
-    /// INS and OUTS: as many elements as lie in one page are moved in one exit.
+    /// INS and OUTS: of the elements that lie in one page a batch is moved in one exit.
     pub(crate) fn string_io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> Flow {
         let bitness = Self::bitness(vcpu);
         let decoded = self.fetch(vcpu, bitness).and_then(|bytes| Ok(string_io::decode(bytes.bytes(), bitness)?));
@@ -71,7 +74,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
             done(vcpu);
             return Flow::Resume;
         };
-        for element in 0..elements.count {
+        for element in 0..elements.count.min(BATCH) {
             let at = elements.at.wrapping_add(element * instruction.width().bytes());
             let flow = match self.string_element(vcpu, instruction, io, at) {
                 Ok(outcome) => flow(outcome),

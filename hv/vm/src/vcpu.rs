@@ -111,6 +111,11 @@ pub trait Vcpu: Registers {
     /// Takes what is left of the guest's state out of the processor, and lets the host have its pending interrupts and NMIs.
     /// The next [`enter`](Self::enter) puts it back.
     fn leave(&mut self);
+    /// Has each stay in the guest end after so many ticks of the TSC, where the processor has a timer for that. It is for
+    /// emulators that keep the host's interrupts back while the guest has its own off.
+    fn limit_stay(&mut self, ticks: u64) {
+        let _ = ticks;
+    }
     /// When the guest was last entered and left.
     fn stay(&self) -> Stay;
 

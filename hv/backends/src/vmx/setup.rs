@@ -14,10 +14,6 @@ use x86::vmx::vmcs::{control, guest, host};
 /// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
 const INTERCEPTED_EXCEPTIONS: u64 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 
-/// How long the guest runs at most until the host has a look at its interrupts, in ticks of the TSC: 2^22, a millisecond or
-/// two. A processor lets the host's interrupts through whatever the guest does; Bochs may not while the guest has its own off.
-const PATIENCE_SHIFT: u8 = 22;
-
 impl<T: Translation> VmxVcpu<T> {
     pub(super) fn write_controls(&mut self, tag: NonZeroU16) {
         let controls = self.capabilities.controls;
@@ -66,10 +62,7 @@ impl<T: Translation> VmxVcpu<T> {
             // nested tables.
             self.vmcs.write(control::VPID, u64::from(tag.get()));
         }
-        if let Some(rate) = self.capabilities.features.preemption_timer {
-            let ticks = 1 << PATIENCE_SHIFT.saturating_sub(rate);
-            self.vmcs.write(guest::VMX_PREEMPTION_TIMER_VALUE, ticks);
-        }
+        self.limit_stay(u32::MAX.into());
     }
 
     /// What INIT leaves, but for the segments (Intel SDM vol. 3, table 10-1).

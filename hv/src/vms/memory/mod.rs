@@ -26,6 +26,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError, VmConfig};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
+use operations::{STEP, Unfinished};
 use rcu::{Cpu, Flush, Session, Space, Tlb};
 use sched::Heart;
 use shadow::{NoMemory, Writer};
@@ -33,8 +34,8 @@ use shadowed::{Own, Shadows};
 use vm::{NestedFault, Resolved};
 use walk::{Access, PhysMem, SlotMem};
 
-/// Pages that one poll gives back at most.
-const POLL: usize = 128;
+/// Frames that one poll gives back at most, or one larger page.
+const POLL: u64 = 128;
 
 /// The surroundings of a VM's tables.
 struct Surroundings<F> {
@@ -131,22 +132,27 @@ pub(crate) struct View<'v, F: Nested> {
     vm: &'v VmMemory<F>,
     /// The vCPU's own.
     shadow: Option<Own<'v>>,
-    /// Where pages were found lately, for walks of the guest's tables.
-    places: &'v Places,
+    /// The vCPU's, from its other slices.
+    state: &'v ViewState,
     cpu: Session<'v, 'static, Machine>,
     heart: &'static Heart,
 }
 
-/// Where a vCPU's walks found pages lately, by the lowest bits of their numbers. What is out of date does no harm.
-pub(crate) struct Places([Cell<Place>; PLACES]);
+/// What a vCPU keeps of its views from slice to slice.
+pub(crate) struct ViewState {
+    /// Where its walks found pages lately, by the lowest bits of their numbers. What is out of date does no harm.
+    places: [Cell<Place>; PLACES],
+    /// The test hypercall of which steps are left.
+    unfinished: Cell<Option<Unfinished>>,
+}
 
 /// As many as the tables that a few address spaces have on top.
 const PLACES: usize = 16;
 
-impl Places {
-    /// Nothing was found.
+impl ViewState {
+    /// Nothing was found or begun.
     pub(crate) const fn new() -> Self {
-        Self([const { Cell::new(Place::NONE) }; PLACES])
+        Self { places: [const { Cell::new(Place::NONE) }; PLACES], unfinished: Cell::new(None) }
     }
 }
 
@@ -191,7 +197,13 @@ impl fmt::Display for Accounts {
 /// interrupted, which a kick may have done for this, and before it sleeps.
 #[inline]
 pub(crate) fn poll(cpu: &Cpu<'static, Machine>) {
-    cpu.poll(POLL, give_back);
+    poll_frames(cpu, POLL);
+}
+
+/// Gives back so many frames, or one larger page, of what has waited long enough.
+fn poll_frames(cpu: &Cpu<'static, Machine>, most: u64) {
+    let mut frames = 0;
+    while frames < most && cpu.poll(1, |page| frames += give_back(page)) != 0 {}
 }
 
 impl<F: Nested> VmMemory<F> {
@@ -214,7 +226,7 @@ impl<F: Nested> VmMemory<F> {
         let memory = Self { tree, shadows, ram: config.ram, fixed: fixed.as_ref().map(|page| page.at.frame()) };
         let complete = has_shadows
             && fixed.is_none_or(|page| {
-                memory.view(cpu, &mut Tlb::new(), &Places::new()).write_bytes(page.at, &page.content).is_ok()
+                memory.view(cpu, &mut Tlb::new(), &ViewState::new()).write_bytes(page.at, &page.content).is_ok()
             });
         if complete {
             return Some(memory);
@@ -233,24 +245,24 @@ impl<F: Nested> VmMemory<F> {
         &'v self,
         cpu: &'v mut Cpu<'static, Machine>,
         tlb: &'v mut Tlb,
-        places: &'v Places,
+        state: &'v ViewState,
     ) -> View<'v, F> {
         let heart = watchdog::heart(cpu.index());
-        View { vm: self, shadow: None, places, cpu: cpu.session(self.tree.space(), tlb), heart }
+        View { vm: self, shadow: None, state, cpu: cpu.session(self.tree.space(), tlb), heart }
     }
 
-    /// The memory as vCPU `vcpu` sees it, whose tag `tlb` is the record of, and whose own `places` are, on the CPU that `cpu` is.
+    /// The memory as vCPU `vcpu` sees it, whose tag `tlb` is the record of, and whose `state` is, on the CPU that `cpu` is.
     pub(crate) fn view_of<'v>(
         &'v self,
         vcpu: usize,
         cpu: &'v mut Cpu<'static, Machine>,
         tlb: &'v mut Tlb,
-        places: &'v Places,
+        state: &'v ViewState,
     ) -> View<'v, F> {
         let heart = watchdog::heart(cpu.index());
         let shadow = self.shadows.of(vcpu);
         let space = shadow.map_or(self.tree.space(), Own::space);
-        View { vm: self, shadow, places, cpu: cpu.session(space, tlb), heart }
+        View { vm: self, shadow, state, cpu: cpu.session(space, tlb), heart }
     }
 
     /// Where the processor starts its walks for vCPU `vcpu`.
@@ -268,7 +280,9 @@ impl<F: Nested> VmMemory<F> {
     pub(crate) fn free(self, cpu: &mut Cpu<'static, Machine>) -> Accounts {
         let account = self.account();
         let kicks = self.tree.space().kicks() + self.shadows.kicks();
-        cpu.barrier(give_back);
+        cpu.barrier(|page| {
+            give_back(page);
+        });
         self.shadows.free();
         self.tree.free_pgtables(|_, size, leaf| account.pool.lock().free(leaf.pfn, size));
         let operations = account.operations();
@@ -339,7 +353,7 @@ impl<F: Nested> View<'_, F> {
         let gfn = at.frame();
         // Asked for first: should the page be taken away meanwhile, what is kept is out of date already.
         let generation = self.generation();
-        let place = &self.places.0[gfn.raw() as usize % PLACES];
+        let place = &self.state.places[gfn.raw() as usize % PLACES];
         let known = place.get();
         if known.gfn == gfn && known.generation == generation {
             return Ok(known.host.wrapping_byte_add(at.page_offset() as usize));
@@ -395,7 +409,7 @@ impl<F: Nested> View<'_, F> {
         match self.touch(at, false) {
             Err(MemoryError::NoFrames) => {
                 self.cpu.hurry();
-                self.cpu.poll(usize::MAX, give_back);
+                poll_frames(&self.cpu, STEP);
                 self.touch(at, false)
             }
             result => result,
@@ -480,7 +494,9 @@ impl<F: Nested> View<'_, F> {
     /// Waits until all that this VM has waiting for a grace period has come back.
     fn reclaim(&mut self) {
         if self.vm.account().backlog() != 0 {
-            self.cpu.barrier(give_back);
+            self.cpu.barrier(|page| {
+                give_back(page);
+            });
         }
     }
 
@@ -561,7 +577,7 @@ impl<F: Nested> vm::Memory for View<'_, F> {
     }
 
     #[cold]
-    fn test_call(&mut self, number: u64, args: [u64; 4]) -> i64 {
+    fn test_call(&mut self, number: u64, args: [u64; 4]) -> Option<i64> {
         self.operate(number, args)
     }
 

@@ -1,7 +1,6 @@
 //! The test hypercalls: operations on the caller's own tables, while its vCPUs use them.
 
-use super::account::give_back;
-use super::{Nested, View};
+use super::{Nested, View, poll_frames};
 use crate::frames::Failures;
 use crate::paging;
 use addr::{Gpa, PAGE_SIZE, PageSize, Pfn};
@@ -54,30 +53,67 @@ impl From<CollapseError> for Refused {
     }
 }
 
+/// Frames that one step of a call gives back, or looks at: a large page's.
+pub(super) const STEP: u64 = PageSize::Size2M.frames();
+
+const LARGE: u64 = PageSize::Size2M.bytes();
+
+/// A call of which steps are left. Between them the guest's interrupts are delivered, and other VMs have their turn.
+#[derive(Clone, Copy)]
+pub(super) struct Unfinished {
+    number: u64,
+    args: [u64; 4],
+    so_far: Progress,
+}
+
+/// How far a call on a range has come.
+#[derive(Clone, Copy, Default)]
+struct Progress {
+    /// Bytes of the range that are done.
+    done: u64,
+    /// What the call returns of them.
+    value: u64,
+}
+
+/// What has become of a step.
+enum Step {
+    Last(u64),
+    More(Progress),
+}
+
 impl<F: Nested> View<'_, F> {
-    /// Carries out test hypercall `number`. Waits for CPUs that use this memory: to be called with no lock held.
-    pub(super) fn operate(&mut self, number: u64, args: [u64; 4]) -> i64 {
+    /// Carries out test hypercall `number`, or a step of it; None if more are left. Waits for CPUs that use this memory: to be
+    /// called with no lock held.
+    pub(super) fn operate(&mut self, number: u64, args: [u64; 4]) -> Option<i64> {
+        // An interrupt's handler may have made another call meanwhile: then this one begins again.
+        let unfinished = self.state.unfinished.take().filter(|call| (call.number, call.args) == (number, args));
+        let so_far = unfinished.map_or(Progress::default(), |call| call.so_far);
         let planned = self.vm.account().pool.lock().is_to_fail();
-        let mut result = self.attempt(number, args);
+        let mut result = self.attempt(number, args, so_far);
         // No operation fails for want of a frame that only waits for its grace period, unless it is to fail.
         if matches!(result, Err(Refused::NoMemory)) && !planned && self.vm.account().backlog() != 0 {
             self.reclaim();
-            result = self.attempt(number, args);
+            result = self.attempt(number, args, so_far);
         }
         self.settle();
         match result {
-            Ok(value) => value.cast_signed(),
-            Err(refused) => refused as i64,
+            Ok(Step::Last(value)) => Some(value.cast_signed()),
+            Ok(Step::More(so_far)) => {
+                self.state.unfinished.set(Some(Unfinished { number, args, so_far }));
+                None
+            }
+            Err(refused) => Some(refused as i64),
         }
     }
 
     /// An attempt that finds no frame leaves all as it was.
-    fn attempt(&self, number: u64, [first, second, third, _]: [u64; 4]) -> Result<u64, Refused> {
+    fn attempt(&self, number: u64, args: [u64; 4], so_far: Progress) -> Result<Step, Refused> {
+        let [first, second, third, _] = args;
         match number.wrapping_sub(BASE) {
-            2 => self.change_frames(|| self.release(first, second)),
+            2 => return self.change_frames(|| self.release(first, second, so_far)),
             3 => self.split(first),
             4 => self.change_frames(|| self.collapse(first)),
-            5 => self.change_frames(|| self.log_dirty(first, second, third)),
+            5 => return self.change_frames(|| self.log_dirty(first, second, third, so_far)),
             6 => self.change_frames(|| self.replace(first)),
             7 => Ok(self.report()),
             8 => self.stat(first),
@@ -86,15 +122,42 @@ impl<F: Nested> View<'_, F> {
             11 => self.spoil(first),
             _ => Err(Refused::NoSuchCall),
         }
+        .map(Step::Last)
     }
 
-    /// Gives back what can be. Who makes pages wait faster than grace periods pass waits too.
+    /// Gives back what can be. A guest that makes pages wait faster than grace periods pass waits as well.
     fn settle(&mut self) {
         self.cpu.quiescent();
-        self.cpu.poll(usize::MAX, give_back);
+        poll_frames(&self.cpu, 2 * STEP);
         if self.cpu.is_over_limit() {
             self.cpu.synchronize_expedited();
-            self.cpu.poll(usize::MAX, give_back);
+            poll_frames(&self.cpu, 2 * STEP);
+        }
+    }
+
+    /// Carries out a step of a call on `range`: `step` is given a part that no large page crosses, and tells what the call returns
+    /// of it.
+    fn step(
+        &self,
+        range: &Range<Gpa>,
+        so_far: Progress,
+        step: impl FnOnce(Range<Gpa>) -> Result<u64, Refused>,
+    ) -> Result<Step, Refused> {
+        let start = range.start.wrapping_add(so_far.done);
+        let end = start.align_down(LARGE).wrapping_add(LARGE).min(range.end);
+        let value = so_far.value + step(start..end)?;
+        Ok(match end < range.end {
+            true => Step::More(Progress { done: end.raw() - range.start.raw(), value }),
+            false => Step::Last(value),
+        })
+    }
+
+    /// Splits the large page that `at` is inside of, so that what follows fails for no want of a table.
+    fn split_at(&self, at: Gpa) -> Result<(), Refused> {
+        let inside = !at.is_aligned(LARGE);
+        match self.vm.tree.split(self.cpu.read(), at) {
+            Err(SplitError::NoMemory) if inside => Err(Refused::NoMemory),
+            _ => Ok(()),
         }
     }
 
@@ -121,8 +184,16 @@ impl<F: Nested> View<'_, F> {
         }
     }
 
-    fn release(&self, start: u64, bytes: u64) -> Result<u64, Refused> {
+    fn release(&self, start: u64, bytes: u64, so_far: Progress) -> Result<Step, Refused> {
         let range = self.ram_range(start, bytes)?;
+        if so_far.done == 0 {
+            self.split_at(range.end)?;
+        }
+        self.step(&range, so_far, |part| self.zap(part))
+    }
+
+    /// Takes away what is mapped in `range`; how many frames that were.
+    fn zap(&self, range: Range<Gpa>) -> Result<u64, Refused> {
         let (mut frames, mut pages) = (0, 0);
         self.vm.tree.zap(&self.cpu, range, |page| {
             frames += page.size.frames();
@@ -192,23 +263,27 @@ impl<F: Nested> View<'_, F> {
         }
     }
 
-    fn log_dirty(&self, start: u64, bytes: u64, bitmap: u64) -> Result<u64, Refused> {
+    fn log_dirty(&self, start: u64, bytes: u64, bitmap: u64, so_far: Progress) -> Result<Step, Refused> {
         let range = self.ram_range(start, bytes)?;
         let bitmap = match bitmap {
             0 => None,
             at => Some(self.ram_range(at, (bytes / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE))?.start),
         };
-        if let Some(bitmap) = bitmap {
+        if let Some(bitmap) = bitmap.filter(|_| so_far.done == 0) {
             self.zero_bytes(bitmap, (bytes / PAGE_SIZE).div_ceil(8)).map_err(|_| Refused::NoMemory)?;
         }
+        self.step(&range, so_far, |part| self.log_dirty_part(&range, part, bitmap))
+    }
+
+    /// Logs and write-protects the dirty pages of `part`; their bits count from `range`'s start. How many bits were set.
+    fn log_dirty_part(&self, range: &Range<Gpa>, part: Range<Gpa>, bitmap: Option<Gpa>) -> Result<u64, Refused> {
         let (mut set, mut protected) = (Ok(0), 0);
-        self.vm.tree.dirty_log(&self.cpu, range.clone(), |page| {
+        self.vm.tree.dirty_log(&self.cpu, part.clone(), |page| {
             protected += 1;
             let Some(bitmap) = bitmap else { return };
-            let first = page.at.raw().max(start);
-            let last = (page.at.raw() + page.size.bytes()).min(range.end.raw());
-            let bits = (first - start) / PAGE_SIZE..(last - start) / PAGE_SIZE;
-            set = set.and_then(|set| Ok(set + self.set_bits(bitmap, bits)?));
+            let first = page.at.max(part.start).raw() - range.start.raw();
+            let last = page.at.wrapping_add(page.size.bytes()).min(part.end).raw() - range.start.raw();
+            set = set.and_then(|set| Ok(set + self.set_bits(bitmap, first / PAGE_SIZE..last / PAGE_SIZE)?));
         })?;
         self.vm.account().count(1 + protected);
         set
@@ -281,7 +356,7 @@ impl<F: Nested> View<'_, F> {
     #[cfg(feature = "sabotage")]
     fn spoil(&self, at: u64) -> Result<u64, Refused> {
         let page = self.ram_page(at)?;
-        self.release(at, PAGE_SIZE)?;
+        self.zap(page..page.wrapping_add(PAGE_SIZE))?;
         if self.vm.tree.spoil(self.cpu.read(), page) { Ok(0) } else { Err(Refused::Raced) }
     }
 

@@ -61,6 +61,19 @@ fn rep_outs_writes_every_element_of_a_page_in_one_exit() {
 }
 
 #[test]
+fn a_long_string_is_moved_in_batches_between_which_the_host_has_its_turn() {
+    let mut guest = Guest::new(&REP_OUTSB);
+    guest.memory().put(DATA, &[b'x'; 150]);
+    guest.set(Gpr::RSI, DATA).set(Gpr::RCX, 150);
+    for left in [86, 22] {
+        guest.resumes(PRINT);
+        assert_eq!((guest.get(Gpr::RSI), guest.get(Gpr::RCX), guest.vcpu.rip), (DATA + 150 - left, left, CODE));
+    }
+    assert_eq!(finish(&mut guest, PRINT), 1);
+    assert_eq!(guest.printed(), [b'x'; 150]);
+}
+
+#[test]
 fn an_instruction_on_two_pages_takes_an_exit_for_each() {
     let mut guest = Guest::new(&REP_OUTSB);
     guest.memory().put(DATA + 0xffe, b"hello");
