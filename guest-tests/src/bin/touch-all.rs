@@ -3,7 +3,7 @@
 //!
 //! With several such VMs that have more memory than there is, those end whose page finds no frame.
 //!
-//! Words: `rounds=N`, how often.
+//! Words: `rounds=N`, how often; `wait=SECONDS`, how long it leaves its memory alone before.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -12,7 +12,7 @@ use guest::boot::Boot;
 use guest::exit::Verdict;
 use guest::hypercall::Microhv;
 use guest::ktap::{self, Outcome};
-use guest::{cases, check_eq, check_ok, ram};
+use guest::{cases, check_eq, check_ok, clock, ram, tsc};
 
 guest::main!(main);
 
@@ -21,7 +21,11 @@ fn main(boot: &Boot) -> Verdict {
 }
 
 fn every_page_keeps_its_number(boot: &Boot) -> Outcome {
-    let area = ram::largest_area(boot);
+    let (area, start) = (ram::largest_area(boot), tsc::read());
+    let wait = clock::seconds(boot.word("wait").unwrap_or(0));
+    while tsc::read() - start < wait {
+        core::hint::spin_loop();
+    }
     for round in 1..=boot.word("rounds").unwrap_or(1u64) {
         if let Some(hypervisor) = Microhv::here().filter(|_| round > 1) {
             check_ok!(hypervisor.release(area));
