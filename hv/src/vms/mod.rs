@@ -7,6 +7,9 @@
 //!           Seat          Seat          Seat          Seat          a vCPU, bound to its CPU
 //! ```
 //!
+//! What they need of the machine's memory is counted first; then they are built, and all CPUs make their vCPUs; then the first
+//! guest starts. A plan, a VM or a CPU that lacks something ends before that.
+//!
 //! The n-th vCPU of all is bound to CPU n modulo the number of CPUs; those of one CPU take turns. The last vCPU of a VM to
 //! leave takes the VM apart; the VMs know nothing of each other.
 
@@ -57,8 +60,9 @@ pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
 
 fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, plans: &[VmPlan]) -> ! {
     log::info!("backend: {backend}");
-    plan::check::<B>(boot, plans);
+    // The decoder's tables, which all VMs share, are on the heap before what the VMs need of it is counted.
     emul::warm_up();
+    plan::check::<B>(boot, plans);
     let mut cpu = tables::register(0);
     work::expect(plans.len());
     let mut jobs = Job::for_cpus(smp::cpus());
