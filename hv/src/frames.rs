@@ -3,47 +3,18 @@
 //! One [`Buddy`] holds them all, and takes no memory for that but what [`init`] gives it. A VM takes its small frames through
 //! a [`Pool`] of its own, so that a fault finds one by a pop from a stack, under no lock that another VM could hold.
 //!
-//! A VM can be promised frames. What is free and promised is left alone by all others, so a promise is kept by counting:
-//!
-//! ```text
-//! free frames ─┬─ promised to VM a, and not taken by it yet
-//!              ├─ promised to VM b
-//!              └─ for all
-//! ```
+//! A VM can be [promised](buddy::Frames) frames, which the others leave alone.
 
+use crate::paging;
 use addr::{Hpa, PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn};
 use alloc::vec::Vec;
-use buddy::Buddy;
+use buddy::{Buddy, Frames, Share};
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Mutex;
 
-use crate::paging;
-
-/// The free frames, and how many of them are promised.
-struct Frames {
-    buddy: Buddy<'static>,
-    /// Never more than are free.
-    promised: usize,
-}
-
 /// None before [`init`].
-static FRAMES: Mutex<Option<Frames>> = Mutex::new(None);
-
-impl Frames {
-    /// How many are free for who was promised `own` of them.
-    fn available(&self, own: usize) -> usize {
-        self.buddy.available() - (self.promised - own)
-    }
-
-    /// Takes a block of 2^`order` frames, for who was promised `own` of the free ones.
-    fn take(&mut self, order: usize, own: usize) -> Option<usize> {
-        let frames = 1 << order;
-        let block = if frames <= self.available(own) { self.buddy.alloc(order) } else { None }?;
-        self.promised -= own.min(frames);
-        Some(block)
-    }
-}
+static FRAMES: Mutex<Option<Frames<'static>>> = Mutex::new(None);
 
 /// Frames below 4 GiB, kept back for the roots of shadow tables: outside of long mode, CR3 has 32 bits.
 static ROOTS: Mutex<Vec<Pfn>> = Mutex::new(Vec::new());
@@ -68,7 +39,7 @@ pub(crate) unsafe fn init(usable: &mut [Range<Hpa>], top: Hpa) -> Option<()> {
     range.start = range.start.wrapping_add(bytes);
     // SAFETY: the boot tables map the range, which is this array's from now on, and any words are valid ones.
     let memory = unsafe { core::slice::from_raw_parts_mut(memory, words) };
-    *FRAMES.lock() = Some(Frames { buddy: Buddy::new(frames, memory)?, promised: 0 });
+    *FRAMES.lock() = Some(Frames::new(Buddy::new(frames, memory)?));
     Some(())
 }
 
@@ -79,18 +50,18 @@ pub(crate) fn add(start: Hpa, end: Hpa) {
     if let Some(frames) = &mut *FRAMES.lock()
         && first < last
     {
-        frames.buddy.add(first..last);
+        frames.add(first..last);
     }
 }
 
 /// How many frames are free, and promised to no VM.
 pub(crate) fn available() -> usize {
-    FRAMES.lock().as_ref().map_or(0, |frames| frames.available(0))
+    FRAMES.lock().as_ref().map_or(0, |frames| frames.available(&Share::none()))
 }
 
 /// How many frames are free where roots can be.
 pub(crate) fn available_for_roots() -> usize {
-    FRAMES.lock().as_ref().map_or(0, |frames| frames.buddy.available_below(END_OF_ROOTS))
+    FRAMES.lock().as_ref().map_or(0, |frames| frames.available_below(END_OF_ROOTS))
 }
 
 /// Keeps `count` frames back for the roots of shadow tables. None if there are not as many in a row below 4 GiB. To be called
@@ -101,9 +72,9 @@ pub(crate) fn keep_roots(count: usize) -> Option<()> {
     roots.try_reserve_exact(count).ok()?;
     let mut frames = FRAMES.lock();
     let frames = frames.as_mut()?;
-    let first = frames.buddy.alloc_below(order, END_OF_ROOTS)?;
+    let first = frames.take_below(order, END_OF_ROOTS)?;
     let end = first + count;
-    frames.buddy.add(end..first + (1 << order));
+    frames.add(end..first + (1 << order));
     roots.extend((first..end).map(|frame| Pfn::new(frame as u64)));
     ROOTS_START.store(first, Ordering::Relaxed);
     ROOTS_END.store(end, Ordering::Relaxed);
@@ -119,7 +90,7 @@ pub(crate) fn is_root(frame: Pfn) -> bool {
 /// Takes `frames` frames, rounded up to a power of two and aligned to that.
 pub(crate) fn alloc_contiguous(frames: usize) -> Option<Pfn> {
     let order = frames.next_power_of_two().ilog2() as usize;
-    FRAMES.lock().as_mut()?.take(order, 0).map(|frame| Pfn::new(frame as u64))
+    FRAMES.lock().as_mut()?.take(order, &mut Share::none()).map(|frame| Pfn::new(frame as u64))
 }
 
 /// Takes a page of `size`, aligned to it. What it holds is anybody's guess.
@@ -136,10 +107,8 @@ pub(crate) struct Pool {
     small: Vec<Pfn>,
     /// Small frames that hold zeroes already: the stock that faults are served from.
     zeroed: Vec<Pfn>,
-    /// Frames that the VM may count on.
-    promise: usize,
-    /// Frames taken from the machine, but for roots.
-    held: usize,
+    /// What it has of the machine's frames, but for roots.
+    share: Share,
     outstanding: u64,
     peak: u64,
     /// Frames given back so far.
@@ -179,8 +148,7 @@ impl Pool {
         Self {
             small: Vec::new(),
             zeroed: Vec::new(),
-            promise: 0,
-            held: 0,
+            share: Share::none(),
             outstanding: 0,
             peak: 0,
             freed: 0,
@@ -193,10 +161,8 @@ impl Pool {
     /// many free.
     pub(crate) fn open(&mut self, stock: usize, promise: usize) -> Option<()> {
         let (small, zeroed) = (Vec::with_capacity(CACHED), Vec::with_capacity(stock));
-        let mut frames = FRAMES.lock();
-        let frames = frames.as_mut().filter(|frames| promise <= frames.available(0))?;
-        frames.promised += promise;
-        *self = Self { small, zeroed, promise, ..Self::new() };
+        let share = FRAMES.lock().as_mut()?.promise(promise)?;
+        *self = Self { small, zeroed, share, ..Self::new() };
         Some(())
     }
 
@@ -204,36 +170,26 @@ impl Pool {
     pub(crate) fn close(&mut self) {
         self.empty();
         if let Some(frames) = &mut *FRAMES.lock() {
-            frames.promised -= self.to_come();
+            frames.end(&mut self.share);
         }
-        self.promise = 0;
-    }
-
-    /// Frames promised that were not taken yet.
-    const fn to_come(&self) -> usize {
-        self.promise.saturating_sub(self.held)
     }
 
     /// Takes a page from the machine's frames.
     fn take(&mut self, size: PageSize) -> Option<Pfn> {
-        let frame = FRAMES.lock().as_mut()?.take(order(size), self.to_come())?;
-        self.held += size.frames() as usize;
+        let frame = FRAMES.lock().as_mut()?.take(order(size), &mut self.share)?;
         Some(Pfn::new(frame as u64))
     }
 
     /// Gives a page back to the machine's frames, which may be promised to this VM again.
     fn give(&mut self, frame: Pfn, size: PageSize) {
-        let mut frames = FRAMES.lock();
-        let Some(frames) = &mut *frames else { return };
-        frames.buddy.free(frame.raw() as usize, order(size));
-        let before = self.to_come();
-        self.held -= size.frames() as usize;
-        frames.promised += self.to_come() - before;
+        if let Some(frames) = &mut *FRAMES.lock() {
+            frames.give(frame.raw() as usize, order(size), &mut self.share);
+        }
     }
 
     /// Takes small frames for several allocations, unless there are few: one VM is not to keep what another needs.
     fn take_batch(&mut self) {
-        let available = FRAMES.lock().as_ref().map_or(0, |frames| frames.available(self.to_come()));
+        let available = FRAMES.lock().as_ref().map_or(0, |frames| frames.available(&self.share));
         if available >= FEW
             && self.failures == Failures::None
             && let Some(block) = self.take(PageSize::Size2M)

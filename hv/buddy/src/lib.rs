@@ -20,7 +20,10 @@
 #[cfg(test)]
 extern crate std;
 
+mod promise;
 mod set;
+
+pub use promise::{Frames, Share};
 
 use core::array;
 use core::ops::Range;

@@ -1,0 +1,158 @@
+//! Frames that are promised to some, and left alone by the others.
+
+use crate::Buddy;
+use core::ops::Range;
+
+/// Free frames, some of which are promised.
+///
+/// ```text
+/// free frames ─┬─ promised to a, and not taken by it yet
+///              ├─ promised to b
+///              └─ for all
+/// ```
+///
+/// Promises are kept by counting: who was promised n frames can take n single ones at any time, wherever they are.
+pub struct Frames<'m> {
+    buddy: Buddy<'m>,
+    /// Never more than are free.
+    promised: usize,
+}
+
+/// What one user of the frames has, and may count on.
+#[derive(Debug, Default)]
+pub struct Share {
+    promise: usize,
+    held: usize,
+}
+
+impl Share {
+    /// Nothing, and no promise.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { promise: 0, held: 0 }
+    }
+
+    /// Frames promised that were not taken yet.
+    const fn to_come(&self) -> usize {
+        self.promise.saturating_sub(self.held)
+    }
+}
+
+impl<'m> Frames<'m> {
+    /// The free ones of `buddy`, none of them promised.
+    #[must_use]
+    pub const fn new(buddy: Buddy<'m>) -> Self {
+        Self { buddy, promised: 0 }
+    }
+
+    /// How many are free for the owner of `share`.
+    #[must_use]
+    pub const fn available(&self, share: &Share) -> usize {
+        self.buddy.available() - (self.promised - share.to_come())
+    }
+
+    /// How many frames below `end` are free, promised or not.
+    #[must_use]
+    pub fn available_below(&self, end: usize) -> usize {
+        self.buddy.available_below(end)
+    }
+
+    /// Makes these frames free, as [`Buddy::add`] does.
+    pub fn add(&mut self, frames: Range<usize>) {
+        self.buddy.add(frames);
+    }
+
+    /// Takes a block below `end` for good, as [`Buddy::alloc_below`] does, if it is free for all.
+    pub fn take_below(&mut self, order: usize, end: usize) -> Option<usize> {
+        let fits = 1 << order <= self.available(&Share::none());
+        if fits { self.buddy.alloc_below(order, end) } else { None }
+    }
+
+    /// A share with a promise of `frames` frames. None if there are not as many.
+    pub fn promise(&mut self, frames: usize) -> Option<Share> {
+        if frames > self.available(&Share::none()) {
+            return None;
+        }
+        self.promised += frames;
+        Some(Share { promise: frames, held: 0 })
+    }
+
+    /// Takes back the promise of `share`, which has given back what it can.
+    pub fn end(&mut self, share: &mut Share) {
+        self.promised -= share.to_come();
+        share.promise = 0;
+    }
+
+    /// Takes a block of 2^`order` frames: the first.
+    pub fn take(&mut self, order: usize, share: &mut Share) -> Option<usize> {
+        let fits = 1 << order <= self.available(share);
+        let block = if fits { self.buddy.alloc(order) } else { None }?;
+        let before = share.to_come();
+        share.held += 1 << order;
+        self.promised -= before - share.to_come();
+        Some(block)
+    }
+
+    /// Gives back the block of 2^`order` frames at `frame`, which the share has taken, as one or in parts.
+    pub fn give(&mut self, frame: usize, order: usize, share: &mut Share) {
+        self.buddy.free(frame, order);
+        let before = share.to_come();
+        share.held -= 1 << order;
+        self.promised += share.to_come() - before;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    const FRAMES: usize = 300;
+
+    proptest! {
+        /// Whatever the others take, each share gets single frames up to its promise, and none gets another's.
+        #[test]
+        fn promises_are_kept(
+            promises in proptest::collection::vec(0..120usize, 1..5),
+            steps in proptest::collection::vec((any::<prop::sample::Index>(), 0..5usize, any::<bool>()), 0..150),
+        ) {
+            let mut memory = vec![0; Buddy::words(FRAMES)];
+            let mut frames = Frames::new(Buddy::new(FRAMES, &mut memory).unwrap());
+            frames.add(0..FRAMES);
+            let mut left = FRAMES;
+            let mut shares = Vec::new();
+            for promise in promises {
+                let share = frames.promise(promise);
+                prop_assert_eq!(share.is_some(), promise <= left);
+                left -= share.as_ref().map_or(0, |_| promise);
+                shares.extend(share.map(|share| (share, Vec::new())));
+            }
+            shares.push((Share::none(), Vec::new()));
+            for (who, order, take) in steps {
+                let who = who.index(shares.len());
+                let (share, blocks) = &mut shares[who];
+                if take {
+                    let may = 1 << order <= frames.available(share);
+                    let block = frames.take(order, share);
+                    prop_assert!(may || block.is_none());
+                    blocks.extend(block.map(|block| (block, order)));
+                } else if let Some((block, order)) = blocks.pop() {
+                    frames.give(block, order, share);
+                }
+            }
+            // All at once.
+            for (share, _) in &mut shares {
+                while share.to_come() > 0 {
+                    prop_assert!(frames.take(0, share).is_some());
+                }
+            }
+            prop_assert_eq!(frames.promised, 0);
+            for (share, _) in &mut shares {
+                frames.end(share);
+            }
+            prop_assert_eq!(frames.available(&Share::none()), frames.buddy.available());
+        }
+    }
+}
