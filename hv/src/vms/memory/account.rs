@@ -122,14 +122,16 @@ impl Account {
 
 /// Gives a page back whose grace period is over, whichever VM's it was: what every CPU's `poll` calls. A CPU that should still
 /// see it finds poison: in all of a small page, and in the first cache line of each 4 KiB of a larger one, which takes
-/// hundreds of microseconds to fill, and may be another VM's time. How many frames it has.
+/// hundreds of microseconds to fill, and may be another VM's time. How many bytes were filled.
 pub(super) fn give_back(page: Pfn) -> u64 {
     let Some(desc) = tables::descriptors().get(page.raw() as usize) else { return 0 };
+    let mut filled = 0;
     let account = ACCOUNT.get((desc.note() >> 8) as usize);
     let size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
     let size = size.into_iter().find(|size| size.shift() == desc.note() & 0xff);
     if let (Some(account), Some(size)) = (account, size) {
         let bytes = if size == PageSize::Size4K { PAGE_SIZE } else { CACHE_LINE };
+        filled = bytes * size.frames();
         for frame in 0..size.frames() {
             // SAFETY: no CPU can reach the page any more, and the direct map covers it.
             unsafe { super::fill(paging::direct(page.add(frame).start()), bytes, POISON) };
@@ -137,7 +139,7 @@ pub(super) fn give_back(page: Pfn) -> u64 {
         account.pool.lock().free(page, size);
         account.returned.fetch_add(1, Ordering::Relaxed);
     }
-    size.map_or(0, PageSize::frames)
+    filled
 }
 
 const CACHE_LINE: u64 = 64;

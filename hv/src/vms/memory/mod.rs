@@ -34,8 +34,8 @@ use shadowed::{Own, Shadows};
 use vm::{NestedFault, Resolved};
 use walk::{Access, PhysMem, SlotMem};
 
-/// Frames that one poll gives back at most, or one larger page.
-const POLL: u64 = 128;
+/// What one poll fills with poison at most, in bytes, or one page more.
+const POLL: u64 = 32 * PAGE_SIZE;
 
 /// The surroundings of a VM's tables.
 struct Surroundings<F> {
@@ -197,13 +197,13 @@ impl fmt::Display for Accounts {
 /// interrupted, which a kick may have done for this, and before it sleeps.
 #[inline]
 pub(crate) fn poll(cpu: &Cpu<'static, Machine>) {
-    poll_frames(cpu, POLL);
+    give_back_some(cpu, POLL);
 }
 
-/// Gives back so many frames, or one larger page, of what has waited long enough.
-fn poll_frames(cpu: &Cpu<'static, Machine>, most: u64) {
-    let mut frames = 0;
-    while frames < most && cpu.poll(1, |page| frames += give_back(page)) != 0 {}
+/// Gives back of what has waited long enough, until so many bytes are filled with poison.
+fn give_back_some(cpu: &Cpu<'static, Machine>, most: u64) {
+    let mut filled = 0;
+    while filled < most && cpu.poll(1, |page| filled += give_back(page)) != 0 {}
 }
 
 impl<F: Nested> VmMemory<F> {
@@ -409,7 +409,7 @@ impl<F: Nested> View<'_, F> {
         match self.touch(at, false) {
             Err(MemoryError::NoFrames) => {
                 self.cpu.hurry();
-                poll_frames(&self.cpu, STEP);
+                give_back_some(&self.cpu, STEP);
                 self.touch(at, false)
             }
             result => result,

@@ -1,6 +1,6 @@
 //! The test hypercalls: operations on the caller's own tables, while its vCPUs use them.
 
-use super::{Nested, View, poll_frames};
+use super::{Nested, View, give_back_some};
 use crate::frames::Failures;
 use crate::paging;
 use addr::{Gpa, PAGE_SIZE, PageSize, Pfn};
@@ -53,8 +53,8 @@ impl From<CollapseError> for Refused {
     }
 }
 
-/// Frames that one step of a call gives back, or looks at: a large page's.
-pub(super) const STEP: u64 = PageSize::Size2M.frames();
+/// Bytes of small pages that one step of a call is about. (Otherwise it is one large page.)
+pub(super) const STEP: u64 = 128 * PAGE_SIZE;
 
 const LARGE: u64 = PageSize::Size2M.bytes();
 
@@ -128,10 +128,10 @@ impl<F: Nested> View<'_, F> {
     /// Gives back what can be. A guest that makes pages wait faster than grace periods pass waits as well.
     fn settle(&mut self) {
         self.cpu.quiescent();
-        poll_frames(&self.cpu, 2 * STEP);
+        give_back_some(&self.cpu, 2 * STEP);
         if self.cpu.is_over_limit() {
             self.cpu.synchronize_expedited();
-            poll_frames(&self.cpu, 2 * STEP);
+            give_back_some(&self.cpu, 2 * STEP);
         }
     }
 
@@ -144,7 +144,9 @@ impl<F: Nested> View<'_, F> {
         step: impl FnOnce(Range<Gpa>) -> Result<u64, Refused>,
     ) -> Result<Step, Refused> {
         let start = range.start.wrapping_add(so_far.done);
-        let end = start.align_down(LARGE).wrapping_add(LARGE).min(range.end);
+        let found = self.vm.tree.translate(self.cpu.read(), start);
+        let size = if found.is_some_and(|found| found.size == PageSize::Size2M) { LARGE } else { STEP };
+        let end = start.align_down(size).wrapping_add(size).min(range.end);
         let value = so_far.value + step(start..end)?;
         Ok(match end < range.end {
             true => Step::More(Progress { done: end.raw() - range.start.raw(), value }),
