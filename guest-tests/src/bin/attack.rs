@@ -1,7 +1,7 @@
 //! Does one thing that costs its hypervisor dear, again and again, without an end: the hypervisor has to end it at its limit, and
 //! what runs beside it has to get its time.
 //!
-//! Words: `kind=` and one of [`KINDS`].
+//! Words: `kind=` and one of [`KINDS`]; `mib=N`, how much memory it gives back at once (all).
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -155,10 +155,12 @@ fn dirty_log(boot: &Boot) {
     }
 }
 
-/// Gives all its memory back, and touches it again.
+/// Gives memory back, and touches it again.
 fn give_back(boot: &Boot) {
     let Some(hypervisor) = Microhv::here() else { return };
     let area = ram::largest_area(boot);
+    let most = boot.word("mib").map_or(area.frames(), |mib: u64| mib << 20 >> addr::PAGE_SHIFT);
+    let area = area.part(0, most.min(area.frames()));
     interrupts::enable();
     while !is_refused(hypervisor.release(area)) {
         touch(area);
