@@ -22,8 +22,11 @@ use guest::{clock, console, println, processor, tsc};
 
 guest::main!(main);
 
-/// The attacks by their names. Each takes for ever.
-const KINDS: [(&str, fn(&Boot)); 14] = [
+/// It takes for ever, unless it is not possible here.
+type Attack = fn(&Boot);
+
+/// The attacks by their names.
+const KINDS: [(&str, Attack); 14] = [
     ("idle", idle),
     ("spin", spin),
     ("hypercall", hypercall),

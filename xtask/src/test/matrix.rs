@@ -253,7 +253,7 @@ const fn attack(name: &'static str, guest: &'static str, words: &'static str) ->
     }
 }
 
-/// An attack whose guest has the one CPU to itself but for the guest beside it.
+/// An attack by a guest that shares the one CPU with the guest beside it.
 const fn on_one_cpu(name: &'static str, row: Row) -> Row {
     Row { name, cpus: Some(1), ..row }
 }

@@ -14,8 +14,11 @@ use guest32::{console, interrupts, println, processor};
 
 guest32::main!(main);
 
-/// The attacks by their names. Each takes for ever.
-const KINDS: [(&str, fn() -> !); 3] = [("delivery", delivery), ("remap", remap), ("switch", switch)];
+/// It takes for ever.
+type Attack = fn() -> !;
+
+/// The attacks by their names.
+const KINDS: [(&str, Attack); 3] = [("delivery", delivery), ("remap", remap), ("switch", switch)];
 
 /// Above what the spaces map one to one.
 const AT: u32 = 1 << 30;
