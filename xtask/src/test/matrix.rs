@@ -267,7 +267,7 @@ const fn shared(name: &'static str, attack: Row) -> Row {
 /// The same with a CPU for each vCPU.
 const fn apart(name: &'static str, attack: Row) -> Row {
     let beside = Some((FAIR, "ms=400 min_share=95 max_gap_us=10000"));
-    let beside_in_real_time = Some("ms=1000 min_share=20 max_gap_us=500000");
+    let beside_in_real_time = Some("ms=1000 max_gap_us=500000");
     Row { name, beside, beside_in_real_time, limit: Some(Duration::from_secs(2)), ..attack }
 }
 
