@@ -81,7 +81,9 @@ impl<F: Nested> Guest<F> {
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, state) = (Tlb::new(), ViewState::new());
         let mut view = memory.view(cpu, &mut tlb, &state);
-        let entry = match loader::load(module(plan.image), &modules, config.ram, &mut view) {
+        let loaded = loader::load(module(plan.image), &modules, config.ram, &mut view);
+        memory.forget(&state);
+        let entry = match loaded {
             Ok(entry) => entry,
             Err(error) => {
                 memory.free(cpu);

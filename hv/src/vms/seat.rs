@@ -86,8 +86,9 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
 
     /// Ends the vCPU, and gives its VM to whoever calls this for the last of its vCPUs.
     pub(super) fn leave(self) -> Option<Guest<B::Tables>> {
-        let Self { guest, vcpu, context, .. } = self;
+        let Self { guest, vcpu, context, view, .. } = self;
         drop(vcpu);
+        guest.memory.forget(&view);
         guest.add_stats(context.stats());
         Arc::into_inner(guest)
     }
