@@ -199,7 +199,7 @@ fn rest(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
 /// Sleeps until `until`, or until another interrupt comes, unless the CPU is `wanted` already.
 fn sleep(cpu: &mut Cpu<'static, Machine>, until: Instant, wanted: impl Fn() -> bool) {
     timer::arm(until);
-    memory::poll(cpu);
+    memory::poll_idle(cpu);
     smp::idle(cpu, wanted);
-    memory::poll(cpu);
+    memory::poll_idle(cpu);
 }

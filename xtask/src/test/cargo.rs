@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Crates that have models for loom.
-const MODELLED: [&str; 3] = ["rcu", "mmu", "apic"];
+const MODELLED: [&str; 4] = ["rcu", "mmu", "apic", "serial"];
 
 /// Crates, and which of their tests shuttle runs in random schedules.
 const SHUTTLED: [(&str, &[&str]); 3] = [("rcu", &["--test", "stress"]), ("mmu", &["--lib"]), ("shadow", &["--lib"])];

@@ -34,8 +34,11 @@ use shadowed::{Own, Shadows};
 use vm::{NestedFault, Resolved};
 use walk::{Access, PhysMem, SlotMem};
 
-/// What one poll fills with poison at most, in bytes, or one page more.
-const POLL: u64 = 32 * PAGE_SIZE;
+/// What one poll between a guest's instructions fills with poison at most, in bytes, or one page more. It is little, as the
+/// pages may be another VM's, which gives most of them back in its own time.
+const POLL: u64 = 8 * PAGE_SIZE;
+/// The same while the CPU has no guest to run.
+const POLL_IDLE: u64 = 128 * PAGE_SIZE;
 
 /// The surroundings of a VM's tables.
 struct Surroundings<F> {
@@ -215,11 +218,10 @@ impl fmt::Display for Accounts {
     }
 }
 
-/// Gives back what waited on this CPU for a grace period that has ended, of whichever VMs. To be called when the CPU was
-/// interrupted, which a kick may have done for this, and before it sleeps.
-#[inline]
-pub(crate) fn poll(cpu: &Cpu<'static, Machine>) {
-    give_back_some(cpu, POLL);
+/// Gives back what waited on this CPU for a grace period that has ended, of whichever VMs. To be called before the CPU sleeps, and
+/// when it was interrupted, which a kick may have done for this.
+pub(crate) fn poll_idle(cpu: &Cpu<'static, Machine>) {
+    give_back_some(cpu, POLL_IDLE);
 }
 
 /// Gives back of what has waited long enough, until so many bytes are filled with poison.
@@ -298,7 +300,7 @@ impl<F: Nested> VmMemory<F> {
     }
 
     /// Gives every frame back. To be called when none of the VM's vCPUs will enter the guest again; CPUs whose pages this waits
-    /// for are kicked, and have to [`poll`] then.
+    /// for are kicked, and have to [`poll_idle`] then, or their views to poll.
     pub(crate) fn free(self, cpu: &mut Cpu<'static, Machine>) -> Accounts {
         let account = self.account();
         let kicks = self.tree.space().kicks() + self.shadows.kicks();
@@ -633,7 +635,7 @@ impl<F: Nested> vm::Memory for View<'_, F> {
     #[inline]
     fn poll(&self) {
         self.heart.beat();
-        poll(&self.cpu);
+        give_back_some(&self.cpu, POLL);
     }
 
     #[cold]

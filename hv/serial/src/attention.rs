@@ -1,0 +1,80 @@
+//! Who sends what waits: a CPU that is sure to look at the queues.
+
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
+
+/// No moment.
+const NEVER: u64 = u64::MAX;
+
+/// Sees to it that some CPU looks at the queues while there is something in them, without a lock and without every CPU doing so.
+///
+/// A CPU that puts bytes into a queue, or leaves some there when it has looked, asks [`wanted`](Self::wanted) afterwards, and
+/// interrupts itself if that says so. A CPU that is interrupted [disarms](Self::disarm), [looks](Self::look) at the queues, says
+/// when what is left there is due [`again`](Self::again), and [arms](Self::arm) its timer for that. So either some CPU is armed,
+/// or the one that puts a byte is told to interrupt itself: the two write one word each, fence, and read the other's.
+#[derive(Debug)]
+pub struct Attention {
+    /// When to look again; [`NEVER`] if nothing waits.
+    due: AtomicU64,
+    /// A CPU is armed for that, or about to interrupt itself.
+    armed: AtomicBool,
+}
+
+impl Attention {
+    /// Nothing waits.
+    #[cfg(not(loom))]
+    pub const fn new() -> Self {
+        Self { due: AtomicU64::new(NEVER), armed: AtomicBool::new(false) }
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn new() -> Self {
+        Self { due: AtomicU64::new(NEVER), armed: AtomicBool::new(false) }
+    }
+
+    /// There is something in a queue. Whether this CPU is to interrupt itself, so that it looks.
+    #[must_use]
+    pub fn wanted(&self) -> bool {
+        self.due.fetch_min(0, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::Relaxed)
+    }
+
+    /// This CPU was interrupted, and is about to look at the queues.
+    pub fn disarm(&self) {
+        self.armed.store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The queues are looked at after this call, by one CPU at a time.
+    pub fn look(&self) {
+        self.due.store(NEVER, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// By then the queues have to be looked at again.
+    pub fn again(&self, due: u64) {
+        self.due.fetch_min(due, Ordering::Relaxed);
+    }
+
+    /// This CPU arms its timer anew: for when, if something waits.
+    pub fn arm(&self) -> Option<u64> {
+        let due = self.waiting().or_else(|| {
+            // The timer may have been armed for what is gone. Who puts something there from here on sees that.
+            self.disarm();
+            self.waiting()
+        })?;
+        self.armed.store(true, Ordering::Relaxed);
+        Some(due)
+    }
+
+    fn waiting(&self) -> Option<u64> {
+        Some(self.due.load(Ordering::Relaxed)).filter(|&due| due != NEVER)
+    }
+}
+
+#[cfg(not(loom))]
+impl Default for Attention {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,84 @@
+//! Models of the ring and of the CPUs' attention, in every interleaving and with every stale read, up to loom's bounds. Run them
+//! with `RUSTFLAGS="--cfg loom" cargo test -p serial --release --lib`.
+
+use crate::Attention;
+use crate::ring::{Producer, ring};
+use loom::sync::Arc;
+use loom::thread;
+use std::vec::Vec;
+
+fn put_all(producer: &mut Producer, bytes: &[u8]) {
+    for &byte in bytes {
+        while producer.room() == 0 {
+            thread::yield_now();
+        }
+        assert!(producer.put(byte));
+    }
+}
+
+/// A ring that is too small for all keeps the order, and an end of line that is told of is found.
+#[test]
+fn loom_bytes_come_out_as_they_went_in() {
+    loom::model(|| {
+        let (mut producer, mut consumer) = ring(2);
+        let writer = thread::spawn(move || put_all(&mut producer, b"a\nb"));
+        let mut all = Vec::new();
+        while all.len() < 3 {
+            let (has_line, before) = (consumer.has_line(), all.len());
+            all.extend(core::iter::from_fn(|| consumer.pop()));
+            assert!(!has_line || all[before..].contains(&b'\n'));
+            thread::yield_now();
+        }
+        writer.join().unwrap();
+        assert_eq!(all, b"a\nb");
+    });
+}
+
+/// A line of the hypervisor's is not seen before it is whole.
+#[test]
+fn loom_lines_are_published_whole() {
+    loom::model(|| {
+        let (mut producer, mut consumer) = ring(8);
+        let writer = thread::spawn(move || producer.write_lines("h", &"i"));
+        let seen = consumer.len();
+        assert!(seen == 0 || seen == 4);
+        writer.join().unwrap();
+        assert_eq!(core::iter::from_fn(|| consumer.pop()).collect::<Vec<_>>(), b"hi\r\n");
+    });
+}
+
+/// One CPU's part: it is interrupted, looks, and arms its timer. Whether it will look again.
+fn poll(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consumer>) -> bool {
+    attention.disarm();
+    attention.look();
+    // The transmitter is busy: nothing can be sent.
+    if !consumer.lock().unwrap().is_empty() {
+        attention.again(1);
+    }
+    attention.arm().is_some()
+}
+
+/// A byte that is put while another CPU polls: one of the two looks at it afterwards.
+#[test]
+fn loom_what_waits_is_looked_at() {
+    loom::model(|| {
+        let attention = Arc::new(Attention::new());
+        let (mut producer, consumer) = ring(2);
+        let consumer = Arc::new(loom::sync::Mutex::new(consumer));
+        // The CPU was armed for something that is gone by now.
+        let _ = attention.wanted();
+        let poller = {
+            let (attention, consumer) = (Arc::clone(&attention), Arc::clone(&consumer));
+            thread::spawn(move || {
+                let polls = poll(&attention, &consumer);
+                // Armed anew for other reasons.
+                let arms = attention.arm().is_some();
+                (polls, arms)
+            })
+        };
+        assert!(producer.put(b'x'));
+        let interrupts_itself = attention.wanted();
+        let (_, is_armed) = poller.join().unwrap();
+        assert!(interrupts_itself || is_armed);
+    });
+}
