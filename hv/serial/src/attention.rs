@@ -34,15 +34,19 @@ impl Attention {
     /// There is something in a queue. Whether this CPU is to interrupt itself, so that it looks.
     #[must_use]
     pub fn wanted(&self) -> bool {
-        self.due.fetch_min(0, Ordering::Relaxed);
         fence(Ordering::SeqCst);
+        if self.waiting().is_none() {
+            self.again(0);
+            fence(Ordering::SeqCst);
+        }
         !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::Relaxed)
     }
 
-    /// This CPU was interrupted, and is about to look at the queues.
-    pub fn disarm(&self) {
+    /// This CPU was interrupted. Whether it has to look at the queues.
+    pub fn disarm(&self) -> bool {
         self.armed.store(false, Ordering::Relaxed);
         fence(Ordering::SeqCst);
+        self.waiting().is_some()
     }
 
     /// The queues are looked at after this call, by one CPU at a time.
@@ -58,11 +62,11 @@ impl Attention {
 
     /// This CPU arms its timer anew: for when, if something waits.
     pub fn arm(&self) -> Option<u64> {
-        let due = self.waiting().or_else(|| {
-            // The timer may have been armed for what is gone. Who puts something there from here on sees that.
-            self.disarm();
-            self.waiting()
-        })?;
+        // The timer may have been armed for what is gone. Who puts something there from here on sees that.
+        if self.waiting().is_none() && !self.disarm() {
+            return None;
+        }
+        let due = self.waiting().unwrap_or(0);
         self.armed.store(true, Ordering::Relaxed);
         Some(due)
     }

@@ -1,11 +1,18 @@
-//! Models of the ring and of the CPUs' attention, in every interleaving and with every stale read, up to loom's bounds. Run them
-//! with `RUSTFLAGS="--cfg loom" cargo test -p serial --release --lib`.
+//! Models of the ring and of the CPUs' attention, in every interleaving and with every stale read, up to loom's
+//! preemption bound. Run them with `RUSTFLAGS="--cfg loom" cargo test -p serial --release --lib`.
 
 use crate::Attention;
 use crate::ring::{Producer, ring};
 use loom::sync::Arc;
 use loom::thread;
 use std::vec::Vec;
+
+/// Explores up to so many preemptions.
+fn model(body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(body);
+}
 
 fn put_all(producer: &mut Producer, bytes: &[u8]) {
     for &byte in bytes {
@@ -19,7 +26,7 @@ fn put_all(producer: &mut Producer, bytes: &[u8]) {
 /// A ring that is too small for all keeps the order, and an end of line that is told of is found.
 #[test]
 fn loom_bytes_come_out_as_they_went_in() {
-    loom::model(|| {
+    model(|| {
         let (mut producer, mut consumer) = ring(2);
         let writer = thread::spawn(move || put_all(&mut producer, b"a\nb"));
         let mut all = Vec::new();
@@ -37,7 +44,7 @@ fn loom_bytes_come_out_as_they_went_in() {
 /// A line of the hypervisor's is not seen before it is whole.
 #[test]
 fn loom_lines_are_published_whole() {
-    loom::model(|| {
+    model(|| {
         let (mut producer, mut consumer) = ring(8);
         let writer = thread::spawn(move || producer.write_lines("h", &"i"));
         let seen = consumer.len();
@@ -47,13 +54,20 @@ fn loom_lines_are_published_whole() {
     });
 }
 
+/// Looks at the queue; whether there is something. The transmitter is busy: nothing can be sent.
+fn look(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consumer>) -> bool {
+    let consumer = consumer.lock().unwrap();
+    attention.look();
+    if !consumer.is_empty() {
+        attention.again(1);
+    }
+    !consumer.is_empty()
+}
+
 /// One CPU's part: it is interrupted, looks, and arms its timer. Whether it will look again.
 fn poll(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consumer>) -> bool {
-    attention.disarm();
-    attention.look();
-    // The transmitter is busy: nothing can be sent.
-    if !consumer.lock().unwrap().is_empty() {
-        attention.again(1);
+    if attention.disarm() {
+        look(attention, consumer);
     }
     attention.arm().is_some()
 }
@@ -61,7 +75,7 @@ fn poll(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consume
 /// A byte that is put while another CPU polls: one of the two looks at it afterwards.
 #[test]
 fn loom_what_waits_is_looked_at() {
-    loom::model(|| {
+    model(|| {
         let attention = Arc::new(Attention::new());
         let (mut producer, consumer) = ring(2);
         let consumer = Arc::new(loom::sync::Mutex::new(consumer));
@@ -80,5 +94,28 @@ fn loom_what_waits_is_looked_at() {
         let interrupts_itself = attention.wanted();
         let (_, is_armed) = poller.join().unwrap();
         assert!(interrupts_itself || is_armed);
+    });
+}
+
+/// The same, where another CPU looks as well, because it has put something: it interrupts itself if nobody is armed by then.
+#[test]
+fn loom_what_waits_is_looked_at_while_another_sends() {
+    model(|| {
+        let attention = Arc::new(Attention::new());
+        let (mut producer, consumer) = ring(2);
+        let consumer = Arc::new(loom::sync::Mutex::new(consumer));
+        assert!(attention.wanted());
+        let sender = {
+            let (attention, consumer) = (Arc::clone(&attention), Arc::clone(&consumer));
+            thread::spawn(move || look(&attention, &consumer) && attention.wanted())
+        };
+        let poller = {
+            let attention = Arc::clone(&attention);
+            thread::spawn(move || attention.arm().is_some())
+        };
+        assert!(producer.put(b'x'));
+        let interrupts_itself = attention.wanted();
+        let (another_does, is_armed) = (sender.join().unwrap(), poller.join().unwrap());
+        assert!(interrupts_itself || another_does || is_armed);
     });
 }

@@ -126,9 +126,10 @@ impl Mux {
             .filter(|_| !self.only_own)
     }
 
-    /// From now on the hypervisor's own lines are sent, and nothing else.
-    pub fn silence_vms(&mut self) {
+    /// From now on the hypervisor's own lines are sent, and nothing else. How many bytes of the VMs that leaves.
+    pub fn silence_vms(&mut self) -> usize {
         self.only_own = true;
+        self.vms.iter().map(|vm| vm.output.len() + vm.about.len()).sum()
     }
 
     /// Whether a line is open, which counts as ended from now on: for the hypervisor that is about to write by itself.

@@ -124,7 +124,7 @@ fn a_dying_hypervisor_ends_the_open_line_and_sends_its_own_first() {
     machine.print(A, b" more\n");
     machine.print(B, b"x\n");
     machine.log("trouble");
-    machine.mux.silence_vms();
+    assert_eq!(machine.mux.silence_vms(), b" more\nx\n".len());
     assert_eq!(machine.send_all().sent(), "a| and then\r\nhv: trouble\r\n");
     assert_eq!((machine.mux.due(machine.now), machine.mux.end_line()), (None, false));
 }
