@@ -1,26 +1,52 @@
-//! The machine's console: COM1, polled, and `log` on top of it.
+//! The machine's console: COM1, polled, `log` on top of it, and the VMs' output beside that.
 //!
-//! Guests' output goes to the same port, line by line, so that no line of theirs is cut by one of ours.
+//! Who has something to say puts it into a queue of [`serial`]'s. Bytes leave the queues while the UART takes them at once: when
+//! a line is put, whenever a CPU was interrupted, and before it sleeps ([`poll`]); a CPU's timer is armed for what is left
+//! ([`next_poll`]). No CPU waits for the UART while guests run, and the lock on it is held for what its FIFO takes.
+//!
+//! Before guests run a line waits until it is sent, so that it is seen if the next step hangs. A hypervisor that ends or panics
+//! [takes](take_line) the line for good and writes by itself.
 
+use crate::lapic;
+use crate::timer;
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
-use spin::Mutex;
+use sched::Instant;
+use serial::{Attention, Mux, Producer, QUANTUM, Transmitter, VmQueues, wire};
+use spin::{Mutex, Once};
 use x86::io::{inb, outb};
 
 /// COM1's first port: a 16550, or what the machine gives for one.
 const COM1: u16 = 0x3f8;
+const INTERRUPT_ID: u16 = COM1 + 2;
+const FIFOS_ON: u8 = 0xc0;
 const LINE_STATUS: u16 = COM1 + 5;
 const TRANSMITTER_READY: u8 = 1 << 5;
 const TRANSMITTER_IDLE: u8 = 1 << 6;
 
+/// The 16550A's transmitter FIFO in bytes, and how long it takes to send them in nanoseconds: ten bits each at 115200 baud.
+const FIFO: usize = 16;
+const FIFO_TIME: u64 = FIFO as u64 * 10 * 1_000_000_000 / 115_200;
+
+/// How much is sent at a time at most, where the UART is an emulator's that is always ready.
+const BUDGET: usize = 512;
+
+/// Queues, in bytes: of the hypervisor's own lines, of a VM's output, and of the hypervisor's lines about a VM, which at its end
+/// has a few KiB of them.
+const OWN_QUEUE: usize = 8 << 10;
+const OUTPUT_QUEUE: usize = 4 << 10;
+const ABOUT_QUEUE: usize = 8 << 10;
+
 /// The polled 16550. A port that never gets ready (there is none) is given up on, rather than waited for.
-pub(crate) struct Uart {
+struct Uart {
     present: bool,
+    fifo: usize,
 }
 
 impl Uart {
     /// 115200 baud, 8 data bits, no parity, one stop bit, FIFOs on, no interrupts (PC16550D data sheet, section 8).
-    fn program(&mut self) {
+    fn program() -> Self {
         const LINE_SETTINGS: [(u16, u8); 7] =
             [(1, 0x00), (3, 0x80), (0, 0x01), (1, 0x00), (3, 0x03), (2, 0xc7), (4, 0x03)];
         for (offset, value) in LINE_SETTINGS {
@@ -28,23 +54,40 @@ impl Uart {
             unsafe { outb(COM1 + offset, value) };
         }
         // SAFETY: as above; the read has no effect but to clear error bits.
-        self.present = unsafe { inb(LINE_STATUS) } != 0xff;
+        let present = unsafe { inb(LINE_STATUS) } != 0xff;
+        // SAFETY: as above; no interrupt is enabled that the read could take back.
+        let has_fifo = unsafe { inb(INTERRUPT_ID) } & FIFOS_ON == FIFOS_ON;
+        Self { present, fifo: if has_fifo { FIFO } else { 1 } }
     }
 
-    fn wait_for(&self, bit: u8) {
+    fn has(&self, status: u8) -> bool {
         // SAFETY: as in `program`.
-        while self.present && unsafe { inb(LINE_STATUS) } & bit == 0 {
+        !self.present || unsafe { inb(LINE_STATUS) } & status != 0
+    }
+
+    fn wait_for(&self, status: u8) {
+        while !self.has(status) {
             core::hint::spin_loop();
         }
     }
 
-    /// Sends `bytes` as they are.
-    pub(crate) fn write_bytes(&mut self, bytes: &[u8]) {
+    /// Waits for each byte of `bytes` to be taken.
+    fn write_bytes(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.wait_for(TRANSMITTER_READY);
-            // SAFETY: as in `program`.
-            unsafe { outb(COM1, byte) };
+            self.send(byte);
         }
+    }
+}
+
+impl Transmitter for Uart {
+    fn room(&mut self) -> usize {
+        if self.has(TRANSMITTER_READY) { self.fifo } else { 0 }
+    }
+
+    fn send(&mut self, byte: u8) {
+        // SAFETY: as in `program`.
+        unsafe { outb(COM1, byte) };
     }
 }
 
@@ -54,7 +97,7 @@ impl Write for Uart {
             match line.strip_suffix('\n') {
                 Some(line) => {
                     self.write_bytes(line.as_bytes());
-                    self.write_bytes(b"\r\n");
+                    self.write_bytes(wire::END);
                 }
                 None => self.write_bytes(line.as_bytes()),
             }
@@ -63,7 +106,64 @@ impl Write for Uart {
     }
 }
 
-static UART: Mutex<Uart> = Mutex::new(Uart { present: false });
+struct Console {
+    line: Mutex<Line>,
+    own: Mutex<Producer>,
+}
+
+struct Line {
+    uart: Uart,
+    mux: Mux,
+}
+
+static CONSOLE: Once<Console> = Once::new();
+static ATTENTION: Attention = Attention::new();
+
+/// Guests run: no CPU waits for the UART.
+static SHARED: AtomicBool = AtomicBool::new(false);
+/// The hypervisor comes to its end, and writes by itself. Read with the line held.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+impl Console {
+    /// Sends what the UART takes at once. Whether something is left.
+    fn send(&self) -> bool {
+        let mut budget = BUDGET;
+        loop {
+            // Who holds the line may not see what was put just now.
+            let Some(mut line) = self.line.try_lock() else { return true };
+            if TAKEN.load(Ordering::Relaxed) {
+                return false;
+            }
+            ATTENTION.look();
+            let (Line { uart, mux }, now) = (&mut *line, now());
+            let sent = mux.burst(now, uart);
+            budget = budget.saturating_sub(sent);
+            if sent == 0 || budget == 0 {
+                let due = mux.due(now);
+                due.inspect(|&due| ATTENTION.again(due));
+                return due.is_some();
+            }
+        }
+    }
+
+    /// The same, and sees to it that what is left is sent later.
+    fn send_and_attend(&self) {
+        if self.send() {
+            attend();
+        }
+    }
+}
+
+/// Something waits to be sent.
+fn attend() {
+    if ATTENTION.wanted() {
+        lapic::kick(lapic::id());
+    }
+}
+
+fn now() -> u64 {
+    timer::nanoseconds(timer::tsc())
+}
 
 struct ConsoleLog;
 
@@ -75,13 +175,11 @@ impl Log for ConsoleLog {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str();
-            print(format_args!("hv: {}: {}\n", Lower(level), record.args()));
+            report!("{}: {}", Lower(level), record.args());
         }
     }
 
-    fn flush(&self) {
-        UART.lock().wait_for(TRANSMITTER_IDLE);
-    }
+    fn flush(&self) {}
 }
 
 /// A level's name as the command line spells it.
@@ -95,37 +193,140 @@ impl fmt::Display for Lower {
 
 /// Programs the port and makes it `log`'s destination.
 pub(crate) fn init(level: LevelFilter) {
-    UART.lock().program();
+    CONSOLE.call_once(|| {
+        let (mux, own) = Mux::new(OWN_QUEUE);
+        Console { line: Mutex::new(Line { uart: Uart::program(), mux }), own: Mutex::new(own) }
+    });
     // The only error is a second logger: `init` is called once, at boot.
     let _ = log::set_logger(&ConsoleLog);
     log::set_max_level(level);
 }
 
-/// Runs `write` with the port held.
-pub(crate) fn with_uart<R>(write: impl FnOnce(&mut Uart) -> R) -> R {
-    write(&mut UART.lock())
-}
-
-/// Prints without a level: the reports that every run shows.
+/// Prints whole lines without a level: the reports that every run shows. A line for which the queue has no room is dropped, and
+/// counted there.
 pub(crate) fn print(text: fmt::Arguments<'_>) {
-    with_uart(|uart| {
+    let Some(console) = CONSOLE.get() else { return };
+    if TAKEN.load(Ordering::Relaxed) {
         // A `Uart` never returns an error.
-        let _ = uart.write_fmt(text);
-    });
+        let _ = console.line.lock().uart.write_fmt(text);
+        return;
+    }
+    console.own.lock().write_lines("", &text);
+    if SHARED.load(Ordering::Relaxed) {
+        console.send_and_attend();
+    } else {
+        while console.send() {
+            core::hint::spin_loop();
+        }
+    }
 }
 
-/// Lets a dying hypervisor speak, whoever holds the port.
+/// From here on no line waits until it is sent: guests run.
+pub(crate) fn share() {
+    SHARED.store(true, Ordering::Relaxed);
+}
+
+/// A VM's console, its queues allocated. `name` is None if it is the only one.
+pub(crate) fn add_vm(name: Option<&str>) -> (Output, Producer) {
+    // `init` was the first thing that was done.
+    let line = CONSOLE.get().map(|console| console.line.lock());
+    let Some(mut line) = line else { unreachable!("the console is set up before a VM is made") };
+    let VmQueues { output, about } = line.mux.add_vm(name, OUTPUT_QUEUE, ABOUT_QUEUE);
+    (Output { output, alone: name.is_none() }, about)
+}
+
+/// Where a VM's output goes.
+pub(crate) struct Output {
+    output: Producer,
+    /// What it prints is sent at once, rather than line by line.
+    alone: bool,
+}
+
+impl devices::Sink for Output {
+    fn put(&mut self, byte: u8) {
+        self.output.put(byte);
+        let is_due = self.alone || byte == b'\n' || self.output.len() >= QUANTUM;
+        match CONSOLE.get() {
+            Some(console) if is_due => console.send_and_attend(),
+            _ => attend(),
+        }
+    }
+
+    fn has_room(&mut self) -> bool {
+        if self.output.room() == 0
+            && let Some(console) = CONSOLE.get()
+        {
+            console.send_and_attend();
+        }
+        self.output.room() != 0
+    }
+}
+
+/// Puts `text` into `queue`, line by line, each behind `prefix`.
+pub(crate) fn report_to(queue: &mut Producer, prefix: &str, text: &dyn fmt::Display) {
+    queue.write_lines(prefix, text);
+    CONSOLE.get().inspect(|console| console.send_and_attend());
+}
+
+/// Sends what waits and the UART takes at once. To be called when the CPU was interrupted and before it sleeps; before it enters
+/// a guest or sleeps it arms its timer for [`next_poll`].
+pub(crate) fn poll() {
+    if ATTENTION.disarm()
+        && let Some(console) = CONSOLE.get()
+    {
+        console.send();
+    }
+}
+
+/// When this CPU has to [`poll`] at the latest, as it arms its timer anew.
+pub(crate) fn next_poll() -> Instant {
+    ATTENTION.arm().map_or(Instant::NEVER, |due| Instant::new(timer::ticks(due.max(now() + FIFO_TIME))))
+}
+
+/// Whether something waits.
+pub(crate) fn is_pending() -> bool {
+    CONSOLE.get().is_some_and(|console| console.line.lock().mux.due(now()).is_some())
+}
+
+/// Takes the line for good: ends what is open on it and sends the hypervisor's own lines, but not the VMs'. What is printed from
+/// then on is written at once.
+pub(crate) fn take_line() {
+    let Some(console) = CONSOLE.get() else { return };
+    let mut line = console.line.lock();
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let Line { uart, mux } = &mut *line;
+    let lost = mux.silence_vms();
+    while mux.due(now()).is_some() {
+        mux.burst(now(), uart);
+    }
+    if mux.end_line() {
+        uart.write_bytes(wire::END);
+    }
+    if lost != 0 {
+        // A `Uart` never returns an error.
+        let _ = writeln!(uart, "{}console: {lost} bytes of VMs dropped", wire::OWN);
+    }
+}
+
+/// Lets a dying hypervisor speak, whoever holds the line.
 ///
 /// # Safety
 /// No other CPU may be running the hypervisor any more, and the caller never returns to the holder.
 pub(crate) unsafe fn seize() {
-    // SAFETY: passed on to the caller.
-    unsafe { UART.force_unlock() };
+    if let Some(console) = CONSOLE.get() {
+        // SAFETY: passed on to the caller.
+        unsafe { console.line.force_unlock() };
+    }
+    take_line();
 }
 
 /// Waits until the last byte has left the port: an emulator that ends before loses it.
 pub(crate) fn drain() {
-    log::logger().flush();
+    if let Some(console) = CONSOLE.get() {
+        console.line.lock().uart.wait_for(TRANSMITTER_IDLE);
+    }
 }
 
 /// A line of the hypervisor's report, marked as its own.

@@ -57,6 +57,7 @@ const BOCHS_SHUTDOWN: u16 = 0x8900;
 
 /// Says how the run ended, and ends the machine where it can be ended; halts it for ever where not.
 pub(crate) fn end(verdict: Verdict, text: fmt::Arguments<'_>) -> ! {
+    console::take_line();
     report!("verdict: {} {} {text}", verdict.name(), verdict as u8);
     console::drain();
     // SAFETY: nothing runs after this; on a machine that has no such ports the writes go nowhere.

@@ -4,7 +4,7 @@
 //! [`Sink`] for what the guest prints and a [`Clock`] for the devices that tell time:
 //!
 //! ```
-//! use devices::{Clock, LineBuffer, Machine, MachineConfig, Nanoseconds, Outcome, Size};
+//! use devices::{Clock, Machine, MachineConfig, Nanoseconds, Outcome, Size};
 //!
 //! struct Tsc;
 //! impl Clock for Tsc {
@@ -12,8 +12,7 @@
 //!         Nanoseconds(0) // since the VM's start
 //!     }
 //! }
-//! // Called with whole lines.
-//! let console = LineBuffer::<256, _>::new(|line: &[u8]| print!("{}", String::from_utf8_lossy(line)));
+//! let console = |byte: u8| print!("{}", byte.escape_ascii());
 //! let config = MachineConfig { ram_bytes: 64 << 20, cpus: 1, boot_time: 1_700_000_000 };
 //! let mut machine = Machine::new(config, console, Tsc);
 //!
@@ -22,6 +21,8 @@
 //!     Outcome::Continue => {}
 //!     Outcome::Exit(verdict) => assert_eq!(verdict, 0),
 //!     Outcome::Reset => {}
+//!     // The console is full: the instruction is to be executed again.
+//!     Outcome::Wait => {}
 //! }
 //! let value: u32 = machine.read(0x4d0, Size::Byte);
 //!
@@ -32,8 +33,6 @@
 //! // When the guest must be left at the latest, None if no timer will interrupt it; then, and on waking from HLT:
 //! let deadline = machine.next_deadline();
 //! machine.advance();
-//! // At the VM's end, the last line may lack its newline.
-//! machine.sink().flush();
 //! # let _ = (value, deadline);
 //! ```
 //!
@@ -75,4 +74,4 @@ mod uart;
 
 pub use clock::{Clock, Nanoseconds};
 pub use machine::{Machine, MachineConfig, Outcome, Size};
-pub use sink::{LineBuffer, Sink};
+pub use sink::Sink;

@@ -41,6 +41,8 @@ pub enum Outcome {
     Exit(u32),
     /// The guest reset its machine.
     Reset,
+    /// The console has no room: the write had no effect, and is to be repeated.
+    Wait,
 }
 
 impl From<Resets> for Outcome {
@@ -227,7 +229,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     #[inline]
     fn write_byte(&mut self, port: u16, value: u8) -> Outcome {
         match port {
-            0x3f8..=0x3ff => self.write_uart(port - COM1, value),
+            0x3f8..=0x3ff => return self.write_uart(port - COM1, value),
             0x4d0 => self.pic.write_elcr(Which::Master, value),
             0x4d1 => self.pic.write_elcr(Which::Slave, value),
             _ => return self.write_other(port, value),
@@ -250,6 +252,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
             0x71 => self.rtc.write(value),
             0x92 => return self.write_port_92(value),
             0xa0 | 0xa1 => self.pic.write(Which::Slave, port & 1 == 1, value),
+            0xe9 if !self.sink.has_room() => return Outcome::Wait,
             0xe9 => self.sink.put(value),
             DEBUG_EXIT => return Outcome::Exit(value.into()),
             0xcf9 => return self.write_reset_control(value),
@@ -268,9 +271,13 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     }
 
     #[inline(never)]
-    fn write_uart(&mut self, register: u16, value: u8) {
+    fn write_uart(&mut self, register: u16, value: u8) -> Outcome {
+        if self.uart.sends(register) && !self.sink.has_room() {
+            return Outcome::Wait;
+        }
         self.uart.write(register, value, &mut self.sink);
         self.update_uart_irq();
+        Outcome::Continue
     }
 
     /// Bytes from consecutive ports, lowest first, but for the registers that are wide. Past the last port there is none.
@@ -299,6 +306,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
         Outcome::Continue
     }
 
+    /// A console port without room ends it, and what comes before such a port is written again: that is no device's.
     fn write_bytes(&mut self, port: u16, size: Size, value: u32) -> Outcome {
         for (n, byte) in (0..size as u16).zip(value.to_le_bytes()) {
             let Some(port) = port.checked_add(n) else { break };

@@ -115,6 +115,11 @@ impl Uart {
         }
     }
 
+    /// Whether a write of `register` sends a byte on the line.
+    pub(crate) fn sends(&self, register: u16) -> bool {
+        register & 7 == 0 && self.lcr & DLAB == 0 && self.mcr & mcr::LOOPBACK == 0
+    }
+
     /// Takes a byte from the line, if there is room for it.
     pub(crate) fn receive(&mut self, byte: u8) -> bool {
         // "In loopback mode the receiver serial input is disconnected."

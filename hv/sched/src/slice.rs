@@ -87,6 +87,12 @@ impl<'a, T: Task> Slice<'a, T> {
         if now >= self.end.min(self.limit) || wanted() { Turn::Over } else { Turn::On }
     }
 
+    /// The host wants the CPU at `at` as well, this time.
+    pub fn host_wants_at(&mut self, at: Instant) {
+        self.host = self.host.min(at);
+        self.next = self.next.min(at);
+    }
+
     fn next_host_event(&self, now: Instant) -> Instant {
         let others = self.others().map(Entry::preempts_at);
         others.fold(self.end.min(self.limit).min(now.after(self.look)), Instant::min)

@@ -1,34 +1,33 @@
-//! VMs on the hypervisor's console: whole lines, which say of which VM they are if there are several.
+//! What the hypervisor says about a VM: whole lines, which name the VM if there are several.
 
-use crate::console::{print, with_uart};
+use crate::console;
 use alloc::boxed::Box;
-use alloc::string::ToString;
+use alloc::format;
 use core::fmt;
-use devices::LineBuffer;
 use loader::VmName;
+use serial::{Producer, wire};
+use spin::Mutex;
 
 /// A guest's console.
-pub(super) type Console = LineBuffer<256, Box<dyn FnMut(&[u8]) + Send>>;
+pub(super) use crate::console::Output as Console;
 
-/// A console whose lines are marked as `name`'s, if there is a need to.
-pub(super) fn console(name: Option<VmName>) -> Console {
-    LineBuffer::new(Box::new(move |line| {
-        with_uart(|uart| {
-            if let Some(name) = name {
-                uart.write_bytes(name.as_str().as_bytes());
-                uart.write_bytes(b"| ");
-            }
-            uart.write_bytes(line);
-        });
-    }))
+/// The hypervisor's lines about one VM.
+pub(super) struct About {
+    queue: Mutex<Producer>,
+    prefix: Box<str>,
 }
 
-/// Prints a text of several lines, each marked as the hypervisor's.
-pub(super) fn report(name: Option<VmName>, text: &dyn fmt::Display) {
-    for line in text.to_string().lines() {
-        match name {
-            Some(name) => print(format_args!("hv: {}: {line}\n", name.as_str())),
-            None => print(format_args!("hv: {line}\n")),
-        }
+impl About {
+    /// Prints a text of one or several lines. Nothing is allocated.
+    pub(super) fn report(&self, text: &dyn fmt::Display) {
+        console::report_to(&mut self.queue.lock(), &self.prefix, text);
     }
+}
+
+/// A console for a VM, and the hypervisor's words about it.
+pub(super) fn console(name: Option<VmName>) -> (Console, About) {
+    let name = name.as_ref().map(VmName::as_str);
+    let (console, queue) = console::add_vm(name);
+    let prefix = name.map_or_else(|| wire::OWN.into(), |name| format!("{}{name}: ", wire::OWN).into());
+    (console, About { queue: Mutex::new(queue), prefix })
 }

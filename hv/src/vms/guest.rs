@@ -1,6 +1,6 @@
 //! One VM: made from its plan, shared by its vCPUs, taken apart by the last of them.
 
-use super::console::{self, Console};
+use super::console::{self, About, Console};
 use super::host::TscClock;
 use super::memory::{Nested, ViewState, VmMemory};
 use super::verdicts::{Why, judge};
@@ -48,6 +48,7 @@ pub(super) struct Guest<F: Nested> {
     /// When the VM has to end.
     pub(super) limit: Instant,
     stats: Mutex<Stats>,
+    about: About,
 }
 
 impl<F: Nested> Guest<F> {
@@ -95,7 +96,8 @@ impl<F: Nested> Guest<F> {
         };
         let clock = TscClock::new();
         let devices = MachineConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
-        let devices = devices::Machine::new(devices, console::console(place.name), clock);
+        let (console, about) = console::console(place.name);
+        let devices = devices::Machine::new(devices, console, clock);
         Ok(Self {
             number: place.number,
             first: place.first,
@@ -109,6 +111,7 @@ impl<F: Nested> Guest<F> {
                 .limit
                 .map_or(Instant::NEVER, |seconds| timer::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
+            about,
         })
     }
 
@@ -126,7 +129,7 @@ impl<F: Nested> Guest<F> {
 
     /// Prints `text`, line by line, as the hypervisor's words about this VM.
     pub(super) fn report(&self, text: &dyn fmt::Display) {
-        console::report(self.name, text);
+        self.about.report(text);
     }
 
     /// Adds what the exits of one vCPU have cost.
@@ -136,7 +139,6 @@ impl<F: Nested> Guest<F> {
 
     /// Takes the VM apart. To be called when no vCPU of it is left.
     pub(super) fn end(self, cpu: &mut Cpu<'static, Machine>) -> (Verdict, Why) {
-        self.vm.devices().sink().flush();
         self.report(&*self.stats.lock());
         self.report(&format_args!("memory: {}", self.memory.report(cpu)));
         if let Some(counts) = self.memory.shadow_counts() {
@@ -145,8 +147,8 @@ impl<F: Nested> Guest<F> {
         let stop = self.vm.stopped().unwrap_or(Stop::Halted);
         let accounts = self.memory.free(cpu);
         let frames = format_args!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing);
-        console::report(self.name, &frames);
-        console::report(self.name, &accounts);
+        self.about.report(&frames);
+        self.about.report(&accounts);
         match accounts.missing {
             0 => (judge(stop), Why::Stopped(stop)),
             frames => (Verdict::Leak, Why::Leaked(frames, stop)),

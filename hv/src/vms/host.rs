@@ -3,6 +3,7 @@
 use super::guest::Guest;
 use super::memory::Nested;
 use super::seat::Seat;
+use crate::console;
 use crate::smp;
 use crate::timer;
 use crate::watchdog;
@@ -21,7 +22,12 @@ impl<B: Backend<Tables: Nested>, V: Vcpu> Host<V> for Slice<'_, '_, B> {
     fn interrupted(&mut self, vcpu: &mut V) -> Turn {
         vcpu.leave();
         watchdog::look();
-        self.schedule.interrupted(timer::now())
+        console::poll();
+        let turn = self.schedule.interrupted(timer::now());
+        if turn == Turn::On {
+            self.schedule.host_wants_at(console::next_poll());
+        }
+        turn
     }
 
     #[inline]

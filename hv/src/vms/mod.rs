@@ -23,7 +23,7 @@ mod verdicts;
 mod work;
 
 use crate::boot;
-use crate::console::report;
+use crate::console::{report, share};
 use crate::paging;
 use crate::smp;
 use crate::tables::{self, Machine};
@@ -80,6 +80,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     guests.iter().for_each(|guest| guest.memory.fill_stock(|| false));
     guests.into_iter().for_each(|guest| seat(&mut jobs, guest));
     report!("start-to-guest: {} ticks", timer::tsc() - boot::start_tsc());
+    share();
     let own = work::hand_out::<B>(jobs);
     run_own(own, backend, cpu)
 }

@@ -155,7 +155,6 @@ fn dump<F: Nested, V: Vcpu>(
     stop: Stop,
 ) {
     vcpu.load();
-    guest.vm.devices().sink().flush();
     guest.report(&Dump(vcpu));
     match machine.code(vcpu) {
         Some(code) => guest.report(&format_args!("code {:02x?}", code.bytes())),

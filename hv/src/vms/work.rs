@@ -4,7 +4,7 @@ use super::guest::Guest;
 use super::memory::{self, Nested};
 use super::seat::Seat;
 use super::verdicts::Why;
-use crate::console::report;
+use crate::console::{self, report};
 use crate::heap;
 use crate::paging;
 use crate::smp;
@@ -101,6 +101,10 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
     }
 
     fn run(&mut self, seat: &mut Seat<B>, slice: &mut sched::Slice<'_, Seat<B>>) {
+        // A vCPU that waits for room on its console leaves its slice again and again, before any event is due.
+        watchdog::heart(self.cpu.index()).beat();
+        console::poll();
+        slice.host_wants_at(console::next_poll());
         seat.run(self.cpu, slice);
     }
 
@@ -179,6 +183,9 @@ pub(super) fn wait_for_all(cpu: &mut Cpu<'static, Machine>) -> ! {
     while !all_have_ended() {
         rest(cpu, all_have_ended);
     }
+    while console::is_pending() {
+        rest(cpu, || false);
+    }
     report!("{}", heap::usage());
     let results = RESULTS.lock();
     let worst = results.iter().flatten().find(|result| result.1 != Verdict::Pass);
@@ -198,8 +205,9 @@ fn rest(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
 
 /// Sleeps until `until`, or until another interrupt comes, unless the CPU is `wanted` already.
 fn sleep(cpu: &mut Cpu<'static, Machine>, until: Instant, wanted: impl Fn() -> bool) {
-    timer::arm(until);
+    timer::arm(until.min(console::next_poll()));
     memory::poll_idle(cpu);
     smp::idle(cpu, wanted);
     memory::poll_idle(cpu);
+    console::poll();
 }

@@ -46,6 +46,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         };
         let pending = devices.interrupt_pending();
         drop(devices);
+        if outcome == Outcome::Wait {
+            // The instruction is executed again when the vCPU has its next turn.
+            return self.go(Flow::Yield);
+        }
         vcpu.resume_at(next);
         if pending || io.port() < FIRST_TIMELESS_PORT {
             self.devices_changed(vcpu, host);
@@ -77,6 +81,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         for element in 0..elements.count.min(BATCH) {
             let at = elements.at.wrapping_add(element * instruction.width().bytes());
             let flow = match self.string_element(vcpu, instruction, io, at) {
+                Ok(Outcome::Wait) => return Flow::Yield,
                 Ok(outcome) => flow(outcome),
                 Err(trouble) => return trouble.tell(vcpu),
             };
@@ -133,6 +138,7 @@ const fn flow(outcome: Outcome) -> Flow {
         Outcome::Continue => Flow::Resume,
         Outcome::Exit(value) => Flow::Stop(Stop::Exited(value)),
         Outcome::Reset => Flow::Stop(Stop::Reset),
+        Outcome::Wait => Flow::Yield,
     }
 }
 

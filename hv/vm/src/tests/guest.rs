@@ -41,13 +41,26 @@ pub(super) const LMA: u64 = 1 << 10;
 pub(super) const TIMER_VECTOR: u8 = 8;
 pub(super) const UART_VECTOR: u8 = 12;
 
-/// Collects what the guest prints.
-#[derive(Default)]
-pub(super) struct Printed(pub(super) Vec<u8>);
+/// Collects what the guest prints, as far as there is room.
+pub(super) struct Printed {
+    pub(super) bytes: Vec<u8>,
+    pub(super) room: usize,
+}
+
+impl Default for Printed {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), room: usize::MAX }
+    }
+}
 
 impl Sink for Printed {
     fn put(&mut self, byte: u8) {
-        self.0.push(byte);
+        self.bytes.push(byte);
+        self.room -= 1;
+    }
+
+    fn has_room(&mut self) -> bool {
+        self.room != 0
     }
 }
 
@@ -236,7 +249,7 @@ impl Guest {
 
     /// What the guest has printed.
     pub(super) fn printed(&mut self) -> Vec<u8> {
-        self.vm.devices().sink().0.clone()
+        self.vm.devices().sink().bytes.clone()
     }
 }
 

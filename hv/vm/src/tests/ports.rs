@@ -45,6 +45,24 @@ fn out_writes_the_low_part_of_rax_and_changes_nothing() {
 }
 
 #[test]
+fn out_to_a_full_console_has_no_effect_and_is_executed_again() {
+    for port in [CONSOLE, 0x3f8] {
+        let mut guest = at_io();
+        guest.vm.devices().sink().room = 1;
+        guest.set(Gpr::RAX, b'x'.into());
+        guest.resumes(io(port, Size::Byte, false));
+        guest.vcpu.rip = CODE;
+        for _ in 0..2 {
+            assert_eq!(guest.handle(io(port, Size::Byte, false)), Flow::Yield);
+            assert_eq!((guest.vcpu.rip, &*guest.printed()), (CODE, &b"x"[..]));
+        }
+        guest.vm.devices().sink().room = 1;
+        guest.resumes(io(port, Size::Byte, false));
+        assert_eq!((guest.vcpu.rip, &*guest.printed()), (CODE + 2, &b"xx"[..]));
+    }
+}
+
+#[test]
 fn the_exit_port_ends_the_vm_with_the_value_in_the_accesss_width() {
     for (size, value) in [(Size::Byte, 0xdd), (Size::Word, 0xccdd), (Size::Dword, 0xaabb_ccdd)] {
         let mut guest = at_io();

@@ -61,6 +61,21 @@ fn rep_outs_writes_every_element_of_a_page_in_one_exit() {
 }
 
 #[test]
+fn outs_to_a_full_console_keeps_what_it_could_not_write() {
+    let mut guest = Guest::new(&REP_OUTSB);
+    guest.memory().put(DATA, b"hello");
+    guest.set(Gpr::RSI, DATA).set(Gpr::RCX, 5);
+    guest.vm.devices().sink().room = 2;
+    for _ in 0..2 {
+        assert_eq!(guest.handle(PRINT), Flow::Yield);
+        assert_eq!((guest.get(Gpr::RSI), guest.get(Gpr::RCX), guest.vcpu.rip), (DATA + 2, 3, CODE));
+    }
+    guest.vm.devices().sink().room = 9;
+    assert_eq!(finish(&mut guest, PRINT), 1);
+    assert_eq!((guest.get(Gpr::RCX), guest.vcpu.rip, &*guest.printed()), (0, CODE + 2, &b"hello"[..]));
+}
+
+#[test]
 fn a_long_string_is_moved_in_batches_between_which_the_host_has_its_turn() {
     let mut guest = Guest::new(&REP_OUTSB);
     guest.memory().put(DATA, &[b'x'; 150]);
