@@ -3,6 +3,7 @@
 use crate::accounts::Accounts;
 use crate::ktap;
 use crate::verdict::{Verdict, VerdictLine};
+use serial::wire::{self, Part};
 use std::fmt;
 use std::time::Duration;
 
@@ -129,7 +130,7 @@ fn verdict_on(evidence: &Evidence<'_>, vm: &str) -> Outcome {
 /// A VM's report, with the outcome made worse if its own tests failed.
 fn vm_report(evidence: &Evidence<'_>, vm: &str, outcome: Outcome) -> VmReport {
     let tag = Some(vm).filter(|_| evidence.vms.len() > 1);
-    let lines: Vec<&str> = evidence.console.iter().filter_map(|line| untagged(line, tag)).collect();
+    let lines: Vec<&str> = evidence.console.iter().filter_map(|line| unmarked(line, tag)).collect();
     let ktap = ktap::Report::parse(lines.iter().copied());
     let accounts = evidence.console.iter().rev().find_map(|line| Accounts::parse(line, tag));
     VmReport {
@@ -144,11 +145,11 @@ fn vm_report(evidence: &Evidence<'_>, vm: &str, outcome: Outcome) -> VmReport {
     }
 }
 
-/// The line as this VM wrote it: after `VM| ` if there are several. None: it is not this VM's.
-fn untagged<'a>(line: &'a str, vm: Option<&str>) -> Option<&'a str> {
-    let Some(vm) = vm else { return Some(line) };
-    let rest = line.strip_prefix(vm)?.strip_prefix('|')?;
-    Some(rest.strip_prefix(' ').unwrap_or(rest))
+/// The line as this VM wrote it: without its mark if there are several. None: it is not this VM's.
+fn unmarked<'a>(line: &'a str, vm: Option<&str>) -> Option<&'a str> {
+    let (part, text) = wire::parse(line.as_bytes(), vm)?;
+    // Pieces were joined: a rest that is still there is the rest of nothing.
+    (part == Part::Fresh).then(|| &line[line.len() - text.len()..])
 }
 
 /// A pass is none if the hypervisor's own account says that something did not come back.
@@ -243,6 +244,7 @@ fn last_words(evidence: &Evidence<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::console::Console;
 
     fn lines(text: &str) -> Vec<String> {
         text.lines().map(str::to_string).collect()
@@ -400,6 +402,62 @@ mod tests {
         assert_eq!((b.name.as_str(), b.outcome.verdict, b.ktap.failed().count()), ("b", Verdict::GuestFailed, 1));
         assert_eq!((b.operations, &b.accounts), (None, &None));
         assert_eq!((a.work().as_str(), b.work().as_str()), (" (12 operations by the guest, 13 on its tables)", ""));
+    }
+
+    /// What is on the wire when VM `a` floods it with a line without an end, and `b`'s words are cut at `cut`.
+    fn flooded(own: &str, cut: usize) -> Vec<u8> {
+        struct Line(Vec<u8>);
+        impl serial::Transmitter for Line {
+            fn room(&mut self) -> usize {
+                16
+            }
+            fn send(&mut self, byte: u8) {
+                self.0.push(byte);
+            }
+        }
+        let (mut mux, mut hv) = serial::Mux::new(1024);
+        let [mut a, mut b] = ["a", "b"].map(|name| mux.add_vm(Some(name), 1024, 1024).output);
+        let (mut line, mut now) = (Line(Vec::new()), 0);
+        let mut send = |mux: &mut serial::Mux| {
+            now += serial::HOLD;
+            mux.due(now);
+            now += serial::HOLD;
+            while mux.burst(now, &mut line) != 0 {}
+        };
+        for piece in [&own[..cut], &own[cut..]] {
+            b"not ok 1 x".repeat(50).iter().for_each(|&byte| assert!(a.put(byte)));
+            send(&mut mux);
+            piece.bytes().for_each(|byte| assert!(b.put(byte)));
+            send(&mut mux);
+        }
+        hv.write_lines("hv: ", &"a: verdict: pass 0\nb: verdict: pass 0\nverdict: pass 0");
+        send(&mut mux);
+        line.0
+    }
+
+    #[test]
+    fn a_vms_flood_without_an_end_changes_no_verdict() {
+        for (own, verdict) in [
+            ("KTAP version 1\n1..2\nok 1 y\nok 2 z\n", Verdict::Pass),
+            ("KTAP version 1\n1..2\nok 1 y\nnot ok 2 z\n", Verdict::GuestFailed),
+        ] {
+            for cut in 0..own.len() {
+                let names = ["a", "b"].map(str::to_string);
+                let mut console = Console::new(&names.clone().map(Some));
+                console.feed(&flooded(own, cut));
+                let judged = judge(&Evidence {
+                    machine: Machine::QemuHv,
+                    vms: &names,
+                    end: exited(1),
+                    console: &console.into_lines(),
+                    complaints: &[],
+                    processor_shut_down: false,
+                });
+                let verdicts: Vec<_> = judged.vms.iter().map(|vm| vm.outcome.verdict).collect();
+                assert_eq!(verdicts, [Verdict::Pass, verdict], "cut at {cut}");
+                assert_eq!(judged.vms[1].ktap.cases.len(), 2, "cut at {cut}");
+            }
+        }
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl Trial {
     }
 
     fn carry_out_from(&self, from: Medium, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
-        let boot = Boot { from, memory: self.memory(), cpus: self.cpus() };
+        let boot = Boot { from, memory: self.memory(), cpus: self.cpus(), vms: self.marks() };
         let finished = self.machine.run(&boot, self.timeout, live)?;
         let vms: Vec<String> = self.guests.iter().map(|guest| guest.name.clone()).collect();
         let judgement = judge::judge(&Evidence {
@@ -178,6 +178,15 @@ impl Trial {
         match &self.hypervisor {
             Some(hypervisor) => hypervisor.images(&self.guests, self.guest_limit()),
             None => Images { kernel: self.guests[0].image.clone(), modules: self.guests[0].modules.clone() },
+        }
+    }
+
+    /// What marks the VMs' lines.
+    fn marks(&self) -> Vec<Option<String>> {
+        match (&self.hypervisor, &self.guests[..]) {
+            (None, _) => Vec::new(),
+            (Some(_), [_]) => vec![None],
+            (Some(_), several) => several.iter().map(|guest| Some(guest.name.clone())).collect(),
         }
     }
 

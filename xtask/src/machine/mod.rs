@@ -39,6 +39,8 @@ pub(crate) struct Boot {
     pub(crate) from: Medium,
     pub(crate) memory: Size,
     pub(crate) cpus: u32,
+    /// The VMs whose lines are on the console, by the names that mark these; None: the only one's have no mark.
+    pub(crate) vms: Vec<Option<String>>,
 }
 
 /// What a machine boots from.
@@ -97,7 +99,7 @@ impl Machine {
     pub(crate) fn run(&self, boot: &Boot, timeout: Duration, live: &mut dyn FnMut(&[u8])) -> Result<Finished> {
         let folder = run_folder()?;
         let started = Instant::now();
-        let mut console = Console::default();
+        let mut console = Console::new(&boot.vms);
         let mut output = |bytes: &[u8]| {
             console.feed(bytes);
             live(bytes);

@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn the_command_line_has_what_was_asked_for() {
-        let boot = Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4 };
+        let boot = Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4, vms: Vec::new() };
         let line = |engine, cpu: Option<&str>| {
             let qemu = Qemu::new(engine, cpu.map(str::to_string));
             joined(&qemu.arguments(&boot))
