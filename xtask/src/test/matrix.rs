@@ -416,6 +416,14 @@ pub(super) const ROWS: &[Row] = &[
     },
     // A VM's end leaves the other one running.
     Row { name: "two-vms", beside: Some(("exit-latency", "")), vcpus: 2, alone: None, ..USUAL },
+    // A line that never ends takes none of the other VM's lines with it.
+    Row {
+        name: "endless-line",
+        source: Source::Guest("endless-line"),
+        beside: Some(("smoke", "")),
+        alone: None,
+        ..USUAL
+    },
     Row {
         name: "two-vms-one-dead",
         source: Source::Guest("triple-fault"),
