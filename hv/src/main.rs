@@ -61,7 +61,7 @@ fn bring_up(boot: &BootInfo) {
     // SAFETY: as above.
     unsafe { lapic::init() };
     // SAFETY: as above.
-    unsafe { timer::init() };
+    unsafe { timer::init(machine.and_then(|machine| machine.pm_timer)) };
     // SAFETY: as above.
     unsafe { smp::start(boot, machine.as_ref()) };
     log::info!("{} CPUs", smp::cpus());

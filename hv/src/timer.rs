@@ -1,23 +1,16 @@
-//! The hypervisor's time: the TSC, calibrated by the 8254's channel 2, and each CPU's local APIC timer, armed for one moment at
-//! a time.
+//! The hypervisor's time: the TSC, calibrated by the 8254's channel 2 and ACPI's PM timer, and each CPU's local APIC timer, armed
+//! for one moment at a time.
 
 use crate::lapic;
+use clock::{Calibration, PIT_RELOAD, Pit, Quality};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use raw_cpuid::{CpuId, CpuIdReaderNative};
 use sched::Instant;
-use x86::io::{inb, outb};
+use x86::io::{inb, inl, outb};
 use x86::time::rdtsc;
 
-/// The 8254's frequency in Hz.
-const PIT_HZ: u64 = 1_193_182;
-/// Periods of the 8254 for which the clocks are watched: 2 ms.
-const CALIBRATION_COUNT: u16 = (PIT_HZ / 500) as u16;
-/// The same in nanoseconds.
-const CALIBRATION: u64 = CALIBRATION_COUNT as u64 * 1_000_000_000 / PIT_HZ;
-/// What may be uncertain of a calibration, as a part of it: it is repeated if the processor was held up at one of its ends, as
-/// those of emulators are. So often at most.
-const CERTAINTY: u64 = 100;
-const TRIES: usize = 10;
+const NANOSECONDS: u64 = 1_000_000_000;
 
 /// A number between two clocks: ticks of one are those of the other times `ratio`, in 1/2³².
 struct Ratio(AtomicU64);
@@ -43,57 +36,82 @@ static TO_NANOSECONDS: Ratio = Ratio::one();
 static FROM_NANOSECONDS: Ratio = Ratio::one();
 static TO_APIC: Ratio = Ratio::one();
 
-/// Calibrates the clocks.
+/// Calibrates the clocks. `pm_timer` is the PM timer's port.
 ///
 /// # Safety
 /// Once, on the boot CPU, with interrupts off, after [`lapic::init`].
-pub(crate) unsafe fn init() {
-    let mut best = watch_pit();
-    for _ in 1..TRIES {
-        if best.doubt < best.tsc / CERTAINTY {
-            break;
-        }
-        let again = watch_pit();
-        if again.doubt < best.doubt {
-            best = again;
-        }
-    }
+pub(crate) unsafe fn init(pm_timer: Option<u16>) {
+    let calibration = clock::calibrate(&mut Clocks { pm_timer });
     lapic::disarm();
-    TO_NANOSECONDS.set(CALIBRATION, best.tsc);
-    FROM_NANOSECONDS.set(best.tsc, CALIBRATION);
-    TO_APIC.set(best.apic, best.tsc);
+    let Calibration { tsc_hertz, apic, quality, .. } = calibration;
+    TO_NANOSECONDS.set(NANOSECONDS, tsc_hertz);
+    FROM_NANOSECONDS.set(tsc_hertz, NANOSECONDS);
+    if let Some((count, ticks)) = apic {
+        TO_APIC.set(count, ticks);
+    }
+    match quality {
+        Quality::Doubtful => log::warn!("{calibration}"),
+        _ if apic.is_none() => log::warn!("{calibration}"),
+        Quality::Agreed | Quality::Single(_) => log::debug!("{calibration}"),
+    }
 }
 
-/// How far the other clocks get while the 8254 counts [`CALIBRATION_COUNT`] down.
-struct Watched {
-    tsc: u64,
-    apic: u64,
-    /// By how much that may be wrong, in ticks of the TSC.
-    doubt: u64,
+/// The machine's clocks, to be calibrated.
+struct Clocks {
+    pm_timer: Option<u16>,
 }
 
-/// Watches channel 2 (mode 0; port 61h: bit 0 is its gate, bit 1 the speaker, bit 5 its output).
-fn watch_pit() -> Watched {
-    let [low, high] = CALIBRATION_COUNT.to_le_bytes();
-    // SAFETY: the timer and its gate are the hypervisor's.
-    let gate = unsafe { inb(0x61) } & !3;
-    for (port, value) in [(0x61, gate | 1), (0x43, 0xb0), (0x42, low)] {
+/// Channel 2 of the 8254: port 61h's bit 0 is its gate, bit 1 the speaker, bit 5 its output.
+const PIT_GATE: u16 = 0x61;
+const PIT_OUTPUT: u8 = 1 << 5;
+const PIT_CHANNEL_2: u16 = 0x42;
+const PIT_COMMAND: u16 = 0x43;
+/// Channel 2, low byte and high byte, mode 0: its output rises at the terminal count. And: its count is held to be read.
+const PIT_MODE_0: u8 = 0xb0;
+const PIT_LATCH: u8 = 0x80;
+
+impl clock::Machine for Clocks {
+    fn tsc(&mut self) -> u64 {
+        tsc()
+    }
+
+    fn start(&mut self) {
+        let [low, high] = PIT_RELOAD.to_le_bytes();
+        // SAFETY: the timer and its gate are the hypervisor's.
+        let gate = unsafe { inb(PIT_GATE) } & !3;
+        for (port, value) in
+            [(PIT_GATE, gate | 1), (PIT_COMMAND, PIT_MODE_0), (PIT_CHANNEL_2, low), (PIT_CHANNEL_2, high)]
+        {
+            // SAFETY: as above.
+            unsafe { outb(port, value) };
+        }
+        lapic::count_freely();
+    }
+
+    fn pit(&mut self) -> Pit {
+        // SAFETY: as in `start`.
+        unsafe { outb(PIT_COMMAND, PIT_LATCH) };
         // SAFETY: as above.
-        unsafe { outb(port, value) };
+        let low = unsafe { inb(PIT_CHANNEL_2) };
+        // SAFETY: as above.
+        let high = unsafe { inb(PIT_CHANNEL_2) };
+        // SAFETY: as above. A machine without the timer reads ones.
+        let is_over = unsafe { inb(PIT_GATE) } & PIT_OUTPUT != 0;
+        Pit { count: u16::from_le_bytes([low, high]), is_over }
     }
-    let before = tsc();
-    // SAFETY: as above. It counts from here on.
-    unsafe { outb(0x42, high) };
-    lapic::count_freely();
-    let start = tsc();
-    let mut last = start;
-    // SAFETY: as above. A machine without the timer reads ones, and is not waited for.
-    while unsafe { inb(0x61) } & 1 << 5 == 0 {
-        last = tsc();
+
+    fn pm_timer(&mut self) -> Option<u32> {
+        // SAFETY: the port is the one that ACPI names, and reading it has no effect.
+        self.pm_timer.map(|port| unsafe { inl(port) })
     }
-    let apic = u64::from(u32::MAX - lapic::count());
-    let end = tsc();
-    Watched { tsc: end - start, apic, doubt: (start - before) + (end - last) }
+
+    fn apic(&mut self) -> u32 {
+        lapic::count()
+    }
+
+    fn hint(&self) -> Option<u64> {
+        CpuId::with_cpuid_reader(CpuIdReaderNative).get_tsc_info()?.tsc_frequency()
+    }
 }
 
 /// The time-stamp counter.
