@@ -270,17 +270,29 @@ pub(crate) fn report_to(queue: &mut Producer, prefix: &str, text: &dyn fmt::Disp
 
 /// Sends what waits and the UART takes at once. To be called when the CPU was interrupted and before it sleeps; before it enters
 /// a guest or sleeps it arms its timer for [`next_poll`].
+#[inline]
 pub(crate) fn poll() {
-    if ATTENTION.disarm()
-        && let Some(console) = CONSOLE.get()
-    {
+    if ATTENTION.disarm() {
+        send();
+    }
+}
+
+#[cold]
+fn send() {
+    if let Some(console) = CONSOLE.get() {
         console.send();
     }
 }
 
 /// When this CPU has to [`poll`] at the latest, as it arms its timer anew.
+#[inline]
 pub(crate) fn next_poll() -> Instant {
-    ATTENTION.arm().map_or(Instant::NEVER, |due| Instant::new(timer::ticks(due.max(now() + FIFO_TIME))))
+    ATTENTION.arm().map_or(Instant::NEVER, next_poll_for)
+}
+
+#[cold]
+fn next_poll_for(due: u64) -> Instant {
+    Instant::new(timer::ticks(due.max(now() + FIFO_TIME)))
 }
 
 /// Whether something waits.

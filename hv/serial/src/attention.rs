@@ -43,7 +43,20 @@ impl Attention {
     }
 
     /// This CPU was interrupted. Whether it has to look at the queues.
+    #[inline]
     pub fn disarm(&self) -> bool {
+        !self.is_idle() && self.disarm_and_see()
+    }
+
+    /// Nothing waits, and no CPU counts as armed: then whoever puts something interrupts itself, and none of the others has to
+    /// take anything back. This is all that most interrupts cost.
+    #[inline]
+    fn is_idle(&self) -> bool {
+        self.waiting().is_none() && !self.armed.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    fn disarm_and_see(&self) -> bool {
         self.armed.store(false, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.waiting().is_some()
@@ -61,9 +74,15 @@ impl Attention {
     }
 
     /// This CPU arms its timer anew: for when, if something waits.
+    #[inline]
     pub fn arm(&self) -> Option<u64> {
+        if self.is_idle() { None } else { self.arm_for_what_waits() }
+    }
+
+    #[cold]
+    fn arm_for_what_waits(&self) -> Option<u64> {
         // The timer may have been armed for what is gone. Who puts something there from here on sees that.
-        if self.waiting().is_none() && !self.disarm() {
+        if self.waiting().is_none() && !self.disarm_and_see() {
             return None;
         }
         let due = self.waiting().unwrap_or(0);
@@ -71,6 +90,7 @@ impl Attention {
         Some(due)
     }
 
+    #[inline]
     fn waiting(&self) -> Option<u64> {
         Some(self.due.load(Ordering::Relaxed)).filter(|&due| due != NEVER)
     }
