@@ -422,7 +422,7 @@ pub(super) const ROWS: &[Row] = &[
         source: Source::Guest("endless-line"),
         beside: Some(("smoke", "")),
         alone: None,
-        ..USUAL
+        ..LONG
     },
     Row {
         name: "two-vms-one-dead",
