@@ -9,6 +9,7 @@
 
 use crate::lapic;
 use crate::timer;
+use core::alloc::Layout;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
@@ -224,6 +225,11 @@ pub(crate) fn print(text: fmt::Arguments<'_>) {
 /// From here on no line waits until it is sent: guests run.
 pub(crate) fn share() {
     SHARED.store(true, Ordering::Relaxed);
+}
+
+/// What [`add_vm`] allocates.
+pub(crate) fn vm_allocations() -> impl Iterator<Item = Layout> {
+    Mux::vm_allocations(OUTPUT_QUEUE, ABOUT_QUEUE)
 }
 
 /// A VM's console, its queues allocated. `name` is None if it is the only one.

@@ -1,9 +1,10 @@
 //! Whose bytes are sent next.
 
-use crate::ring::{Consumer, Producer, ring};
+use crate::ring::{self, Consumer, Producer, ring};
 use crate::wire::{self, Part};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::alloc::Layout;
 use core::fmt::{self, Write};
 
 /// How many bytes of a VM's line are sent while others wait; a line that is longer is cut.
@@ -102,6 +103,13 @@ impl Mux {
         let (output, about) = (ring(output.max(QUANTUM)), ring(about));
         self.vms.push(Vm { name: name.map(short), output: output.1, about: about.1, is_cut: false, held: None });
         VmQueues { output: output.0, about: about.0 }
+    }
+
+    /// What [`add_vm`](Self::add_vm) allocates, at most.
+    pub fn vm_allocations(output: usize, about: usize) -> impl Iterator<Item = Layout> {
+        // The list of VMs is moved when it grows, to twice its size.
+        let listed = [Layout::new::<[u8; MAX_NAME]>(), Layout::new::<Vm>(), Layout::new::<Vm>()];
+        ring::allocations(output.max(QUANTUM)).into_iter().chain(ring::allocations(about)).chain(listed)
     }
 
     /// Sends as much as there is and `transmitter` takes at once; `now` is in nanoseconds. Returns how much that was.

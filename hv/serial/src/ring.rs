@@ -3,6 +3,7 @@
 use crate::sync::{AtomicU8, AtomicUsize, Ordering};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::alloc::Layout;
 use core::fmt::{self, Write};
 
 /// The queue. Positions count bytes since the start, modulo 2⁶⁴; the byte at one is at the position modulo the capacity.
@@ -23,6 +24,13 @@ impl Ring {
         // The capacity is a power of two, so positions may wrap around.
         &self.bytes[position & (self.bytes.len() - 1)]
     }
+}
+
+/// What such a queue allocates.
+pub(crate) fn allocations(capacity: usize) -> [Layout; 2] {
+    // Reference counts stand before what they count.
+    let bytes = Layout::array::<AtomicU8>(capacity.next_power_of_two()).unwrap_or(Layout::new::<()>());
+    [bytes, Layout::new::<(usize, usize, Ring)>()]
 }
 
 /// A queue of at least `capacity` bytes: its two ends.

@@ -3,6 +3,7 @@
 use crate::console;
 use alloc::boxed::Box;
 use alloc::format;
+use core::alloc::Layout;
 use core::fmt;
 use loader::VmName;
 use serial::{Producer, wire};
@@ -23,6 +24,14 @@ impl About {
         console::report_to(&mut self.queue.lock(), &self.prefix, text);
     }
 }
+
+/// What [`console`] allocates.
+pub(super) fn allocations() -> impl Iterator<Item = Layout> {
+    console::vm_allocations().chain([Layout::new::<[u8; PREFIX]>()])
+}
+
+/// The prefix of a VM's lines, in bytes at most: `hv: `, its name, and `: `, in a string that has grown.
+const PREFIX: usize = 64;
 
 /// A console for a VM, and the hypervisor's words about it.
 pub(super) fn console(name: Option<VmName>) -> (Console, About) {

@@ -119,7 +119,8 @@ impl<F: Nested> Guest<F> {
     pub(super) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
         // Reference counts stand before what they count.
         let shared = [Some(Layout::new::<(usize, usize, Self)>()), Vm::<Console, TscClock>::allocations(config.vcpus)];
-        shared.into_iter().flatten().chain(VmMemory::<F>::allocations(config))
+        let shared = shared.into_iter().flatten().chain(console::allocations());
+        shared.chain(VmMemory::<F>::allocations(config))
     }
 
     /// The CPU that vCPU `vcpu` runs on.

@@ -306,11 +306,9 @@ const HYPERCALLS: Row = attack("hypercalls", "attack", "kind=hypercall");
 const TIMER: Row = attack("", "attack", "kind=timer");
 const INTERRUPTED_SLEEP: Row = attack("", "attack", "kind=interrupted-sleep");
 const DEADLINE: Row = attack("deadline-writes", "attack", "kind=deadline");
-/// Of a vCPU to itself, or of two to each other.
-const NMI: Row = attack("", "attack", "kind=nmi");
-const NMI_SMP: Row = Row { vcpus: 2, ..attack("nmi-storm", "attack", "kind=nmi") };
-const IPI: Row = attack("", "attack", "kind=ipi");
-const IPI_SMP: Row = Row { vcpus: 2, ..IPI };
+/// Two vCPUs to each other.
+const NMI: Row = Row { vcpus: 2, ..attack("nmi-storm", "attack", "kind=nmi") };
+const IPI: Row = Row { vcpus: 2, ..attack("", "attack", "kind=ipi") };
 const CONSOLE: Row = attack("console-flood", "attack", "kind=console");
 const DIRTY_LOG: Row = attack("", "attack", "kind=dirty-log");
 const GIVE_BACK: Row = attack("", "attack", "kind=give-back");
@@ -442,7 +440,7 @@ pub(super) const ROWS: &[Row] = &[
     CONSOLE,
     DEADLINE,
     HYPERCALLS,
-    NMI_SMP,
+    NMI,
     // Past its limit.
     Row { name: "sleep", beside: None, ..IDLE },
     Row { name: "sleep-smp", beside: None, cpus: Some(2), ..IDLE },
@@ -466,9 +464,9 @@ pub(super) const ROWS: &[Row] = &[
     shared("fair-deadline", DEADLINE),
     apart("fair-deadline-apart", DEADLINE),
     shared("fair-nmi", NMI),
-    apart("fair-nmi-apart", NMI_SMP),
+    apart("fair-nmi-apart", NMI),
     shared("fair-ipi", IPI),
-    apart("fair-ipi-apart", IPI_SMP),
+    apart("fair-ipi-apart", IPI),
     shared("fair-console", CONSOLE),
     apart("fair-console-apart", CONSOLE),
     shared("fair-string-io", STRING_IO),
