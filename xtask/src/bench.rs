@@ -5,6 +5,7 @@ use crate::figures::{Figures, Unit};
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Engine, Qemu};
 use crate::machine::{Image, Machine};
+use crate::output::outln;
 use crate::progress::Step;
 use crate::project;
 use crate::setup::{self, Tool};
@@ -146,32 +147,30 @@ impl Bench {
         };
         let kept_file = project::root().join(format!("xtask/baseline/exit-latency-{name}.json"));
         let kept = if self.save || !kept_file.exists() { None } else { Some(Figures::load(&kept_file)?) };
-        println!("exit latency in instructions, as the guest sees it ({name})\n{}", first.table(kept.as_ref()));
+        outln!("exit latency in instructions, as the guest sees it ({name})\n{}", first.table(kept.as_ref()));
         let file = project::reports("bench").join(self.host.report());
         first.save(&file)?;
-        println!("bench: written to {}", project::short(&file));
+        outln!("bench: written to {}", project::short(&file));
 
         if first != second {
-            println!("bench: {name}: FAILED: two runs differ; the second:\n{}", second.table(Some(&first)));
+            outln!("bench: {name}: FAILED: two runs differ; the second:\n{}", second.table(Some(&first)));
             return Ok(1);
         }
         if self.save {
             first.save(&kept_file)?;
-            println!("bench: kept in {}\n", project::short(&kept_file));
+            outln!("bench: kept in {}\n", project::short(&kept_file));
             return Ok(0);
         }
         let Some(kept) = kept else {
-            println!(
-                "bench: {name}: FAILED: nothing to compare with; `cargo xtask bench --save` keeps these figures\n"
-            );
+            outln!("bench: {name}: FAILED: nothing to compare with; `cargo xtask bench --save` keeps these figures\n");
             return Ok(1);
         };
         let regressions = first.regressions(&kept)?;
         for regression in &regressions {
-            println!("bench: {name}: FAILED: {regression}");
+            outln!("bench: {name}: FAILED: {regression}");
         }
         if regressions.is_empty() {
-            println!("bench: {name}: two runs are the same, and nothing is more than 5 % above the figures kept\n");
+            outln!("bench: {name}: two runs are the same, and nothing is more than 5 % above the figures kept\n");
         }
         Ok(u8::from(!regressions.is_empty()))
     }
@@ -182,8 +181,8 @@ impl Bench {
         let report = trial.carry_out(&mut |_| ())?;
         step.end(report.outcome.verdict.name());
         if report.outcome.verdict != Verdict::Pass {
-            report.finished.console.iter().chain(&report.finished.complaints).for_each(|line| println!("{line}"));
-            println!("bench: {}: {}", self.host.name(), report.outcome);
+            report.finished.console.iter().chain(&report.finished.complaints).for_each(|line| outln!("{line}"));
+            outln!("bench: {}: {}", self.host.name(), report.outcome);
             return Ok(Err(report.outcome.verdict));
         }
         Figures::read(self.host.name(), Unit::Instructions, report.finished.console.iter().map(String::as_str)).map(Ok)

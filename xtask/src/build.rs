@@ -1,6 +1,6 @@
 //! Builds the images: the hypervisor and the guests.
 
-use crate::failure::usage;
+use crate::output::outln;
 use crate::project;
 use crate::toolchain::{Target, Toolchain};
 use crate::vectors;
@@ -21,10 +21,10 @@ pub(crate) struct Args {}
 pub(crate) fn command(_: &Args) -> Result<ExitCode> {
     let images = Images::build()?;
     let scan = images.check_vectors()?;
-    println!("no-vector check: {} instructions, none touches x87, MMX, SSE or AVX state", scan.instructions);
+    outln!("no-vector check: {} instructions, none touches x87, MMX, SSE or AVX state", scan.instructions);
     for image in std::iter::once(images.hv()).chain(guest_names()?.iter().map(|name| images.guest(name))) {
         let size = fs::metadata(&image).with_context(|| format!("{} was not built", image.display()))?.len();
-        println!("{:>8} KiB  {}", size.div_ceil(1024), project::short(&image));
+        outln!("{:>8} KiB  {}", size.div_ceil(1024), project::short(&image));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -123,14 +123,4 @@ fn program_names(folder: &str) -> Result<Vec<String>> {
 fn program_name(path: &Path) -> Option<String> {
     let is_program = path.is_dir() || path.extension().is_some_and(|extension| extension == "rs");
     is_program.then(|| Some(path.file_stem()?.to_str()?.to_string())).flatten()
-}
-
-/// Whether this is one of our guests, rather than the path of a file.
-pub(crate) fn is_our_guest(guest: &str) -> Result<bool> {
-    let names = guest_names()?;
-    let ours = names.iter().any(|name| name == guest);
-    if !ours && !Path::new(guest).is_file() {
-        return Err(usage(format!("--guest {guest}: no such file, and none of our guests ({})", names.join(", "))));
-    }
-    Ok(ours)
 }

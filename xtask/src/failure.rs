@@ -1,5 +1,6 @@
 //! How `xtask` itself fails, as opposed to what it runs.
 
+use crate::output::errln;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -28,6 +29,6 @@ pub(crate) fn usage(text: impl Into<String>) -> anyhow::Error {
 
 /// Prints the error and gives the status to end with.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    errln!("error: {error:#}");
     ExitCode::from(if error.is::<Usage>() { USAGE } else { BROKEN })
 }

@@ -6,7 +6,8 @@ use crate::size::Size;
 use crate::trial::{Backing, Guest, Pages, Paging};
 use anyhow::Result;
 use clap::ValueEnum;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// The most vCPUs of a VM.
@@ -20,13 +21,13 @@ const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|re
 pub(crate) struct GuestArgs {
     /// Multiboot ELF to run, or the name of one of our guests
     #[arg(long, value_name = "FILE")]
-    guest: Option<String>,
+    guest: Option<GuestImage>,
     /// Words for the guest's command line, after its name
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
     /// A module for the guest, and the words for its string; may be repeated
-    #[arg(long, value_name = "FILE WORDS")]
-    module: Vec<String>,
+    #[arg(long, value_name = "FILE WORDS", value_parser = parse_module)]
+    module: Vec<Image>,
     /// The guest's virtual processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     vcpus: u32,
@@ -50,14 +51,13 @@ pub(crate) struct GuestArgs {
 }
 
 impl GuestArgs {
-    /// The guests of one machine: those of `--vm`, or `--guest`, or else this one.
+    /// The guests of one machine: those of `--vm`, or `--guest`, or else this one of ours.
     pub(crate) fn wanted(&self, default: &str) -> Vec<Wanted> {
         if !self.vm.is_empty() {
             return self.vm.clone();
         }
-        let Self { cmdline, vcpus, mem, memory, paging, pages, .. } = self.clone();
-        let guest = self.guest.as_deref().unwrap_or(default).to_string();
-        let modules = self.module.iter().map(|module| parse_module(module)).collect();
+        let Self { guest, cmdline, module: modules, vcpus, mem, memory, paging, pages, .. } = self.clone();
+        let guest = guest.unwrap_or_else(|| GuestImage::Ours(default.to_string()));
         vec![Wanted { name: None, guest, words: cmdline, modules, vcpus, mem, memory, paging, pages }]
     }
 
@@ -67,11 +67,34 @@ impl GuestArgs {
     }
 }
 
+/// The image of a guest that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum GuestImage {
+    /// One of our guests, by its name.
+    Ours(String),
+    /// A file that was there, and could be read.
+    File(PathBuf),
+}
+
+impl FromStr for GuestImage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = build::guest_names().map_err(|error| format!("{error:#}"))?;
+        if names.iter().any(|name| name == text) {
+            return Ok(Self::Ours(text.to_string()));
+        }
+        let file = readable_file(text)
+            .map_err(|error| format!("{error}, and none of our guests has this name ({})", names.join(", ")))?;
+        Ok(Self::File(file))
+    }
+}
+
 /// A guest that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     name: Option<String>,
-    guest: String,
+    guest: GuestImage,
     words: String,
     modules: Vec<Image>,
     vcpus: u32,
@@ -84,22 +107,24 @@ pub(crate) struct Wanted {
 impl Wanted {
     /// What it is, for people.
     pub(crate) fn title(&self) -> String {
-        Path::new(&self.guest).file_name().unwrap_or_default().to_string_lossy().into_owned()
+        match &self.guest {
+            GuestImage::Ours(name) => name.clone(),
+            GuestImage::File(file) => file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        }
     }
 
     /// Whether it is one of our guests, rather than a file.
-    ///
-    /// # Errors
-    /// It is neither.
-    pub(crate) fn is_ours(&self) -> Result<bool> {
-        build::is_our_guest(&self.guest)
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self.guest, GuestImage::Ours(_))
     }
 
     /// The VM with this number. `images` has our guests, where they were built.
     pub(crate) fn resolve(&self, number: usize, images: Option<&Images>) -> Guest {
-        let ours = images.filter(|_| self.is_ours().unwrap_or(false));
-        let file = ours.map_or_else(|| PathBuf::from(&self.guest), |images| images.guest(&self.guest));
-        let small = self.guest == "exit-latency";
+        let file = match &self.guest {
+            GuestImage::Ours(name) => images.map_or_else(|| PathBuf::from(name), |images| images.guest(name)),
+            GuestImage::File(file) => file.clone(),
+        };
+        let small = self.guest == GuestImage::Ours("exit-latency".to_string());
         Guest {
             name: self.name.clone().unwrap_or_else(|| format!("vm{number}")),
             image: Image::new(file, self.words.clone()),
@@ -118,10 +143,16 @@ impl FromStr for Wanted {
 
     /// Reads `KEY=VALUE,…,cmdline=the rest, with its commas`.
     fn from_str(text: &str) -> Result<Self, String> {
+        let (keys, words) = match text.split_once(",cmdline=") {
+            Some((keys, words)) => (keys, words),
+            None => text.strip_prefix("cmdline=").map_or((text, ""), |words| ("", words)),
+        };
+        let guest = keys.split(',').find_map(|word| word.strip_prefix("guest="));
+        let guest = guest.ok_or_else(|| format!("guest=FILE is missing; expected {VM_KEYS}"))?;
         let mut vm = Self {
             name: None,
-            guest: String::new(),
-            words: String::new(),
+            guest: guest.parse()?,
+            words: words.to_string(),
             modules: Vec::new(),
             vcpus: 1,
             mem: Guest::MEMORY,
@@ -129,17 +160,8 @@ impl FromStr for Wanted {
             paging: Paging::Nested,
             pages: None,
         };
-        let mut rest = Some(text);
-        while let Some(text) = rest {
-            if let Some(words) = text.strip_prefix("cmdline=") {
-                vm.words = words.to_string();
-                break;
-            }
-            let (word, after) = text.split_once(',').map_or((text, None), |(word, after)| (word, Some(after)));
-            vm.set(word)?;
-            rest = after;
-        }
-        if vm.guest.is_empty() { Err("guest=FILE is missing".to_string()) } else { Ok(vm) }
+        keys.split(',').try_for_each(|word| vm.set(word))?;
+        Ok(vm)
     }
 }
 
@@ -147,7 +169,7 @@ impl Wanted {
     fn set(&mut self, word: &str) -> Result<(), String> {
         let (key, value) = word.split_once('=').ok_or_else(|| format!("'{word}': expected {VM_KEYS}"))?;
         match key {
-            "guest" => self.guest = value.to_string(),
+            "guest" => self.guest = value.parse()?,
             "name" => self.name = Some(value.to_string()),
             "vcpus" => {
                 let count = value.parse().ok().filter(|count| (1..=MAX_VCPUS).contains(count));
@@ -165,7 +187,7 @@ impl Wanted {
             "pages" => {
                 self.pages = Some(Pages::from_str(value, false).map_err(|_| format!("{word}: expected 4k or 2m"))?);
             }
-            "module" => self.modules.push(parse_module(value)),
+            "module" => self.modules.push(parse_module(value)?),
             _ => return Err(format!("'{word}': expected {VM_KEYS}")),
         }
         Ok(())
@@ -173,34 +195,59 @@ impl Wanted {
 }
 
 /// `FILE WORDS`: a file whose path has a blank is given by a path without one.
-fn parse_module(module: &str) -> Image {
+fn parse_module(module: &str) -> Result<Image, String> {
     let (file, words) = module.split_once(' ').unwrap_or((module, ""));
-    Image::new(file, words)
+    Ok(Image::new(readable_file(file)?, words))
+}
+
+/// The path of a file that can be read. What can't be is refused here, where the command line is read: before anything is built,
+/// and with the option's name.
+fn readable_file(path: &str) -> Result<PathBuf, String> {
+    let opened = File::open(path).and_then(|file| file.metadata()).map_err(|error| format!("{path}: {error}"))?;
+    if opened.is_file() { Ok(PathBuf::from(path)) } else { Err(format!("{path}: it is not a regular file")) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A file that is there wherever the tests run.
+    const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+
     #[test]
     fn a_module_is_a_file_and_words() {
-        let module = parse_module("a/b.img root=1 ro");
-        assert_eq!((module.file, module.words.as_str()), (PathBuf::from("a/b.img"), "root=1 ro"));
-        assert_eq!(parse_module("x").words, "");
+        let module = parse_module(&format!("{FILE} root=1 ro")).unwrap();
+        assert_eq!((module.file, module.words.as_str()), (PathBuf::from(FILE), "root=1 ro"));
+        assert_eq!(parse_module(FILE).unwrap().words, "");
+    }
+
+    #[test]
+    fn files_that_can_not_be_used_say_why() {
+        for (path, why) in
+            [("no/file", "No such file"), ("/", "not a regular file"), ("/dev/null", "not a regular file")]
+        {
+            for error in [parse_module(path).unwrap_err(), path.parse::<GuestImage>().unwrap_err()] {
+                assert!(error.contains(path) && error.contains(why), "{error}");
+            }
+        }
     }
 
     #[test]
     fn a_vm_is_read_key_by_key() {
-        let text = "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,module=m x,cmdline=--seed 1,mem=2,b";
+        let text = format!(
+            "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,module={FILE} x,cmdline=--seed 1,mem=2,b"
+        );
         let vm: Wanted = text.parse().unwrap();
         let guest = vm.resolve(0, None);
+        assert!(vm.is_ours());
         assert_eq!((guest.name.as_str(), guest.vcpus, guest.memory), ("a", 2, Size::mib(128)));
         assert_eq!((guest.pages, guest.backing, guest.modules.len()), (Pages::Small, Backing::Reserve, 1));
         assert_eq!(guest.image, Image::new("balloon", "--seed 1,mem=2,b"));
-        let plain: Wanted = "guest=x/smoke".parse().unwrap();
+        let plain: Wanted = format!("guest={FILE}").parse().unwrap();
         let guest = plain.resolve(1, None);
+        assert!(!plain.is_ours());
         assert_eq!((guest.name.as_str(), guest.vcpus, guest.memory), ("vm1", 1, Guest::MEMORY));
-        assert_eq!((plain.title().as_str(), guest.pages), ("smoke", Pages::Large));
+        assert_eq!((plain.title().as_str(), guest.pages), ("Cargo.toml", Pages::Large));
     }
 
     #[test]
@@ -208,13 +255,15 @@ mod tests {
         for (text, why) in [
             ("", "expected guest=FILE"),
             ("mem=64M", "guest=FILE is missing"),
-            ("guest=a,vcpus=17", "from 1 to 16"),
-            ("guest=a,vcpus=0", "from 1 to 16"),
-            ("guest=a,mem=64", "is no size"),
-            ("guest=a,pages=1g", "4k or 2m"),
-            ("guest=a,memory=all", "touch or reserve"),
-            ("guest=a,paging=x", "expected nested"),
-            ("guest=a,cpus=2", "expected guest=FILE"),
+            ("guest=smoke,vcpus=17", "from 1 to 16"),
+            ("guest=smoke,vcpus=0", "from 1 to 16"),
+            ("guest=smoke,mem=64", "is no size"),
+            ("guest=smoke,pages=1g", "4k or 2m"),
+            ("guest=smoke,memory=all", "touch or reserve"),
+            ("guest=smoke,paging=x", "expected nested"),
+            ("guest=smoke,cpus=2", "expected guest=FILE"),
+            ("guest=smoke,module=no/file", "no/file: No such file"),
+            ("guest=no/file", "no/file: No such file"),
         ] {
             let error = text.parse::<Wanted>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");

@@ -1,13 +1,16 @@
 //! Makes an ISO that boots the hypervisor and guests, on real machines as well.
 
 use crate::build::Images;
+use crate::failure::usage;
 use crate::guests::GuestArgs;
 use crate::machine;
+use crate::output::outln;
 use crate::project;
 use crate::run::HvWords;
 use crate::setup::{self, Tool};
-use anyhow::{Context, Result};
-use std::fs;
+use anyhow::Result;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -39,25 +42,31 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    let file = args.output.clone().unwrap_or_else(|| project::reports("hv.iso"));
+    check_writable(&file).map_err(|error| usage(format!("--output {}: {error}", file.display())))?;
     setup::ensure(Tool::Bochs)?;
     let guests = args.guests.wanted("smoke");
-    for guest in &guests {
-        guest.is_ours()?;
-    }
     let images = Images::build()?;
     let guests: Vec<_> =
         guests.iter().enumerate().map(|(number, guest)| guest.resolve(number, Some(&images))).collect();
     let images = args.words.hypervisor(&images).images(&guests, Duration::from_secs(args.limit.into()));
-    let file = args.output.clone().unwrap_or_else(|| project::reports("hv.iso"));
     make(&images, &file)?;
     let size = fs::metadata(&file)?.len();
-    println!("{}: {} MiB; it boots: {}", project::short(&file), size.div_ceil(1 << 20), images.kernel.words);
+    outln!("{}: {} MiB; it boots: {}", project::short(&file), size.div_ceil(1 << 20), images.kernel.words);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Fails where an ISO can't be written to this path. Makes its folder, and changes nothing else.
+fn check_writable(file: &Path) -> io::Result<()> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent)?;
+    match File::options().write(true).open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => tempfile::tempfile_in(parent).map(drop),
+        opened => opened.map(drop),
+    }
 }
 
 /// Makes an ISO of these images.
 pub(crate) fn make(images: &machine::Images, file: &Path) -> Result<()> {
-    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).with_context(|| format!("can't make {}", parent.display()))?;
     machine::iso::make(images, machine::run_folder()?.path(), file)
 }

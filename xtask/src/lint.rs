@@ -1,5 +1,6 @@
 //! The checks of the sources: their form, and clippy.
 
+use crate::output::outln;
 use crate::project;
 use crate::setup;
 use anyhow::{Context, Result};
@@ -26,11 +27,11 @@ pub(crate) fn command(_: &Args) -> Result<ExitCode> {
     ]
     .into_iter()
     .filter(|arguments| {
-        println!("lint: cargo {}", arguments.join(" "));
+        outln!("lint: cargo {}", arguments.join(" "));
         !cargo(arguments).status().is_ok_and(|status| status.success())
     })
     .count();
-    println!("lint: {}", if failed == 0 { "clean" } else { "FAILED" });
+    outln!("lint: {}", if failed == 0 { "clean" } else { "FAILED" });
     Ok(ExitCode::from(u8::from(failed > 0)))
 }
 

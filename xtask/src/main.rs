@@ -1,5 +1,8 @@
 //! Sets up, builds, runs, tests and measures the hypervisor: `cargo xtask --help`.
 
+// They panic where their stream is closed or full; `output` has others.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod accounts;
 mod bench;
 mod build;
@@ -10,8 +13,10 @@ mod iso;
 mod judge;
 mod ktap;
 mod latency;
+mod leash;
 mod lint;
 mod machine;
+mod output;
 mod progress;
 mod project;
 mod run;
@@ -25,6 +30,7 @@ mod trial;
 mod vectors;
 mod verdict;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -52,7 +58,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let result = leash::Watch::begin().and_then(|watch| {
+        let result = carry_out(command);
+        watch.end();
+        result
+    });
+    result.unwrap_or_else(|error| failure::report(&error))
+}
+
+fn carry_out(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Setup(args) => setup::command(&args),
         Command::Build(args) => build::command(&args),
         Command::Run(args) => run::command(&args),
@@ -62,6 +78,5 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::command(&args),
         Command::Fairness(args) => test::fairness::command(&args),
         Command::Lint(args) => lint::command(&args),
-    };
-    result.unwrap_or_else(|error| failure::report(&error))
+    }
 }

@@ -1,5 +1,6 @@
 //! Progress of long steps: a spinner on a terminal, plain lines elsewhere.
 
+use crate::output::{errln, outln};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
 use std::io::IsTerminal;
@@ -23,7 +24,7 @@ impl Step {
             spinner
         });
         if spinner.is_none() {
-            eprintln!("{what} …");
+            errln!("{what} …");
         }
         Self { what, started: Instant::now(), spinner }
     }
@@ -33,7 +34,7 @@ impl Step {
         if let Some(spinner) = &self.spinner {
             spinner.finish_and_clear();
         }
-        eprintln!("{}: {how} ({:.1} s)", self.what, self.started.elapsed().as_secs_f64());
+        errln!("{}: {how} ({:.1} s)", self.what, self.started.elapsed().as_secs_f64());
     }
 }
 
@@ -56,10 +57,10 @@ impl Counter {
     pub(crate) fn done(&self, line: &str) {
         match &self.bar {
             Some(bar) => {
-                bar.suspend(|| println!("{line}"));
+                bar.suspend(|| outln!("{line}"));
                 bar.inc(1);
             }
-            None => println!("{line}"),
+            None => outln!("{line}"),
         }
     }
 
@@ -95,8 +96,8 @@ impl Live {
     /// A line that stays.
     pub(crate) fn line(&self, line: &dyn fmt::Display) {
         match &self.0 {
-            Some(bar) => bar.suspend(|| println!("{line}")),
-            None => println!("{line}"),
+            Some(bar) => bar.suspend(|| outln!("{line}")),
+            None => outln!("{line}"),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::guests::{GuestArgs, Wanted};
 use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Needs, Qemu};
+use crate::output::outln;
 use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::symbols::Symbols;
@@ -85,7 +86,8 @@ Exit status:
    10  no-verdict          the emulator ended otherwise, without a verdict
    11  no-memory           the machine has too little memory for the VMs; the text says for which and of what
   101  the images could not be built
-  124  hang                the guest passed its limit, or the machine its time-out";
+  124  hang                the guest passed its limit, or the machine its time-out
+128+n  signal n ended the run: nothing is left of its files and processes";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum HostKind {
@@ -130,9 +132,8 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     if args.bare && machines.iter().any(|guests| guests.len() > 1) {
         return Err(usage("--bare boots one guest: without the hypervisor a machine holds no more"));
     }
-    let ours = machines.iter().flatten().map(Wanted::is_ours).collect::<Result<Vec<_>>>()?;
     let machine = args.machine()?;
-    let images = match (args.bare, ours.contains(&true)) {
+    let images = match (args.bare, machines.iter().flatten().any(Wanted::is_ours)) {
         (false, _) => Some(Images::build()?),
         (true, true) => Some(Images::build_guests()?),
         (true, false) => None,
@@ -156,15 +157,15 @@ fn show(trial: &Trial, title: &str) -> Result<Verdict> {
     printer.end_line();
     if matches!(report.outcome.verdict, Verdict::Hang | Verdict::HvTripleFault | Verdict::Unknown) {
         for line in &report.finished.complaints {
-            println!("emulator: {line}");
+            outln!("emulator: {line}");
         }
     }
     if let [_, _, ..] = &report.vms[..] {
         for vm in &report.vms {
-            println!("run: {}: {}{}", vm.name, vm.outcome, vm.work());
+            outln!("run: {}: {}{}", vm.name, vm.outcome, vm.work());
         }
     }
-    println!("run: {} [{title} on {trial}, {:.1} s]", report.outcome, report.finished.elapsed.as_secs_f64());
+    outln!("run: {} [{title} on {trial}, {:.1} s]", report.outcome, report.finished.elapsed.as_secs_f64());
     Ok(report.outcome.verdict)
 }
 
@@ -231,7 +232,7 @@ impl Printer {
     /// Ends a last line that the machine left open.
     fn end_line(&mut self) {
         if !self.line.is_empty() {
-            println!();
+            outln!("");
             self.line.clear();
         }
     }

@@ -5,6 +5,7 @@
 
 use crate::failure::usage;
 use crate::machine::{bochs, iso, qemu};
+use crate::output::outln;
 use crate::progress::Step;
 use crate::project;
 use crate::toolchain::{Target, Toolchain};
@@ -40,15 +41,15 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let wanted = |part| args.only.is_none_or(|only| only == part);
     if wanted(Part::Qemu) {
         ensure(Tool::Qemu)?;
-        println!("setup: {} is here", qemu::PROGRAM);
+        outln!("setup: {} is here", qemu::PROGRAM);
     }
     if wanted(Part::Bochs) {
         ensure(Tool::Bochs)?;
-        println!("setup: Bochs and GRUB's tools are here");
+        outln!("setup: Bochs and GRUB's tools are here");
     }
     if wanted(Part::Toolchain) {
         for target in [Target::Bits64, Target::Bits32] {
-            println!("setup: images for {} are built with {}", target.name(), Toolchain::find_or_get(target)?);
+            outln!("setup: images for {} are built with {}", target.name(), Toolchain::find_or_get(target)?);
         }
     }
     Ok(ExitCode::SUCCESS)

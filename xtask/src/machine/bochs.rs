@@ -1,12 +1,13 @@
 //! Bochs: the way to VMX where the processor has none, and a second opinion on SVM.
 
-use super::{Boot, Leashed, Medium, Stop, iso};
+use super::{Boot, Medium, Stop, iso};
+use crate::leash::Leashed;
 use crate::project;
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -120,7 +121,7 @@ fn attend(child: &mut Leashed, folder: &Path, deadline: Instant, live: &mut dyn 
         if console.forward(live)? {
             last_heard = Instant::now();
         }
-        if let Some(status) = child.0.try_wait()? {
+        if let Some(status) = child.child.try_wait()? {
             break Some(status.code());
         }
         let dead = last_heard.elapsed() >= SILENCE && has_shut_down(&log);
@@ -141,9 +142,7 @@ fn attend(child: &mut Leashed, folder: &Path, deadline: Instant, live: &mut dyn 
 /// for [`DEBUGGER_COMMANDS`]; it ignores SIGTERM, and what does not end soon is killed.
 fn stop_at_prompt(child: &mut Leashed) {
     for _ in 0..2 {
-        let interrupted = Command::new("kill").args(["-INT", &child.0.id().to_string()]).status();
-        let patience = Duration::from_millis(500);
-        if !interrupted.is_ok_and(|status| status.success()) || matches!(child.ends_within(patience), Ok(true)) {
+        if !child.interrupt() || matches!(child.ends_within(Duration::from_millis(500)), Ok(true)) {
             break;
         }
     }
@@ -247,7 +246,7 @@ mod tests {
         assert_eq!((stop.exit, stop.processor_shut_down, heard.as_slice()), (None, false, &b"hello\n"[..]));
         assert_eq!(stop.complaints.last().map(String::as_str), Some("at 100"));
         assert_eq!(stop.complaints.len(), LAST_LOG_LINES);
-        assert!(child.0.try_wait().unwrap().is_some(), "it is dead");
+        assert!(child.child.try_wait().unwrap().is_some(), "it is dead");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Images that GRUB boots: for Bochs, and for real machines.
 
 use super::{Images, gather};
+use crate::leash::Leashed;
 use crate::project;
 use anyhow::{Context, Result, bail};
 use std::fmt::Write;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::Stdio;
 
 /// The programs that make an ISO, by the names they have in distributions.
 const MKRESCUE: [&str; 3] = ["grub-mkrescue", "grub2-mkrescue", "i686-elf-grub-mkrescue"];
@@ -31,19 +32,24 @@ pub(crate) fn make(images: &Images, folder: &Path, iso: &Path) -> Result<()> {
     fs::write(files.join("grub/grub.cfg"), configuration(images, &names))?;
 
     let mkrescue = find_mkrescue().context("grub-mkrescue is not installed")?;
-    let mut command = Command::new(mkrescue);
-    if let Some(modules) = find_bios_modules() {
-        command.arg("-d").arg(modules);
-    }
-    command.args([
-        "--install-modules=multiboot normal iso9660 biosdisk part_msdos",
-        "--locales=",
-        "--fonts=",
-        "--themes=",
-    ]);
-    let output = command.arg("-o").arg(iso).arg(&tree).output()?;
-    if !output.status.success() {
-        bail!("grub-mkrescue failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    let errors = folder.join("mkrescue.log");
+    let log = File::create(&errors)?;
+    let mut making = Leashed::spawn(&mkrescue, |command| {
+        if let Some(modules) = find_bios_modules() {
+            command.arg("-d").arg(modules);
+        }
+        command.args([
+            "--install-modules=multiboot normal iso9660 biosdisk part_msdos",
+            "--locales=",
+            "--fonts=",
+            "--themes=",
+        ]);
+        // Its temporary files are in `folder`, which goes when a signal ends it half-way.
+        command.arg("-o").arg(iso).arg(&tree).env("TMPDIR", folder);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    })?;
+    if !making.child.wait()?.success() {
+        bail!("grub-mkrescue failed:\n{}", String::from_utf8_lossy(&fs::read(errors)?));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod pauses;
 pub(crate) mod qemu;
 
 use crate::judge::End;
+use crate::leash::Folder;
 use crate::project;
 use crate::size::Size;
 use anyhow::{Context, Result};
@@ -16,9 +17,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// A multiboot image or module, and the words that follow its name in its command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,10 +127,10 @@ struct Stop {
 }
 
 /// A folder for one run's files, gone with the value.
-pub(crate) fn run_folder() -> Result<TempDir> {
+pub(crate) fn run_folder() -> Result<Folder> {
     let parent = project::target().join("run");
     fs::create_dir_all(&parent).with_context(|| format!("can't make {}", parent.display()))?;
-    TempDir::new_in(&parent).with_context(|| format!("can't make a folder in {}", parent.display()))
+    Folder::new_in(&parent)
 }
 
 /// Puts the kernel and its modules into `folder`, under names without blanks or commas, which neither QEMU's module list
@@ -155,66 +154,11 @@ fn plain_name(name: &OsStr) -> String {
     name.to_string_lossy().chars().map(plain).collect()
 }
 
-/// A child that does not outlive us: killed when dropped and, on Linux, when this process ends in whatever way.
-struct Leashed(Child);
-
-impl Leashed {
-    fn spawn(program: &Path, configure: impl FnOnce(&mut Command)) -> Result<Self> {
-        // setpriv(1) sets PR_SET_PDEATHSIG and becomes the program. The signal comes when the thread ends that spawned
-        // it; that thread is the one that waits for the child.
-        let mut command = match project::find_program("setpriv") {
-            Some(setpriv) if cfg!(target_os = "linux") => {
-                let mut command = Command::new(setpriv);
-                command.args(["--pdeathsig", "KILL"]).arg(program);
-                command
-            }
-            _ => Command::new(program),
-        };
-        configure(&mut command);
-        let child = command.spawn().with_context(|| format!("can't start {}", program.display()))?;
-        Ok(Self(child))
-    }
-
-    /// The exit status once it has ended by itself; None when it is still there at the deadline, and then it is killed.
-    fn wait_until(&mut self, deadline: Instant) -> Result<Option<Option<i32>>> {
-        if self.ends_within(deadline.saturating_duration_since(Instant::now()))? {
-            return Ok(Some(self.0.wait()?.code()));
-        }
-        self.kill();
-        Ok(None)
-    }
-
-    /// Whether it ends by itself within this time.
-    fn ends_within(&mut self, patience: Duration) -> io::Result<bool> {
-        let deadline = Instant::now() + patience;
-        loop {
-            if self.0.try_wait()?.is_some() {
-                return Ok(true);
-            }
-            if Instant::now() >= deadline {
-                return Ok(false);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn kill(&mut self) {
-        // Fails only if it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Leashed {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+    use tempfile::TempDir;
 
     #[test]
     fn names_are_made_plain_and_distinct() {
@@ -232,24 +176,5 @@ mod tests {
             ["my_guest_v2.elf", "a", "a.2"]
         );
         assert!(folder.path().join("a.2").exists());
-    }
-
-    #[test]
-    fn a_child_past_its_deadline_is_killed() {
-        let mut child = Leashed::spawn(Path::new("sleep"), |command| {
-            command.arg("1000");
-        })
-        .unwrap();
-        assert_eq!(child.wait_until(Instant::now() + Duration::from_millis(50)).unwrap(), None);
-        assert!(child.0.try_wait().unwrap().is_some());
-    }
-
-    #[test]
-    fn a_childs_own_end_is_told() {
-        let mut child = Leashed::spawn(Path::new("sh"), |command| {
-            command.args(["-c", "exit 7"]);
-        })
-        .unwrap();
-        assert_eq!(child.wait_until(Instant::now() + Duration::from_secs(60)).unwrap(), Some(Some(7)));
     }
 }

@@ -1,8 +1,9 @@
 //! QEMU, by TCG or KVM.
 
 use super::pauses::{self, Pauses};
-use super::{Boot, Image, Leashed, Medium, Stop, gather};
+use super::{Boot, Image, Medium, Stop, gather};
 use crate::failure::usage;
+use crate::leash::Leashed;
 use crate::project;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -12,7 +13,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Instant;
@@ -91,15 +92,15 @@ impl Kvm {
 
 /// Whether QEMU gets as far as a stopped machine. Some kernels offer a KVM that can't be what `-cpu host` asks for.
 fn starts_on_kvm() -> bool {
-    let mut command = Command::new(PROGRAM);
-    command.args(["-nodefaults", "-display", "none", "-accel", "kvm", "-cpu", "host", "-S", "-monitor", "stdio"]);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let ended = command.spawn().and_then(|mut child| {
-        // A broken pipe means that it is dead already, which the status tells.
-        let _ = child.stdin.take().map(|mut monitor| monitor.write_all(b"quit\n"));
-        child.wait()
+    let machine = Leashed::spawn(Path::new(PROGRAM), |command| {
+        command.args(["-nodefaults", "-display", "none", "-accel", "kvm", "-cpu", "host", "-S", "-monitor", "stdio"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     });
-    ended.is_ok_and(|status| status.success())
+    machine.is_ok_and(|mut machine| {
+        // A broken pipe means that it is dead already, which the status tells.
+        let _ = machine.child.stdin.take().map(|mut monitor| monitor.write_all(b"quit\n"));
+        machine.child.wait().is_ok_and(|status| status.success())
+    })
 }
 
 impl Accel {
@@ -156,8 +157,8 @@ impl Qemu {
             command.args(self.arguments(boot)).args(medium).current_dir(folder);
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         })?;
-        let console = child.0.stdout.take().context("QEMU has no standard output")?;
-        let errors = child.0.stderr.take().context("QEMU has no standard error")?;
+        let console = child.child.stdout.take().context("QEMU has no standard output")?;
+        let errors = child.child.stderr.take().context("QEMU has no standard error")?;
         let complaints = thread::spawn(move || complaints(errors));
         let pauses = self.is_paused.then(|| Pauses::begin(folder, deadline));
 

@@ -8,6 +8,7 @@ use crate::failure::usage;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
 use crate::machine::{Image, Machine};
+use crate::output::outln;
 use crate::progress::Live;
 use crate::project;
 use crate::setup::{self, Tool};
@@ -137,8 +138,8 @@ impl Stress<'_> {
         live.end();
         let file = project::reports("stress").join("report.json");
         tally.save(&file)?;
-        println!("\n{tally}\nreport: {}", project::short(&file));
-        println!("stress: {}", tally.verdict());
+        outln!("\n{tally}\nreport: {}", project::short(&file));
+        outln!("stress: {}", tally.verdict());
         Ok(ExitCode::from(u8::from(!tally.is_good())))
     }
 
@@ -158,19 +159,19 @@ impl Stress<'_> {
                 Verdict::Pass => {}
                 Verdict::GuestFailed if report.guests_failed_tests() => {
                     live.end();
-                    println!("stress: the missing flush of {name} was noticed in round {rounds}");
+                    outln!("stress: the missing flush of {name} was noticed in round {rounds}");
                     return Ok(ExitCode::SUCCESS);
                 }
                 other => {
                     live.end();
-                    report.finished.console.iter().for_each(|line| println!("{line}"));
-                    println!("stress: FAILED: {other} in place of a guest that notices the missing flush of {name}");
+                    report.finished.console.iter().for_each(|line| outln!("{line}"));
+                    outln!("stress: FAILED: {other} in place of a guest that notices the missing flush of {name}");
                     return Ok(ExitCode::FAILURE);
                 }
             }
         }
         live.end();
-        println!("stress: FAILED: nobody noticed the missing flush of {name} in {rounds} rounds");
+        outln!("stress: FAILED: nobody noticed the missing flush of {name} in {rounds} rounds");
         Ok(ExitCode::FAILURE)
     }
 

@@ -1,6 +1,7 @@
 //! Tests that run on the build machine, by cargo.
 
 use super::results::{Ran, Status};
+use crate::output::outln;
 use crate::project;
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader, Read};
@@ -84,7 +85,7 @@ fn run(what: &str, mut command: Command) -> Result<Vec<Ran>> {
 
     let mut parser = Parser::new(what);
     for line in lines {
-        println!("{line}");
+        outln!("{line}");
         parser.line(&line);
     }
     let status = child.wait()?;

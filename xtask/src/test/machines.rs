@@ -7,7 +7,9 @@ use crate::build::{self, Images};
 use crate::iso;
 use crate::judge::{End, VmReport};
 use crate::ktap::{self, CaseResult};
+use crate::leash::Folder;
 use crate::machine::Image;
+use crate::output::outln;
 use crate::progress::Counter;
 use crate::setup::{self, Tool};
 use crate::symbols::Symbols;
@@ -20,7 +22,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
-use tempfile::TempDir;
 
 /// How many of a console's last lines are shown of a test that failed.
 const LAST_LINES: usize = 30;
@@ -59,7 +60,7 @@ pub(super) struct Workshop {
     /// The hypervisor that can leave flushes out, if some job wants it.
     sabotaged: Option<PathBuf>,
     /// Holds the ISOs that were made.
-    isos: Mutex<TempDir>,
+    isos: Mutex<Folder>,
 }
 
 impl Workshop {
@@ -68,7 +69,7 @@ impl Workshop {
         let with_hypervisor = jobs.iter().any(|job| job.host.with_hypervisor);
         let sabotaged = jobs.iter().any(|job| job.row.sabotaged).then(Images::build_sabotaged).transpose()?;
         let images = if with_hypervisor { Images::build()? } else { Images::build_guests()? };
-        Ok(Self { images, sabotaged, isos: Mutex::new(TempDir::new()?) })
+        Ok(Self { images, sabotaged, isos: Mutex::new(Folder::new()?) })
     }
 
     /// Writes the image of our guest `name`, changed, to `file`.
@@ -126,7 +127,7 @@ pub(super) fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
 fn vector_check(images: &Images) -> Ran {
     let status = images.check_vectors().map_or_else(|error| Status::Failed(format!("{error:#}")), |_| Status::Passed);
     let ran = Ran { suite: "image".into(), name: "no-vector check".into(), time: None, status, output: String::new() };
-    println!("{}", line(&ran, 0));
+    outln!("{}", line(&ran, 0));
     ran
 }
 
@@ -175,7 +176,7 @@ fn indent(text: &str) -> String {
 
 impl Job {
     fn carry_out(&self, shop: &Workshop) -> Result<(Ran, Vec<Ran>)> {
-        let folder = TempDir::new()?;
+        let folder = Folder::new()?;
         let trial = self.trial(shop, folder.path())?;
         let report = match self.row.iso {
             true => trial.carry_out_from_iso(&shop.iso(self.row.name, &trial)?, &mut |_| ())?,
@@ -350,15 +351,15 @@ fn print_matrix(hosts: &[Host], jobs: &[Job], done: &[Done]) {
         Some(format!("{word} {:.1} s", ran.time.unwrap_or(Duration::ZERO).as_secs_f64()))
     };
     let hosts: Vec<_> = hosts.iter().filter(|host| jobs.iter().any(|job| job.host.name == host.name)).collect();
-    println!();
+    outln!("");
     let rows: Vec<_> = ROWS.iter().filter(|row| jobs.iter().any(|job| job.row.name == row.name)).collect();
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default().max("guest".len()) + 2;
-    println!("{:<width$}{}", "guest", hosts.iter().map(|host| format!("{:<16}", host.name)).collect::<String>());
+    outln!("{:<width$}{}", "guest", hosts.iter().map(|host| format!("{:<16}", host.name)).collect::<String>());
     for row in rows {
         let cells: String = hosts.iter().map(|host| format!("{:<16}", cell(row, host).unwrap_or("-".into()))).collect();
-        println!("{:<width$}{}", row.name, cells.trim_end());
+        outln!("{:<width$}{}", row.name, cells.trim_end());
     }
-    println!();
+    outln!("");
 }
 
 #[cfg(test)]

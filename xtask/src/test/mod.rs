@@ -7,6 +7,7 @@ mod machines;
 mod matrix;
 mod results;
 
+use crate::output::{errln, outln};
 use crate::project;
 use anyhow::Result;
 use clap::ValueEnum;
@@ -57,13 +58,13 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
         }
     }
     if let (Some(filter), true) = (filter, results.is_empty()) {
-        eprintln!("error: no test's name contains '{filter}'");
+        errln!("error: no test's name contains '{filter}'");
         return Ok(ExitCode::FAILURE);
     }
-    results.failures().for_each(|line| println!("{line}"));
+    results.failures().for_each(|line| outln!("{line}"));
     let file = project::reports("test").join("junit.xml");
     results.write_junit(&file)?;
-    println!("JUnit: {}", project::short(&file));
-    println!("{results}");
+    outln!("JUnit: {}", project::short(&file));
+    outln!("{results}");
     Ok(ExitCode::from(u8::from(results.failed() > 0)))
 }
