@@ -114,7 +114,8 @@ pub(crate) fn guest_names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn program_names(folder: &str) -> Result<Vec<String>> {
+/// The names of the programs whose sources are in this folder of the repository.
+pub(crate) fn program_names(folder: &str) -> Result<Vec<String>> {
     let folder = project::root().join(folder);
     let entries = fs::read_dir(&folder).with_context(|| format!("can't read {}", folder.display()))?;
     Ok(entries.filter_map(|entry| program_name(&entry.ok()?.path())).collect())

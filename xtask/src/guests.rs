@@ -202,7 +202,7 @@ fn parse_module(module: &str) -> Result<Image, String> {
 
 /// The path of a file that can be read. What can't be is refused here, where the command line is read: before anything is built,
 /// and with the option's name.
-fn readable_file(path: &str) -> Result<PathBuf, String> {
+pub(crate) fn readable_file(path: &str) -> Result<PathBuf, String> {
     let opened = File::open(path).and_then(|file| file.metadata()).map_err(|error| format!("{path}: {error}"))?;
     if opened.is_file() { Ok(PathBuf::from(path)) } else { Err(format!("{path}: it is not a regular file")) }
 }

@@ -8,6 +8,7 @@ mod bench;
 mod build;
 mod failure;
 mod figures;
+mod fuzz;
 mod guests;
 mod iso;
 mod judge;
@@ -54,6 +55,7 @@ enum Command {
     Stress(stress::Args),
     Bench(bench::Args),
     Fairness(test::fairness::Args),
+    Fuzz(fuzz::Args),
     Lint(lint::Args),
 }
 
@@ -77,6 +79,7 @@ fn carry_out(command: Command) -> Result<ExitCode> {
         Command::Stress(args) => stress::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Fairness(args) => test::fairness::command(&args),
+        Command::Fuzz(args) => fuzz::command(&args),
         Command::Lint(args) => lint::command(&args),
     }
 }

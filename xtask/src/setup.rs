@@ -62,6 +62,8 @@ pub(crate) enum Tool {
     Bochs,
     /// A linker for ELF, where the Rust toolchain brings none.
     Lld,
+    /// A compiler for C++, in which libFuzzer is written.
+    Cxx,
 }
 
 impl Tool {
@@ -76,6 +78,7 @@ impl Tool {
                     && iso::find_bios_modules().is_some()
             }
             Self::Lld => project::find_program("ld.lld").is_some(),
+            Self::Cxx => ["c++", "g++", "clang++"].into_iter().any(|program| project::find_program(program).is_some()),
         }
     }
 
@@ -84,6 +87,7 @@ impl Tool {
             Self::Qemu => "QEMU",
             Self::Bochs => "Bochs and GRUB's tools",
             Self::Lld => "the linker lld",
+            Self::Cxx => "a C++ compiler",
         }
     }
 
@@ -95,6 +99,7 @@ impl Tool {
                 &["bochs", "bochs-term", "bochsbios", "vgabios", "grub-pc-bin", "grub-common", "xorriso", "mtools"]
             }
             Self::Lld => &["lld"],
+            Self::Cxx => &["g++"],
         }
     }
 
@@ -108,6 +113,7 @@ impl Tool {
                 "brew install bochs i686-elf-grub xorriso mtools",
             ],
             Self::Lld => ["dnf install lld", "pacman -S lld", "brew install lld"],
+            Self::Cxx => ["dnf install gcc-c++", "pacman -S gcc", "xcode-select --install, or brew install gcc"],
         }
     }
 
@@ -173,7 +179,7 @@ mod tests {
 
     #[test]
     fn advice_names_every_system() {
-        for tool in [Tool::Qemu, Tool::Bochs, Tool::Lld] {
+        for tool in [Tool::Qemu, Tool::Bochs, Tool::Lld, Tool::Cxx] {
             let advice = tool.advice();
             for word in ["apt-get install", "dnf install", "pacman -S", "brew install"] {
                 assert!(advice.contains(word), "{advice}");

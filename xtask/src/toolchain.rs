@@ -141,6 +141,13 @@ impl Toolchain {
     }
 }
 
+/// The name of the target that is this machine.
+pub(crate) fn host() -> Result<String> {
+    let output = Command::new(Compiler::active()?.rustc).arg("-vV").output().context("can't run rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_string).context("rustc tells no host")
+}
+
 fn advice(target: Target) -> String {
     format!(
         "one of these will do:\n  rustup target add {}\n  rustup component add rust-src\n  Debian: apt-get install --no-install-recommends {}",

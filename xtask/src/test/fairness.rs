@@ -53,13 +53,13 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
         return Err(usage("no attack of this name on such a machine"));
     }
     let done = machines::run_all(&jobs, &Workshop::for_jobs(&jobs)?)?;
-    println!("\n{:<32}{:<12}{:>8}{:>14}", "attack", "machine", "share", "longest gap");
+    outln!("\n{:<32}{:<12}{:>8}{:>14}", "attack", "machine", "share", "longest gap");
     for Done { at, verdict, .. } in &done {
         let job = &jobs[*at];
         let figures = verdict.output.lines().find_map(Figures::parse);
         let figures = figures.map_or_else(|| format!("{:>8}{:>14}", "-", "-"), |figures| figures.to_string());
         let why = if let Status::Failed(why) = &verdict.status { why } else { "" };
-        println!("{:<32}{:<12}{figures}  {why}", job.row.name, job.host.name);
+        outln!("{:<32}{:<12}{figures}  {why}", job.row.name, job.host.name);
     }
     Ok(ExitCode::from(u8::from(done.iter().any(|done| done.verdict.status != Status::Passed))))
 }
