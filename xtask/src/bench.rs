@@ -70,7 +70,7 @@ impl Host {
     }
 
     fn machine(self) -> Machine {
-        let bochs = |cpu: &str| Machine::Bochs(Bochs { cpu: cpu.to_string() });
+        let bochs = |cpu: &str| Machine::Bochs(Bochs::new(cpu));
         match self {
             Self::QemuSvm | Self::QemuSvmShadow => Machine::Qemu(Qemu::new(Engine::ICOUNT, None)),
             Self::BochsVmx | Self::BochsVmxSmp | Self::BochsVmxShadow => bochs(bochs::VMX_CPU),

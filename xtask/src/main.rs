@@ -6,6 +6,7 @@
 mod accounts;
 mod bench;
 mod build;
+mod coverage;
 mod failure;
 mod figures;
 mod fuzz;
@@ -55,6 +56,7 @@ enum Command {
     Stress(stress::Args),
     Bench(bench::Args),
     Fairness(test::fairness::Args),
+    Coverage(coverage::Args),
     Fuzz(fuzz::Args),
     Lint(lint::Args),
 }
@@ -79,6 +81,7 @@ fn carry_out(command: Command) -> Result<ExitCode> {
         Command::Stress(args) => stress::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Fairness(args) => test::fairness::command(&args),
+        Command::Coverage(args) => coverage::command(&args),
         Command::Fuzz(args) => fuzz::command(&args),
         Command::Lint(args) => lint::command(&args),
     }

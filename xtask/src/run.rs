@@ -185,7 +185,7 @@ impl Args {
             HostKind::Bochs => {
                 setup::ensure(Tool::Bochs)?;
                 let cpu = self.cpu.clone().unwrap_or_else(|| bochs::VMX_CPU.to_string());
-                Ok(Machine::Bochs(Bochs { cpu }))
+                Ok(Machine::Bochs(Bochs::new(cpu)))
             }
         }
     }

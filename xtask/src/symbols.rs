@@ -58,7 +58,7 @@ pub(crate) fn demangle(symbol: &str) -> String {
 }
 
 /// A source's path within the repository.
-fn short(file: &str) -> String {
+pub(crate) fn short(file: &str) -> String {
     let root = project::root();
     Path::new(file).strip_prefix(root).unwrap_or(Path::new(file)).display().to_string()
 }

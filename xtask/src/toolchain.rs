@@ -93,7 +93,7 @@ impl Toolchain {
         let with_source = Compiler::all_with_source(&active);
         let pause = FailureMark::new(target);
         if (with_source.is_none() || !pause.is_recent()) && active.is_rustups() {
-            if rustup_target_add(&active, target) && active.has(target) {
+            if rustup_add(&active, "target", target.name()) && active.has(target) {
                 return active.with(target, Library::Installed);
             }
             pause.set();
@@ -143,9 +143,42 @@ impl Toolchain {
 
 /// The name of the target that is this machine.
 pub(crate) fn host() -> Result<String> {
-    let output = Command::new(Compiler::active()?.rustc).arg("-vV").output().context("can't run rustc")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_string).context("rustc tells no host")
+    Compiler::active()?.about("host: ")
+}
+
+/// LLVM's tools for coverage, of the version that rustc has: they read no other's profiles.
+#[derive(Debug)]
+pub(crate) struct Llvm {
+    pub(crate) profdata: PathBuf,
+    pub(crate) cov: PathBuf,
+}
+
+impl Llvm {
+    /// Of rustup's toolchain, or else of the system.
+    pub(crate) fn find_or_get() -> Result<Self> {
+        let active = Compiler::active()?;
+        let host = active.about("host: ")?;
+        let version = active.about("LLVM version: ")?;
+        let package = format!("llvm-{}", version.split('.').next().unwrap_or_default());
+        let folders = [active.rustlib().join(host).join("bin"), Path::new("/usr/lib").join(&package).join("bin")];
+        let find = || {
+            let tools = folders.iter().map(|folder| ["llvm-profdata", "llvm-cov"].map(|name| folder.join(name)));
+            tools.into_iter().find(|tools| tools.iter().all(|file| file.is_file()))
+        };
+        if find().is_none() && active.is_rustups() {
+            rustup_add(&active, "component", "llvm-tools");
+        }
+        if find().is_none() {
+            // Whether it is there now is what counts.
+            let _ = setup::apt_install(&[&package]);
+        }
+        let [profdata, cov] = find().ok_or_else(|| {
+            usage(format!(
+                "llvm-cov is missing, of LLVM {version}: rustup component add llvm-tools, or install {package}"
+            ))
+        })?;
+        Ok(Self { profdata, cov })
+    }
 }
 
 fn advice(target: Target) -> String {
@@ -196,6 +229,14 @@ impl Compiler {
     fn all_with_source(active: &Self) -> Option<Self> {
         let system = system_compilers().into_iter().filter_map(|(cargo, rustc)| Self::ask(cargo, rustc).ok());
         std::iter::once(active.clone()).chain(system).find(Self::has_source)
+    }
+
+    /// What `rustc -vV` says behind this key.
+    fn about(&self, key: &str) -> Result<String> {
+        let output = Command::new(&self.rustc).arg("-vV").output().context("can't run rustc")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let value = text.lines().find_map(|line| line.strip_prefix(key));
+        value.map(str::to_string).with_context(|| format!("rustc -vV has no '{key}'"))
     }
 
     fn rustlib(&self) -> PathBuf {
@@ -261,12 +302,12 @@ fn find_linker() -> Result<PathBuf> {
     project::find_program("ld.lld").context("lld brought no ld.lld")
 }
 
-/// Whether `rustup target add` did it.
-fn rustup_target_add(active: &Compiler, target: Target) -> bool {
-    let step = Step::begin(format!("rustup target add {}", target.name()));
+/// Whether `rustup KIND add NAME` did it.
+fn rustup_add(active: &Compiler, kind: &str, name: &str) -> bool {
+    let step = Step::begin(format!("rustup {kind} add {name}"));
     let toolchain = active.sysroot.file_name().unwrap_or_default();
     let child = Command::new("rustup")
-        .args(["target", "add", target.name(), "--toolchain"])
+        .args([kind, "add", name, "--toolchain"])
         .arg(toolchain)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -1,6 +1,7 @@
 //! Guests on a machine, with or without the hypervisor, judged.
 
 use crate::judge::{self, Evidence, Outcome, VmReport};
+use crate::machine::trace::Trace;
 use crate::machine::{Boot, Finished, Image, Images, Machine, Medium};
 use crate::size::Size;
 use anyhow::Result;
@@ -12,6 +13,9 @@ use std::time::Duration;
 /// Memory of a machine beyond what its guests get, and the least that a machine has.
 const HV_MEMORY: Size = Size::mib(256);
 const LEAST_MEMORY: Size = Size::mib(512);
+/// How much longer QEMU may take when it logs what it translates, and Bochs when it prints each instruction.
+const QEMU_TRACE_SLOWNESS: u32 = 3;
+const BOCHS_TRACE_SLOWNESS: u32 = 100;
 /// The most processors that a machine gets unasked.
 const MOST_CPUS: u32 = 8;
 
@@ -171,6 +175,17 @@ impl Trial {
             processor_shut_down: finished.processor_shut_down,
         });
         Ok(Report { outcome: judgement.outcome, vms: judgement.vms, finished })
+    }
+
+    /// The same trial with the hypervisor's instructions noted in `trace`. That takes time on the wall, but none of the machine's.
+    pub(crate) fn traced(mut self, trace: &Trace) -> Self {
+        self.limit = Some(self.guest_limit());
+        self.timeout *= match self.machine {
+            Machine::Qemu(_) => QEMU_TRACE_SLOWNESS,
+            Machine::Bochs(_) => BOCHS_TRACE_SLOWNESS,
+        };
+        self.machine.trace(trace);
+        self
     }
 
     /// The images to boot.

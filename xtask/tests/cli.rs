@@ -8,7 +8,7 @@ fn xtask(arguments: &[&str]) -> Output {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["setup", "build", "run", "iso", "test", "stress", "bench", "fuzz", "lint"] {
+    for command in ["setup", "build", "run", "iso", "test", "stress", "bench", "coverage", "fuzz", "lint"] {
         let output = xtask(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0));
@@ -37,6 +37,8 @@ fn usage_errors_have_status_2() {
         &["stress", "--skip-flush", "all"],
         &["stress", "--host", "bochs", "--accel", "kvm"],
         &["iso", "--guest", "no/such/file"],
+        &["coverage", "no-such-row"],
+        &["coverage", "--host", "alone"],
         &["fuzz", "no_such_target"],
         &["fuzz", "--input", "no/such/file", "emul_decode"],
         &["fuzz", "--seconds", "0"],

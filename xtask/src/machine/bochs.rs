@@ -1,11 +1,12 @@
 //! Bochs: the way to VMX where the processor has none, and a second opinion on SVM.
 
+use super::trace::Trace;
 use super::{Boot, Medium, Stop, iso};
 use crate::leash::Leashed;
 use crate::project;
 use anyhow::{Context, Result};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
@@ -49,6 +50,8 @@ const TRIPLE_FAULT: &str = "exception with no resolution";
 pub(crate) struct Bochs {
     /// The processor's model; `bochs --help cpu` lists them.
     pub(crate) cpu: String,
+    /// Where instructions are noted, if they are. The debugger traces the first processor alone.
+    pub(crate) trace: Option<Trace>,
 }
 
 /// The machine's BIOS and its VGA BIOS, where both are installed.
@@ -58,6 +61,11 @@ pub(crate) fn find_bios() -> Option<(PathBuf, PathBuf)> {
 }
 
 impl Bochs {
+    /// One with this processor.
+    pub(crate) fn new(cpu: impl Into<String>) -> Self {
+        Self { cpu: cpu.into(), trace: None }
+    }
+
     pub(super) fn run(
         &self,
         boot: &Boot,
@@ -74,12 +82,23 @@ impl Bochs {
         };
         let (bios, vga_bios) = find_bios().context("Bochs's BIOS images are not installed")?;
         fs::write(folder.join("bochsrc"), self.configuration(boot, &iso, &bios, &vga_bios))?;
-        fs::write(folder.join("commands"), DEBUGGER_COMMANDS)?;
+        let trace = self.trace.as_ref();
+        let commands = trace.map(Trace::bochs_commands).unwrap_or_default() + DEBUGGER_COMMANDS;
+        fs::write(folder.join("commands"), commands)?;
         let program = project::find_program(PROGRAM).context("bochs is not installed")?;
         let mut child = Leashed::spawn(&program, |command| {
-            command.args(["-q", "-f", "bochsrc", "-rc", "commands", "-dbglog", "debugger.log"]).current_dir(folder);
-            command.env("TERM", "xterm").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.args(["-q", "-f", "bochsrc", "-rc", "commands"]).current_dir(folder);
+            command.env("TERM", "xterm").stdin(Stdio::null()).stderr(Stdio::null());
+            match trace {
+                Some(_) => command.stdout(Stdio::piped()),
+                None => command.args(["-dbglog", "debugger.log"]).stdout(Stdio::null()),
+            };
         })?;
+        if let (Some(trace), Some(output)) = (trace.cloned(), child.child.stdout.take()) {
+            thread::spawn(move || {
+                BufReader::new(output).lines().map_while(Result::ok).for_each(|line| _ = trace.take(&line))
+            });
+        }
         attend(&mut child, folder, deadline, live)
     }
 
@@ -204,7 +223,7 @@ mod tests {
     fn the_configuration_names_model_processors_and_memory() {
         let boot = Boot { from: Medium::Iso("x.iso".into()), memory: Size::mib(512), cpus: 4, vms: Vec::new() };
         let [iso, bios, vga_bios] = ["c.iso", "/a/bios", "/b/vga"].map(Path::new);
-        let text = Bochs { cpu: SVM_CPU.to_string() }.configuration(&boot, iso, bios, vga_bios);
+        let text = Bochs::new(SVM_CPU).configuration(&boot, iso, bios, vga_bios);
         assert!(text.contains("megs: 512\n"));
         assert!(text.contains("cpu: model=ryzen, count=4, "));
         assert!(text.contains("path=\"c.iso\""));

@@ -5,6 +5,7 @@ pub(crate) mod console;
 pub(crate) mod iso;
 mod pauses;
 pub(crate) mod qemu;
+pub(crate) mod trace;
 
 use crate::judge::End;
 use crate::leash::Folder;
@@ -18,6 +19,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use trace::Trace;
 
 /// A multiboot image or module, and the words that follow its name in its command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +93,14 @@ impl Machine {
         match self {
             Self::Qemu(qemu) => matches!(qemu.engine, qemu::Engine::TcgIcount { .. }),
             Self::Bochs(_) => true,
+        }
+    }
+
+    /// Notes in `trace` what the processors carry out of its image.
+    pub(crate) fn trace(&mut self, trace: &Trace) {
+        match self {
+            Self::Qemu(qemu) => qemu.trace = Some(trace.clone()),
+            Self::Bochs(bochs) => bochs.trace = Some(trace.clone()),
         }
     }
 

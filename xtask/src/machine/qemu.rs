@@ -1,6 +1,7 @@
 //! QEMU, by TCG or KVM.
 
 use super::pauses::{self, Pauses};
+use super::trace::Trace;
 use super::{Boot, Image, Medium, Stop, gather};
 use crate::failure::usage;
 use crate::leash::Leashed;
@@ -136,12 +137,14 @@ pub(crate) struct Qemu {
     pub(crate) cpu: Option<String>,
     /// It is stopped and continued again and again.
     pub(crate) is_paused: bool,
+    /// Where instructions are noted, if they are.
+    pub(crate) trace: Option<Trace>,
 }
 
 impl Qemu {
     /// One that runs undisturbed.
     pub(crate) fn new(engine: Engine, cpu: Option<String>) -> Self {
-        Self { engine, cpu, is_paused: false }
+        Self { engine, cpu, is_paused: false, trace: None }
     }
 
     pub(super) fn run(
@@ -159,7 +162,8 @@ impl Qemu {
         })?;
         let console = child.child.stdout.take().context("QEMU has no standard output")?;
         let errors = child.child.stderr.take().context("QEMU has no standard error")?;
-        let complaints = thread::spawn(move || complaints(errors));
+        let trace = self.trace.clone();
+        let complaints = thread::spawn(move || complaints(errors, trace.as_ref()));
         let pauses = self.is_paused.then(|| Pauses::begin(folder, deadline));
 
         let (sender, pieces) = mpsc::channel();
@@ -199,6 +203,8 @@ impl Qemu {
         if self.is_paused {
             arguments.extend(pauses::ARGUMENTS);
         }
+        let trace = self.trace.as_ref().map(Trace::qemu_arguments);
+        arguments.extend(trace.iter().flatten().map(String::as_str));
         arguments.extend(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
         arguments.into_iter().map(OsString::from).collect()
     }
@@ -234,9 +240,10 @@ fn forward(mut from: impl Read, to: &mpsc::Sender<Vec<u8>>) {
     }
 }
 
-/// What QEMU says itself, without what it always says of TCG and a real processor's features.
-fn complaints(errors: impl Read) -> Vec<String> {
+/// What QEMU says itself, without its trace, and without what it always says of TCG and a real processor's features.
+fn complaints(errors: impl Read, trace: Option<&Trace>) -> Vec<String> {
     let lines = BufReader::new(errors).lines().map_while(Result::ok);
+    let lines = lines.filter(|line| !trace.is_some_and(|trace| trace.take(line)));
     lines.filter(|line| !line.trim().is_empty() && !line.contains("TCG doesn't support requested feature")).collect()
 }
 
@@ -318,6 +325,6 @@ mod tests {
     fn warnings_of_no_interest_are_dropped() {
         let text =
             "qemu: warning: TCG doesn't support requested feature: CPUID.01H:ECX\n\nqemu: could not load kernel\n";
-        assert_eq!(complaints(text.as_bytes()), ["qemu: could not load kernel"]);
+        assert_eq!(complaints(text.as_bytes(), None), ["qemu: could not load kernel"]);
     }
 }

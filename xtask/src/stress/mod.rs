@@ -107,7 +107,7 @@ impl Args {
             Host::Bochs if self.accel != Accel::Auto => Err(usage("--accel is QEMU's")),
             Host::Bochs => {
                 setup::ensure(Tool::Bochs)?;
-                Ok(Machine::Bochs(Bochs { cpu: bochs::VMX_CPU.to_string() }))
+                Ok(Machine::Bochs(Bochs::new(bochs::VMX_CPU)))
             }
         }
     }

@@ -4,6 +4,7 @@ use super::machines::{self, Done, Job, Workshop};
 use super::matrix::{self, FAIR};
 use super::results::Status;
 use crate::failure::usage;
+use crate::output::outln;
 use crate::setup::{self, Tool};
 use anyhow::Result;
 use std::fmt;

@@ -9,6 +9,7 @@ use crate::judge::{End, VmReport};
 use crate::ktap::{self, CaseResult};
 use crate::leash::Folder;
 use crate::machine::Image;
+use crate::machine::trace::Trace;
 use crate::output::outln;
 use crate::progress::Counter;
 use crate::setup::{self, Tool};
@@ -34,11 +35,18 @@ pub(super) struct Job {
     pub(super) row: &'static Row,
     pub(super) host: Host,
     expected: Expected,
+    /// Where the hypervisor's instructions are noted, if they are.
+    trace: Option<Trace>,
 }
 
 impl Job {
     fn name(&self) -> String {
         format!("{} {}", self.row.name, self.host.name)
+    }
+
+    /// Whether it boots the usual image, by an emulator that can trace.
+    fn can_be_traced(&self) -> bool {
+        self.host.with_hypervisor && !self.row.sabotaged && self.host.name != "kvm"
     }
 
     fn is_meant(&self, filter: &str) -> bool {
@@ -112,6 +120,25 @@ pub(super) fn all(filter: Option<&str>) -> Result<Vec<Ran>> {
     Ok(results)
 }
 
+/// Whether the hypervisor's instructions can be noted in this row and column of the matrix.
+pub(crate) fn can_trace(row: &str, host: &str) -> bool {
+    jobs(&matrix::hosts()).any(|job| job.can_be_traced() && job.row.name == row && job.host.name == host)
+}
+
+/// Boots these rows in these columns, as far as there are such, and notes the hypervisor's instructions; true: each ended as it
+/// has to.
+pub(crate) fn traced(rows: &[String], hosts: &[String], trace: &Trace) -> Result<bool> {
+    setup::ensure(Tool::Qemu)?;
+    setup::ensure(Tool::Bochs)?;
+    let is_meant = |names: &[String], name: &str| names.iter().any(|wanted| wanted == name);
+    let machines = matrix::hosts();
+    let jobs = jobs(&machines).filter(|job| is_meant(rows, job.row.name) && is_meant(hosts, job.host.name));
+    let jobs = jobs.filter(Job::can_be_traced).map(|job| Job { trace: Some(trace.clone()), ..job });
+    let jobs: Vec<_> = jobs.collect();
+    let done = run_all(&jobs, &Workshop::for_jobs(&jobs)?)?;
+    Ok(done.iter().all(|done| done.verdict.status == Status::Passed))
+}
+
 /// All rows on all hosts that they are about.
 pub(super) fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
     ROWS.iter().flat_map(move |row| {
@@ -119,7 +146,7 @@ pub(super) fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
         let hosts = hosts.filter(|host| row.except.is_none_or(|except| except != host.name));
         hosts.filter_map(move |host| {
             let expected = if host.with_hypervisor { Some(row.hypervised) } else { row.alone };
-            Some(Job { row, host: host.clone(), expected: expected? })
+            Some(Job { row, host: host.clone(), expected: expected?, trace: None })
         })
     })
 }
@@ -252,7 +279,7 @@ impl Job {
         let refused =
             refused.transpose()?.map(|image| Guest { name: REFUSED.to_string(), ..Guest::new(Image::new(image, "")) });
         let hypervisor = if row.sabotaged { shop.sabotaged.clone() } else { Some(shop.images.hv()) };
-        Ok(Trial {
+        let trial = Trial {
             machine,
             cpus: row.cpus,
             ram: row.ram,
@@ -262,6 +289,10 @@ impl Job {
             guests: std::iter::once(guest).chain(more).chain(beside).chain(refused).collect(),
             timeout: row.timeout,
             limit: row.limit,
+        };
+        Ok(match &self.trace {
+            Some(trace) => trial.traced(trace),
+            None => trial,
         })
     }
 

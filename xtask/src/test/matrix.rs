@@ -24,8 +24,7 @@ pub(super) fn hosts() -> Vec<Host> {
         let machine = Machine::Qemu(Qemu::new(engine, None));
         Host { name, machine, with_hypervisor }
     };
-    let bochs_host =
-        |name, cpu: &str| Host { name, machine: Machine::Bochs(Bochs { cpu: cpu.to_string() }), with_hypervisor: true };
+    let bochs_host = |name, cpu: &str| Host { name, machine: Machine::Bochs(Bochs::new(cpu)), with_hypervisor: true };
     let mut hosts = vec![
         qemu_host("alone", Engine::Tcg, false),
         qemu_host("qemu-svm", Engine::Tcg, true),
@@ -47,7 +46,7 @@ impl Host {
                 let engine = if row.icount && *engine == Engine::Tcg { SLOW_ICOUNT } else { *engine };
                 Machine::Qemu(Qemu { is_paused: row.paused, ..Qemu::new(engine, cpu) })
             }
-            Machine::Bochs(usual) => Machine::Bochs(Bochs { cpu: cpu.unwrap_or_else(|| usual.cpu.clone()) }),
+            Machine::Bochs(usual) => Machine::Bochs(Bochs::new(cpu.unwrap_or_else(|| usual.cpu.clone()))),
         }
     }
 

@@ -7,6 +7,8 @@ mod machines;
 mod matrix;
 mod results;
 
+pub(crate) use machines::{can_trace, traced};
+
 use crate::output::{errln, outln};
 use crate::project;
 use anyhow::Result;
