@@ -102,7 +102,7 @@ pub fn cpus() -> impl DoubleEndedIterator<Item = Cpu> + Clone {
 }
 
 /// What runs on a processor, told to it by the address.
-struct Task<'a>(&'a (dyn Fn(Cpu) + Sync));
+pub struct Task<'a>(pub &'a (dyn Fn(Cpu) + Sync));
 
 /// What each processor is to run; null when it has done so.
 static RUNNING_TASK: PerCpu<AtomicPtr<()>> = PerCpu::new([const { AtomicPtr::new(ptr::null_mut()) }; Cpu::MOST]);
@@ -122,6 +122,11 @@ pub fn run_on_all(body: impl Fn(Cpu) -> Outcome + Sync) -> Outcome {
     } else {
         Ok(())
     }
+}
+
+/// Has `cpu` run `task`, and does not wait for it.
+pub fn assign(cpu: Cpu, task: &'static Task<'static>) {
+    RUNNING_TASK.of(cpu).store(ptr::from_ref(task).cast_mut().cast(), Release);
 }
 
 /// Forgets what `cpu` was to run: it is started anew.

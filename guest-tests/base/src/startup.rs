@@ -47,6 +47,11 @@ pub fn start_each(start: impl Fn(Cpu) -> bool) -> usize {
 
 /// Starts `cpu`, or starts it anew, by what `send` sends it: whatever it was doing is lost. Whether it came up.
 pub fn start(cpu: Cpu, send: impl Fn(Signal)) -> bool {
+    start_within(cpu, clock::seconds(START_SECONDS), send)
+}
+
+/// The same, for a processor that has `patience` ticks of the TSC to come up.
+pub fn start_within(cpu: Cpu, patience: u64, send: impl Fn(Signal)) -> bool {
     assert!(!cpu.is_boot());
     smp::forget_task(cpu);
     IS_UP.of(cpu).store(false, SeqCst);
@@ -58,7 +63,7 @@ pub fn start(cpu: Cpu, send: impl Fn(Signal)) -> bool {
             return true;
         }
     }
-    clock::wait_for(clock::seconds(START_SECONDS), || is_up(cpu))
+    clock::wait_for(patience, || is_up(cpu))
 }
 
 /// Whether `cpu` has come up since it was last started.

@@ -10,13 +10,13 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use base::smp::{Cpu, FIRST_TSS, PerCpu, TSS_STEP};
 
 /// Selector of the flat code segment.
-pub(crate) const CODE: u16 = 0x08;
+pub const CODE: u16 = 0x08;
 /// Selector of the flat data segment.
-pub(crate) const DATA: u16 = 0x10;
+pub const DATA: u16 = 0x10;
 /// Selector of user mode's data segment, with RPL 3.
-pub(crate) const USER_DATA: u16 = 0x18 | 3;
+pub const USER_DATA: u16 = 0x18 | 3;
 /// Selector of user mode's code segment, with RPL 3.
-pub(crate) const USER_CODE: u16 = 0x20 | 3;
+pub const USER_CODE: u16 = 0x20 | 3;
 
 #[repr(C)]
 pub(crate) struct Gdt {
@@ -82,6 +82,11 @@ pub(crate) fn init(cpu: Cpu) {
     // SAFETY: the selector's descriptor was just made and names a TSS that lives for ever. No `nomem`: the processor
     // reads the descriptor and sets its busy bit.
     unsafe { asm!("ltr {0:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+/// What LGDT was given: the GDT's limit and where it is.
+pub fn gdt() -> (u16, u32) {
+    (size_of::<Gdt>() as u16 - 1, (&raw const GDT).expose_provenance() as u32)
 }
 
 /// Points `vector` at `handler`, by an interrupt gate.

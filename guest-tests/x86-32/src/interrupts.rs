@@ -110,6 +110,21 @@ pub fn enable() {
     unsafe { asm!("sti", options(nostack)) };
 }
 
+/// Has `vector` come back at once from now on, to what it interrupts. (It must have no error code.)
+pub fn ignore(vector: u8) {
+    #[unsafe(naked)]
+    extern "C" fn back() {
+        naked_asm!("iretd")
+    }
+    descriptors::set_gate(vector.into(), back as *const () as u32, GateDpl::Kernel);
+}
+
+/// Waits in HLT for an interrupt, which is handled before this returns.
+pub fn halt_until_interrupt() {
+    // SAFETY: the handlers preserve all that they interrupt.
+    unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+}
+
 static RECOVERIES: Recoveries<Fault> = Recoveries::new();
 
 /// Runs `body`, and gives the exception or software interrupt that ended it if there was one. What `body` owns is then not

@@ -6,7 +6,8 @@
 //! is on: memory is what tests reach by [`memory`], above the image, which no Rust object has.
 #![no_std]
 
-mod descriptors;
+pub mod apic;
+pub mod descriptors;
 mod entry;
 pub mod interrupts;
 pub mod memory;

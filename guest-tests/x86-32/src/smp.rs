@@ -6,19 +6,10 @@ use core::arch::global_asm;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-pub use base::smp::{Barrier, Cpu, PerCpu, count, cpus, run_on_all};
+pub use base::smp::{Barrier, Cpu, PerCpu, Task, assign, count, cpus, run_on_all};
 use base::startup::{self, Signal};
 
-use crate::{descriptors, processor};
-
-/// The local APIC, where firmware leaves it. There is no paging when it is used.
-const APIC: usize = 0xfee0_0000;
-const SPURIOUS: usize = 0xf0;
-const COMMAND_LOW: usize = 0x300;
-const COMMAND_HIGH: usize = 0x310;
-const ENABLED: u32 = 1 << 8 | 0xff;
-const INIT: u32 = 0x4500;
-const START_UP: u32 = 0x4600;
+use crate::{apic, descriptors, processor};
 
 /// Where they start in real mode: a page that no loader uses.
 const TRAMPOLINE: u32 = 0x8000;
@@ -34,32 +25,34 @@ pub fn start_all() -> usize {
     if processor::cpuid(1, 0)[3] & HAS_APIC == 0 {
         return 1;
     }
-    write(SPURIOUS, ENABLED);
+    apic::enable();
     copy_trampoline();
     startup::start_each(start)
 }
 
 /// Whether it came up.
 fn start(cpu: Cpu) -> bool {
+    prepare(cpu);
+    startup::start(cpu, |signal| send(cpu, signal))
+}
+
+/// Starts `cpu` anew, whatever it does: it then waits for a task. Whether it came up within `patience` ticks of the TSC.
+pub fn restart(cpu: Cpu, patience: u64) -> bool {
+    prepare(cpu);
+    startup::start_within(cpu, patience, |signal| send(cpu, signal))
+}
+
+fn prepare(cpu: Cpu) {
     STACK_TOP.store(startup::stack_top(cpu), Relaxed);
     INDEX.store(cpu.apic_id(), Relaxed);
-    startup::start(cpu, |signal| {
-        let command = match signal {
-            Signal::Init => INIT,
-            Signal::StartUp => START_UP | TRAMPOLINE >> 12,
-        };
-        send(cpu, command);
-    })
 }
 
-fn send(cpu: Cpu, command: u32) {
-    write(COMMAND_HIGH, cpu.apic_id() << 24);
-    write(COMMAND_LOW, command);
-}
-
-fn write(register: usize, value: u32) {
-    // SAFETY: the APIC's registers, which only interrupt.
-    unsafe { ptr::with_exposed_provenance_mut::<u32>(APIC + register).write_volatile(value) };
+fn send(cpu: Cpu, signal: Signal) {
+    let command = match signal {
+        Signal::Init => apic::INIT,
+        Signal::StartUp => apic::START_UP | TRAMPOLINE >> 12,
+    };
+    apic::send(cpu, command);
 }
 
 fn copy_trampoline() {
@@ -96,6 +89,6 @@ extern "C" fn run(index: u32) -> ! {
     let cpu = Cpu::new(index as usize);
     descriptors::init(cpu);
     descriptors::load_idt();
-    write(SPURIOUS, ENABLED);
+    apic::enable();
     startup::serve(cpu)
 }
