@@ -11,6 +11,7 @@ mod failure;
 mod figures;
 mod fuzz;
 mod guests;
+mod hostile;
 mod iso;
 mod judge;
 mod ktap;
@@ -54,6 +55,7 @@ enum Command {
     Iso(iso::Args),
     Test(test::Args),
     Stress(stress::Args),
+    Hostile(hostile::Args),
     Bench(bench::Args),
     Fairness(test::fairness::Args),
     Coverage(coverage::Args),
@@ -79,6 +81,7 @@ fn carry_out(command: Command) -> Result<ExitCode> {
         Command::Iso(args) => iso::command(&args),
         Command::Test(args) => test::command(&args),
         Command::Stress(args) => stress::command(&args),
+        Command::Hostile(args) => hostile::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::Fairness(args) => test::fairness::command(&args),
         Command::Coverage(args) => coverage::command(&args),

@@ -1,0 +1,214 @@
+//! Runs hostile guests beside one that verifies itself, round after round, and adds up what they tried.
+
+mod plan;
+mod record;
+
+use crate::build::Images;
+use crate::failure::usage;
+use crate::machine::bochs::{self, Bochs};
+use crate::machine::qemu::{Engine, Qemu};
+use crate::machine::{Image, Machine};
+use crate::progress::Live;
+use crate::project;
+use crate::setup::{self, Tool};
+use crate::size::Size;
+use crate::trial::{Guest, Hypervisor, Paging, Trial};
+use anyhow::Result;
+use clap::ValueEnum;
+use plan::{Mode, Round, VICTIM};
+use record::{Record, Tally};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// A hostile VM's memory: little, as all of it is filled.
+const MEMORY: Size = Size::mib(16);
+/// What guests may take beyond the time that they work, by their machine's clock.
+const GRACE: u32 = 20;
+/// What an emulator may take beyond that.
+const PATIENCE: u32 = 20;
+/// On Bochs a second of the machine's time takes about this many on the wall.
+const BOCHS_SLOWNESS: u32 = 4;
+/// How long a round's guests work by their clocks: hostile ones rarely live longer.
+const ROUND_SECONDS: u32 = 4;
+/// The machine's processors: the victim shares one with some of the attackers.
+const CPUS: u32 = 2;
+
+/// Run guests that try all that a guest can do, beside one that must not notice
+///
+/// Hostile VMs try instructions, control registers, MSRs, ports, devices' memory, page tables, descriptors, task gates,
+/// breakpoints, hypercalls and interrupts at random, on a fresh machine for each round. Whatever becomes of them, the
+/// hypervisor has to give each VM its verdict, and the VM beside them has to pass, with each of its lines whole. Writes
+/// target/hostile/report.json.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask hostile                              a minute on QEMU, all modes in turn
+  cargo xtask hostile --seconds 600 --mode long --seed 7
+  cargo xtask hostile --paging shadow --mode p32
+  cargo xtask hostile --host bochs-vmx
+
+A failed round prints the command that repeats it. An emulator that a guest ends is named and counted apart: it is no fault of
+the hypervisor's. `cargo xtask run --guest hostile --vcpus 2 --mem 16M --cmdline \"--mode M --seed S --tell\"` has one hostile
+guest tell each input before it runs; `--first N --inputs N` pick some.
+
+Exit status: 0 if all is well, 1 if not, 2 if something has to be installed, 101 if the images could not be built.")]
+pub(crate) struct Args {
+    /// The machines
+    #[arg(long, value_enum, default_value = "qemu")]
+    host: Host,
+    /// How the hostile guests' memory is translated
+    #[arg(long, value_enum, default_value = "nested")]
+    paging: Paging,
+    /// What the hostile guests run in [default: each in turn]
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Begin no round after this time
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// End after so many rounds
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
+    /// All that the guests try follows from this number
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u32,
+    /// Hostile VMs in a round, of two virtual processors each
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=12))]
+    attackers: u32,
+}
+
+/// An emulator, and whose virtualization it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Host {
+    Qemu,
+    BochsVmx,
+    BochsSvm,
+}
+
+pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    let modes = args.modes()?;
+    let machine = args.host.machine()?;
+    let images = Images::build()?;
+    Campaign { args, modes, machine, images }.run()
+}
+
+impl Host {
+    fn machine(self) -> Result<Machine> {
+        let bochs = |cpu: &str| Machine::Bochs(Bochs { cpu: cpu.to_string() });
+        setup::ensure(if self == Self::Qemu { Tool::Qemu } else { Tool::Bochs })?;
+        Ok(match self {
+            Self::Qemu => Machine::Qemu(Qemu::new(Engine::Tcg, None)),
+            Self::BochsVmx => bochs(bochs::VMX_CPU),
+            Self::BochsSvm => bochs(bochs::SVM_CPU),
+        })
+    }
+}
+
+impl Args {
+    /// The modes in turn. A 64-bit guest needs nested paging.
+    fn modes(&self) -> Result<Vec<Mode>> {
+        match self.mode {
+            Some(Mode::Long) if self.paging != Paging::Nested => Err(usage("--mode long needs --paging nested")),
+            Some(mode) => Ok(vec![mode]),
+            None => {
+                let all = Mode::value_variants().iter().copied();
+                Ok(all.filter(|mode| *mode != Mode::Long || self.paging == Paging::Nested).collect())
+            }
+        }
+    }
+
+    /// QEMU's SVM carries out switches of tasks although they are intercepted: without nested paging the guest's CR3 becomes
+    /// the processor's own, and the machine is lost.
+    fn leaves_out_task_gates(&self) -> bool {
+        self.host == Host::Qemu && self.paging != Paging::Nested
+    }
+}
+
+/// A run.
+struct Campaign<'a> {
+    args: &'a Args,
+    modes: Vec<Mode>,
+    machine: Machine,
+    images: Images,
+}
+
+impl Campaign<'_> {
+    /// Rounds until the time is used; then the table and the report.
+    fn run(&self) -> Result<ExitCode> {
+        let mut tally = Tally::new(self.machine.to_string(), self.args.seed);
+        let live = Live::begin(self.args.seconds);
+        if self.args.leaves_out_task_gates() {
+            live.line(&"task gates are left out: QEMU's SVM does not intercept switches of tasks");
+        }
+        let started = Instant::now();
+        for number in 1..=self.args.rounds.unwrap_or(u32::MAX) {
+            if number > 1 && started.elapsed().as_secs() >= self.args.seconds.into() {
+                break;
+            }
+            let mode = self.modes[(number as usize - 1) % self.modes.len()];
+            let round = Round::new(number, self.args.seed, mode, self.args.attackers);
+            live.say(&format!("round {number}: {mode}; {}", tally.so_far()));
+            let report = self.trial(&round).carry_out(&mut |_| ())?;
+            let record = Record::new(&round, &report, self.repeat(&round));
+            live.line(&record);
+            tally.add(record, started.elapsed());
+        }
+        live.end();
+        let file = project::reports("hostile").join("report.json");
+        tally.save(&file)?;
+        println!("\n{tally}\nreport: {}", project::short(&file));
+        println!("hostile: {}", tally.verdict());
+        Ok(ExitCode::from(u8::from(!tally.is_good())))
+    }
+
+    /// The command that repeats a round.
+    fn repeat(&self, round: &Round) -> String {
+        let Args { host, paging, attackers, .. } = self.args;
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map(|value| value.get_name().to_string()).unwrap_or_default()
+        };
+        let (host, paging) = (name(host.to_possible_value()), name(paging.to_possible_value()));
+        let Round { seed, mode, .. } = round;
+        format!(
+            "cargo xtask hostile --host {host} --paging {paging} --mode {mode} --seed {seed} --attackers {attackers} --rounds 1"
+        )
+    }
+
+    fn trial(&self, round: &Round) -> Trial {
+        let slowness = if matches!(self.machine, Machine::Qemu(_)) { 1 } else { BOCHS_SLOWNESS };
+        let limit = 2 * ROUND_SECONDS + GRACE;
+        let victim = Guest {
+            name: VICTIM.to_string(),
+            ..Guest::new(Image::new(
+                self.images.guest("victim"),
+                format!("--seed {} --seconds {ROUND_SECONDS}", round.seed),
+            ))
+        };
+        let attackers = round.attackers.iter().map(|attacker| Guest {
+            name: attacker.name.clone(),
+            vcpus: 2,
+            memory: MEMORY,
+            paging: self.args.paging,
+            ..Guest::new(Image::new(self.images.guest("hostile"), self.words(round, attacker.seed)))
+        });
+        Trial {
+            machine: self.machine.clone(),
+            cpus: Some(CPUS),
+            hypervisor: Some(Hypervisor { file: self.images.hv(), words: "log=info".to_string() }),
+            guests: std::iter::once(victim).chain(attackers).collect(),
+            timeout: Duration::from_secs((limit * slowness + PATIENCE).into()),
+            limit: Some(Duration::from_secs(limit.into())),
+        }
+    }
+
+    /// A hostile guest's words.
+    fn words(&self, round: &Round, seed: u32) -> String {
+        let mut words = format!("--mode {} --seed {seed} --seconds {ROUND_SECONDS}", round.mode);
+        if self.args.paging != Paging::Nested {
+            words += " --shadowed";
+        }
+        if self.args.leaves_out_task_gates() {
+            words += " --without-task-gates";
+        }
+        words
+    }
+}
