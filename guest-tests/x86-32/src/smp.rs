@@ -38,6 +38,8 @@ fn start(cpu: Cpu) -> bool {
 
 /// Starts `cpu` anew, whatever it does: it then waits for a task. Whether it came up within `patience` ticks of the TSC.
 pub fn restart(cpu: Cpu, patience: u64) -> bool {
+    // What it did may have overwritten it.
+    copy_trampoline();
     prepare(cpu);
     startup::start_within(cpu, patience, |signal| send(cpu, signal))
 }

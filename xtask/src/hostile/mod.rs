@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// A hostile VM's memory: little, as all of it is filled.
-const MEMORY: Size = Size::mib(16);
+const MEMORY: Size = Size::mib(12);
 /// What guests may take beyond the time that they work, by their machine's clock.
 const GRACE: u32 = 20;
 /// What an emulator may take beyond that.
@@ -48,7 +48,7 @@ Examples:
   cargo xtask hostile --host bochs-vmx
 
 A failed round prints the command that repeats it. An emulator that a guest ends is named and counted apart: it is no fault of
-the hypervisor's. `cargo xtask run --guest hostile --vcpus 2 --mem 16M --cmdline \"--mode M --seed S --tell\"` has one hostile
+the hypervisor's. `cargo xtask run --guest hostile --vcpus 2 --mem 12M --cmdline \"--mode M --seed S --tell\"` has one hostile
 guest tell each input before it runs; `--first N --inputs N` pick some.
 
 Exit status: 0 if all is well, 1 if not, 2 if something has to be installed, 101 if the images could not be built.")]

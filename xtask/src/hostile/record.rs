@@ -61,7 +61,7 @@ fn fault(vm: &VmReport, console: &[String]) -> Option<String> {
 /// What the emulator said when it ended without the hypervisor having a say.
 fn emulators_last_words(report: &Report) -> Option<String> {
     let by_itself = matches!(report.finished.end, End::Exited(None | Some(1)));
-    let words = report.finished.complaints.iter().map(|line| line.trim()).find(|line| !line.is_empty());
+    let words = report.finished.complaints.iter().map(|line| line.trim()).find(|line| line.contains(char::is_alphanumeric));
     (by_itself && report.outcome.verdict == Verdict::Unknown).then(|| words.unwrap_or("nothing").to_string())
 }
 

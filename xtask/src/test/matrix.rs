@@ -361,6 +361,7 @@ pub(super) const ROWS: &[Row] = &[
     Row { name: "ipi-storm-paused", paused: true, only: Some("qemu-svm"), alone: None, ..stress("ipi-storm") },
     stress("timer-storm"),
     stress("oom"),
+    Row { name: "victim", source: Source::Guest("victim"), ..USUAL },
     SMOKE32,
     shadowed("smoke32-shadow", Paging::Shadow, SMOKE32_SHADOWED),
     shadowed("smoke32-vtlb", Paging::Vtlb, SMOKE32_SHADOWED),

@@ -149,8 +149,10 @@ impl Code {
         // MOV of an immediate is the only one of its group, and the stack pointer stays what it is.
         let operation = if matches!(opcode, [0xc6 | 0xc7]) { 0 } else { *pick(random, &[0, 1, 2, 3, 5, 6, 7]) };
         self.push(&[operation << 3 | memory]);
-        if matches!(opcode, [0x69 | 0x80 | 0x81 | 0x83 | 0xc6 | 0xc7] | [0x0f, 0xba]) {
-            self.push_immediate(random);
+        match opcode {
+            [0x80 | 0x83 | 0xc6] | [0x0f, 0xba] => self.push(&[random_byte(random)]),
+            [0x69 | 0x81 | 0xc7] => self.push(&(random.next_u64() as u32).to_le_bytes()),
+            _ => {}
         }
     }
 
@@ -282,7 +284,7 @@ pub(crate) fn address(random: &mut Random) -> u32 {
                 LDT,
                 TABLE,
                 0x3_0000,
-                0xc0_0000,
+                0xb0_0000,
             ],
         )
     };
@@ -327,7 +329,6 @@ const SYSTEM: &[&[u8]] = &[
     &[0x0f, 0x0b],
     &[0x0f, 0x20],
     &[0x0f, 0x21],
-    &[0x0f, 0x23],
     &[0x0f, 0x30],
     &[0x0f, 0x31],
     &[0x0f, 0x32],
@@ -395,7 +396,6 @@ const PLAIN_ACCESSES: &[&[u8]] = &[
     &[0x8a],
     &[0x8b],
     &[0xc6],
-    &[0xc7],
     &[0xf0, 0x01],
     &[0x0f, 0xb6],
     &[0x0f, 0xb7],

@@ -4,7 +4,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::descriptors::{CODE, DATA, USER_CODE, USER_DATA};
-use guest32::memory::{END, Page, peek, store};
+use guest32::memory::{Page, peek, store};
 
 use crate::enter::{self, PLAN};
 use crate::input::ram_end;
@@ -48,6 +48,8 @@ pub(crate) const DATA_AREA: u32 = 0x82_0000;
 /// Real mode's code, which is as long; its data.
 pub(crate) const REAL_CODE_AREA: u32 = 0x1_0000;
 pub(crate) const REAL_DATA: u16 = 0x3000;
+/// What is used of the memory above.
+const USER_SIZE: u32 = 4 << 20;
 /// Where what other code of this guest has below 1 MiB begins.
 const LOW_FREE_END: u32 = 0x8000;
 /// What is below is the supervisor's alone.
@@ -83,7 +85,7 @@ pub(crate) fn init() {
         Page::new(page).clear();
     }
     // Code that loses its way comes to its end.
-    for word in (0x500..LOW_FREE_END).chain(DATA_AREA + 0x8000..ram_end().min(END)).step_by(4) {
+    for word in (0x500..LOW_FREE_END).chain(DATA_AREA + 0x8000..USER_START + USER_SIZE).step_by(4) {
         put(word, INT3);
     }
     write_all();
@@ -225,7 +227,7 @@ fn large_entry(linear: u32) -> u32 {
     // Memory and what is right behind it, and the page of the IOAPIC and the local APIC.
     const DEVICES: u32 = 0xfec0_0000;
     let is_itself = linear <= ram_end() || linear & !0x3f_ffff == DEVICES;
-    let physical = if is_itself { linear } else { USER_START | linear & (USER_START - 1) };
+    let physical = if is_itself { linear } else { USER_START | linear & (USER_SIZE - 1) };
     physical | LARGE | if linear < USER_START { 3 } else { TABLE_FLAGS }
 }
 
