@@ -22,18 +22,22 @@ pub(super) enum Ended {
     /// Each VM has its verdict, and the one that must not notice passed.
     Passed,
     /// A guest ended the emulator, which said this.
-    EmulatorEnded(String),
+    ByEmulator(String),
     Failed(String),
 }
 
 impl Ended {
     fn of(report: &Report) -> Self {
         if let Some(words) = emulators_last_words(report) {
-            return Self::EmulatorEnded(words);
+            return Self::ByEmulator(words);
         }
         let whole = &report.outcome;
         match whole.verdict {
-            Verdict::HvPanic | Verdict::HvTripleFault | Verdict::NoVirtualization | Verdict::Usage | Verdict::Unknown => {
+            Verdict::HvPanic
+            | Verdict::HvTripleFault
+            | Verdict::NoVirtualization
+            | Verdict::Usage
+            | Verdict::Unknown => {
                 return Self::Failed(format!("{}: {}", whole.verdict, whole.text));
             }
             _ => {}
@@ -49,8 +53,12 @@ impl Ended {
 fn fault(vm: &VmReport, console: &[String]) -> Option<String> {
     let VmReport { name, outcome, accounts, .. } = vm;
     match (outcome.verdict, accounts) {
-        (Verdict::Unknown | Verdict::Leak | Verdict::BadImage, _) => Some(format!("{name}: {}: {}", outcome.verdict, outcome.text)),
-        (verdict, _) if name == VICTIM && verdict != Verdict::Pass => Some(format!("{name}: {verdict}: {}", outcome.text)),
+        (Verdict::Unknown | Verdict::Leak | Verdict::BadImage, _) => {
+            Some(format!("{name}: {}: {}", outcome.verdict, outcome.text))
+        }
+        (verdict, _) if name == VICTIM && verdict != Verdict::Pass => {
+            Some(format!("{name}: {verdict}: {}", outcome.text))
+        }
         (_, None) => Some(format!("{name}: the hypervisor gives no account of its tables")),
         (_, Some(Err(why))) => Some(format!("{name}: {why}")),
         (_, Some(Ok(accounts))) => accounts.fault().map(|fault| format!("{name}: {fault}")),
@@ -61,7 +69,8 @@ fn fault(vm: &VmReport, console: &[String]) -> Option<String> {
 /// What the emulator said when it ended without the hypervisor having a say.
 fn emulators_last_words(report: &Report) -> Option<String> {
     let by_itself = matches!(report.finished.end, End::Exited(None | Some(1)));
-    let words = report.finished.complaints.iter().map(|line| line.trim()).find(|line| line.contains(char::is_alphanumeric));
+    let words =
+        report.finished.complaints.iter().map(|line| line.trim()).find(|line| line.contains(char::is_alphanumeric));
     (by_itself && report.outcome.verdict == Verdict::Unknown).then(|| words.unwrap_or("nothing").to_string())
 }
 
@@ -188,7 +197,7 @@ impl fmt::Display for Record {
         write!(f, "round {round:>3}  {mode:<5} seed {seed:<10}  {seconds:5.1} s  {:>7} inputs  ", self.inputs())?;
         match &self.ended {
             Ended::Passed => write!(f, "passed ({})", self.verdicts()),
-            Ended::EmulatorEnded(words) => write!(f, "the emulator ended: {words}"),
+            Ended::ByEmulator(words) => write!(f, "the emulator ended: {words}"),
             Ended::Failed(why) => {
                 write!(f, "FAILED: {why}")?;
                 self.console.iter().try_for_each(|line| write!(f, "\n    {line}"))?;
@@ -219,7 +228,7 @@ impl Tally {
     pub(super) fn add(&mut self, record: Record, elapsed: Duration) {
         match record.ended {
             Ended::Passed => self.passed += 1,
-            Ended::EmulatorEnded(_) => self.emulator_ended += 1,
+            Ended::ByEmulator(_) => self.emulator_ended += 1,
             Ended::Failed(_) => self.failed += 1,
         }
         self.seconds = elapsed.as_secs_f64();
@@ -266,9 +275,10 @@ impl Tally {
     /// A line of the table: a number for each mode, and their sum.
     fn row(&self, f: &mut fmt::Formatter<'_>, name: &str, of: impl Fn(&Record) -> u64) -> fmt::Result {
         write!(f, "{name:<34}")?;
-        let counts = self.modes().into_iter().map(|mode| {
-            self.rounds.iter().filter(|round| round.mode == mode).map(&of).sum::<u64>()
-        });
+        let counts = self
+            .modes()
+            .into_iter()
+            .map(|mode| self.rounds.iter().filter(|round| round.mode == mode).map(&of).sum::<u64>());
         let mut sum = 0;
         for count in counts {
             sum += count;
@@ -299,11 +309,11 @@ impl fmt::Display for Tally {
             self.row(f, &name, |round| round.vms.iter().filter(|vm| vm.verdict == verdict).count() as u64)?;
         }
         let words = self.rounds.iter().filter_map(|round| match &round.ended {
-            Ended::EmulatorEnded(words) => Some(words),
+            Ended::ByEmulator(words) => Some(words),
             _ => None,
         });
         for words in words.collect::<std::collections::BTreeSet<_>>() {
-            let ended = Ended::EmulatorEnded(words.clone());
+            let ended = Ended::ByEmulator(words.clone());
             let count = self.rounds.iter().filter(|round| round.ended == ended).count();
             writeln!(f, "emulators that ended: {count}, saying: {words}")?;
         }
@@ -368,7 +378,7 @@ mod tests {
     #[test]
     fn an_emulator_that_ends_is_named() {
         let aborted = report("", Verdict::Unknown, Verdict::Unknown, Verdict::Unknown, End::Exited(None));
-        assert_eq!(Ended::of(&aborted), Ended::EmulatorEnded("qemu: fatal: invalid tss".to_string()));
+        assert_eq!(Ended::of(&aborted), Ended::ByEmulator("qemu: fatal: invalid tss".to_string()));
         let silent = report("", Verdict::Hang, Verdict::Hang, Verdict::Hang, End::TimedOut(Duration::from_secs(9)));
         assert!(matches!(Ended::of(&silent), Ended::Failed(_)));
     }
@@ -411,7 +421,11 @@ mod tests {
         let table = tally.to_string();
         assert!(table.contains("port                                      10         10"), "{table}");
         assert!(table.contains("VMs that ended by guest-killed             2          2"), "{table}");
-        assert!(tally.verdict().starts_with("passed: 18 inputs in 10 s; 2 rounds passed, 0 failed"), "{}", tally.verdict());
+        assert!(
+            tally.verdict().starts_with("passed: 18 inputs in 10 s; 2 rounds passed, 0 failed"),
+            "{}",
+            tally.verdict()
+        );
     }
 
     #[test]

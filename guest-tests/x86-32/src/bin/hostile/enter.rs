@@ -9,6 +9,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 
 use guest32::descriptors::{self, CODE, DATA};
+use guest32::memory::peek;
 
 use crate::world::{CODE16, CODE64, DATA16, put};
 
@@ -99,10 +100,9 @@ pub(crate) fn init(idt: u32) {
 /// Puts what real mode needs where it belongs: code and vectors.
 pub(crate) fn write_low() {
     let (limit, base) = descriptors::gdt();
-    let low = (&raw const hostile_low).cast::<u32>();
-    for index in 0..LOW_SIZE / 4 {
-        // SAFETY: the code is aligned to 16 and that long.
-        put(LOW + 4 * index, unsafe { low.add(index as usize).read() });
+    let low = &raw const hostile_low as u32;
+    for offset in (0..LOW_SIZE).step_by(4) {
+        put(LOW + offset, peek(low + offset));
     }
     put(LOW_GDTR, base << 16 | u32::from(limit));
     put(LOW_GDTR + 4, base >> 16);

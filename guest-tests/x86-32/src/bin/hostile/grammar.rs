@@ -125,7 +125,10 @@ impl Code {
             self.push(&[*pick(random, &[0xf2, 0xf3])]);
             self.push_rex(random);
         }
-        self.push(&[*pick(random, &[0x6c, 0x6d, 0x6e, 0x6f, 0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf])]);
+        self.push(&[*pick(
+            random,
+            &[0x6c, 0x6d, 0x6e, 0x6f, 0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf],
+        )]);
     }
 
     /// A string instruction that a driver may use on a device's memory.
@@ -142,14 +145,14 @@ impl Code {
         self.push_prefixes(random);
         self.push_rex(random);
         let opcodes = if random.one_in(64) { ACCESSES } else { PLAIN_ACCESSES };
-        let opcode: &[u8] = pick(random, opcodes);
+        let opcode = pick::<&[u8]>(random, opcodes);
         self.push(opcode);
         // 16-bit code has no such operand for most registers: it has [bx], for the prefix of 32-bit addresses is random.
         let memory = if self.bits == 16 { 7 } else { register };
         // MOV of an immediate is the only one of its group, and the stack pointer stays what it is.
-        let operation = if matches!(opcode, [0xc6 | 0xc7]) { 0 } else { *pick(random, &[0, 1, 2, 3, 5, 6, 7]) };
+        let operation = if matches!(*opcode, [0xc6 | 0xc7]) { 0 } else { *pick(random, &[0, 1, 2, 3, 5, 6, 7]) };
         self.push(&[operation << 3 | memory]);
-        match opcode {
+        match *opcode {
             [0x80 | 0x83 | 0xc6] | [0x0f, 0xba] => self.push(&[random_byte(random)]),
             [0x69 | 0x81 | 0xc7] => self.push(&(random.next_u64() as u32).to_le_bytes()),
             _ => {}
@@ -215,7 +218,8 @@ impl Code {
             }
             // A SIB byte: seldom with two pointers that lead nowhere together.
             (_, 4) if self.bits != 16 => {
-                let sib = if random.one_in(64) { random_byte(random) } else { 4 << 3 | *pick(random, &[0, 1, 2, 3, 6, 7]) };
+                let sib =
+                    if random.one_in(64) { random_byte(random) } else { 4 << 3 | *pick(random, &[0, 1, 2, 3, 6, 7]) };
                 self.push(&[sib]);
                 self.push(&(random.below(64) as u32).to_le_bytes());
             }

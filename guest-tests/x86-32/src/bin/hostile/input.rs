@@ -288,7 +288,8 @@ impl Input {
     }
 
     fn control_register(&mut self) {
-        let register = *pick(&mut self.random, &[0, 0, 2, 3, 4, 4, 8]);
+        // CR8 has a number beyond three bits, which only 64-bit mode can name.
+        let register = *pick(&mut self.random, &[0, 0, 2, 3, 4, 4, if self.way == Way::Long { 8 } else { 2 }]);
         let bits = if self.one_in(4) { 64 } else { 32 };
         let flip = 1u64 << self.random.below(bits);
         let mut value = u64::from(match register {
@@ -297,8 +298,10 @@ impl Input {
             4 => self.cr4(),
             _ => 0,
         }) ^ flip;
-        if register == 3 && flip > 1 << 11 && !self.one_in(40) {
-            // Without its tables the code ends there.
+        // Without its tables, or with tables of another kind, the code ends there.
+        let last_flag = if self.way == Way::Protected && self.is_pae { 1 << 4 } else { 1 << 11 };
+        let kind_of_tables = u64::from(CR4_PSE | CR4_PAE);
+        if (register == 3 && flip > last_flag || register == 4 && flip & kind_of_tables != 0) && !self.one_in(64) {
             value ^= flip;
         }
         if register == 4 && !self.one_in(64) {
@@ -307,13 +310,17 @@ impl Input {
         } else if self.one_in(64) && register != 3 {
             value = self.random.next_u64();
         }
+        if register == 0 && self.way == Way::Long {
+            // TCG leaves long mode so, with EFER.LME set, and then has the hole that `enter` tells of.
+            value |= u64::from(CR0_PG);
+        }
         // QEMU's TCG takes NW without CD as well.
         if register == 0 && !self.one_in(64) && value & CR0_CD == 0 {
             value &= !CR0_NW;
         }
         match self.random.below(8) {
             // `mov eax, cr`, LMSW, SMSW, CLTS.
-            0 => self.code.push(&[0x0f, 0x20, 0xc0 | register << 3]),
+            0 => self.move_control_register(0x20, register),
             1 => {
                 self.code.set(EAX, value as u32);
                 self.code.push(&[0x0f, 0x01, 0xf0]);
@@ -321,20 +328,101 @@ impl Input {
             2 => self.code.push(&[0x0f, 0x01, 0xe0, 0x0f, 0x06]),
             _ => {
                 self.code.set_wide(EAX, value);
-                self.code.push(&[0x0f, 0x22, 0xc0 | register << 3]);
+                self.move_control_register(0x22, register);
             }
         }
         self.and_more();
     }
 
+    /// MOV between EAX and a control register.
+    fn move_control_register(&mut self, opcode: u8, register: u8) {
+        if register == 8 {
+            self.code.push(&[0x44]);
+        }
+        self.code.push(&[0x0f, opcode, 0xc0 | (register & 7) << 3]);
+    }
+
     fn msr(&mut self) {
         const KNOWN: &[u32] = &[
-            0x10, 0x17, 0x3a, 0x48, 0x49, 0x79, 0x8b, 0xc1, 0xe7, 0xe8, 0xfe, 0x10a, 0x10b, 0x122, 0x174, 0x175, 0x176, 0x179, 0x17a,
-            0x186, 0x198, 0x1a0, 0x1d9, 0x1db, 0x200, 0x20f, 0x250, 0x268, 0x277, 0x2ff, 0x309, 0x345, 0x38f, 0x480, 0x481, 0x482,
-            0x48b, 0x490, 0x6e0, 0x6a2, 0x6a4, 0x802, 0x803, 0x808, 0x80b, 0x80d, 0x80f, 0x810, 0x828, 0x82f, 0x830, 0x832, 0x835,
-            0x838, 0x839, 0x83e, 0x83f, 0xda0, 0xd90, 0x4000_0000, 0x4b56_4d00, 0xc000_0080, 0xc000_0080, 0xc000_0081, 0xc000_0082,
-            0xc000_0083, 0xc000_0084, 0xc000_0100, 0xc000_0101, 0xc000_0102, 0xc000_0103, 0xc001_0010, 0xc001_0015, 0xc001_0020,
-            0xc001_0114, 0xc001_0115, 0xc001_0117, 0xc001_011a, 0xc001_0130,
+            0x10,
+            0x17,
+            0x3a,
+            0x48,
+            0x49,
+            0x79,
+            0x8b,
+            0xc1,
+            0xe7,
+            0xe8,
+            0xfe,
+            0x10a,
+            0x10b,
+            0x122,
+            0x174,
+            0x175,
+            0x176,
+            0x179,
+            0x17a,
+            0x186,
+            0x198,
+            0x1a0,
+            0x1d9,
+            0x1db,
+            0x200,
+            0x20f,
+            0x250,
+            0x268,
+            0x277,
+            0x2ff,
+            0x309,
+            0x345,
+            0x38f,
+            0x480,
+            0x481,
+            0x482,
+            0x48b,
+            0x490,
+            0x6e0,
+            0x6a2,
+            0x6a4,
+            0x802,
+            0x803,
+            0x808,
+            0x80b,
+            0x80d,
+            0x80f,
+            0x810,
+            0x828,
+            0x82f,
+            0x830,
+            0x832,
+            0x835,
+            0x838,
+            0x839,
+            0x83e,
+            0x83f,
+            0xda0,
+            0xd90,
+            0x4000_0000,
+            0x4b56_4d00,
+            0xc000_0080,
+            0xc000_0080,
+            0xc000_0081,
+            0xc000_0082,
+            0xc000_0083,
+            0xc000_0084,
+            0xc000_0100,
+            0xc000_0101,
+            0xc000_0102,
+            0xc000_0103,
+            0xc001_0010,
+            0xc001_0015,
+            0xc001_0020,
+            0xc001_0114,
+            0xc001_0115,
+            0xc001_0117,
+            0xc001_011a,
+            0xc001_0130,
         ];
         let register = match self.random.below(8) {
             0 => self.random.next_u64() as u32,
@@ -343,7 +431,8 @@ impl Input {
             2 if self.one_in(32) => 0x1b,
             _ => *pick(&mut self.random, KNOWN),
         };
-        let value = self.value() & if register == EFER && self.way != Way::Long { !u64::from(EFER_LME) } else { u64::MAX };
+        let value =
+            self.value() & if register == EFER && self.way != Way::Long { !u64::from(EFER_LME) } else { u64::MAX };
         self.code.set(ECX, register);
         if self.one_in(3) {
             self.code.push(&[0x0f, 0x32]);
@@ -360,8 +449,9 @@ impl Input {
 
     fn port(&mut self) {
         const KNOWN: &[u16] = &[
-            0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x70, 0x71, 0x80, 0x3f8, 0x3f9, 0x3fa,
-            0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x2f8, 0x3d4, 0x510, 0x511, 0x514, 0x608, 0xcf8, 0xcfc, 0x402, 0xb2, 0x1ce, 0xffff,
+            0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x70, 0x71, 0x80, 0x3f8, 0x3f9,
+            0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x2f8, 0x3d4, 0x510, 0x511, 0x514, 0x608, 0xcf8, 0xcfc, 0x402,
+            0xb2, 0x1ce, 0xffff,
         ];
         let port = match self.random.below(8) {
             0 => self.random.next_u64() as u16,
@@ -393,10 +483,16 @@ impl Input {
     }
 
     fn mmio(&mut self) {
-        let base = *pick(&mut self.random, &[0xfee0_0000, 0xfee0_0000, 0xfec0_0000, 0xfed0_0000, ram_end(), 0xb_8000, 0xe000_0000, 0xffff_f000]);
+        let base = *pick(
+            &mut self.random,
+            &[0xfee0_0000, 0xfee0_0000, 0xfec0_0000, 0xfed0_0000, ram_end(), 0xb_8000, 0xe000_0000, 0xffff_f000],
+        );
         let offset = *pick(
             &mut self.random,
-            &[0x20, 0x30, 0x80, 0xb0, 0xd0, 0xe0, 0xf0, 0x100, 0x200, 0x280, 0x2f0, 0x310, 0x320, 0x350, 0x370, 0x380, 0x390, 0x3e0, 0xffe, 0xffc],
+            &[
+                0x20, 0x30, 0x80, 0xb0, 0xd0, 0xe0, 0xf0, 0x100, 0x200, 0x280, 0x2f0, 0x310, 0x320, 0x350, 0x370,
+                0x380, 0x390, 0x3e0, 0xffe, 0xffc,
+            ],
         );
         let offset = if self.one_in(4) { self.random.below(4096) as u32 } else { offset };
         let register = *pick(&mut self.random, &[EBX, ESI, EDI, EAX]);
@@ -424,7 +520,11 @@ impl Input {
     /// An entry that makes no sense, or an unusual one, and accesses to what it maps.
     fn page_table(&mut self) {
         // Beyond memory there are neither tables nor operands for every instruction: the VM may end there.
-        let beyond = if self.one_in(64) { *pick(&mut self.random, &[ram_end(), 0xfec0_0000, 0xfee0_0000, 0xffe0_0000]) } else { world::LDT };
+        let beyond = if self.one_in(64) {
+            *pick(&mut self.random, &[ram_end(), 0xfec0_0000, 0xfee0_0000, 0xffe0_0000])
+        } else {
+            world::LDT
+        };
         let target = *pick(
             &mut self.random,
             &[
@@ -480,7 +580,7 @@ impl Input {
                 0 => self.code.push(&[0x0f, 0x01, 0x3b]),
                 // `jmp ebx`, and PUSH with the stack there.
                 1 => self.code.push(&[0xff, 0xe3]),
-                2 if self.one_in(16) => self.code.push(&[0x89, 0xdc, 0x50]),
+                2 if self.one_in(128) => self.code.push(&[0x89, 0xdc, 0x50]),
                 3 => {
                     self.code.set(EDI, linear);
                     self.code.set(ESI, linear ^ 0x1000);
@@ -499,7 +599,9 @@ impl Input {
         if self.one_in(2) {
             let at = world::GDT + u32::from(selector & !7);
             let value = self.value();
-            let kind = self.random.below(32) as u32 | if self.one_in(8) { 0 } else { 0x80 } | (self.random.below(4) as u32) << 5;
+            let kind = self.random.below(32) as u32
+                | if self.one_in(8) { 0 } else { 0x80 }
+                | (self.random.below(4) as u32) << 5;
             self.edit(at, value as u32);
             self.edit(at + 4, (value >> 32) as u32 & 0xffff_00ff | kind << 8);
         }
@@ -586,7 +688,11 @@ impl Input {
             }
             2 => {
                 self.code.push(&[*pick(&mut self.random, &[0x9a, 0xea])]);
-                if self.code.bits() == 16 { self.code.push(&(to as u16).to_le_bytes()) } else { self.code.push(&to.to_le_bytes()) }
+                if self.code.bits() == 16 {
+                    self.code.push(&(to as u16).to_le_bytes())
+                } else {
+                    self.code.push(&to.to_le_bytes())
+                }
                 self.code.push(&selector.to_le_bytes());
             }
             3..5 => {
@@ -606,7 +712,9 @@ impl Input {
                 &mut self.random,
                 &[&[0x0f, 0x07], &[0x0f, 0x35], &[0x48, 0x0f, 0x07], &[0x48, 0x0f, 0x35]],
             )),
-            8 => self.code.push(pick::<&[u8]>(&mut self.random, &[&[0xcc], &[0xf1], &[0xce], &[0x0f, 0x0b], &[0x0f, 0xff]])),
+            8 => self
+                .code
+                .push(pick::<&[u8]>(&mut self.random, &[&[0xcc], &[0xf1], &[0xce], &[0x0f, 0x0b], &[0x0f, 0xff]])),
             _ => {
                 // To a selector of its own for the code segment, by PUSH and RETF.
                 self.code.push(&[0x6a, selector as u8, 0x6a, 0x10, 0xcb]);
@@ -674,7 +782,7 @@ impl Input {
         for _ in 0..=self.random.below(3) {
             self.code.push(&[0x89, 0x83, 0, 3, 0, 0]);
         }
-        self.and_more();
+        self.and_more_in_memory();
     }
 
     fn edit(&mut self, at: u32, value: u32) {
@@ -713,7 +821,10 @@ impl Input {
         plan(&PLAN.cr3, self.root());
         plan(&PLAN.cr4, self.cr4() | random >> 8 & CR4_USUAL & if random & 0xf == 0 { !0 } else { 0x600 });
         let nx = if self.is_pae { EFER_NXE } else { 0 };
-        plan(&PLAN.efer, if is_long { EFER_LME } else { 0 } | nx | if self.way == Way::Real { 0 } else { random >> 30 & EFER_SCE });
+        plan(
+            &PLAN.efer,
+            if is_long { EFER_LME } else { 0 } | nx | if self.way == Way::Real { 0 } else { random >> 30 & EFER_SCE },
+        );
         plan(&PLAN.task, world::TASK.into());
         plan(&PLAN.data, if self.is_user { USER_DATA } else { DATA }.into());
         let idt = match self.way {

@@ -76,7 +76,7 @@ pub(crate) fn attack(campaign: Campaign) {
         }
         // Before it runs: one that hangs is not tried again.
         NEXT.store(number + 1, Relaxed);
-        if number % INPUTS_PER_REPAIR == 0 {
+        if number.is_multiple_of(INPUTS_PER_REPAIR) {
             world::write_all();
         }
         let input = Input::new(campaign, number);
@@ -121,7 +121,7 @@ pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u
             return Verdict::FAILED;
         }
         looks += 1;
-        if looks % LOOKS_PER_REPORT == 0 {
+        if u32::is_multiple_of(looks, LOOKS_PER_REPORT) {
             report();
         }
     }

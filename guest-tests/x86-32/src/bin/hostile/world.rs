@@ -85,7 +85,15 @@ pub(crate) fn init() {
         Page::new(page).clear();
     }
     // Code that loses its way comes to its end.
-    for word in (0x500..LOW_FREE_END).chain(DATA_AREA + 0x8000..USER_START + USER_SIZE).step_by(4) {
+    let free = [
+        0x500..LOW_FREE_END,
+        0x9200..REAL_CODE_AREA,
+        REAL_CODE_AREA + 0x2000..0x2_0000,
+        0x4_0000..0xa_0000,
+        0xc_0000..0x10_0000,
+        DATA_AREA + 0x8000..USER_START + USER_SIZE,
+    ];
+    for word in free.into_iter().flat_map(|range| range.step_by(4)) {
         put(word, INT3);
     }
     write_all();
@@ -135,7 +143,10 @@ fn write_gdt() {
         0,
         system_descriptor(TSS + 0x400, 0x67, 0x89),
         0,
-        u64::from(CODE) << 16 | 0xec00_0000_0000 | u64::from(enter::recover() & 0xffff) | u64::from(enter::recover() >> 16) << 48,
+        u64::from(CODE) << 16
+            | 0xec00_0000_0000
+            | u64::from(enter::recover() & 0xffff)
+            | u64::from(enter::recover() >> 16) << 48,
         u64::from(FREE_SELECTORS + 32) << 16 | 0xe500_0000_0000,
     ];
     for (index, descriptor) in free.into_iter().enumerate() {
@@ -219,7 +230,11 @@ fn write_tables() {
     }
     for index in 0..1024 {
         put_if_other(DIRECTORY + 4 * index, large_entry(index << 22));
-        put_if_other(TABLE + 4 * index, DATA_AREA + (index % 8 << 12) | TABLE_FLAGS);
+    }
+    // An entry of PAE, and for two-level paging one and a hole.
+    for index in 0..512 {
+        put_if_other(TABLE + 8 * index, (DATA_AREA + ((index % 8) << 12)) | TABLE_FLAGS);
+        put(TABLE + 8 * index + 4, 0);
     }
 }
 
