@@ -71,9 +71,9 @@ pub(crate) struct Args {
     /// All that the guests try follows from this number
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u32,
-    /// Hostile VMs in a round, of two virtual processors each
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=14))]
-    attackers: u32,
+    /// Hostile VMs in a round, of two virtual processors each [default: 10; 3 without nested paging]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=14))]
+    attackers: Option<u32>,
 }
 
 /// An emulator, and whose virtualization it has.
@@ -116,6 +116,11 @@ impl Args {
         }
     }
 
+    /// The hypervisor's heap has room for the shadows of a few VMs alone.
+    fn attackers(&self) -> u32 {
+        self.attackers.unwrap_or(if self.paging == Paging::Nested { 10 } else { 3 })
+    }
+
     /// QEMU's SVM carries out switches of tasks although they are intercepted: without nested paging the guest's CR3 becomes
     /// the processor's own, and the machine is lost.
     fn leaves_out_task_gates(&self) -> bool {
@@ -145,7 +150,7 @@ impl Campaign<'_> {
                 break;
             }
             let mode = self.modes[(number as usize - 1) % self.modes.len()];
-            let round = Round::new(number, self.args.seed, mode, self.args.attackers);
+            let round = Round::new(number, self.args.seed, mode, self.args.attackers());
             live.say(&format!("round {number}: {mode}; {}", tally.so_far()));
             let report = self.trial(&round).carry_out(&mut |_| ())?;
             let record = Record::new(&round, &report, self.repeat(&round));
@@ -162,7 +167,7 @@ impl Campaign<'_> {
 
     /// The command that repeats a round.
     fn repeat(&self, round: &Round) -> String {
-        let Args { host, paging, attackers, .. } = self.args;
+        let (Args { host, paging, .. }, attackers) = (self.args, self.args.attackers());
         let name = |value: Option<clap::builder::PossibleValue>| {
             value.map(|value| value.get_name().to_string()).unwrap_or_default()
         };

@@ -319,6 +319,14 @@ const REMAP: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=rem
 const SWITCH: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=switch"));
 /// The page directory maps itself, and #UD is delivered on a stack in it.
 const DELIVERY: Row = attack("delivery", "attack32", "kind=delivery");
+/// Few inputs, of those that leave a guest alive, beside the one that must not notice; `cargo xtask hostile` has them all.
+const HOSTILE: Row = Row {
+    vcpus: 2,
+    beside: Some(("victim", "--seconds 2")),
+    alone: None,
+    words: "--mode ring3 --inputs 100",
+    ..guest32("hostile", "--mode ring3 --inputs 30")
+};
 const EXIT_LATENCY32: Row = guest32("exit-latency32", "");
 
 const TOUCH_ALL: Row = Row { source: Source::Guest("touch-all"), ..USUAL };
@@ -362,6 +370,12 @@ pub(super) const ROWS: &[Row] = &[
     stress("timer-storm"),
     stress("oom"),
     Row { name: "victim", source: Source::Guest("victim"), ..USUAL },
+    HOSTILE,
+    shadowed(
+        "hostile-shadow",
+        Paging::Shadow,
+        Row { words: "--mode ring3 --inputs 100 --shadowed --without-task-gates", ..HOSTILE },
+    ),
     SMOKE32,
     shadowed("smoke32-shadow", Paging::Shadow, SMOKE32_SHADOWED),
     shadowed("smoke32-vtlb", Paging::Vtlb, SMOKE32_SHADOWED),

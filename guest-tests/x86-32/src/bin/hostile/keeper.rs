@@ -66,7 +66,7 @@ fn report() {
 
 /// What the attacker does.
 pub(crate) fn attack(campaign: Campaign) {
-    world::init();
+    world::write_all();
     let is_told = IS_TOLD.load(Relaxed);
     loop {
         let number = NEXT.load(Relaxed);
@@ -90,6 +90,7 @@ pub(crate) fn attack(campaign: Campaign) {
 
 /// Has `task` run on the other processor for `ticks` of the TSC, or until it has tried the inputs from `first` to `end`.
 pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u32, end: u32) -> Verdict {
+    world::init();
     NEXT.store(first, Relaxed);
     END.store(end, Relaxed);
     // What the attacker sends to all; above the exceptions that are a fault of its own.
