@@ -8,6 +8,7 @@ use crate::failure::usage;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Engine, Qemu};
 use crate::machine::{Image, Machine};
+use crate::output::outln;
 use crate::progress::Live;
 use crate::project;
 use crate::setup::{self, Tool};
@@ -93,7 +94,7 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 
 impl Host {
     fn machine(self) -> Result<Machine> {
-        let bochs = |cpu: &str| Machine::Bochs(Bochs { cpu: cpu.to_string() });
+        let bochs = |cpu: &str| Machine::Bochs(Bochs::new(cpu));
         setup::ensure(if self == Self::Qemu { Tool::Qemu } else { Tool::Bochs })?;
         Ok(match self {
             Self::Qemu => Machine::Qemu(Qemu::new(Engine::Tcg, None)),
@@ -160,8 +161,8 @@ impl Campaign<'_> {
         live.end();
         let file = project::reports("hostile").join("report.json");
         tally.save(&file)?;
-        println!("\n{tally}\nreport: {}", project::short(&file));
-        println!("hostile: {}", tally.verdict());
+        outln!("\n{tally}\nreport: {}", project::short(&file));
+        outln!("hostile: {}", tally.verdict());
         Ok(ExitCode::from(u8::from(!tally.is_good())))
     }
 
@@ -198,6 +199,7 @@ impl Campaign<'_> {
         Trial {
             machine: self.machine.clone(),
             cpus: Some(CPUS),
+            ram: None,
             hypervisor: Some(Hypervisor { file: self.images.hv(), words: "log=info".to_string() }),
             guests: std::iter::once(victim).chain(attackers).collect(),
             timeout: Duration::from_secs((limit * slowness + PATIENCE).into()),
