@@ -99,6 +99,8 @@ impl<T: Task> Entry<T> {
 pub struct Scheduler<T> {
     entries: Vec<Entry<T>>,
     config: Config,
+    /// The first limit of all tasks.
+    limit: Instant,
     /// Up to when all time is accounted for.
     accounted: Instant,
 }
@@ -111,14 +113,18 @@ impl<T: Task> Scheduler<T> {
     pub fn new(tasks: impl ExactSizeIterator<Item = T>, config: Config, now: Instant) -> Self {
         let mut entries = Vec::with_capacity(tasks.len());
         entries.extend(tasks.map(|task| Entry { task, credit: 0, ran: now }));
-        Self { entries, config, accounted: now }
+        let mut scheduler = Self { entries, config, limit: Instant::NEVER, accounted: now };
+        scheduler.limit = scheduler.first_limit();
+        scheduler
     }
 
     /// Runs the tasks in turn until the VM of each has ended.
     pub fn run(&mut self, cpu: &mut impl Cpu<Task = T>) {
         while !self.entries.is_empty() {
             let now = cpu.now();
-            self.enforce_limits(now, cpu);
+            if self.limit <= now {
+                self.enforce_limits(now, cpu);
+            }
             if self.finish_ended(cpu) {
                 continue;
             }
@@ -134,10 +140,12 @@ impl<T: Task> Scheduler<T> {
         self.entries.iter_mut().map(|entry| &mut entry.task).filter(over).for_each(|task| cpu.reach_limit(task));
     }
 
-    /// Hands over the tasks whose VM has ended. Whether there was one.
+    /// Hands over the task of a VM that has ended. Whether there was one.
     fn finish_ended(&mut self, cpu: &mut impl Cpu<Task = T>) -> bool {
-        let ended = self.entries.iter().position(|entry| entry.task.has_ended());
-        ended.map(|index| cpu.finish(self.entries.swap_remove(index).task)).is_some()
+        let Some(index) = self.entries.iter().position(|entry| entry.task.has_ended()) else { return false };
+        cpu.finish(self.entries.swap_remove(index).task);
+        self.limit = self.first_limit();
+        true
     }
 
     /// The runnable task that has waited longest, of those with time left in this round. Where none has, a new round begins.
@@ -177,7 +185,7 @@ impl<T: Task> Scheduler<T> {
     }
 
     fn run_task(&mut self, index: usize, now: Instant, cpu: &mut impl Cpu<Task = T>) {
-        let limit = self.first_limit();
+        let limit = self.limit;
         let (before, rest) = self.entries.split_at_mut(index);
         let Some((entry, after)) = rest.split_first_mut() else { return };
         let is_alone = before.is_empty() && after.is_empty();
@@ -194,7 +202,7 @@ impl<T: Task> Scheduler<T> {
 
     fn sleep(&mut self, now: Instant, cpu: &mut impl Cpu<Task = T>) {
         let wakes = self.entries.iter().map(|entry| entry.task.wakes_at());
-        let until = wakes.fold(self.first_limit().min(now.after(self.config.look)), Instant::min);
+        let until = wakes.fold(self.limit.min(now.after(self.config.look)), Instant::min);
         cpu.sleep(until, Tasks(&self.entries));
         if self.entries.len() > 1 {
             self.accounted = cpu.now();

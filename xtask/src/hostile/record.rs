@@ -71,7 +71,8 @@ fn emulators_last_words(report: &Report) -> Option<String> {
     let by_itself = matches!(report.finished.end, End::Exited(None | Some(1)));
     let words =
         report.finished.complaints.iter().map(|line| line.trim()).find(|line| line.contains(char::is_alphanumeric));
-    (by_itself && report.outcome.verdict == Verdict::Unknown).then(|| words.unwrap_or("nothing").to_string())
+    (by_itself && report.outcome.verdict == Verdict::Unknown)
+        .then(|| words.unwrap_or("nothing, by a signal or with status 1").to_string())
 }
 
 /// The lines of a VM, without its name.
