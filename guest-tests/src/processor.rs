@@ -74,6 +74,12 @@ pub fn set_cr8(value: u64) {
     unsafe { asm!("mov cr8, {}", in(reg) value, options(nostack, preserves_flags)) };
 }
 
+/// Sets RFLAGS.TF: from the instruction after the next one on, each traps.
+pub fn single_step() {
+    // SAFETY: the traps go to the handler of #DB, or end the guest.
+    unsafe { asm!("pushfq", "or dword ptr [rsp], 0x100", "popfq") };
+}
+
 /// Halts until an NMI (or INIT) comes: interrupts have to be off. One that comes before is lost on it.
 pub fn halt() {
     // SAFETY: halting does nothing to memory that the handler does not do.

@@ -8,7 +8,7 @@ use crate::verdict::{self, Verdict};
 use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 use x86::controlregs;
 
@@ -32,6 +32,10 @@ static CALLED: AtomicUsize = AtomicUsize::new(0);
 
 /// NMIs that came while nothing was wrong.
 static STRAY_NMIS: AtomicU32 = AtomicU32::new(0);
+
+/// A debug trap came to the hypervisor, since that was last looked at.
+static DEBUG_TRAPPED: AtomicBool = AtomicBool::new(false);
+static DEBUG_TRAP_TOLD: AtomicBool = AtomicBool::new(false);
 
 /// How long the other CPUs may take to stop, and each to show itself.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -137,8 +141,16 @@ pub(crate) fn nmi(frame: &TrapFrame) {
     halt()
 }
 
-/// Tells of NMIs that came meanwhile.
-pub(crate) fn report_nmis() {
+/// A debug trap.
+pub(crate) fn debug_trap() {
+    DEBUG_TRAPPED.store(true, Ordering::Relaxed);
+}
+
+/// Tells of NMIs that came meanwhile, and of the first debug trap.
+pub(crate) fn report_strays() {
+    if DEBUG_TRAPPED.swap(false, Ordering::Relaxed) && !DEBUG_TRAP_TOLD.swap(true, Ordering::Relaxed) {
+        log::warn!("a guest's debug trap came to the hypervisor: the guest misses it");
+    }
     let count = STRAY_NMIS.swap(0, Ordering::Relaxed);
     if count != 0 {
         log::warn!("{count} NMIs, which nobody asked for");

@@ -62,5 +62,5 @@ fn look_at_all() {
         let held_up = timer::nanoseconds(stall.ticks) / 1_000_000;
         log::warn!("CPU {} holds up a grace period for {held_up} ms: {:?}", stall.cpu, stall.mode);
     }
-    panic::report_nmis();
+    panic::report_strays();
 }

@@ -18,7 +18,7 @@ use guest::place::NOWHERE;
 use guest::port::{self, Direction};
 use guest::ram::{self, Area};
 use guest::smp::{self, Cpu};
-use guest::{clock, console, println, processor, tsc};
+use guest::{clock, console, cpuid, println, processor, tsc};
 
 guest::main!(main);
 
@@ -26,7 +26,7 @@ guest::main!(main);
 type Attack = fn(&Boot);
 
 /// The attacks by their names.
-const KINDS: [(&str, Attack); 14] = [
+const KINDS: [(&str, Attack); 15] = [
     ("idle", idle),
     ("spin", spin),
     ("hypercall", hypercall),
@@ -41,6 +41,7 @@ const KINDS: [(&str, Attack); 14] = [
     ("first-touch", first_touch),
     ("nowhere", nowhere),
     ("interrupted-sleep", interrupted_sleep),
+    ("single-step", single_step),
 ];
 
 const VECTOR: u8 = 0x90;
@@ -101,6 +102,18 @@ fn deadline(_: &Boot) {
     interrupts::enable();
     loop {
         Msr::TscDeadline.write(tsc::read() + second);
+    }
+}
+
+/// RFLAGS.TF over instructions that exit.
+fn single_step(_: &Boot) {
+    const DEBUG: u8 = 1;
+    handle(DEBUG, |_| {});
+    interrupts::enable();
+    processor::single_step();
+    loop {
+        cpuid::vendor();
+        port::write8(NO_DEVICE, 0);
     }
 }
 

@@ -99,13 +99,16 @@ const EXCEPTIONS: [&str; 32] = [
     "reserved",
 ];
 
+const DEBUG: u64 = 1;
 const NMI: u64 = 2;
 const PAGE_FAULT: u64 = 14;
 
-/// Where every stub leads. Exceptions are bugs of the hypervisor, and end it.
+/// Where every stub leads. Exceptions are bugs of the hypervisor, and end it; but a debug trap can be a guest's, which Bochs's SVM
+/// leaves pending at an exit and delivers behind VMRUN. The hypervisor sets no breakpoint and no TF, so it is never its own.
 #[unsafe(no_mangle)]
 extern "C" fn hv_trap(frame: &TrapFrame) {
     match frame.vector {
+        DEBUG => crate::panic::debug_trap(),
         NMI => crate::panic::nmi(frame),
         vector if vector < EXCEPTIONS.len() as u64 => {
             // SAFETY: reading CR2 has no effect.
