@@ -24,13 +24,13 @@ use std::time::{Duration, Instant};
 /// A hostile VM's memory: little, as all of it is filled.
 const MEMORY: Size = Size::mib(12);
 /// What guests may take beyond the time that they work, by their machine's clock.
-const GRACE: u32 = 20;
+const GRACE: u32 = 9;
 /// What an emulator may take beyond that.
 const PATIENCE: u32 = 20;
 /// On Bochs a second of the machine's time takes about this many on the wall.
 const BOCHS_SLOWNESS: u32 = 4;
 /// How long a round's guests work by their clocks: hostile ones rarely live longer.
-const ROUND_SECONDS: u32 = 4;
+const ROUND_SECONDS: u32 = 3;
 /// The machine's processors: the victim shares one with some of the attackers.
 const CPUS: u32 = 2;
 

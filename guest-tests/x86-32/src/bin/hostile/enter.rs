@@ -251,6 +251,8 @@ hostile_recover_long:
 .code32
 5:  movl $1, %eax
     movl %eax, %cr0
+    // Before the exit of WRMSR, at which an NMI may come.
+    lidtl {harness_idtr}
     movl $0xc0000080, %ecx
     xorl %eax, %eax
     xorl %edx, %edx

@@ -331,7 +331,7 @@ impl Input {
                 self.move_control_register(0x22, register);
             }
         }
-        self.and_more();
+        self.and_more_in_memory();
     }
 
     /// MOV between EAX and a control register.
