@@ -66,13 +66,16 @@ fn fault(vm: &VmReport, console: &[String]) -> Option<String> {
     .or_else(|| if name == VICTIM { broken_line(console) } else { None })
 }
 
-/// What the emulator said when it ended without the hypervisor having a say.
+/// What the emulator said when it ended by itself: by a signal, or with a complaint in place of a verdict.
 fn emulators_last_words(report: &Report) -> Option<String> {
-    let by_itself = matches!(report.finished.end, End::Exited(None | Some(1)));
-    let words =
-        report.finished.complaints.iter().map(|line| line.trim()).find(|line| line.contains(char::is_alphanumeric));
-    (by_itself && report.outcome.verdict == Verdict::Unknown)
-        .then(|| words.unwrap_or("nothing, by a signal or with status 1").to_string())
+    let mut words = report.finished.complaints.iter().map(|line| line.trim());
+    let words = words.find(|line| line.contains(char::is_alphanumeric)).map(str::to_string);
+    match report.finished.end {
+        _ if report.outcome.verdict != Verdict::Unknown => None,
+        End::Exited(None) => Some(words.unwrap_or_else(|| "killed by a signal".to_string())),
+        End::Exited(Some(1)) => words,
+        End::Exited(_) | End::TimedOut(_) => None,
+    }
 }
 
 /// The lines of a VM, without its name.
@@ -198,7 +201,9 @@ impl fmt::Display for Record {
         write!(f, "round {round:>3}  {mode:<5} seed {seed:<10}  {seconds:5.1} s  {:>7} inputs  ", self.inputs())?;
         match &self.ended {
             Ended::Passed => write!(f, "passed ({})", self.verdicts()),
-            Ended::ByEmulator(words) => write!(f, "the emulator ended: {words}"),
+            Ended::ByEmulator(words) => {
+                write!(f, "the emulator ended: {words}\n    to repeat it: {}", self.repeat)
+            }
             Ended::Failed(why) => {
                 write!(f, "FAILED: {why}")?;
                 self.console.iter().try_for_each(|line| write!(f, "\n    {line}"))?;
@@ -380,6 +385,11 @@ mod tests {
     fn an_emulator_that_ends_is_named() {
         let aborted = report("", Verdict::Unknown, Verdict::Unknown, Verdict::Unknown, End::Exited(None));
         assert_eq!(Ended::of(&aborted), Ended::ByEmulator("qemu: fatal: invalid tss".to_string()));
+        let mut wordless = report("", Verdict::Unknown, Verdict::Unknown, Verdict::Unknown, End::Exited(Some(1)));
+        wordless.finished.complaints.clear();
+        assert!(matches!(Ended::of(&wordless), Ended::Failed(_)), "it may be the hypervisor's doing");
+        wordless.finished.end = End::Exited(None);
+        assert_eq!(Ended::of(&wordless), Ended::ByEmulator("killed by a signal".to_string()));
         let silent = report("", Verdict::Hang, Verdict::Hang, Verdict::Hang, End::TimedOut(Duration::from_secs(9)));
         assert!(matches!(Ended::of(&silent), Ended::Failed(_)));
     }
