@@ -15,7 +15,7 @@ use guest::exit::Verdict;
 use guest::interrupts::{self, halt_until_interrupt};
 use guest::ktap::{self, Outcome};
 use guest::pattern::Pattern;
-use guest::{cases, check, clock, println, ram, tsc};
+use guest::{cases, check, clock, println, ram, skip_unless, tsc};
 
 guest::main!(main);
 
@@ -43,6 +43,7 @@ fn main(boot: &Boot) -> Verdict {
 }
 
 fn notices_nothing(boot: &Boot) -> Outcome {
+    skip_unless!(Apic::has_tsc_deadline(), "the timer has no deadlines");
     let (tick, end) = (clock::microseconds(TICK_MICROSECONDS), clock::seconds(boot.option("--seconds").unwrap_or(3)));
     let gap = clock::microseconds(1_000 * boot.option("--gap").unwrap_or(USUAL_GAP_MILLISECONDS));
     let memory = Pattern::new(boot.option("--seed").unwrap_or(1), ram::largest_area(boot).part(0, PAGES));
