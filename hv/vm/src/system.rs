@@ -1,12 +1,12 @@
-//! Control registers and INVLPG of a vCPU whose tables have a shadow.
+//! Control registers and INVLPG of a vCPU whose tables have a shadow; and CR0 of any whose writes of it exit.
 
 use crate::exit::Event;
 use crate::machine::{Flow, Machine, Memory};
 use crate::trouble::Trouble;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{ControlRegisters, Vcpu};
 use devices::{Clock, Sink};
 use emul::system::{self, Decoded, StatusWord, System, write_gpr};
-use emul::{Bitness, DecodeError, Gpr, Width};
+use emul::{Bitness, DecodeError, Gpr, Segment, Width};
 use walk::{Controls, Operands};
 
 const CR0_PE: u64 = 1 << 0;
@@ -15,6 +15,10 @@ const CR0_ET: u64 = 1 << 4;
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
 const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_PCIDE: u64 = 1 << 17;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
 /// PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG: writes of the others have no effect (Intel SDM vol. 3, section 2.5).
 const CR0_DEFINED: u64 = 0xe005_003f;
 /// What LMSW writes.
@@ -73,7 +77,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
                 let cr3 = dword(vcpu, from);
                 self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3))?;
             }
-            System::WriteCr { cr: 0, from } => self.write_cr0(vcpu, dword(vcpu, from))?,
+            System::WriteCr { cr: 0, from } => {
+                let value = if Self::bitness(vcpu) == Bitness::Bits64 { vcpu.gpr(from) } else { dword(vcpu, from) };
+                self.write_cr0(vcpu, value)?;
+            }
             System::WriteCr { cr: 4, from } => self.write_cr4(vcpu, dword(vcpu, from))?,
             System::ReadCr { cr: 0, to } => write_gpr(vcpu, to, Width::Dword, cr0),
             System::ReadCr { cr: 3, to } => write_gpr(vcpu, to, Width::Dword, cr3),
@@ -107,13 +114,34 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
         Ok(u16::from_le_bytes(word).into())
     }
 
-    /// PG needs PE, and NW needs CD (Intel SDM vol. 2, MOV to control registers).
+    /// PG needs PE, NW needs CD, and the upper half is reserved (Intel SDM vol. 2, MOV to control registers).
     fn write_cr0<V: Vcpu>(&mut self, vcpu: &mut V, value: u64) -> Result<(), Refused> {
         let cr0 = value & CR0_DEFINED | CR0_ET;
-        if cr0 & (CR0_PG | CR0_PE) == CR0_PG || cr0 & (CR0_NW | CR0_CD) == CR0_NW {
+        let is_reserved = value >> 32 != 0 || cr0 & (CR0_PG | CR0_PE) == CR0_PG || cr0 & (CR0_NW | CR0_CD) == CR0_NW;
+        if is_reserved {
             return Err(Event::GENERAL_PROTECTION.into());
         }
+        if vcpu.own_paging().is_none() {
+            return Self::write_nested_cr0(vcpu, cr0);
+        }
         Ok(self.write_own_paging(vcpu, |own, memory| own.write(memory, Controls { cr0, ..own.paging().controls }))?)
+    }
+
+    /// Long mode is entered with PAE and from code that is not 64-bit, and left from such code, without PCIDE (Intel SDM vol. 3,
+    /// sections 9.8.5 and 4.10.1).
+    fn write_nested_cr0<V: Vcpu>(vcpu: &mut V, cr0: u64) -> Result<(), Refused> {
+        let ControlRegisters { cr0: old, cr4, efer, .. } = vcpu.control();
+        let is_64_bit = vcpu.segment(Segment::Cs).long;
+        let is_wrong = match (old & CR0_PG != 0, cr0 & CR0_PG != 0) {
+            (false, true) => efer & EFER_LME != 0 && (cr4 & CR4_PAE == 0 || is_64_bit),
+            (true, false) => efer & EFER_LMA != 0 && is_64_bit || cr4 & CR4_PCIDE != 0,
+            _ => false,
+        };
+        if is_wrong {
+            return Err(Event::GENERAL_PROTECTION.into());
+        }
+        vcpu.set_cr0(cr0);
+        Ok(())
     }
 
     fn write_cr4<V: Vcpu>(&mut self, vcpu: &mut V, cr4: u64) -> Result<(), Refused> {

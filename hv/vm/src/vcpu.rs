@@ -154,6 +154,11 @@ pub trait Vcpu: Registers {
     fn apply_paging(&mut self, root: Option<Hpa>) {
         let _ = root;
     }
+    /// Sets CR0 of a vCPU with nested paging, whose write has exited; the value was checked. Long mode becomes active or inactive
+    /// with it.
+    fn set_cr0(&mut self, cr0: u64) {
+        let _ = cr0;
+    }
     /// A segment register with its hidden part.
     fn segment(&self, register: Segment) -> SegmentState;
     /// Sets CR2, as a page fault does.

@@ -457,6 +457,8 @@ pub(super) const ROWS: &[Row] = &[
     NMI,
     // On Bochs's SVM the debug trap is pending at the exit, and taken by the hypervisor.
     attack("single-step", "attack", "kind=single-step"),
+    // QEMU's TCG turns the host's paging off at such an exit.
+    attack("long-mode-enable", "attack32", "kind=long-mode-enable"),
     // Past its limit.
     Row { name: "sleep", beside: None, ..IDLE },
     Row { name: "sleep-smp", beside: None, cpus: Some(2), ..IDLE },

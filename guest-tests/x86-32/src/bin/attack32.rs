@@ -1,4 +1,4 @@
-//! Has its page tables shadowed at as high a cost as it can, again and again, without an end: the hypervisor has to end it at its
+//! Does one thing that is dear or dangerous to its hypervisor, most of them by its page tables, again and again, without an end: the hypervisor has to end it at its
 //! limit, and what runs beside it has to get its time.
 //!
 //! Words: `kind=` and one of [`KINDS`].
@@ -18,7 +18,8 @@ guest32::main!(main);
 type Attack = fn() -> !;
 
 /// The attacks by their names.
-const KINDS: [(&str, Attack); 3] = [("delivery", delivery), ("remap", remap), ("switch", switch)];
+const KINDS: [(&str, Attack); 4] =
+    [("delivery", delivery), ("remap", remap), ("switch", switch), ("long-mode-enable", long_mode_enable)];
 
 /// Above what the spaces map one to one.
 const AT: u32 = 1 << 30;
@@ -41,6 +42,15 @@ fn delivery() -> ! {
     let space = Space::new(Mode::TwoLevel, &mut Pages::from(memory::START));
     space.enter();
     interrupts::raise_for_ever(Page::new(space.cr3()), 4096)
+}
+
+/// EFER.LME without CR4.PAE, with paging off, at exits.
+fn long_mode_enable() -> ! {
+    loop {
+        processor::set_long_mode_enable(true);
+        processor::cpuid(0, 0);
+        processor::set_long_mode_enable(false);
+    }
 }
 
 /// Pages that are mapped, touched and unmapped again.

@@ -1,5 +1,6 @@
 //! AMD's SVM (AMD64 APM vol. 2, chapter 15), with nested paging or with shadows of the guest's tables.
 
+mod long_mode;
 mod permissions;
 mod switch;
 mod virtual_interrupt;
@@ -16,7 +17,7 @@ use core::fmt;
 use core::num::NonZeroU16;
 use mmu::Caps;
 use permissions::{IoPermissions, MsrPermissions};
-use raw_cpuid::{CpuId, CpuIdReaderNative};
+use raw_cpuid::{CpuId, CpuIdReaderNative, Hypervisor};
 use switch::Switched;
 use vm::{
     ControlRegisters, Cr8, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, NestedFault, PageFault,
@@ -62,6 +63,8 @@ pub struct Svm {
     pause_filter: bool,
     /// Interrupts are [posted](virtual_interrupt), not injected.
     posts_interrupts: bool,
+    /// EFER.LME is [held back](long_mode) while paging is off.
+    guards_long_mode: bool,
     /// The highest ASID.
     last_asid: u32,
     has_tsc_aux: bool,
@@ -128,6 +131,7 @@ impl Backend for Svm {
         let widths = cpuid.get_processor_capacity_feature_info();
         let physical_bits = widths.map_or(36, |widths| widths.physical_address_bits());
         let extended = cpuid.get_extended_processor_and_feature_identifiers();
+        let is_qemu = cpuid.get_hypervisor_info().is_some_and(|host| host.identify() == Hypervisor::QEMU);
         Ok(Self {
             _host_save: host_save,
             physical,
@@ -137,7 +141,8 @@ impl Backend for Svm {
             decode_assists: features.has_decode_assists(),
             flush_by_asid: features.has_flush_by_asid(),
             pause_filter: features.has_pause_filter(),
-            posts_interrupts: virtual_interrupt::injected_come_twice(),
+            posts_interrupts: is_qemu,
+            guards_long_mode: is_qemu,
             last_asid: features.supported_asids().max(2) - 1,
             has_tsc_aux: extended.is_some_and(|features| features.has_rdtscp()),
             physical_bits,
@@ -215,6 +220,10 @@ pub struct SvmVcpu<T: Translation> {
     next_rip_save: bool,
     decode_assists: bool,
     posts_interrupts: bool,
+    /// EFER.LME is [held back](long_mode) while paging is off.
+    guards_long_mode: bool,
+    /// LME, while it is.
+    held_lme: u64,
     /// What to ask VMRUN for when translations have to go.
     flush: u32,
     /// Other vCPUs leave their translations under this vCPU's ASID.
@@ -277,6 +286,8 @@ impl<T: Translation> SvmVcpu<T> {
             next_rip_save: svm.next_rip_save,
             decode_assists: svm.decode_assists,
             posts_interrupts: svm.posts_interrupts,
+            guards_long_mode: svm.guards_long_mode,
+            held_lme: 0,
             flush: if svm.flush_by_asid { vmcb::FLUSH_ASID } else { vmcb::FLUSH_ALL },
             shares_asid,
             _io_permissions: io_permissions,
@@ -371,7 +382,8 @@ impl<T: Translation> SvmVcpu<T> {
             | exit_code::READ_CR4
             | exit_code::WRITE_CR0
             | exit_code::WRITE_CR3
-            | exit_code::WRITE_CR4 => Exit::ControlRegister,
+            | exit_code::WRITE_CR4
+            | exit_code::CR0_SELECTIVE => Exit::ControlRegister,
             exit_code::INVLPG => Exit::Invlpg,
             exit_code::TASK_SWITCH => Exit::TaskSwitch,
             exit_code::READ_CR8 => Exit::Cr8(Cr8::new(false, self.cr8_operand())),
@@ -503,7 +515,6 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         self.nmi = Nmi::None;
         let save = &mut self.vmcb.save;
         save.cpl = 0;
-        save.efer = EFER_SVME;
         save.cr0 = save.cr0 & CR0_CACHE | CR0_ET;
         [save.cr2, save.cr3, save.cr4] = [0; 3];
         save.dr6 = DR6_AT_RESET;
@@ -511,6 +522,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         save.debug_control = 0;
         save.rflags = 2;
         [save.rax, save.rsp] = [0; 2];
+        self.load_efer(0);
         match start {
             Start::Multiboot { eip, eax, ebx } => self.start_protected(eip, eax, ebx),
             Start::Sipi(page) => self.start_real(page),
@@ -594,7 +606,9 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         let save = &self.vmcb.save;
         let Controls { cr0, cr3, cr4, efer } = match self.translation.shadow() {
             Some(shadow) => shadow.own.paging().controls,
-            None => Controls { cr0: save.cr0, cr3: save.cr3, cr4: save.cr4, efer: save.efer & !EFER_SVME },
+            None => {
+                Controls { cr0: save.cr0, cr3: save.cr3, cr4: save.cr4, efer: save.efer & !EFER_SVME | self.held_lme }
+            }
         };
         ControlRegisters { cr0, cr3, cr4, efer, cpl: save.cpl }
     }
@@ -607,6 +621,10 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
     #[inline]
     fn own_paging_mut(&mut self) -> Option<&mut shadow::Registers> {
         self.translation.shadow_mut().map(|shadow| &mut shadow.own)
+    }
+
+    fn set_cr0(&mut self, cr0: u64) {
+        self.load_cr0(cr0);
     }
 
     fn apply_paging(&mut self, root: Option<Hpa>) {
@@ -654,7 +672,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
 
     fn set_state_msr(&mut self, msr: StateMsr, value: u64) {
         match msr {
-            StateMsr::Efer => self.vmcb.save.efer = value | EFER_SVME,
+            StateMsr::Efer => self.load_efer(value),
             StateMsr::Pat => self.vmcb.save.pat = value,
             StateMsr::Tsc => self.vmcb.control.tsc_offset = value.wrapping_sub(tsc()),
         }

@@ -9,12 +9,6 @@
 //! interrupt is pending still.
 
 use super::vmcb::{Control, misc1};
-use raw_cpuid::{CpuId, Hypervisor};
-
-/// Whether this is an emulator that may deliver an injected interrupt twice.
-pub(super) fn injected_come_twice() -> bool {
-    CpuId::new().get_hypervisor_info().is_some_and(|host| host.identify() == Hypervisor::QEMU)
-}
 
 /// Bits of `virtual_interrupt`.
 const PENDING: u64 = 1 << 8;

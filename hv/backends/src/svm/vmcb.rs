@@ -148,6 +148,7 @@ pub(super) mod misc1 {
     pub(in crate::svm) const SMI: u32 = 1 << 2;
     pub(in crate::svm) const INIT: u32 = 1 << 3;
     pub(in crate::svm) const VINTR: u32 = 1 << 4;
+    pub(in crate::svm) const CR0_SELECTIVE: u32 = 1 << 5;
     pub(in crate::svm) const IRET: u32 = 1 << 20;
     pub(in crate::svm) const CPUID: u32 = 1 << 18;
     pub(in crate::svm) const INVD: u32 = 1 << 22;
@@ -183,6 +184,7 @@ pub(super) mod exit_code {
     pub(in crate::svm) const WRITE_CR0: u64 = 0x10;
     pub(in crate::svm) const WRITE_CR3: u64 = 0x13;
     pub(in crate::svm) const WRITE_CR4: u64 = 0x14;
+    pub(in crate::svm) const CR0_SELECTIVE: u64 = 0x65;
     pub(in crate::svm) const READ_CR8: u64 = 0x08;
     pub(in crate::svm) const WRITE_CR8: u64 = 0x18;
     pub(in crate::svm) const EXCEPTION_0: u64 = 0x40;

@@ -6,6 +6,7 @@
 
 mod any;
 mod apic;
+mod cr0;
 mod cr8;
 mod guest;
 mod hypercalls;

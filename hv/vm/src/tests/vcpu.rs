@@ -177,6 +177,9 @@ impl Vcpu for TestVcpu {
             StateMsr::Tsc => self.tsc,
         }
     }
+    fn set_cr0(&mut self, cr0: u64) {
+        self.control.cr0 = cr0;
+    }
     fn set_state_msr(&mut self, msr: StateMsr, value: u64) {
         match msr {
             StateMsr::Efer => self.control.efer = value,
