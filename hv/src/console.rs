@@ -328,7 +328,7 @@ pub(crate) fn take_line() {
     }
 }
 
-/// Lets a dying hypervisor speak, whoever holds the line.
+/// Lets a dying hypervisor speak, whichever CPU holds the line.
 ///
 /// # Safety
 /// No other CPU may be running the hypervisor any more, and the caller never returns to the holder.

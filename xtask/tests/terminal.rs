@@ -116,7 +116,7 @@ impl Drop for Running {
     }
 }
 
-/// The output of a command whose standard output nobody reads beyond the first line.
+/// The output of a command of whose standard output only the first line is read.
 fn head(mut command: Command) -> ExitStatus {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut line = [0];

@@ -1,6 +1,6 @@
 //! How fast the TSC and the local APIC's timer are, by the clocks whose frequency is known: the 8254 and ACPI's PM timer.
 //!
-//! Whoever measures can be held up at any moment: by an SMI, or because the machine is an emulator's and shares its processors.
+//! A measurement can be held up at any moment: by an SMI, or because the machine is an emulator's and shares its processors.
 //! So each value is read between two readings of the TSC, which bound the moment at which it was true, and each window of time
 //! gives an interval that contains the TSC's frequency, however long the hold-ups were. The intervals by two references have to
 //! overlap, and to do so closely ([`TOLERANCE`]); else a longer window is tried. What is still in doubt at the end is used, but

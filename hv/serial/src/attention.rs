@@ -48,7 +48,7 @@ impl Attention {
         !self.is_idle() && self.disarm_and_see()
     }
 
-    /// Nothing waits, and no CPU counts as armed: then whoever puts something interrupts itself, and none of the others has to
+    /// Nothing waits, and no CPU counts as armed: then the CPU that puts something interrupts itself, and none of the others has to
     /// take anything back. This is all that most interrupts cost.
     #[inline]
     fn is_idle(&self) -> bool {

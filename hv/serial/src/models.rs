@@ -97,7 +97,7 @@ fn loom_what_waits_is_looked_at() {
     });
 }
 
-/// The same, where another CPU looks as well, because it has put something: it interrupts itself if nobody is armed by then.
+/// The same, where another CPU looks as well, because it has put something: it interrupts itself if no CPU is armed by then.
 #[test]
 fn loom_what_waits_is_looked_at_while_another_sends() {
     model(|| {

@@ -168,7 +168,7 @@ impl Mux {
         }
     }
 
-    /// There is nobody else to speak.
+    /// No other source has anything to send.
     fn restart_turn(&mut self) -> bool {
         if let Some(turn) = &mut self.turn {
             turn.spent = 0;

@@ -84,7 +84,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         }
     }
 
-    /// Ends the vCPU, and gives its VM to whoever calls this for the last of its vCPUs.
+    /// Ends the vCPU, and gives its VM to the caller if this was the last of its vCPUs.
     pub(super) fn leave(self) -> Option<Guest<B::Tables>> {
         let Self { guest, vcpu, context, view, .. } = self;
         drop(vcpu);

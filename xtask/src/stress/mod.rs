@@ -171,7 +171,7 @@ impl Stress<'_> {
             }
         }
         live.end();
-        outln!("stress: FAILED: nobody noticed the missing flush of {name} in {rounds} rounds");
+        outln!("stress: FAILED: no guest noticed the missing flush of {name} in {rounds} rounds");
         Ok(ExitCode::FAILURE)
     }
 

@@ -296,7 +296,7 @@ const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle
 const FORK_STORM: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("fork-storm", "ops=60") };
 /// The guest that measures how much of the time it gets.
 pub(super) const FAIR: &str = "fair";
-/// Each exit is long enough to be met in the hypervisor by whoever looks.
+/// Each exit takes long, so that a look of the watchdog mostly finds the CPU in the hypervisor.
 const STRING_IO: Row = attack("string-io", "attack", "kind=string-io");
 const IDLE: Row = attack("", "attack", "kind=idle");
 /// Bochs's SVM keeps the host's interrupts back while the guest spins with its own off.

@@ -69,7 +69,7 @@ fn an_open_line_is_ended_before_anothers_begins() {
 fn a_flood_without_ends_is_cut_for_others_alone() {
     let mut machine = two();
     machine.print(A, &[b'x'; 600]);
-    assert_eq!(machine.send_all().sent().lines().count(), 1, "nobody else has to speak");
+    assert_eq!(machine.send_all().sent().lines().count(), 1, "no other source has anything to send");
     machine.print(A, &[b'y'; 600]);
     machine.print(B, b"ok\n");
     let sent = machine.send().sent();

@@ -151,7 +151,7 @@ pub(crate) fn return_at_once() -> u32 {
 /// Runs the input that [`PLAN`] describes, until it is interrupted.
 pub(crate) fn enter() {
     // SAFETY: the way back restores the stack pointer, all general registers, the segments and the control registers. An
-    // input may write anywhere, to the image as well: that is what this guest is for, and it costs nobody but itself.
+    // input may write anywhere, to the image as well: that is what this guest is for, and it costs no VM but its own.
     unsafe { hostile_enter() };
 }
 
