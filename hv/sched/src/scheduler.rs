@@ -1,7 +1,7 @@
 //! The tasks of one CPU, in turn.
 
 use crate::instant::Instant;
-use crate::slice::Slice;
+use crate::slice::{Look, Slice};
 use alloc::vec::Vec;
 use core::alloc::Layout;
 
@@ -99,6 +99,7 @@ impl<T: Task> Entry<T> {
 pub struct Scheduler<T> {
     entries: Vec<Entry<T>>,
     config: Config,
+    look: Look,
     /// The first limit of all tasks.
     limit: Instant,
     /// Up to when all time is accounted for.
@@ -113,7 +114,8 @@ impl<T: Task> Scheduler<T> {
     pub fn new(tasks: impl ExactSizeIterator<Item = T>, config: Config, now: Instant) -> Self {
         let mut entries = Vec::with_capacity(tasks.len());
         entries.extend(tasks.map(|task| Entry { task, credit: 0, ran: now }));
-        let mut scheduler = Self { entries, config, limit: Instant::NEVER, accounted: now };
+        let mut scheduler =
+            Self { entries, config, look: Look::new(config.look, now), limit: Instant::NEVER, accounted: now };
         scheduler.limit = scheduler.first_limit();
         scheduler
     }
@@ -130,7 +132,7 @@ impl<T: Task> Scheduler<T> {
             }
             match self.pick(now) {
                 Some(index) => self.run_task(index, now, cpu),
-                None => self.sleep(now, cpu),
+                None => self.sleep(cpu),
             }
         }
     }
@@ -190,7 +192,7 @@ impl<T: Task> Scheduler<T> {
         let Some((entry, after)) = rest.split_first_mut() else { return };
         let is_alone = before.is_empty() && after.is_empty();
         let end = if is_alone { Instant::NEVER } else { now.after(entry.credit.unsigned_abs()) };
-        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, self.config.look, now));
+        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, &mut self.look, now));
         if !is_alone {
             let now = cpu.now();
             let used = i64::try_from(now.since(self.accounted)).unwrap_or(i64::MAX);
@@ -200,13 +202,13 @@ impl<T: Task> Scheduler<T> {
         }
     }
 
-    fn sleep(&mut self, now: Instant, cpu: &mut impl Cpu<Task = T>) {
+    fn sleep(&mut self, cpu: &mut impl Cpu<Task = T>) {
         let wakes = self.entries.iter().map(|entry| entry.task.wakes_at());
-        let until = wakes.fold(self.limit.min(now.after(self.config.look)), Instant::min);
+        let until = wakes.fold(self.limit.min(self.look.at), Instant::min);
         cpu.sleep(until, Tasks(&self.entries));
-        if self.entries.len() > 1 {
-            self.accounted = cpu.now();
-        }
+        let now = cpu.now();
+        self.look.visited(now);
+        self.accounted = now;
     }
 
     fn first_limit(&self) -> Instant {

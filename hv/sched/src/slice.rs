@@ -12,6 +12,28 @@ pub enum Turn {
     Over,
 }
 
+/// The watchdog's looks by one CPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    /// When the next one is due.
+    pub(crate) at: Instant,
+    /// Ticks from one to the next.
+    every: u64,
+}
+
+impl Look {
+    pub(crate) fn new(every: u64, now: Instant) -> Self {
+        Self { at: now.after(every), every }
+    }
+
+    /// The CPU was interrupted or has slept, and has had its look.
+    pub(crate) fn visited(&mut self, now: Instant) {
+        if now >= self.at {
+            self.at = now.after(self.every);
+        }
+    }
+}
+
 /// One task's turn on its CPU, and the next event of the CPU's timer meanwhile.
 ///
 /// ```text
@@ -28,8 +50,8 @@ pub struct Slice<'a, T> {
     end: Instant,
     /// The first limit of all tasks.
     limit: Instant,
-    /// Ticks after which the watchdog wants a look.
-    look: u64,
+    /// When the watchdog wants a look. It is the CPU's, so that a task that leaves its slices early does not push it away.
+    look: &'a mut Look,
     /// When the host wants the CPU.
     host: Instant,
     /// When the guest wants to be left.
@@ -41,10 +63,16 @@ pub struct Slice<'a, T> {
 }
 
 impl<'a, T: Task> Slice<'a, T> {
-    pub(crate) fn new(others: [&'a [Entry<T>]; 2], end: Instant, limit: Instant, look: u64, now: Instant) -> Self {
+    pub(crate) fn new(
+        others: [&'a [Entry<T>]; 2],
+        end: Instant,
+        limit: Instant,
+        look: &'a mut Look,
+        now: Instant,
+    ) -> Self {
         let never = Instant::NEVER;
         let mut slice = Self { others, end, limit, look, host: never, guest: never, next: never, programmed: never };
-        slice.host = slice.next_host_event(now);
+        slice.host = slice.next_host_event();
         slice.next = slice.host;
         slice
     }
@@ -81,7 +109,8 @@ impl<'a, T: Task> Slice<'a, T> {
     /// again: what the timer was programmed for may be used up.
     pub fn interrupted(&mut self, now: Instant) -> Turn {
         self.programmed = Instant::NEVER;
-        self.host = self.next_host_event(now);
+        self.look.visited(now);
+        self.host = self.next_host_event();
         self.next = self.host.min(self.guest);
         let wanted = || self.others().any(|other| other.preempts(now));
         if now >= self.end.min(self.limit) || wanted() { Turn::Over } else { Turn::On }
@@ -93,9 +122,9 @@ impl<'a, T: Task> Slice<'a, T> {
         self.next = self.next.min(at);
     }
 
-    fn next_host_event(&self, now: Instant) -> Instant {
+    fn next_host_event(&self) -> Instant {
         let others = self.others().map(Entry::preempts_at);
-        others.fold(self.end.min(self.limit).min(now.after(self.look)), Instant::min)
+        others.fold(self.end.min(self.limit).min(self.look.at), Instant::min)
     }
 
     fn others(&self) -> impl Iterator<Item = &'a Entry<T>> + use<'a, T> {

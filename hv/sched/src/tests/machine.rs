@@ -8,7 +8,7 @@ use std::vec::Vec;
 
 /// Ticks of a slice.
 pub(super) const SLICE: u64 = 5_000;
-pub(super) const LOOK: u64 = 1_000_000;
+pub(super) const LOOK: u64 = 50_000;
 /// The longest that an exit's handling takes.
 pub(super) const HANDLER: u64 = 300;
 
@@ -26,6 +26,8 @@ pub(super) enum Step {
     ArmTimer { after: u64, times: u64 },
     /// HLT, until its timer or a request.
     Halt,
+    /// Leaves the CPU with more to execute: it waits for something that the scheduler does not know.
+    Yield,
     /// Sends task `to` a request: an interrupt, an NMI.
     Request { to: usize },
 }
@@ -36,6 +38,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         (1..200_u64, 1..=HANDLER).prop_map(|(count, each)| Step::Exits { count, each }),
         (0..20_000_u64, 1..50_u64).prop_map(|(after, times)| Step::ArmTimer { after, times }),
         Just(Step::Halt),
+        Just(Step::Yield),
         (0..8_usize).prop_map(|to| Step::Request { to }),
     ]
 }
@@ -121,6 +124,9 @@ pub(super) struct TestCpu {
     timer: Instant,
     /// When the machine is switched off.
     end: u64,
+    /// When the CPU had its last look, and the longest time without one.
+    looked: u64,
+    longest_without_look: u64,
     records: Vec<(usize, Record)>,
 }
 
@@ -129,12 +135,19 @@ impl TestCpu {
         self.clock.set(self.clock.get() + ticks);
     }
 
+    fn look(&mut self) {
+        let now = self.clock.get();
+        self.longest_without_look = self.longest_without_look.max(now - self.looked);
+        self.looked = now;
+    }
+
     fn arm(&mut self, at: Option<Instant>) {
         self.timer = at.unwrap_or(self.timer);
     }
 
     /// The host looks at its interrupts, and the guest at its timer.
     fn interrupted(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) -> Turn {
+        self.look();
         let turn = slice.interrupted(self.now());
         task.expire_timer();
         self.arm(slice.wake_at(task.timer));
@@ -173,6 +186,10 @@ impl TestCpu {
             Step::Halt => {
                 self.pass(1);
                 task.asleep = task.timer > self.now() && !task.has_request();
+            }
+            Step::Yield => {
+                self.pass(1);
+                return self.left(task).or(Some(Turn::Over));
             }
             Step::Request { to } => {
                 self.pass(1);
@@ -214,7 +231,10 @@ impl Cpu for TestCpu {
         task.expire_timer();
         task.asleep = false;
         self.arm(slice.wake_at(task.timer));
-        while self.advance(task, slice).is_none() {}
+        let is_due = self.now() >= slice.next_event();
+        if !is_due || self.interrupted(task, slice) == Turn::On {
+            while self.advance(task, slice).is_none() {}
+        }
         task.record.ran += self.clock.get() - start;
         task.preempted = (!task.asleep).then(|| self.clock.get());
     }
@@ -230,6 +250,7 @@ impl Cpu for TestCpu {
         }
         let until = until.min(Instant::new(self.end));
         self.clock.set(until.ticks().max(self.clock.get() + 1));
+        self.look();
     }
 
     fn finish(&mut self, task: TestTask) {
@@ -240,7 +261,8 @@ impl Cpu for TestCpu {
 /// A guest's VM, its limit and what it does.
 pub(super) type Story = (usize, Option<u64>, Vec<Step>);
 
-/// Lets these guests run on one CPU until `end`; what became of each, in their order.
+/// Lets these guests run on one CPU until `end`; what became of each, in their order. The watchdog has its looks in time, whatever
+/// they do.
 pub(super) fn run(stories: &[Story], end: u64) -> Vec<Record> {
     let clock = Rc::new(Cell::new(0));
     let requests: Vec<Request> = stories.iter().map(|_| Request::default()).collect();
@@ -260,9 +282,18 @@ pub(super) fn run(stories: &[Story], end: u64) -> Vec<Record> {
         record: Record::default(),
     });
     let tasks: Vec<_> = tasks.collect();
-    let mut cpu =
-        TestCpu { clock: clock.clone(), requests: requests.clone(), timer: Instant::NEVER, end, records: Vec::new() };
+    let mut cpu = TestCpu {
+        clock: clock.clone(),
+        requests: requests.clone(),
+        timer: Instant::NEVER,
+        end,
+        looked: 0,
+        longest_without_look: 0,
+        records: Vec::new(),
+    };
     Scheduler::new(tasks.into_iter(), CONFIG, Instant::new(0)).run(&mut cpu);
+    let longest = cpu.longest_without_look;
+    assert!(longest <= LOOK + HANDLER + 8, "the watchdog waited {longest} for its look");
     let mut records = cpu.records;
     records.sort_by_key(|(index, _)| *index);
     records.into_iter().map(|(_, record)| record).collect()

@@ -1,10 +1,16 @@
 //! What holds whatever guests do.
 
-use super::machine::{CONFIG, HANDLER, LOOK, Record, SLICE, Step, Story, run, step};
+use super::machine::{HANDLER, LOOK, Record, SLICE, Step, Story, TestTask, run, step};
 use crate::scheduler::Entry;
+use crate::slice::Look;
 use crate::{Instant, Slice};
 use proptest::prelude::*;
 use std::{vec, vec::Vec};
+
+/// The slice of the only task until `end`.
+fn slice_until(end: u64, look: &mut Look) -> Slice<'_, TestTask> {
+    Slice::new([&[], &[]], Instant::new(end), Instant::NEVER, look, Instant::new(0))
+}
 
 /// How long a machine is watched.
 const END: u64 = 200 * SLICE;
@@ -57,7 +63,8 @@ proptest! {
 
     #[test]
     fn what_a_guest_wishes_never_pushes_the_hosts_event_away(wishes in prop::collection::vec(any::<u64>(), 1..20)) {
-        let mut slice = Slice::<super::machine::TestTask>::new([&[], &[]], Instant::new(900), Instant::NEVER, LOOK, Instant::new(0));
+        let mut look = Look::new(LOOK, Instant::new(0));
+        let mut slice = slice_until(900, &mut look);
         for wish in wishes {
             slice.wake_at(Instant::new(wish));
             prop_assert_eq!(slice.next_event(), Instant::new(wish.min(900)));
@@ -66,7 +73,8 @@ proptest! {
 
     #[test]
     fn the_timer_is_programmed_for_the_first_wish_and_later_ones_cost_nothing(wishes in prop::collection::vec(1..800_u64, 1..20)) {
-        let mut slice = Slice::<super::machine::TestTask>::new([&[], &[]], Instant::new(900), Instant::NEVER, LOOK, Instant::new(0));
+        let mut look = Look::new(LOOK, Instant::new(0));
+        let mut slice = slice_until(900, &mut look);
         let mut programmed = u64::MAX;
         for wish in wishes {
             let expected = (wish < programmed).then_some(Instant::new(wish));
@@ -78,8 +86,9 @@ proptest! {
 
 #[test]
 fn the_only_task_of_a_cpu_is_left_for_the_watchdogs_look_alone() {
-    let none: &[Entry<super::machine::TestTask>] = &[];
-    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, CONFIG.look, Instant::new(7));
+    let none: &[Entry<TestTask>] = &[];
+    let mut look = Look::new(LOOK, Instant::new(7));
+    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, &mut look, Instant::new(7));
     assert_eq!(slice.next_event(), Instant::new(7 + LOOK));
 }
 
@@ -96,6 +105,13 @@ fn a_storm_of_requests_buys_no_time() {
     let storm = vec![Step::Request { to: 1 }, Step::Request { to: 2 }, Step::Halt];
     let victim = victim_beside(vec![storm.clone(), storm])[0];
     assert!(victim.ran * 100 >= END * 48, "{victim:?}");
+}
+
+#[test]
+fn a_task_that_leaves_its_slices_early_does_not_push_the_watchdogs_look_away() {
+    // `run` looks after that.
+    run(&[(0, None, vec![Step::Yield])], END);
+    run(&[(0, None, vec![Step::Yield]), (1, None, vec![Step::Yield])], END);
 }
 
 #[test]
