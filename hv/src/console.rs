@@ -1,6 +1,6 @@
 //! The machine's console: COM1, polled, `log` on top of it, and the VMs' output beside that.
 //!
-//! Who has something to say puts it into a queue of [`serial`]'s. Bytes leave the queues while the UART takes them at once: when
+//! Output is queued in [`serial`]. Bytes leave the queues while the UART takes them at once: when
 //! a line is put, whenever a CPU was interrupted, and before it sleeps ([`poll`]); a CPU's timer is armed for what is left
 //! ([`next_poll`]). No CPU waits for the UART while guests run, and the lock on it is held for what its FIFO takes.
 //!
@@ -130,7 +130,7 @@ impl Console {
     fn send(&self) -> bool {
         let mut budget = BUDGET;
         loop {
-            // Who holds the line may not see what was put just now.
+            // The holder of the lock may miss what was queued just now.
             let Some(mut line) = self.line.try_lock() else { return true };
             if TAKEN.load(Ordering::Relaxed) {
                 return false;
@@ -328,7 +328,7 @@ pub(crate) fn take_line() {
     }
 }
 
-/// Lets a dying hypervisor speak, whichever CPU holds the line.
+/// Takes the line for a panic, whichever CPU holds it.
 ///
 /// # Safety
 /// No other CPU may be running the hypervisor any more, and the caller never returns to the holder.

@@ -26,7 +26,7 @@ pub(crate) enum Verdict {
     BadImage = 8,
     /// Frames were missing after the VM's end.
     Leak = 9,
-    /// The machine has too little memory for the VMs, which the hypervisor knew before it started any.
+    /// The machine has too little memory for the VMs, or for one: known before that started.
     NoMemory = 11,
     /// The guest ran past its limit.
     Hang = 124,

@@ -11,7 +11,7 @@ use core::ops::Range;
 ///              └─ for all
 /// ```
 ///
-/// Promises are kept by counting: who was promised n frames can take n single ones at any time, wherever they are.
+/// Promises are kept by counting: a share that was promised n frames can take n single ones at any time, wherever they are.
 pub struct Frames<'m> {
     buddy: Buddy<'m>,
     /// Never more than are free.

@@ -192,7 +192,7 @@ impl<T: Task> Scheduler<T> {
         let Some((entry, after)) = rest.split_first_mut() else { return };
         let is_alone = before.is_empty() && after.is_empty();
         let end = if is_alone { Instant::NEVER } else { now.after(entry.credit.unsigned_abs()) };
-        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, &mut self.look, now));
+        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, &mut self.look));
         if !is_alone {
             let now = cpu.now();
             let used = i64::try_from(now.since(self.accounted)).unwrap_or(i64::MAX);

@@ -63,13 +63,7 @@ pub struct Slice<'a, T> {
 }
 
 impl<'a, T: Task> Slice<'a, T> {
-    pub(crate) fn new(
-        others: [&'a [Entry<T>]; 2],
-        end: Instant,
-        limit: Instant,
-        look: &'a mut Look,
-        now: Instant,
-    ) -> Self {
+    pub(crate) fn new(others: [&'a [Entry<T>]; 2], end: Instant, limit: Instant, look: &'a mut Look) -> Self {
         let never = Instant::NEVER;
         let mut slice = Self { others, end, limit, look, host: never, guest: never, next: never, programmed: never };
         slice.host = slice.next_host_event();

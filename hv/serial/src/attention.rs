@@ -1,4 +1,4 @@
-//! Who sends what waits: a CPU that is sure to look at the queues.
+//! Chooses a CPU that sends what is queued, and is sure to look at the queues.
 
 use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
@@ -81,7 +81,7 @@ impl Attention {
 
     #[cold]
     fn arm_for_what_waits(&self) -> Option<u64> {
-        // The timer may have been armed for what is gone. Who puts something there from here on sees that.
+        // The timer may have been armed for what is gone. A CPU that queues bytes after this sees that.
         if self.waiting().is_none() && !self.disarm_and_see() {
             return None;
         }

@@ -11,7 +11,7 @@
 //!   hypervisor ──────▶ ring ─┘                               b| KTAP version 1
 //! ```
 //!
-//! - A line of the wire belongs wholly to one source. Who has to speak while another's line is open ends that line first, and
+//! - A line of the wire belongs wholly to one source. A source that begins a line while another's is open ends that one first, and
 //!   the rest of it is marked when it comes ([`wire`]), so that a reader can join the pieces.
 //! - The hypervisor's own lines come first. VMs take turns of at most [`QUANTUM`] bytes, so a flood delays another VM's line by
 //!   a turn of each other VM.

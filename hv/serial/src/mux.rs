@@ -1,4 +1,4 @@
-//! Whose bytes are sent next.
+//! Chooses the next byte to send.
 
 use crate::ring::{self, Consumer, Producer, ring};
 use crate::wire::{self, Part};
@@ -44,11 +44,11 @@ pub struct Mux {
     last: usize,
     /// What has to be sent before anything else: ends of cut lines, and marks.
     framing: Framing,
-    /// The VMs are not heard any more.
+    /// VM output is no longer sent.
     only_own: bool,
 }
 
-/// Who speaks.
+/// A source of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Speaker {
     /// The hypervisor.

@@ -46,7 +46,7 @@ pub(crate) fn ring(capacity: usize) -> (Producer, Consumer) {
     (Producer { ring: Arc::clone(&ring) }, Consumer { ring, lines: 0, told: 0 })
 }
 
-/// Where a source's bytes go in. `&mut self` makes it one producer: who shares it locks it.
+/// Where a source's bytes go in. `&mut self` makes it one producer: sharers need a lock.
 pub struct Producer {
     ring: Arc<Ring>,
 }

@@ -117,7 +117,7 @@ impl<B: Backend<Tables: Nested>> Task for Seat<B> {
     }
 
     fn wakes_at(&self) -> Instant {
-        self.due
+        if self.context.activity() == Activity::Running { Instant::NEVER } else { self.due }
     }
 
     fn limit(&self) -> Instant {

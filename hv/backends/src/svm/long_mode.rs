@@ -8,9 +8,10 @@
 use super::SvmVcpu;
 use super::vmcb::misc1;
 use crate::translation::Translation;
+use vm::Vcpu;
 
 const CR0_PG: u64 = 1 << 31;
-pub(super) const EFER_LME: u64 = 1 << 8;
+const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
 impl<T: Translation> SvmVcpu<T> {
@@ -24,15 +25,15 @@ impl<T: Translation> SvmVcpu<T> {
 
     /// The guest's CR0 is `cr0` from now on. Long mode becomes active, or inactive, with paging (APM section 14.6.1).
     pub(super) fn load_cr0(&mut self, cr0: u64) {
-        self.vmcb.save.cr0 = cr0;
         let save = &mut self.vmcb.save;
+        save.cr0 = cr0;
         save.efer |= self.held_lme;
         let is_active = cr0 & CR0_PG != 0 && save.efer & EFER_LME != 0;
         save.efer = save.efer & !EFER_LMA | if is_active { EFER_LMA } else { 0 };
         if self.guards_long_mode {
             self.hold_long_mode();
         }
-        self.vmcb.control.tlb_control = self.flush;
+        self.flush();
     }
 
     /// Takes LME out of what the processor gets where it must not have it.

@@ -9,7 +9,7 @@ use std::{vec, vec::Vec};
 
 /// The slice of the only task until `end`.
 fn slice_until(end: u64, look: &mut Look) -> Slice<'_, TestTask> {
-    Slice::new([&[], &[]], Instant::new(end), Instant::NEVER, look, Instant::new(0))
+    Slice::new([&[], &[]], Instant::new(end), Instant::NEVER, look)
 }
 
 /// How long a machine is watched.
@@ -88,7 +88,7 @@ proptest! {
 fn the_only_task_of_a_cpu_is_left_for_the_watchdogs_look_alone() {
     let none: &[Entry<TestTask>] = &[];
     let mut look = Look::new(LOOK, Instant::new(7));
-    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, &mut look, Instant::new(7));
+    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, &mut look);
     assert_eq!(slice.next_event(), Instant::new(7 + LOOK));
 }
 

@@ -23,7 +23,7 @@ fn period() -> impl Strategy<Value = Period> {
     prop_oneof![Just(Period::Away), Just(Period::Exits), Just(Period::Handles)]
 }
 
-/// Lets the CPUs go through their periods, with a look after each; who was found stuck, and when.
+/// Lets the CPUs go through their periods, with a look after each; which CPU was found stuck, and when.
 fn watch(watchdog: &Watchdog<CPUS>, cpus: &[Vec<Period>]) -> Option<(usize, usize)> {
     watchdog.start(Instant::new(0), PERIOD, PATIENCE);
     (0..cpus[0].len()).find_map(|at| {

@@ -1,4 +1,4 @@
-//! Who reads the line and takes it apart.
+//! A reader of the serial line.
 
 use crate::wire::{END, Part, parse};
 use std::vec::Vec;

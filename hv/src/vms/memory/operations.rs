@@ -53,6 +53,10 @@ impl From<CollapseError> for Refused {
     }
 }
 
+/// The calls that are carried out in steps, by their numbers from [`BASE`] on.
+const RELEASE: u64 = 2;
+const LOG_DIRTY: u64 = 5;
+
 /// Bytes of small pages that one step of a call is about. (Otherwise it is one large page.)
 pub(super) const STEP: u64 = 128 * PAGE_SIZE;
 
@@ -85,8 +89,10 @@ impl<F: Nested> View<'_, F> {
     /// Carries out test hypercall `number`, or a step of it; None if more are left. Waits for CPUs that use this memory: to be
     /// called with no lock held.
     pub(super) fn operate(&mut self, number: u64, args: [u64; 4]) -> Option<i64> {
-        // An interrupt's handler may have made another call meanwhile: then this one begins again.
-        let unfinished = self.state.unfinished.take().filter(|call| (call.number, call.args) == (number, args));
+        // Another call on a range, from an interrupt's handler, makes this one begin again; calls without steps leave it alone.
+        let has_steps = matches!(number.wrapping_sub(BASE), RELEASE | LOG_DIRTY);
+        let unfinished = if has_steps { self.state.unfinished.take() } else { None };
+        let unfinished = unfinished.filter(|call| (call.number, call.args) == (number, args));
         let so_far = unfinished.map_or(Progress::default(), |call| call.so_far);
         let planned = self.vm.account().pool.lock().is_to_fail();
         let mut result = self.attempt(number, args, so_far);
@@ -106,14 +112,14 @@ impl<F: Nested> View<'_, F> {
         }
     }
 
-    /// An attempt that finds no frame leaves all as it was.
+    /// An attempt that finds no frame leaves all as it was before this step.
     fn attempt(&self, number: u64, args: [u64; 4], so_far: Progress) -> Result<Step, Refused> {
         let [first, second, third, _] = args;
         match number.wrapping_sub(BASE) {
-            2 => return self.change_frames(|| self.release(first, second, so_far)),
+            RELEASE => return self.change_frames(|| self.release(first, second, so_far)),
             3 => self.split(first),
             4 => self.change_frames(|| self.collapse(first)),
-            5 => return self.change_frames(|| self.log_dirty(first, second, third, so_far)),
+            LOG_DIRTY => return self.change_frames(|| self.log_dirty(first, second, third, so_far)),
             6 => self.change_frames(|| self.replace(first)),
             7 => Ok(self.report()),
             8 => self.stat(first),
