@@ -23,6 +23,7 @@ mod output;
 mod progress;
 mod project;
 mod run;
+mod seed;
 mod setup;
 mod size;
 mod stress;

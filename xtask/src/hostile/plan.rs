@@ -1,5 +1,6 @@
 //! What runs in which round: all of it follows from one seed.
 
+use crate::seed::derive;
 use clap::ValueEnum;
 use std::fmt;
 
@@ -51,14 +52,6 @@ impl Round {
         let attacker = |index| Attacker { name: format!("h{index}"), seed: derive(!seed, index) };
         Self { number, seed, mode, attackers: (1..=attackers).map(attacker).collect() }
     }
-}
-
-/// SplitMix64's output function, so that neighbours have nothing in common.
-fn derive(seed: u32, number: u32) -> u32 {
-    let mut z = (u64::from(seed) << 32 | u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ z >> 31) as u32
 }
 
 #[cfg(test)]

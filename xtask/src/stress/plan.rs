@@ -1,5 +1,6 @@
 //! Which guests run in which round, and with what words: all of it follows from one seed.
 
+use crate::seed::derive;
 use clap::ValueEnum;
 
 /// The guests that attack the tables, the interrupts and the clocks, in the order of their rotation.
@@ -94,14 +95,6 @@ impl Round {
         };
         self.vms.iter().map(vm).collect::<Vec<_>>().join(" ")
     }
-}
-
-/// A round's seed: SplitMix64's output function, so that neighbours have nothing in common.
-fn derive(seed: u32, round: u32) -> u32 {
-    let mut z = (u64::from(seed) << 32 | u64::from(round)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ z >> 31) as u32
 }
 
 #[cfg(test)]
