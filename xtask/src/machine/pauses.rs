@@ -52,9 +52,11 @@ struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
     fn connect(socket: &Path, deadline: Instant) -> Result<Self> {
+        // QEMU binds the socket before it listens: meanwhile it is there, and refuses.
+        let is_early = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused);
         let stream = loop {
             match UnixStream::connect(socket) {
-                Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < deadline => thread::sleep(GAP),
+                Err(error) if is_early(error.kind()) && Instant::now() < deadline => thread::sleep(GAP),
                 connected => break connected?,
             }
         };
@@ -99,6 +101,20 @@ mod tests {
             }
             heard
         })
+    }
+
+    #[test]
+    fn a_socket_that_nothing_listens_on_yet_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join(SOCKET);
+        drop(UnixListener::bind(&socket).unwrap());
+        let pauses = Pauses::begin(folder.path(), Instant::now() + Duration::from_secs(60));
+        thread::sleep(10 * GAP);
+        assert!(!pauses.0.is_finished());
+        std::fs::remove_file(&socket).unwrap();
+        let machine = machine(folder.path(), 3);
+        assert_eq!(machine.join().unwrap().len(), 3);
+        pauses.end().unwrap();
     }
 
     #[test]
