@@ -14,9 +14,9 @@
 //! # Fairness
 //!
 //! The VMs of a CPU have equal parts of it. In each round a task has [`Config::slice`] of time, divided by the number of its VM's
-//! tasks on this CPU where other VMs are there, too. A task that wakes up runs at once if it has time left in this round; a task that has used its time
-//! waits for the next one. So a storm of wake-ups buys no time, and a task that is always runnable waits for the slices of the
-//! others at most. Time beyond a task's part (an exit whose handling took long) is a debt that later rounds pay.
+//! tasks on this CPU where other VMs are there, too. A task that wakes up runs at once if it has time left in this round; a task
+//! that has used its time waits for the next one. So a storm of wake-ups buys no time, and a task that is always runnable waits for
+//! the slices of the others at most. Time beyond a task's part (an exit whose handling took long) is a debt that later rounds pay.
 //!
 //! # Limits
 //!
