@@ -1,7 +1,6 @@
 //! This CPU's local APIC: interrupts for other CPUs, the timer, the end of interrupts (Intel SDM vol. 3, chapter 11; AMD APM
 //! vol. 2, chapter 16).
 
-use crate::acpi_tables;
 use crate::paging;
 use addr::Hpa;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -59,11 +58,11 @@ static PAGE: AtomicU64 = AtomicU64::new(0);
 /// Whether timers take a TSC value.
 static HAS_DEADLINE: AtomicBool = AtomicBool::new(false);
 
-/// Finds out what the CPUs' APICs can do, and masks the 8259s, which have nothing to say.
+/// Finds out what the CPUs' APICs can do, and masks the 8259s. `page` is where the firmware says that the APICs' registers are.
 ///
 /// # Safety
 /// Once, on the boot CPU, before [`init`].
-pub(crate) unsafe fn find(machine: Option<acpi_tables::Machine>) {
+pub(crate) unsafe fn find(page: Option<Hpa>) {
     /// Where the 8259s' masks are.
     const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
     // Before LINT0 is masked: QEMU does not take the request of theirs back that it has handed to the CPU by then, and raises #GP
@@ -76,7 +75,7 @@ pub(crate) unsafe fn find(machine: Option<acpi_tables::Machine>) {
     HAS_DEADLINE.store(features.as_ref().is_some_and(|features| features.has_tsc_deadline()), Ordering::Relaxed);
     if !features.is_some_and(|features| features.has_x2apic()) {
         const USUAL: Hpa = Hpa::new(0xfee0_0000);
-        let page = machine.and_then(|machine| machine.local_apic).unwrap_or(USUAL);
+        let page = page.unwrap_or(USUAL);
         PAGE.store(page.raw(), Ordering::Relaxed);
     }
 }

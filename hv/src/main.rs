@@ -54,16 +54,19 @@ fn bring_up(boot: &BootInfo) {
         log::warn!("boot information: {malformed}");
     }
     take_frames(boot);
-    let machine = acpi_tables::read();
-    log::info!("{}", Machine(machine));
+    let topology = acpi_tables::read();
+    match &topology {
+        Some(topology) => log::info!("{topology}"),
+        None => log::info!("no ACPI tables"),
+    }
     // SAFETY: as above.
-    unsafe { lapic::find(machine) };
+    unsafe { lapic::find(topology.as_ref().and_then(|topology| topology.local_apic)) };
     // SAFETY: as above.
     unsafe { lapic::init() };
     // SAFETY: as above.
-    unsafe { timer::init(machine.and_then(|machine| machine.pm_timer)) };
+    unsafe { timer::init(topology.as_ref().and_then(|topology| topology.pm_timer)) };
     // SAFETY: as above.
-    unsafe { smp::start(boot, machine.as_ref()) };
+    unsafe { smp::start(boot, topology.as_ref()) };
     log::info!("{} CPUs", smp::cpus());
     tables::open_domain();
 }
@@ -93,23 +96,4 @@ fn take_frames(boot: &BootInfo) {
     }
     let bytes: u64 = usable.iter().map(|range| range.end.raw() - range.start.raw()).sum();
     log::info!("{} MiB of memory in {} ranges", bytes >> 20, usable.len());
-}
-
-/// One line about the machine.
-struct Machine(Option<acpi_tables::Machine>);
-
-impl core::fmt::Display for Machine {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Some(machine) = self.0 else {
-            return f.write_str("no ACPI tables");
-        };
-        write!(f, "ACPI: {} processors", machine.processors)?;
-        if let Some(address) = machine.local_apic {
-            write!(f, ", local APICs at {address}")?;
-        }
-        if let Some(port) = machine.pm_timer {
-            write!(f, ", PM timer at port {port:#x}")?;
-        }
-        Ok(())
-    }
 }

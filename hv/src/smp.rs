@@ -1,6 +1,6 @@
 //! The machine's CPUs: the boot CPU starts the others, by INIT and start-up interrupts (Intel SDM vol. 3, section 9.4).
 
-use crate::acpi_tables::Machine;
+use crate::acpi_tables::Topology;
 use crate::boot;
 use crate::cpu;
 use crate::frames;
@@ -52,18 +52,18 @@ pub(crate) fn cpus() -> usize {
     ONLINE.load(Ordering::Acquire)
 }
 
-/// Starts the processors that `machine` names, one after the other; those that do not answer are left out.
+/// Starts the processors that `topology` names, one after the other; those that do not answer are left out.
 ///
 /// # Safety
 /// Once, on the boot CPU, with interrupts off, when its own APIC, timer and tables are set up.
-pub(crate) unsafe fn start(boot: &BootInfo, machine: Option<&Machine>) {
+pub(crate) unsafe fn start(boot: &BootInfo, topology: Option<&Topology>) {
     let own = lapic::id();
     APIC_IDS[0].store(own, Ordering::Relaxed);
-    let Some(machine) = machine else { return };
-    if machine.processors > MAX_CPUS {
-        log::warn!("{} CPUs, of which at most {MAX_CPUS} are used", machine.processors);
+    let Some(topology) = topology else { return };
+    if topology.processors > MAX_CPUS {
+        log::warn!("{} CPUs, of which at most {MAX_CPUS} are used", topology.processors);
     }
-    let mut others = machine.apic_ids().filter(|&id| id != own).peekable();
+    let mut others = topology.apic_ids.iter().copied().filter(|&id| id != own).peekable();
     if others.peek().is_none() {
         return;
     }

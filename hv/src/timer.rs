@@ -2,8 +2,7 @@
 //! for one moment at a time.
 
 use crate::lapic;
-use clock::{Calibration, PIT_RELOAD, Pit, Quality};
-use core::sync::atomic::{AtomicU64, Ordering};
+use clock::{Calibration, PIT_RELOAD, Pit, Quality, Ratio};
 use core::time::Duration;
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use sched::Instant;
@@ -11,25 +10,6 @@ use x86::io::{inb, inl, outb};
 use x86::time::rdtsc;
 
 const NANOSECONDS: u64 = 1_000_000_000;
-
-/// A number between two clocks: ticks of one are those of the other times `ratio`, in 1/2³².
-struct Ratio(AtomicU64);
-
-impl Ratio {
-    const fn one() -> Self {
-        Self(AtomicU64::new(1 << 32))
-    }
-
-    fn set(&self, to: u64, from: u64) {
-        let ratio = (u128::from(to) << 32) / u128::from(from.max(1));
-        self.0.store(u64::try_from(ratio).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    fn convert(&self, ticks: u64) -> u64 {
-        let ticks = (u128::from(ticks) * u128::from(self.0.load(Ordering::Relaxed))) >> 32;
-        u64::try_from(ticks).unwrap_or(u64::MAX)
-    }
-}
 
 /// TSC to nanoseconds and back, and to the APIC timer's ticks.
 static TO_NANOSECONDS: Ratio = Ratio::one();

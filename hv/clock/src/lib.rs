@@ -23,7 +23,9 @@ extern crate std;
 
 mod calibration;
 mod interval;
+mod ratio;
 #[cfg(test)]
 mod tests;
 
 pub use calibration::{Calibration, Machine, PIT_RELOAD, Pit, Quality, Reference, TOLERANCE, calibrate};
+pub use ratio::Ratio;
