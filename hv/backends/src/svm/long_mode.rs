@@ -17,7 +17,7 @@ const EFER_LMA: u64 = 1 << 10;
 impl<T: Translation> SvmVcpu<T> {
     /// The guest's EFER is `efer` from now on, but for SVME, which the processor wants.
     pub(super) fn load_efer(&mut self, efer: u64) {
-        self.vmcb.save.efer = efer | super::EFER_SVME;
+        self.vmcb.save.efer = efer | super::vcpu::EFER_SVME;
         if self.guards_long_mode {
             self.hold_long_mode();
         }

@@ -1,6 +1,6 @@
 //! One virtual CPU under VMX.
 
-use super::Vmx;
+use super::backend::Vmx;
 use super::capabilities::{Capabilities, Features};
 use super::control_registers::{CR0_PE, Shadowed};
 use super::pat::Pat;
