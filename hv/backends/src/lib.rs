@@ -8,6 +8,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod dump;
 mod page;
 mod resident;
 pub mod svm;

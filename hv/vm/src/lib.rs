@@ -46,6 +46,6 @@ pub use run::run;
 pub use sched::{Instant, Turn};
 pub use shared::Vm;
 pub use stats::Stats;
-pub use vcpu::{ControlRegisters, Emulated, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
+pub use vcpu::{ControlRegisters, Emulated, Events, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
 
 pub use emul::{Gpr, Known, Registers, Segment};

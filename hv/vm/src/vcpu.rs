@@ -82,9 +82,35 @@ pub enum Emulated {
 /// RFLAGS.IF.
 pub const INTERRUPT_FLAG: u64 = 1 << 9;
 
+/// Interrupts, NMIs and exceptions on their way into the guest.
+pub trait Events {
+    /// Whether an external interrupt could be taken at the current instruction.
+    fn interruptible(&self) -> bool;
+    /// Whether the current instruction is in the interrupt shadow of an STI or a load of SS.
+    fn shadowed(&self) -> bool;
+    /// Delivers `event` at the next entry. At most one an entry.
+    fn inject(&mut self, event: Event);
+    /// Whether something is to be delivered at the next entry already.
+    fn injecting(&self) -> bool;
+    /// Whether that is an event of which the last exit cut the delivery short. For a handler that has injected none yet.
+    fn redelivering(&self) -> bool {
+        self.injecting()
+    }
+    /// The exception that is to be delivered at the next entry already.
+    fn injected_exception(&self) -> Option<u8>;
+    /// Asks for an exit as soon as an interrupt can be taken, or no longer.
+    fn request_window(&mut self, wanted: bool);
+
+    /// Whether an NMI could be taken at the current instruction: none is being handled, from its delivery to the next IRET.
+    fn takes_nmi(&self) -> bool;
+    /// Asks for an exit as soon as an NMI can be taken, or no longer. After [`request_window`](Self::request_window), which may
+    /// be about the same window.
+    fn request_nmi_window(&mut self, wanted: bool);
+}
+
 /// One virtual CPU: its registers as instructions name them ([`Registers`]), and what the processor keeps besides. The
 /// handlers know the vendor by nothing else.
-pub trait Vcpu: Registers {
+pub trait Vcpu: Registers + Events {
     /// The instruction behind [`Exit::Hypercall`].
     const HYPERCALL: Known;
 
@@ -167,29 +193,6 @@ pub trait Vcpu: Registers {
     fn state_msr(&self, msr: StateMsr) -> u64;
     /// Sets a register of the guest state; the value was checked.
     fn set_state_msr(&mut self, msr: StateMsr, value: u64);
-
-    /// Whether an external interrupt could be taken at the current instruction.
-    fn interruptible(&self) -> bool;
-    /// Whether the current instruction is in the interrupt shadow of an STI or a load of SS.
-    fn shadowed(&self) -> bool;
-    /// Delivers `event` at the next entry. At most one an entry.
-    fn inject(&mut self, event: Event);
-    /// Whether something is to be delivered at the next entry already.
-    fn injecting(&self) -> bool;
-    /// Whether that is an event of which the last exit cut the delivery short. For a handler that has injected none yet.
-    fn redelivering(&self) -> bool {
-        self.injecting()
-    }
-    /// The exception that is to be delivered at the next entry already.
-    fn injected_exception(&self) -> Option<u8>;
-    /// Asks for an exit as soon as an interrupt can be taken, or no longer.
-    fn request_window(&mut self, wanted: bool);
-
-    /// Whether an NMI could be taken at the current instruction: none is being handled, from its delivery to the next IRET.
-    fn takes_nmi(&self) -> bool;
-    /// Asks for an exit as soon as an NMI can be taken, or no longer. After [`request_window`](Self::request_window), which may
-    /// be about the same window.
-    fn request_nmi_window(&mut self, wanted: bool);
 
     /// Writes the exit's reason and the guest's registers, for people.
     ///

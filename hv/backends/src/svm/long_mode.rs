@@ -5,7 +5,8 @@
 //! machine down by two register writes. There LME is held back while the guest's CR0.PG is clear, and writes of CR0 exit while
 //! the guest has LME set. Only those that change more than TS and MP do (APM section 15.9: CR0_SEL_WRITE).
 
-use super::SvmVcpu;
+use super::backend::EFER_SVME;
+use super::vcpu::SvmVcpu;
 use super::vmcb::misc1;
 use crate::translation::Translation;
 use vm::Vcpu;
@@ -17,7 +18,7 @@ const EFER_LMA: u64 = 1 << 10;
 impl<T: Translation> SvmVcpu<T> {
     /// The guest's EFER is `efer` from now on, but for SVME, which the processor wants.
     pub(super) fn load_efer(&mut self, efer: u64) {
-        self.vmcb.save.efer = efer | super::vcpu::EFER_SVME;
+        self.vmcb.save.efer = efer | EFER_SVME;
         if self.guards_long_mode {
             self.hold_long_mode();
         }

@@ -5,7 +5,7 @@ use super::reason::{self, CrAccess};
 use super::unpaged::NotDone;
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
-use vm::{Event, Gpr, Registers, Vcpu};
+use vm::{Event, Events, Gpr, Registers, Vcpu};
 use x86::vmx::vmcs::{control, guest};
 
 impl<T: Translation> VmxVcpu<T> {

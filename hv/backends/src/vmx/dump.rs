@@ -8,13 +8,10 @@ use super::{reason, vmcs::Vmcs};
 use crate::resident::dr6;
 use crate::translation::Translation;
 use core::fmt;
-use vm::{Gpr, Registers, Vcpu};
+use vm::{Registers, Vcpu};
 use x86::controlregs::cr2;
 use x86::vmx::vmcs::control::{self, EntryControls};
 use x86::vmx::vmcs::{guest, ro};
-
-const NAMES: [&str; 16] =
-    ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 
 pub(super) fn write<T: Translation>(vcpu: &VmxVcpu<T>, out: &mut dyn fmt::Write) -> fmt::Result {
     let vmcs = &vcpu.vmcs;
@@ -61,11 +58,7 @@ fn registers<T: Translation>(vcpu: &VmxVcpu<T>, out: &mut dyn fmt::Write) -> fmt
     writeln!(out, "cr0 {:08x} cr2 {cr2:016x} cr3 {:016x} cr4 {:08x}", control.cr0, control.cr3, control.cr4)?;
     let dr7 = vcpu.vmcs.read(guest::DR7);
     writeln!(out, "efer {:04x} dr6 {:08x} dr7 {dr7:08x}", control.efer, dr6())?;
-    for (number, name) in (0..).zip(NAMES) {
-        let end = if number % 4 == 3 { '\n' } else { ' ' };
-        write!(out, "{name:>3} {:016x}{end}", vcpu.gpr(Gpr::new(number)))?;
-    }
-    Ok(())
+    crate::dump::general_registers(vcpu, out)
 }
 
 /// What the rules of entries speak of, as the VMCS has it.

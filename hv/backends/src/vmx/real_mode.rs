@@ -8,7 +8,7 @@ use crate::translation::Translation;
 use emul::real::{self, Exiting, Memory, Processor, Step, Table, TableRegister};
 use emul::system::{StatusWord, System, write_gpr};
 use emul::{Bitness, Width};
-use vm::{Emulated, Event, Exception, Exit, Io, Registers, Segment, Size, Vcpu};
+use vm::{Emulated, Event, Events, Exception, Exit, Io, Registers, Segment, Size, Vcpu};
 use x86::controlregs::cr2;
 use x86::vmx::vmcs::{control, guest};
 

@@ -1,10 +1,11 @@
 //! What a new vCPU's VMCS and processor hold.
 
 use super::control_registers::{CR0_CD, CR0_ET, CR0_NW, CR0_PE};
+use super::exits::PAGE_FAULT;
 use super::guest_state::Segment;
 use super::switch;
 use super::unpaged::Unpaged;
-use super::vcpu::{Detour, PAGE_FAULT, PAT_AT_RESET, VmxVcpu};
+use super::vcpu::{Detour, PAT_AT_RESET, VmxVcpu};
 use crate::translation::Translation;
 use core::num::NonZeroU16;
 use vm::{Gpr, Vcpu};

@@ -2,18 +2,19 @@
 
 use super::backend::Vmx;
 use super::capabilities::{Capabilities, Features};
-use super::control_registers::{CR0_PE, Shadowed};
+use super::control_registers::Shadowed;
+use super::events::SHADOW;
 use super::pat::Pat;
 use super::permissions::MsrBitmap;
-use super::reason::{self, CrAccess};
+use super::reason;
 use super::switch::{self, Switched};
-use super::unpaged::{EFER_LME, Unpaged};
+use super::unpaged::Unpaged;
 use super::vmcs::{self, Vmcs};
 use super::{dump, host};
 use crate::page::HardwarePage;
 use crate::resident::{self, Occupant, Resident, Tenant};
 use crate::translation::Translation;
-use addr::{Gpa, Gva, Hpa};
+use addr::Hpa;
 use alloc::boxed::Box;
 use core::arch::asm;
 use core::fmt;
@@ -21,37 +22,13 @@ use core::num::NonZeroU16;
 use emul::real::Memory;
 use vm::cpuid::Leaf;
 use vm::{
-    ControlRegisters, Cr8, Emulated, Event, Exception, Exit, Gpr, INTERRUPT_FLAG, Instruction, Io, Known, PageFault,
-    Registers, Segment, SegmentState, Start, StateMsr, Stay, Vcpu,
+    ControlRegisters, Emulated, Events, Exit, Gpr, Known, Registers, Segment, SegmentState, Start, StateMsr, Stay, Vcpu,
 };
-use walk::Controls;
 use x86::controlregs::cr2_write;
 use x86::msr;
 use x86::time::rdtsc;
-use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
+use x86::vmx::vmcs::control::EntryControls;
 use x86::vmx::vmcs::{control, guest, ro};
-
-const DEBUG: u64 = 1;
-pub(super) const PAGE_FAULT: u64 = 14;
-
-// Interruption information of entries and exits, and IDT-vectoring information (SDM tables 25-17, 25-18, 25-20).
-const EVENT_VALID: u64 = 1 << 31;
-const EVENT_VECTOR: u64 = 0xff;
-const EVENT_TYPE: u64 = 7 << 8;
-const TYPE_INTERRUPT: u64 = 0 << 8;
-const TYPE_NMI: u64 = 2 << 8;
-const NMI_VECTOR: u64 = 2;
-const TYPE_EXCEPTION: u64 = 3 << 8;
-/// Software interrupts and exceptions: their instruction runs again.
-const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
-const EVENT_ERROR_CODE: u64 = 1 << 11;
-
-/// Interruptibility: the shadows of STI and MOV SS.
-const SHADOW: u64 = 3;
-/// Interruptibility: an NMI is being handled.
-const NMI_BLOCKED: u64 = 1 << 3;
-/// Exit qualification, and interruption information of exits: the IRET that ended an NMI's handling is what exits, and will run again.
-const NMI_UNBLOCKED: u64 = 1 << 12;
 
 const MODE_64: u64 = 1 << 13;
 
@@ -86,7 +63,7 @@ pub struct VmxVcpu<T: Translation> {
     /// What has to be done before the next entry, or instead: a bit for each [`Detour`].
     detours: u8,
     /// The exit was by an NMI, which `leave` has to hand to the host.
-    nmi: bool,
+    pub(super) nmi: bool,
     pub(super) cr0: Shadowed,
     pub(super) cr4: Shadowed,
     /// CR4 when the guest's paging is really on.
@@ -176,129 +153,8 @@ impl<T: Translation> VmxVcpu<T> {
         if self.reason == reason::EXCEPTION_OR_NMI {
             self.exception();
         }
-        let interrupted = self.vmcs.read(ro::IDT_VECTORING_INFO);
-        if interrupted & EVENT_VALID != 0 {
-            // An NMI that comes again must not find itself in its own way (SDM section 27.3.1.5).
-            if interrupted & EVENT_TYPE == TYPE_NMI {
-                self.block_nmis(false);
-            }
-            self.redeliver(interrupted);
-        } else if self.unblocked_nmis() {
-            self.block_nmis(true);
-        }
+        self.restore_events();
         false
-    }
-
-    /// Whether the exit was by an IRET that had ended an NMI's handling, and will run again.
-    fn unblocked_nmis(&self) -> bool {
-        match self.reason {
-            reason::EPT_VIOLATION => self.qualification() & NMI_UNBLOCKED != 0,
-            reason::EXCEPTION_OR_NMI => {
-                let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
-                info & EVENT_TYPE != TYPE_NMI && info & NMI_UNBLOCKED != 0
-            }
-            _ => false,
-        }
-    }
-
-    fn block_nmis(&mut self, blocked: bool) {
-        let state = self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & !NMI_BLOCKED;
-        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, state | if blocked { NMI_BLOCKED } else { 0 });
-    }
-
-    /// An NMI is the host's. A #DB exits before the debug registers tell of it (SDM section 28.1).
-    fn exception(&mut self) {
-        const DR6_STATUS: u64 = 0x600f;
-        const DR6_BREAKPOINTS: u64 = 15;
-        const DR6_BD: u64 = 1 << 13;
-        const DR7_GD: u64 = 1 << 13;
-        let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
-        if info & EVENT_TYPE == TYPE_NMI {
-            self.nmi = true;
-        } else if info & EVENT_VECTOR == DEBUG {
-            let status = self.qualification() & DR6_STATUS;
-            resident::set_dr6(resident::dr6() & !DR6_BREAKPOINTS | status);
-            if status & DR6_BD != 0 {
-                let dr7 = self.vmcs.read(guest::DR7);
-                self.vmcs.write(guest::DR7, dr7 & !DR7_GD);
-            }
-        }
-    }
-
-    /// An event whose delivery the exit cut short is delivered again, but for software interrupts and exceptions: RIP is at
-    /// their instruction, which runs again (SDM section 28.2.4).
-    fn redeliver(&mut self, info: u64) {
-        if info & EVENT_TYPE >= TYPE_BY_INSTRUCTION {
-            return;
-        }
-        if info & EVENT_ERROR_CODE != 0 {
-            let error_code = self.vmcs.read(ro::IDT_VECTORING_ERR_CODE);
-            self.vmcs.write(control::VMENTRY_EXCEPTION_ERR_CODE, error_code);
-        }
-        // Bit 12 is undefined there and reserved here.
-        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
-    }
-
-    /// The registers of a guest whose tables have a shadow: the VMCS has others.
-    #[inline]
-    fn own_controls(&self) -> Option<&Controls> {
-        self.translation.shadow().map(|shadow| &shadow.own.paging().controls)
-    }
-
-    /// Changes them, if it is such a guest; it is not paged.
-    pub(super) fn change_own_controls(&mut self, change: impl FnOnce(&mut Controls)) -> bool {
-        let Some(shadow) = self.translation.shadow_mut() else { return false };
-        shadow.own.write_unpaged(change);
-        self.apply_paging(None);
-        true
-    }
-
-    #[inline]
-    pub(super) fn guest_cr0(&self) -> u64 {
-        if let Some(own) = self.own_controls() {
-            return own.cr0;
-        }
-        self.cr0.guest(self.vmcs.read(guest::CR0), self.vmcs.read(control::CR0_READ_SHADOW))
-    }
-
-    #[inline]
-    pub(super) fn guest_cr3(&self) -> u64 {
-        if let Some(own) = self.own_controls() {
-            return own.cr3;
-        }
-        match self.unpaged {
-            Some(unpaged) => unpaged.cr3,
-            None => self.vmcs.read(guest::CR3),
-        }
-    }
-
-    #[inline]
-    pub(super) fn guest_cr4(&self) -> u64 {
-        if let Some(own) = self.own_controls() {
-            return own.cr4;
-        }
-        self.cr4.guest(self.vmcs.read(guest::CR4), self.vmcs.read(control::CR4_READ_SHADOW))
-    }
-
-    #[inline]
-    fn efer(&self) -> u64 {
-        if let Some(own) = self.own_controls() {
-            return own.efer;
-        }
-        match self.unpaged {
-            Some(unpaged) => unpaged.efer,
-            None => self.vmcs.read(guest::IA32_EFER_FULL),
-        }
-    }
-
-    fn set_efer(&mut self, value: u64) {
-        match &mut self.unpaged {
-            Some(unpaged) => {
-                unpaged.efer = value;
-                self.vmcs.write(guest::IA32_EFER_FULL, value & !EFER_LME);
-            }
-            None => self.vmcs.write(guest::IA32_EFER_FULL, value),
-        }
     }
 
     /// Sets or clears bits of the primary controls.
@@ -354,61 +210,6 @@ impl<T: Translation> VmxVcpu<T> {
             self.registers.stay = Stay { entry: now, exit: now };
         }
         !self.is_real()
-    }
-
-    #[cold]
-    fn rare_exit(&self) -> Exit {
-        match self.reason {
-            reason::EXCEPTION_OR_NMI => self.exception_exit(),
-            reason::EPT_MISCONFIGURATION => {
-                Exit::Misconfiguration(Gpa::new(self.vmcs.read(ro::GUEST_PHYSICAL_ADDR_FULL)))
-            }
-            reason::CONTROL_REGISTER => self.control_register_exit(),
-            reason::NOT_ENTERED => Exit::Emulate,
-            reason::INVLPG => Exit::Invlpg,
-            reason::TASK_SWITCH => Exit::TaskSwitch,
-            reason::NMI_WINDOW => Exit::InterruptWindow,
-            // The host has a look at its interrupts, which is what the timer is for.
-            reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,
-            reason::INVD => Exit::Instruction(Instruction::Invd),
-            reason::XSETBV => Exit::Instruction(Instruction::Xsetbv),
-            reason::GETSEC
-            | reason::VMCLEAR..=reason::VMXON
-            | reason::MWAIT
-            | reason::MONITOR
-            | reason::INVEPT
-            | reason::INVVPID => Exit::Instruction(Instruction::Undefined),
-            reason::TRIPLE_FAULT => Exit::Shutdown,
-            switch::ENTRY_REFUSED => Exit::InvalidState,
-            failed if failed & reason::ENTRY_FAILED != 0 => Exit::InvalidState,
-            _ => Exit::Unknown,
-        }
-    }
-
-    /// Those of other control registers are not reported, but for one that needs the guest's memory.
-    fn control_register_exit(&self) -> Exit {
-        if self.needs_pdptes {
-            return Exit::Emulate;
-        }
-        match reason::cr_access(self.qualification()) {
-            CrAccess::Write { cr: 8, gpr } => Exit::Cr8(Cr8::new(true, Some(Gpr::new(gpr)))),
-            CrAccess::Read { cr: 8, gpr } => Exit::Cr8(Cr8::new(false, Some(Gpr::new(gpr)))),
-            _ if self.translation.shadow().is_some() => Exit::ControlRegister,
-            _ => Exit::Unknown,
-        }
-    }
-
-    fn exception_exit(&self) -> Exit {
-        let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
-        if info & EVENT_TYPE == TYPE_NMI {
-            return Exit::Nmi;
-        }
-        let error_code = self.vmcs.read(ro::VMEXIT_INTERRUPTION_ERR_CODE) as u32;
-        if info & EVENT_VECTOR == PAGE_FAULT && self.translation.shadow().is_some() {
-            return Exit::PageFault(PageFault::new(Gva::new(self.qualification()), error_code));
-        }
-        let error_code = (info & EVENT_ERROR_CODE != 0).then_some(error_code);
-        Exit::Exception(Exception::new((info & EVENT_VECTOR) as u8, error_code))
     }
 }
 
@@ -513,21 +314,7 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
 
     #[inline(always)]
     fn exit(&self) -> Exit {
-        match self.reason {
-            reason::CPUID => Exit::Cpuid,
-            reason::VMCALL => Exit::Hypercall,
-            reason::IO => Exit::Io(Io::from_vmx(self.qualification())),
-            reason::RDMSR => Exit::ReadMsr,
-            reason::WRMSR => Exit::WriteMsr,
-            reason::EPT_VIOLATION => {
-                let address = self.vmcs.read(ro::GUEST_PHYSICAL_ADDR_FULL);
-                Exit::NestedFault(reason::nested_fault(self.qualification(), address))
-            }
-            reason::HLT => Exit::Halt,
-            reason::EXTERNAL_INTERRUPT => Exit::ExternalInterrupt,
-            reason::INTERRUPT_WINDOW => Exit::InterruptWindow,
-            _ => self.rare_exit(),
-        }
+        self.decode_exit()
     }
 
     fn emulate<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
@@ -654,58 +441,6 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
                 self.vmcs.write(control::TSC_OFFSET_FULL, self.tsc_offset);
             }
         }
-    }
-
-    #[inline]
-    fn interruptible(&self) -> bool {
-        self.rflags() & INTERRUPT_FLAG != 0 && !self.shadowed() && !self.injecting()
-    }
-
-    #[inline]
-    fn shadowed(&self) -> bool {
-        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & SHADOW != 0
-    }
-
-    fn inject(&mut self, event: Event) {
-        let info = match event {
-            Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
-            Event::Nmi => TYPE_NMI | NMI_VECTOR,
-            Event::Exception(exception) => {
-                let mut info = TYPE_EXCEPTION | u64::from(exception.vector());
-                // In real mode none is pushed, and an entry with one is refused.
-                if let Some(code) = exception.error_code()
-                    && self.vmcs.read(guest::CR0) & CR0_PE != 0
-                {
-                    self.vmcs.write(control::VMENTRY_EXCEPTION_ERR_CODE, u64::from(code));
-                    info |= EVENT_ERROR_CODE;
-                }
-                info
-            }
-        };
-        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, EVENT_VALID | info);
-    }
-
-    #[inline]
-    fn injecting(&self) -> bool {
-        self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & EVENT_VALID != 0
-    }
-
-    fn injected_exception(&self) -> Option<u8> {
-        let info = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD);
-        (info & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID | TYPE_EXCEPTION).then_some(info as u8)
-    }
-
-    #[inline]
-    fn request_window(&mut self, wanted: bool) {
-        self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), wanted);
-    }
-
-    fn takes_nmi(&self) -> bool {
-        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & (SHADOW | NMI_BLOCKED) == 0 && !self.injecting()
-    }
-
-    fn request_nmi_window(&mut self, wanted: bool) {
-        self.set_primary(PrimaryControls::NMI_WINDOW_EXITING.bits(), wanted);
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {

@@ -1,6 +1,6 @@
 //! A vCPU that plays a script.
 
-use crate::vcpu::{ControlRegisters, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
+use crate::vcpu::{ControlRegisters, Events, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{Event, Exit, Gpr, Known, Registers, Segment};
 use core::fmt;
 use std::boxed::Box;
@@ -187,6 +187,12 @@ impl Vcpu for TestVcpu {
             StateMsr::Tsc => self.tsc = value,
         }
     }
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(out, "rip {:x}", self.rip)
+    }
+}
+
+impl Events for TestVcpu {
     fn interruptible(&self) -> bool {
         !self.blocked && self.rflags & INTERRUPT_FLAG != 0 && !self.shadow && self.event.is_none()
     }
@@ -221,8 +227,5 @@ impl Vcpu for TestVcpu {
     }
     fn request_nmi_window(&mut self, wanted: bool) {
         self.nmi_window = wanted;
-    }
-    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
-        writeln!(out, "rip {:x}", self.rip)
     }
 }

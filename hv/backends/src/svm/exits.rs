@@ -1,0 +1,102 @@
+//! Why the guest was left, in the form that both vendors share (AMD64 APM vol. 2, appendix C).
+
+use super::vcpu::SvmVcpu;
+use super::vmcb::{self, exit_code};
+use crate::translation::Translation;
+use addr::{Gpa, Gva};
+use vm::{Cr8, Exception, Exit, Gpr, Instruction, Io, NestedFault, PageFault};
+
+pub(super) const PAGE_FAULT: u64 = 14;
+const PAGE_FAULT_EXIT: u64 = exit_code::EXCEPTION_0 + PAGE_FAULT;
+
+impl<T: Translation> SvmVcpu<T> {
+    #[inline]
+    pub(super) fn decode_exit(&self) -> Exit {
+        let control = &self.vmcb.control;
+        match control.exit_code {
+            exit_code::CPUID => Exit::Cpuid,
+            exit_code::VMMCALL => Exit::Hypercall,
+            exit_code::IOIO => Exit::Io(Io::from_svm(control.exit_info1)),
+            exit_code::MSR if control.exit_info1 == 0 => Exit::ReadMsr,
+            exit_code::MSR => Exit::WriteMsr,
+            exit_code::NPF if control.exit_info1 & vmcb::RESERVED_BIT == 0 => {
+                Exit::NestedFault(decode_nested_fault(control.exit_info1, control.exit_info2))
+            }
+            PAGE_FAULT_EXIT if self.translation.shadow().is_some() => {
+                Exit::PageFault(PageFault::new(Gva::new(control.exit_info2), control.exit_info1 as u32))
+            }
+            exit_code::HLT => Exit::Halt,
+            exit_code::INTR => Exit::ExternalInterrupt,
+            exit_code::VINTR | exit_code::IRET => Exit::InterruptWindow,
+            _ => self.rare_exit(),
+        }
+    }
+
+    #[cold]
+    fn rare_exit(&self) -> Exit {
+        let control = &self.vmcb.control;
+        match control.exit_code {
+            exit_code::NPF => Exit::Misconfiguration(Gpa::new(control.exit_info2)),
+            exit_code::READ_CR0
+            | exit_code::READ_CR3
+            | exit_code::READ_CR4
+            | exit_code::WRITE_CR0
+            | exit_code::WRITE_CR3
+            | exit_code::WRITE_CR4
+            | exit_code::CR0_SELECTIVE => Exit::ControlRegister,
+            exit_code::INVLPG => Exit::Invlpg,
+            exit_code::TASK_SWITCH => Exit::TaskSwitch,
+            exit_code::READ_CR8 => Exit::Cr8(Cr8::new(false, self.cr8_operand())),
+            exit_code::WRITE_CR8 => Exit::Cr8(Cr8::new(true, self.cr8_operand())),
+            code @ exit_code::EXCEPTION_0..=exit_code::EXCEPTION_31 => {
+                let vector = (code - exit_code::EXCEPTION_0) as u8;
+                let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);
+                Exit::Exception(Exception::new(vector, has_error_code.then_some(control.exit_info1 as u32)))
+            }
+            exit_code::NMI => Exit::Nmi,
+            exit_code::PAUSE => Exit::ExternalInterrupt,
+            exit_code::INVD => Exit::Instruction(Instruction::Invd),
+            exit_code::XSETBV => Exit::Instruction(Instruction::Xsetbv),
+            exit_code::INVLPGA
+            | exit_code::VMRUN
+            | exit_code::VMLOAD..=exit_code::SKINIT
+            | exit_code::MONITOR..=exit_code::MWAIT_CONDITIONAL => Exit::Instruction(Instruction::Undefined),
+            exit_code::SHUTDOWN => Exit::Shutdown,
+            code if code as u32 == exit_code::INVALID => Exit::InvalidState,
+            _ => Exit::Unknown,
+        }
+    }
+
+    /// What decode assists tell of a MOV to or from a control register (APM section 15.8.1).
+    fn cr8_operand(&self) -> Option<Gpr> {
+        let info = self.vmcb.control.exit_info1;
+        (self.decode_assists && info & vmcb::MOV_CR != 0).then(|| Gpr::new(info as u8))
+    }
+}
+
+/// EXITINFO1 and EXITINFO2 of a nested page fault (APM section 15.25.6): a page fault's error code, and where.
+#[inline]
+fn decode_nested_fault(error: u64, address: u64) -> NestedFault {
+    NestedFault::new(Gpa::new(address), error & 2 != 0, error & 0x10 != 0, error & 1 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm::Size;
+
+    #[test]
+    fn io_exits_are_decoded_as_the_manual_draws_them() {
+        // IN AL, DX at port 3F8h; REP OUTSW at port 70h, with the address size and segment that it has besides.
+        let io = Io::from_svm(0x03f8_0011);
+        assert_eq!((io.port(), io.size(), io.is_input(), io.is_string()), (0x3f8, Size::Byte, true, false));
+        let io = Io::from_svm(0x0070_0e2c);
+        assert_eq!((io.port(), io.size(), io.is_input(), io.is_string()), (0x70, Size::Word, false, true));
+    }
+
+    #[test]
+    fn nested_faults_are_decoded_as_page_faults() {
+        let fault = decode_nested_fault(0x1_0000_0006, 0x1234_5678);
+        assert_eq!(fault, NestedFault::new(Gpa::new(0x1234_5678), true, false, false));
+    }
+}

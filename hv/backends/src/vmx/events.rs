@@ -1,0 +1,151 @@
+//! Interrupts, NMIs and exceptions on their way into the guest (Intel SDM vol. 3, sections 25.8.3 and 27.6).
+
+use super::control_registers::CR0_PE;
+use super::reason;
+use super::vcpu::VmxVcpu;
+use crate::resident;
+use crate::translation::Translation;
+use vm::{Event, Events, INTERRUPT_FLAG, Registers};
+use x86::vmx::vmcs::control::PrimaryControls;
+use x86::vmx::vmcs::{control, guest, ro};
+
+// Interruption information of entries and exits, and IDT-vectoring information (SDM tables 25-17, 25-18, 25-20).
+const EVENT_VALID: u64 = 1 << 31;
+pub(super) const EVENT_VECTOR: u64 = 0xff;
+pub(super) const EVENT_TYPE: u64 = 7 << 8;
+const TYPE_INTERRUPT: u64 = 0 << 8;
+pub(super) const TYPE_NMI: u64 = 2 << 8;
+const NMI_VECTOR: u64 = 2;
+const TYPE_EXCEPTION: u64 = 3 << 8;
+/// Software interrupts and exceptions: their instruction runs again.
+const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
+pub(super) const EVENT_ERROR_CODE: u64 = 1 << 11;
+
+/// Interruptibility: the shadows of STI and MOV SS.
+pub(super) const SHADOW: u64 = 3;
+/// Interruptibility: an NMI is being handled.
+const NMI_BLOCKED: u64 = 1 << 3;
+/// Exit qualification, and interruption information of exits: the IRET that ended an NMI's handling is what exits, and will run again.
+const NMI_UNBLOCKED: u64 = 1 << 12;
+
+const DEBUG: u64 = 1;
+
+impl<T: Translation> Events for VmxVcpu<T> {
+    #[inline]
+    fn interruptible(&self) -> bool {
+        self.rflags() & INTERRUPT_FLAG != 0 && !self.shadowed() && !self.injecting()
+    }
+
+    #[inline]
+    fn shadowed(&self) -> bool {
+        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & SHADOW != 0
+    }
+
+    fn inject(&mut self, event: Event) {
+        let info = match event {
+            Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
+            Event::Nmi => TYPE_NMI | NMI_VECTOR,
+            Event::Exception(exception) => {
+                let mut info = TYPE_EXCEPTION | u64::from(exception.vector());
+                // In real mode none is pushed, and an entry with one is refused.
+                if let Some(code) = exception.error_code()
+                    && self.vmcs.read(guest::CR0) & CR0_PE != 0
+                {
+                    self.vmcs.write(control::VMENTRY_EXCEPTION_ERR_CODE, u64::from(code));
+                    info |= EVENT_ERROR_CODE;
+                }
+                info
+            }
+        };
+        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, EVENT_VALID | info);
+    }
+
+    #[inline]
+    fn injecting(&self) -> bool {
+        self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & EVENT_VALID != 0
+    }
+
+    fn injected_exception(&self) -> Option<u8> {
+        let info = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD);
+        (info & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID | TYPE_EXCEPTION).then_some(info as u8)
+    }
+
+    #[inline]
+    fn request_window(&mut self, wanted: bool) {
+        self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), wanted);
+    }
+
+    fn takes_nmi(&self) -> bool {
+        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & (SHADOW | NMI_BLOCKED) == 0 && !self.injecting()
+    }
+
+    fn request_nmi_window(&mut self, wanted: bool) {
+        self.set_primary(PrimaryControls::NMI_WINDOW_EXITING.bits(), wanted);
+    }
+}
+
+impl<T: Translation> VmxVcpu<T> {
+    /// Restores what the exit took from the guest: an event whose delivery it cut short, and the blocking of NMIs.
+    pub(super) fn restore_events(&mut self) {
+        let interrupted = self.vmcs.read(ro::IDT_VECTORING_INFO);
+        if interrupted & EVENT_VALID != 0 {
+            // An NMI that comes again must not find itself in its own way (SDM section 27.3.1.5).
+            if interrupted & EVENT_TYPE == TYPE_NMI {
+                self.block_nmis(false);
+            }
+            self.redeliver(interrupted);
+        } else if self.unblocked_nmis() {
+            self.block_nmis(true);
+        }
+    }
+
+    /// An NMI is the host's. A #DB exits before the debug registers tell of it (SDM section 28.1).
+    pub(super) fn exception(&mut self) {
+        const DR6_STATUS: u64 = 0x600f;
+        const DR6_BREAKPOINTS: u64 = 15;
+        const DR6_BD: u64 = 1 << 13;
+        const DR7_GD: u64 = 1 << 13;
+        let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
+        if info & EVENT_TYPE == TYPE_NMI {
+            self.nmi = true;
+        } else if info & EVENT_VECTOR == DEBUG {
+            let status = self.qualification() & DR6_STATUS;
+            resident::set_dr6(resident::dr6() & !DR6_BREAKPOINTS | status);
+            if status & DR6_BD != 0 {
+                let dr7 = self.vmcs.read(guest::DR7);
+                self.vmcs.write(guest::DR7, dr7 & !DR7_GD);
+            }
+        }
+    }
+
+    /// An event whose delivery the exit cut short is delivered again, but for software interrupts and exceptions: RIP is at
+    /// their instruction, which runs again (SDM section 28.2.4).
+    fn redeliver(&mut self, info: u64) {
+        if info & EVENT_TYPE >= TYPE_BY_INSTRUCTION {
+            return;
+        }
+        if info & EVENT_ERROR_CODE != 0 {
+            let error_code = self.vmcs.read(ro::IDT_VECTORING_ERR_CODE);
+            self.vmcs.write(control::VMENTRY_EXCEPTION_ERR_CODE, error_code);
+        }
+        // Bit 12 is undefined there and reserved here.
+        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
+    }
+
+    /// Whether the exit was by an IRET that had ended an NMI's handling, and will run again.
+    fn unblocked_nmis(&self) -> bool {
+        match self.reason {
+            reason::EPT_VIOLATION => self.qualification() & NMI_UNBLOCKED != 0,
+            reason::EXCEPTION_OR_NMI => {
+                let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
+                info & EVENT_TYPE != TYPE_NMI && info & NMI_UNBLOCKED != 0
+            }
+            _ => false,
+        }
+    }
+
+    fn block_nmis(&mut self, blocked: bool) {
+        let state = self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & !NMI_BLOCKED;
+        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, state | if blocked { NMI_BLOCKED } else { 0 });
+    }
+}
