@@ -17,7 +17,7 @@ use loader::Paging;
 use rcu::{Cpu, Tlb};
 use sched::{Instant, Scheduler, Task};
 use vm::cpuid::Leaf;
-use vm::{Activity, Context, Machine, Start, Stop, Vcpu};
+use vm::{Activity, Context, ExitHandler, Start, Stop, Vcpu};
 use walk::SlotMem;
 
 /// A vCPU by who translates its addresses: each has a loop of its own, without a test for the other.
@@ -61,11 +61,11 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, slice: &mut sched::Slice<'_, Self>) {
         let guest = &*self.guest;
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
-        let mut machine = Machine::new(&guest.vm, &mut self.context, view);
+        let mut handler = ExitHandler::new(&guest.vm, &mut self.context, view);
         let mut host = Slice { guest, schedule: slice };
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => run(guest, vcpu, &mut machine, &mut host),
-            Flavour::Shadowed(vcpu) => run(guest, vcpu, &mut machine, &mut host),
+            Flavour::Nested(vcpu) => run(guest, vcpu, &mut handler, &mut host),
+            Flavour::Shadowed(vcpu) => run(guest, vcpu, &mut handler, &mut host),
         }
         self.due = slice.wakes_at();
     }
@@ -77,10 +77,10 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
             return;
         }
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
-        let machine = Machine::new(&guest.vm, &mut self.context, view);
+        let handler = ExitHandler::new(&guest.vm, &mut self.context, view);
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => dump(guest, vcpu, &machine, Stop::Limit),
-            Flavour::Shadowed(vcpu) => dump(guest, vcpu, &machine, Stop::Limit),
+            Flavour::Nested(vcpu) => dump(guest, vcpu, &handler, Stop::Limit),
+            Flavour::Shadowed(vcpu) => dump(guest, vcpu, &handler, Stop::Limit),
         }
     }
 
@@ -135,14 +135,14 @@ fn within_slice<V: Vcpu>(mut vcpu: V) -> V {
 fn run<B: Backend<Tables: Nested>, V: Vcpu>(
     guest: &Guest<B::Tables>,
     vcpu: &mut V,
-    machine: &mut Machine<'_, View<'_, B::Tables>, Console, TscClock>,
+    handler: &mut ExitHandler<'_, View<'_, B::Tables>, Console, TscClock>,
     slice: &mut Slice<'_, '_, B>,
 ) {
     vcpu.load();
-    let stop = vm::run(vcpu, machine, slice);
+    let stop = vm::run(vcpu, handler, slice);
     vcpu.leave();
     if let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_))) {
-        dump(guest, vcpu, machine, stop);
+        dump(guest, vcpu, handler, stop);
     }
 }
 
@@ -151,17 +151,17 @@ fn run<B: Backend<Tables: Nested>, V: Vcpu>(
 fn dump<F: Nested, V: Vcpu>(
     guest: &Guest<F>,
     vcpu: &mut V,
-    machine: &Machine<'_, View<'_, F>, Console, TscClock>,
+    handler: &ExitHandler<'_, View<'_, F>, Console, TscClock>,
     stop: Stop,
 ) {
     vcpu.load();
     guest.report(&Dump(vcpu));
-    match machine.code(vcpu) {
+    match handler.code(vcpu) {
         Some(code) => guest.report(&format_args!("code {:02x?}", code.bytes())),
         None => guest.report(&"code can't be fetched"),
     }
     if let Stop::Misconfigured(at) = stop {
-        guest.report(&format_args!("the nested tables on the way to {at}:\n{}", machine.memory().path(at)));
+        guest.report(&format_args!("the nested tables on the way to {at}:\n{}", handler.memory().path(at)));
     }
 }
 

@@ -1,14 +1,14 @@
 //! CR8, the task priority.
 
 use crate::exit::{Cr8, Event};
-use crate::machine::{Flow, Machine, Memory};
+use crate::exit_handler::{ExitHandler, Flow, Memory};
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
 use devices::{Clock, Sink};
 use emul::system::{self, System};
 use emul::{Bitness, DecodeError, Gpr};
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     pub(crate) fn cr8<V: Vcpu>(&mut self, vcpu: &mut V, cr8: Cr8) -> Flow {
         match self.cr8_operand(vcpu, cr8) {
             Ok((gpr, next_rip)) => self.move_cr8(vcpu, cr8, gpr, next_rip),

@@ -1,8 +1,8 @@
 //! Code that the processor can't execute: real mode, where virtualization has none.
 
 use crate::exit::Exit;
+use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Stop};
 use crate::hypercall::{self, Call};
-use crate::machine::{Flow, Host, Machine, Memory, Stop};
 use crate::trouble::Trouble;
 use crate::vcpu::{Emulated, Vcpu};
 use addr::Gva;
@@ -14,7 +14,7 @@ use walk::{Operands, Paging, PhysMem, Privilege};
 /// So many instructions are carried out before the host's interrupts are looked at.
 const BATCH: usize = 64;
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     #[cold]
     pub(crate) fn emulate<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
         for _ in 0..BATCH {

@@ -2,7 +2,7 @@
 //!
 //! The page for who writes guests is `hv/vm/docs/guest-interface.md`.
 
-use crate::machine::Memory;
+use crate::exit_handler::Memory;
 use crate::vcpu::Vcpu;
 use emul::Gpr;
 

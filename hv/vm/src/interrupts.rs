@@ -2,14 +2,14 @@
 
 use crate::context::Activity;
 use crate::exit::Event;
-use crate::machine::{Flow, Host, Machine, Memory, Stop};
+use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Stop};
 use crate::vcpu::{INTERRUPT_FLAG, Start, Vcpu};
 use core::ops::ControlFlow;
 use devices::{Clock, Nanoseconds, Sink};
 use emul::Known;
 use sched::Turn;
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     /// Whether this vCPU is the one that the 8259s interrupt.
     fn is_boot(&self) -> bool {
         self.context.index == 0

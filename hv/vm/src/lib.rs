@@ -1,12 +1,12 @@
 //! Virtual machines without a vendor: exits in one form, and the handlers that every backend shares.
 //!
 //! ```text
-//!   hardware ──> backend's Vcpu::enter ──> Exit ──> Machine::handle ──> Flow::Resume ──> enter …
+//!   hardware ──> backend's Vcpu::enter ──> Exit ──> ExitHandler::handle ──> Flow::Resume ──> enter …
 //!                                                        │
 //!                              cpuid  msr  hypercall  devices  memory      └─> Flow::Stop(why)
 //! ```
 //!
-//! A [`Machine`] is one VM as its handlers see it; [`run`] is the loop around it. What touches the processor is behind
+//! A [`ExitHandler`] is one VM as its handlers see it; [`run`] is the loop around it. What touches the processor is behind
 //! [`Vcpu`] (a backend), what touches memory behind [`Memory`] (the nested tables), what touches the host behind [`Host`].
 #![no_std]
 #![forbid(unsafe_code)]
@@ -20,10 +20,11 @@ pub mod cpuid;
 mod cr8;
 mod emulated;
 mod exit;
+mod exit_handler;
 pub mod hypercall;
 mod interrupts;
 mod local_apic;
-mod machine;
+
 mod mmio;
 pub mod msr;
 mod open_bus;
@@ -41,7 +42,7 @@ mod vcpu;
 pub use crate::context::{Activity, Context};
 pub use devices::Size;
 pub use exit::{Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault};
-pub use machine::{Flow, Host, Machine, Memory, Resolved, Stop};
+pub use exit_handler::{ExitHandler, Flow, Host, Memory, Resolved, Stop};
 pub use run::run;
 pub use sched::{Instant, Turn};
 pub use shared::Vm;

@@ -1,6 +1,6 @@
 //! The guest's accesses to its local APIC, and what they lead to.
 
-use crate::machine::{Host, Machine, Memory};
+use crate::exit_handler::{ExitHandler, Host, Memory};
 use crate::msr::Refused;
 use crate::vcpu::{StateMsr, Vcpu};
 use apic::{Due, Effect, Ipi};
@@ -25,7 +25,7 @@ impl From<apic::Refused> for Refused {
     }
 }
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     #[cold]
     pub(crate) fn read_apic_msr(&mut self, register: u32) -> Result<u64, Refused> {
         let apic = &mut self.context.apic;

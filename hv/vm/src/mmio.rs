@@ -2,8 +2,8 @@
 
 use crate::context::Context;
 use crate::exit::NestedFault;
+use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Resolved, Stop, paging_ref};
 use crate::local_apic::ApicClock;
-use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop, paging_ref};
 use crate::open_bus::OpenBus;
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
@@ -13,7 +13,7 @@ use devices::{Clock, Sink};
 use emul::mmio::{Bus, Mmio, Outcome, Place, Plain};
 use emul::{Bitness, Width};
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     #[inline]
     pub(crate) fn nested_fault<V: Vcpu>(
         &mut self,

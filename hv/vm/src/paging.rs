@@ -1,7 +1,7 @@
 //! Page faults of a vCPU whose tables have a shadow, and what changes the shadow.
 
 use crate::exit::{Event, Exception, NestedFault, PageFault};
-use crate::machine::{Flow, Host, Machine, Memory, Resolved, Stop};
+use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Resolved, Stop};
 use crate::trouble::{PAGE_FAULT, Trouble};
 use crate::vcpu::Vcpu;
 use addr::{Gpa, Gva};
@@ -19,7 +19,7 @@ const EFER_SCE: u64 = 1 << 0;
 const EFER_LME: u64 = 1 << 8;
 const EFER_NXE: u64 = 1 << 11;
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     pub(crate) fn page_fault<V: Vcpu>(
         &mut self,
         vcpu: &mut V,
@@ -97,7 +97,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
 const NOT_EMULATED: Flow =
     Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on memory that it may not simply write"));
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     /// The instruction runs again, with the table writable. Of no use if that very table translates its operand; other vCPUs
     /// that use the table may come between as well, but not for ever.
     #[cold]
@@ -161,7 +161,7 @@ impl<M: PhysMem> Bus for RamBus<'_, M> {
 }
 
 /// The guest's own paging registers.
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     /// Changes them by `write`, and sees to it that the processor and the shadow know.
     ///
     /// # Errors

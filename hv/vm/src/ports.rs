@@ -1,7 +1,7 @@
 //! Port I/O.
 
 use crate::exit::Io;
-use crate::machine::{Flow, Host, Machine, Memory, Stop};
+use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Stop};
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
 use addr::Gva;
@@ -17,7 +17,7 @@ const BATCH: u64 = 64;
 /// Below are the interrupt controllers, the timer and the clock: writing there may change when they next want attention.
 const FIRST_TIMELESS_PORT: u16 = 0x80;
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     #[inline]
     pub(crate) fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> ControlFlow<()> {
         match vcpu.io_next_rip() {

@@ -1,6 +1,6 @@
 //! The loop around a vCPU.
 
-use crate::machine::{Flow, Host, Machine, Memory, Stop};
+use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Stop};
 use crate::vcpu::Vcpu;
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
@@ -8,15 +8,15 @@ use devices::{Clock, Sink};
 /// Runs a vCPU until it has to wait, its turn is over, or its VM has ended. Some if this vCPU has ended it.
 pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone, H: Host<V>>(
     vcpu: &mut V,
-    machine: &mut Machine<'_, M, S, C>,
+    handler: &mut ExitHandler<'_, M, S, C>,
     host: &mut H,
 ) -> Option<Stop> {
-    if machine.wakes(vcpu, host).is_continue() {
-        while turn(vcpu, machine, host).is_continue() {}
+    if handler.wakes(vcpu, host).is_continue() {
+        while turn(vcpu, handler, host).is_continue() {}
     }
-    machine.context.stats.ended();
-    match machine.left() {
-        Flow::Stop(stop) => machine.vm.end(stop, |vcpu| host.kick(vcpu)).then_some(stop),
+    handler.context.stats.ended();
+    match handler.left() {
+        Flow::Stop(stop) => handler.vm.end(stop, |vcpu| host.kick(vcpu)).then_some(stop),
         Flow::Resume | Flow::Yield => None,
     }
 }
@@ -25,14 +25,14 @@ pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone, H: Host<V>>(
 #[inline(always)]
 fn turn<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone>(
     vcpu: &mut V,
-    machine: &mut Machine<'_, M, S, C>,
+    handler: &mut ExitHandler<'_, M, S, C>,
     host: &mut impl Host<V>,
 ) -> ControlFlow<()> {
     if vcpu.stay().exit >= host.next_event().ticks() {
-        machine.event_due(vcpu, host)?;
+        handler.event_due(vcpu, host)?;
     }
-    let door = machine.door;
-    let entered = machine.memory.guest(|flush| {
+    let door = handler.door;
+    let entered = handler.memory.guest(|flush| {
         if flush {
             vcpu.flush();
         }
@@ -44,8 +44,8 @@ fn turn<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone>(
         entered
     });
     if !entered {
-        return machine.answer(vcpu, host);
+        return handler.answer(vcpu, host);
     }
     let (stay, exit) = (vcpu.stay(), vcpu.exit());
-    machine.handle(vcpu, exit, stay, host)
+    handler.handle(vcpu, exit, stay, host)
 }

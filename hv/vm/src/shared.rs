@@ -1,6 +1,6 @@
 //! What the vCPUs of a VM share.
 
-use crate::machine::Stop;
+use crate::exit_handler::Stop;
 use alloc::boxed::Box;
 use apic::Mailbox;
 use core::alloc::Layout;

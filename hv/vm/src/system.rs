@@ -1,7 +1,7 @@
 //! Control registers and INVLPG of a vCPU whose tables have a shadow; and CR0 of any whose writes of it exit.
 
 use crate::exit::Event;
-use crate::machine::{Flow, Machine, Memory};
+use crate::exit_handler::{ExitHandler, Flow, Memory};
 use crate::trouble::Trouble;
 use crate::vcpu::{ControlRegisters, Vcpu};
 use devices::{Clock, Sink};
@@ -42,7 +42,7 @@ impl From<Event> for Refused {
     }
 }
 
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     /// The exit tells that there is such an instruction; its bytes tell the rest.
     pub(crate) fn system<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
         let bitness = Self::bitness(vcpu);

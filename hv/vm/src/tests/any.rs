@@ -245,7 +245,7 @@ proptest! {
         let mut host = TestHost::with_patience(&guest, 100);
         let stop = guest.run(&mut host);
         prop_assert!(stop == Stop::TripleFault || guest.vcpu.script_left() > 0 || stop == Stop::Limit);
-        let table = std::format!("{}", guest.machine.context.stats());
+        let table = std::format!("{}", guest.handler.context.stats());
         let all = table.lines().last().and_then(|line| line.split_whitespace().nth(1)).map(str::parse);
         prop_assert_eq!(all, Some(Ok(guest.vcpu.entries)));
     }

@@ -4,7 +4,7 @@ use super::memory::TestMemory;
 use super::vcpu::TestVcpu;
 use crate::cpuid::Leaf;
 use crate::vcpu::{ControlRegisters, SegmentState};
-use crate::{Activity, Context, Exit, Flow, Gpr, Host, Instant, Io, Machine, Stop, Turn, Vcpu, Vm};
+use crate::{Activity, Context, Exit, ExitHandler, Flow, Gpr, Host, Instant, Io, Stop, Turn, Vcpu, Vm};
 use core::ops::ControlFlow;
 use devices::{Clock, MachineConfig, Nanoseconds, Outcome, Sink, Size};
 use std::boxed::Box;
@@ -105,7 +105,7 @@ const VCPUS: usize = 2;
 /// A VM with one vCPU that runs.
 pub(super) struct Guest {
     pub(super) vcpu: TestVcpu,
-    pub(super) machine: Machine<'static, TestMemory, Printed, TestClock>,
+    pub(super) handler: ExitHandler<'static, TestMemory, Printed, TestClock>,
     pub(super) vm: &'static Vm<Printed, TestClock>,
     pub(super) clock: TestClock,
 }
@@ -147,8 +147,8 @@ impl Guest {
         let vcpu = TestVcpu::new(control, code_segment(false, true));
         // Tests are short, and so is what they leak.
         let vm: &_ = Box::leak(Box::new(Vm::new(devices, clock.clone(), VCPUS)));
-        let machine = Machine::new(vm, Box::leak(Box::new(Context::new(0, vm, host, true))), memory);
-        let mut guest = Self { vcpu, machine, vm, clock };
+        let handler = ExitHandler::new(vm, Box::leak(Box::new(Context::new(0, vm, host, true))), memory);
+        let mut guest = Self { vcpu, handler, vm, clock };
         guest.code_at(CODE, code);
         guest
     }
@@ -179,7 +179,7 @@ impl Guest {
     }
 
     pub(super) fn memory(&self) -> &TestMemory {
-        self.machine.memory()
+        self.handler.memory()
     }
 
     /// Maps the page of `at`, a linear address below 2 MiB, with these flags only.
@@ -212,9 +212,9 @@ impl Guest {
     pub(super) fn handle_on(&mut self, exit: Exit, host: &mut TestHost) -> Flow {
         self.vcpu.exit = exit;
         let stay = self.vcpu.stay();
-        match self.machine.handle(&mut self.vcpu, exit, stay, host) {
+        match self.handler.handle(&mut self.vcpu, exit, stay, host) {
             ControlFlow::Continue(()) => Flow::Resume,
-            ControlFlow::Break(()) => self.machine.left(),
+            ControlFlow::Break(()) => self.handler.left(),
         }
     }
 
@@ -236,14 +236,14 @@ impl Guest {
     /// Runs the script, waiting where the guest sleeps.
     pub(super) fn run(&mut self, host: &mut TestHost) -> Stop {
         loop {
-            if let Some(stop) = crate::run(&mut self.vcpu, &mut self.machine, host) {
+            if let Some(stop) = crate::run(&mut self.vcpu, &mut self.handler, host) {
                 assert_eq!(self.vm.stopped(), Some(stop));
                 return stop;
             }
             if host.is_out_of_patience() || !host.waits() {
                 return Stop::Limit;
             }
-            assert_eq!(self.machine.context.activity(), Activity::Halted, "there is no other vCPU");
+            assert_eq!(self.handler.context.activity(), Activity::Halted, "there is no other vCPU");
         }
     }
 

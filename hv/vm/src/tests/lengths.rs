@@ -168,10 +168,10 @@ fn an_instruction_that_goes_on_where_nothing_can_be_fetched_ends_the_vm() {
 #[test]
 fn the_bytes_shown_are_those_at_the_instruction_pointer() {
     let mut guest = Guest::new(&CPUID);
-    let bytes = guest.machine.code(&guest.vcpu).expect("the page is there");
+    let bytes = guest.handler.code(&guest.vcpu).expect("the page is there");
     assert_eq!(bytes.bytes(), [0x0f, 0xa2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     guest.vcpu.rip = HOLE;
-    assert!(guest.machine.code(&guest.vcpu).is_none());
+    assert!(guest.handler.code(&guest.vcpu).is_none());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A guest's physical memory, and what the nested tables say of it.
 
-use crate::{NestedFault, machine};
+use crate::{NestedFault, exit_handler};
 use addr::{Gpa, Gva, PAGE_SIZE};
 use core::cell::{Cell, RefCell};
 use std::vec;
@@ -65,7 +65,7 @@ impl TestMemory {
     }
 }
 
-impl machine::Memory for TestMemory {
+impl exit_handler::Memory for TestMemory {
     /// All memory is the guest's tables.
     fn shadow_fault(&mut self, _: &shadow::Registers, at: Gva, _: Access) -> Result<shadow::Outcome, shadow::NoMemory> {
         Ok(shadow::Outcome::Emulate { gpa: Gpa::new(at.raw()), reason: shadow::Reason::Table })
@@ -74,11 +74,11 @@ impl machine::Memory for TestMemory {
         self.given_up = Some(at);
     }
 
-    fn fault(&mut self, fault: NestedFault) -> machine::Resolved {
+    fn fault(&mut self, fault: NestedFault) -> exit_handler::Resolved {
         match self.place(fault.address(), 1) {
-            None => machine::Resolved::NotMemory,
-            Some(_) if self.out_of_frames.get() => machine::Resolved::OutOfMemory,
-            Some(_) => machine::Resolved::Retry,
+            None => exit_handler::Resolved::NotMemory,
+            Some(_) if self.out_of_frames.get() => exit_handler::Resolved::OutOfMemory,
+            Some(_) => exit_handler::Resolved::Retry,
         }
     }
 

@@ -122,19 +122,19 @@ fn each_kind_of_exit_is_counted() {
     guest.run(&mut host);
     assert_eq!(guest.vcpu.script_left(), 0);
     for (n, exit) in (1..).zip(resuming) {
-        assert_eq!(guest.machine.context.stats().count(exit.kind()), n, "{exit:?}");
+        assert_eq!(guest.handler.context.stats().count(exit.kind()), n, "{exit:?}");
     }
-    assert_eq!(guest.machine.context.stats().count(first.kind()), 1, "{first:?}");
+    assert_eq!(guest.handler.context.stats().count(first.kind()), 1, "{first:?}");
     for exit in others {
         let mut guest = Guest::new(&[0x0f, 0xa2]);
         guest.vcpu.then(exit, |_| {});
         let mut host = TestHost::new(&guest);
         guest.run(&mut host);
-        assert_eq!(guest.machine.context.stats().count(exit.kind()), 1, "{exit:?}");
+        assert_eq!(guest.handler.context.stats().count(exit.kind()), 1, "{exit:?}");
     }
     // After all but the one that stopped it and those that put it to sleep the guest was entered again, ten ticks later.
-    let table = guest.machine.context.stats().to_string();
-    let ticks = 10 * (guest.vcpu.entries - 1 - guest.machine.context.stats().count(Kind::Halt));
+    let table = guest.handler.context.stats().to_string();
+    let ticks = 10 * (guest.vcpu.entries - 1 - guest.handler.context.stats().count(Kind::Halt));
     assert!(table.ends_with(&std::format!(" {ticks} ticks of the TSC in the hypervisor")), "{table}");
 }
 
@@ -147,5 +147,5 @@ fn an_event_is_pushed_where_a_table_was() {
     guest.vcpu.event = Some(Event::UNDEFINED);
     assert_eq!(guest.handle(Exit::PageFault(PageFault::new(Gva::new(0x3ffc), 3))), Flow::Resume);
     assert_eq!(guest.vcpu.event, Some(Event::UNDEFINED));
-    assert_eq!(guest.machine.memory.given_up, Some(Gpa::new(0x3ffc)));
+    assert_eq!(guest.handler.memory.given_up, Some(Gpa::new(0x3ffc)));
 }

@@ -121,7 +121,7 @@ pub enum Stop {
 }
 
 /// One vCPU's handlers: what is its own, and what it shares.
-pub struct Machine<'a, M: Memory, S, C> {
+pub struct ExitHandler<'a, M: Memory, S, C> {
     pub(crate) vm: &'a Vm<S, C>,
     pub(crate) context: &'a mut Context<M::Slot>,
     pub(crate) memory: M,
@@ -132,7 +132,7 @@ pub struct Machine<'a, M: Memory, S, C> {
 const RFLAGS_AC: u64 = 1 << 18;
 const EFER_LMA: u64 = 1 << 10;
 
-impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
+impl<'a, M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'a, M, S, C> {
     /// The handlers of `context`, one of `vm`'s vCPUs, which sees its memory through `memory`.
     pub fn new(vm: &'a Vm<S, C>, context: &'a mut Context<M::Slot>, memory: M) -> Self {
         Self { vm, door: vm.door(context.index), context, memory, left: Flow::Resume }
@@ -283,7 +283,7 @@ impl<'a, M: Memory, S: Sink, C: Clock + Clone> Machine<'a, M, S, C> {
 }
 
 /// Where the exiting instruction ends.
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     pub(crate) fn controls<V: Vcpu>(vcpu: &V) -> Controls {
         let control = vcpu.control();
         Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
@@ -392,7 +392,7 @@ pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> Pa
 }
 
 /// Exceptions that are intercepted.
-impl<M: Memory, S: Sink, C: Clock + Clone> Machine<'_, M, S, C> {
+impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall.
     fn exception<V: Vcpu>(&mut self, vcpu: &mut V, exception: Exception) -> Flow {
         const UNDEFINED: u8 = 6;
