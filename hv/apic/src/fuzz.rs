@@ -1,7 +1,7 @@
 //! What the fuzzer drives, and property tests with it.
 
 use crate::register::Lvt;
-use crate::{Clock, Due, Effect, LocalApic, Mailbox, Register, deliver};
+use crate::{Clock, Due, Effect, LocalApic, Posted, Register, deliver};
 use core::cell::Cell;
 
 struct At<'a>(&'a Cell<u64>);
@@ -20,7 +20,7 @@ const X2APIC: u64 = 1 << 10;
 const SELF: u32 = 1 << 18;
 
 struct World<'w> {
-    boxes: &'w [Mailbox; CPUS],
+    posted: &'w [Posted; CPUS],
     apics: [LocalApic; CPUS],
     time: &'w Cell<u64>,
 }
@@ -32,9 +32,9 @@ struct World<'w> {
 /// If an APIC does other than its own registers say by the manual's rules: who is meant by an interrupt, what is next, what its
 /// priority is, or when the timer is due.
 pub fn apic_accesses(data: &[u8]) {
-    let (time, boxes) = (Cell::new(0), core::array::from_fn(|index| Mailbox::new(index as u32)));
-    let apics = core::array::from_fn(|index| LocalApic::new(index as u32, &boxes[index]));
-    let mut world = World { boxes: &boxes, apics, time: &time };
+    let (time, posted) = (Cell::new(0), core::array::from_fn(|index| Posted::new(index as u32)));
+    let apics = core::array::from_fn(|index| LocalApic::new(index as u32, &posted[index]));
+    let mut world = World { posted: &posted, apics, time: &time };
     for &[what, whose, register, v0, v1, v2, v3, step] in data.as_chunks::<STEP_BYTES>().0 {
         let cpu = usize::from(whose) % CPUS;
         let value = u32::from_le_bytes([v0, v1, v2, v3]);
@@ -42,8 +42,8 @@ pub fn apic_accesses(data: &[u8]) {
             0..=2 => world.write_page(cpu, register & 0x3f, value),
             3 => world.write_msr(cpu, register & 0x3f, u64::from(whose >> 2) << 32 | u64::from(value)),
             4 => world.set_base(cpu, 0xfee0_0000 | u64::from(v0 & 0xd) << 8),
-            5 => world.accept(cpu),
-            6 => boxes[cpu].request(v0.max(16)),
+            5 => world.acknowledge(cpu),
+            6 => posted[cpu].post_vector(v0.max(16)),
             _ => world.apics[cpu].set_tsc_deadline(value.into()),
         }
         time.set(time.get() + (1 << (step & 0x1f)));
@@ -53,7 +53,7 @@ pub fn apic_accesses(data: &[u8]) {
 
 impl World<'_> {
     fn read(&mut self, cpu: usize, register: Register) -> u32 {
-        self.apics[cpu].read(register, &self.boxes[cpu], &At(self.time))
+        self.apics[cpu].read(register, &self.posted[cpu], &At(self.time))
     }
 
     fn write_page(&mut self, cpu: usize, number: u8, value: u32) {
@@ -61,20 +61,20 @@ impl World<'_> {
         else {
             return;
         };
-        let effect = self.apics[cpu].write(register, value, &self.boxes[cpu], &At(self.time));
+        let effect = self.apics[cpu].write(register, value, &self.posted[cpu], &At(self.time));
         self.carry_out(cpu, register, value, effect);
     }
 
     fn write_msr(&mut self, cpu: usize, number: u8, value: u64) {
         let msr = 0x800 + u32::from(number);
         let on = self.apics[cpu].base() & (ON | X2APIC) == ON | X2APIC;
-        let (mailbox, clock) = (&self.boxes[cpu], At(self.time));
-        if let Ok(effect) = self.apics[cpu].write_msr(msr, value, mailbox, &clock) {
+        let (posted, clock) = (&self.posted[cpu], At(self.time));
+        if let Ok(effect) = self.apics[cpu].write_msr(msr, value, posted, &clock) {
             let register = Register::new(number.into()).expect("only registers are written");
             assert!(on);
             self.carry_out(cpu, register, value as u32, effect);
         }
-        if let Ok(value) = self.apics[cpu].read_msr(msr, &self.boxes[cpu], &At(self.time)) {
+        if let Ok(value) = self.apics[cpu].read_msr(msr, &self.posted[cpu], &At(self.time)) {
             let register = Register::new(number.into()).expect("only registers are read");
             assert!(on);
             assert_eq!(value as u32, self.read(cpu, register));
@@ -87,7 +87,7 @@ impl World<'_> {
         let mode = |base: u64| base & (ON | X2APIC);
         let (old, new) = (mode(self.apics[cpu].base()), mode(base));
         let allowed = matches!((old, new), (_, 0) | (0 | ON, ON)) || new == ON | X2APIC && old != 0;
-        let done = self.apics[cpu].set_base(base, ADDRESS_BITS, &self.boxes[cpu]);
+        let done = self.apics[cpu].set_base(base, ADDRESS_BITS, &self.posted[cpu]);
         assert_eq!(done.is_ok(), allowed, "{old:#x} to {new:#x}");
         assert_eq!(mode(self.apics[cpu].base()), if allowed { new } else { old });
         if allowed && new == 0 && old != 0 {
@@ -99,27 +99,27 @@ impl World<'_> {
     /// The vCPU does what comes to it.
     fn look(&mut self, cpu: usize) {
         let now = self.time.get();
-        let (apic, mailbox) = (&mut self.apics[cpu], &self.boxes[cpu]);
-        apic.expire(mailbox, &At(self.time), now);
+        let (apic, posted) = (&mut self.apics[cpu], &self.posted[cpu]);
+        apic.expire(posted, &At(self.time), now);
         let ahead = match apic.due() {
             None => true,
             Some(Due::Nanoseconds(at) | Due::Tsc(at)) => at > now,
         };
         assert!(ahead, "the timer is due in the past");
-        if mailbox.take_signals().init {
-            apic.reset(mailbox);
-            assert_eq!((apic.next(mailbox), apic.due()), (None, None));
+        if posted.take_signals().init {
+            apic.reset(posted);
+            assert_eq!((apic.next(posted), apic.due()), (None, None));
         }
         let (initial, current) = (self.read(cpu, Register::InitialCount), self.read(cpu, Register::CurrentCount));
         assert!(current <= initial, "{current:#x} of {initial:#x}");
         let priority = self.priority(cpu);
         assert_eq!(self.read(cpu, Register::ProcessorPriority), priority);
-        assert_eq!(self.apics[cpu].next(&self.boxes[cpu]), self.next(cpu));
+        assert_eq!(self.apics[cpu].next(&self.posted[cpu]), self.next(cpu));
     }
 
-    fn accept(&mut self, cpu: usize) {
+    fn acknowledge(&mut self, cpu: usize) {
         let expected = self.next(cpu);
-        assert_eq!(self.apics[cpu].accept(&self.boxes[cpu]), expected);
+        assert_eq!(self.apics[cpu].acknowledge(&self.posted[cpu]), expected);
         if let Some(vector) = expected {
             assert!(!self.has(cpu, Register::InterruptRequest, vector));
             assert_eq!(self.highest(cpu, Register::InService), Some(vector));
@@ -173,13 +173,13 @@ impl World<'_> {
             meant = core::array::from_fn(|cpu| first == Some(cpu));
         }
         let mut hit = [false; CPUS];
-        deliver(ipi, from, self.boxes, |cpu| hit[cpu] = true);
+        deliver(ipi, from, self.posted, |cpu| hit[cpu] = true);
         assert_eq!(hit, meant, "{command:#x}");
         for cpu in (0..CPUS).filter(|&cpu| hit[cpu]) {
             assert!(if mode < 2 {
                 self.has(cpu, Register::InterruptRequest, vector)
             } else {
-                self.boxes[cpu].has_signals()
+                self.posted[cpu].has_signals()
             });
         }
     }

@@ -1,6 +1,6 @@
 //! Interrupts between vCPUs.
 
-use crate::mailbox::Mailbox;
+use crate::posted::Posted;
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,48 +64,43 @@ impl Ipi {
         Some(Self { message, destination, broadcast: if x2apic { u32::MAX } else { 0xff } })
     }
 
-    fn is_for(&self, index: usize, from: usize, mailbox: &Mailbox) -> bool {
+    fn is_for(&self, index: usize, from: usize, posted: &Posted) -> bool {
         match self.destination {
             Destination::This => index == from,
             Destination::All => true,
             Destination::Others => index != from,
-            Destination::Physical(id) => id == self.broadcast || id == mailbox.id,
-            Destination::Logical(id) => id == self.broadcast || mailbox.is_logical(id),
+            Destination::Physical(id) => id == self.broadcast || id == posted.id,
+            Destination::Logical(id) => id == self.broadcast || posted.is_logical(id),
         }
     }
 
-    /// Puts it into `mailbox`; whether it was taken. An APIC that software has disabled takes no vectors, one that is off
+    /// Puts it into `posted`; whether it was taken. An APIC that software has disabled takes no vectors, one that is off
     /// altogether nothing (SDM sections 11.4.3 and 11.4.7.2).
-    fn put(&self, mailbox: &Mailbox) -> bool {
-        if !mailbox.is_on() {
+    fn post(&self, posted: &Posted) -> bool {
+        if !posted.is_on() {
             return false;
         }
         match self.message {
             Message::Fixed(vector) | Message::LowestPriority(vector) => {
-                let taken = mailbox.takes_vectors();
+                let taken = posted.takes_vectors();
                 if taken {
-                    mailbox.request(vector);
+                    posted.post_vector(vector);
                 }
                 return taken;
             }
-            Message::Nmi => mailbox.nmi(),
-            Message::Init => mailbox.init(),
-            Message::Startup(page) => mailbox.startup(page),
+            Message::Nmi => posted.post_nmi(),
+            Message::Init => posted.post_init(),
+            Message::Startup(page) => posted.post_startup(page),
         }
         true
     }
 }
 
-/// Puts `ipi`, sent by vCPU `from`, into the mailboxes that it is for, and calls `hit` with the number of each, who then has to
+/// Puts `ipi`, sent by vCPU `from`, into the posted that it is for, and calls `hit` with the number of each, who then has to
 /// look.
-pub fn deliver<'m>(
-    ipi: Ipi,
-    from: usize,
-    mailboxes: impl IntoIterator<Item = &'m Mailbox>,
-    mut hit: impl FnMut(usize),
-) {
-    for (index, mailbox) in mailboxes.into_iter().enumerate() {
-        if ipi.is_for(index, from, mailbox) && ipi.put(mailbox) {
+pub fn deliver<'m>(ipi: Ipi, from: usize, posted: impl IntoIterator<Item = &'m Posted>, mut hit: impl FnMut(usize)) {
+    for (index, posted) in posted.into_iter().enumerate() {
+        if ipi.is_for(index, from, posted) && ipi.post(posted) {
             hit(index);
             if matches!(ipi.message, Message::LowestPriority(_)) {
                 return;

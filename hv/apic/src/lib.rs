@@ -1,20 +1,20 @@
 //! A guest's local APICs (Intel SDM vol. 3, chapter 11; AMD APM vol. 2, chapter 16), as xAPIC and x2APIC.
 //!
-//! Each vCPU owns a [`LocalApic`], and shows the others a [`Mailbox`]: an interrupt to another vCPU is one atomic bit there.
+//! Each vCPU owns a [`LocalApic`], and shows the others a [`Posted`]: an interrupt to another vCPU is one atomic bit there.
 //! There is no lock, and nobody waits. Who posts something has to see to it that the other vCPU looks (`vm`'s doors do that).
 //!
 //! ```
-//! use apic::{Clock, Effect, LocalApic, Mailbox, Register};
+//! use apic::{Clock, Effect, LocalApic, Posted, Register};
 //! # struct Stopped; impl Clock for Stopped { fn nanoseconds(&self) -> u64 { 0 } }
-//! let boxes = [Mailbox::new(0), Mailbox::new(1)];
-//! let mut apics = [LocalApic::new(0, &boxes[0]), LocalApic::new(1, &boxes[1])];
-//! for (apic, mailbox) in apics.iter_mut().zip(&boxes) {
-//!     apic.write(Register::Spurious, 0x1ff, mailbox, &Stopped);
+//! let posted = [Posted::new(0), Posted::new(1)];
+//! let mut apics = [LocalApic::new(0, &posted[0]), LocalApic::new(1, &posted[1])];
+//! for (apic, posted) in apics.iter_mut().zip(&posted) {
+//!     apic.write(Register::Spurious, 0x1ff, posted, &Stopped);
 //! }
-//! apics[0].write(Register::CommandHigh, 1 << 24, &boxes[0], &Stopped);
-//! let Effect::Send(ipi) = apics[0].write(Register::CommandLow, 0x4030, &boxes[0], &Stopped) else { panic!() };
-//! apic::deliver(ipi, 0, &boxes, |hit| assert_eq!(hit, 1));
-//! assert_eq!(apics[1].accept(&boxes[1]), Some(0x30));
+//! apics[0].write(Register::CommandHigh, 1 << 24, &posted[0], &Stopped);
+//! let Effect::Send(ipi) = apics[0].write(Register::CommandLow, 0x4030, &posted[0], &Stopped) else { panic!() };
+//! apic::deliver(ipi, 0, &posted, |hit| assert_eq!(hit, 1));
+//! assert_eq!(apics[1].acknowledge(&posted[1]), Some(0x30));
 //! ```
 #![no_std]
 #![forbid(unsafe_code)]
@@ -26,9 +26,9 @@ extern crate std;
 pub mod fuzz;
 mod ipi;
 mod local;
-mod mailbox;
 #[cfg(all(test, loom))]
 mod models;
+mod posted;
 mod register;
 mod rules;
 #[cfg(all(test, not(loom)))]
@@ -38,7 +38,7 @@ mod x2apic;
 
 pub use ipi::{Ipi, Message, deliver};
 pub use local::{Effect, LocalApic};
-pub use mailbox::{Mailbox, Signals};
+pub use posted::{Posted, Signals};
 pub use register::Register;
 pub use timer::Due;
 pub use x2apic::Refused;

@@ -2,7 +2,7 @@
 
 use crate::Clock;
 use crate::ipi::Ipi;
-use crate::mailbox::{Mailbox, highest};
+use crate::posted::{Posted, highest};
 use crate::register::{Lvt, Register};
 use crate::timer::{Due, Mode, Timer};
 
@@ -41,7 +41,7 @@ const MASKED: u32 = 1 << 16;
 const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 const ILLEGAL_REGISTER: u32 = 1 << 7;
-const EXTERNAL: u32 = 7 << 8;
+const EXT_INT: u32 = 7 << 8;
 /// The command's shorthand for the sender itself.
 const SELF: u32 = 1 << 18;
 /// The command's bits that can be written: not the delivery status.
@@ -55,7 +55,7 @@ const BASE_BOOT: u64 = 1 << 8;
 
 impl LocalApic {
     /// That of vCPU `index`, after reset. The first is the boot vCPU's.
-    pub fn new(index: u32, mailbox: &Mailbox) -> Self {
+    pub fn new(index: u32, posted: &Posted) -> Self {
         let mut apic = Self {
             index,
             base: BASE | if index == 0 { BASE_BOOT } else { 0 },
@@ -70,14 +70,14 @@ impl LocalApic {
             local: [MASKED; Lvt::COUNT],
             timer: Timer::new(),
         };
-        apic.reset(mailbox);
+        apic.reset(posted);
         apic
     }
 
     /// What INIT does: all but the ID and IA32_APIC_BASE as after reset (SDM section 11.4.7.3).
     ///
     /// As with KVM, the boot vCPU's LINT0 lets the 8259s through from the start: what firmware leaves.
-    pub fn reset(&mut self, mailbox: &Mailbox) {
+    pub fn reset(&mut self, posted: &Posted) {
         let Self { index, base, .. } = *self;
         *self = Self {
             index,
@@ -94,17 +94,17 @@ impl LocalApic {
             timer: Timer::new(),
         };
         if index == 0 {
-            self.local[Lvt::Lint0 as usize] = EXTERNAL;
+            self.local[Lvt::Lint0 as usize] = EXT_INT;
         }
         // First nothing more is taken, then what was is forgotten.
-        self.publish(mailbox);
-        mailbox.forget_requests();
+        self.publish(posted);
+        posted.clear_irr();
     }
 
     /// Tells the others what they have to know.
-    pub(crate) fn publish(&self, mailbox: &Mailbox) {
-        mailbox.set_mode(self.is_on(), self.spurious & SOFTWARE_ENABLED != 0, self.is_x2apic());
-        mailbox.set_logical(self.logical, self.format);
+    pub(crate) fn publish(&self, posted: &Posted) {
+        posted.set_mode(self.is_on(), self.spurious & SOFTWARE_ENABLED != 0, self.is_x2apic());
+        posted.set_logical(self.logical, self.format);
     }
 
     /// Whether the registers' page is the one around this guest-physical address. In x2APIC mode they are not in memory.
@@ -115,7 +115,7 @@ impl LocalApic {
 
     /// Reads a register.
     #[inline]
-    pub fn read(&mut self, register: Register, mailbox: &Mailbox, clock: &impl Clock) -> u32 {
+    pub fn read(&mut self, register: Register, posted: &Posted, clock: &impl Clock) -> u32 {
         match register {
             Register::Id if self.is_x2apic() => self.index,
             Register::Id => self.index << 24,
@@ -127,7 +127,7 @@ impl LocalApic {
             Register::DestinationFormat => self.format,
             Register::Spurious => self.spurious,
             Register::InService(word) => self.in_service[usize::from(word & 7)],
-            Register::InterruptRequest(word) => mailbox.requests(word),
+            Register::InterruptRequest(word) => posted.irr_word(word),
             Register::ErrorStatus => self.error_status,
             Register::CommandLow => self.command as u32,
             Register::CommandHigh => (self.command >> 32) as u32,
@@ -146,19 +146,19 @@ impl LocalApic {
 
     /// Writes a register. Those that can't be written stay as they are.
     #[inline]
-    pub fn write(&mut self, register: Register, value: u32, mailbox: &Mailbox, clock: &impl Clock) -> Effect {
+    pub fn write(&mut self, register: Register, value: u32, posted: &Posted, clock: &impl Clock) -> Effect {
         match register {
             Register::TaskPriority => self.task_priority = value & 0xff,
             Register::EndOfInterrupt => self.end_of_interrupt(),
-            Register::CommandLow => return self.command(value, mailbox),
+            Register::CommandLow => return self.command(value, posted),
             Register::CommandHigh => self.command = self.command & 0xffff_ffff | u64::from(value) << 32,
-            _ => return self.write_rarely(register, value, mailbox, clock),
+            _ => return self.write_rarely(register, value, posted, clock),
         }
         Effect::None
     }
 
     #[inline(never)]
-    fn write_rarely(&mut self, register: Register, value: u32, mailbox: &Mailbox, clock: &impl Clock) -> Effect {
+    fn write_rarely(&mut self, register: Register, value: u32, posted: &Posted, clock: &impl Clock) -> Effect {
         match register {
             Register::LogicalDestination => self.logical = value & 0xff00_0000,
             Register::DestinationFormat => self.format = value | 0x0fff_ffff,
@@ -174,17 +174,17 @@ impl LocalApic {
                 return Effect::Timer;
             }
             // Not a part of the command that can be read.
-            Register::SelfIpi if self.is_x2apic() => return self.send(SELF | value & 0xff, 0, mailbox),
-            Register::SelfIpi => self.illegal_register(mailbox),
+            Register::SelfIpi if self.is_x2apic() => return self.send(SELF | value & 0xff, 0, posted),
+            Register::SelfIpi => self.illegal_register(posted),
             _ => {}
         }
-        self.publish(mailbox);
+        self.publish(posted);
         Effect::None
     }
 
     /// An access to a place where no register is.
-    pub fn illegal_register(&mut self, mailbox: &Mailbox) {
-        self.error(ILLEGAL_REGISTER, mailbox);
+    pub fn illegal_register(&mut self, posted: &Posted) {
+        self.error(ILLEGAL_REGISTER, posted);
     }
 
     fn set_spurious(&mut self, value: u32) {
@@ -206,16 +206,16 @@ impl LocalApic {
 
     /// The interrupt command's lower half, whose write sends.
     #[inline(never)]
-    fn command(&mut self, value: u32, mailbox: &Mailbox) -> Effect {
+    fn command(&mut self, value: u32, posted: &Posted) -> Effect {
         self.command = self.command & !0xffff_ffff | u64::from(value & COMMAND);
         let high = (self.command >> 32) as u32;
-        self.send(value, if self.is_x2apic() { high } else { high >> 24 }, mailbox)
+        self.send(value, if self.is_x2apic() { high } else { high >> 24 }, posted)
     }
 
-    fn send(&mut self, command: u32, destination: u32, mailbox: &Mailbox) -> Effect {
+    fn send(&mut self, command: u32, destination: u32, posted: &Posted) -> Effect {
         let has_vector = command >> 8 & 7 <= 1;
         if has_vector && (command as u8) < FIRST_VECTOR {
-            self.error(SEND_ILLEGAL_VECTOR, mailbox);
+            self.error(SEND_ILLEGAL_VECTOR, posted);
             return Effect::None;
         }
         Ipi::new(command, destination, self.is_x2apic()).map_or(Effect::None, Effect::Send)
@@ -223,25 +223,25 @@ impl LocalApic {
 
     /// Each kind of error interrupts once, until a write of the error status arms it again (SDM section 11.5.3).
     #[cold]
-    fn error(&mut self, error: u32, mailbox: &Mailbox) {
+    fn error(&mut self, error: u32, posted: &Posted) {
         let is_new = self.errors & error == 0;
         self.errors |= error;
         if is_new {
-            self.raise(Lvt::Error, mailbox);
+            self.deliver_local(Lvt::Error, posted);
         }
     }
 
     /// Requests what the local vector table has for `lvt`.
-    fn raise(&mut self, lvt: Lvt, mailbox: &Mailbox) {
+    fn deliver_local(&mut self, lvt: Lvt, posted: &Posted) {
         let entry = self.local[lvt as usize];
         if entry & MASKED != 0 {
             return;
         }
         if entry as u8 >= FIRST_VECTOR {
-            mailbox.request(entry as u8);
+            posted.post_vector(entry as u8);
         } else {
             // If it is the error entry's own vector, this comes back once, and finds the error known.
-            self.error(RECEIVE_ILLEGAL_VECTOR, mailbox);
+            self.error(RECEIVE_ILLEGAL_VECTOR, posted);
         }
     }
 
@@ -257,9 +257,9 @@ impl LocalApic {
     }
 
     /// Does what time has brought, to a guest whose TSC is `tsc`.
-    pub fn expire(&mut self, mailbox: &Mailbox, clock: &impl Clock, tsc: u64) {
+    pub fn expire(&mut self, posted: &Posted, clock: &impl Clock, tsc: u64) {
         if self.timer.expires(self.timer_mode(), clock, tsc) {
-            self.raise(Lvt::Timer, mailbox);
+            self.deliver_local(Lvt::Timer, posted);
         }
     }
 
@@ -286,9 +286,9 @@ impl LocalApic {
     }
 
     /// Whether the vCPU takes interrupts of the 8259s: the APIC is off, or LINT0 lets them through.
-    pub fn takes_external(&self) -> bool {
+    pub fn accepts_ext_int(&self) -> bool {
         const MODE: u32 = 7 << 8;
-        !self.is_on() || self.local[Lvt::Lint0 as usize] & (MODE | MASKED) == EXTERNAL
+        !self.is_on() || self.local[Lvt::Lint0 as usize] & (MODE | MASKED) == EXT_INT
     }
 
     #[inline]
@@ -306,15 +306,15 @@ impl LocalApic {
 
     /// The interrupt that the vCPU is to take next, if its class is above the processor's priority.
     #[inline]
-    pub fn next(&self, mailbox: &Mailbox) -> Option<u8> {
-        let vector = mailbox.highest()?;
+    pub fn next(&self, posted: &Posted) -> Option<u8> {
+        let vector = posted.highest()?;
         (vector >> 4 > self.processor_priority() >> 4 && self.is_on()).then_some(vector)
     }
 
     /// The vCPU takes that interrupt.
-    pub fn accept(&mut self, mailbox: &Mailbox) -> Option<u8> {
-        let vector = self.next(mailbox)?;
-        mailbox.take(vector);
+    pub fn acknowledge(&mut self, posted: &Posted) -> Option<u8> {
+        let vector = self.next(posted)?;
+        posted.take_vector(vector);
         self.in_service[usize::from(vector >> 5)] |= 1 << (vector & 31);
         Some(vector)
     }

@@ -1,9 +1,9 @@
-//! Models of the mailbox, in every interleaving and with every stale read, up to loom's preemption bound.
+//! Models of [`Posted`], in every interleaving and with every stale read, up to loom's preemption bound.
 //!
 //! Each `loom_*` model has a `twin_*`: the same model with one rule broken, which loom must catch. Run them with
 //! `RUSTFLAGS="--cfg loom" cargo test -p apic --release --lib`.
 
-use crate::mailbox::Mailbox;
+use crate::posted::Posted;
 use crate::rules::{BROKEN, Rule, kept};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use loom::sync::atomic::{AtomicBool, fence};
@@ -54,31 +54,31 @@ const LOST: &str = "a request is lost or comes twice";
 const ASLEEP: &str = "deadlock";
 
 /// What the owner takes at one look.
-fn take(mailbox: &Mailbox, taken: &mut Vec<u8>) {
-    if let Some(vector) = mailbox.highest() {
-        mailbox.take(vector);
+fn take(posted: &Posted, taken: &mut Vec<u8>) {
+    if let Some(vector) = posted.highest() {
+        posted.take_vector(vector);
         taken.push(vector);
     }
 }
 
 /// The second comes while the owner takes the last of its word.
 fn request_vs_take() {
-    let mailbox = Arc::new(Mailbox::new(0));
-    mailbox.request(0x20);
+    let posted = Arc::new(Posted::new(0));
+    posted.post_vector(0x20);
     let sender = {
-        let mailbox = Arc::clone(&mailbox);
-        thread::spawn(move || mailbox.request(0x21))
+        let posted = Arc::clone(&posted);
+        thread::spawn(move || posted.post_vector(0x21))
     };
     let mut taken = Vec::new();
-    take(&mailbox, &mut taken);
-    take(&mailbox, &mut taken);
+    take(&posted, &mut taken);
+    take(&posted, &mut taken);
     sender.join().unwrap();
-    while mailbox.highest().is_some() {
-        take(&mailbox, &mut taken);
+    while posted.highest().is_some() {
+        take(&posted, &mut taken);
     }
     taken.sort_unstable();
     assert_eq!(taken, [0x20, 0x21], "{LOST}");
-    assert!((0..8).all(|word| mailbox.requests(word) == 0));
+    assert!((0..8).all(|word| posted.irr_word(word) == 0));
 }
 
 model! {
@@ -90,16 +90,16 @@ model! {
 
 /// A request that comes after the owner's INIT is seen, one that came before is not.
 fn request_vs_reset() {
-    let mailbox = Arc::new(Mailbox::new(0));
-    mailbox.request(0x20);
+    let posted = Arc::new(Posted::new(0));
+    posted.post_vector(0x20);
     let sender = {
-        let mailbox = Arc::clone(&mailbox);
-        thread::spawn(move || mailbox.request(0x21))
+        let posted = Arc::clone(&posted);
+        thread::spawn(move || posted.post_vector(0x21))
     };
-    mailbox.forget_requests();
+    posted.clear_irr();
     sender.join().unwrap();
-    let left = (mailbox.requests(1) != 0).then_some(0x21);
-    assert_eq!(mailbox.highest(), left, "{LOST}");
+    let left = (posted.irr_word(1) != 0).then_some(0x21);
+    assert_eq!(posted.highest(), left, "{LOST}");
 }
 
 model! {
@@ -111,16 +111,16 @@ model! {
 /// The sender's memory, which nothing but the interrupt orders.
 fn memory_before_interrupt() {
     const STALE: &str = "memory is older than the interrupt";
-    let shared = Arc::new((Mailbox::new(0), AtomicBool::new(false)));
+    let shared = Arc::new((Posted::new(0), AtomicBool::new(false)));
     let sender = {
         let shared = Arc::clone(&shared);
         thread::spawn(move || {
             shared.1.store(true, Relaxed);
-            shared.0.request(0x30);
+            shared.0.post_vector(0x30);
         })
     };
     if let Some(vector) = shared.0.highest() {
-        shared.0.take(vector);
+        shared.0.take_vector(vector);
         assert!(shared.1.load(Relaxed), "{STALE}");
     }
     sender.join().unwrap();
@@ -134,18 +134,18 @@ model! {
 
 /// Somebody starts a vCPU as the manuals say to, while somebody else sends it an NMI.
 fn startup_vs_take() {
-    let mailbox = Arc::new(Mailbox::new(0));
+    let posted = Arc::new(Posted::new(0));
     let starter = {
-        let mailbox = Arc::clone(&mailbox);
+        let posted = Arc::clone(&posted);
         thread::spawn(move || {
-            mailbox.init();
-            mailbox.startup(8);
-            mailbox.startup(9);
+            posted.post_init();
+            posted.post_startup(8);
+            posted.post_startup(9);
         })
     };
     let (mut waits, mut started) = (false, None);
     let mut look = || {
-        let signals = mailbox.take_signals();
+        let signals = posted.take_signals();
         waits |= signals.init;
         if let Some(page) = signals.startup
             && waits
@@ -167,9 +167,9 @@ model! {
     twin_signals_taken_in_two_steps without TakeAtOnce: "the start is lost"
 }
 
-/// A vCPU's door, as `vm` has it: a bell beside the mailbox, and a kick for who is away.
+/// A vCPU's door, as `vm` has it: a bell beside the APIC, and a kick for who is away.
 struct Door {
-    mailbox: Mailbox,
+    posted: Posted,
     bell: AtomicBool,
     away: AtomicBool,
     kicked: Mutex<bool>,
@@ -180,11 +180,11 @@ impl Door {
     /// Posts and rings. Only who found the bell silent looks whether the owner is away.
     fn knock(&self, vector: u8) {
         if kept(Rule::RingLast) {
-            self.mailbox.request(vector);
+            self.posted.post_vector(vector);
         }
         let silent = !self.bell.swap(true, AcqRel);
         if !kept(Rule::RingLast) {
-            self.mailbox.request(vector);
+            self.posted.post_vector(vector);
         }
         if !silent {
             return;
@@ -217,7 +217,7 @@ impl Door {
 
 fn knocks_vs_going_away() {
     let door = Arc::new(Door {
-        mailbox: Mailbox::new(0),
+        posted: Posted::new(0),
         bell: AtomicBool::new(false),
         away: AtomicBool::new(false),
         kicked: Mutex::new(false),
@@ -231,8 +231,8 @@ fn knocks_vs_going_away() {
     while taken.len() < 2 {
         door.go_away();
         door.bell.swap(false, AcqRel);
-        while door.mailbox.highest().is_some() {
-            take(&door.mailbox, &mut taken);
+        while door.posted.highest().is_some() {
+            take(&door.posted, &mut taken);
         }
     }
     senders.into_iter().for_each(|sender| sender.join().unwrap());

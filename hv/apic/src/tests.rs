@@ -18,16 +18,16 @@ impl Clock for TestClock {
 }
 
 struct Cpus<const N: usize> {
-    boxes: [Mailbox; N],
+    posted: [Posted; N],
     apics: [LocalApic; N],
     clock: TestClock,
 }
 
 impl<const N: usize> Cpus<N> {
     fn new() -> Self {
-        let boxes: [Mailbox; N] = core::array::from_fn(|index| Mailbox::new(index as u32));
-        let apics = core::array::from_fn(|index| LocalApic::new(index as u32, &boxes[index]));
-        let mut cpus = Self { boxes, apics, clock: TestClock::default() };
+        let posted: [Posted; N] = core::array::from_fn(|index| Posted::new(index as u32));
+        let apics = core::array::from_fn(|index| LocalApic::new(index as u32, &posted[index]));
+        let mut cpus = Self { posted, apics, clock: TestClock::default() };
         for cpu in 0..N {
             assert_eq!(cpus.write(cpu, Register::Spurious, 0x1ff), Effect::None);
         }
@@ -35,11 +35,11 @@ impl<const N: usize> Cpus<N> {
     }
 
     fn write(&mut self, cpu: usize, register: Register, value: u32) -> Effect {
-        self.apics[cpu].write(register, value, &self.boxes[cpu], &self.clock)
+        self.apics[cpu].write(register, value, &self.posted[cpu], &self.clock)
     }
 
     fn read(&mut self, cpu: usize, register: Register) -> u32 {
-        self.apics[cpu].read(register, &self.boxes[cpu], &self.clock)
+        self.apics[cpu].read(register, &self.posted[cpu], &self.clock)
     }
 
     /// Sends, and tells who was hit.
@@ -47,22 +47,22 @@ impl<const N: usize> Cpus<N> {
         assert_eq!(self.write(from, Register::CommandHigh, destination), Effect::None);
         let mut hits = Vec::new();
         if let Effect::Send(ipi) = self.write(from, Register::CommandLow, command) {
-            deliver(ipi, from, &self.boxes, |hit| hits.push(hit));
+            deliver(ipi, from, &self.posted, |hit| hits.push(hit));
         }
         hits
     }
 
-    fn accept(&mut self, cpu: usize) -> Option<u8> {
-        self.apics[cpu].accept(&self.boxes[cpu])
+    fn acknowledge(&mut self, cpu: usize) -> Option<u8> {
+        self.apics[cpu].acknowledge(&self.posted[cpu])
     }
 }
 
 #[test]
 fn registers_after_reset() {
-    let boxes = [Mailbox::new(0), Mailbox::new(1)];
-    let mut apic = LocalApic::new(1, &boxes[1]);
+    let posted = [Posted::new(0), Posted::new(1)];
+    let mut apic = LocalApic::new(1, &posted[1]);
     let clock = TestClock::default();
-    let mut read = |register| apic.read(register, &boxes[1], &clock);
+    let mut read = |register| apic.read(register, &posted[1], &clock);
     assert_eq!(read(Register::Id), 1 << 24);
     assert_eq!(read(Register::Version), 0x5_0014);
     assert_eq!(read(Register::Spurious), 0xff);
@@ -73,10 +73,10 @@ fn registers_after_reset() {
     assert_eq!(read(Register::CurrentCount), 0);
     assert!(apic.is_at(0xfee0_0300) && !apic.is_at(0xfee0_1000));
     assert_eq!(apic.base(), 0xfee0_0800);
-    assert!(!apic.takes_external());
-    let boot = LocalApic::new(0, &boxes[0]);
+    assert!(!apic.accepts_ext_int());
+    let boot = LocalApic::new(0, &posted[0]);
     assert_eq!(boot.base(), 0xfee0_0900);
-    assert!(boot.takes_external());
+    assert!(boot.accepts_ext_int());
 }
 
 #[test]
@@ -113,8 +113,8 @@ fn signals_are_taken_once_and_the_first_startup_counts() {
     assert_eq!(cpus.send(0, 1 << 24, 0x4608), [1]);
     assert_eq!(cpus.send(0, 1 << 24, 0x4609), [1]);
     // INIT came after the NMI.
-    assert_eq!(cpus.boxes[1].take_signals(), Signals { nmi: false, init: true, startup: Some(8) });
-    assert_eq!(cpus.boxes[1].take_signals(), Signals::default());
+    assert_eq!(cpus.posted[1].take_signals(), Signals { nmi: false, init: true, startup: Some(8) });
+    assert_eq!(cpus.posted[1].take_signals(), Signals::default());
 }
 
 #[test]
@@ -131,21 +131,21 @@ fn an_apic_that_is_off_takes_no_vectors() {
 fn priorities_hold_back_what_is_not_above_them() {
     let mut cpus = Cpus::<1>::new();
     for vector in [0x31u8, 0x52, 0x58] {
-        cpus.boxes[0].request(vector);
+        cpus.posted[0].post_vector(vector);
     }
     assert_eq!(cpus.write(0, Register::TaskPriority, 0x50), Effect::None);
-    assert_eq!(cpus.accept(0), None);
+    assert_eq!(cpus.acknowledge(0), None);
     assert_eq!(cpus.write(0, Register::TaskPriority, 0x4f), Effect::None);
-    assert_eq!(cpus.accept(0), Some(0x58));
-    assert_eq!(cpus.accept(0), None, "0x52 is of the same class");
+    assert_eq!(cpus.acknowledge(0), Some(0x58));
+    assert_eq!(cpus.acknowledge(0), None, "0x52 is of the same class");
     assert_eq!(cpus.read(0, Register::ProcessorPriority), 0x50);
     assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
-    assert_eq!(cpus.accept(0), Some(0x52));
+    assert_eq!(cpus.acknowledge(0), Some(0x52));
     assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
-    assert_eq!(cpus.accept(0), None);
+    assert_eq!(cpus.acknowledge(0), None);
     cpus.apics[0].set_cr8(2);
     assert_eq!((cpus.read(0, Register::TaskPriority), cpus.apics[0].cr8()), (0x20, 2));
-    assert_eq!(cpus.accept(0), Some(0x31));
+    assert_eq!(cpus.acknowledge(0), Some(0x31));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn illegal_vectors_are_errors_that_a_write_shows() {
     assert_eq!(cpus.write(0, Register::Local(Lvt::Error), 0x77), Effect::None);
     assert_eq!(cpus.send(0, 1 << 24, 0x0f), [0usize; 0]);
     assert_eq!(cpus.read(0, Register::ErrorStatus), 0);
-    assert_eq!(cpus.accept(0), Some(0x77));
+    assert_eq!(cpus.acknowledge(0), Some(0x77));
     assert_eq!(cpus.write(0, Register::ErrorStatus, 0), Effect::None);
     assert_eq!(cpus.read(0, Register::ErrorStatus), 1 << 5);
     assert_eq!(cpus.write(0, Register::ErrorStatus, 0), Effect::None);
@@ -167,14 +167,14 @@ fn an_error_interrupts_once_until_the_status_is_written() {
     assert_eq!(cpus.write(0, Register::Local(Lvt::Error), 0x77), Effect::None);
     let interrupts = |cpus: &mut Cpus<1>, command| {
         assert_eq!(cpus.write(0, Register::CommandLow, command), Effect::None);
-        let vector = cpus.accept(0);
+        let vector = cpus.acknowledge(0);
         assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
         vector
     };
     assert_eq!(interrupts(&mut cpus, 1 << 18), Some(0x77));
     assert_eq!(interrupts(&mut cpus, 1 << 18), None);
-    cpus.apics[0].illegal_register(&cpus.boxes[0]);
-    assert_eq!(cpus.accept(0), Some(0x77), "an error of another kind");
+    cpus.apics[0].illegal_register(&cpus.posted[0]);
+    assert_eq!(cpus.acknowledge(0), Some(0x77), "an error of another kind");
     assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
     assert_eq!(cpus.write(0, Register::ErrorStatus, 0), Effect::None);
     assert_eq!(cpus.read(0, Register::ErrorStatus), 1 << 5 | 1 << 7);
@@ -188,8 +188,8 @@ fn a_local_interrupt_without_a_vector_is_an_error() {
     assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 0x0f), Effect::Timer);
     assert_eq!(cpus.write(0, Register::InitialCount, 1), Effect::Timer);
     cpus.clock.nanoseconds.set(2);
-    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 0);
-    assert_eq!(cpus.accept(0), Some(0x77));
+    cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 0);
+    assert_eq!(cpus.acknowledge(0), Some(0x77));
     assert_eq!(cpus.write(0, Register::ErrorStatus, 0), Effect::None);
     assert_eq!(cpus.read(0, Register::ErrorStatus), 1 << 6);
     // Of an error without a vector nobody can be told; both are logged.
@@ -209,11 +209,11 @@ fn the_timer_counts_once_or_again_and_again() {
     assert_eq!(cpus.apics[0].due(), Some(Due::Nanoseconds(1500)));
     cpus.clock.nanoseconds.set(1499);
     assert_eq!(cpus.read(0, Register::CurrentCount), 1);
-    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 0);
-    assert_eq!(cpus.accept(0), None, "not early");
+    cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 0);
+    assert_eq!(cpus.acknowledge(0), None, "not early");
     cpus.clock.nanoseconds.set(1500);
-    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 0);
-    assert_eq!(cpus.accept(0), Some(0x60));
+    cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 0);
+    assert_eq!(cpus.acknowledge(0), Some(0x60));
     assert_eq!((cpus.read(0, Register::CurrentCount), cpus.apics[0].due()), (0, None));
     assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
     // Periodic, divided by 4: periods that nobody saw are one.
@@ -221,8 +221,8 @@ fn the_timer_counts_once_or_again_and_again() {
     assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 1 << 17 | 0x61), Effect::Timer);
     assert_eq!(cpus.write(0, Register::InitialCount, 100), Effect::Timer);
     cpus.clock.nanoseconds.set(1500 + 950);
-    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 0);
-    assert_eq!(cpus.accept(0), Some(0x61));
+    cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 0);
+    assert_eq!(cpus.acknowledge(0), Some(0x61));
     assert_eq!(cpus.apics[0].due(), Some(Due::Nanoseconds(1500 + 1200)));
     assert_eq!(cpus.read(0, Register::CurrentCount), 63);
 }
@@ -237,10 +237,10 @@ fn a_deadline_is_armed_in_its_mode_only() {
     assert_eq!(cpus.read(0, Register::InitialCount), 0);
     cpus.apics[0].set_tsc_deadline(100);
     assert_eq!(cpus.apics[0].due(), Some(Due::Tsc(100)));
-    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 99);
-    assert_eq!(cpus.accept(0), None);
-    cpus.apics[0].expire(&cpus.boxes[0], &cpus.clock, 100);
-    assert_eq!((cpus.accept(0), cpus.apics[0].tsc_deadline()), (Some(0x62), 0));
+    cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 99);
+    assert_eq!(cpus.acknowledge(0), None);
+    cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 100);
+    assert_eq!((cpus.acknowledge(0), cpus.apics[0].tsc_deadline()), (Some(0x62), 0));
     cpus.apics[0].set_tsc_deadline(200);
     assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 0x62), Effect::Timer);
     assert_eq!(cpus.apics[0].due(), None, "another mode disarms it");
@@ -249,17 +249,17 @@ fn a_deadline_is_armed_in_its_mode_only() {
 #[test]
 fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
     let mut cpus = Cpus::<4>::new();
-    let Cpus { boxes, apics, clock } = &mut cpus;
-    let (apic, mailbox) = (&mut apics[3], &boxes[3]);
-    assert_eq!(apic.read_msr(0x802, mailbox, clock), Err(Refused));
-    assert_eq!(apic.set_base(0xfee0_0400, 40, mailbox), Err(Refused));
-    assert_eq!(apic.set_base(1 << 40 | 0xfee0_0800, 40, mailbox), Err(Refused));
-    assert_eq!(apic.set_base(0xfee0_0c00, 40, mailbox), Ok(()));
+    let Cpus { posted: all, apics, clock } = &mut cpus;
+    let (apic, posted) = (&mut apics[3], &all[3]);
+    assert_eq!(apic.read_msr(0x802, posted, clock), Err(Refused));
+    assert_eq!(apic.set_base(0xfee0_0400, 40, posted), Err(Refused));
+    assert_eq!(apic.set_base(1 << 40 | 0xfee0_0800, 40, posted), Err(Refused));
+    assert_eq!(apic.set_base(0xfee0_0c00, 40, posted), Ok(()));
     assert!(!apic.is_at(0xfee0_0300));
-    assert_eq!(apic.read_msr(0x802, mailbox, clock), Ok(3));
-    assert_eq!(apic.read_msr(0x80d, mailbox, clock), Ok(8));
+    assert_eq!(apic.read_msr(0x802, posted, clock), Ok(3));
+    assert_eq!(apic.read_msr(0x80d, posted, clock), Ok(8));
     for refused in [0x80b, 0x83f, 0x80e, 0x831, 0x8ff] {
-        assert_eq!(apic.read_msr(refused, mailbox, clock), Err(Refused), "{refused:#x}");
+        assert_eq!(apic.read_msr(refused, posted, clock), Err(Refused), "{refused:#x}");
     }
     for (msr, value) in [
         (0x80b, 1),
@@ -275,45 +275,45 @@ fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
         (0x83e, 4),
         (0x83f, 0x100),
     ] {
-        assert_eq!(apic.write_msr(msr, value, mailbox, clock), Err(Refused), "{msr:#x}");
+        assert_eq!(apic.write_msr(msr, value, posted, clock), Err(Refused), "{msr:#x}");
     }
     assert_eq!(
-        apic.write_msr(0x830, 7 << 32 | 0x1000, mailbox, clock),
+        apic.write_msr(0x830, 7 << 32 | 0x1000, posted, clock),
         Ok(Effect::None),
         "the delivery status is nothing"
     );
-    assert_eq!(apic.write_msr(0x835, 0x1_5700, mailbox, clock), Ok(Effect::None), "nor are those of LINT0");
-    assert_eq!(apic.read_msr(0x835, mailbox, clock), Ok(0x1_0700));
-    let Ok(Effect::Send(ipi)) = apic.write_msr(0x83f, 0x55, mailbox, clock) else { panic!("a self-IPI") };
-    deliver(ipi, 3, &*boxes, |hit| assert_eq!(hit, 3));
-    assert_eq!(apic.accept(mailbox), Some(0x55));
-    assert_eq!(apic.read_msr(0x830, mailbox, clock), Ok(7 << 32), "no part of the command");
-    assert_eq!(apic.set_base(0xfee0_0800, 40, mailbox), Err(Refused), "only off leads out");
-    assert_eq!(apic.set_base(0xfee0_0000, 40, mailbox), Ok(()));
-    assert!(apic.takes_external());
-    assert_eq!(apic.set_base(0xfee0_0c00, 40, mailbox), Err(Refused));
-    assert_eq!(apic.set_base(0xfee0_0800, 40, mailbox), Ok(()));
+    assert_eq!(apic.write_msr(0x835, 0x1_5700, posted, clock), Ok(Effect::None), "nor are those of LINT0");
+    assert_eq!(apic.read_msr(0x835, posted, clock), Ok(0x1_0700));
+    let Ok(Effect::Send(ipi)) = apic.write_msr(0x83f, 0x55, posted, clock) else { panic!("a self-IPI") };
+    deliver(ipi, 3, all.iter(), |hit| assert_eq!(hit, 3));
+    assert_eq!(apic.acknowledge(posted), Some(0x55));
+    assert_eq!(apic.read_msr(0x830, posted, clock), Ok(7 << 32), "no part of the command");
+    assert_eq!(apic.set_base(0xfee0_0800, 40, posted), Err(Refused), "only off leads out");
+    assert_eq!(apic.set_base(0xfee0_0000, 40, posted), Ok(()));
+    assert!(apic.accepts_ext_int());
+    assert_eq!(apic.set_base(0xfee0_0c00, 40, posted), Err(Refused));
+    assert_eq!(apic.set_base(0xfee0_0800, 40, posted), Ok(()));
     assert!(apic.is_at(0xfee0_0300) && !apic.is_at(0xfee0_1000));
 }
 
 #[test]
 fn init_keeps_the_id_and_the_base_alone() {
     let mut cpus = Cpus::<2>::new();
-    cpus.boxes[1].request(0x40);
+    cpus.posted[1].post_vector(0x40);
     assert_eq!(cpus.write(1, Register::TaskPriority, 0x20), Effect::None);
-    let (apic, mailbox) = (&mut cpus.apics[1], &cpus.boxes[1]);
-    apic.reset(mailbox);
-    assert_eq!((apic.next(mailbox), apic.base(), apic.cr8()), (None, 0xfee0_0800, 0));
-    assert!(mailbox.is_empty() && !mailbox.takes_vectors());
+    let (apic, posted) = (&mut cpus.apics[1], &cpus.posted[1]);
+    apic.reset(posted);
+    assert_eq!((apic.next(posted), apic.base(), apic.cr8()), (None, 0xfee0_0800, 0));
+    assert!(posted.is_empty() && !posted.takes_vectors());
 }
 
 proptest! {
     #[test]
     fn what_is_requested_is_accepted_once_in_order(vectors in prop::collection::btree_set(16u8.., 1..40)) {
         let mut cpus = Cpus::<1>::new();
-        vectors.iter().for_each(|&vector| cpus.boxes[0].request(vector));
+        vectors.iter().for_each(|&vector| cpus.posted[0].post_vector(vector));
         let mut accepted = Vec::new();
-        while let Some(vector) = cpus.accept(0) {
+        while let Some(vector) = cpus.acknowledge(0) {
             accepted.push(vector);
             prop_assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
         }

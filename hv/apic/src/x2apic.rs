@@ -2,7 +2,7 @@
 
 use crate::Clock;
 use crate::local::{COMMAND, Effect, LocalApic};
-use crate::mailbox::Mailbox;
+use crate::posted::Posted;
 use crate::register::Register;
 
 /// The access is answered with #GP.
@@ -41,7 +41,7 @@ impl LocalApic {
     /// # Errors
     /// For reserved bits, and the changes of mode that figure 11-27 does not have: into x2APIC mode without being on, and out
     /// of it other than to off.
-    pub fn set_base(&mut self, value: u64, address_bits: u8, mailbox: &Mailbox) -> Result<(), Refused> {
+    pub fn set_base(&mut self, value: u64, address_bits: u8, posted: &Posted) -> Result<(), Refused> {
         let address = ((1u64 << address_bits.clamp(32, 52)) - 1) & !0xfff;
         let mode = |base: u64| (base & ON != 0, base & X2APIC != 0);
         let forbidden = match (mode(self.base), mode(value)) {
@@ -56,9 +56,9 @@ impl LocalApic {
         let was_on = self.is_on();
         self.base = value & !BOOT | self.base & BOOT;
         if was_on && !self.is_on() {
-            self.reset(mailbox);
+            self.reset(posted);
         }
-        self.publish(mailbox);
+        self.publish(posted);
         Ok(())
     }
 
@@ -66,12 +66,12 @@ impl LocalApic {
     ///
     /// # Errors
     /// Outside of x2APIC mode, for registers that are not there or can't be read.
-    pub fn read_msr(&mut self, msr: u32, mailbox: &Mailbox, clock: &impl Clock) -> Result<u64, Refused> {
+    pub fn read_msr(&mut self, msr: u32, posted: &Posted, clock: &impl Clock) -> Result<u64, Refused> {
         let register = self.register(msr)?;
         match register {
             Register::EndOfInterrupt | Register::SelfIpi => Err(Refused),
             Register::CommandLow => Ok(self.command),
-            _ => Ok(self.read(register, mailbox, clock).into()),
+            _ => Ok(self.read(register, posted, clock).into()),
         }
     }
 
@@ -79,13 +79,7 @@ impl LocalApic {
     ///
     /// # Errors
     /// As [`read_msr`](Self::read_msr), and for reserved bits.
-    pub fn write_msr(
-        &mut self,
-        msr: u32,
-        value: u64,
-        mailbox: &Mailbox,
-        clock: &impl Clock,
-    ) -> Result<Effect, Refused> {
+    pub fn write_msr(&mut self, msr: u32, value: u64, posted: &Posted, clock: &impl Clock) -> Result<Effect, Refused> {
         let register = self.register(msr)?;
         let writable: u64 = match register {
             Register::TaskPriority | Register::SelfIpi => 0xff,
@@ -103,7 +97,7 @@ impl LocalApic {
         if register == Register::CommandLow {
             self.command = value & !0xffff_ffff;
         }
-        Ok(self.write(register, value as u32, mailbox, clock))
+        Ok(self.write(register, value as u32, posted, clock))
     }
 
     fn register(&self, msr: u32) -> Result<Register, Refused> {

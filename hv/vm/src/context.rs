@@ -55,7 +55,7 @@ impl<S: Copy> Context<S> {
         if !long_mode {
             cpuid.hide_long_mode();
         }
-        let mailbox = &vm.door(index).mailbox;
+        let posted = &vm.door(index).posted;
         Self {
             index,
             features: cpuid.walk_features(),
@@ -65,7 +65,7 @@ impl<S: Copy> Context<S> {
             memo: Memo::new(),
             stats: Stats::default(),
             activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
-            apic: LocalApic::new(index as u32, mailbox),
+            apic: LocalApic::new(index as u32, posted),
             given_up: 0,
             told_of_long_mode: false,
             nmi: false,

@@ -57,11 +57,11 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     #[inline]
     fn interrupt_pending(&self) -> bool {
-        self.legacy_pending() || self.context.apic.next(&self.door.mailbox).is_some()
+        self.legacy_pending() || self.context.apic.next(&self.door.posted).is_some()
     }
 
     fn legacy_pending(&self) -> bool {
-        self.is_boot() && self.vm.has_legacy() && self.context.apic.takes_external()
+        self.is_boot() && self.vm.has_legacy() && self.context.apic.accepts_ext_int()
     }
 
     #[cold]
@@ -93,7 +93,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
                 return vector;
             }
         }
-        self.context.apic.accept(&self.door.mailbox)
+        self.context.apic.acknowledge(&self.door.posted)
     }
 
     /// STI; HLT with an interrupt pending wakes at once. Not every processor keeps the shadow across an entry (QEMU's VMRUN
@@ -154,14 +154,14 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// NMI, INIT and start-up. The latter do nothing to the boot vCPU but end its VM: there is no firmware to begin in again.
     fn take_signals<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
-        let signals = self.door.mailbox.take_signals();
+        let signals = self.door.posted.take_signals();
         self.context.nmi |= signals.nmi;
         if signals.init {
             if self.is_boot() {
                 return Flow::Stop(Stop::Reset);
             }
             self.reset(vcpu, Start::Sipi(0));
-            self.context.apic.reset(&self.door.mailbox);
+            self.context.apic.reset(&self.door.posted);
             self.context.nmi = false;
             self.context.activity = Activity::AwaitingSipi;
         }

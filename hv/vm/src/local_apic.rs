@@ -33,7 +33,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
             IA32_APIC_BASE => Ok(apic.base()),
             IA32_TSC_DEADLINE => Ok(apic.tsc_deadline()),
             _ if X2APIC.contains(&register) => {
-                Ok(apic.read_msr(register, &self.door.mailbox, &ApicClock(self.vm.clock()))?)
+                Ok(apic.read_msr(register, &self.door.posted, &ApicClock(self.vm.clock()))?)
             }
             _ => Err(Refused),
         }
@@ -47,10 +47,10 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         value: u64,
         host: &mut impl Host<V>,
     ) -> Result<(), Refused> {
-        let (apic, mailbox) = (&mut self.context.apic, &self.door.mailbox);
+        let (apic, posted) = (&mut self.context.apic, &self.door.posted);
         let effect = match register {
             IA32_APIC_BASE => {
-                apic.set_base(value, self.context.features.maxphyaddr, mailbox)?;
+                apic.set_base(value, self.context.features.maxphyaddr, posted)?;
                 self.context.cpuid.set_apic(apic.is_on());
                 Effect::Timer
             }
@@ -58,7 +58,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
                 apic.set_tsc_deadline(value);
                 Effect::Timer
             }
-            _ if X2APIC.contains(&register) => apic.write_msr(register, value, mailbox, &ApicClock(self.vm.clock()))?,
+            _ if X2APIC.contains(&register) => apic.write_msr(register, value, posted, &ApicClock(self.vm.clock()))?,
             _ => return Err(Refused),
         };
         self.carry_out(vcpu, effect, host);
@@ -79,13 +79,13 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     #[inline(never)]
     fn send<V: Vcpu>(&mut self, ipi: Ipi, host: &mut impl Host<V>) {
         let (vm, own) = (self.vm, self.context.index);
-        apic::deliver(ipi, own, vm.mailboxes(), |hit| {
+        apic::deliver(ipi, own, vm.posted(), |hit| {
             if hit != own && vm.ring(hit) {
                 host.kick(hit);
             }
         });
         // Its own vectors are found when this is done; what is no vector is looked for when the bell rings.
-        if self.door.mailbox.has_signals() {
+        if self.door.posted.has_signals() {
             vm.ring(own);
         }
     }
@@ -94,7 +94,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     pub(crate) fn expire_timer<V: Vcpu>(&mut self, vcpu: &V) {
         if let Some(due) = self.context.apic.due() {
             let tsc = if let Due::Tsc(_) = due { vcpu.state_msr(StateMsr::Tsc) } else { 0 };
-            self.context.apic.expire(&self.door.mailbox, &ApicClock(self.vm.clock()), tsc);
+            self.context.apic.expire(&self.door.posted, &ApicClock(self.vm.clock()), tsc);
         }
     }
 

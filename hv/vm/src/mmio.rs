@@ -7,7 +7,7 @@ use crate::local_apic::ApicClock;
 use crate::open_bus::OpenBus;
 use crate::trouble::Trouble;
 use crate::vcpu::Vcpu;
-use apic::{Effect, LocalApic, Mailbox, Register};
+use apic::{Effect, LocalApic, Posted, Register};
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
 use emul::mmio::{Bus, Mmio, Outcome, Place, Plain};
@@ -67,14 +67,14 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         let Some(register) = ApicBus::<C>::register(offset).filter(|_| offset & 15 == 0) else {
             return self.apic_page_anew(vcpu, fault, host);
         };
-        let (apic, mailbox, clock) = (&mut self.context.apic, &self.door.mailbox, ApicClock(self.vm.clock()));
+        let (apic, posted, clock) = (&mut self.context.apic, &self.door.posted, ApicClock(self.vm.clock()));
         let effect = match plain {
             Plain::Load(to) => {
-                vcpu.set_gpr(to, apic.read(register, mailbox, &clock).into());
+                vcpu.set_gpr(to, apic.read(register, posted, &clock).into());
                 None
             }
-            Plain::Store(from) => Some(apic.write(register, vcpu.gpr(from) as u32, mailbox, &clock)),
-            Plain::StoreImmediate(value) => Some(apic.write(register, value, mailbox, &clock)),
+            Plain::Store(from) => Some(apic.write(register, vcpu.gpr(from) as u32, posted, &clock)),
+            Plain::StoreImmediate(value) => Some(apic.write(register, value, posted, &clock)),
         };
         vcpu.resume_at(bitness.advance(vcpu.rip(), length));
         if let Some(effect) = effect {
@@ -126,7 +126,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         }
         let mut bus = ApicBus {
             apic: &mut self.context.apic,
-            mailbox: &self.door.mailbox,
+            posted: &self.door.posted,
             clock: ApicClock(self.vm.clock()),
             offset: fault.address().page_offset() as u16,
             effect: None,
@@ -167,7 +167,7 @@ const NOT_EMULATED: Flow =
 /// narrower reads give a part of one, wider ones nothing above it; other writes are lost.
 struct ApicBus<'a, C> {
     apic: &'a mut LocalApic,
-    mailbox: &'a Mailbox,
+    posted: &'a Posted,
     clock: ApicClock<'a, C>,
     offset: u16,
     /// What the last write leads to.
@@ -189,19 +189,19 @@ impl<C: Clock> Bus for ApicBus<'_, C> {
     #[inline]
     fn read(&mut self, _: Place, width: Width) -> Result<u64, Trouble> {
         let Some(register) = Self::register(self.offset).filter(|_| self.offset & 15 < 4) else {
-            self.apic.illegal_register(self.mailbox);
+            self.apic.illegal_register(self.posted);
             return Ok(0);
         };
-        let value = self.apic.read(register, self.mailbox, &self.clock);
+        let value = self.apic.read(register, self.posted, &self.clock);
         Ok(u64::from(value) >> (8 * (self.offset & 3)) & width.mask())
     }
 
     #[inline]
     fn write(&mut self, _: Place, width: Width, value: u64) -> Result<(), Trouble> {
         match Self::register(self.offset) {
-            None => self.apic.illegal_register(self.mailbox),
+            None => self.apic.illegal_register(self.posted),
             Some(register) if width == Width::Dword && self.offset & 15 == 0 => {
-                self.effect = Some(self.apic.write(register, value as u32, self.mailbox, &self.clock));
+                self.effect = Some(self.apic.write(register, value as u32, self.posted, &self.clock));
             }
             Some(_) => {}
         }

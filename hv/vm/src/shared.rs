@@ -2,7 +2,7 @@
 
 use crate::exit_handler::Stop;
 use alloc::boxed::Box;
-use apic::Mailbox;
+use apic::Posted;
 use core::alloc::Layout;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use devices::{Clock, Sink};
@@ -30,12 +30,12 @@ pub struct Vm<S, C> {
 #[repr(align(64))]
 pub(crate) struct Door {
     bell: AtomicBool,
-    pub(crate) mailbox: Mailbox,
+    pub(crate) posted: Posted,
 }
 
 impl Door {
     fn new(index: usize) -> Self {
-        Self { bell: AtomicBool::new(false), mailbox: Mailbox::new(index as u32) }
+        Self { bell: AtomicBool::new(false), posted: Posted::new(index as u32) }
     }
 
     /// Whether to go and see what there is.
@@ -122,8 +122,8 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
     }
 
     /// What the vCPUs show of their local APICs.
-    pub(crate) fn mailboxes(&self) -> impl Iterator<Item = &Mailbox> {
-        self.doors.iter().map(|door| &door.mailbox)
+    pub(crate) fn posted(&self) -> impl Iterator<Item = &Posted> {
+        self.doors.iter().map(|door| &door.posted)
     }
 
     pub(crate) fn ring(&self, vcpu: usize) -> bool {

@@ -11,9 +11,9 @@ use loom::sync::atomic::{AtomicU32, Ordering};
 /// Any number of vCPUs post; one, the owner, takes. A post is the bit, then the bit of the summary; the owner clears the bit
 /// and, with a word's last, the summary's, and then reads the word again. So when the post is over, the summary tells of it.
 /// The models (`loom_*`) try every interleaving of these.
-pub struct Mailbox {
+pub struct Posted {
     /// The interrupt request register.
-    requests: [AtomicU32; 8],
+    irr: [AtomicU32; 8],
     /// Which of its words may have a bit: those whose bit here is clear have none, once who posts has come to its end.
     summary: AtomicU32,
     /// NMI, INIT, start-up.
@@ -46,11 +46,11 @@ const HARDWARE_ENABLED: u32 = 1 << 0;
 const SOFTWARE_ENABLED: u32 = 1 << 1;
 const X2APIC: u32 = 1 << 2;
 
-impl Mailbox {
+impl Posted {
     /// That of the vCPU whose APIC has this ID.
     pub fn new(id: u32) -> Self {
         Self {
-            requests: core::array::from_fn(|_| AtomicU32::new(0)),
+            irr: core::array::from_fn(|_| AtomicU32::new(0)),
             summary: AtomicU32::new(0),
             signals: AtomicU32::new(0),
             id,
@@ -62,57 +62,57 @@ impl Mailbox {
 
     /// Requests interrupt `vector`. Requests for one that is requested already are one.
     #[inline]
-    pub fn request(&self, vector: u8) {
+    pub fn post_vector(&self, vector: u8) {
         let word = vector >> 5;
         let order = if kept(Rule::Publish) { Ordering::AcqRel } else { Ordering::Relaxed };
         if !kept(Rule::SummaryLast) {
             self.summary.fetch_or(1 << word, order);
         }
-        // It acquires too: if it comes after `forget_requests`, the summary's bit must not come before.
-        self.requests[usize::from(word)].fetch_or(1 << (vector & 31), order);
+        // It acquires too: if it comes after `clear_irr`, the summary's bit must not come before.
+        self.irr[usize::from(word)].fetch_or(1 << (vector & 31), order);
         if kept(Rule::SummaryLast) {
             self.summary.fetch_or(1 << word, order);
         }
     }
 
     #[inline]
-    pub(crate) fn take(&self, vector: u8) {
+    pub(crate) fn take_vector(&self, vector: u8) {
         let word = vector >> 5;
-        let old = self.requests[usize::from(word)].fetch_and(!(1 << (vector & 31)), Ordering::AcqRel);
+        let old = self.irr[usize::from(word)].fetch_and(!(1 << (vector & 31)), Ordering::AcqRel);
         if old & !(1 << (vector & 31)) == 0 {
             // Whoever posts between the two finds the summary cleared, and sets it again.
             self.summary.fetch_and(!(1 << word), Ordering::AcqRel);
-            if kept(Rule::ReadAgain) && self.requests(word) != 0 {
+            if kept(Rule::ReadAgain) && self.irr_word(word) != 0 {
                 self.summary.fetch_or(1 << word, Ordering::Release);
             }
         }
     }
 
     #[inline]
-    pub(crate) fn requests(&self, word: u8) -> u32 {
-        self.requests[usize::from(word & 7)].load(Ordering::Acquire)
+    pub(crate) fn irr_word(&self, word: u8) -> u32 {
+        self.irr[usize::from(word & 7)].load(Ordering::Acquire)
     }
 
     /// The highest vector that is requested.
     #[inline]
     pub(crate) fn highest(&self) -> Option<u8> {
         let summary = self.summary.load(Ordering::Acquire);
-        if summary == 0 { None } else { highest(|word| if summary & 1 << word == 0 { 0 } else { self.requests(word) }) }
+        if summary == 0 { None } else { highest(|word| if summary & 1 << word == 0 { 0 } else { self.irr_word(word) }) }
     }
 
     /// Posts an NMI.
-    pub fn nmi(&self) {
+    pub fn post_nmi(&self) {
         self.signals.fetch_or(NMI, Ordering::Release);
     }
 
     /// Posts INIT, and withdraws a start-up that came before.
-    pub fn init(&self) {
+    pub fn post_init(&self) {
         // A swap: what was released by an earlier signal stays so.
         self.signals.swap(INIT, Ordering::AcqRel);
     }
 
     /// Posts a start-up interrupt, unless there is one.
-    pub fn startup(&self, page: u8) {
+    pub fn post_startup(&self, page: u8) {
         let add = |old| (old & STARTUP == 0).then_some(old | STARTUP | u32::from(page));
         // The only refusal is that there is one.
         let _ = self.signals.fetch_update(Ordering::AcqRel, Ordering::Relaxed, add);
@@ -147,12 +147,12 @@ impl Mailbox {
         !self.has_signals() && self.highest().is_none()
     }
 
-    pub(crate) fn forget_requests(&self) {
+    pub(crate) fn clear_irr(&self) {
         let forget_summary = || self.summary.swap(0, Ordering::AcqRel);
         if kept(Rule::ForgetSummaryFirst) {
             forget_summary();
         }
-        for word in &self.requests {
+        for word in &self.irr {
             word.swap(0, Ordering::AcqRel);
         }
         if !kept(Rule::ForgetSummaryFirst) {
