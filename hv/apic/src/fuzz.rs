@@ -1,4 +1,4 @@
-//! What the fuzzer drives, and property tests with it.
+//! The fuzzer's entry point, which the property tests use, too.
 
 use crate::register::Lvt;
 use crate::{Clock, Due, Effect, LocalApic, Posted, Register, deliver};
@@ -25,22 +25,22 @@ struct World<'w> {
     time: &'w Cell<u64>,
 }
 
-/// Accesses to the local APICs of one VM, in any order, while time runs. Each is eight bytes: what, whose, the register, the
-/// value, the time that passes as a power of two. The guest's TSC is the time.
+/// Accesses to the local APICs of one VM, in any order, while time runs. Each is eight bytes: the kind, the vCPU, the register,
+/// the value (4 bytes), and the time that passes, as a power of two. The guest's TSC is the time.
 ///
 /// # Panics
-/// If an APIC does other than its own registers say by the manual's rules: who is meant by an interrupt, what is next, what its
-/// priority is, or when the timer is due.
+/// If an APIC does not do what the manual's rules derive from its registers: the destinations of an interrupt, the next
+/// interrupt, the priority, or the timer's deadline.
 pub fn apic_accesses(data: &[u8]) {
     let (time, posted) = (Cell::new(0), core::array::from_fn(|index| Posted::new(index as u32)));
     let apics = core::array::from_fn(|index| LocalApic::new(index as u32, &posted[index]));
     let mut world = World { posted: &posted, apics, time: &time };
-    for &[what, whose, register, v0, v1, v2, v3, step] in data.as_chunks::<STEP_BYTES>().0 {
-        let cpu = usize::from(whose) % CPUS;
+    for &[kind, vcpu, register, v0, v1, v2, v3, step] in data.as_chunks::<STEP_BYTES>().0 {
+        let cpu = usize::from(vcpu) % CPUS;
         let value = u32::from_le_bytes([v0, v1, v2, v3]);
-        match what & 7 {
+        match kind & 7 {
             0..=2 => world.write_page(cpu, register & 0x3f, value),
-            3 => world.write_msr(cpu, register & 0x3f, u64::from(whose >> 2) << 32 | u64::from(value)),
+            3 => world.write_msr(cpu, register & 0x3f, u64::from(vcpu >> 2) << 32 | u64::from(value)),
             4 => world.set_base(cpu, 0xfee0_0000 | u64::from(v0 & 0xd) << 8),
             5 => world.acknowledge(cpu),
             6 => posted[cpu].post_vector(v0.max(16)),
@@ -81,8 +81,7 @@ impl World<'_> {
         }
     }
 
-    /// Between off, xAPIC and x2APIC the changes are those of the manual's figure; where off is the way there, registers are
-    /// as after reset.
+    /// Mode changes are those of the manual's figure 11-27; disabling the APIC resets its registers.
     fn set_base(&mut self, cpu: usize, base: u64) {
         let mode = |base: u64| base & (ON | X2APIC);
         let (old, new) = (mode(self.apics[cpu].base()), mode(base));
@@ -96,7 +95,7 @@ impl World<'_> {
         }
     }
 
-    /// The vCPU does what comes to it.
+    /// The vCPU handles its timer and its signals, and its registers are checked.
     fn look(&mut self, cpu: usize) {
         let now = self.time.get();
         let (apic, posted) = (&mut self.apics[cpu], &self.posted[cpu]);
@@ -134,7 +133,7 @@ impl World<'_> {
         (0..=255).rev().find(|&vector| self.has(cpu, register, vector))
     }
 
-    /// The processor priority, as SDM section 11.8.3.1 has it.
+    /// The processor priority by SDM section 11.8.3.1.
     fn priority(&mut self, cpu: usize) -> u32 {
         let task = self.read(cpu, Register::TaskPriority);
         let served = u32::from(self.highest(cpu, Register::InService).unwrap_or(0)) & 0xf0;
@@ -189,7 +188,7 @@ impl World<'_> {
         self.apics[cpu].base() & ON != 0 && (software || mode > 1)
     }
 
-    /// Whom a command means, by SDM sections 11.6.2 and 11.12.10.
+    /// Whether vCPU `cpu` is a destination of the command, by SDM sections 11.6.2 and 11.12.10.
     fn is_for(&mut self, cpu: usize, from: usize, command: u32) -> bool {
         let sender_is_wide = self.apics[from].base() & X2APIC != 0;
         let high = self.read(from, Register::CommandHigh);
@@ -214,7 +213,7 @@ impl World<'_> {
     }
 }
 
-/// One step for [`apic_accesses`], most of them sensible.
+/// One access for [`apic_accesses`]; most of them are valid.
 #[cfg(test)]
 pub(crate) fn step() -> impl proptest::strategy::Strategy<Value = [u8; STEP_BYTES]> {
     use proptest::prelude::*;
@@ -222,7 +221,7 @@ pub(crate) fn step() -> impl proptest::strategy::Strategy<Value = [u8; STEP_BYTE
     let register = prop_oneof![3 => prop::sample::select(&REGISTERS[..]), 1 => any::<u8>()];
     let value = prop_oneof![
         2 => any::<u32>(),
-        // Vectors, enabled and in a mode; commands of all kinds; destinations.
+        // In turn: a vector with the APIC's enable bit; a command of any kind; a destination; a divisor.
         2 => any::<u8>().prop_map(|vector| 0x100 | u32::from(vector)),
         2 => (any::<u8>(), 0u32..8, any::<bool>(), 0u32..4, 0u32..4).prop_map(|(vector, mode, logical, level, to)| {
             u32::from(vector) | mode << 8 | u32::from(logical) << 11 | level << 14 | to << 18
@@ -230,8 +229,8 @@ pub(crate) fn step() -> impl proptest::strategy::Strategy<Value = [u8; STEP_BYTE
         1 => prop::sample::select(&[0u32, 1, 2, 3, 0xff, 0x11, 0x21, 0xf1][..]).prop_map(|id| id << 24),
         1 => 0u32..8,
     ];
-    (any::<[u8; 2]>(), register, value, 0u8..20).prop_map(|([what, whose], register, value, step)| {
+    (any::<[u8; 2]>(), register, value, 0u8..20).prop_map(|([kind, vcpu], register, value, step)| {
         let [v0, v1, v2, v3] = value.to_le_bytes();
-        [what, whose, register, v0, v1, v2, v3, step]
+        [kind, vcpu, register, v0, v1, v2, v3, step]
     })
 }

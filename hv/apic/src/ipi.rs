@@ -1,23 +1,23 @@
-//! Interrupts between vCPUs.
+//! Interprocessor interrupts (IPIs) between the vCPUs of a VM.
 
 use crate::posted::Posted;
 
-/// What is sent.
+/// The delivery mode of an IPI, with its vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// An interrupt for each vCPU that is meant.
+    /// An interrupt to each destination.
     Fixed(u8),
-    /// An interrupt for one of them: the one with the lowest number.
+    /// An interrupt to one of the destinations: the vCPU with the lowest number.
     LowestPriority(u8),
     /// An NMI.
     Nmi,
     /// INIT.
     Init,
-    /// Start-up, at a page below 1 MiB.
+    /// Start-up (SIPI), at a page below 1 MiB.
     Startup(u8),
 }
 
-/// For whom.
+/// Where an IPI goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
     Physical(u32),
@@ -27,17 +27,17 @@ pub(crate) enum Destination {
     Others,
 }
 
-/// A message and whom it is for.
+/// An IPI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipi {
     pub(crate) message: Message,
     pub(crate) destination: Destination,
-    /// What means everybody: 8 bits of ones, or 32 in x2APIC mode.
+    /// The destination that means all vCPUs: 0xff, or 0xffff_ffff in x2APIC mode.
     pub(crate) broadcast: u32,
 }
 
 impl Ipi {
-    /// What the interrupt command says (Intel SDM vol. 3, figure 11-12). None: nothing is sent.
+    /// Decodes the interrupt command register (Intel SDM vol. 3, figure 11-12). None: nothing is sent.
     pub(crate) fn new(command: u32, destination: u32, x2apic: bool) -> Option<Self> {
         const LOGICAL: u32 = 1 << 11;
         const ASSERT: u32 = 1 << 14;
@@ -47,11 +47,11 @@ impl Ipi {
             0 => Message::Fixed(vector),
             1 => Message::LowestPriority(vector),
             4 => Message::Nmi,
-            // The end of an INIT level: of no effect since the Pentium 4.
+            // INIT level de-assert has no effect since the Pentium 4.
             5 if command & (ASSERT | LEVEL) == LEVEL => return None,
             5 => Message::Init,
             6 => Message::Startup(vector),
-            // SMI, and what is reserved.
+            // SMI is not supported; the others are reserved.
             _ => return None,
         };
         let destination = match command >> 18 & 3 {
@@ -74,19 +74,19 @@ impl Ipi {
         }
     }
 
-    /// Puts it into `posted`; whether it was taken. An APIC that software has disabled takes no vectors, one that is off
-    /// altogether nothing (SDM sections 11.4.3 and 11.4.7.2).
+    /// Posts the IPI; whether the APIC accepted it. An APIC that software has disabled accepts no vectors; an APIC that
+    /// IA32_APIC_BASE disables accepts nothing (SDM sections 11.4.3 and 11.4.7.2).
     fn post(&self, posted: &Posted) -> bool {
         if !posted.is_on() {
             return false;
         }
         match self.message {
             Message::Fixed(vector) | Message::LowestPriority(vector) => {
-                let taken = posted.takes_vectors();
-                if taken {
+                let accepted = posted.accepts_vectors();
+                if accepted {
                     posted.post_vector(vector);
                 }
-                return taken;
+                return accepted;
             }
             Message::Nmi => posted.post_nmi(),
             Message::Init => posted.post_init(),
@@ -96,12 +96,12 @@ impl Ipi {
     }
 }
 
-/// Puts `ipi`, sent by vCPU `from`, into the posted that it is for, and calls `hit` with the number of each, who then has to
-/// look.
-pub fn deliver<'m>(ipi: Ipi, from: usize, posted: impl IntoIterator<Item = &'m Posted>, mut hit: impl FnMut(usize)) {
-    for (index, posted) in posted.into_iter().enumerate() {
+/// Posts `ipi`, sent by vCPU `from`, to its destinations among `vcpus`. Calls `notify` with the number of each vCPU that
+/// accepted it, which has to look at its [`Posted`] then.
+pub fn deliver<'p>(ipi: Ipi, from: usize, vcpus: impl IntoIterator<Item = &'p Posted>, mut notify: impl FnMut(usize)) {
+    for (index, posted) in vcpus.into_iter().enumerate() {
         if ipi.is_for(index, from, posted) && ipi.post(posted) {
-            hit(index);
+            notify(index);
             if matches!(ipi.message, Message::LowestPriority(_)) {
                 return;
             }

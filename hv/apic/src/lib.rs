@@ -1,7 +1,8 @@
 //! A guest's local APICs (Intel SDM vol. 3, chapter 11; AMD APM vol. 2, chapter 16), as xAPIC and x2APIC.
 //!
-//! Each vCPU owns a [`LocalApic`], and shows the others a [`Posted`]: an interrupt to another vCPU is one atomic bit there.
-//! There is no lock, and nobody waits. Who posts something has to see to it that the other vCPU looks (`vm`'s doors do that).
+//! Each vCPU owns a [`LocalApic`], and shares a [`Posted`] with the other vCPUs: an interrupt to another vCPU is one atomic bit
+//! there. There is no lock, and no vCPU waits for another. After posting, the sender must make the target look at its [`Posted`]
+//! (`vm` raises a request to that vCPU).
 //!
 //! ```
 //! use apic::{Clock, Effect, LocalApic, Posted, Register};
@@ -13,7 +14,7 @@
 //! }
 //! apics[0].write(Register::CommandHigh, 1 << 24, &posted[0], &Stopped);
 //! let Effect::Send(ipi) = apics[0].write(Register::CommandLow, 0x4030, &posted[0], &Stopped) else { panic!() };
-//! apic::deliver(ipi, 0, &posted, |hit| assert_eq!(hit, 1));
+//! apic::deliver(ipi, 0, &posted, |vcpu| assert_eq!(vcpu, 1));
 //! assert_eq!(apics[1].acknowledge(&posted[1]), Some(0x30));
 //! ```
 #![no_std]
@@ -43,8 +44,8 @@ pub use register::Register;
 pub use timer::Due;
 pub use x2apic::Refused;
 
-/// What timers are measured by. Asked only by what needs it.
+/// The clock of APIC timers. It is read only where the time is needed, because reading it may be slow.
 pub trait Clock {
-    /// Nanoseconds since some moment: periods of the timer's clock, which runs at 1 GHz as KVM's does.
+    /// Nanoseconds since a fixed moment: the timer's input clock runs at 1 GHz, as KVM's does.
     fn nanoseconds(&self) -> u64;
 }

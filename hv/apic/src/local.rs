@@ -1,4 +1,4 @@
-//! The APIC of one vCPU, as its owner has it.
+//! The local APIC of one vCPU, used by this vCPU alone.
 
 use crate::Clock;
 use crate::ipi::Ipi;
@@ -6,15 +6,15 @@ use crate::posted::{Posted, highest};
 use crate::register::{Lvt, Register};
 use crate::timer::{Due, Mode, Timer};
 
-/// What a write leads to.
+/// What the caller has to do after a register write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Effect {
-    /// Nothing more than that another interrupt may be deliverable now.
+    /// Nothing, but another interrupt may be deliverable now.
     None,
-    /// Something is to be sent: [`deliver`](crate::deliver).
+    /// Send an IPI, by [`deliver`](crate::deliver).
     Send(Ipi),
-    /// The timer is due at another time: [`LocalApic::due`].
+    /// Program the timer again: [`LocalApic::due`] has changed.
     Timer,
 }
 
@@ -27,8 +27,9 @@ pub struct LocalApic {
     logical: u32,
     format: u32,
     in_service: [u32; 8],
-    /// What is shown, and what has come since that was written.
+    /// The error status register (ESR), as it is read.
     error_status: u32,
+    /// Errors since the last write of the ESR, which copies them there.
     errors: u32,
     pub(crate) command: u64,
     local: [u32; Lvt::COUNT],
@@ -42,19 +43,19 @@ const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 const ILLEGAL_REGISTER: u32 = 1 << 7;
 const EXT_INT: u32 = 7 << 8;
-/// The command's shorthand for the sender itself.
+/// The destination shorthand "self" of the interrupt command register (ICR).
 const SELF: u32 = 1 << 18;
-/// The command's bits that can be written: not the delivery status.
+/// Writable bits of the ICR's lower half: not the delivery status.
 pub(crate) const COMMAND: u32 = 0x000c_cfff;
 const FIRST_VECTOR: u8 = 16;
 
-/// IA32_APIC_BASE after reset: its address, and that it is on.
+/// IA32_APIC_BASE after reset: the default address, enabled.
 const BASE: u64 = 0xfee0_0000 | BASE_ON;
 const BASE_ON: u64 = 1 << 11;
 const BASE_BOOT: u64 = 1 << 8;
 
 impl LocalApic {
-    /// That of vCPU `index`, after reset. The first is the boot vCPU's.
+    /// The APIC of vCPU `index`, as after reset. vCPU 0 is the boot vCPU.
     pub fn new(index: u32, posted: &Posted) -> Self {
         let mut apic = Self {
             index,
@@ -74,9 +75,9 @@ impl LocalApic {
         apic
     }
 
-    /// What INIT does: all but the ID and IA32_APIC_BASE as after reset (SDM section 11.4.7.3).
+    /// INIT: resets all registers except the ID and IA32_APIC_BASE (SDM section 11.4.7.3).
     ///
-    /// As with KVM, the boot vCPU's LINT0 lets the 8259s through from the start: what firmware leaves.
+    /// As in KVM, the boot vCPU's LINT0 is in ExtINT mode then, as firmware leaves it: interrupts of the 8259s pass.
     pub fn reset(&mut self, posted: &Posted) {
         let Self { index, base, .. } = *self;
         *self = Self {
@@ -96,18 +97,18 @@ impl LocalApic {
         if index == 0 {
             self.local[Lvt::Lint0 as usize] = EXT_INT;
         }
-        // First nothing more is taken, then what was is forgotten.
+        // Other vCPUs must see the APIC disabled before the IRR is cleared, or a vector that arrives in between would stay.
         self.publish(posted);
         posted.clear_irr();
     }
 
-    /// Tells the others what they have to know.
+    /// Shows mode and logical destination to the vCPUs that send interrupts.
     pub(crate) fn publish(&self, posted: &Posted) {
         posted.set_mode(self.is_on(), self.spurious & SOFTWARE_ENABLED != 0, self.is_x2apic());
         posted.set_logical(self.logical, self.format);
     }
 
-    /// Whether the registers' page is the one around this guest-physical address. In x2APIC mode they are not in memory.
+    /// Whether guest-physical address `address` is in the APIC's register page. In x2APIC mode there is none.
     #[inline]
     pub fn is_at(&self, address: u64) -> bool {
         self.base & !BASE_BOOT == address & !0xfff | BASE_ON
@@ -135,7 +136,7 @@ impl LocalApic {
             Register::InitialCount => self.timer.initial,
             Register::CurrentCount => self.timer.current(self.timer_mode(), clock),
             Register::Divide => self.timer.divide,
-            // No interrupt here is level-triggered; the others have no use, or are for writing.
+            // No interrupt here is level-triggered; the other registers are obsolete or write-only.
             Register::TriggerMode(_)
             | Register::ArbitrationPriority
             | Register::RemoteRead
@@ -144,7 +145,7 @@ impl LocalApic {
         }
     }
 
-    /// Writes a register. Those that can't be written stay as they are.
+    /// Writes a register. Writes of read-only registers are ignored.
     #[inline]
     pub fn write(&mut self, register: Register, value: u32, posted: &Posted, clock: &impl Clock) -> Effect {
         match register {
@@ -173,7 +174,7 @@ impl LocalApic {
                 self.timer.set_divide(value, self.timer_mode(), clock);
                 return Effect::Timer;
             }
-            // Not a part of the command that can be read.
+            // A self-IPI does not change the ICR.
             Register::SelfIpi if self.is_x2apic() => return self.send(SELF | value & 0xff, 0, posted),
             Register::SelfIpi => self.illegal_register(posted),
             _ => {}
@@ -182,7 +183,7 @@ impl LocalApic {
         Effect::None
     }
 
-    /// An access to a place where no register is.
+    /// Records an access to an offset without a register as an error.
     pub fn illegal_register(&mut self, posted: &Posted) {
         self.error(ILLEGAL_REGISTER, posted);
     }
@@ -204,7 +205,7 @@ impl LocalApic {
         Effect::Timer
     }
 
-    /// The interrupt command's lower half, whose write sends.
+    /// Writes the lower half of the ICR, which sends the IPI.
     #[inline(never)]
     fn command(&mut self, value: u32, posted: &Posted) -> Effect {
         self.command = self.command & !0xffff_ffff | u64::from(value & COMMAND);
@@ -221,7 +222,7 @@ impl LocalApic {
         Ipi::new(command, destination, self.is_x2apic()).map_or(Effect::None, Effect::Send)
     }
 
-    /// Each kind of error interrupts once, until a write of the error status arms it again (SDM section 11.5.3).
+    /// Records an error. Each kind interrupts once, until a write of the ESR arms it again (SDM section 11.5.3).
     #[cold]
     fn error(&mut self, error: u32, posted: &Posted) {
         let is_new = self.errors & error == 0;
@@ -231,7 +232,7 @@ impl LocalApic {
         }
     }
 
-    /// Requests what the local vector table has for `lvt`.
+    /// Delivers a local interrupt as its LVT entry says.
     fn deliver_local(&mut self, lvt: Lvt, posted: &Posted) {
         let entry = self.local[lvt as usize];
         if entry & MASKED != 0 {
@@ -240,7 +241,7 @@ impl LocalApic {
         if entry as u8 >= FIRST_VECTOR {
             posted.post_vector(entry as u8);
         } else {
-            // If it is the error entry's own vector, this comes back once, and finds the error known.
+            // If the error entry's own vector is illegal, `error` calls this function once more, and finds the error recorded.
             self.error(RECEIVE_ILLEGAL_VECTOR, posted);
         }
     }
@@ -250,42 +251,42 @@ impl LocalApic {
         Mode::new(self.local[Lvt::Timer as usize])
     }
 
-    /// When [`expire`](Self::expire) has something to do.
+    /// When the timer expires next, and [`expire`](Self::expire) has to be called. None: it is disarmed.
     #[inline]
     pub fn due(&self) -> Option<Due> {
         self.timer.due(self.timer_mode())
     }
 
-    /// Does what time has brought, to a guest whose TSC is `tsc`.
+    /// Delivers the timer's interrupt if it is due. `tsc` is the guest's TSC.
     pub fn expire(&mut self, posted: &Posted, clock: &impl Clock, tsc: u64) {
         if self.timer.expires(self.timer_mode(), clock, tsc) {
             self.deliver_local(Lvt::Timer, posted);
         }
     }
 
-    /// IA32_TSC_DEADLINE.
+    /// Reads IA32_TSC_DEADLINE: 0 outside of TSC-deadline mode.
     pub fn tsc_deadline(&self) -> u64 {
         if self.timer_mode() == Mode::Deadline { self.timer.deadline } else { 0 }
     }
 
-    /// Arms the timer, if it is in that mode; 0 disarms it.
+    /// Writes IA32_TSC_DEADLINE: 0 disarms the timer. Ignored outside of TSC-deadline mode.
     pub fn set_tsc_deadline(&mut self, tsc: u64) {
         if self.timer_mode() == Mode::Deadline {
             self.timer.deadline = tsc;
         }
     }
 
-    /// CR8: the upper half of the task priority.
+    /// Reads CR8: bits 7:4 of the task priority.
     pub fn cr8(&self) -> u64 {
         u64::from(self.task_priority >> 4)
     }
 
-    /// Sets CR8.
+    /// Writes CR8.
     pub fn set_cr8(&mut self, value: u64) {
         self.task_priority = (value as u32 & 0xf) << 4;
     }
 
-    /// Whether the vCPU takes interrupts of the 8259s: the APIC is off, or LINT0 lets them through.
+    /// Whether the vCPU accepts interrupts of the 8259s: the APIC is disabled, or LINT0 is in ExtINT mode and not masked.
     pub fn accepts_ext_int(&self) -> bool {
         const MODE: u32 = 7 << 8;
         !self.is_on() || self.local[Lvt::Lint0 as usize] & (MODE | MASKED) == EXT_INT
@@ -296,7 +297,7 @@ impl LocalApic {
         highest(|word| self.in_service[usize::from(word & 7)])
     }
 
-    /// The higher of the task priority and the class of what is being served (SDM section 11.8.3.1).
+    /// The processor priority: the higher of the task priority and the class of the interrupt in service (SDM section 11.8.3.1).
     #[inline]
     fn processor_priority(&self) -> u8 {
         let served = self.in_service().unwrap_or(0) & 0xf0;
@@ -304,14 +305,14 @@ impl LocalApic {
         if task >> 4 >= served >> 4 { task } else { served }
     }
 
-    /// The interrupt that the vCPU is to take next, if its class is above the processor's priority.
+    /// The highest pending interrupt, if its class is above the processor priority.
     #[inline]
     pub fn next(&self, posted: &Posted) -> Option<u8> {
         let vector = posted.highest()?;
         (vector >> 4 > self.processor_priority() >> 4 && self.is_on()).then_some(vector)
     }
 
-    /// The vCPU takes that interrupt.
+    /// The vCPU takes the interrupt that [`next`](Self::next) gives: it moves from the IRR to the ISR.
     pub fn acknowledge(&mut self, posted: &Posted) -> Option<u8> {
         let vector = self.next(posted)?;
         posted.take_vector(vector);

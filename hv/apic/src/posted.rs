@@ -1,4 +1,4 @@
-//! What other vCPUs see of a local APIC, and what they put there.
+//! The part of a local APIC that other vCPUs read and write.
 
 use crate::rules::{Rule, kept};
 #[cfg(not(loom))]
@@ -6,34 +6,37 @@ use core::sync::atomic::{AtomicU32, Ordering};
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, Ordering};
 
-/// One vCPU's APIC as the others see it: where interrupts are put, and what tells whether one is meant for it.
+/// Interrupts posted to one vCPU, as in a posted-interrupt descriptor (Intel SDM vol. 3, section 30.6), and the part of its
+/// APIC's state that decides whether an interrupt is for it.
 ///
-/// Any number of vCPUs post; one, the owner, takes. A post is the bit, then the bit of the summary; the owner clears the bit
-/// and, with a word's last, the summary's, and then reads the word again. So when the post is over, the summary tells of it.
-/// The models (`loom_*`) try every interleaving of these.
+/// Any CPU may post a vector; only the owner takes it. The CPU that posts sets the vector's bit in the IRR first and the word's
+/// bit in the summary last. The owner clears the bit in the IRR; if the word is empty then, it clears the summary's bit, reads the
+/// word again, and sets the summary's bit again if another vector has come in between. So once a post has returned, its vector is
+/// in the summary until it is taken. The models (`loom_*`) explore every interleaving of this.
 pub struct Posted {
     /// The interrupt request register.
     irr: [AtomicU32; 8],
-    /// Which of its words may have a bit: those whose bit here is clear have none, once who posts has come to its end.
+    /// One bit for each word of the IRR. Clear: the word is zero, apart from vectors whose post has not returned yet.
     summary: AtomicU32,
-    /// NMI, INIT, start-up.
+    /// Pending NMI, INIT and start-up: [`NMI`], [`INIT`], [`STARTUP`] and the start-up's page in bits 7:0.
     signals: AtomicU32,
     pub(crate) id: u32,
+    /// The mode: [`HARDWARE_ENABLED`], [`SOFTWARE_ENABLED`], [`X2APIC`].
     state: AtomicU32,
     /// The logical destination register, as in xAPIC mode.
     logical: AtomicU32,
-    /// Whether the destination format is the flat one.
+    /// The destination format register.
     format: AtomicU32,
 }
 
-/// What is not a vector, and has come since the last look.
+/// Signals without a vector in the IRR that were posted since the owner last took them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Signals {
     /// An NMI.
     pub nmi: bool,
-    /// INIT. What came before it does not matter any more.
+    /// INIT. It discards signals that were posted before it.
     pub init: bool,
-    /// A start-up interrupt, with the page to begin at. Of several after one INIT the first counts.
+    /// A start-up interrupt (SIPI), with the number of the page to start at. After an INIT the first one counts.
     pub startup: Option<u8>,
 }
 
@@ -41,13 +44,13 @@ const NMI: u32 = 1 << 8;
 const INIT: u32 = 1 << 9;
 const STARTUP: u32 = 1 << 10;
 
-/// The mode, in `state`.
+// Bits of `state`.
 const HARDWARE_ENABLED: u32 = 1 << 0;
 const SOFTWARE_ENABLED: u32 = 1 << 1;
 const X2APIC: u32 = 1 << 2;
 
 impl Posted {
-    /// That of the vCPU whose APIC has this ID.
+    /// Nothing is posted, to the vCPU whose APIC has this ID.
     pub fn new(id: u32) -> Self {
         Self {
             irr: core::array::from_fn(|_| AtomicU32::new(0)),
@@ -60,7 +63,7 @@ impl Posted {
         }
     }
 
-    /// Requests interrupt `vector`. Requests for one that is requested already are one.
+    /// Posts interrupt `vector`. Posting a vector that is pending already has no effect.
     #[inline]
     pub fn post_vector(&self, vector: u8) {
         let word = vector >> 5;
@@ -68,19 +71,23 @@ impl Posted {
         if !kept(Rule::SummaryLast) {
             self.summary.fetch_or(1 << word, order);
         }
-        // It acquires too: if it comes after `clear_irr`, the summary's bit must not come before.
+        // Acquire as well: if this bit is set after `clear_irr` cleared its word, the summary's bit must be set after
+        // `clear_irr` cleared the summary.
         self.irr[usize::from(word)].fetch_or(1 << (vector & 31), order);
         if kept(Rule::SummaryLast) {
             self.summary.fetch_or(1 << word, order);
         }
     }
 
+    /// Removes a vector from the IRR. For the owner alone.
+    /// Removes a vector from the IRR. For the owner alone.
     #[inline]
     pub(crate) fn take_vector(&self, vector: u8) {
         let word = vector >> 5;
         let old = self.irr[usize::from(word)].fetch_and(!(1 << (vector & 31)), Ordering::AcqRel);
         if old & !(1 << (vector & 31)) == 0 {
-            // Whoever posts between the two finds the summary cleared, and sets it again.
+            // A vector may have been posted since `fetch_and`. If its summary bit came before this line, it is lost here: the word
+            // is read again below. If it comes after, the summary is right.
             self.summary.fetch_and(!(1 << word), Ordering::AcqRel);
             if kept(Rule::ReadAgain) && self.irr_word(word) != 0 {
                 self.summary.fetch_or(1 << word, Ordering::Release);
@@ -93,7 +100,7 @@ impl Posted {
         self.irr[usize::from(word & 7)].load(Ordering::Acquire)
     }
 
-    /// The highest vector that is requested.
+    /// The highest pending vector.
     #[inline]
     pub(crate) fn highest(&self) -> Option<u8> {
         let summary = self.summary.load(Ordering::Acquire);
@@ -105,25 +112,25 @@ impl Posted {
         self.signals.fetch_or(NMI, Ordering::Release);
     }
 
-    /// Posts INIT, and withdraws a start-up that came before.
+    /// Posts INIT, and discards signals that were posted before.
     pub fn post_init(&self) {
-        // A swap: what was released by an earlier signal stays so.
+        // A swap rather than a store, so that memory released with an earlier signal is visible to the owner, too.
         self.signals.swap(INIT, Ordering::AcqRel);
     }
 
-    /// Posts a start-up interrupt, unless there is one.
+    /// Posts a start-up interrupt, unless one is pending.
     pub fn post_startup(&self, page: u8) {
         let add = |old| (old & STARTUP == 0).then_some(old | STARTUP | u32::from(page));
-        // The only refusal is that there is one.
+        // It fails only if one is pending.
         let _ = self.signals.fetch_update(Ordering::AcqRel, Ordering::Relaxed, add);
     }
 
-    /// Whether there are signals.
+    /// Whether signals are pending.
     pub fn has_signals(&self) -> bool {
         self.signals.load(Ordering::Acquire) != 0
     }
 
-    /// Takes the signals.
+    /// Takes all pending signals. For the owner alone.
     pub fn take_signals(&self) -> Signals {
         if !self.has_signals() {
             return Signals::default();
@@ -142,21 +149,23 @@ impl Posted {
         }
     }
 
-    /// Whether anything waits here.
+    /// Whether neither a signal nor a vector is pending.
     pub fn is_empty(&self) -> bool {
         !self.has_signals() && self.highest().is_none()
     }
 
+    /// Discards all vectors. For the owner alone. The summary goes first: a vector that is posted meanwhile and stays in the IRR
+    /// must stay in the summary, too.
     pub(crate) fn clear_irr(&self) {
-        let forget_summary = || self.summary.swap(0, Ordering::AcqRel);
+        let clear_summary = || self.summary.swap(0, Ordering::AcqRel);
         if kept(Rule::ForgetSummaryFirst) {
-            forget_summary();
+            clear_summary();
         }
         for word in &self.irr {
             word.swap(0, Ordering::AcqRel);
         }
         if !kept(Rule::ForgetSummaryFirst) {
-            forget_summary();
+            clear_summary();
         }
     }
 
@@ -175,14 +184,14 @@ impl Posted {
         self.state.load(Ordering::Acquire) & HARDWARE_ENABLED != 0
     }
 
-    /// Whether vectors are taken: not by an APIC that software has disabled.
-    pub(crate) fn takes_vectors(&self) -> bool {
+    /// Whether the APIC accepts vectors: hardware and software have it enabled.
+    pub(crate) fn accepts_vectors(&self) -> bool {
         const BOTH: u32 = HARDWARE_ENABLED | SOFTWARE_ENABLED;
         self.state.load(Ordering::Acquire) & BOTH == BOTH
     }
 
-    /// Whether logical destination `destination` names this one: in x2APIC mode by the ID (SDM section 11.12.10.2), else by
-    /// the logical destination register, flat or in clusters of four (section 11.6.2.2).
+    /// Whether logical destination `destination` includes this APIC: in x2APIC mode by the ID (SDM section 11.12.10.2), otherwise
+    /// by the logical destination register, in the flat or the cluster model (section 11.6.2.2).
     pub(crate) fn is_logical(&self, destination: u32) -> bool {
         if self.state.load(Ordering::Acquire) & X2APIC != 0 {
             return destination >> 16 == self.id >> 4 && destination & 1 << (self.id & 15) != 0;
@@ -196,7 +205,7 @@ impl Posted {
     }
 }
 
-/// The highest bit of 8 words.
+/// The number of the highest bit that is set in a 256-bit register of 8 words.
 #[inline]
 pub(crate) fn highest(word: impl Fn(u8) -> u32) -> Option<u8> {
     (0..8u8).rev().find_map(|index| match word(index) {

@@ -1,7 +1,7 @@
-//! The registers' names.
+//! The registers by name.
 
-/// A register, by its place in the xAPIC's page, in steps of 16 bytes (Intel SDM vol. 3, table 11-1). In x2APIC mode the same
-/// number above 800h names the MSR.
+/// A register. Its number is the offset in the xAPIC's page divided by 16 (Intel SDM vol. 3, table 11-1), and in x2APIC mode the
+/// MSR's number less 800h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the manual's names")]
 pub enum Register {
@@ -15,7 +15,7 @@ pub enum Register {
     LogicalDestination,
     DestinationFormat,
     Spurious,
-    /// 32 vectors each.
+    /// Each word has 32 vectors; the argument is the word's number, 0 to 7. The same holds for the next two.
     InService(u8),
     TriggerMode(u8),
     InterruptRequest(u8),
@@ -30,7 +30,7 @@ pub enum Register {
     SelfIpi,
 }
 
-/// An entry of the local vector table.
+/// An entry of the local vector table (LVT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lvt {
     Timer,
@@ -44,7 +44,7 @@ pub enum Lvt {
 impl Lvt {
     pub(crate) const COUNT: usize = 6;
 
-    /// The bits that can be written (SDM figure 11-8): not the delivery status nor the remote IRR.
+    /// The writable bits (SDM figure 11-8): neither the delivery status nor the remote IRR is.
     pub(crate) const fn writable(self) -> u32 {
         match self {
             Self::Timer => 0x0007_00ff,
@@ -54,7 +54,7 @@ impl Lvt {
         }
     }
 
-    /// The bits that are something, if only to be read: x2APIC mode refuses the others.
+    /// The bits that are defined, read-only ones included: a write of others is #GP in x2APIC mode.
     pub(crate) const fn defined(self) -> u32 {
         const DELIVERY_STATUS: u32 = 1 << 12;
         const REMOTE_IRR: u32 = 1 << 14;
@@ -64,7 +64,7 @@ impl Lvt {
 }
 
 impl Register {
-    /// The register in place `number`: the offset in the page divided by 16, or the MSR's number less 800h.
+    /// The register of this number. None if there is none.
     #[inline]
     pub const fn new(number: u16) -> Option<Self> {
         Some(match number {

@@ -1,4 +1,4 @@
-//! What the manuals say of local APICs.
+//! Rules of the manuals for local APICs.
 
 use crate::register::Lvt;
 use crate::*;
@@ -42,7 +42,7 @@ impl<const N: usize> Cpus<N> {
         self.apics[cpu].read(register, &self.posted[cpu], &self.clock)
     }
 
-    /// Sends, and tells who was hit.
+    /// Sends an IPI, and returns the vCPUs that accepted it.
     fn send(&mut self, from: usize, destination: u32, command: u32) -> Vec<usize> {
         assert_eq!(self.write(from, Register::CommandHigh, destination), Effect::None);
         let mut hits = Vec::new();
@@ -80,7 +80,7 @@ fn registers_after_reset() {
 }
 
 #[test]
-fn destinations_are_who_they_say() {
+fn an_ipi_reaches_its_destinations_alone() {
     let mut cpus = Cpus::<4>::new();
     for (cpu, logical) in [(0, 1), (1, 2), (2, 4), (3, 8)] {
         assert_eq!(cpus.write(cpu, Register::LogicalDestination, logical << 24), Effect::None);
@@ -92,9 +92,9 @@ fn destinations_are_who_they_say() {
     assert_eq!(cpus.send(1, 0, 0x44 | 3 << 18), [0, 2, 3]);
     assert_eq!(cpus.write(0, Register::SelfIpi, 0x50), Effect::None, "only in x2APIC mode");
     assert_eq!(cpus.send(0, 0xa << 24, 0x45 | 1 << 11), [1, 3]);
-    // Lowest priority: one of them.
+    // Lowest priority goes to one of them.
     assert_eq!(cpus.send(0, 0xa << 24, 0x146 | 1 << 11), [1]);
-    // In clusters of four.
+    // The cluster model, with clusters of four.
     for cpu in 0..4 {
         assert_eq!(cpus.write(cpu, Register::DestinationFormat, 0x0fff_ffff), Effect::None);
         let logical = ((cpu as u32 / 2) << 4 | 1 << (cpu % 2)) << 24;
@@ -109,7 +109,7 @@ fn signals_are_taken_once_and_the_first_startup_counts() {
     let mut cpus = Cpus::<2>::new();
     assert_eq!(cpus.send(0, 1 << 24, 0x400), [1]);
     assert_eq!(cpus.send(0, 1 << 24, 0x4500), [1]);
-    assert_eq!(cpus.send(0, 1 << 24, 0x8500), [0usize; 0], "the end of INIT's level");
+    assert_eq!(cpus.send(0, 1 << 24, 0x8500), [0usize; 0], "INIT level de-assert");
     assert_eq!(cpus.send(0, 1 << 24, 0x4608), [1]);
     assert_eq!(cpus.send(0, 1 << 24, 0x4609), [1]);
     // INIT came after the NMI.
@@ -118,17 +118,17 @@ fn signals_are_taken_once_and_the_first_startup_counts() {
 }
 
 #[test]
-fn an_apic_that_is_off_takes_no_vectors() {
+fn an_apic_that_software_disables_accepts_no_vectors() {
     let mut cpus = Cpus::<2>::new();
     assert_eq!(cpus.write(1, Register::Spurious, 0xff), Effect::None);
     assert_eq!(cpus.send(0, 1 << 24, 0x40), [0usize; 0]);
-    assert_eq!(cpus.send(0, 1 << 24, 0x400), [1], "but an NMI");
+    assert_eq!(cpus.send(0, 1 << 24, 0x400), [1], "an NMI is accepted");
     assert_eq!(cpus.write(1, Register::Local(Lvt::Timer), 0x30), Effect::Timer);
-    assert_eq!(cpus.read(1, Register::Local(Lvt::Timer)), 0x1_0030, "and its entries stay masked");
+    assert_eq!(cpus.read(1, Register::Local(Lvt::Timer)), 0x1_0030, "LVT entries stay masked");
 }
 
 #[test]
-fn priorities_hold_back_what_is_not_above_them() {
+fn an_interrupt_waits_while_its_class_is_not_above_the_priority() {
     let mut cpus = Cpus::<1>::new();
     for vector in [0x31u8, 0x52, 0x58] {
         cpus.posted[0].post_vector(vector);
@@ -149,7 +149,7 @@ fn priorities_hold_back_what_is_not_above_them() {
 }
 
 #[test]
-fn illegal_vectors_are_errors_that_a_write_shows() {
+fn an_illegal_vector_is_an_error_and_a_write_of_the_esr_shows_it() {
     let mut cpus = Cpus::<2>::new();
     assert_eq!(cpus.write(0, Register::Local(Lvt::Error), 0x77), Effect::None);
     assert_eq!(cpus.send(0, 1 << 24, 0x0f), [0usize; 0]);
@@ -192,7 +192,7 @@ fn a_local_interrupt_without_a_vector_is_an_error() {
     assert_eq!(cpus.acknowledge(0), Some(0x77));
     assert_eq!(cpus.write(0, Register::ErrorStatus, 0), Effect::None);
     assert_eq!(cpus.read(0, Register::ErrorStatus), 1 << 6);
-    // Of an error without a vector nobody can be told; both are logged.
+    // The error entry's own vector is illegal: no interrupt can report that, but both errors are recorded.
     assert_eq!(cpus.write(0, Register::Local(Lvt::Error), 0x0f), Effect::None);
     assert_eq!(cpus.write(0, Register::CommandLow, 1 << 18), Effect::None);
     assert_eq!(cpus.write(0, Register::ErrorStatus, 0), Effect::None);
@@ -200,7 +200,7 @@ fn a_local_interrupt_without_a_vector_is_an_error() {
 }
 
 #[test]
-fn the_timer_counts_once_or_again_and_again() {
+fn the_timer_counts_once_or_periodically() {
     let mut cpus = Cpus::<1>::new();
     assert_eq!(cpus.write(0, Register::Divide, 0xb), Effect::Timer);
     assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 0x60), Effect::Timer);
@@ -216,7 +216,7 @@ fn the_timer_counts_once_or_again_and_again() {
     assert_eq!(cpus.acknowledge(0), Some(0x60));
     assert_eq!((cpus.read(0, Register::CurrentCount), cpus.apics[0].due()), (0, None));
     assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
-    // Periodic, divided by 4: periods that nobody saw are one.
+    // Periodic, divided by 4: periods that were missed count as one.
     assert_eq!(cpus.write(0, Register::Divide, 1), Effect::Timer);
     assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 1 << 17 | 0x61), Effect::Timer);
     assert_eq!(cpus.write(0, Register::InitialCount, 100), Effect::Timer);
@@ -280,15 +280,15 @@ fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
     assert_eq!(
         apic.write_msr(0x830, 7 << 32 | 0x1000, posted, clock),
         Ok(Effect::None),
-        "the delivery status is nothing"
+        "a write of the delivery status is ignored"
     );
-    assert_eq!(apic.write_msr(0x835, 0x1_5700, posted, clock), Ok(Effect::None), "nor are those of LINT0");
+    assert_eq!(apic.write_msr(0x835, 0x1_5700, posted, clock), Ok(Effect::None), "and so are LINT0's read-only bits");
     assert_eq!(apic.read_msr(0x835, posted, clock), Ok(0x1_0700));
     let Ok(Effect::Send(ipi)) = apic.write_msr(0x83f, 0x55, posted, clock) else { panic!("a self-IPI") };
     deliver(ipi, 3, all.iter(), |hit| assert_eq!(hit, 3));
     assert_eq!(apic.acknowledge(posted), Some(0x55));
-    assert_eq!(apic.read_msr(0x830, posted, clock), Ok(7 << 32), "no part of the command");
-    assert_eq!(apic.set_base(0xfee0_0800, 40, posted), Err(Refused), "only off leads out");
+    assert_eq!(apic.read_msr(0x830, posted, clock), Ok(7 << 32), "a self-IPI does not change the ICR");
+    assert_eq!(apic.set_base(0xfee0_0800, 40, posted), Err(Refused), "x2APIC mode is left by disabling the APIC alone");
     assert_eq!(apic.set_base(0xfee0_0000, 40, posted), Ok(()));
     assert!(apic.accepts_ext_int());
     assert_eq!(apic.set_base(0xfee0_0c00, 40, posted), Err(Refused));
@@ -297,19 +297,19 @@ fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
 }
 
 #[test]
-fn init_keeps_the_id_and_the_base_alone() {
+fn init_keeps_only_the_id_and_the_base() {
     let mut cpus = Cpus::<2>::new();
     cpus.posted[1].post_vector(0x40);
     assert_eq!(cpus.write(1, Register::TaskPriority, 0x20), Effect::None);
     let (apic, posted) = (&mut cpus.apics[1], &cpus.posted[1]);
     apic.reset(posted);
     assert_eq!((apic.next(posted), apic.base(), apic.cr8()), (None, 0xfee0_0800, 0));
-    assert!(posted.is_empty() && !posted.takes_vectors());
+    assert!(posted.is_empty() && !posted.accepts_vectors());
 }
 
 proptest! {
     #[test]
-    fn what_is_requested_is_accepted_once_in_order(vectors in prop::collection::btree_set(16u8.., 1..40)) {
+    fn posted_vectors_are_acknowledged_once_in_order_of_priority(vectors in prop::collection::btree_set(16u8.., 1..40)) {
         let mut cpus = Cpus::<1>::new();
         vectors.iter().for_each(|&vector| cpus.posted[0].post_vector(vector));
         let mut accepted = Vec::new();
@@ -321,7 +321,7 @@ proptest! {
     }
 
     #[test]
-    fn apics_do_what_their_registers_say(steps in prop::collection::vec(fuzz::step(), 0..200)) {
+    fn apics_follow_the_manuals_rules(steps in prop::collection::vec(fuzz::step(), 0..200)) {
         fuzz::apic_accesses(&steps.concat());
     }
 }

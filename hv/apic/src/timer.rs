@@ -20,7 +20,7 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// As the local vector table has it.
+    /// The mode in bits 18:17 of the timer's LVT entry.
     pub(crate) const fn new(lvt: u32) -> Self {
         match lvt >> 17 & 3 {
             0 => Self::OneShot,
@@ -35,7 +35,7 @@ pub(crate) struct Timer {
     pub(crate) initial: u32,
     /// The divide configuration register.
     pub(crate) divide: u32,
-    /// When the count began, while it runs.
+    /// The time at which the count was at its initial value, in nanoseconds. None: the timer is stopped.
     start: Option<u64>,
     /// IA32_TSC_DEADLINE; 0 is disarmed.
     pub(crate) deadline: u64,
@@ -46,7 +46,7 @@ impl Timer {
         Self { initial: 0, divide: 0, start: None, deadline: 0 }
     }
 
-    /// Periods of the clock for one count: bits 0, 1 and 3 of the divide configuration.
+    /// Clock periods per count, from bits 0, 1 and 3 of the divide configuration register.
     const fn divisor(&self) -> u64 {
         match (self.divide & 3) | (self.divide >> 1 & 4) {
             7 => 1,
@@ -54,7 +54,7 @@ impl Timer {
         }
     }
 
-    /// The whole count, in nanoseconds.
+    /// The time from the initial count to 0, in nanoseconds.
     const fn period(&self) -> u64 {
         self.initial as u64 * self.divisor()
     }
@@ -67,7 +67,7 @@ impl Timer {
         self.start = (initial != 0).then(|| clock.nanoseconds());
     }
 
-    /// A count that runs goes on from where it is, in other steps.
+    /// Changes the divisor. A running count continues from its current value.
     pub(crate) fn set_divide(&mut self, divide: u32, mode: Mode, clock: &impl Clock) {
         let count = self.current(mode, clock);
         self.divide = divide & 0xb;
@@ -88,7 +88,7 @@ impl Timer {
         left.div_ceil(self.divisor()) as u32
     }
 
-    /// Another mode disarms what the old one had.
+    /// Changing between TSC-deadline mode and the other two disarms the timer.
     pub(crate) fn change_mode(&mut self, old: Mode, new: Mode) {
         if (old == Mode::Deadline) != (new == Mode::Deadline) {
             self.start = None;
@@ -104,7 +104,7 @@ impl Timer {
         }
     }
 
-    /// Whether it has come to its end since the last look; ends that nobody looked at are one.
+    /// Whether the timer has expired since the last call. Several periods that have ended since then count as one.
     pub(crate) fn expires(&mut self, mode: Mode, clock: &impl Clock, tsc: u64) -> bool {
         match self.due(mode) {
             None => false,

@@ -4,23 +4,34 @@ use crate::Clock;
 use crate::local::{COMMAND, Effect, LocalApic};
 use crate::posted::Posted;
 use crate::register::Register;
+use core::error::Error;
+use core::fmt;
 
-/// The access is answered with #GP.
+/// The access to an MSR is invalid: the guest gets #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("invalid access to an MSR of the APIC")
+    }
+}
+
+impl Error for Refused {}
 
 const ON: u64 = 1 << 11;
 const X2APIC: u64 = 1 << 10;
 const BOOT: u64 = 1 << 8;
 
-/// Of the command: it has nothing to say in this mode, but writing back what xAPIC mode may have read is let pass, as by KVM.
+/// The ICR's delivery status. It is reserved in x2APIC mode, but a write of it is accepted, as in KVM: the guest may write back
+/// what it has read in xAPIC mode.
 const DELIVERY_STATUS: u32 = 1 << 12;
 
-/// The first MSR of the registers.
+/// The MSR of register 0.
 const FIRST_MSR: u32 = 0x800;
 
 impl LocalApic {
-    /// Whether it is on, in whichever mode.
+    /// Whether IA32_APIC_BASE enables the APIC, in xAPIC or x2APIC mode.
     #[inline]
     pub fn is_on(&self) -> bool {
         self.base & ON != 0
@@ -31,16 +42,16 @@ impl LocalApic {
         self.base & X2APIC != 0
     }
 
-    /// IA32_APIC_BASE.
+    /// Reads IA32_APIC_BASE.
     pub fn base(&self) -> u64 {
         self.base
     }
 
-    /// Sets IA32_APIC_BASE, where physical addresses have `address_bits`.
+    /// Writes IA32_APIC_BASE. `address_bits` is the width of physical addresses (MAXPHYADDR).
     ///
     /// # Errors
-    /// For reserved bits, and the changes of mode that figure 11-27 does not have: into x2APIC mode without being on, and out
-    /// of it other than to off.
+    /// For reserved bits, and for mode changes that figure 11-27 does not allow: from disabled to x2APIC mode, and from x2APIC
+    /// mode to xAPIC mode.
     pub fn set_base(&mut self, value: u64, address_bits: u8, posted: &Posted) -> Result<(), Refused> {
         let address = ((1u64 << address_bits.clamp(32, 52)) - 1) & !0xfff;
         let mode = |base: u64| (base & ON != 0, base & X2APIC != 0);
@@ -65,7 +76,7 @@ impl LocalApic {
     /// RDMSR of 800h to 8FFh.
     ///
     /// # Errors
-    /// Outside of x2APIC mode, for registers that are not there or can't be read.
+    /// Outside of x2APIC mode, and for registers that do not exist or are write-only.
     pub fn read_msr(&mut self, msr: u32, posted: &Posted, clock: &impl Clock) -> Result<u64, Refused> {
         let register = self.register(msr)?;
         match register {
@@ -78,7 +89,7 @@ impl LocalApic {
     /// WRMSR of 800h to 8FFh.
     ///
     /// # Errors
-    /// As [`read_msr`](Self::read_msr), and for reserved bits.
+    /// Outside of x2APIC mode, for registers that do not exist or are read-only, and for reserved bits.
     pub fn write_msr(&mut self, msr: u32, value: u64, posted: &Posted, clock: &impl Clock) -> Result<Effect, Refused> {
         let register = self.register(msr)?;
         let writable: u64 = match register {
@@ -104,7 +115,7 @@ impl LocalApic {
         let number = msr.wrapping_sub(FIRST_MSR);
         let register = u16::try_from(number).ok().and_then(Register::new).filter(|_| self.is_x2apic());
         match register.ok_or(Refused)? {
-            // The command is one register, and some are not there in this mode.
+            // In this mode the ICR is one register of 64 bits, and the others do not exist.
             Register::CommandHigh
             | Register::DestinationFormat
             | Register::ArbitrationPriority
