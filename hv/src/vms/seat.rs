@@ -18,7 +18,7 @@ use rcu::{Cpu, Tlb};
 use sched::{Instant, Scheduler, Task};
 use vm::cpuid::Leaf;
 use vm::{Activity, Context, ExitHandler, Start, Stop, Vcpu};
-use walk::SlotMem;
+use walk::HandleMem;
 
 /// A vCPU by who translates its addresses: each has a loop of its own, without a test for the other.
 enum Flavour<B: Backend> {
@@ -30,7 +30,7 @@ enum Flavour<B: Backend> {
 pub(super) struct Seat<B: Backend<Tables: Nested>> {
     guest: Arc<Guest<B::Tables>>,
     vcpu: Flavour<B>,
-    context: Context<<View<'static, B::Tables> as SlotMem>::Slot>,
+    context: Context<<View<'static, B::Tables> as HandleMem>::Handle>,
     tlb: Tlb,
     view: ViewState,
     /// When it wants to run again, if it sleeps.

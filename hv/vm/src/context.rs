@@ -8,7 +8,7 @@ use devices::{Clock, Sink};
 use emul::mmio::Memo;
 use walk::{Features, FetchCache};
 
-/// What the handlers of one vCPU keep from exit to exit. `S` is the slot of its memory ([`walk::SlotMem`]).
+/// What the handlers of one vCPU keep from exit to exit. `S` is the handle of its memory ([`walk::HandleMem`]).
 pub struct Context<S> {
     pub(crate) index: usize,
     pub(crate) cpuid: Table,

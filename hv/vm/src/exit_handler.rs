@@ -15,7 +15,7 @@ use devices::{Clock, Nanoseconds, Sink};
 use emul::{Bitness, Gpr, Known, Segment};
 use sched::{Instant, Turn};
 use shadow::NoMemory;
-use walk::{Access, Controls, Features, Fetched, Paging, PagingRef, Privilege, SlotMem};
+use walk::{Access, Controls, Features, Fetched, HandleMem, Paging, PagingRef, Privilege};
 
 /// What became of a guest physical address that the nested tables did not translate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Resolved {
 }
 
 /// The VM's physical memory, as one vCPU uses it.
-pub trait Memory: SlotMem {
+pub trait Memory: HandleMem {
     /// Gives the address of `fault` memory, if it has any.
     ///
     /// Where the host has no frame left it waits for what other CPUs have to give back: it is called with no lock held.
@@ -123,7 +123,7 @@ pub enum Stop {
 /// One vCPU's handlers: what is its own, and what it shares.
 pub struct ExitHandler<'a, M: Memory, S, C> {
     pub(crate) vm: &'a Vm<S, C>,
-    pub(crate) context: &'a mut Context<M::Slot>,
+    pub(crate) context: &'a mut Context<M::Handle>,
     pub(crate) memory: M,
     pub(crate) door: &'a Door,
     left: Flow,
@@ -134,7 +134,7 @@ const EFER_LMA: u64 = 1 << 10;
 
 impl<'a, M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'a, M, S, C> {
     /// The handlers of `context`, one of `vm`'s vCPUs, which sees its memory through `memory`.
-    pub fn new(vm: &'a Vm<S, C>, context: &'a mut Context<M::Slot>, memory: M) -> Self {
+    pub fn new(vm: &'a Vm<S, C>, context: &'a mut Context<M::Handle>, memory: M) -> Self {
         Self { vm, door: vm.door(context.index), context, memory, left: Flow::Resume }
     }
 

@@ -1,72 +1,71 @@
-//! The same walk again, cheap and exact.
+//! A cache of walks that repeats a walk cheaply and gives exactly its result.
 //!
-//! Exits come from few places: a loop that polls a port, an interrupt handler that writes EOI. Each time the hypervisor
-//! needs the bytes at RIP, it would read the same four entries and get the same page.
+//! Most exits come from a few instructions: a loop that polls a port, an interrupt handler that writes EOI. Each time
+//! the hypervisor needs the bytes at RIP, a walk would read the same four entries and find the same page.
 //!
-//! A plain cache of translations (a software TLB) would be wrong. Under nested paging the guest changes its tables, runs
-//! INVLPG and loads CR3 without an exit, so nothing tells the hypervisor to drop a translation, and it would decode bytes
-//! of a page that the guest's processor no longer fetches from.
+//! A plain cache of translations (a software TLB) would be wrong. Under nested paging the guest changes its tables,
+//! runs INVLPG and loads CR3 without an exit, so nothing tells the hypervisor to drop a translation, and it would
+//! decode bytes of a page that the guest's processor no longer fetches from.
 //!
-//! [`FetchCache`] therefore keeps not the answer alone, but what the answer depends on: the control registers (and PDPTEs that
-//! the processor holds), the linear page, the privilege, and each entry's place and value. What a walk gives is a function of exactly these. If the registers
-//! are as before, the first entry's place is as before; if it still holds the same value, so is the place of the second;
-//! and so on down to the page. So when each place still holds what it held, a walk done now would read the same entries
-//! and come to the same end; and a hit reads every one of them again, as a walk would, from the guest's memory as it is.
+//! [`FetchCache`] therefore keeps the inputs of a walk with its result: the control registers (and the PDPTEs that the
+//! processor holds), the linear page, the privilege, and the address and value of each entry. A walk's result is a
+//! function of exactly these. If the registers are unchanged, so is the address of the first entry; if that entry is
+//! unchanged, so is the address of the second; and so on down to the page. A hit reads every entry again from the
+//! guest's memory and compares it, so it gives what a walk done now would give.
 //!
-//! What is saved is the work between the reads: turning each guest-physical address into a place in the hypervisor's own
-//! address space, and the checks. That turning is the environment's, and may change (a page of the guest is taken away and
-//! comes back elsewhere). For that there is [`SlotMem::generation`].
+//! A hit saves the checks of a walk and the translation of each guest-physical address to the hypervisor's own address
+//! space. That translation may change (a page of the guest is unmapped and later mapped to another frame);
+//! [`HandleMem::generation`] tells the cache when it did.
 
 use crate::mode::CR0_PG;
 use crate::{Access, Controls, Fault, Features, Kind, Mode, Paging, PhysMem, Privilege, Step, Steps};
 use addr::{Gpa, Gva, PAGE_SIZE};
 
-/// Guest memory with handles, so that the same place can be read again without looking up its address.
+/// Guest memory with handles: a handle reads the same guest-physical address again without a lookup.
 ///
-/// A handle is good for as long as [`generation`](Self::generation) stays what it was before the handle was made. To
-/// load through an older one must still be safe, whatever it gives; that is the environment's to see to (for a kernel:
-/// by entering an RCU read section before asking for the generation, and changing it before memory is unmapped).
-pub trait SlotMem: PhysMem {
-    /// A place of eight aligned bytes of guest memory.
-    type Slot: Copy;
-    /// The place of `at`, a multiple of 8. None if there is no memory, or reading it has effects.
-    fn slot(&self, at: Gpa) -> Option<Self::Slot>;
+/// A handle is valid as long as [`generation`](Self::generation) is what it was before the handle was made. A load
+/// through an older handle may give any value, but it must be safe. The environment provides for that (a kernel enters
+/// an RCU read section before it reads the generation, and changes the generation before it unmaps memory).
+pub trait HandleMem: PhysMem {
+    /// Refers to eight aligned bytes of guest memory.
+    type Handle: Copy;
+    /// The handle for `at`, a multiple of 8. None if there is no memory at `at`, or if reading it has side effects.
+    fn handle(&self, at: Gpa) -> Option<Self::Handle>;
     /// Reads the eight bytes in one piece.
-    fn load(&self, slot: Self::Slot) -> u64;
+    fn load(&self, handle: Self::Handle) -> u64;
     /// Reads the four bytes, the lowest first, that begin `offset` bytes further on and end in the same 4 KiB page.
-    fn load_u32(&self, slot: Self::Slot, offset: u64) -> u32;
+    fn load_u32(&self, handle: Self::Handle, offset: u64) -> u32;
     /// A number that changes whenever a guest-physical address gets or loses its memory.
     fn generation(&self) -> u64;
 }
 
-/// The last walks that a vCPU's instruction fetches needed, and what they depended on. See [`crate::cache`] for why they are
-/// exact.
+/// The last walks of one vCPU's instruction fetches, with their inputs. [`crate::cache`] explains why hits are exact.
 ///
-/// It belongs to one vCPU: [`Features`] and the memory given must be the same each time, and PDPTEs are either
-/// always held or never. Walks of five levels are not kept, but done each time.
+/// All calls must give the same [`Features`] and memory, and either all or none give PDPTEs. Walks of five levels are
+/// not kept.
 #[derive(Clone, Debug)]
 pub struct FetchCache<S> {
-    /// The first is what was used last.
+    /// The most recently used first.
     kept: [Kept<S>; WALKS],
 }
 
-/// What of [`Paging`] fetches depend on; what is seldom asked for stays where it is.
+/// The part of [`Paging`] that fetches depend on. The parts that only a walk needs are references, which saves copies.
 #[derive(Clone, Copy, Debug)]
 pub struct PagingRef<'a> {
-    /// Of CR0 there is PG alone: systems toggle WP and TS, and no fetch asks for them.
+    /// Without the bits of CR0 other than PG: guests toggle WP and TS often, and fetches do not depend on them.
     controls: Controls,
     pdptes: Option<&'a [u64; 4]>,
     features: &'a Features,
 }
 
 impl<'a> PagingRef<'a> {
-    /// Of a guest with these registers, whose PDPTEs the processor holds if they are given.
+    /// For a guest with these registers. `pdptes` are those that the processor holds, if it does.
     #[inline(always)]
     pub const fn new(controls: Controls, pdptes: Option<&'a [u64; 4]>, features: &'a Features) -> Self {
         Self { controls: Controls { cr0: controls.cr0 & CR0_PG, ..controls }, pdptes, features }
     }
 
-    /// Where a walk for `linear` starts: at CR3, or at the one PDPTE that it needs.
+    /// The value that a walk for `linear` starts from: CR3, or the PDPTE for the address.
     #[inline]
     const fn start(&self, linear: u64) -> u64 {
         match self.pdptes {
@@ -83,10 +82,10 @@ impl<'a> From<&'a Paging> for PagingRef<'a> {
     }
 }
 
-/// As many pages as code may go around in between two exits: an interrupt's sender, its handler, the loop that waits for it.
+/// Number of walks kept: enough for the pages of an interrupt's sender, its handler and the loop that waits for it.
 const WALKS: usize = 4;
 
-/// Four levels at most: a shorter walk repeats its last entry, so that a hit compares four times without counting.
+/// Entries of a kept walk. A shorter walk repeats its last entry, so that a hit needs no loop counter.
 const ENTRIES: usize = 4;
 
 #[derive(Clone, Debug)]
@@ -100,14 +99,14 @@ enum Kept<S> {
 #[derive(Clone, Debug)]
 struct Known<S> {
     key: u64,
-    /// With the walk's start in CR3's place.
+    /// `cr3` holds [`PagingRef::start`] instead of CR3.
     controls: Controls,
     generation: u64,
-    /// The page's first bytes.
+    /// The page's first eight bytes.
     page: S,
 }
 
-/// The linear page, and in its offset bits the privilege.
+/// The address of the linear page, with the privilege in the offset bits.
 #[inline(always)]
 const fn key(gva: Gva, privilege: Privilege) -> u64 {
     let privilege = match privilege {
@@ -120,9 +119,9 @@ const fn key(gva: Gva, privilege: Privilege) -> u64 {
 
 impl<S: Copy> Known<S> {
     #[inline(always)]
-    fn is_still_so<M: SlotMem<Slot = S>>(&self, mem: &M, paging: &PagingRef<'_>, key: u64) -> bool {
+    fn is_still_so<M: HandleMem<Handle = S>>(&self, mem: &M, paging: &PagingRef<'_>, key: u64) -> bool {
         let (kept, controls) = (&self.controls, &paging.controls);
-        // All at once: it nearly always is, and a jump for each would cost more than it saves.
+        // One branch for all comparisons: they nearly always succeed, and a branch for each costs more than it saves.
         let changed = (self.key ^ key)
             | (self.generation ^ mem.generation())
             | (kept.cr0 ^ controls.cr0)
@@ -134,15 +133,16 @@ impl<S: Copy> Known<S> {
 }
 
 impl<S: Copy> Kept<S> {
-    /// The place of the page, if it is that of `key` and a walk done now would come to it.
+    /// The handle of the page, if this walk is for `key` and all its inputs are unchanged.
     #[inline(always)]
-    fn page<M: SlotMem<Slot = S>>(&self, mem: &M, paging: &PagingRef<'_>, key: u64) -> Option<S> {
+    fn page<M: HandleMem<Handle = S>>(&self, mem: &M, paging: &PagingRef<'_>, key: u64) -> Option<S> {
         let (entries, known) = match self {
             Self::Nothing => return None,
             Self::Flat(known) => (&[][..], known),
             Self::Walk(entries, known) => (&entries[..], known),
         };
-        let same = known.is_still_so(mem, paging, key) && entries.iter().all(|&(slot, value)| mem.load(slot) == value);
+        let same =
+            known.is_still_so(mem, paging, key) && entries.iter().all(|&(handle, value)| mem.load(handle) == value);
         same.then_some(known.page)
     }
 }
@@ -159,10 +159,10 @@ impl<S: Copy> FetchCache<S> {
         Self { kept: [const { Kept::Nothing }; WALKS] }
     }
 
-    /// The first four bytes at `gva`, an instruction's, the lowest first. None if they are not all to be had at once:
-    /// they lie in two pages, or the fetch faults. [`fetch`](crate::fetch) then tells more.
+    /// The four bytes of an instruction at `gva`, little-endian. None if they lie in two pages or the fetch faults; the
+    /// caller then uses [`fetch`](crate::fetch).
     #[inline(always)]
-    pub fn fetch_u32<M: SlotMem<Slot = S>>(
+    pub fn fetch_u32<M: HandleMem<Handle = S>>(
         &mut self,
         mem: &M,
         paging: PagingRef<'_>,
@@ -175,7 +175,7 @@ impl<S: Copy> FetchCache<S> {
 
     /// As [`fetch_u32`](Self::fetch_u32), eight bytes.
     #[inline(always)]
-    pub fn fetch_u64<M: SlotMem<Slot = S>>(
+    pub fn fetch_u64<M: HandleMem<Handle = S>>(
         &mut self,
         mem: &M,
         paging: PagingRef<'_>,
@@ -187,9 +187,9 @@ impl<S: Copy> FetchCache<S> {
         Some(half(0) | (half(4) << 32))
     }
 
-    /// The place of the page of `gva`, if `bytes` bytes from there on lie in it.
+    /// The handle of the page of `gva`, if `bytes` bytes from `gva` on lie in it.
     #[inline(always)]
-    fn page<M: SlotMem<Slot = S>>(
+    fn page<M: HandleMem<Handle = S>>(
         &mut self,
         mem: &M,
         paging: PagingRef<'_>,
@@ -205,13 +205,14 @@ impl<S: Copy> FetchCache<S> {
         {
             return Some(page);
         }
-        // A copy, so that the other is never referred to, and stays in registers on the way that is short.
+        // The slow path gets a reference to a copy, so that the compiler keeps the original in registers on the fast
+        // path.
         let paging = PagingRef { ..paging };
         self.page_slow(mem, &paging, gva, privilege)
     }
 
     #[cold]
-    fn page_slow<M: SlotMem<Slot = S>>(
+    fn page_slow<M: HandleMem<Handle = S>>(
         &mut self,
         mem: &M,
         paging: &PagingRef<'_>,
@@ -228,8 +229,8 @@ impl<S: Copy> FetchCache<S> {
         self.walk(mem, paging, gva, privilege).ok()?
     }
 
-    /// A whole walk, kept for the next time if it can be; and the place of the page, if it has one.
-    fn walk<M: SlotMem<Slot = S>>(
+    /// Does a whole walk and keeps it if possible. Gives the handle of the page, or None if the page has no memory.
+    fn walk<M: HandleMem<Handle = S>>(
         &mut self,
         mem: &M,
         by: &PagingRef<'_>,
@@ -238,7 +239,8 @@ impl<S: Copy> FetchCache<S> {
     ) -> Result<Option<S>, Fault> {
         let PagingRef { controls, pdptes, features } = *by;
         let (pdptes, features) = (pdptes.copied(), *features);
-        // Before the walk: should memory move meanwhile, the number kept is already out of date.
+        // Read before the walk: if memory moves during the walk, the generation kept is already outdated, and no hit
+        // uses a stale handle.
         let generation = mem.generation();
         let mut steps = Steps::new();
         let translation = crate::walk(
@@ -248,7 +250,7 @@ impl<S: Copy> FetchCache<S> {
             Access { kind: Kind::Fetch, privilege },
             &mut steps,
         )?;
-        let Some(page) = mem.slot(translation.gpa.align_down(PAGE_SIZE)) else { return Ok(None) };
+        let Some(page) = mem.handle(translation.gpa.align_down(PAGE_SIZE)) else { return Ok(None) };
         let key = key(gva, privilege);
         let known = Known { key, controls: Controls { cr3: by.start(key), ..controls }, generation, page };
         self.kept.rotate_right(1);
@@ -263,23 +265,25 @@ impl<S: Copy> FetchCache<S> {
     }
 }
 
-/// Places and values of what a walk read. None if it read too much, a place can't be had, or an entry changed meanwhile.
-fn entries<M: SlotMem>(mem: &M, mode: Mode, steps: &[Step]) -> Option<[(M::Slot, u64); ENTRIES]> {
-    let mut kept = [place(mem, mode, steps.last()?)?; ENTRIES];
+/// Handles and values of the entries that a walk read. None if there are more than [`ENTRIES`], if one has no handle,
+/// or if one has changed since the walk.
+fn entries<M: HandleMem>(mem: &M, mode: Mode, steps: &[Step]) -> Option<[(M::Handle, u64); ENTRIES]> {
+    let mut kept = [handle_and_value(mem, mode, steps.last()?)?; ENTRIES];
     let (_, above) = steps.split_last()?;
     for (index, step) in above.iter().enumerate() {
-        *kept.get_mut(index)? = place(mem, mode, step)?;
+        *kept.get_mut(index)? = handle_and_value(mem, mode, step)?;
     }
     (steps.len() <= ENTRIES).then_some(kept)
 }
 
-/// Where an entry is, and the eight bytes there. A 4-byte entry is kept with its neighbour: a change of either drops it.
-fn place<M: SlotMem>(mem: &M, mode: Mode, step: &Step) -> Option<(M::Slot, u64)> {
-    let slot = mem.slot(step.at.align_down(8))?;
-    let value = mem.load(slot);
+/// The handle of an entry and the eight bytes there. A 4-byte entry is kept with its neighbour: a change of either is a
+/// miss. None if the entry has changed since the walk.
+fn handle_and_value<M: HandleMem>(mem: &M, mode: Mode, step: &Step) -> Option<(M::Handle, u64)> {
+    let handle = mem.handle(step.at.align_down(8))?;
+    let value = mem.load(handle);
     let entry = match mode {
         Mode::Bits32 => (value >> ((step.at.raw() & 4) * 8)) & 0xffff_ffff,
         _ => value,
     };
-    (entry == step.entry).then_some((slot, value))
+    (entry == step.entry).then_some((handle, value))
 }

@@ -1,4 +1,4 @@
-//! Bytes at linear addresses.
+//! Copies of bytes at linear addresses.
 
 use crate::{Access, Fault, Kind, Paging, PhysMem, Privilege, SetAccessedDirty, translate};
 use addr::{Gpa, Gva, PAGE_SIZE};
@@ -11,7 +11,8 @@ pub const MAX_INSTRUCTION: usize = 15;
 pub struct Fetched {
     bytes: [u8; MAX_INSTRUCTION],
     len: usize,
-    /// Why there are fewer than [`MAX_INSTRUCTION`] bytes: what the guest gets if its instruction goes on past them.
+    /// The fault that ended the fetch before [`MAX_INSTRUCTION`] bytes: the guest gets it if its instruction needs more
+    /// bytes.
     pub then: Option<Fault>,
 }
 
@@ -22,10 +23,10 @@ impl Fetched {
     }
 }
 
-/// Fetches up to [`MAX_INSTRUCTION`] bytes at `gva` (the base of CS plus RIP), from two pages if need be.
+/// Fetches up to [`MAX_INSTRUCTION`] bytes at `gva` (the base of CS plus RIP), from two pages if necessary.
 ///
-/// Only a fault on the first byte is an error. The rest of an instruction may lie in a page that faults, or there may be
-/// no rest: [`Fetched::then`] keeps that fault for who finds the bytes too few.
+/// Only a fault on the first byte is an error. A fault on the second page matters only if the instruction reaches it,
+/// which the decoder finds out: [`Fetched::then`] keeps that fault.
 pub fn fetch<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, privilege: Privilege) -> Result<Fetched, Fault> {
     let access = Access { kind: Kind::Fetch, privilege };
     let mut fetched = Fetched { bytes: [0; MAX_INSTRUCTION], len: 0, then: None };
@@ -41,7 +42,7 @@ pub fn fetch<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, privilege: Privileg
     Ok(fetched)
 }
 
-/// Reads `bytes`, at most 4096 of them, at `gva`, as an instruction of the guest does: accessed bits are set.
+/// Reads `bytes`, at most 4096, at `gva` as an instruction of the guest does: accessed bits are set.
 pub fn read<M: PhysMem>(
     mem: &M,
     paging: &Paging,
@@ -58,8 +59,8 @@ pub fn read<M: PhysMem>(
     Ok(())
 }
 
-/// Writes `bytes`, at most 4096 of them, at `gva`, as an instruction of the guest does: accessed and dirty bits are set,
-/// and nothing is written if either of two pages faults.
+/// Writes `bytes`, at most 4096, at `gva` as an instruction of the guest does: accessed and dirty bits are set, and
+/// nothing is written if either of two pages faults.
 pub fn write<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, privilege: Privilege, bytes: &[u8]) -> Result<(), Fault> {
     let access = Access { kind: Kind::Write, privilege };
     let pieces = both(mem, paging, gva, access, bytes.len())?;
@@ -70,13 +71,13 @@ pub fn write<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, privilege: Privileg
     Ok(())
 }
 
-/// How many of `len` bytes at `gva` lie in its page, and how many in the next.
+/// The number of the `len` bytes at `gva` that lie in its page, and the number in the next page.
 fn split(gva: Gva, len: usize) -> [usize; 2] {
     let first = len.min((PAGE_SIZE - gva.page_offset()) as usize);
     [first, len - first]
 }
 
-/// Where the one or two pieces of `len` bytes at `gva` are in physical memory, and their lengths.
+/// Physical addresses and lengths of the two pieces of `len` bytes at `gva`. The second may be empty.
 fn both<M: PhysMem>(
     mem: &M,
     paging: &Paging,

@@ -1,14 +1,14 @@
-//! What the fuzzer drives, and a property test with it.
+//! The fuzz target, which a property test runs too.
 
 use crate::ram::Ram;
 use crate::*;
 
 const PAGES: usize = 8;
 
-/// Takes the first bytes for the registers, the rest for memory (over and over, until it is full), and walks.
+/// Walks tables with registers from the first bytes of `data` and memory filled with the other bytes, repeated.
 ///
 /// # Panics
-/// If a fetch through the cache gives something else than one without.
+/// If a fetch through the cache gives another result than one without.
 pub fn walk_tables(data: &[u8]) {
     let Some((head, tables)) = data.split_first_chunk::<40>() else { return };
     let word = |n: usize| u64::from_le_bytes(core::array::from_fn(|byte| head[n * 8 + byte]));
@@ -50,7 +50,7 @@ pub fn walk_tables(data: &[u8]) {
     }
 }
 
-/// Checks a fetch through the cache against one without.
+/// Checks that a fetch through the cache gives the same bytes as one without.
 pub(crate) fn same_with_cache(
     cache: &mut FetchCache<usize>,
     ram: &Ram,

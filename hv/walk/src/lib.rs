@@ -1,16 +1,17 @@
-//! Walks of a guest's own page tables in software: what a linear address of the guest means, and with which rights.
+//! Software walks of a guest's own page tables: the translation of a linear address of the guest, and its rights.
 //!
 //! The hypervisor needs this to fetch the bytes of an instruction that it has to decode, to reach the memory of string
-//! I/O and of emulated instructions, and, where there is no nested paging, to fill the shadow tables. Every table is the
-//! guest's and may hold anything: a walk reads at most five entries, never panics, and reads each entry once and whole.
+//! I/O and of emulated instructions, and, without nested paging, to fill the shadow tables. The guest controls every
+//! table and may change it at any time: a walk reads at most five entries, never panics, and reads each entry by one
+//! load, so that all decisions are taken from the same value.
 //!
-//! * [`translate`] does one walk, for every paging mode (Intel SDM vol. 3 chapter 4, AMD APM vol. 2 chapter 5), and gives
-//!   the guest-physical address or the exact page fault.
-//! * [`trace`] gives the entries on the way besides, for a shadow of the guest's tables.
-//! * [`fetch`], [`read`] and [`write()`] move bytes at linear addresses, across a page boundary too.
-//! * [`FetchCache`] makes the fetch from the same page again cheap, and is still exact (see [`cache`]).
+//! * [`translate`] does one walk, for every paging mode (Intel SDM vol. 3 chapter 4, AMD APM vol. 2 chapter 5), and
+//!   gives the guest-physical address or the exact page fault.
+//! * [`trace`] also gives the entries that the walk read, for a shadow of the guest's tables.
+//! * [`fetch`], [`read`] and [`write()`] copy bytes at linear addresses, also across a page boundary.
+//! * [`FetchCache`] makes repeated fetches from a page cheap, with exact results (see [`cache`]).
 //!
-//! The environment gives guest memory through [`PhysMem`] and, for the cache, [`SlotMem`].
+//! The environment gives guest memory through [`PhysMem`] and, for the cache, [`HandleMem`].
 //!
 //! Protection keys (CR4.PKE, CR4.PKS) and shadow stacks (CR4.CET) are not modelled; a hypervisor that uses this crate
 //! hides them from its guests.
@@ -54,27 +55,28 @@ mod ram;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{FetchCache, PagingRef, SlotMem};
+pub use cache::{FetchCache, HandleMem, PagingRef};
 pub use copy::{Fetched, MAX_INSTRUCTION, fetch, read, write};
 pub use mode::{Controls, Features, Mode, Paging, PdpteError, load_pdptes};
 pub use operand::Operands;
 
 use addr::{Gpa, Gva, PageSize};
 
-/// A guest's physical memory, as the environment gives it. None throughout means: there is no (such) memory.
+/// A guest's physical memory, provided by the environment. All methods give None where there is no memory.
 ///
-/// Entries are read whole, as the processor reads them: the two halves of a `u64` come from one store of the guest, or
-/// from one half-store after another, in the guest's order.
+/// Entries are read by one load, as the processor reads them. A 32-bit guest may write an entry in two halves; a read
+/// then sees these writes in the guest's order.
 pub trait PhysMem {
     /// Reads the eight bytes at `at`, a multiple of 8, in one piece.
     fn read_u64(&self, at: Gpa) -> Option<u64>;
     /// Reads the four bytes at `at`, a multiple of 4, in one piece.
     fn read_u32(&self, at: Gpa) -> Option<u32>;
-    /// Stores `new` at `at` if it holds `old`, atomically; whether it did. None also where memory can't be written.
+    /// Stores `new` at `at` if it holds `old`, atomically, and tells whether it stored. None also for read-only memory.
     fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool>;
     /// As [`cmpxchg_u64`](Self::cmpxchg_u64), for four bytes.
     fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool>;
-    /// As [`cmpxchg_u64`](Self::cmpxchg_u64), for accessed and dirty bits that a walk sets: no software of the guest's writes.
+    /// As [`cmpxchg_u64`](Self::cmpxchg_u64), for accessed and dirty bits that a walk sets. An environment that shadows
+    /// the guest's tables can treat these differently from writes of the guest's software.
     fn mark_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
         self.cmpxchg_u64(at, old, new)
     }
@@ -99,7 +101,7 @@ pub enum Kind {
     Fetch,
 }
 
-/// On whose behalf an access is made.
+/// The privilege of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privilege {
     /// CPL 3, and not an implicit access to a system structure.
@@ -116,14 +118,14 @@ pub enum Privilege {
 pub struct Access {
     /// What it does.
     pub kind: Kind,
-    /// On whose behalf.
+    /// Its privilege.
     pub privilege: Privilege,
 }
 
 /// Whether a walk sets accessed and dirty bits in the guest's tables, as a processor's own walk does.
 ///
-/// A look at what the processor has just walked itself needs none; a walk in place of the processor's (shadow paging, an
-/// emulated access) does.
+/// A walk that repeats what the processor has just walked itself (an instruction fetch) need not set them. A walk in
+/// place of the processor's (shadow paging, an emulated access) must.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetAccessedDirty {
     /// Set them, once the access is known to be allowed.
@@ -132,7 +134,7 @@ pub enum SetAccessedDirty {
     No,
 }
 
-/// The rights that all levels together give, before CR0.WP, SMEP and SMAP.
+/// The rights that the entries of all levels give together, before CR0.WP, SMEP and SMAP apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rights {
     /// R/W is set at every level.
@@ -147,10 +149,10 @@ impl Rights {
     const ALL: Self = Self { writable: true, user: true, executable: true };
 }
 
-/// What a linear address means.
+/// The translation of a linear address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// The guest-physical address of the very byte asked for.
+    /// The guest-physical address of the byte, not of its page.
     pub gpa: Gpa,
     /// The size of the guest's page. 4 KiB without paging.
     pub size: PageSize,
@@ -170,7 +172,7 @@ bitflags::bitflags! {
         const USER = 1 << 2;
         /// RSVD: an entry has a reserved bit set.
         const RESERVED = 1 << 3;
-        /// I/D: it was a fetch (told only where NX or SMEP is on).
+        /// I/D: it was a fetch (set only if NX or SMEP is on).
         const FETCH = 1 << 4;
     }
 }
@@ -187,10 +189,11 @@ pub enum Fault {
     },
     /// The address is not canonical: the guest gets #GP(0), or #SS(0) if the access was through SS.
     NonCanonical,
-    /// A table, or the memory that bytes were asked of, lies where the environment has none (or, for accessed and dirty
-    /// bits and [`write()`], none that can be written).
+    /// There is no memory at this address for a table or for the bytes asked for, or it is read-only and an accessed or
+    /// dirty bit or [`write()`] needs to write it.
     Unbacked(Gpa),
-    /// Other CPUs kept changing the entries whose accessed bit was to be set. Enter the guest and let it try again.
+    /// Other CPUs kept changing the entries whose accessed bit the walk had to set. The caller enters the guest, which
+    /// executes the instruction again.
     Contended,
 }
 
@@ -205,22 +208,22 @@ const NX: u64 = 1 << 63;
 /// Bits 51:12, the address of a table or page in a 64-bit entry.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// How often a walk is begun again because an entry changed before its accessed bit could be set.
+/// The number of attempts of a walk whose entries other CPUs change before it can set their accessed bits.
 const ATTEMPTS: usize = 8;
 
 /// One entry that a walk read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Where it is.
+    /// Its address.
     pub at: Gpa,
-    /// What it holds, with the accessed and dirty bits that the walk has set. Four bytes in [`Mode::Bits32`], else eight.
+    /// Its value, with the accessed and dirty bits that the walk has set. Four bytes in [`Mode::Bits32`], else eight.
     pub entry: u64,
     /// Its level; 1 is the last.
     pub level: u32,
 }
 
-/// The entries that a walk read, from the top; at most one for each of five levels. PDPTEs that the processor holds are not
-/// among them.
+/// The entries that a walk read, from the root down: at most one for each of five levels, without PDPTEs that the
+/// processor holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Steps {
     steps: [Step; 5],
@@ -232,7 +235,7 @@ impl Steps {
         Self { steps: [Step { at: Gpa::new(0), entry: 0, level: 0 }; 5], len: 0 }
     }
 
-    /// Whether the page may be written without noting that first: its dirty bit is set, or there is none, without paging.
+    /// Whether a write to the page needs no dirty bit to be set first: it is set already, or paging is off.
     pub fn is_dirty(&self) -> bool {
         self.as_slice().last().is_none_or(|leaf| leaf.entry & DIRTY != 0)
     }
@@ -248,9 +251,9 @@ impl Steps {
     }
 }
 
-/// Translates `gva` for `access`, in whatever mode `paging` is.
+/// Translates `gva` for `access`, in the mode that `paging` selects.
 ///
-/// Outside long mode the address is taken modulo 4 GiB, as the processor does.
+/// Outside of long mode the address is taken modulo 4 GiB, as the processor does.
 pub fn translate<M: PhysMem>(
     mem: &M,
     paging: &Paging,
@@ -261,7 +264,8 @@ pub fn translate<M: PhysMem>(
     trace(mem, paging, gva, access, set).map(|(translation, _)| translation)
 }
 
-/// As [`translate`], and the entries that say so: what a shadow of the guest's tables has to keep up with.
+/// As [`translate`], and also gives the entries that the translation comes from: a shadow of the guest's tables has to
+/// follow their changes.
 #[inline]
 pub fn trace<M: PhysMem>(
     mem: &M,
@@ -280,8 +284,9 @@ pub fn trace<M: PhysMem>(
     Err(Fault::Contended)
 }
 
-/// The fault of a walk outside of long mode that ends at an entry which is not present, with less work than [`translate`] has:
-/// the commonest of a guest's own page faults. None: `translate` tells.
+/// The page fault of a walk outside of long mode that ends at an entry which is not present: the most frequent of a
+/// guest's own page faults, found with less work than by [`translate`]. None if the walk may end otherwise; the caller
+/// then uses [`translate`].
 #[inline]
 pub fn missing<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, access: Access) -> Option<Fault> {
     let linear = gva.raw() & 0xffff_ffff;
@@ -314,7 +319,7 @@ fn walk<M: PhysMem>(
 ) -> Result<Translation, Fault> {
     let mode = paging.controls.mode();
     let linear = mode.linear(gva).ok_or(Fault::NonCanonical)?;
-    // Each with its mode as a constant: most questions about the mode are then answered by the compiler.
+    // Each call has its mode as a constant, so that the compiler evaluates most conditions on the mode.
     match mode {
         Mode::Off => Ok(Translation { gpa: Gpa::new(linear), size: PageSize::Size4K, rights: Rights::ALL }),
         Mode::Bits32 => descend(mem, paging, Mode::Bits32, linear, access, steps),
@@ -380,8 +385,8 @@ fn read_entry<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {
     if mode == Mode::Bits32 { mem.read_u32(at).map(u64::from) } else { mem.read_u64(at) }
 }
 
-/// Sets accessed bits on the way of a walk and, for a write, the dirty bit of its page. False if an entry is no longer
-/// what the walk saw: then its translation may be no longer either.
+/// Sets the accessed bits of the entries of a walk and, for a write, the dirty bit of its page. False if an entry has
+/// changed since the walk read it: then the translation may be outdated.
 fn mark<M: PhysMem>(mem: &M, paging: &Paging, steps: &mut Steps, access: Access) -> Result<bool, Fault> {
     let mode = paging.controls.mode();
     for step in steps.steps[..steps.len].iter_mut().filter(|step| mode.has_rights(step.level)) {

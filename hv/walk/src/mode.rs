@@ -1,4 +1,4 @@
-//! Paging modes: what control registers select, and how each mode's entries are read.
+//! Paging modes: how the control registers select one, and the format of its entries.
 
 use crate::{Access, ErrorCode, Kind, P, PS, PhysMem, Privilege, RW, Rights, US};
 use addr::{Gpa, Gva, PageSize};
@@ -26,7 +26,7 @@ pub struct Controls {
     pub efer: u64,
 }
 
-/// What the guest's processor can do, as its CPUID tells it. Constant for a virtual machine.
+/// The paging features in the guest's CPUID. Constant for a virtual machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// Width of physical addresses in bits, 32 to 52 (CPUID 8000_0008 EAX bits 7:0).
@@ -39,15 +39,15 @@ pub struct Features {
     pub pml4e_bit8_reserved: bool,
 }
 
-/// All that a walk depends on besides memory.
+/// All inputs of a walk besides memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Paging {
     /// The guest's control registers.
     pub controls: Controls,
-    /// PAE's four PDPTEs, where the processor holds them since CR3 was loaded (VMX, shadow paging); they are taken as
-    /// checked. None where it reads them at each walk: SVM with nested paging (APM vol. 2, 15.25.10).
+    /// PAE's four PDPTEs, if the processor loaded them with CR3 (VMX, shadow paging); the load has checked them. None
+    /// if the processor reads them at each walk: SVM with nested paging (APM vol. 2, 15.25.10).
     pub pdptes: Option<[u64; 4]>,
-    /// The guest's processor.
+    /// The features of the guest's processor.
     pub features: Features,
 }
 
@@ -90,7 +90,7 @@ impl Controls {
         self.efer & EFER_NXE != 0 && self.cr4 & CR4_PAE != 0
     }
 
-    /// The bits of a fault's error code that tell of the access (SDM vol. 3, 4.7).
+    /// The bits of a fault's error code that describe the access (SDM vol. 3, 4.7).
     #[inline(always)]
     pub(crate) fn describe(&self, access: Access) -> ErrorCode {
         let mut code = ErrorCode::empty();
@@ -100,7 +100,7 @@ impl Controls {
         code
     }
 
-    /// Whether a page with `rights` may be accessed so (SDM vol. 3, 4.6.1).
+    /// Whether `rights` allow the access (SDM vol. 3, 4.6.1).
     #[inline(always)]
     pub(crate) fn permit(&self, rights: Rights, access: Access) -> bool {
         match (access.privilege, access.kind) {
@@ -140,7 +140,7 @@ impl Mode {
         if matches!(self, Self::Bits32) { 4 } else { 8 }
     }
 
-    /// The linear address as this mode takes it; None if it is not canonical.
+    /// The linear address, truncated to 32 bits outside of long mode; None if it is not canonical.
     #[inline(always)]
     pub(crate) const fn linear(self, gva: Gva) -> Option<u64> {
         let raw = gva.raw();
@@ -254,9 +254,9 @@ impl Paging {
 /// Why PDPTEs can't be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PdpteError {
-    /// A present one has a reserved bit set: what loads it gets #GP(0).
+    /// A present PDPTE has a reserved bit set: the instruction that loads it gets #GP(0).
     Reserved,
-    /// CR3 points to where there is no memory.
+    /// There is no memory at the address in CR3.
     Unbacked(Gpa),
 }
 

@@ -1,24 +1,25 @@
-//! Operands of instructions, accessed as the processor does it: in one piece.
+//! Atomic accesses to operands of instructions.
 //!
-//! What [`read`] and [`write()`] copy may be seen half done by the guest's other vCPUs. An entry of a page table must not be, nor
-//! may a LOCK prefix be forgotten. An operand within eight aligned bytes is whole here; one that reaches beyond them, where no
-//! table has an entry, is not.
+//! Other vCPUs of the guest may see a copy by [`write()`] half done. That must not happen to a page-table entry, nor to
+//! the operand of an instruction with a LOCK prefix. Here, accesses to operands within eight aligned bytes are atomic;
+//! those to operands across such a boundary, which are no page-table entries, are not.
 
 use crate::{ATTEMPTS, Access, Fault, Kind, Paging, PhysMem, Privilege, SetAccessedDirty, read, translate, write};
 use addr::{Gpa, Gva};
 
-/// Where an emulated instruction finds its operands: accessed and dirty bits are set, and faults are the guest's.
+/// Accesses operands of an emulated instruction: sets accessed and dirty bits, and gives the faults that the guest
+/// gets.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands<'a, M> {
     /// The guest's memory.
     pub mem: &'a M,
     /// How linear addresses are translated.
     pub paging: &'a Paging,
-    /// On whose behalf the instruction accesses them.
+    /// The privilege of the accesses.
     pub privilege: Privilege,
 }
 
-/// The bits of the aligned eight bytes at `word` that are an operand's.
+/// The bits of the aligned eight bytes at `word` that belong to an operand.
 #[derive(Clone, Copy)]
 struct Part {
     word: Gpa,
@@ -27,7 +28,7 @@ struct Part {
 }
 
 impl Part {
-    /// None for an operand that reaches beyond.
+    /// None for an operand that crosses the boundary of eight aligned bytes.
     fn of(gpa: Gpa, bytes: usize) -> Option<Self> {
         let offset = (gpa.raw() % 8) as usize;
         let whole = (1..=8 - offset).contains(&bytes);
@@ -46,13 +47,13 @@ impl Part {
         mem.read_u64(self.word).ok_or(Fault::Unbacked(self.word))
     }
 
-    /// Whether `old` was still all that is in the eight bytes.
+    /// Stores `value` if the eight bytes still hold `old`, and tells whether it did.
     fn replace<M: PhysMem>(self, mem: &M, old: u64, value: u64) -> Result<bool, Fault> {
         mem.cmpxchg_u64(self.word, old, self.put(old, value)).ok_or(Fault::Unbacked(self.word))
     }
 }
 
-/// The lowest bytes of `value`'s are the first in memory.
+/// The little-endian number in `bytes`.
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
@@ -64,7 +65,7 @@ impl<M: PhysMem> Operands<'_, M> {
         Ok(Part::of(gpa, bytes))
     }
 
-    /// Reads `bytes`, at most 4096 of them.
+    /// Reads `bytes`, at most 4096.
     pub fn load(&self, gva: Gva, bytes: &mut [u8]) -> Result<(), Fault> {
         let Some(part) = self.part(gva, Kind::Read, bytes.len())? else {
             return read(self.mem, self.paging, gva, self.privilege, bytes);
@@ -74,8 +75,8 @@ impl<M: PhysMem> Operands<'_, M> {
         Ok(())
     }
 
-    /// Writes `bytes`, at most 4096 of them. The bytes around them stay as other CPUs leave them; [`Fault::Contended`] where
-    /// those keep changing.
+    /// Writes `bytes`, at most 4096. Concurrent writes of other CPUs to the bytes around them are not lost;
+    /// [`Fault::Contended`] if these keep changing.
     pub fn store(&self, gva: Gva, bytes: &[u8]) -> Result<(), Fault> {
         let Some(part) = self.part(gva, Kind::Write, bytes.len())? else {
             return write(self.mem, self.paging, gva, self.privilege, bytes);
@@ -88,8 +89,8 @@ impl<M: PhysMem> Operands<'_, M> {
         Err(Fault::Contended)
     }
 
-    /// Writes `new` if `old`, of as many bytes (at most 8), is there; whether it did. False also where the bytes around them
-    /// changed meanwhile: who wants to know reads again.
+    /// Writes `new` if memory holds `old` (of the same length, at most 8 bytes), and tells whether it did. False also
+    /// if another CPU changed the bytes around them meanwhile, so a caller that needs the reason reads again.
     pub fn compare_exchange(&self, gva: Gva, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
         debug_assert_eq!(old.len(), new.len());
         let Some(part) = self.part(gva, Kind::Write, old.len())? else {

@@ -1,6 +1,6 @@
 //! Memory of a guest for tests and fuzzing.
 
-use crate::{PhysMem, SlotMem};
+use crate::{HandleMem, PhysMem};
 use addr::Gpa;
 use std::cell::{Cell, RefCell};
 use std::vec;
@@ -10,11 +10,11 @@ use std::vec::Vec;
 pub(crate) struct Ram {
     words: RefCell<Vec<u64>>,
     pub(crate) generation: Cell<u64>,
-    /// Added to the place of each address: what a real environment's mapping is.
+    /// Added to the index of each address: stands for the mapping of guest to host memory.
     pub(crate) shift: Cell<usize>,
-    /// Exchanges that fail before one is let through, as when other CPUs write the entry.
+    /// The number of exchanges that fail from now on, as if other CPUs wrote the entry.
     pub(crate) contention: Cell<usize>,
-    /// How often walks have read an entry of eight bytes.
+    /// The number of reads of eight-byte entries by walks.
     pub(crate) reads: Cell<usize>,
 }
 
@@ -57,7 +57,7 @@ impl PhysMem for Ram {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
         assert!(at.is_aligned(8));
         self.reads.set(self.reads.get() + 1);
-        self.slot(at).map(|slot| self.load(slot))
+        self.handle(at).map(|handle| self.load(handle))
     }
 
     fn read_u32(&self, at: Gpa) -> Option<u32> {
@@ -102,21 +102,21 @@ impl PhysMem for Ram {
     }
 }
 
-impl SlotMem for Ram {
-    type Slot = usize;
+impl HandleMem for Ram {
+    type Handle = usize;
 
-    fn slot(&self, at: Gpa) -> Option<usize> {
+    fn handle(&self, at: Gpa) -> Option<usize> {
         let index = usize::try_from(at.raw() / 8).ok()?.checked_add(self.shift.get())?;
         (index < self.words.borrow().len()).then_some(index)
     }
 
-    fn load(&self, slot: usize) -> u64 {
-        self.words.borrow()[slot]
+    fn load(&self, handle: usize) -> u64 {
+        self.words.borrow()[handle]
     }
 
-    fn load_u32(&self, slot: usize, offset: u64) -> u32 {
+    fn load_u32(&self, handle: usize, offset: u64) -> u32 {
         assert!(offset <= 4092);
-        let byte = |at: u64| self.load(slot + at as usize / 8).to_le_bytes()[at as usize % 8];
+        let byte = |at: u64| self.load(handle + at as usize / 8).to_le_bytes()[at as usize % 8];
         u32::from_le_bytes(core::array::from_fn(|n| byte(offset + n as u64)))
     }
 

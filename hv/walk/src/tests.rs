@@ -1,4 +1,4 @@
-//! The rules of the manual one by one, then whole walks against a second, naive one.
+//! Tests of the manual's rules one by one, and of whole walks against a second, naive implementation.
 
 mod cache;
 mod model;

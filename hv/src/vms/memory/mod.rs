@@ -32,7 +32,7 @@ use sched::Heart;
 use shadow::{NoMemory, Writer};
 use shadowed::{Own, Shadows};
 use vm::{NestedFault, Resolved};
-use walk::{Access, PhysMem, SlotMem};
+use walk::{Access, HandleMem, PhysMem};
 
 /// What one poll between a guest's instructions fills with poison at most, in bytes, or one page more. It is little, as the
 /// pages may be another VM's, which gives most of them back in its own time.
@@ -181,7 +181,7 @@ impl ViewState {
     }
 }
 
-/// Where a page of the guest's is in the direct map, as long as the VM's tables are of this generation ([`SlotMem`]).
+/// Where a page of the guest's is in the direct map, as long as the VM's tables are of this generation ([`HandleMem`]).
 #[derive(Clone, Copy)]
 struct Place {
     gfn: Gfn,
@@ -710,33 +710,33 @@ impl<F: Nested> PhysMem for View<'_, F> {
     }
 }
 
-impl<F: Nested> SlotMem for View<'_, F> {
-    type Slot = *const AtomicU64;
+impl<F: Nested> HandleMem for View<'_, F> {
+    type Handle = *const AtomicU64;
 
-    fn slot(&self, at: Gpa) -> Option<Self::Slot> {
+    fn handle(&self, at: Gpa) -> Option<Self::Handle> {
         Some(self.host(at).ok()?.cast_const().cast())
     }
 
     #[inline]
-    fn load(&self, slot: Self::Slot) -> u64 {
-        // SAFETY: slots point to frames, which the direct map covers whoever's they are.
-        unsafe { &*slot }.load(Ordering::Acquire)
+    fn load(&self, handle: Self::Handle) -> u64 {
+        // SAFETY: handles point to frames, which the direct map covers whoever's they are.
+        unsafe { &*handle }.load(Ordering::Acquire)
     }
 
     #[inline]
-    fn load_u32(&self, slot: Self::Slot, offset: u64) -> u32 {
+    fn load_u32(&self, handle: Self::Handle, offset: u64) -> u32 {
         let word: u32;
         // SAFETY: as above, and the four bytes are in the same page. They need not be aligned, and the guest may write them
         // meanwhile: a load of the processor's own minds neither.
         unsafe {
-            asm!("mov {:e}, [{}]", out(reg) word, in(reg) slot.wrapping_byte_add(offset as usize),
+            asm!("mov {:e}, [{}]", out(reg) word, in(reg) handle.wrapping_byte_add(offset as usize),
                 options(nostack, readonly, preserves_flags));
         }
         word
     }
 
     /// Whatever takes a page away flushes, and a flush has a new number before any CPU has done it. Between the two there is no
-    /// slot to be had: the entry is gone, or frozen. And who still sees the old number holds up the frame's grace period.
+    /// handle to be had: the entry is gone, or frozen. And who still sees the old number holds up the frame's grace period.
     #[inline]
     fn generation(&self) -> u64 {
         self.vm.tree.space().generation().number()

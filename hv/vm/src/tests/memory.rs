@@ -5,7 +5,7 @@ use addr::{Gpa, Gva, PAGE_SIZE};
 use core::cell::{Cell, RefCell};
 use std::vec;
 use std::vec::Vec;
-use walk::{Access, PhysMem, SlotMem};
+use walk::{Access, HandleMem, PhysMem};
 
 /// Pages from address 0, of which one may be a hole; nothing behind them.
 pub(super) struct TestMemory {
@@ -122,18 +122,18 @@ impl PhysMem for TestMemory {
     }
 }
 
-impl SlotMem for TestMemory {
-    type Slot = Gpa;
+impl HandleMem for TestMemory {
+    type Handle = Gpa;
 
-    fn slot(&self, at: Gpa) -> Option<Gpa> {
+    fn handle(&self, at: Gpa) -> Option<Gpa> {
         assert!(at.is_aligned(8));
         self.place(at, 8).map(|_| at)
     }
-    fn load(&self, slot: Gpa) -> u64 {
-        self.read_u64(slot).expect("a slot has memory")
+    fn load(&self, handle: Gpa) -> u64 {
+        self.read_u64(handle).expect("a handle has memory")
     }
-    fn load_u32(&self, slot: Gpa, offset: u64) -> u32 {
-        self.get(slot.wrapping_add(offset)).map(u32::from_le_bytes).expect("a slot has memory")
+    fn load_u32(&self, handle: Gpa, offset: u64) -> u32 {
+        self.get(handle.wrapping_add(offset)).map(u32::from_le_bytes).expect("a handle has memory")
     }
     fn generation(&self) -> u64 {
         // Holes come and go.

@@ -3,7 +3,7 @@ use super::*;
 use crate::fuzz::same_with_cache;
 use proptest::prelude::*;
 
-/// A long-mode tree over pages 1 to 4, linear 0 at page 5.
+/// Long-mode tables in pages 1 to 4 that map linear address 0 to page 5.
 fn tree() -> (Ram, Controls) {
     let ram = Ram::new(32);
     for table in 1..=4 {
@@ -37,7 +37,7 @@ fn a_changed_entry_is_seen_at_every_level() {
         let (ram, controls) = tree();
         let mut cache = FetchCache::new();
         assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(0x0302_0100));
-        // The same tree once more from page 11 on, entered at `level`.
+        // A copy of the tables from page 11 on, which the entry of `level` leads to.
         for table in 11..=14 {
             ram.set(table << 12, ((table + 1) << 12) | 3);
         }
@@ -67,7 +67,7 @@ fn other_held_pdptes_are_seen_though_cr3_is_the_same() {
 }
 
 #[test]
-fn toggling_what_no_fetch_asks_for_keeps_the_walk() {
+fn toggling_bits_that_fetches_do_not_depend_on_keeps_the_walk() {
     const WP_TS: u64 = 1 << 16 | 1 << 3;
     let (ram, controls) = tree();
     let mut cache = FetchCache::new();
@@ -88,7 +88,7 @@ fn changed_code_is_seen() {
 }
 
 #[test]
-fn pages_in_turn_are_walked_to_once() {
+fn alternating_pages_are_walked_once() {
     let (ram, controls) = tree();
     for page in 1..4u64 {
         ram.set(0x4000 + page * 8, ((page + 5) << 12) | 3);
@@ -106,11 +106,11 @@ fn pages_in_turn_are_walked_to_once() {
 }
 
 #[test]
-fn memory_that_moves_is_seen_by_the_generation() {
+fn a_new_generation_drops_walks_of_memory_that_moved() {
     let (ram, controls) = tree();
     let mut cache = FetchCache::new();
     bytes_at(&mut cache, &ram, &controls, 0);
-    // All memory comes to lie 16 pages further on; the old place still holds the old values.
+    // All memory moves 16 pages further on; the old pages still hold the old values.
     let old = (0..8 * 512).map(|n| ram.get(n * 8)).collect::<Vec<_>>();
     ram.shift.set(16 * 512);
     for (n, word) in (0..).zip(old) {
@@ -151,7 +151,7 @@ fn event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 250, ..ProptestConfig::default() })]
 
-    /// Whatever the guest does between, the cache gives what a walk without it gives.
+    /// After any events of the guest, the cache gives what a walk without it gives.
     #[test]
     fn cached_fetches_are_fetches(
         ram in memory(),

@@ -1,4 +1,5 @@
-//! A second walk, written from the manual's tables mode by mode and with nothing shared, and random tables for both.
+//! A second implementation of the walk, written from the manual's tables mode by mode without shared code, and random
+//! tables for both.
 
 use super::*;
 use addr::PageSize;
@@ -6,7 +7,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
 #[derive(Debug, PartialEq)]
-enum Outcome {
+enum Walked {
     Page { gpa: u64, size: u64 },
     Fault(u32),
     NonCanonical,
@@ -21,8 +22,8 @@ fn any_bit(value: u64, range: std::ops::RangeInclusive<u32>) -> bool {
     range.into_iter().any(|n| bit(value, n))
 }
 
-/// What the manual says of the access, level by level.
-fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Outcome {
+/// The result of the access according to the manual, level by level.
+fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Walked {
     let Controls { cr0, cr3, cr4, efer } = paging.controls;
     let max = u32::from(paging.features.maxphyaddr);
     let long = bit(efer, 10);
@@ -33,7 +34,7 @@ fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Outcome {
     let word = |at: u64| ram.read_u64(Gpa::new(at));
 
     if !bit(cr0, 31) {
-        return Outcome::Page { gpa: gva & 0xffff_ffff, size: 12 };
+        return Walked::Page { gpa: gva & 0xffff_ffff, size: 12 };
     }
     // (table, entry), from the top; the last one is the leaf of 1 << size bytes at page.
     let mut entries = std::vec::Vec::new();
@@ -41,22 +42,22 @@ fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Outcome {
     'walk: {
         if !long && !bit(cr4, 5) {
             let half = |at: u64| word(at & !7).map(|w| if bit(at, 2) { w >> 32 } else { w & 0xffff_ffff });
-            let Some(pde) = half((cr3 & 0xffff_f000) + 4 * (gva >> 22 & 1023)) else { return Outcome::Unbacked };
+            let Some(pde) = half((cr3 & 0xffff_f000) + 4 * (gva >> 22 & 1023)) else { return Walked::Unbacked };
             if !bit(pde, 0) {
-                return Outcome::Fault(base);
+                return Walked::Fault(base);
             }
             entries.push(pde);
             if bit(pde, 7) && bit(cr4, 4) {
                 let m = if paging.features.pse36 { max.min(40) } else { 32 };
                 if any_bit(pde, (m - 19)..=21) {
-                    return Outcome::Fault(base | 9);
+                    return Walked::Fault(base | 9);
                 }
                 (page, size) = ((pde & 0xffc0_0000) + ((pde >> 13 & 255) << 32), 22);
                 break 'walk;
             }
-            let Some(pte) = half((pde & 0xffff_f000) + 4 * (gva >> 12 & 1023)) else { return Outcome::Unbacked };
+            let Some(pte) = half((pde & 0xffff_f000) + 4 * (gva >> 12 & 1023)) else { return Walked::Unbacked };
             if !bit(pte, 0) {
-                return Outcome::Fault(base);
+                return Walked::Fault(base);
             }
             entries.push(pte);
             (page, size) = (pte & 0xffff_f000, 12);
@@ -68,7 +69,7 @@ fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Outcome {
             top = if bit(cr4, 12) { 5 } else { 4 };
             let sign = gva >> (9 * top + 11);
             if sign != 0 && sign != u64::MAX >> (9 * top + 11) {
-                return Outcome::NonCanonical;
+                return Walked::NonCanonical;
             }
             table = cr3 & ((1 << max) - 1) & !0xfff;
         } else {
@@ -78,23 +79,23 @@ fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Outcome {
                 Some(held) => held[slot as usize],
                 None => match word((cr3 & 0xffff_ffe0) + 8 * slot) {
                     Some(pdpte) => pdpte,
-                    None => return Outcome::Unbacked,
+                    None => return Walked::Unbacked,
                 },
             };
             if !bit(pdpte, 0) {
-                return Outcome::Fault(base);
+                return Walked::Fault(base);
             }
             let reserved = any_bit(pdpte, 1..=2) || any_bit(pdpte, 6..=8) || any_bit(pdpte, max..=63);
             if paging.pdptes.is_none() && reserved {
-                return Outcome::Fault(base | 9);
+                return Walked::Fault(base | 9);
             }
             table = pdpte & 0x000f_ffff_ffff_f000;
         }
         let mut level: u32 = top;
         loop {
-            let Some(entry) = word(table + 8 * (gva >> (9 * level + 3) & 511)) else { return Outcome::Unbacked };
+            let Some(entry) = word(table + 8 * (gva >> (9 * level + 3) & 511)) else { return Walked::Unbacked };
             if !bit(entry, 0) {
-                return Outcome::Fault(base);
+                return Walked::Fault(base);
             }
             let leaf =
                 level == 1 || level == 2 && bit(entry, 7) || level == 3 && bit(entry, 7) && paging.features.pages_1g;
@@ -106,7 +107,7 @@ fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Outcome {
                 || leaf && level == 2 && any_bit(entry, 13..=20)
                 || leaf && level == 3 && any_bit(entry, 13..=29);
             if reserved {
-                return Outcome::Fault(base | 9);
+                return Walked::Fault(base | 9);
             }
             entries.push(entry);
             let width = 9 * level + 3;
@@ -132,28 +133,28 @@ fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Outcome {
         }
     };
     if denied {
-        Outcome::Fault(base | 1)
+        Walked::Fault(base | 1)
     } else {
-        Outcome::Page { gpa: page + (gva & ((1 << size) - 1)), size: u64::from(size) }
+        Walked::Page { gpa: page + (gva & ((1 << size) - 1)), size: u64::from(size) }
     }
 }
 
-fn outcome(found: Result<Translation, Fault>, gva: u64) -> Outcome {
+fn walked(found: Result<Translation, Fault>, gva: u64) -> Walked {
     match found {
-        Ok(Translation { gpa, size, .. }) => Outcome::Page { gpa: gpa.raw(), size: u64::from(size.shift()) },
+        Ok(Translation { gpa, size, .. }) => Walked::Page { gpa: gpa.raw(), size: u64::from(size.shift()) },
         Err(Fault::Page { error_code, address }) => {
             assert!(address == Gva::new(gva) || address == Gva::new(gva & 0xffff_ffff));
-            Outcome::Fault(error_code.bits())
+            Walked::Fault(error_code.bits())
         }
-        Err(Fault::NonCanonical) => Outcome::NonCanonical,
-        Err(Fault::Unbacked(_)) => Outcome::Unbacked,
-        Err(Fault::Contended) => panic!("nobody else writes"),
+        Err(Fault::NonCanonical) => Walked::NonCanonical,
+        Err(Fault::Unbacked(_)) => Walked::Unbacked,
+        Err(Fault::Contended) => panic!("no other CPU writes"),
     }
 }
 
 pub(crate) const PAGES: u64 = 8;
 
-/// Entries likely to lead on: to a page of the memory, with few odd bits.
+/// Entries that mostly lead to a page of the memory, with few unusual bits.
 pub(crate) fn entry() -> impl Strategy<Value = u64> {
     let odd = prop_oneof![
         6 => Just(0),
@@ -189,7 +190,7 @@ pub(crate) fn paging_state() -> impl Strategy<Value = Paging> {
         })
 }
 
-/// Addresses that use few indices, so that small tables are hit.
+/// Addresses with few different indices, so that they mostly hit the entries that are set.
 pub(crate) fn address() -> impl Strategy<Value = u64> {
     let index = 0..4u64;
     prop_oneof![
@@ -225,10 +226,10 @@ proptest! {
     fn walks_agree_with_the_model(ram in memory(), paging in paging_state(), gva in address(), access in any_access()) {
         let expected = model(&ram, &paging, gva, access);
         let found = translate(&ram, &paging, Gva::new(gva), access, SetAccessedDirty::No);
-        prop_assert_eq!(outcome(found, gva), expected);
+        prop_assert_eq!(walked(found, gva), expected);
     }
 
-    /// Recursive tables included: setting bits may change what later levels are.
+    /// This covers recursive tables, where setting bits may change entries of later levels.
     #[test]
     fn setting_bits_changes_only_bits_5_and_6(
         ram in memory(), paging in paging_state(), gva in address(), access in any_access(),

@@ -1,11 +1,11 @@
-//! Operands are whole, and nothing beside them is lost.
+//! Tests that operands are accessed atomically, and that no concurrent write beside them is lost.
 
 use super::*;
 use crate::Operands;
 use core::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 
-/// Memory that threads share.
+/// Memory that several threads access.
 struct Shared([AtomicU64; 2]);
 
 impl Shared {
@@ -36,7 +36,7 @@ impl PhysMem for Shared {
     }
 }
 
-/// Of a guest without paging.
+/// Operands of a guest without paging.
 fn operands<'a, M>(mem: &'a M, paging: &'a Paging) -> Operands<'a, M> {
     Operands { mem, paging, privilege: SUPERVISOR }
 }
@@ -52,7 +52,7 @@ fn two_halves_of_an_entry_are_written_at_once_and_both_are_there() {
                 for n in 1..=WRITES {
                     let value = n.to_le_bytes();
                     while operands(shared, paging).store(Gva::new(half), &value) == Err(Fault::Contended) {}
-                    // Nobody else writes here.
+                    // No other thread writes this half.
                     let mut found = [0; 4];
                     operands(shared, paging).load(Gva::new(half), &mut found).unwrap();
                     assert_eq!(found, value);
@@ -90,7 +90,7 @@ fn no_locked_addition_is_lost() {
 }
 
 #[test]
-fn who_is_always_too_late_gives_up() {
+fn a_store_that_always_loses_the_race_gives_up() {
     let (ram, paging) = (Ram::new(1), paging(0, 0, 0, 0));
     ram.contention.set(ATTEMPTS - 1);
     assert_eq!(operands(&ram, &paging).store(Gva::new(8), &[1]), Ok(()));
@@ -109,7 +109,7 @@ fn an_exchange_needs_the_right_to_write_even_where_it_would_fail() {
 }
 
 proptest! {
-    /// Wherever they are, and whatever their length: as bytes one by one.
+    /// At each address and of each length, an operand is what the bytes there are one by one.
     #[test]
     fn operands_are_the_bytes_at_their_address(
         at in 0u64..40,

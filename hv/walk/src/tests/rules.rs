@@ -3,10 +3,10 @@ use Kind::{Fetch, Read, Write};
 use Privilege::User;
 use addr::PageSize;
 
-/// Rights of every level: present, writable, user.
+/// Flags of an entry that gives all rights: present, writable, user.
 const PWU: u64 = 7;
 
-/// A long-mode tree: tables at 0x1000 (top) to 0x4000, the page of linear address 0x2345 at 0x5000.
+/// Long-mode tables at 0x1000 (the root) to 0x4000, which map the page of linear address 0x2345 to 0x5000.
 pub(crate) fn long(flags: u64) -> (Ram, Paging) {
     let ram = Ram::new(16);
     ram.set(0x1000, 0x2000 | PWU);
@@ -95,7 +95,7 @@ fn nx_is_a_right_with_nxe_and_reserved_without() {
     assert_eq!(gpa(&ram, &paging, 0x2345, Read, User), 0x5345);
     paging.controls.efer &= !NXE;
     assert_eq!(code(&ram, &paging, 0x2345, Read, User), 0xd);
-    // Without NX and SMEP a fetch is told as a read.
+    // Without NX and SMEP the error code of a fetch is that of a read.
     assert_eq!(code(&ram, &paging, 0x2345, Fetch, User), 0xd);
 }
 
@@ -383,7 +383,7 @@ fn a_missing_entry_of_either_level_is_found_at_once() {
     ram.set(0x1000, 0x2007);
     for (pae, pdptes) in [(0, None), (PAE, Some([0x1001, 0, 0, 0]))] {
         let paging = Paging { pdptes, ..paging(PE_PG, 0x1000, pae, 0) };
-        // The second page by a table without it; another gigabyte, without a table.
+        // The second page has a table without an entry for it; the other gigabyte has no table.
         for gva in [0x1000, 0x8000_0000] {
             let fault = Fault::Page { error_code: ErrorCode::WRITE | ErrorCode::USER, address: Gva::new(gva) };
             assert_eq!(missing(&ram, &paging, Gva::new(gva), access), Some(fault));
