@@ -61,6 +61,7 @@ pub use mode::{Controls, Features, Mode, Paging, PdpteError, load_pdptes};
 pub use operand::Operands;
 
 use addr::{Gpa, Gva, PageSize};
+use core::fmt;
 
 /// A guest's physical memory, provided by the environment. All methods give None where there is no memory.
 ///
@@ -196,6 +197,19 @@ pub enum Fault {
     /// executes the instruction again.
     Contended,
 }
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Page { error_code, address } => write!(f, "page fault {:#x} at {address}", error_code.bits()),
+            Self::NonCanonical => f.write_str("the address is not canonical"),
+            Self::Unbacked(at) => write!(f, "there is no memory at {at}"),
+            Self::Contended => f.write_str("other CPUs keep changing the page-table entries"),
+        }
+    }
+}
+
+impl core::error::Error for Fault {}
 
 const P: u64 = 1 << 0;
 const RW: u64 = 1 << 1;

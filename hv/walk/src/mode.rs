@@ -2,6 +2,7 @@
 
 use crate::{Access, ErrorCode, Kind, P, PS, PhysMem, Privilege, RW, Rights, US};
 use addr::{Gpa, Gva, PageSize};
+use core::fmt;
 
 const CR0_WP: u64 = 1 << 16;
 pub(crate) const CR0_PG: u64 = 1 << 31;
@@ -259,6 +260,17 @@ pub enum PdpteError {
     /// There is no memory at the address in CR3.
     Unbacked(Gpa),
 }
+
+impl fmt::Display for PdpteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reserved => f.write_str("a present PDPTE has a reserved bit set"),
+            Self::Unbacked(at) => write!(f, "there is no memory for the PDPTE at {at}"),
+        }
+    }
+}
+
+impl core::error::Error for PdpteError {}
 
 /// Reads PAE's four PDPTEs as a load of CR3 does, and checks them (SDM vol. 3, 4.4.1).
 pub fn load_pdptes<M: PhysMem>(mem: &M, paging: &Paging) -> Result<[u64; 4], PdpteError> {
