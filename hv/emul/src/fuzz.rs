@@ -1,6 +1,6 @@
 //! What the fuzzer drives, and property tests with it.
 
-use crate::mmio::{Bus, Outcome, Place};
+use crate::mmio::{Bus, Emulated, MemoryRef};
 use crate::{Bitness, Gpr, Known, Registers, Segment, Width, length, mmio, string_io, system};
 
 const MODES: [Bitness; 3] = [Bitness::Bits16, Bitness::Bits32, Bitness::Bits64];
@@ -92,14 +92,14 @@ impl Values<'_> {
 
 impl Bus for Values<'_> {
     type Error = Refused;
-    fn read(&mut self, _: Place, _: Width) -> Result<u64, Refused> {
+    fn read(&mut self, _: MemoryRef, _: Width) -> Result<u64, Refused> {
         self.access()
     }
-    fn write(&mut self, _: Place, width: Width, value: u64) -> Result<(), Refused> {
+    fn write(&mut self, _: MemoryRef, width: Width, value: u64) -> Result<(), Refused> {
         assert_eq!(value & !width.mask(), 0);
         self.access().map(|_| ())
     }
-    fn compare_exchange(&mut self, _: Place, width: Width, old: u64, new: u64) -> Result<bool, Refused> {
+    fn compare_exchange(&mut self, _: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, Refused> {
         assert_eq!((old | new) & !width.mask(), 0);
         self.access().map(|value| value & 1 == 1)
     }
@@ -132,8 +132,8 @@ pub fn emul_execute(data: &[u8]) {
             assert_eq!((file.rflags ^ before.rflags) & !ARITHMETIC, 0);
             assert!(bus.accesses - accesses <= 2);
             match outcome {
-                Ok(Outcome::Again) => {}
-                Ok(Outcome::Retired) => break,
+                Ok(Emulated::Again) => {}
+                Ok(Emulated::Retired) => break,
                 Err(Refused) => {
                     assert_eq!(file, before);
                     break;

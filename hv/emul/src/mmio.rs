@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use emul::{Bitness, Gpr, Registers, Segment, Width};
-//! use emul::mmio::{self, Bus, Outcome, Place};
+//! use emul::mmio::{self, Bus, Emulated, MemoryRef};
 //! # #[derive(Default)] struct Vcpu([u64; 16]);
 //! # impl Registers for Vcpu {
 //! #     fn gpr(&self, gpr: Gpr) -> u64 { self.0[gpr.index()] }
@@ -19,13 +19,13 @@
 //! struct Device(u64);
 //! impl Bus for Device {
 //!     type Error = ();
-//!     fn read(&mut self, _: Place, _: Width) -> Result<u64, ()> { Ok(self.0) }
-//!     fn write(&mut self, _: Place, _: Width, value: u64) -> Result<(), ()> { self.0 = value; Ok(()) }
+//!     fn read(&mut self, _: MemoryRef, _: Width) -> Result<u64, ()> { Ok(self.0) }
+//!     fn write(&mut self, _: MemoryRef, _: Width, value: u64) -> Result<(), ()> { self.0 = value; Ok(()) }
 //! }
 //! # let mut vcpu = Vcpu::default();
 //! // movzx eax, byte ptr [rdi]
 //! let instruction = mmio::decode(&[0x0f, 0xb6, 0x07], Bitness::Bits64).unwrap();
-//! assert_eq!(instruction.execute(&mut vcpu, &mut Device(0x80)), Ok(Outcome::Retired));
+//! assert_eq!(instruction.execute(&mut vcpu, &mut Device(0x80)), Ok(Emulated::Retired));
 //! assert_eq!(vcpu.gpr(Gpr::RAX), 0x80);
 //! // … and RIP moves on by instruction.length().
 //! ```
@@ -90,7 +90,7 @@ enum Op {
 
 /// Which memory is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum MemoryRef {
     /// The instruction's only memory operand: what the exit told the guest-physical address of. Who needs its linear
     /// address asks [`Mmio::linear`].
     Operand,
@@ -103,18 +103,18 @@ pub trait Bus {
     /// Why an access is refused.
     type Error;
 
-    /// Reads `width` at `place`. Bits above the width are ignored.
-    fn read(&mut self, place: Place, width: Width) -> Result<u64, Self::Error>;
+    /// Reads `width` at `at`. Bits above the width are ignored.
+    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Self::Error>;
 
-    /// Writes `width` at `place`. Bits of `value` above the width are zero.
-    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), Self::Error>;
+    /// Writes `width` at `at`. Bits of `value` above the width are zero.
+    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Self::Error>;
 
     /// For a locked instruction that read `old`: writes `new` if `old` is still there, and tells whether it was.
     ///
     /// As given it writes, which is right for a device that no one else can write between. Memory needs its own.
-    fn compare_exchange(&mut self, place: Place, width: Width, old: u64, new: u64) -> Result<bool, Self::Error> {
+    fn compare_exchange(&mut self, at: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, Self::Error> {
         let _ = old;
-        self.write(place, width, new).map(|()| true)
+        self.write(at, width, new).map(|()| true)
     }
 }
 
@@ -131,7 +131,7 @@ pub enum Plain {
 
 /// How far an instruction came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Emulated {
     /// It is done: RIP moves on.
     Retired,
     /// RIP stays: REP has iterations left (registers tell which), or another CPU came between a locked read and write.
@@ -169,10 +169,10 @@ pub(crate) fn of_instruction(instruction: &Instruction, bitness: Bitness) -> Opt
 /// assert_eq!(memo.get(first, || Some(second ^ 1), Bits64), None);
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Memo([Option<Known>; MEMOS]);
+pub struct Memo([Option<MemoEntry>; MEMOS]);
 
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct MemoEntry {
     first: u64,
     /// What the instruction has of the second word, and which bits of that word are the instruction's.
     second: (u64, u64),
@@ -186,7 +186,7 @@ const MEMOS: usize = 8;
 /// The place: the highest bits of a product with 2⁶⁴ divided by the golden ratio (Knuth, The Art of Computer Programming,
 /// section 6.4).
 #[inline]
-const fn place(first: u64) -> usize {
+const fn memo_index(first: u64) -> usize {
     (first.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - MEMOS.trailing_zeros())) as usize
 }
 
@@ -208,7 +208,7 @@ impl Memo {
     /// eight; None if they can't be had), if it is among the last decoded.
     #[inline]
     pub fn get(&self, first: u64, second: impl FnOnce() -> Option<u64>, bitness: Bitness) -> Option<&Mmio> {
-        let known = self.0[place(first)].as_ref()?;
+        let known = self.0[memo_index(first)].as_ref()?;
         if known.first != first || known.bitness != bitness {
             return None;
         }
@@ -224,7 +224,7 @@ impl Memo {
             let first = u64::from_le_bytes(*first);
             let rest = rest.iter().take(8).rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
             let mask = second_mask(mmio.length);
-            self.0[place(first)] = Some(Known { first, second: (rest & mask, mask), bitness, mmio });
+            self.0[memo_index(first)] = Some(MemoEntry { first, second: (rest & mask, mask), bitness, mmio });
         }
         Ok(mmio)
     }
@@ -259,7 +259,7 @@ impl Mmio {
         }
     }
 
-    /// Whether it names memory by linear addresses of its own ([`Place::Linear`]), as MOVS does.
+    /// Whether it names memory by linear addresses of its own ([`MemoryRef::Linear`]), as MOVS does.
     #[inline]
     pub const fn is_linear(&self) -> bool {
         matches!(self.op, Op::Movs(_))

@@ -9,7 +9,7 @@ mod data;
 mod flow;
 mod stack;
 
-use crate::mmio::{self, Bus, Place};
+use crate::mmio::{self, Bus, MemoryRef};
 use crate::system::{self, System};
 use crate::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use addr::Gva;
@@ -129,22 +129,22 @@ pub fn step<P: Processor, M: Memory>(
     if let Some(system) = system::system(&instruction, bitness) {
         return Ok(Step::System { system, next });
     }
-    let mut one = One { processor, memory, instruction, bitness, next };
-    if let Some(step) = one.in_memory()? {
+    let mut execution = Execution { processor, memory, instruction, bitness, next };
+    if let Some(step) = execution.in_memory()? {
         return Ok(step);
     }
-    if one.in_registers() {
-        one.processor.jump(next);
+    if execution.in_registers() {
+        execution.processor.jump(next);
         return Ok(Step::Done);
     }
-    match one.on_stack()? {
-        Step::Unknown => one.control_flow(),
+    match execution.on_stack()? {
+        Step::Unknown => execution.control_flow(),
         step => Ok(step),
     }
 }
 
-/// One instruction on its way.
-struct One<'a, P, M> {
+/// Execution instruction on its way.
+struct Execution<'a, P, M> {
     processor: &'a mut P,
     memory: &'a mut M,
     instruction: Instruction,
@@ -152,13 +152,13 @@ struct One<'a, P, M> {
     next: u64,
 }
 
-impl<P: Processor, M: Memory> One<'_, P, M> {
+impl<P: Processor, M: Memory> Execution<'_, P, M> {
     /// Instructions with an operand in memory that devices could have, too.
     fn in_memory(&mut self) -> Result<Option<Step>, M::Error> {
         let Some(instruction) = mmio::of_instruction(&self.instruction, self.bitness) else { return Ok(None) };
         for _ in 0..ITERATIONS {
             let mut bus = Data { at: instruction.linear(self.processor), memory: self.memory };
-            if instruction.execute(self.processor, &mut bus)? == mmio::Outcome::Retired {
+            if instruction.execute(self.processor, &mut bus)? == mmio::Emulated::Retired {
                 self.processor.jump(self.next);
                 break;
             }
@@ -174,10 +174,10 @@ struct Data<'a, M> {
 }
 
 impl<M> Data<'_, M> {
-    const fn at(&self, place: Place) -> Gva {
-        match place {
-            Place::Operand => self.at,
-            Place::Linear(at) => at,
+    const fn at(&self, at: MemoryRef) -> Gva {
+        match at {
+            MemoryRef::Operand => self.at,
+            MemoryRef::Linear(at) => at,
         }
     }
 }
@@ -185,16 +185,16 @@ impl<M> Data<'_, M> {
 impl<M: Memory> Bus for Data<'_, M> {
     type Error = M::Error;
 
-    fn read(&mut self, place: Place, width: Width) -> Result<u64, M::Error> {
-        read(self.memory, self.at(place), width)
+    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, M::Error> {
+        read(self.memory, self.at(at), width)
     }
 
-    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), M::Error> {
-        write(self.memory, self.at(place), width, value)
+    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), M::Error> {
+        write(self.memory, self.at(at), width, value)
     }
 
-    fn compare_exchange(&mut self, place: Place, width: Width, old: u64, new: u64) -> Result<bool, M::Error> {
-        self.memory.compare_exchange(self.at(place), width, old, new)
+    fn compare_exchange(&mut self, at: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, M::Error> {
+        self.memory.compare_exchange(self.at(at), width, old, new)
     }
 }
 

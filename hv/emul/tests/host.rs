@@ -3,7 +3,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use addr::Gva;
-use emul::mmio::{self, Bus, Outcome, Place};
+use emul::mmio::{self, Bus, Emulated, MemoryRef};
 use emul::real::{self, Processor, Step, Table, TableRegister};
 use emul::{Bitness, Gpr, Registers, Segment, Width};
 use proptest::prelude::*;
@@ -166,10 +166,10 @@ struct Copied {
 }
 
 impl Copied {
-    fn at(&mut self, place: Place, width: Width) -> &mut [u8] {
-        let address = match place {
-            Place::Operand => self.operand,
-            Place::Linear(address) => address.raw(),
+    fn at(&mut self, at: MemoryRef, width: Width) -> &mut [u8] {
+        let address = match at {
+            MemoryRef::Operand => self.operand,
+            MemoryRef::Linear(address) => address.raw(),
         };
         let start = (address - self.base) as usize;
         &mut self.bytes[start..start + width.bytes() as usize]
@@ -178,13 +178,13 @@ impl Copied {
 
 impl Bus for Copied {
     type Error = ();
-    fn read(&mut self, place: Place, width: Width) -> Result<u64, ()> {
+    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, ()> {
         let mut value = [0; 8];
-        value[..width.bytes() as usize].copy_from_slice(self.at(place, width));
+        value[..width.bytes() as usize].copy_from_slice(self.at(at, width));
         Ok(u64::from_le_bytes(value))
     }
-    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), ()> {
-        self.at(place, width).copy_from_slice(&value.to_le_bytes()[..width.bytes() as usize]);
+    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), ()> {
+        self.at(at, width).copy_from_slice(&value.to_le_bytes()[..width.bytes() as usize]);
         Ok(())
     }
 }
@@ -444,8 +444,8 @@ proptest! {
             loop {
                 bus.operand = decoded.linear(&emulated).raw();
                 match decoded.execute(&mut emulated, &mut bus) {
-                    Ok(Outcome::Retired) => break,
-                    Ok(Outcome::Again) => {}
+                    Ok(Emulated::Retired) => break,
+                    Ok(Emulated::Again) => {}
                     Err(()) => unreachable!("this bus refuses nothing"),
                 }
             }

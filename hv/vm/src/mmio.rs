@@ -10,7 +10,7 @@ use crate::vcpu::Vcpu;
 use apic::{Effect, LocalApic, Posted, Register};
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
-use emul::mmio::{Bus, Mmio, Outcome, Place, Plain};
+use emul::mmio::{Bus, Emulated, MemoryRef, Mmio, Plain};
 use emul::{Bitness, Width};
 
 impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
@@ -131,7 +131,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
             offset: fault.address().page_offset() as u16,
             effect: None,
         };
-        if instruction.execute(vcpu, &mut bus)? == Outcome::Retired {
+        if instruction.execute(vcpu, &mut bus)? == Emulated::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         }
         if let Some(effect) = bus.effect {
@@ -145,7 +145,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         let bitness = Self::bitness(vcpu);
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
         let mut bus = OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) };
-        if instruction.execute(vcpu, &mut bus)? == Outcome::Retired {
+        if instruction.execute(vcpu, &mut bus)? == Emulated::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         }
         Ok(Flow::Resume)
@@ -187,7 +187,7 @@ impl<C: Clock> Bus for ApicBus<'_, C> {
 
     /// There is one operand.
     #[inline]
-    fn read(&mut self, _: Place, width: Width) -> Result<u64, Trouble> {
+    fn read(&mut self, _: MemoryRef, width: Width) -> Result<u64, Trouble> {
         let Some(register) = Self::register(self.offset).filter(|_| self.offset & 15 < 4) else {
             self.apic.illegal_register(self.posted);
             return Ok(0);
@@ -197,7 +197,7 @@ impl<C: Clock> Bus for ApicBus<'_, C> {
     }
 
     #[inline]
-    fn write(&mut self, _: Place, width: Width, value: u64) -> Result<(), Trouble> {
+    fn write(&mut self, _: MemoryRef, width: Width, value: u64) -> Result<(), Trouble> {
         match Self::register(self.offset) {
             None => self.apic.illegal_register(self.posted),
             Some(register) if width == Width::Dword && self.offset & 15 == 0 => {

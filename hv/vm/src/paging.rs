@@ -8,7 +8,7 @@ use addr::{Gpa, Gva};
 use core::mem;
 use core::ops::ControlFlow;
 use devices::{Clock, Sink};
-use emul::mmio::{Bus, Outcome, Place};
+use emul::mmio::{Bus, Emulated, MemoryRef};
 use emul::{Known, Width};
 use shadow::{Change, LoadError, Reason};
 use walk::{Access, Controls, ErrorCode, Kind, Operands, PhysMem, Privilege};
@@ -87,7 +87,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         let paging = self.paging(vcpu);
         let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
         let mut bus = RamBus { operands, linear: instruction.linear(vcpu) };
-        if instruction.execute(vcpu, &mut bus)? == Outcome::Retired {
+        if instruction.execute(vcpu, &mut bus)? == Emulated::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         }
         Ok(Flow::Resume)
@@ -132,10 +132,10 @@ struct RamBus<'a, M> {
 }
 
 impl<M> RamBus<'_, M> {
-    const fn address(&self, place: Place) -> Gva {
-        match place {
-            Place::Operand => self.linear,
-            Place::Linear(at) => at,
+    const fn address(&self, at: MemoryRef) -> Gva {
+        match at {
+            MemoryRef::Operand => self.linear,
+            MemoryRef::Linear(at) => at,
         }
     }
 }
@@ -143,20 +143,20 @@ impl<M> RamBus<'_, M> {
 impl<M: PhysMem> Bus for RamBus<'_, M> {
     type Error = Trouble;
 
-    fn read(&mut self, place: Place, width: Width) -> Result<u64, Trouble> {
+    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Trouble> {
         let mut bytes = [0; 8];
-        self.operands.load(self.address(place), &mut bytes[..width.bytes() as usize])?;
+        self.operands.load(self.address(at), &mut bytes[..width.bytes() as usize])?;
         Ok(u64::from_le_bytes(bytes))
     }
 
-    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), Trouble> {
-        Ok(self.operands.store(self.address(place), &value.to_le_bytes()[..width.bytes() as usize])?)
+    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Trouble> {
+        Ok(self.operands.store(self.address(at), &value.to_le_bytes()[..width.bytes() as usize])?)
     }
 
-    fn compare_exchange(&mut self, place: Place, width: Width, old: u64, new: u64) -> Result<bool, Trouble> {
+    fn compare_exchange(&mut self, at: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, Trouble> {
         let bytes = width.bytes() as usize;
         let (old, new) = (old.to_le_bytes(), new.to_le_bytes());
-        Ok(self.operands.compare_exchange(self.address(place), &old[..bytes], &new[..bytes])?)
+        Ok(self.operands.compare_exchange(self.address(at), &old[..bytes], &new[..bytes])?)
     }
 }
 

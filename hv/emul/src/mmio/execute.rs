@@ -1,7 +1,7 @@
 //! Carrying out.
 
 use super::alu::{Binary, Computed, Unary};
-use super::{Bus, Mmio, Op, Outcome, Place, Source};
+use super::{Bus, Emulated, MemoryRef, Mmio, Op, Source};
 use crate::registers::Operand;
 use crate::string_step::StringStep;
 use crate::{Gpr, Registers, Segment, Width, address};
@@ -23,24 +23,24 @@ impl Mmio {
     ///
     /// On an error, and when another CPU came between, no register is changed.
     #[inline]
-    pub fn execute<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Outcome, B::Error> {
+    pub fn execute<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Emulated, B::Error> {
         match self.op {
             Op::Load { to, to_width, signed } => {
                 let value = self.read(bus)?;
                 let value = if signed { self.width.sign_extend(value) } else { value };
                 to.set(registers, to_width, value);
-                Ok(Outcome::Retired)
+                Ok(Emulated::Retired)
             }
             Op::Store(from) => {
-                bus.write(Place::Operand, self.width, from.get(registers, self.width))?;
-                Ok(Outcome::Retired)
+                bus.write(MemoryRef::Operand, self.width, from.get(registers, self.width))?;
+                Ok(Emulated::Retired)
             }
             _ => self.execute_rare(registers, bus),
         }
     }
 
     #[inline(never)]
-    fn execute_rare<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Outcome, B::Error> {
+    fn execute_rare<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Emulated, B::Error> {
         let (width, rflags) = (self.width, registers.rflags());
         match self.op {
             Op::Load { .. } | Op::Store(_) => self.execute(registers, bus),
@@ -54,11 +54,11 @@ impl Mmio {
                     to.set(registers, width, result);
                 }
                 registers.set_rflags(rflags);
-                Ok(Outcome::Retired)
+                Ok(Emulated::Retired)
             }
             Op::Unary(op @ Unary::Set(_)) => {
-                bus.write(Place::Operand, width, op.compute(width, 0, rflags).0)?;
-                Ok(Outcome::Retired)
+                bus.write(MemoryRef::Operand, width, op.compute(width, 0, rflags).0)?;
+                Ok(Emulated::Retired)
             }
             Op::Unary(op) => self.modify(registers, bus, true, |old| op.compute(width, old, rflags)),
             Op::Bit(op, from) => {
@@ -68,20 +68,20 @@ impl Mmio {
             Op::Exchange(with) => {
                 let old = self.read(bus)?;
                 if !self.replace(bus, old, with.get(registers, width))? {
-                    return Ok(Outcome::Again);
+                    return Ok(Emulated::Again);
                 }
                 with.set(registers, width, old);
-                Ok(Outcome::Retired)
+                Ok(Emulated::Retired)
             }
             Op::ExchangeAdd(with) => {
                 let old = self.read(bus)?;
                 let (sum, rflags) = Binary::Add.compute(width, old, with.get(registers, width), rflags);
                 if !self.replace(bus, old, sum)? {
-                    return Ok(Outcome::Again);
+                    return Ok(Emulated::Again);
                 }
                 with.set(registers, width, old);
                 registers.set_rflags(rflags);
-                Ok(Outcome::Retired)
+                Ok(Emulated::Retired)
             }
             Op::CompareExchange(new) => self.compare_exchange(registers, bus, new),
             Op::CompareExchange8b => self.compare_exchange_8b(registers, bus),
@@ -92,15 +92,15 @@ impl Mmio {
                 Ok(())
             }),
             Op::Stos(step) => self.iterate(registers, step, |registers| {
-                bus.write(Place::Operand, width, ACCUMULATOR.get(registers, width))?;
+                bus.write(MemoryRef::Operand, width, ACCUMULATOR.get(registers, width))?;
                 step.step(registers, Gpr::RDI, 1);
                 Ok(())
             }),
             Op::Movs(step) => self.iterate(registers, step, |registers| {
                 let to = step.offset(registers, Gpr::RDI);
                 let to = address::linear(registers, self.address.bitness, Segment::Es, to);
-                let value = bus.read(Place::Linear(self.address.linear(registers)), width)? & width.mask();
-                bus.write(Place::Linear(to), width, value)?;
+                let value = bus.read(MemoryRef::Linear(self.address.linear(registers)), width)? & width.mask();
+                bus.write(MemoryRef::Linear(to), width, value)?;
                 step.step(registers, Gpr::RSI, 1);
                 step.step(registers, Gpr::RDI, 1);
                 Ok(())
@@ -110,15 +110,15 @@ impl Mmio {
 
     #[inline]
     fn read<B: Bus>(&self, bus: &mut B) -> Result<u64, B::Error> {
-        Ok(bus.read(Place::Operand, self.width)? & self.width.mask())
+        Ok(bus.read(MemoryRef::Operand, self.width)? & self.width.mask())
     }
 
     /// Writes `new` over the `old` that was read; false if another CPU came between.
     fn replace<B: Bus>(&self, bus: &mut B, old: u64, new: u64) -> Result<bool, B::Error> {
         if self.locked {
-            bus.compare_exchange(Place::Operand, self.width, old, new)
+            bus.compare_exchange(MemoryRef::Operand, self.width, old, new)
         } else {
-            bus.write(Place::Operand, self.width, new).map(|()| true)
+            bus.write(MemoryRef::Operand, self.width, new).map(|()| true)
         }
     }
 
@@ -129,14 +129,14 @@ impl Mmio {
         bus: &mut B,
         store: bool,
         compute: impl FnOnce(u64) -> Computed,
-    ) -> Result<Outcome, B::Error> {
+    ) -> Result<Emulated, B::Error> {
         let old = self.read(bus)?;
         let (result, rflags) = compute(old);
         if store && !self.replace(bus, old, result)? {
-            return Ok(Outcome::Again);
+            return Ok(Emulated::Again);
         }
         registers.set_rflags(rflags);
-        Ok(Outcome::Retired)
+        Ok(Emulated::Retired)
     }
 
     /// CMPXCHG. Where the comparison fails, memory is not written; the processor writes the old value back.
@@ -145,21 +145,21 @@ impl Mmio {
         registers: &mut R,
         bus: &mut B,
         new: Operand,
-    ) -> Result<Outcome, B::Error> {
+    ) -> Result<Emulated, B::Error> {
         let old = self.read(bus)?;
         let expected = ACCUMULATOR.get(registers, self.width);
         let (difference, rflags) = Binary::Cmp.compute(self.width, expected, old, registers.rflags());
         if difference != 0 {
             ACCUMULATOR.set(registers, self.width, old);
         } else if !self.replace(bus, old, new.get(registers, self.width))? {
-            return Ok(Outcome::Again);
+            return Ok(Emulated::Again);
         }
         registers.set_rflags(rflags);
-        Ok(Outcome::Retired)
+        Ok(Emulated::Retired)
     }
 
     /// CMPXCHG8B: EDX:EAX with memory, ECX:EBX into it. Only ZF changes.
-    fn compare_exchange_8b<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Outcome, B::Error> {
+    fn compare_exchange_8b<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Emulated, B::Error> {
         let half = |registers: &R, gpr| Operand::new(gpr).get(registers, Width::Dword);
         let pair = |registers: &R, high, low| (half(registers, high) << 32) | half(registers, low);
         let old = self.read(bus)?;
@@ -168,11 +168,11 @@ impl Mmio {
             Operand::new(Gpr::RDX).set(registers, Width::Dword, old >> 32);
             ACCUMULATOR.set(registers, Width::Dword, old);
         } else if !self.replace(bus, old, pair(registers, Gpr::RCX, Gpr::RBX))? {
-            return Ok(Outcome::Again);
+            return Ok(Emulated::Again);
         }
         let zf = if equal { super::alu::ZF } else { 0 };
         registers.set_rflags((registers.rflags() & !super::alu::ZF) | zf);
-        Ok(Outcome::Retired)
+        Ok(Emulated::Retired)
     }
 
     /// One iteration, if RCX leaves any.
@@ -181,11 +181,11 @@ impl Mmio {
         registers: &mut R,
         step: StringStep,
         once: impl FnOnce(&mut R) -> Result<(), E>,
-    ) -> Result<Outcome, E> {
+    ) -> Result<Emulated, E> {
         if step.remaining(registers) == 0 {
-            return Ok(Outcome::Retired);
+            return Ok(Emulated::Retired);
         }
         once(registers)?;
-        Ok(if step.count(registers, 1) { Outcome::Again } else { Outcome::Retired })
+        Ok(if step.count(registers, 1) { Emulated::Again } else { Emulated::Retired })
     }
 }

@@ -1,6 +1,6 @@
 //! Instructions on registers and flags alone.
 
-use super::{IF, Memory, One, Processor};
+use super::{Execution, IF, Memory, Processor};
 use crate::mmio::alu::{Binary, Bit, CF, Shift, Unary};
 use crate::registers::Operand;
 use crate::{Address, Gpr, Width};
@@ -8,7 +8,7 @@ use iced_x86::{Mnemonic, OpKind};
 
 const DF: u64 = 1 << 10;
 
-impl<P: Processor, M: Memory> One<'_, P, M> {
+impl<P: Processor, M: Memory> Execution<'_, P, M> {
     /// Whether it was one.
     pub(super) fn in_registers(&mut self) -> bool {
         self.flags() || self.conversion().or_else(|| self.arithmetic()).is_some()

@@ -1,7 +1,7 @@
 //! Jumps, calls, returns and interrupts.
 
 use super::stack::Stack;
-use super::{IF, Memory, One, Processor, Step, Table, read};
+use super::{Execution, IF, Memory, Processor, Step, Table, read};
 use crate::mmio::alu::{ZF, holds};
 use crate::registers::Operand;
 use crate::{Gpr, Segment, Width};
@@ -36,19 +36,19 @@ pub fn interrupt<P: Processor, M: Memory>(
     for value in [rflags, processor.selector(Segment::Cs).into(), back] {
         stack.push(memory, Width::Word, value & 0xffff)?;
     }
-    stack.settle(processor);
+    stack.commit(processor);
     processor.set_rflags(rflags & !(IF | TF | AC));
     processor.load_segment(Segment::Cs, (handler >> 16) as u16);
     processor.jump(handler & 0xffff);
     Ok(true)
 }
 
-impl<P: Processor, M: Memory> One<'_, P, M> {
+impl<P: Processor, M: Memory> Execution<'_, P, M> {
     pub(super) fn control_flow(&mut self) -> Result<Step, M::Error> {
         let known = match self.instruction.mnemonic() {
             Mnemonic::Jmp => self.jump()?,
             Mnemonic::Call => self.call()?,
-            Mnemonic::Ret | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd => self.back()?,
+            Mnemonic::Ret | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd => self.ret()?,
             Mnemonic::Int => self.interrupt(self.instruction.immediate8())?,
             Mnemonic::Sti => self.sti(),
             Mnemonic::Int3 => self.interrupt(3)?,
@@ -80,13 +80,13 @@ impl<P: Processor, M: Memory> One<'_, P, M> {
             stack.push(self.memory, width, self.processor.selector(Segment::Cs).into())?;
         }
         stack.push(self.memory, width, self.next & width.mask())?;
-        stack.settle(self.processor);
+        stack.commit(self.processor);
         self.go(target);
         Ok(true)
     }
 
     /// RET, RETF and IRET.
-    fn back(&mut self) -> Result<bool, M::Error> {
+    fn ret(&mut self) -> Result<bool, M::Error> {
         let (width, far) = match self.instruction.code() {
             Code::Retnw | Code::Retnw_imm16 => (Width::Word, false),
             Code::Retnd | Code::Retnd_imm16 => (Width::Dword, false),
@@ -102,7 +102,7 @@ impl<P: Processor, M: Memory> One<'_, P, M> {
         if self.instruction.op_count() == 1 {
             stack.drop(self.instruction.immediate16().into());
         }
-        stack.settle(self.processor);
+        stack.commit(self.processor);
         if let Some(rflags) = rflags {
             self.set_flags(rflags, width);
         }

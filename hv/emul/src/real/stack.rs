@@ -1,6 +1,6 @@
 //! The stack, segment registers, and descriptor tables.
 
-use super::{Memory, One, Processor, Step, Table, TableRegister, read, write};
+use super::{Execution, Memory, Processor, Step, Table, TableRegister, read, write};
 use crate::registers::Operand;
 use crate::{Address, Gpr, Segment, Width};
 use addr::Gva;
@@ -40,12 +40,12 @@ impl Stack {
         self.sp = self.sp.wrapping_add(bytes) & 0xffff;
     }
 
-    pub(super) fn settle<P: Processor>(self, processor: &mut P) {
+    pub(super) fn commit<P: Processor>(self, processor: &mut P) {
         Operand::new(Gpr::RSP).set(processor, Width::Word, self.sp);
     }
 }
 
-impl<P: Processor, M: Memory> One<'_, P, M> {
+impl<P: Processor, M: Memory> Execution<'_, P, M> {
     pub(super) fn on_stack(&mut self) -> Result<Step, M::Error> {
         let done = match self.instruction.mnemonic() {
             Mnemonic::Push | Mnemonic::Pushf | Mnemonic::Pushfd => self.push()?,
@@ -70,7 +70,7 @@ impl<P: Processor, M: Memory> One<'_, P, M> {
         let Some(value) = value else { return Ok(None) };
         let mut stack = Stack::of(self.processor);
         stack.push(self.memory, width, value)?;
-        stack.settle(self.processor);
+        stack.commit(self.processor);
         self.processor.jump(self.next);
         Ok(Some(()))
     }
@@ -99,13 +99,13 @@ impl<P: Processor, M: Memory> One<'_, P, M> {
         let register = self.instruction.op0_register();
         let segment = Segment::of(register);
         if matches!(self.instruction.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd) {
-            stack.settle(self.processor);
+            stack.commit(self.processor);
             self.set_flags(value, width);
         } else if let Some(operand) = Operand::of(register) {
-            stack.settle(self.processor);
+            stack.commit(self.processor);
             self.set(operand, width, value);
         } else if let Some(segment) = segment {
-            stack.settle(self.processor);
+            stack.commit(self.processor);
             self.processor.load_segment(segment, value as u16);
         } else {
             return Ok(None);

@@ -1,5 +1,5 @@
 use super::File;
-use crate::mmio::{Bus, Mmio, Outcome, Place, decode};
+use crate::mmio::{Bus, Emulated, MemoryRef, Mmio, decode};
 use crate::{Bitness, DecodeError, Gpr, Width};
 use addr::Gva;
 use proptest::prelude::*;
@@ -9,24 +9,24 @@ use std::vec::Vec;
 #[derive(Default)]
 struct Device {
     value: u64,
-    log: Vec<(Place, Width, Option<u64>)>,
+    log: Vec<(MemoryRef, Width, Option<u64>)>,
     /// Exchanges are lost to somebody else.
     contended: bool,
 }
 
 impl Bus for Device {
     type Error = &'static str;
-    fn read(&mut self, place: Place, width: Width) -> Result<u64, Self::Error> {
-        self.log.push((place, width, None));
+    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Self::Error> {
+        self.log.push((at, width, None));
         Ok(self.value)
     }
-    fn write(&mut self, place: Place, width: Width, value: u64) -> Result<(), Self::Error> {
-        self.log.push((place, width, Some(value)));
+    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Self::Error> {
+        self.log.push((at, width, Some(value)));
         self.value = value;
         Ok(())
     }
-    fn compare_exchange(&mut self, place: Place, width: Width, _: u64, new: u64) -> Result<bool, Self::Error> {
-        if self.contended { Ok(false) } else { self.write(place, width, new).map(|()| true) }
+    fn compare_exchange(&mut self, at: MemoryRef, width: Width, _: u64, new: u64) -> Result<bool, Self::Error> {
+        if self.contended { Ok(false) } else { self.write(at, width, new).map(|()| true) }
     }
 }
 
@@ -35,10 +35,10 @@ struct Nothing;
 
 impl Bus for Nothing {
     type Error = ();
-    fn read(&mut self, _: Place, _: Width) -> Result<u64, ()> {
+    fn read(&mut self, _: MemoryRef, _: Width) -> Result<u64, ()> {
         Err(())
     }
-    fn write(&mut self, _: Place, _: Width, _: u64) -> Result<(), ()> {
+    fn write(&mut self, _: MemoryRef, _: Width, _: u64) -> Result<(), ()> {
         Err(())
     }
 }
@@ -55,7 +55,7 @@ const ONES: u64 = 0x1111_1111_1111_1111;
 fn loaded(bytes: &[u8]) -> u64 {
     let mut file = File { gpr: [ONES; 16], ..File::default() };
     let mut device = Device { value: 0xffff_ffff_8765_4381, ..Device::default() };
-    assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Outcome::Retired));
+    assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Emulated::Retired));
     assert_eq!(device.log.len(), 1);
     file.gpr[0]
 }
@@ -82,9 +82,9 @@ fn loads_extend_as_the_instruction_says() {
 fn stored(bytes: &[u8]) -> (Width, u64) {
     let mut file = File { gpr: [0x0123_4567_89ab_cdef; 16], ..File::default() };
     let mut device = Device::default();
-    assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Outcome::Retired));
+    assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Emulated::Retired));
     match device.log[..] {
-        [(Place::Operand, width, Some(value))] => (width, value),
+        [(MemoryRef::Operand, width, Some(value))] => (width, value),
         ref other => panic!("{other:?}"),
     }
 }
@@ -109,8 +109,8 @@ fn stores_are_of_their_width() {
 fn compare_and_test_do_not_write() {
     for bytes in [&[0x39, 0x07][..], &[0x3b, 0x07], &[0x85, 0x07], &[0x0f, 0xa3, 0x07], &[0x81, 0x3f, 1, 2, 3, 4]] {
         let mut device = Device::default();
-        assert_eq!(mmio(bytes).execute(&mut File::default(), &mut device), Ok(Outcome::Retired));
-        assert_eq!(device.log, [(Place::Operand, Width::Dword, None)], "{bytes:x?}");
+        assert_eq!(mmio(bytes).execute(&mut File::default(), &mut device), Ok(Emulated::Retired));
+        assert_eq!(device.log, [(MemoryRef::Operand, Width::Dword, None)], "{bytes:x?}");
     }
 }
 
@@ -124,12 +124,12 @@ fn rep_stops_after_each_iteration_and_movs_names_both_places() {
     // rep movs dword ptr es:[rdi], fs:[rsi]
     let movs = mmio(&[0xf3, 0x64, 0xa5]);
     let mut device = Device { value: 5, ..Device::default() };
-    assert_eq!(movs.execute(&mut file, &mut device), Ok(Outcome::Again));
-    let (from, to) = (Place::Linear(Gva::new(0x10_1000)), Place::Linear(Gva::new(0x2000)));
+    assert_eq!(movs.execute(&mut file, &mut device), Ok(Emulated::Again));
+    let (from, to) = (MemoryRef::Linear(Gva::new(0x10_1000)), MemoryRef::Linear(Gva::new(0x2000)));
     assert_eq!(device.log, [(from, Width::Dword, None), (to, Width::Dword, Some(5))]);
     assert_eq!((file.gpr[1], file.gpr[6], file.gpr[7]), (1, 0x1004, 0x2004));
-    assert_eq!(movs.execute(&mut file, &mut device), Ok(Outcome::Retired));
-    assert_eq!(movs.execute(&mut file, &mut device), Ok(Outcome::Retired), "nothing left, nothing done");
+    assert_eq!(movs.execute(&mut file, &mut device), Ok(Emulated::Retired));
+    assert_eq!(movs.execute(&mut file, &mut device), Ok(Emulated::Retired), "nothing left, nothing done");
     assert_eq!((file.gpr[1], file.gpr[6], file.gpr[7]), (0, 0x1008, 0x2008));
 }
 
@@ -166,7 +166,7 @@ fn a_lost_exchange_changes_nothing() {
         let mut file = File { rflags: 0x2, ..File::default() };
         let before = file.clone();
         let mut device = Device { contended: true, ..Device::default() };
-        assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Outcome::Again), "{bytes:x?}");
+        assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Emulated::Again), "{bytes:x?}");
         assert_eq!(file, before);
     }
 }
@@ -179,8 +179,8 @@ fn a_condition_is_stored_without_a_look_at_the_operand() {
         let mut file = File { rflags, ..File::default() };
         let before = file.clone();
         let mut device = Device { value: 0xff, ..Device::default() };
-        assert_eq!(sete.execute(&mut file, &mut device), Ok(Outcome::Retired));
-        assert_eq!(device.log, [(Place::Operand, Width::Byte, Some(value))]);
+        assert_eq!(sete.execute(&mut file, &mut device), Ok(Emulated::Retired));
+        assert_eq!(device.log, [(MemoryRef::Operand, Width::Byte, Some(value))]);
         assert_eq!(file, before);
     }
 }
