@@ -16,7 +16,7 @@ pub enum AddressSize {
 }
 
 impl AddressSize {
-    /// Ones in the bits of an address.
+    /// A mask of the bits of an address.
     #[inline]
     pub const fn mask(self) -> u64 {
         match self {
@@ -27,10 +27,10 @@ impl AddressSize {
     }
 }
 
-/// What an address starts from.
+/// The base of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
-    /// Nothing.
+    /// No base.
     None,
     /// A general register.
     Gpr(Gpr),
@@ -38,11 +38,11 @@ pub enum Base {
     Rip,
 }
 
-/// A memory operand, as the instruction's bytes give it: base + index × scale + displacement, in a segment.
+/// A memory operand as encoded in the instruction: base + index × scale + displacement, in a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     pub(crate) base: Base,
-    /// With log2 of its scale.
+    /// The register and log2 of its scale.
     pub(crate) index: Option<(Gpr, u8)>,
     pub(crate) displacement: u64,
     pub(crate) segment: Segment,
@@ -50,8 +50,8 @@ pub struct Address {
     pub(crate) bitness: Bitness,
 }
 
-/// The linear address of an offset in a segment. Limits and access rights of segments are not checked: where an access
-/// exited, the processor had done so.
+/// The linear address of an offset in a segment. Limits and access rights of segments are not checked: the processor
+/// checks them before an access exits.
 #[inline]
 pub(crate) fn linear<R: Registers>(registers: &R, bitness: Bitness, segment: Segment, offset: u64) -> Gva {
     match (bitness, segment) {
@@ -67,13 +67,13 @@ impl Address {
         self.segment
     }
 
-    /// The linear address; in 64-bit mode perhaps not a canonical one.
+    /// The linear address. It may be non-canonical in 64-bit mode.
     #[inline]
     pub fn linear<R: Registers>(&self, registers: &R) -> Gva {
         self.displaced(registers, 0)
     }
 
-    /// The linear address `bytes` further on, within the address size.
+    /// The linear address of the operand plus `bytes`; the offset wraps at the address size.
     #[inline]
     pub(crate) fn displaced<R: Registers>(&self, registers: &R, bytes: u64) -> Gva {
         let offset = self.offset(registers).wrapping_add(bytes) & self.size.mask();
@@ -92,7 +92,7 @@ impl Address {
         base.wrapping_add(index).wrapping_add(self.displacement) & self.size.mask()
     }
 
-    /// The memory operand of `instruction`, which has one that is spelled out (not a string's).
+    /// The explicit memory operand of `instruction`. String instructions have implicit ones.
     pub(crate) fn of(instruction: &Instruction, bitness: Bitness) -> Option<Self> {
         let (base, index) = (instruction.memory_base(), instruction.memory_index());
         let size = match (base, index) {

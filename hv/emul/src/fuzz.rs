@@ -1,14 +1,14 @@
-//! What the fuzzer drives, and property tests with it.
+//! The fuzz targets, which property tests run too.
 
 use crate::mmio::{Bus, Emulated, MemoryRef};
 use crate::{Bitness, Gpr, Known, Registers, Segment, Width, length, mmio, string_io, system};
 
 const MODES: [Bitness; 3] = [Bitness::Bits16, Bitness::Bits32, Bitness::Bits64];
 
-/// Decodes any bytes in every way.
+/// Decodes any bytes by every decoder.
 ///
 /// # Panics
-/// If two ways disagree about the same instruction.
+/// If two decoders disagree about the same instruction.
 pub fn emul_decode(data: &[u8]) {
     for bitness in MODES {
         let whole = length(data, bitness);
@@ -29,11 +29,11 @@ pub fn emul_decode(data: &[u8]) {
             rest.iter().zip(&mut second).for_each(|(&byte, place)| *place = byte);
             let second = u64::from_le_bytes(second);
             assert_eq!(memo.get(first, || Some(second), bitness), Some(&decoded));
-            // With another last byte it is another instruction.
+            // A change of the last byte makes another instruction.
             let last = 8 * (decoded.length().max(9) - 9);
             let known = memo.get(first, || Some(second ^ 1 << last), bitness);
             assert_eq!(known, (decoded.length() <= 8).then_some(&decoded));
-            // Whatever follows the instruction.
+            // The bytes after the instruction must not matter.
             let alone = mmio::decode(&data[..decoded.length() as usize], bitness);
             assert_eq!(alone, Ok(decoded));
         }
@@ -45,7 +45,7 @@ pub fn emul_decode(data: &[u8]) {
     }
 }
 
-/// Registers as the fuzzer likes.
+/// Registers with values from the fuzzer.
 #[derive(Clone, Debug, PartialEq)]
 struct File {
     gpr: [u64; 16],
@@ -73,7 +73,7 @@ impl Registers for File {
     }
 }
 
-/// Gives values, takes values, and refuses after a while.
+/// A bus that gives values from the fuzzer and refuses all accesses after a number of them.
 struct Values<'a> {
     values: &'a [u8],
     accesses: usize,
@@ -105,12 +105,12 @@ impl Bus for Values<'_> {
     }
 }
 
-/// Takes the first bytes for the mode, the instruction and the registers, the rest for what memory answers, and carries
-/// out what decodes.
+/// Emulates an instruction: the first bytes of `data` are the mode, the instruction and the registers, the other bytes
+/// are the values that memory gives.
 ///
 /// # Panics
-/// If a refused access changed a register, or flags changed that no instruction here changes, or one step accessed memory
-/// more than twice.
+/// If a refused access changes a register, if flags change that no emulated instruction changes, or if one step
+/// accesses memory more than twice.
 pub fn emul_execute(data: &[u8]) {
     const ARITHMETIC: u64 = 0x8d5;
     let Some((&[mode, ref code @ .., seed], rest)) = data.split_first_chunk::<17>() else { return };

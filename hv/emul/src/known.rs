@@ -1,11 +1,11 @@
-//! Instructions that exit and have no operands: nearly always the same two or three bytes.
+//! Instructions without operands that exit. Their encoding is nearly always the same two or three bytes.
 
 use crate::{Bitness, DecodeError, decode};
 use iced_x86::Mnemonic;
 
 macro_rules! known {
     ($($(#[$doc:meta])* $name:ident = [$($byte:literal),+];)+) => {
-        /// An instruction whose exit tells which it was, but not how long.
+        /// An instruction that its exit code identifies, but whose length the exit does not give.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Known {
             $($(#[$doc])* $name,)+
@@ -86,7 +86,7 @@ known! {
 }
 
 impl Known {
-    /// The bytes as a number, and which bits of it count.
+    /// The encoding as a little-endian number, and the mask of its bits.
     const fn pattern(self) -> (u32, u32) {
         let encoding = self.encoding();
         let (mut bytes, mut mask, mut n) = (0, 0, 0);
@@ -98,7 +98,7 @@ impl Known {
         (bytes, mask)
     }
 
-    /// Each instruction's bytes, which of them count, and how many.
+    /// The encoding, mask and length of each instruction.
     const PATTERNS: [(u32, u32, u64); Self::ALL.len()] = {
         let mut patterns = [(0, 0, 0); Self::ALL.len()];
         let mut n = 0;
@@ -110,15 +110,15 @@ impl Known {
         patterns
     };
 
-    /// The length, if `first` (the bytes at RIP, the lowest first) is the instruction without prefixes. None sends the
-    /// caller to [`decode`](Self::decode).
+    /// The length, if `first` (the bytes at RIP, little-endian) is the instruction without prefixes. If None, the
+    /// caller uses [`decode`](Self::decode).
     #[inline]
     pub const fn length(self, first: u32) -> Option<u64> {
         let (bytes, mask, length) = Self::PATTERNS[self as usize];
         if first & mask == bytes { Some(length) } else { None }
     }
 
-    /// The length with whatever prefixes `bytes` have. [`DecodeError::Unexpected`] if they are another instruction.
+    /// The length with all prefixes in `bytes`. [`DecodeError::Unexpected`] if they are another instruction.
     pub fn decode(self, bytes: &[u8], bitness: Bitness) -> Result<u64, DecodeError> {
         let instruction = decode(bytes, bitness)?;
         if instruction.mnemonic() == self.mnemonic() {

@@ -1,7 +1,7 @@
-//! Instructions that access memory: decoded, and carried out on a bus.
+//! Decoding of instructions that access memory, and their execution on a bus.
 //!
-//! For devices whose registers are in memory (the exit tells the guest-physical address, the instruction the rest), and
-//! for guests' writes to their own page tables where those are write-protected.
+//! Used for memory-mapped devices (the exit gives the guest-physical address only, the rest comes from the
+//! instruction), and for guests' writes to their own page tables where these are write-protected.
 //!
 //! ```
 //! use emul::{Bitness, Gpr, Registers, Segment, Width};
@@ -27,12 +27,12 @@
 //! let instruction = mmio::decode(&[0x0f, 0xb6, 0x07], Bitness::Bits64).unwrap();
 //! assert_eq!(instruction.execute(&mut vcpu, &mut Device(0x80)), Ok(Emulated::Retired));
 //! assert_eq!(vcpu.gpr(Gpr::RAX), 0x80);
-//! // … and RIP moves on by instruction.length().
+//! // The caller then advances RIP by instruction.length().
 //! ```
 //!
-//! Emulated are, with memory operands of up to 64 bits: MOV, MOVNTI, MOVZX, MOVSX, MOVSXD, XCHG, XADD, CMPXCHG, CMPXCHG8B,
-//! ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT, BT, BTS, BTR, BTC, MOVS, STOS and LODS. Plain MOV,
-//! MOVZX and MOVSX, which are nearly all that drivers use, don't go through the general decoder.
+//! These instructions are emulated, with memory operands of up to 64 bits: MOV, MOVNTI, MOVZX, MOVSX, MOVSXD, XCHG,
+//! XADD, CMPXCHG, CMPXCHG8B, ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT, BT, BTS, BTR, BTC, SETcc,
+//! MOVS, STOS and LODS. MOV, MOVZX and MOVSX, which drivers use nearly exclusively, have a short decoder of their own.
 
 pub(crate) mod alu;
 mod execute;
@@ -50,11 +50,11 @@ use iced_x86::Instruction;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mmio {
     op: Op,
-    /// Of the memory operand.
+    /// The width of the memory operand.
     width: Width,
-    /// LOCK, or XCHG: memory is changed by [`Bus::compare_exchange`].
+    /// A LOCK prefix, or XCHG: memory is changed by [`Bus::compare_exchange`].
     locked: bool,
-    /// The memory operand; of MOVS, the source.
+    /// The memory operand; for MOVS the source.
     address: Address,
     length: u64,
 }
@@ -68,7 +68,7 @@ enum Source {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Op {
-    /// MOV and its extending forms: `to`, of width `to_width`.
+    /// MOV, MOVZX, MOVSX: a load to `to`, of width `to_width`.
     Load {
         to: Operand,
         to_width: Width,
@@ -88,53 +88,55 @@ enum Op {
     Movs(StringStep),
 }
 
-/// Which memory is meant.
+/// The memory that an access of an instruction is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryRef {
-    /// The instruction's only memory operand: what the exit told the guest-physical address of. Who needs its linear
-    /// address asks [`Mmio::linear`].
+    /// The instruction's only memory operand, whose guest-physical address the exit gives. [`Mmio::linear`] gives its
+    /// linear address.
     Operand,
-    /// One of MOVS's two operands, at this linear address; either may be the one that exited.
+    /// An operand of MOVS, at this linear address. Either of the two may be the one that exited.
     Linear(Gva),
 }
 
-/// Memory and devices, as one vCPU sees them.
+/// The memory and devices that one vCPU accesses.
 pub trait Bus {
-    /// Why an access is refused.
+    /// The reason of a refused access.
     type Error;
 
-    /// Reads `width` at `at`. Bits above the width are ignored.
+    /// Reads a value of `width` at `at`. Bits above the width are ignored.
     fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Self::Error>;
 
-    /// Writes `width` at `at`. Bits of `value` above the width are zero.
+    /// Writes a value of `width` at `at`. Bits of `value` above the width are zero.
     fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Self::Error>;
 
-    /// For a locked instruction that read `old`: writes `new` if `old` is still there, and tells whether it was.
+    /// Writes `new` if the memory still holds `old`, and tells whether it did. Locked instructions use this.
     ///
-    /// As given it writes, which is right for a device that no one else can write between. Memory needs its own.
+    /// The default implementation always writes, which is right for a device that no other vCPU can write between the
+    /// read and the write. Memory needs its own implementation.
     fn compare_exchange(&mut self, at: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, Self::Error> {
         let _ = old;
         self.write(at, width, new).map(|()| true)
     }
 }
 
-/// MOV of 32 bits, which nothing else has to be known about to carry it out.
+/// A MOV of 32 bits, which a caller can execute itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plain {
-    /// To this register, whose upper half becomes zero.
+    /// Loads this register; its upper half becomes zero.
     Load(Gpr),
-    /// The lower half of this register.
+    /// Stores the lower half of this register.
     Store(Gpr),
-    /// This value.
+    /// Stores this value.
     StoreImmediate(u32),
 }
 
-/// How far an instruction came.
+/// The result of an emulation step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emulated {
-    /// It is done: RIP moves on.
+    /// The instruction is complete: the caller advances RIP.
     Retired,
-    /// RIP stays: REP has iterations left (registers tell which), or another CPU came between a locked read and write.
+    /// RIP stays: iterations of REP are left (RCX holds their number), or another CPU wrote memory between the read and
+    /// the write of a locked instruction.
     Again,
 }
 
@@ -151,10 +153,10 @@ pub(crate) fn of_instruction(instruction: &Instruction, bitness: Bitness) -> Opt
     general::of(instruction, bitness)
 }
 
-/// The last instructions decoded, for the next exits from the same places.
+/// A cache of decoded instructions, for later exits of the same instructions.
 ///
-/// Decoding is a function of the instruction's bytes and the bitness alone, so equal bytes are the same instruction wherever
-/// they are. They are compared in two words, the second only for an instruction that is longer than one.
+/// Decoding depends on the instruction's bytes and the bitness alone, so equal bytes are the same instruction at any
+/// address. The bytes are compared in two words; the second word only if the instruction is longer than one.
 ///
 /// ```
 /// use emul::{Bitness::Bits64, mmio::{Memo, decode}};
@@ -174,23 +176,23 @@ pub struct Memo([Option<MemoEntry>; MEMOS]);
 #[derive(Clone, Copy, Debug)]
 struct MemoEntry {
     first: u64,
-    /// What the instruction has of the second word, and which bits of that word are the instruction's.
+    /// The instruction's part of the second word, and the mask of that part.
     second: (u64, u64),
     bitness: Bitness,
     mmio: Mmio,
 }
 
-/// So many are kept, each in a place that its bytes choose: a driver has few.
+/// The number of instructions kept. Drivers use few.
 const MEMOS: usize = 8;
 
-/// The place: the highest bits of a product with 2⁶⁴ divided by the golden ratio (Knuth, The Art of Computer Programming,
-/// section 6.4).
+/// The index for an instruction by its first bytes: multiplicative hashing with 2⁶⁴ divided by the golden ratio (Knuth,
+/// The Art of Computer Programming, section 6.4).
 #[inline]
 const fn memo_index(first: u64) -> usize {
     (first.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - MEMOS.trailing_zeros())) as usize
 }
 
-/// The bits of the second word that are an instruction's of `length` bytes.
+/// The bits of the second word that belong to an instruction of `length` bytes.
 const fn second_mask(length: u64) -> u64 {
     match length {
         0..=8 => 0,
@@ -199,13 +201,13 @@ const fn second_mask(length: u64) -> u64 {
 }
 
 impl Memo {
-    /// Nothing decoded yet.
+    /// An empty cache.
     pub const fn new() -> Self {
         Self([None; MEMOS])
     }
 
-    /// The instruction that begins with `first` (the eight bytes at RIP, the lowest first) and goes on with `second` (the next
-    /// eight; None if they can't be had), if it is among the last decoded.
+    /// The decoded instruction of the bytes `first` (eight bytes at RIP, little-endian) and `second` (the next eight;
+    /// None if they can't be fetched), if it is in the cache.
     #[inline]
     pub fn get(&self, first: u64, second: impl FnOnce() -> Option<u64>, bitness: Bitness) -> Option<&Mmio> {
         let known = self.0[memo_index(first)].as_ref()?;
@@ -216,7 +218,7 @@ impl Memo {
         (mask == 0 || second()? & mask == rest).then_some(&known.mmio)
     }
 
-    /// As the function [`decode`], and kept for [`get`](Self::get).
+    /// As the function [`decode`]; keeps the result for [`get`](Self::get).
     #[cold]
     pub fn decode(&mut self, bytes: &[u8], bitness: Bitness) -> Result<Mmio, DecodeError> {
         let mmio = decode(bytes, bitness)?;
@@ -230,7 +232,7 @@ impl Memo {
     }
 }
 
-/// Checks that the short path says nothing or what the general decoder says; whether it said something.
+/// Checks that the short decoder, if it knows the instruction, agrees with the general one. Whether it knows it.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn same_on_both_paths(bytes: &[u8], bitness: Bitness) -> bool {
     let short = fast::decode(bytes, bitness);
@@ -247,7 +249,7 @@ impl Mmio {
         self.length
     }
 
-    /// The instruction, if it is one of those by which nearly all registers of devices are accessed.
+    /// The instruction, if it is a MOV of 32 bits. Drivers access nearly all device registers by these.
     #[inline]
     pub const fn plain(&self) -> Option<Plain> {
         match self.op {
@@ -259,7 +261,7 @@ impl Mmio {
         }
     }
 
-    /// Whether it names memory by linear addresses of its own ([`MemoryRef::Linear`]), as MOVS does.
+    /// Whether it accesses memory by [`MemoryRef::Linear`], as MOVS does.
     #[inline]
     pub const fn is_linear(&self) -> bool {
         matches!(self.op, Op::Movs(_))
@@ -271,10 +273,11 @@ impl Mmio {
         self.width
     }
 
-    /// The linear address of the memory operand (of MOVS, the source) that the next [`execute`](Self::execute) accesses.
+    /// The linear address of the memory operand (for MOVS the source) that the next [`execute`](Self::execute)
+    /// accesses.
     pub fn linear<R: Registers>(&self, registers: &R) -> Gva {
         let bytes = match self.op {
-            // A bit offset in a register reaches beyond the operand, both ways.
+            // A bit offset in a register selects a word before or after the operand.
             Op::Bit(_, Source::Register(from)) => {
                 let offset = self.width.sign_extend(from.get(registers, self.width));
                 (offset.cast_signed() >> 3).cast_unsigned() & !(self.width.bytes() - 1)

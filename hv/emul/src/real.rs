@@ -1,9 +1,9 @@
-//! Real mode in software, one instruction at a time: for a processor that can't run a guest in it.
+//! An interpreter of real-mode code, for processors that can't run a guest in real mode.
 //!
-//! It carries boot code from its first instruction to the one that sets CR0.PE: moves, arithmetic, stack, jumps, calls,
-//! interrupts by the vector table, descriptor tables, control registers, strings. What exits under virtualization, and what
-//! concerns control registers, is told to the caller. All else is [`Step::Unknown`]: the caller says so, and gives up.
-//! Segment limits are not checked, and nothing is single-stepped.
+//! It executes boot code up to the instruction that sets CR0.PE: moves, arithmetic, stack, jumps, calls, interrupts by
+//! the vector table, descriptor tables, strings. Instructions that exit under virtualization, and those on control
+//! registers, are decoded and left to the caller. Any other instruction is [`Step::Unknown`], on which the caller ends
+//! the guest with a message. Segment limits are not checked, and RFLAGS.TF is ignored.
 
 mod data;
 mod flow;
@@ -22,7 +22,7 @@ pub const UNDEFINED: u8 = 6;
 
 const IF: u64 = 1 << 9;
 
-/// How many iterations of a string instruction one step carries out at most.
+/// The most iterations of a string instruction in one step.
 const ITERATIONS: usize = 1024;
 
 /// GDTR or IDTR.
@@ -34,7 +34,7 @@ pub enum Table {
     Interrupts,
 }
 
-/// What such a register holds.
+/// The contents of GDTR or IDTR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableRegister {
     /// Linear address of the table.
@@ -45,13 +45,13 @@ pub struct TableRegister {
 
 /// A vCPU in real mode.
 pub trait Processor: Registers {
-    /// Goes on at `rip`; an interrupt shadow ends.
+    /// Sets RIP; an interrupt shadow ends.
     fn jump(&mut self, rip: u64);
     /// Puts the instruction at RIP into an interrupt shadow.
     fn shadow(&mut self);
-    /// What a segment register shows.
+    /// The selector in a segment register.
     fn selector(&self, segment: Segment) -> u16;
-    /// Loads a segment register as real mode does: the base becomes sixteen times the selector, all else stays.
+    /// Loads a segment register as in real mode: the base becomes 16 times the selector; limit and rights stay.
     fn load_segment(&mut self, segment: Segment, selector: u16);
     /// GDTR or IDTR.
     fn table(&self, table: Table) -> TableRegister;
@@ -59,16 +59,16 @@ pub trait Processor: Registers {
     fn set_table(&mut self, table: Table, register: TableRegister);
 }
 
-/// The guest's memory at linear addresses, which are its physical ones.
+/// The guest's memory at linear addresses, which equal physical ones in real mode.
 pub trait Memory {
-    /// Why there is none.
+    /// The reason of a refused access.
     type Error;
 
     /// Reads `bytes`.
     fn read(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Self::Error>;
     /// Writes `bytes`.
     fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Self::Error>;
-    /// Writes the lower bytes of `new` if those of `old` are still there, in one piece; whether they were.
+    /// Writes `new`, of `width`, if memory still holds `old`, atomically, and tells whether it did.
     fn compare_exchange(&mut self, at: Gva, width: Width, old: u64, new: u64) -> Result<bool, Self::Error>;
 }
 
@@ -85,32 +85,32 @@ pub enum Exiting {
     Out { port: u16, width: Width },
 }
 
-/// What became of an instruction.
+/// The result of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// It is carried out, or as many of its iterations as one step has.
+    /// The instruction is executed, or as many of its iterations as one step allows.
     Done,
-    /// It raises this exception; nothing was changed.
+    /// The instruction raises this exception; nothing was changed.
     Fault(u8),
-    /// It is the caller's to carry out, and to go on at `next`.
+    /// The caller has to execute this instruction and continue at `next`.
     Exit {
-        /// Which one it is.
+        /// The instruction.
         exit: Exiting,
-        /// Where it ends.
+        /// RIP after it.
         next: u64,
     },
-    /// It is on control registers: the same.
+    /// The caller has to execute this instruction on control registers and continue at `next`.
     System {
-        /// What it does.
+        /// The instruction.
         system: System,
-        /// Where it ends.
+        /// RIP after it.
         next: u64,
     },
-    /// It is not one of those known here.
+    /// The interpreter does not know the instruction.
     Unknown,
 }
 
-/// Carries out the instruction that `code` begins with; RIP is at it.
+/// Executes the instruction at RIP; `code` is the bytes there.
 pub fn step<P: Processor, M: Memory>(
     processor: &mut P,
     memory: &mut M,
@@ -143,7 +143,7 @@ pub fn step<P: Processor, M: Memory>(
     }
 }
 
-/// Execution instruction on its way.
+/// The execution of one instruction.
 struct Execution<'a, P, M> {
     processor: &'a mut P,
     memory: &'a mut M,
@@ -153,7 +153,7 @@ struct Execution<'a, P, M> {
 }
 
 impl<P: Processor, M: Memory> Execution<'_, P, M> {
-    /// Instructions with an operand in memory that devices could have, too.
+    /// Executes an instruction that [`mmio`] emulates. None for another.
     fn in_memory(&mut self) -> Result<Option<Step>, M::Error> {
         let Some(instruction) = mmio::of_instruction(&self.instruction, self.bitness) else { return Ok(None) };
         for _ in 0..ITERATIONS {

@@ -1,9 +1,9 @@
-//! The guest's registers, as instructions name them.
+//! The guest's registers, by their numbers in encodings.
 
 use crate::Width;
 use iced_x86::Register;
 
-/// A general register, by the number that encodings have for it.
+/// A general register, by its number in encodings.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Gpr(u8);
 
@@ -25,7 +25,7 @@ impl Gpr {
     /// RDI.
     pub const RDI: Self = Self(7);
 
-    /// The register of this number, of which four bits count.
+    /// The register with the number in the low four bits.
     #[inline]
     pub const fn new(number: u8) -> Self {
         Self(number & 15)
@@ -37,13 +37,13 @@ impl Gpr {
         (self.0 & 15) as usize
     }
 
-    /// The register that `register` is, or is part of. Not for other than general registers.
+    /// The general register that `register` is, or is part of. None if it is no general register.
     pub(crate) fn of(register: Register) -> Option<Self> {
         register.is_gpr().then(|| Self(register.full_register().number() as u8))
     }
 }
 
-/// A segment register, by its number in encodings; SVM and VMX number them so, too.
+/// A segment register, by its number in encodings, which SVM and VMX use too.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Segment {
     /// ES.
@@ -91,15 +91,15 @@ pub trait Registers {
     fn rflags(&self) -> u64;
     /// Sets RFLAGS.
     fn set_rflags(&mut self, value: u64);
-    /// The base of a segment. In 64-bit mode only FS and GS are asked for.
+    /// The base of a segment. In 64-bit mode it is called for FS and GS only.
     fn segment_base(&self, segment: Segment) -> u64;
 }
 
-/// A general register, or the part of one, that is an operand of a width told elsewhere.
+/// A general register as an operand. The width is a parameter of each access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Operand {
     gpr: Gpr,
-    /// AH, CH, DH or BH: bits 15:8.
+    /// The operand is AH, CH, DH or BH: bits 15:8.
     high: bool,
 }
 
@@ -108,7 +108,7 @@ impl Operand {
         Self { gpr, high: false }
     }
 
-    /// The byte register that `number` encodes: without REX, 4 to 7 are the high bytes of the first four.
+    /// The byte register that `number` encodes. Without REX, 4 to 7 are AH, CH, DH and BH.
     pub(crate) const fn byte(number: u8, rex: bool) -> Self {
         let high = !rex && number >= 4 && number < 8;
         Self { gpr: Gpr::new(if high { number - 4 } else { number }), high }
@@ -119,7 +119,7 @@ impl Operand {
         Some(Self { gpr: Gpr::of(register)?, high })
     }
 
-    /// The register of which it is all, or a part.
+    /// The register that the operand is, or is part of.
     #[inline]
     pub(crate) const fn gpr(self) -> Gpr {
         self.gpr
@@ -136,7 +136,7 @@ impl Operand {
         (registers.gpr(self.gpr) >> self.shift()) & width.mask()
     }
 
-    /// Writes as an instruction does: 8 and 16 bits leave the rest alone, 32 bits clear it.
+    /// Writes as an instruction does: writes of 8 and 16 bits keep the other bits, those of 32 bits clear them.
     #[inline]
     pub(crate) fn set<R: Registers>(self, registers: &mut R, width: Width, value: u64) {
         let value = match width {

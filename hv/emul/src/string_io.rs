@@ -1,9 +1,9 @@
-//! INS and OUTS: what their exits don't tell, and their iterations.
+//! Decoding of INS and OUTS, and their iterations.
 //!
-//! A REP INS of a thousand bytes is a thousand iterations, each of which may fault on its own; RCX, RSI and RDI tell the
-//! guest (and the next exit) how far it came. So: ask [`StringIo::next`] where the next elements are, move them between
-//! port and memory, tell [`StringIo::retire`] how many were moved. A fault between leaves the registers as the
-//! architecture says; so does an interrupt. RIP moves on only when nothing is left.
+//! A REP INS of a thousand bytes is a thousand iterations, each of which may fault. RCX, RSI and RDI hold the progress
+//! for the guest and for the next exit. The caller gets the address of the next elements from [`StringIo::next`], moves
+//! them between port and memory, and counts them by [`StringIo::retire`]. If it stops between two iterations for a
+//! fault or an interrupt, the registers are as the architecture demands. It advances RIP when no iterations are left.
 //!
 //! ```
 //! use emul::{AddressSize, Bitness, Gpr, Registers, Segment, Width, string_io};
@@ -22,7 +22,7 @@
 //! vcpu.set_gpr(Gpr::RCX, 3);
 //! let mut moved = 0;
 //! while let Some(elements) = outs.next(&vcpu) {
-//!     // … read `elements.count` bytes at `elements.at`, write each to the port …
+//!     // Here the caller reads `elements.count` bytes at `elements.at` and writes each to the port.
 //!     moved += elements.count;
 //!     outs.retire(&mut vcpu, elements.count);
 //! }
@@ -34,7 +34,7 @@ use crate::{AddressSize, Bitness, DecodeError, Gpr, Registers, Segment, Width, a
 use addr::Gva;
 use iced_x86::{Mnemonic, OpKind};
 
-/// Which way a string I/O instruction moves.
+/// The direction of a string I/O instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// INS: from the port to ES:RDI.
@@ -52,12 +52,13 @@ pub struct StringIo {
     length: u64,
 }
 
-/// Elements next to each other, upwards, in one page (but the first may reach into the next one).
+/// Consecutive elements at ascending addresses. They lie in one page, or are a single element that crosses into the
+/// next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elements {
-    /// Where the first one is.
+    /// The address of the first one.
     pub at: Gva,
-    /// How many there are, at least 1.
+    /// Their number, at least 1.
     pub count: u64,
 }
 
@@ -90,7 +91,7 @@ pub fn decode(bytes: &[u8], bitness: Bitness) -> Result<StringIo, DecodeError> {
 }
 
 impl StringIo {
-    /// An INS or OUTS as exit information tells it: of `length` bytes; `width` is not [`Width::Qword`].
+    /// An INS or OUTS from exit information. `length` is in bytes; `width` is not [`Width::Qword`].
     pub const fn new(
         direction: Direction,
         width: Width,
@@ -102,7 +103,7 @@ impl StringIo {
         Self { direction, step: StringStep { width, size, rep }, bitness, length }
     }
 
-    /// Which way it moves.
+    /// Its direction.
     pub const fn direction(&self) -> Direction {
         self.direction
     }
@@ -124,9 +125,10 @@ impl StringIo {
         }
     }
 
-    /// Where the next elements are; None when RCX has run out: the instruction is done.
+    /// The next elements. None if RCX is zero: the instruction is complete.
     ///
-    /// Without REP there is always a next one: it is done after the first [`retire`](Self::retire).
+    /// Without REP there is always a next element; the instruction is complete after the first
+    /// [`retire`](Self::retire).
     pub fn next<R: Registers>(&self, registers: &R) -> Option<Elements> {
         let segment = match self.direction {
             Direction::In => Segment::Es,
@@ -138,7 +140,7 @@ impl StringIo {
         (count > 0).then_some(Elements { at, count })
     }
 
-    /// Moves the registers past `count` elements, at most as many as [`next`](Self::next) gave; whether more are left.
+    /// Advances the registers by `count` elements, at most as many as [`next`](Self::next) gave. Whether more are left.
     pub fn retire<R: Registers>(&self, registers: &mut R, count: u64) -> bool {
         self.step.step(registers, self.index(), count);
         self.step.count(registers, count)

@@ -2,17 +2,17 @@
 
 use crate::{AddressSize, Gpr, Registers, Width, registers::Operand};
 
-/// RFLAGS.DF: downwards.
+/// RFLAGS.DF: addresses descend.
 const DF: u64 = 1 << 10;
 
-/// How a string instruction steps.
+/// The parameters of a string instruction's iterations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StringStep {
-    /// Bytes of an element.
+    /// The width of an element.
     pub(crate) width: Width,
-    /// Which parts of RSI, RDI and RCX are used.
+    /// The width of RSI, RDI and RCX that is used.
     pub(crate) size: AddressSize,
-    /// A REP prefix: RCX counts.
+    /// There is a REP prefix, and RCX is the count.
     pub(crate) rep: bool,
 }
 
@@ -25,7 +25,7 @@ impl StringStep {
         }
     }
 
-    /// How many iterations are left: RCX, or 1 without REP.
+    /// The number of iterations left: RCX, or 1 without REP.
     pub(crate) fn remaining<R: Registers>(&self, registers: &R) -> u64 {
         if self.rep { registers.gpr(Gpr::RCX) & self.size.mask() } else { 1 }
     }
@@ -35,7 +35,7 @@ impl StringStep {
         registers.gpr(index) & self.size.mask()
     }
 
-    /// Moves an index register `count` elements on, or back with DF.
+    /// Advances an index register by `count` elements, backwards with DF.
     pub(crate) fn step<R: Registers>(&self, registers: &mut R, index: Gpr, count: u64) {
         let bytes = count.wrapping_mul(self.width.bytes());
         let old = registers.gpr(index);
@@ -43,7 +43,7 @@ impl StringStep {
         Operand::new(index).set(registers, self.register_width(), new);
     }
 
-    /// Counts `count` iterations done; whether others are left.
+    /// Subtracts `count` iterations from RCX. Whether others are left.
     pub(crate) fn count<R: Registers>(&self, registers: &mut R, count: u64) -> bool {
         if !self.rep {
             return false;
@@ -53,14 +53,14 @@ impl StringStep {
         left & self.size.mask() != 0
     }
 
-    /// How many of the remaining iterations have their element at `offset` and on wholly within the 4 KiB page that the
-    /// first one's begins in, upwards; at least 1 if any remain. Downwards, 1.
+    /// The number of the remaining iterations whose elements, from `offset` on, lie wholly in the 4 KiB page of the
+    /// first one; at least 1 if any remain. At most 1 if addresses descend.
     pub(crate) fn batch<R: Registers>(&self, registers: &R, offset: u64, page_offset: u64) -> u64 {
         let remaining = self.remaining(registers);
         if registers.rflags() & DF != 0 {
             return remaining.min(1);
         }
-        // Neither the page's end nor the wrap of the address is passed.
+        // The batch ends before the end of the page and before the wrap of the address.
         let room = (addr::PAGE_SIZE - page_offset).min((self.size.mask() - offset).saturating_add(1));
         remaining.min((room / self.width.bytes()).max(1))
     }

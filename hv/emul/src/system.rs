@@ -4,7 +4,7 @@ use crate::registers::Operand;
 use crate::{Address, AddressSize, Base, Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-/// Where LMSW reads, and SMSW writes, the machine status word.
+/// The source of LMSW, and the destination of SMSW.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusWord {
     /// A general register.
@@ -13,10 +13,10 @@ pub enum StatusWord {
     Memory(Address),
 }
 
-/// What a system instruction does.
+/// A system instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
-    /// MOV to CRn. Outside 64-bit mode the low 32 bits of the register count.
+    /// MOV to CRn. Outside of 64-bit mode it uses the low 32 bits of the register.
     WriteCr {
         /// n.
         cr: u8,
@@ -46,13 +46,13 @@ pub enum System {
     },
     /// CLTS: clears CR0.TS.
     Clts,
-    /// LMSW: bits 3:0 go to CR0, but PE can't be cleared so.
+    /// LMSW: loads bits 3:0 of CR0, but can't clear PE.
     Lmsw(StatusWord),
     /// SMSW: the low bits of CR0, `width` of them, to a register; 16 to memory.
     Smsw {
         /// The destination.
         to: StatusWord,
-        /// How many bits are stored.
+        /// The number of bits stored.
         width: Width,
     },
     /// INVLPG of the page at the operand's linear address.
@@ -62,7 +62,7 @@ pub enum System {
 /// A system instruction and its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded {
-    /// What it does.
+    /// The instruction.
     pub system: System,
     /// Its length in bytes.
     pub length: u64,
@@ -78,8 +78,8 @@ pub fn decode(bytes: &[u8], bitness: Bitness) -> Result<Decoded, DecodeError> {
     decode_any(bytes, bitness)
 }
 
-/// The encodings of three bytes that kernels switch page tables with, without the general decoder: MOV to and from CR0, CR2,
-/// CR3 and CR4, and INVLPG of a register, in 32-bit and 64-bit code. `first` is the bytes at RIP, the lowest first.
+/// A short decoder for the three-byte encodings that kernels use to switch page tables: MOV to and from CR0, CR2, CR3
+/// and CR4, and INVLPG of a register, in 32-bit and 64-bit code. `first` is the bytes at RIP, little-endian.
 #[inline]
 pub fn decode_short(first: u32, bitness: Bitness) -> Option<Decoded> {
     const READ_CR: u8 = 0x20;
@@ -92,7 +92,7 @@ pub fn decode_short(first: u32, bitness: Bitness) -> Option<Decoded> {
     let system = match (opcode, mode, reg) {
         (READ_CR, 3, cr @ (0 | 2 | 3 | 4)) => System::ReadCr { cr, to: gpr },
         (WRITE_CR, 3, cr @ (0 | 2 | 3 | 4)) => System::WriteCr { cr, from: gpr },
-        // 4 and 5 are a SIB byte and a displacement.
+        // An rm of 4 means a SIB byte, one of 5 a displacement.
         (GROUP_7, 0, INVLPG) if rm & 6 != 4 => System::Invlpg(register_indirect(gpr, bitness)?),
         _ => return None,
     };
@@ -154,8 +154,8 @@ fn status_word(instruction: &Instruction, bitness: Bitness) -> Option<StatusWord
     }
 }
 
-/// Writes `value` to `gpr` as an instruction with an operand of `width` does: 8 and 16 bits leave the rest of the register
-/// alone, 32 bits clear it. For IN, SMSW, MOV from CR and DR.
+/// Writes `value` to `gpr` as an instruction with an operand of `width` does: writes of 8 and 16 bits keep the other
+/// bits of the register, those of 32 bits clear them. For IN, SMSW, MOV from CR and DR.
 #[inline]
 pub fn write_gpr<R: Registers>(registers: &mut R, gpr: Gpr, width: Width, value: u64) {
     Operand::new(gpr).set(registers, width, value);
@@ -165,7 +165,7 @@ pub fn write_gpr<R: Registers>(registers: &mut R, gpr: Gpr, width: Width, value:
 mod tests {
     use super::*;
 
-    /// Every second and third byte: what the short path says, the general decoder says.
+    /// For every second and third byte, the general decoder agrees with the short one.
     #[test]
     fn both_paths_agree() {
         let mut short_ones = 0;

@@ -6,7 +6,7 @@ mod systems;
 
 use crate::{Gpr, Registers, Segment};
 
-/// Registers that are nobody's.
+/// Registers in an array, without a vCPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct File {
     pub(crate) gpr: [u64; 16],

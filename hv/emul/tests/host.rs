@@ -1,5 +1,5 @@
-//! The emulator against the processor: random instructions with random operands run on both, and must leave the same
-//! registers, flags and memory.
+//! Compares the emulator with the processor: random instructions with random operands run on both and must give the
+//! same registers, flags and memory.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use addr::Gva;
@@ -9,7 +9,7 @@ use emul::{Bitness, Gpr, Registers, Segment, Width};
 use proptest::prelude::*;
 use std::ffi::{c_int, c_long, c_void};
 
-/// General registers by number, then RFLAGS. RSP is the test's own and stays out of it.
+/// General registers by number, then RFLAGS. RSP stays the test's own.
 #[repr(C)]
 #[derive(Clone, Debug, PartialEq)]
 struct Frame {
@@ -93,7 +93,7 @@ impl Page {
         const READ_WRITE_EXECUTE: c_int = 7;
         /// MAP_PRIVATE, MAP_ANONYMOUS, MAP_32BIT.
         const LOW: c_int = 0x62;
-        // SAFETY: a fresh mapping anywhere touches nothing that exists.
+        // SAFETY: a new mapping without a fixed address replaces no existing one.
         let page = unsafe { mmap(std::ptr::null_mut(), PAGE, READ_WRITE_EXECUTE, LOW, -1, 0) };
         assert!(page as isize != -1);
         Self(page.cast())
@@ -101,13 +101,13 @@ impl Page {
 
     fn fill(&self, contents: &[u8]) {
         assert!(contents.len() <= PAGE);
-        // SAFETY: the page is ours, and not shorter.
+        // SAFETY: `self` owns the page, and `contents` is not longer.
         unsafe { self.0.copy_from(contents.as_ptr(), contents.len()) };
     }
 
     fn contents(&self) -> Vec<u8> {
         let mut contents = vec![0; PAGE];
-        // SAFETY: the page is ours.
+        // SAFETY: `self` owns the page.
         unsafe { contents.as_mut_ptr().copy_from(self.0, PAGE) };
         contents
     }
@@ -115,24 +115,25 @@ impl Page {
     /// Runs one instruction.
     ///
     /// # Safety
-    /// It must touch no memory but what the caller owns, must not use RSP, and must neither branch nor fault.
+    /// The instruction must access only memory that the caller owns, must not use RSP, and must neither branch nor
+    /// fault.
     unsafe fn run(&self, instruction: &[u8], frame: &mut Frame) {
         assert!(instruction.len() <= 15);
-        // SAFETY: the page is ours, and longer.
+        // SAFETY: `self` owns the page, and an instruction is shorter.
         unsafe { self.0.copy_from(instruction.as_ptr(), instruction.len()) };
         // SAFETY: as above.
         let end = unsafe { self.0.add(instruction.len()) };
         const RET: u8 = 0xc3;
         // SAFETY: as above.
         unsafe { end.write(RET) };
-        // SAFETY: the function restores all that its caller needs; the instruction is the caller's promise.
+        // SAFETY: the function saves the registers that its caller needs; the caller vouches for the instruction.
         unsafe { emul_host_run(frame, self.0) };
     }
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length, and nothing points there any more.
+        // SAFETY: `new` mapped the page with this length, and no reference to it is left.
         unsafe { munmap(self.0.cast(), PAGE) };
     }
 }
@@ -158,7 +159,7 @@ impl Registers for Frame {
     }
 }
 
-/// The emulator's copy of the memory that the processor has at `base`.
+/// The emulator's copy of the memory that the processor accesses at `base`.
 struct Copied {
     base: u64,
     bytes: Vec<u8>,
@@ -198,10 +199,11 @@ const DF: u64 = 1 << 10;
 const OF: u64 = 1 << 11;
 const FLAGS: u64 = CF | PF | AF | ZF | SF | OF;
 
-/// An instruction of which the memory operand is [rbx + displacement], or a string's.
+/// An instruction whose memory operand is [rbx + displacement] or that of a string instruction.
 #[derive(Clone, Debug)]
 struct Case {
-    /// The same instruction in one mode or more; first in 64-bit mode, where the processor executes it.
+    /// The encodings of the instruction in one mode or more; the first is for 64-bit mode, where the processor executes
+    /// it.
     forms: Vec<(Bitness, Vec<u8>)>,
     /// Addresses have 32 bits.
     short: bool,
@@ -210,7 +212,7 @@ struct Case {
     kind: Kind,
 }
 
-/// What may stand before an opcode.
+/// The prefixes before an opcode.
 #[derive(Clone, Copy, Debug)]
 struct Prefixes {
     /// LOCK or REP.
@@ -223,8 +225,8 @@ struct Prefixes {
 }
 
 impl Prefixes {
-    /// The `instruction` with them in 64-bit mode, and in the other modes where its bytes mean the same there: in those, other
-    /// sizes are the default.
+    /// The `instruction` with these prefixes in 64-bit mode, and in the other modes if its bytes mean the same there.
+    /// The default sizes differ between the modes.
     fn before(self, instruction: &[u8]) -> Vec<(Bitness, Vec<u8>)> {
         let form = |operand: bool, address: bool| {
             let mut bytes: Vec<u8> = self.first.into_iter().collect();
@@ -254,13 +256,13 @@ enum Kind {
     String,
 }
 
-/// An opcode with ModRM, and what may stand around it.
+/// An opcode with ModRM, with its possible prefixes and operands.
 #[derive(Clone, Debug)]
 struct Template {
     opcode: Vec<u8>,
-    /// The manuals' /n; None where the field names a register.
+    /// The /n of the manuals; None if the field is a register.
     extension: Option<u8>,
-    /// Bytes of the immediate; 4 stands for "as the operand size says".
+    /// Bytes of the immediate; 4 means the operand size, at most 4.
     immediate: usize,
     lockable: bool,
     undefined: u64,
@@ -326,7 +328,7 @@ fn templates() -> Vec<Template> {
     all
 }
 
-/// Not the stack pointer, in any width.
+/// Any register but the stack pointer.
 fn register() -> impl Strategy<Value = u8> {
     (0..16u8).prop_filter("RSP is the test's", |n| *n != 4)
 }
@@ -336,7 +338,7 @@ fn plain() -> impl Strategy<Value = Case> {
         |(template, register, [lock, word, wide, rex, short], random)| {
             let Template { opcode, extension, immediate, lockable, undefined } = template;
             let register = extension.unwrap_or(register);
-            // MOVSXD without REX.W, and byte operations with AH to BH, come up by chance.
+            // MOVSXD without REX.W, and byte operations with AH to BH, occur at random.
             let rex_byte = 0x40 | if wide { 8 } else { 0 } | if register >= 8 { 4 } else { 0 };
             // Without REX, byte register 4 is AH; with it, SPL.
             // MOVNTI has no 16-bit form.
@@ -376,7 +378,7 @@ fn string() -> impl Strategy<Value = Case> {
     })
 }
 
-/// Values at which flags change, and any.
+/// Values at which flags change, and random ones.
 fn value() -> impl Strategy<Value = u64> {
     prop_oneof![
         3 => any::<u64>(),
@@ -403,14 +405,14 @@ proptest! {
         let middle = base + PAGE as u64 / 2;
 
         let mut before = Frame { gpr: values, rflags: (flags & FLAGS) | 2 };
-        // The upper half of a 32-bit address means nothing.
+        // The upper half of a 32-bit address is ignored.
         before.gpr[3] = if case.short && case.kind != Kind::String { middle | values[3] << 32 } else { middle };
         match case.kind {
             Kind::Plain => {}
             Kind::BitOffset(register) if register != 3 => {
                 before.gpr[register as usize] = (values[register as usize] as u16 as i16 >> 4) as u64;
             }
-            // The address itself as a bit offset would reach anywhere.
+            // RBX holds the address; as a bit offset it would select a word outside of the memory.
             Kind::BitOffset(_) => return Ok(()),
             Kind::String => {
                 before.gpr[1] = values[1] % 20;
@@ -420,7 +422,7 @@ proptest! {
             }
         }
         if equal && case.kind == Kind::Plain {
-            // Let CMPXCHG and CMPXCHG8B find what they expect.
+            // This makes the comparisons of CMPXCHG and CMPXCHG8B succeed.
             let displacement = usize::from(case.forms[0].1.last().unwrap() & 0x7f);
             let at = PAGE / 2 + displacement;
             before.gpr[0] = u64::from_le_bytes(contents[at..at + 8].try_into().unwrap());
@@ -432,7 +434,7 @@ proptest! {
         // SAFETY: the operand lies within `memory`: RBX is its middle and displacements, bit offsets and string lengths
         // are small; RSP is no operand; none of these instructions branches or faults.
         unsafe { Page::new().run(&case.forms[0].1, &mut real) };
-        // RSP is in the frame by its place only; RFLAGS has bits of the process.
+        // The frame's element for RSP is unused; RFLAGS has bits of the process.
         real.rflags = (real.rflags & (FLAGS | DF)) & !case.undefined;
 
         for (bitness, bytes) in &case.forms {
@@ -456,7 +458,7 @@ proptest! {
     }
 }
 
-/// Enough of a processor in real mode for instructions on registers: those are in every mode alike.
+/// A processor in real mode for instructions on registers, which are the same in all modes.
 impl Processor for Frame {
     fn jump(&mut self, _: u64) {}
     fn shadow(&mut self) {}
@@ -485,9 +487,9 @@ impl real::Memory for NoMemory {
     }
 }
 
-/// An instruction on registers, as its bytes behind a prefix for 16 bits, and the flags that it leaves undefined.
+/// An instruction on registers, as its bytes without the prefix for 16 bits, and the flags that it leaves undefined.
 fn on_registers() -> impl Strategy<Value = (Vec<u8>, u64)> {
-    // RSP is the test's own.
+    // RSP stays the test's own.
     let register = || (0u8..7).prop_map(|number| if number == 4 { 7 } else { number });
     let modrm = move |reg: u8, rm: u8| 0xc0 | reg << 3 | rm;
     let binary = (0u8..8, 0u8..4, register(), register()).prop_map(move |(op, form, reg, rm)| {
@@ -539,7 +541,7 @@ proptest! {
         let mut emulated = before.clone();
         prop_assert_eq!(real::step(&mut emulated, &mut NoMemory, &code, Bitness::Bits64), Ok(Step::Done));
         let mut real = before.clone();
-        // SAFETY: registers and arithmetic flags are all that these instructions touch, and RSP is none of them.
+        // SAFETY: these instructions change only registers other than RSP and arithmetic flags.
         unsafe { Page::new().run(&code, &mut real) };
         real.rflags = real.rflags & FLAGS & !undefined;
         emulated.rflags = emulated.rflags & FLAGS & !undefined;

@@ -1,4 +1,4 @@
-//! Results and flags.
+//! Results and flags of arithmetic.
 
 use crate::Width;
 use iced_x86::{ConditionCode, Mnemonic};
@@ -32,7 +32,7 @@ pub(crate) enum Unary {
     Dec,
     Not,
     Neg,
-    /// SETcc, which does not look at its operand.
+    /// SETcc, which does not read its operand.
     Set(ConditionCode),
 }
 
@@ -55,7 +55,7 @@ pub(crate) enum Shift {
     RotateRight,
 }
 
-/// A result, of the operands' width, and RFLAGS after it.
+/// A result of the operands' width, and the new RFLAGS.
 pub(crate) type Computed = (u64, u64);
 
 fn flag(condition: bool, flag: u64) -> u64 {
@@ -93,7 +93,7 @@ fn logic(width: Width, result: u64, rflags: u64) -> Computed {
     (result, (rflags & !ARITHMETIC) | of_result(width, result))
 }
 
-/// Whether Jcc jumps, and what SETcc stores.
+/// Whether a condition holds, as for Jcc and SETcc.
 pub(crate) fn holds(condition: ConditionCode, rflags: u64) -> bool {
     let is = |flag| rflags & flag != 0;
     let less = is(SF) != is(OF);
@@ -194,7 +194,7 @@ impl Bit {
         !matches!(self, Self::Test)
     }
 
-    /// On bit `offset`, modulo the width, of `a`. CF becomes the old bit; flags that are undefined stay.
+    /// Operates on bit `offset`, modulo the width, of `a`. CF becomes the old bit; undefined flags stay unchanged.
     pub(crate) fn compute(self, width: Width, a: u64, offset: u64, rflags: u64) -> Computed {
         let bit = 1 << (offset & u64::from(width.bits() - 1));
         let result = match self {
@@ -219,8 +219,8 @@ impl Shift {
         })
     }
 
-    /// By `count` bits, of which five count. OF is as for a count of 1, as processors leave it where it is undefined; so are
-    /// CF of counts beyond the width, and AF.
+    /// Shifts by the low five bits of `count`. Where the manuals leave flags undefined (OF for counts above 1, CF for
+    /// counts above the width, AF), the result is that of processors: OF is as for a count of 1.
     pub(crate) fn compute(self, width: Width, a: u64, count: u64, rflags: u64) -> Computed {
         let count = count as u32 & 31;
         if count == 0 {

@@ -1,4 +1,4 @@
-//! Carrying out.
+//! Execution of decoded instructions.
 
 use super::alu::{Binary, Computed, Unary};
 use super::{Bus, Emulated, MemoryRef, Mmio, Op, Source};
@@ -19,9 +19,9 @@ impl Source {
 }
 
 impl Mmio {
-    /// Carries the instruction out: all of it, or one iteration of a string instruction. RIP is left to the caller.
+    /// Executes the instruction, or one iteration of a string instruction. The caller advances RIP.
     ///
-    /// On an error, and when another CPU came between, no register is changed.
+    /// No register changes on an error, or when a locked exchange fails because another CPU wrote the memory.
     #[inline]
     pub fn execute<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Emulated, B::Error> {
         match self.op {
@@ -113,7 +113,7 @@ impl Mmio {
         Ok(bus.read(MemoryRef::Operand, self.width)? & self.width.mask())
     }
 
-    /// Writes `new` over the `old` that was read; false if another CPU came between.
+    /// Writes `new` over the `old` that was read. False if another CPU wrote the memory meanwhile.
     fn replace<B: Bus>(&self, bus: &mut B, old: u64, new: u64) -> Result<bool, B::Error> {
         if self.locked {
             bus.compare_exchange(MemoryRef::Operand, self.width, old, new)
@@ -122,7 +122,7 @@ impl Mmio {
         }
     }
 
-    /// Memory becomes what `compute` makes of it, if `store`; RFLAGS always does.
+    /// Sets RFLAGS and, if `store`, memory to the result of `compute` on memory.
     fn modify<R: Registers, B: Bus>(
         &self,
         registers: &mut R,
@@ -139,7 +139,7 @@ impl Mmio {
         Ok(Emulated::Retired)
     }
 
-    /// CMPXCHG. Where the comparison fails, memory is not written; the processor writes the old value back.
+    /// CMPXCHG. If the comparison fails, memory is not written, whereas the processor writes the old value back.
     fn compare_exchange<R: Registers, B: Bus>(
         &self,
         registers: &mut R,
@@ -158,7 +158,7 @@ impl Mmio {
         Ok(Emulated::Retired)
     }
 
-    /// CMPXCHG8B: EDX:EAX with memory, ECX:EBX into it. Only ZF changes.
+    /// CMPXCHG8B: compares memory with EDX:EAX and stores ECX:EBX. Only ZF changes.
     fn compare_exchange_8b<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Emulated, B::Error> {
         let half = |registers: &R, gpr| Operand::new(gpr).get(registers, Width::Dword);
         let pair = |registers: &R, high, low| (half(registers, high) << 32) | half(registers, low);
@@ -175,7 +175,7 @@ impl Mmio {
         Ok(Emulated::Retired)
     }
 
-    /// One iteration, if RCX leaves any.
+    /// Does one iteration, if RCX is not zero.
     fn iterate<R: Registers, E>(
         &self,
         registers: &mut R,

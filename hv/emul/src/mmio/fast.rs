@@ -1,5 +1,5 @@
-//! The encodings that drivers use, without the general decoder: MOV, MOVZX and MOVSX between a general register (or, for
-//! MOV, an immediate) and memory, in 32-bit and 64-bit code, with no other prefixes than 66 and REX.
+//! A short decoder for the encodings that drivers use: MOV, MOVZX and MOVSX between a general register (or, for MOV, an
+//! immediate) and memory, in 32-bit and 64-bit code, with no prefixes but 66 and REX.
 
 use super::{Mmio, Op, Source};
 use crate::registers::Operand;
@@ -10,7 +10,7 @@ const REX_R: u8 = 4;
 const REX_X: u8 = 2;
 const REX_B: u8 = 1;
 
-/// Bytes not read yet.
+/// The bytes not decoded yet.
 struct Rest<'a>(&'a [u8]);
 
 impl Rest<'_> {
@@ -39,7 +39,7 @@ impl Rest<'_> {
     }
 }
 
-/// None for anything else, and for too few bytes: the general decoder tells which.
+/// None for other instructions and for too few bytes; the general decoder distinguishes the two.
 #[inline(always)]
 pub(super) fn decode(bytes: &[u8], bitness: Bitness) -> Option<Mmio> {
     let size = match bitness {
@@ -63,7 +63,7 @@ pub(super) fn decode(bytes: &[u8], bitness: Bitness) -> Option<Mmio> {
         (false, true) => Width::Word,
         (false, false) => Width::Dword,
     };
-    // Bit 0 of an opcode tells a byte (for MOVZX and MOVSX: a word) from the width of the prefixes.
+    // If bit 0 of an opcode is clear, the operand is a byte, else of the width that the prefixes give.
     let narrow_or = |wide| if opcode & 1 == 0 { Width::Byte } else { wide };
 
     let (op, width, mut address) = match opcode {

@@ -1,4 +1,4 @@
-//! By the general decoder.
+//! Decoding by the general decoder.
 
 use super::alu::{Binary, Bit, Unary};
 use super::{Mmio, Op, Source};
@@ -17,10 +17,10 @@ pub(super) fn of(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
     string(instruction, bitness).or_else(|| plain(instruction, bitness))
 }
 
-/// MOVS, STOS and LODS, whose operands are not spelled out.
+/// MOVS, STOS and LODS, which have implicit operands.
 fn string(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
     let (op, memory): (fn(StringStep) -> Op, u32) = match instruction.mnemonic() {
-        // MOVSD is a vector instruction, too; its operands are others.
+        // The vector instruction of the name MOVSD has other operands, so `op_kind` excludes it below.
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => (Op::Movs, 1),
         Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => (Op::Stos, 0),
         Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => (Op::Lods, 1),
@@ -59,7 +59,7 @@ fn plain(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
     })
 }
 
-/// What it does; `memory` is which of its operands is in memory.
+/// The operation of an instruction whose operand number `memory` is in memory.
 fn op(instruction: &Instruction, memory: u32) -> Option<Op> {
     let register = |n| Operand::of(instruction.op_register(n));
     let source = |n| match instruction.op_kind(n) {
@@ -84,7 +84,7 @@ fn op(instruction: &Instruction, memory: u32) -> Option<Op> {
     if let Some(op) = Bit::of(mnemonic) {
         return Some(Op::Bit(op, source(1)?));
     }
-    // Of instructions with a condition, only SETcc has its first operand in memory.
+    // SETcc is the only instruction with a condition whose first operand can be in memory.
     let condition = instruction.condition_code();
     if memory == 0 && condition != ConditionCode::None {
         return Some(Op::Unary(Unary::Set(condition)));

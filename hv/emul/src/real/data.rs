@@ -1,4 +1,4 @@
-//! Instructions on registers and flags alone.
+//! Instructions on registers and flags.
 
 use super::{Execution, IF, Memory, Processor};
 use crate::mmio::alu::{Binary, Bit, CF, Shift, Unary};
@@ -9,7 +9,7 @@ use iced_x86::{Mnemonic, OpKind};
 const DF: u64 = 1 << 10;
 
 impl<P: Processor, M: Memory> Execution<'_, P, M> {
-    /// Whether it was one.
+    /// Executes an instruction on registers. False if it is another.
     pub(super) fn in_registers(&mut self) -> bool {
         self.flags() || self.conversion().or_else(|| self.arithmetic()).is_some()
     }
@@ -92,7 +92,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         Width::from_bytes(self.instruction.op_register(n).size())
     }
 
-    /// An operand that is read only.
+    /// The value of a source operand: a register or an immediate.
     fn source(&self, n: u32, width: Width) -> Option<u64> {
         match self.instruction.op_kind(n) {
             OpKind::Register => Some(self.get(self.operand(n)?, width)),

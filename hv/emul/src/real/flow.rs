@@ -11,14 +11,14 @@ use iced_x86::{Code, ConditionCode, Mnemonic, OpKind};
 const TF: u64 = 1 << 8;
 const AC: u64 = 1 << 18;
 
-/// Where a jump or call leads.
+/// The target of a jump or call.
 struct Target {
     selector: Option<u16>,
     offset: u64,
 }
 
-/// Delivers interrupt or exception `vector` by the table that IDTR points to; `back` is where the handler returns to. False
-/// if the table does not reach so far.
+/// Delivers interrupt or exception `vector` by the interrupt vector table; `back` is the RIP to return to. False if the
+/// vector is beyond the limit in IDTR.
 pub fn interrupt<P: Processor, M: Memory>(
     processor: &mut P,
     memory: &mut M,
@@ -110,7 +110,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         Ok(true)
     }
 
-    /// The next instruction is in STI's shadow, if interrupts were off.
+    /// STI: the next instruction is in an interrupt shadow if interrupts were disabled.
     fn sti(&mut self) -> bool {
         let rflags = self.processor.rflags();
         self.processor.set_rflags(rflags | IF);
@@ -145,7 +145,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         true
     }
 
-    /// LOOP's counter, CX or ECX; whether it is not 0 now.
+    /// Decrements the counter of LOOP, CX or ECX. Whether it is not zero then.
     fn count_down(&mut self) -> bool {
         let small = matches!(
             self.instruction.code(),
@@ -162,7 +162,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         left != 0
     }
 
-    /// Decoded as if at address 0.
+    /// The target of a near branch. [`crate::decode`] decodes as if the instruction were at address 0, so RIP is added.
     fn near_target(&self) -> Option<u64> {
         let mask = match self.instruction.op0_kind() {
             OpKind::NearBranch16 => 0xffff,
@@ -172,7 +172,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         Some(self.processor.rip().wrapping_add(self.instruction.near_branch_target()) & mask)
     }
 
-    /// Where JMP or CALL leads.
+    /// The target of JMP or CALL.
     fn target(&mut self) -> Result<Option<Target>, M::Error> {
         let instruction = self.instruction;
         let near = |offset| Some(Target { selector: None, offset });

@@ -1,4 +1,4 @@
-//! The stack, segment registers, and descriptor tables.
+//! Instructions on the stack, segment registers and descriptor tables.
 
 use super::{Execution, Memory, Processor, Step, Table, TableRegister, read, write};
 use crate::registers::Operand;
@@ -6,11 +6,11 @@ use crate::{Address, Gpr, Segment, Width};
 use addr::Gva;
 use iced_x86::{Code, Mnemonic, OpKind};
 
-/// What POPF can change in real mode: all but VM, RF, VIF, VIP and what is reserved.
+/// The flags that POPF can change in real mode: all but VM, RF, VIF, VIP and reserved ones.
 const POPPED: u64 = 0x24_7fd5;
 const ALWAYS: u64 = 1 << 1;
 
-/// Values on the stack, of which SP is told once all is well.
+/// Pushes and pops of one instruction. SP changes only by [`commit`](Self::commit), when no access can fault any more.
 pub(super) struct Stack {
     base: u64,
     sp: u64,
@@ -63,7 +63,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
     fn push(&mut self) -> Result<Option<()>, M::Error> {
         let Some(width) = self.stack_width() else { return Ok(None) };
         let value = match self.instruction.mnemonic() {
-            // VM and RF are pushed as zeroes.
+            // VM and RF are pushed as zeros.
             Mnemonic::Pushf | Mnemonic::Pushfd => Some(self.processor.rflags() & 0xfc_ffff),
             _ => self.pushed(width)?,
         };
@@ -157,7 +157,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         Ok(Some(()))
     }
 
-    /// LGDT and LIDT: with 16-bit operands the base has 24 bits.
+    /// LGDT and LIDT. With 16-bit operands the base has 24 bits.
     fn load_table(&mut self, table: Table) -> Result<Option<()>, M::Error> {
         let Some(at) = self.linear() else { return Ok(None) };
         let mut bytes = [0; 6];
@@ -181,7 +181,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         Ok(Some(()))
     }
 
-    /// Where the operand is that is in memory.
+    /// The linear address of the memory operand, if there is one.
     pub(super) fn linear(&self) -> Option<Gva> {
         let is_memory = |n| self.instruction.op_kind(n) == OpKind::Memory;
         (0..self.instruction.op_count())

@@ -9,7 +9,7 @@ fn the_decoder_knows_each_table_entry_by_its_bytes() {
     for &known in Known::ALL {
         let bytes = known.encoding();
         for bitness in MODES {
-            // SKINIT and the like exist everywhere; the decoder needs no more than the bytes.
+            // Decoding depends on the bytes only, not on whether the processor has the instruction.
             assert_eq!(known.decode(bytes, bitness), Ok(bytes.len() as u64), "{known:?}");
         }
         let mut four = [0x90; 4];

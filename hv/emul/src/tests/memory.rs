@@ -5,12 +5,12 @@ use addr::Gva;
 use proptest::prelude::*;
 use std::vec::Vec;
 
-/// A device of one register that notes what is done to it.
+/// A device of one register that logs its accesses.
 #[derive(Default)]
 struct Device {
     value: u64,
     log: Vec<(MemoryRef, Width, Option<u64>)>,
-    /// Exchanges are lost to somebody else.
+    /// All exchanges fail, as if another CPU wrote first.
     contended: bool,
 }
 
@@ -78,7 +78,7 @@ fn loads_extend_as_the_instruction_says() {
     assert_eq!(loaded(&[0xac]), 0x1111_1111_1111_1181, "lodsb");
 }
 
-/// What is written from registers of the value 0x0123_4567_89ab_cdef.
+/// The value that is stored when all registers hold 0x0123_4567_89ab_cdef.
 fn stored(bytes: &[u8]) -> (Width, u64) {
     let mut file = File { gpr: [0x0123_4567_89ab_cdef; 16], ..File::default() };
     let mut device = Device::default();
@@ -115,7 +115,7 @@ fn compare_and_test_do_not_write() {
 }
 
 #[test]
-fn rep_stops_after_each_iteration_and_movs_names_both_places() {
+fn rep_stops_after_each_iteration_and_movs_gives_both_addresses() {
     let mut file = File::default();
     file.gpr[1] = 2;
     file.gpr[6] = 0x1000;
@@ -172,7 +172,7 @@ fn a_lost_exchange_changes_nothing() {
 }
 
 #[test]
-fn a_condition_is_stored_without_a_look_at_the_operand() {
+fn setcc_stores_the_condition_without_a_read() {
     // sete [rdi]
     let sete = mmio(&[0x0f, 0x94, 0x07]);
     for (rflags, value) in [(0x42, 1), (0x2, 0)] {
@@ -186,7 +186,7 @@ fn a_condition_is_stored_without_a_look_at_the_operand() {
 }
 
 #[test]
-fn what_is_not_emulated_is_said() {
+fn other_instructions_are_unexpected() {
     let unexpected: [&[u8]; 6] = [
         &[0xff, 0x37],             // push [rdi]
         &[0x0f, 0x10, 0x07],       // movups xmm0, [rdi]
@@ -202,7 +202,7 @@ fn what_is_not_emulated_is_said() {
     assert_eq!(decode(&[0xf0, 0x8b, 0x07], Bitness::Bits64), Err(DecodeError::Invalid));
 }
 
-/// Prefixes, an opcode of the short path or near it, and all that may follow.
+/// Prefixes, an opcode of the short decoder or a similar one, and random bytes.
 fn near_the_short_path() -> impl Strategy<Value = [u8; 15]> {
     let prefixes = prop_oneof![
         Just(Vec::new()),
@@ -248,7 +248,7 @@ proptest! {
     }
 }
 
-/// All of ModRM, SIB and REX for the short path's opcodes: nothing of it depends on chance.
+/// All values of ModRM, SIB and REX for the opcodes of the short decoder, exhaustively.
 #[test]
 fn the_short_path_decodes_as_the_general_one_for_every_operand() {
     let opcodes: [&[u8]; 10] = [

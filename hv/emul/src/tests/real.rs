@@ -1,4 +1,4 @@
-//! Code in real mode.
+//! Tests of the real-mode interpreter.
 
 use crate::real::{Exiting, Memory, Processor, Step, Table, TableRegister, UNDEFINED, interrupt, step};
 use crate::system::System;
@@ -64,7 +64,7 @@ impl Processor for Vcpu {
     }
 }
 
-/// The lowest 64 KiB, and nothing above.
+/// Memory of 64 KiB.
 struct Ram(Vec<u8>);
 
 #[derive(Debug, PartialEq)]
@@ -117,7 +117,7 @@ fn one(vcpu: &mut Vcpu, ram: &mut Ram) -> Result<Step, Nothing> {
     step(vcpu, ram, &code, Bitness::Bits16)
 }
 
-/// Runs until something is the caller's.
+/// Runs up to the first step that the caller has to handle.
 fn run(vcpu: &mut Vcpu, ram: &mut Ram) -> Step {
     for _ in 0..1000 {
         match one(vcpu, ram) {
@@ -202,7 +202,7 @@ fn boot_code_runs_up_to_protected_mode() {
 }
 
 #[test]
-fn what_exits_is_the_callers() {
+fn instructions_that_exit_are_left_to_the_caller() {
     let cases: [(&[u8], Exiting); 8] = [
         (&[0x0f, 0xa2], Exiting::Cpuid),
         (&[0x0f, 0x32], Exiting::Rdmsr),
@@ -265,7 +265,7 @@ fn branches_look_at_the_flags() {
 }
 
 #[test]
-fn what_is_not_known_is_said_to_be() {
+fn other_instructions_are_unknown() {
     // FNINIT, DIV, INSB, ADDPS.
     for code in [&[0xdb, 0xe3][..], &[0xf7, 0xf1], &[0x6c], &[0x0f, 0x58, 0xc1]] {
         let (mut vcpu, mut ram) = machine(0x100, code);
@@ -281,7 +281,7 @@ fn what_is_not_known_is_said_to_be() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 
-    /// Any bytes: no panic, and what is not done has changed nothing.
+    /// Any bytes: no panic, and a step that is not done changes nothing.
     #[test]
     fn any_code(code in prop::collection::vec(any::<u8>(), 15), gprs in any::<[u16; 8]>(), rflags in any::<u16>()) {
         let (mut vcpu, mut ram) = machine(0x100, &code);

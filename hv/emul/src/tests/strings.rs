@@ -27,7 +27,7 @@ fn encodings() {
     check(&[0x6e], Bits32, out(Segment::Ds), Width::Byte, Size::Bits32, false);
     check(&[0x64, 0x6f], Bits32, out(Segment::Fs), Width::Dword, Size::Bits32, false);
     check(&[0x26, 0xf3, 0x6f], Bits16, out(Segment::Es), Width::Word, Size::Bits16, true);
-    // INS goes to ES whatever the prefix.
+    // INS writes to ES even with a segment prefix.
     check(&[0x64, 0x6c], Bits32, Direction::In, Width::Byte, Size::Bits32, false);
     assert_eq!(decode(&[0xa4], Bits64), Err(DecodeError::Unexpected));
 }
@@ -44,7 +44,7 @@ fn file(rcx: u64, rsi: u64, rdi: u64, rflags: u64) -> File {
 fn a_fault_in_the_middle_leaves_the_registers_at_the_faulting_element() {
     let ins = decode(&[0xf3, 0x6d], Bitness::Bits64).unwrap();
     let mut file = file(10, 7, 0x1ff4, 0);
-    // Three elements fit the page; the fourth faults.
+    // Three elements fit into the page; the fourth faults.
     let elements = ins.next(&file).unwrap();
     assert_eq!(elements, Elements { at: Gva::new(0x1ff4), count: 3 });
     assert!(ins.retire(&mut file, 3));
@@ -79,7 +79,7 @@ fn small_addresses_wrap_and_keep_the_upper_bits_as_writes_do() {
 }
 
 #[test]
-fn segments_count_in_64_bit_mode_for_fs_and_gs_alone() {
+fn in_64_bit_mode_only_fs_and_gs_have_a_base() {
     let mut file = file(1, 0x1000, 0x2000, 0);
     file.bases = [1 << 32, 2 << 32, 3 << 32, 4 << 32, 5 << 32, 6 << 32];
     let at = |bytes: &[u8]| decode(bytes, Bitness::Bits64).unwrap().next(&file).unwrap().at.raw();
@@ -90,7 +90,7 @@ fn segments_count_in_64_bit_mode_for_fs_and_gs_alone() {
 }
 
 #[test]
-fn without_rep_rcx_does_not_count() {
+fn without_rep_rcx_is_ignored() {
     let outs = decode(&[0x6f], Bitness::Bits64).unwrap();
     let mut file = file(0, 0x1000, 0, DF);
     assert_eq!(outs.next(&file).unwrap().count, 1);
@@ -99,13 +99,13 @@ fn without_rep_rcx_does_not_count() {
 }
 
 #[test]
-fn rep_with_nothing_to_do_does_nothing() {
+fn rep_with_rcx_of_zero_does_nothing() {
     let outs = decode(&[0xf3, 0x6f], Bitness::Bits64).unwrap();
     assert_eq!(outs.next(&file(0, 0x1000, 0, 0)), None);
 }
 
 proptest! {
-    /// Batches give the same addresses and the same end as single steps.
+    /// Batches give the same addresses and final registers as single steps.
     #[test]
     fn batches_are_single_steps(
         rep in any::<bool>(), wide in any::<bool>(), short in any::<bool>(), down in any::<bool>(),

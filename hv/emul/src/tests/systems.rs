@@ -18,7 +18,7 @@ fn control_and_debug_registers() {
     assert_eq!(of(&[0x0f, 0x23, 0xf8]), System::WriteDr { dr: 7, from: Gpr::RAX });
     assert_eq!(of(&[0x0f, 0x21, 0xf1]), System::ReadDr { dr: 6, to: Gpr::RCX });
     assert_eq!(of(&[0x0f, 0x06]), System::Clts);
-    // MOV between general registers is none of them; CR5 is no register.
+    // A MOV between general registers is another instruction; CR5 does not exist.
     assert_eq!(decode(&[0x48, 0x89, 0xc3], Bitness::Bits64), Err(DecodeError::Unexpected));
     assert_eq!(decode(&[0x0f, 0x22, 0xe8], Bitness::Bits64), Err(DecodeError::Invalid));
 }
@@ -52,7 +52,7 @@ fn invlpg_computes_its_address() {
     assert_eq!(at(&[0x65, 0x0f, 0x01, 0x38], Bits64), Gva::new(0x77_0000_0000));
     // Relative to the next instruction.
     assert_eq!(at(&[0x0f, 0x01, 0x3d, 0x10, 0, 0, 0], Bits64), Gva::new(0x1017));
-    // A 32-bit address keeps 32 bits, and the linear address of 32-bit code too.
+    // A 32-bit address wraps at 32 bits, as does the linear address of 32-bit code.
     assert_eq!(at(&[0x67, 0x0f, 0x01, 0x78, 0xff], Bits64), Gva::new(0xffff_ffff));
     assert_eq!(at(&[0x0f, 0x01, 0x3b], Bits32), Gva::new(0x2_0000));
     // 16-bit addressing: BX + SI + 8.
@@ -60,7 +60,7 @@ fn invlpg_computes_its_address() {
 }
 
 #[test]
-fn writes_of_a_width_treat_the_rest_as_instructions_do() {
+fn writes_of_a_width_keep_or_clear_the_other_bits_as_instructions_do() {
     let written = |width| {
         let mut file = File::default();
         file.gpr[3] = 0x1111_1111_1111_1111;
