@@ -1,23 +1,23 @@
-//! Instruction decoding and emulation: what the hypervisor has to know of an instruction that exited.
+//! Decoding and emulation of instructions that exited.
 //!
-//! A processor with next-RIP save and decode assists tells it; QEMU's SVM has neither, and no processor tells what an
-//! access to a memory-mapped device does. Everything here is a function of the instruction's bytes and the registers, in
-//! safe code: bytes are the guest's, and may be anything.
+//! Next-RIP save and decode assists make much of this unnecessary, but QEMU's SVM has neither, and no processor
+//! describes the operation of an instruction that accesses a memory-mapped device. The guest controls the instruction's
+//! bytes, so all of this is safe code that accepts any bytes; results depend on the bytes and the registers only.
 //!
-//! * [`Known`]: the length of an instruction that can have but few encodings, by comparing four fetched bytes.
+//! * [`Known`]: the length of an instruction with few encodings, by comparing four fetched bytes.
 //! * [`length`]: the length of any instruction.
-//! * [`string_io`]: INS and OUTS, decoded and stepped iteration by iteration.
+//! * [`string_io`]: INS and OUTS, decoded and stepped by iterations.
 //! * [`system`]: moves to and from control and debug registers, LMSW, SMSW, CLTS, INVLPG.
-//! * [`mmio`]: instructions that read and write memory, carried out on a bus.
-//! * [`real`]: code in real mode, on a processor that can't run a guest in it.
+//! * [`mmio`]: instructions that read and write memory, executed on a bus.
+//! * [`real`]: code in real mode, for processors that can't run guests in real mode.
 //!
-//! The general decoder is iced-x86. It makes its tables on the heap when first used: call [`warm_up`] at boot.
+//! The general decoder is iced-x86. It allocates its tables on the heap at its first use: call [`warm_up`] at boot.
 //!
 //! ```
 //! use emul::{Bitness, Known, length};
-//! // CPUID exits; the bytes at its RIP were fetched.
+//! // CPUID exited, and the hypervisor fetched the bytes at RIP.
 //! assert_eq!(Known::Cpuid.length(u32::from_le_bytes([0x0f, 0xa2, 0x90, 0x90])), Some(2));
-//! // With a prefix that does nothing, the table does not know it; the decoder does.
+//! // The comparison does not cover redundant prefixes; the decoder does.
 //! let bytes = [0x66, 0x0f, 0xa2, 0x90];
 //! assert_eq!(Known::Cpuid.length(u32::from_le_bytes(bytes)), None);
 //! assert_eq!(Known::Cpuid.decode(&bytes, Bitness::Bits64), Ok(3));
@@ -44,12 +44,13 @@ pub use address::{Address, AddressSize, Base};
 pub use known::Known;
 pub use registers::{Gpr, Registers, Segment};
 
+use core::fmt;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 /// The longest instruction, in bytes.
 pub const MAX_INSTRUCTION: usize = 15;
 
-/// How code is decoded: CS.L and CS.D, and what they mean in the processor's mode.
+/// The code size, from CS.L and CS.D and the processor's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bitness {
     /// Real mode, virtual-8086 mode, and segments with D = 0.
@@ -69,7 +70,7 @@ impl Bitness {
         }
     }
 
-    /// RIP behind an instruction of `length` bytes: EIP wraps at 32 bits.
+    /// RIP after an instruction of `length` bytes. EIP wraps at 32 bits.
     #[inline]
     pub const fn advance(self, rip: u64, length: u64) -> u64 {
         let next = rip.wrapping_add(length);
@@ -106,13 +107,13 @@ impl Width {
         8 << self as u32
     }
 
-    /// Ones in the bits of the width.
+    /// A mask of the bits of the width.
     #[inline]
     pub const fn mask(self) -> u64 {
         u64::MAX >> (64 - self.bits())
     }
 
-    /// The width of `bytes` bytes: 1, 2, 4 or 8.
+    /// The width for `bytes` bytes: 1, 2, 4 or 8.
     pub const fn from_bytes(bytes: usize) -> Option<Self> {
         match bytes {
             1 => Some(Self::Byte),
@@ -131,24 +132,36 @@ impl Width {
     }
 }
 
-/// Why bytes don't decode.
+/// Why bytes can't be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// The instruction goes on past the bytes given: the guest gets the fault that ended the fetch.
+    /// The instruction is longer than the bytes given: the guest gets the fault that ended the fetch.
     Truncated,
-    /// No instruction: the guest gets #UD.
+    /// The bytes are no valid instruction: the guest gets #UD.
     Invalid,
-    /// An instruction, but none of those asked for. The guest has changed its code between the exit and the fetch, or
-    /// (for [`mmio`]) the instruction is one that isn't emulated.
+    /// The bytes are another instruction than expected. Either another vCPU changed the code between the exit and the
+    /// fetch, or (for [`mmio`]) the instruction is not emulated.
     Unexpected,
 }
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Truncated => "the instruction is longer than its bytes",
+            Self::Invalid => "no valid instruction",
+            Self::Unexpected => "another instruction than expected",
+        })
+    }
+}
+
+impl core::error::Error for DecodeError {}
 
 /// The length in bytes of the instruction that `bytes` begin with.
 pub fn length(bytes: &[u8], bitness: Bitness) -> Result<u64, DecodeError> {
     decode(bytes, bitness).map(|instruction| instruction.len() as u64)
 }
 
-/// Decodes an instruction, so that the decoder's tables are on the heap, and no exit allocates them.
+/// Decodes an instruction, so that the decoder allocates its tables now and not during an exit.
 pub fn warm_up() {
     let nop = length(&[0x90], Bitness::Bits64);
     debug_assert_eq!(nop, Ok(1));
