@@ -182,7 +182,7 @@ pub enum Mode {
     X2apic,
 }
 
-/// Which processors are in x2APIC mode, so that nobody has to ask by RDMSR.
+/// The processors in x2APIC mode: reading the mode by RDMSR would cost an exit each time.
 static X2APIC: PerCpu<AtomicBool> = PerCpu::new([const { AtomicBool::new(false) }; Cpu::MOST]);
 
 /// Registers whose values after INIT are known, with these values (SDM, "Local APIC State After It Has Been Reset by INIT").

@@ -19,7 +19,7 @@ const MANY: u64 = 512;
 /// Which pages some processor is working on.
 static TAKEN: [AtomicBool; MOST_PAGES] = [const { AtomicBool::new(false) }; MOST_PAGES];
 
-/// An area, of which the first half is everybody's, and the second half in parts that are one processor's each.
+/// An area: all processors share the first half; each has a part of the second half to itself.
 pub struct Balloon {
     hypervisor: Microhv,
     pattern: Pattern,

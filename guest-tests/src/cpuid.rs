@@ -70,7 +70,7 @@ pub fn vendor() -> Vendor {
     }
 }
 
-/// Who runs this guest.
+/// The hypervisor below this guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Host {
     /// No hypervisor, or none that says so.
@@ -88,7 +88,7 @@ pub fn hypervisor_bit() -> bool {
     cpuid(1, 0).ecx & 1 << 31 != 0
 }
 
-/// Who runs this guest, by the hypervisor bit and the signature.
+/// The hypervisor below this guest, by the hypervisor bit and the signature.
 pub fn host() -> Host {
     if !hypervisor_bit() {
         return Host::Bare;

@@ -63,7 +63,7 @@ static INTERRUPT_STACK: PerCpu<Stack<2048>> =
 type Idt = [[AtomicU64; 2]; 256];
 static IDT: Idt = [const { [const { AtomicU64::new(0) }; 2] }; 256];
 
-/// Who may raise a vector by INT n.
+/// The privilege that may raise a vector by INT n.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GateDpl {
     Kernel,

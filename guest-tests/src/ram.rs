@@ -1,4 +1,4 @@
-//! The memory that nobody uses.
+//! The memory that is free.
 
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};

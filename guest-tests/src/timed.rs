@@ -1,7 +1,7 @@
 //! What single instructions cost, as a guest sees it: RDTSC, the instruction, RDTSC.
 //!
 //! Every kind is measured by the same code but for the instruction itself, with all results in registers, so that
-//! [`empty`] tells what the others have in common.
+//! [`empty`] measures what the others have in common.
 
 use core::arch::naked_asm;
 use core::mem::offset_of;

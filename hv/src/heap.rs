@@ -14,7 +14,7 @@ use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use spin::Mutex;
 
-/// Enough until there are frames: for what the loader tells, of which there may be much.
+/// Enough for the boot information, until the frame allocator is set up.
 const SIZE: usize = 1 << 20;
 
 /// The largest block is 1 GiB.
@@ -55,7 +55,7 @@ pub(crate) fn guests_start() {
     GUESTS_RUN.store(true, Ordering::Relaxed);
 }
 
-/// What is told of the heap at the end of a run.
+/// What the line at the end of a run says of the heap.
 pub(crate) struct Usage {
     used: usize,
     total: usize,

@@ -43,7 +43,7 @@ impl Images {
         Self::build_with(&["--package", "hv", "--package", "guest-tests"])?.and_guests32()
     }
 
-    /// Builds the hypervisor that can be told to leave flushes out, and gives its image. Whoever wants the usual one as well
+    /// Builds the hypervisor that can be told to leave flushes out, and gives its image. A caller that wants the usual one as well
     /// builds it after this: one takes the other's place.
     pub(crate) fn build_sabotaged() -> Result<PathBuf> {
         let built = Self::build_with(&["--package", "hv", "--features", "hv/sabotage"])?.hv();

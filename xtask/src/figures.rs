@@ -12,7 +12,7 @@ use std::path::Path;
 const TOLERANCE: u64 = 5;
 /// The most that may pass from the hypervisor's first instruction to the guest's, whatever it was before.
 const START_LIMIT: u64 = 20_000_000;
-/// What the guest measures without an exit. It tells what measuring costs, and is nobody's regression.
+/// What the guest measures without an exit: the cost of measuring, which is no regression of the hypervisor.
 const CALIBRATION: &str = "empty";
 
 /// What a tick is.

@@ -215,7 +215,7 @@ impl Printer {
     fn print(&mut self, bytes: &[u8]) {
         let mut out = io::stdout().lock();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            // There is nobody to tell when our own output is closed; the run goes on to its verdict.
+            // Our own output may be closed; the run goes on to its verdict.
             let _ = out.write_all(piece);
             self.line.extend_from_slice(piece);
             if piece.ends_with(b"\n") {

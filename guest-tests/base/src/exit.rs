@@ -19,7 +19,7 @@ impl Verdict {
     pub const PASSED: Self = Self(0);
     /// A test failed.
     pub const FAILED: Self = Self(1);
-    /// The guest itself broke down: a panic, an exception nobody expected, no multiboot information.
+    /// The guest itself broke down: a panic, an unexpected exception, no multiboot information.
     pub const PANICKED: Self = Self(3);
 
     /// Ends the guest, on every machine that knows a way to end one.

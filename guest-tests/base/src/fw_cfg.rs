@@ -8,7 +8,7 @@ const DATA: u16 = 0x511;
 const KEY_SIGNATURE: u16 = 0;
 const KEY_CPUS: u16 = 5;
 
-/// How many processors there are; None where nobody says so.
+/// The number of processors; None where no fw_cfg device gives it.
 pub fn cpus() -> Option<u16> {
     (item(KEY_SIGNATURE) == *b"QEMU").then(|| u16::from_le_bytes(item(KEY_CPUS)))
 }

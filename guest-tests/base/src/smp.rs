@@ -1,4 +1,4 @@
-//! Several processors: who they are, and giving them work. Code for 32 or for 64 bits starts them, and
+//! Several processors: their numbers, and the work that they are given. Code for 32 or for 64 bits starts them, and
 //! has them [`serve`].
 
 use core::arch::asm;
@@ -137,7 +137,7 @@ pub fn forget_task(cpu: Cpu) {
 /// Runs what [`run_on_all`] gives `cpu`, for ever.
 pub fn serve(cpu: Cpu) -> ! {
     loop {
-        // Not with interrupts off: there are hosts whose own don't come through to a processor in such a state.
+        // On some hosts the host's own interrupts do not reach a processor whose guest has interrupts off.
         // SAFETY: the handlers preserve all that they interrupt.
         unsafe { asm!("sti", options(nostack)) };
         while RUNNING_TASK.of(cpu).load(Relaxed).is_null() {
@@ -176,7 +176,7 @@ pub struct Barrier {
 }
 
 impl Barrier {
-    /// Nobody waits.
+    /// No processor waits.
     pub const fn new() -> Self {
         Self { arrived: AtomicUsize::new(0), round: AtomicUsize::new(0) }
     }

@@ -19,7 +19,7 @@ fn main(boot: &Boot) -> Verdict {
     Stress::new(boot, 1).run(cases![released_memory_is_zero, pages_keep_what_they_hold])
 }
 
-/// Before anybody else is at work.
+/// Runs before the other processors work.
 fn released_memory_is_zero(stress: &Stress<'_>) -> Outcome {
     let hypervisor = stress.hypervisor()?;
     let area = ram::largest_area(stress.boot).part(0, 1024);

@@ -71,7 +71,7 @@ fn did(result: Result<(), Refused>) -> Result<bool, Refused> {
     }
 }
 
-/// With nobody else at work, and small pages, a log tells of what was written and of nothing else.
+/// While no other processor works, and with small pages, the dirty log has exactly the pages that were written.
 fn quiet_log_is_exact(stress: &Stress<'_>) -> Outcome {
     let hypervisor = stress.hypervisor()?;
     let (blocks, _, bitmap) = blocks(stress)?;

@@ -1,7 +1,7 @@
 //! One processor has frames taken away and replaced, while the others stay in guest mode and read them.
 //!
 //! Each page holds one value, of a generation. The first processor has the page's frame replaced (or given back), writes the
-//! next generation, and publishes that. Whoever reads a page after that must see this generation or a later one: an older
+//! next generation, and publishes that. A processor that reads a page after that must see this generation or a later one: an older
 //! one, or poison, was read from a frame that is no longer the page's.
 //!
 //! Words: see [`guest::stress`]. A step is one page replaced.

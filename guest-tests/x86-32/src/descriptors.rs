@@ -53,7 +53,7 @@ static INTERRUPT_STACK: PerCpu<Stack> = PerCpu::new([const { Stack([const { Atom
 
 static IDT: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
 
-/// Who may raise a vector by INT n.
+/// The privilege that may raise a vector by INT n.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GateDpl {
     Kernel,

@@ -53,9 +53,9 @@ impl Page {
     }
 }
 
-/// Pages of it that nobody has.
+/// Pages of it that are free.
 pub struct Pages {
-    /// Where those begin that nobody has had.
+    /// The first page that was never given out.
     next: u32,
     /// The first of those that came back; each names the next one in its first doubleword.
     free: Option<Page>,

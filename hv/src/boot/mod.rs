@@ -20,7 +20,7 @@ unsafe extern "C" {
 
 /// The TSC at the hypervisor's first instruction.
 pub(crate) fn start_tsc() -> u64 {
-    // SAFETY: written by `entry.s` before Rust runs, and by nobody after.
+    // SAFETY: written by `entry.s` before Rust runs, and never after.
     unsafe { boot_tsc }
 }
 
@@ -72,7 +72,7 @@ impl core::fmt::Display for BootError {
 /// Copies the code that APs begin with to the page at `at`.
 ///
 /// # Safety
-/// The page is RAM below 1 MiB that nobody uses, mapped writable in the direct map.
+/// The page is unused RAM below 1 MiB, mapped writable in the direct map.
 pub(crate) unsafe fn put_trampoline(at: Hpa) {
     // The code runs before paging, so it is linked where it was loaded: at its physical address.
     let start = Hpa::new(&raw const ap_trampoline as u64);

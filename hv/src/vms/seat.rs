@@ -20,7 +20,7 @@ use vm::cpuid::Leaf;
 use vm::{Activity, Context, ExitHandler, Start, Stop, Vcpu};
 use walk::HandleMem;
 
-/// A vCPU by who translates its addresses: each has a loop of its own, without a test for the other.
+/// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
 enum Flavour<B: Backend> {
     Nested(B::Vcpu),
     Shadowed(B::ShadowVcpu),

@@ -189,7 +189,7 @@ impl Tail {
         Self { path, file: None }
     }
 
-    /// Hands on what is new, and tells whether there was anything.
+    /// Hands on what is new. Whether there was anything.
     fn forward(&mut self, to: &mut dyn FnMut(&[u8])) -> Result<bool> {
         if self.file.is_none() {
             self.file = File::open(&self.path).ok();

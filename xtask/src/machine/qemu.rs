@@ -61,7 +61,7 @@ impl fmt::Display for Engine {
     }
 }
 
-/// Who uses the virtual processor.
+/// What runs on the virtual processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Needs {
     /// The hypervisor: it must offer virtualization itself.
@@ -98,7 +98,7 @@ fn starts_on_kvm() -> bool {
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     });
     machine.is_ok_and(|mut machine| {
-        // A broken pipe means that it is dead already, which the status tells.
+        // A broken pipe means that it is dead already, which the status shows.
         let _ = machine.child.stdin.take().map(|mut monitor| monitor.write_all(b"quit\n"));
         machine.child.wait().is_ok_and(|status| status.success())
     })

@@ -14,7 +14,7 @@ pub(super) enum Flush {
     Release,
     /// Of pages write-protected to log writes
     LogDirty,
-    /// Of a page whose frame is replaced
+    /// After the frame of a page is replaced
     Replace,
     /// Of small pages that become a large one
     Collapse,

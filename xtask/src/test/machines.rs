@@ -348,7 +348,7 @@ fn judge(expected: Expected, report: &Report, backtrace: &[String], logs: bool) 
     }
 }
 
-/// Whether the line tells of allocations while guests ran: `hv: heap: …, N allocations while guests ran`.
+/// Whether the line reports allocations while guests ran: `hv: heap: …, N allocations while guests ran`.
 fn allocates(line: &str) -> bool {
     let count = line.trim_end().strip_suffix(" allocations while guests ran").and_then(|rest| rest.rsplit(' ').next());
     line.starts_with("hv: heap: ") && count != Some("0")

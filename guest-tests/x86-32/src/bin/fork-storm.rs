@@ -65,7 +65,7 @@ struct World {
     mode: Mode,
     pages: Mutex<Pages>,
     processes: [Mutex<Option<Process>>; PROCESSES],
-    /// Who has each frame of free memory.
+    /// The process that has each frame of free memory.
     owners: [AtomicU32; FRAMES],
 }
 
@@ -131,7 +131,7 @@ impl World {
             }
             Some(process) => self.run(process, random),
         };
-        // Before anybody else may take the process apart.
+        // Before another processor may take the process apart.
         home.load();
         outcome
     }

@@ -153,7 +153,7 @@ fn flip(bench: &Bench, store: Store, invlpg: bool, seen: &Seen) -> Outcome {
         }
         if invlpg {
             see_exactly(is_other, turn)?;
-            // Nobody else writes it, but for the accessed bit.
+            // No other processor writes it, but for the accessed bit.
             check_eq!(bench.pde.get(), value | ACCESSED, "in turn {turn}");
             [&seen.one, &seen.other][usize::from(is_other)].fetch_add(1, Relaxed);
         } else {

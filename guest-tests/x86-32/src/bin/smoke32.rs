@@ -221,7 +221,7 @@ fn no_execute_is_reserved_without_nxe(_: &Boot) -> Outcome {
     })
 }
 
-/// Whether the error code of a page fault tells of a reserved bit. QEMU's TCG leaves out P, which belongs to it.
+/// Whether the error code of a page fault has RSVD set. QEMU's TCG leaves out P, which belongs to it.
 fn has_reserved(fault: &Fault) -> bool {
     fault.frame.error & 1 << 3 != 0
 }
