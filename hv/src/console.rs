@@ -9,12 +9,13 @@
 
 use crate::lapic;
 use crate::timer;
+use abi::wire;
 use core::alloc::Layout;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
 use sched::Instant;
-use serial::{Attention, Mux, Producer, QUANTUM, Transmitter, VmQueues, wire};
+use serial::{Attention, Mux, Producer, QUANTUM, Transmitter, VmQueues};
 use spin::{Mutex, Once};
 use x86::io::{inb, outb};
 

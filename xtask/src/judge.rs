@@ -3,7 +3,7 @@
 use crate::accounts::Accounts;
 use crate::ktap;
 use crate::verdict::{Verdict, VerdictLine};
-use serial::wire::{self, Part};
+use abi::wire::{self, Part};
 use std::fmt;
 use std::time::Duration;
 

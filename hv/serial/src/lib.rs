@@ -12,7 +12,7 @@
 //! ```
 //!
 //! - A line of the wire belongs wholly to one source. A source that begins a line while another's is open ends that one first, and
-//!   the rest of it is marked when it comes ([`wire`]), so that a reader can join the pieces.
+//!   the rest of it is marked when it comes ([`abi::wire`]), so that a reader can join the pieces.
 //! - The hypervisor's own lines come first. VMs take turns of at most [`QUANTUM`] bytes, so a flood delays another VM's line by
 //!   a turn of each other VM.
 //! - A VM whose ring is full has to wait ([`Producer::room`]); what is put there regardless is dropped, counted, and told in a
@@ -54,7 +54,6 @@ mod ring;
 mod sync;
 #[cfg(all(test, not(loom)))]
 mod tests;
-pub mod wire;
 
 pub use attention::Attention;
 pub use mux::{HOLD, Mux, QUANTUM, Transmitter, VmQueues};

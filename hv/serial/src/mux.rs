@@ -1,7 +1,7 @@
 //! Chooses the next byte to send.
 
 use crate::ring::{self, Consumer, Producer, ring};
-use crate::wire::{self, Part};
+use abi::wire::{self, Part};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::alloc::Layout;

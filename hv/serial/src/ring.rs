@@ -130,7 +130,7 @@ impl Lines<'_> {
         if self.length == 0 {
             self.push(self.prefix.as_bytes());
         }
-        self.push(crate::wire::END);
+        self.push(abi::wire::END);
         if self.length <= self.room {
             self.end = self.end.wrapping_add(self.length);
             self.room -= self.length;

@@ -1,12 +1,13 @@
 //! What the hypervisor says about a VM: whole lines, which name the VM if there are several.
 
 use crate::console;
+use abi::wire;
 use alloc::boxed::Box;
 use alloc::format;
 use core::alloc::Layout;
 use core::fmt;
 use loader::VmName;
-use serial::{Producer, wire};
+use serial::Producer;
 use spin::Mutex;
 
 /// A guest's console.

@@ -1,6 +1,6 @@
 //! Hypercalls: VMMCALL or VMCALL, in KVM's convention, so that the same guest measures both hypervisors.
 //!
-//! The page for who writes guests is `hv/vm/docs/guest-interface.md`.
+//! The page for who writes guests is `hv/abi/docs/guest-interface.md`.
 
 use crate::exit_handler::Memory;
 use crate::vcpu::Vcpu;

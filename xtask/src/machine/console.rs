@@ -1,9 +1,9 @@
 //! The bytes of a serial line, and the lines in them.
 
-use serial::wire::{self, Part};
+use abi::wire::{self, Part};
 
 /// Collects lines out of bytes that come in any pieces, and joins the pieces of a VM's line that was cut so that another could
-/// begin ([`serial::wire`]). The whole line stands where its first piece was.
+/// begin ([`abi::wire`]). The whole line stands where its first piece was.
 #[derive(Debug, Default)]
 pub(crate) struct Console {
     vms: Vec<Vm>,

@@ -1,6 +1,6 @@
 //! A reader of the serial line.
 
-use crate::wire::{END, Part, parse};
+use abi::wire::{END, Part, parse};
 use std::vec::Vec;
 
 /// What VM `name` wrote, by the lines on the wire. A last line without an end gets one.

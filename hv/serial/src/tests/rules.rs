@@ -2,8 +2,8 @@
 
 use super::reader::joined;
 use super::{CAPACITY, Machine};
-use crate::wire::{self, Part};
 use crate::{HOLD, QUANTUM};
+use abi::wire::{self, Part};
 use proptest::prelude::*;
 use std::string::String;
 use std::vec::Vec;

@@ -31,7 +31,8 @@ pub enum Part {
 }
 
 /// What stands before a VM's bytes. `name` is None for the only VM.
-pub(crate) fn mark(name: Option<&str>, part: Part) -> [&[u8]; 2] {
+#[must_use]
+pub fn mark(name: Option<&str>, part: Part) -> [&[u8]; 2] {
     match (name, part) {
         (None, Part::Fresh) => [b"", b""],
         (None, Part::Rest) => [b"", REST],
@@ -44,7 +45,7 @@ pub(crate) fn mark(name: Option<&str>, part: Part) -> [&[u8]; 2] {
 /// another's.
 ///
 /// ```
-/// use serial::wire::{Part, parse};
+/// use abi::wire::{Part, parse};
 /// assert_eq!(parse(b"a| ok 1", Some("a")), Some((Part::Fresh, &b"ok 1"[..])));
 /// assert_eq!(parse(b"a|+k 1", Some("a")), Some((Part::Rest, &b"k 1"[..])));
 /// assert_eq!(parse(b"b| ok 1", Some("a")), None);
