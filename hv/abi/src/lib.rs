@@ -1,5 +1,62 @@
-//! What the hypervisor, its guests and `xtask` agree on, written once.
+//! What the hypervisor, its guests and `xtask` agree on, each thing written once.
+//!
+//! | module | what | who writes, who reads |
+//! | --- | --- | --- |
+//! | [`hypercall`] | numbers, arguments, results and errors | guests; the hypervisor |
+//! | [`cpuid`] | how the hypervisor is found | the hypervisor; guests |
+//! | [`ports`] | console and exit ports, and what is written to them | guests and the hypervisor; emulators, the hypervisor and `xtask` |
+//! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
+//! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
+//! | [`lines`] | lines that are read by a program | the hypervisor and guests; `xtask` |
+//!
+//! `docs/guest-interface.md` is the page for authors of guests. The tests of this crate compare it with these modules.
+//!
+//! A guest encodes a call, and the hypervisor decodes the registers:
+//!
+//! ```
+//! use abi::hypercall::{self, Refused, TestCall};
+//!
+//! // The guest: what goes into RAX, and into RBX, RCX, RDX and RSI.
+//! let (number, arguments) = TestCall::Release { start: 0x20_0000, bytes: 0x1000 }.encode();
+//! let rax = number.into();
+//!
+//! // The hypervisor: the call, and its result for RAX.
+//! assert_eq!(TestCall::decode(rax, arguments), Ok(TestCall::Release { start: 0x20_0000, bytes: 0x1000 }));
+//! let rax = hypercall::encode_result(Err(Refused::NoMemory));
+//!
+//! // The guest again.
+//! assert_eq!(hypercall::decode_result(rax), Ok(Err(Refused::NoMemory)));
+//! assert_eq!(rax.cast_signed(), -12);
+//! ```
+//!
+//! The hypervisor prints a line, and `xtask` reads it from the console:
+//!
+//! ```
+//! use abi::lines::VerdictLine;
+//! use abi::verdict::Verdict;
+//! use abi::wire;
+//!
+//! let printed = format!("{}{}", wire::Own(Some("a")), VerdictLine { verdict: Verdict::Pass, text: "all is well" });
+//! assert_eq!(printed, "hv: a: verdict: pass 0 all is well");
+//!
+//! let text = wire::own(&printed, Some("a")).unwrap();
+//! assert_eq!(VerdictLine::parse(text).unwrap().unwrap().verdict, Verdict::Pass);
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
+pub mod cpuid;
+pub mod hypercall;
+pub mod lines;
+mod numbered;
+pub mod ports;
+#[cfg(test)]
+mod tests;
+pub mod verdict;
 pub mod wire;
+
+pub use numbered::Unknown;
+pub use verdict::Verdict;

@@ -12,6 +12,8 @@
 //! An end of line is LF; where a line was cut, [`END`] stands for nothing that the VM wrote. A name contains no `|`. The only
 //! VM's lines stand as they are, so one that begins with `|+` can't be told from a rest: there it can mislead about itself.
 
+use core::fmt;
+
 /// The end of a line that the hypervisor writes or cuts.
 pub const END: &[u8] = b"\r\n";
 
@@ -62,4 +64,40 @@ pub fn parse<'a>(line: &'a [u8], name: Option<&str>) -> Option<(Part, &'a [u8])>
     let rest = line.strip_prefix(name.as_bytes())?;
     let fresh = rest.strip_prefix(FRESH).map(|text| (Part::Fresh, text));
     fresh.or_else(|| rest.strip_prefix(REST).map(|text| (Part::Rest, text)))
+}
+
+/// What the hypervisor's own lines begin with: those about the VM of this name among several, or (None) about the only VM or about
+/// no VM.
+///
+/// ```
+/// use abi::wire::Own;
+/// assert_eq!(format!("{}ready", Own(None)), "hv: ready");
+/// assert_eq!(format!("{}ready", Own(Some("a"))), "hv: a: ready");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a>(pub Option<&'a str>);
+
+impl fmt::Display for Own<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(OWN)?;
+        self.0.map_or(Ok(()), |name| write!(f, "{name}: "))
+    }
+}
+
+/// What the hypervisor says in a line of its own, about the VM of this name among several or (None) about the only VM or about no VM.
+/// None: the line is another's, or about another.
+///
+/// ```
+/// use abi::wire::own;
+/// assert_eq!(own("hv: a: ready\r\n", Some("a")), Some("ready"));
+/// assert_eq!(own("hv: a: ready", Some("b")), None);
+/// assert_eq!(own("a| hv: ready", None), None);
+/// ```
+#[must_use]
+pub fn own<'a>(line: &'a str, name: Option<&str>) -> Option<&'a str> {
+    let text = line.trim_end_matches(['\r', '\n']).strip_prefix(OWN)?;
+    match name {
+        None => Some(text),
+        Some(name) => text.strip_prefix(name)?.strip_prefix(": "),
+    }
 }

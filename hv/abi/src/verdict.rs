@@ -1,0 +1,44 @@
+//! How runs end.
+
+use crate::numbered::numbered;
+
+numbered! {
+    /// How a run ended. The number is what the hypervisor writes to the [exit port](crate::ports::DEBUG_EXIT), and the exit status
+    /// of `cargo xtask run`. README has the same table.
+    pub enum Verdict: u8 {
+        /// The guest reported success.
+        Pass = 0, "pass";
+        /// The guest reported failure.
+        GuestFailed = 1, "guest-failed";
+        /// The hypervisor's command line makes no sense.
+        Usage = 2, "usage";
+        /// The guest shut down by a triple fault.
+        GuestTripleFault = 3, "guest-triple-fault";
+        /// The guest did what can't be handled, or can never run again.
+        GuestKilled = 4, "guest-killed";
+        /// The hypervisor panicked.
+        HvPanic = 5, "hv-panic";
+        /// The machine was reset or shut down without a verdict: `xtask`'s conclusion, never printed by the hypervisor.
+        HvTripleFault = 6, "hv-triple-fault";
+        /// The machine lacks what the hypervisor needs.
+        NoVirtualization = 7, "no-virtualization";
+        /// The guest's image was refused.
+        BadImage = 8, "bad-image";
+        /// Frames were missing after the VM's end.
+        Leak = 9, "leak";
+        /// The emulator ended in some other way, without a verdict: `xtask`'s conclusion, never printed by the hypervisor.
+        Unknown = 10, "no-verdict";
+        /// The machine has too little memory for the VMs, or for one: known before that started.
+        NoMemory = 11, "no-memory";
+        /// The guest ran past its limit, or the machine past its time-out.
+        Hang = 124, "hang";
+    }
+}
+
+impl Verdict {
+    /// The exit status.
+    #[must_use]
+    pub const fn status(self) -> u8 {
+        self as u8
+    }
+}
