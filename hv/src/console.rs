@@ -9,6 +9,7 @@
 
 use crate::lapic;
 use crate::timer;
+use abi::ports::COM1;
 use abi::wire;
 use core::alloc::Layout;
 use core::fmt::{self, Write};
@@ -19,8 +20,6 @@ use serial::{Attention, Mux, Producer, QUANTUM, Transmitter, VmQueues};
 use spin::{Mutex, Once};
 use x86::io::{inb, outb};
 
-/// COM1's first port: a 16550, or what the machine gives for one.
-const COM1: u16 = 0x3f8;
 const INTERRUPT_ID: u16 = COM1 + 2;
 const FIFOS_ON: u8 = 0xc0;
 const LINE_STATUS: u16 = COM1 + 5;
@@ -350,6 +349,6 @@ pub(crate) fn drain() {
 
 /// A line of the hypervisor's report, marked as its own.
 macro_rules! report {
-    ($($arg:tt)*) => { $crate::console::print(format_args!("hv: {}\n", format_args!($($arg)*))) };
+    ($($arg:tt)*) => { $crate::console::print(format_args!("{}{}\n", abi::wire::OWN, format_args!($($arg)*))) };
 }
 pub(crate) use report;

@@ -6,6 +6,7 @@
 use crate::frames;
 use crate::paging;
 use crate::verdict::{self, Verdict};
+use abi::lines::HeapUsage;
 use addr::PAGE_SIZE;
 use buddy_system_allocator::Heap;
 use core::alloc::{GlobalAlloc, Layout};
@@ -55,28 +56,13 @@ pub(crate) fn guests_start() {
     GUESTS_RUN.store(true, Ordering::Relaxed);
 }
 
-/// What the line at the end of a run says of the heap.
-pub(crate) struct Usage {
-    used: usize,
-    total: usize,
-    allocations: usize,
-}
-
 /// How the heap is used now.
-pub(crate) fn usage() -> Usage {
+pub(crate) fn usage() -> HeapUsage {
     let heap = HEAP.0.lock();
-    Usage {
-        used: heap.stats_alloc_actual(),
-        total: heap.stats_total_bytes(),
-        allocations: ALLOCATIONS.load(Ordering::Relaxed),
-    }
-}
-
-/// The line that tools read.
-impl core::fmt::Display for Usage {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Self { used, total, allocations } = self;
-        write!(f, "heap: {} of {} KiB used, {allocations} allocations while guests ran", used >> 10, total >> 10)
+    HeapUsage {
+        used_kib: heap.stats_alloc_actual() as u64 >> 10,
+        total_kib: heap.stats_total_bytes() as u64 >> 10,
+        allocations: ALLOCATIONS.load(Ordering::Relaxed) as u64,
     }
 }
 

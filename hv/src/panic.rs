@@ -5,6 +5,7 @@ use crate::cpu::TrapFrame;
 use crate::smp;
 use crate::timer;
 use crate::verdict::{self, Verdict};
+use abi::lines::Backtrace;
 use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
@@ -61,11 +62,11 @@ pub(crate) fn exception(name: &str, address: Option<usize>, frame: &TrapFrame) -
 
 fn die(what: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
     if let Err(()) = take_over() {
-        verdict::end(Verdict::Panic, format_args!("panicked while panicking: {what}"));
+        verdict::end(Verdict::HvPanic, format_args!("panicked while panicking: {what}"));
     }
     report!("panic on CPU {}: {what}", smp::this_cpu());
     show(frame, rbp);
-    verdict::end(Verdict::Panic, format_args!("{what}"))
+    verdict::end(Verdict::HvPanic, format_args!("{what}"))
 }
 
 /// CPU `cpu` is stuck: all show where they are, one after the other, and the machine ends.
@@ -74,7 +75,7 @@ pub(crate) fn stuck(cpu: usize) -> ! {
         report!("CPU {cpu} is stuck; it and the others, in turn:");
         (0..smp::cpus()).for_each(call);
     }
-    verdict::end(Verdict::Panic, format_args!("CPU {cpu} is stuck"))
+    verdict::end(Verdict::HvPanic, format_args!("CPU {cpu} is stuck"))
 }
 
 /// Stops the other CPUs, for this one to speak alone. An error if it is doing so already. Another one may have been faster:
@@ -190,19 +191,12 @@ impl fmt::Display for ControlRegisters {
     }
 }
 
-/// Prints return addresses: `cargo xtask` turns them into names.
 fn backtrace(rip: Option<u64>, rbp: u64) {
-    console::print(format_args!("hv: backtrace:"));
-    if let Some(rip) = rip {
-        console::print(format_args!(" {rip:#x}"));
-    }
-    for address in (FramePointers { rbp }).take(MAX_FRAMES) {
-        console::print(format_args!(" {address:#x}"));
-    }
-    console::print(format_args!("\n"));
+    report!("{}", Backtrace(rip.into_iter().chain(FramePointers { rbp }.take(MAX_FRAMES))));
 }
 
 /// Return addresses along the chain of frame pointers, while it keeps to stacks.
+#[derive(Clone)]
 struct FramePointers {
     rbp: u64,
 }

@@ -7,6 +7,7 @@ use crate::pit::Pit;
 use crate::rtc::Rtc;
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
+use abi::ports::{COM1, DEBUG_CONSOLE, DEBUG_CONSOLE_THERE, DEBUG_EXIT};
 
 /// Width of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,15 +83,12 @@ pub struct Machine<S, C> {
 const TIMER_IRQ: u8 = 0;
 const UART_IRQ: u8 = 4;
 
-const COM1: u16 = 0x3f8;
+const COM1_LAST: u16 = COM1 + 7;
 const TIMER: u16 = 0x40;
-const DEBUG_EXIT: u16 = 0xf4;
 const FW_CFG_SELECTOR: u16 = 0x510;
 const PM_TIMER: u16 = 0x608;
 const PCI_ADDRESS: u16 = 0xcf8;
 
-/// Bochs' console reads as its own number, so that programs know it is there.
-const DEBUG_CONSOLE_THERE: u8 = 0xe9;
 /// Port 0x92: bit 0 resets, bit 1 opens A20, which is never closed here.
 const PORT_92_RESET: u8 = 1 << 0;
 const PORT_92_A20: u8 = 1 << 1;
@@ -189,7 +187,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     #[inline]
     fn read_byte(&mut self, port: u16) -> u8 {
         match port {
-            0x3f8..=0x3ff => self.read_uart(port - COM1),
+            COM1..=COM1_LAST => self.read_uart(port - COM1),
             0x4d0 => self.pic.read_elcr(Which::Master),
             0x4d1 => self.pic.read_elcr(Which::Slave),
             _ => self.read_other(port),
@@ -211,7 +209,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
             0x71 => self.rtc.read(self.clock.now()),
             0x92 => self.port_92,
             0xa0 | 0xa1 => self.pic.read(Which::Slave, port & 1 == 1),
-            0xe9 => DEBUG_CONSOLE_THERE,
+            DEBUG_CONSOLE => DEBUG_CONSOLE_THERE,
             DEBUG_EXIT => 0,
             FW_CFG_SELECTOR | 0x511 => self.fw_cfg.read(),
             PM_TIMER..=0x60b => self.pm_timer().to_le_bytes()[usize::from(port - PM_TIMER)],
@@ -229,7 +227,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     #[inline]
     fn write_byte(&mut self, port: u16, value: u8) -> Outcome {
         match port {
-            0x3f8..=0x3ff => return self.write_uart(port - COM1, value),
+            COM1..=COM1_LAST => return self.write_uart(port - COM1, value),
             0x4d0 => self.pic.write_elcr(Which::Master, value),
             0x4d1 => self.pic.write_elcr(Which::Slave, value),
             _ => return self.write_other(port, value),
@@ -252,8 +250,8 @@ impl<S: Sink, C: Clock> Machine<S, C> {
             0x71 => self.rtc.write(value),
             0x92 => return self.write_port_92(value),
             0xa0 | 0xa1 => self.pic.write(Which::Slave, port & 1 == 1, value),
-            0xe9 if !self.sink.has_room() => return Outcome::Wait,
-            0xe9 => self.sink.put(value),
+            DEBUG_CONSOLE if !self.sink.has_room() => return Outcome::Wait,
+            DEBUG_CONSOLE => self.sink.put(value),
             DEBUG_EXIT => return Outcome::Exit(value.into()),
             0xcf9 => return self.write_reset_control(value),
             // A word selects an item; a byte is nothing. The timer can't be set. Delay ports are written for the delay.

@@ -254,10 +254,7 @@ impl Mux {
         };
         let framing = &mut self.framing;
         // There is room for the longest name and number.
-        let _ = match name {
-            Some(name) => write!(framing, "{}{name}: console: {count} bytes dropped\r\n", wire::OWN),
-            None => write!(framing, "{}console: {count} bytes dropped\r\n", wire::OWN),
-        };
+        let _ = write!(framing, "{}console: {count} bytes dropped\r\n", wire::Own(name));
     }
 
     /// A byte of the source whose turn it is.

@@ -1,6 +1,7 @@
 //! Exceptions and interrupts that arrive while the hypervisor itself runs.
 
 use crate::lapic;
+use abi::wire::OWN;
 use core::arch::global_asm;
 use core::fmt;
 use x86::controlregs::cr2;
@@ -52,14 +53,14 @@ impl fmt::Display for TrapFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "hv: rip {:016x} cs {:04x} rflags {:08x} error {:x}",
+            "{OWN}rip {:016x} cs {:04x} rflags {:08x} error {:x}",
             self.rip, self.cs, self.rflags, self.error_code
         )?;
-        writeln!(f, "hv: rsp {:016x} ss {:04x} rbp {:016x}", self.rsp, self.ss, self.rbp)?;
-        writeln!(f, "hv: rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", self.rax, self.rbx, self.rcx, self.rdx)?;
-        writeln!(f, "hv: rsi {:016x} rdi {:016x} r8  {:016x} r9  {:016x}", self.rsi, self.rdi, self.r8, self.r9)?;
-        writeln!(f, "hv: r10 {:016x} r11 {:016x} r12 {:016x} r13 {:016x}", self.r10, self.r11, self.r12, self.r13)?;
-        write!(f, "hv: r14 {:016x} r15 {:016x}", self.r14, self.r15)
+        writeln!(f, "{OWN}rsp {:016x} ss {:04x} rbp {:016x}", self.rsp, self.ss, self.rbp)?;
+        writeln!(f, "{OWN}rax {:016x} rbx {:016x} rcx {:016x} rdx {:016x}", self.rax, self.rbx, self.rcx, self.rdx)?;
+        writeln!(f, "{OWN}rsi {:016x} rdi {:016x} r8  {:016x} r9  {:016x}", self.rsi, self.rdi, self.r8, self.r9)?;
+        writeln!(f, "{OWN}r10 {:016x} r11 {:016x} r12 {:016x} r13 {:016x}", self.r10, self.r11, self.r12, self.r13)?;
+        write!(f, "{OWN}r14 {:016x} r15 {:016x}", self.r14, self.r15)
     }
 }
 

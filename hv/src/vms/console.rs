@@ -3,7 +3,7 @@
 use crate::console;
 use abi::wire;
 use alloc::boxed::Box;
-use alloc::format;
+use alloc::string::ToString;
 use core::alloc::Layout;
 use core::fmt;
 use loader::VmName;
@@ -38,6 +38,6 @@ const PREFIX: usize = 64;
 pub(super) fn console(name: Option<VmName>) -> (Console, About) {
     let name = name.as_ref().map(VmName::as_str);
     let (console, queue) = console::add_vm(name);
-    let prefix = name.map_or_else(|| wire::OWN.into(), |name| format!("{}{name}: ", wire::OWN).into());
+    let prefix = wire::Own(name).to_string().into();
     (console, About { queue: Mutex::new(queue), prefix })
 }

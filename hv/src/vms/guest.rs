@@ -2,7 +2,7 @@
 
 use super::console::{self, About, Console};
 use super::host::TscClock;
-use super::memory::{Nested, ViewState, VmMemory};
+use super::memory::{Freed, Nested, ViewState, VmMemory};
 use super::verdicts::{Why, judge};
 use crate::boot;
 use crate::smp;
@@ -146,11 +146,10 @@ impl<F: Nested> Guest<F> {
             self.report(&format_args!("shadow: {counts}"));
         }
         let stop = self.vm.stopped().unwrap_or(Stop::Halted);
-        let accounts = self.memory.free(cpu);
-        let frames = format_args!("frames: {} at most, {} missing at the end", accounts.peak, accounts.missing);
-        self.about.report(&frames);
+        let Freed { accounts, peak } = self.memory.free(cpu);
+        self.about.report(&format_args!("frames: {peak} at most, {} missing at the end", accounts.left));
         self.about.report(&accounts);
-        match accounts.missing {
+        match accounts.left {
             0 => (judge(stop), Why::Stopped(stop)),
             frames => (Verdict::Leak, Why::Leaked(frames, stop)),
         }

@@ -29,6 +29,7 @@ use crate::smp;
 use crate::tables::{self, Machine};
 use crate::timer;
 use crate::verdict::{self, Verdict};
+use abi::lines::StartToGuest;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use backends::Backend;
@@ -79,7 +80,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     // When all have what they can't start without.
     guests.iter().for_each(|guest| guest.memory.fill_stock(|| false));
     guests.into_iter().for_each(|guest| seat(&mut jobs, guest));
-    report!("start-to-guest: {} ticks", timer::tsc() - boot::start_tsc());
+    report!("{}", StartToGuest(timer::tsc() - boot::start_tsc()));
     share();
     let own = work::hand_out::<B>(jobs);
     run_own(own, backend, cpu)

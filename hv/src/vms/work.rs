@@ -12,6 +12,7 @@ use crate::tables::{self, Machine};
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use crate::watchdog;
+use abi::lines::VerdictLine;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -51,7 +52,7 @@ pub(super) fn expect(vms: usize) {
 /// VM `number` has ended, or was refused: its verdict is printed, and the boot CPU, which waits for it, is told.
 pub(super) fn ended(number: usize, name: Option<VmName>, (verdict, why): (Verdict, Why)) {
     if let Some(name) = name {
-        report!("{name}: verdict: {} {} {why}", verdict.name(), verdict as u8);
+        report!("{name}: {}", VerdictLine { verdict, text: &why });
     }
     RESULTS.lock()[number] = Some((name, verdict, why));
     smp::kick_if_away(0);

@@ -1,5 +1,6 @@
 //! What CPUID tells the guest: one table, made once for a vCPU from what the processor has and what the hypervisor can keep.
 
+use abi::cpuid::{LEAF as HYPERVISOR_LEAF, SIGNATURE};
 use walk::Features;
 
 /// EAX, EBX, ECX and EDX of one leaf.
@@ -14,11 +15,6 @@ pub struct Leaf {
 
 /// The processor's own CPUID, by leaf and subleaf.
 pub type HostCpuid = fn(leaf: u32, subleaf: u32) -> Leaf;
-
-/// The first leaf of hypervisors, and how this one names itself there (EBX, ECX, EDX).
-pub const HYPERVISOR_LEAF: u32 = 0x4000_0000;
-/// "microhv-rust" in EBX, ECX, EDX of [`HYPERVISOR_LEAF`].
-pub const SIGNATURE: &[u8; 12] = b"microhv-rust";
 
 const EXTENDED: u32 = 0x8000_0000;
 const EXTENDED_END: u32 = EXTENDED + 0x20;
@@ -359,8 +355,7 @@ mod tests {
         let table = Table::new(generous, ONE);
         assert_ne!(table.get(1, 0).ecx & 1 << 31, 0);
         let leaf = table.get(HYPERVISOR_LEAF, 0);
-        let name: std::vec::Vec<u8> = [leaf.ebx, leaf.ecx, leaf.edx].iter().flat_map(|w| w.to_le_bytes()).collect();
-        assert_eq!(name, SIGNATURE);
+        assert_eq!(abi::cpuid::signature([leaf.ebx, leaf.ecx, leaf.edx]), *SIGNATURE);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::msr;
 use crate::shared::{Door, Vm};
 use crate::trouble::Trouble;
 use crate::vcpu::{Stay, Vcpu};
+use abi::hypercall::{Refused, TestCall};
 use addr::{Gpa, Gva, Hpa};
 use core::ops::ControlFlow;
 use devices::{Clock, Nanoseconds, Sink};
@@ -64,12 +65,12 @@ pub trait Memory: HandleMem {
     }
     /// Gives back what other CPUs have no more use for. To be called when the CPU was interrupted: a kick may ask for it.
     fn poll(&self) {}
-    /// Carries out test hypercall `number`, an operation on the VM's own tables, or a step of it. None: steps are left; the same
+    /// Carries out a test call, an operation on the VM's own tables, or a step of it. None: steps are left; the same
     /// call follows, as the guest's instruction runs again, behind the interrupts that wait. It waits for other CPUs: it is
     /// called with no lock held.
-    fn test_call(&mut self, number: u64, args: [u64; 4]) -> Option<i64> {
-        let _ = (number, args);
-        Some(hypercall::NO_SUCH_CALL)
+    fn test_call(&mut self, call: TestCall) -> Option<Result<u64, Refused>> {
+        let _ = call;
+        Some(Err(Refused::NoSuchCall))
     }
 }
 

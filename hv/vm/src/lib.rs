@@ -21,10 +21,9 @@ mod cr8;
 mod emulated;
 mod exit;
 mod exit_handler;
-pub mod hypercall;
+mod hypercall;
 mod interrupts;
 mod local_apic;
-
 mod mmio;
 pub mod msr;
 mod open_bus;

@@ -45,7 +45,6 @@ macro_rules! counts {
 
         impl $name {
             /// The keys and their counts, in the line's order.
-            #[must_use]
             pub fn fields(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$(($key, self.$field),)*].into_iter()
             }

@@ -14,6 +14,8 @@ use crate::frames;
 use crate::paging;
 use crate::tables::{self, Machine};
 use crate::watchdog;
+use abi::hypercall::{Refused, TestCall};
+use abi::lines::Accounts;
 use account::{Account, give_back};
 use addr::{Gfn, Gpa, Gva, Hpa, PAGE_SIZE, PageSize, Pfn};
 use backends::FixedPage;
@@ -194,28 +196,12 @@ impl Place {
 }
 
 /// What became of a VM's frames, when it has ended.
-pub(crate) struct Accounts {
-    /// Frames that did not come back.
-    pub(crate) missing: u64,
+pub(crate) struct Freed {
+    /// The account for tools. Frames for tables and for the guest are counted alike; the grace period is the longest of all CPUs' and
+    /// VMs'.
+    pub(crate) accounts: Accounts,
     /// The most frames that were in use at once.
     pub(crate) peak: u64,
-    freed: u64,
-    deferred: u64,
-    peak_backlog: u64,
-    longest_grace_period: u64,
-    kicks: u64,
-    operations: u64,
-}
-
-/// The line that tools read. Frames for tables and for the guest are counted alike; the grace period is the longest of all CPUs'
-/// and VMs', in ticks of the TSC.
-impl fmt::Display for Accounts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { missing, freed, deferred, peak_backlog, longest_grace_period, kicks, operations, .. } = *self;
-        let allocated = freed + missing;
-        write!(f, "tables: allocated={allocated} freed={freed} deferred={deferred} peak-backlog={peak_backlog} ")?;
-        write!(f, "longest-grace-period={longest_grace_period} kicks={kicks} operations={operations} left={missing}")
-    }
 }
 
 /// Gives back what waited on this CPU for a grace period that has ended, of whichever VMs. To be called before the CPU sleeps, and
@@ -301,7 +287,7 @@ impl<F: Nested> VmMemory<F> {
 
     /// Gives every frame back. To be called when none of the VM's vCPUs will enter the guest again; CPUs whose pages this waits
     /// for are kicked, and have to [`poll_idle`] then, or their views to poll.
-    pub(crate) fn free(self, cpu: &mut Cpu<'static, Machine>) -> Accounts {
+    pub(crate) fn free(self, cpu: &mut Cpu<'static, Machine>) -> Freed {
         let account = self.account();
         let kicks = self.tree.space().kicks() + self.shadows.kicks();
         cpu.barrier(|page| {
@@ -311,10 +297,11 @@ impl<F: Nested> VmMemory<F> {
         self.tree.free_pgtables(|_, size, leaf| account.pool.lock().free(leaf.pfn, size));
         let operations = account.operations();
         let pool = account.pool.lock();
+        let (freed, left, peak) = (pool.freed(), pool.outstanding(), pool.peak());
         let accounts = Accounts {
-            missing: pool.outstanding(),
-            peak: pool.peak(),
-            freed: pool.freed(),
+            allocated: freed + left,
+            freed,
+            left,
             deferred: account.deferred(),
             peak_backlog: account.peak_backlog(),
             longest_grace_period: cpu.domain().stats().longest_grace_period,
@@ -323,7 +310,7 @@ impl<F: Nested> VmMemory<F> {
         };
         drop(pool);
         account.close();
-        accounts
+        Freed { accounts, peak }
     }
 
     #[inline]
@@ -639,8 +626,8 @@ impl<F: Nested> vm::Memory for View<'_, F> {
     }
 
     #[cold]
-    fn test_call(&mut self, number: u64, args: [u64; 4]) -> Option<i64> {
-        self.operate(number, args)
+    fn test_call(&mut self, call: TestCall) -> Option<Result<u64, Refused>> {
+        self.operate(call)
     }
 
     fn load_shadow(&mut self, own: &shadow::Registers) -> Hpa {

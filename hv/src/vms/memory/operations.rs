@@ -3,59 +3,46 @@
 use super::{Nested, View, give_back_some};
 use crate::frames::Failures;
 use crate::paging;
+use abi::hypercall::{AllocationFailures, FlushPoint, Mapped, Refused, Statistic, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize, Pfn};
 use core::arch::asm;
+use core::num::NonZero;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 use mmu::{CollapseError, Page, RangeError, ReplaceError, SplitError};
 use shadow::Writer;
-use vm::hypercall::BASE;
 
-/// Why a call was refused: Linux's numbers, and KVM's for a call that there is not.
-#[derive(Clone, Copy)]
-enum Refused {
-    /// The range is not, or not all, RAM (EFAULT).
-    NotRam = -14,
-    /// The arguments make no sense, or there is nothing to do this to (EINVAL).
-    Invalid = -22,
-    /// No frame, and the tables are as before (ENOMEM).
-    NoMemory = -12,
-    /// Another CPU was faster (EAGAIN).
-    Raced = -11,
-    /// There is no such call (KVM_ENOSYS).
-    NoSuchCall = -1000,
+/// An error of the tables, as the guest is told.
+trait Refusal {
+    fn refused(self) -> Refused;
 }
 
-impl From<RangeError> for Refused {
-    fn from(error: RangeError) -> Self {
-        match error {
-            RangeError::NoMemory => Self::NoMemory,
-            RangeError::Invalid => Self::Invalid,
+impl Refusal for RangeError {
+    fn refused(self) -> Refused {
+        match self {
+            Self::NoMemory => Refused::NoMemory,
+            Self::Invalid => Refused::Invalid,
         }
     }
 }
 
-impl From<SplitError> for Refused {
-    fn from(error: SplitError) -> Self {
-        match error {
-            SplitError::NoMemory => Self::NoMemory,
-            SplitError::NotLarge => Self::Invalid,
+impl Refusal for SplitError {
+    fn refused(self) -> Refused {
+        match self {
+            Self::NoMemory => Refused::NoMemory,
+            Self::NotLarge => Refused::Invalid,
         }
     }
 }
 
-impl From<CollapseError> for Refused {
-    fn from(error: CollapseError) -> Self {
-        match error {
-            CollapseError::Changed => Self::Raced,
-            CollapseError::NoTable | CollapseError::NotUniform | CollapseError::NoSuchSize => Self::Invalid,
+impl Refusal for CollapseError {
+    fn refused(self) -> Refused {
+        match self {
+            Self::Changed => Refused::Raced,
+            Self::NoTable | Self::NotUniform | Self::NoSuchSize => Refused::Invalid,
         }
     }
 }
-
-/// The calls that are carried out in steps, by their numbers from [`BASE`] on.
-const RELEASE: u64 = 2;
-const LOG_DIRTY: u64 = 5;
 
 /// Bytes of small pages that one step of a call is about. (Otherwise it is one large page.)
 pub(super) const STEP: u64 = 128 * PAGE_SIZE;
@@ -65,8 +52,7 @@ const LARGE: u64 = PageSize::Size2M.bytes();
 /// A call of which steps are left. Between them the guest's interrupts are delivered, and other VMs have their turn.
 #[derive(Clone, Copy)]
 pub(super) struct Unfinished {
-    number: u64,
-    args: [u64; 4],
+    call: TestCall,
     so_far: Progress,
 }
 
@@ -86,47 +72,46 @@ enum Step {
 }
 
 impl<F: Nested> View<'_, F> {
-    /// Carries out test hypercall `number`, or a step of it; None if more are left. Waits for CPUs that use this memory: to be
-    /// called with no lock held.
-    pub(super) fn operate(&mut self, number: u64, args: [u64; 4]) -> Option<i64> {
+    /// Carries out `call`, or a step of it; None if more are left. Waits for CPUs that use this memory: to be called with no lock
+    /// held.
+    pub(super) fn operate(&mut self, call: TestCall) -> Option<Result<u64, Refused>> {
         // Another call on a range, from an interrupt's handler, makes this one begin again; calls without steps leave it alone.
-        let has_steps = matches!(number.wrapping_sub(BASE), RELEASE | LOG_DIRTY);
-        let unfinished = if has_steps { self.state.unfinished.take() } else { None };
-        let unfinished = unfinished.filter(|call| (call.number, call.args) == (number, args));
-        let so_far = unfinished.map_or(Progress::default(), |call| call.so_far);
+        let unfinished = if call.has_steps() { self.state.unfinished.take() } else { None };
+        let unfinished = unfinished.filter(|unfinished| unfinished.call == call);
+        let so_far = unfinished.map_or(Progress::default(), |unfinished| unfinished.so_far);
         let planned = self.vm.account().pool.lock().is_to_fail();
-        let mut result = self.attempt(number, args, so_far);
+        let mut result = self.attempt(call, so_far);
         // No operation fails for want of a frame that only waits for its grace period, unless it is to fail.
         if matches!(result, Err(Refused::NoMemory)) && !planned && self.vm.account().backlog() != 0 {
             self.reclaim();
-            result = self.attempt(number, args, so_far);
+            result = self.attempt(call, so_far);
         }
         self.settle();
         match result {
-            Ok(Step::Last(value)) => Some(value.cast_signed()),
+            Ok(Step::Last(value)) => Some(Ok(value)),
             Ok(Step::More(so_far)) => {
-                self.state.unfinished.set(Some(Unfinished { number, args, so_far }));
+                self.state.unfinished.set(Some(Unfinished { call, so_far }));
                 None
             }
-            Err(refused) => Some(refused as i64),
+            Err(refused) => Some(Err(refused)),
         }
     }
 
     /// An attempt that finds no frame leaves all as it was before this step.
-    fn attempt(&self, number: u64, args: [u64; 4], so_far: Progress) -> Result<Step, Refused> {
-        let [first, second, third, _] = args;
-        match number.wrapping_sub(BASE) {
-            RELEASE => return self.change_frames(|| self.release(first, second, so_far)),
-            3 => self.split(first),
-            4 => self.change_frames(|| self.collapse(first)),
-            LOG_DIRTY => return self.change_frames(|| self.log_dirty(first, second, third, so_far)),
-            6 => self.change_frames(|| self.replace(first)),
-            7 => Ok(self.report()),
-            8 => self.stat(first),
-            9 => Ok(self.fail_alloc(first)),
-            10 => self.skip_flush(first),
-            11 => self.spoil(first),
-            _ => Err(Refused::NoSuchCall),
+    fn attempt(&self, call: TestCall, so_far: Progress) -> Result<Step, Refused> {
+        match call {
+            TestCall::Release { start, bytes } => return self.change_frames(|| self.release(start, bytes, so_far)),
+            TestCall::Split { at } => self.split(at),
+            TestCall::Collapse { at } => self.change_frames(|| self.collapse(at)),
+            TestCall::LogDirty { start, bytes, bitmap } => {
+                return self.change_frames(|| self.log_dirty(start, bytes, bitmap, so_far));
+            }
+            TestCall::Replace { at } => self.change_frames(|| self.replace(at)),
+            TestCall::Report => Ok(self.report().into()),
+            TestCall::Stat(which) => Ok(self.stat(which)),
+            TestCall::FailAllocations(failures) => Ok(self.fail_allocations(failures)),
+            TestCall::SkipFlush(point) => self.skip_flush(point),
+            TestCall::Misconfigure { at } => self.misconfigure(at),
         }
         .map(Step::Last)
     }
@@ -203,17 +188,18 @@ impl<F: Nested> View<'_, F> {
     /// Takes away what is mapped in `range`; how many frames that were.
     fn zap(&self, range: Range<Gpa>) -> Result<u64, Refused> {
         let (mut frames, mut pages) = (0, 0);
-        self.vm.tree.zap(&self.cpu, range, |page| {
+        let zapped = self.vm.tree.zap(&self.cpu, range, |page| {
             frames += page.size.frames();
             pages += 1;
             self.retire(page.leaf.pfn, page.size);
-        })?;
+        });
+        zapped.map_err(Refusal::refused)?;
         self.vm.account().count(pages);
         Ok(frames)
     }
 
     fn split(&self, at: u64) -> Result<u64, Refused> {
-        self.vm.tree.split(self.cpu.read(), self.ram_page(at)?)?;
+        self.vm.tree.split(self.cpu.read(), self.ram_page(at)?).map_err(Refusal::refused)?;
         self.vm.account().count(1);
         Ok(0)
     }
@@ -227,7 +213,7 @@ impl<F: Nested> View<'_, F> {
         };
         let back = |page: Page<Gpa>| self.retire(page.leaf.pfn, page.size);
         let collapsed = self.vm.tree.collapse_into(&self.cpu, at, PageSize::Size2M, new, copy, back);
-        self.used(new, PageSize::Size2M, collapsed)
+        self.used(new, PageSize::Size2M, collapsed.map_err(Refusal::refused))
     }
 
     fn replace(&self, at: u64) -> Result<u64, Refused> {
@@ -247,7 +233,7 @@ impl<F: Nested> View<'_, F> {
             }
             // It may be a part of a large page.
             if let Err(error) = self.vm.tree.split(self.cpu.read(), at) {
-                break Err(error.into());
+                break Err(error.refused());
             }
         };
         self.used(new, PageSize::Size4K, replaced)
@@ -258,7 +244,7 @@ impl<F: Nested> View<'_, F> {
     }
 
     /// What became of `new`: if nothing, it goes back.
-    fn used<E: Into<Refused>>(&self, new: Pfn, size: PageSize, result: Result<(), E>) -> Result<u64, Refused> {
+    fn used(&self, new: Pfn, size: PageSize, result: Result<(), Refused>) -> Result<u64, Refused> {
         match result {
             Ok(()) => {
                 self.vm.account().count(1);
@@ -266,17 +252,21 @@ impl<F: Nested> View<'_, F> {
             }
             Err(error) => {
                 self.vm.account().pool.lock().free(new, size);
-                Err(error.into())
+                Err(error)
             }
         }
     }
 
-    fn log_dirty(&self, start: u64, bytes: u64, bitmap: u64, so_far: Progress) -> Result<Step, Refused> {
+    fn log_dirty(
+        &self,
+        start: u64,
+        bytes: u64,
+        bitmap: Option<NonZero<u64>>,
+        so_far: Progress,
+    ) -> Result<Step, Refused> {
         let range = self.ram_range(start, bytes)?;
-        let bitmap = match bitmap {
-            0 => None,
-            at => Some(self.ram_range(at, (bytes / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE))?.start),
-        };
+        let bitmap_bytes = (bytes / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE);
+        let bitmap = bitmap.map(|at| self.ram_range(at.get(), bitmap_bytes)).transpose()?.map(|range| range.start);
         if let Some(bitmap) = bitmap.filter(|_| so_far.done == 0) {
             self.zero_bytes(bitmap, (bytes / PAGE_SIZE).div_ceil(8)).map_err(|_| Refused::NoMemory)?;
         }
@@ -286,13 +276,14 @@ impl<F: Nested> View<'_, F> {
     /// Logs and write-protects the dirty pages of `part`; their bits count from `range`'s start. How many bits were set.
     fn log_dirty_part(&self, range: &Range<Gpa>, part: Range<Gpa>, bitmap: Option<Gpa>) -> Result<u64, Refused> {
         let (mut set, mut protected) = (Ok(0), 0);
-        self.vm.tree.dirty_log(&self.cpu, part.clone(), |page| {
+        let logged = self.vm.tree.dirty_log(&self.cpu, part.clone(), |page| {
             protected += 1;
             let Some(bitmap) = bitmap else { return };
             let first = page.at.max(part.start).raw() - range.start.raw();
             let last = page.at.wrapping_add(page.size.bytes()).min(part.end).raw() - range.start.raw();
             set = set.and_then(|set| Ok(set + self.set_bits(bitmap, first / PAGE_SIZE..last / PAGE_SIZE)?));
-        })?;
+        });
+        logged.map_err(Refusal::refused)?;
         self.vm.account().count(1 + protected);
         set
     }
@@ -315,66 +306,61 @@ impl<F: Nested> View<'_, F> {
         Ok(bits.end - bits.start)
     }
 
-    /// Small pages in the low half, 2 MiB pages in the high one.
-    fn report(&self) -> u64 {
+    /// What is mapped. The counts fit: a VM has 3 GiB at most.
+    fn report(&self) -> Mapped {
         let report = self.vm.tree.report(self.cpu.read());
-        report.pages(PageSize::Size4K) | report.pages(PageSize::Size2M) << 32
+        Mapped { small: report.pages(PageSize::Size4K) as u32, large: report.pages(PageSize::Size2M) as u32 }
     }
 
-    fn stat(&self, index: u64) -> Result<u64, Refused> {
+    fn stat(&self, which: Statistic) -> u64 {
         let (account, space) = (self.vm.account(), self.vm.tree.space());
-        Ok(match index {
-            0 => account.operations(),
-            1 => account.backlog(),
-            2 => account.peak_backlog(),
-            3 => self.cpu.domain().stats().grace_periods,
-            4 => space.kicks(),
-            5 => account.pool.lock().outstanding(),
-            6 => space.flushes(),
-            _ => return Err(Refused::Invalid),
-        })
+        match which {
+            Statistic::Operations => account.operations(),
+            Statistic::Backlog => account.backlog(),
+            Statistic::PeakBacklog => account.peak_backlog(),
+            Statistic::GracePeriods => self.cpu.domain().stats().grace_periods,
+            Statistic::Kicks => space.kicks(),
+            Statistic::FramesInUse => account.pool.lock().outstanding(),
+            Statistic::Flushes => space.flushes(),
+        }
     }
 
-    fn fail_alloc(&self, n: u64) -> u64 {
-        let failures = match n {
-            0 => Failures::None,
-            u64::MAX => Failures::All,
-            n => Failures::Nth(n),
+    fn fail_allocations(&self, failures: AllocationFailures) -> u64 {
+        let failures = match failures {
+            AllocationFailures::None => Failures::None,
+            AllocationFailures::All => Failures::All,
+            AllocationFailures::Nth(n) => Failures::Nth(n.get()),
         };
         self.vm.account().pool.lock().fail(failures);
         0
     }
 
-    /// A split does no flush: both forms of the page mean the same.
     #[cfg(feature = "sabotage")]
-    fn skip_flush(&self, which: u64) -> Result<u64, Refused> {
-        let after = match which {
-            0 => None,
-            1 => Some(mmu::After::Zap),
-            2 => Some(mmu::After::DirtyLog),
-            3 => Some(mmu::After::Replace),
-            4 => Some(mmu::After::Collapse),
-            _ => return Err(Refused::Invalid),
-        };
-        self.vm.tree.skip_flush(after);
+    fn skip_flush(&self, point: Option<FlushPoint>) -> Result<u64, Refused> {
+        self.vm.tree.skip_flush(point.map(|point| match point {
+            FlushPoint::Release => mmu::After::Zap,
+            FlushPoint::LogDirty => mmu::After::DirtyLog,
+            FlushPoint::Replace => mmu::After::Replace,
+            FlushPoint::Collapse => mmu::After::Collapse,
+        }));
         Ok(0)
     }
 
     /// Takes a page away, and puts an entry that makes no sense in its place.
     #[cfg(feature = "sabotage")]
-    fn spoil(&self, at: u64) -> Result<u64, Refused> {
+    fn misconfigure(&self, at: u64) -> Result<u64, Refused> {
         let page = self.ram_page(at)?;
         self.zap(page..page.wrapping_add(PAGE_SIZE))?;
         if self.vm.tree.spoil(self.cpu.read(), page) { Ok(0) } else { Err(Refused::Raced) }
     }
 
     #[cfg(not(feature = "sabotage"))]
-    fn spoil(&self, _: u64) -> Result<u64, Refused> {
+    fn misconfigure(&self, _: u64) -> Result<u64, Refused> {
         Err(Refused::NoSuchCall)
     }
 
     #[cfg(not(feature = "sabotage"))]
-    fn skip_flush(&self, _: u64) -> Result<u64, Refused> {
+    fn skip_flush(&self, _: Option<FlushPoint>) -> Result<u64, Refused> {
         Err(Refused::NoSuchCall)
     }
 }

@@ -1,15 +1,15 @@
 //! Hypercalls, and the exceptions that are some.
 
 use super::guest::*;
-use crate::hypercall::{ABI_VERSION, BASE, NOP, VERSION};
 use crate::{Event, Exception, Exit, Gpr};
+use abi::hypercall::{ABI_VERSION, Number, Refused, encode_result};
 
 const VMMCALL: [u8; 3] = [0x0f, 0x01, 0xd9];
 const VMCALL: [u8; 3] = [0x0f, 0x01, 0xc1];
 const UD2: [u8; 2] = [0x0f, 0x0b];
 
-const ENOSYS: u64 = -1000i64 as u64;
-const EPERM: u64 = -1i64 as u64;
+const NOP: u64 = Number::Nop as u64;
+const VERSION: u64 = Number::Version as u64;
 
 const INVALID_OPCODE: Exit = Exit::Exception(Exception::new(6, None));
 
@@ -34,16 +34,16 @@ fn known_numbers_return_what_the_page_says() {
 
 #[test]
 fn an_unknown_number_is_an_error_and_the_guest_goes_on() {
-    for number in [0, 1, BASE + 2, BASE - 1, NOP | 1 << 32, u64::MAX] {
-        assert_eq!(call(&VMMCALL, Exit::Hypercall, number, 0), ENOSYS, "{number:#x}");
+    for number in [0, 1, Number::Report as u64, NOP - 1, NOP | 1 << 32, u64::MAX] {
+        assert_eq!(call(&VMMCALL, Exit::Hypercall, number, 0), encode_result(Err(Refused::NoSuchCall)), "{number:#x}");
     }
 }
 
 #[test]
 fn only_the_kernel_may_call() {
     for cpl in 1..=3 {
-        assert_eq!(call(&VMMCALL, Exit::Hypercall, NOP, cpl), EPERM);
-        assert_eq!(call(&VMCALL, INVALID_OPCODE, NOP, cpl), EPERM);
+        assert_eq!(call(&VMMCALL, Exit::Hypercall, NOP, cpl), encode_result(Err(Refused::NotPermitted)));
+        assert_eq!(call(&VMCALL, INVALID_OPCODE, NOP, cpl), encode_result(Err(Refused::NotPermitted)));
     }
 }
 
@@ -51,7 +51,7 @@ fn only_the_kernel_may_call() {
 fn the_other_vendors_hypercall_works_through_its_exception() {
     for code in [&VMCALL[..], &VMMCALL, &[0x48, 0x0f, 0x01, 0xc1]] {
         assert_eq!(call(code, INVALID_OPCODE, VERSION, 0), ABI_VERSION, "{code:02x?}");
-        assert_eq!(call(code, INVALID_OPCODE, 7, 0), ENOSYS, "{code:02x?}");
+        assert_eq!(call(code, INVALID_OPCODE, 7, 0), encode_result(Err(Refused::NoSuchCall)), "{code:02x?}");
     }
 }
 
