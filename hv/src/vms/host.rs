@@ -18,8 +18,8 @@ pub(super) struct Slice<'a, 's, B: Backend<Tables: Nested>> {
     pub(super) schedule: &'a mut sched::Slice<'s, Seat<B>>,
 }
 
-impl<B: Backend<Tables: Nested>, V: Vcpu> Host<V> for Slice<'_, '_, B> {
-    fn interrupted(&mut self, vcpu: &mut V) -> Turn {
+impl<B: Backend<Tables: Nested>> Host for Slice<'_, '_, B> {
+    fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V) -> Turn {
         vcpu.leave();
         watchdog::look();
         console::poll();

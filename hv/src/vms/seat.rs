@@ -12,12 +12,13 @@ use alloc::sync::Arc;
 use backends::Backend;
 use core::alloc::Layout;
 use core::fmt;
+use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use loader::Paging;
 use rcu::{Cpu, Tlb};
 use sched::{Instant, Scheduler, Task};
 use vm::cpuid::Leaf;
-use vm::{Activity, Context, ExitHandler, Start, Stop, Vcpu};
+use vm::{Activity, Context, ExitHandler, Start, Stop, Types, Vcpu};
 use walk::HandleMem;
 
 /// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
@@ -61,11 +62,10 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, slice: &mut sched::Slice<'_, Self>) {
         let guest = &*self.guest;
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
-        let mut handler = ExitHandler::new(&guest.vm, &mut self.context, view);
-        let mut host = Slice { guest, schedule: slice };
+        let host = Slice { guest, schedule: slice };
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => run(guest, vcpu, &mut handler, &mut host),
-            Flavour::Shadowed(vcpu) => run(guest, vcpu, &mut handler, &mut host),
+            Flavour::Nested(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
+            Flavour::Shadowed(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
         }
         self.due = slice.wakes_at();
     }
@@ -77,10 +77,10 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
             return;
         }
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
-        let handler = ExitHandler::new(&guest.vm, &mut self.context, view);
+        let (context, stop) = (&mut self.context, Stop::Limit);
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => dump(guest, vcpu, &handler, Stop::Limit),
-            Flavour::Shadowed(vcpu) => dump(guest, vcpu, &handler, Stop::Limit),
+            Flavour::Nested(vcpu) => dump::<B, _>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
+            Flavour::Shadowed(vcpu) => dump::<B, _>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
         }
     }
 
@@ -131,27 +131,37 @@ fn within_slice<V: Vcpu>(mut vcpu: V) -> V {
     vcpu
 }
 
+/// What the exits of a vCPU `V` of backend `B` are handled with, for one slice.
+struct SliceTypes<'a, 's, B, V>(PhantomData<(&'a &'s B, V)>);
+
+impl<'a, 's, B: Backend<Tables: Nested>, V: Vcpu> Types for SliceTypes<'a, 's, B, V> {
+    type Vcpu = V;
+    type Memory = View<'a, B::Tables>;
+    type Host = Slice<'a, 's, B>;
+    type Sink = Console;
+    type Clock = TscClock;
+}
+
 /// Runs the vCPU for a slice, and tells what has ended the VM, if that was no exit of its own.
-fn run<B: Backend<Tables: Nested>, V: Vcpu>(
-    guest: &Guest<B::Tables>,
+fn run<'a, 's, B: Backend<Tables: Nested>, V: Vcpu>(
     vcpu: &mut V,
-    handler: &mut ExitHandler<'_, View<'_, B::Tables>, Console, TscClock>,
-    slice: &mut Slice<'_, '_, B>,
+    mut handler: ExitHandler<'a, SliceTypes<'a, 's, B, V>>,
+    mut slice: Slice<'a, 's, B>,
 ) {
     vcpu.load();
-    let stop = vm::run(vcpu, handler, slice);
+    let stop = vm::run(vcpu, &mut handler, &mut slice);
     vcpu.leave();
     if let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_))) {
-        dump(guest, vcpu, handler, stop);
+        dump(slice.guest, vcpu, &handler, stop);
     }
 }
 
 /// Tells where the vCPU is that its VM has ended at.
 #[cold]
-fn dump<F: Nested, V: Vcpu>(
-    guest: &Guest<F>,
+fn dump<B: Backend<Tables: Nested>, V: Vcpu>(
+    guest: &Guest<B::Tables>,
     vcpu: &mut V,
-    handler: &ExitHandler<'_, View<'_, F>, Console, TscClock>,
+    handler: &ExitHandler<'_, SliceTypes<'_, '_, B, V>>,
     stop: Stop,
 ) {
     vcpu.load();

@@ -1,22 +1,23 @@
 //! CR8, the task priority.
 
 use crate::exit::{Cr8, Event};
-use crate::exit_handler::{ExitHandler, Flow, Memory};
+use crate::exit_handler::ExitHandler;
+use crate::flow::Flow;
 use crate::trouble::Trouble;
-use crate::vcpu::Vcpu;
-use devices::{Clock, Sink};
+use crate::types::Types;
+use crate::vcpu::{Events, Vcpu};
 use emul::system::{self, System};
-use emul::{Bitness, DecodeError, Gpr};
+use emul::{Bitness, DecodeError, Gpr, Registers};
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
-    pub(crate) fn cr8<V: Vcpu>(&mut self, vcpu: &mut V, cr8: Cr8) -> Flow {
+impl<T: Types> ExitHandler<'_, T> {
+    pub(crate) fn cr8(&mut self, vcpu: &mut T::Vcpu, cr8: Cr8) -> Flow {
         match self.cr8_operand(vcpu, cr8) {
             Ok((gpr, next_rip)) => self.move_cr8(vcpu, cr8, gpr, next_rip),
             Err(trouble) => trouble.tell(vcpu),
         }
     }
 
-    fn move_cr8<V: Vcpu>(&mut self, vcpu: &mut V, cr8: Cr8, gpr: Gpr, next_rip: u64) -> Flow {
+    fn move_cr8(&mut self, vcpu: &mut T::Vcpu, cr8: Cr8, gpr: Gpr, next_rip: u64) -> Flow {
         const PRIORITY: u64 = 15;
         let value = vcpu.gpr(gpr);
         if !cr8.is_write() {
@@ -33,7 +34,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// The general register, and where the instruction ends.
-    fn cr8_operand<V: Vcpu>(&self, vcpu: &V, cr8: Cr8) -> Result<(Gpr, u64), Trouble> {
+    fn cr8_operand(&self, vcpu: &T::Vcpu, cr8: Cr8) -> Result<(Gpr, u64), Trouble> {
         if let Some(told) = cr8.gpr().zip(vcpu.next_rip()) {
             return Ok(told);
         }

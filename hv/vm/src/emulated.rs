@@ -1,22 +1,23 @@
 //! Code that the processor can't execute: real mode, where virtualization has none.
 
 use crate::exit::Exit;
-use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Stop};
+use crate::exit_handler::ExitHandler;
+use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
 use crate::trouble::Trouble;
-use crate::vcpu::{Emulated, Vcpu};
+use crate::types::Types;
+use crate::vcpu::{Emulated, Events, Vcpu};
 use addr::Gva;
 use core::ops::ControlFlow;
-use devices::{Clock, Sink};
 use emul::{Width, real};
 use walk::{Operands, Paging, PhysMem, Privilege};
 
 /// So many instructions are carried out before the host's interrupts are looked at.
 const BATCH: usize = 64;
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
+impl<T: Types> ExitHandler<'_, T> {
     #[cold]
-    pub(crate) fn emulate<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
+    pub(crate) fn emulate(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         for _ in 0..BATCH {
             let mut memory = Linear { paging: self.paging(vcpu), memory: &self.memory };
             let flow = match vcpu.emulate(&mut memory) {
@@ -34,7 +35,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// As for the exit itself, but where the instruction ends is known.
-    fn emulated_exit<V: Vcpu>(&mut self, vcpu: &mut V, exit: Exit, next: u64, host: &mut impl Host<V>) -> Flow {
+    fn emulated_exit(&mut self, vcpu: &mut T::Vcpu, exit: Exit, next: u64, host: &mut T::Host) -> Flow {
         let done = match exit {
             Exit::Cpuid => self.cpuid(vcpu),
             Exit::ReadMsr => self.read_msr(vcpu),
@@ -43,7 +44,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
                 if hypercall::call(vcpu, &mut self.memory) == Call::Unfinished {
                     return Flow::Resume;
                 }
-                Ok(V::HYPERCALL)
+                Ok(T::Vcpu::HYPERCALL)
             }
             Exit::Halt => {
                 vcpu.resume_at(next);

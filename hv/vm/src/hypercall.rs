@@ -1,6 +1,6 @@
 //! Carries hypercalls out. [`abi::hypercall`] has their numbers, arguments and errors.
 
-use crate::exit_handler::Memory;
+use crate::memory::Memory;
 use crate::vcpu::Vcpu;
 use abi::hypercall::{ABI_VERSION, Number, Refused, TestCall, encode_result};
 use emul::Gpr;

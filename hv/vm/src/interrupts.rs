@@ -2,14 +2,18 @@
 
 use crate::context::Activity;
 use crate::exit::Event;
-use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Stop};
-use crate::vcpu::{INTERRUPT_FLAG, Start, Vcpu};
+use crate::exit_handler::ExitHandler;
+use crate::flow::{Flow, Stop};
+use crate::host::Host;
+use crate::memory::Memory;
+use crate::types::Types;
+use crate::vcpu::{Events, INTERRUPT_FLAG, Start, Vcpu};
 use core::ops::ControlFlow;
-use devices::{Clock, Nanoseconds, Sink};
-use emul::Known;
+use devices::Nanoseconds;
+use emul::{Known, Registers};
 use sched::Turn;
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
+impl<T: Types> ExitHandler<'_, T> {
     /// Whether this vCPU is the one that the 8259s interrupt.
     fn is_boot(&self) -> bool {
         self.context.index == 0
@@ -17,7 +21,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// The devices may have an interrupt now, or want attention at another time.
     #[cold]
-    pub(crate) fn devices_changed<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) {
+    pub(crate) fn devices_changed(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) {
         let devices = self.vm.devices();
         self.vm.set_legacy(devices.interrupt_pending());
         drop(devices);
@@ -30,13 +34,13 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// When the guest wants to be left at the latest.
-    fn next_deadline<V: Vcpu>(&self, vcpu: &V, host: &impl Host<V>) -> Option<Nanoseconds> {
+    fn next_deadline(&self, vcpu: &T::Vcpu, host: &T::Host) -> Option<Nanoseconds> {
         let devices = if self.is_boot() { self.vm.devices().next_deadline() } else { None };
         devices.into_iter().chain(self.timer_due(vcpu, host)).min()
     }
 
     /// Does what time has brought.
-    pub(crate) fn time_passes<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) {
+    pub(crate) fn time_passes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) {
         if self.is_boot() {
             let mut devices = self.vm.devices();
             devices.advance();
@@ -49,7 +53,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// Hands the guest an interrupt if one is pending, now or as soon as it takes one.
     #[inline]
-    pub(crate) fn deliver<V: Vcpu>(&mut self, vcpu: &mut V) {
+    pub(crate) fn deliver(&mut self, vcpu: &mut T::Vcpu) {
         if self.interrupt_pending() || self.context.nmi {
             self.deliver_pending(vcpu);
         }
@@ -65,7 +69,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     #[cold]
-    fn deliver_pending<V: Vcpu>(&mut self, vcpu: &mut V) {
+    fn deliver_pending(&mut self, vcpu: &mut T::Vcpu) {
         self.leave_shadowed_halt(vcpu);
         let nmi = self.context.nmi;
         if nmi && vcpu.takes_nmi() {
@@ -98,7 +102,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// STI; HLT with an interrupt pending wakes at once. Not every processor keeps the shadow across an entry (QEMU's VMRUN
     /// does not): the interrupt would be taken before the HLT, which then sleeps for ever. So the HLT is carried out here.
-    fn leave_shadowed_halt<V: Vcpu>(&mut self, vcpu: &mut V) {
+    fn leave_shadowed_halt(&mut self, vcpu: &mut T::Vcpu) {
         if !vcpu.shadowed() || vcpu.rflags() & INTERRUPT_FLAG == 0 || vcpu.injecting() {
             return;
         }
@@ -111,7 +115,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// The host's own interrupts; time has passed for the guest's devices too.
-    pub(crate) fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> Flow {
+    pub(crate) fn interrupted(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         let turn = host.interrupted(vcpu);
         self.memory.poll();
         // Who answers the bell, before the next entry, looks at the time as well.
@@ -126,14 +130,14 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// As [`interrupted`](Self::interrupted), behind an exit that came when the host's next event was due.
     #[cold]
-    pub(crate) fn event_due<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> ControlFlow<()> {
+    pub(crate) fn event_due(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
         let flow = self.interrupted(vcpu, host);
         self.go(flow)
     }
 
     /// Others have rung.
     #[cold]
-    pub(crate) fn answer<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> ControlFlow<()> {
+    pub(crate) fn answer(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
         let was_alive = self.context.activity.is_alive();
         // Until it is clear what there is, this vCPU counts as one that may run.
         if !was_alive {
@@ -153,7 +157,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// NMI, INIT and start-up. The latter do nothing to the boot vCPU but end its VM: there is no firmware to begin in again.
-    fn take_signals<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+    fn take_signals(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         let signals = self.door.posted.take_signals();
         self.context.nmi |= signals.nmi;
         if signals.init {
@@ -174,13 +178,13 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         Flow::Resume
     }
 
-    fn reset<V: Vcpu>(&mut self, vcpu: &mut V, start: Start) {
+    fn reset(&mut self, vcpu: &mut T::Vcpu, start: Start) {
         vcpu.reset(start);
         self.load_own_paging(vcpu);
     }
 
     /// HLT: the vCPU sleeps until an interrupt wakes it.
-    pub(crate) fn halt<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+    pub(crate) fn halt(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         if self.skip(vcpu, Known::Hlt).is_break() {
             return self.left();
         }
@@ -188,7 +192,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// Behind HLT.
-    pub(crate) fn halted<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+    pub(crate) fn halted(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         if vcpu.injecting() {
             return Flow::Resume;
         }
@@ -205,7 +209,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// At the begin of a slice: whether the vCPU has something to execute, after what time and others have brought.
-    pub(crate) fn wakes<V: Vcpu>(&mut self, vcpu: &mut V, host: &mut impl Host<V>) -> ControlFlow<()> {
+    pub(crate) fn wakes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
         let ends = self.door.rings()
             && self.answer(vcpu, host).is_break()
             && (self.left() != Flow::Yield || self.vm.stopped().is_some());

@@ -1,4 +1,4 @@
-//! Virtual machines without a vendor: exits in one form, and the handlers that every backend shares.
+//! Virtual machines without a vendor: exits in one form, and the handlers that both backends share.
 //!
 //! ```text
 //!   hardware ──> backend's Vcpu::enter ──> Exit ──> ExitHandler::handle ──> Flow::Resume ──> enter …
@@ -6,8 +6,9 @@
 //!                              cpuid  msr  hypercall  devices  memory      └─> Flow::Stop(why)
 //! ```
 //!
-//! A [`ExitHandler`] is one VM as its handlers see it; [`run`] is the loop around it. What touches the processor is behind
-//! [`Vcpu`] (a backend), what touches memory behind [`Memory`] (the nested tables), what touches the host behind [`Host`].
+//! An [`ExitHandler`] handles the exits of one vCPU; [`run()`] is the loop around it. The handlers reach the processor through
+//! [`Vcpu`] (a backend implements it), the guest's memory through [`Memory`] (nested or shadow tables), and the physical CPU
+//! through [`Host`]. [`Types`] names the implementations in use.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -21,9 +22,12 @@ mod cr8;
 mod emulated;
 mod exit;
 mod exit_handler;
+mod flow;
+mod host;
 mod hypercall;
 mod interrupts;
 mod local_apic;
+mod memory;
 mod mmio;
 pub mod msr;
 mod open_bus;
@@ -36,16 +40,21 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod trouble;
+mod types;
 mod vcpu;
 
 pub use crate::context::{Activity, Context};
 pub use devices::Size;
 pub use exit::{Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault};
-pub use exit_handler::{ExitHandler, Flow, Host, Memory, Resolved, Stop};
+pub use exit_handler::ExitHandler;
+pub use flow::{Flow, Stop};
+pub use host::Host;
+pub use memory::{Memory, Resolved};
 pub use run::run;
 pub use sched::{Instant, Turn};
 pub use shared::Vm;
 pub use stats::Stats;
+pub use types::Types;
 pub use vcpu::{ControlRegisters, Emulated, Events, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
 
 pub use emul::{Gpr, Known, Registers, Segment};

@@ -1,10 +1,12 @@
 //! The guest's accesses to its local APIC, and what they lead to.
 
-use crate::exit_handler::{ExitHandler, Host, Memory};
+use crate::exit_handler::ExitHandler;
+use crate::host::Host;
 use crate::msr::Refused;
+use crate::types::Types;
 use crate::vcpu::{StateMsr, Vcpu};
 use apic::{Due, Effect, Ipi};
-use devices::{Clock, Nanoseconds, Sink};
+use devices::{Clock, Nanoseconds};
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
 
 /// The VM's clock, as the timers of its APICs see it.
@@ -25,7 +27,7 @@ impl From<apic::Refused> for Refused {
     }
 }
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
+impl<T: Types> ExitHandler<'_, T> {
     #[cold]
     pub(crate) fn read_apic_msr(&mut self, register: u32) -> Result<u64, Refused> {
         let apic = &mut self.context.apic;
@@ -40,12 +42,12 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     #[cold]
-    pub(crate) fn write_apic_msr<V: Vcpu>(
+    pub(crate) fn write_apic_msr(
         &mut self,
-        vcpu: &mut V,
+        vcpu: &mut T::Vcpu,
         register: u32,
         value: u64,
-        host: &mut impl Host<V>,
+        host: &mut T::Host,
     ) -> Result<(), Refused> {
         let (apic, posted) = (&mut self.context.apic, &self.door.posted);
         let effect = match register {
@@ -67,7 +69,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// What a write to the APIC leads to.
     #[inline]
-    pub(crate) fn carry_out<V: Vcpu>(&mut self, vcpu: &mut V, effect: Effect, host: &mut impl Host<V>) {
+    pub(crate) fn carry_out(&mut self, vcpu: &mut T::Vcpu, effect: Effect, host: &mut T::Host) {
         match effect {
             Effect::None => {}
             Effect::Timer => self.time_passes(vcpu, host),
@@ -77,7 +79,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     #[inline(never)]
-    fn send<V: Vcpu>(&mut self, ipi: Ipi, host: &mut impl Host<V>) {
+    fn send(&mut self, ipi: Ipi, host: &mut T::Host) {
         let (vm, own) = (self.vm, self.context.index);
         apic::deliver(ipi, own, vm.posted(), |hit| {
             if hit != own && vm.ring(hit) {
@@ -91,7 +93,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// The timer's interrupt, if it is due.
-    pub(crate) fn expire_timer<V: Vcpu>(&mut self, vcpu: &V) {
+    pub(crate) fn expire_timer(&mut self, vcpu: &T::Vcpu) {
         if let Some(due) = self.context.apic.due() {
             let tsc = if let Due::Tsc(_) = due { vcpu.state_msr(StateMsr::Tsc) } else { 0 };
             self.context.apic.expire(&self.door.posted, &ApicClock(self.vm.clock()), tsc);
@@ -99,7 +101,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// When the timer is due next, by the VM's clock.
-    pub(crate) fn timer_due<V: Vcpu>(&self, vcpu: &V, host: &impl Host<V>) -> Option<Nanoseconds> {
+    pub(crate) fn timer_due(&self, vcpu: &T::Vcpu, host: &T::Host) -> Option<Nanoseconds> {
         match self.context.apic.due()? {
             Due::Nanoseconds(time) => Some(Nanoseconds(time)),
             Due::Tsc(deadline) => {

@@ -2,24 +2,27 @@
 
 use crate::context::Context;
 use crate::exit::NestedFault;
-use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Resolved, Stop, paging_ref};
+use crate::exit_handler::{ExitHandler, paging_ref};
+use crate::flow::{Flow, Stop};
 use crate::local_apic::ApicClock;
+use crate::memory::{Memory, Resolved};
 use crate::open_bus::OpenBus;
 use crate::trouble::Trouble;
+use crate::types::Types;
 use crate::vcpu::Vcpu;
 use apic::{Effect, LocalApic, Posted, Register};
 use core::ops::ControlFlow;
-use devices::{Clock, Sink};
+use devices::Clock;
 use emul::mmio::{Bus, Emulated, MemoryRef, Mmio, Plain};
-use emul::{Bitness, Width};
+use emul::{Bitness, Registers, Width};
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
+impl<T: Types> ExitHandler<'_, T> {
     #[inline]
-    pub(crate) fn nested_fault<V: Vcpu>(
+    pub(crate) fn nested_fault(
         &mut self,
-        vcpu: &mut V,
+        vcpu: &mut T::Vcpu,
         fault: NestedFault,
-        host: &mut impl Host<V>,
+        host: &mut T::Host,
     ) -> ControlFlow<()> {
         // First, as it costs little, and finding that there is no memory costs more.
         if self.context.apic.is_at(fault.address().raw()) {
@@ -32,7 +35,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     #[inline(never)]
-    pub(crate) fn no_page<V: Vcpu>(&mut self, vcpu: &mut V, fault: NestedFault, resolved: Resolved) -> ControlFlow<()> {
+    pub(crate) fn no_page(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, resolved: Resolved) -> ControlFlow<()> {
         let flow = match resolved {
             Resolved::Retry => Flow::Resume,
             Resolved::NotMemory => match refused(vcpu, fault) {
@@ -45,26 +48,21 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// The exiting instruction; None if it is not emulated.
-    pub(crate) fn decode_mmio<V: Vcpu>(&mut self, vcpu: &V, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
+    pub(crate) fn decode_mmio(&mut self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
         let bytes = self.fetch(vcpu, bitness)?;
         Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
     }
 
     /// An access to the page of the local APIC's registers: by the MOVs that everybody uses, at once.
     #[inline(never)]
-    pub(crate) fn apic_page<V: Vcpu>(
-        &mut self,
-        vcpu: &mut V,
-        fault: NestedFault,
-        host: &mut impl Host<V>,
-    ) -> ControlFlow<()> {
+    pub(crate) fn apic_page(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> ControlFlow<()> {
         let offset = fault.address().page_offset() as u16;
         // What is fetched or pushed there is no operand of the instruction at RIP.
         let plain = if refused(vcpu, fault).is_none() { self.plain_mmio(vcpu) } else { None };
         let Some((plain, length, bitness)) = plain else {
             return self.apic_page_anew(vcpu, fault, host);
         };
-        let Some(register) = ApicBus::<C>::register(offset).filter(|_| offset & 15 == 0) else {
+        let Some(register) = ApicBus::<T::Clock>::register(offset).filter(|_| offset & 15 == 0) else {
             return self.apic_page_anew(vcpu, fault, host);
         };
         let (apic, posted, clock) = (&mut self.context.apic, &self.door.posted, ApicClock(self.vm.clock()));
@@ -85,7 +83,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// The exiting instruction, with its length and the bitness, if it is a plain one that was decoded lately.
     #[inline]
-    fn plain_mmio<V: Vcpu>(&mut self, vcpu: &V) -> Option<(Plain, u64, Bitness)> {
+    fn plain_mmio(&mut self, vcpu: &T::Vcpu) -> Option<(Plain, u64, Bitness)> {
         let bitness = Self::bitness(vcpu);
         let at = Self::code_address(vcpu, bitness);
         let privilege = Self::fetch_privilege(vcpu);
@@ -99,12 +97,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// The same for any instruction, and those that can't be carried out.
     #[cold]
-    fn apic_page_anew<V: Vcpu>(
-        &mut self,
-        vcpu: &mut V,
-        fault: NestedFault,
-        host: &mut impl Host<V>,
-    ) -> ControlFlow<()> {
+    fn apic_page_anew(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> ControlFlow<()> {
         let flow = match refused(vcpu, fault) {
             Some(stop) => Flow::Stop(stop),
             None => self.apic_access(vcpu, fault, host).unwrap_or_else(|trouble| trouble.tell(vcpu)),
@@ -112,12 +105,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         self.go(flow)
     }
 
-    fn apic_access<V: Vcpu>(
-        &mut self,
-        vcpu: &mut V,
-        fault: NestedFault,
-        host: &mut impl Host<V>,
-    ) -> Result<Flow, Trouble> {
+    fn apic_access(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
         // A string move between the registers and memory: nobody does that.
@@ -141,7 +129,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// Carries out an instruction whose operand nothing answers.
-    fn no_memory<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Flow, Trouble> {
+    fn no_memory(&mut self, vcpu: &mut T::Vcpu) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
         let mut bus = OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) };

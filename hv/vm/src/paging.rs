@@ -1,15 +1,17 @@
 //! Page faults of a vCPU whose tables have a shadow, and what changes the shadow.
 
 use crate::exit::{Event, Exception, NestedFault, PageFault};
-use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Resolved, Stop};
+use crate::exit_handler::ExitHandler;
+use crate::flow::{Flow, Stop};
+use crate::memory::{Memory, Resolved};
 use crate::trouble::{PAGE_FAULT, Trouble};
-use crate::vcpu::Vcpu;
+use crate::types::Types;
+use crate::vcpu::{Events, Vcpu};
 use addr::{Gpa, Gva};
 use core::mem;
 use core::ops::ControlFlow;
-use devices::{Clock, Sink};
 use emul::mmio::{Bus, Emulated, MemoryRef};
-use emul::{Known, Width};
+use emul::{Known, Registers, Width};
 use shadow::{Change, LoadError, Reason};
 use walk::{Access, Controls, ErrorCode, Kind, Operands, PhysMem, Privilege};
 
@@ -19,13 +21,8 @@ const EFER_SCE: u64 = 1 << 0;
 const EFER_LME: u64 = 1 << 8;
 const EFER_NXE: u64 = 1 << 11;
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
-    pub(crate) fn page_fault<V: Vcpu>(
-        &mut self,
-        vcpu: &mut V,
-        fault: PageFault,
-        host: &mut impl Host<V>,
-    ) -> ControlFlow<()> {
+impl<T: Types> ExitHandler<'_, T> {
+    pub(crate) fn page_fault(&mut self, vcpu: &mut T::Vcpu, fault: PageFault, host: &mut T::Host) -> ControlFlow<()> {
         let Some(own) = vcpu.own_paging() else { return ControlFlow::Continue(()) };
         let access = Self::access(vcpu, fault.error_code());
         let flow = match self.memory.shadow_fault(own, fault.address(), access) {
@@ -62,7 +59,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// The access that the processor was refused. At CPL 3 the supervisor's accesses are implicit ones, to which EFLAGS.AC
     /// makes no difference (Intel SDM vol. 3, section 4.6).
-    fn access<V: Vcpu>(vcpu: &V, error_code: ErrorCode) -> Access {
+    fn access(vcpu: &T::Vcpu, error_code: ErrorCode) -> Access {
         let kind = match () {
             () if error_code.contains(ErrorCode::WRITE) => Kind::Write,
             () if error_code.contains(ErrorCode::FETCH) => Kind::Fetch,
@@ -77,7 +74,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// Carries out an instruction that writes memory which no entry may make writable.
-    fn emulate_write<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Flow, Trouble> {
+    fn emulate_write(&mut self, vcpu: &mut T::Vcpu) -> Result<Flow, Trouble> {
         if vcpu.redelivering() {
             return Ok(Flow::Stop(Stop::Unhandled("the delivery of an event writes memory that has to be emulated")));
         }
@@ -97,7 +94,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 const NOT_EMULATED: Flow =
     Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on memory that it may not simply write"));
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
+impl<T: Types> ExitHandler<'_, T> {
     /// The instruction runs again, with the table writable. Of no use if that very table translates its operand; other vCPUs
     /// that use the table may come between as well, but not for ever.
     #[cold]
@@ -161,15 +158,15 @@ impl<M: PhysMem> Bus for RamBus<'_, M> {
 }
 
 /// The guest's own paging registers.
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
+impl<T: Types> ExitHandler<'_, T> {
     /// Changes them by `write`, and sees to it that the processor and the shadow know.
     ///
     /// # Errors
     /// #GP(0): there can be no such registers.
-    pub(crate) fn write_own_paging<V: Vcpu>(
+    pub(crate) fn write_own_paging(
         &mut self,
-        vcpu: &mut V,
-        write: impl FnOnce(&mut shadow::Registers, &M) -> Result<Change, LoadError>,
+        vcpu: &mut T::Vcpu,
+        write: impl FnOnce(&mut shadow::Registers, &T::Memory) -> Result<Change, LoadError>,
     ) -> Result<(), Event> {
         let Some(own) = vcpu.own_paging_mut() else { return Ok(()) };
         let change = write(own, &self.memory).map_err(|_| Event::GENERAL_PROTECTION)?;
@@ -179,7 +176,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// They were reset.
-    pub(crate) fn load_own_paging<V: Vcpu>(&mut self, vcpu: &mut V) {
+    pub(crate) fn load_own_paging(&mut self, vcpu: &mut T::Vcpu) {
         if let Some(own) = vcpu.own_paging() {
             let root = self.memory.load_shadow(own);
             vcpu.apply_paging(Some(root));
@@ -188,7 +185,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// EFER, without long mode: CPUID does not offer it.
     #[cold]
-    pub(crate) fn write_own_efer<V: Vcpu>(&mut self, vcpu: &mut V, efer: u64) -> Result<Known, Event> {
+    pub(crate) fn write_own_efer(&mut self, vcpu: &mut T::Vcpu, efer: u64) -> Result<Known, Event> {
         if efer & EFER_LME != 0 && !mem::replace(&mut self.context.told_of_long_mode, true) {
             log::warn!("a guest asks for long mode, which CPUID does not offer without nested paging: #GP");
         }

@@ -1,14 +1,16 @@
 //! Port I/O.
 
 use crate::exit::Io;
-use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Stop};
+use crate::exit_handler::ExitHandler;
+use crate::flow::{Flow, Stop};
 use crate::trouble::Trouble;
+use crate::types::Types;
 use crate::vcpu::Vcpu;
 use addr::Gva;
 use core::ops::ControlFlow;
-use devices::{Clock, Outcome, Sink, Size};
+use devices::{Outcome, Size};
 use emul::string_io::{self, Direction, StringIo};
-use emul::{Bitness, Gpr, Segment};
+use emul::{Bitness, Gpr, Registers, Segment};
 use walk::{Access, Fault, SetAccessedDirty};
 
 /// So many elements of a string are moved in one exit at most: the host's events wait meanwhile.
@@ -17,9 +19,9 @@ const BATCH: u64 = 64;
 /// Below are the interrupt controllers, the timer and the clock: writing there may change when they next want attention.
 const FIRST_TIMELESS_PORT: u16 = 0x80;
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
+impl<T: Types> ExitHandler<'_, T> {
     #[inline]
-    pub(crate) fn io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> ControlFlow<()> {
+    pub(crate) fn io(&mut self, vcpu: &mut T::Vcpu, io: Io, host: &mut T::Host) -> ControlFlow<()> {
         match vcpu.io_next_rip() {
             Some(next) => self.port(vcpu, io, next, host),
             None => self.go(Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address"))),
@@ -28,13 +30,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// IN or OUT, which ends at `next`.
     #[inline(always)]
-    pub(crate) fn port<V: Vcpu>(
-        &mut self,
-        vcpu: &mut V,
-        io: Io,
-        next: u64,
-        host: &mut impl Host<V>,
-    ) -> ControlFlow<()> {
+    pub(crate) fn port(&mut self, vcpu: &mut T::Vcpu, io: Io, next: u64, host: &mut T::Host) -> ControlFlow<()> {
         let rax = vcpu.gpr(Gpr::RAX);
         let mut devices = self.vm.devices();
         let outcome = if io.is_input() {
@@ -61,7 +57,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// INS and OUTS: of the elements that lie in one page a batch is moved in one exit.
-    pub(crate) fn string_io<V: Vcpu>(&mut self, vcpu: &mut V, io: Io, host: &mut impl Host<V>) -> Flow {
+    pub(crate) fn string_io(&mut self, vcpu: &mut T::Vcpu, io: Io, host: &mut T::Host) -> Flow {
         let bitness = Self::bitness(vcpu);
         let decoded = self.fetch(vcpu, bitness).and_then(|bytes| Ok(string_io::decode(bytes.bytes(), bitness)?));
         let flow = match decoded {
@@ -72,8 +68,8 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         flow
     }
 
-    fn string_elements<V: Vcpu>(&mut self, vcpu: &mut V, instruction: &StringIo, io: Io, bitness: Bitness) -> Flow {
-        let done = |vcpu: &mut V| vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+    fn string_elements(&mut self, vcpu: &mut T::Vcpu, instruction: &StringIo, io: Io, bitness: Bitness) -> Flow {
+        let done = |vcpu: &mut T::Vcpu| vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         let Some(elements) = instruction.next(vcpu) else {
             done(vcpu);
             return Flow::Resume;
@@ -97,13 +93,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// Moves one element between the port and memory at `at`.
-    fn string_element<V: Vcpu>(
-        &mut self,
-        vcpu: &V,
-        instruction: &StringIo,
-        io: Io,
-        at: Gva,
-    ) -> Result<Outcome, Trouble> {
+    fn string_element(&mut self, vcpu: &T::Vcpu, instruction: &StringIo, io: Io, at: Gva) -> Result<Outcome, Trouble> {
         let paging = self.paging(vcpu);
         let privilege = Self::privilege(vcpu);
         let mut bytes = [0; 4];

@@ -1,16 +1,15 @@
 //! The loop around a vCPU.
 
-use crate::exit_handler::{ExitHandler, Flow, Host, Memory, Stop};
+use crate::exit_handler::ExitHandler;
+use crate::flow::{Flow, Stop};
+use crate::host::Host;
+use crate::memory::Memory;
+use crate::types::Types;
 use crate::vcpu::Vcpu;
 use core::ops::ControlFlow;
-use devices::{Clock, Sink};
 
 /// Runs a vCPU until it has to wait, its turn is over, or its VM has ended. Some if this vCPU has ended it.
-pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone, H: Host<V>>(
-    vcpu: &mut V,
-    handler: &mut ExitHandler<'_, M, S, C>,
-    host: &mut H,
-) -> Option<Stop> {
+pub fn run<T: Types>(vcpu: &mut T::Vcpu, handler: &mut ExitHandler<'_, T>, host: &mut T::Host) -> Option<Stop> {
     if handler.wakes(vcpu, host).is_continue() {
         while turn(vcpu, handler, host).is_continue() {}
     }
@@ -23,11 +22,7 @@ pub fn run<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone, H: Host<V>>(
 
 /// One stay in the guest, and what it led to; before it, what the host has to do.
 #[inline(always)]
-fn turn<V: Vcpu, M: Memory, S: Sink, C: Clock + Clone>(
-    vcpu: &mut V,
-    handler: &mut ExitHandler<'_, M, S, C>,
-    host: &mut impl Host<V>,
-) -> ControlFlow<()> {
+fn turn<T: Types>(vcpu: &mut T::Vcpu, handler: &mut ExitHandler<'_, T>, host: &mut T::Host) -> ControlFlow<()> {
     if vcpu.stay().exit >= host.next_event().ticks() {
         handler.event_due(vcpu, host)?;
     }

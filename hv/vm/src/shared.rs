@@ -1,6 +1,6 @@
 //! What the vCPUs of a VM share.
 
-use crate::exit_handler::Stop;
+use crate::flow::Stop;
 use alloc::boxed::Box;
 use apic::Posted;
 use core::alloc::Layout;

@@ -1,12 +1,14 @@
 //! Control registers and INVLPG of a vCPU whose tables have a shadow; and CR0 of any whose writes of it exit.
 
 use crate::exit::Event;
-use crate::exit_handler::{ExitHandler, Flow, Memory};
+use crate::exit_handler::ExitHandler;
+use crate::flow::Flow;
+use crate::memory::Memory;
 use crate::trouble::Trouble;
-use crate::vcpu::{ControlRegisters, Vcpu};
-use devices::{Clock, Sink};
+use crate::types::Types;
+use crate::vcpu::{ControlRegisters, Events, Vcpu};
 use emul::system::{self, Decoded, StatusWord, System, write_gpr};
-use emul::{Bitness, DecodeError, Gpr, Segment, Width};
+use emul::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use walk::{Controls, Operands};
 
 const CR0_PE: u64 = 1 << 0;
@@ -42,9 +44,9 @@ impl From<Event> for Refused {
     }
 }
 
-impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
+impl<T: Types> ExitHandler<'_, T> {
     /// The exit tells that there is such an instruction; its bytes tell the rest.
-    pub(crate) fn system<V: Vcpu>(&mut self, vcpu: &mut V) -> Flow {
+    pub(crate) fn system(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         let bitness = Self::bitness(vcpu);
         let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
             self.carry_out_system(vcpu, decoded.system)?;
@@ -61,7 +63,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         }
     }
 
-    fn decode_system<V: Vcpu>(&mut self, vcpu: &V, bitness: Bitness) -> Result<Decoded, Refused> {
+    fn decode_system(&mut self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Decoded, Refused> {
         let at = Self::code_address(vcpu, bitness);
         match self.first_bytes(vcpu, at).and_then(|first| system::decode_short(first, bitness)) {
             Some(decoded) => Ok(decoded),
@@ -69,7 +71,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         }
     }
 
-    fn carry_out_system<V: Vcpu>(&mut self, vcpu: &mut V, system: System) -> Result<(), Refused> {
+    fn carry_out_system(&mut self, vcpu: &mut T::Vcpu, system: System) -> Result<(), Refused> {
         let Controls { cr0, cr3, cr4, .. } = Self::controls(vcpu);
         match system {
             System::Invlpg(page) => self.memory.shadow_invlpg(page.linear(vcpu)),
@@ -104,7 +106,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// LMSW's operand.
-    fn status_word<V: Vcpu>(&self, vcpu: &V, from: StatusWord) -> Result<u64, Refused> {
+    fn status_word(&self, vcpu: &T::Vcpu, from: StatusWord) -> Result<u64, Refused> {
         let at = match from {
             StatusWord::Register(gpr) => return Ok(vcpu.gpr(gpr)),
             StatusWord::Memory(at) => at.linear(vcpu),
@@ -115,7 +117,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
     }
 
     /// PG needs PE, NW needs CD, and the upper half is reserved (Intel SDM vol. 2, MOV to control registers).
-    fn write_cr0<V: Vcpu>(&mut self, vcpu: &mut V, value: u64) -> Result<(), Refused> {
+    fn write_cr0(&mut self, vcpu: &mut T::Vcpu, value: u64) -> Result<(), Refused> {
         let cr0 = value & CR0_DEFINED | CR0_ET;
         let is_reserved = value >> 32 != 0 || cr0 & (CR0_PG | CR0_PE) == CR0_PG || cr0 & (CR0_NW | CR0_CD) == CR0_NW;
         if is_reserved {
@@ -129,7 +131,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
 
     /// Long mode is entered with PAE and from code that is not 64-bit, and left from such code, without PCIDE (Intel SDM vol. 3,
     /// sections 9.8.5 and 4.10.1).
-    fn write_nested_cr0<V: Vcpu>(vcpu: &mut V, cr0: u64) -> Result<(), Refused> {
+    fn write_nested_cr0(vcpu: &mut T::Vcpu, cr0: u64) -> Result<(), Refused> {
         let ControlRegisters { cr0: old, cr4, efer, .. } = vcpu.control();
         let is_64_bit = vcpu.segment(Segment::Cs).long;
         let is_wrong = match (old & CR0_PG != 0, cr0 & CR0_PG != 0) {
@@ -144,7 +146,7 @@ impl<M: Memory, S: Sink, C: Clock + Clone> ExitHandler<'_, M, S, C> {
         Ok(())
     }
 
-    fn write_cr4<V: Vcpu>(&mut self, vcpu: &mut V, cr4: u64) -> Result<(), Refused> {
+    fn write_cr4(&mut self, vcpu: &mut T::Vcpu, cr4: u64) -> Result<(), Refused> {
         if cr4 & !self.context.cr4_bits != 0 {
             return Err(Event::GENERAL_PROTECTION.into());
         }

@@ -1,7 +1,7 @@
 //! Why an instruction of the guest could not be carried out for it, and what becomes of the guest then.
 
 use crate::exit::{Event, Exception};
-use crate::exit_handler::{Flow, Stop};
+use crate::flow::{Flow, Stop};
 use crate::vcpu::Vcpu;
 use emul::DecodeError;
 use walk::Fault;

@@ -4,7 +4,7 @@ use super::memory::TestMemory;
 use super::vcpu::TestVcpu;
 use crate::cpuid::Leaf;
 use crate::vcpu::{ControlRegisters, SegmentState};
-use crate::{Activity, Context, Exit, ExitHandler, Flow, Gpr, Host, Instant, Io, Stop, Turn, Vcpu, Vm};
+use crate::{Activity, Context, Exit, ExitHandler, Flow, Gpr, Host, Instant, Io, Stop, Turn, Types, Vcpu, Vm};
 use core::ops::ControlFlow;
 use devices::{Clock, MachineConfig, Nanoseconds, Outcome, Sink, Size};
 use std::boxed::Box;
@@ -102,10 +102,21 @@ pub(super) fn processor(leaf: u32, _subleaf: u32) -> Leaf {
 /// One does not exist but for its door: what is sent there can be seen.
 const VCPUS: usize = 2;
 
+/// What the tests handle exits with.
+pub(super) struct TestTypes;
+
+impl Types for TestTypes {
+    type Vcpu = TestVcpu;
+    type Memory = TestMemory;
+    type Host = TestHost;
+    type Sink = Printed;
+    type Clock = TestClock;
+}
+
 /// A VM with one vCPU that runs.
 pub(super) struct Guest {
     pub(super) vcpu: TestVcpu,
-    pub(super) handler: ExitHandler<'static, TestMemory, Printed, TestClock>,
+    pub(super) handler: ExitHandler<'static, TestTypes>,
     pub(super) vm: &'static Vm<Printed, TestClock>,
     pub(super) clock: TestClock,
 }
@@ -305,8 +316,8 @@ impl TestHost {
     }
 }
 
-impl Host<TestVcpu> for TestHost {
-    fn interrupted(&mut self, vcpu: &mut TestVcpu) -> Turn {
+impl Host for TestHost {
+    fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V) -> Turn {
         vcpu.leave();
         self.interrupts += 1;
         if self.ticks() { Turn::On } else { Turn::Over }

@@ -1,6 +1,6 @@
 //! A guest's physical memory, and what the nested tables say of it.
 
-use crate::{NestedFault, exit_handler};
+use crate::{Memory, NestedFault, Resolved};
 use addr::{Gpa, Gva, PAGE_SIZE};
 use core::cell::{Cell, RefCell};
 use std::vec;
@@ -65,7 +65,7 @@ impl TestMemory {
     }
 }
 
-impl exit_handler::Memory for TestMemory {
+impl Memory for TestMemory {
     /// All memory is the guest's tables.
     fn shadow_fault(&mut self, _: &shadow::Registers, at: Gva, _: Access) -> Result<shadow::Outcome, shadow::NoMemory> {
         Ok(shadow::Outcome::Emulate { gpa: Gpa::new(at.raw()), reason: shadow::Reason::Table })
@@ -74,11 +74,11 @@ impl exit_handler::Memory for TestMemory {
         self.given_up = Some(at);
     }
 
-    fn fault(&mut self, fault: NestedFault) -> exit_handler::Resolved {
+    fn fault(&mut self, fault: NestedFault) -> Resolved {
         match self.place(fault.address(), 1) {
-            None => exit_handler::Resolved::NotMemory,
-            Some(_) if self.out_of_frames.get() => exit_handler::Resolved::OutOfMemory,
-            Some(_) => exit_handler::Resolved::Retry,
+            None => Resolved::NotMemory,
+            Some(_) if self.out_of_frames.get() => Resolved::OutOfMemory,
+            Some(_) => Resolved::Retry,
         }
     }
 
