@@ -1,5 +1,7 @@
 //! CPUID, and what it says about the hypervisor.
 
+pub use abi::cpuid::LEAF as HYPERVISOR_LEAF;
+use abi::cpuid::SIGNATURE;
 use core::arch::asm;
 
 /// What CPUID returns.
@@ -21,21 +23,13 @@ impl Leaf {
 
     /// EBX, EDX, ECX as text: leaf 0 of vendors.
     pub fn vendor(self) -> [u8; 12] {
-        join(self.ebx, self.edx, self.ecx)
+        abi::cpuid::signature([self.ebx, self.edx, self.ecx])
     }
 
     /// EBX, ECX, EDX as text: leaf 0x4000_0000 of hypervisors.
     pub fn signature(self) -> [u8; 12] {
-        join(self.ebx, self.ecx, self.edx)
+        abi::cpuid::signature([self.ebx, self.ecx, self.edx])
     }
-}
-
-fn join(first: u32, second: u32, third: u32) -> [u8; 12] {
-    let mut text = [0; 12];
-    for (part, word) in text.chunks_exact_mut(4).zip([first, second, third]) {
-        part.copy_from_slice(&word.to_le_bytes());
-    }
-    text
 }
 
 /// CPUID with EAX = `leaf`, ECX = `subleaf`.
@@ -49,9 +43,6 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> Leaf {
     let ebx: u64 = ebx;
     Leaf { eax, ebx: ebx as u32, ecx, edx }
 }
-
-/// The first leaf of hypervisors.
-pub const HYPERVISOR_LEAF: u32 = 0x4000_0000;
 
 /// Whose processor it claims to be, as far as it matters to a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,7 +85,7 @@ pub fn host() -> Host {
         return Host::Bare;
     }
     match &cpuid(HYPERVISOR_LEAF, 0).signature() {
-        b"microhv-rust" => Host::Microhv,
+        SIGNATURE => Host::Microhv,
         b"KVMKVMKVM\0\0\0" => Host::Kvm,
         _ => Host::Other,
     }

@@ -1,23 +1,19 @@
-//! Hypercalls: number in RAX, arguments in RBX, RCX, RDX and RSI, the result in RAX, negative for errors (KVM's
-//! convention).
+//! Hypercalls, by either instruction, and those of this project's hypervisor. [`abi::hypercall`] has the convention.
 
+pub use abi::hypercall::{AllocationFailures, FlushPoint, Mapped, Number, Refused};
+use abi::hypercall::{TestCall, decode_result};
 use core::arch::naked_asm;
-
-use core::fmt;
+use core::num::NonZero;
 
 use crate::cpuid::{self, Host, Vendor};
 use crate::ram::{Area, Block, Frame};
 
 /// Does nothing, returns 0.
-pub const NOP: u64 = 0x4856_0000;
+pub const NOP: u64 = Number::Nop as u64;
 /// Returns the version of the interface.
-pub const VERSION: u64 = 0x4856_0001;
-/// A number that nobody has given a meaning.
-pub const UNKNOWN: u64 = 0x4856_ffff;
-/// What an unknown number returns (KVM_ENOSYS).
-pub const ENOSYS: i64 = -1000;
-/// What any number returns outside ring 0.
-pub const EPERM: i64 = -1;
+pub const VERSION: u64 = Number::Version as u64;
+/// A number without a meaning.
+pub const UNKNOWN: u64 = NOP | 0xffff;
 
 /// The instruction that calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,89 +71,6 @@ pub fn instruction() -> Option<Instruction> {
     }
 }
 
-/// Why this hypervisor refused a call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refused {
-    /// Another processor was faster (EAGAIN).
-    Raced,
-    /// No frame; nothing has changed (ENOMEM).
-    NoMemory,
-    /// The range is not all RAM (EFAULT).
-    NotRam,
-    /// The arguments make no sense, or there is nothing to do this to (EINVAL).
-    Invalid,
-    /// There is no such call ([`ENOSYS`]).
-    NoSuchCall,
-    /// Something else.
-    Other(i64),
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
-}
-
-impl From<i64> for Refused {
-    fn from(result: i64) -> Self {
-        match result {
-            -11 => Self::Raced,
-            -12 => Self::NoMemory,
-            -14 => Self::NotRam,
-            -22 => Self::Invalid,
-            ENOSYS => Self::NoSuchCall,
-            other => Self::Other(other),
-        }
-    }
-}
-
-/// What of a VM's memory is mapped, as seen without a lock.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Report {
-    /// 4 KiB pages.
-    pub small: u64,
-    /// 2 MiB pages.
-    pub large: u64,
-}
-
-impl Report {
-    /// All of it in 4 KiB pages.
-    pub fn frames(self) -> u64 {
-        self.small + self.large * addr::PageSize::Size2M.frames()
-    }
-}
-
-/// What [`Microhv::stat`] tells.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-pub enum Stat {
-    /// Operations on the VM's tables so far.
-    Operations = 0,
-    /// Frames that wait for a grace period.
-    Backlog = 1,
-    /// The most that did at once.
-    PeakBacklog = 2,
-    /// Grace periods so far, of all VMs.
-    GracePeriods = 3,
-    /// Processors kicked for this VM.
-    Kicks = 4,
-    /// Frames that the VM has.
-    FramesInUse = 5,
-    /// Flushes of this VM's translations.
-    Flushes = 6,
-}
-
-/// Which of the VM's next allocations fail.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Failing {
-    /// None.
-    None,
-    /// The n-th from now on, n being 1 or more.
-    Nth(u64),
-    /// All.
-    All,
-}
-
 /// This project's hypervisor, and what it does for guests that test it. Each call concerns the caller's own memory, of which
 /// only what no Rust object has can be named.
 #[derive(Clone, Copy, Debug)]
@@ -171,67 +84,67 @@ impl Microhv {
 
     /// Gives the frames of `area` back: it reads as zeros afterwards. How many there were.
     pub fn release(self, area: Area) -> Result<u64, Refused> {
-        self.call(2, [area.gpa().raw(), area.bytes(), 0])
+        self.call(TestCall::Release { start: area.gpa().raw(), bytes: area.bytes() })
     }
 
     /// Makes 512 pages of a 2 MiB one.
     pub fn split(self, block: Block) -> Result<(), Refused> {
-        self.call(3, [block.gpa().raw(), 0, 0]).map(drop)
+        self.call(TestCall::Split { at: block.gpa().raw() }).map(drop)
     }
 
     /// Makes one page of 512, in other frames.
     pub fn collapse(self, block: Block) -> Result<(), Refused> {
-        self.call(4, [block.gpa().raw(), 0, 0]).map(drop)
+        self.call(TestCall::Collapse { at: block.gpa().raw() }).map(drop)
     }
 
     /// Begins to log writes to `area`, without telling which there were.
     pub fn start_dirty_log(self, area: Area) -> Result<(), Refused> {
-        self.call(5, [area.gpa().raw(), area.bytes(), 0]).map(drop)
+        self.log(area, None).map(drop)
     }
 
     /// Sets in `bitmap` a bit for each page of `area` that was written since its last log, and begins anew. How many.
     pub fn log_dirty(self, area: Area, bitmap: Frame) -> Result<u64, Refused> {
         assert!(area.frames() <= 8 * addr::PAGE_SIZE, "a bit each of one frame");
-        self.call(5, [area.gpa().raw(), area.bytes(), bitmap.gpa().raw()])
+        self.log(area, NonZero::new(bitmap.gpa().raw()))
+    }
+
+    fn log(self, area: Area, bitmap: Option<NonZero<u64>>) -> Result<u64, Refused> {
+        self.call(TestCall::LogDirty { start: area.gpa().raw(), bytes: area.bytes(), bitmap })
     }
 
     /// Puts another frame in the place of this one, with the same contents, and poison into this one.
     pub fn replace(self, frame: Frame) -> Result<(), Refused> {
-        self.call(6, [frame.gpa().raw(), 0, 0]).map(drop)
+        self.call(TestCall::Replace { at: frame.gpa().raw() }).map(drop)
     }
 
     /// What is mapped.
-    pub fn report(self) -> Result<Report, Refused> {
-        self.call(7, [0; 3]).map(|pages| Report { small: pages & 0xffff_ffff, large: pages >> 32 })
-    }
-
-    /// A count.
-    pub fn stat(self, which: Stat) -> Result<u64, Refused> {
-        self.call(8, [which as u64, 0, 0])
+    pub fn report(self) -> Result<Mapped, Refused> {
+        self.call(TestCall::Report).map(Mapped::from)
     }
 
     /// Plans which allocations fail.
-    pub fn fail_allocations(self, failing: Failing) -> Result<(), Refused> {
-        let n = match failing {
-            Failing::None => 0,
-            Failing::Nth(n) => n.max(1),
-            Failing::All => u64::MAX,
-        };
-        self.call(9, [n, 0, 0]).map(drop)
+    pub fn fail_allocations(self, failures: AllocationFailures) -> Result<(), Refused> {
+        self.call(TestCall::FailAllocations(failures)).map(drop)
     }
 
-    /// Leaves the flush of an operation out from now on: 1 release, 2 dirty log, 3 replace, 4 collapse, 5 split; 0 none.
-    pub fn skip_flush(self, which: u64) -> Result<(), Refused> {
-        self.call(10, [which, 0, 0]).map(drop)
+    /// Leaves the flush of an operation out from now on.
+    pub fn skip_flush(self, point: FlushPoint) -> Result<(), Refused> {
+        self.call(TestCall::SkipFlush(Some(point))).map(drop)
     }
 
     /// Takes a page away for good: its entry in the nested tables makes no sense from then on.
-    pub fn spoil(self, frame: Frame) -> Result<(), Refused> {
-        self.call(11, [frame.gpa().raw(), 0, 0]).map(drop)
+    pub fn misconfigure(self, frame: Frame) -> Result<(), Refused> {
+        self.call(TestCall::Misconfigure { at: frame.gpa().raw() }).map(drop)
     }
 
-    fn call(self, call: u64, arguments: [u64; 3]) -> Result<u64, Refused> {
-        let result = self.0.call_with(NOP + call, arguments);
-        u64::try_from(result).map_err(|_| Refused::from(result))
+    /// An error that the interface does not have, or not for this call, is a fault of the hypervisor's: the guest ends.
+    fn call(self, call: TestCall) -> Result<u64, Refused> {
+        let (number, [rbx, rcx, rdx, _]) = call.encode();
+        let rax = self.0.call_with(number.into(), [rbx, rcx, rdx]).cast_unsigned();
+        let result = decode_result(rax).unwrap_or_else(|error| panic!("{number} returned {rax:#x}: {error}"));
+        if let Err(refused) = result {
+            assert!(number.errors().contains(&refused), "{number} is not to be refused so: {refused}");
+        }
+        result
     }
 }

@@ -1,13 +1,14 @@
 //! What stress guests have in common: words on the command line, processors that work side by side, and an end.
 //!
 //! Words: `--seed N`, from which all that a processor does follows; `--ops N`, steps of each processor, or `--seconds N`,
-//! shared by the guest's parts; `--skip-flush N`, which has the hypervisor leave a flush out: then the guest has to fail.
+//! shared by the guest's parts; `--skip-flush NAME`, which has the hypervisor leave a flush out: then the guest has to fail.
 
+use abi::lines::Operations;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::boot::Boot;
 use crate::exit::Verdict;
-use crate::hypercall::{Microhv, Refused};
+use crate::hypercall::{FlushPoint, Microhv, Refused};
 use crate::ktap::{self, Case, Outcome, Stop};
 use crate::random::Random;
 use crate::smp::{self, Cpu};
@@ -21,6 +22,9 @@ enum Limit {
     /// After so many ticks of the TSC.
     Ticks(u64),
 }
+
+/// The word in front of a [`FlushPoint`].
+const SKIP_FLUSH: &str = "--skip-flush";
 
 /// Steps, where the command line says nothing.
 const USUAL_STEPS: u64 = 1_000;
@@ -46,7 +50,7 @@ impl<'b> Stress<'b> {
             (None, Some(seconds)) => Limit::Ticks(clock::seconds(seconds) / parts),
             (steps, _) => Limit::Steps(steps.unwrap_or(USUAL_STEPS)),
         };
-        let usable = boot.option("--skip-flush").map_or(Ok(()), skip_flush);
+        let usable = if boot.has_word(SKIP_FLUSH) { skip_flush(boot.option(SKIP_FLUSH)) } else { Ok(()) };
         let (stopped, operations) = (AtomicBool::new(false), AtomicU64::new(0));
         Self { boot, seed, limit, usable, stopped, operations }
     }
@@ -99,17 +103,17 @@ impl<'b> Stress<'b> {
     /// Runs the tests, and reports how many operations there were.
     pub fn run(&self, cases: &[Case<Self>]) -> Verdict {
         let verdict = ktap::run(self, cases);
-        println!("# operations {}", self.operations.load(Relaxed));
+        println!("{}", Operations(self.operations.load(Relaxed)));
         verdict
     }
 }
 
-fn skip_flush(which: u64) -> Result<(), Stop> {
+fn skip_flush(point: Option<FlushPoint>) -> Result<(), Stop> {
     let hypervisor = Microhv::here().ok_or(Stop::Skipped("not under this hypervisor"))?;
-    match hypervisor.skip_flush(which) {
+    match hypervisor.skip_flush(point.ok_or(Stop::Skipped("there is no such flush"))?) {
         Ok(()) => Ok(()),
         Err(Refused::NoSuchCall) => Err(Stop::Skipped("this hypervisor leaves no flush out")),
-        Err(_) => Err(Stop::Skipped("there is no such flush")),
+        Err(_) => Err(Stop::Skipped("the flush can't be left out")),
     }
 }
 

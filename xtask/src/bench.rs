@@ -10,7 +10,7 @@ use crate::progress::Step;
 use crate::project;
 use crate::setup::{self, Tool};
 use crate::trial::{Guest, Hypervisor, Pages, Paging, Trial};
-use crate::verdict::Verdict;
+use abi::Verdict;
 use anyhow::Result;
 use clap::ValueEnum;
 use std::process::ExitCode;

@@ -1,8 +1,10 @@
 //! From what a machine did to a verdict: the one place that decides.
 
-use crate::accounts::Accounts;
+use crate::accounts::{self, Accounts};
 use crate::ktap;
-use crate::verdict::{Verdict, VerdictLine};
+use abi::Verdict;
+use abi::lines::{Operations, VerdictLine};
+use abi::ports;
 use abi::wire::{self, Part};
 use std::fmt;
 use std::time::Duration;
@@ -118,9 +120,16 @@ fn worst(outcome: Outcome, vms: &[VmReport]) -> Outcome {
     }
 }
 
+/// Reads a console line as a verdict on the run, or on one VM among several. None: it is some other line. An error: it contradicts
+/// itself.
+fn verdict_line<'a>(line: &'a str, vm: Option<&str>) -> Option<Result<VerdictLine<&'a str>, String>> {
+    let read = VerdictLine::parse(wire::own(line, vm)?)?;
+    Some(read.map_err(|broken| format!("{broken}: {line}")))
+}
+
 /// What the hypervisor says of one VM among several.
 fn verdict_on(evidence: &Evidence<'_>, vm: &str) -> Outcome {
-    match evidence.console.iter().rev().find_map(|line| VerdictLine::parse_for(line, vm)) {
+    match evidence.console.iter().rev().find_map(|line| verdict_line(line, Some(vm))) {
         Some(Ok(line)) => Outcome::new(line.verdict, line.text),
         Some(Err(why)) => Outcome::new(Verdict::Unknown, why),
         None => Outcome::new(Verdict::Unknown, "no verdict on this VM"),
@@ -132,7 +141,7 @@ fn vm_report(evidence: &Evidence<'_>, vm: &str, outcome: Outcome) -> VmReport {
     let tag = Some(vm).filter(|_| evidence.vms.len() > 1);
     let lines: Vec<&str> = evidence.console.iter().filter_map(|line| unmarked(line, tag)).collect();
     let ktap = ktap::Report::parse(lines.iter().copied());
-    let accounts = evidence.console.iter().rev().find_map(|line| Accounts::parse(line, tag));
+    let accounts = evidence.console.iter().rev().find_map(|line| accounts::parse(line, tag));
     VmReport {
         name: vm.to_string(),
         outcome: match outcome.verdict {
@@ -141,7 +150,7 @@ fn vm_report(evidence: &Evidence<'_>, vm: &str, outcome: Outcome) -> VmReport {
         },
         ktap,
         accounts,
-        operations: lines.iter().rev().find_map(|line| line.trim().strip_prefix("# operations ")?.parse().ok()),
+        operations: lines.iter().rev().find_map(|line| Some(Operations::parse(line.trim())?.ok()?.0)),
     }
 }
 
@@ -158,7 +167,7 @@ fn hold_to_accounts(outcome: Outcome, accounts: Option<&Result<Accounts, String>
         return outcome;
     }
     let fault = match accounts {
-        Some(Ok(accounts)) => accounts.fault().map(|fault| (Verdict::Leak, fault)),
+        Some(Ok(accounts)) => accounts::fault(accounts).map(|fault| (Verdict::Leak, fault)),
         Some(Err(broken)) => Some((Verdict::Unknown, broken.clone())),
         None => None,
     };
@@ -179,11 +188,11 @@ fn hold_to_ktap(outcome: Outcome, report: &ktap::Report) -> Outcome {
 
 fn judge_hv(evidence: &Evidence<'_>) -> Outcome {
     // The verdict is the very last line: what a guest prints to look like one comes before it.
-    let verdict = last_line(evidence.console).and_then(VerdictLine::parse);
+    let verdict = last_line(evidence.console).and_then(|line| verdict_line(line, None));
     match (verdict, evidence.end) {
         (Some(Err(why)), _) => Outcome::new(Verdict::Unknown, why),
         (Some(Ok(line)), End::Exited(status)) => {
-            let told = i32::from(line.verdict.status()) << 1 | 1;
+            let told = ports::exit_status(line.verdict.status().into());
             if evidence.machine == Machine::QemuHv && status != Some(told) {
                 let text = format!("the console says {}, but QEMU ended with {}", line.verdict, status_word(status));
                 return Outcome::new(Verdict::Unknown, text);
@@ -201,17 +210,19 @@ fn judge_hv(evidence: &Evidence<'_>) -> Outcome {
 }
 
 fn judge_bare(evidence: &Evidence<'_>) -> Outcome {
-    match evidence.end {
-        End::TimedOut(after) => hang(evidence, after),
-        End::Exited(Some(0)) => Outcome::new(Verdict::GuestTripleFault, "the machine was reset"),
-        // QEMU ends with 1 also when it can't start at all; then it says why, and the console is empty.
-        End::Exited(Some(1)) if evidence.complaints.is_empty() || !evidence.console.is_empty() => {
-            Outcome::new(Verdict::Pass, "the guest reported success")
+    let status = match evidence.end {
+        End::TimedOut(after) => return hang(evidence, after),
+        End::Exited(Some(0)) => return Outcome::new(Verdict::GuestTripleFault, "the machine was reset"),
+        End::Exited(status) => status,
+    };
+    match status.and_then(ports::exit_value) {
+        // QEMU ends with that status also when it can't start at all; then it says why, and the console is empty.
+        Some(ports::SUCCESS) if !evidence.complaints.is_empty() && evidence.console.is_empty() => {
+            no_verdict(evidence, status)
         }
-        End::Exited(Some(status)) if status & 1 == 1 && status > 1 => {
-            Outcome::new(Verdict::GuestFailed, format!("the guest reported {}", status >> 1))
-        }
-        End::Exited(status) => no_verdict(evidence, status),
+        Some(ports::SUCCESS) => Outcome::new(Verdict::Pass, "the guest reported success"),
+        Some(value) => Outcome::new(Verdict::GuestFailed, format!("the guest reported {value}")),
+        None => no_verdict(evidence, status),
     }
 }
 

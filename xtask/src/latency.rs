@@ -1,8 +1,8 @@
 //! The machine-readable lines of the exit-latency guest.
 
+use abi::lines::{self, StartToGuest};
+use abi::wire;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use std::str::FromStr;
 
 /// What one kind of exit costs, as the guest measured it, in ticks of its TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,37 +21,20 @@ impl Latency {
     }
 }
 
-/// Reads a line such as `# latency name=cpuid unit=tsc samples=1000 min=1 median=2 p99=3 max=4`.
+/// What a latency line of the guest tells, by the kind of exit.
 ///
 /// None: it is some other line. An error: it is a latency line, and broken.
 pub(crate) fn parse(line: &str) -> Option<Result<(String, Latency), String>> {
-    let fields: BTreeMap<&str, &str> =
-        line.trim().strip_prefix("# latency ")?.split_whitespace().filter_map(|word| word.split_once('=')).collect();
-    let number = |name: &str| field(&fields, name);
-    Some((|| {
-        let name = fields.get("name").ok_or("a latency line has no name")?;
-        let latency = Latency {
-            min: number("min")?,
-            median: number("median")?,
-            p99: number("p99")?,
-            max: number("max")?,
-            samples: number("samples")?,
-        };
-        match fields.get("unit") {
-            Some(&"tsc") => Ok(((*name).to_string(), latency)),
-            unit => Err(format!("latency of {name}: the unit is {unit:?}, not tsc")),
-        }
-    })())
+    let read = lines::Latency::parse(line.trim())?;
+    let figures = |lines::Latency { name, samples, min, median, p99, max }: lines::Latency<'_>| {
+        (name.to_string(), Latency { min, median, p99, max, samples })
+    };
+    Some(read.map(figures).map_err(|broken| format!("{broken}: {line}")))
 }
 
-fn field<T: FromStr>(fields: &BTreeMap<&str, &str>, name: &str) -> Result<T, String> {
-    let text = fields.get(name).ok_or_else(|| format!("a latency line has no {name}"))?;
-    text.parse().map_err(|_| format!("a latency line has {name}={text}"))
-}
-
-/// The N of the hypervisor's line `hv: start-to-guest: N ticks`.
+/// How long the start took, if the line tells that.
 pub(crate) fn start_to_guest(line: &str) -> Option<u64> {
-    line.trim_end().strip_prefix("hv: start-to-guest: ")?.strip_suffix(" ticks")?.parse().ok()
+    Some(StartToGuest::parse(wire::own(line, None)?)?.ok()?.0)
 }
 
 #[cfg(test)]
@@ -64,20 +47,6 @@ mod tests {
             parse("# latency name=pio_in unit=tsc samples=1000 min=1 median=2 p99=3 max=40\r").unwrap().unwrap();
         assert_eq!(name, "pio_in");
         assert_eq!(latency, Latency { min: 1, median: 2, p99: 3, max: 40, samples: 1000 });
-    }
-
-    #[test]
-    fn other_lines_are_passed_over_and_broken_ones_refused() {
-        assert_eq!(parse("# latency: see below"), None);
-        assert_eq!(parse("latency name=cpuid"), None);
-        for line in [
-            "# latency unit=tsc samples=1 min=1 median=1 p99=1 max=1",
-            "# latency name=cpuid unit=tsc samples=1 min=1 median=1 p99=1",
-            "# latency name=cpuid unit=tsc samples=1 min=1 median=x p99=1 max=1",
-            "# latency name=cpuid unit=ns samples=1 min=1 median=1 p99=1 max=1",
-        ] {
-            assert!(matches!(parse(line), Some(Err(_))), "{line}");
-        }
     }
 
     #[test]

@@ -32,7 +32,6 @@ mod test;
 mod toolchain;
 mod trial;
 mod vectors;
-mod verdict;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};

@@ -11,7 +11,7 @@ use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::symbols::Symbols;
 use crate::trial::{Hypervisor, Trial};
-use crate::verdict::Verdict;
+use abi::Verdict;
 use anyhow::Result;
 use clap::ValueEnum;
 use std::io::{self, Write};

@@ -1,17 +1,16 @@
 //! Turns the addresses of a panic's backtrace into names.
 
 use crate::project;
+use abi::lines::Backtrace;
+use abi::wire;
 use addr2line::Loader;
 use anyhow::{Result, anyhow};
 use std::path::Path;
 
-/// The line that the hypervisor prints: return addresses, after the address of the fault if there was one.
-const PREFIX: &str = "hv: backtrace:";
-
 /// The addresses on a console line, if it is a backtrace.
 fn addresses(line: &str) -> Option<Vec<u64>> {
-    let words = line.trim_end().strip_prefix(PREFIX)?.split_whitespace();
-    words.map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()).collect()
+    let Backtrace(addresses) = Backtrace::parse(wire::own(line, None)?)?.ok()?;
+    Some(addresses.collect())
 }
 
 /// An image's symbols and line numbers.

@@ -1,13 +1,9 @@
 //! How a guest ends.
 
+use abi::ports::{BOCHS_SHUTDOWN, DEBUG_EXIT, SHUTDOWN, SUCCESS};
 use core::arch::asm;
 
 use crate::{console, port};
-
-/// QEMU's isa-debug-exit where kvm-unit-tests has it, and the hypervisor's.
-const DEBUG_EXIT: u16 = 0xf4;
-/// Bochs ends when it has read "Shutdown" here.
-const BOCHS_SHUTDOWN: u16 = 0x8900;
 
 /// What a guest reports: 0 is success, anything else a failure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,7 +12,7 @@ pub struct Verdict(u32);
 
 impl Verdict {
     /// All is well.
-    pub const PASSED: Self = Self(0);
+    pub const PASSED: Self = Self(SUCCESS);
     /// A test failed.
     pub const FAILED: Self = Self(1);
     /// The guest itself broke down: a panic, an unexpected exception, no multiboot information.
@@ -26,7 +22,7 @@ impl Verdict {
     pub fn end(self) -> ! {
         console::drain();
         port::write32(DEBUG_EXIT, self.0);
-        for letter in *b"Shutdown" {
+        for letter in *SHUTDOWN {
             port::write8(BOCHS_SHUTDOWN, letter);
         }
         halt_for_ever()

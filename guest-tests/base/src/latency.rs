@@ -1,5 +1,6 @@
 //! Measuring spans of the TSC, and the table and lines that tell of them.
 
+use abi::lines::Latency;
 use core::cell::{Cell, RefCell};
 
 use crate::ktap::Outcome;
@@ -63,7 +64,7 @@ impl<const KINDS: usize> Latencies<KINDS> {
         }
         println!("#");
         for (name, Summary { samples, min, median, p99, max }) in self.summaries() {
-            println!("# latency name={name} unit=tsc samples={samples} min={min} median={median} p99={p99} max={max}");
+            println!("{}", Latency { name, samples: samples as u64, min, median, p99, max });
         }
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! PC16550D data sheet, table II.
 
+use abi::ports::COM1 as BASE;
 use core::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use crate::port;
 
-const BASE: u16 = 0x3f8;
 const DATA: u16 = BASE;
 const INTERRUPT_ENABLE: u16 = BASE + 1;
 const INTERRUPT_ID: u16 = BASE + 2;

@@ -6,6 +6,7 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+use abi::lines;
 use guest::boot::Boot;
 use guest::exit::Verdict;
 use guest::ktap::{self, Outcome};
@@ -42,7 +43,7 @@ fn main(boot: &Boot) -> Verdict {
         max_gap_us: boot.word("max_gap_us"),
     };
     let Fairness { permille, longest_gap_us, .. } = fairness;
-    println!("# fairness share={}.{} longest_gap_us={longest_gap_us}", permille / 10, permille % 10);
+    println!("{}", lines::Fairness { share_permille: permille, longest_gap_us });
     println!("# {} gaps, of more than {} ticks each, in {} ticks", gaps.count, GAP * reading, gaps.time);
     ktap::run(&fairness, cases![share, longest_gap])
 }

@@ -15,7 +15,7 @@ fn main(boot: &Boot) -> Verdict {
         println!("# there is no hypervisor of this project's, or no memory");
         return Verdict::FAILED;
     };
-    if let Err(refused) = hypervisor.spoil(frame) {
+    if let Err(refused) = hypervisor.misconfigure(frame) {
         println!("# refused: {refused:?}");
         return Verdict::FAILED;
     }

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guest::boot::Boot;
 use guest::exit::Verdict;
-use guest::hypercall::{Failing, Microhv, Refused};
+use guest::hypercall::{AllocationFailures, Microhv, Refused};
 use guest::ktap::{Outcome, Stop};
 use guest::ram::{self, Area, Block, Frame};
 use guest::random::mix;
@@ -41,7 +41,7 @@ fn touch_without_memory(stress: &Stress<'_>) -> Outcome {
     check_ok!(hypervisor.release(area));
     println!("# no allocation succeeds from here on");
     console::drain();
-    check_ok!(hypervisor.fail_allocations(Failing::All));
+    check_ok!(hypervisor.fail_allocations(AllocationFailures::All));
     for index in 0..area.frames() {
         area.frame(index).write(0, index);
     }
@@ -104,9 +104,9 @@ impl Test {
     /// Has the first allocation fail, then the second, until `operation` passes.
     fn meet(&self, worker: &mut Worker<'_>, name: &str, operation: impl Fn() -> Result<(), Refused>) -> Outcome {
         for n in 1..=MOST_ALLOCATIONS {
-            check_ok!(self.hypervisor.fail_allocations(Failing::Nth(n)));
+            check_ok!(self.hypervisor.fail_allocations(n.into()));
             let result = operation();
-            check_ok!(self.hypervisor.fail_allocations(Failing::None));
+            check_ok!(self.hypervisor.fail_allocations(AllocationFailures::None));
             self.verify(name, n)?;
             worker.did(1);
             if result != Err(Refused::NoMemory) {
@@ -126,9 +126,9 @@ impl Test {
         for (area, most) in [(block.part(0, TOUCHED), TOUCHED + 3), (block, 4)] {
             self.release(worker, area)?;
             for n in 1..=most {
-                check_ok!(self.hypervisor.fail_allocations(Failing::Nth(n)));
+                check_ok!(self.hypervisor.fail_allocations(n.into()));
                 self.fill();
-                check_ok!(self.hypervisor.fail_allocations(Failing::None));
+                check_ok!(self.hypervisor.fail_allocations(AllocationFailures::None));
                 self.verify("touch", n)?;
                 check_ok!(self.hypervisor.release(area));
                 worker.did(2 * area.frames());
@@ -142,9 +142,9 @@ impl Test {
     /// Has the first allocation of a release fail, then the second.
     fn release(&self, worker: &mut Worker<'_>, area: Area) -> Outcome {
         for n in 1..=MOST_ALLOCATIONS {
-            check_ok!(self.hypervisor.fail_allocations(Failing::Nth(n)));
+            check_ok!(self.hypervisor.fail_allocations(n.into()));
             let result = self.hypervisor.release(area);
-            check_ok!(self.hypervisor.fail_allocations(Failing::None));
+            check_ok!(self.hypervisor.fail_allocations(AllocationFailures::None));
             match result {
                 Err(Refused::NoMemory) => {
                     self.verify("release", n)?;

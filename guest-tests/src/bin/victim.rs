@@ -7,6 +7,7 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+use abi::lines::{NumberedLine, NumberedLines};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guest::apic::Apic;
@@ -68,13 +69,14 @@ fn notices_nothing(boot: &Boot) -> Outcome {
         }
         if turn % TICKS_PER_LINE == 0 {
             lines += 1;
-            println!("# line {lines} {LINE}");
+            println!("{}", NumberedLine { number: lines, text: LINE });
         }
         if now - started >= end {
             break;
         }
     }
-    println!("# lines {lines}, longest gap {} us", longest * 1_000_000 / clock::ticks_per_second());
+    let longest_gap_us = longest * 1_000_000 / clock::ticks_per_second();
+    println!("{}", NumberedLines { count: lines, longest_gap_us });
     Ok(())
 }
 

@@ -283,6 +283,14 @@ pub struct Mapped {
     pub large: u32,
 }
 
+impl Mapped {
+    /// All of it in 4 KiB pages.
+    #[must_use]
+    pub fn frames(self) -> u64 {
+        u64::from(self.small) + 512 * u64::from(self.large)
+    }
+}
+
 impl From<Mapped> for u64 {
     fn from(Mapped { small, large }: Mapped) -> Self {
         Self::from(small) | Self::from(large) << 32

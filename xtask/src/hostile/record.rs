@@ -1,9 +1,11 @@
 //! What came of the rounds: lines, a table, and the report's file.
 
 use super::plan::{Mode, Round, VICTIM};
+use crate::accounts;
 use crate::judge::{End, VmReport};
 use crate::trial::Report;
-use crate::verdict::Verdict;
+use abi::Verdict;
+use abi::lines::{self, Kinds, NumberedLine, NumberedLines};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -61,7 +63,7 @@ fn fault(vm: &VmReport, console: &[String]) -> Option<String> {
         }
         (_, None) => Some(format!("{name}: the hypervisor gives no account of its tables")),
         (_, Some(Err(why))) => Some(format!("{name}: {why}")),
-        (_, Some(Ok(accounts))) => accounts.fault().map(|fault| format!("{name}: {fault}")),
+        (_, Some(Ok(accounts))) => accounts::fault(accounts).map(|fault| format!("{name}: {fault}")),
     }
     .or_else(|| if name == VICTIM { broken_line(console) } else { None })
 }
@@ -89,14 +91,13 @@ fn broken_line(console: &[String]) -> Option<String> {
     let mut count = 0;
     let mut text = None;
     for line in lines_of(console, VICTIM) {
-        if let Some(rest) = line.strip_prefix("# lines ") {
-            let told = rest.split(',').next().and_then(|number| number.parse::<u64>().ok());
-            return (told != Some(count)).then(|| format!("{VICTIM}: {count} lines of '{line}' came"));
+        if let Some(last) = NumberedLines::parse(line) {
+            let is_all = last.is_ok_and(|last| last.count == count);
+            return (!is_all).then(|| format!("{VICTIM}: {count} lines of '{line}' came"));
         }
-        let Some(rest) = line.strip_prefix("# line ") else { continue };
-        let (number, words) = rest.split_once(' ').unwrap_or((rest, ""));
+        let Some(numbered) = NumberedLine::parse(line) else { continue };
         count += 1;
-        if number.parse() != Ok(count) || *text.get_or_insert(words) != words {
+        if !numbered.is_ok_and(|line| line.number == count && *text.get_or_insert(line.text) == line.text) {
             return Some(format!("{VICTIM}: in place of its line {count} came '{line}'"));
         }
     }
@@ -109,20 +110,19 @@ type Inputs = Vec<(String, u64)>;
 /// What a hostile VM told last: its inputs, and how often its processor was lost and started anew. What it tried after that
 /// is not counted.
 fn told(console: &[String], vm: &str) -> (Inputs, u64) {
-    let (mut kinds, mut numbers) = (Vec::new(), Vec::new());
+    let (mut kinds, mut counts, mut restarts) = (Vec::new(), Vec::new(), 0);
     for line in lines_of(console, vm) {
-        if let Some(rest) = line.strip_prefix("# kinds ") {
-            kinds = rest.split_whitespace().map(str::to_string).collect();
-        } else if let Some(rest) = line.strip_prefix("# inputs ") {
+        if let Some(Kinds(names)) = Kinds::parse(line) {
+            kinds = names.map(str::to_string).collect();
+        } else if let Some(Ok(inputs)) = lines::Inputs::parse(line) {
             // A line may be cut short by the VM's end.
-            let read: Vec<u64> = rest.split_whitespace().map_while(|number| number.parse().ok()).collect();
-            if read.len() == kinds.len() + 2 {
-                numbers = read;
+            let read: Vec<u64> = inputs.counts.collect();
+            if read.len() == kinds.len() {
+                (counts, restarts) = (read, inputs.restarts);
             }
         }
     }
-    let restarts = numbers.get(1).copied().unwrap_or_default();
-    (kinds.into_iter().zip(numbers.into_iter().skip(2)).collect(), restarts)
+    (kinds.into_iter().zip(counts).collect(), restarts)
 }
 
 /// A hostile VM of a round.
@@ -399,9 +399,9 @@ mod tests {
         let broken = |text: &str| broken_line(&text.lines().map(str::to_string).collect::<Vec<_>>());
         assert_eq!(broken(CONSOLE), None);
         for text in [
-            "victim| # line 1 abc\nvictim| # line 3 abc\nvictim| # lines 2,",
-            "victim| # line 1 abc\nvictim| # line 2 ab\nvictim| # lines 2,",
-            "victim| # line 1 abc\nvictim| # lines 2,",
+            "victim| # line 1 abc\nvictim| # line 3 abc\nvictim| # lines 2, longest gap 9 us",
+            "victim| # line 1 abc\nvictim| # line 2 ab\nvictim| # lines 2, longest gap 9 us",
+            "victim| # line 1 abc\nvictim| # lines 2, longest gap 9 us",
             "victim| # line 1 abc",
         ] {
             assert!(broken(text).is_some(), "{text}");

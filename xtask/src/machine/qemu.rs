@@ -6,6 +6,7 @@ use super::{Boot, Image, Medium, Stop, gather};
 use crate::failure::usage;
 use crate::leash::Leashed;
 use crate::project;
+use abi::ports::{DEBUG_EXIT, DEBUG_EXIT_SIZE};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::ffi::OsString;
@@ -205,7 +206,8 @@ impl Qemu {
         }
         let trace = self.trace.as_ref().map(Trace::qemu_arguments);
         arguments.extend(trace.iter().flatten().map(String::as_str));
-        arguments.extend(["-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
+        let exit = format!("isa-debug-exit,iobase={DEBUG_EXIT:#x},iosize={DEBUG_EXIT_SIZE:#x}");
+        arguments.extend(["-serial", "stdio", "-device", &exit]);
         arguments.into_iter().map(OsString::from).collect()
     }
 }

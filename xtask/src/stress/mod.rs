@@ -14,10 +14,12 @@ use crate::project;
 use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Report, Trial};
-use crate::verdict::Verdict;
+use abi::Verdict;
+use abi::hypercall::FlushPoint;
 use anyhow::Result;
 use clap::ValueEnum;
-use plan::{Flush, Round, Vm};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use plan::{Round, Vm};
 use record::{Ended, Record, Tally};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -73,8 +75,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=8))]
     vcpus: u32,
     /// Leave this flush out, and pass when the guest has noticed
-    #[arg(long, value_enum)]
-    skip_flush: Option<Flush>,
+    #[arg(long, value_name = "FLUSH", value_parser = flush_parser())]
+    skip_flush: Option<FlushPoint>,
+}
+
+/// Takes a flush by its name.
+fn flush_parser() -> impl TypedValueParser<Value = FlushPoint> {
+    PossibleValuesParser::new(FlushPoint::ALL.iter().map(|flush| flush.name())).try_map(|name| name.parse())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -144,34 +151,33 @@ impl Stress<'_> {
     }
 
     /// Rounds with a flush left out, until a guest notices.
-    fn run_without(&self, flush: Flush) -> Result<ExitCode> {
-        let name = flush.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
+    fn run_without(&self, flush: FlushPoint) -> Result<ExitCode> {
         let live = Live::begin(self.args.seconds);
         let started = Instant::now();
         let mut rounds = 0;
         while let Some(seconds) = self.next_round(started) {
             rounds += 1;
             let round = Round::without(flush, rounds, self.args.seed, seconds, self.args.vcpus);
-            live.say(&format!("round {rounds}: {} without the flush of {name}", round.title()));
+            live.say(&format!("round {rounds}: {} without the flush of {flush}", round.title()));
             let report = self.trial(&round).carry_out(&mut |_| ())?;
             live.line(&format_args!("round {rounds}: {}: {}", round.title(), report.outcome));
             match report.outcome.verdict {
                 Verdict::Pass => {}
                 Verdict::GuestFailed if report.guests_failed_tests() => {
                     live.end();
-                    outln!("stress: the missing flush of {name} was noticed in round {rounds}");
+                    outln!("stress: the missing flush of {flush} was noticed in round {rounds}");
                     return Ok(ExitCode::SUCCESS);
                 }
                 other => {
                     live.end();
                     report.finished.console.iter().for_each(|line| outln!("{line}"));
-                    outln!("stress: FAILED: {other} in place of a guest that notices the missing flush of {name}");
+                    outln!("stress: FAILED: {other} in place of a guest that notices the missing flush of {flush}");
                     return Ok(ExitCode::FAILURE);
                 }
             }
         }
         live.end();
-        outln!("stress: FAILED: no guest noticed the missing flush of {name} in {rounds} rounds");
+        outln!("stress: FAILED: no guest noticed the missing flush of {flush} in {rounds} rounds");
         Ok(ExitCode::FAILURE)
     }
 

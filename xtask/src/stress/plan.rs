@@ -1,42 +1,17 @@
 //! Which guests run in which round, and with what words: all of it follows from one seed.
 
 use crate::seed::derive;
-use clap::ValueEnum;
+use abi::hypercall::FlushPoint;
 
 /// The guests that attack the tables, the interrupts and the clocks, in the order of their rotation.
 pub(super) const GUESTS: [&str; 7] =
     ["balloon", "collapse-storm", "shootdown", "walker", "ipi-storm", "timer-storm", "oom"];
 
-/// A flush that the hypervisor can be told to leave out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Flush {
-    /// Of pages given back
-    Release,
-    /// Of pages write-protected to log writes
-    LogDirty,
-    /// After the frame of a page is replaced
-    Replace,
-    /// Of small pages that become a large one
-    Collapse,
-}
-
-impl Flush {
-    /// The guest that has to notice.
-    pub(super) const fn guest(self) -> &'static str {
-        match self {
-            Self::Release | Self::Replace => "shootdown",
-            Self::LogDirty | Self::Collapse => "collapse-storm",
-        }
-    }
-
-    /// The number by which a guest asks the hypervisor for it.
-    pub(super) const fn number(self) -> u8 {
-        match self {
-            Self::Release => 1,
-            Self::LogDirty => 2,
-            Self::Replace => 3,
-            Self::Collapse => 4,
-        }
+/// The guest that has to notice that this flush is left out.
+const fn guest_to_notice(flush: FlushPoint) -> &'static str {
+    match flush {
+        FlushPoint::Release | FlushPoint::Replace => "shootdown",
+        FlushPoint::LogDirty | FlushPoint::Collapse => "collapse-storm",
     }
 }
 
@@ -77,10 +52,10 @@ impl Round {
     }
 
     /// One VM whose hypervisor leaves a flush out.
-    pub(super) fn without(flush: Flush, number: u32, seed: u32, seconds: u32, vcpus: u32) -> Self {
+    pub(super) fn without(flush: FlushPoint, number: u32, seed: u32, seconds: u32, vcpus: u32) -> Self {
         let seed = derive(seed, number);
-        let words = format!("--seed {seed} --seconds {seconds} --skip-flush {}", flush.number());
-        Self { number, seed, seconds, vms: vec![Vm { name: "a", guest: flush.guest(), vcpus, words }] }
+        let words = format!("--seed {seed} --seconds {seconds} --skip-flush {flush}");
+        Self { number, seed, seconds, vms: vec![Vm { name: "a", guest: guest_to_notice(flush), vcpus, words }] }
     }
 
     pub(super) fn title(&self) -> String {
@@ -130,11 +105,11 @@ mod tests {
 
     #[test]
     fn the_command_that_repeats_a_round_is_understood() {
-        let round = Round::without(Flush::Replace, 1, 1, 10, 4);
+        let round = Round::without(FlushPoint::Replace, 1, 1, 10, 4);
         let text = round.options();
         let vm: Wanted = text.strip_prefix("--vm \"").unwrap().strip_suffix('"').unwrap().parse().unwrap();
         let guest = vm.resolve(0, None);
         assert_eq!((guest.name.as_str(), guest.vcpus, guest.memory), ("a", 4, super::super::MEMORY));
-        assert_eq!(guest.image.words, format!("--seed {} --seconds 10 --skip-flush 3", round.seed));
+        assert_eq!(guest.image.words, format!("--seed {} --seconds 10 --skip-flush replace", round.seed));
     }
 }

@@ -1,10 +1,10 @@
 //! What came of the rounds: lines, a table, and the report's file.
 
 use super::plan::{GUESTS, Round};
-use crate::accounts::Accounts;
+use crate::accounts::{self, Accounts};
 use crate::judge::{End, VmReport};
 use crate::trial::Report;
-use crate::verdict::Verdict;
+use abi::Verdict;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fmt;
@@ -69,6 +69,7 @@ struct VmRecord {
     verdict: &'static str,
     /// The guest's own count.
     operations: Option<u64>,
+    #[serde(serialize_with = "accounts::serialize_option")]
     tables: Option<Accounts>,
 }
 
@@ -121,7 +122,7 @@ impl Record {
     }
 
     fn tables(&self) -> Accounts {
-        self.vms.iter().filter_map(|vm| vm.tables).fold(Accounts::default(), Accounts::and)
+        self.vms.iter().filter_map(|vm| vm.tables).fold(Accounts::default(), accounts::sum)
     }
 }
 
@@ -160,6 +161,7 @@ pub(super) struct Tally {
     no_answer: usize,
     failed: usize,
     /// Of all VMs: sums, and the peaks' maxima.
+    #[serde(serialize_with = "accounts::serialize")]
     tables: Accounts,
     rounds: Vec<Record>,
 }
@@ -178,7 +180,7 @@ impl Tally {
             Ended::Failed(_) => self.failed += 1,
         }
         self.seconds = elapsed.as_secs_f64();
-        self.tables = self.tables.and(record.tables());
+        self.tables = accounts::sum(self.tables, record.tables());
         self.rounds.push(record);
     }
 
@@ -252,7 +254,7 @@ impl Tally {
         }
         let failed = vms.iter().filter(|vm| vm.verdict != Verdict::Pass.name()).count();
         let operations: u64 = vms.iter().filter_map(|vm| vm.operations).sum();
-        let tables = vms.iter().filter_map(|vm| vm.tables).fold(Accounts::default(), Accounts::and);
+        let tables = vms.iter().filter_map(|vm| vm.tables).fold(Accounts::default(), accounts::sum);
         writeln!(
             f,
             "{name:<16}{:>7}{failed:>8}{operations:>14}{:>14}{:>12}{:>12}{:>9}{:>16}{:>10}{:>6}",

@@ -6,8 +6,8 @@ use super::results::Status;
 use crate::failure::usage;
 use crate::output::outln;
 use crate::setup::{self, Tool};
+use abi::lines::Fairness;
 use anyhow::Result;
-use std::fmt;
 use std::process::ExitCode;
 
 /// Measure what a guest gets of its processor beside guests that attack
@@ -57,36 +57,22 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     outln!("\n{:<32}{:<12}{:>8}{:>14}", "attack", "machine", "share", "longest gap");
     for Done { at, verdict, .. } in &done {
         let job = &jobs[*at];
-        let figures = verdict.output.lines().find_map(Figures::parse);
-        let figures = figures.map_or_else(|| format!("{:>8}{:>14}", "-", "-"), |figures| figures.to_string());
+        let figures = verdict.output.lines().find_map(parse);
+        let figures = figures.map_or_else(|| format!("{:>8}{:>14}", "-", "-"), columns);
         let why = if let Status::Failed(why) = &verdict.status { why } else { "" };
         outln!("{:<32}{:<12}{figures}  {why}", job.row.name, job.host.name);
     }
     Ok(ExitCode::from(u8::from(done.iter().any(|done| done.verdict.status != Status::Passed))))
 }
 
-/// What the guest measured.
-#[derive(Debug, PartialEq)]
-struct Figures {
-    /// Percent, as it was printed.
-    share: String,
-    longest_gap_us: u64,
+/// Reads a line such as `beside| # fairness share=49.8 longest_gap_us=5003`, of whichever VM.
+fn parse(line: &str) -> Option<Fairness> {
+    Fairness::parse(&line[line.find('#')?..])?.ok()
 }
 
-impl Figures {
-    /// Reads a line such as `beside| # fairness share=49.8 longest_gap_us=5003`.
-    fn parse(line: &str) -> Option<Self> {
-        let (_, words) = line.split_once("# fairness share=")?;
-        let (share, gap) = words.trim_end().split_once(" longest_gap_us=")?;
-        Some(Self { share: share.to_string(), longest_gap_us: gap.parse().ok()? })
-    }
-}
-
-impl fmt::Display for Figures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let us = self.longest_gap_us;
-        write!(f, "{:>6} %{:>9}.{} ms", self.share, us / 1000, us % 1000 / 100)
-    }
+/// What the guest measured, in two columns.
+fn columns(Fairness { share_permille: share, longest_gap_us: gap }: Fairness) -> String {
+    format!("{:>4}.{} %{:>9}.{} ms", share / 10, share % 10, gap / 1000, gap % 1000 / 100)
 }
 
 #[cfg(test)]
@@ -95,10 +81,10 @@ mod tests {
 
     #[test]
     fn figures_are_read_and_shown() {
-        let figures = Figures::parse("beside| # fairness share=49.8 longest_gap_us=5083\r").unwrap();
-        assert_eq!(figures, Figures { share: "49.8".to_string(), longest_gap_us: 5083 });
-        assert_eq!(figures.to_string(), "  49.8 %        5.0 ms");
-        assert_eq!(Figures::parse("# fairness share=49.8"), None);
-        assert_eq!(Figures::parse("ok 1 share"), None);
+        let figures = parse("beside| # fairness share=49.8 longest_gap_us=5083\r").unwrap();
+        assert_eq!(figures, Fairness { share_permille: 498, longest_gap_us: 5083 });
+        assert_eq!(columns(figures), "  49.8 %        5.0 ms");
+        assert_eq!(parse("# fairness share=49.8"), None);
+        assert_eq!(parse("ok 1 share"), None);
     }
 }

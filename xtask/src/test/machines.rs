@@ -15,7 +15,9 @@ use crate::progress::Counter;
 use crate::setup::{self, Tool};
 use crate::symbols::Symbols;
 use crate::trial::{Backing, Guest, Hypervisor, Report, Trial};
-use crate::verdict::Verdict;
+use abi::Verdict;
+use abi::lines::HeapUsage;
+use abi::wire;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -348,10 +350,10 @@ fn judge(expected: Expected, report: &Report, backtrace: &[String], logs: bool) 
     }
 }
 
-/// Whether the line reports allocations while guests ran: `hv: heap: …, N allocations while guests ran`.
+/// Whether the line reports allocations while guests ran, or is a heap line that cannot be parsed.
 fn allocates(line: &str) -> bool {
-    let count = line.trim_end().strip_suffix(" allocations while guests ran").and_then(|rest| rest.rsplit(' ').next());
-    line.starts_with("hv: heap: ") && count != Some("0")
+    let usage = wire::own(line, None).and_then(HeapUsage::parse);
+    usage.is_some_and(|usage| usage.map_or(true, |usage| usage.allocations != 0))
 }
 
 /// The VMs that have to pass, whatever becomes of the first.

@@ -6,7 +6,7 @@ use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
 use crate::size::Size;
 use crate::trial::{Guest, Pages, Paging};
-use crate::verdict::Verdict;
+use abi::Verdict;
 use std::time::Duration;
 
 /// A kind of machine.
@@ -410,10 +410,10 @@ pub(super) const ROWS: &[Row] = &[
         alone: None,
         ..USUAL
     },
-    unflushed("no-flush-release", "shootdown", "--seconds 5 --skip-flush 1"),
-    unflushed("no-flush-log-dirty", "collapse-storm", "--seconds 5 --skip-flush 2"),
-    unflushed("no-flush-replace", "shootdown", "--seconds 5 --skip-flush 3"),
-    unflushed("no-flush-collapse", "collapse-storm", "--seconds 5 --skip-flush 4"),
+    unflushed("no-flush-release", "shootdown", "--seconds 5 --skip-flush release"),
+    unflushed("no-flush-log-dirty", "collapse-storm", "--seconds 5 --skip-flush log-dirty"),
+    unflushed("no-flush-replace", "shootdown", "--seconds 5 --skip-flush replace"),
+    unflushed("no-flush-collapse", "collapse-storm", "--seconds 5 --skip-flush collapse"),
     Row {
         name: "misconfigured",
         source: Source::Guest("misconfigured"),

@@ -1,9 +1,10 @@
 //! The hypercalls of this hypervisor.
 
+use abi::hypercall::ABI_VERSION;
 use addr::Gva;
 use guest::boot::Boot;
 use guest::cpuid::{Host, host};
-use guest::hypercall::{ENOSYS, EPERM, Instruction, NOP, UNKNOWN, VERSION, instruction};
+use guest::hypercall::{Instruction, NOP, Refused, UNKNOWN, VERSION, instruction};
 use guest::interrupts::SOFTWARE;
 use guest::ktap::{Outcome, Stop};
 use guest::paging::{Rights, map};
@@ -17,23 +18,23 @@ pub(crate) fn nop_returns_0(_: &Boot) -> Outcome {
     Ok(())
 }
 
-pub(crate) fn version_is_1(_: &Boot) -> Outcome {
-    check_eq!(ours()?.call(VERSION), 1);
+pub(crate) fn version_is_that_of_the_interface(_: &Boot) -> Outcome {
+    check_eq!(ours()?.call(VERSION).cast_unsigned(), ABI_VERSION);
     Ok(())
 }
 
 pub(crate) fn unknown_number_is_enosys(_: &Boot) -> Outcome {
     let instruction = ours()?;
     for number in [UNKNOWN, 0, 1, NOP | 1 << 32, u64::MAX] {
-        check_eq!(instruction.call(number), ENOSYS, "for {number:#x}");
+        check_eq!(instruction.call(number), Refused::NoSuchCall as i64, "for {number:#x}");
     }
     Ok(())
 }
 
 pub(crate) fn either_instruction_works(_: &Boot) -> Outcome {
     let other = ours()?.other();
-    check_eq!(other.call(VERSION), 1, "by {other:?}");
-    check_eq!(other.call(UNKNOWN), ENOSYS, "by {other:?}");
+    check_eq!(other.call(VERSION).cast_unsigned(), ABI_VERSION, "by {other:?}");
+    check_eq!(other.call(UNKNOWN), Refused::NoSuchCall as i64, "by {other:?}");
     Ok(())
 }
 
@@ -47,7 +48,7 @@ pub(crate) fn user_mode_is_denied(boot: &Boot) -> Outcome {
     map(code, frame, Rights::USER);
     let end = user::run(code, NOP);
     check_eq!(end.frame.vector, SOFTWARE);
-    check_eq!(end.frame.rax.cast_signed(), EPERM);
+    check_eq!(end.frame.rax.cast_signed(), Refused::NotPermitted as i64);
     Ok(())
 }
 

@@ -37,7 +37,7 @@ fn main(boot: &Boot) -> Verdict {
             cpuid::leaf_beyond_the_limit,
             cpuid::osxsave_follows_cr4,
             hypercall::nop_returns_0,
-            hypercall::version_is_1,
+            hypercall::version_is_that_of_the_interface,
             hypercall::unknown_number_is_enosys,
             hypercall::either_instruction_works,
             hypercall::user_mode_is_denied,

@@ -6,6 +6,7 @@
 #![no_std]
 #![no_main]
 
+use abi::hypercall::ABI_VERSION;
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -309,11 +310,13 @@ fn pdptes_are_read_by_writes_of_cr4(_: &Boot) -> Outcome {
 
 /// What this hypervisor's calls are numbered by, and what they return.
 mod call {
-    pub(super) const NOP: u32 = 0x4856_0000;
-    pub(super) const VERSION: u32 = 0x4856_0001;
-    pub(super) const UNKNOWN: u32 = 0x4856_ffff;
-    pub(super) const ENOSYS: i32 = -1000;
-    pub(super) const EPERM: i32 = -1;
+    use abi::hypercall::{Number, Refused};
+
+    pub(super) const NOP: u32 = Number::Nop as u32;
+    pub(super) const VERSION: u32 = Number::Version as u32;
+    pub(super) const UNKNOWN: u32 = NOP | 0xffff;
+    pub(super) const ENOSYS: i32 = Refused::NoSuchCall as i32;
+    pub(super) const EPERM: i32 = Refused::NotPermitted as i32;
 }
 
 macro_rules! hypercall {
@@ -342,9 +345,8 @@ hypercall!(vmcall, "vmcall");
 
 /// Whether it is this hypervisor that runs the guest.
 fn is_ours() -> bool {
-    let [_, ebx, ecx, edx] = processor::cpuid(0x4000_0000, 0);
-    let signature = [ebx, ecx, edx].map(u32::to_le_bytes);
-    processor::cpuid(1, 0)[2] & 1 << 31 != 0 && signature.as_flattened() == b"microhv-rust"
+    let [_, ebx, ecx, edx] = processor::cpuid(abi::cpuid::LEAF, 0);
+    processor::cpuid(1, 0)[2] & 1 << 31 != 0 && abi::cpuid::signature([ebx, ecx, edx]) == *abi::cpuid::SIGNATURE
 }
 
 fn hypercalls(_: &Boot) -> Outcome {
@@ -352,7 +354,7 @@ fn hypercalls(_: &Boot) -> Outcome {
     in_each_mode(|_| {
         for hypercall in [vmmcall, vmcall] {
             check_eq!(hypercall(call::NOP), 0);
-            check_eq!(hypercall(call::VERSION), 1);
+            check_eq!(u64::from(hypercall(call::VERSION).cast_unsigned()), ABI_VERSION);
             for number in [call::UNKNOWN, 0, 1, u32::MAX] {
                 check_eq!(hypercall(number), call::ENOSYS, "for {number:#x}");
             }

@@ -1,6 +1,8 @@
 //! What is tried: an input is code, the state that it starts in, and changes to the tables around it. All of it follows from
 //! the seed and the input's number.
 
+use abi::hypercall::Number;
+use abi::ports::{BOCHS_SHUTDOWN, DEBUG_EXIT};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -456,10 +458,10 @@ impl Input {
         let port = match self.random.below(8) {
             0 => self.random.next_u64() as u16,
             // These end the VM, or may.
-            1 if self.one_in(64) => *pick(&mut self.random, &[0xf4, 0x64, 0x92, 0xcf9, 0x8900, 0x604]),
+            1 if self.one_in(64) => *pick(&mut self.random, &[DEBUG_EXIT, 0x64, 0x92, 0xcf9, BOCHS_SHUTDOWN, 0x604]),
             _ => *pick(&mut self.random, KNOWN),
         };
-        if port == 0xf4 && !self.one_in(64) {
+        if port == DEBUG_EXIT && !self.one_in(64) {
             return self.code.push_string(&mut self.random);
         }
         let value = self.random.next_u64() as u32;
@@ -753,7 +755,7 @@ impl Input {
         let number = match self.random.below(4) {
             0 => self.random.next_u64() as u32,
             1 => self.random.below(32) as u32,
-            _ => 0x4856_0000 + self.random.below(16) as u32,
+            _ => Number::Nop as u32 + self.random.below(16) as u32,
         };
         self.code.set(EAX, number);
         self.code.push(&[0x0f, 0x01, *pick(&mut self.random, &[0xc1, 0xd9])]);

@@ -1,7 +1,7 @@
 //! The other processor: it starts the one that tries the inputs, interrupts it, starts it anew where it is lost, and tells how
 //! far it has come.
 
-use core::fmt;
+use abi::lines::Inputs;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use guest32::apic;
@@ -43,16 +43,6 @@ fn count(kind: Kind, number: u32) {
     counter.store(counter.load(Relaxed) + number, Relaxed);
 }
 
-/// What is known of a run.
-struct Progress;
-
-impl fmt::Display for Progress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", NEXT.load(Relaxed), RESTARTS.load(Relaxed))?;
-        COUNTS.iter().try_for_each(|counter| write!(f, " {}", counter.load(Relaxed)))
-    }
-}
-
 /// Has each input told before it runs.
 pub(crate) fn tell_inputs() {
     IS_TOLD.store(true, Relaxed);
@@ -61,7 +51,8 @@ pub(crate) fn tell_inputs() {
 /// Tells how far it is. The input before may have left the UART in any state, and the line unfinished.
 fn report() {
     console::init();
-    println!("\n# inputs {Progress}");
+    let counts = COUNTS.iter().map(|counter| counter.load(Relaxed).into());
+    println!("\n{}", Inputs { next: NEXT.load(Relaxed).into(), restarts: RESTARTS.load(Relaxed).into(), counts });
 }
 
 /// What the attacker does.

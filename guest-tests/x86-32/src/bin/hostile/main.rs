@@ -17,6 +17,7 @@ mod input;
 mod keeper;
 mod world;
 
+use abi::lines::Kinds;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use guest32::boot::Boot;
@@ -69,15 +70,6 @@ fn main(boot: &Boot) -> Verdict {
     if boot.has_word("--tell") {
         keeper::tell_inputs();
     }
-    println!("# kinds{}", Names);
+    println!("{}", Kinds(Kind::NAMES.iter().copied()));
     keeper::keep(&TASK, seed, clock::seconds(seconds.into()), first, first.saturating_add(inputs))
-}
-
-/// The kinds in the order in which they are counted.
-struct Names;
-
-impl core::fmt::Display for Names {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        Kind::NAMES.iter().try_for_each(|name| write!(f, " {name}"))
-    }
 }
