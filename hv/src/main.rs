@@ -11,14 +11,15 @@ mod acpi_tables;
 mod boot;
 mod console;
 mod cpu;
+#[path = "../memory/src/pool.rs"]
 mod frames;
 mod heap;
 mod lapic;
 mod paging;
 mod panic;
+mod rcu_domain;
 mod selftest;
 mod smp;
-mod tables;
 mod timer;
 mod verdict;
 mod vms;
@@ -68,7 +69,7 @@ fn bring_up(boot: &BootInfo) {
     // SAFETY: as above.
     unsafe { smp::start(boot, topology.as_ref()) };
     log::info!("{} CPUs", smp::cpus());
-    tables::open_domain();
+    rcu_domain::open_domain();
 }
 
 /// Fills the frame allocator; what the boot tables do not map only after the hypervisor's own tables are in place.
@@ -91,7 +92,7 @@ fn take_frames(boot: &BootInfo) {
     let above = |at: Hpa| at.max(paging::BOOT_MAP);
     usable.iter().for_each(|range| frames::add(above(range.start), above(range.end)));
     // SAFETY: `paging::install` was just now, and this is the only call.
-    if unsafe { tables::init(top) }.is_none() {
+    if unsafe { rcu_domain::init(top) }.is_none() {
         verdict::end(Verdict::NoMemory, format_args!("not enough memory for the descriptors of page frames"));
     }
     let bytes: u64 = usable.iter().map(|range| range.end.raw() - range.start.raw()).sum();

@@ -1,7 +1,7 @@
 //! Ways for the hypervisor to fail on purpose: the tests of what it says when it does.
 
+use crate::rcu_domain;
 use crate::smp;
-use crate::tables;
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use crate::watchdog;
@@ -58,7 +58,7 @@ fn watch_a_stuck_cpu() {
 }
 
 fn sleep(cpu: usize) -> ! {
-    let mut cpu = tables::register(cpu);
+    let mut cpu = rcu_domain::register(cpu);
     loop {
         timer::arm(watchdog::next_visit());
         smp::idle(&mut cpu, || false);
@@ -68,7 +68,7 @@ fn sleep(cpu: usize) -> ! {
 /// In the hypervisor, with interrupts off, and silent.
 #[inline(never)]
 fn get_stuck(cpu: usize) -> ! {
-    let online = tables::register(cpu);
+    let online = rcu_domain::register(cpu);
     loop {
         black_box(&online);
         core::hint::spin_loop();

@@ -6,7 +6,7 @@ use crate::cpu;
 use crate::frames;
 use crate::lapic;
 use crate::paging;
-use crate::tables;
+use crate::rcu_domain;
 use crate::timer;
 use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE};
@@ -176,7 +176,7 @@ pub(crate) fn nmi(cpu: usize) {
 ///
 /// By HLT: MWAIT would wake without an interrupt at a store, but not every processor's comes back from an interrupt while
 /// interrupts are off (CPUID.5:ECX bit 1), and emulators make a busy loop of it.
-pub(crate) fn idle(cpu: &mut Cpu<'static, tables::Machine>, wanted: impl Fn() -> bool) {
+pub(crate) fn idle(cpu: &mut Cpu<'static, rcu_domain::Machine>, wanted: impl Fn() -> bool) {
     cpu.idle(|| {
         // Whoever calls from here on sees that this CPU is away, and kicks it.
         if !wanted() {
@@ -195,7 +195,7 @@ pub(crate) fn kick(cpu: usize) {
 
 /// Interrupts CPU `cpu` if it is in guest mode or asleep: it looks for what was written before this call.
 pub(crate) fn kick_if_away(cpu: usize) {
-    if tables::is_away(cpu) {
+    if rcu_domain::is_away(cpu) {
         kick(cpu);
     }
 }

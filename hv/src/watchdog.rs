@@ -8,8 +8,8 @@
 //! by [`panic::stuck`]. Long before, a warning names the CPU that holds up a grace period.
 
 use crate::panic;
+use crate::rcu_domain;
 use crate::smp::{self, MAX_CPUS};
-use crate::tables;
 use crate::timer;
 use core::time::Duration;
 use sched::{Heart, Instant, Watchdog};
@@ -55,10 +55,10 @@ pub(crate) fn look() {
 
 #[cold]
 fn look_at_all() {
-    if let Some(cpu) = WATCHDOG.look(smp::cpus(), tables::is_away) {
+    if let Some(cpu) = WATCHDOG.look(smp::cpus(), rcu_domain::is_away) {
         panic::stuck(cpu);
     }
-    for stall in tables::stalls(timer::ticks_of(STALL)) {
+    for stall in rcu_domain::stalls(timer::ticks_of(STALL)) {
         let held_up = timer::nanoseconds(stall.ticks) / 1_000_000;
         log::warn!("CPU {} holds up a grace period for {held_up} ms: {:?}", stall.cpu, stall.mode);
     }

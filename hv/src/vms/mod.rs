@@ -16,6 +16,7 @@
 mod console;
 mod guest;
 mod host;
+#[path = "../../memory/src/view.rs"]
 mod memory;
 mod plan;
 mod seat;
@@ -25,8 +26,8 @@ mod work;
 use crate::boot;
 use crate::console::{report, share};
 use crate::paging;
+use crate::rcu_domain::{self, Machine};
 use crate::smp;
-use crate::tables::{self, Machine};
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use abi::lines::StartToGuest;
@@ -64,7 +65,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     // The decoder's tables, which all VMs share, are on the heap before what the VMs need of it is counted.
     emul::warm_up();
     plan::check::<B>(boot, plans);
-    let mut cpu = tables::register(0);
+    let mut cpu = rcu_domain::register(0);
     work::expect(plans.len());
     let mut jobs = Job::for_cpus(smp::cpus());
     let mut first = 0;

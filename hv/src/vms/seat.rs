@@ -5,8 +5,8 @@ use super::guest::Guest;
 use super::host::{Slice, TscClock};
 use super::memory::{Nested, View, ViewState};
 use super::work::SLICE;
+use crate::rcu_domain;
 use crate::smp;
-use crate::tables;
 use crate::timer;
 use alloc::sync::Arc;
 use backends::Backend;
@@ -59,7 +59,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     }
 
     /// Lets the vCPU run until it has to wait, its `slice` is over, or its VM has ended.
-    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, tables::Machine>, slice: &mut sched::Slice<'_, Self>) {
+    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, rcu_domain::Machine>, slice: &mut sched::Slice<'_, Self>) {
         let guest = &*self.guest;
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let host = Slice { guest, schedule: slice };
@@ -71,7 +71,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     }
 
     /// Ends the VM, which has reached its limit, unless it has just ended by itself.
-    pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, tables::Machine>) {
+    pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, rcu_domain::Machine>) {
         let guest = &*self.guest;
         if !guest.vm.end(Stop::Limit, |vcpu| smp::kick_if_away(guest.cpu_of(vcpu))) {
             return;

@@ -7,8 +7,8 @@ use super::verdicts::Why;
 use crate::console::{self, report};
 use crate::heap;
 use crate::paging;
+use crate::rcu_domain::{self, Machine};
 use crate::smp;
-use crate::tables::{self, Machine};
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use crate::watchdog;
@@ -168,7 +168,7 @@ fn work(index: usize) -> ! {
 }
 
 fn work_on<B: Backend<Tables: Nested>>(index: usize, job: Job<B::Tables>) {
-    let mut cpu = tables::register(index);
+    let mut cpu = rcu_domain::register(index);
     // SAFETY: each CPU comes here once, at ring 0 with interrupts off.
     match unsafe { B::enable(paging::physical) } {
         Ok(backend) => job.run(&backend, &mut cpu),

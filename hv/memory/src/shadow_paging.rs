@@ -1,7 +1,7 @@
 //! Without nested paging: shadows of the guest's own tables, over the VM's memory.
 
 use super::{Nested, Surroundings, View, VmMemory};
-use crate::tables::Machine;
+use crate::rcu_domain::Machine;
 use addr::{Gpa, Gva, PageSize, Pfn};
 use alloc::boxed::Box;
 use alloc::vec::Vec;

@@ -2,7 +2,7 @@
 
 use crate::frames::{self, Pool};
 use crate::paging;
-use crate::tables;
+use crate::rcu_domain;
 use addr::{PAGE_SIZE, PageSize, Pfn};
 use core::alloc::Layout;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -124,7 +124,7 @@ impl Account {
 /// see it finds poison: in all of a small page, and in the first cache line of each 4 KiB of a larger one, which takes
 /// hundreds of microseconds to fill, and may be another VM's time. How many bytes were filled.
 pub(super) fn give_back(page: Pfn) -> u64 {
-    let Some(desc) = tables::descriptors().get(page.raw() as usize) else { return 0 };
+    let Some(desc) = rcu_domain::descriptors().get(page.raw() as usize) else { return 0 };
     let mut filled = 0;
     let account = ACCOUNT.get((desc.note() >> 8) as usize);
     let size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];

@@ -7,12 +7,12 @@
 //! quiescent state can be reported before they end.
 
 mod account;
-mod operations;
-mod shadowed;
+mod shadow_paging;
+mod test_calls;
 
 use crate::frames;
 use crate::paging;
-use crate::tables::{self, Machine};
+use crate::rcu_domain::{self, Machine};
 use crate::watchdog;
 use abi::hypercall::{Refused, TestCall};
 use abi::lines::Accounts;
@@ -28,11 +28,11 @@ use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loader::{GuestMemory, GuestRam, MemoryError, VmConfig};
 use mmu::{BadEntry, Caps, Env, Fault, Format, Leaf, MapError, Report, Rights, Room, TableDesc, Tree, WriteError};
-use operations::{STEP, Unfinished};
 use rcu::{Cpu, Flush, Session, Space, Tlb};
 use sched::Heart;
 use shadow::{NoMemory, Writer};
-use shadowed::{Own, Shadows};
+use shadow_paging::{Own, Shadows};
+use test_calls::{STEP, Unfinished};
 use vm::{NestedFault, Resolved};
 use walk::{Access, HandleMem, PhysMem};
 
@@ -52,7 +52,7 @@ struct Surroundings<F> {
 
 impl<F> Surroundings<F> {
     fn new(account: &'static Account) -> Self {
-        Self { descriptors: tables::descriptors(), account, space: tables::new_space(), format: PhantomData }
+        Self { descriptors: rcu_domain::descriptors(), account, space: rcu_domain::new_space(), format: PhantomData }
     }
 }
 
