@@ -3,7 +3,7 @@
 //! What the VMs need of it is [counted](crate::vms) before they are built. No guest can make the hypervisor allocate: the
 //! allocations that are made while guests run are counted as well, and tests hold that to 0.
 
-use crate::frames;
+use crate::frames::FRAMES;
 use crate::paging;
 use crate::verdict::{self, Verdict};
 use abi::lines::HeapUsage;
@@ -74,7 +74,7 @@ pub(crate) fn block(layout: Layout) -> usize {
 /// Adds frames for an allocation that found no room.
 fn grow(layout: Layout) -> Option<()> {
     let bytes = block(layout).max(GROWTH);
-    let start = paging::direct(frames::alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start()) as usize;
+    let start = paging::direct(FRAMES.alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start()) as usize;
     // SAFETY: the direct map covers the frames, which are the heap's from now on.
     unsafe { HEAP.0.lock().add_to_heap(start, start + bytes) };
     Some(())
@@ -93,7 +93,7 @@ impl LockedHeap {
                 return block;
             }
             if grow(layout).is_none() {
-                let (bytes, left) = (block(layout), frames::available());
+                let (bytes, left) = (block(layout), FRAMES.available());
                 let missing = format_args!("the hypervisor's heap lacks {bytes} bytes, and {left} frames are left");
                 verdict::end(Verdict::NoMemory, missing);
             }

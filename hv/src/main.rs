@@ -11,7 +11,6 @@ mod acpi_tables;
 mod boot;
 mod console;
 mod cpu;
-#[path = "../memory/src/pool.rs"]
 mod frames;
 mod heap;
 mod lapic;
@@ -26,6 +25,7 @@ mod vms;
 mod watchdog;
 
 use addr::Hpa;
+use frames::FRAMES;
 use loader::{BootInfo, Config};
 use verdict::Verdict;
 
@@ -84,13 +84,13 @@ fn take_frames(boot: &BootInfo) {
         );
     }
     let clamp = |at: Hpa| at.min(paging::BOOT_MAP);
-    usable.iter().for_each(|range| frames::add(clamp(range.start), clamp(range.end)));
+    usable.iter().for_each(|range| FRAMES.add(clamp(range.start)..clamp(range.end)));
     // SAFETY: the boot tables are in use, and what the loader left in the lower half was copied.
     if let Err(error) = unsafe { paging::install(&boot.regions) } {
         verdict::end(Verdict::NoMemory, format_args!("{error}"));
     }
     let above = |at: Hpa| at.max(paging::BOOT_MAP);
-    usable.iter().for_each(|range| frames::add(above(range.start), above(range.end)));
+    usable.iter().for_each(|range| FRAMES.add(above(range.start)..above(range.end)));
     // SAFETY: `paging::install` was just now, and this is the only call.
     if unsafe { rcu_domain::init(top) }.is_none() {
         verdict::end(Verdict::NoMemory, format_args!("not enough memory for the descriptors of page frames"));

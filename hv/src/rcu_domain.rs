@@ -1,20 +1,22 @@
-//! What the table library needs of the machine: a descriptor beside every frame, and the domain of its grace periods.
+//! The machine, as guest memory and its tables need it: a descriptor beside every frame, and the RCU domain of all CPUs.
 
-use crate::frames;
+use crate::frames::FRAMES;
 use crate::paging;
 use crate::smp::{self, MAX_CPUS};
 use crate::timer;
 use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::mem::MaybeUninit;
+use memory::{Accounts, FrameAllocator, Host};
 use mmu::TableDesc;
 use rcu::{Cpu, Domain, Head, Platform, Slot, Stall};
+use sched::Heart;
 use spin::Once;
 
 /// Table pages that may wait on one CPU before it hurries.
 const BACKLOG_LIMIT: u64 = 4096;
 
-/// The machine, to `rcu`.
+/// The machine, to `rcu` and `memory`.
 pub(crate) struct Machine {
     descriptors: &'static [TableDesc],
 }
@@ -32,10 +34,40 @@ impl Platform for Machine {
         timer::tsc()
     }
 
-    /// Who waits for a stuck CPU is not stuck, and may be the only one to notice.
+    /// A CPU that waits for a stuck one is not stuck, and may be the only one to notice.
     fn waits(&self, cpu: usize) {
         watchdog::heart(cpu).beat();
         watchdog::look();
+    }
+}
+
+static ACCOUNTS: Accounts = Accounts::new();
+
+// SAFETY: the direct map covers all of the machine's memory, so every frame that has a descriptor, and is linear; the frame
+// allocator was given memory alone that is in no other use (`main::take_frames`); `head` is the descriptor's.
+unsafe impl Host for Machine {
+    #[inline]
+    fn direct(&self, at: Hpa) -> *mut u8 {
+        paging::direct(at)
+    }
+
+    #[inline]
+    fn descriptors(&self) -> &[TableDesc] {
+        self.descriptors
+    }
+
+    #[inline]
+    fn frames(&self) -> &FrameAllocator {
+        &FRAMES
+    }
+
+    #[inline]
+    fn accounts(&self) -> &Accounts {
+        &ACCOUNTS
+    }
+
+    fn heart(&self, cpu: usize) -> &Heart {
+        watchdog::heart(cpu)
     }
 }
 
@@ -49,7 +81,7 @@ static DOMAIN: Once<Domain<Machine, [Slot; MAX_CPUS]>> = Once::new();
 pub(crate) unsafe fn init(top: Hpa) -> Option<()> {
     let frames = top.raw().div_ceil(PAGE_SIZE) as usize;
     let bytes = frames * size_of::<TableDesc>();
-    let array = paging::direct(frames::alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start());
+    let array = paging::direct(FRAMES.alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start());
     let array = array.cast::<TableDesc>();
     // SAFETY: the array's frames are nobody else's, hold this many, and are never given back.
     let array = unsafe { core::slice::from_raw_parts_mut(array.cast::<MaybeUninit<TableDesc>>(), frames) };
@@ -70,16 +102,6 @@ pub(crate) fn open_domain() {
 
 fn domain() -> &'static Domain<Machine, [Slot; MAX_CPUS]> {
     DOMAIN.get().expect("`open_domain` comes before the first VM")
-}
-
-/// The descriptors, by frame number.
-pub(crate) fn descriptors() -> &'static [TableDesc] {
-    domain().platform().descriptors
-}
-
-/// A space for the tables of a new VM.
-pub(crate) fn new_space() -> rcu::Space {
-    rcu::Space::new(domain())
 }
 
 /// Whether CPU `cpu` has to be kicked to see what was just written for it.

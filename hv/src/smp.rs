@@ -3,7 +3,7 @@
 use crate::acpi_tables::Topology;
 use crate::boot;
 use crate::cpu;
-use crate::frames;
+use crate::frames::FRAMES;
 use crate::lapic;
 use crate::paging;
 use crate::rcu_domain;
@@ -93,7 +93,7 @@ fn is_free(boot: &BootInfo, page: Hpa) -> bool {
 /// INIT, start-up, and the latter again if it has not come by then (Intel SDM vol. 3, section 9.4.4.1).
 fn start_one(id: u32) {
     let index = cpus();
-    let Some(stack) = frames::alloc_contiguous(STACK_PAGES) else {
+    let Some(stack) = FRAMES.alloc_contiguous(STACK_PAGES) else {
         log::warn!("no memory for a stack of the CPU with APIC ID {id}");
         return;
     };

@@ -1,23 +1,26 @@
 //! What VMs have of the machine's frames, and the way back of those that they gave up.
 
-use crate::frames::{self, Pool};
-use crate::paging;
-use crate::rcu_domain;
+use crate::host::Host;
+use crate::pool::{CACHED, PREZEROED, Pool};
+use crate::raw;
+use crate::sync::Mutex;
 use addr::{PAGE_SIZE, PageSize, Pfn};
 use core::alloc::Layout;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loader::VmConfig;
 use mmu::TableDesc;
-use spin::Mutex;
+use rcu::Cpu;
 
 /// What one VM has of the machine's frames.
 ///
-/// Pages that wait for a grace period are on lists of CPUs, not of VMs; each page's descriptor has a note of the account that
-/// it goes back to. So accounts are statics, which a VM takes for as long as it lives.
-pub(super) struct Account {
+/// Pages that wait for a grace period are on lists of CPUs, not of VMs; the note in each page's descriptor has the number of the
+/// account that it goes back to. So accounts are the machine's, and a VM takes one for as long as it lives.
+pub(crate) struct Account {
+    /// Its place among the machine's.
+    number: u32,
     taken: AtomicBool,
-    pub(super) pool: Mutex<Pool>,
-    /// Pages that were to wait for a grace period, so far.
+    pub(crate) pool: Mutex<Pool>,
+    /// Pages that had to wait for a grace period, so far.
     deferred: AtomicU64,
     /// Those of them that have come back.
     returned: AtomicU64,
@@ -27,27 +30,44 @@ pub(super) struct Account {
     operations: AtomicU64,
 }
 
-/// As many VMs as can be at once.
+/// How many VMs there can be at once.
 const ACCOUNTS: usize = 64;
 
-static ACCOUNT: [Account; ACCOUNTS] = [const { Account::new() }; ACCOUNTS];
+/// The accounts of a machine's VMs.
+pub struct Accounts([Account; ACCOUNTS]);
+
+impl Accounts {
+    /// No VM has any.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is for a static: only a constant function will do")]
+    pub const fn new() -> Self {
+        let mut accounts = [const { Account::new() }; ACCOUNTS];
+        let mut number = 0;
+        while number < ACCOUNTS {
+            accounts[number].number = number as u32;
+            number += 1;
+        }
+        Self(accounts)
+    }
+}
 
 /// What a freed page holds, byte by byte: Linux's POISON_FREE (include/linux/poison.h).
 const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
 
-/// Zeroed frames that are of use to a VM of this configuration.
-fn stock(config: &VmConfig) -> usize {
-    frames::STOCK.min((config.ram.bytes() / PAGE_SIZE) as usize)
+/// Pre-zeroed frames that are of use to a VM of this configuration.
+fn prezeroed(config: &VmConfig) -> usize {
+    PREZEROED.min((config.ram.bytes() / PAGE_SIZE) as usize)
 }
 
 /// What an account allocates when it is opened. It is all that it ever does.
-pub(super) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
-    [frames::CACHED, stock(config)].into_iter().filter_map(|frames| Layout::array::<Pfn>(frames).ok())
+pub(crate) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
+    [CACHED, prezeroed(config)].into_iter().filter_map(|frames| Layout::array::<Pfn>(frames).ok())
 }
 
 impl Account {
     const fn new() -> Self {
         Self {
+            number: 0,
             taken: AtomicBool::new(false),
             pool: Mutex::new(Pool::new()),
             deferred: AtomicU64::new(0),
@@ -58,11 +78,11 @@ impl Account {
     }
 
     /// An account that no VM has, for one of this configuration. None if what it is promised is not there.
-    pub(super) fn open(config: &VmConfig) -> Option<&'static Self> {
-        let account = ACCOUNT.iter().find(|account| !account.taken.swap(true, Ordering::Acquire))?;
-        let opened = account.pool.lock().open(stock(config), config.promise() as usize);
+    pub(crate) fn open<'m, H: Host>(host: &'m H, config: &VmConfig) -> Option<&'m Self> {
+        let account = host.accounts().0.iter().find(|account| !account.taken.swap(true, Ordering::Acquire))?;
+        let opened = account.pool.lock().open(host.frames(), prezeroed(config), config.promise() as usize);
         if opened.is_none() {
-            account.close();
+            account.close(host);
         }
         opened?;
         for counter in [&account.deferred, &account.returned, &account.peak_backlog, &account.operations] {
@@ -72,31 +92,30 @@ impl Account {
     }
 
     /// For another VM, unless frames are missing: they may still find their way here.
-    pub(super) fn close(&self) {
+    pub(crate) fn close<H: Host>(&self, host: &H) {
         let mut pool = self.pool.lock();
-        pool.close();
+        pool.close(host.frames());
         if pool.outstanding() == 0 {
             self.taken.store(false, Ordering::Release);
         }
     }
 
-    /// Notes that the page of `size` whose first frame has the descriptor `desc` is about to wait for a grace period, and for
-    /// [`give_back`] after that.
-    pub(super) fn retire(&self, desc: &TableDesc, size: PageSize) {
-        let index = (core::ptr::from_ref(self).addr() - ACCOUNT.as_ptr().addr()) / size_of::<Self>();
-        desc.set_note((index as u32) << 8 | size.shift());
+    /// Records that the page of `size` whose first frame has the descriptor `desc` is about to wait for a grace period, and for
+    /// `give_back` after that.
+    pub(crate) fn retire(&self, desc: &TableDesc, size: PageSize) {
+        desc.set_note(self.number << 8 | size.shift());
         let deferred = self.deferred.fetch_add(1, Ordering::Relaxed) + 1;
         self.peak_backlog.fetch_max(deferred.saturating_sub(self.returned()), Ordering::Relaxed);
     }
 
-    /// Notes `count` operations on the tables.
-    pub(super) fn count(&self, count: u64) {
+    /// Counts `count` operations on the tables.
+    pub(crate) fn count(&self, count: u64) {
         self.operations.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Operations on the tables so far: faults served, pages zapped, splits, collapses, replacements, log rounds, and the pages
     /// that these write-protect.
-    pub(super) fn operations(&self) -> u64 {
+    pub(crate) fn operations(&self) -> u64 {
         self.operations.load(Ordering::Relaxed) + self.pool.lock().touched()
     }
 
@@ -104,42 +123,58 @@ impl Account {
         self.returned.load(Ordering::Relaxed)
     }
 
-    /// Pages that were to wait for a grace period, so far.
-    pub(super) fn deferred(&self) -> u64 {
+    /// Pages that had to wait for a grace period, so far.
+    pub(crate) fn deferred(&self) -> u64 {
         self.deferred.load(Ordering::Relaxed)
     }
 
     /// Pages that wait for one now.
-    pub(super) fn backlog(&self) -> u64 {
+    pub(crate) fn backlog(&self) -> u64 {
         self.deferred().saturating_sub(self.returned())
     }
 
     /// The most that waited at once.
-    pub(super) fn peak_backlog(&self) -> u64 {
+    pub(crate) fn peak_backlog(&self) -> u64 {
         self.peak_backlog.load(Ordering::Relaxed)
     }
 }
 
-/// Gives a page back whose grace period is over, whichever VM's it was: what every CPU's `poll` calls. A CPU that should still
-/// see it finds poison: in all of a small page, and in the first cache line of each 4 KiB of a larger one, which takes
-/// hundreds of microseconds to fill, and may be another VM's time. How many bytes were filled.
-pub(super) fn give_back(page: Pfn) -> u64 {
-    let Some(desc) = rcu_domain::descriptors().get(page.raw() as usize) else { return 0 };
+/// What one poll between a guest's instructions fills with poison at most, in bytes, or one page more. It is little, as the
+/// pages may be another VM's, which gives most of them back in its own time.
+pub(crate) const POLL: u64 = 8 * PAGE_SIZE;
+/// The same while the CPU has no guest to run.
+const POLL_IDLE: u64 = 128 * PAGE_SIZE;
+
+/// Gives back pages that waited on this CPU for a grace period that has ended, whichever VMs had them. To be called before the
+/// CPU sleeps, and when it was interrupted: a kick may have asked for it.
+pub fn poll_idle<H: Host>(cpu: &Cpu<'_, H>) {
+    give_back_some(cpu, POLL_IDLE);
+}
+
+/// Gives back pages that have waited long enough, until `most` bytes are filled with poison.
+pub(crate) fn give_back_some<H: Host>(cpu: &Cpu<'_, H>, most: u64) {
+    let host = cpu.domain().platform();
     let mut filled = 0;
-    let account = ACCOUNT.get((desc.note() >> 8) as usize);
-    let size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
-    let size = size.into_iter().find(|size| size.shift() == desc.note() & 0xff);
-    if let (Some(account), Some(size)) = (account, size) {
-        let bytes = if size == PageSize::Size4K { PAGE_SIZE } else { CACHE_LINE };
-        filled = bytes * size.frames();
-        for frame in 0..size.frames() {
-            // SAFETY: no CPU can reach the page any more, and the direct map covers it.
-            unsafe { super::fill(paging::direct(page.add(frame).start()), bytes, POISON) };
-        }
-        account.pool.lock().free(page, size);
-        account.returned.fetch_add(1, Ordering::Relaxed);
-    }
-    filled
+    while filled < most && cpu.poll(1, |page| filled += give_back(host, page)) != 0 {}
 }
 
 const CACHE_LINE: u64 = 64;
+
+/// Gives a page back whose grace period is over, whichever VM had it: what every CPU's `poll` calls. A CPU that should still
+/// see it finds poison: in all of a small page, and in the first cache line of each 4 KiB of a larger one, which takes
+/// hundreds of microseconds to fill, and may be another VM's time. How many bytes were filled.
+pub(crate) fn give_back<H: Host>(host: &H, page: Pfn) -> u64 {
+    let Some(desc) = host.descriptors().get(page.raw() as usize) else { return 0 };
+    let account = host.accounts().0.get((desc.note() >> 8) as usize);
+    let size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
+    let size = size.into_iter().find(|size| size.shift() == desc.note() & 0xff);
+    let (Some(account), Some(size)) = (account, size) else { return 0 };
+    let bytes = if size == PageSize::Size4K { PAGE_SIZE } else { CACHE_LINE };
+    for frame in 0..size.frames() {
+        // SAFETY: the page is still in the VM's account, and its grace period is over.
+        unsafe { raw::fill(host, page.add(frame), 0..bytes, POISON) };
+    }
+    account.pool.lock().free(host.frames(), page, size);
+    account.returned.fetch_add(1, Ordering::Relaxed);
+    bytes * size.frames()
+}

@@ -1,112 +1,18 @@
-//! The machine's page frames.
-//!
-//! One [`Buddy`] holds them all, and takes no memory for that but what [`init`] gives it. A VM takes its small frames through
-//! a [`Pool`] of its own, so that a fault finds one by a pop from a stack, under no lock that another VM could hold.
-//!
-//! A VM can be [promised](buddy::Frames) frames, which the others leave alone.
+//! One VM's frames.
 
-use crate::paging;
-use addr::{Hpa, PAGE_SHIFT, PAGE_SIZE, PageSize, Pfn};
+use crate::frames::FrameAllocator;
+use addr::{PageSize, Pfn};
 use alloc::vec::Vec;
-use buddy::{Buddy, Frames, Share};
-use core::ops::Range;
-use core::sync::atomic::{AtomicUsize, Ordering};
-use spin::Mutex;
+use buddy::Share;
 
-/// None before [`init`].
-static FRAMES: Mutex<Option<Frames<'static>>> = Mutex::new(None);
-
-/// Frames below 4 GiB, kept back for the roots of shadow tables: outside of long mode, CR3 has 32 bits.
-static ROOTS: Mutex<Vec<Pfn>> = Mutex::new(Vec::new());
-/// The number of the first of them, and of the one after the last.
-static ROOTS_START: AtomicUsize = AtomicUsize::new(0);
-static ROOTS_END: AtomicUsize = AtomicUsize::new(0);
-/// The number of the first frame that no root can be in.
-const END_OF_ROOTS: usize = (1 << 32) >> PAGE_SHIFT;
-
-/// Begins to manage the frames below `top`, with none of them free yet. What that takes is cut off one of the `usable`
-/// ranges. None if there is no room below 4 GiB, which is all that the boot tables map.
+/// One VM's frames, counted. It takes and gives back small ones by a push on a stack or a pop from it, and gets more of them from
+/// the machine's by many at a time: a fault takes no lock that another VM could hold, as a rule.
 ///
-/// # Safety
-/// Once; the usable ranges are in no use.
-pub(crate) unsafe fn init(usable: &mut [Range<Hpa>], top: Hpa) -> Option<()> {
-    let frames = top.raw().div_ceil(PAGE_SIZE) as usize;
-    let words = Buddy::words(frames);
-    let bytes = (words as u64 * size_of::<u64>() as u64).next_multiple_of(PAGE_SIZE);
-    let has_room = |range: &&mut Range<Hpa>| range.start.wrapping_add(bytes) <= range.end.min(paging::BOOT_MAP);
-    let range = usable.iter_mut().find(has_room)?;
-    let memory = paging::direct(range.start).cast::<u64>();
-    range.start = range.start.wrapping_add(bytes);
-    // SAFETY: the boot tables map the range, which is this array's from now on, and any words are valid ones.
-    let memory = unsafe { core::slice::from_raw_parts_mut(memory, words) };
-    *FRAMES.lock() = Some(Frames::new(Buddy::new(frames, memory)?));
-    Some(())
-}
-
-/// Gives the frames that lie wholly within `start..end` to the allocator.
-pub(crate) fn add(start: Hpa, end: Hpa) {
-    let first = start.raw().div_ceil(PAGE_SIZE) as usize;
-    let last = (end.raw() >> PAGE_SHIFT) as usize;
-    if let Some(frames) = &mut *FRAMES.lock()
-        && first < last
-    {
-        frames.add(first..last);
-    }
-}
-
-/// How many frames are free, and promised to no VM.
-pub(crate) fn available() -> usize {
-    FRAMES.lock().as_ref().map_or(0, |frames| frames.available(&Share::none()))
-}
-
-/// How many frames are free where roots can be.
-pub(crate) fn available_for_roots() -> usize {
-    FRAMES.lock().as_ref().map_or(0, |frames| frames.available_below(END_OF_ROOTS))
-}
-
-/// Keeps `count` frames back for the roots of shadow tables. None if there are not as many in a row below 4 GiB. To be called
-/// once.
-pub(crate) fn keep_roots(count: usize) -> Option<()> {
-    let order = count.next_power_of_two().ilog2() as usize;
-    let mut roots = Vec::new();
-    roots.try_reserve_exact(count).ok()?;
-    let mut frames = FRAMES.lock();
-    let frames = frames.as_mut()?;
-    let first = frames.take_below(order, END_OF_ROOTS)?;
-    let end = first + count;
-    frames.add(end..first + (1 << order));
-    roots.extend((first..end).map(|frame| Pfn::new(frame as u64)));
-    ROOTS_START.store(first, Ordering::Relaxed);
-    ROOTS_END.store(end, Ordering::Relaxed);
-    *ROOTS.lock() = roots;
-    Some(())
-}
-
-/// Whether a frame is one of those that are kept back for roots.
-pub(crate) fn is_root(frame: Pfn) -> bool {
-    (ROOTS_START.load(Ordering::Relaxed)..ROOTS_END.load(Ordering::Relaxed)).contains(&(frame.raw() as usize))
-}
-
-/// Takes `frames` frames, rounded up to a power of two and aligned to that.
-pub(crate) fn alloc_contiguous(frames: usize) -> Option<Pfn> {
-    let order = frames.next_power_of_two().ilog2() as usize;
-    FRAMES.lock().as_mut()?.take(order, &mut Share::none()).map(|frame| Pfn::new(frame as u64))
-}
-
-/// Takes a page of `size`, aligned to it. What it holds is anybody's guess.
-pub(crate) fn alloc(size: PageSize) -> Option<Pfn> {
-    alloc_contiguous(size.frames() as usize)
-}
-
-const fn order(size: PageSize) -> usize {
-    (size.shift() - PAGE_SHIFT) as usize
-}
-
-/// One VM's frames, counted.
+/// Where frames come from and go to is an argument of each function that may need more than the stacks.
 pub(crate) struct Pool {
     small: Vec<Pfn>,
-    /// Small frames that hold zeroes already: the stock that faults are served from.
-    zeroed: Vec<Pfn>,
+    /// Small frames that hold zeroes already: what faults are served from.
+    prezeroed: Vec<Pfn>,
     /// What it has of the machine's frames, but for roots.
     share: Share,
     outstanding: u64,
@@ -115,13 +21,13 @@ pub(crate) struct Pool {
     freed: u64,
     /// Pages taken for the guest to touch.
     touched: u64,
-    failures: Failures,
+    failures: PlannedFailures,
 }
 
-/// Which allocations a test has asked to fail. As long as it is any, both stacks are empty, so that each allocation comes by
-/// where this is looked at, and those of every day need not look.
+/// Which allocations a test has asked to fail. As long as it is any, both stacks are empty: then each allocation takes the slow
+/// path, which is the only one that tests this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failures {
+pub(crate) enum PlannedFailures {
     /// None.
     None,
     /// The n-th from now on, from 1.
@@ -130,14 +36,14 @@ pub(crate) enum Failures {
     All,
 }
 
-/// A pool takes and gives back small frames by as many at a time.
+/// How many small frames a pool takes from the machine's at once.
 const BATCH: usize = PageSize::Size2M.frames() as usize;
 
-/// With fewer free frames than this, 32 MiB, pools take them one by one, and none for their stocks.
+/// With fewer free frames than this, 32 MiB, pools take them one by one, and pre-zero none.
 const FEW: usize = 16 * BATCH;
 
-/// Zeroed frames that a pool keeps at most: 8 MiB.
-pub(crate) const STOCK: usize = 4 * BATCH;
+/// Pre-zeroed frames that a pool keeps at most: 8 MiB.
+pub(crate) const PREZEROED: usize = 4 * BATCH;
 
 /// Small frames that a pool keeps at most.
 pub(crate) const CACHED: usize = 2 * BATCH;
@@ -147,58 +53,42 @@ impl Pool {
     pub(crate) const fn new() -> Self {
         Self {
             small: Vec::new(),
-            zeroed: Vec::new(),
+            prezeroed: Vec::new(),
             share: Share::none(),
             outstanding: 0,
             peak: 0,
             freed: 0,
             touched: 0,
-            failures: Failures::None,
+            failures: PlannedFailures::None,
         }
     }
 
-    /// An empty pool, whose stock is of `stock` frames at most, with `promise` frames promised to it. None if there are not as
-    /// many free.
-    pub(crate) fn open(&mut self, stock: usize, promise: usize) -> Option<()> {
-        let (small, zeroed) = (Vec::with_capacity(CACHED), Vec::with_capacity(stock));
-        let share = FRAMES.lock().as_mut()?.promise(promise)?;
-        *self = Self { small, zeroed, share, ..Self::new() };
+    /// An empty pool that keeps `prezeroed` pre-zeroed frames at most, with `promise` frames promised to it. None if there are
+    /// not as many free.
+    pub(crate) fn open(&mut self, frames: &FrameAllocator, prezeroed: usize, promise: usize) -> Option<()> {
+        let (small, prezeroed) = (Vec::with_capacity(CACHED), Vec::with_capacity(prezeroed));
+        let share = frames.promise(promise)?;
+        *self = Self { small, prezeroed, share, ..Self::new() };
         Some(())
     }
 
     /// Gives back what is in no use, and the promise.
-    pub(crate) fn close(&mut self) {
-        self.empty();
-        if let Some(frames) = &mut *FRAMES.lock() {
-            frames.end(&mut self.share);
-        }
-    }
-
-    /// Takes a page from the machine's frames.
-    fn take(&mut self, size: PageSize) -> Option<Pfn> {
-        let frame = FRAMES.lock().as_mut()?.take(order(size), &mut self.share)?;
-        Some(Pfn::new(frame as u64))
-    }
-
-    /// Gives a page back to the machine's frames, which may be promised to this VM again.
-    fn give(&mut self, frame: Pfn, size: PageSize) {
-        if let Some(frames) = &mut *FRAMES.lock() {
-            frames.give(frame.raw() as usize, order(size), &mut self.share);
-        }
+    pub(crate) fn close(&mut self, frames: &FrameAllocator) {
+        self.empty(frames);
+        frames.end(&mut self.share);
     }
 
     /// Takes small frames for several allocations, unless there are few: one VM is not to keep what another needs.
-    fn take_batch(&mut self) {
-        let available = FRAMES.lock().as_ref().map_or(0, |frames| frames.available(&self.share));
-        if available >= FEW
-            && self.failures == Failures::None
-            && let Some(block) = self.take(PageSize::Size2M)
+    fn take_batch(&mut self, frames: &FrameAllocator) {
+        if frames.available_to(&self.share) >= FEW
+            && self.failures == PlannedFailures::None
+            && let Some(block) = frames.take(PageSize::Size2M, &mut self.share)
         {
             self.small.extend((0..BATCH as u64).rev().map(|index| block.add(index)));
         }
     }
 
-    /// Notes that a page is taken for the guest to touch.
+    /// Counts that a page is taken for the guest to touch.
     #[inline]
     pub(crate) fn touch(&mut self) {
         self.touched += 1;
@@ -206,40 +96,44 @@ impl Pool {
 
     /// Takes a page of `size`.
     #[inline]
-    pub(crate) fn alloc(&mut self, size: PageSize) -> Option<Pfn> {
+    pub(crate) fn alloc(&mut self, frames: &FrameAllocator, size: PageSize) -> Option<Pfn> {
         let frame = match size {
-            PageSize::Size4K => self.alloc_small(),
-            _ => self.alloc_large(size),
+            PageSize::Size4K => self.alloc_small(frames),
+            _ => self.alloc_large(frames, size),
         }?;
         self.count(size);
         Some(frame)
     }
 
-    /// Takes a small frame from the stock, if there is one: it holds zeroes.
+    /// Takes a pre-zeroed frame, if there is one.
     #[inline]
-    pub(crate) fn alloc_zeroed(&mut self) -> Option<Pfn> {
-        let frame = self.zeroed.pop()?;
+    pub(crate) fn alloc_prezeroed(&mut self) -> Option<Pfn> {
+        let frame = self.prezeroed.pop()?;
         self.count(PageSize::Size4K);
         Some(frame)
     }
 
-    /// A frame that the stock has room for: to be filled with zeroes, and given to [`stock`](Self::stock).
-    pub(crate) fn alloc_for_stock(&mut self) -> Option<Pfn> {
-        let has_room = self.zeroed.len() < self.zeroed.capacity() && self.failures == Failures::None;
+    /// A frame to be filled with zeroes and given to [`add_prezeroed`](Self::add_prezeroed), if that has room.
+    pub(crate) fn alloc_to_prezero(&mut self, frames: &FrameAllocator) -> Option<Pfn> {
+        let has_room = self.has_room_for_prezeroed();
         if has_room && self.small.is_empty() {
-            self.take_batch();
+            self.take_batch(frames);
         }
         if has_room { self.small.pop() } else { None }
     }
 
-    /// Adds a frame that holds zeroes to the stock.
-    pub(crate) fn stock(&mut self, frame: Pfn) {
-        // Another CPU may have filled it meanwhile.
-        if self.zeroed.len() < self.zeroed.capacity() && self.failures == Failures::None {
-            self.zeroed.push(frame);
+    /// Keeps a frame that holds zeroes by now for a fault.
+    pub(crate) fn add_prezeroed(&mut self, frames: &FrameAllocator, frame: Pfn) {
+        // Another CPU may have added one meanwhile.
+        if self.has_room_for_prezeroed() {
+            self.prezeroed.push(frame);
         } else {
-            self.give(frame, PageSize::Size4K);
+            frames.give(frame, PageSize::Size4K, &mut self.share);
         }
+    }
+
+    fn has_room_for_prezeroed(&self) -> bool {
+        self.prezeroed.len() < self.prezeroed.capacity() && self.failures == PlannedFailures::None
     }
 
     #[inline]
@@ -249,78 +143,78 @@ impl Pool {
     }
 
     #[inline]
-    fn alloc_small(&mut self) -> Option<Pfn> {
+    fn alloc_small(&mut self, frames: &FrameAllocator) -> Option<Pfn> {
         match self.small.pop() {
             Some(frame) => Some(frame),
-            None => self.refill(),
+            None => self.refill(frames),
         }
     }
 
     #[cold]
-    fn alloc_large(&mut self, size: PageSize) -> Option<Pfn> {
-        if self.fails() { None } else { self.take(size) }
+    fn alloc_large(&mut self, frames: &FrameAllocator, size: PageSize) -> Option<Pfn> {
+        if self.fails() { None } else { frames.take(size, &mut self.share) }
     }
 
     /// A batch where there is one, else single frames to the last.
     #[cold]
-    fn refill(&mut self) -> Option<Pfn> {
+    fn refill(&mut self, frames: &FrameAllocator) -> Option<Pfn> {
         if self.fails() {
             return None;
         }
-        self.take_batch();
-        self.small.pop().or_else(|| self.take(PageSize::Size4K))
+        self.take_batch(frames);
+        self.small.pop().or_else(|| frames.take(PageSize::Size4K, &mut self.share))
     }
 
     /// Takes a frame for the root of shadow tables.
-    pub(crate) fn alloc_root(&mut self) -> Option<Pfn> {
-        let frame = if self.fails() { None } else { ROOTS.lock().pop() }?;
+    pub(crate) fn alloc_root(&mut self, frames: &FrameAllocator) -> Option<Pfn> {
+        let frame = if self.fails() { None } else { frames.take_root() }?;
         self.count(PageSize::Size4K);
         Some(frame)
     }
 
     /// Gives back what [`alloc_root`](Self::alloc_root) gave.
-    pub(crate) fn free_root(&mut self, frame: Pfn) {
+    pub(crate) fn free_root(&mut self, frames: &FrameAllocator, frame: Pfn) {
         self.outstanding -= 1;
         self.freed += 1;
-        ROOTS.lock().push(frame);
+        frames.give_root(frame);
     }
 
     /// Whether this allocation is one that a test has asked to fail.
     fn fails(&mut self) -> bool {
         match self.failures {
-            Failures::None => false,
-            Failures::Nth(1) => {
-                self.failures = Failures::None;
+            PlannedFailures::None => false,
+            PlannedFailures::Nth(1) => {
+                self.failures = PlannedFailures::None;
                 true
             }
-            Failures::Nth(n) => {
-                self.failures = Failures::Nth(n - 1);
+            PlannedFailures::Nth(n) => {
+                self.failures = PlannedFailures::Nth(n - 1);
                 false
             }
-            Failures::All => true,
+            PlannedFailures::All => true,
         }
     }
 
     /// Whether a test has asked for some allocation to fail.
     pub(crate) fn is_to_fail(&self) -> bool {
-        self.failures != Failures::None
+        self.failures != PlannedFailures::None
     }
 
     /// Makes allocations fail from now on, as a test wants it.
-    pub(crate) fn fail(&mut self, failures: Failures) {
-        self.empty();
+    pub(crate) fn fail(&mut self, frames: &FrameAllocator, failures: PlannedFailures) {
+        self.empty(frames);
         self.failures = failures;
     }
 
     /// Gives a page back.
-    pub(crate) fn free(&mut self, frame: Pfn, size: PageSize) {
+    pub(crate) fn free(&mut self, frames: &FrameAllocator, frame: Pfn, size: PageSize) {
         self.outstanding -= size.frames();
         self.freed += size.frames();
-        let keep = self.small.len() < self.small.capacity() && self.failures == Failures::None;
+        let keep = self.small.len() < self.small.capacity() && self.failures == PlannedFailures::None;
         if size == PageSize::Size4K && keep {
             self.small.push(frame);
         } else {
-            self.give(frame, size);
+            frames.give(frame, size, &mut self.share);
         }
     }
 
@@ -345,9 +239,9 @@ impl Pool {
     }
 
     /// Gives back what is in no use.
-    pub(crate) fn empty(&mut self) {
-        while let Some(frame) = self.small.pop().or_else(|| self.zeroed.pop()) {
-            self.give(frame, PageSize::Size4K);
+    fn empty(&mut self, frames: &FrameAllocator) {
+        while let Some(frame) = self.small.pop().or_else(|| self.prezeroed.pop()) {
+            frames.give(frame, PageSize::Size4K, &mut self.share);
         }
     }
 }

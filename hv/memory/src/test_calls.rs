@@ -1,14 +1,15 @@
 //! The test hypercalls: operations on the caller's own tables, while its vCPUs use them.
 
-use super::{Nested, View, give_back_some};
-use crate::frames::Failures;
-use crate::paging;
+use crate::account::give_back_some;
+use crate::host::Host;
+use crate::pool::PlannedFailures;
+use crate::raw::{self, DirectPtr};
+use crate::tree_env::Nested;
+use crate::view::View;
 use abi::hypercall::{AllocationFailures, FlushPoint, Mapped, Refused, Statistic, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize, Pfn};
-use core::arch::asm;
 use core::num::NonZero;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU8, Ordering};
 use mmu::{CollapseError, Page, RangeError, ReplaceError, SplitError};
 use shadow::Writer;
 
@@ -45,13 +46,13 @@ impl Refusal for CollapseError {
 }
 
 /// Bytes of small pages that one step of a call is about. (Otherwise it is one large page.)
-pub(super) const STEP: u64 = 128 * PAGE_SIZE;
+pub(crate) const STEP: u64 = 128 * PAGE_SIZE;
 
 const LARGE: u64 = PageSize::Size2M.bytes();
 
 /// A call of which steps are left. Between them the guest's interrupts are delivered, and other VMs have their turn.
 #[derive(Clone, Copy)]
-pub(super) struct Unfinished {
+pub(crate) struct Unfinished {
     call: TestCall,
     so_far: Progress,
 }
@@ -71,10 +72,10 @@ enum Step {
     More(Progress),
 }
 
-impl<F: Nested> View<'_, F> {
+impl<F: Nested, H: Host> View<'_, '_, F, H> {
     /// Carries out `call`, or a step of it; None if more are left. Waits for CPUs that use this memory: to be called with no lock
     /// held.
-    pub(super) fn operate(&mut self, call: TestCall) -> Option<Result<u64, Refused>> {
+    pub(crate) fn operate(&mut self, call: TestCall) -> Option<Result<u64, Refused>> {
         // Another call on a range, from an interrupt's handler, makes this one begin again; calls without steps leave it alone.
         let unfinished = if call.has_steps() { self.state.unfinished.take() } else { None };
         let unfinished = unfinished.filter(|unfinished| unfinished.call == call);
@@ -207,9 +208,10 @@ impl<F: Nested> View<'_, F> {
     fn collapse(&self, at: u64) -> Result<u64, Refused> {
         let at = self.ram_page(at)?;
         let new = self.alloc(PageSize::Size2M)?;
+        let host = self.vm.host();
         let copy = |index: usize, leaf: mmu::Leaf| {
-            // SAFETY: nobody writes the old page, nobody else knows the new one; the direct map covers both.
-            unsafe { copy_page(leaf.pfn, new.add(index as u64)) };
+            // SAFETY: both pages are the VM's; the old one's entry is frozen, and no entry leads to the new one yet.
+            unsafe { raw::copy_page(host, leaf.pfn, new.add(index as u64)) };
         };
         let back = |page: Page<Gpa>| self.retire(page.leaf.pfn, page.size);
         let collapsed = self.vm.tree.collapse_into(&self.cpu, at, PageSize::Size2M, new, copy, back);
@@ -221,7 +223,7 @@ impl<F: Nested> View<'_, F> {
         let new = self.alloc(PageSize::Size4K)?;
         let replaced = loop {
             // SAFETY: as in `collapse`.
-            let copy = |old: mmu::Leaf| unsafe { copy_page(old.pfn, new) };
+            let copy = |old: mmu::Leaf| unsafe { raw::copy_page(self.vm.host(), old.pfn, new) };
             match self.vm.tree.replace(&self.cpu, at, PageSize::Size4K, new, copy) {
                 Ok(old) => {
                     self.retire(old.pfn, PageSize::Size4K);
@@ -240,7 +242,7 @@ impl<F: Nested> View<'_, F> {
     }
 
     fn alloc(&self, size: PageSize) -> Result<Pfn, Refused> {
-        self.vm.account().pool.lock().alloc(size).ok_or(Refused::NoMemory)
+        self.vm.tree.env().alloc(size).ok_or(Refused::NoMemory)
     }
 
     /// What became of `new`: if nothing, it goes back.
@@ -251,7 +253,7 @@ impl<F: Nested> View<'_, F> {
                 Ok(0)
             }
             Err(error) => {
-                self.vm.account().pool.lock().free(new, size);
+                self.vm.tree.env().free(new, size);
                 Err(error)
             }
         }
@@ -294,10 +296,7 @@ impl<F: Nested> View<'_, F> {
         while at < bits.end {
             let end = bits.end.min((at | 7) + 1);
             let mask = (at..end).fold(0, |mask, bit| mask | 1 << (bit & 7));
-            let set = |host: *mut u8| {
-                // SAFETY: a byte of guest memory, in the direct map, which the guest may access as well.
-                unsafe { &*host.cast::<AtomicU8>() }.fetch_or(mask, Ordering::Relaxed);
-            };
+            let set = |host: DirectPtr| host.set_bits(mask);
             // It was there when it was cleared: another vCPU has released it since.
             let byte = bitmap.wrapping_add(at / 8);
             self.stored(byte, 1, Writer::Software, || self.write_with(byte, set)).map_err(|_| Refused::Raced)?;
@@ -327,11 +326,11 @@ impl<F: Nested> View<'_, F> {
 
     fn fail_allocations(&self, failures: AllocationFailures) -> u64 {
         let failures = match failures {
-            AllocationFailures::None => Failures::None,
-            AllocationFailures::All => Failures::All,
-            AllocationFailures::Nth(n) => Failures::Nth(n.get()),
+            AllocationFailures::None => PlannedFailures::None,
+            AllocationFailures::All => PlannedFailures::All,
+            AllocationFailures::Nth(n) => PlannedFailures::Nth(n.get()),
         };
-        self.vm.account().pool.lock().fail(failures);
+        self.vm.account().pool.lock().fail(self.vm.host().frames(), failures);
         0
     }
 
@@ -362,17 +361,5 @@ impl<F: Nested> View<'_, F> {
     #[cfg(not(feature = "sabotage"))]
     fn skip_flush(&self, _: Option<FlushPoint>) -> Result<u64, Refused> {
         Err(Refused::NoSuchCall)
-    }
-}
-
-/// Copies 4 KiB.
-///
-/// # Safety
-/// The direct map covers both frames, nobody writes `from`, and nobody else uses `to`.
-unsafe fn copy_page(from: Pfn, to: Pfn) {
-    let (from, to) = (paging::direct(from.start()), paging::direct(to.start()));
-    // SAFETY: the caller's promise; the direction flag is clear in Rust code.
-    unsafe {
-        asm!("rep movsq", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") PAGE_SIZE / 8 => _, options(nostack));
     }
 }

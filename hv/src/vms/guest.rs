@@ -2,7 +2,6 @@
 
 use super::console::{self, About, Console};
 use super::host::TscClock;
-use super::memory::{Freed, Nested, ViewState, VmMemory};
 use super::verdicts::{Why, judge};
 use crate::boot;
 use crate::rcu_domain::Machine;
@@ -16,10 +15,14 @@ use core::fmt;
 use core::time::Duration;
 use devices::MachineConfig;
 use loader::{BootInfo, LoadError, MemoryError, Module, Paging, VmConfig, VmName, VmPlan};
+use memory::{FixedPage, Freed, Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
 use spin::Mutex;
 use vm::{Stats, Stop, Vm};
+
+/// A VM's memory on this machine.
+type VmMemory<F> = memory::VmMemory<'static, F, Machine>;
 
 /// A VM's place among the VMs.
 #[derive(Clone, Copy)]
@@ -77,6 +80,7 @@ impl<F: Nested> Guest<F> {
             }
             Paging::Vtlb | Paging::Shadow => (None, backend.shadow_caps(config.pages)),
         };
+        let fixed = fixed.as_ref().map(|page| FixedPage { at: page.at, content: &page.content });
         let memory =
             VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();

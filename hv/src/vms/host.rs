@@ -1,7 +1,6 @@
 //! What a vCPU's loop and a VM's devices have of the CPU: its interrupts, its timer, and its clock.
 
 use super::guest::Guest;
-use super::memory::Nested;
 use super::seat::Seat;
 use crate::console;
 use crate::smp;
@@ -9,6 +8,7 @@ use crate::timer;
 use crate::watchdog;
 use backends::Backend;
 use devices::{Clock, Nanoseconds};
+use memory::Nested;
 use sched::Instant;
 use vm::{Host, Turn, Vcpu};
 

@@ -16,8 +16,6 @@
 mod console;
 mod guest;
 mod host;
-#[path = "../../memory/src/view.rs"]
-mod memory;
 mod plan;
 mod seat;
 mod verdicts;
@@ -79,7 +77,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
         first += plan.config.vcpus;
     }
     // When all have what they can't start without.
-    guests.iter().for_each(|guest| guest.memory.fill_stock(|| false));
+    guests.iter().for_each(|guest| guest.memory.prezero(|| false));
     guests.into_iter().for_each(|guest| seat(&mut jobs, guest));
     report!("{}", StartToGuest(timer::tsc() - boot::start_tsc()));
     share();

@@ -1,24 +1,24 @@
 //! Whether the machine has the memory that the VMs need: told before the first of them is built.
 
 use super::guest::Guest;
-use super::memory::Nested;
 use super::seat::Seat;
-use crate::frames;
+use crate::frames::FRAMES;
 use crate::heap;
 use crate::verdict::{self, Verdict};
 use backends::Backend;
 use loader::need::{self, Free};
 use loader::{BootInfo, Need, VmConfig, VmPlan};
+use memory::Nested;
 
 /// Ends the run if there is too little memory for some VM, and sets aside what all need in common.
 pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &[VmPlan]) {
-    let free = Free { frames: frames::available() as u64, low: frames::available_for_roots() as u64 };
+    let free = Free { frames: FRAMES.available() as u64, low: FRAMES.available_for_roots() as u64 };
     let needs = plans.iter().map(|plan| (plan.config, need_of::<B>(boot, plan)));
     if let Err(shortage) = need::check(needs, free) {
         verdict::end(Verdict::NoMemory, format_args!("{shortage}"));
     }
     let roots = plans.iter().map(|plan| plan.config.trees()).sum();
-    if roots != 0 && frames::keep_roots(roots).is_none() {
+    if roots != 0 && FRAMES.keep_roots(roots).is_none() {
         let missing = format_args!("{roots} frames in a row below 4 GiB, for the roots of shadow tables");
         verdict::end(Verdict::NoMemory, format_args!("the machine lacks {missing}"));
     }

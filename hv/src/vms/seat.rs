@@ -3,7 +3,6 @@
 use super::console::Console;
 use super::guest::Guest;
 use super::host::{Slice, TscClock};
-use super::memory::{Nested, View, ViewState};
 use super::work::SLICE;
 use crate::rcu_domain;
 use crate::smp;
@@ -15,13 +14,17 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use loader::Paging;
+use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::{Instant, Scheduler, Task};
 use vm::cpuid::Leaf;
 use vm::{Activity, Context, ExitHandler, Start, Stop, Types, Vcpu};
 use walk::HandleMem;
 
-/// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
+/// The memory of a VM of this machine's, as a vCPU sees it.
+type View<'v, F> = memory::View<'v, 'static, F, rcu_domain::Machine>;
+
+/// A vCPU by who translates its addresses: each has a loop of its own, without a test for the other.
 enum Flavour<B: Backend> {
     Nested(B::Vcpu),
     Shadowed(B::ShadowVcpu),
@@ -95,7 +98,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
 
     /// Does what can wait until the vCPU sleeps, until the CPU is `wanted`.
     pub(super) fn idles(&self, wanted: impl Fn() -> bool) {
-        self.guest.memory.fill_stock(wanted);
+        self.guest.memory.prezero(wanted);
     }
 }
 

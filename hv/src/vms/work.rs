@@ -1,7 +1,6 @@
 //! What each CPU has to do: its vCPUs, in turn.
 
 use super::guest::Guest;
-use super::memory::{self, Nested};
 use super::seat::Seat;
 use super::verdicts::Why;
 use crate::console::{self, report};
@@ -22,6 +21,7 @@ use core::num::NonZeroU16;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 use loader::VmName;
+use memory::Nested;
 use rcu::Cpu;
 use sched::{Config, Instant, Scheduler, Tasks};
 use spin::Mutex;

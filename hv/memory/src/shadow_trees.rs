@@ -1,0 +1,160 @@
+//! Without nested paging: shadow trees of the guest's own tables, over the VM's memory.
+
+use crate::host::Host;
+use crate::tree_env::TreeEnv;
+use addr::{Gva, Pfn};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::alloc::Layout;
+use loader::{Paging, VmConfig};
+use mmu::{Caps, Pae};
+use rcu::{Cpu, Space};
+use shadow::{Counts, NoMemory, Registers, Shadow, Vtlb};
+
+type Env<'m, H> = TreeEnv<'m, Pae<Gva>, H>;
+
+/// How many of the guest's frames can be known as its tables at once.
+const NOTES: u32 = 4096;
+
+/// A VM's shadow trees.
+pub(crate) enum ShadowTrees<'m, H: Host> {
+    /// There is nested paging.
+    None,
+    /// One for each vCPU.
+    Vtlb(Vec<Vtlb<Env<'m, H>>>),
+    /// One for all, and each vCPU's view of it.
+    Kept(Box<Shadow<Env<'m, H>>>, Vec<shadow::View>),
+}
+
+/// The tree that a vCPU's processor walks.
+pub(crate) enum VcpuTree<'v, 'm, H: Host> {
+    Vtlb(&'v Vtlb<Env<'m, H>>),
+    Kept(&'v Shadow<Env<'m, H>>, &'v shadow::View),
+}
+
+impl<H: Host> Clone for VcpuTree<'_, '_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H: Host> Copy for VcpuTree<'_, '_, H> {}
+
+impl<'m, H: Host> ShadowTrees<'m, H> {
+    /// What a VM of this configuration has.
+    pub(crate) fn new(
+        cpu: &Cpu<'m, H>,
+        config: &VmConfig,
+        caps: Caps,
+        env: impl Fn() -> Env<'m, H>,
+    ) -> Result<Self, NoMemory> {
+        let trees = config.trees();
+        Ok(match config.paging {
+            Paging::Nested => Self::None,
+            Paging::Vtlb => {
+                let mut buffers = Vec::with_capacity(trees);
+                while buffers.len() < trees {
+                    match Vtlb::new(env(), caps) {
+                        Ok(buffer) => buffers.push(buffer),
+                        Err(error) => {
+                            Self::Vtlb(buffers).free();
+                            return Err(error);
+                        }
+                    }
+                }
+                Self::Vtlb(buffers)
+            }
+            Paging::Shadow => {
+                let shadow = Shadow::new((0..trees).map(|_| env()), caps, NOTES)?;
+                let views = (0..config.vcpus).map_while(|_| shadow.view(cpu).ok()).collect();
+                Self::Kept(Box::new(shadow), views)
+            }
+        })
+    }
+
+    /// What [`new`](Self::new) allocates on the heap. Nothing later does.
+    pub(crate) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
+        let trees = config.trees();
+        let kept = config.paging == Paging::Shadow;
+        let shadow = kept.then(|| Shadow::<Env<'m, H>>::allocations(trees, NOTES)).into_iter().flatten();
+        let own = match config.paging {
+            Paging::Nested => [None; 2],
+            Paging::Vtlb => [Layout::array::<Vtlb<Env<'m, H>>>(trees).ok(), None],
+            Paging::Shadow => {
+                [Some(Layout::new::<Shadow<Env<'m, H>>>()), Layout::array::<shadow::View>(config.vcpus).ok()]
+            }
+        };
+        own.into_iter().flatten().chain(shadow)
+    }
+
+    /// vCPU `vcpu`'s tree. None with nested paging.
+    #[inline]
+    pub(crate) fn of(&self, vcpu: usize) -> Option<VcpuTree<'_, 'm, H>> {
+        match self {
+            Self::None => None,
+            Self::Vtlb(buffers) => buffers.get(vcpu).map(VcpuTree::Vtlb),
+            Self::Kept(shadow, views) => views.get(vcpu).map(|view| VcpuTree::Kept(shadow, view)),
+        }
+    }
+
+    /// Kicks sent for their flushes.
+    pub(crate) fn kicks(&self) -> u64 {
+        match self {
+            Self::None => 0,
+            Self::Vtlb(buffers) => buffers.iter().map(|buffer| buffer.space().kicks()).sum(),
+            Self::Kept(shadow, _) => shadow.spaces().map(Space::kicks).sum(),
+        }
+    }
+
+    /// Gives the tables back. No vCPU runs any more, and all have flushed since they did.
+    pub(crate) fn free(self) {
+        match self {
+            Self::None => {}
+            Self::Vtlb(buffers) => buffers.into_iter().for_each(Vtlb::free),
+            Self::Kept(shadow, _) => shadow.free(),
+        }
+    }
+
+    /// What they were asked for, all together. None with nested paging.
+    pub(crate) fn counts(&self) -> Option<Counts> {
+        match self {
+            Self::None => None,
+            Self::Vtlb(buffers) => buffers.iter().map(Vtlb::counts).reduce(|all, counts| all + counts),
+            Self::Kept(shadow, _) => Some(shadow.counts()),
+        }
+    }
+}
+
+impl<'v, 'm, H: Host> VcpuTree<'v, 'm, H> {
+    /// Where the processor's walks start, below 4 GiB.
+    pub(crate) fn root(self) -> Pfn {
+        match self {
+            Self::Vtlb(buffer) => buffer.root(),
+            Self::Kept(shadow, view) => shadow.root(view),
+        }
+    }
+
+    /// The address space of its walks.
+    pub(crate) fn space(self) -> &'v Space {
+        match self {
+            Self::Vtlb(buffer) => buffer.space(),
+            Self::Kept(shadow, view) => shadow.space(view),
+        }
+    }
+
+    /// The vCPU loads a new context: its tree is another from now on, or empty.
+    pub(crate) fn load(self, cpu: &Cpu<'m, H>, own: &Registers) {
+        match self {
+            Self::Vtlb(buffer) => buffer.load(cpu),
+            Self::Kept(shadow, view) => shadow.load(cpu, view, own),
+        }
+    }
+
+    /// The vCPU runs INVLPG.
+    pub(crate) fn invlpg(self, cpu: &Cpu<'m, H>, at: Gva) {
+        match self {
+            Self::Vtlb(buffer) => buffer.invlpg(cpu, at),
+            Self::Kept(shadow, view) => shadow.invlpg(cpu, view, at),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! One VM's memory, shared by its vCPUs.
+
+use crate::account::{self, Account, give_back};
+use crate::host::Host;
+use crate::raw;
+use crate::shadow_trees::{ShadowTrees, VcpuTree};
+use crate::tree_env::{Nested, TreeEnv};
+use crate::view::{View, ViewState};
+use abi::lines::Accounts;
+use addr::{Gfn, Gpa, Hpa, PAGE_SIZE};
+use core::alloc::Layout;
+use loader::{GuestRam, VmConfig};
+use mmu::{Caps, Report, Tree};
+use rcu::{Cpu, Tlb};
+
+/// A page in a VM's memory that lies outside of its RAM, for the processor to read: VMX's APIC access page, say.
+#[derive(Clone, Copy, Debug)]
+pub struct FixedPage<'c> {
+    /// Where its first byte is.
+    pub at: Gpa,
+    /// What it holds.
+    pub content: &'c [u8; PAGE_SIZE as usize],
+}
+
+/// One VM's memory, shared by its vCPUs. It has to be ended by [`free`](Self::free).
+///
+/// `F` is the format of the nested tables, `H` the machine, which lives for `'m`.
+pub struct VmMemory<'m, F: Nested, H: Host> {
+    pub(crate) tree: Tree<TreeEnv<'m, F, H>>,
+    /// Where there are any, no processor walks `tree`: it is what the guest's memory is.
+    pub(crate) shadows: ShadowTrees<'m, H>,
+    pub(crate) ram: GuestRam,
+    /// A page outside of it.
+    fixed: Option<Gfn>,
+}
+
+/// What became of a VM's frames, when it has ended.
+pub struct Freed {
+    /// The account for tools. Frames for tables and for the guest are counted alike; the grace period is the longest of all CPUs' and
+    /// VMs', in ticks of the TSC.
+    pub accounts: Accounts,
+    /// The most frames that were in use at once.
+    pub peak: u64,
+}
+
+impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
+    /// Memory in which nothing is mapped but `fixed`. `caps` are what the processor can do with nested tables, and with shadow
+    /// tables. None if the machine lacks the frames for that, those that are promised to the VM, or an account.
+    pub fn new(
+        cpu: &mut Cpu<'m, H>,
+        config: &VmConfig,
+        (caps, shadow_caps): (Caps, Caps),
+        fixed: Option<FixedPage<'_>>,
+    ) -> Option<Self> {
+        let domain = cpu.domain();
+        let host = domain.platform();
+        let account = Account::open(host, config)?;
+        let Ok(tree) = Tree::new(TreeEnv::new(domain, account), caps) else {
+            account.close(host);
+            return None;
+        };
+        let shadows = ShadowTrees::new(cpu, config, shadow_caps, || TreeEnv::new(domain, account));
+        let has_shadows = shadows.is_ok();
+        let shadows = shadows.unwrap_or(ShadowTrees::None);
+        let memory = Self { tree, shadows, ram: config.ram, fixed: fixed.map(|page| page.at.frame()) };
+        let complete = has_shadows
+            && fixed.is_none_or(|page| {
+                memory.view(cpu, &mut Tlb::new(), &ViewState::new()).write_bytes(page.at, page.content).is_ok()
+            });
+        if complete {
+            return Some(memory);
+        }
+        memory.free(cpu);
+        None
+    }
+
+    /// What [`new`](Self::new) allocates on the heap. Nothing later does.
+    pub fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
+        account::allocations(config).chain(ShadowTrees::<'m, H>::allocations(config))
+    }
+
+    /// The memory as software sees it that is no vCPU, on CPU `cpu`.
+    pub fn view<'v>(&'v self, cpu: &'v mut Cpu<'m, H>, tlb: &'v mut Tlb, state: &'v ViewState) -> View<'v, 'm, F, H> {
+        View::new(self, None, cpu, tlb, state)
+    }
+
+    /// The memory as vCPU `vcpu` sees it on CPU `cpu`. `tlb` is the record of the vCPU's tag, `state` what it keeps of its
+    /// views from slice to slice.
+    pub fn view_of<'v>(
+        &'v self,
+        vcpu: usize,
+        cpu: &'v mut Cpu<'m, H>,
+        tlb: &'v mut Tlb,
+        state: &'v ViewState,
+    ) -> View<'v, 'm, F, H> {
+        View::new(self, self.shadows.of(vcpu), cpu, tlb, state)
+    }
+
+    /// Where the processor starts its walks for vCPU `vcpu`.
+    pub fn root(&self, vcpu: usize) -> Hpa {
+        self.shadows.of(vcpu).map_or(self.tree.root(), VcpuTree::root).start()
+    }
+
+    /// What the guest's memory consists of.
+    pub fn report(&self, cpu: &Cpu<'m, H>) -> Report {
+        self.tree.report(cpu.read())
+    }
+
+    /// Gives every frame back. To be called when none of the VM's vCPUs will enter the guest again. CPUs that have pages which
+    /// wait for a grace period are kicked, and must [`poll_idle`](crate::poll_idle) then, or [`poll`](vm::Memory::poll) a view.
+    pub fn free(self, cpu: &mut Cpu<'m, H>) -> Freed {
+        let (host, account) = (self.host(), self.account());
+        let kicks = self.tree.space().kicks() + self.shadows.kicks();
+        cpu.barrier(|page| _ = give_back(host, page));
+        self.shadows.free();
+        self.tree.free_pgtables(|_, size, leaf| account.pool.lock().free(host.frames(), leaf.pfn, size));
+        let operations = account.operations();
+        let pool = account.pool.lock();
+        let (freed, left, peak) = (pool.freed(), pool.outstanding(), pool.peak());
+        let accounts = Accounts {
+            allocated: freed + left,
+            freed,
+            left,
+            deferred: account.deferred(),
+            peak_backlog: account.peak_backlog(),
+            longest_grace_period: cpu.domain().stats().longest_grace_period,
+            kicks,
+            operations,
+        };
+        drop(pool);
+        account.close(host);
+        Freed { accounts, peak }
+    }
+
+    #[inline]
+    pub(crate) fn host(&self) -> &'m H {
+        self.tree.env().host
+    }
+
+    #[inline]
+    pub(crate) fn account(&self) -> &'m Account {
+        self.tree.env().account
+    }
+
+    /// Pre-zeroes frames, before the guest runs and while it sleeps, until there are enough or the CPU is `wanted`.
+    pub fn prezero(&self, wanted: impl Fn() -> bool) {
+        let host = self.host();
+        while !wanted() {
+            let Some(frame) = self.account().pool.lock().alloc_to_prezero(host.frames()) else { return };
+            // SAFETY: the pool has given the frame out, and no entry leads to it.
+            unsafe { raw::fill(host, frame, 0..PAGE_SIZE, 0) };
+            self.account().pool.lock().add_prezeroed(host.frames(), frame);
+        }
+    }
+
+    /// Gives back the large page that a vCPU has begun to fill with zeroes, if it has one: another vCPU was faster, or the vCPU
+    /// ends.
+    pub fn forget(&self, state: &ViewState) {
+        if let Some((frame, size)) = state.take_zeroing() {
+            self.tree.env().free(frame, size);
+        }
+    }
+
+    /// What the shadow trees were asked for. None with nested paging.
+    pub fn shadow_counts(&self) -> Option<shadow::Counts> {
+        self.shadows.counts()
+    }
+
+    /// Whether there is memory behind `at`.
+    #[inline]
+    pub(crate) fn backs(&self, at: Gpa) -> bool {
+        self.ram.backs(at) || self.fixed == Some(at.frame())
+    }
+}
