@@ -9,7 +9,7 @@ use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::mem::MaybeUninit;
 use memory::{Accounts, FrameAllocator, Host};
 use mmu::TableDesc;
-use rcu::{Cpu, Domain, Head, Platform, Slot, Stall};
+use rcu::{Cpu, CpuData, Domain, Head, Platform, Stall};
 use sched::Heart;
 use spin::Once;
 
@@ -72,7 +72,7 @@ unsafe impl Host for Machine {
 }
 
 static DESCRIPTORS: Once<&'static [TableDesc]> = Once::new();
-static DOMAIN: Once<Domain<Machine, [Slot; MAX_CPUS]>> = Once::new();
+static DOMAIN: Once<Domain<Machine, [CpuData; MAX_CPUS]>> = Once::new();
 
 /// Makes a descriptor for every frame below `top`. None if there is no room for them.
 ///
@@ -100,7 +100,7 @@ pub(crate) fn open_domain() {
     DOMAIN.call_once(|| Domain::new(Machine { descriptors }, BACKLOG_LIMIT).with_cpus(smp::cpus()));
 }
 
-fn domain() -> &'static Domain<Machine, [Slot; MAX_CPUS]> {
+fn domain() -> &'static Domain<Machine, [CpuData; MAX_CPUS]> {
     DOMAIN.get().expect("`open_domain` comes before the first VM")
 }
 

@@ -7,7 +7,7 @@ use addr::{Gpa, PageSize, Pfn};
 use criterion::Criterion;
 use mmu::pool::{self, FIRST, Machine, Memory, Pool};
 use mmu::{BadEntry, Caps, Env, Fault, Leaf, Level, Npt, Rights, TableDesc, Tree};
-use rcu::{Cpu, Domain, Slot, Space};
+use rcu::{Cpu, CpuData, Domain, Space};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -66,7 +66,7 @@ impl Env for DirectMap {
     }
 }
 
-type AllCpus = Domain<Machine<Npt>, [Slot; 3]>;
+type AllCpus = Domain<Machine<Npt>, [CpuData; 3]>;
 
 /// How a CPU gets at the tree: by itself, or behind a lock for all of it.
 trait Access: Send + Sync {

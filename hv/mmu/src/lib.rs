@@ -32,7 +32,7 @@
 //! ```
 //! use addr::{Gpa, PageSize, Pfn};
 //! use mmu::{AtomicU64, BadEntry, Caps, Env, Fault, Leaf, Npt, Rights, TableDesc, Tree};
-//! use rcu::{Domain, Head, Platform, Slot, Space};
+//! use rcu::{Domain, Head, Platform, CpuData, Space};
 //!
 //! /// A machine with 16 frames for tables, which are frames 0 to 15.
 //! struct Frames {
@@ -51,7 +51,7 @@
 //!     fn kick(&self, _cpu: usize) { /* an interrupt */ }
 //!     fn now(&self) -> u64 { /* the time stamp counter */ 0 }
 //! }
-//! static RCU: Domain<Machine, [Slot; 1]> = Domain::new(Machine, 1024);
+//! static RCU: Domain<Machine, [CpuData; 1]> = Domain::new(Machine, 1024);
 //!
 //! struct Vm { space: Space }
 //! impl Env for Vm {

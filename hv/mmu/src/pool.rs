@@ -8,7 +8,7 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::tree::{NoMemory, Tree};
 use addr::{PageSize, Pfn};
 use core::sync::atomic::AtomicBool;
-use rcu::{Domain, Head, Platform, Slot, Space};
+use rcu::{CpuData, Domain, Head, Platform, Space};
 use std::boxed::Box;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
@@ -139,7 +139,7 @@ impl<F: Format> Platform for Machine<F> {
 }
 
 /// The CPUs of a machine whose tables are in `memory`.
-pub fn domain<F: Format, const CPUS: usize>(memory: &Arc<Memory<F>>) -> Domain<Machine<F>, [Slot; CPUS]> {
+pub fn domain<F: Format, const CPUS: usize>(memory: &Arc<Memory<F>>) -> Domain<Machine<F>, [CpuData; CPUS]> {
     Domain::new(Machine(memory.clone()), 64)
 }
 
@@ -151,7 +151,7 @@ pub struct Pool<F: Format> {
 
 impl<F: Format> Pool<F> {
     /// Surroundings for one tree.
-    pub fn new<const CPUS: usize>(memory: &Arc<Memory<F>>, domain: &Domain<Machine<F>, [Slot; CPUS]>) -> Self {
+    pub fn new<const CPUS: usize>(memory: &Arc<Memory<F>>, domain: &Domain<Machine<F>, [CpuData; CPUS]>) -> Self {
         Self { memory: memory.clone(), space: Space::new(domain) }
     }
 

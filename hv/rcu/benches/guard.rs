@@ -1,14 +1,15 @@
-//! What reading costs: a guard against an empty function and against `crossbeam-epoch`'s pin, as ratios of one run.
+//! The cost of the read side: a guard compared with an empty function and with `crossbeam-epoch`'s pin, as ratios in
+//! one run.
 
 use addr::Pfn;
 use criterion::{Criterion, criterion_group, criterion_main};
-use rcu::{Cpu, Domain, Flush, Head, Platform, Slot, Space, Tlb};
+use rcu::{Cpu, CpuData, Domain, Flush, Head, Platform, Space, Tlb};
 use std::hint::black_box;
 use std::time::Instant;
 
-struct Machine(Head);
+struct TestPlatform(Head);
 
-impl Platform for Machine {
+impl Platform for TestPlatform {
     fn head(&self, _: Pfn) -> &Head {
         &self.0
     }
@@ -21,30 +22,30 @@ impl Platform for Machine {
 }
 
 #[inline(never)]
-fn empty(cpu: &Cpu<'_, Machine>) {
+fn empty(cpu: &Cpu<'_, TestPlatform>) {
     black_box(cpu);
 }
 
 #[inline(never)]
-fn guard(cpu: &Cpu<'_, Machine>) {
+fn guard(cpu: &Cpu<'_, TestPlatform>) {
     let _guard = cpu.read();
     black_box(cpu);
 }
 
 #[inline(never)]
-fn pin(cpu: &Cpu<'_, Machine>) {
+fn pin(cpu: &Cpu<'_, TestPlatform>) {
     let _guard = crossbeam_epoch::pin();
     black_box(cpu);
 }
 
 #[inline(never)]
-fn quiescent(cpu: &mut Cpu<'_, Machine>) {
+fn quiescent(cpu: &mut Cpu<'_, TestPlatform>) {
     cpu.quiescent();
     black_box(&*cpu);
 }
 
 #[inline(never)]
-fn guest(cpu: &mut Cpu<'_, Machine>, space: &Space, tlb: &mut Tlb) -> Flush {
+fn guest(cpu: &mut Cpu<'_, TestPlatform>, space: &Space, tlb: &mut Tlb) -> Flush {
     cpu.guest(space, tlb, black_box)
 }
 
@@ -63,7 +64,7 @@ fn nanoseconds(mut call: impl FnMut()) -> f64 {
 }
 
 fn benches(criterion: &mut Criterion) {
-    let domain: Domain<Machine, [Slot; 1]> = Domain::new(Machine(Head::new()), 1);
+    let domain: Domain<TestPlatform, [CpuData; 1]> = Domain::new(TestPlatform(Head::new()), 1);
     let space = Space::new(&domain);
     let (mut cpu, mut tlb) = (domain.register(0).unwrap(), Tlb::new());
 

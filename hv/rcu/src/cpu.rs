@@ -1,6 +1,6 @@
-//! What one CPU does.
+//! The operations of one CPU.
 
-use crate::domain::{Domain, PerCpu, Platform, RegisterError, Slot};
+use crate::domain::{CpuData, Domain, PerCpu, Platform, RegisterError};
 use crate::gather::{Backlog, Gather, Retired};
 use crate::list::{List, Segment, Segments};
 use crate::rule::{Rule, holds};
@@ -12,8 +12,8 @@ use core::cell::Cell;
 use core::marker::PhantomData;
 use core::ops::{Deref, RangeInclusive};
 
-/// This CPU. Neither `Send` nor `Sync`; one exists per index. Dropping it takes the CPU offline, and what waited on it
-/// is given back by the others.
+/// The handle of this CPU. Neither `Send` nor `Sync`; one exists per index. Dropping it takes the CPU offline, and
+/// other CPUs free the pages that were queued on it.
 ///
 /// ```compile_fail,E0277
 /// # fn f<P: rcu::Platform>(cpu: rcu::Cpu<'_, P>) {
@@ -24,19 +24,20 @@ use core::ops::{Deref, RangeInclusive};
 pub struct Cpu<'d, P: Platform> {
     domain: &'d Domain<P>,
     index: usize,
-    slot: &'d Slot,
+    data: &'d CpuData,
     this: &'d PerCpu,
     /// The clock at the last quiescent state.
     seen: Cell<u64>,
     deferred: Cell<Segments>,
-    /// Pages of CPUs that went away.
+    /// Pages of CPUs that went offline.
     adopted: Cell<Segment>,
     not_send: PhantomData<*mut ()>,
 }
 
-/// Tables stay what they are while it lives. Zero-sized; `Copy`, so it nests at will.
+/// A read-side critical section: no table that is read under it is freed before its end. Zero-sized, and `Copy` so that
+/// sections can nest.
 ///
-/// It can't leave its CPU, and no quiescent state can be reported before its end:
+/// It can't be sent to another CPU, and its CPU can't report a quiescent state before its end:
 ///
 /// ```compile_fail,E0502
 /// # fn f<P: rcu::Platform>(cpu: &mut rcu::Cpu<'_, P>) {
@@ -56,15 +57,15 @@ pub struct Guard<'c>(PhantomData<&'c Cell<()>>);
 
 impl<'d, P: Platform> Cpu<'d, P> {
     pub(crate) fn register(domain: &'d Domain<P>, index: usize) -> Result<Self, RegisterError> {
-        let slot = domain.slot(index).ok_or(RegisterError::OutOfRange)?;
-        if !slot.take() {
+        let data = domain.cpu_data(index).ok_or(RegisterError::OutOfRange)?;
+        if !data.take() {
             return Err(RegisterError::Taken);
         }
         let cpu = Self {
             domain,
             index,
-            slot,
-            this: &slot.cpu,
+            data,
+            this: &data.cpu,
             seen: Cell::new(0),
             deferred: Cell::default(),
             adopted: Cell::default(),
@@ -79,12 +80,12 @@ impl<'d, P: Platform> Cpu<'d, P> {
         self.index
     }
 
-    /// The domain that this CPU is one of.
+    /// The domain of this CPU.
     pub fn domain(&self) -> &'d Domain<P> {
         self.domain
     }
 
-    /// Begins to read tables. No instruction: with
+    /// Begins a read-side critical section. It compiles to no instruction: for
     ///
     /// ```
     /// # use core::sync::atomic::{AtomicU64, Ordering};
@@ -110,14 +111,15 @@ impl<'d, P: Platform> Cpu<'d, P> {
     ///     retq
     /// ```
     ///
-    /// The processor needs none either: [`quiescent`](Self::quiescent) and the returns from [`idle`](Self::idle) and
-    /// [`guest`](Session::guest) order what is read before and after them.
+    /// No fence is necessary either: [`quiescent`](Self::quiescent) and the returns from [`idle`](Self::idle) and
+    /// [`guest`](Session::guest) order the reads before and after them.
     #[inline(always)]
     pub fn read(&self) -> Guard<'_> {
         Guard(PhantomData)
     }
 
-    /// Reports that this CPU holds nothing of what it read before. A load and a comparison, unless a grace period began.
+    /// Reports a quiescent state: this CPU holds no reference that it read before. This costs a load and a comparison,
+    /// unless a grace period has begun.
     #[inline]
     pub fn quiescent(&mut self) {
         let clock = self.domain.clock();
@@ -129,10 +131,11 @@ impl<'d, P: Platform> Cpu<'d, P> {
         }
     }
 
-    /// Runs `wait`, which walks nothing and may take as long as it likes: an extended quiescent state.
+    /// Runs `wait` in an extended quiescent state: `wait` reads no tables and may take arbitrarily long.
     ///
-    /// It is announced and fenced before `wait` begins. So what `wait` looks at before it sleeps, with interrupts off, it
-    /// sees, or else whoever wrote it sees this CPU [away](Domain::is_away) and kicks it.
+    /// The state is announced and fenced before `wait` begins. So if `wait` checks for an event with interrupts off
+    /// before it sleeps, it either sees the event, or the CPU that posted the event sees this CPU
+    /// [away](Domain::is_away) and kicks it.
     pub fn idle<R>(&mut self, wait: impl FnOnce() -> R) -> R {
         self.this.set_state(State::new(Mode::Extended, self.seen.get()));
         if holds(Rule::FenceAtIdle) {
@@ -142,10 +145,10 @@ impl<'d, P: Platform> Cpu<'d, P> {
         wait()
     }
 
-    /// Prepares for entries to guest mode in `space`: as many as there are without another space or tag in between. `tlb` is
-    /// the record of the tag that the guest runs under.
+    /// Begins a sequence of entries to guest mode in `space`, without another space or tag in between. `tlb` is the
+    /// record of the tag that the guest runs under.
     ///
-    /// It says once what each entry would otherwise have to say.
+    /// It announces the space once instead of at each entry.
     #[inline]
     pub fn session<'c>(&'c mut self, space: &'c Space, tlb: &'c mut Tlb) -> Session<'c, 'd, P> {
         self.announce(space, tlb);
@@ -168,7 +171,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         self.session(space, tlb).guest(enter)
     }
 
-    /// Gathers pages that are being unlinked from `space`, to flush once for all of them.
+    /// Begins to gather pages that are unlinked from `space`, with one flush for all of them.
     pub fn gather<'c>(&'c self, space: &'c Space) -> Gather<'c, P> {
         Gather::new(self, space)
     }
@@ -187,7 +190,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         self.enqueue(pages)
     }
 
-    /// Lets `pages`, unlinked and flushed, wait for a grace period.
+    /// Queues `pages`, which are unlinked and flushed, for a grace period.
     pub(crate) fn enqueue(&self, pages: List) -> Backlog {
         let mut deferred = self.deferred.get();
         if pages.is_empty() {
@@ -204,19 +207,19 @@ impl<'d, P: Platform> Cpu<'d, P> {
         if backlog > self.domain.limit { Backlog::Over } else { Backlog::Within }
     }
 
-    /// The number of pages that wait on this CPU.
+    /// The number of pages queued on this CPU.
     #[inline]
     pub fn backlog(&self) -> u64 {
         self.deferred.get().len() + self.adopted.get().pages.len()
     }
 
-    /// Whether more pages wait on this CPU than the domain's limit.
+    /// Whether more pages are queued on this CPU than the domain's limit.
     pub fn is_over_limit(&self) -> bool {
         self.over(self.deferred.get().len()) == Backlog::Over
     }
 
-    /// Gives up to `budget` pages to `free` whose grace period has ended, and sees to it that the next begins. Returns
-    /// how many. To be called at each exit from guest mode and each turn of the idle loop.
+    /// Passes up to `budget` pages whose grace period has ended to `free`, and starts the next grace period if pages
+    /// wait for it. Returns the number of pages. Each CPU calls this at each exit from guest mode and in its idle loop.
     #[inline]
     pub fn poll(&self, budget: usize, free: impl FnMut(Pfn)) -> usize {
         if self.backlog() == 0 && self.domain.orphans.is_empty() { 0 } else { self.turn_over(budget, free) }
@@ -233,7 +236,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         freed + self.free_adopted(completed, budget - freed, &mut free)
     }
 
-    /// The last grace period that a page of this CPU waits for, if any page does.
+    /// The last grace period that a page of this CPU waits for, if any.
     fn wanted(&self) -> Option<u64> {
         let (deferred, adopted) = (self.deferred.get(), self.adopted.get());
         let adopted = (!adopted.pages.is_empty()).then_some(adopted.grace);
@@ -246,7 +249,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         deferred.ripen(platform, completed);
         self.deferred.set(deferred);
         for count in 0..budget {
-            // Taken anew each time: `free` may defer pages itself.
+            // Read again in each iteration, because `free` may defer pages itself.
             let mut deferred = self.deferred.get();
             let Some(page) = deferred.pop(platform) else { return count };
             self.deferred.set(deferred);
@@ -272,7 +275,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         budget
     }
 
-    /// Takes over what CPUs that went away left, for a grace period from now.
+    /// Takes over the pages of CPUs that went offline, for a grace period that begins after this.
     fn adopt(&self) {
         if self.adopted.get().pages.is_empty() {
             let pages = self.domain.orphans.take(&self.domain.platform);
@@ -283,7 +286,8 @@ impl<'d, P: Platform> Cpu<'d, P> {
         }
     }
 
-    /// Hurries what waits on this CPU: begins a grace period, and kicks the CPUs in guest mode that hold one up.
+    /// Expedites the pages queued on this CPU: begins a grace period, and kicks the CPUs in guest mode that hold one
+    /// up.
     pub fn hurry(&self) {
         self.domain.complete();
         if let Some(wanted) = self.wanted() {
@@ -292,12 +296,12 @@ impl<'d, P: Platform> Cpu<'d, P> {
         self.domain.kick_stale();
     }
 
-    /// Waits until every CPU has passed a quiescent state, and every one in guest mode that must flush has left.
+    /// Waits until every CPU has passed a quiescent state, and every CPU in guest mode that must flush has left it.
     pub fn synchronize(&mut self) {
         self.wait_for(self.domain.ticket(), |_| ());
     }
 
-    /// [`synchronize`](Self::synchronize), kicking the CPUs in guest mode that it waits for.
+    /// As [`synchronize`](Self::synchronize), but kicks the CPUs in guest mode that it waits for.
     pub fn synchronize_expedited(&mut self) {
         self.wait_for(self.domain.ticket(), Domain::kick_stale);
     }
@@ -319,23 +323,23 @@ impl<'d, P: Platform> Cpu<'d, P> {
         sync::relax();
     }
 
-    /// Waits until every page that was deferred before, on whichever CPU, has been given back; this CPU's own, and what it
-    /// adopts, to `free`. Kicks the CPUs that have some, which must [`poll`](Self::poll) then.
+    /// Waits until every page that was deferred before, on any CPU, has been freed. `free` gets the pages of this CPU
+    /// and those that it adopts. Kicks the other CPUs with queued pages, which must then call [`poll`](Self::poll).
     pub fn barrier(&mut self, mut free: impl FnMut(Pfn)) {
         for index in 0.. {
-            let Some(slot) = self.domain.slot(index) else { break };
-            let goal = slot.cpu.deferred.load(Ordering::Acquire);
-            while slot.cpu.done.load(Ordering::Acquire) < goal && holds(Rule::BarrierCountsAll) {
+            let Some(data) = self.domain.cpu_data(index) else { break };
+            let goal = data.cpu.deferred.load(Ordering::Acquire);
+            while data.cpu.done.load(Ordering::Acquire) < goal && holds(Rule::BarrierCountsAll) {
                 self.ripen_and_kick(index..=index, &mut free);
             }
         }
-        // Any CPU may have adopted them.
+        // Any CPU may have adopted the pages of CPUs that went offline.
         while self.domain.orphaned.load(Ordering::Acquire) != 0 && holds(Rule::BarrierCountsOrphans) {
             self.ripen_and_kick(0..=usize::MAX, &mut free);
         }
     }
 
-    /// Makes what was deferred so far ripe, and `cpus` poll, this one among them.
+    /// Ends the grace period of the pages deferred so far, frees those of this CPU, and makes `cpus` call `poll`.
     fn ripen_and_kick(&mut self, cpus: RangeInclusive<usize>, free: &mut impl FnMut(Pfn)) {
         self.poll(usize::MAX, &mut *free);
         self.synchronize_expedited();
@@ -347,13 +351,13 @@ impl<'d, P: Platform> Cpu<'d, P> {
     }
 }
 
-/// A CPU that enters guest mode in one space under one tag, again and again.
+/// A CPU that enters guest mode in one space under one tag repeatedly.
 ///
-/// It is the CPU as well, but for what would begin another session.
+/// It derefs to the CPU, except for the methods that would begin another session.
 pub struct Session<'c, 'd, P: Platform> {
     cpu: &'c mut Cpu<'d, P>,
     space: &'c Space,
-    /// Of this CPU and this space, as long as the session lasts.
+    /// For this CPU and this space while the session lasts.
     tlb: &'c mut Tlb,
 }
 
@@ -367,23 +371,25 @@ impl<'d, P: Platform> Deref for Session<'_, 'd, P> {
 }
 
 impl<'c, P: Platform> Session<'c, '_, P> {
-    /// Runs the guest: `enter` flushes if told to, then enters guest mode and comes back.
+    /// Runs the guest: `enter` flushes if its argument demands it, enters guest mode, and returns at the exit.
     ///
-    /// An extended quiescent state, because whatever is unlinked from the space meanwhile kicks this CPU, or counts it
-    /// again until it leaves by itself (see [`Space`]).
+    /// This is an extended quiescent state: a CPU that unlinks a table from the space meanwhile kicks this CPU, or
+    /// makes grace periods wait for it until it leaves by itself (see [`Space`]).
     ///
-    /// It costs one store to this CPU's own cache line, one locked operation, three loads and a comparison; the way back
-    /// one load, two stores, one locked operation.
+    /// The entry costs one store to this CPU's own cache line, one locked operation, three loads and a comparison; the
+    /// return one load, two stores and one locked operation.
     ///
-    /// Call it with interrupts off, so that a kick that comes too early is pending at the entry. `enter` walks nothing
-    /// in software.
+    /// Call it with interrupts off, so that a kick that arrives before the entry stays pending and ends guest mode at
+    /// once. `enter` must not walk tables in software.
     ///
-    /// # Giving an entry up
+    /// # Cancelled entries
     ///
-    /// This CPU's guest mode is announced and fenced before `enter` begins, so `enter` may look for what other CPUs post
-    /// (an interrupt for this vCPU): it sees it, or else who posted it sees this CPU [away](Domain::is_away) and kicks
-    /// it. It may then return without entering. A flush is told of once, as this CPU has acknowledged it by then: `enter`
-    /// has to note it where it lasts, in what the next entry under the tag does (a VMCB's TLB_CONTROL), or to flush at once.
+    /// Guest mode is announced and fenced before `enter` begins, so `enter` may check for events of other CPUs (an
+    /// interrupt for this vCPU): it either sees the event, or the CPU that posted it sees this CPU
+    /// [away](Domain::is_away) and kicks it. `enter` may then return without entering. This CPU has acknowledged a
+    /// demanded flush before `enter` begins, so it is demanded only once: a cancelled entry must leave it pending for
+    /// the next entry under the tag (in a VMCB's TLB_CONTROL), or flush at once. Otherwise the guest would run with
+    /// stale translations.
     #[inline]
     pub fn guest<R>(&mut self, enter: impl FnOnce(Flush) -> R) -> R {
         let cpu = &*self.cpu;
@@ -399,7 +405,7 @@ impl<'c, P: Platform> Session<'c, '_, P> {
         enter(flush)
     }
 
-    /// Goes on in another space, under the same tag, as a new session would: the next entry flushes.
+    /// Continues in another space under the same tag. As in a new session, the next entry flushes.
     #[inline]
     pub fn switch(&mut self, space: &'c Space) {
         self.cpu.announce(space, self.tlb);
@@ -442,8 +448,8 @@ impl<P: Platform> Cpu<'_, P> {
         self.this.set_state(State::new(Mode::Online, clock));
     }
 
-    /// Announced and fenced before anything is walked: whoever unlinked something before, and does not see the
-    /// announcement, has it out of this CPU's sight.
+    /// Announces and fences before this CPU walks anything: if a CPU that unlinks a table does not see the
+    /// announcement, this CPU's walks see the unlinking.
     #[inline]
     fn come_online(&self) {
         self.set_online(self.domain.clock());
@@ -453,23 +459,23 @@ impl<P: Platform> Cpu<'_, P> {
     }
 }
 
-/// Offline: an extended quiescent state, and the pages that wait here are anyone's to adopt.
+/// Goes offline: an extended quiescent state. Any CPU may adopt the pages that were queued here.
 impl<P: Platform> Drop for Cpu<'_, P> {
     fn drop(&mut self) {
         let platform = &self.domain.platform;
         let own = self.deferred.get().into_list(platform);
-        // Counted there before they are no longer counted here: a barrier finds them in one place at least.
+        // `orphaned` grows before `done` does, so that a barrier counts the pages in at least one of them.
         self.domain.orphaned.fetch_add(own.len(), Ordering::Relaxed);
         bump(&self.this.done, own.len());
         let mut pages = self.adopted.get().pages;
         pages.append(platform, own);
         self.domain.orphans.push(platform, pages);
         self.this.set_state(State::new(Mode::Extended, self.seen.get()));
-        self.slot.release();
+        self.data.release();
     }
 }
 
-/// Ends an extended quiescent state, also when its closure unwinds.
+/// Ends an extended quiescent state when dropped, also if its closure unwinds.
 struct Online<'c, 'd, P: Platform>(&'c Cpu<'d, P>);
 
 impl<P: Platform> Drop for Online<'_, '_, P> {
@@ -478,7 +484,7 @@ impl<P: Platform> Drop for Online<'_, '_, P> {
     }
 }
 
-/// Adds to a counter that only this CPU writes.
+/// Adds to a counter that no other CPU writes.
 fn bump(counter: &AtomicU64, by: u64) {
     counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Release);
 }

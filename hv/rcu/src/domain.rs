@@ -1,4 +1,4 @@
-//! What all CPUs share: their states, and the clock of grace periods.
+//! The state that all CPUs share: their modes, and the clock of grace periods.
 
 use crate::cpu::Cpu;
 use crate::list::{Head, Orphans};
@@ -10,27 +10,28 @@ use addr::Pfn;
 use core::fmt;
 use core::ops::RangeInclusive;
 
-/// What the machine gives.
+/// The machine that the CPUs run on.
 pub trait Platform {
     /// The link in the descriptor of `page`. Always the same one for the same page.
     fn head(&self, page: Pfn) -> &Head;
 
-    /// Makes CPU `cpu` leave guest mode or idle soon, by an interrupt; without effect on one that is in the hypervisor.
+    /// Makes CPU `cpu` leave guest mode or idle soon, by an interrupt. It has no effect on a CPU in the hypervisor.
     ///
-    /// It must not be lost on a CPU that is about to enter: the interrupt stays pending until the entry, and ends it.
+    /// The kick must not be lost on a CPU that is about to enter guest mode: the interrupt stays pending and ends guest
+    /// mode at once.
     fn kick(&self, cpu: usize);
 
-    /// The time in ticks of any unit, the same on all CPUs. For statistics and stalls alone.
+    /// The time in ticks of any unit, the same on all CPUs. It is used for statistics and stalls only.
     fn now(&self) -> u64;
 
-    /// What CPU `cpu` does in each turn of a wait for others, besides.
+    /// Called in each iteration of a loop in which CPU `cpu` waits for others.
     fn waits(&self, cpu: usize) {
         let _ = cpu;
     }
 }
 
-/// The state of one CPU, written by itself but for the change from guest mode to stale.
-pub struct Slot {
+/// The data of one CPU. Only the CPU itself writes it, except for the change of its mode from guest to stale or kicked.
+pub struct CpuData {
     taken: AtomicBool,
     pub(crate) cpu: Line<PerCpu>,
 }
@@ -38,19 +39,19 @@ pub struct Slot {
 pub(crate) struct PerCpu {
     /// A [`State`].
     state: AtomicU64,
-    /// The space last entered; 0 if none was.
+    /// The space last entered; 0 if none.
     space: AtomicU64,
-    /// The generation of that space which this CPU acknowledged.
+    /// The generation of that space that this CPU has acknowledged.
     flushed: AtomicU64,
     /// Pages deferred on this CPU so far.
     pub(crate) deferred: AtomicU64,
-    /// Those of them that were given back, or handed over when the CPU went away.
+    /// The number of them that were freed, or handed over when the CPU went offline.
     pub(crate) done: AtomicU64,
     pub(crate) freed: Counter,
     pub(crate) peak: Counter,
 }
 
-impl Slot {
+impl CpuData {
     const_unless_loom! {
         fn new() -> Self {
             Self {
@@ -83,13 +84,13 @@ impl PerCpu {
         State::from_raw(self.state.load(Ordering::Acquire))
     }
 
-    /// What was read before is read before the new state is seen.
+    /// A release store: reads before it complete before another CPU sees the new state.
     #[inline]
     pub(crate) fn set_state(&self, state: State) {
         self.state.store(state.raw(), Ordering::Release);
     }
 
-    /// Says what the coming guest mode walks, with translations as old as `flushed`.
+    /// Announces the space that the next guest mode walks, with translations as old as `flushed`.
     #[inline]
     pub(crate) fn set_space(&self, space: &Space, flushed: u64) {
         self.space.store(space.id(), Ordering::Release);
@@ -103,13 +104,14 @@ impl PerCpu {
 
     /// Whether the hardware may walk `space` with translations from before `generation`.
     ///
-    /// The space is read after the state: it is that of the state, or of a later entry, which compares generations itself.
+    /// The caller reads the state first. So the space is that of the state, or that of a later entry, which compares
+    /// generations itself.
     fn walks_stale(&self, space: &Space, generation: u64) -> bool {
         self.space.load(Ordering::Acquire) == space.id() && self.flushed.load(Ordering::Acquire) < generation
     }
 
-    /// Makes a guest mode that walks what was unlinked before `generation` count for grace periods.
-    /// Whether that is this call's doing: the caller then kicks, if `to` is [`Mode::Kicked`].
+    /// Makes grace periods wait for this CPU if it is in guest mode and may walk tables unlinked before `generation`.
+    /// True if this call changed the mode: the caller then kicks, if `to` is [`Mode::Kicked`].
     fn revoke(&self, space: &Space, generation: u64, to: Mode) -> bool {
         loop {
             let state = self.state();
@@ -136,11 +138,11 @@ impl PerCpu {
 /// All CPUs that may walk the same tables. One static for the machine:
 ///
 /// ```
-/// # use rcu::{Domain, Head, Platform, Slot};
+/// # use rcu::{CpuData, Domain, Head, Platform};
 /// # use addr::Pfn;
-/// struct Machine;
+/// struct ExamplePlatform;
 /// # static HEAD: Head = Head::new();
-/// impl Platform for Machine {
+/// impl Platform for ExamplePlatform {
 ///     fn head(&self, page: Pfn) -> &Head { /* the page's descriptor */
 /// #       &HEAD
 ///     }
@@ -150,46 +152,48 @@ impl PerCpu {
 ///     }
 /// }
 ///
-/// static RCU: Domain<Machine, [Slot; 64]> = Domain::new(Machine, 1024);
+/// static RCU: Domain<ExamplePlatform, [CpuData; 64]> = Domain::new(ExamplePlatform, 1024);
 /// let cpu = RCU.register(0).unwrap();
-/// let everywhere: &'static Domain<Machine> = &RCU;
+/// let everywhere: &'static Domain<ExamplePlatform> = &RCU;
 /// ```
 ///
 /// # Grace periods
 ///
 /// `clock` counts the grace periods that have begun, `completed` those that have ended; one runs at a time. Each CPU's
-/// state holds the clock as it was at the CPU's last quiescent state. A page waits for period `clock + 1`, which begins
-/// after it was unlinked, and ends when every state has reached that number or is extended.
+/// state holds the value of the clock at the CPU's last quiescent state. A page waits for period `clock + 1`. This
+/// period begins after the page was unlinked, and ends when every state has reached its number or is extended.
 ///
-/// Why that is late enough: the deferring CPU unlinks, fences, and reads the clock as n. A reader that reports n + 1
-/// read the clock as n + 1, and fenced. Were its fence the earlier one, the deferring CPU would have read n + 1 too: so
-/// it is the later one, and what the reader walks from then on no longer holds the page. What it walked before is over
-/// before the report is seen. A CPU that ends the period reads the clock, fences (its own quiescent state is among those
-/// that it needs, so that fence is enough), and reads the states: one that leaves an extended quiescent state announces
-/// it and fences before it walks, so either the announcement is seen, or the walk comes after the unlinking.
-pub struct Domain<P, S: ?Sized = [Slot]> {
+/// No CPU can walk the page after that period. The deferring CPU unlinks, fences, and reads the clock as n. A reader
+/// that reports n + 1 read the clock as n + 1, then fenced. If its fence were the earlier of the two, the deferring CPU
+/// would have read n + 1 too. So it is the later one, and the reader's walks after it do not find the page; the
+/// reader's walks before it end before the report is visible. A CPU that ends the period reads the clock, fences (by
+/// its own quiescent state, which the period needs too), and reads the states. A CPU that leaves an extended quiescent
+/// state announces that and fences before it walks: either the announcement is seen, or the walk comes after the
+/// unlinking.
+pub struct Domain<P, S: ?Sized = [CpuData]> {
     pub(crate) platform: P,
-    /// Pages deferred on one CPU beyond which it hurries.
+    /// The number of pages queued on one CPU above which it should hurry.
     pub(crate) limit: u64,
     spaces: AtomicU64,
     clock: Line<AtomicU64>,
     completed: Line<AtomicU64>,
     pub(crate) orphans: Line<Orphans>,
-    /// Pages of CPUs that went away, until they are given back.
+    /// The number of pages of CPUs that went offline that are not freed yet.
     pub(crate) orphaned: AtomicU64,
     started: Counter,
     longest: Counter,
     kicks: Counter,
-    /// Those of the slots whose CPUs there are.
+    /// The number of CPUs that exist, at most as many as `cpu_data` has elements.
     cpus: usize,
-    slots: S,
+    cpu_data: S,
 }
 
-impl<P, const CPUS: usize> Domain<P, [Slot; CPUS]> {
+impl<P, const CPUS: usize> Domain<P, [CpuData; CPUS]> {
     const_unless_loom! {
-        /// A domain of CPUs 0 to `CPUS` - 1, none of them there yet.
+        /// A domain of CPUs 0 to `CPUS` - 1, all of them offline.
         ///
-        /// `limit`: pages that may wait on one CPU before its deferrals answer [`Backlog::Over`](crate::Backlog::Over).
+        /// If more than `limit` pages are queued on a CPU, its deferrals return
+        /// [`Backlog::Over`](crate::Backlog::Over).
         pub fn new(platform: P, limit: u64) -> Self {
             Self {
                 platform,
@@ -203,18 +207,21 @@ impl<P, const CPUS: usize> Domain<P, [Slot; CPUS]> {
                 longest: Counter::new(0),
                 kicks: Counter::new(0),
                 cpus: CPUS,
-                slots: new_slots(),
+                cpu_data: new_cpu_data(),
             }
         }
     }
 
-    /// The same with no more than `cpus` CPUs: each flush looks at all that may be there.
+    /// The domain with at most `cpus` CPUs. This makes flushes cheaper, because each reads the states of all CPUs.
     #[must_use]
     pub fn with_cpus(self, cpus: usize) -> Self {
         Self { cpus: cpus.min(CPUS), ..self }
     }
 
-    /// Brings CPU `cpu` online. To be called on that CPU, which keeps the handle.
+    /// Brings CPU `cpu` online. That CPU calls this and keeps the handle.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
     pub fn register(&self, cpu: usize) -> Result<Cpu<'_, P>, RegisterError>
     where
         P: Platform,
@@ -224,17 +231,17 @@ impl<P, const CPUS: usize> Domain<P, [Slot; CPUS]> {
 }
 
 #[cfg(not(loom))]
-const fn new_slots<const CPUS: usize>() -> [Slot; CPUS] {
-    [const { Slot::new() }; CPUS]
+const fn new_cpu_data<const CPUS: usize>() -> [CpuData; CPUS] {
+    [const { CpuData::new() }; CPUS]
 }
 
 #[cfg(loom)]
-fn new_slots<const CPUS: usize>() -> [Slot; CPUS] {
-    core::array::from_fn(|_| Slot::new())
+fn new_cpu_data<const CPUS: usize>() -> [CpuData; CPUS] {
+    core::array::from_fn(|_| CpuData::new())
 }
 
 impl<P, S: ?Sized> Domain<P, S> {
-    /// The machine.
+    /// The platform.
     pub fn platform(&self) -> &P {
         &self.platform
     }
@@ -253,7 +260,7 @@ impl<P, S: ?Sized> Domain<P, S> {
         self.completed.load(Ordering::Acquire)
     }
 
-    /// The grace period after which no CPU walks what the caller has unlinked (and flushed) before this call.
+    /// The grace period after which no CPU walks tables that the caller has unlinked (and flushed) before this call.
     pub(crate) fn ticket(&self) -> u64 {
         if holds(Rule::FenceAtTicket) {
             fence(Ordering::SeqCst);
@@ -262,17 +269,17 @@ impl<P, S: ?Sized> Domain<P, S> {
     }
 }
 
-impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
+impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
     fn cpus(&self) -> impl Iterator<Item = (usize, &PerCpu)> {
-        self.slots().iter().map(|slot| &*slot.cpu).enumerate()
+        self.all().iter().map(|data| &*data.cpu).enumerate()
     }
 
-    fn slots(&self) -> &[Slot] {
-        &self.slots.as_ref()[..self.cpus]
+    fn all(&self) -> &[CpuData] {
+        &self.cpu_data.as_ref()[..self.cpus]
     }
 
-    pub(crate) fn slot(&self, cpu: usize) -> Option<&Slot> {
-        self.slots().get(cpu)
+    pub(crate) fn cpu_data(&self, cpu: usize) -> Option<&CpuData> {
+        self.all().get(cpu)
     }
 
     /// Begins a grace period if `wanted` has not begun and none runs.
@@ -281,13 +288,14 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         if wanted <= clock || self.completed() != clock {
             return;
         }
-        // Before the exchange, so that nobody sees the period without its beginning; a loser's time is as good.
+        // Stored before the exchange, so that no CPU sees the period without its start. A CPU that loses the exchange
+        // stores nearly the same time.
         self.started.fetch_max(self.platform.now(), Ordering::Relaxed);
-        // Whoever loses has what he wanted: a grace period that begins.
+        // If the exchange fails, another CPU has begun the grace period.
         let _ = self.clock.compare_exchange(clock, clock + 1, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// Ends the grace period that runs, if no CPU holds it up. The number of the last that ended.
+    /// Ends the running grace period if no CPU holds it up. Returns the number of the last period that has ended.
     pub(crate) fn complete(&self) -> u64 {
         let running = self.clock();
         let completed = self.completed();
@@ -310,7 +318,8 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         self.platform.now().saturating_sub(self.started.load(Ordering::Relaxed))
     }
 
-    /// Makes every CPU flush before it next walks `space`, and what walks it now count for grace periods.
+    /// Makes every CPU flush before its next entry to `space`, and makes grace periods wait for the CPUs that walk it
+    /// now.
     pub(crate) fn flush(&self, space: &Space, to: Mode) -> Generation {
         let generation = space.generation.fetch_add(1, Ordering::AcqRel) + 1;
         if holds(Rule::FenceAtFlush) {
@@ -335,10 +344,10 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         }
     }
 
-    /// Kicks those of `cpus` that are online, but for CPU `this`.
+    /// Kicks those of `cpus` that are online, except CPU `this`.
     pub(crate) fn kick_others(&self, this: usize, cpus: RangeInclusive<usize>) {
-        for (index, slot) in self.slots().iter().enumerate() {
-            if index != this && cpus.contains(&index) && slot.taken.load(Ordering::Relaxed) {
+        for (index, data) in self.all().iter().enumerate() {
+            if index != this && cpus.contains(&index) && data.taken.load(Ordering::Relaxed) {
                 self.kick(index);
             }
         }
@@ -349,8 +358,8 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         self.platform.kick(cpu);
     }
 
-    /// Whether `generation` of `space` has reached every CPU: none walks with translations that are older. For callers
-    /// that unlink no table but need the flush itself: to collect dirty bits after write-protecting, say.
+    /// Whether `generation` of `space` has reached every CPU: none walks with older translations. Used by callers that
+    /// need the flush itself, for example to collect dirty bits after write-protecting.
     pub fn is_flushed(&self, space: &Space, generation: Generation) -> bool {
         fence(Ordering::SeqCst);
         !self.cpus().any(|(_, cpu)| {
@@ -359,22 +368,23 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
         })
     }
 
-    /// Whether CPU `cpu` is in guest mode or idle, or about to be, so that it takes a kick for it to see what the caller has
-    /// just posted for it (an interrupt for one of its vCPUs, by an atomic store of any order).
+    /// Whether CPU `cpu` is in guest mode or idle, or about to be, so that the caller must kick it for it to see an
+    /// event that the caller has just posted (an interrupt for one of its vCPUs, by an atomic store of any order).
     ///
-    /// Post and look here, entry and idle announce and look there, with a fence between on either side (Dekker): if this
-    /// says no, the CPU is in the hypervisor, and finds what was posted by its look after [`Session::guest`] or
-    /// [`Cpu::idle`] has begun. If it says yes, the kick comes before or in guest mode, and ends it.
+    /// The caller stores the event, fences and loads the state; the CPU stores the state, fences and loads the event
+    /// (Dekker). If this returns false, the CPU is in the hypervisor and sees the event at its check after
+    /// [`Session::guest`] or [`Cpu::idle`] has begun. If it returns true, the kick arrives before or in guest mode and
+    /// ends it.
     ///
     /// [`Session::guest`]: crate::Session::guest
     pub fn is_away(&self, cpu: usize) -> bool {
         if holds(Rule::FenceAtPost) {
             fence(Ordering::SeqCst);
         }
-        self.slot(cpu).is_some_and(|slot| slot.cpu.state().mode() != Mode::Online)
+        self.cpu_data(cpu).is_some_and(|data| data.cpu.state().mode() != Mode::Online)
     }
 
-    /// The CPUs that hold up a grace period which has run for more than `limit` ticks.
+    /// The CPUs that hold up a grace period that has been running for more than `limit` ticks.
     pub fn stalls(&self, limit: u64) -> impl Iterator<Item = Stall> {
         let running = self.clock();
         let ticks = if self.completed() == running { 0 } else { self.running_for() };
@@ -383,7 +393,7 @@ impl<P: Platform, S: ?Sized + AsRef<[Slot]>> Domain<P, S> {
             .map(move |(index, cpu)| Stall { cpu: index, mode: cpu.state().mode(), ticks })
     }
 
-    /// What happened so far.
+    /// The statistics since boot.
     pub fn stats(&self) -> Stats {
         let sum = |of: fn(&PerCpu) -> u64| self.cpus().map(|(_, cpu)| of(cpu)).sum::<u64>();
         let deferred = sum(|cpu| cpu.deferred.load(Ordering::Relaxed));
@@ -414,26 +424,26 @@ fn holds_up(state: State, grace: u64) -> bool {
 pub struct Stall {
     /// Its index.
     pub cpu: usize,
-    /// What it does: in the hypervisor without a quiescent state, or in guest mode without flushing.
+    /// Its mode: in the hypervisor without a quiescent state, or in guest mode without a flush.
     pub mode: Mode,
-    /// For how long the grace period has been running.
+    /// The time since the grace period began.
     pub ticks: u64,
 }
 
-/// What a [`Domain`] has done so far. Read while CPUs run, the numbers need not be of one moment.
+/// Statistics of a [`Domain`]. CPUs run while they are read, so the numbers may not be consistent with each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Pages deferred.
     pub deferred: u64,
-    /// Pages given back after their grace period.
+    /// Pages freed after their grace period.
     pub freed: u64,
-    /// Pages that wait now.
+    /// Pages queued now.
     pub backlog: u64,
-    /// The most that ever waited on one CPU.
+    /// The most pages that were queued on one CPU at a time.
     pub peak_backlog: u64,
     /// Grace periods that ended.
     pub grace_periods: u64,
-    /// The longest of them, in ticks.
+    /// The longest grace period, in ticks.
     pub longest_grace_period: u64,
     /// Kicks sent.
     pub kicks: u64,
@@ -444,7 +454,7 @@ pub struct Stats {
 pub enum RegisterError {
     /// The domain has no CPU of this index.
     OutOfRange,
-    /// A handle of this CPU exists.
+    /// The handle of this CPU exists already.
     Taken,
 }
 

@@ -1,4 +1,4 @@
-//! Pages on their way from their tables to their grace period.
+//! Pages that are unlinked and wait for their flush.
 
 use crate::Cpu;
 use crate::domain::Platform;
@@ -7,10 +7,10 @@ use crate::space::{Generation, Space};
 use crate::state::Mode;
 use addr::Pfn;
 
-/// Collects what one operation unlinks from an address space, flushes once, and lets the pages wait for their grace
-/// period (Linux' `mmu_gather`). Its end does that, however it ends.
+/// Collects the pages that one operation unlinks from an address space, flushes once, and queues the pages for their
+/// grace period (Linux's `mmu_gather`). Dropping it does that too.
 ///
-/// While it lives its CPU reports no quiescent state.
+/// It borrows its CPU, which can't report a quiescent state meanwhile.
 pub struct Gather<'c, P: Platform> {
     cpu: &'c Cpu<'c, P>,
     space: &'c Space,
@@ -18,21 +18,21 @@ pub struct Gather<'c, P: Platform> {
     changed: bool,
 }
 
-/// Whether more pages wait on this CPU than the domain's limit.
+/// Whether more pages are queued on this CPU than the domain's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backlog {
-    /// No.
+    /// Not more.
     Within,
-    /// Yes: [`Cpu::hurry`].
+    /// More: the caller should call [`Cpu::hurry`].
     Over,
 }
 
-/// What a [`Gather`] came to.
+/// The result of a [`Gather`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retired {
     /// The flush that it made: see [`Domain::is_flushed`](crate::Domain::is_flushed).
     pub generation: Generation,
-    /// Whether to hurry.
+    /// Whether the caller should call [`Cpu::hurry`].
     pub backlog: Backlog,
 }
 
@@ -41,27 +41,27 @@ impl<'c, P: Platform> Gather<'c, P> {
         Self { cpu, space, pages: List::default(), changed: false }
     }
 
-    /// Adds a page: a table, or memory that an entry mapped. No entry leads to it any more.
+    /// Adds a page: a table, or memory that an entry mapped. No entry refers to it any more.
     ///
     /// # Panics
-    /// If the page waits already.
+    /// If the page is queued already.
     pub fn add(&mut self, page: Pfn) {
         self.changed = true;
         self.pages.push(&self.cpu.domain().platform, page);
     }
 
-    /// Notes that an entry lost rights or its page without a page to give back: translations need the flush.
+    /// Records that an entry lost rights or its page without a page to free: stale translations must be flushed.
     pub fn changed(&mut self) {
         self.changed = true;
     }
 
-    /// Flushes, kicking the CPUs in guest mode that use this space. Nothing if there was nothing to gather.
+    /// Flushes, and kicks the CPUs in guest mode that use this space. Does nothing if nothing changed.
     pub fn finish(mut self) -> Retired {
         self.retire(Mode::Kicked)
     }
 
-    /// Flushes, but leaves CPUs in guest mode alone until they leave it by themselves or [`Cpu::hurry`] makes them. For
-    /// tables whose old translations are as good as the new ones.
+    /// Flushes without kicks: CPUs in guest mode stay there until they leave it by themselves or [`Cpu::hurry`] kicks
+    /// them. For tables whose old translations are still correct.
     pub fn finish_lazily(mut self) -> Retired {
         self.retire(Mode::Stale)
     }

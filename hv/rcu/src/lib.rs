@@ -1,21 +1,23 @@
-//! Quiescent-state-based RCU: tables are read without locks, and freed when nobody can be reading them any more.
+//! Quiescent-state-based RCU: CPUs read tables without locks, and a table is freed when no CPU can be reading it any
+//! more.
 //!
-//! A CPU of the [`Domain`] reads under a [`Guard`], which costs nothing, and reports from time to time that it holds
-//! none. A page that was unlinked waits, linked through its descriptor, until every CPU has done so, *and* until every
-//! CPU whose hardware may walk it has flushed: both are one grace period, see [`Domain`] and [`Space`].
+//! A CPU of the [`Domain`] reads under a [`Guard`], which costs nothing, and reports quiescent states, in which it
+//! holds no guard. An unlinked page is queued, linked through its descriptor, until every CPU has reported a quiescent
+//! state *and* every CPU whose hardware may walk the page has flushed. One grace period covers both, see [`Domain`] and
+//! [`Space`].
 //!
 //! ```
-//! use rcu::{Domain, Flush, Head, Platform, Slot, Space, Tlb};
+//! use rcu::{CpuData, Domain, Flush, Head, Platform, Space, Tlb};
 //! use addr::Pfn;
 //!
-//! struct Machine { descriptors: Vec<Head> }
-//! impl Platform for Machine {
+//! struct ExamplePlatform { descriptors: Vec<Head> }
+//! impl Platform for ExamplePlatform {
 //!     fn head(&self, page: Pfn) -> &Head { &self.descriptors[page.raw() as usize] }
 //!     fn kick(&self, _cpu: usize) {}
 //!     fn now(&self) -> u64 { 0 }
 //! }
-//! let machine = Machine { descriptors: (0..8).map(|_| Head::new()).collect() };
-//! let domain: Domain<_, [Slot; 2]> = Domain::new(machine, 64);
+//! let platform = ExamplePlatform { descriptors: (0..8).map(|_| Head::new()).collect() };
+//! let domain: Domain<_, [CpuData; 2]> = Domain::new(platform, 64);
 //! let space = Space::new(&domain);
 //! let mut cpu = domain.register(0).unwrap();
 //!
@@ -46,7 +48,7 @@ mod sync;
 mod tests;
 
 pub use cpu::{Cpu, Guard, Session};
-pub use domain::{Domain, Platform, RegisterError, Slot, Stall, Stats};
+pub use domain::{CpuData, Domain, Platform, RegisterError, Stall, Stats};
 pub use gather::{Backlog, Gather, Retired};
 pub use list::Head;
 pub use space::{Flush, Generation, Space, Tlb};

@@ -4,26 +4,26 @@ use crate::Platform;
 use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 use addr::Pfn;
 
-/// The link of a page descriptor: where a page waits for its grace period.
+/// The link of a page descriptor, by which a page is queued for its grace period. Eight bytes.
 ///
-/// It lies in the caller's descriptor array, never in the page: the page may still be walked, and its entries must stay
-/// as they are. Eight bytes.
+/// It lies in the caller's descriptor array and not in the page, because CPUs may still walk the page and use its
+/// entries.
 pub struct Head(AtomicU64);
 
-/// No page: the frame numbers of a processor end far below.
+/// The end of a list. No frame has this number.
 const END: u64 = u64::MAX;
-/// On no list.
+/// The page is on no list.
 const IDLE: u64 = u64::MAX - 1;
 
 impl Head {
     const_unless_loom! {
-        /// The link of a page that waits for nothing.
+        /// The link of a page that is not queued.
         pub fn new() -> Self {
             Self(AtomicU64::new(IDLE))
         }
     }
 
-    /// Whether the page waits for a grace period.
+    /// Whether the page is queued for a grace period.
     pub fn is_queued(&self) -> bool {
         self.0.load(Ordering::Relaxed) != IDLE
     }
@@ -53,7 +53,7 @@ fn decode(link: u64) -> Option<Pfn> {
     (link != END).then(|| Pfn::new(link))
 }
 
-/// Pages in the order in which they came. One CPU's alone, so its links need no order of their own.
+/// A list of pages in FIFO order. Only one CPU uses it, so its links need no memory ordering.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct List {
     ends: Option<(Pfn, Pfn)>,
@@ -101,7 +101,8 @@ impl List {
     }
 }
 
-/// The lists of CPUs that went away: any CPU pushes a list, any CPU takes them all, so no ABA.
+/// The pages of CPUs that went offline. Any CPU pushes a list, and any CPU takes all of them at once, so there is no
+/// ABA problem.
 pub(crate) struct Orphans(AtomicU64);
 
 impl Orphans {
@@ -141,10 +142,10 @@ impl Orphans {
     }
 }
 
-/// A CPU's deferred pages, in the order of their grace periods (Linux' `rcu_segcblist`).
+/// A CPU's deferred pages, in the order of their grace periods (Linux's `rcu_segcblist`).
 ///
-/// Grace periods run one at a time, so three lists are enough: a page deferred while period `n` runs waits for `n + 1`;
-/// when one comes that waits for `n + 2`, period `n` is over, and what waited for it is ripe.
+/// Grace periods run one at a time, so three lists are enough: a page deferred while period `n` runs waits for `n + 1`.
+/// When a page is added that waits for `n + 2`, period `n` is over, and the pages that waited for it can be freed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Segments {
     ripe: List,
@@ -152,7 +153,7 @@ pub(crate) struct Segments {
     next: Segment,
 }
 
-/// Pages that wait for the end of one grace period.
+/// Pages that wait for the same grace period.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Segment {
     pub(crate) pages: List,
@@ -165,13 +166,13 @@ impl Segments {
         self.ripe.len() + self.wait.pages.len() + self.next.pages.len()
     }
 
-    /// The last grace period that some page waits for, if any does.
+    /// The last grace period that a page waits for, if any.
     pub(crate) fn wanted(&self) -> Option<u64> {
         let waits = |segment: &Segment| !segment.pages.is_empty();
         [self.next, self.wait].into_iter().find(waits).map(|segment| segment.grace)
     }
 
-    /// Adds pages that wait for `grace`, which is never below that of pages added before.
+    /// Adds pages that wait for `grace`, which is never below the grace period of pages added before.
     pub(crate) fn add(&mut self, platform: &impl Platform, pages: List, grace: u64) {
         if self.next.grace != grace {
             self.ripe.append(platform, self.wait.pages);
@@ -181,7 +182,7 @@ impl Segments {
         self.next.pages.append(platform, pages);
     }
 
-    /// Moves what waited for grace periods up to `completed` to the ripe list.
+    /// Moves the pages that waited for grace periods up to `completed` to the ripe list.
     pub(crate) fn ripen(&mut self, platform: &impl Platform, completed: u64) {
         for segment in [&mut self.wait, &mut self.next] {
             if segment.grace <= completed {

@@ -4,11 +4,11 @@ use crate::Domain;
 use crate::rule::{Rule, holds};
 use crate::sync::{AtomicU64, Counter, Ordering};
 
-/// An address space: one tree of tables, walked by the hardware of every CPU in its guest. Holds its flush generation.
+/// An address space: one tree of tables, which the hardware of every CPU in its guest walks. It counts its flushes.
 ///
 /// # Why no flush is lost
 ///
-/// Entry and unlinker each write one word, fence, and read the other's (Dekker):
+/// The entry to guest mode and the unlinking CPU each write one word, fence, and read the other's word (Dekker):
 ///
 /// ```text
 /// entry of CPU c                         unlinker of a page
@@ -23,29 +23,30 @@ use crate::sync::{AtomicU64, Counter, Ordering};
 /// 8  fence (SeqCst)
 /// ```
 ///
-/// Fences have one order that all CPUs agree on. *3 before c*: the loads of d see what 2 wrote, or something later. If
-/// they see the entry, the exchange makes it Kicked, or fails because the CPU has left; a Kicked CPU holds up every grace
-/// period above its n, hence this page's (n was loaded before 3 and the clock after c, so n < grace), until 7. *c before
-/// 3*: the load of 4 sees the new generation, and 5 flushes before the first walk of 6, which finds the entry unlinked.
+/// All CPUs agree on one order of the fences. *3 before c*: the loads of d see the store of 2 or a later one. If they
+/// see the entry, the exchange makes the state Kicked, or fails because the CPU has left guest mode. A Kicked CPU holds
+/// up every grace period above its n until 7, hence this page's (n was loaded before 3 and the clock after c, so n <
+/// grace). *c before 3*: the load of 4 sees the new generation, and 5 flushes before the first walk of 6, which finds
+/// the page unlinked.
 ///
-/// Step 0 is done once for many entries (see [`Session`](crate::Session)): both hold until a flush, which 5 stores, or until
-/// another space's turn. An unlinker that finds another space there than that of the state it read is late: the CPU has left
-/// the guest mode that the state speaks of, and compares generations when it comes back to that space.
+/// Step 0 is done once for many entries (see [`Session`](crate::Session)): both values hold until a flush, which 5
+/// stores, or until the CPU enters another space. If d finds another space than that of the state that it read, the CPU
+/// has left the guest mode of that state, and will compare generations when it enters that space again.
 ///
-/// So guest mode may count as an extended quiescent state: a CPU that the grace period passes over in guest mode has
-/// either entered after the flush, and flushed, or runs another space. The second fence, e, makes it so for whoever ends
-/// the grace period: it reads the clock at or above grace, fences, then reads the states, so its fence comes after e and
-/// it can't see the Guest that d replaced.
+/// So guest mode can count as an extended quiescent state: if a grace period ends while a CPU is in guest mode, the CPU
+/// entered after the flush and has flushed, or runs another space. The second fence, e, makes this hold also for a
+/// third CPU that ends the grace period: it reads the clock at or above grace, fences, then reads the states. Its fence
+/// comes after e, so it can't see the state Guest that d replaced.
 ///
-/// A kick is an interrupt, and the entry runs with interrupts off from before 2 (SVM: with the global interrupt flag
-/// clear): one that arrives between 4 and 6 stays pending and ends the guest mode at once.
+/// A kick is an interrupt, and interrupts are off from before 2 up to the entry (SVM: the global interrupt flag is
+/// clear): a kick that arrives between 4 and 6 stays pending and ends guest mode at once.
 pub struct Space {
     id: u64,
     pub(crate) generation: AtomicU64,
     pub(crate) kicks: Counter,
 }
 
-/// The generation before a space's first: nothing was ever flushed to it.
+/// The generation before the first one of a space: no flush of the space has happened under the tag.
 pub(crate) const NEVER: u64 = 0;
 const FIRST: u64 = NEVER + 1;
 
@@ -66,44 +67,44 @@ impl Space {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    /// How often it was flushed.
+    /// The number of its flushes.
     pub fn flushes(&self) -> u64 {
         self.generation().0 - FIRST
     }
 
-    /// Kicks sent for its flushes.
+    /// The number of kicks sent for its flushes.
     pub fn kicks(&self) -> u64 {
         self.kicks.load(Ordering::Relaxed)
     }
 }
 
-/// How often a [`Space`] was flushed: the name of one flush, for [`Domain::is_flushed`].
+/// A number of flushes of a [`Space`]. It identifies one flush, for [`Domain::is_flushed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub(crate) u64);
 
 impl Generation {
-    /// As a number: a later generation's is larger.
+    /// The generation as a number, which grows with each flush.
     #[inline]
     pub const fn number(self) -> u64 {
         self.0
     }
 }
 
-/// What the translations under one tag (ASID; VPID and EPTP) hold: of which space, on which CPU, flushed when.
+/// A record of the translations under one tag (ASID; VPID and EPTP): their space, their CPU, and their last flush.
 ///
-/// It belongs to whoever uses the tag, as a rule the vCPU. A vCPU that moved to another CPU, or whose tag served another
-/// space before, is told to flush by this record alone.
+/// The user of the tag, usually a vCPU, owns the record. By this record, the first entry of a vCPU that moved to
+/// another CPU, or whose tag was used for another space, flushes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tlb {
     /// The CPU of the last flush.
     cpu: usize,
-    /// The space that was flushed; 0, which is none's, before the first.
+    /// The space that was flushed; 0, the number of no space, before the first flush.
     space: u64,
     generation: u64,
 }
 
 impl Tlb {
-    /// A tag of which nothing is known: the first entry flushes.
+    /// The record of a tag that may hold any translations: the first entry flushes.
     pub const fn new() -> Self {
         Self { cpu: 0, space: 0, generation: NEVER }
     }
@@ -126,13 +127,13 @@ impl Tlb {
     }
 }
 
-/// What an entry to guest mode must do with the translations under its tag.
+/// Whether an entry to guest mode must flush the translations under its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a flush that is owed must be done before the guest runs"]
+#[must_use = "a pending flush must be done before the guest runs"]
 pub enum Flush {
-    /// They may stay.
+    /// The translations may stay.
     Keep,
-    /// Something was unlinked since the last flush: drop them all before the guest's next instruction. It is owed even
-    /// if this entry is given up.
+    /// An entry was unlinked since the last flush: all translations must be flushed before the guest's next
+    /// instruction. The flush stays pending if this entry is cancelled.
     Needed,
 }

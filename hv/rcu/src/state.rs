@@ -1,23 +1,23 @@
-//! What one CPU does at the moment, as other CPUs see it.
+//! The state of one CPU that other CPUs read.
 
 use core::fmt;
 
-/// One word, so that it changes at once: the number of the grace period that the CPU last knew of, and its mode.
+/// The grace period that the CPU last saw, and its mode. In one word, so that both change atomically.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct State(u64);
 
-/// What a CPU is doing, as far as grace periods are concerned.
+/// The mode of a CPU as far as it matters to grace periods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// In the hypervisor: may walk tables in software until its next quiescent state.
+    /// In the hypervisor: it may walk tables in software until its next quiescent state.
     Online,
-    /// Idle or not there: walks nothing, and announces its return.
+    /// Idle or offline: it walks no tables, and announces its return.
     Extended,
-    /// In guest mode: walks in hardware, but nothing unlinked before its entry.
+    /// In guest mode: its hardware walks tables, but none that was unlinked before its entry.
     Guest,
-    /// In guest mode, and something was unlinked and flushed since its entry: counts until it leaves.
+    /// In guest mode, and a table was unlinked and flushed since its entry: grace periods wait until it leaves.
     Stale,
-    /// As [`Stale`](Self::Stale), and told to leave.
+    /// As [`Stale`](Self::Stale), and a kick was sent.
     Kicked,
 }
 
@@ -54,7 +54,7 @@ impl State {
         Self::new(mode, self.grace())
     }
 
-    /// Whether this CPU may still walk what was unlinked before grace period `grace` began.
+    /// Whether this CPU may still walk tables unlinked before grace period `grace` began.
     pub(crate) fn holds_up(self, grace: u64) -> bool {
         match self.mode() {
             Mode::Online | Mode::Stale | Mode::Kicked => self.grace() < grace,

@@ -1,4 +1,4 @@
-//! The rules where one thread can show them: it holds several CPUs' handles, and decides who does what when.
+//! Tests of the rules by one thread, which holds the handles of several CPUs and interleaves their operations.
 
 use super::*;
 use addr::Pfn;
@@ -10,13 +10,13 @@ use std::vec::Vec;
 use std::{assert_eq, vec};
 
 #[derive(Default)]
-struct Machine {
+struct TestPlatform {
     heads: [Head; 16],
     kicks: [AtomicU64; 3],
     time: AtomicU64,
 }
 
-impl Platform for Machine {
+impl Platform for TestPlatform {
     fn head(&self, page: Pfn) -> &Head {
         &self.heads[page.raw() as usize]
     }
@@ -30,10 +30,10 @@ impl Platform for Machine {
     }
 }
 
-type Three = Domain<Machine, [Slot; 3]>;
+type Three = Domain<TestPlatform, [CpuData; 3]>;
 
 fn domain() -> Three {
-    Domain::new(Machine::default(), 4)
+    Domain::new(TestPlatform::default(), 4)
 }
 
 fn kicks(domain: &Three) -> [u64; 3] {
@@ -44,15 +44,15 @@ fn page(number: u64) -> Pfn {
     Pfn::new(number)
 }
 
-/// What a poll of `cpu` gives back.
-fn polled(cpu: &Cpu<'_, Machine>) -> Vec<u64> {
+/// The pages that a poll of `cpu` frees.
+fn polled(cpu: &Cpu<'_, TestPlatform>) -> Vec<u64> {
     let mut pages = vec![];
     cpu.poll(usize::MAX, |page| pages.push(page.raw()));
     pages
 }
 
-/// What two turns of every CPU's loop give back.
-fn turns(cpus: &mut [Cpu<'_, Machine>]) -> Vec<u64> {
+/// The pages that two iterations of every CPU's loop free.
+fn turns(cpus: &mut [Cpu<'_, TestPlatform>]) -> Vec<u64> {
     let mut pages = vec![];
     for _ in 0..3 {
         for cpu in &mut *cpus {
@@ -121,7 +121,7 @@ fn a_guest_is_kicked_and_counts_until_it_leaves() {
     let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
     let mut tlb = Tlb::new();
     second.guest(&space, &mut tlb, |flush| {
-        assert_eq!(flush, Flush::Needed, "of this tag nothing is known");
+        assert_eq!(flush, Flush::Needed, "the tag may hold any translations");
         let retired = first.defer(&space, page(5));
         assert!(!domain.is_flushed(&space, retired.generation));
         assert_eq!(kicks(&domain), [0, 1, 0]);
@@ -173,7 +173,7 @@ fn a_lazy_flush_kicks_in_a_hurry_only() {
 }
 
 #[test]
-fn a_strict_flush_kicks_whom_a_lazy_one_left() {
+fn a_flush_with_kicks_also_kicks_cpus_that_a_lazy_flush_left() {
     let domain = domain();
     let space = Space::new(&domain);
     let [first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
@@ -194,7 +194,7 @@ fn a_tag_is_flushed_when_its_cpu_or_its_space_is_another() {
     let [space, other] = [(); 2].map(|()| Space::new(&domain));
     let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
     let mut tlb = Tlb::new();
-    let mut enter = |cpu: &mut Cpu<'_, Machine>, space: &Space| cpu.guest(space, &mut tlb, |flush| flush);
+    let mut enter = |cpu: &mut Cpu<'_, TestPlatform>, space: &Space| cpu.guest(space, &mut tlb, |flush| flush);
     assert_eq!(enter(&mut first, &space), Flush::Needed);
     assert_eq!(enter(&mut first, &space), Flush::Keep);
     assert_eq!(enter(&mut second, &space), Flush::Needed);
@@ -344,8 +344,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// No page comes back before each CPU that was online when it was deferred has passed a quiescent state; each comes
-    /// back once, and in the end.
+    /// No page is freed before each CPU that was online when it was deferred has passed a quiescent state. Each page is
+    /// freed exactly once.
     #[test]
     fn any_sequence_frees_late_and_once(steps in prop::collection::vec(step(), 0..200)) {
         let domain = domain();

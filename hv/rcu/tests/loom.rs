@@ -11,20 +11,20 @@ use loom::sync::atomic::{AtomicBool, AtomicU64};
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, JoinHandle};
 use rcu::rule::{Rule, with_broken};
-use rcu::{Backlog, Cpu, Domain, Flush, Guard, Head, Platform, Slot, Space, Tlb};
+use rcu::{Backlog, Cpu, CpuData, Domain, Flush, Guard, Head, Platform, Space, Tlb};
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool as Flag;
 
-/// A page. Loom finds an access that is not ordered with its freeing, `freed` one that comes after it.
+/// A page. Loom detects an access that is not ordered with the freeing, `freed` one that comes after it.
 struct Page {
     head: Head,
     memory: UnsafeCell<()>,
     freed: Flag,
 }
 
-// SAFETY: the cell holds nothing; it only shows loom who accesses the page.
+// SAFETY: the cell is empty; it only shows accesses to loom.
 unsafe impl Sync for Page {}
 // SAFETY: as above.
 unsafe impl Send for Page {}
@@ -49,11 +49,11 @@ impl Page {
 
 /// `CPUS` CPUs, two pages, and an entry that leads to the first.
 struct World<const CPUS: usize> {
-    domain: Domain<Machine, [Slot; CPUS]>,
+    domain: Domain<TestPlatform, [CpuData; CPUS]>,
     space: Space,
 }
 
-struct Machine {
+struct TestPlatform {
     pages: [Page; 2],
     entry: AtomicU64,
     kicked: Mutex<bool>,
@@ -62,7 +62,7 @@ struct Machine {
     posted: AtomicBool,
 }
 
-impl Platform for Machine {
+impl Platform for TestPlatform {
     fn head(&self, page: Pfn) -> &Head {
         &self.page(page).head
     }
@@ -79,10 +79,10 @@ impl Platform for Machine {
 
 const TABLE: Pfn = Pfn::new(0);
 const OTHER: Pfn = Pfn::new(1);
-/// An entry that leads nowhere.
+/// An entry that is none.
 const NONE: u64 = u64::MAX;
 
-impl Machine {
+impl TestPlatform {
     fn page(&self, page: Pfn) -> &Page {
         &self.pages[page.raw() as usize]
     }
@@ -91,7 +91,7 @@ impl Machine {
         self.page(page).free();
     }
 
-    /// The entry as some CPU sees it: relaxed, so that nothing but the crate's rules orders it.
+    /// A relaxed load of the entry, so that only the crate's fences order it.
     fn load(&self) -> Option<Pfn> {
         let entry = self.entry.load(Relaxed);
         (entry != NONE).then(|| Pfn::new(entry))
@@ -109,7 +109,8 @@ impl Machine {
         }
     }
 
-    /// The guest runs until its CPU is kicked. Blocked rather than spinning: loom does not promise two spinners a turn each.
+    /// The guest runs until its CPU is kicked. Blocked rather than spinning: loom does not promise two spinners a turn
+    /// each.
     fn stay(&self) {
         let mut kicked = self.kicked.lock().unwrap();
         while !*kicked {
@@ -118,12 +119,12 @@ impl Machine {
         *kicked = false;
     }
 
-    /// The last look before a guest or idle is stayed in: whether nothing was posted. Relaxed, as [`load`](Self::load) is.
+    /// The check before guest mode or sleep: whether no event was posted. Relaxed, as [`load`](Self::load) is.
     fn nothing_posted(&self) -> bool {
         !self.posted.load(Relaxed)
     }
 
-    /// One access of the guest: by the translation that the hardware has, or by a walk that makes one.
+    /// One access of the guest: by a cached translation, or by a walk that caches one.
     fn access(&self, cached: &mut Option<Pfn>) {
         *cached = cached.or_else(|| self.load());
         if let Some(table) = *cached {
@@ -134,7 +135,7 @@ impl Machine {
 
 impl<const CPUS: usize> World<CPUS> {
     fn new(limit: u64) -> Arc<Self> {
-        let machine = Machine {
+        let platform = TestPlatform {
             pages: [Page::new(), Page::new()],
             entry: AtomicU64::new(TABLE.raw()),
             kicked: Mutex::new(false),
@@ -142,12 +143,12 @@ impl<const CPUS: usize> World<CPUS> {
             ready: AtomicBool::new(false),
             posted: AtomicBool::new(false),
         };
-        let domain = Domain::new(machine, limit);
+        let domain = Domain::new(platform, limit);
         let space = Space::new(&domain);
         Arc::new(Self { domain, space })
     }
 
-    fn machine(&self) -> &Machine {
+    fn platform(&self) -> &TestPlatform {
         self.domain.platform()
     }
 
@@ -155,47 +156,48 @@ impl<const CPUS: usize> World<CPUS> {
         Handle(self.domain.register(index).ok())
     }
 
-    /// What comes before this on one CPU comes before the end of [`wait_until_ready`](Self::wait_until_ready) on another.
+    /// Everything before this on one CPU happens before the end of [`wait_until_ready`](Self::wait_until_ready) on
+    /// another.
     fn set_ready(&self) {
-        self.machine().ready.store(true, Release);
+        self.platform().ready.store(true, Release);
     }
 
     fn wait_until_ready(&self) {
-        while !self.machine().ready.load(Acquire) {
+        while !self.platform().ready.load(Acquire) {
             thread::yield_now();
         }
     }
 
-    /// Two turns of a CPU's loop: enough for a grace period, if nobody holds it up.
-    fn two_turns(&self, cpu: &mut Cpu<'_, Machine>) {
+    /// Two iterations of a CPU's loop: enough for a grace period, if no other CPU holds it up.
+    fn two_turns(&self, cpu: &mut Cpu<'_, TestPlatform>) {
         for _ in 0..2 {
             cpu.quiescent();
-            cpu.poll(usize::MAX, |page| self.machine().free(page));
+            cpu.poll(usize::MAX, |page| self.platform().free(page));
         }
     }
 
     /// A CPU's loop until its pages are free.
-    fn turns(&self, cpu: &mut Cpu<'_, Machine>) {
+    fn turns(&self, cpu: &mut Cpu<'_, TestPlatform>) {
         while cpu.backlog() != 0 {
             self.two_turns(cpu);
             thread::yield_now();
         }
     }
 
-    /// When the other CPUs are gone: what was deferred is freed, all of it.
+    /// Checks that all deferred pages are freed when the other CPUs are offline.
     fn drain(&self) {
         let mut cpu = self.cpu(0);
-        cpu.barrier(|page| self.machine().free(page));
+        cpu.barrier(|page| self.platform().free(page));
         let stats = self.domain.stats();
         assert_eq!((stats.backlog, stats.deferred), (0, stats.freed), "pages are lost");
     }
 }
 
-/// A CPU that does not go offline when its thread panics: loom runs no other thread any more.
-struct Handle<'w>(Option<Cpu<'w, Machine>>);
+/// A CPU that does not go offline when its thread panics: loom runs no other threads then.
+struct Handle<'w>(Option<Cpu<'w, TestPlatform>>);
 
 impl<'w> Deref for Handle<'w> {
-    type Target = Cpu<'w, Machine>;
+    type Target = Cpu<'w, TestPlatform>;
 
     fn deref(&self) -> &Self::Target {
         self.0.as_ref().expect("registered")
@@ -221,7 +223,7 @@ fn spawn<const CPUS: usize>(world: &Arc<World<CPUS>>, run: fn(&World<CPUS>)) -> 
     thread::spawn(move || run(&world))
 }
 
-/// What a CPU's hardware has cached under one tag, and the record of it.
+/// The translation that a CPU's hardware has cached under one tag, and the record of the tag.
 #[derive(Default)]
 struct Tagged {
     tlb: Tlb,
@@ -233,7 +235,7 @@ impl Tagged {
     fn enter<const CPUS: usize>(
         &mut self,
         world: &World<CPUS>,
-        cpu: &mut Cpu<'_, Machine>,
+        cpu: &mut Cpu<'_, TestPlatform>,
         mut accesses: impl FnMut(&mut Option<Pfn>),
     ) {
         let cached = &mut self.cached;
@@ -252,13 +254,13 @@ fn explore(broken: Option<Rule>, model: fn()) {
     with_broken(broken, || builder.check(model));
 }
 
-/// How loom shows that a rule is needed: by what it says when it ends the model.
+/// How loom reports a broken rule.
 enum Caught {
-    /// Accesses that nothing orders, or the model's own assertion.
+    /// A data race, or an assertion of the model.
     Broken,
-    /// Somebody gets no further: loom gives up after many turns.
+    /// A livelock: loom gives up after many iterations.
     Hung,
-    /// Nobody wakes who sleeps.
+    /// A deadlock: no thread can run.
     Asleep,
 }
 
@@ -310,12 +312,12 @@ fn free_vs_software_walker() {
     let world = World::<2>::new(9);
     let walker = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
-        world.machine().walk(cpu.read());
+        world.platform().walk(cpu.read());
         cpu.quiescent();
-        world.machine().walk(cpu.read());
+        world.platform().walk(cpu.read());
     });
     let mut cpu = world.cpu(0);
-    cpu.call_rcu(world.machine().unlink());
+    cpu.call_rcu(world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     walker.join().unwrap();
@@ -328,7 +330,8 @@ model! {
     twin_free_vs_software_walker breaks WaitForSoftware
 }
 
-/// The walker's own `synchronize` makes grace periods begin and end, so the clock is not the unlinker's alone.
+/// The walker's own `synchronize` makes grace periods begin and end, so the unlinking CPU is not the only one to
+/// advance the clock.
 fn ticket_vs_running_grace_period() {
     let world = World::<2>::new(9);
     let walker = spawn(&world, |world| {
@@ -336,10 +339,10 @@ fn ticket_vs_running_grace_period() {
         cpu.call_rcu(OTHER);
         cpu.poll(0, |_| ());
         cpu.quiescent();
-        world.machine().walk(cpu.read());
+        world.platform().walk(cpu.read());
     });
     let mut cpu = world.cpu(0);
-    cpu.call_rcu(world.machine().unlink());
+    cpu.call_rcu(world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     walker.join().unwrap();
@@ -347,7 +350,7 @@ fn ticket_vs_running_grace_period() {
 }
 
 model! {
-    /// A grace period that has begun when a page is unlinked says nothing about that page.
+    /// A page is not freed after a grace period that began before the page was unlinked.
     loom_ticket_vs_running_grace_period = ticket_vs_running_grace_period;
     twin_ticket_of_the_running_grace_period breaks WaitForTheNext,
     twin_ticket_without_fence breaks FenceAtTicket
@@ -358,16 +361,16 @@ fn quiescent_state_vs_walk_after_it() {
     let walker = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
         cpu.quiescent();
-        world.machine().walk(cpu.read());
+        world.platform().walk(cpu.read());
     });
-    // Whoever else begins the grace period orders nothing between the two.
+    // A third CPU begins the grace period, which adds no order between the other two.
     let starter = spawn(&world, |world| {
         let cpu = world.cpu(2);
         cpu.call_rcu(OTHER);
         cpu.poll(0, |_| ());
     });
     let mut cpu = world.cpu(0);
-    cpu.call_rcu(world.machine().unlink());
+    cpu.call_rcu(world.platform().unlink());
     world.two_turns(&mut cpu);
     drop(cpu);
     walker.join().unwrap();
@@ -376,7 +379,7 @@ fn quiescent_state_vs_walk_after_it() {
 }
 
 model! {
-    /// What a CPU walks after its quiescent state is the tree without the page.
+    /// Walks after a quiescent state do not find the unlinked page.
     loom_quiescent_state_vs_walk_after_it = quiescent_state_vs_walk_after_it;
     twin_quiescent_state_without_fence breaks FenceAtQuiescent
 }
@@ -386,10 +389,10 @@ fn return_from_idle_vs_grace_period() {
     let walker = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
         cpu.idle(|| ());
-        world.machine().walk(cpu.read());
+        world.platform().walk(cpu.read());
     });
     let mut cpu = world.cpu(0);
-    cpu.call_rcu(world.machine().unlink());
+    cpu.call_rcu(world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     walker.join().unwrap();
@@ -397,7 +400,7 @@ fn return_from_idle_vs_grace_period() {
 }
 
 model! {
-    /// A CPU that was idle when the grace period looked at it walks nothing that is about to be freed.
+    /// A CPU that was idle when the grace period ended walks no page that is freed then.
     loom_return_from_idle_vs_grace_period = return_from_idle_vs_grace_period;
     twin_return_from_idle_without_fence breaks FenceAtReturn
 }
@@ -407,7 +410,7 @@ fn grace_period_ended_by_another_cpu() {
     let walker = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
         cpu.idle(|| ());
-        world.machine().walk(cpu.read());
+        world.platform().walk(cpu.read());
     });
     let ender = spawn(&world, |world| {
         let mut cpu = world.cpu(2);
@@ -415,7 +418,7 @@ fn grace_period_ended_by_another_cpu() {
         world.two_turns(&mut cpu);
     });
     let mut cpu = world.cpu(0);
-    cpu.call_rcu(world.machine().unlink());
+    cpu.call_rcu(world.platform().unlink());
     world.two_turns(&mut cpu);
     drop(cpu);
     walker.join().unwrap();
@@ -424,7 +427,7 @@ fn grace_period_ended_by_another_cpu() {
 }
 
 model! {
-    /// A page may be freed on the word of another CPU that the grace period is over.
+    /// A page may be freed when another CPU has ended the grace period.
     loom_grace_period_ended_by_another_cpu = grace_period_ended_by_another_cpu;
     twin_grace_period_ended_too_early breaks WaitForSoftware
 }
@@ -436,11 +439,11 @@ fn free_vs_hardware_walker() {
     let vcpu = spawn(&world, |world| {
         let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
         for _ in 0..2 {
-            tagged.enter(world, &mut cpu, |cached| world.machine().access(cached));
+            tagged.enter(world, &mut cpu, |cached| world.platform().access(cached));
         }
     });
     let mut cpu = world.cpu(0);
-    cpu.defer(&world.space, world.machine().unlink());
+    cpu.defer(&world.space, world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     vcpu.join().unwrap();
@@ -461,45 +464,45 @@ fn flush_handshake() {
     let world = World::<2>::new(9);
     let vcpu = spawn(&world, |world| {
         let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
-        let machine = world.machine();
-        while !machine.page(TABLE).freed.load(Relaxed) {
+        let platform = world.platform();
+        while !platform.page(TABLE).freed.load(Relaxed) {
             tagged.enter(world, &mut cpu, |cached| {
-                machine.access(cached);
+                platform.access(cached);
                 if cached.is_some() {
-                    machine.stay();
-                    // A kick takes its time.
-                    machine.access(cached);
+                    platform.stay();
+                    // Until the kick arrives, the guest continues.
+                    platform.access(cached);
                 }
             });
             thread::yield_now();
         }
     });
     let mut cpu = world.cpu(0);
-    cpu.defer(&world.space, world.machine().unlink());
+    cpu.defer(&world.space, world.platform().unlink());
     cpu.synchronize();
-    assert_eq!(cpu.poll(usize::MAX, |page| world.machine().free(page)), 1);
+    assert_eq!(cpu.poll(usize::MAX, |page| world.platform().free(page)), 1);
     drop(cpu);
     vcpu.join().unwrap();
     world.drain();
 }
 
 model! {
-    /// No wake-up is lost: a guest that holds the page is kicked, one that is not kicked does not hold it.
+    /// No kick is lost: a guest that can walk the page is kicked, and one that is not kicked can't walk it.
     loom_flush_handshake = flush_handshake;
     twin_flush_without_kick hangs_without KickTheStale,
     twin_handshake_without_entry_fence breaks FenceAtEntry,
     twin_handshake_without_flush_fence breaks FenceAtFlush
 }
 
-/// Another CPU, which has nothing to do with the unlinking, ends the grace period. It looks at the guest first.
+/// A third CPU, which neither unlinks nor runs the guest, ends the grace period. It reads the guest's state first.
 fn guest_passed_over_by_another_cpu() {
     let world = World::<3>::new(9);
     let vcpu = spawn(&world, |world| {
         let (mut cpu, mut tagged) = (world.cpu(0), Tagged::default());
         tagged.enter(world, &mut cpu, |cached| {
-            world.machine().access(cached);
+            world.platform().access(cached);
             thread::yield_now();
-            world.machine().access(cached);
+            world.platform().access(cached);
         });
     });
     let ender = spawn(&world, |world| {
@@ -510,7 +513,7 @@ fn guest_passed_over_by_another_cpu() {
     });
     let mut cpu = world.cpu(2);
     thread::yield_now();
-    cpu.defer(&world.space, world.machine().unlink());
+    cpu.defer(&world.space, world.platform().unlink());
     thread::yield_now();
     cpu.quiescent();
     world.two_turns(&mut cpu);
@@ -521,13 +524,13 @@ fn guest_passed_over_by_another_cpu() {
 }
 
 model! {
-    /// Whoever ends the grace period sees that a guest no longer counts as quiescent.
+    /// The CPU that ends the grace period sees that a guest with stale translations no longer counts as quiescent.
     loom_guest_passed_over_by_another_cpu = guest_passed_over_by_another_cpu;
     twin_guest_passed_over breaks WaitForHardware,
     twin_guest_passed_over_without_fence breaks FenceAtTicket
 }
 
-/// The hardware walks in one space and in another by turns; the unlinking is in one of them.
+/// The hardware walks in two spaces alternately; the page is unlinked from one of them.
 fn sessions_by_turns() {
     let world = World::<2>::new(9);
     let vcpu = spawn(&world, |world| {
@@ -541,7 +544,7 @@ fn sessions_by_turns() {
                         if flush == Flush::Needed {
                             cached = None;
                         }
-                        world.machine().access(&mut cached);
+                        world.platform().access(&mut cached);
                     });
                 }
             }
@@ -549,7 +552,7 @@ fn sessions_by_turns() {
         }
     });
     let mut cpu = world.cpu(0);
-    cpu.defer(&world.space, world.machine().unlink());
+    cpu.defer(&world.space, world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     vcpu.join().unwrap();
@@ -557,14 +560,14 @@ fn sessions_by_turns() {
 }
 
 model! {
-    /// What a session says once holds for each of its entries, and for no other session's.
+    /// The space that a session announces holds for each of its entries, and not for entries of other sessions.
     loom_sessions_by_turns = sessions_by_turns;
     twin_session_that_names_no_space breaks SpaceAtSession,
     twin_session_whose_entries_compare_nothing breaks CompareAtEntry,
     twin_session_whose_entries_are_not_fenced breaks FenceAtEntry
 }
 
-/// One session goes to another space and back, under the same tag.
+/// One session switches to another space and back under the same tag.
 fn session_that_switches() {
     let world = World::<2>::new(9);
     let vcpu = spawn(&world, |world| {
@@ -577,7 +580,7 @@ fn session_that_switches() {
                 if flush == Flush::Needed {
                     cached = None;
                 }
-                world.machine().access(&mut cached);
+                world.platform().access(&mut cached);
             });
             if turn == 0 {
                 session.switch(&other);
@@ -587,7 +590,7 @@ fn session_that_switches() {
         }
     });
     let mut cpu = world.cpu(0);
-    cpu.defer(&world.space, world.machine().unlink());
+    cpu.defer(&world.space, world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     vcpu.join().unwrap();
@@ -595,31 +598,31 @@ fn session_that_switches() {
 }
 
 model! {
-    /// A session that has switched is as good as a new one.
+    /// A session that has switched behaves as a new one.
     loom_session_that_switches = session_that_switches;
     twin_switch_that_names_no_space breaks SpaceAtSession,
     twin_switch_whose_entries_are_not_fenced breaks FenceAtEntry
 }
 
-/// An entry is given up after it was told to flush.
-fn entry_given_up<const KEEPS_THE_DEBT: bool>() {
+/// An entry is cancelled after a flush was demanded.
+fn entry_cancelled<const KEEPS_THE_FLUSH_PENDING: bool>() {
     let world = World::<2>::new(9);
     let vcpu = spawn(&world, |world| {
         let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
-        tagged.enter(world, &mut cpu, |cached| world.machine().access(cached));
+        tagged.enter(world, &mut cpu, |cached| world.platform().access(cached));
         let Tagged { tlb, cached } = &mut tagged;
         let mut session = cpu.session(&world.space, tlb);
-        let mut owed = session.guest(|flush| flush == Flush::Needed);
+        let mut pending = session.guest(|flush| flush == Flush::Needed);
         session.guest(|flush| {
-            owed = flush == Flush::Needed || owed && KEEPS_THE_DEBT;
-            if owed {
+            pending = flush == Flush::Needed || pending && KEEPS_THE_FLUSH_PENDING;
+            if pending {
                 *cached = None;
             }
-            world.machine().access(cached);
+            world.platform().access(cached);
         });
     });
     let mut cpu = world.cpu(0);
-    cpu.defer(&world.space, world.machine().unlink());
+    cpu.defer(&world.space, world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     vcpu.join().unwrap();
@@ -627,29 +630,29 @@ fn entry_given_up<const KEEPS_THE_DEBT: bool>() {
 }
 
 model! {
-    /// A flush that a given-up entry was told of is done by the next.
-    loom_entry_given_up = entry_given_up::<true>;
+    /// The next entry does the flush that was demanded of a cancelled entry.
+    loom_entry_cancelled = entry_cancelled::<true>;
     twin_given_up_entry_without_comparison breaks CompareAtEntry
 }
 
-twin!(twin_given_up_entry_that_forgets_its_flush = entry_given_up::<false>);
+twin!(twin_given_up_entry_that_forgets_its_flush = entry_cancelled::<false>);
 
 /// Posts an event for CPU 1, which is kicked if it is away.
 fn post(world: &World<2>) {
-    world.machine().posted.store(true, Relaxed);
+    world.platform().posted.store(true, Relaxed);
     if world.domain.is_away(1) {
-        world.machine().kick(1);
+        world.platform().kick(1);
     }
 }
 
-/// A guest that nothing but a kick ends.
+/// A guest that only a kick ends.
 fn posted_event_vs_entry() {
     let world = World::<2>::new(9);
     let vcpu = spawn(&world, |world| {
         let (mut cpu, mut tlb) = (world.cpu(1), Tlb::new());
         cpu.guest(&world.space, &mut tlb, |_| {
-            if world.machine().nothing_posted() {
-                world.machine().stay();
+            if world.platform().nothing_posted() {
+                world.platform().stay();
             }
         });
     });
@@ -658,19 +661,19 @@ fn posted_event_vs_entry() {
 }
 
 model! {
-    /// What is posted is seen by the entry's last look, or kicks.
+    /// A posted event is seen by the check of the entry, or the CPU is kicked.
     loom_posted_event_vs_entry = posted_event_vs_entry;
     twin_entry_that_looks_without_fence sleeps_without FenceAtEntry,
     twin_post_to_a_guest_without_fence sleeps_without FenceAtPost
 }
 
-/// A sleep that nothing but a kick ends.
+/// A sleep that only a kick ends.
 fn posted_event_vs_idle() {
     let world = World::<2>::new(9);
     let sleeper = spawn(&world, |world| {
         world.cpu(1).idle(|| {
-            if world.machine().nothing_posted() {
-                world.machine().stay();
+            if world.platform().nothing_posted() {
+                world.platform().stay();
             }
         });
     });
@@ -679,7 +682,7 @@ fn posted_event_vs_idle() {
 }
 
 model! {
-    /// What is posted is seen by the last look before the sleep, or kicks.
+    /// A posted event is seen by the check before the sleep, or the CPU is kicked.
     loom_posted_event_vs_idle = posted_event_vs_idle;
     twin_idle_that_looks_without_fence sleeps_without FenceAtIdle,
     twin_post_to_an_idle_cpu_without_fence sleeps_without FenceAtPost
@@ -697,12 +700,12 @@ fn vcpu_migrates() {
                 if flush == Flush::Needed {
                     caches[at] = None;
                 }
-                world.machine().access(&mut caches[at]);
+                world.platform().access(&mut caches[at]);
             });
         }
     });
     let mut cpu = world.cpu(0);
-    cpu.defer(&world.space, world.machine().unlink());
+    cpu.defer(&world.space, world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     vcpu.join().unwrap();
@@ -710,65 +713,65 @@ fn vcpu_migrates() {
 }
 
 model! {
-    /// What a CPU cached is not trusted because the vCPU flushed on another.
+    /// A flush on one CPU does not count for the translations that the vCPU has left on another.
     loom_vcpu_migrates = vcpu_migrates;
     twin_vcpu_migrates_unflushed breaks FlushOnMigration
 }
 
-/// The hypervisor takes the right to write away, flushes, and collects what the guest has written.
+/// The hypervisor write-protects, flushes, and collects the guest's writes.
 fn collect_after_flush<const WAITS: bool>() {
     let world = World::<2>::new(9);
     let vcpu = spawn(&world, |world| {
         let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
         for _ in 0..2 {
             tagged.enter(world, &mut cpu, |cached| {
-                *cached = cached.or_else(|| world.machine().load());
+                *cached = cached.or_else(|| world.platform().load());
                 if let Some(page) = *cached {
-                    world.machine().page(page).write();
+                    world.platform().page(page).write();
                 }
             });
         }
     });
     let cpu = world.cpu(0);
     let mut gather = cpu.gather(&world.space);
-    let page = world.machine().unlink();
+    let page = world.platform().unlink();
     gather.changed();
     let retired = gather.finish();
     while WAITS && !world.domain.is_flushed(&world.space, retired.generation) {
         thread::yield_now();
     }
-    world.machine().page(page).walk();
+    world.platform().page(page).walk();
     drop(cpu);
     vcpu.join().unwrap();
 }
 
 model! {
-    /// When the flush has reached every CPU, no guest writes by its old right.
+    /// When the flush has reached every CPU, no guest writes by a stale translation.
     loom_collect_after_flush = collect_after_flush::<true>;
     twin_collect_without_comparison breaks CompareAtEntry
 }
 twin!(twin_collect_without_waiting = collect_after_flush::<false>);
 
-// What surrounds them.
+// Guards, locks, backlog and barriers.
 
-/// The walker keeps the page over the end of an inner guard.
+/// The walker holds the page beyond the end of an inner guard.
 fn nested_guards<const INNER_END_IS_QUIESCENT: bool>() {
     let world = World::<2>::new(9);
     let walker = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
-        let machine = world.machine();
-        let outer = machine.load();
-        machine.walk(cpu.read());
+        let platform = world.platform();
+        let outer = platform.load();
+        platform.walk(cpu.read());
         // With the outer guard in a variable, the compiler refuses this: see the documentation of `Guard`.
         if INNER_END_IS_QUIESCENT {
             cpu.quiescent();
         }
         if let Some(table) = outer {
-            machine.page(table).walk();
+            platform.page(table).walk();
         }
     });
     let mut cpu = world.cpu(0);
-    cpu.call_rcu(world.machine().unlink());
+    cpu.call_rcu(world.platform().unlink());
     world.turns(&mut cpu);
     drop(cpu);
     walker.join().unwrap();
@@ -776,14 +779,14 @@ fn nested_guards<const INNER_END_IS_QUIESCENT: bool>() {
 }
 
 model! {
-    /// The end of an inner guard ends nothing.
+    /// The end of an inner guard does not end the outer critical section.
     loom_nested_guards = nested_guards::<false>;
     twin_nested_guards_that_do_not_wait breaks WaitForSoftware
 }
 twin!(twin_nested_guards_that_end_with_the_inner = nested_guards::<true>);
 
-/// The walker locks the table that it found, and only then sees whether it is still there. The lock lies in the page's
-/// descriptor, which the next user of the page sets up anew.
+/// The walker locks the table that it found and then checks whether the table is still in the tree. The lock is in the
+/// page's descriptor, which the next user of the page initializes.
 fn lock_lives_as_long_as_its_table<const DEFERS: bool>() {
     let world = World::<2>::new(9);
     let lock = Arc::new(Mutex::new(()));
@@ -792,22 +795,22 @@ fn lock_lives_as_long_as_its_table<const DEFERS: bool>() {
         thread::spawn(move || {
             let cpu = world.cpu(1);
             let guard = cpu.read();
-            if let Some(table) = world.machine().load() {
+            if let Some(table) = world.platform().load() {
                 let locked = lock.lock().unwrap();
-                world.machine().walk(guard);
+                world.platform().walk(guard);
                 drop(locked);
-                world.machine().page(table).walk();
+                world.platform().page(table).walk();
             }
         })
     };
     let mut cpu = world.cpu(0);
     let locked = lock.lock().unwrap();
-    let table = world.machine().unlink();
+    let table = world.platform().unlink();
     drop(locked);
     if DEFERS {
         cpu.call_rcu(table);
     } else {
-        world.machine().free(table);
+        world.platform().free(table);
     }
     world.turns(&mut cpu);
     drop(cpu);
@@ -816,41 +819,41 @@ fn lock_lives_as_long_as_its_table<const DEFERS: bool>() {
 }
 
 model! {
-    /// Who waits for the lock of a table that is being unlinked gets it, and finds the table gone.
+    /// A CPU that waits for the lock of a table that is being unlinked gets the lock and finds the table unlinked.
     loom_lock_lives_as_long_as_its_table = lock_lives_as_long_as_its_table::<true>;
     twin_lock_of_a_table_nobody_waits_for breaks WaitForSoftware
 }
 twin!(twin_freed_at_unlink = lock_lives_as_long_as_its_table::<false>);
 
-/// A lazy flush leaves the guest alone, until the backlog is too long.
+/// A lazy flush does not kick the guest until the backlog exceeds the limit.
 fn backlog_and_expedite() {
     let world = World::<2>::new(0);
     let vcpu = spawn(&world, |world| {
         let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
-        let machine = world.machine();
+        let platform = world.platform();
         tagged.enter(world, &mut cpu, |cached| {
-            machine.access(cached);
+            platform.access(cached);
             if cached.is_some() {
-                machine.stay();
-                // A kick takes its time.
-                machine.access(cached);
+                platform.stay();
+                // Until the kick arrives, the guest continues.
+                platform.access(cached);
             }
         });
     });
     let mut cpu = world.cpu(0);
     let mut gather = cpu.gather(&world.space);
-    gather.add(world.machine().unlink());
+    gather.add(world.platform().unlink());
     assert_eq!(gather.finish_lazily().backlog, Backlog::Over);
     cpu.hurry();
     cpu.synchronize();
-    assert_eq!(cpu.poll(usize::MAX, |page| world.machine().free(page)), 1);
+    assert_eq!(cpu.poll(usize::MAX, |page| world.platform().free(page)), 1);
     drop(cpu);
     vcpu.join().unwrap();
     world.drain();
 }
 
 model! {
-    /// Past the limit, a guest that would stay for ever is made to leave, and the page comes back.
+    /// Above the limit, a guest that would stay forever is kicked, and the page is freed.
     loom_backlog_and_expedite = backlog_and_expedite;
     twin_hurry_without_kick hangs_without HurryKicks,
     twin_hurry_that_does_not_wait breaks WaitForHardware
@@ -860,39 +863,39 @@ fn synchronize_vs_walker() {
     let world = World::<2>::new(9);
     let walker = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
-        world.machine().walk(cpu.read());
+        world.platform().walk(cpu.read());
         cpu.quiescent();
-        world.machine().walk(cpu.read());
+        world.platform().walk(cpu.read());
     });
     let mut cpu = world.cpu(0);
-    let table = world.machine().unlink();
+    let table = world.platform().unlink();
     cpu.synchronize();
-    world.machine().free(table);
+    world.platform().free(table);
     drop(cpu);
     walker.join().unwrap();
 }
 
 model! {
-    /// After `synchronize` nobody holds what was unlinked before it.
+    /// After `synchronize` no CPU holds a page that was unlinked before it.
     loom_synchronize_vs_walker = synchronize_vs_walker;
     twin_synchronize_that_does_not_wait breaks WaitForSoftware
 }
 
-/// CPU 1 defers a page and goes away; when it comes back it may adopt the page, or the barrier's CPU does.
+/// CPU 1 defers a page and goes offline. When it is online again, it may adopt the page, or the barrier's CPU does.
 fn barrier_vs_adopted_page() {
     let world = World::<2>::new(9);
-    world.cpu(1).call_rcu(world.machine().unlink());
+    world.cpu(1).call_rcu(world.platform().unlink());
     let adopter = spawn(&world, |world| world.two_turns(&mut world.cpu(1)));
     let mut cpu = world.cpu(0);
-    cpu.barrier(|page| world.machine().free(page));
-    assert!(world.machine().page(TABLE).freed.load(Relaxed), "the barrier came too early");
+    cpu.barrier(|page| world.platform().free(page));
+    assert!(world.platform().page(TABLE).freed.load(Relaxed), "the barrier came too early");
     drop(cpu);
     adopter.join().unwrap();
     world.drain();
 }
 
 model! {
-    /// After a barrier a page is back, also one whose CPU went away, and that another CPU is about to free.
+    /// After a barrier a page is freed, also if its CPU went offline and another CPU was about to free it.
     loom_barrier_vs_adopted_page = barrier_vs_adopted_page;
     twin_barrier_without_orphans breaks BarrierCountsOrphans
 }
@@ -901,73 +904,73 @@ fn barrier_vs_deferring_cpu() {
     let world = World::<2>::new(9);
     let other = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
-        cpu.call_rcu(world.machine().unlink());
+        cpu.call_rcu(world.platform().unlink());
         world.set_ready();
         world.turns(&mut cpu);
     });
     world.wait_until_ready();
     let mut cpu = world.cpu(0);
-    cpu.barrier(|page| world.machine().free(page));
-    assert!(world.machine().page(TABLE).freed.load(Relaxed), "the barrier came too early");
+    cpu.barrier(|page| world.platform().free(page));
+    assert!(world.platform().page(TABLE).freed.load(Relaxed), "the barrier came too early");
     drop(cpu);
     other.join().unwrap();
     world.drain();
 }
 
 model! {
-    /// After a barrier the pages of other CPUs are back, too.
+    /// After a barrier the pages of other CPUs are freed, too.
     loom_barrier_vs_deferring_cpu = barrier_vs_deferring_cpu;
     twin_barrier_for_one_cpu breaks BarrierCountsAll
 }
 
-/// CPU 1 polls only when it has been kicked out of guest mode; one of its pages is adopted.
+/// CPU 1 polls only after a kick out of guest mode; it has adopted one of its pages.
 fn barrier_vs_guest() {
     let world = World::<2>::new(9);
     world.cpu(1).call_rcu(OTHER);
     let vcpu = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
         let mut tagged = Tagged::default();
-        cpu.call_rcu(world.machine().unlink());
+        cpu.call_rcu(world.platform().unlink());
         cpu.poll(0, |_| ());
         world.set_ready();
         loop {
-            cpu.poll(usize::MAX, |page| world.machine().free(page));
+            cpu.poll(usize::MAX, |page| world.platform().free(page));
             if cpu.backlog() == 0 {
                 return;
             }
-            tagged.enter(world, &mut cpu, |_| world.machine().stay());
+            tagged.enter(world, &mut cpu, |_| world.platform().stay());
         }
     });
     world.wait_until_ready();
     let mut cpu = world.cpu(0);
-    cpu.barrier(|page| world.machine().free(page));
+    cpu.barrier(|page| world.platform().free(page));
     drop(cpu);
     vcpu.join().unwrap();
     world.drain();
 }
 
 model! {
-    /// A barrier gets the pages of a CPU that is in guest mode for good, its own and those that it adopted.
+    /// A barrier frees the pages of a CPU that would stay in guest mode, its own and those that it adopted.
     loom_barrier_vs_guest = barrier_vs_guest;
     twin_barrier_without_kick hangs_without BarrierKicks
 }
 
-/// CPU 1 unlinks, and goes away at once.
+/// CPU 1 unlinks a page and goes offline at once.
 fn orphans_vs_walker() {
     let world = World::<2>::new(9);
     let leaver = spawn(&world, |world| {
         let cpu = world.cpu(1);
-        cpu.call_rcu(world.machine().unlink());
+        cpu.call_rcu(world.platform().unlink());
     });
     let mut cpu = world.cpu(0);
     for _ in 0..2 {
         let guard = cpu.read();
-        let table = world.machine().load();
-        cpu.poll(usize::MAX, |page| world.machine().free(page));
+        let table = world.platform().load();
+        cpu.poll(usize::MAX, |page| world.platform().free(page));
         if let Some(table) = table {
-            world.machine().page(table).walk();
+            world.platform().page(table).walk();
         }
-        world.machine().walk(guard);
+        world.platform().walk(guard);
         cpu.quiescent();
     }
     drop(cpu);
@@ -976,7 +979,7 @@ fn orphans_vs_walker() {
 }
 
 model! {
-    /// Who adopts a page of a CPU that went away lets it wait for a grace period.
+    /// A CPU that adopts a page of an offline CPU waits for a whole grace period.
     loom_orphans_vs_walker = orphans_vs_walker;
     twin_orphans_freed_at_once breaks OrphansWait
 }

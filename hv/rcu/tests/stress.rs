@@ -1,9 +1,9 @@
-//! Threads that replace, walk and free pages as fast as they can. A page that is freed is poisoned at once, and every use
-//! of it has a stamp of its own, which the entry tells: a walker notices a page that was freed, and one that was reused.
+//! Threads that replace, walk and free pages as fast as possible. A page is poisoned when it is freed, and each use of
+//! a page has a new stamp, which the entry holds too: a walker detects pages that were freed or reused.
 #![cfg(not(loom))]
 
 use addr::Pfn;
-use rcu::{Backlog, Cpu, Domain, Flush, Guard, Head, Platform, Slot, Space, Tlb};
+use rcu::{Backlog, Cpu, CpuData, Domain, Flush, Guard, Head, Platform, Space, Tlb};
 #[cfg(shuttle)]
 use shuttle::{
     sync::{Mutex, atomic::AtomicBool, atomic::AtomicU64},
@@ -20,13 +20,13 @@ const CPUS: usize = 4;
 const ENTRIES: usize = if cfg!(shuttle) { 4 } else { 8 };
 const PAGES: u64 = if cfg!(shuttle) { 12 } else { 256 };
 const ROUNDS: u64 = if cfg!(shuttle) { 12 } else { 30_000 };
-/// A writer walks once in so many rounds.
+/// A writer walks once in this number of rounds.
 const ROUNDS_TO_A_WALK: u64 = if cfg!(shuttle) { 3 } else { 16 };
-/// Pages that may wait on one CPU: fewer than there are.
+/// The limit of pages queued on one CPU: less than all pages.
 const LIMIT: u64 = PAGES / 8;
 const POISON: u64 = 0xdead_beef_dead_beef;
 
-/// What an entry holds: the page's number, and above it the number of this use of it.
+/// The value of an entry: the page's number in the low bits, and the number of this use of the page above it.
 #[derive(Clone, Copy)]
 struct Stamp(u64);
 
@@ -38,21 +38,21 @@ impl Stamp {
 
 struct Page {
     head: Head,
-    /// Its stamp while it is in use.
+    /// The stamp in each word while the page is in use.
     memory: [AtomicU64; 8],
 }
 
-struct Machine {
+struct TestPlatform {
     pages: Vec<Page>,
     free: Mutex<Vec<Pfn>>,
     entries: [AtomicU64; ENTRIES],
     kicked: [AtomicBool; CPUS],
     uses: AtomicU64,
-    /// Loops that replace pages and have not finished.
+    /// The number of writers that have not finished.
     writers: AtomicU64,
 }
 
-impl Platform for Machine {
+impl Platform for TestPlatform {
     fn head(&self, page: Pfn) -> &Head {
         &self.page(page).head
     }
@@ -66,10 +66,10 @@ impl Platform for Machine {
     }
 }
 
-impl Machine {
+impl TestPlatform {
     fn new(writers: u64) -> Self {
         let page = || Page { head: Head::new(), memory: [const { AtomicU64::new(POISON) }; 8] };
-        let machine = Self {
+        let platform = Self {
             pages: (0..PAGES).map(|_| page()).collect(),
             free: Mutex::new((0..PAGES).map(Pfn::new).collect()),
             entries: [const { AtomicU64::new(0) }; ENTRIES],
@@ -77,10 +77,10 @@ impl Machine {
             uses: AtomicU64::new(0),
             writers: AtomicU64::new(writers),
         };
-        for entry in &machine.entries {
-            entry.store(machine.allocate().expect("the pool is full").0, Release);
+        for entry in &platform.entries {
+            entry.store(platform.allocate().expect("the pool is full").0, Release);
         }
-        machine
+        platform
     }
 
     fn page(&self, page: Pfn) -> &Page {
@@ -103,7 +103,7 @@ impl Machine {
         Stamp(self.entries[entry].load(Acquire))
     }
 
-    /// Puts a new page into an entry; the old one, if there was a new one.
+    /// Puts a new page into an entry and returns the old one. None if no page is free.
     fn replace(&self, entry: usize) -> Option<Pfn> {
         let new = self.allocate()?;
         Some(Stamp(self.entries[entry].swap(new.0, AcqRel)).page())
@@ -115,7 +115,7 @@ impl Machine {
         }
     }
 
-    /// Holds what it finds for a while.
+    /// Reads an entry and checks its page repeatedly.
     fn walk(&self, _: Guard<'_>, entry: usize) {
         let found = self.load(entry);
         for _ in 0..2 {
@@ -130,8 +130,8 @@ impl Machine {
     }
 }
 
-/// A writer's end, also by a panic: nobody waits for it in vain.
-struct Finish<'m>(&'m Machine);
+/// Counts a writer as finished when dropped, also by a panic: otherwise the other threads would not end.
+struct Finish<'m>(&'m TestPlatform);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
@@ -139,18 +139,18 @@ impl Drop for Finish<'_> {
     }
 }
 
-/// Replaces pages, and walks what others put there.
-fn writer(cpu: &mut Cpu<'_, Machine>, space: &Space) {
-    let machine = cpu.domain().platform();
-    let finish = Finish(machine);
+/// Replaces pages, and walks pages of the other writers.
+fn writer(cpu: &mut Cpu<'_, TestPlatform>, space: &Space) {
+    let platform = cpu.domain().platform();
+    let finish = Finish(platform);
     let mut round = 0;
     while round < ROUNDS {
         let entry = (round as usize + cpu.index()) % ENTRIES;
         if round % ROUNDS_TO_A_WALK == 0 {
-            machine.walk(cpu.read(), entry);
+            platform.walk(cpu.read(), entry);
         }
-        // Without a page to put there it waits for those that it has deferred.
-        if let Some(old) = machine.replace(entry) {
+        // If no page is free, the writer waits for the pages that it has deferred.
+        if let Some(old) = platform.replace(entry) {
             let mut gather = cpu.gather(space);
             gather.add(old);
             let retired = if round % 32 == 0 { gather.finish() } else { gather.finish_lazily() };
@@ -163,55 +163,55 @@ fn writer(cpu: &mut Cpu<'_, Machine>, space: &Space) {
             thread::yield_now();
         }
         cpu.quiescent();
-        cpu.poll(16, |page| machine.free(page));
+        cpu.poll(16, |page| platform.free(page));
     }
     drop(finish);
-    while !machine.is_over() {
+    while !platform.is_over() {
         cpu.quiescent();
-        cpu.poll(16, |page| machine.free(page));
+        cpu.poll(16, |page| platform.free(page));
         cpu.idle(thread::yield_now);
     }
 }
 
-/// Stays in guest mode, with whatever translations it has, until it is kicked.
-fn vcpu(cpu: &mut Cpu<'_, Machine>, space: &Space) {
-    let machine = cpu.domain().platform();
-    let kicked = &machine.kicked[cpu.index()];
+/// Stays in guest mode with its cached translations until it is kicked.
+fn vcpu(cpu: &mut Cpu<'_, TestPlatform>, space: &Space) {
+    let platform = cpu.domain().platform();
+    let kicked = &platform.kicked[cpu.index()];
     let mut tlb = Tlb::new();
     let mut cached = [None; ENTRIES];
-    while !machine.is_over() {
+    while !platform.is_over() {
         cpu.guest(space, &mut tlb, |flush| {
             if flush == Flush::Needed {
                 cached = [None; ENTRIES];
             }
-            while !kicked.swap(false, AcqRel) && !machine.is_over() {
-                // A kick takes its time: the guest goes on with what it has.
+            while !kicked.swap(false, AcqRel) && !platform.is_over() {
+                // Until the kick arrives, the guest continues with its translations.
                 for _ in 0..4 {
                     for (entry, cached) in cached.iter_mut().enumerate() {
-                        machine.check(*cached.get_or_insert_with(|| machine.load(entry)));
+                        platform.check(*cached.get_or_insert_with(|| platform.load(entry)));
                     }
                     thread::yield_now();
                 }
             }
         });
-        cpu.poll(16, |page| machine.free(page));
+        cpu.poll(16, |page| platform.free(page));
     }
 }
 
-/// Comes and goes, and leaves what it has deferred to the others.
-fn leaver(domain: &Domain<Machine, [Slot; CPUS]>, index: usize, space: &Space) {
-    let machine = domain.platform();
-    while !machine.is_over() {
+/// Goes online and offline, so that other CPUs adopt its pages.
+fn leaver(domain: &Domain<TestPlatform, [CpuData; CPUS]>, index: usize, space: &Space) {
+    let platform = domain.platform();
+    while !platform.is_over() {
         let cpu = domain.register(index).unwrap();
-        if let Some(old) = machine.replace(index) {
+        if let Some(old) = platform.replace(index) {
             cpu.defer(space, old);
         }
-        machine.walk(cpu.read(), 0);
+        platform.walk(cpu.read(), 0);
     }
 }
 
 fn replace_walk_and_free() {
-    let domain: Domain<Machine, [Slot; CPUS]> = Domain::new(Machine::new(2), LIMIT);
+    let domain: Domain<TestPlatform, [CpuData; CPUS]> = Domain::new(TestPlatform::new(2), LIMIT);
     let space = Space::new(&domain);
     thread::scope(|scope| {
         let (domain, space) = (&domain, &space);
@@ -221,13 +221,13 @@ fn replace_walk_and_free() {
         scope.spawn(move || vcpu(&mut domain.register(2).unwrap(), space));
         scope.spawn(move || leaver(domain, 3, space));
     });
-    let machine = domain.platform();
-    domain.register(0).unwrap().barrier(|page| machine.free(page));
+    let platform = domain.platform();
+    domain.register(0).unwrap().barrier(|page| platform.free(page));
     let stats = domain.stats();
     assert_eq!((stats.backlog, stats.deferred), (0, stats.freed));
     assert!(stats.deferred >= 2 * ROUNDS);
-    let mut pages: BTreeSet<_> = machine.free.lock().unwrap().iter().copied().collect();
-    pages.extend((0..ENTRIES).map(|entry| machine.load(entry).page()));
+    let mut pages: BTreeSet<_> = platform.free.lock().unwrap().iter().copied().collect();
+    pages.extend((0..ENTRIES).map(|entry| platform.load(entry).page()));
     assert_eq!(pages.len() as u64, PAGES, "each page is free or in use, none is both");
     println!("{stats:?}");
 }
@@ -256,7 +256,7 @@ mod random {
         shuttle::check_random(replace_walk_and_free, RUNS);
     }
 
-    /// Few changes of CPU at places chosen at random find what needs a long way on one CPU.
+    /// Few context switches at random points find errors that need one CPU to run for long.
     #[test]
     fn shuttle_pages_are_freed_late_and_all_come_back_by_few_switches() {
         shuttle::check_pct(replace_walk_and_free, RUNS, 5);

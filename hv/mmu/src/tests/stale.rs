@@ -7,7 +7,7 @@ use crate::pool::{self, Machine, Memory, Pool};
 use crate::skip::After;
 use crate::{Entry, Fault, Leaf, Level, Npt, Page, Pte, Tree};
 use addr::{Gpa, PageSize, Pfn};
-use rcu::{Cpu, Domain, Flush, Slot, Tlb};
+use rcu::{Cpu, CpuData, Domain, Flush, Tlb};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,7 @@ const ROUNDS: u32 = 100;
 
 struct World {
     memory: std::sync::Arc<Memory<Npt>>,
-    domain: Domain<Machine<Npt>, [Slot; 2]>,
+    domain: Domain<Machine<Npt>, [CpuData; 2]>,
     tree: Tree<Pool<Npt>>,
     words: Vec<AtomicU64>,
     /// Frames that are in no use.

@@ -7,7 +7,7 @@ use crate::{Backing, Memory, NoMemory, Outcome, Reason, Registers, Shadow, View,
 use addr::{Gpa, Gva, PageSize, Pfn};
 use mmu::pool::{self, Machine, Pool};
 use mmu::{AtomicU64, Caps, Pae};
-use rcu::{Cpu, Domain, Flush, Slot, Tlb};
+use rcu::{Cpu, CpuData, Domain, Flush, Tlb};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, FailurePersistence, Runner};
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ impl Memory for Guest {
 struct World {
     guest: Guest,
     tables: Arc<pool::Memory<Format>>,
-    domain: Domain<Machine<Format>, [Slot; 2]>,
+    domain: Domain<Machine<Format>, [CpuData; 2]>,
     shadow: Shadow<Pool<Format>>,
     controls: Controls,
 }

@@ -7,7 +7,7 @@ use crate::tests::page;
 use crate::{Entry, Fault, Leaf, Level, Pte, Toy, Tree};
 use addr::{Gpa, PageSize, Pfn};
 use core::ops::Range;
-use rcu::{Cpu, Domain, Slot};
+use rcu::{Cpu, CpuData, Domain};
 use std::sync::Arc;
 
 /// A root and tables of ptes, of two entries each: four pages, and large pages of two.
@@ -24,7 +24,7 @@ pub(super) const fn at(gfn: u64) -> Gpa {
 
 pub(super) struct World {
     pub(super) memory: Arc<Memory<F>>,
-    pub(super) domain: Domain<Machine<F>, [Slot; 2]>,
+    pub(super) domain: Domain<Machine<F>, [CpuData; 2]>,
     pub(super) tree: Tree<Pool<F>>,
 }
 
