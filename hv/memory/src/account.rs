@@ -103,7 +103,7 @@ impl Account {
     /// Records that the page of `size` whose first frame has the descriptor `desc` is about to wait for a grace period, and for
     /// `give_back` after that.
     pub(crate) fn retire(&self, desc: &TableDesc, size: PageSize) {
-        desc.set_note(self.number << 8 | size.shift());
+        desc.set_private(self.number << 8 | size.shift());
         let deferred = self.deferred.fetch_add(1, Ordering::Relaxed) + 1;
         self.peak_backlog.fetch_max(deferred.saturating_sub(self.returned()), Ordering::Relaxed);
     }
@@ -165,9 +165,9 @@ const CACHE_LINE: u64 = 64;
 /// hundreds of microseconds to fill, and may be another VM's time. How many bytes were filled.
 pub(crate) fn give_back<H: Host>(host: &H, page: Pfn) -> u64 {
     let Some(desc) = host.descriptors().get(page.raw() as usize) else { return 0 };
-    let account = host.accounts().0.get((desc.note() >> 8) as usize);
+    let account = host.accounts().0.get((desc.private() >> 8) as usize);
     let size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
-    let size = size.into_iter().find(|size| size.shift() == desc.note() & 0xff);
+    let size = size.into_iter().find(|size| size.shift() == desc.private() & 0xff);
     let (Some(account), Some(size)) = (account, size) else { return 0 };
     let bytes = if size == PageSize::Size4K { PAGE_SIZE } else { CACHE_LINE };
     for frame in 0..size.frames() {

@@ -5,7 +5,7 @@
 
 use addr::{Gpa, PageSize, Pfn};
 use criterion::Criterion;
-use mmu::pool::{self, FIRST, Machine, Memory, Pool};
+use mmu::pool::{self, FIRST, Memory, Pool, PoolPlatform};
 use mmu::{BadEntry, Caps, Env, Fault, Leaf, Level, Npt, Rights, TableDesc, Tree};
 use rcu::{Cpu, CpuData, Domain, Space};
 use std::cell::{Cell, RefCell};
@@ -37,7 +37,7 @@ unsafe impl Sync for DirectMap {}
 
 impl Env for DirectMap {
     type Format = Npt;
-    type Platform = Machine<Npt>;
+    type Platform = PoolPlatform<Npt>;
 
     fn alloc_table(&self) -> Option<Pfn> {
         self.pool.alloc_table()
@@ -66,7 +66,7 @@ impl Env for DirectMap {
     }
 }
 
-type AllCpus = Domain<Machine<Npt>, [CpuData; 3]>;
+type AllCpus = Domain<PoolPlatform<Npt>, [CpuData; 3]>;
 
 /// How a CPU gets at the tree: by itself, or behind a lock for all of it.
 trait Access: Send + Sync {
@@ -128,7 +128,7 @@ impl Access for OneRwLock {
 struct Best(RefCell<BTreeMap<String, f64>>);
 
 impl Best {
-    fn note(&self, name: &str, took: Duration, times: u64) -> Duration {
+    fn record(&self, name: &str, took: Duration, times: u64) -> Duration {
         let each = took.as_secs_f64() * 1e9 / times as f64;
         let mut best = self.0.borrow_mut();
         let entry = best.entry(name.to_owned()).or_insert(each);
@@ -205,7 +205,7 @@ fn chase(tables: &[[AtomicU64; 512]], from: &Cell<u64>, times: u64) -> Duration 
     start.elapsed()
 }
 
-fn walks<A: Access>(access: &A, cpu: &Cpu<'_, Machine<Npt>>, from: &Cell<u64>, times: u64) -> Duration {
+fn walks<A: Access>(access: &A, cpu: &Cpu<'_, PoolPlatform<Npt>>, from: &Cell<u64>, times: u64) -> Duration {
     let mut gfn = from.get();
     let start = Instant::now();
     for _ in 0..times {
@@ -217,7 +217,7 @@ fn walks<A: Access>(access: &A, cpu: &Cpu<'_, Machine<Npt>>, from: &Cell<u64>, t
 }
 
 /// The walk alone: to the last entry, whatever that means.
-fn lookups(tree: &Tree<DirectMap>, cpu: &Cpu<'_, Machine<Npt>>, from: &Cell<u64>, times: u64) -> Duration {
+fn lookups(tree: &Tree<DirectMap>, cpu: &Cpu<'_, PoolPlatform<Npt>>, from: &Cell<u64>, times: u64) -> Duration {
     let mut gfn = from.get();
     let start = Instant::now();
     for _ in 0..times {
@@ -247,7 +247,7 @@ fn bench_walks(c: &mut Criterion, best: &Best) {
     let mut group = c.benchmark_group("walk");
     group.sample_size(40).warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2));
     let from = Cell::new(0);
-    let chase = |n| best.note("four loads", chase(&tables, &from, n), n);
+    let chase = |n| best.record("four loads", chase(&tables, &from, n), n);
     group.bench_function("four dependent loads", |b| b.iter_custom(chase));
     bench_walk(&mut group, best, &next, &chase);
     bench_translate::<Lockless>(&mut group, best, &next);
@@ -257,7 +257,7 @@ fn bench_walks(c: &mut Criterion, best: &Best) {
 
 type Group<'c> = criterion::BenchmarkGroup<'c, criterion::measurement::WallTime>;
 
-fn mapped(tree: &Tree<DirectMap>, cpu: &Cpu<'_, Machine<Npt>>, next: &[u64]) {
+fn mapped(tree: &Tree<DirectMap>, cpu: &Cpu<'_, PoolPlatform<Npt>>, next: &[u64]) {
     for (gfn, next) in (0..).zip(next) {
         tree.map(cpu.read(), at(gfn), page(BASE + next), PageSize::Size4K).expect("there is room");
     }
@@ -269,7 +269,7 @@ fn bench_walk(group: &mut Group<'_>, best: &Best, next: &[u64], chase: &dyn Fn(u
     let tree = tree(&memory, &domain);
     mapped(&tree, &cpu, next);
     let from = Cell::new(0);
-    let walk = |n| best.note("walk", lookups(&tree, &cpu, &from, n), n);
+    let walk = |n| best.record("walk", lookups(&tree, &cpu, &from, n), n);
     group.bench_function("walk", |b| b.iter_custom(walk));
     // By turns, so that what else the machine does meets both.
     for _ in 0..300 {
@@ -285,11 +285,11 @@ fn bench_translate<A: Access>(group: &mut Group<'_>, best: &Best, next: &[u64]) 
     mapped(&tree, &cpu, next);
     let access = A::new(tree);
     let (name, from) = (format!("translate {}", A::NAME), Cell::new(0));
-    group.bench_function(&name, |b| b.iter_custom(|n| best.note(&name, walks(&access, &cpu, &from, n), n)));
+    group.bench_function(&name, |b| b.iter_custom(|n| best.record(&name, walks(&access, &cpu, &from, n), n)));
 }
 
 /// Faults for a whole large page of small ones, whose table is there.
-fn fault_in<A: Access>(access: &A, cpu: &Cpu<'_, Machine<Npt>>, first: u64) {
+fn fault_in<A: Access>(access: &A, cpu: &Cpu<'_, PoolPlatform<Npt>>, first: u64) {
     for gfn in first..first + REGION {
         access.change(|tree| match tree.fault(cpu.read(), at(gfn), PageSize::Size4K) {
             Ok(Fault::Room(room)) => room.install(page(BASE + gfn)).expect("nobody else is there"),
@@ -299,17 +299,17 @@ fn fault_in<A: Access>(access: &A, cpu: &Cpu<'_, Machine<Npt>>, first: u64) {
 }
 
 /// Unmaps them one by one, without flush: no hardware walks this tree.
-fn clear<A: Access>(access: &A, cpu: &Cpu<'_, Machine<Npt>>, first: u64) {
+fn clear<A: Access>(access: &A, cpu: &Cpu<'_, PoolPlatform<Npt>>, first: u64) {
     access.change(|tree| {
-        let slot = tree.find(cpu.read(), at(first), Level::PMD).expect("there are tables");
-        let Ok(locked) = slot.pte_offset_map_lock() else { unreachable!("there is a table") };
+        let entry = tree.find(cpu.read(), at(first), Level::PMD).expect("there are tables");
+        let Ok(locked) = entry.pte_offset_map_lock() else { unreachable!("there is a table") };
         for gfn in first..first + REGION {
             locked.ptep_get_and_clear(at(gfn)).expect("it is mapped");
         }
     });
 }
 
-fn prepared(tree: &Tree<DirectMap>, cpu: &Cpu<'_, Machine<Npt>>, regions: u64) {
+fn prepared(tree: &Tree<DirectMap>, cpu: &Cpu<'_, PoolPlatform<Npt>>, regions: u64) {
     for region in 0..regions {
         tree.map(cpu.read(), at(region * REGION), page(BASE), PageSize::Size4K).expect("there is room");
     }
@@ -324,7 +324,7 @@ fn bench_each(group: &mut Group<'_>, best: &Best, name: &str, before: &dyn Fn(),
                 before();
                 let start = Instant::now();
                 work();
-                let took = best.note(name, start.elapsed(), REGION);
+                let took = best.record(name, start.elapsed(), REGION);
                 after();
                 took
             });
@@ -402,7 +402,7 @@ fn bench_parallel<A: Access>(best: &Best) {
     for _ in 0..400 {
         for cpus in [1, 2] {
             let took = parallel::<A>(cpus, ROUNDS);
-            best.note(&format!("{cpus} CPUs {}", A::NAME), took, ROUNDS * REGION * cpus as u64);
+            best.record(&format!("{cpus} CPUs {}", A::NAME), took, ROUNDS * REGION * cpus as u64);
         }
     }
 }

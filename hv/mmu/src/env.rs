@@ -72,7 +72,7 @@ pub struct TableDesc {
     children: AtomicU16,
     /// Entries that refer to the table, besides the first. Changed under the lock.
     sharers: AtomicU16,
-    note: Note,
+    private: Note,
     head: Head,
 }
 
@@ -86,7 +86,7 @@ impl TableDesc {
             dead: AtomicBool::new(true),
             children: AtomicU16::new(0),
             sharers: AtomicU16::new(0),
-            note: Note::new(0),
+            private: Note::new(0),
             head: Head::new(),
         }
     }
@@ -100,7 +100,7 @@ impl TableDesc {
             dead: AtomicBool::new(true),
             children: AtomicU16::new(0),
             sharers: AtomicU16::new(0),
-            note: Note::new(0),
+            private: Note::new(0),
             head: Head::new(),
         }
     }
@@ -112,13 +112,13 @@ impl TableDesc {
     }
 
     /// What the owner of the frames noted last.
-    pub fn note(&self) -> u32 {
-        self.note.load(Ordering::Relaxed)
+    pub fn private(&self) -> u32 {
+        self.private.load(Ordering::Relaxed)
     }
 
     /// Notes something for whoever gets the frame after a grace period: whose it is, say.
-    pub fn set_note(&self, note: u32) {
-        self.note.store(note, Ordering::Relaxed);
+    pub fn set_private(&self, private: u32) {
+        self.private.store(private, Ordering::Relaxed);
     }
 
     /// The level of the table's entries.

@@ -69,13 +69,13 @@ impl<E: Env> Tree<E> {
             if let Some(found) = self.translation(table.level, pte, offset) {
                 return Ok(Fault::Present(found));
             }
-            self.look_again(table, pte, offset);
+            self.wait_or_clear_bad(table, pte, offset);
         }
     }
 
     /// What is neither page nor nothing nor table: frozen, which ends soon, or bad, which is ended.
     #[cold]
-    pub(crate) fn look_again(&self, table: Table<'_, E>, pte: Pte, offset: u64) {
+    pub(crate) fn wait_or_clear_bad(&self, table: Table<'_, E>, pte: Pte, offset: u64) {
         match table.decode(pte) {
             Entry::Frozen => match table.lock() {
                 Ok(locked) => locked.clear_bad(offset),

@@ -90,7 +90,7 @@ fn addresses<F: Format>(data: &[u8]) -> impl Iterator<Item = F::Input> {
     data.iter().take(32).map(move |&byte| address::<F>(spread(byte) | u64::from(byte) << 39 | u64::from(byte) << 13))
 }
 
-fn look<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::Machine<F>>, data: &[u8]) {
+fn look<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::PoolPlatform<F>>, data: &[u8]) {
     let guard = cpu.read();
     for at in addresses::<F>(data) {
         if let Some(found) = tree.translate(guard, at) {
@@ -101,7 +101,7 @@ fn look<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::Machine<F>>, d
     let _ = tree.report(guard);
 }
 
-fn change<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::Machine<F>>, data: &[u8]) {
+fn change<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::PoolPlatform<F>>, data: &[u8]) {
     let ignore = |_: Page<F::Input>| {};
     for (n, at) in addresses::<F>(data).enumerate() {
         let guard = cpu.read();
@@ -116,8 +116,8 @@ fn change<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::Machine<F>>,
             5 => _ = tree.split(guard, at),
             6 => _ = tree.collapse(cpu, at, PageSize::Size2M),
             7 => _ = tree.unprotect(guard, at),
-            8 => _ = tree.find(guard, at, Level::PMD).map(|slot| slot.pte_offset_map_lock().map(|_| ())),
-            9 => _ = tree.find(guard, at, Level::PUD).map(|slot| slot.pte_offset_map().map(|_| ())),
+            8 => _ = tree.find(guard, at, Level::PMD).map(|entry| entry.pte_offset_map_lock().map(|_| ())),
+            9 => _ = tree.find(guard, at, Level::PUD).map(|entry| entry.pte_offset_map().map(|_| ())),
             10 => _ = tree.fault(guard, at, PageSize::Size2M).map(|fault| matches!(fault, Fault::Room(_))),
             11 => _ = tree.write(guard, at, |_| ()),
             12 => _ = tree.replace(cpu, at, PageSize::Size4K, Pfn::new(0x4_0000), |_| ()),

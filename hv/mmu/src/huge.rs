@@ -64,7 +64,7 @@ impl<E: Env> Tree<E> {
                         return Ok(());
                     }
                 }
-                Entry::Frozen => self.look_again(table, pte, offset),
+                Entry::Frozen => self.wait_or_clear_bad(table, pte, offset),
                 _ => return Err(SplitError::NotLarge),
             }
         }
@@ -148,9 +148,9 @@ impl<E: Env> Tree<E> {
             let upper = table.lock()?;
             let lower = below.lock()?;
             lower.is_unshared()?;
-            let noted = lower.freeze(|index| self.part_entry(whole, index, below.level))?;
-            let noted = if kept(Rule::KeepNoted) { noted } else { Pte::NONE };
-            upper.replace(E::Format::index(offset, level), E::Format::with_noted(entry, noted));
+            let ad = lower.freeze(|index| self.part_entry(whole, index, below.level))?;
+            let ad = if kept(Rule::KeepNoted) { ad } else { Pte::NONE };
+            upper.replace(E::Format::index(offset, level), E::Format::with_ad(entry, ad));
             lower.desc().set_dead();
         }
         self.defer_table(cpu, below.pfn);
@@ -165,7 +165,7 @@ impl<E: Env> Tree<E> {
     fn uniform(&self, table: Table<'_, E>) -> Option<Leaf> {
         let Entry::Leaf(first) = table.decode(table.at(0)) else { return None };
         let whole = Leaf { accessed: false, dirty: false, ..first };
-        let is_part = |index| E::Format::same_but_noted(table.at(index), self.part_entry(whole, index, table.level));
+        let is_part = |index| E::Format::same_but_ad(table.at(index), self.part_entry(whole, index, table.level));
         (0..E::Format::entries(table.level)).all(is_part).then_some(whole)
     }
 

@@ -45,18 +45,18 @@
 //! #     descs: [const { TableDesc::new() }; 16],
 //! #     next: std::sync::atomic::AtomicU64::new(0),
 //! # };
-//! struct Machine;
-//! impl Platform for Machine {
+//! struct ExamplePlatform;
+//! impl Platform for ExamplePlatform {
 //!     fn head(&self, page: Pfn) -> &Head { FRAMES.descs[page.raw() as usize].head() }
 //!     fn kick(&self, _cpu: usize) { /* an interrupt */ }
 //!     fn now(&self) -> u64 { /* the time stamp counter */ 0 }
 //! }
-//! static RCU: Domain<Machine, [CpuData; 1]> = Domain::new(Machine, 1024);
+//! static RCU: Domain<ExamplePlatform, [CpuData; 1]> = Domain::new(ExamplePlatform, 1024);
 //!
 //! struct Vm { space: Space }
 //! impl Env for Vm {
 //!     type Format = Npt;
-//!     type Platform = Machine;
+//!     type Platform = ExamplePlatform;
 //!     fn alloc_table(&self) -> Option<Pfn> {
 //!         let next = FRAMES.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
 //!         (next < 16).then_some(Pfn::new(next))
@@ -91,7 +91,7 @@
 //!
 //! # The offset maps
 //!
-//! Below those stand Linux's own words, for whoever wants one table: [`Tree::find`] gives the [`Slot`] of an entry (the
+//! Below those stand Linux's own words, for whoever wants one table: [`Tree::find`] gives the [`EntryRef`] of an entry (the
 //! `pmd_t *`), and that the maps of the table below it.
 //!
 //! Locks are taken from above to below, two of one level in the order of their frames; no lock is held while a frame is
@@ -135,7 +135,7 @@ pub use format::Toy;
 pub use format::{Ept, Format, LongMode, Npt, Pae};
 pub use huge::{CollapseError, SplitError};
 pub use level::{Address, Level};
-pub use map::{Changed, NoTable, PteLock, PteMap, PteMapLocked, PteMapRo, PteMapRw, PteReadLock, Slot};
+pub use map::{Changed, EntryRef, NoTable, PteLock, PteMap, PteMapLocked, PteMapRo, PteMapRw, PteReadLock};
 pub use range::{Page, RangeError};
 pub use replace::{ReplaceError, WriteError};
 pub use report::Report;

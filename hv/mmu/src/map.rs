@@ -1,7 +1,7 @@
 //! Maps of tables: Linux's `pte_offset_map` family, at every level alike.
 //!
 //! ```text
-//! Slot ── pte_offset_map ────────────> PteMap        reads
+//! EntryRef ── pte_offset_map ────────────> PteMap        reads
 //!      ├─ pte_offset_map_ro_nolock ──> PteMapRo      reads; lock() ─> PteReadLock, reads that hold still
 //!      ├─ pte_offset_map_rw_nolock ──> PteMapRw      reads; lock() ─> PteLock ─ pmd_same() ─> PteMapLocked, writes
 //!      └─ pte_offset_map_lock ───────────────────────────────────────────────────────────────> PteMapLocked
@@ -150,13 +150,13 @@ impl<'g, E: Env> Table<'g, E> {
     /// Takes this table's lock and makes sure that it is still in the tree. The lock keeps it there.
     #[inline]
     pub(crate) fn lock(self) -> Result<PteMapLocked<'g, E>, Changed> {
-        let lock = self.lock_unproven().ok_or(Changed)?;
+        let lock = self.lock_without_recheck().ok_or(Changed)?;
         lock.pmd_same()
     }
 
     /// None only if the surroundings have a table without descriptor.
     #[inline]
-    fn lock_unproven(self) -> Option<PteLock<'g, E>> {
+    fn lock_without_recheck(self) -> Option<PteLock<'g, E>> {
         let desc = self.desc()?;
         if kept(Rule::Lock) {
             desc.lock();
@@ -165,8 +165,8 @@ impl<'g, E: Env> Table<'g, E> {
     }
 
     #[inline]
-    pub(crate) fn slot(self, offset: u64) -> Slot<'g, E> {
-        Slot { table: self, offset }
+    pub(crate) fn entry_ref(self, offset: u64) -> EntryRef<'g, E> {
+        EntryRef { table: self, offset }
     }
 
     /// Reports and clears the entry for `offset` if it is (still) bad.
@@ -179,12 +179,12 @@ impl<'g, E: Env> Table<'g, E> {
 }
 
 /// One entry of a table: the `pmd_t *` that Linux passes.
-pub struct Slot<'g, E: Env> {
+pub struct EntryRef<'g, E: Env> {
     table: Table<'g, E>,
     offset: u64,
 }
 
-impl<'g, E: Env> Slot<'g, E> {
+impl<'g, E: Env> EntryRef<'g, E> {
     /// The entry, by one load: it is, or was recently, the entry. On x86-64 an aligned 64-bit load is whole by itself; for
     /// entries that are written in halves see [`SplitEntry`](crate::SplitEntry).
     #[inline]
@@ -259,21 +259,21 @@ impl<'g, E: Env> Slot<'g, E> {
 /// A mapped table, for reading. It can't outlive its guard, nor go to another CPU, and it writes nothing:
 ///
 /// ```compile_fail,E0502
-/// # fn f<E: mmu::Env>(slot: fn(rcu::Guard<'_>) -> mmu::Slot<'_, E>, cpu: &mut rcu::Cpu<'_, E::Platform>) {
-/// let map = slot(cpu.read()).pte_offset_map().ok().unwrap();
+/// # fn f<E: mmu::Env>(entry: fn(rcu::Guard<'_>) -> mmu::EntryRef<'_, E>, cpu: &mut rcu::Cpu<'_, E::Platform>) {
+/// let map = entry(cpu.read()).pte_offset_map().ok().unwrap();
 /// cpu.quiescent();
 /// let level = map.level();
 /// # }
 /// ```
 /// ```compile_fail,E0277
-/// # fn f<E: mmu::Env + Send + Sync>(slot: mmu::Slot<'_, E>) {
+/// # fn f<E: mmu::Env + Send + Sync>(entry: mmu::EntryRef<'_, E>) {
 /// fn send(_: impl Send) {}
-/// send(slot.pte_offset_map());
+/// send(entry.pte_offset_map());
 /// # }
 /// ```
 /// ```compile_fail,E0599
-/// # fn f<E: mmu::Env<Format = mmu::Npt>>(slot: mmu::Slot<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
-/// let map = slot.pte_offset_map().ok().unwrap();
+/// # fn f<E: mmu::Env<Format = mmu::Npt>>(entry: mmu::EntryRef<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
+/// let map = entry.pte_offset_map().ok().unwrap();
 /// map.set_pte(at, leaf);
 /// # }
 /// ```
@@ -289,12 +289,12 @@ impl<'g, E: Env> PteMap<'g, E> {
 
     /// The entry for `at`; of `at` only the bits count that this level uses.
     pub fn get(&self, at: Input<E>) -> Entry {
-        self.slot(at).get()
+        self.entry_ref(at).get()
     }
 
     /// The entry's place.
-    pub fn slot(&self, at: Input<E>) -> Slot<'g, E> {
-        self.table.slot(at.to_offset(E::Format::INPUT_BITS).unwrap_or(0))
+    pub fn entry_ref(&self, at: Input<E>) -> EntryRef<'g, E> {
+        self.table.entry_ref(at.to_offset(E::Format::INPUT_BITS).unwrap_or(0))
     }
 }
 
@@ -305,7 +305,7 @@ impl<E: Env> PteMapRo<'_, E> {
     /// Takes the table's lock: no entry changes meanwhile, but for what processors note and what is changed by
     /// compare-and-exchange.
     pub fn lock(&self) -> Option<PteReadLock<'_, E>> {
-        let PteLock { table, lock } = self.0.table.lock_unproven()?;
+        let PteLock { table, lock } = self.0.table.lock_without_recheck()?;
         Some(PteReadLock { map: PteMap { table }, _lock: lock })
     }
 }
@@ -320,8 +320,8 @@ impl<'g, E: Env> Deref for PteMapRo<'g, E> {
 /// A map whose table can be locked for writing, once proved to be still in the tree.
 ///
 /// ```
-/// # fn f<E: mmu::Env<Format = mmu::Npt>>(slot: mmu::Slot<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
-/// let map = slot.pte_offset_map_rw_nolock().ok().unwrap();
+/// # fn f<E: mmu::Env<Format = mmu::Npt>>(entry: mmu::EntryRef<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
+/// let map = entry.pte_offset_map_rw_nolock().ok().unwrap();
 /// // allocate, copy, whatever takes long
 /// if let Ok(locked) = map.lock().unwrap().pmd_same() {
 ///     locked.set_pte(at, leaf).ok();
@@ -331,14 +331,14 @@ impl<'g, E: Env> Deref for PteMapRo<'g, E> {
 /// Without the proof nothing is written, and the lock is let go before the map is:
 ///
 /// ```compile_fail,E0599
-/// # fn f<E: mmu::Env<Format = mmu::Npt>>(slot: mmu::Slot<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
-/// let map = slot.pte_offset_map_rw_nolock().ok().unwrap();
+/// # fn f<E: mmu::Env<Format = mmu::Npt>>(entry: mmu::EntryRef<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
+/// let map = entry.pte_offset_map_rw_nolock().ok().unwrap();
 /// map.lock().unwrap().set_pte(at, leaf);
 /// # }
 /// ```
 /// ```compile_fail,E0505
-/// # fn f<E: mmu::Env>(slot: mmu::Slot<'_, E>) {
-/// let map = slot.pte_offset_map_rw_nolock().ok().unwrap();
+/// # fn f<E: mmu::Env>(entry: mmu::EntryRef<'_, E>) {
+/// let map = entry.pte_offset_map_rw_nolock().ok().unwrap();
 /// let locked = map.lock().unwrap();
 /// drop(map);
 /// drop(locked);
@@ -354,7 +354,7 @@ impl<E: Env> PteMapRw<'_, E> {
 
     /// Takes the table's lock. By itself that allows nothing yet.
     pub fn lock(&self) -> Option<PteLock<'_, E>> {
-        self.0.table.lock_unproven()
+        self.0.table.lock_without_recheck()
     }
 }
 
@@ -513,23 +513,23 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
     /// # Errors
     /// One was not; then all are as before.
     pub(crate) fn freeze(&self, expected: impl Fn(usize) -> Pte) -> Result<Pte, Changed> {
-        let mut noted = Pte::NONE;
+        let mut ad = Pte::NONE;
         for index in 0..E::Format::entries(self.level()) {
             match self.freeze_one(index, expected(index)) {
-                Some(pte) => noted = E::Format::with_noted(noted, pte),
+                Some(pte) => ad = E::Format::with_ad(ad, pte),
                 None => {
                     (0..index).for_each(|index| self.thaw(index, expected(index)));
                     return Err(Changed);
                 }
             }
         }
-        Ok(noted)
+        Ok(ad)
     }
 
     /// Freezes one entry if it is as `expected`, but for what processors note. Gives the entry as it was at last.
     pub(crate) fn freeze_one(&self, index: usize, expected: Pte) -> Option<Pte> {
         let mut pte = self.table().at(index);
-        while E::Format::same_but_noted(pte, expected) {
+        while E::Format::same_but_ad(pte, expected) {
             if !kept(Rule::Freeze) {
                 return Some(pte);
             }
@@ -549,7 +549,7 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
 
     fn thaw(&self, index: usize, expected: Pte) {
         let frozen = self.table().at(index);
-        self.table().entry(index).store(E::Format::with_noted(expected, frozen).raw(), Ordering::Release);
+        self.table().entry(index).store(E::Format::with_ad(expected, frozen).raw(), Ordering::Release);
     }
 
     /// Reports and clears the entry for `offset` if it is bad. Under the lock a frozen one is bad as well: its freezer would

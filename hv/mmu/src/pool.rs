@@ -122,9 +122,9 @@ impl<F: Format> Memory<F> {
 }
 
 /// The machine of a pool. A thread that plays a CPU in guest mode for long looks for kicks itself ([`Memory::take_kick`]).
-pub struct Machine<F: Format>(Arc<Memory<F>>);
+pub struct PoolPlatform<F: Format>(Arc<Memory<F>>);
 
-impl<F: Format> Platform for Machine<F> {
+impl<F: Format> Platform for PoolPlatform<F> {
     fn head(&self, page: Pfn) -> &Head {
         self.0.desc(page).expect("only tables are deferred").head()
     }
@@ -139,8 +139,8 @@ impl<F: Format> Platform for Machine<F> {
 }
 
 /// The CPUs of a machine whose tables are in `memory`.
-pub fn domain<F: Format, const CPUS: usize>(memory: &Arc<Memory<F>>) -> Domain<Machine<F>, [CpuData; CPUS]> {
-    Domain::new(Machine(memory.clone()), 64)
+pub fn domain<F: Format, const CPUS: usize>(memory: &Arc<Memory<F>>) -> Domain<PoolPlatform<F>, [CpuData; CPUS]> {
+    Domain::new(PoolPlatform(memory.clone()), 64)
 }
 
 /// The surroundings of one tree in a pool.
@@ -151,7 +151,7 @@ pub struct Pool<F: Format> {
 
 impl<F: Format> Pool<F> {
     /// Surroundings for one tree.
-    pub fn new<const CPUS: usize>(memory: &Arc<Memory<F>>, domain: &Domain<Machine<F>, [CpuData; CPUS]>) -> Self {
+    pub fn new<const CPUS: usize>(memory: &Arc<Memory<F>>, domain: &Domain<PoolPlatform<F>, [CpuData; CPUS]>) -> Self {
         Self { memory: memory.clone(), space: Space::new(domain) }
     }
 
@@ -171,7 +171,7 @@ impl<F: Format> Pool<F> {
 
 impl<F: Format> Env for Pool<F> {
     type Format = F;
-    type Platform = Machine<F>;
+    type Platform = PoolPlatform<F>;
 
     fn alloc_table(&self) -> Option<Pfn> {
         self.memory.alloc()

@@ -43,11 +43,11 @@ pub enum WriteError {
 }
 
 /// As many entries as a table has at most.
-const MOST: usize = 512;
+const MAX_ENTRIES: usize = 512;
 
 /// The entries of a table that is being collapsed.
 struct Parts {
-    ptes: [Pte; MOST],
+    ptes: [Pte; MAX_ENTRIES],
     /// The page that comes of them, but for its frame.
     whole: Leaf,
 }
@@ -123,7 +123,7 @@ impl<E: Env> Tree<E> {
         let last = locked.freeze_one(index, pte).ok_or(ReplaceError::Changed)?;
         self.flush_after(cpu, After::Replace);
         copy(old);
-        locked.replace(index, E::Format::with_noted(entry, last));
+        locked.replace(index, E::Format::with_ad(entry, last));
         match table.decode(last) {
             Entry::Leaf(last) => Ok(last),
             _ => Ok(old),
@@ -159,12 +159,12 @@ impl<E: Env> Tree<E> {
         {
             let lower = below.lock()?;
             lower.is_unshared()?;
-            let noted = lower.freeze(|index| parts.ptes[index])?;
+            let ad = lower.freeze(|index| parts.ptes[index])?;
             self.flush_after(cpu, After::Collapse);
             parts.leaves(below).for_each(|(index, leaf)| copy(index, leaf));
             // The lower lock keeps the table where it is, so this finds what was found above.
             let index = E::Format::index(offset, level);
-            if upper.cmpxchg(index, pte, E::Format::with_noted(entry, noted)).is_err() {
+            if upper.cmpxchg(index, pte, E::Format::with_ad(entry, ad)).is_err() {
                 lower.thaw_all(|index| parts.ptes[index]);
                 return Err(CollapseError::Changed);
             }
@@ -183,13 +183,13 @@ impl<E: Env> Tree<E> {
     /// The entries of `table`, if all are pages that can be parts of one.
     fn parts(&self, table: Table<'_, E>) -> Option<Parts> {
         let Entry::Leaf(first) = table.decode(table.at(0)) else { return None };
-        let common = without_notes(first);
+        let common = without_ad(first);
         let whole = Leaf { accessed: false, dirty: false, ..common };
-        let mut parts = Parts { ptes: [Pte::NONE; MOST], whole };
+        let mut parts = Parts { ptes: [Pte::NONE; MAX_ENTRIES], whole };
         for (index, place) in parts.ptes[..E::Format::entries(table.level)].iter_mut().enumerate() {
             let pte = table.at(index);
             let Entry::Leaf(leaf) = table.decode(pte) else { return None };
-            if (Leaf { pfn: common.pfn, ..without_notes(leaf) }) != common {
+            if (Leaf { pfn: common.pfn, ..without_ad(leaf) }) != common {
                 return None;
             }
             *place = pte;
@@ -210,7 +210,7 @@ impl Parts {
 }
 
 /// The page without what the processor and the dirty log keep in it.
-fn without_notes(leaf: Leaf) -> Leaf {
+fn without_ad(leaf: Leaf) -> Leaf {
     let rights = Rights { write: leaf.may_write(), ..leaf.rights };
     Leaf { rights, accessed: false, dirty: false, logged: false, ..leaf }
 }

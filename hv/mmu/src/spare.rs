@@ -5,12 +5,12 @@ use crate::tree::{NoMemory, Tree};
 use addr::Pfn;
 
 /// The most that an operation wants: two edges of a range, each split down the levels that have leaves, or one path.
-const MOST: usize = 4;
+const MAX_SPARE: usize = 4;
 
 /// Frames for tables. Those that are not put to use go back at the end.
 pub(crate) struct Spare<'t, E: Env> {
     env: &'t E,
-    frames: [Pfn; MOST],
+    frames: [Pfn; MAX_SPARE],
     len: usize,
     used: usize,
 }
@@ -18,7 +18,7 @@ pub(crate) struct Spare<'t, E: Env> {
 impl<E: Env> Tree<E> {
     /// Takes `wanted` frames, all or none.
     pub(crate) fn top_up(&self, wanted: usize) -> Result<Spare<'_, E>, NoMemory> {
-        let mut spare = Spare { env: &self.env, frames: [Pfn::new(0); MOST], len: 0, used: 0 };
+        let mut spare = Spare { env: &self.env, frames: [Pfn::new(0); MAX_SPARE], len: 0, used: 0 };
         while spare.len < wanted {
             *spare.frames.get_mut(spare.len).ok_or(NoMemory)? = self.env.alloc_table().ok_or(NoMemory)?;
             spare.len += 1;

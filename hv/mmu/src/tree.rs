@@ -4,7 +4,7 @@ use crate::entry::{Caps, Entry, Leaf, Pte};
 use crate::env::{Env, TableDesc};
 use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
-use crate::map::{Input, PteMap, PteMapLocked, Slot, Table};
+use crate::map::{EntryRef, Input, PteMap, PteMapLocked, Table};
 use crate::rules::{Rule, kept};
 use crate::skip::{After, Skipped};
 use crate::sync::{Ordering, relax};
@@ -128,10 +128,10 @@ impl<E: Env> Tree<E> {
 
     /// The entry of `level` for `at`, if there are tables down to it: Linux's `mm_find_pmd`.
     #[inline]
-    pub fn find<'g>(&'g self, guard: Guard<'g>, at: Input<E>, level: Level) -> Option<Slot<'g, E>> {
+    pub fn find<'g>(&'g self, guard: Guard<'g>, at: Input<E>, level: Level) -> Option<EntryRef<'g, E>> {
         let offset = at.to_offset(E::Format::INPUT_BITS)?;
         let (table, _) = self.walk(guard, offset, level)?;
-        (table.level == level).then(|| table.slot(offset))
+        (table.level == level).then(|| table.entry_ref(offset))
     }
 
     /// Calls `look` for the entry of each level on the way to `at`, from the root: what a report of a misconfigured entry shows.

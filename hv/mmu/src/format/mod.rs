@@ -83,18 +83,18 @@ pub(crate) trait FormatExt: Format {
         pte.raw() & !Self::AD == Self::FROZEN
     }
 
-    /// The frozen entry that keeps what the processor noted in `pte`.
+    /// The frozen entry that keeps what the processor ad in `pte`.
     fn frozen(pte: Pte) -> Pte {
         Pte::new(Self::FROZEN | pte.raw() & Self::AD)
     }
 
     /// `pte` with the accessed and dirty bits of `other` besides its own.
-    fn with_noted(pte: Pte, other: Pte) -> Pte {
+    fn with_ad(pte: Pte, other: Pte) -> Pte {
         Pte::new(pte.raw() | other.raw() & Self::AD)
     }
 
-    /// Whether both are the same but for what the processor may have noted meanwhile.
-    fn same_but_noted(a: Pte, b: Pte) -> bool {
+    /// Whether both are the same but for what the processor may have ad meanwhile.
+    fn same_but_ad(a: Pte, b: Pte) -> bool {
         (a.raw() ^ b.raw()) & !Self::AD == 0
     }
 

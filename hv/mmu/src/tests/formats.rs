@@ -96,8 +96,8 @@ fn entries_are_as_the_manuals_say() {
     assert_eq!(Ept::<4>::leaf(&device, Level::PTE).raw(), 0xfee0_0047);
     // PDPTEs have no rights, no accessed bit (but QEMU sets one), and are never leaves.
     assert_eq!(Pae::<addr::Gva>::table(Pfn::new(5), Level::PUD).raw(), 0x5001);
-    let noted = Pae::<addr::Gva>::decode(Pte::new(0x5021), Level::PUD, CAPS);
-    assert_eq!(noted, crate::Entry::Table(Pfn::new(5)));
+    let pdpte = Pae::<addr::Gva>::decode(Pte::new(0x5021), Level::PUD, CAPS);
+    assert_eq!(pdpte, crate::Entry::Table(Pfn::new(5)));
     for reserved in [1u64 << 1, 1 << 2, 1 << 6, 1 << 7, 1 << 8, 1 << 40, 1 << 52, 1 << 63] {
         assert_eq!(Pae::<addr::Gva>::decode(Pte::new(0x5001 | reserved), Level::PUD, CAPS), crate::Entry::Bad);
     }

@@ -20,9 +20,9 @@ mod stress;
 use crate::entry::{Entry, Pte, Rights};
 use crate::format::{Format, FormatExt, table_frame};
 use crate::level::Level;
-#[cfg(not(any(loom, shuttle)))]
-use crate::pool::{Machine, NewTable};
 use crate::pool::{Memory, Pool};
+#[cfg(not(any(loom, shuttle)))]
+use crate::pool::{NewTable, PoolPlatform};
 use crate::sync::Ordering;
 use crate::{Leaf, Tree};
 use addr::Pfn;
@@ -40,7 +40,7 @@ pub(super) fn page(pfn: u64) -> Leaf {
 /// Runs `test` on a tree, on the only CPU there is, and ends the tree: every frame must be back.
 pub(super) fn with_tree<F: Format<Table: NewTable>>(
     frames: usize,
-    test: impl FnOnce(&Tree<Pool<F>>, &mut Cpu<'_, Machine<F>>, &Arc<Memory<F>>),
+    test: impl FnOnce(&Tree<Pool<F>>, &mut Cpu<'_, PoolPlatform<F>>, &Arc<Memory<F>>),
 ) {
     let memory = Memory::<F>::new(frames);
     let domain = crate::pool::domain::<F, 1>(&memory);

@@ -3,7 +3,7 @@
 
 use super::{check_tables, with_tree};
 use crate::format::{Format, FormatExt};
-use crate::pool::{Machine, Memory, NewTable, Pool};
+use crate::pool::{Memory, NewTable, Pool, PoolPlatform};
 use crate::{
     Address, Entry, Ept, Leaf, Level, LongMode, MapError, Npt, Pae, Page, RangeError, Rights, SplitError, Toy, Tree,
 };
@@ -78,7 +78,7 @@ struct NoMemory;
 
 struct Reference<'t, 'd, F: Format> {
     tree: &'t Tree<Pool<F>>,
-    cpu: &'t mut Cpu<'d, Machine<F>>,
+    cpu: &'t mut Cpu<'d, PoolPlatform<F>>,
     memory: &'t Arc<Memory<F>>,
     pages: Pages,
 }
@@ -370,8 +370,8 @@ impl<F: Format> Reference<'_, '_, F> {
     fn write(&mut self, gfn: u64) {
         let Some((table, pte)) = self.tree.walk(self.cpu.read(), gfn << 12, Level::PTE) else { return };
         let Entry::Leaf(Leaf { rights: Rights { write: true, .. }, .. }) = table.decode(pte) else { return };
-        let noted = crate::Pte::new(pte.raw() | F::AD);
-        table.cmpxchg(F::index(gfn << 12, table.level), pte, noted).expect("nobody else is there");
+        let marked = crate::Pte::new(pte.raw() | F::AD);
+        table.cmpxchg(F::index(gfn << 12, table.level), pte, marked).expect("nobody else is there");
         for gfn in self.page_of(gfn).expect("it is mapped") {
             let page = self.pages.get_mut(&gfn).expect("all of the page is mapped");
             (page.accessed, page.dirty) = (true, true);

@@ -1,7 +1,7 @@
 //! The rules of DESIGN.md, one by one, without interleavings: those are in the models.
 
 use super::{check_tables, page, with_tree};
-use crate::pool::{FIRST, Machine, Memory, Pool};
+use crate::pool::{FIRST, Memory, Pool, PoolPlatform};
 use crate::sync::Ordering;
 use crate::{
     CollapseError, Entry, Ept, Fault, Format, Level, MapError, NoTable, Npt, Pae, Pte, RangeError, Rights, ShareError,
@@ -27,10 +27,10 @@ fn rule_1_fallible_at_every_level_alike() {
         assert_eq!(tree.find(guard, at, Level::P4D).unwrap().pte_offset_map().err(), Some(NoTable::None));
         tree.map(guard, at, page(0x8000), PageSize::Size4K).unwrap();
         for (level, below) in [(Level::P4D, Level::PUD), (Level::PUD, Level::PMD), (Level::PMD, Level::PTE)] {
-            let slot = tree.find(guard, at, level).unwrap();
-            assert!(matches!(slot.get(), Entry::Table(_)));
-            assert_eq!(slot.pte_offset_map().unwrap().level(), below);
-            assert_eq!(slot.pte_offset_map_lock().unwrap().level(), below);
+            let entry = tree.find(guard, at, level).unwrap();
+            assert!(matches!(entry.get(), Entry::Table(_)));
+            assert_eq!(entry.pte_offset_map().unwrap().level(), below);
+            assert_eq!(entry.pte_offset_map_lock().unwrap().level(), below);
         }
         tree.map(guard, Gpa::new(0), page(0x200), PageSize::Size2M).unwrap();
         let leaf = tree.find(guard, Gpa::new(0), Level::PMD).unwrap();
@@ -57,10 +57,10 @@ fn rule_1_bad_is_reported_once_and_cleared() {
         for (n, raw) in [(1, 0xfff0_0000_0000_0067u64), (2, 0x5067), (3, (tree.root().raw() << 12) | 0x27)] {
             write_raw(memory, pmd.unwrap(), 3, raw);
             memory.desc(pmd.unwrap()).unwrap().add_children(1);
-            let slot = tree.find(guard, Gpa::new(3 * M2), Level::PMD).unwrap();
-            assert_eq!(slot.get(), Entry::Bad);
-            assert_eq!(slot.pte_offset_map().err(), Some(NoTable::Bad));
-            assert_eq!(slot.pte_offset_map().err(), Some(NoTable::None));
+            let entry = tree.find(guard, Gpa::new(3 * M2), Level::PMD).unwrap();
+            assert_eq!(entry.get(), Entry::Bad);
+            assert_eq!(entry.pte_offset_map().err(), Some(NoTable::Bad));
+            assert_eq!(entry.pte_offset_map().err(), Some(NoTable::None));
             assert_eq!(memory.bad().len(), n);
         }
         let last = memory.bad()[2];
@@ -106,9 +106,9 @@ fn rule_3_locked_means_rechecked() {
     with_tree::<Npt>(8, |tree, cpu, memory| {
         let guard = cpu.read();
         tree.map(guard, Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
-        let slot = tree.find(guard, Gpa::new(0), Level::PMD).unwrap();
-        let map = slot.pte_offset_map_rw_nolock().unwrap();
-        assert_eq!(map.pmdval(), Some(slot.pmdp_get_lockless()));
+        let entry = tree.find(guard, Gpa::new(0), Level::PMD).unwrap();
+        let map = entry.pte_offset_map_rw_nolock().unwrap();
+        assert_eq!(map.pmdval(), Some(entry.pmdp_get_lockless()));
         let locked = map.lock().unwrap().pmd_same().ok().unwrap();
         assert_eq!(locked.set_pte(Gpa::new(0), page(1)).err(), Some(Entry::Leaf(page(0x8000))));
         locked.set_pte(Gpa::new(0x1000), page(0x8001)).unwrap();
@@ -145,8 +145,8 @@ fn rule_4_lockless_reads_are_whole() {
         let end = Gva::new(0xffff_f000);
         tree.map(guard, end, page(0x8000), PageSize::Size4K).unwrap();
         assert_eq!(tree.translate(guard, Gva::new(0xffff_f123)).unwrap().hpa, Hpa::new(0x800_0123));
-        let slot = tree.find(guard, end, Level::PUD).unwrap();
-        assert_eq!(slot.pmdp_get_lockless().raw() & 0xfff, 1, "a PDPTE has no rights");
+        let entry = tree.find(guard, end, Level::PUD).unwrap();
+        assert_eq!(entry.pmdp_get_lockless().raw() & 0xfff, 1, "a PDPTE has no rights");
         assert_eq!(core::mem::align_of::<crate::AtomicU64>(), 8);
     });
 }
@@ -357,7 +357,7 @@ fn a_table_moves_with_its_pages() {
 fn corrupted_tables_make_no_circle_of_locks() {
     with_tree::<Npt>(8, |tree, cpu, memory| {
         tree.map(cpu.read(), Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
-        let table_at = |level| match tree.find(cpu.read(), Gpa::new(0), level).map(|slot| slot.get()) {
+        let table_at = |level| match tree.find(cpu.read(), Gpa::new(0), level).map(|entry| entry.get()) {
             Some(Entry::Table(table)) => table,
             other => panic!("{other:?}"),
         };
@@ -375,7 +375,9 @@ fn corrupted_tables_make_no_circle_of_locks() {
 }
 
 /// A second tree of the same surroundings, given back after `test`.
-fn with_two_trees(test: impl FnOnce(&Tree<Pool<Pae>>, &Tree<Pool<Pae>>, &mut Cpu<'_, Machine<Pae>>, &Memory<Pae>)) {
+fn with_two_trees(
+    test: impl FnOnce(&Tree<Pool<Pae>>, &Tree<Pool<Pae>>, &mut Cpu<'_, PoolPlatform<Pae>>, &Memory<Pae>),
+) {
     let memory = Memory::<Pae>::new(16);
     let domain = pool::domain::<Pae, 1>(&memory);
     let mut cpu = domain.register(0).unwrap();
@@ -389,7 +391,7 @@ fn with_two_trees(test: impl FnOnce(&Tree<Pool<Pae>>, &Tree<Pool<Pae>>, &mut Cpu
     assert_eq!((memory.in_use(), memory.bad()), (0, Vec::new()));
 }
 
-fn pfn(tree: &Tree<Pool<Pae>>, cpu: &Cpu<'_, Machine<Pae>>, at: u64) -> Option<u64> {
+fn pfn(tree: &Tree<Pool<Pae>>, cpu: &Cpu<'_, PoolPlatform<Pae>>, at: u64) -> Option<u64> {
     tree.translate(cpu.read(), Gva::new(at)).map(|found| found.leaf.pfn.raw())
 }
 

@@ -3,7 +3,7 @@
 
 use super::page;
 use crate::format::{Format, FormatExt, table_frame};
-use crate::pool::{self, Machine, Memory, Pool};
+use crate::pool::{self, Memory, Pool, PoolPlatform};
 use crate::skip::After;
 use crate::{Entry, Fault, Leaf, Level, Npt, Page, Pte, Tree};
 use addr::{Gpa, PageSize, Pfn};
@@ -26,7 +26,7 @@ const ROUNDS: u32 = 100;
 
 struct World {
     memory: std::sync::Arc<Memory<Npt>>,
-    domain: Domain<Machine<Npt>, [CpuData; 2]>,
+    domain: Domain<PoolPlatform<Npt>, [CpuData; 2]>,
     tree: Tree<Pool<Npt>>,
     words: Vec<AtomicU64>,
     /// Frames that are in no use.
@@ -88,7 +88,7 @@ impl World {
     }
 
     /// Poisons frames that nobody can reach any more by any rule that is kept, and gives them back.
-    fn give_back(&self, cpu: &mut Cpu<'_, Machine<Npt>>, frames: Vec<Pfn>) {
+    fn give_back(&self, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, frames: Vec<Pfn>) {
         cpu.synchronize_expedited();
         frames.iter().for_each(|&frame| self.word(frame).store(POISON, Ordering::SeqCst));
         self.free.lock().expect("nobody panics with it").extend(frames);
@@ -142,10 +142,10 @@ impl Processor<'_> {
                     level = level.below().expect("a pte is no table");
                 }
                 Entry::Leaf(leaf) if leaf.rights.write || !write => {
-                    let notes = if write { Npt::AD } else { Npt::ACCESSED };
-                    let noted = pte.raw() | notes;
+                    let bits = if write { Npt::AD } else { Npt::ACCESSED };
+                    let marked = pte.raw() | bits;
                     let order = crate::sync::Ordering::AcqRel;
-                    if entry.compare_exchange(pte.raw(), noted, order, crate::sync::Ordering::Relaxed).is_ok() {
+                    if entry.compare_exchange(pte.raw(), marked, order, crate::sync::Ordering::Relaxed).is_ok() {
                         let part = if level == Level::PTE { 0 } else { gfn % PAGES };
                         return Some(Leaf { pfn: leaf.pfn.add(part), dirty: leaf.dirty || write, ..leaf });
                     }
@@ -203,7 +203,7 @@ fn vcpu(world: &World, program: Program, write: bool) {
     }
 }
 
-fn handle(world: &World, cpu: &Cpu<'_, Machine<Npt>>, gfn: u64) {
+fn handle(world: &World, cpu: &Cpu<'_, PoolPlatform<Npt>>, gfn: u64) {
     match world.tree.fault(cpu.read(), at(gfn), PageSize::Size4K).expect("it is in range") {
         Fault::Present(found) if found.leaf.logged => _ = world.tree.unprotect(cpu.read(), at(gfn)),
         Fault::Present(_) => {}
@@ -220,9 +220,9 @@ trait Operation: Default {
     const AFTER: After;
     const PROGRAM: Program;
     const WRITES: bool;
-    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, Machine<Npt>>, round: u64);
+    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, round: u64);
     /// After the guest has stopped: whether all is as it should be.
-    fn check(&mut self, _world: &World, _cpu: &mut Cpu<'_, Machine<Npt>>) -> bool {
+    fn check(&mut self, _world: &World, _cpu: &mut Cpu<'_, PoolPlatform<Npt>>) -> bool {
         true
     }
 }
@@ -262,7 +262,7 @@ impl Operation for Release {
     const PROGRAM: Program = reads;
     const WRITES: bool = false;
 
-    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, Machine<Npt>>, round: u64) {
+    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, round: u64) {
         let mut frames = Vec::new();
         let gfn = round % USED;
         world.tree.zap(cpu, at(gfn)..at(gfn + 1), |page: Page<Gpa>| frames.push(page.leaf.pfn)).expect("it is a range");
@@ -278,7 +278,7 @@ impl Operation for Replace {
     const PROGRAM: Program = counts;
     const WRITES: bool = true;
 
-    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, Machine<Npt>>, round: u64) {
+    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, round: u64) {
         let new = world.take(1);
         let copy = |old: Leaf| {
             world.copy(old.pfn, new);
@@ -297,7 +297,7 @@ impl Operation for Collapse {
     const PROGRAM: Program = counts;
     const WRITES: bool = true;
 
-    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, Machine<Npt>>, _: u64) {
+    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, _: u64) {
         let (new, mut old) = (world.take(PAGES), Vec::new());
         let copy = |index: usize, leaf: Leaf| {
             world.copy(leaf.pfn, new.add(index as u64));
@@ -323,14 +323,14 @@ impl Operation for Log {
     const PROGRAM: Program = counts;
     const WRITES: bool = true;
 
-    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, Machine<Npt>>, _: u64) {
+    fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, _: u64) {
         let mut copy = |page: Page<Gpa>| {
             self.0.insert(page.at.raw() >> 12, world.word(page.leaf.pfn).load(Ordering::SeqCst));
         };
         world.tree.dirty_log(cpu, WHOLE, &mut copy).expect("it is a range");
     }
 
-    fn check(&mut self, world: &World, cpu: &mut Cpu<'_, Machine<Npt>>) -> bool {
+    fn check(&mut self, world: &World, cpu: &mut Cpu<'_, PoolPlatform<Npt>>) -> bool {
         self.operate(world, cpu, 0);
         (0..USED).all(|gfn| {
             let found = world.tree.translate(cpu.read(), at(gfn)).expect("it is mapped");

@@ -3,7 +3,7 @@
 use super::{check_tables, page};
 use crate::format::{Format, FormatExt, span, table_frame};
 use crate::level::Address;
-use crate::pool::{self, Machine, Memory, NewTable, Pool};
+use crate::pool::{self, Memory, NewTable, Pool, PoolPlatform};
 use crate::sync::Ordering;
 use crate::{Entry, Fault, Leaf, Level, Page, Rights, Tree};
 use addr::{PageSize, Pfn};
@@ -65,7 +65,7 @@ struct Stress<'s, 'd, F: Format> {
     tree: &'s Tree<Pool<F>>,
     memory: &'s Memory<F>,
     frames: &'s Frames,
-    cpu: Cpu<'d, Machine<F>>,
+    cpu: Cpu<'d, PoolPlatform<F>>,
     tlb: Tlb,
     random: Random,
 }
@@ -201,11 +201,11 @@ impl<F: Format> Stress<'_, '_, F> {
     /// Walks by the offset maps.
     fn maps(&mut self, gfn: u64) {
         let guard = self.cpu.read();
-        let Some(slot) = self.tree.find(guard, Self::at(gfn), Level::PMD) else { return };
-        if let Ok(map) = slot.pte_offset_map() {
+        let Some(entry) = self.tree.find(guard, Self::at(gfn), Level::PMD) else { return };
+        if let Ok(map) = entry.pte_offset_map() {
             assert_ne!(map.get(Self::at(gfn)), Entry::Bad, "a freed table is read");
         }
-        if let Ok(locked) = slot.pte_offset_map_lock() {
+        if let Ok(locked) = entry.pte_offset_map_lock() {
             assert_ne!(locked.get(Self::at(gfn)), Entry::Frozen, "a frozen entry in a locked table of the tree");
         }
     }
@@ -232,9 +232,9 @@ fn hardware_write<F: Format>(tree: &Tree<Pool<F>>, memory: &Memory<F>, gfn: u64)
                 let within = gfn & ((1 << (F::INDEX_BITS * u32::from(level.number()))) - 1);
                 assert_eq!(leaf.pfn.raw() + within, BASE + gfn, "a wrong translation");
                 if leaf.rights.write {
-                    let noted = pte.raw() | F::AD;
+                    let marked = pte.raw() | F::AD;
                     // If it has changed meanwhile, a processor walks again; once is enough here.
-                    _ = entry.compare_exchange(pte.raw(), noted, Ordering::AcqRel, Ordering::Relaxed);
+                    _ = entry.compare_exchange(pte.raw(), marked, Ordering::AcqRel, Ordering::Relaxed);
                 }
                 return;
             }

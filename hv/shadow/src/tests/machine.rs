@@ -13,7 +13,7 @@ use walk::{Access, Controls, Kind, PhysMem, Privilege};
 
 pub(super) type Format = Pae<Gva>;
 pub(super) type Tables = pool::Memory<Format>;
-pub(super) type ThisCpu<'d> = Cpu<'d, pool::Machine<Format>>;
+pub(super) type ThisCpu<'d> = Cpu<'d, pool::PoolPlatform<Format>>;
 
 /// One of the shadows, for several vCPUs.
 pub(super) trait Shadows {

@@ -5,7 +5,7 @@
 use crate::rules::{Rule, broken};
 use crate::{Backing, Memory, NoMemory, Outcome, Reason, Registers, Shadow, View, Writer};
 use addr::{Gpa, Gva, PageSize, Pfn};
-use mmu::pool::{self, Machine, Pool};
+use mmu::pool::{self, PoolPlatform, Pool};
 use mmu::{AtomicU64, Caps, Pae};
 use rcu::{Cpu, CpuData, Domain, Flush, Tlb};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -18,7 +18,7 @@ use std::vec::Vec;
 use walk::{Access, Controls, Features, Kind, PhysMem, Privilege};
 
 type Format = Pae<Gva>;
-type ThisCpu<'d> = Cpu<'d, Machine<Format>>;
+type ThisCpu<'d> = Cpu<'d, PoolPlatform<Format>>;
 
 const RUNS: usize = 400;
 /// A twin ends with the first run that fails.
@@ -87,7 +87,7 @@ impl Memory for Guest {
 struct World {
     guest: Guest,
     tables: Arc<pool::Memory<Format>>,
-    domain: Domain<Machine<Format>, [CpuData; 2]>,
+    domain: Domain<PoolPlatform<Format>, [CpuData; 2]>,
     shadow: Shadow<Pool<Format>>,
     controls: Controls,
 }

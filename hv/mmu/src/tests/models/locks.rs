@@ -13,8 +13,8 @@ twin_map_lock_against_collapse_without_recheck_and_freeze breaks [RecheckPmd, Fr
 fn map_lock_against_collapse() {
     let world = World::two_pages();
     let other = world.spawn(|world, cpu| {
-        let slot = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
-        slot.pte_offset_map_lock().is_ok_and(|locked| locked.ptep_get_and_clear(at(0)).is_ok())
+        let entry = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
+        entry.pte_offset_map_lock().is_ok_and(|locked| locked.ptep_get_and_clear(at(0)).is_ok())
     });
     let collapsed = world.on(0, |cpu| world.tree.collapse(cpu, at(0), PageSize::Size2M).is_ok());
     let cleared = other.join().unwrap();
@@ -29,8 +29,8 @@ model! { a_stable_look: loom_a_locked_table_holds_still, twin_a_table_without_lo
 fn a_stable_look() {
     let world = World::two_pages();
     let other = world.spawn(|world, cpu| {
-        let slot = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
-        let map = slot.pte_offset_map_ro_nolock().unwrap();
+        let entry = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
+        let map = entry.pte_offset_map_ro_nolock().unwrap();
         let locked = map.lock().unwrap();
         assert_eq!(locked.get(at(0)), locked.get(at(0)));
     });
@@ -46,8 +46,8 @@ fn a_lock_outlives_its_table() {
     let inside: Arc<[AtomicBool; 4]> = Arc::new(core::array::from_fn(|_| AtomicBool::new(false)));
     let theirs = inside.clone();
     let other = world.spawn(move |world, cpu| {
-        let slot = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
-        let Ok(map) = slot.pte_offset_map_ro_nolock() else { return };
+        let entry = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
+        let Ok(map) = entry.pte_offset_map_ro_nolock() else { return };
         let locked = map.lock().unwrap();
         enter_and_leave(&theirs[World::frame_index(locked.table.pfn)]);
     });

@@ -33,7 +33,7 @@ impl Frames {
 /// A guest that writes page `gfn`: by one walk, then once more by the translation that it still has. Whether it did.
 fn guest_writes(
     world: &World,
-    cpu: &mut rcu::Cpu<'_, crate::pool::Machine<super::world::F>>,
+    cpu: &mut rcu::Cpu<'_, crate::pool::PoolPlatform<super::world::F>>,
     gfn: u64,
     frames: &Frames,
 ) -> bool {
@@ -136,7 +136,7 @@ fn replace_under_a_fault() {
 
 fn collapse_into(
     world: &World,
-    cpu: &rcu::Cpu<'_, crate::pool::Machine<super::world::F>>,
+    cpu: &rcu::Cpu<'_, crate::pool::PoolPlatform<super::world::F>>,
     frames: &Frames,
 ) -> Result<Vec<u64>, CollapseError> {
     let mut back = Vec::new();

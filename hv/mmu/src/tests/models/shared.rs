@@ -2,7 +2,7 @@
 
 use super::model;
 use super::world::{A, F, Thread, WHOLE, World, at};
-use crate::pool::{Machine, Pool};
+use crate::pool::{Pool, PoolPlatform};
 use crate::{Fault, Level, Tree};
 use addr::PageSize;
 use rcu::Cpu;
@@ -29,7 +29,7 @@ impl Shared {
     /// Runs `work` on CPU 1, in a thread.
     fn spawn<R: 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Self, &mut Cpu<'_, Machine<F>>) -> R + 'static,
+        work: impl FnOnce(&Self, &mut Cpu<'_, PoolPlatform<F>>) -> R + 'static,
     ) -> Thread<R> {
         let shared = self.clone();
         loom::thread::spawn(move || shared.world.on(1, |cpu| work(&shared, cpu)))
@@ -45,7 +45,7 @@ impl Shared {
 }
 
 /// Two quiescent states of this CPU, which is all that waits.
-fn give_back(shared: &Shared, cpu: &mut Cpu<'_, Machine<F>>) {
+fn give_back(shared: &Shared, cpu: &mut Cpu<'_, PoolPlatform<F>>) {
     for _ in 0..2 {
         cpu.quiescent();
         cpu.poll(1, |table| shared.world.memory.free(table));

@@ -1,7 +1,7 @@
 //! What the models run in: a tree of two levels, two CPUs, and what hardware does by itself.
 
 use crate::format::{Format, FormatExt, table_frame};
-use crate::pool::{self, FIRST, Machine, Memory, POISON, Pool};
+use crate::pool::{self, FIRST, Memory, POISON, Pool, PoolPlatform};
 use crate::sync::{AtomicU64, Ordering};
 use crate::tests::page;
 use crate::{Entry, Fault, Leaf, Level, Pte, Toy, Tree};
@@ -24,7 +24,7 @@ pub(super) const fn at(gfn: u64) -> Gpa {
 
 pub(super) struct World {
     pub(super) memory: Arc<Memory<F>>,
-    pub(super) domain: Domain<Machine<F>, [CpuData; 2]>,
+    pub(super) domain: Domain<PoolPlatform<F>, [CpuData; 2]>,
     pub(super) tree: Tree<Pool<F>>,
 }
 
@@ -32,7 +32,7 @@ pub(super) type Thread<R> = loom::thread::JoinHandle<R>;
 
 impl World {
     /// A world prepared by `prepare`, which runs on CPU 0.
-    pub(super) fn new(prepare: impl FnOnce(&Self, &Cpu<'_, Machine<F>>)) -> Arc<Self> {
+    pub(super) fn new(prepare: impl FnOnce(&Self, &Cpu<'_, PoolPlatform<F>>)) -> Arc<Self> {
         let memory = Memory::new(4);
         let domain = pool::domain(&memory);
         let tree = Pool::new(&memory, &domain).tree().expect("there are frames");
@@ -73,7 +73,7 @@ impl World {
     }
 
     /// Runs `work` on CPU `index`, which is online for as long.
-    pub(super) fn on<R>(&self, index: usize, work: impl FnOnce(&mut Cpu<'_, Machine<F>>) -> R) -> R {
+    pub(super) fn on<R>(&self, index: usize, work: impl FnOnce(&mut Cpu<'_, PoolPlatform<F>>) -> R) -> R {
         let mut cpu = self.domain.register(index).expect("no other uses it");
         work(&mut cpu)
     }
@@ -81,18 +81,18 @@ impl World {
     /// Runs `work` on CPU 1, in a thread.
     pub(super) fn spawn<R: 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Self, &mut Cpu<'_, Machine<F>>) -> R + 'static,
+        work: impl FnOnce(&Self, &mut Cpu<'_, PoolPlatform<F>>) -> R + 'static,
     ) -> Thread<R> {
         let world = self.clone();
         loom::thread::spawn(move || world.on(1, |cpu| work(&world, cpu)))
     }
 
-    pub(super) fn map(&self, cpu: &Cpu<'_, Machine<F>>, gfn: u64, pfn: u64) {
+    pub(super) fn map(&self, cpu: &Cpu<'_, PoolPlatform<F>>, gfn: u64, pfn: u64) {
         self.tree.map(cpu.read(), at(gfn), page(pfn), PageSize::Size4K).expect("there is room");
     }
 
     /// One attempt to map a small page; whether it did.
-    pub(super) fn fault_in(&self, cpu: &Cpu<'_, Machine<F>>, gfn: u64, pfn: u64) -> bool {
+    pub(super) fn fault_in(&self, cpu: &Cpu<'_, PoolPlatform<F>>, gfn: u64, pfn: u64) -> bool {
         match self.tree.fault(cpu.read(), at(gfn), PageSize::Size4K).expect("it is in range") {
             Fault::Present(_) => false,
             Fault::Room(room) => room.install(page(pfn)).is_ok(),
@@ -146,8 +146,8 @@ impl World {
             if !leaf.rights.write {
                 return false;
             }
-            let noted = pte.raw() | F::AD;
-            let exchange = entry.compare_exchange(pte.raw(), noted, Ordering::AcqRel, Ordering::Acquire);
+            let marked = pte.raw() | F::AD;
+            let exchange = entry.compare_exchange(pte.raw(), marked, Ordering::AcqRel, Ordering::Acquire);
             if leaf.dirty || exchange.is_ok() {
                 return true;
             }
