@@ -43,11 +43,11 @@ impl Images {
         Self::build_with(&["--package", "hv", "--package", "guest-tests"])?.and_guests32()
     }
 
-    /// Builds the hypervisor that can be told to leave flushes out, and gives its image. A caller that wants the usual one as well
-    /// builds it after this: one takes the other's place.
-    pub(crate) fn build_sabotaged() -> Result<PathBuf> {
-        let built = Self::build_with(&["--package", "hv", "--features", "hv/sabotage"])?.hv();
-        let file = built.with_file_name("hv-sabotage");
+    /// Builds the hypervisor with fault injection and gives the path of its image. A caller that needs the usual image too
+    /// must build it after this, because this build replaces it.
+    pub(crate) fn build_with_fault_injection() -> Result<PathBuf> {
+        let built = Self::build_with(&["--package", "hv", "--features", "hv/fault-injection"])?.hv();
+        let file = built.with_file_name("hv-fault-injection");
         fs::copy(&built, &file).with_context(|| format!("can't write {}", file.display()))?;
         Ok(file)
     }

@@ -334,7 +334,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         0
     }
 
-    #[cfg(feature = "sabotage")]
+    #[cfg(feature = "fault-injection")]
     fn skip_flush(&self, point: Option<FlushPoint>) -> Result<u64, Refused> {
         self.vm.tree.skip_flush(point.map(|point| match point {
             FlushPoint::Release => mmu::After::Zap,
@@ -346,19 +346,19 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
     }
 
     /// Takes a page away, and puts an entry that makes no sense in its place.
-    #[cfg(feature = "sabotage")]
+    #[cfg(feature = "fault-injection")]
     fn misconfigure(&self, at: u64) -> Result<u64, Refused> {
         let page = self.ram_page(at)?;
         self.zap(page..page.wrapping_add(PAGE_SIZE))?;
-        if self.vm.tree.spoil(self.cpu.read(), page) { Ok(0) } else { Err(Refused::Raced) }
+        if self.vm.tree.misconfigure(self.cpu.read(), page) { Ok(0) } else { Err(Refused::Raced) }
     }
 
-    #[cfg(not(feature = "sabotage"))]
+    #[cfg(not(feature = "fault-injection"))]
     fn misconfigure(&self, _: u64) -> Result<u64, Refused> {
         Err(Refused::NoSuchCall)
     }
 
-    #[cfg(not(feature = "sabotage"))]
+    #[cfg(not(feature = "fault-injection"))]
     fn skip_flush(&self, _: Option<FlushPoint>) -> Result<u64, Refused> {
         Err(Refused::NoSuchCall)
     }

@@ -1,7 +1,7 @@
-//! What the tree costs, as ratios within one run: `cargo bench -p mmu`.
+//! The cost of operations on the tree, as ratios within one run: `cargo bench -p mmu`.
 //!
-//! Criterion measures; the ratios are those of the fastest samples, which other work on the machine disturbs least. With
-//! `SPEED_SVG=FILE` the plot of `docs/speed.md` is written.
+//! Criterion measures. The ratios are those of the fastest samples, which other work on the machine disturbs least.
+//! With `SPEED_SVG=FILE` it writes the plot of `docs/speed.md`.
 
 use addr::{Gpa, PageSize, Pfn};
 use criterion::Criterion;
@@ -16,17 +16,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Pages of the walks: 64 MiB of 4 KiB pages, whose 34 tables fit the level 2 cache, so that loads hide as little as they can.
+/// The number of pages for the walks: 64 MiB of 4 KiB pages. Their 34 tables fit into the level 2 cache, so that cache
+/// misses hide as little as possible of the other costs.
 const PAGES: u64 = 1 << 14;
-/// Frame of page 0, and the number of tables there is room for.
+/// The frame of page 0, and the number of frames for tables.
 const BASE: u64 = 0x10_0000;
 const TABLES: usize = 64;
 const REGION: u64 = 512;
 
-/// Tables by way of a direct map, as the hypervisor has one: an entry's address and the map's base make the pointer.
+/// Tables in a direct map, as in the hypervisor: a pointer is the map's base plus the address in the entry.
 struct DirectMap {
     pool: Pool<Npt>,
-    /// Where frame 0 would be.
+    /// The address of frame 0.
     base: *const u8,
 }
 
@@ -50,7 +51,7 @@ impl Env for DirectMap {
         if !(FIRST..FIRST + TABLES as u64).contains(&pfn.raw()) {
             return None;
         }
-        // SAFETY: the pool has the table of each of these frames at its address from `base`.
+        // SAFETY: the pool holds the tables of these frames at their offsets from `base`.
         Some(unsafe { &*self.base.wrapping_add(pfn.start().raw() as usize).cast::<[AtomicU64; 512]>() })
     }
     #[inline]
@@ -68,7 +69,7 @@ impl Env for DirectMap {
 
 type AllCpus = Domain<PoolPlatform<Npt>, [CpuData; 3]>;
 
-/// How a CPU gets at the tree: by itself, or behind a lock for all of it.
+/// How a CPU accesses the tree: directly, or under a lock for the whole tree.
 trait Access: Send + Sync {
     const NAME: &str;
     fn new(tree: Tree<DirectMap>) -> Self;
@@ -149,7 +150,7 @@ fn page(pfn: u64) -> Leaf {
     Leaf::new(Pfn::new(pfn), Rights::ALL)
 }
 
-/// One cycle through all pages without structure that a prefetcher could find: page `n` leads to page `next[n]`.
+/// One random cycle through all pages, which a prefetcher can't predict: page `n` leads to page `next[n]`.
 fn cycle() -> Vec<u64> {
     let mut order: Vec<u64> = (0..PAGES).collect();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -166,7 +167,7 @@ fn cycle() -> Vec<u64> {
     next
 }
 
-/// The same shape as the tree's tables, and nothing but loads: what a walk costs at least.
+/// Tables of the same shape as the tree's, walked by loads only: the lower bound of a walk's cost.
 fn four_loads(next: &[u64]) -> Vec<[AtomicU64; 512]> {
     let pmds = next.len().div_ceil(1 << 18);
     let count = 2 + pmds + next.len() / 512;
@@ -185,12 +186,12 @@ fn load(tables: &[[AtomicU64; 512]], table: u64, index: u64) -> u64 {
     tables[table as usize][index as usize % 512].load(Ordering::Acquire)
 }
 
-/// The page that follows by what a last entry holds: the same work for every walker.
+/// The next page by the value of a last entry: the same work for every walker.
 fn page_in(entry: u64) -> u64 {
     (entry >> 12 & 0xff_ffff) - BASE
 }
 
-/// These go on from sample to sample: each finds what caches hold of a guest, not of the same few pages.
+/// The walks continue from sample to sample, so that the caches do not hold the same few pages only.
 fn chase(tables: &[[AtomicU64; 512]], from: &Cell<u64>, times: u64) -> Duration {
     let mut gfn = from.get();
     let start = Instant::now();
@@ -216,7 +217,7 @@ fn walks<A: Access>(access: &A, cpu: &Cpu<'_, PoolPlatform<Npt>>, from: &Cell<u6
     start.elapsed()
 }
 
-/// The walk alone: to the last entry, whatever that means.
+/// The walk only: to the last entry, without decoding it.
 fn lookups(tree: &Tree<DirectMap>, cpu: &Cpu<'_, PoolPlatform<Npt>>, from: &Cell<u64>, times: u64) -> Duration {
     let mut gfn = from.get();
     let start = Instant::now();
@@ -271,7 +272,7 @@ fn bench_walk(group: &mut Group<'_>, best: &Best, next: &[u64], chase: &dyn Fn(u
     let from = Cell::new(0);
     let walk = |n| best.record("walk", lookups(&tree, &cpu, &from, n), n);
     group.bench_function("walk", |b| b.iter_custom(walk));
-    // By turns, so that what else the machine does meets both.
+    // The two alternate, so that other work on the machine disturbs both equally.
     for _ in 0..300 {
         chase(20_000);
         walk(20_000);
@@ -288,17 +289,17 @@ fn bench_translate<A: Access>(group: &mut Group<'_>, best: &Best, next: &[u64]) 
     group.bench_function(&name, |b| b.iter_custom(|n| best.record(&name, walks(&access, &cpu, &from, n), n)));
 }
 
-/// Faults for a whole large page of small ones, whose table is there.
+/// Faults for all small pages of a table that exists.
 fn fault_in<A: Access>(access: &A, cpu: &Cpu<'_, PoolPlatform<Npt>>, first: u64) {
     for gfn in first..first + REGION {
         access.change(|tree| match tree.fault(cpu.read(), at(gfn), PageSize::Size4K) {
-            Ok(Fault::Room(room)) => room.install(page(BASE + gfn)).expect("nobody else is there"),
+            Ok(Fault::Room(room)) => room.install(page(BASE + gfn)).expect("no other CPU maps it"),
             _ => unreachable!("nothing is mapped"),
         });
     }
 }
 
-/// Unmaps them one by one, without flush: no hardware walks this tree.
+/// Unmaps them one by one. No hardware walks this tree, so there is no flush.
 fn clear<A: Access>(access: &A, cpu: &Cpu<'_, PoolPlatform<Npt>>, first: u64) {
     access.change(|tree| {
         let entry = tree.find(cpu.read(), at(first), Level::PMD).expect("there are tables");
@@ -316,7 +317,7 @@ fn prepared(tree: &Tree<DirectMap>, cpu: &Cpu<'_, PoolPlatform<Npt>>, regions: u
     tree.zap(cpu, at(0)..at(regions * REGION), |_| {}).expect("the range is one");
 }
 
-/// Measures `work`, between `before` and `after` that are not measured, for each of 512 pages.
+/// Measures `work` for 512 pages, without `before` and `after`.
 fn bench_each(group: &mut Group<'_>, best: &Best, name: &str, before: &dyn Fn(), work: &dyn Fn(), after: &dyn Fn()) {
     group.bench_function(name, |b| {
         b.iter_custom(|n| {
@@ -363,8 +364,8 @@ fn bench_changes(c: &mut Criterion, best: &Best) {
     bench_each(&mut group, best, "split", &|| {}, &split, &redo);
 }
 
-/// Rounds of faults and unmaps by `cpus` CPUs, each in its own 2 MiB; how long it took from the first's begin to the last's
-/// end.
+/// Rounds of faults and unmaps by `cpus` CPUs, each in its own 2 MiB. Returns the time from the start of the first CPU
+/// to the end of the last one.
 fn parallel<A: Access>(cpus: usize, rounds: u64) -> Duration {
     let (memory, domain) = world();
     let tree = tree(&memory, &domain);

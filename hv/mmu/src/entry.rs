@@ -1,9 +1,9 @@
-//! What an entry says, apart from how a format spells it.
+//! The meaning of entries, independent of their format.
 
 use addr::{PAGE_SIZE, PageSize, Pfn};
 use core::fmt;
 
-/// One entry as it was read: Linux's `pte_t`, `pmd_t` and so on, at every level alike.
+/// The value of one entry: Linux's `pte_t`, `pmd_t` and so on, the same type at every level.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Pte(u64);
@@ -32,7 +32,7 @@ impl fmt::Debug for Pte {
     }
 }
 
-/// What an entry means.
+/// The decoded meaning of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// Nothing is mapped.
@@ -41,9 +41,9 @@ pub enum Entry {
     Table(Pfn),
     /// It maps a page.
     Leaf(Leaf),
-    /// Its table is about to go, or it is being collapsed: it is its freezer's alone.
+    /// Its table is being unlinked, collapsed or copied. Only the CPU that froze it may change it.
     Frozen,
-    /// No entry of ours looks like this, or the processor would call it misconfigured.
+    /// The tree writes no such entry, or the processor treats it as misconfigured.
     Bad,
 }
 
@@ -52,23 +52,23 @@ pub enum Entry {
 pub struct Leaf {
     /// The page's first 4 KiB frame, aligned to the page.
     pub pfn: Pfn,
-    /// What may be done with it, besides reading.
+    /// The allowed accesses besides reading.
     pub rights: Rights,
-    /// How it is cached.
+    /// Its memory type.
     pub memory: MemoryType,
-    /// It was used since this was last cleared.
+    /// The page was accessed since this bit was last cleared.
     pub accessed: bool,
-    /// It was written since this was last cleared.
+    /// The page was written since this bit was last cleared.
     pub dirty: bool,
-    /// It is read-only because a dirty log waits for the first write; [`Tree::unprotect`](crate::Tree::unprotect) makes it
-    /// writable again.
+    /// The page is write-protected for the dirty log, which has to see the next write.
+    /// [`Tree::unprotect`](crate::Tree::unprotect) makes it writable again.
     pub logged: bool,
-    /// The owner's two bits.
+    /// Two bits for the tree's owner.
     pub soft: Soft,
 }
 
 impl Leaf {
-    /// A page of ordinary memory, not yet used.
+    /// A page of ordinary memory, neither accessed nor dirty.
     pub const fn new(pfn: Pfn, rights: Rights) -> Self {
         Self {
             pfn,
@@ -81,36 +81,37 @@ impl Leaf {
         }
     }
 
-    /// Whether the page can have been written since the dirty bit was last cleared, or may be later by a fault's repair.
+    /// Whether the page is writable, or would be but for the dirty log.
     pub const fn may_write(&self) -> bool {
         self.rights.write || self.logged
     }
 }
 
-/// What may be done with a page. Every mapped page can be read.
+/// The accesses that a page allows. Every mapped page is readable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rights {
     /// It can be written.
     pub write: bool,
     /// Instructions can be fetched from it.
     pub execute: bool,
-    /// User accesses reach it. NPT makes all of a guest's accesses user accesses; EPT has no such right and grants it.
+    /// User accesses are allowed. NPT treats all accesses of a guest as user accesses; EPT has no such right and allows
+    /// them.
     pub user: bool,
 }
 
 impl Rights {
-    /// Everything.
+    /// All rights.
     pub const ALL: Self = Self { write: true, execute: true, user: true };
-    /// Everything but writing.
+    /// All rights but writing.
     pub const READ_ONLY: Self = Self { write: false, ..Self::ALL };
 
-    /// Whether whoever has these rights has `other` too.
+    /// Whether these rights are a superset of `other`.
     pub const fn include(self, other: Self) -> bool {
         (self.write || !other.write) && (self.execute || !other.execute) && (self.user || !other.user)
     }
 }
 
-/// How a page is cached: what every format can say with the PAT as it is after reset.
+/// The memory type of a page: the types that every format can encode with the reset value of the PAT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemoryType {
     /// Ordinary memory.
@@ -136,7 +137,7 @@ impl Soft {
     }
 }
 
-/// What of a format the processor and the tree's owner use.
+/// The features of a format that the processor has and the tree's owner allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
     address: u64,
@@ -146,8 +147,8 @@ pub struct Caps {
 
 impl Caps {
     /// `physical_bits` is MAXPHYADDR (CPUID 0x8000_0008 EAX 7:0), `largest` the largest leaf that may be used, and
-    /// `accessed_dirty` whether the processor sets accessed and dirty bits (EPT: by EPTP bit 6). Without that a writable
-    /// page always counts as dirty.
+    /// `accessed_dirty` whether the processor sets accessed and dirty bits (EPT: by EPTP bit 6). If it does not, every
+    /// writable page counts as dirty.
     pub const fn new(physical_bits: u8, largest: PageSize, accessed_dirty: bool) -> Self {
         let physical_bits = if physical_bits > 52 { 52 } else { physical_bits };
         let address = ((1 << physical_bits) - 1) & !(PAGE_SIZE - 1);

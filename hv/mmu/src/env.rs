@@ -1,4 +1,4 @@
-//! What a tree needs of its surroundings, and what the surroundings keep for it.
+//! The environment of a tree, and the table descriptors.
 
 use crate::entry::Pte;
 use crate::format::Format;
@@ -7,70 +7,70 @@ use crate::sync::{AtomicBool, AtomicU8, AtomicU16, Note, Ordering, relax};
 use addr::Pfn;
 use rcu::{Head, Platform, Space};
 
-/// The surroundings of one tree: frames, the space that its flushes count in, reports.
+/// The environment of one tree: frames for tables, the space of its flushes, and reports of bad entries.
 ///
 /// `table` and `desc` are called on every walk; they should be a comparison and an addition.
 pub trait Env {
     /// The format of the tree's tables.
     type Format: Format;
-    /// The machine. Its `head` of a table is that of the table's descriptor; what its CPUs' `poll` gives back are tables.
+    /// The platform. Its `head` of a table is that of the table's descriptor; `poll` of its CPUs passes tables to free.
     type Platform: Platform;
 
-    /// Takes a frame for a table, whatever it holds. No table lock is held.
+    /// Allocates a frame for a table; its content does not matter. No table lock is held.
     fn alloc_table(&self) -> Option<Pfn>;
 
-    /// Takes a frame for the root. PAE's has to lie below 4 GiB ([`Format::ROOT_END`]).
+    /// Allocates a frame for the root. The root of PAE must lie below 4 GiB ([`Format::ROOT_END`]).
     fn alloc_root(&self) -> Option<Pfn> {
         self.alloc_table()
     }
 
-    /// Gives back at once a table that no walker can see. No table lock is held.
+    /// Frees a table that no walker can see. No table lock is held.
     fn free_table(&self, table: Pfn);
 
-    /// Table `table` is about to wait for its grace period: what will give it back may want to know whose it is, for which its
-    /// descriptor has a [note](TableDesc::note). A table lock may be held.
+    /// Called before `table` is queued for its grace period. The environment can record the owner of the table in its
+    /// descriptor's [private data](TableDesc::private), for the CPU that frees it. A table lock may be held.
     fn retire(&self, table: Pfn) {
         let _ = table;
     }
 
-    /// The table in frame `pfn`, or None if no table can be there (the entry that named it is then bad).
+    /// The table in frame `pfn`, or None if no table can be there (an entry that refers to it is bad then).
     fn table(&self, pfn: Pfn) -> Option<&<Self::Format as Format>::Table>;
 
-    /// The descriptor of frame `pfn`; there is one wherever there is a table. It outlives the table.
+    /// The descriptor of frame `pfn`. Every table has one, which outlives the table.
     fn desc(&self, pfn: Pfn) -> Option<&TableDesc>;
 
     /// The space that CPUs enter to have their hardware walk this tree.
     fn space(&self) -> &Space;
 
-    /// A bad entry was found and cleared; called once for each, under its table's lock.
+    /// Reports a bad entry that was found and cleared. Called once for each, under the lock of its table.
     fn bad(&self, entry: BadEntry<<Self::Format as Format>::Input>);
 }
 
-/// An entry that is no entry of ours.
+/// An entry that the tree has not written, or that the processor treats as misconfigured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadEntry<A> {
-    /// The first address that it would translate.
+    /// The first address of its range.
     pub at: A,
     /// Its level.
     pub level: Level,
-    /// What it held.
+    /// Its value.
     pub pte: Pte,
 }
 
-/// What is kept beside a frame that holds a table: Linux's `ptdesc`.
+/// The descriptor of a frame that holds a table: Linux's `ptdesc`.
 ///
-/// It is not in the table, as a processor may still walk that while it waits to be freed, and the lock has to live as long
-/// as somebody may want it.
+/// It is not in the table itself, because processors may still walk a table that is queued to be freed, and because the
+/// lock must stay valid for CPUs that wait for it when the table is unlinked.
 ///
-/// A cache line of its own, as CPUs take the locks of neighbouring tables at once.
+/// It has its own cache line, because CPUs take the locks of neighbouring tables at the same time.
 #[repr(align(64))]
 pub struct TableDesc {
     lock: AtomicBool,
     level: AtomicU8,
     dead: AtomicBool,
-    /// Entries that are not none. Changed under the lock.
+    /// The number of entries that are not none. Changed under the lock.
     children: AtomicU16,
-    /// Entries that refer to the table, besides the first. Changed under the lock.
+    /// The number of entries that refer to the table, minus one. Changed under the lock.
     sharers: AtomicU16,
     private: Note,
     head: Head,
@@ -111,12 +111,12 @@ impl TableDesc {
         &self.head
     }
 
-    /// What the owner of the frames noted last.
+    /// The owner's private data (Linux's `page_private`).
     pub fn private(&self) -> u32 {
         self.private.load(Ordering::Relaxed)
     }
 
-    /// Notes something for whoever gets the frame after a grace period: whose it is, say.
+    /// Sets the owner's private data, for example for the CPU that frees the frame after a grace period.
     pub fn set_private(&self, private: u32) {
         self.private.store(private, Ordering::Relaxed);
     }
@@ -127,7 +127,7 @@ impl TableDesc {
         Level::from_number(self.level.load(Ordering::Relaxed))
     }
 
-    /// Whether the table is in no tree (any more).
+    /// Whether the table is in no tree.
     #[inline]
     pub fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Relaxed)
@@ -145,18 +145,18 @@ impl TableDesc {
         self.sharers.load(Ordering::Relaxed) > 0
     }
 
-    /// Under the lock. False if no more can be counted.
+    /// Called under the lock. False if the counter would overflow.
     pub(crate) fn add_sharer(&self) -> bool {
         let more = self.sharers.load(Ordering::Relaxed).checked_add(1);
         more.inspect(|more| self.sharers.store(*more, Ordering::Relaxed)).is_some()
     }
 
-    /// Under the lock, of a table that is shared.
+    /// Called under the lock of a shared table.
     pub(crate) fn drop_sharer(&self) {
         self.sharers.store(self.sharers.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }
 
-    /// For a table that nobody else can see yet.
+    /// Initializes the descriptor of a table that no other CPU can see yet.
     pub(crate) fn start(&self, level: Level, children: u16) {
         self.level.store(level.number(), Ordering::Relaxed);
         self.children.store(children, Ordering::Relaxed);
@@ -169,7 +169,7 @@ impl TableDesc {
         self.dead.store(true, Ordering::Relaxed);
     }
 
-    /// Under the lock. Saturating, as a corrupted entry that is cleared was never counted.
+    /// Called under the lock. It saturates, because a corrupted entry that is cleared was never counted.
     #[inline]
     pub(crate) fn add_children(&self, change: i16) {
         self.children.store(self.children().saturating_add_signed(change), Ordering::Relaxed);

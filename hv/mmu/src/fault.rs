@@ -1,4 +1,4 @@
-//! Faults: pages come into the tree.
+//! Page faults and mapping: how pages get into the tree.
 
 use crate::entry::{Entry, Leaf, Pte};
 use crate::env::Env;
@@ -13,29 +13,29 @@ use addr::PageSize;
 use core::ops::Range;
 use rcu::Guard;
 
-/// What a fault found.
+/// The result of a walk for a fault.
 pub enum Fault<'g, E: Env> {
-    /// A page: the fault was another CPU's too, or it asked for a right that the page does not give.
+    /// A page is mapped: another CPU handled the same fault, or the access needs a right that the page does not give.
     Present(Translation),
-    /// Nothing, and room for a page.
+    /// Nothing is mapped, and there is room for a page.
     Room(Room<'g, E>),
 }
 
-/// The tree does not reach to that address.
+/// The address is outside of the tree's range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfRange;
 
 /// Why a page was not mapped. The tree is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
-    /// No frame for a table.
+    /// There is no frame for a table.
     NoMemory,
-    /// Somebody else was faster: look again.
+    /// Another CPU changed the tree since the walk: the caller walks again.
     Raced,
-    /// There is a page.
+    /// A page is mapped already.
     Present,
-    /// The leaf would not be valid: its frame is not aligned to the page or beyond the processor's reach, or the address is
-    /// not one of the tree's.
+    /// The leaf is not valid: its frame is not aligned to the page or above the physical addresses of the processor, or
+    /// the address is outside of the tree's range.
     Invalid,
 }
 
@@ -45,7 +45,7 @@ impl From<NoMemory> for MapError {
     }
 }
 
-/// Where a page can be mapped.
+/// Room for a page: an entry that is none, and the size of the page.
 pub struct Room<'g, E: Env> {
     table: Table<'g, E>,
     offset: u64,
@@ -53,7 +53,7 @@ pub struct Room<'g, E: Env> {
 }
 
 impl<E: Env> Tree<E> {
-    /// Looks what is mapped at `at`, without any lock, and if nothing is, how large a page could be: at most `want`.
+    /// Walks to `at` without locks. Returns the page there, or the room for a page of at most `want`.
     ///
     /// # Errors
     /// [`OutOfRange`].
@@ -73,7 +73,8 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// What is neither page nor nothing nor table: frozen, which ends soon, or bad, which is ended.
+    /// Handles an entry that a walk can't use, before it walks again: waits for the lock of a frozen entry's table,
+    /// which its freezer holds, and clears a bad entry.
     #[cold]
     pub(crate) fn wait_or_clear_bad(&self, table: Table<'_, E>, pte: Pte, offset: u64) {
         match table.decode(pte) {
@@ -85,8 +86,8 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Maps the page `leaf` at `at`, or as much of it as fits: the size is `want` where both addresses are aligned to that and
-    /// no table is in the way, else the next smaller. Gives the size that it came to; the caller goes on behind it.
+    /// Maps `leaf` at `at`, by one page. Its size is `want` if both addresses are aligned to that and no table is in
+    /// the way, else the next smaller size that fits. Returns the size; the caller continues after that page.
     ///
     /// # Errors
     /// [`MapError`], except `Raced`.
@@ -117,7 +118,7 @@ impl<E: Env> Room<'_, E> {
         Input::<E>::from_offset(start, E::Format::INPUT_BITS)
     }
 
-    /// Whether the table for a page of that size is there already.
+    /// Whether the table for a page of that size exists.
     pub fn is_in_table(&self) -> bool {
         self.level == self.table.level
     }
@@ -128,7 +129,7 @@ impl<E: Env> Room<'_, E> {
         Self { level: self.level.min(Level::of(size)), ..self }
     }
 
-    /// The largest room that begins at the address asked for and that `leaf`'s frame is aligned to.
+    /// The largest room that begins at the requested address and whose size `leaf`'s frame is aligned to.
     fn aligned_to(mut self, leaf: Leaf) -> Self {
         let both = self.offset | leaf.pfn.start().raw();
         while let Some(below) = self.level.below()
@@ -139,10 +140,10 @@ impl<E: Env> Room<'_, E> {
         self
     }
 
-    /// Maps the page. Where the tables exist, that is: lock the table, compare its pmd, store the entry, unlock.
+    /// Maps the page. If the tables exist, this locks the table, compares its pmd, stores the entry and unlocks.
     ///
     /// # Errors
-    /// [`MapError`]; the frame stays the caller's.
+    /// [`MapError`]; the caller keeps the frame.
     #[inline]
     pub fn install(self, leaf: Leaf) -> Result<(), MapError> {
         let pte = self.table.tree.encode(&leaf, self.level).ok_or(MapError::Invalid)?;
@@ -163,7 +164,7 @@ impl<E: Env> Room<'_, E> {
         Ok(())
     }
 
-    /// Makes the missing tables with the page in them, unseen, and publishes them all by one store.
+    /// Builds the missing tables with the page in them, then publishes them by one store.
     #[cold]
     fn install_with_tables(&self, leaf: Pte) -> Result<(), MapError> {
         let missing = self.table.level.number() - self.level.number();
@@ -177,8 +178,8 @@ impl<E: Env> Room<'_, E> {
 }
 
 impl<E: Env> Tree<E> {
-    /// A chain of tables that nobody can see yet, one of each of `levels` from the lowest on, for the entry `pte` at `offset`;
-    /// gives the entry for the uppermost.
+    /// Builds a chain of tables that no other CPU can see yet: one table of each of `levels`, the lowest with the entry
+    /// `pte` for `offset`. Returns the entry for the uppermost table.
     pub(crate) fn chain(&self, mut pte: Pte, levels: Range<Level>, offset: u64, spare: &Spare<'_, E>) -> Option<Pte> {
         for (n, number) in (levels.start.number()..levels.end.number()).enumerate() {
             let level = Level::from_number(number);

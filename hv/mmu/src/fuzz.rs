@@ -1,4 +1,4 @@
-//! Walks of arbitrary tables: what the fuzzer and a property test run.
+//! Walks of arbitrary tables: the fuzz target, which a property test runs too.
 
 use crate::entry::{Caps, Pte, Rights};
 use crate::env::Env;
@@ -12,13 +12,13 @@ use crate::{Ept, Fault, Leaf, LongMode, Npt, Pae, Toy};
 use addr::{PAGE_SIZE, PageSize, Pfn};
 use core::ops::Range;
 
-/// Frames of tables that entries may name, and of the pool. Those between are free: an allocator that gives out a table in
-/// use is another matter.
+/// The number of frames that entries may refer to, and of all frames in the pool. The other frames are free, and
+/// entries must not refer to them, because the allocator would give out a table in use.
 const FRAMES: usize = 6;
 const POOL: usize = FRAMES + 4;
 
-/// Fills the tables of a tree with whatever `data` says and does everything there is to do with it. Must not panic, must not
-/// hang, and must leave the frames given.
+/// Fills the tables of a tree from `data` and runs all operations on it. They must not panic, must not hang, and must
+/// access no other frames.
 pub fn arbitrary_tables(data: &[u8]) {
     let Some((&choice, data)) = data.split_first() else { return };
     match choice % 6 {
@@ -31,18 +31,19 @@ pub fn arbitrary_tables(data: &[u8]) {
     }
 }
 
-/// One instruction of the input: where to write which entry.
+/// One write of an entry to a table.
 struct Write {
     frame: Pfn,
     index: usize,
     pte: Pte,
 }
 
-/// Ten bytes each: frame, index, entry. Entries are drawn towards valid ones by what the frame byte's upper bits say.
+/// The writes in `data`, of ten bytes each: frame, index, entry. The upper bits of the frame's byte select the kind of
+/// entry, so that many are valid.
 fn writes<F: Format>(data: &[u8]) -> impl Iterator<Item = Write> {
     data.chunks_exact(10).map(|chunk| {
         let raw = chunk[2..].iter().fold(0, |raw, &byte| raw << 8 | u64::from(byte));
-        // One past the frames in use means one past the pool.
+        // The index after the last frame in use selects a frame outside of the pool.
         let target = match raw % (FRAMES as u64 + 1) {
             n if n == FRAMES as u64 => Pfn::new(FIRST + POOL as u64),
             n => Pfn::new(FIRST + n),

@@ -1,12 +1,12 @@
-//! Tables that become leaves, and leaves that become tables.
+//! Collapse of tables to large pages, split of large pages to tables, and removal and moves of tables.
 
 use crate::entry::{Entry, Leaf, Pte};
 use crate::env::Env;
+use crate::fault_injection::After;
 use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Changed, Input, PteMapLocked, Table};
 use crate::rules::{Rule, kept};
-use crate::skip::After;
 use crate::spare::Spare;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SHIFT, PageSize, Pfn};
@@ -16,9 +16,9 @@ use rcu::{Cpu, Guard};
 /// Why a page was not split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SplitError {
-    /// No frame for a table.
+    /// There is no frame for a table.
     NoMemory,
-    /// There is no page that could be split.
+    /// No large page is mapped there.
     NotLarge,
 }
 
@@ -33,7 +33,7 @@ impl From<NoMemory> for SplitError {
 pub enum CollapseError {
     /// There is no table.
     NoTable,
-    /// The pages under the table are not one page: some are missing, or not in order, or differ in rights.
+    /// The pages under the table can't form one page: some are missing, not contiguous, or differ in rights.
     NotUniform,
     /// The format or the processor has no such leaf.
     NoSuchSize,
@@ -48,8 +48,8 @@ impl From<Changed> for CollapseError {
 }
 
 impl<E: Env> Tree<E> {
-    /// Makes a table of the page at `at`, one level down. Every walker finds either the page or the full table, which mean the
-    /// same, so nothing is flushed.
+    /// Replaces the large page at `at` by a table of pages of the next level. Every walker finds either the page or the
+    /// filled table, which translate alike, so no flush is necessary.
     ///
     /// # Errors
     /// [`SplitError`].
@@ -70,7 +70,7 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Splits the pages across the range's edges until none is.
+    /// Splits pages until none crosses an edge of the range.
     pub(crate) fn split_edges(&self, guard: Guard<'_>, range: &Range<u64>) -> Result<(), NoMemory> {
         loop {
             let missing: usize = [range.start, range.end].iter().map(|&edge| self.levels_across(guard, edge)).sum();
@@ -81,7 +81,7 @@ impl<E: Env> Tree<E> {
             for edge in [range.start, range.end] {
                 for _ in 0..self.levels_across(guard, edge) {
                     if let Some((table, _)) = self.walk(guard, edge, Level::PTE) {
-                        // Whatever changed meanwhile: the next round looks.
+                        // If another CPU changed the entry, the next iteration of the outer loop handles that.
                         let _ = self.split_leaf(table, edge, &mut spare);
                     }
                 }
@@ -89,7 +89,7 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// How often a page has to be split for none to be across `edge`.
+    /// The number of splits until no page crosses `edge`.
     fn levels_across(&self, guard: Guard<'_>, edge: u64) -> usize {
         let Some((table, pte)) = self.walk(guard, edge, Level::PTE) else { return 0 };
         let Entry::Leaf(_) = table.decode(pte) else { return 0 };
@@ -110,7 +110,8 @@ impl<E: Env> Tree<E> {
             let old = locked.replace(index, entry);
             return self.fill_with_parts(table, old, pfn, below).ok_or(Changed);
         }
-        // Between the reading of the leaf and the exchange the processor may note a write: then the parts are filled anew.
+        // The processor may set the dirty bit between the load of the leaf and the exchange. A plain store would lose
+        // it, so the exchange fails and the table is filled again.
         loop {
             let pte = table.at(index);
             self.fill_with_parts(table, pte, pfn, below).ok_or(Changed)?;
@@ -121,15 +122,16 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Makes `pfn` a table of the parts of the page `pte`. Each part is as used as the whole was.
+    /// Fills frame `pfn` as a table of the parts of the page `pte`, each with the accessed and dirty bits of the page.
     fn fill_with_parts(&self, table: Table<'_, E>, pte: Pte, pfn: Pfn, level: Level) -> Option<()> {
         let Entry::Leaf(whole) = table.decode(pte) else { return None };
         let entries = E::Format::entries(level);
         self.start_table(pfn, level, entries as u16, |index| E::Format::leaf(&part::<E>(whole, index, level), level))
     }
 
-    /// Makes one page of `size` of the table at `at`, if its entries are the parts of such a page. Meanwhile walkers find the
-    /// table, then frozen entries (a fault, to be retried), then the page. The table is deferred.
+    /// Replaces the table at `at` by one page of `size`, if its entries are the parts of such a page. Walkers find
+    /// first the table, then frozen entries (which cause a fault that is retried), then the page. The table is
+    /// deferred.
     ///
     /// # Errors
     /// [`CollapseError`].
@@ -161,7 +163,7 @@ impl<E: Env> Tree<E> {
         self.encode(&part::<E>(whole, index, level), level).unwrap_or(Pte::NONE)
     }
 
-    /// The page of which the table's entries are the parts, accessed and dirty bits apart.
+    /// The page whose parts are the table's entries, if there is one. Accessed and dirty bits are ignored.
     fn uniform(&self, table: Table<'_, E>) -> Option<Leaf> {
         let Entry::Leaf(first) = table.decode(table.at(0)) else { return None };
         let whole = Leaf { accessed: false, dirty: false, ..first };
@@ -169,8 +171,8 @@ impl<E: Env> Tree<E> {
         (0..E::Format::entries(table.level)).all(is_part).then_some(whole)
     }
 
-    /// Gives back the tables in the range that have no entries; a [shared](Self::share) one stays with the others. Gives their
-    /// number.
+    /// Unlinks the tables in the range that have no entries, and returns their number. A [shared](Self::share) table is
+    /// unlinked from this tree only.
     ///
     /// # Errors
     /// [`RangeError::Invalid`](crate::RangeError).
@@ -197,8 +199,9 @@ impl<E: Env> Tree<E> {
         retracted
     }
 
-    /// Takes an empty table out of the tree: under both locks, so that nobody who has proved that it is there can have missed
-    /// it, and with all entries frozen, so that nobody who came too late can put something into it.
+    /// Unlinks an empty table. It holds both locks: a CPU that has passed `pmd_same` under the table's own lock may be
+    /// about to set an entry. And it freezes all entries: a compare-and-exchange of a CPU that holds no lock must fail
+    /// from then on.
     fn retract_table(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -222,17 +225,19 @@ impl<E: Env> Tree<E> {
         if last {
             self.defer_table(cpu, below.pfn);
         } else {
-            // Whoever takes away the last entry does not wait for this tree's processors.
+            // The CPU that clears the last entry waits for the processors of its own tree only, so this tree's are
+            // flushed here.
             self.flush_after(cpu, After::Unshare);
         }
         Ok(())
     }
 
-    /// Moves the table that `from` refers to, to where `to` has nothing: what it maps is then found there. Both entries are of
-    /// `level`; Linux's `move_normal_pmd`.
+    /// Moves the table at `from` with its pages to `to`, where the entry must be none. Both entries are of `level`;
+    /// Linux's `move_normal_pmd`.
     ///
     /// # Errors
-    /// [`Changed`] if there is no table at `from` (any more), or something at `to`, or no table that could hold it.
+    /// [`Changed`] if there is no table at `from`, if the entry for `to` is not none, or if the table with that entry
+    /// does not exist.
     pub fn move_table(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -264,7 +269,8 @@ impl<E: Env> Tree<E> {
     }
 }
 
-/// The locks of two tables of one level, in the order of their frames; one lock if they are the same. The first is that of `a`.
+/// Locks two tables of one level, in the order of their frames. Returns the lock of `a`, and that of `b` if it is
+/// another table.
 fn lock_two<'g, E: Env>(
     a: Table<'g, E>,
     b: Table<'g, E>,

@@ -3,23 +3,23 @@
 use addr::{Gpa, Gva, PageSize};
 use core::fmt;
 
-/// How far an entry is from the pages: 0 for the `pte`.
+/// The level of an entry, counted from the `pte`, which is 0.
 ///
-/// The names are Linux's. A tree of four levels has a `pgd` and no `p4d`; here its root is [`P4D`](Self::P4D), as a level
-/// is counted from below.
+/// The names are Linux's, but in Linux a tree of four levels has a `pgd` and no `p4d`. Here its root is
+/// [`P4D`](Self::P4D), because levels are counted from below.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Level(u8);
 
 impl Level {
-    /// Its entries map 4 KiB pages.
+    /// The entries map 4 KiB pages.
     pub const PTE: Self = Self(0);
-    /// Its entries refer to tables of `pte`s, or map 2 MiB.
+    /// The entries refer to tables of `pte`s, or map 2 MiB pages.
     pub const PMD: Self = Self(1);
-    /// Its entries refer to tables of `pmd`s, or map 1 GiB.
+    /// The entries refer to tables of `pmd`s, or map 1 GiB pages.
     pub const PUD: Self = Self(2);
-    /// The root where there are four levels.
+    /// The root of four levels.
     pub const P4D: Self = Self(3);
-    /// The root where there are five.
+    /// The root of five levels.
     pub const PGD: Self = Self(4);
 
     /// The number of levels below this one.
@@ -27,7 +27,7 @@ impl Level {
         self.0
     }
 
-    /// The level of the entries in the table that an entry of this level refers to. None for the `pte`.
+    /// The level of the table that an entry of this level refers to. None for the `pte`.
     pub const fn below(self) -> Option<Self> {
         match self.0 {
             0 => None,
@@ -49,7 +49,7 @@ impl Level {
         }
     }
 
-    /// The level whose leaves are of `size`, or the next smaller one: 4 MiB pages exist in no format here.
+    /// The level whose leaves are of `size`. For 4 MiB, which no format here has, it is the next smaller one.
     pub const fn of(size: PageSize) -> Self {
         match size {
             PageSize::Size4K => Self::PTE,
@@ -75,7 +75,7 @@ pub trait Address: Copy + PartialEq + fmt::Debug {
     fn to_offset(self, bits: u32) -> Option<u64>;
     /// The address at that offset.
     fn from_offset(offset: u64, bits: u32) -> Self;
-    /// The address behind the whole space, as a range's end; None if there is no such address.
+    /// The address after the whole space, as a range's end. None if there is no such address.
     fn end(bits: u32) -> Option<Self>;
 }
 
@@ -92,7 +92,7 @@ impl Address for Gpa {
 }
 
 impl Address for Gva {
-    /// Spaces of 48 and 57 bits hold canonical addresses, one of 32 bits those that fit.
+    /// Spaces of 48 and 57 bits hold the canonical addresses, a space of 32 bits the addresses below 4 GiB.
     fn to_offset(self, bits: u32) -> Option<u64> {
         let offset = self.raw() & ((1 << bits) - 1);
         (Self::from_offset(offset, bits) == self).then_some(offset)
@@ -101,7 +101,7 @@ impl Address for Gva {
         let unused = if bits > 32 { 64 - bits } else { 0 };
         Self::new(((offset << unused) as i64 >> unused) as u64)
     }
-    /// A space of canonical addresses reaches up to the last address there is.
+    /// A space of canonical addresses ends with the highest 64-bit address.
     fn end(bits: u32) -> Option<Self> {
         (bits <= 32).then(|| Self::new(1 << bits))
     }

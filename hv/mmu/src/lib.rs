@@ -1,33 +1,35 @@
 //! The tables that processors walk for a guest: EPT, nested (NPT) and PAE tables behind one API.
 //!
-//! A [`Tree`] is shared by all CPUs. It is read without locks under an RCU [`Guard`](rcu::Guard); it is changed under the
-//! lock of the one table concerned, or by compare-and-exchange; a table that is taken out is given back when no CPU walks it
-//! any more, neither in software nor in hardware. Nobody assumes that a table seen once is still there: all access is
-//! fallible, as in Linux since `pte_offset_map` may fail.
+//! All CPUs share a [`Tree`]. They read it without locks under an RCU [`Guard`](rcu::Guard), and change it under the
+//! lock of the one table concerned, or by compare-and-exchange. A table that is unlinked is freed when no CPU walks it
+//! any more, neither in software nor in hardware. A table that was found once may be gone at the next look, so all
+//! accesses are fallible, as in Linux since `pte_offset_map` may fail.
 //!
 //! # How a hypervisor uses it
 //!
 //! **Once**: an array with a [`TableDesc`] for each frame that may become a table, a static [`rcu::Domain`] whose
 //! [`Platform::head`](rcu::Platform::head) is `descs[pfn].head()`, and [`rcu::Cpu`]s from it. Each CPU calls
-//! [`Cpu::poll`](rcu::Cpu::poll) now and then; what that hands out are tables to give back to the frame allocator.
+//! [`Cpu::poll`](rcu::Cpu::poll) regularly, which passes tables to return to the frame allocator.
 //!
-//! **For each VM**: a [`Tree`] of an [`Env`], which says where frames come from and how a frame becomes a
-//! `&[AtomicU64; 512]` (an offset into the direct map), and owns the VM's [`rcu::Space`]. vCPUs enter the guest by
-//! [`Cpu::guest`](rcu::Cpu::guest) with [`Tree::space`], flush when that says so, and use [`Tree::root`] as nCR3 or EPTP.
+//! **For each VM**: a [`Tree`] with an [`Env`], which allocates frames, maps a frame to a `&[AtomicU64; 512]` (an
+//! offset into the direct map), and owns the VM's [`rcu::Space`]. vCPUs enter the guest by
+//! [`Cpu::guest`](rcu::Cpu::guest) with [`Tree::space`], flush when it demands that, and use [`Tree::root`] as nCR3 or
+//! EPTP.
 //!
-//! **At a nested page fault**: [`Tree::fault`] looks without locks. It answers with the page, if there is one by now, or with
-//! [`Room`], which says how large a page could be and where it would begin; the hypervisor takes a frame of that size (or asks
-//! for [`Room::at_most`] a smaller one) and [`Room::install`]s it. Where the tables exist that allocates nothing.
+//! **At a nested page fault**: [`Tree::fault`] walks without locks. It returns the page, if another CPU has mapped one
+//! meanwhile, or a [`Room`] with the largest possible page there. The hypervisor allocates a frame of that size (or of
+//! a smaller one, by [`Room::at_most`]) and calls [`Room::install`], which allocates nothing if the tables exist.
 //!
 //! **While it runs**: [`Tree::zap`], [`unmap`](Tree::unmap), [`protect`](Tree::protect), [`split`](Tree::split),
 //! [`collapse`](Tree::collapse), [`harvest`](Tree::harvest), [`dirty_log`](Tree::dirty_log) with
-//! [`unprotect`](Tree::unprotect), [`report`](Tree::report). What they hand out has been flushed: no processor uses a
-//! zapped page's frame any more. [`Tree::share`] lets several trees have one table. [`Tree::replace`] and
-//! [`Tree::collapse_into`] move content to other frames. Where software reads guest memory without locks, frames are free for
-//! other use after a grace period only ([`Cpu::call_rcu`](rcu::Cpu::call_rcu)); where it writes, it does so by [`Tree::write`].
+//! [`unprotect`](Tree::unprotect), [`report`](Tree::report). They flush before they report pages: no processor uses the
+//! frame of a zapped page any more. [`Tree::share`] makes several trees use one table. [`Tree::replace`] and
+//! [`Tree::collapse_into`] move content to other frames. If software reads guest memory without locks, a frame may be
+//! reused only after a grace period ([`Cpu::call_rcu`](rcu::Cpu::call_rcu)). If software writes guest memory, it must
+//! use [`Tree::write`].
 //!
-//! **At its end**: [`Tree::free_pgtables`] hands out every page still mapped and gives all tables back. Tables that were
-//! deferred before come back through `poll`; [`Cpu::barrier`](rcu::Cpu::barrier) waits for them.
+//! **At its end**: [`Tree::free_pgtables`] reports every page still mapped and frees all tables. `poll` passes the
+//! tables that were deferred before; [`Cpu::barrier`](rcu::Cpu::barrier) waits for them.
 //!
 //! ```
 //! use addr::{Gpa, PageSize, Pfn};
@@ -91,12 +93,13 @@
 //!
 //! # The offset maps
 //!
-//! Below those stand Linux's own words, for whoever wants one table: [`Tree::find`] gives the [`EntryRef`] of an entry (the
-//! `pmd_t *`), and that the maps of the table below it.
+//! For access to single tables there are functions with Linux's names: [`Tree::find`] gives an [`EntryRef`] (the
+//! `pmd_t *`), which gives the maps of the table below it.
 //!
-//! Locks are taken from above to below, two of one level in the order of their frames; no lock is held while a frame is
-//! allocated. A flush is awaited under a lock only where a page is copied: the CPUs that it waits for are in guest mode, and
-//! those that wait for the lock are not. Interrupts that may walk or change the same tree have to be off while a lock is held.
+//! Locks are taken from the root down, two of one level in the order of their frames. No lock is held during the
+//! allocation of a frame. A flush is awaited under a lock only while a page is copied: it waits for CPUs in guest mode,
+//! and those do not wait for locks. A handler of an interrupt that may walk or change the same tree must not run while
+//! a lock is held.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -106,6 +109,7 @@ extern crate std;
 mod entry;
 mod env;
 mod fault;
+mod fault_injection;
 mod format;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -119,7 +123,6 @@ mod replace;
 mod report;
 mod rules;
 mod share;
-mod skip;
 mod spare;
 mod split_entry;
 mod sync;
@@ -130,6 +133,7 @@ mod tree;
 pub use entry::{Caps, Entry, Leaf, MemoryType, Pte, Rights, Soft};
 pub use env::{BadEntry, Env, TableDesc};
 pub use fault::{Fault, MapError, OutOfRange, Room};
+pub use fault_injection::After;
 #[cfg(any(test, loom, shuttle, fuzzing, feature = "pool"))]
 pub use format::Toy;
 pub use format::{Ept, Format, LongMode, Npt, Pae};
@@ -140,7 +144,6 @@ pub use range::{Page, RangeError};
 pub use replace::{ReplaceError, WriteError};
 pub use report::Report;
 pub use share::ShareError;
-pub use skip::After;
 pub use split_entry::{Cleared, Empty, Interrupts, LocklessSync, SplitEntry};
 pub use sync::AtomicU64;
 pub use tree::{NoMemory, Translation, Tree};

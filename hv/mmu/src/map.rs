@@ -1,4 +1,4 @@
-//! Maps of tables: Linux's `pte_offset_map` family, at every level alike.
+//! Maps of tables: Linux's `pte_offset_map` family, the same for every level.
 //!
 //! ```text
 //! EntryRef ── pte_offset_map ────────────> PteMap        reads
@@ -7,8 +7,9 @@
 //!      └─ pte_offset_map_lock ───────────────────────────────────────────────────────────────> PteMapLocked
 //! ```
 //!
-//! A map lives within the RCU guard that it was made under: a table that is taken out of the tree meanwhile stays what it
-//! was, with all entries frozen. Dropping a map is `pte_unmap`. A lock borrows its map, so it is let go first.
+//! A map borrows the RCU guard that it was made under. If its table is unlinked meanwhile, the table is not reused
+//! before the guard ends; all its entries are frozen. Dropping a map is `pte_unmap`. A lock borrows its map, so it is
+//! released first.
 
 use crate::Tree;
 use crate::entry::{Entry, Leaf, Pte};
@@ -31,26 +32,26 @@ pub enum NoTable {
     None,
     /// A page is mapped there.
     Leaf(Leaf),
-    /// The entry is being changed, or its table has gone: look again from the root.
+    /// The entry is being changed, or its table was unlinked: the caller walks again from the root.
     Frozen,
     /// The entry was bad. It was reported and cleared.
     Bad,
 }
 
-/// The table has changed between the look at it and the lock on it.
+/// Another CPU changed the tables between the walk and the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Changed;
 
-/// A table as it was found: what maps are made of.
+/// A table that a walk found, with the entry that referred to it.
 pub(crate) struct Table<'g, E: Env> {
     pub(crate) tree: &'g Tree<E>,
     _guard: Guard<'g>,
     pub(crate) pfn: Pfn,
     entries: &'g TableOf<E>,
     pub(crate) level: Level,
-    /// [`Caps::address_mask`](crate::Caps), kept here for a walk not to load it again at each level.
+    /// [`Caps::address_mask`](crate::Caps), kept here so that a walk does not load it again at each level.
     address: u64,
-    /// The entry that referred to it, and what that was. None for the root.
+    /// The entry that referred to the table, and its value then. None for the root.
     parent: Option<(&'g AtomicU64, Pte)>,
 }
 
@@ -107,18 +108,18 @@ impl<'g, E: Env> Table<'g, E> {
         Some(Self { entries, pfn, level, parent, ..*self })
     }
 
-    /// As [`below`](Self::below), where the table's lock may be wanted besides this one's: never if either table claims
-    /// another level, so that corrupted entries can't make a circle of locks.
+    /// As [`below`](Self::below), for callers that may take the locks of both tables. None if the descriptor of either
+    /// table has another level: corrupted entries could otherwise make two CPUs take two locks in opposite order.
     pub(crate) fn below_in_order(&self, pte: Pte, offset: u64) -> Option<Self> {
         self.below(pte, offset).filter(|table| self.is_in_order() && table.is_in_order())
     }
 
-    /// Whether the table claims the level at which it was found.
+    /// Whether the table's descriptor has the level at which the walk found the table.
     pub(crate) fn is_in_order(&self) -> bool {
         self.desc().is_some_and(|desc| desc.level() == self.level)
     }
 
-    /// Replaces `old` by `new`, or gives what is there instead of `old`.
+    /// Replaces `old` by `new`, or returns the entry that is there instead of `old`.
     pub(crate) fn cmpxchg(&self, index: usize, old: Pte, new: Pte) -> Result<(), Pte> {
         if !kept(Rule::AtomicChange) {
             self.entry(index).store(new.raw(), Ordering::Release);
@@ -147,14 +148,15 @@ impl<'g, E: Env> Table<'g, E> {
         self.tree.env.desc(self.pfn)
     }
 
-    /// Takes this table's lock and makes sure that it is still in the tree. The lock keeps it there.
+    /// Takes this table's lock and checks that the table is still in the tree. It can't be unlinked while the lock is
+    /// held.
     #[inline]
     pub(crate) fn lock(self) -> Result<PteMapLocked<'g, E>, Changed> {
         let lock = self.lock_without_recheck().ok_or(Changed)?;
         lock.pmd_same()
     }
 
-    /// None only if the surroundings have a table without descriptor.
+    /// Takes this table's lock only. None if the environment has no descriptor for the table.
     #[inline]
     fn lock_without_recheck(self) -> Option<PteLock<'g, E>> {
         let desc = self.desc()?;
@@ -185,14 +187,14 @@ pub struct EntryRef<'g, E: Env> {
 }
 
 impl<'g, E: Env> EntryRef<'g, E> {
-    /// The entry, by one load: it is, or was recently, the entry. On x86-64 an aligned 64-bit load is whole by itself; for
-    /// entries that are written in halves see [`SplitEntry`](crate::SplitEntry).
+    /// The entry, by one load. It may have changed since. On x86-64 an aligned 64-bit load is atomic; for entries that
+    /// are written in halves see [`SplitEntry`](crate::SplitEntry).
     #[inline]
     pub fn pmdp_get_lockless(&self) -> Pte {
         self.table.get(self.offset)
     }
 
-    /// What the entry means, from one load.
+    /// The decoded entry, by one load.
     pub fn get(&self) -> Entry {
         self.table.decode(self.pmdp_get_lockless())
     }
@@ -205,13 +207,14 @@ impl<'g, E: Env> EntryRef<'g, E> {
     /// Maps the table that the entry refers to, for reading.
     ///
     /// # Errors
-    /// What there is instead. Nobody may assume that a table seen once is still there.
+    /// What there is instead of a table. A table that was mapped before may have been unlinked.
     pub fn pte_offset_map(&self) -> Result<PteMap<'g, E>, NoTable> {
         self.below().map(|table| PteMap { table })
     }
 
-    /// As [`pte_offset_map`](Self::pte_offset_map), with the table's lock to be taken later for a stable look. For reading
-    /// the pmd need not be compared again: the guard keeps the table, and a frozen entry says that it has gone.
+    /// As [`pte_offset_map`](Self::pte_offset_map), for a caller that will take the table's lock to read stable
+    /// entries. It need not compare the pmd again to read: the guard keeps the table, and the entries of an unlinked
+    /// table are frozen.
     ///
     /// # Errors
     /// As for [`pte_offset_map`](Self::pte_offset_map).
@@ -219,8 +222,8 @@ impl<'g, E: Env> EntryRef<'g, E> {
         self.pte_offset_map().map(PteMapRo)
     }
 
-    /// As [`pte_offset_map`](Self::pte_offset_map), with the snapshot of the pmd that it was found by: to write, take the
-    /// lock and prove by [`PteLock::pmd_same`] that the table is still there.
+    /// As [`pte_offset_map`](Self::pte_offset_map), with the value of the pmd at that time. To write, the caller takes
+    /// the lock and checks by [`PteLock::pmd_same`] that the table is still in the tree.
     ///
     /// # Errors
     /// As for [`pte_offset_map`](Self::pte_offset_map).
@@ -228,7 +231,7 @@ impl<'g, E: Env> EntryRef<'g, E> {
         self.pte_offset_map().map(PteMapRw)
     }
 
-    /// Maps the table and takes its lock. When the pmd has changed before the lock was had, it looks again.
+    /// Maps the table and takes its lock. If the pmd changes before the lock is taken, it tries again.
     ///
     /// # Errors
     /// As for [`pte_offset_map`](Self::pte_offset_map).
@@ -256,7 +259,7 @@ impl<'g, E: Env> EntryRef<'g, E> {
     }
 }
 
-/// A mapped table, for reading. It can't outlive its guard, nor go to another CPU, and it writes nothing:
+/// A mapped table, for reading. It can't outlive its guard, can't be sent to another CPU, and writes nothing:
 ///
 /// ```compile_fail,E0502
 /// # fn f<E: mmu::Env>(entry: fn(rcu::Guard<'_>) -> mmu::EntryRef<'_, E>, cpu: &mut rcu::Cpu<'_, E::Platform>) {
@@ -287,23 +290,23 @@ impl<'g, E: Env> PteMap<'g, E> {
         self.table.level
     }
 
-    /// The entry for `at`; of `at` only the bits count that this level uses.
+    /// The entry for `at`. Only the bits of `at` that select an entry of this table are used.
     pub fn get(&self, at: Input<E>) -> Entry {
         self.entry_ref(at).get()
     }
 
-    /// The entry's place.
+    /// A reference to the entry for `at`.
     pub fn entry_ref(&self, at: Input<E>) -> EntryRef<'g, E> {
         self.table.entry_ref(at.to_offset(E::Format::INPUT_BITS).unwrap_or(0))
     }
 }
 
-/// A map whose table can be locked for a stable look.
+/// A map whose table can be locked to read stable entries.
 pub struct PteMapRo<'g, E: Env>(PteMap<'g, E>);
 
 impl<E: Env> PteMapRo<'_, E> {
-    /// Takes the table's lock: no entry changes meanwhile, but for what processors note and what is changed by
-    /// compare-and-exchange.
+    /// Takes the table's lock. While it is held, entries change only by processors, which set accessed and dirty bits,
+    /// and by compare-and-exchange of other CPUs.
     pub fn lock(&self) -> Option<PteReadLock<'_, E>> {
         let PteLock { table, lock } = self.0.table.lock_without_recheck()?;
         Some(PteReadLock { map: PteMap { table }, _lock: lock })
@@ -317,18 +320,18 @@ impl<'g, E: Env> Deref for PteMapRo<'g, E> {
     }
 }
 
-/// A map whose table can be locked for writing, once proved to be still in the tree.
+/// A map whose table can be locked for writing, after a check that it is still in the tree.
 ///
 /// ```
 /// # fn f<E: mmu::Env<Format = mmu::Npt>>(entry: mmu::EntryRef<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
 /// let map = entry.pte_offset_map_rw_nolock().ok().unwrap();
-/// // allocate, copy, whatever takes long
+/// // Long operations, such as an allocation or a copy, go here.
 /// if let Ok(locked) = map.lock().unwrap().pmd_same() {
 ///     locked.set_pte(at, leaf).ok();
 /// }
 /// # }
 /// ```
-/// Without the proof nothing is written, and the lock is let go before the map is:
+/// Without the check nothing can be written, and the lock must be released before the map:
 ///
 /// ```compile_fail,E0599
 /// # fn f<E: mmu::Env<Format = mmu::Npt>>(entry: mmu::EntryRef<'_, E>, at: addr::Gpa, leaf: mmu::Leaf) {
@@ -347,12 +350,12 @@ impl<'g, E: Env> Deref for PteMapRo<'g, E> {
 pub struct PteMapRw<'g, E: Env>(PteMap<'g, E>);
 
 impl<E: Env> PteMapRw<'_, E> {
-    /// The entry above, as it was when the table was found by it.
+    /// The value of the entry above when the walk found the table.
     pub fn pmdval(&self) -> Option<Pte> {
         self.0.table.parent.map(|(_, pte)| pte)
     }
 
-    /// Takes the table's lock. By itself that allows nothing yet.
+    /// Takes the table's lock, which by itself does not allow writes.
     pub fn lock(&self) -> Option<PteLock<'_, E>> {
         self.0.table.lock_without_recheck()
     }
@@ -365,7 +368,7 @@ impl<'g, E: Env> Deref for PteMapRw<'g, E> {
     }
 }
 
-/// A lock that is let go when dropped.
+/// A lock that is released when dropped.
 struct Held<'m> {
     desc: &'m TableDesc,
 }
@@ -377,7 +380,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// A table's lock, for a stable look.
+/// A table's lock, for reading stable entries.
 pub struct PteReadLock<'m, E: Env> {
     map: PteMap<'m, E>,
     _lock: Held<'m>,
@@ -397,11 +400,11 @@ pub struct PteLock<'m, E: Env> {
 }
 
 impl<'m, E: Env> PteLock<'m, E> {
-    /// Compares the pmd with the snapshot. Who takes a table out of the tree does so under this lock, so being the same now
-    /// it stays so.
+    /// Checks that the pmd is unchanged since the walk. A table is unlinked under its own lock, so the pmd can't change
+    /// before the lock is released.
     ///
     /// # Errors
-    /// [`Changed`]; the lock is let go.
+    /// [`Changed`]; the lock is released.
     #[inline]
     pub fn pmd_same(self) -> Result<PteMapLocked<'m, E>, Changed> {
         if kept(Rule::RecheckPmd) && !self.table.is_same() {
@@ -411,7 +414,7 @@ impl<'m, E: Env> PteLock<'m, E> {
     }
 }
 
-/// A table that is locked and in the tree: its entries may be written.
+/// A locked table that is in the tree: its entries may be written.
 pub struct PteMapLocked<'m, E: Env> {
     map: PteMap<'m, E>,
     _lock: Held<'m>,
@@ -425,10 +428,10 @@ impl<'m, E: Env> Deref for PteMapLocked<'m, E> {
 }
 
 impl<'m, E: Env> PteMapLocked<'m, E> {
-    /// Maps a page where nothing is mapped. The page's address has to be aligned to the level's page size.
+    /// Maps a page where nothing is mapped. The page's address must be aligned to the level's page size.
     ///
     /// # Errors
-    /// What is there, or [`Entry::Bad`] if the entry would not be valid.
+    /// The present entry, or [`Entry::Bad`] if the new entry would not be valid.
     pub fn set_pte(&self, at: Input<E>, leaf: Leaf) -> Result<(), Entry> {
         let offset = at.to_offset(E::Format::INPUT_BITS).ok_or(Entry::Bad)?;
         let pte = self.table().tree.encode(&leaf, self.level()).ok_or(Entry::Bad)?;
@@ -442,10 +445,10 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
         }
     }
 
-    /// Unmaps a page and gives the entry as it was at last. Its frame is free for other use only after a flush.
+    /// Unmaps a page and returns its last entry. Its frame must not be reused before a flush.
     ///
     /// # Errors
-    /// What is there instead of a page.
+    /// The entry, if it is no page.
     pub fn ptep_get_and_clear(&self, at: Input<E>) -> Result<Leaf, Entry> {
         let index = E::Format::index(at.to_offset(E::Format::INPUT_BITS).ok_or(Entry::None)?, self.level());
         match self.table().decode(self.table().at(index)) {
@@ -465,14 +468,14 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
         self._lock.desc
     }
 
-    /// Sets an entry that is none. What it refers to is visible to whoever reads it.
+    /// Sets an entry that is none. A release store: a CPU that reads the entry sees the contents of the table below.
     #[inline]
     pub(crate) fn set(&self, index: usize, pte: Pte) {
         self.table().entry(index).store(pte.raw(), Ordering::Release);
         self.desc().add_children(1);
     }
 
-    /// Makes an entry none and gives what it was at last.
+    /// Clears an entry and returns its last value.
     #[inline]
     pub(crate) fn clear(&self, index: usize) -> Pte {
         self.desc().add_children(-1);
@@ -484,13 +487,13 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
         pte
     }
 
-    /// Replaces one present entry by another, and gives what it was at last.
+    /// Replaces one present entry by another and returns its last value.
     pub(crate) fn replace(&self, index: usize, pte: Pte) -> Pte {
         Pte::new(self.table().entry(index).swap(pte.raw(), Ordering::AcqRel))
     }
 
-    /// Changes a leaf by one read-modify-write, so that nothing is lost that the processor notes meanwhile. Gives the leaf as
-    /// it was at last; None if it is a leaf no more.
+    /// Changes a leaf by an atomic read-modify-write: a plain store would lose a dirty bit that the processor sets
+    /// between the load and the store. Returns the last leaf; None if the entry is no leaf any more.
     pub(crate) fn change(&self, index: usize, change: impl Fn(Leaf) -> Leaf) -> Option<Leaf> {
         let table = self.table();
         let mut pte = table.at(index);
@@ -507,11 +510,11 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
         }
     }
 
-    /// Freezes all entries if each is as `expected`, but for what processors note; gives those notes. A late
-    /// compare-and-exchange on any of them fails from then on.
+    /// Freezes all entries if each is as `expected` apart from accessed and dirty bits, and returns these bits of all
+    /// entries together. From then on a compare-and-exchange by a CPU that read an entry before fails.
     ///
     /// # Errors
-    /// One was not; then all are as before.
+    /// [`Changed`] if an entry was not as expected; all entries are restored.
     pub(crate) fn freeze(&self, expected: impl Fn(usize) -> Pte) -> Result<Pte, Changed> {
         let mut ad = Pte::NONE;
         for index in 0..E::Format::entries(self.level()) {
@@ -526,7 +529,7 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
         Ok(ad)
     }
 
-    /// Freezes one entry if it is as `expected`, but for what processors note. Gives the entry as it was at last.
+    /// Freezes one entry if it is as `expected` apart from accessed and dirty bits. Returns its last value.
     pub(crate) fn freeze_one(&self, index: usize, expected: Pte) -> Option<Pte> {
         let mut pte = self.table().at(index);
         while E::Format::same_but_ad(pte, expected) {
@@ -552,8 +555,8 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
         self.table().entry(index).store(E::Format::with_ad(expected, frozen).raw(), Ordering::Release);
     }
 
-    /// Reports and clears the entry for `offset` if it is bad. Under the lock a frozen one is bad as well: its freezer would
-    /// hold the lock.
+    /// Reports and clears the entry for `offset` if it is bad. A frozen entry is bad too: its freezer holds the lock
+    /// while the entry is frozen, so under this lock it can only be a corrupted one.
     #[cold]
     pub(crate) fn clear_bad(&self, offset: u64) {
         let table = self.table();

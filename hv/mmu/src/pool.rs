@@ -1,5 +1,5 @@
-//! Surroundings on the host, for tests, models, benches and examples: tables in a vector, every frame accounted for, and
-//! freed tables filled with poison.
+//! An environment on the host for tests, models, benches and examples: tables in a vector, with every frame accounted
+//! for and freed tables poisoned.
 
 use crate::entry::Caps;
 use crate::env::{BadEntry, Env, TableDesc};
@@ -13,13 +13,13 @@ use std::boxed::Box;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
-/// What a freed table holds: valid in no format, and no frozen entry.
+/// The entries of a freed table. The value is valid in no format and is no frozen entry.
 pub const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6a;
 
-/// The first frame of a pool; those below belong to nobody.
+/// The first frame of a pool.
 pub const FIRST: u64 = 2;
 
-/// Makes tables.
+/// Creates tables.
 pub trait NewTable {
     /// An array of entries.
     fn new_table() -> Self;
@@ -36,13 +36,13 @@ pub struct Memory<F: Format> {
     tables: Box<[F::Table]>,
     descs: Box<[TableDesc]>,
     state: Mutex<State<F>>,
-    /// By CPU. Core's atomics, as models of this crate have CPUs that are not kicked.
+    /// Whether each CPU was kicked. Core's atomics, because kicks play no role in the models of this crate.
     kicked: [AtomicBool; 8],
 }
 
 struct State<F: Format> {
     free: Vec<Pfn>,
-    /// Allocations that still succeed, if limited.
+    /// The number of allocations that still succeed, if limited.
     budget: Option<usize>,
     bad: Vec<BadEntry<F::Input>>,
 }
@@ -66,17 +66,17 @@ impl<F: Format> Memory<F> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes allocations fail after `budget` more; None lets all succeed.
+    /// Makes allocations fail after `budget` more; with None all succeed.
     pub fn limit(&self, budget: Option<usize>) {
         self.state().budget = budget;
     }
 
-    /// Frames in use: by trees, or waiting for a grace period.
+    /// The number of frames used by trees or queued for a grace period.
     pub fn in_use(&self) -> usize {
         self.tables.len() - FIRST as usize - self.state().free.len()
     }
 
-    /// Whether CPU `cpu` was kicked since this was last asked.
+    /// Whether CPU `cpu` was kicked since the last call.
     pub fn take_kick(&self, cpu: usize) -> bool {
         self.kicked.get(cpu).is_some_and(|kicked| kicked.swap(false, Ordering::Acquire))
     }
@@ -106,7 +106,7 @@ impl<F: Format> Memory<F> {
         state.free.pop()
     }
 
-    /// Gives a frame back, and fills it with [`POISON`].
+    /// Frees a frame and fills it with [`POISON`].
     ///
     /// # Panics
     /// If the frame is free, or still part of a tree.
@@ -121,7 +121,8 @@ impl<F: Format> Memory<F> {
     }
 }
 
-/// The machine of a pool. A thread that plays a CPU in guest mode for long looks for kicks itself ([`Memory::take_kick`]).
+/// The platform of a pool. A thread that stands for a CPU in guest mode must poll for kicks itself
+/// ([`Memory::take_kick`]).
 pub struct PoolPlatform<F: Format>(Arc<Memory<F>>);
 
 impl<F: Format> Platform for PoolPlatform<F> {
@@ -138,24 +139,24 @@ impl<F: Format> Platform for PoolPlatform<F> {
     }
 }
 
-/// The CPUs of a machine whose tables are in `memory`.
+/// The RCU domain of CPUs whose tables are in `memory`.
 pub fn domain<F: Format, const CPUS: usize>(memory: &Arc<Memory<F>>) -> Domain<PoolPlatform<F>, [CpuData; CPUS]> {
     Domain::new(PoolPlatform(memory.clone()), 64)
 }
 
-/// The surroundings of one tree in a pool.
+/// The environment of one tree in a pool.
 pub struct Pool<F: Format> {
     memory: Arc<Memory<F>>,
     space: Space,
 }
 
 impl<F: Format> Pool<F> {
-    /// Surroundings for one tree.
+    /// An environment for one tree.
     pub fn new<const CPUS: usize>(memory: &Arc<Memory<F>>, domain: &Domain<PoolPlatform<F>, [CpuData; CPUS]>) -> Self {
         Self { memory: memory.clone(), space: Space::new(domain) }
     }
 
-    /// Where the tables are.
+    /// The memory with the tables.
     pub fn memory(&self) -> &Arc<Memory<F>> {
         &self.memory
     }

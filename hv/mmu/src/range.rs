@@ -1,14 +1,14 @@
 //! Operations on ranges: zap, protect, harvest, the dirty log.
 //!
-//! Each goes down without locks, takes the lock of one table at a time, and handles the pages of the range in it. What has
-//! been changed is flushed before it is reported, so that whoever gets the report can rely on it.
+//! Each operation walks down without locks, takes the lock of one table at a time, and handles the pages of the range
+//! in it. It flushes changes before it reports pages: a caller that gets a zapped page may reuse its frame.
 
 use crate::entry::{Entry, Leaf, Pte, Rights};
 use crate::env::Env;
+use crate::fault_injection::After;
 use crate::format::{FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMapLocked, Table};
-use crate::skip::After;
 use crate::sync::relax;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SIZE, PageSize};
@@ -16,13 +16,13 @@ use arrayvec::ArrayVec;
 use core::ops::Range;
 use rcu::{Cpu, Guard};
 
-/// Why an operation on a range was not done.
+/// Why an operation on a range failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeError {
-    /// No frame for a table that a split at an edge of the range needs. The tree is as before, unless another CPU collapsed
-    /// the very edge meanwhile.
+    /// There is no frame for a table that a split at an edge of the range needs. The tree is as before, unless another
+    /// CPU collapsed the table at the edge again after this operation split it.
     NoMemory,
-    /// The range is not one of the tree's, or its edges are not aligned to 4 KiB.
+    /// The range is outside of the tree's, or its edges are not aligned to 4 KiB.
     Invalid,
 }
 
@@ -32,27 +32,27 @@ impl From<NoMemory> for RangeError {
     }
 }
 
-/// A page of a range, as it was found.
+/// A page of a range that an operation reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page<A> {
     /// Its first address.
     pub at: A,
     /// Its size.
     pub size: PageSize,
-    /// What the entry said at last.
+    /// The last value of its entry.
     pub leaf: Leaf,
 }
 
-/// Pages between the change of their entries and the flush after it: Linux's `mmu_gather`.
+/// Pages whose entries were changed and that wait for the flush: Linux's `mmu_gather`.
 struct Gather<E: Env> {
     pages: ArrayVec<(u64, Level, Leaf), BATCH>,
-    /// Something was changed that processors may remember.
+    /// Processors may hold stale translations of changed entries.
     stale: bool,
     after: After,
     env: core::marker::PhantomData<E>,
 }
 
-/// Each batch costs a flush, and a kick for every CPU in the guest; its place is the stack.
+/// The pages in a gather. A larger number needs more stack, a smaller one more flushes and kicks.
 const BATCH: usize = 128;
 
 impl<E: Env> Gather<E> {
@@ -68,7 +68,7 @@ impl<E: Env> Gather<E> {
         self.pages.push((at, level, leaf));
     }
 
-    /// Flushes if need be, then hands the pages out.
+    /// Flushes if necessary, then reports the pages.
     fn finish(&mut self, tree: &Tree<E>, cpu: &Cpu<'_, E::Platform>, page: &mut impl FnMut(Page<Input<E>>)) {
         if self.stale {
             tree.flush_after(cpu, self.after);
@@ -85,18 +85,18 @@ impl<E: Env> Gather<E> {
 /// How a walk over the range in one table ended.
 enum End {
     Done,
-    /// The table has gone; on from this offset, from the table above.
+    /// The table was unlinked. The walk continues at this offset from the table above.
     Gone(u64),
-    /// A page lies across the range's edge; on from this offset when it is split.
+    /// A page crosses the edge of the range. The walk continues at this offset after the page is split.
     Across(u64),
-    /// The gather is full; on from this offset when it is emptied.
+    /// The gather is full. The walk continues at this offset after the flush.
     Full(u64),
 }
 
-/// Does something to one page under its table's lock.
+/// The operation on one page, under its table's lock.
 type Work<'w, E> = dyn FnMut(&PteMapLocked<'_, E>, usize, u64, &mut Gather<E>) + 'w;
 
-/// What to do with a page that is only partly in the range.
+/// How an operation treats a page that is only partly in the range.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Edges {
     Split,
@@ -113,8 +113,8 @@ impl Edges {
 }
 
 impl<E: Env> Tree<E> {
-    /// Unmaps all pages in the range; those across an edge are split first. `page` gets each page when no CPU can reach it by
-    /// this tree any more: its frame is free for other use.
+    /// Unmaps all pages in the range; pages that cross an edge are split first. `page` gets each page after the flush,
+    /// when no CPU can access it through this tree any more: its frame may be reused.
     ///
     /// # Errors
     /// [`RangeError`].
@@ -133,7 +133,8 @@ impl<E: Env> Tree<E> {
         })
     }
 
-    /// Unmaps the page at `at`, of whatever size it is. No CPU can reach it by this tree any more then. Whether there was one.
+    /// Unmaps the page at `at`, of any size, and flushes, so that no CPU can access it through this tree any more.
+    /// Whether there was a page.
     pub fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>) -> bool {
         let cleared = self.clear_page(cpu, at);
         if cleared {
@@ -142,7 +143,8 @@ impl<E: Env> Tree<E> {
         cleared
     }
 
-    /// As [`zap_page`](Self::zap_page), for one page of several: it is out of reach when the caller has [flushed](Self::flush).
+    /// As [`zap_page`](Self::zap_page), without the flush: CPUs may access the page until the caller
+    /// [flushes](Self::flush). For a caller that unmaps several pages.
     pub fn clear_page(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>) -> bool {
         let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
         let Some((locked, index)) = self.lock_leaf(cpu.read(), offset) else { return false };
@@ -150,8 +152,8 @@ impl<E: Env> Tree<E> {
         true
     }
 
-    /// Unmaps all pages in the range as [`zap`](Self::zap) does, then gives back the tables that this left empty. Gives the
-    /// number of those.
+    /// Unmaps all pages in the range as [`zap`](Self::zap) does, then unlinks the tables that are empty, and returns
+    /// their number.
     ///
     /// # Errors
     /// [`RangeError`].
@@ -165,8 +167,9 @@ impl<E: Env> Tree<E> {
         self.retract(cpu, range)
     }
 
-    /// Gives all pages in the range these rights; those across an edge are split first. When it returns no CPU has more.
-    /// A page under the dirty log is writable again only by its next write fault.
+    /// Gives all pages in the range these rights; pages that cross an edge are split first. When it returns, no CPU
+    /// uses a translation with more rights. A page that the dirty log has write-protected becomes writable only at its
+    /// next write fault.
     ///
     /// # Errors
     /// [`RangeError`].
@@ -187,8 +190,9 @@ impl<E: Env> Tree<E> {
         })
     }
 
-    /// Clears accessed and dirty bits in the range and tells of every page that had one, also of those across an edge. When
-    /// `page` is called, later uses are noted anew. Without such bits in hardware pages stay as used as they say.
+    /// Clears the accessed and dirty bits in the range and reports every page that had one set, including pages that
+    /// cross an edge. When `page` is called, the processor sets the bits again at later accesses. If the processor has
+    /// no such bits, they stay set.
     ///
     /// # Errors
     /// [`RangeError::Invalid`].
@@ -210,9 +214,9 @@ impl<E: Env> Tree<E> {
         })
     }
 
-    /// Write-protects all pages in the range, also those across an edge, and tells of every page that was written since the
-    /// last time. When `page` is called every write that it stands for has been done, and a later one faults:
-    /// [`unprotect`](Self::unprotect) then lets it through and notes it.
+    /// Write-protects all pages in the range, including pages that cross an edge, and reports every page that was
+    /// written since the last call. When `page` is called, all these writes are in memory, and the next write faults;
+    /// [`unprotect`](Self::unprotect) then makes the page writable and dirty.
     ///
     /// # Errors
     /// [`RangeError::Invalid`].
@@ -238,8 +242,8 @@ impl<E: Env> Tree<E> {
         })
     }
 
-    /// Makes the page at `at` writable again, and dirty, if it is read-only for the dirty log's sake alone. Without any lock, by
-    /// compare-and-exchange; nothing needs a flush. Whether it is writable now.
+    /// Makes the page at `at` writable again, and dirty, if only the dirty log write-protects it. It works without
+    /// locks by compare-and-exchange, and needs no flush. Whether the page is writable now.
     pub fn unprotect(&self, guard: Guard<'_>, at: Input<E>) -> bool {
         let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
         let Some((table, mut pte)) = self.walk(guard, offset, Level::PTE) else { return false };
@@ -264,7 +268,7 @@ impl<E: Env> Tree<E> {
     pub(crate) fn offsets(range: Range<Input<E>>) -> Result<Range<u64>, RangeError> {
         let bits = E::Format::INPUT_BITS;
         let start = range.start.to_offset(bits).ok_or(RangeError::Invalid)?;
-        // The end may be the end of all, which is no address of the tree's.
+        // The end may be the end of the whole space, which is no address in it.
         let end = match range.end.to_offset(bits) {
             Some(end) => end,
             None if Input::<E>::end(bits) == Some(range.end) => 1 << bits,
@@ -358,13 +362,14 @@ impl<E: Env> Tree<E> {
     }
 }
 
-/// The offset at which the entry after that of `at` begins.
+/// The offset of the entry after the entry of `at`.
 pub(crate) fn next_entry<E: Env>(at: u64, level: Level) -> u64 {
     let span = span::<E::Format>(level);
     (at & !(span - 1)) + span
 }
 
-/// Works on the pages at the beginning of the range, up to the first entry that is none of a page; gives its offset.
+/// Handles the pages of the range in the locked table, up to the first entry that refers to a table. Returns the offset
+/// that it reached.
 fn in_locked<E: Env>(
     locked: &PteMapLocked<'_, E>,
     range: Range<u64>,

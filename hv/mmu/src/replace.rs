@@ -1,22 +1,23 @@
-//! Pages that get another frame while CPUs use them, and software's own writes to pages.
+//! Replacement of a page's frame while CPUs use the page, and software's own writes to pages.
 //!
-//! A page is copied when nobody writes it: its entry is frozen, then every CPU has flushed. The table's lock is held meanwhile,
-//! because a frozen entry is its freezer's alone; who faults on it waits for that lock, outside of guest mode, so that the
-//! flush waits for nobody who waits. Software writes under the lock as well ([`Tree::write`]): its writes are in the old frame
-//! before the copy begins, or go to the new one.
+//! A write during the copy of a page would be lost. So the page's entry is frozen and every CPU has flushed before the
+//! copy begins. The CPU that copies holds the table's lock until it has set the new entry. A CPU that faults on the
+//! frozen entry waits for that lock outside of guest mode, so the flush does not wait for it, and there is no deadlock.
+//! Software writes under the lock too ([`Tree::write`]): its writes go to the old frame before the copy, or to the new
+//! frame after it.
 //!
-//! Software that reads by a translation from before may see the old frame until its quiescent state. So that frame is free
-//! for other use after a grace period ([`Cpu::call_rcu`]), not at once.
+//! Software that reads by an older translation may access the old frame until its next quiescent state. So the old
+//! frame must not be reused before a grace period has ended ([`Cpu::call_rcu`]).
 
 use crate::entry::{Entry, Leaf, Pte, Rights};
 use crate::env::Env;
+use crate::fault_injection::After;
 use crate::format::{FormatExt, span};
 use crate::huge::CollapseError;
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMapLocked, Table};
 use crate::range::Page;
 use crate::rules::{Rule, kept};
-use crate::skip::After;
 use crate::sync::relax;
 use crate::tree::{Translation, Tree};
 use addr::{PageSize, Pfn};
@@ -27,34 +28,34 @@ use rcu::{Cpu, Guard};
 pub enum ReplaceError {
     /// No page of that size is mapped there.
     NoPage,
-    /// The new frame is not aligned to the page, or beyond the processor's reach.
+    /// The new frame is not aligned to the page, or above the physical addresses of the processor.
     Invalid,
     /// Another CPU changed something meanwhile.
     Changed,
 }
 
-/// Why software may not write somewhere.
+/// Why software can't write to an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteError {
     /// Nothing is mapped there.
     NoPage,
-    /// The page is read-only, and not for the dirty log's sake.
+    /// The page is read-only, and not just write-protected by the dirty log.
     ReadOnly,
 }
 
-/// As many entries as a table has at most.
+/// The most entries of a table.
 const MAX_ENTRIES: usize = 512;
 
 /// The entries of a table that is being collapsed.
 struct Parts {
     ptes: [Pte; MAX_ENTRIES],
-    /// The page that comes of them, but for its frame.
+    /// The page that results from them, except for its frame.
     whole: Leaf,
 }
 
 impl<E: Env> Tree<E> {
-    /// Software writes to the page at `at`: runs `write` on what the address translates to, and notes a write as a processor
-    /// would. The table is locked meanwhile, so neither a zap nor a copy nor a dirty log comes between the two.
+    /// Writes to the page at `at` by software: runs `write` with the translation and then sets the accessed and dirty
+    /// bits as a processor does. It holds the table's lock, so that no zap, copy or dirty log happens between the two.
     ///
     /// # Errors
     /// [`WriteError`]; `write` did not run.
@@ -75,7 +76,7 @@ impl<E: Env> Tree<E> {
         Ok(result)
     }
 
-    /// The table with the page at `offset`, locked, and the number of its entry. None if there is no page.
+    /// Locks the table with the page at `offset`; also returns the index of the entry. None if no page is mapped there.
     #[inline]
     pub(crate) fn lock_leaf<'g>(&'g self, guard: Guard<'g>, offset: u64) -> Option<(PteMapLocked<'g, E>, usize)> {
         loop {
@@ -95,9 +96,9 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Gives the page of `size` at `at` the frame `new`. `copy` is called when no CPU can write the page, nor reach it but by
-    /// reads of software that began before: it copies the page's content there. Gives the page as it was at last; its
-    /// frame is free for other use after a grace period.
+    /// Replaces the frame of the page of `size` at `at` by `new`. It calls `copy`, which copies the page's content,
+    /// when no CPU can write the page any more; only software that translated before can still read it. Returns the
+    /// last value of the old page, whose frame may be reused after a grace period.
     ///
     /// # Errors
     /// [`ReplaceError`]; `copy` was not called.
@@ -130,11 +131,11 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Makes one page of `size`, in frame `new`, of the table at `at` whose entries are all pages alike, wherever they are in
-    /// memory: what Linux's khugepaged does. `copy` gets each of them with its index, when none can be written any more, to
-    /// copy it to its place in `new`; walkers wait meanwhile. Then `page` gets each: its frame is free for other use after a
-    /// grace period. The table is deferred. Where the dirty log has write-protected pages, it looks at the large page's dirty
-    /// bit from then on, which says whether one was written.
+    /// Replaces the table at `at` by one page of `size` in frame `new`, if all entries are pages with the same rights,
+    /// as Linux's khugepaged does; their frames need not be contiguous. When none of the pages can be written any more,
+    /// `copy` gets each with its index and copies it to its part of `new`; CPUs that fault meanwhile wait. Then `page`
+    /// gets each old page, whose frame may be reused after a grace period. The table is deferred. The write protection
+    /// of the dirty log is lifted; the large page is dirty if one of the pages was, so the log reports it.
     ///
     /// # Errors
     /// [`CollapseError`]; neither was called.
@@ -162,7 +163,7 @@ impl<E: Env> Tree<E> {
             let ad = lower.freeze(|index| parts.ptes[index])?;
             self.flush_after(cpu, After::Collapse);
             parts.leaves(below).for_each(|(index, leaf)| copy(index, leaf));
-            // The lower lock keeps the table where it is, so this finds what was found above.
+            // The table can't be unlinked or moved while its lock is held, so the entry above still refers to it.
             let index = E::Format::index(offset, level);
             if upper.cmpxchg(index, pte, E::Format::with_ad(entry, ad)).is_err() {
                 lower.thaw_all(|index| parts.ptes[index]);
@@ -180,7 +181,7 @@ impl<E: Env> Tree<E> {
         Ok(())
     }
 
-    /// The entries of `table`, if all are pages that can be parts of one.
+    /// The entries of `table`, if all are pages with the same rights.
     fn parts(&self, table: Table<'_, E>) -> Option<Parts> {
         let Entry::Leaf(first) = table.decode(table.at(0)) else { return None };
         let common = without_ad(first);
@@ -209,7 +210,7 @@ impl Parts {
     }
 }
 
-/// The page without what the processor and the dirty log keep in it.
+/// The page without its accessed and dirty bits, and without the dirty log's write protection.
 fn without_ad(leaf: Leaf) -> Leaf {
     let rights = Rights { write: leaf.may_write(), ..leaf.rights };
     Leaf { rights, accessed: false, dirty: false, logged: false, ..leaf }

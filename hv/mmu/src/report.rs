@@ -1,4 +1,4 @@
-//! What a tree consists of: the `smaps` of a guest.
+//! Statistics of a tree's pages and tables: the `smaps` of a guest.
 
 use crate::entry::{Entry, Rights};
 use crate::env::Env;
@@ -15,13 +15,13 @@ const SIZES: [PageSize; 3] = [PageSize::Size4K, PageSize::Size2M, PageSize::Size
 /// Counts of a tree's pages and tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Report {
-    /// By size, and by rights as three bits.
+    /// The number of pages by size, and by rights as three bits.
     pages: [[u64; 8]; SIZES.len()],
-    /// Tables, with the root.
+    /// The number of tables, including the root.
     pub tables: u64,
-    /// Pages with the accessed bit.
+    /// The number of pages with the accessed bit.
     pub accessed: u64,
-    /// Pages with the dirty bit.
+    /// The number of pages with the dirty bit.
     pub dirty: u64,
 }
 
@@ -39,12 +39,12 @@ impl Report {
         SIZES.iter().zip(&self.pages).filter(|&(&of, _)| of == size).flat_map(|(_, counts)| counts).sum()
     }
 
-    /// The bytes mapped.
+    /// The number of bytes mapped.
     pub fn bytes(&self) -> u64 {
         SIZES.iter().map(|&size| self.pages(size) * size.bytes()).sum()
     }
 
-    /// The number of pages of each size and rights that occur.
+    /// The sizes and rights that occur, with the number of pages of each.
     pub fn iter(&self) -> impl Iterator<Item = (PageSize, Rights, u64)> + '_ {
         SIZES.iter().zip(&self.pages).flat_map(|(&size, counts)| {
             let present = counts.iter().enumerate().filter(|&(_, &count)| count != 0);
@@ -71,7 +71,8 @@ impl fmt::Display for Report {
 }
 
 impl<E: Env> Tree<E> {
-    /// Counts what is mapped, without any lock: no fault waits for it. Of what changes meanwhile it tells either.
+    /// Counts pages and tables. It takes no lock, so it delays no fault; an entry that changes meanwhile is counted by
+    /// its old or its new value.
     pub fn report(&self, guard: Guard<'_>) -> Report {
         let mut report = Report::default();
         if let Some(root) = self.root_table(guard) {

@@ -1,14 +1,15 @@
-//! Tables that more than one entry refers to: a shadow of many address spaces has the kernel's half of them once.
+//! Tables that several entries refer to: the shadows of many address spaces share the tables of the kernel's half.
 //!
-//! Each entry counts, and who takes away the last one gives the table back. What is in a shared table is changed through any of
-//! its entries, and flushed then by that entry's tree alone: who shares tables flushes the others'.
+//! The descriptor counts the entries that refer to a table; the operation that clears the last one defers the table. A
+//! shared table can be changed through any tree, but an operation flushes only the space of its own tree: the owner of
+//! the trees must flush the others.
 
 use crate::env::{Env, TableDesc};
+use crate::fault_injection::After;
 use crate::format::{Format, FormatExt};
 use crate::level::{Address, Level};
 use crate::map::{Changed, Input, PteMapLocked, Table};
 use crate::rules::{Rule, kept};
-use crate::skip::After;
 use crate::sync::relax;
 use crate::tree::{NoMemory, Tree};
 use rcu::Cpu;
@@ -16,11 +17,11 @@ use rcu::Cpu;
 /// Why a table was not shared. The trees are as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShareError {
-    /// There is no table to share (any more), or none that one more entry can be counted of.
+    /// There is no table to share, or the counter of its entries is at its maximum.
     NoTable,
     /// The entry that should refer to it is not none.
     Present,
-    /// No frame for a table above it.
+    /// There is no frame for a table above it.
     NoMemory,
 }
 
@@ -31,8 +32,8 @@ impl From<NoMemory> for ShareError {
 }
 
 impl<E: Env> Tree<E> {
-    /// Lets the entry of `level` for `to`, which is none, refer to the table that `other`'s for `from` refers to. `other` may
-    /// be this tree; the surroundings of both have the same frames.
+    /// Makes the entry of `level` for `to`, which must be none, refer to the table that `other`'s entry for `from`
+    /// refers to. `other` may be this tree; the environments of both must have the same frames.
     ///
     /// # Errors
     /// [`ShareError`].
@@ -55,7 +56,7 @@ impl<E: Env> Tree<E> {
             let source = other.table_below(cpu, from, level).ok_or(ShareError::NoTable)?;
             let entry = E::Format::table(source.pfn, level);
             let entry = self.chain(entry, level..table.level, offset, &spare).ok_or(ShareError::NoMemory)?;
-            // Downwards, as all locks are.
+            // Lock order: the upper table first.
             if let Ok(upper) = table.lock()
                 && let Ok(lower) = source.lock()
                 && upper.table().get(offset).is_none()
@@ -71,8 +72,8 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Takes away the entry of `level` for `at` if it is not the only one that refers to its table, and flushes. The table stays as it
-    /// is, for the others. Whether it did.
+    /// Clears the entry of `level` for `at` if other entries refer to its table too, and flushes. The table stays for
+    /// the others. Whether the entry was cleared.
     pub fn unshare(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>, level: Level) -> bool {
         let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
         loop {
@@ -105,12 +106,13 @@ impl<E: Env> Tree<E> {
 }
 
 impl<E: Env> PteMapLocked<'_, E> {
-    /// A table that others refer to can't become a page.
+    /// Fails for a shared table, which can't be collapsed: the other entries would still refer to it.
     pub(crate) fn is_unshared(&self) -> Result<(), Changed> {
         if self.desc().is_shared() { Err(Changed) } else { Ok(()) }
     }
 
-    /// An entry to this table is taken away, under its own table's lock: whether it was the last one.
+    /// Counts that an entry to this table is cleared. The caller holds the lock of that entry's table. Whether it was
+    /// the last one.
     pub(crate) fn is_last_entry(&self) -> bool {
         if !kept(Rule::CountEntries) || !self.desc().is_shared() {
             return true;

@@ -1,13 +1,13 @@
-//! Frames for tables, taken before an operation begins so that it can't fail halfway.
+//! Frames for tables, allocated before an operation begins so that it can't fail halfway.
 
 use crate::env::Env;
 use crate::tree::{NoMemory, Tree};
 use addr::Pfn;
 
-/// The most that an operation wants: two edges of a range, each split down the levels that have leaves, or one path.
+/// The most frames that an operation needs: for two edges of a range, each split at two levels, or for one path.
 const MAX_SPARE: usize = 4;
 
-/// Frames for tables. Those that are not put to use go back at the end.
+/// Frames for tables. Unused frames are freed when it is dropped.
 pub(crate) struct Spare<'t, E: Env> {
     env: &'t E,
     frames: [Pfn; MAX_SPARE],
@@ -16,7 +16,7 @@ pub(crate) struct Spare<'t, E: Env> {
 }
 
 impl<E: Env> Tree<E> {
-    /// Takes `wanted` frames, all or none.
+    /// Allocates `wanted` frames, all or none.
     pub(crate) fn top_up(&self, wanted: usize) -> Result<Spare<'_, E>, NoMemory> {
         let mut spare = Spare { env: &self.env, frames: [Pfn::new(0); MAX_SPARE], len: 0, used: 0 };
         while spare.len < wanted {
@@ -28,12 +28,12 @@ impl<E: Env> Tree<E> {
 }
 
 impl<E: Env> Spare<'_, E> {
-    /// The `n`-th frame that is not in use.
+    /// The `n`-th unused frame.
     pub(crate) fn frame(&self, n: usize) -> Option<Pfn> {
         self.frames[self.used..self.len].get(n).copied()
     }
 
-    /// The next `n` frames are tables of the tree now.
+    /// Marks the next `n` frames as used: they are tables of the tree now.
     pub(crate) fn used(&mut self, n: usize) {
         self.used += n;
     }

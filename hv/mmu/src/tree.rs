@@ -1,34 +1,34 @@
-//! The tree itself: its making and end, and lockless looks at it.
+//! The tree: its creation and end, lockless walks, and flushes.
 
 use crate::entry::{Caps, Entry, Leaf, Pte};
 use crate::env::{Env, TableDesc};
+use crate::fault_injection::{After, InjectedFault};
 use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{EntryRef, Input, PteMap, PteMapLocked, Table};
 use crate::rules::{Rule, kept};
-use crate::skip::{After, Skipped};
 use crate::sync::{Ordering, relax};
 use addr::{Hpa, PageSize, Pfn};
 use rcu::{Backlog, Cpu, Guard, Space};
 
 /// Page tables of one guest (or of one of its address spaces), shared by all CPUs.
 ///
-/// It has to be ended by [`free_pgtables`](Self::free_pgtables); dropping it leaves its frames where they are.
+/// [`free_pgtables`](Self::free_pgtables) frees its frames; dropping it leaks them.
 pub struct Tree<E: Env> {
     pub(crate) env: E,
     pub(crate) caps: Caps,
     root: Pfn,
-    pub(crate) skipped: Skipped,
+    pub(crate) injected: InjectedFault,
 }
 
-/// A frame for a table was wanted and there was none. The tree is as before.
+/// No frame could be allocated for a table. The tree is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoMemory;
 
-/// What an address translates to.
+/// The translation of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// The very byte.
+    /// The physical address of the byte, not of its page.
     pub hpa: Hpa,
     /// The page's size.
     pub size: PageSize,
@@ -40,10 +40,10 @@ impl<E: Env> Tree<E> {
     /// An empty tree.
     ///
     /// # Errors
-    /// [`NoMemory`], also if the root's frame is not where the format wants it.
+    /// [`NoMemory`], also if the allocated frame is not below [`Format::ROOT_END`].
     pub fn new(env: E, caps: Caps) -> Result<Self, NoMemory> {
         let root = env.alloc_root().ok_or(NoMemory)?;
-        let tree = Self { env, caps: caps.at_most(E::Format::LARGEST), root, skipped: Skipped::default() };
+        let tree = Self { env, caps: caps.at_most(E::Format::LARGEST), root, injected: InjectedFault::default() };
         let reachable = root.start().raw() < E::Format::ROOT_END;
         if !reachable || tree.start_table(root, E::Format::TOP, 0, |_| Pte::NONE).is_none() {
             tree.env.free_table(root);
@@ -52,12 +52,12 @@ impl<E: Env> Tree<E> {
         Ok(tree)
     }
 
-    /// The frame of the root table: what CR3, nCR3 or EPTP name.
+    /// The frame of the root table, for CR3, nCR3 or EPTP.
     pub fn root(&self) -> Pfn {
         self.root
     }
 
-    /// The surroundings.
+    /// The environment.
     pub fn env(&self) -> &E {
         &self.env
     }
@@ -67,12 +67,12 @@ impl<E: Env> Tree<E> {
         self.env.space()
     }
 
-    /// What it was made for.
+    /// The features of the format that it uses.
     pub fn caps(&self) -> Caps {
         self.caps
     }
 
-    /// What `at` translates to, without any lock.
+    /// The translation of `at`, without locks.
     #[inline(always)]
     pub fn translate(&self, guard: Guard<'_>, at: Input<E>) -> Option<Translation> {
         let offset = at.to_offset(E::Format::INPUT_BITS)?;
@@ -80,7 +80,7 @@ impl<E: Env> Tree<E> {
         self.translation(table.level, pte, offset)
     }
 
-    // A call would return all of it through memory, which costs more than the walk.
+    // A call would return the translation through memory, which costs more than the walk.
     #[inline(always)]
     pub(crate) fn translation(&self, level: Level, pte: Pte, offset: u64) -> Option<Translation> {
         let Entry::Leaf(leaf) = E::Format::decode(pte, level, self.caps) else { return None };
@@ -88,8 +88,8 @@ impl<E: Env> Tree<E> {
         Some(Translation { hpa: Hpa::new(leaf.pfn.start().raw() + within), size: level.page_size()?, leaf })
     }
 
-    /// Walks down as far as there are tables, at most to the table whose entries are of level `stop`. Gives that table, and its
-    /// entry for `offset` by one load.
+    /// Walks down as far as there are tables, at most to the table whose entries are of level `stop`. Returns that
+    /// table and its entry for `offset`, which is read by one load.
     #[inline(always)]
     pub(crate) fn walk<'g>(&'g self, guard: Guard<'g>, offset: u64, stop: Level) -> Option<(Table<'g, E>, Pte)> {
         let mut table = self.root_table(guard)?;
@@ -109,24 +109,24 @@ impl<E: Env> Tree<E> {
         Table::root(self, guard, self.root)
     }
 
-    /// The root table, mapped: it is there as long as the tree is.
+    /// Maps the root table, which exists as long as the tree.
     pub fn pgd_offset<'g>(&'g self, guard: Guard<'g>) -> Option<PteMap<'g, E>> {
         self.root_table(guard).map(|table| PteMap { table })
     }
 
-    /// The root table, locked.
+    /// Maps and locks the root table.
     pub fn pgd_offset_lock<'g>(&'g self, guard: Guard<'g>) -> Option<PteMapLocked<'g, E>> {
         self.root_table(guard)?.lock().ok()
     }
 
-    /// The last entry on the way to `at`, as it was read, and its level: Linux's `lookup_address`.
+    /// The last entry of a walk to `at`, and its level: Linux's `lookup_address`.
     #[inline(always)]
     pub fn lookup(&self, guard: Guard<'_>, at: Input<E>) -> Option<(Level, Pte)> {
         let offset = at.to_offset(E::Format::INPUT_BITS)?;
         self.walk(guard, offset, Level::PTE).map(|(table, pte)| (table.level, pte))
     }
 
-    /// The entry of `level` for `at`, if there are tables down to it: Linux's `mm_find_pmd`.
+    /// A reference to the entry of `level` for `at`, if there are tables down to that level: Linux's `mm_find_pmd`.
     #[inline]
     pub fn find<'g>(&'g self, guard: Guard<'g>, at: Input<E>, level: Level) -> Option<EntryRef<'g, E>> {
         let offset = at.to_offset(E::Format::INPUT_BITS)?;
@@ -134,7 +134,8 @@ impl<E: Env> Tree<E> {
         (table.level == level).then(|| table.entry_ref(offset))
     }
 
-    /// Calls `look` for the entry of each level on the way to `at`, from the root: what a report of a misconfigured entry shows.
+    /// Calls `look` for the entry of each level of a walk to `at`, from the root, for a report of a misconfigured
+    /// entry.
     pub fn path(&self, guard: Guard<'_>, at: Input<E>, mut look: impl FnMut(Level, Pte, Entry)) {
         let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return };
         let mut next = self.root_table(guard);
@@ -145,12 +146,12 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Ends the tree: calls `page` for every page still mapped, with its first address, and gives all tables back at once.
+    /// Ends the tree: calls `page` for every page still mapped, with its first address, and frees all tables at once.
     ///
-    /// A [shared](Self::share) table goes with the last tree that refers to it, and its pages with it.
+    /// The last tree that refers to a [shared](Self::share) table frees it and reports its pages.
     ///
-    /// Owning the tree proves that no software walks it. That no processor does is the caller's word: none may enter the guest
-    /// again, and each has flushed since it was last there.
+    /// Software can't walk the tree, because this takes it by value. The caller must make sure that no processor walks
+    /// it: none may enter the guest again, and each must have flushed since it last left the guest.
     pub fn free_pgtables(self, mut page: impl FnMut(Input<E>, PageSize, Leaf)) {
         self.free_table_and_below(self.root, E::Format::TOP, 0, &mut page);
     }
@@ -168,7 +169,7 @@ impl<E: Env> Tree<E> {
         let entries = self.env.table(pfn).map_or(&[][..], AsRef::as_ref);
         for (index, entry) in (0u64..).zip(&entries[..E::Format::entries(level).min(entries.len())]) {
             let at = start + index * span::<E::Format>(level);
-            // Cleared first, so that a table which a corrupted entry refers to again is given back once.
+            // Cleared first, so that a table is freed only once if a corrupted entry refers to it again.
             match E::Format::decode(Pte::new(entry.swap(0, Ordering::Relaxed)), level, self.caps) {
                 Entry::Table(below) if self.holds_table(below, level) => {
                     if let Some(level) = level.below() {
@@ -191,8 +192,8 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Returns when no CPU can use a translation of this tree that is older than the call. CPUs in guest mode are kicked; those
-    /// in the hypervisor flush when they enter.
+    /// Flushes: returns when no CPU can use a translation of this tree that is older than the call. It kicks CPUs in
+    /// guest mode; those in the hypervisor flush at their next entry.
     pub fn flush(&self, cpu: &Cpu<'_, E::Platform>) {
         let mut gather = cpu.gather(self.space());
         gather.changed();
@@ -202,14 +203,14 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// The [`flush`](Self::flush) that an operation promises.
+    /// The [`flush`](Self::flush) after operation `after`.
     pub(crate) fn flush_after(&self, cpu: &Cpu<'_, E::Platform>, after: After) {
         if kept(Rule::Flush) && !self.skips(after) {
             self.flush(cpu);
         }
     }
 
-    /// Gives back a table that was taken out of the tree, when every CPU has passed a quiescent state and has flushed.
+    /// Frees an unlinked table after every CPU has passed a quiescent state and has flushed.
     pub(crate) fn defer_table(&self, cpu: &Cpu<'_, E::Platform>, table: Pfn) {
         if !kept(Rule::FreeLate) {
             return self.env.free_table(table);
@@ -225,7 +226,7 @@ impl<E: Env> Tree<E> {
         self.env.table(pfn).is_some() && self.env.desc(pfn).is_some_and(|desc| Some(desc.level()) == level.below())
     }
 
-    /// Fills a table that nobody can see yet.
+    /// Fills a table that no other CPU can see yet.
     pub(crate) fn start_table(
         &self,
         pfn: Pfn,
@@ -240,7 +241,8 @@ impl<E: Env> Tree<E> {
         Some(())
     }
 
-    /// The entry for `leaf`, or None if no valid one would come of it: a frame out of reach or not aligned, or a page too large.
+    /// The entry for `leaf`. None if it would not be valid: its frame is above the physical addresses of the processor
+    /// or not aligned, or the page is too large.
     pub(crate) fn encode(&self, leaf: &Leaf, level: Level) -> Option<Pte> {
         let mut leaf = *leaf;
         if !self.caps.accessed_dirty() {

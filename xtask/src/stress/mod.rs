@@ -92,8 +92,8 @@ enum Host {
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let machine = args.machine()?;
-    // First, as either build takes the place of the other.
-    let skipping = args.skip_flush.map(|_| Images::build_sabotaged()).transpose()?;
+    // This comes first, because each build replaces the image of the other.
+    let skipping = args.skip_flush.map(|_| Images::build_with_fault_injection()).transpose()?;
     let images = Images::build()?;
     let hypervisor = skipping.unwrap_or_else(|| images.hv());
     let stress = Stress { args, machine, images, hypervisor };

@@ -48,7 +48,7 @@ impl Job {
 
     /// Whether it boots the usual image, by an emulator that can trace.
     fn can_be_traced(&self) -> bool {
-        self.host.with_hypervisor && !self.row.sabotaged && self.host.name != "kvm"
+        self.host.with_hypervisor && !self.row.fault_injection && self.host.name != "kvm"
     }
 
     fn is_meant(&self, filter: &str) -> bool {
@@ -67,8 +67,8 @@ pub(super) struct Done {
 /// What jobs share.
 pub(super) struct Workshop {
     images: Images,
-    /// The hypervisor that can leave flushes out, if some job wants it.
-    sabotaged: Option<PathBuf>,
+    /// The hypervisor with fault injection, if a job needs it.
+    fault_injection: Option<PathBuf>,
     /// Holds the ISOs that were made.
     isos: Mutex<Folder>,
 }
@@ -77,9 +77,10 @@ impl Workshop {
     /// Builds what these jobs need.
     pub(super) fn for_jobs(jobs: &[Job]) -> Result<Self> {
         let with_hypervisor = jobs.iter().any(|job| job.host.with_hypervisor);
-        let sabotaged = jobs.iter().any(|job| job.row.sabotaged).then(Images::build_sabotaged).transpose()?;
+        let fault_injection =
+            jobs.iter().any(|job| job.row.fault_injection).then(Images::build_with_fault_injection).transpose()?;
         let images = if with_hypervisor { Images::build()? } else { Images::build_guests()? };
-        Ok(Self { images, sabotaged, isos: Mutex::new(Folder::new()?) })
+        Ok(Self { images, fault_injection, isos: Mutex::new(Folder::new()?) })
     }
 
     /// Writes the image of our guest `name`, changed, to `file`.
@@ -228,9 +229,9 @@ impl Job {
         Ok((verdict, subtests))
     }
 
-    /// A flush that is left out has to be noticed by the guest's tests.
+    /// The guest's tests have to detect a flush that is left out.
     fn judge_flush(&self, report: &Report) -> Result<(), String> {
-        let by_tests = self.row.sabotaged && self.expected.verdict == Verdict::GuestFailed;
+        let by_tests = self.row.fault_injection && self.expected.verdict == Verdict::GuestFailed;
         match by_tests && !report.guests_failed_tests() {
             true => Err("no test of the guest's noticed the missing flush".to_string()),
             false => Ok(()),
@@ -280,7 +281,7 @@ impl Job {
         let refused = row.refused_beside.map(|(change, _)| shop.changed(row.guest(), change, &folder.join(REFUSED)));
         let refused =
             refused.transpose()?.map(|image| Guest { name: REFUSED.to_string(), ..Guest::new(Image::new(image, "")) });
-        let hypervisor = if row.sabotaged { shop.sabotaged.clone() } else { Some(shop.images.hv()) };
+        let hypervisor = if row.fault_injection { shop.fault_injection.clone() } else { Some(shop.images.hv()) };
         let trial = Trial {
             machine,
             cpus: row.cpus,

@@ -138,8 +138,8 @@ pub(super) struct Row {
     pub(super) icount: bool,
     /// The machine is stopped and continued again and again, which QEMU alone can do.
     pub(super) paused: bool,
-    /// The hypervisor is the one that can leave flushes out.
-    pub(super) sabotaged: bool,
+    /// The hypervisor is built with fault injection.
+    pub(super) fault_injection: bool,
     /// Booted from an ISO, the same on all hosts.
     pub(super) iso: bool,
     pub(super) timeout: Duration,
@@ -180,7 +180,7 @@ const USUAL: Row = Row {
     cpu: None,
     icount: false,
     paused: false,
-    sabotaged: false,
+    fault_injection: false,
     iso: false,
     timeout: Duration::from_secs(60),
     limit: None,
@@ -222,11 +222,11 @@ const fn stress(guest: &'static str) -> Row {
     Row { name: guest, source, words: "--seconds 3", bochs_words: Some("--ops 200"), vcpus: 4, ..LONG }
 }
 
-/// A flush that is left out, and the guest that has to notice. Only on QEMU do guests stay in guest mode long enough.
+/// A guest that has to detect a flush that is left out. Only on QEMU do guests stay in guest mode long enough.
 const fn unflushed(name: &'static str, guest: &'static str, words: &'static str) -> Row {
     let hypervised = Expected::just(Verdict::GuestFailed);
     let row = Row { name, source: Source::Guest(guest), words, vcpus: 4, hypervised, alone: None, ..LONG };
-    Row { sabotaged: true, only: Some("qemu-svm"), ..row }
+    Row { fault_injection: true, only: Some("qemu-svm"), ..row }
 }
 
 /// A guest that spins with interrupts off, which the hypervisor itself has to end.
@@ -418,7 +418,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "misconfigured",
         source: Source::Guest("misconfigured"),
         pages: Pages::Small,
-        sabotaged: true,
+        fault_injection: true,
         hypervised: Expected {
             line: "the nested tables on the way to",
             ..Expected::saying(Verdict::GuestKilled, "an entry that makes no sense")

@@ -12,12 +12,13 @@ const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
 const MEMORY_SHIFT: u32 = 3;
 const MEMORY: u64 = 7 << MEMORY_SHIFT;
-/// The guest's PAT has no say. Set for uncached pages: device registers stay uncached whatever the guest thinks.
+/// Ignore PAT. It is set for uncached pages, so that the guest's PAT can't make device registers cached.
 const IGNORE_PAT: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
-// Bits 56:52 are ignored whatever the controls say; bit 10 is not (mode-based execute control).
+// Processors ignore bits 56:52 with all settings of the VM-execution controls, but not bit 10 (mode-based execute
+// control).
 const LOGGED: u64 = 1 << 52;
 const SOFT_SHIFT: u32 = 53;
 const SOFT: u64 = 3 << SOFT_SHIFT;
@@ -50,8 +51,8 @@ impl<const LEVELS: u8> Format for Ept<LEVELS> {
     const DIRTY: u64 = DIRTY;
     const FROZEN: u64 = FROZEN;
 
-    /// Accessed from the start, so that the processor has nothing to note and `pmd_same` is not disturbed. Bit 8 is ignored
-    /// where EPTP does not turn accessed bits on.
+    /// The accessed bit is set from the start, so that the processor never changes the entry, which would make
+    /// `pmd_same` fail. Processors ignore the bit if EPTP does not enable accessed and dirty flags.
     fn table(table: Pfn, _level: Level) -> Pte {
         Pte::new(table.start().raw() | TABLE | ACCESSED)
     }

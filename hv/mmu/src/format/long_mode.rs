@@ -15,14 +15,14 @@ pub(super) const WRITE_THROUGH: u64 = 1 << 3;
 pub(super) const CACHE_DISABLE: u64 = 1 << 4;
 pub(super) const ACCESSED: u64 = 1 << 5;
 pub(super) const DIRTY: u64 = 1 << 6;
-/// In entries above the `pte`. There the same bit chooses the PAT's upper half, which the tree does not use.
+/// In entries above the `pte`. In a `pte` this bit selects the upper half of the PAT, which the tree does not use.
 pub(super) const LARGE: u64 = 1 << 7;
 pub(super) const NO_EXECUTE: u64 = 1 << 63;
-// Bits 11:9 are for software in every format of this family; PAE has no others.
+// Bits 11:9 are available to software in all formats of this family; PAE has no others.
 pub(super) const LOGGED: u64 = 1 << 9;
 pub(super) const SOFT_SHIFT: u32 = 10;
 pub(super) const SOFT: u64 = 3 << SOFT_SHIFT;
-/// Not present, so bit 9 means something else than [`LOGGED`].
+/// Bit 9 is [`LOGGED`] in present entries only, and a frozen entry is not present.
 pub(super) const FROZEN: u64 = 1 << 9;
 
 const TABLE: u64 = PRESENT | WRITE | USER;
@@ -52,7 +52,8 @@ impl<const LEVELS: u8, A: Address + 'static> Format for LongMode<LEVELS, A> {
     const DIRTY: u64 = DIRTY;
     const FROZEN: u64 = FROZEN;
 
-    /// Accessed from the start, so that the processor has nothing to note and `pmd_same` is not disturbed.
+    /// The accessed bit is set from the start, so that the processor never changes the entry, which would make
+    /// `pmd_same` fail.
     fn table(table: Pfn, _level: Level) -> Pte {
         Pte::new(table.start().raw() | TABLE | ACCESSED)
     }

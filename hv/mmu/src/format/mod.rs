@@ -1,4 +1,4 @@
-//! How entries are spelled: one file for each format.
+//! The encodings of entries: one file for each format.
 
 mod ept;
 mod long_mode;
@@ -19,18 +19,18 @@ use addr::{PageSize, Pfn};
 
 /// A format of page tables.
 ///
-/// The tree writes table entries in one way only ([`table`](Self::table): all rights, so that those of a page are its leaf's
-/// alone), and leaves only as [`leaf`](Self::leaf) spells them. Anything else that is present is bad, as for Linux's
-/// `pmd_bad`.
+/// The tree writes table entries only as [`table`](Self::table) encodes them (with all rights, so that only the leaf
+/// restricts the rights of a page), and leaves only as [`leaf`](Self::leaf) does. Any other present entry is bad, as
+/// with Linux's `pmd_bad`.
 pub trait Format: 'static {
-    /// What the tree translates.
+    /// The addresses that the tree translates.
     type Input: Address;
     /// One table: `1 << INDEX_BITS` entries.
     type Table: AsRef<[AtomicU64]>;
 
-    /// log2 of a table's entries.
+    /// log2 of the number of a table's entries.
     const INDEX_BITS: u32;
-    /// log2 of the root's entries, where it has fewer.
+    /// log2 of the number of the root's entries, if it has fewer.
     const ROOT_BITS: u32 = Self::INDEX_BITS;
     /// The level of the root's entries.
     const TOP: Level;
@@ -38,27 +38,29 @@ pub trait Format: 'static {
     const ROOT_END: u64 = u64::MAX;
     /// The largest page that an entry can be.
     const LARGEST: PageSize = PageSize::Size1G;
-    /// The bits of which the processor takes any one for "present".
+    /// The present bits: an entry is present if any of them is set.
     const PRESENT: u64;
-    /// Set by the processor at a page's use.
+    /// The accessed bit, which the processor sets when it uses the page.
     const ACCESSED: u64;
-    /// Set by the processor at a page's first write.
+    /// The dirty bit, which the processor sets when it writes the page.
     const DIRTY: u64;
-    /// A frozen entry, apart from the accessed and dirty bits that it keeps. Not present, and with no address in it, so
-    /// that no processor is tempted to look at one (L1TF).
+    /// A frozen entry without the accessed and dirty bits that it keeps. It is not present and has no address, because
+    /// a processor may speculatively use the address of a non-present entry (L1TF).
     const FROZEN: u64;
 
     /// An entry of `level` for the table in frame `table`.
     fn table(table: Pfn, level: Level) -> Pte;
-    /// Whether this is what [`table`](Self::table) makes of a frame within `address`, accessed or not.
+    /// Whether [`table`](Self::table) gives this entry for a frame within the mask `address`. The accessed bit is
+    /// ignored.
     fn is_table(pte: Pte, level: Level, address: u64) -> bool;
     /// An entry of `level` for a page.
     fn leaf(leaf: &Leaf, level: Level) -> Pte;
-    /// What [`leaf`](Self::leaf) made this of. None: nothing that is valid, or a frame not aligned or not within `address`.
+    /// The page that [`leaf`](Self::leaf) encodes as this entry. None if the entry is not valid, or its frame is not
+    /// aligned or not within the mask `address`.
     fn as_leaf(pte: Pte, level: Level, address: u64) -> Option<Leaf>;
 }
 
-/// What follows from a format's constants.
+/// Functions that follow from a format's constants.
 pub(crate) trait FormatExt: Format {
     /// log2 of the bytes that all of a tree translates.
     const INPUT_BITS: u32 = shift::<Self>(Self::TOP) + Self::ROOT_BITS;
@@ -83,17 +85,18 @@ pub(crate) trait FormatExt: Format {
         pte.raw() & !Self::AD == Self::FROZEN
     }
 
-    /// The frozen entry that keeps what the processor ad in `pte`.
+    /// The frozen entry with the accessed and dirty bits of `pte`.
     fn frozen(pte: Pte) -> Pte {
         Pte::new(Self::FROZEN | pte.raw() & Self::AD)
     }
 
-    /// `pte` with the accessed and dirty bits of `other` besides its own.
+    /// `pte` with the accessed and dirty bits of `other` added to its own.
     fn with_ad(pte: Pte, other: Pte) -> Pte {
         Pte::new(pte.raw() | other.raw() & Self::AD)
     }
 
-    /// Whether both are the same but for what the processor may have ad meanwhile.
+    /// Whether both entries are equal apart from their accessed and dirty bits, which the processor may set at any
+    /// time.
     fn same_but_ad(a: Pte, b: Pte) -> bool {
         (a.raw() ^ b.raw()) & !Self::AD == 0
     }
@@ -135,7 +138,7 @@ const fn misaligned<F: Format>(level: Level) -> u64 {
     (span::<F>(level) - 1) & !(addr::PAGE_SIZE - 1)
 }
 
-/// `bit` if `condition`.
+/// `bit` if `condition`, else 0.
 const fn bit(condition: bool, bit: u64) -> u64 {
     if condition { bit } else { 0 }
 }

@@ -8,19 +8,19 @@ use crate::sync::AtomicU64;
 use addr::{Gva, PageSize, Pfn};
 use core::marker::PhantomData;
 
-/// PAE tables: three levels for 32-bit addresses, the root of four entries.
+/// PAE tables: three levels for 32-bit addresses, with a root of four entries.
 ///
-/// The root's entries (PDPTEs) have no rights: bits 2:1, 8:5 and 63:52 are reserved, and so are those above MAXPHYADDR. The
-/// processor keeps copies of all four from the load of CR3 on, so a flush has to load CR3 again.
+/// The root's entries (PDPTEs) have no rights: bits 2:1, 8:5, 63:52 and those above MAXPHYADDR are reserved. The
+/// processor copies all four when CR3 is loaded, so a flush has to load CR3 again.
 pub struct Pae<A = Gva>(PhantomData<A>);
 
 const TABLE: u64 = PRESENT | WRITE | USER;
 const PDPTE: u64 = PRESENT;
-/// Bits of PDPTEs that must be zero (SDM vol. 3 table 4-8), MAXPHYADDR apart.
+/// Bits of PDPTEs that must be zero (SDM vol. 3 table 4-8), without those above MAXPHYADDR.
 const PDPTE_RESERVED: u64 = 0xfff0_0000_0000_01e6;
 
 const _: () = assert!(PDPTE & PDPTE_RESERVED == 0);
-// A frozen PDPTE is not present, but a load of CR3 looks at reserved bits only where P is set.
+// A frozen PDPTE may keep bits that are reserved in present ones: a load of CR3 checks reserved bits only if P is set.
 const _: () = assert!(FROZEN & PDPTE == 0);
 
 impl<A: Address + 'static> Format for Pae<A> {

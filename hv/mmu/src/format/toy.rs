@@ -1,4 +1,4 @@
-//! A format for models: long mode's entries, two to a table, in as many levels as the model needs.
+//! A format for models: tables of two long-mode entries, in as many levels as the model needs.
 
 use super::{Format, Npt, misaligned};
 use crate::entry::{Leaf, Pte};

@@ -1,4 +1,4 @@
-//! What is written is read back, and nothing else is taken for an entry.
+//! Tests that encoded entries are decoded to the same, and that no other values are decoded as entries.
 
 use crate::format::FormatExt;
 use crate::{Caps, Ept, Format, Leaf, Level, LongMode, MemoryType, Npt, Pae, Pte, Rights, Soft};
@@ -39,7 +39,7 @@ fn round_trip<F: Format>(leaf: Leaf, has_user: bool) {
     }
 }
 
-/// Whatever decodes as an entry is just what the tree would write for it.
+/// A value that decodes as an entry is exactly what the tree would write for it.
 fn no_other<F: Format>(raw: u64) {
     for number in 0..=F::TOP.number() {
         let level = Level::from_number(number);
@@ -94,7 +94,7 @@ fn entries_are_as_the_manuals_say() {
     let device = Leaf { memory: MemoryType::Uncached, ..Leaf::new(Pfn::new(0xfee00), Rights::ALL) };
     assert_eq!(Npt::leaf(&device, Level::PTE).raw(), 0xfee0_001f);
     assert_eq!(Ept::<4>::leaf(&device, Level::PTE).raw(), 0xfee0_0047);
-    // PDPTEs have no rights, no accessed bit (but QEMU sets one), and are never leaves.
+    // PDPTEs have no rights and no accessed bit (though QEMU sets one), and are never leaves.
     assert_eq!(Pae::<addr::Gva>::table(Pfn::new(5), Level::PUD).raw(), 0x5001);
     let pdpte = Pae::<addr::Gva>::decode(Pte::new(0x5021), Level::PUD, CAPS);
     assert_eq!(pdpte, crate::Entry::Table(Pfn::new(5)));
@@ -107,7 +107,7 @@ fn entries_are_as_the_manuals_say() {
     }
     // A frame that is not aligned to its page.
     assert_eq!(Npt::decode(Pte::new(0x20_1087), Level::PMD, CAPS), crate::Entry::Bad);
-    // A gigabyte where the processor has none.
+    // A 1 GiB page on a processor without such pages.
     let small = Caps::new(40, PageSize::Size2M, true);
     assert_eq!(Npt::decode(Pte::new(0x4000_0087), Level::PUD, small), crate::Entry::Bad);
     assert!(matches!(Npt::decode(Pte::new(0x4000_0087), Level::PUD, CAPS), crate::Entry::Leaf(_)));

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers of the tests.
 
 #[cfg(not(any(loom, shuttle)))]
 mod arbitrary;
@@ -37,7 +37,7 @@ pub(super) fn page(pfn: u64) -> Leaf {
 }
 
 #[cfg(not(any(loom, shuttle)))]
-/// Runs `test` on a tree, on the only CPU there is, and ends the tree: every frame must be back.
+/// Runs `test` on a tree and one CPU, then ends the tree and checks that all frames are free.
 pub(super) fn with_tree<F: Format<Table: NewTable>>(
     frames: usize,
     test: impl FnOnce(&Tree<Pool<F>>, &mut Cpu<'_, PoolPlatform<F>>, &Arc<Memory<F>>),
@@ -53,7 +53,8 @@ pub(super) fn with_tree<F: Format<Table: NewTable>>(
     assert_eq!(memory.in_use(), 0, "frames have leaked");
 }
 
-/// Every table knows how many entries it has, none is dead, none is in the tree twice. Gives the number of tables.
+/// Checks that every table's count of entries is right, and that none is dead or in the tree twice. Returns the number
+/// of tables.
 pub(super) fn check_tables<F: Format>(tree: &Tree<Pool<F>>, memory: &Memory<F>) -> usize {
     let mut seen = std::collections::BTreeSet::new();
     check_table(tree, memory, tree.root(), F::TOP, &mut seen);

@@ -1,5 +1,5 @@
-//! A plain map from frames to pages against the real tree: sequences of all operations, in all formats, and every operation
-//! tried first with each number of table frames that is too small.
+//! Comparison of the tree with a simple map from guest frames to pages: sequences of all operations in all formats.
+//! Every operation is tried first with each number of table frames that is too small.
 
 use super::{check_tables, with_tree};
 use crate::format::{Format, FormatExt};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::vec;
 use std::vec::Vec;
 
-/// What each 4 KiB of the guest should be: the frame and the rest of the leaf.
+/// The expected leaf of each 4 KiB page of the guest.
 type Pages = BTreeMap<u64, Leaf>;
 
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ enum Op {
     Reclaim,
 }
 
-/// Page numbers: some near each other, around the edges of large pages; `gfn` folds them into a format's space.
+/// Page numbers, some near the edges of large pages. [`Reference::fold`] maps them into a format's space.
 fn gfn() -> impl Strategy<Value = u64> {
     prop_oneof![0u64..8, 505u64..520, 1020u64..1026, Just(512u64), (1u64 << 40) - 600..1 << 40]
 }
@@ -73,7 +73,7 @@ fn size(n: u8) -> PageSize {
     [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G][usize::from(n)]
 }
 
-/// There was no frame for a table.
+/// The operation failed because there was no frame for a table.
 struct NoMemory;
 
 struct Reference<'t, 'd, F: Format> {
@@ -99,7 +99,8 @@ impl<F: Format> Reference<'_, '_, F> {
         1 << (F::INDEX_BITS * u32::from(Level::of(size).number()))
     }
 
-    /// The range from one page to another, whichever comes first; the last page of the space only where it can be said.
+    /// The range between two pages in either order. It includes the last page of the space only if its end is an
+    /// address.
     fn range(from: u64, to: u64) -> (core::ops::Range<u64>, core::ops::Range<F::Input>) {
         let (start, last) = (Self::fold(from).min(Self::fold(to)), Self::fold(from).max(Self::fold(to)));
         match (last + 1 == Self::SPACE).then(|| F::Input::end(F::INPUT_BITS)).flatten() {
@@ -108,7 +109,7 @@ impl<F: Format> Reference<'_, '_, F> {
         }
     }
 
-    /// Does `op` on both. With [`NoMemory`] neither has changed.
+    /// Does `op` on both. If it returns [`NoMemory`], neither has changed.
     fn apply(&mut self, op: &Op) -> Result<(), NoMemory> {
         match *op {
             Op::Map { at, pfn, want, write } => self.map(Self::fold(at), pfn, size(want), write).map(|_| ()),
@@ -187,11 +188,11 @@ impl<F: Format> Reference<'_, '_, F> {
         }
     }
 
-    /// Maps small pages that could be one large one.
+    /// Maps small pages that can be collapsed to a large one.
     fn fill(&mut self, gfn: u64, pfn: u64) -> Result<(), NoMemory> {
         let frames = Self::frames(PageSize::Size2M);
         let (start, pfn) = (gfn & !(frames - 1), pfn & !(frames - 1));
-        // Only the first can want tables, unless all of it is a large page.
+        // Only the first page can need tables, unless a large page is mapped there.
         for n in 0..frames {
             self.map(start + n, pfn + n, PageSize::Size4K, true)?;
         }
@@ -266,7 +267,7 @@ impl<F: Format> Reference<'_, '_, F> {
         }
     }
 
-    /// What the pages of a table have in common when they can become one page: nothing about their frames and their use.
+    /// The part of a leaf that must be equal in all pages for a collapse: without frame, accessed and dirty bits.
     fn in_common(leaf: &Leaf) -> Leaf {
         let rights = Rights { write: leaf.may_write(), ..leaf.rights };
         Leaf { pfn: Pfn::new(0), rights, accessed: false, dirty: false, logged: false, ..*leaf }
@@ -342,7 +343,7 @@ impl<F: Format> Reference<'_, '_, F> {
             assert_eq!(*page, leaf);
             page.dirty = false;
         }
-        // Pages across an edge are protected whole.
+        // Pages that cross an edge are write-protected as a whole.
         let starts: BTreeSet<u64> =
             self.pages.range(gfns).filter_map(|(&gfn, _)| self.page_of(gfn)).map(|page| page.start).collect();
         let whole: Vec<u64> = starts.into_iter().filter_map(|gfn| self.page_of(gfn)).flatten().collect();
@@ -366,19 +367,19 @@ impl<F: Format> Reference<'_, '_, F> {
         }
     }
 
-    /// What a processor does at a write.
+    /// A write by a processor.
     fn write(&mut self, gfn: u64) {
         let Some((table, pte)) = self.tree.walk(self.cpu.read(), gfn << 12, Level::PTE) else { return };
         let Entry::Leaf(Leaf { rights: Rights { write: true, .. }, .. }) = table.decode(pte) else { return };
         let marked = crate::Pte::new(pte.raw() | F::AD);
-        table.cmpxchg(F::index(gfn << 12, table.level), pte, marked).expect("nobody else is there");
+        table.cmpxchg(F::index(gfn << 12, table.level), pte, marked).expect("no other CPU changes it");
         for gfn in self.page_of(gfn).expect("it is mapped") {
             let page = self.pages.get_mut(&gfn).expect("all of the page is mapped");
             (page.accessed, page.dirty) = (true, true);
         }
     }
 
-    /// What software does at one.
+    /// A write by software.
     fn software_write(&mut self, gfn: u64) {
         let found = self.tree.write(self.cpu.read(), Self::at(gfn), |found| found.hpa);
         let expected = self.pages.get(&gfn).filter(|leaf| leaf.may_write()).map(|leaf| leaf.pfn.start());
@@ -403,7 +404,7 @@ impl<F: Format> Reference<'_, '_, F> {
         }
     }
 
-    /// Both say the same of every page that is mapped and of those around.
+    /// Checks that both agree about every mapped page and its neighbours.
     fn compare(&self) {
         let guard = self.cpu.read();
         for (&gfn, &leaf) in &self.pages {
@@ -444,7 +445,7 @@ fn run<F: Format<Table: NewTable>>(ops: &[Op]) {
     });
 }
 
-/// As many cases as take some seconds; `PROPTEST_CASES` many percent of that for who has more time.
+/// A number of cases that takes some seconds. `PROPTEST_CASES` sets a percentage of it, for longer runs.
 fn cases(usual: u32) -> ProptestConfig {
     let percent = std::env::var("PROPTEST_CASES").ok().and_then(|percent| percent.parse::<u32>().ok()).unwrap_or(100);
     ProptestConfig::with_cases((usual * percent / 100).max(1))
@@ -471,7 +472,7 @@ proptest! {
 }
 
 proptest! {
-    // Two entries to a table: everything happens in few pages.
+    // With two entries to a table, all cases occur within a few pages.
     #![proptest_config(cases(700))]
     #[test]
     fn small_tables_are_as_a_plain_map(ops in prop::collection::vec(op(), 1..60)) {
@@ -479,7 +480,7 @@ proptest! {
     }
 }
 
-/// PAE's directory pointers can't be pages, whatever the processor can do in other formats.
+/// PDPTEs of PAE can't map pages, even if the processor has 1 GiB pages in other formats.
 #[test]
 fn a_gigabyte_is_mapped_in_pae_as_large_pages() {
     run::<Pae>(&[Op::Map { at: 0, pfn: 1 << 18, want: 2, write: false }]);

@@ -1,4 +1,4 @@
-//! The rules of DESIGN.md, one by one, without interleavings: those are in the models.
+//! Tests of the rules of DESIGN.md one by one, without interleavings, which the models cover.
 
 use super::{check_tables, page, with_tree};
 use crate::pool::{FIRST, Memory, Pool, PoolPlatform};
@@ -116,10 +116,10 @@ fn rule_3_locked_means_rechecked() {
         drop(locked);
         tree.unmap(cpu, WHOLE, |_| {}).unwrap();
         assert!(map.lock().unwrap().pmd_same().is_err(), "the table is out of the tree");
-        // The failed proof let the lock go.
+        // The failed check released the lock.
         drop(map.lock());
         assert_eq!(map.get(Gpa::new(0)), Entry::Frozen);
-        // A stable look needs no proof: frozen entries tell.
+        // Reads need no check of the pmd: the entries of an unlinked table are frozen.
         assert!(memory.bad().is_empty());
     });
 }
@@ -170,7 +170,7 @@ fn rule_5_freed_late_after_software_and_hardware() {
 
 #[test]
 fn rule_6_bounded_every_page_is_back() {
-    // `with_tree` asserts that all frames are back; here more tables are deferred than the limit of the pool's domain.
+    // `with_tree` checks that all frames are free. This defers more tables than the limit of the pool's domain.
     with_tree::<Npt>(256, |tree, cpu, memory| {
         for n in 0..100 {
             tree.map(cpu.read(), Gpa::new(n * M2), page(0x8000), PageSize::Size4K).unwrap();
@@ -233,7 +233,7 @@ fn rule_8_collapse_and_split_keep_translations_and_dirty_bits() {
         assert_eq!((part.hpa, part.size, part.leaf.dirty), (whole.hpa, PageSize::Size4K, true));
         assert_eq!(tree.report(guard).pages(PageSize::Size4K), 512);
         assert_eq!(tree.split(guard, at(3)), Err(SplitError::NotLarge));
-        // A page that differs in rights keeps the table.
+        // A page with other rights prevents the collapse.
         tree.protect(cpu, at(9)..at(10), Rights::READ_ONLY).unwrap();
         assert_eq!(tree.collapse(cpu, at(0), PageSize::Size2M), Err(CollapseError::NotUniform));
         check_tables(tree, memory);
@@ -250,7 +250,7 @@ fn rule_8_aborted_collapse_leaves_all_as_it_was() {
         let (table, _) = tree.walk(guard, 0, Level::PTE).unwrap();
         let before: Vec<Pte> = (0..512).map(|index| table.at(index)).collect();
         let locked = tree.find(guard, Gpa::new(0), Level::PMD).unwrap().pte_offset_map_lock().unwrap();
-        // What an unprotect between check and freeze looks like: entry 300 is not as expected.
+        // Entry 300 is not as expected, as after an `unprotect` between the check and the freeze.
         assert!(locked.freeze(|index| if index == 300 { Pte::NONE } else { before[index] }).is_err());
         drop(locked);
         assert!((0..512).all(|index| table.at(index) == before[index]));
@@ -269,7 +269,7 @@ fn rule_9_the_read_side_takes_no_lock_and_writes_nothing() {
             tables.flatten().map(|entry| entry.load(Ordering::Relaxed)).collect()
         };
         let before = entries();
-        // With every lock held, nothing of this waits.
+        // All locks are held, and none of these operations waits.
         let locks: Vec<_> = [Level::P4D, Level::PUD, Level::PMD]
             .map(|level| tree.find(guard, Gpa::new(0), level).unwrap().pte_offset_map_lock().unwrap())
             .into_iter()
@@ -299,11 +299,11 @@ fn faults_fall_back_to_what_fits() {
         let first = first.at_most(PageSize::Size4K);
         assert_eq!((first.start(), first.size()), (Gpa::new(M2 + 0x5000), PageSize::Size4K));
         first.install(page(0x8000)).unwrap();
-        // A table is in the way of 2 MiB now.
+        // Now a table prevents a page of 2 MiB.
         assert_eq!(room(M2, PageSize::Size1G).size(), PageSize::Size4K);
         assert_eq!(room(2 * M2, PageSize::Size1G).size(), PageSize::Size2M);
         assert_eq!(room(2 * M2, PageSize::Size2M).install(page(0x201)), Err(MapError::Invalid));
-        // The frame is aligned to 4 KiB only, so that is what it comes to.
+        // The frame is aligned to 4 KiB only, so the page is of 4 KiB.
         assert_eq!(tree.map(guard, Gpa::new(2 * M2), page(0x201), PageSize::Size2M), Ok(PageSize::Size4K));
         assert_eq!(tree.map(guard, Gpa::new(2 * M2), page(0x201), PageSize::Size2M), Err(MapError::Present));
         assert_eq!(tree.map(guard, Gpa::new(3 * M2), page(1 << 28), PageSize::Size2M), Err(MapError::Invalid));
@@ -352,7 +352,7 @@ fn a_table_moves_with_its_pages() {
     });
 }
 
-/// Two locks are taken in the order of their tables' levels, whatever corrupted entries refer to.
+/// Even with corrupted entries, two locks are taken in the order of their tables' levels.
 #[test]
 fn corrupted_tables_make_no_circle_of_locks() {
     with_tree::<Npt>(8, |tree, cpu, memory| {
@@ -362,7 +362,7 @@ fn corrupted_tables_make_no_circle_of_locks() {
             other => panic!("{other:?}"),
         };
         let (directories, table) = (table_at(Level::P4D), table_at(Level::PMD));
-        // The page table stands in for another page directory, and for the page table of its own second entry.
+        // Corrupted entries refer to the page table as a page directory, and as the page table of its own second entry.
         write_raw(memory, directories, 1, Npt::table(table, Level::PUD).raw());
         write_raw(memory, table, 1, Npt::table(table, Level::PMD).raw());
         let to_itself = Gpa::new((1 << 30) + M2);
@@ -374,7 +374,7 @@ fn corrupted_tables_make_no_circle_of_locks() {
     });
 }
 
-/// A second tree of the same surroundings, given back after `test`.
+/// Runs `test` with two trees in the same memory, then ends both.
 fn with_two_trees(
     test: impl FnOnce(&Tree<Pool<Pae>>, &Tree<Pool<Pae>>, &mut Cpu<'_, PoolPlatform<Pae>>, &Memory<Pae>),
 ) {
@@ -404,7 +404,7 @@ fn a_shared_table_is_one_until_each_entry_has_gone() {
         second.share(cpu, there, first, at, Level::PMD).unwrap();
         first.share(cpu, Gva::new(0), first, at, Level::PMD).unwrap();
         assert_eq!(memory.in_use(), before + 1, "a directory, and no table");
-        // What comes and goes by one entry does so by all.
+        // A page that is mapped or unmapped through one entry is mapped or unmapped for all.
         second.map(cpu.read(), Gva::new(0xc000_3000), page(7), PageSize::Size4K).unwrap();
         assert_eq!(
             [pfn(first, cpu, 0), pfn(first, cpu, 0x3000), pfn(second, cpu, 0xc000_0000)],
@@ -412,7 +412,7 @@ fn a_shared_table_is_one_until_each_entry_has_gone() {
         );
         first.zap(cpu, Gva::new(0)..Gva::new(0x1000), |_| {}).unwrap();
         assert_eq!([pfn(first, cpu, M2), pfn(second, cpu, 0xc000_0000)], [None; 2]);
-        // A table that is not alone stays when it is given up.
+        // A shared table stays when one tree unshares it.
         assert!(first.unshare(cpu, at, Level::PMD));
         assert!(first.unshare(cpu, Gva::new(0), Level::PMD));
         assert_eq!([pfn(first, cpu, M2 + 0x3000), pfn(second, cpu, 0xc000_3000)], [None, Some(7)]);

@@ -1,7 +1,7 @@
 use crate::split_entry::{Interrupts, LocklessSync, SplitEntry};
 use crate::{Pte, Rights};
 
-/// One CPU: nobody else reads.
+/// One CPU: no other CPU reads.
 struct Alone;
 
 impl Interrupts for Alone {

@@ -1,10 +1,10 @@
-//! A processor that keeps its translations until it flushes, and a guest on it that knows what its pages hold. Each flush that
-//! an operation promises is left out in turn: the guest has to notice.
+//! A simulated processor that keeps its translations until it flushes, with a guest that checks the contents of its
+//! pages. The flush of each operation is left out in turn, and the guest has to detect that.
 
 use super::page;
+use crate::fault_injection::After;
 use crate::format::{Format, FormatExt, table_frame};
 use crate::pool::{self, Memory, Pool, PoolPlatform};
-use crate::skip::After;
 use crate::{Entry, Fault, Leaf, Level, Npt, Page, Pte, Tree};
 use addr::{Gpa, PageSize, Pfn};
 use rcu::{Cpu, CpuData, Domain, Flush, Tlb};
@@ -13,14 +13,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::vec::Vec;
 
-/// The guest's pages: as many as one table maps. It uses the first few.
+/// The number of the guest's pages: those of one table. The guest uses the first few.
 const PAGES: u64 = 512;
 const USED: u64 = 4;
-/// The frames for them, aligned to a large page; one word of each is all that counts.
+/// The first of their frames, aligned to a large page. Only one word of each frame is used.
 const BASE: u64 = 0x4_0000;
 const FRAMES: u64 = 4 * PAGES;
 const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
-/// What the guest's pages begin with, so that it is not mistaken for a page of zeroes.
+/// The initial content of the guest's pages, which differs from that of a page of zeros.
 const PATTERN: u64 = 1 << 32;
 const ROUNDS: u32 = 100;
 
@@ -29,12 +29,12 @@ struct World {
     domain: Domain<PoolPlatform<Npt>, [CpuData; 2]>,
     tree: Tree<Pool<Npt>>,
     words: Vec<AtomicU64>,
-    /// Frames that are in no use.
+    /// Unused frames.
     free: Mutex<Vec<Pfn>>,
-    /// Steps that the guest has done.
+    /// The number of steps that the guest has done.
     steps: AtomicU64,
     over: AtomicBool,
-    /// The guest has seen what it never may see.
+    /// The guest has read a wrong value.
     stale: AtomicBool,
 }
 
@@ -45,7 +45,7 @@ fn at(gfn: u64) -> Gpa {
 const WHOLE: core::ops::Range<Gpa> = Gpa::new(0)..Gpa::new(PAGES << 12);
 
 impl World {
-    /// All pages are mapped, one by one.
+    /// A world with all pages mapped as small pages.
     fn new() -> Self {
         let memory = Memory::new(16);
         let domain = pool::domain(&memory);
@@ -76,7 +76,7 @@ impl World {
         self.word(to).store(self.word(from).load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
-    /// `frames` frames in a row, aligned to as many.
+    /// Takes `frames` contiguous frames, aligned to their number.
     fn take(&self, frames: u64) -> Pfn {
         let mut free = self.free.lock().expect("nobody panics with it");
         free.sort_unstable();
@@ -87,14 +87,14 @@ impl World {
         first
     }
 
-    /// Poisons frames that nobody can reach any more by any rule that is kept, and gives them back.
+    /// Frees frames after a grace period and poisons them: by the rules, no CPU can access them any more.
     fn give_back(&self, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, frames: Vec<Pfn>) {
         cpu.synchronize_expedited();
         frames.iter().for_each(|&frame| self.word(frame).store(POISON, Ordering::SeqCst));
         self.free.lock().expect("nobody panics with it").extend(frames);
     }
 
-    /// Until the guest has done some more steps: it then has translations of all pages that it uses.
+    /// Waits until the guest has done some more steps, so that it has translations of all pages that it uses.
     fn let_it_run(&self) {
         let goal = self.steps.load(Ordering::SeqCst) + 4 * USED;
         while self.steps.load(Ordering::SeqCst) < goal && !self.stale.load(Ordering::SeqCst) {
@@ -102,7 +102,8 @@ impl World {
         }
     }
 
-    /// As long as the guest runs, a few steps. It does not where it was flushed out and waits for who copies.
+    /// Waits until the guest has done a few steps or has left guest mode: after a flush it may wait for the CPU that
+    /// copies.
     fn let_it_run_if_it_does(&self) {
         let goal = self.steps.load(Ordering::SeqCst) + 4 * USED;
         while self.steps.load(Ordering::SeqCst) < goal && self.domain.is_away(1) {
@@ -111,14 +112,14 @@ impl World {
     }
 }
 
-/// What hardware does, and what it remembers.
+/// A simulated processor with cached translations.
 struct Processor<'w> {
     world: &'w World,
     cached: BTreeMap<u64, Leaf>,
 }
 
 impl Processor<'_> {
-    /// The page's frame, by the translation that there is or by a walk. None is a fault.
+    /// The page's frame, by a cached translation or by a walk. None is a fault.
     fn translate(&mut self, gfn: u64, write: bool) -> Option<Pfn> {
         let allows = |leaf: &&Leaf| !write || leaf.rights.write && leaf.dirty;
         if let Some(leaf) = self.cached.get(&gfn).filter(allows) {
@@ -129,7 +130,7 @@ impl Processor<'_> {
         Some(leaf.pfn)
     }
 
-    /// Notes the access as it goes.
+    /// Walks the tables and sets the accessed and dirty bits.
     fn walk(&self, gfn: u64, write: bool) -> Option<Leaf> {
         let (tree, memory) = (&self.world.tree, &self.world.memory);
         let (mut table, mut level) = (tree.root(), Npt::TOP);
@@ -157,10 +158,10 @@ impl Processor<'_> {
     }
 }
 
-/// What the guest does with one of its pages; whether it got what it had to.
+/// One step of the guest on one of its pages. False if it read a wrong value.
 type Program = fn(&mut BTreeMap<u64, u64>, &AtomicU64, u64) -> bool;
 
-/// Counts in the page, and compares with its own count.
+/// Increments the page's word and compares it with the guest's own count.
 fn counts(own: &mut BTreeMap<u64, u64>, word: &AtomicU64, gfn: u64) -> bool {
     let count = own.entry(gfn).or_insert(PATTERN);
     let found = word.load(Ordering::SeqCst);
@@ -170,7 +171,7 @@ fn counts(own: &mut BTreeMap<u64, u64>, word: &AtomicU64, gfn: u64) -> bool {
     right
 }
 
-/// Only reads: what it has written at first, or zero where its page was taken away.
+/// Only reads: the word must be its initial value, or zero if the page was unmapped and mapped again.
 fn reads(_: &mut BTreeMap<u64, u64>, word: &AtomicU64, _: u64) -> bool {
     [0, PATTERN].contains(&word.load(Ordering::SeqCst))
 }
@@ -210,24 +211,24 @@ fn handle(world: &World, cpu: &Cpu<'_, PoolPlatform<Npt>>, gfn: u64) {
         Fault::Room(room) => {
             let frame = world.take(1);
             world.word(frame).store(0, Ordering::SeqCst);
-            room.install(page(frame.raw())).expect("nobody else maps");
+            room.install(page(frame.raw())).expect("no other CPU maps");
         }
     }
 }
 
-/// What the hypervisor does on CPU 0, again and again.
+/// An operation that the hypervisor repeats on CPU 0.
 trait Operation: Default {
     const AFTER: After;
     const PROGRAM: Program;
     const WRITES: bool;
     fn operate(&mut self, world: &World, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, round: u64);
-    /// After the guest has stopped: whether all is as it should be.
+    /// Checks the result after the guest has stopped.
     fn check(&mut self, _world: &World, _cpu: &mut Cpu<'_, PoolPlatform<Npt>>) -> bool {
         true
     }
 }
 
-/// Whether the guest never notices anything.
+/// Whether the guest reads no wrong value.
 fn holds<O: Operation>(skip: Option<After>) -> bool {
     let world = World::new();
     world.tree.skip_flush(skip);
@@ -241,7 +242,7 @@ fn holds<O: Operation>(skip: Option<After>) -> bool {
             operation.operate(&world, &mut cpu, round.into());
             cpu.poll(16, |table| world.memory.free(table));
         }
-        // Idle meanwhile: the guest's CPU may be waiting for this one's quiescent state.
+        // In an extended quiescent state, because the guest's CPU may wait for this CPU.
         cpu.idle(|| {
             world.let_it_run();
             world.over.store(true, Ordering::SeqCst);
@@ -308,13 +309,13 @@ impl Operation for Collapse {
         world
             .tree
             .collapse_into(cpu, at(0), PageSize::Size2M, new, copy, |page| old.push(page.leaf.pfn))
-            .expect("nobody else changes the table");
+            .expect("no other CPU changes the table");
         world.give_back(cpu, old);
         world.tree.split(cpu.read(), at(0)).expect("it is a large page");
     }
 }
 
-/// The copies that a migration has, by page.
+/// The copies of a simulated migration, by page.
 #[derive(Default)]
 struct Log(BTreeMap<u64, u64>);
 
@@ -341,25 +342,25 @@ impl Operation for Log {
 
 fn the_flush_is_needed<O: Operation>() {
     assert!(holds::<O>(None), "a rule is broken");
-    assert!(!holds::<O>(Some(O::AFTER)), "nobody notices that the flush is left out");
+    assert!(!holds::<O>(Some(O::AFTER)), "the guest did not detect that the flush is left out");
 }
 
 #[test]
-fn a_skipped_flush_of_a_release_is_noticed() {
+fn a_skipped_flush_of_a_release_is_detected() {
     the_flush_is_needed::<Release>();
 }
 
 #[test]
-fn a_skipped_flush_of_a_replacement_is_noticed() {
+fn a_skipped_flush_of_a_replacement_is_detected() {
     the_flush_is_needed::<Replace>();
 }
 
 #[test]
-fn a_skipped_flush_of_a_collapse_is_noticed() {
+fn a_skipped_flush_of_a_collapse_is_detected() {
     the_flush_is_needed::<Collapse>();
 }
 
 #[test]
-fn a_skipped_flush_of_the_dirty_log_is_noticed() {
+fn a_skipped_flush_of_the_dirty_log_is_detected() {
     the_flush_is_needed::<Log>();
 }

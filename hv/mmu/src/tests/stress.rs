@@ -1,4 +1,4 @@
-//! All operations at once on all CPUs, with every page and every table accounted for.
+//! All operations concurrently on all CPUs, with every page and every table accounted for.
 
 use super::{check_tables, page};
 use crate::format::{Format, FormatExt, span, table_frame};
@@ -15,13 +15,14 @@ use std::sync::atomic::AtomicI32;
 use std::thread;
 use std::vec::Vec;
 
-/// Large pages that the CPUs quarrel about.
+/// The number of large pages that the CPUs work on concurrently.
 const REGIONS: u64 = 3;
-/// What page `gfn` is mapped to, if it is: so that any translation can be judged, and neighbours can be collapsed.
+/// Page `gfn` is mapped to frame `BASE + gfn`, so that every translation can be checked and neighbours can be
+/// collapsed.
 const BASE: u64 = 0x4_0000;
 
-/// How often each page was mapped more than it was handed out. While CPUs run, the two are told of late; at the end it is
-/// whether the page is mapped.
+/// For each page, how many times more it was mapped than reported as unmapped. While CPUs run, the counts lag behind;
+/// at the end each is 1 if the page is mapped, else 0.
 struct Frames {
     mapped: Vec<AtomicI32>,
 }
@@ -49,7 +50,7 @@ impl Frames {
     }
 }
 
-/// Xorshift: the same numbers each time, for each CPU others.
+/// Xorshift: the same numbers in each run, different ones for each CPU.
 struct Random(u64);
 
 impl Random {
@@ -71,7 +72,7 @@ struct Stress<'s, 'd, F: Format> {
 }
 
 impl<F: Format> Stress<'_, '_, F> {
-    /// Pages in a large one.
+    /// The number of small pages in a large page.
     const LARGE: u64 = 1 << F::INDEX_BITS;
     const GFNS: u64 = REGIONS * Self::LARGE;
 
@@ -178,7 +179,7 @@ impl<F: Format> Stress<'_, '_, F> {
         }
     }
 
-    /// By the frame that it has, so that translations can be judged as before.
+    /// Replaces the frame by itself, so that the translation stays checkable.
     fn replace(&mut self, gfn: u64) {
         let new = Pfn::new(BASE + gfn);
         if let Ok(old) =
@@ -198,7 +199,7 @@ impl<F: Format> Stress<'_, '_, F> {
         assert_eq!(pages, if result.is_ok() { Self::LARGE } else { 0 });
     }
 
-    /// Walks by the offset maps.
+    /// Reads entries by the offset maps.
     fn maps(&mut self, gfn: u64) {
         let guard = self.cpu.read();
         let Some(entry) = self.tree.find(guard, Self::at(gfn), Level::PMD) else { return };
@@ -210,7 +211,7 @@ impl<F: Format> Stress<'_, '_, F> {
         }
     }
 
-    /// What hardware does: walks without guard, and notes its writes.
+    /// A write by hardware: it walks without a guard, and sets the accessed and dirty bits.
     fn guest(&mut self, gfn: u64) {
         let (tree, memory) = (self.tree, self.memory);
         self.cpu.guest(tree.space(), &mut self.tlb, |_| hardware_write(tree, memory, gfn));
@@ -233,7 +234,7 @@ fn hardware_write<F: Format>(tree: &Tree<Pool<F>>, memory: &Memory<F>, gfn: u64)
                 assert_eq!(leaf.pfn.raw() + within, BASE + gfn, "a wrong translation");
                 if leaf.rights.write {
                     let marked = pte.raw() | F::AD;
-                    // If it has changed meanwhile, a processor walks again; once is enough here.
+                    // If the entry has changed meanwhile, a processor walks again. This simulation does not.
                     _ = entry.compare_exchange(pte.raw(), marked, Ordering::AcqRel, Ordering::Relaxed);
                 }
                 return;
@@ -276,7 +277,7 @@ where
     assert_eq!(memory.in_use(), 0);
 }
 
-/// As fast as threads go.
+/// With real threads, at full speed.
 #[cfg(not(shuttle))]
 mod fast {
     use super::stress;
@@ -324,13 +325,13 @@ mod random {
         shuttle::check_random(all_operations, RUNS);
     }
 
-    /// Few changes of CPU at places chosen at random find what needs a long way on one CPU.
+    /// Few context switches at random points find errors that need one CPU to run for long.
     #[test]
     fn shuttle_all_operations_by_few_switches() {
         shuttle::check_pct(all_operations, RUNS, 5);
     }
 
-    /// Whatever goes wrong first: a count, a translation, poison in a table, a lock that nobody opens.
+    /// The first error may be a wrong count, a wrong translation, poison in a table, or a lock that is never released.
     fn must_fail(rule: &'static [Rule]) {
         let mut config = Config::new();
         config.failure_persistence = FailurePersistence::None;

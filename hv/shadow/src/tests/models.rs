@@ -5,7 +5,7 @@
 use crate::rules::{Rule, broken};
 use crate::{Backing, Memory, NoMemory, Outcome, Reason, Registers, Shadow, View, Writer};
 use addr::{Gpa, Gva, PageSize, Pfn};
-use mmu::pool::{self, PoolPlatform, Pool};
+use mmu::pool::{self, Pool, PoolPlatform};
 use mmu::{AtomicU64, Caps, Pae};
 use rcu::{Cpu, CpuData, Domain, Flush, Tlb};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};

@@ -1,4 +1,4 @@
-//! Large pages made and unmade under walkers.
+//! Models of splits and collapses under walkers.
 
 use super::model;
 use super::world::{A, B, World, at};
@@ -39,7 +39,7 @@ fn two_splits() {
     let other = world.spawn(|world, cpu| world.tree.split(cpu.read(), at(0)).is_ok());
     let ours = world.on(0, |cpu| world.tree.split(cpu.read(), at(1)).is_ok());
     assert!(ours != other.join().unwrap());
-    assert_eq!(world.memory.in_use(), world.check_tables(), "the loser's table is back");
+    assert_eq!(world.memory.in_use(), world.check_tables(), "the table of the CPU that lost is free");
     assert_eq!((world.pfn(0), world.pfn(1)), (Some(A), Some(B)));
 }
 

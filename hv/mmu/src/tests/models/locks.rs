@@ -1,4 +1,4 @@
-//! Locks, and the life of what they are in.
+//! Models of locks, and of the lifetime of tables and their descriptors.
 
 use super::model;
 use super::world::{A, B, WHOLE, World, at};
@@ -83,7 +83,7 @@ fn move_against_retract() {
     let other = world.spawn(|world, cpu| world.tree.move_table(cpu, at(0), at(2), Level::PMD).is_ok());
     world.on(0, |cpu| world.tree.retract(cpu, WHOLE).unwrap());
     other.join().unwrap();
-    // A table that is moved behind the retracting CPU stays; one that was retracted is nowhere.
+    // A table that is moved to a range that the retracting CPU has passed stays; a retracted table is in no entry.
     world.check_tables();
 }
 
@@ -130,7 +130,7 @@ fn a_processor_keeps_its_table() {
     let world = World::new(|world, cpu| world.map(cpu, 0, A));
     let other = world.spawn(|world, cpu| {
         let mut tlb = rcu::Tlb::new();
-        // Between its two loads the walk holds a table, by no guard.
+        // Between its two loads the hardware walk uses a table without a guard.
         cpu.guest(world.tree.space(), &mut tlb, |_| _ = world.hardware_walk(0));
     });
     world.on(0, |cpu| {

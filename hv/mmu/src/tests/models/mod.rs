@@ -4,9 +4,9 @@
 //! frozen table is refused also by who forgot to compare the pmd), the twin breaks both. Tables have two entries. Run them with
 //! `RUSTFLAGS="--cfg loom" cargo test -p mmu --release --lib`.
 
+mod accessed_dirty;
 mod huge;
 mod locks;
-mod noted;
 mod pages;
 mod replaced;
 mod shared;

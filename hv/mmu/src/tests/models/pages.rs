@@ -1,4 +1,4 @@
-//! Pages that come and go.
+//! Models of mapping and unmapping pages.
 
 use super::model;
 use super::world::{A, B, WHOLE, World, at};
@@ -7,7 +7,7 @@ use crate::{Entry, Level, NoTable};
 use std::sync::Arc;
 use std::vec::Vec;
 
-/// What is mapped of the four pages, and what was handed out, in order.
+/// The frames of all mapped pages and of the pages that were reported as unmapped, in order.
 fn all(world: &World, handed_out: &[u64]) -> Vec<u64> {
     let mut all: Vec<u64> = (0..4).filter_map(|gfn| world.pfn(gfn)).chain(handed_out.iter().copied()).collect();
     all.sort_unstable();
@@ -48,7 +48,7 @@ fn two_faults_on_one_table() {
     world.on(0, |cpu| world.map(cpu, 1, B));
     other.join().unwrap();
     assert_eq!((world.pfn(0), world.pfn(1)), (Some(A), Some(B)));
-    assert_eq!(world.memory.in_use(), world.check_tables(), "the loser's table is back");
+    assert_eq!(world.memory.in_use(), world.check_tables(), "the table of the CPU that lost is free");
 }
 
 model! { fault_against_zap: loom_fault_against_zap, twin_fault_against_zap_without_lock breaks [Lock] }
@@ -86,9 +86,9 @@ fn a_page_is_reused_after_the_flush() {
     let other = world.spawn(move |world, cpu| {
         let mut tlb = rcu::Tlb::new();
         cpu.guest(world.tree.space(), &mut tlb, |_| {
-            // The processor keeps the translation, and uses it until it leaves guest mode.
+            // The processor keeps the translation and uses it until it leaves guest mode.
             if world.pfn(0).is_some() {
-                assert!(!seen.load(Ordering::Acquire), "a guest uses a page that is somebody else's");
+                assert!(!seen.load(Ordering::Acquire), "a guest uses a page that was reused");
             }
         });
     });
@@ -119,7 +119,7 @@ fn bad_is_reported_once() {
 model! { one_read_decides: loom_one_read_decides, twin_two_reads_disagree breaks [OneRead] }
 
 fn one_read_decides() {
-    // The pages are in frames that could be tables: a leaf taken for a table leads there.
+    // The pages are in frames of tables: a walk that takes a leaf for a table would find one.
     let frames = [crate::pool::FIRST + 2, crate::pool::FIRST + 3];
     let world = World::new(|world, cpu| {
         world.map(cpu, 0, frames[0]);

@@ -1,4 +1,4 @@
-//! Pages that get another frame under CPUs that write them.
+//! Models of the replacement of a page's frame while CPUs write the page.
 
 use super::model;
 use super::world::{A, B, WHOLE, World, at};
@@ -8,7 +8,7 @@ use addr::{PageSize, Pfn};
 use std::sync::Arc;
 use std::vec::Vec;
 
-/// Where pages are copied to; aligned to a large page.
+/// The first frame that pages are copied to, aligned to a large page.
 const NEW: u64 = 0x2000;
 
 /// The content of the frames: one word each, old and new.
@@ -30,7 +30,7 @@ impl Frames {
     }
 }
 
-/// A guest that writes page `gfn`: by one walk, then once more by the translation that it still has. Whether it did.
+/// A guest that writes page `gfn` twice: after a walk, and then by the cached translation. Whether it wrote.
 fn guest_writes(
     world: &World,
     cpu: &mut rcu::Cpu<'_, crate::pool::PoolPlatform<super::world::F>>,
@@ -89,7 +89,7 @@ fn software_writes_under_replace() {
 model! { software_writes_under_the_log: loom_dirty_log_under_writing_software,
 twin_software_writes_without_note breaks [NoteWrites] }
 
-/// Software writes, and the log copies what is dirty: what was not copied is dirty still.
+/// Software writes, and the log copies dirty pages: a write that was not copied leaves the page dirty.
 fn software_writes_under_the_log() {
     let (world, frames) = (World::two_pages(), Frames::new());
     let theirs = frames.clone();
@@ -190,7 +190,7 @@ fn collapse_into_against_zap() {
 model! { collapse_into_against_unprotect: loom_collapse_into_another_frame_against_unprotect,
 twin_collapse_into_another_frame_against_unprotect_by_load_and_store breaks [AtomicChange] }
 
-/// A guest that writes by the fault that gives it the right.
+/// A guest that writes after the write fault.
 fn collapse_into_against_unprotect() {
     let (world, frames) = (World::two_pages(), Frames::new());
     world.on(0, |cpu| world.tree.dirty_log(cpu, WHOLE, |_| {}).unwrap());
@@ -206,14 +206,14 @@ fn collapse_into_against_unprotect() {
 model! { old_frames_wait: loom_a_replaced_frame_waits_for_software_readers,
 twin_a_replaced_frame_is_reused_at_once breaks [FreeLate] }
 
-/// Software reads by a translation from before.
+/// Software reads by a translation that is older than the replacement.
 fn old_frames_wait() {
     let world = World::two_pages();
     let reused = Arc::new(AtomicBool::new(false));
     let seen = reused.clone();
     let other = world.spawn(move |world, cpu| {
         if world.tree.translate(cpu.read(), at(0)).is_some_and(|found| found.leaf.pfn.raw() == A) {
-            assert!(!seen.load(Ordering::Acquire), "software reads a page that is somebody else's");
+            assert!(!seen.load(Ordering::Acquire), "software reads a page that was reused");
         }
         cpu.quiescent();
     });

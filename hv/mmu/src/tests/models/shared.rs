@@ -1,4 +1,4 @@
-//! A table that two trees refer to.
+//! Models of a table that two trees refer to.
 
 use super::model;
 use super::world::{A, F, Thread, WHOLE, World, at};
@@ -8,14 +8,14 @@ use addr::PageSize;
 use rcu::Cpu;
 use std::sync::Arc;
 
-/// A world whose table is a second tree's, too.
+/// A world with a second tree that shares the table.
 struct Shared {
     world: Arc<World>,
     second: Tree<Pool<F>>,
 }
 
 impl Shared {
-    /// `pages`: how many the table has.
+    /// A shared table with `pages` pages.
     fn new(pages: u64) -> Arc<Self> {
         let world = World::empty_table();
         let second = Pool::new(&world.memory, &world.domain).tree().expect("there are frames");
@@ -35,7 +35,7 @@ impl Shared {
         loom::thread::spawn(move || shared.world.on(1, |cpu| work(&shared, cpu)))
     }
 
-    /// Both trees are as they have to be, with so many tables between them.
+    /// Checks both trees, which together have `tables` tables.
     fn check(&self, tables: usize) {
         self.world.check_tables();
         crate::tests::check_tables(&self.second, &self.world.memory);
@@ -44,7 +44,7 @@ impl Shared {
     }
 }
 
-/// Two quiescent states of this CPU, which is all that waits.
+/// Frees the queued tables by two quiescent states of this CPU, the only one online.
 fn give_back(shared: &Shared, cpu: &mut Cpu<'_, PoolPlatform<F>>) {
     for _ in 0..2 {
         cpu.quiescent();
@@ -59,7 +59,7 @@ fn retract_against_a_fault() {
     let shared = Shared::new(0);
     let other = shared.spawn(|shared, cpu| {
         match shared.second.fault(cpu.read(), at(0), PageSize::Size4K).expect("it is in range") {
-            Fault::Present(_) => panic!("nobody else maps it"),
+            Fault::Present(_) => panic!("no other CPU maps it"),
             Fault::Room(room) => room.install(crate::tests::page(A)).is_ok(),
         }
     });
@@ -84,7 +84,8 @@ model! { unshare_under_a_processor: loom_unshare_under_a_processor, twin_unshare
 fn unshare_under_a_processor() {
     let shared = Shared::new(1);
     let other = shared.spawn(|shared, cpu| {
-        // It walks the first tree; the second's last entry goes meanwhile, and waits for the second's processors alone.
+        // The processor walks the first tree. Meanwhile the second tree's entry, the last one, is cleared, and its
+        // table waits for the second tree's processors only.
         cpu.guest(shared.world.tree.space(), &mut rcu::Tlb::new(), |_| _ = shared.world.hardware_walk(0));
     });
     shared.world.on(0, |cpu| {

@@ -1,4 +1,4 @@
-//! Entries in two halves.
+//! Models of entries in two halves.
 
 use super::model;
 use crate::Pte;
@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 const OLD: Pte = Pte::new(0x1111_0000_0000_0001);
 const NEW: Pte = Pte::new(0x2222_0000_0000_0003);
-/// Its low half is that of `OLD`.
+/// An entry with the same low half as `OLD`.
 const SAME_LOW: Pte = Pte::new(0x2222_0000_0000_0001);
 
-/// The reading CPU: an interrupt waits while it has them off.
+/// The reading CPU. While it has interrupts disabled, an interrupt stays pending.
 struct Reader {
     off: AtomicBool,
 }
@@ -36,7 +36,7 @@ impl LocklessSync for Reader {
     }
 }
 
-/// A read while `write` goes on; whatever is present must be one of the two.
+/// A read concurrent with `write`. A present entry that it reads must be one of the two.
 fn read_during(first: Pte, second: Pte, write: impl FnOnce(&SplitEntry, &Reader)) {
     let shared = Arc::new((SplitEntry::new(first), Reader { off: AtomicBool::new(false) }));
     let other = {
@@ -72,7 +72,7 @@ fn aba() {
 
 model! { half_writes: loom_split_entry_emulated_half_writes, twin_split_entry_half_writes_read_once breaks [ReadLowAgain] }
 
-/// The guest clears and sets by half-writes that the hypervisor carries out.
+/// The guest clears and sets the entry by writes of halves that the hypervisor emulates.
 fn half_writes() {
     read_during(OLD, NEW, |entry, _| {
         entry.write_low(0);

@@ -1,4 +1,4 @@
-//! What the models run in: a tree of two levels, two CPUs, and what hardware does by itself.
+//! The world of the models: a tree of two levels, two CPUs, and simulated hardware walks.
 
 use crate::format::{Format, FormatExt, table_frame};
 use crate::pool::{self, FIRST, Memory, POISON, Pool, PoolPlatform};
@@ -10,7 +10,7 @@ use core::ops::Range;
 use rcu::{Cpu, CpuData, Domain};
 use std::sync::Arc;
 
-/// A root and tables of ptes, of two entries each: four pages, and large pages of two.
+/// A root and tables of ptes, with two entries each: four pages, and large pages of two small ones.
 pub(super) type F = Toy<2>;
 
 pub(super) const WHOLE: Range<Gpa> = at(0)..at(4);
@@ -44,12 +44,12 @@ impl World {
         Arc::new(world)
     }
 
-    /// Nothing is mapped, and no table but the root is there.
+    /// A world with nothing mapped and no table but the root.
     pub(super) fn empty() -> Arc<Self> {
         Self::new(|_, _| {})
     }
 
-    /// The first two pages are mapped to `A` and `B`.
+    /// A world whose first two pages are mapped to `A` and `B`.
     pub(super) fn two_pages() -> Arc<Self> {
         Self::new(|world, cpu| {
             world.map(cpu, 0, A);
@@ -57,14 +57,14 @@ impl World {
         })
     }
 
-    /// The first two pages are one.
+    /// A world whose first two pages are one large page.
     pub(super) fn large_page() -> Arc<Self> {
         Self::new(|world, cpu| {
             world.tree.map(cpu.read(), at(0), page(A), PageSize::Size2M).expect("there is room");
         })
     }
 
-    /// There is a table for the first two pages, without entries.
+    /// A world with an empty table for the first two pages.
     pub(super) fn empty_table() -> Arc<Self> {
         Self::new(|world, cpu| {
             world.map(cpu, 0, A);
@@ -72,7 +72,7 @@ impl World {
         })
     }
 
-    /// Runs `work` on CPU `index`, which is online for as long.
+    /// Runs `work` on CPU `index`, which is online meanwhile.
     pub(super) fn on<R>(&self, index: usize, work: impl FnOnce(&mut Cpu<'_, PoolPlatform<F>>) -> R) -> R {
         let mut cpu = self.domain.register(index).expect("no other uses it");
         work(&mut cpu)
@@ -91,7 +91,7 @@ impl World {
         self.tree.map(cpu.read(), at(gfn), page(pfn), PageSize::Size4K).expect("there is room");
     }
 
-    /// One attempt to map a small page; whether it did.
+    /// Tries once to map a small page. Whether it was mapped.
     pub(super) fn fault_in(&self, cpu: &Cpu<'_, PoolPlatform<F>>, gfn: u64, pfn: u64) -> bool {
         match self.tree.fault(cpu.read(), at(gfn), PageSize::Size4K).expect("it is in range") {
             Fault::Present(_) => false,
@@ -103,7 +103,7 @@ impl World {
         self.leaf(gfn).map(|leaf| leaf.pfn.raw())
     }
 
-    /// What the page is, as a processor finds it.
+    /// The page as a processor's walk finds it.
     pub(super) fn leaf(&self, gfn: u64) -> Option<Leaf> {
         let (_, pte, level) = self.hardware_walk(gfn);
         match F::decode(pte, level, self.tree.caps()) {
@@ -137,8 +137,8 @@ impl World {
         &self.memory.table(table).expect("it is a table")[F::index(gfn << 12, level)]
     }
 
-    /// A processor's write by a walk: it notes the write in the entry, by an atomic operation on just what it has read. Whether
-    /// it may.
+    /// A processor's write after a walk: it sets the accessed and dirty bits by an atomic operation on the entry that
+    /// it has read. Whether the write is allowed.
     pub(super) fn hardware_write(&self, gfn: u64) -> bool {
         loop {
             let (entry, pte, level) = self.hardware_walk(gfn);

@@ -1,26 +1,27 @@
-//! What a test build can do to the tables on purpose, to show that somebody notices: leave a flush out, spoil an entry.
+//! Fault injection for test builds, whose tests have to detect the faults: a flush that is left out, a misconfigured
+//! entry.
 
 use crate::env::Env;
 use crate::tree::Tree;
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 use crate::{
     Address, Leaf, Level, Rights,
     format::{Format, FormatExt},
     map::Input,
     sync::{Note, Ordering},
 };
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 use addr::Pfn;
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 use rcu::Guard;
 
-/// What a flush comes after.
+/// The operation that a flush belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum After {
     /// [`Tree::zap`]: pages were unmapped.
     Zap = 1,
-    /// [`Tree::protect`]: rights were taken.
+    /// [`Tree::protect`]: rights were removed.
     Protect,
     /// [`Tree::harvest`]: accessed and dirty bits were cleared.
     Harvest,
@@ -30,48 +31,48 @@ pub enum After {
     Replace,
     /// [`Tree::collapse_into`]: a table's pages were frozen, to be copied.
     Collapse,
-    /// [`Tree::move_table`]: a table went elsewhere.
+    /// [`Tree::move_table`]: a table was moved.
     Move,
-    /// [`Tree::unshare`]: a table is another tree's alone.
+    /// [`Tree::unshare`]: an entry to a shared table was cleared.
     Unshare,
 }
 
-/// The one that is left out. Without the feature there is none, and nothing of this remains.
+/// The flush that is left out, if any. Zero-sized without the feature.
 #[derive(Default)]
-pub(crate) struct Skipped {
-    #[cfg(feature = "sabotage")]
+pub(crate) struct InjectedFault {
+    #[cfg(feature = "fault-injection")]
     after: Note,
 }
 
-impl Skipped {
-    #[cfg(feature = "sabotage")]
+impl InjectedFault {
+    #[cfg(feature = "fault-injection")]
     fn has(&self, after: After) -> bool {
         self.after.load(Ordering::Relaxed) == after as u32
     }
 
-    #[cfg(not(feature = "sabotage"))]
+    #[cfg(not(feature = "fault-injection"))]
     const fn has(&self, _: After) -> bool {
         false
     }
 }
 
 impl<E: Env> Tree<E> {
-    /// Whether the flush that comes after this is left out.
+    /// Whether the flush of this operation is left out.
     pub(crate) fn skips(&self, after: After) -> bool {
-        self.skipped.has(after)
+        self.injected.has(after)
     }
 
-    /// From now on leaves out the flush (and with it the kick) that comes after `after`, or none. What the operation promises
-    /// is then wrong: it is for tests that have to find that.
-    #[cfg(feature = "sabotage")]
+    /// Leaves out the flush of operation `after`, and thereby its kicks, from now on; None ends this. The operation
+    /// then breaks its promise, which a test has to detect.
+    #[cfg(feature = "fault-injection")]
     pub fn skip_flush(&self, after: Option<After>) {
-        self.skipped.after.store(after.map_or(0, |after| after as u32), Ordering::Relaxed);
+        self.injected.after.store(after.map_or(0, |after| after as u32), Ordering::Relaxed);
     }
 
-    /// Puts an entry that makes no sense where the last level has none for `at`: it names a frame beyond all processors' reach.
-    /// Whether it did.
-    #[cfg(feature = "sabotage")]
-    pub fn spoil(&self, guard: Guard<'_>, at: Input<E>) -> bool {
+    /// Sets the entry of the last level for `at`, if it is none, to one with reserved bits: its frame is above all
+    /// processors' physical addresses. Whether it did.
+    #[cfg(feature = "fault-injection")]
+    pub fn misconfigure(&self, guard: Guard<'_>, at: Input<E>) -> bool {
         let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
         let Some((table, _)) = self.walk(guard, offset, Level::PTE) else { return false };
         let Ok(locked) = table.lock() else { return false };

@@ -1,4 +1,4 @@
-//! What processors note of accesses, and what they remember of rights.
+//! Models of accessed and dirty bits, and of processors with cached translations.
 
 use super::model;
 use super::world::{A, WHOLE, World, at};
@@ -8,7 +8,7 @@ use crate::{Leaf, Rights};
 use addr::PageSize;
 use std::sync::Arc;
 
-/// A page that was accessed, so that there is something to harvest in any case.
+/// A world with one accessed page, so that a harvest always reports it.
 fn one_page() -> Arc<World> {
     World::new(|world, cpu| {
         let leaf = Leaf { accessed: true, ..page(A) };
@@ -38,7 +38,7 @@ fn protect_is_final() {
     let other = world.spawn(move |world, cpu| {
         let mut tlb = rcu::Tlb::new();
         cpu.guest(world.tree.space(), &mut tlb, |_| {
-            // The processor remembers that it may write.
+            // The processor has a cached translation that allows writes.
             if world.hardware_write(0) {
                 assert!(!seen.load(Ordering::Acquire), "a guest writes what is read-only");
             }
@@ -61,7 +61,7 @@ fn zap_against_a_write() {
 
 model! { dirty_log_loses_no_write: loom_dirty_log_loses_no_write, twin_dirty_log_without_flush breaks [Flush] }
 
-/// A guest writes, and the log copies what is dirty: what was not copied is dirty still.
+/// A guest writes, and the log copies dirty pages: a write that was not copied leaves the page dirty.
 fn dirty_log_loses_no_write() {
     copies_are_whole(|world, copy| {
         world.on(0, |cpu| world.tree.dirty_log(cpu, WHOLE, |_| copy()).unwrap());
@@ -101,7 +101,7 @@ fn copies_are_whole(collect: impl FnOnce(&World, &dyn Fn())) {
 model! { unprotect_against_dirty_log: loom_unprotect_against_dirty_log,
 twin_unprotect_against_dirty_log_by_load_and_store breaks [AtomicChange] }
 
-/// A guest writes by the right that it has, or by the fault that gives it one.
+/// A guest writes by its translation, or after the write fault.
 fn unprotect_against_dirty_log() {
     let world = one_page();
     let other = world.spawn(|world, cpu| world.hardware_write(0) || world.tree.unprotect(cpu.read(), at(0)));
