@@ -1,4 +1,4 @@
-//! The hypervisor's own boot information: what the machine's multiboot loader says of memory, modules and command line.
+//! The hypervisor's own boot information from the machine's multiboot loader: memory map, modules and command line.
 
 use crate::multiboot::{MAP_ENTRY_SIZE, MODULE_BYTES, flag, info, map_type, u32_at, u64_at};
 use crate::ranges::{merge, span, subtract};
@@ -6,12 +6,12 @@ use addr::{Hpa, PAGE_SIZE};
 use alloc::{string::String, vec, vec::Vec};
 use core::{fmt, ops::Range};
 
-/// Reads physical memory: all that the parser needs of the machine.
+/// Reads of physical memory, which the environment provides.
 pub trait PhysRead {
     /// Fills `into` from physical memory at `at`.
     ///
     /// # Errors
-    /// Some of it can't be read.
+    /// [`Unreadable`] if part of it can't be read.
     fn read(&self, at: Hpa, into: &mut [u8]) -> Result<(), Unreadable>;
 }
 
@@ -19,18 +19,18 @@ pub trait PhysRead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreadable;
 
-/// The boot information, copied: only the modules' contents are still where the loader put them.
+/// A copy of the boot information. Only the modules' contents stay where the loader put them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootInfo {
-    /// The command line, empty if there is none; bytes that are not UTF-8 are replaced.
+    /// The command line, empty if there is none. Bytes that are not UTF-8 are replaced.
     pub command_line: String,
-    /// What the firmware says of physical memory, in its own order; regions may overlap.
+    /// The firmware's map of physical memory, in its order; regions may overlap.
     pub regions: Vec<Region>,
     /// The modules, in order.
     pub modules: Vec<BootModule>,
-    /// Entries of the memory map that made no sense and are left out.
+    /// Malformed entries of the memory map, which are left out.
     pub malformed: Vec<MalformedRegion>,
-    /// Where the loader put the information itself: structure, tables and strings.
+    /// The ranges of the information itself: structure, tables and strings.
     info: Vec<Range<u64>>,
 }
 
@@ -39,22 +39,22 @@ pub struct BootInfo {
 pub struct Region {
     /// First byte, and the one after the last.
     pub range: Range<Hpa>,
-    /// What may be done with it.
+    /// Its kind.
     pub kind: RegionKind,
 }
 
-/// What a region of physical memory is, by ACPI's numbers (ACPI 6.5, section 15, "Address range types").
+/// The kind of a region of physical memory, with ACPI's numbers (ACPI 6.5, section 15, "Address range types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegionKind {
-    /// 1: RAM for everybody.
+    /// 1: usable RAM.
     Usable,
-    /// 3: RAM once the ACPI tables in it have been read.
+    /// 3: RAM that is usable after the ACPI tables in it have been read.
     AcpiReclaimable,
-    /// 4: RAM that the firmware keeps for itself.
+    /// 4: RAM that the firmware uses.
     AcpiNvs,
     /// 5: RAM with errors.
     Defective,
-    /// 2, and every number unknown here.
+    /// 2, and every unknown number.
     Reserved,
 }
 
@@ -70,7 +70,7 @@ impl RegionKind {
     }
 }
 
-/// A file that the loader loaded with us.
+/// A file that the loader loaded with the hypervisor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootModule {
     /// Its contents.
@@ -80,7 +80,7 @@ pub struct BootModule {
 }
 
 impl BootModule {
-    /// The first word of its string, for people.
+    /// The first word of its string, for messages.
     pub fn name(&self) -> &str {
         let word = self.string.split(u8::is_ascii_whitespace).next().unwrap_or_default();
         core::str::from_utf8(word).unwrap_or("?")
@@ -90,7 +90,7 @@ impl BootModule {
 /// A memory map entry that is empty or passes the end of the address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MalformedRegion {
-    /// Its place in the map, from 0.
+    /// Its index in the map, from 0.
     pub index: usize,
     /// Its base address.
     pub base: u64,
@@ -105,44 +105,44 @@ impl fmt::Display for MalformedRegion {
     }
 }
 
-/// Why there is no boot information.
+/// Why boot information can't be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootInfoError {
-    /// Part of it is where nothing can be read.
+    /// A part of it is in memory that can't be read.
     Unreadable {
-        /// Which part.
+        /// The part.
         what: &'static str,
-        /// Where it should have been.
+        /// Its address.
         at: Hpa,
     },
-    /// A table is larger than any loader's: the structure is garbage.
+    /// A table is larger than that of any loader: the structure is garbage.
     TooLarge {
-        /// Which part.
+        /// The table.
         what: &'static str,
-        /// Bytes or entries that it says it has.
+        /// Its size in bytes or entries.
         size: u32,
-        /// The most that are taken.
+        /// The largest size that is accepted.
         limit: u32,
     },
-    /// A string has no end within the limit.
+    /// A string has no NUL within the limit.
     EndlessString {
-        /// Where it starts.
+        /// Its address.
         at: Hpa,
     },
-    /// A memory map entry says that it is shorter than its fields, or longer than the map.
+    /// The `size` field of a memory map entry is smaller than the other fields, or larger than the map.
     MapEntrySize {
-        /// Its place in the map, from 0.
+        /// Its index in the map, from 0.
         index: usize,
-        /// What it says.
+        /// The value of the field.
         size: u32,
     },
     /// A module starts above its end.
     ModuleRange {
-        /// Its place, from 0.
+        /// Its index, from 0.
         index: usize,
         /// First byte.
         start: u32,
-        /// The one after its last.
+        /// The byte after its last.
         end: u32,
     },
     /// There is neither a memory map nor the older pair of memory sizes.
@@ -169,24 +169,23 @@ impl fmt::Display for BootInfoError {
 
 impl core::error::Error for BootInfoError {}
 
-/// The most bytes of a string that are read.
+/// The limit of a string's bytes.
 const STRING_LIMIT: u64 = 16 << 10;
-/// The most bytes of a memory map that are read.
+/// The limit of a memory map's bytes.
 const MAP_LIMIT: u32 = 64 << 10;
-/// The most modules.
+/// The limit of modules.
 const MODULE_LIMIT: u32 = 1024;
 
 impl BootInfo {
-    /// Whether `eax` is what a multiboot loader leaves in EAX.
+    /// Whether `eax` is the value that a multiboot loader leaves in EAX.
     pub const fn is_magic(eax: u32) -> bool {
         eax == crate::entry::EAX
     }
 
-    /// Reads the information structure at `at`, where EBX pointed when the hypervisor was entered.
+    /// Parses the information structure at `at`, the value of EBX at entry to the hypervisor.
     ///
     /// # Errors
-    /// What of it can't be read or can't be true. Single memory map entries that can't be true are left out, and listed in
-    /// [`malformed`](Self::malformed).
+    /// [`BootInfoError`]. Malformed memory map entries are no error; they are listed in [`malformed`](Self::malformed).
     pub fn parse(at: Hpa, phys: &impl PhysRead) -> Result<Self, BootInfoError> {
         let mut parser = Parser { phys, seen: Vec::new() };
         let fields = parser.bytes("the structure", at, info::BYTES)?;
@@ -213,8 +212,8 @@ impl BootInfo {
         Ok(Self { command_line, regions, modules, malformed, info: parser.seen })
     }
 
-    /// Whole pages of usable RAM that hold neither the hypervisor's `image`, nor a module, nor this information, nor
-    /// anything that is in the first MiB or that some region withholds: ascending, and no two touch.
+    /// The ranges of whole pages of usable RAM, without the hypervisor's `image`, the modules, this information, the
+    /// first MiB, and all regions that are not usable. They are in ascending order and not adjacent.
     pub fn usable_ranges(&self, image: &Range<Hpa>) -> Vec<Range<Hpa>> {
         const FIRST_MIB: Range<u64> = 0..0x10_0000;
         let raw = |range: &Range<Hpa>| range.start.raw()..range.end.raw();
@@ -255,7 +254,7 @@ fn regions_from_sizes(lower: u32, upper: u32) -> Vec<Region> {
     vec![region(0, lower), region(0x10_0000, upper)]
 }
 
-/// Reads, and remembers where it read.
+/// Reads the information and records the ranges that it has read.
 struct Parser<'a, P> {
     phys: &'a P,
     seen: Vec<Range<u64>>,
@@ -271,7 +270,8 @@ impl<P: PhysRead> Parser<'_, P> {
         Ok(buffer)
     }
 
-    /// The NUL-terminated string at `at`, without the NUL. Read piecewise: it may end just below what can't be read.
+    /// The NUL-terminated string at `at`, without the NUL. It is read in pieces, because it may end just before
+    /// unreadable memory.
     fn string(&mut self, at: u32) -> Result<Vec<u8>, BootInfoError> {
         const PIECE: u64 = 64;
         let start = Hpa::new(at.into());
@@ -311,7 +311,7 @@ impl<P: PhysRead> Parser<'_, P> {
         Ok(BootModule { range: Hpa::new(start.into())..Hpa::new(end.into()), string })
     }
 
-    /// Entries follow one another by their `size` field, which does not count itself (section 3.3).
+    /// The `size` field of an entry, which does not include itself, gives the address of the next one (section 3.3).
     fn map(&mut self, at: u32, bytes: u32) -> Result<(Vec<Region>, Vec<MalformedRegion>), BootInfoError> {
         limit("memory map", bytes, MAP_LIMIT)?;
         let map = self.bytes("the memory map", Hpa::new(at.into()), bytes as usize)?;

@@ -6,24 +6,24 @@
 //! | --- | --- | --- |
 //! | `log=error\|warn\|info\|debug\|trace` | least important messages shown on the console | `info` |
 //! | `vm=KEY=VALUE,…` | the n-th such word configures the n-th VM | |
-//! | `selftest=panic\|page-fault\|stack-overflow\|double-fault\|triple-fault\|stuck` | the hypervisor dies in this way, to show that it says so | none |
-//! | `watchdog=SECONDS` | how long a CPU may be stuck in the hypervisor before that ends; 0 is for ever | 10 |
+//! | `selftest=panic\|page-fault\|stack-overflow\|double-fault\|triple-fault\|stuck` | the hypervisor fails in this way, to test that it reports the failure | none |
+//! | `watchdog=SECONDS` | the time that a CPU may be stuck in the hypervisor before the hypervisor ends; 0 is no limit | 10 |
 //!
 //! and the keys of a VM:
 //!
 //! | key | meaning | default |
 //! | --- | --- | --- |
-//! | `name=NAME` | what it is called on the console: up to 15 letters, digits, `-`, `_` or `.`, no two VMs alike | `vm0`, `vm1`, … |
+//! | `name=NAME` | its name on the console: up to 15 letters, digits, `-`, `_` or `.`; names must differ | `vm0`, `vm1`, … |
 //! | `vcpus=N` | virtual processors, 1 to 16; 64 in all VMs together | 1 |
-//! | `paging=nested\|shadow\|vtlb` | how its addresses are translated: by EPT or NPT, or (32-bit guests) by shadows of its page tables, which are kept, or dropped at each load of CR3 | `nested` |
+//! | `paging=nested\|shadow\|vtlb` | how its addresses are translated: by EPT or NPT, or (32-bit guests) by shadows of its page tables, which are cached, or dropped at each load of CR3 | `nested` |
 //! | `mem=64M` | RAM: whole 4 KiB pages from 2 MiB to 3 GiB, K, M or G for the power of 1024 | 64M |
-//! | `memory=touch\|reserve` | when frames are set aside for that: by and by, as the guest touches its pages, or all before it starts | `touch` |
-//! | `pages=4k\|2m` | largest leaf by which its memory is mapped | 2m |
-//! | `modules=N` | how many of the hypervisor's modules after the guest's image are the guest's | 0 |
+//! | `memory=touch\|reserve` | when frames are allocated for it: when the guest first touches a page, or all before it starts | `touch` |
+//! | `pages=4k\|2m` | the largest pages that map its memory | 2m |
+//! | `modules=N` | the number of modules of the hypervisor, after the guest's image, that the guest gets | 0 |
 //! | `limit=SECONDS` | after this time the guest is ended as hung; 0 is never | 0 |
 //!
-//! The first word is skipped if it is the hypervisor's own name, which QEMU puts there and GRUB 2 does not: if it has no `=`,
-//! or a `/` before it.
+//! The first word is skipped if it is the hypervisor's own name, which QEMU puts there and GRUB 2 does not: if it has
+//! no `=`, or a `/` before it.
 
 use crate::GuestRam;
 use addr::PageSize;
@@ -36,20 +36,20 @@ pub const MAX_VCPUS: usize = 16;
 /// The most vCPUs that all VMs together can have.
 pub const MAX_ALL_VCPUS: usize = 64;
 
-/// What the command line asks for.
+/// The settings on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Least important messages shown.
     pub log: LevelFilter,
     /// One for each `vm=` word; a VM without one has the defaults.
     pub vms: Vec<VmConfig>,
-    /// How to die, if that is what is tested.
+    /// The failure to test, if any.
     pub selftest: Option<SelfTest>,
-    /// After so many seconds a CPU that does not come back counts as stuck; 0 is never.
+    /// The seconds after which a CPU that stays in the hypervisor counts as stuck; 0 is never.
     pub watchdog: u32,
 }
 
-/// Ways in which the hypervisor can be asked to fail, for the tests of what it says then.
+/// Failures of the hypervisor, for tests of its reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SelfTest {
     /// A Rust panic.
@@ -62,28 +62,28 @@ pub enum SelfTest {
     DoubleFault,
     /// A triple fault, which resets the machine.
     TripleFault,
-    /// A CPU that is stuck; it takes two.
+    /// A stuck CPU. This needs two CPUs.
     Stuck,
 }
 
-/// What one VM is to be.
+/// The configuration of one VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmConfig {
-    /// What it is called on the console; no two VMs of a plan are called the same.
+    /// Its name on the console. The names of all VMs of a plan differ.
     pub name: VmName,
-    /// How many vCPUs it has: 1 to [`MAX_VCPUS`].
+    /// The number of its vCPUs: 1 to [`MAX_VCPUS`].
     pub vcpus: usize,
     /// How its memory is translated.
     pub paging: Paging,
     /// Its memory.
     pub ram: GuestRam,
-    /// When its memory gets its frames.
+    /// When frames are allocated for its memory.
     pub backing: Backing,
     /// The largest leaf in its nested tables: 4 KiB or 2 MiB.
     pub pages: PageSize,
-    /// How many modules it gets.
+    /// The number of its modules.
     pub modules: usize,
-    /// Seconds after which it is taken for hung.
+    /// The seconds after which it is ended as hung.
     pub limit: Option<NonZeroU32>,
 }
 
@@ -92,19 +92,19 @@ pub struct VmConfig {
 pub enum Paging {
     /// By the processor, from tables of guest physical addresses: EPT or NPT.
     Nested,
-    /// From shadows of the guest's tables, kept up with them. 32-bit guests alone.
+    /// By shadows of the guest's tables that follow their changes. 32-bit guests only.
     Shadow,
-    /// From shadows of the guest's tables, which each vCPU drops when it loads CR3: a translation buffer. 32-bit guests alone.
+    /// By shadows of the guest's tables that each vCPU drops when it loads CR3, like a TLB. 32-bit guests only.
     Vtlb,
 }
 
-/// When a guest's memory gets its frames.
+/// When frames are allocated for a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// When the guest first touches a page: all guests together may have more memory than there is, and a guest that touches
-    /// a page when no frame is left ends.
+    /// When the guest first touches a page. All guests together may have more memory than the machine; a guest that
+    /// touches a page when no frame is left is ended.
     Touch,
-    /// Before the guest starts they are set aside, with those for the tables that map it.
+    /// Before the guest starts, with the frames for the tables that map its memory.
     Reserve,
 }
 
@@ -117,56 +117,56 @@ pub enum Backing {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct VmName {
-    /// The name, and zeros after it.
+    /// The name, padded by zeros.
     bytes: [u8; Self::MAX_LEN],
 }
 
-/// Which of the hypervisor's modules make up a VM.
+/// A VM's configuration, and the hypervisor's modules that it uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmPlan {
-    /// What it is to be.
+    /// The configuration.
     pub config: VmConfig,
-    /// The module that is its image.
+    /// The index of the module that is its image.
     pub image: usize,
-    /// The modules that are its own.
+    /// The indices of the modules that it gets.
     pub modules: Range<usize>,
 }
 
-/// What is wrong with the command line, or with the modules that it speaks of.
+/// An error in the command line, or in the modules that it refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// A word that means nothing.
+    /// An unknown word.
     UnknownWord(String),
-    /// A key of `vm=` that means nothing, or has no `=`.
+    /// A key of `vm=` that is unknown or has no `=`.
     UnknownKey(String),
-    /// A word or key whose value is not one of those expected.
+    /// A word or key with an invalid value.
     BadValue {
-        /// The word or the key with its value, as it was given.
+        /// The word or the key with its value.
         word: String,
-        /// What could have stood there.
+        /// The valid values.
         expected: &'static str,
     },
-    /// Two VMs are called the same.
+    /// Two VMs have the same name.
     SameName(VmName),
-    /// All VMs together have more than [`MAX_ALL_VCPUS`].
+    /// All VMs together have more than [`MAX_ALL_VCPUS`] vCPUs.
     TooManyVcpus {
-        /// How many they have.
+        /// Their number.
         vcpus: usize,
     },
-    /// No module, so no guest.
+    /// There is no module, so no guest.
     NoImage,
     /// There are more `vm=` words than guest images.
     NoImageFor {
         /// The VM, counted from 1.
         vm: usize,
     },
-    /// A VM is to have more modules than are left.
+    /// There are fewer modules left than a VM should get.
     TooFewModules {
         /// The VM, counted from 1.
         vm: usize,
-        /// How many it is to have.
+        /// The number that it should get.
         wanted: usize,
-        /// How many there are after its image.
+        /// The number of modules after its image.
         left: usize,
     },
 }
@@ -202,7 +202,7 @@ impl Default for Config {
 impl VmName {
     const MAX_LEN: usize = 15;
 
-    /// None: too short, too long, or with other characters.
+    /// None if `name` is too short, too long, or has other characters.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -240,10 +240,10 @@ impl fmt::Debug for VmName {
 }
 
 impl Config {
-    /// Reads the command line.
+    /// Parses the command line.
     ///
     /// # Errors
-    /// The first word that makes no sense, and what would have.
+    /// [`ConfigError`], for the first invalid word.
     pub fn parse(command_line: &str) -> Result<Self, ConfigError> {
         let mut config = Self::default();
         let mut words = command_line.split_ascii_whitespace().peekable();
@@ -262,11 +262,11 @@ impl Config {
         Ok(config)
     }
 
-    /// Deals `modules` modules out to VMs: an image, its modules, the next image, until none is left.
+    /// Assigns `modules` modules to VMs: an image, its modules, the next image, and so on.
     ///
     /// # Errors
-    /// There is no image at all, or not one for each `vm=` word, or fewer modules than a VM is to have; two VMs have the same
-    /// name, or all together too many vCPUs.
+    /// [`ConfigError`]: there is no image, or not one for each `vm=` word, or fewer modules than a VM should get; two
+    /// VMs have the same name, or all VMs together have too many vCPUs.
     pub fn plan(&self, modules: usize) -> Result<Vec<VmPlan>, ConfigError> {
         let mut plan = Vec::new();
         let mut next = 0;
@@ -290,7 +290,7 @@ impl Config {
     }
 }
 
-/// Checks what is about more VMs than one.
+/// Checks the limits that concern several VMs.
 fn check_all(plan: &[VmPlan]) -> Result<(), ConfigError> {
     for (at, vm) in plan.iter().enumerate() {
         if plan[..at].iter().any(|earlier| earlier.config.name == vm.config.name) {
@@ -317,7 +317,7 @@ impl VmConfig {
         }
     }
 
-    /// Reads the `KEY=VALUE,…` of the VM with this number.
+    /// Parses the `KEY=VALUE,…` of the VM with this number.
     fn parse(keys: &str, number: usize) -> Result<Self, ConfigError> {
         let mut vm = Self::nth(number);
         for word in keys.split(',').filter(|word| !word.is_empty()) {
@@ -420,7 +420,8 @@ fn parse_pages(size: &str) -> Option<PageSize> {
     }
 }
 
-/// A number of bytes: decimal, or hexadecimal after `0x`, times 1024, 1024² or 1024³ by a suffix K, M or G of either case.
+/// A number of bytes: decimal, or hexadecimal after `0x`, times 1024, 1024² or 1024³ by a suffix K, M or G of either
+/// case.
 pub fn parse_size(text: &str) -> Option<u64> {
     let (number, shift) = match text.as_bytes().last()? {
         b'k' | b'K' => (&text[..text.len() - 1], 10),
@@ -432,7 +433,7 @@ pub fn parse_size(text: &str) -> Option<u64> {
         Some(digits) => (digits, 16),
         None => (number, 10),
     };
-    // `from_str_radix` takes a sign.
+    // `from_str_radix` would accept a sign.
     if !digits.bytes().next()?.is_ascii_alphanumeric() {
         return None;
     }

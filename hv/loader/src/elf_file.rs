@@ -1,4 +1,4 @@
-//! ELF images: ELF32 for i386 and ELF64 for x86-64, entered in 32-bit mode alike.
+//! ELF images: ELF32 for i386 and ELF64 for x86-64. Both are entered in 32-bit mode.
 
 use crate::image::{ImageError, Part, Segment, file_range};
 use addr::Gpa;
@@ -24,8 +24,8 @@ pub(crate) fn segments(file: &[u8], limit: usize) -> Result<(Vec<Segment<'_>>, u
     Ok((segments, entry.unwrap_or(header.e_entry)))
 }
 
-/// Where `address` is in memory, if this segment has it. Linkers write the entry point as a virtual address, and loaders
-/// (GRUB, QEMU) translate it.
+/// The physical address of virtual address `address`, if it is in this segment. The entry point in the file is a
+/// virtual address, which loaders translate (GRUB, QEMU).
 fn physical(program: &ProgramHeader, address: u64) -> Option<u64> {
     let offset = address.checked_sub(program.p_vaddr).filter(|&offset| offset < program.p_memsz)?;
     program.p_paddr.checked_add(offset)

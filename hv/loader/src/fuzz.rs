@@ -1,11 +1,11 @@
-//! What the fuzzer drives, and property tests with it.
+//! The fuzz targets, which property tests run too.
 
 use crate::*;
 use addr::{Gpa, Hpa, PAGE_SIZE};
 use alloc::{string::ToString, vec, vec::Vec};
 use core::ops::Range;
 
-/// A guest's or a machine's memory, in one vector, which remembers where it was written.
+/// The memory of a guest or machine in one vector, with a record of the ranges written.
 pub(crate) struct Guest {
     pub(crate) ram: GuestRam,
     pub(crate) bytes: Vec<u8>,
@@ -55,7 +55,7 @@ impl PhysRead for Guest {
 /// Loads any bytes as an image, with a module of the same length.
 ///
 /// # Panics
-/// If something is written outside of the guest's RAM, or twice, or the guest could not read its boot information.
+/// If something is written outside of the guest's RAM or twice, or if the guest can't read its boot information.
 pub fn loader_image(file: &[u8]) {
     let mut guest = Guest::new(GuestRam::new(4 << 20).unwrap());
     let modules = [Module { bytes: file, string: b"module with words" }];
@@ -80,7 +80,7 @@ pub fn loader_image(file: &[u8]) {
 /// Reads any bytes as boot information of a machine with 512 bytes of memory.
 ///
 /// # Panics
-/// If memory is called usable that is not.
+/// If memory is reported as usable that is not.
 pub fn loader_boot_info(data: &[u8]) {
     let mut bytes = data.to_vec();
     bytes.resize(512, 0);
@@ -106,10 +106,10 @@ pub(crate) fn usable_is_usable(read: &BootInfo, image: &Range<Hpa>) {
     }
 }
 
-/// Reads any bytes as a command line, and deals out as many modules as it is long.
+/// Reads any bytes as a command line, and assigns as many modules as it has bytes to VMs.
 ///
 /// # Panics
-/// If VMs share a module or a name, a module belongs to none, or there are more vCPUs than there may be.
+/// If two VMs share a module or a name, if a module belongs to no VM, or if there are too many vCPUs.
 pub fn loader_config(data: &[u8]) {
     let Ok(text) = core::str::from_utf8(data) else { return };
     let plan = Config::parse(text).and_then(|config| config.plan(text.len()));

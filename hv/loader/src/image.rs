@@ -1,4 +1,4 @@
-//! Guest images: the multiboot header, and what of the file goes where.
+//! Guest images: the multiboot header, and the segments with their addresses.
 
 use crate::GuestRam;
 use crate::elf_file;
@@ -8,7 +8,7 @@ use addr::Gpa;
 use alloc::{vec, vec::Vec};
 use core::{fmt, ops::Range};
 
-/// A multiboot image whose every part fits where it goes.
+/// A multiboot image that fits into the guest's RAM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image<'a> {
     segments: Vec<Segment<'a>>,
@@ -18,11 +18,11 @@ pub struct Image<'a> {
 /// A part of an image: the bytes of the file, and zeros after them up to its size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment<'a> {
-    /// Where it goes.
+    /// Its first address.
     pub start: Gpa,
-    /// What of it comes from the file.
+    /// Its bytes in the file.
     pub bytes: &'a [u8],
-    /// Bytes in memory, at least as many as come from the file.
+    /// Its size in memory, at least as large as in the file.
     pub size: u64,
 }
 
@@ -35,52 +35,52 @@ impl Segment<'_> {
 /// What is wrong with an image. Segments are counted from 0, as `readelf -l` lists the loadable ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageError {
-    /// No header where one must be.
+    /// There is no header in the part of the file that may have it.
     NoHeader {
-        /// A place with the magic, but a wrong checksum.
+        /// The offset of the magic number with a wrong checksum.
         bad_checksum: Option<usize>,
     },
-    /// The header requires what is not known here (bits 0 to 15 of its flags).
+    /// The header requires unknown features (bits 0 to 15 of its flags).
     UnknownRequirement {
         /// Those bits.
         flags: u32,
     },
     /// The header requires a video mode, and there is no video.
     VideoRequired,
-    /// The header says that it has address fields, but the file ends before them.
+    /// The header has the flag of address fields, but the file ends before them.
     AddressFieldsCut,
-    /// An address field lies above one that it must not lie above.
+    /// An address field has a higher value than one that limits it.
     AddressFieldOrder {
-        /// The field that must not be the higher one.
+        /// The field.
         low: &'static str,
         /// Its value.
         low_value: u32,
-        /// The other.
+        /// The field that limits it.
         high: &'static str,
         /// Its value.
         high_value: u32,
     },
-    /// By the address fields the image starts before the file does.
+    /// According to the address fields the image starts before the file.
     StartsBeforeFile {
-        /// How far before the header it starts.
+        /// The distance from the image's start to the header.
         before_header: u32,
-        /// Where in the file the header is.
+        /// The header's offset in the file.
         header: usize,
     },
-    /// Neither address fields nor an ELF file.
+    /// The image has no address fields and is no ELF file.
     NotElf,
-    /// An ELF file for something else.
+    /// The image is an ELF file of the wrong kind.
     ElfKind {
-        /// What of it is wrong.
+        /// The wrong field.
         what: &'static str,
         /// Its value.
         value: u32,
-        /// What can be loaded.
+        /// The values that can be loaded.
         expected: &'static str,
     },
-    /// Part of the file lies beyond its end.
+    /// A part of the file is beyond its end.
     BeyondFile {
-        /// Which part.
+        /// The part.
         part: Part,
         /// First byte in the file.
         start: u64,
@@ -98,14 +98,14 @@ pub enum ImageError {
         /// Bytes in memory.
         memory: u64,
     },
-    /// Nothing to load.
+    /// The image has no segments to load.
     NoSegments,
-    /// More segments than are taken.
+    /// The image has too many segments.
     TooManySegments {
-        /// How many are taken.
+        /// The most that are loaded.
         limit: usize,
     },
-    /// A segment does not lie in the guest's RAM.
+    /// A segment is outside of the guest's RAM.
     OutsideRam {
         /// Which one.
         segment: usize,
@@ -122,12 +122,12 @@ pub enum ImageError {
         first: usize,
         /// The other.
         second: usize,
-        /// What they share.
+        /// The common range.
         shared: Range<Gpa>,
     },
-    /// The entry point lies in no segment.
+    /// The entry point is in no segment.
     EntryOutside {
-        /// Where it is.
+        /// Its address.
         entry: u64,
     },
 }
@@ -210,7 +210,7 @@ fn outside_ram(f: &mut fmt::Formatter<'_>, segment: usize, start: u64, bytes: u6
     }
 }
 
-/// Bytes, for people.
+/// A size in bytes, printed in MiB or KiB.
 struct Size(u64);
 
 impl fmt::Display for Size {
@@ -223,14 +223,15 @@ impl fmt::Display for Size {
     }
 }
 
-/// The most segments of one image: linkers make a handful.
+/// The most segments of one image. Linkers make a few.
 const SEGMENT_LIMIT: usize = 64;
 
 impl<'a> Image<'a> {
-    /// Reads `file`, for a guest that has `ram`. Address fields in the header count more than ELF's, as with QEMU and GRUB.
+    /// Parses `file`, for a guest with `ram`. Address fields in the header take precedence over ELF's, as in QEMU and
+    /// GRUB.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// [`ImageError`].
     pub fn parse(file: &'a [u8], ram: GuestRam) -> Result<Self, ImageError> {
         let header = Header::find(file)?;
         let (segments, entry) = match header.flags & HAS_ADDRESS_FIELDS {
@@ -245,7 +246,7 @@ impl<'a> Image<'a> {
         Ok(Self { segments, entry: entry.try_into().map_err(|_| outside)? })
     }
 
-    /// What goes where: in the guest's RAM, and none over another.
+    /// The segments, which are in the guest's RAM and do not overlap.
     pub fn segments(&self) -> &[Segment<'a>] {
         &self.segments
     }
@@ -255,13 +256,13 @@ impl<'a> Image<'a> {
         self.entry
     }
 
-    /// The address above the highest segment.
+    /// The address after the highest segment.
     pub(crate) fn end(&self) -> u64 {
         self.segments.iter().map(|segment| segment.range().end).max().unwrap_or_default()
     }
 }
 
-/// Each segment in RAM, and none over another.
+/// Checks that each segment is in RAM, and that none overlaps another.
 fn check_places(segments: &[Segment<'_>], ram: GuestRam) -> Result<(), ImageError> {
     if segments.is_empty() {
         return Err(ImageError::NoSegments);
@@ -301,7 +302,7 @@ impl Header {
     const ALIGNMENT: usize = 4;
     const BYTES: usize = 12;
 
-    /// The first that is whole within the part of the file to be searched.
+    /// Finds the first header that lies completely within the searched part of the file.
     fn find(file: &[u8]) -> Result<Self, ImageError> {
         let searched = &file[..file.len().min(HEADER_SEARCH_BYTES)];
         let mut bad_checksum = None;
@@ -319,8 +320,8 @@ impl Header {
         Err(ImageError::NoHeader { bad_checksum })
     }
 
-    /// "If the boot loader sees any of these bits set but doesn't understand the flag or can't fulfill the requirements it
-    /// indicates for some reason, it must notify the user and fail to load the OS image."
+    /// "If the boot loader sees any of these bits set but doesn't understand the flag or can't fulfill the requirements
+    /// it indicates for some reason, it must notify the user and fail to load the OS image."
     fn checked(self) -> Result<Self, ImageError> {
         use required::{ALL, MEMORY_INFORMATION, PAGE_ALIGNED_MODULES, VIDEO_MODE};
         let unknown = self.flags & ALL & !(PAGE_ALIGNED_MODULES | MEMORY_INFORMATION | VIDEO_MODE);

@@ -1,8 +1,8 @@
-//! What stands between the machine's boot loader and the first guest instruction: the hypervisor's own boot information
-//! and command line on one side, guest images and the boot information built for them on the other. All of it is input
-//! that somebody else wrote, so all of it is parsed by safe code that returns errors.
+//! Everything between the machine's boot loader and the first guest instruction: the hypervisor's own boot information
+//! and command line, guest images, and the boot information that guests get. All inputs are untrusted, so safe code
+//! parses them and returns errors.
 //!
-//! The hypervisor, in this order:
+//! The hypervisor uses it in this order:
 //!
 //! ```
 //! use addr::{Gpa, Hpa};
@@ -10,13 +10,13 @@
 //!
 //! # fn boot(ebx: Hpa, phys: &impl PhysRead, module: &dyn Fn(usize) -> &'static [u8],
 //! #         memory: &mut impl GuestMemory) -> Result<(), Box<dyn std::error::Error>> {
-//! // What the machine's loader left in EBX: copied, so that its memory may be used.
+//! // EBX holds the address of the boot information at entry. It is copied, so that its memory can be used.
 //! let boot = BootInfo::parse(ebx, phys)?;
 //! let config = Config::parse(&boot.command_line)?;
 //! let image = Hpa::new(0x10_0000)..Hpa::new(0x40_0000);
 //! let frames = boot.usable_ranges(&image);
 //!
-//! // Which of the modules are whose.
+//! // The plan assigns the modules to VMs.
 //! for vm in config.plan(boot.modules.len())? {
 //!     let modules: Vec<_> = vm
 //!         .modules

@@ -1,4 +1,4 @@
-//! Puts an image, its modules and the boot information about them into a guest's memory.
+//! Loads an image, its modules and its boot information into a guest's memory.
 
 use crate::Entry;
 use crate::image::{Image, ImageError, Segment};
@@ -13,23 +13,23 @@ use core::{fmt, mem, ops::Range};
 pub struct Module<'a> {
     /// The file's contents.
     pub bytes: &'a [u8],
-    /// The string. An image's is the guest's command line.
+    /// The string. That of an image is the guest's command line.
     pub string: &'a [u8],
 }
 
 /// Why a guest could not be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoadError {
-    /// Its image is broken, or does not fit.
+    /// Its image is invalid or does not fit.
     Image(ImageError),
-    /// No room in its RAM for something beside the image.
+    /// Its RAM has no room for an item beside the image.
     NoRoom {
-        /// What found no room.
+        /// The item.
         what: &'static str,
         /// Its size.
         bytes: usize,
     },
-    /// Its memory could not be written.
+    /// Its memory can't be written.
     Memory(MemoryError),
 }
 
@@ -57,8 +57,8 @@ impl From<MemoryError> for LoadError {
     }
 }
 
-/// Where the search for room for the boot information starts: above what guests use of the first pages (real-mode vectors,
-/// start-up code of other processors), and where QEMU has it.
+/// The lowest address for the boot information: above the pages that guests often use (real-mode vectors, start-up code
+/// of other processors), and the same as in QEMU.
 const INFO_FROM: u64 = 0x9000;
 /// Modules go above the image, and not below 1 MiB.
 const MODULES_FROM: u64 = 0x10_0000;
@@ -66,11 +66,11 @@ const LOADER_NAME: &[u8] = b"microhv";
 
 /// Loads `image` and `modules` into the memory of a guest that has `ram`, with boot information about them.
 ///
-/// Modules start on pages above the image. The information lies in the first 640 KiB if there is room; it has the memory
-/// sizes, the command line, the modules, the memory map and the loader's name (flags 0, 2, 3, 6, 9).
+/// Modules start at page boundaries above the image. The information is in the first 640 KiB if there is room; it has
+/// the memory sizes, the command line, the modules, the memory map and the loader's name (flags 0, 2, 3, 6, 9).
 ///
 /// # Errors
-/// The image is refused, there is no room, or memory could not be written. Some of it may have been written then.
+/// [`LoadError`]. Part of the memory may have been written.
 pub fn load(
     image: Module<'_>,
     modules: &[Module<'_>],
@@ -111,10 +111,10 @@ fn place(placer: &mut Placer, what: &'static str, bytes: usize, from: u64) -> Re
     placer.place(bytes as u64, from).map(Gpa::new).ok_or(LoadError::NoRoom { what, bytes })
 }
 
-/// The information structure, followed by the tables and strings that it points to, before it is known where they lie.
+/// The information structure, followed by the tables and strings that it points to, before their address is known.
 struct InfoBuilder {
     bytes: Vec<u8>,
-    /// Fields that hold an offset in `bytes`, and are to hold an address.
+    /// The fields that hold an offset in `bytes` and must become an address.
     pointers: Vec<usize>,
 }
 
@@ -132,7 +132,7 @@ impl InfoBuilder {
 
     fn module(&mut self, index: usize, start: Gpa, module: &Module<'_>) {
         let entry = MODULE_TABLE + index * MODULE_BYTES;
-        // Modules were placed in RAM, which ends below 4 GiB.
+        // Modules are in RAM, which ends below 4 GiB.
         self.set(entry, start.raw() as u32);
         self.set(entry + 4, start.raw() as u32 + module.bytes.len() as u32);
         self.string(entry + 8, module.string);

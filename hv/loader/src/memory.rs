@@ -1,4 +1,4 @@
-//! A guest's RAM: where it is, and how the loader writes it.
+//! A guest's RAM: its ranges, and how the loader writes it.
 
 use crate::ranges::span;
 use addr::{Gpa, PAGE_SIZE};
@@ -6,21 +6,21 @@ use core::{fmt, ops::Range};
 
 /// Start of the hole that a PC keeps for video memory and ROMs.
 const HOLE_START: u64 = 0xa_0000;
-/// Where a PC keeps its extended BIOS data area: RAM, but never offered to an operating system.
+/// Start of the extended BIOS data area of a PC: RAM that is never reported to an operating system as usable.
 const LOW_OFFERED_END: u64 = 0x9_fc00;
 /// Start of the RAM above the hole.
 const HIGH_START: u64 = 0x10_0000;
 
-/// How much RAM a guest has. It may use what a PC's operating system may use: up to 639 KiB, and from 1 MiB on.
+/// The size of a guest's RAM. The guest may use it as on a PC: up to 639 KiB, and from 1 MiB on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestRam {
     bytes: u64,
 }
 
 impl GuestRam {
-    /// The least that can be asked for.
+    /// The smallest size.
     pub const MIN_BYTES: u64 = 2 << 20;
-    /// The most: what lies above is for the devices that a PC has below 4 GiB.
+    /// The largest size: a PC has devices between it and 4 GiB.
     pub const MAX_BYTES: u64 = 3 << 30;
 
     /// RAM up to `bytes`: whole 4 KiB pages, from [`Self::MIN_BYTES`] to [`Self::MAX_BYTES`], else None.
@@ -31,28 +31,29 @@ impl GuestRam {
         Some(Self { bytes })
     }
 
-    /// The address above the last byte. The hole is counted in, as in everybody's `-m 64M`.
+    /// The address after the last byte. The size includes the hole, as in QEMU's `-m 64M`.
     pub const fn bytes(self) -> u64 {
         self.bytes
     }
 
-    /// Whether there is memory behind `at`: from 0 to [`Self::bytes`], the hole between 640 KiB and 1 MiB included. Nothing is
-    /// loaded there, but guests search it for the firmware's tables and write to video memory, and find zeros.
+    /// Whether there is memory at `at`: from 0 to [`Self::bytes`], including the hole between 640 KiB and 1 MiB.
+    /// Nothing is loaded into the hole, but guests search it for the firmware's tables, write to video memory there,
+    /// and read zeros.
     pub const fn backs(self, at: Gpa) -> bool {
         at.raw() < self.bytes
     }
 
-    /// What the guest is told that it may use.
+    /// The ranges that the guest's memory map reports as usable.
     pub(crate) const fn offered(self) -> [Range<u64>; 2] {
         [0..LOW_OFFERED_END, HIGH_START..self.bytes]
     }
 
-    /// What the guest is told that it may not use, of the first MiB.
+    /// The range of the first MiB that the guest's memory map reports as reserved.
     pub(crate) const fn withheld(self) -> Range<u64> {
         LOW_OFFERED_END..HIGH_START
     }
 
-    /// Whether something may be loaded to all of `range`.
+    /// Whether an image or module may be loaded to `range`.
     pub(crate) fn holds(self, range: &Range<u64>) -> bool {
         let parts = [0..HOLE_START, HIGH_START..self.bytes];
         parts.iter().any(|part| part.start <= range.start && range.end <= part.end)
@@ -66,23 +67,24 @@ impl Default for GuestRam {
     }
 }
 
-/// A guest's memory as the loader fills it, before the guest runs.
+/// A guest's memory, which the loader fills before the guest runs.
 pub trait GuestMemory {
     /// Copies `bytes` to guest memory from `at` on.
     ///
     /// # Errors
-    /// [`MemoryError::Outside`] if any of it is above the guest's RAM; [`MemoryError::NoFrames`] if the host has no frame left for it.
+    /// [`MemoryError::Outside`] if any of it is above the guest's RAM; [`MemoryError::NoFrames`] if the host has no
+    /// frame left for it.
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError>;
 
-    /// Makes `bytes` bytes of guest memory zero from `at` on. An implementation whose untouched pages read as zero need
-    /// not touch them.
+    /// Zeroes `bytes` bytes of guest memory from `at` on. An implementation whose untouched pages read as zero need not
+    /// touch them.
     ///
     /// # Errors
     /// As for [`write`](Self::write).
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError>;
 }
 
-/// Why guest memory could not be written.
+/// Why guest memory can't be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryError {
     /// There is no RAM at this address.
@@ -102,7 +104,7 @@ impl fmt::Display for MemoryError {
 
 impl core::error::Error for MemoryError {}
 
-/// Finds room in a guest's RAM for what the loader adds to the image.
+/// Allocates room in a guest's RAM for the modules and the boot information.
 pub(crate) struct Placer {
     ram: GuestRam,
     taken: alloc::vec::Vec<Range<u64>>,
@@ -113,7 +115,7 @@ impl Placer {
         Self { ram, taken: taken.collect() }
     }
 
-    /// Takes the first free place for `bytes` at or above `from` that starts on a page.
+    /// Allocates the first free range of `bytes` at or above `from` that starts at a page boundary.
     pub(crate) fn place(&mut self, bytes: u64, from: u64) -> Option<u64> {
         let place = self.ram.offered().iter().find_map(|part| self.first_free(bytes, from, part))?;
         self.taken.push(place.clone());

@@ -1,6 +1,6 @@
-//! The specification's numbers, shared by the parser of the hypervisor's boot information and the builder of the guests'.
+//! The specification's numbers, for the parser of the hypervisor's boot information and the builder of the guests' one.
 
-/// In the header of an image that wants to be loaded (section 3.1.1).
+/// The magic number in the header of an image (section 3.1.1).
 pub(crate) const HEADER_MAGIC: u32 = 0x1bad_b002;
 /// "The Multiboot header must be contained completely within the first 8192 bytes of the OS image."
 pub(crate) const HEADER_SEARCH_BYTES: usize = 8192;
@@ -13,7 +13,7 @@ pub(crate) mod required {
     pub(crate) const ALL: u32 = 0xffff;
 }
 
-/// Bit 16 of the header's flags: the address fields are there, and count.
+/// Bit 16 of the header's flags: the address fields are valid.
 pub(crate) const HAS_ADDRESS_FIELDS: u32 = 1 << 16;
 
 /// Flags of the information structure (section 3.3).
@@ -36,16 +36,16 @@ pub(crate) mod info {
     pub(crate) const MAP_LENGTH: usize = 44;
     pub(crate) const MAP_ADDR: usize = 48;
     pub(crate) const LOADER_NAME: usize = 64;
-    /// Up to and with the fields of the video mode, which we leave zero.
+    /// The size including the fields of the video mode, which stay zero.
     pub(crate) const BYTES: usize = 116;
 }
 
 /// A module's entry: start, end, string, reserved, 32 bits each.
 pub(crate) const MODULE_BYTES: usize = 16;
 
-/// What a memory map entry's `size` field says, which does not count itself: base and length of 64 bits, type of 32.
+/// The `size` field of a memory map entry, which does not include itself: base and length of 64 bits, type of 32 bits.
 pub(crate) const MAP_ENTRY_SIZE: u32 = 20;
-/// Bytes of an entry with its `size` field.
+/// The bytes of an entry including its `size` field.
 pub(crate) const MAP_ENTRY_BYTES: usize = MAP_ENTRY_SIZE as usize + 4;
 
 /// Types of memory map entries.
@@ -57,12 +57,12 @@ pub(crate) mod map_type {
     pub(crate) const DEFECTIVE: u32 = 5;
 }
 
-/// The little-endian 32-bit value at `offset`, or None if it is not all there.
+/// The little-endian 32-bit value at `offset`, or None if it is beyond the end.
 pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 
-/// The little-endian 64-bit value at `offset`, or None if it is not all there.
+/// The little-endian 64-bit value at `offset`, or None if it is beyond the end.
 pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
 }

@@ -1,40 +1,40 @@
-//! What the VMs need of the machine's memory before the first of them starts, and whether it is there.
+//! The memory that the VMs need before the first of them starts, and a check that the machine has it.
 
 use crate::config::{Backing, Paging, VmConfig, VmName};
 use crate::memory::GuestRam;
 use addr::{PAGE_SIZE, PageSize};
 use core::fmt;
 
-/// Address spaces that a VM's shadow keeps, besides those of its vCPUs.
+/// The number of address spaces that the shadow of a VM keeps, besides those per vCPU.
 const KEPT: usize = 16;
-/// Address spaces that it keeps for each vCPU: those of as many processes.
+/// The number of address spaces that it keeps per vCPU, each for a process.
 const KEPT_EACH: usize = 4;
-/// Tables on the way to a page: one of each level.
+/// The number of tables of a walk to a page: one of each level.
 const LEVELS: u64 = 4;
-/// Tables that one operation of a vCPU takes at most before it knows that it needs them.
+/// The most tables that an operation of a vCPU allocates in advance.
 const SPARE: u64 = 4;
 
-/// What one VM needs before it starts.
+/// The memory that one VM needs before it starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Need {
     /// Bytes of the hypervisor's heap.
     pub heap: u64,
-    /// Frames for its memory, and for the tables that map it.
+    /// Frames for its memory and for the tables that map it.
     pub frames: u64,
-    /// Frames below 4 GiB, for the roots of shadow tables.
+    /// Frames below 4 GiB for the roots of shadow tables.
     pub roots: u64,
 }
 
-/// The frames that are free.
+/// The numbers of free frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Free {
-    /// All.
+    /// All free frames.
     pub frames: u64,
-    /// Those of them that lie below 4 GiB.
+    /// The free frames below 4 GiB.
     pub low: u64,
 }
 
-/// What there is too little of.
+/// The kind of memory that is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Frames for the hypervisor's heap.
@@ -45,18 +45,18 @@ pub enum Kind {
     Roots,
 }
 
-/// The first VM that there is too little memory for, with those before it.
+/// There is not enough memory for a VM and all VMs before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortage {
-    /// The VM.
+    /// The first such VM.
     pub vm: VmName,
-    /// What is missing.
+    /// The kind of memory.
     pub kind: Kind,
-    /// How many frames of it the VM needs.
+    /// The number of frames that the VM needs.
     pub needed: u64,
-    /// How many the VMs before it have left.
+    /// The number of frames that the VMs before it left.
     pub left: u64,
-    /// How many there were.
+    /// The number of frames before the first VM.
     pub of: u64,
 }
 
@@ -76,7 +76,7 @@ impl fmt::Display for Shortage {
 impl core::error::Error for Shortage {}
 
 impl VmConfig {
-    /// How many trees its shadows consist of, each of which has a root below 4 GiB.
+    /// The number of trees of its shadows. Each has a root below 4 GiB.
     #[must_use]
     pub const fn trees(&self) -> usize {
         match self.paging {
@@ -86,8 +86,8 @@ impl VmConfig {
         }
     }
 
-    /// The frames that it can count on as long as it lives: none, or those for all of its memory and for the tables that map
-    /// it by the smallest pages. Those of shadow tables are not among them.
+    /// The number of frames that are reserved for it until it ends: none, or those for all of its memory and for the
+    /// tables that map it by 4 KiB pages, without shadow tables.
     #[must_use]
     pub const fn promise(&self) -> u64 {
         match self.backing {
@@ -96,8 +96,8 @@ impl VmConfig {
         }
     }
 
-    /// What it needs before it starts, with `heap` bytes of the hypervisor's heap, and files (its image and its modules) of
-    /// `files` bytes.
+    /// The memory that it needs before it starts, with `heap` bytes of the hypervisor's heap, and an image and modules
+    /// of `files` bytes.
     #[must_use]
     pub const fn need(&self, files: u64, heap: u64) -> Need {
         let frames = match self.backing {
@@ -108,22 +108,22 @@ impl VmConfig {
     }
 }
 
-/// The pages of RAM.
+/// The number of pages of RAM.
 pub(crate) const fn pages(ram: GuestRam) -> u64 {
     ram.bytes() / PAGE_SIZE
 }
 
-/// The tables that map RAM by 4 KiB pages, from the root to the last level, and a page outside of it.
+/// The number of tables that map RAM, and one page outside of it, by 4 KiB pages.
 const fn tables(ram: GuestRam) -> u64 {
     let last = ram.bytes().div_ceil(PageSize::Size2M.bytes());
     let above = ram.bytes().div_ceil(PageSize::Size1G.bytes());
     2 + above + last + 2
 }
 
-/// Checks that there is enough for all VMs, in their order.
+/// Checks that there is enough memory for all VMs, in their order.
 ///
 /// # Errors
-/// The first that there is too little for, and of what.
+/// [`Shortage`], for the first VM without enough memory.
 pub fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Result<(), Shortage> {
     let mut left = free;
     for (config, need) in vms {
@@ -145,7 +145,7 @@ pub fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Res
     Ok(())
 }
 
-/// How many more frames the VMs may come to use for their memory than are `free`; None if there are enough.
+/// The number of frames that the VMs may use for their memory beyond those that are `free`; None if there are enough.
 #[must_use]
 pub fn overcommitted(vms: impl IntoIterator<Item = VmConfig>, free: u64) -> Option<u64> {
     let all: u64 = vms.into_iter().map(|vm| pages(vm.ram)).sum();

@@ -7,12 +7,12 @@ pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// `bytes` from `start` on, or None past the end of the space.
+/// The range of `bytes` from `start` on, or None if it passes the end of the address space.
 pub(crate) fn span(start: u64, bytes: u64) -> Option<Range<u64>> {
     Some(start..start.checked_add(bytes)?)
 }
 
-/// The ranges in ascending order, with those that touch or overlap made one and empty ones left out.
+/// The ranges in ascending order, with adjacent and overlapping ones merged and without empty ones.
 pub(crate) fn merge(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.retain(|range| range.start < range.end);
     ranges.sort_unstable_by_key(|range| range.start);
@@ -26,7 +26,7 @@ pub(crate) fn merge(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     merged
 }
 
-/// What of `ranges` lies in none of `holes`. Both have to be as [`merge`] leaves them, and so is the result.
+/// The parts of `ranges` that are in none of `holes`. Both must be as [`merge`] returns them, and the result is too.
 pub(crate) fn subtract(ranges: &[Range<u64>], holes: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut left = Vec::new();
     for range in ranges {

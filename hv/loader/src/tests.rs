@@ -1,4 +1,4 @@
-//! Images made by hand, loaded into a guest's memory made of one vector, and read back by the parser of boot information.
+//! Tests with images built by hand, a guest's memory in one vector, and boot information read back by its parser.
 
 use super::*;
 use crate::fuzz::{self, Guest};
@@ -206,7 +206,7 @@ fn broken_address_fields_are_named() {
 #[test]
 fn a_truncated_elf_says_what_is_missing() {
     let whole = elf(&ELF32, 0x10_0000, &one_load(0x70, 0x1000));
-    // The header first, so that it is found in whatever is left.
+    // The header comes first, so that a truncated file still has it.
     let mut file = whole[..52].to_vec();
     file.extend(header(0));
     assert_eq!(error(&file), "program headers: 0x20 bytes at 0x34 lie beyond the file's end at 0x40");
