@@ -19,6 +19,14 @@ pub trait PhysRead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreadable;
 
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("physical memory can't be read")
+    }
+}
+
+impl core::error::Error for Unreadable {}
+
 /// A copy of the boot information. Only the modules' contents stay where the loader put them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootInfo {

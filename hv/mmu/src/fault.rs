@@ -10,6 +10,7 @@ use crate::spare::Spare;
 use crate::sync::relax;
 use crate::tree::{NoMemory, Translation, Tree};
 use addr::PageSize;
+use core::fmt;
 use core::ops::Range;
 use rcu::Guard;
 
@@ -44,6 +45,27 @@ impl From<NoMemory> for MapError {
         Self::NoMemory
     }
 }
+
+impl fmt::Display for OutOfRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the address is outside of the tree's range")
+    }
+}
+
+impl core::error::Error for OutOfRange {}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMemory => "no frame for a table",
+            Self::Raced => "another CPU changed the tree",
+            Self::Present => "a page is mapped already",
+            Self::Invalid => "the frame or the address is not valid for a page",
+        })
+    }
+}
+
+impl core::error::Error for MapError {}
 
 /// Room for a page: an entry that is none, and the size of the page.
 pub struct Room<'g, E: Env> {

@@ -10,6 +10,7 @@ use crate::rules::{Rule, kept};
 use crate::spare::Spare;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SHIFT, PageSize, Pfn};
+use core::fmt;
 use core::ops::Range;
 use rcu::{Cpu, Guard};
 
@@ -46,6 +47,30 @@ impl From<Changed> for CollapseError {
         Self::Changed
     }
 }
+
+impl fmt::Display for SplitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMemory => "no frame for a table",
+            Self::NotLarge => "no large page is mapped there",
+        })
+    }
+}
+
+impl core::error::Error for SplitError {}
+
+impl fmt::Display for CollapseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoTable => "there is no table",
+            Self::NotUniform => "the pages can't form one page",
+            Self::NoSuchSize => "the format or the processor has no such page size",
+            Self::Changed => "another CPU changed the tables",
+        })
+    }
+}
+
+impl core::error::Error for CollapseError {}
 
 impl<E: Env> Tree<E> {
     /// Replaces the large page at `at` by a table of pages of the next level. Every walker finds either the page or the

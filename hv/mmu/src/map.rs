@@ -19,6 +19,7 @@ use crate::level::{Address, Level};
 use crate::rules::{Rule, kept};
 use crate::sync::{AtomicU64, Ordering};
 use addr::Pfn;
+use core::fmt;
 use core::ops::Deref;
 use rcu::Guard;
 
@@ -41,6 +42,27 @@ pub enum NoTable {
 /// Another CPU changed the tables between the walk and the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Changed;
+
+impl fmt::Display for NoTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "nothing is mapped there",
+            Self::Leaf(_) => "a page is mapped there",
+            Self::Frozen => "the entry is being changed or its table was unlinked",
+            Self::Bad => "the entry was bad",
+        })
+    }
+}
+
+impl core::error::Error for NoTable {}
+
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another CPU changed the tables")
+    }
+}
+
+impl core::error::Error for Changed {}
 
 /// A table that a walk found, with the entry that referred to it.
 pub(crate) struct Table<'g, E: Env> {

@@ -13,6 +13,7 @@ use crate::sync::relax;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SIZE, PageSize};
 use arrayvec::ArrayVec;
+use core::fmt;
 use core::ops::Range;
 use rcu::{Cpu, Guard};
 
@@ -31,6 +32,17 @@ impl From<NoMemory> for RangeError {
         Self::NoMemory
     }
 }
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoMemory => "no frame for a table",
+            Self::Invalid => "the range is outside of the tree's or not aligned",
+        })
+    }
+}
+
+impl core::error::Error for RangeError {}
 
 /// A page of a range that an operation reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,6 +21,7 @@ use crate::rules::{Rule, kept};
 use crate::sync::relax;
 use crate::tree::{Translation, Tree};
 use addr::{PageSize, Pfn};
+use core::fmt;
 use rcu::{Cpu, Guard};
 
 /// Why a page was not replaced. The tree is as before.
@@ -42,6 +43,29 @@ pub enum WriteError {
     /// The page is read-only, and not just write-protected by the dirty log.
     ReadOnly,
 }
+
+impl fmt::Display for ReplaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoPage => "no page of that size is mapped there",
+            Self::Invalid => "the new frame is not valid for the page",
+            Self::Changed => "another CPU changed the tables",
+        })
+    }
+}
+
+impl core::error::Error for ReplaceError {}
+
+impl fmt::Display for WriteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoPage => "nothing is mapped there",
+            Self::ReadOnly => "the page is read-only",
+        })
+    }
+}
+
+impl core::error::Error for WriteError {}
 
 /// The most entries of a table.
 const MAX_ENTRIES: usize = 512;

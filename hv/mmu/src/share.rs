@@ -12,6 +12,7 @@ use crate::map::{Changed, Input, PteMapLocked, Table};
 use crate::rules::{Rule, kept};
 use crate::sync::relax;
 use crate::tree::{NoMemory, Tree};
+use core::fmt;
 use rcu::Cpu;
 
 /// Why a table was not shared. The trees are as before.
@@ -30,6 +31,18 @@ impl From<NoMemory> for ShareError {
         Self::NoMemory
     }
 }
+
+impl fmt::Display for ShareError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoTable => "there is no table to share",
+            Self::Present => "the entry is not none",
+            Self::NoMemory => "no frame for a table",
+        })
+    }
+}
+
+impl core::error::Error for ShareError {}
 
 impl<E: Env> Tree<E> {
     /// Makes the entry of `level` for `to`, which must be none, refer to the table that `other`'s entry for `from`

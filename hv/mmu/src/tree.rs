@@ -9,6 +9,7 @@ use crate::map::{EntryRef, Input, PteMap, PteMapLocked, Table};
 use crate::rules::{Rule, kept};
 use crate::sync::{Ordering, relax};
 use addr::{Hpa, PageSize, Pfn};
+use core::fmt;
 use rcu::{Backlog, Cpu, Guard, Space};
 
 /// Page tables of one guest (or of one of its address spaces), shared by all CPUs.
@@ -24,6 +25,14 @@ pub struct Tree<E: Env> {
 /// No frame could be allocated for a table. The tree is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoMemory;
+
+impl fmt::Display for NoMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no frame for a table")
+    }
+}
+
+impl core::error::Error for NoMemory {}
 
 /// The translation of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
