@@ -7,23 +7,23 @@ use crate::view::View;
 use addr::{Gpa, Gva, PageSize};
 use loader::MemoryError;
 use mmu::Fault;
-use shadow::{Backing, NoMemory, Outcome, Registers, Vtlb, Writer};
+use shadow::{Backing, FaultOutcome, NoMemory, Registers, Vtlb, Writer};
 use walk::Access;
 
 impl<F: Nested, H: Host> View<'_, '_, F, H> {
     /// What becomes of a page fault.
     #[inline]
-    pub(crate) fn resolve(&self, own: &Registers, at: Gva, access: Access) -> Result<Outcome, NoMemory> {
+    pub(crate) fn resolve(&self, own: &Registers, at: Gva, access: Access) -> Result<FaultOutcome, NoMemory> {
         match self.shadow {
             Some(VcpuTree::Vtlb(buffer)) => buffer.fault(&self.cpu, self, own, at, access),
             Some(VcpuTree::Kept(shadow, view)) => shadow.fault(&self.cpu, view, self, own, at, access),
-            None => Ok(Outcome::Retry),
+            None => Ok(FaultOutcome::Retry),
         }
     }
 
     /// [`resolve`](Self::resolve) again, when what waited for a grace period has come back.
     #[cold]
-    pub(crate) fn resolve_again(&mut self, own: &Registers, at: Gva, access: Access) -> Result<Outcome, NoMemory> {
+    pub(crate) fn resolve_again(&mut self, own: &Registers, at: Gva, access: Access) -> Result<FaultOutcome, NoMemory> {
         self.reclaim();
         self.resolve(own, at, access)
     }

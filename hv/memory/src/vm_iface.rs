@@ -57,7 +57,12 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
     }
 
     #[inline]
-    fn shadow_fault(&mut self, own: &shadow::Registers, at: Gva, access: Access) -> Result<shadow::Outcome, NoMemory> {
+    fn shadow_fault(
+        &mut self,
+        own: &shadow::Registers,
+        at: Gva,
+        access: Access,
+    ) -> Result<shadow::FaultOutcome, NoMemory> {
         match self.resolve(own, at, access) {
             Err(NoMemory) => self.resolve_again(own, at, access),
             result => result,

@@ -1,30 +1,28 @@
-//! A shadow that outlives loads of CR3: a tree for each address space, kept up with the guest's tables.
+//! A shadow that outlives loads of CR3: it caches a root for each address space, and follows the guest's writes of its tables.
 //!
-//! An entry of a tree stands for entries of the guest's tables, which are noted as [`Use`]s of the frames they are in. Such a
-//! frame is read-only for the guest, as long as it is in sync. Address spaces that have a table of the last level in common,
-//! with the same [`Role`], share what stands for it: found by frame and role, and given back with the last of them. All of what
-//! follows is done under one lock:
+//! A root is a tree of shadow tables. The guest frames that it shadows are recorded as [`TableUse`]s. Such a frame is read-only for
+//! the guest while it is in sync. Address spaces that use the same guest frame as a table of the last level, with the same
+//! [`Role`], share its shadow table, which is freed with the last of them. The following is done under one lock:
 //!
-//! * a fault walks the guest's tables, notes their frames as tables from the directory downwards, write-protects those that were
-//!   none before, and *then* reads their entries again: only if they are still the same is the page mapped;
-//! * a write to a directory is emulated, by [`Shadow::write`], which then drops what stands for the entries, or lets go of it
-//!   where others share it. An entry that is written in two halves is so read anew, whole, by the next fault that
-//!   needs it;
-//! * a table that is a last level and nothing else goes out of sync when it is written: the guest may write it from then on,
-//!   and a tree may have what the table had, as a processor's translation buffer may. INVLPG drops the one page; a load of CR3
-//!   drops all that such a table stands for, in that address space and others, and brings it back in sync.
+//! * A fault walks the guest's tables, records their frames as tables from the directory downwards, write-protects those that were
+//!   not tables before, and *then* reads their entries again. The page is mapped only if the entries have not changed.
+//! * A write to a directory is emulated by [`Shadow::write`], which then zaps the shadow of the entries, or unlinks it where it is
+//!   shared. An entry that is written in two halves is therefore read again, whole, by the next fault that needs it.
+//! * A table of the last level that is not a directory as well goes out of sync when it is written: from then on the guest
+//!   may write it without an exit, and its shadow may have older entries, as a processor's TLB may. INVLPG zaps the one page. A load
+//!   of CR3 zaps the shadow of each such table of the address space, in all roots, and brings it back in sync.
 //!
-//! What is dropped in one tree is so in all that share it: then the others' processors flush as well.
+//! When an entry of a shared shadow table is zapped, the CPUs that run on each of its roots flush their TLBs.
 
-use crate::chains::Full;
 use crate::counters::{Counter, Counters, Counts};
-use crate::notes::{LastLevel, Owner, Role, State, UNPAGED, Use, regions, room};
+use crate::gfn_hash::Full;
+use crate::metadata::{LastLevel, Role, Root, State, TableUse, UNPAGED, regions, with_capacity};
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
 use crate::rules::{Rule, kept};
 use crate::sync::Mutex;
 use crate::vtlb::{WHOLE, around, linear};
-use crate::{Memory, NoMemory, Outcome, Reason, Registers};
+use crate::{FaultOutcome, Memory, NoMemory, Reason, Registers};
 use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use alloc::vec::Vec;
 use core::alloc::Layout;
@@ -34,48 +32,49 @@ use mmu::{Caps, Env, Fault, Leaf, Level, MapError, Pae, Room, ShareError, Tree};
 use rcu::{Cpu, Space};
 use walk::{Access, Kind, Mode, PhysMem, Step};
 
-/// How often a table is written, without any fault through it in between, until it counts as a table no more.
+/// How often a table can be written, without a fault through it in between, until its frame is not shadowed any more: the guest
+/// probably uses it for other data by then (KVM calls this write flooding).
 const FLOOD: u8 = 6;
 
 /// The shadow of a guest's address spaces, shared by its vCPUs. It has to be ended by [`free`](Self::free).
 pub struct Shadow<E: Env<Format = Pae<Gva>>> {
-    /// Changed under the lock of `state` alone; walked by processors at any time.
+    /// One for each root. Changed under the lock of `state` only; processors walk them at any time.
     trees: Vec<Tree<E>>,
     state: Mutex<State>,
     counters: Counters,
 }
 
-/// Who writes guest memory.
+/// The source of a write to guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
-    /// An instruction that is emulated, or a device.
+    /// An emulated instruction or a device.
     Software,
-    /// A walk that sets accessed and dirty bits: a table that is used much is not given up for that.
+    /// A walk that sets accessed and dirty bits. These writes do not count as write flooding.
     Walk,
 }
 
-/// Which tree a vCPU runs on. Its vCPU alone uses it.
+/// The root that a vCPU runs on. Only this vCPU uses it.
 #[derive(Debug)]
 pub struct View {
-    tree: AtomicUsize,
-    /// The one before: kernels go to and fro.
-    last: AtomicUsize,
+    root: AtomicUsize,
+    /// The root before that: kernels often switch back to it.
+    previous: AtomicUsize,
 }
 
 impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
-    /// A tree for each of `envs`: at least one for each vCPU, and each more keeps one more address space. It has place for
-    /// `notes` directories, as many tables and four times as many writable pages; when one is used up, everything is dropped
-    /// and begun anew.
+    /// A shadow with one root for each of `envs`: at least one for each vCPU; each further one caches one more address space. Its
+    /// metadata has room for `capacity` directories, as many tables of the last level, and four times as many writable mappings.
+    /// When one of these is used up, all roots are zapped and built again by faults.
     ///
     /// # Errors
-    /// [`NoMemory`]: no frames for the roots, or no memory for the notes.
+    /// [`NoMemory`]: no frames for the roots, or no heap for the metadata.
     pub fn new(
         envs: impl IntoIterator<IntoIter: ExactSizeIterator<Item = E>>,
         caps: Caps,
-        notes: u32,
+        capacity: u32,
     ) -> Result<Self, NoMemory> {
         let envs = envs.into_iter();
-        let (trees, state) = (room(envs.len())?, State::new(envs.len(), notes)?);
+        let (trees, state) = (with_capacity(envs.len())?, State::new(envs.len(), capacity)?);
         let mut shadow = Self { trees, state: Mutex::new(state), counters: Counters::new() };
         for env in envs {
             if let Err(error) = shadow.add(env, caps) {
@@ -86,102 +85,104 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         Ok(shadow)
     }
 
-    /// What [`new`](Self::new) allocates for so many trees and notes. It is all that a shadow ever does.
-    pub fn allocations(trees: usize, notes: u32) -> impl Iterator<Item = Layout> {
-        Layout::array::<Tree<E>>(trees).ok().into_iter().chain(State::allocations(trees, notes))
+    /// The heap allocations of [`new`](Self::new) with `roots` environments. A shadow never makes any others.
+    pub fn allocations(roots: usize, capacity: u32) -> impl Iterator<Item = Layout> {
+        Layout::array::<Tree<E>>(roots).ok().into_iter().chain(State::allocations(roots, capacity))
     }
 
     fn add(&mut self, env: E, caps: Caps) -> Result<(), NoMemory> {
-        self.state.get_mut().add_tree()?;
+        self.state.get_mut().add_root()?;
         self.trees.push(Tree::new(env, caps)?);
         Ok(())
     }
 
-    /// The view of a vCPU that starts, without paging.
+    /// The view of a vCPU at its start, without paging.
     ///
     /// # Errors
-    /// [`NoMemory`]: there are as many views as trees.
+    /// [`NoMemory`]: there are as many views as roots already.
     pub fn view(&self, cpu: &Cpu<'_, E::Platform>) -> Result<View, NoMemory> {
         let mut state = self.state.lock();
         if state.views == self.trees.len() {
             return Err(NoMemory);
         }
         state.views += 1;
-        let tree = self.enter(cpu, &mut state, Context::UNPAGED, 0);
-        Ok(View { tree: AtomicUsize::new(tree), last: AtomicUsize::new(tree) })
+        let root = self.acquire_root(cpu, &mut state, Context::UNPAGED, 0);
+        Ok(View { root: AtomicUsize::new(root), previous: AtomicUsize::new(root) })
     }
 
-    /// The frame of the four PDPTEs, below 4 GiB: the processor's CR3.
+    /// The frame of the four PDPTEs, below 4 GiB: CR3 while the guest runs.
     pub fn root(&self, view: &View) -> Pfn {
         self.tree(view).root()
     }
 
-    /// The space to enter with this root; its [`Tlb`](rcu::Tlb) tells to flush when this was another before.
+    /// The space to enter the guest with. Its [`Tlb`](rcu::Tlb) asks for a flush when the vCPU was in another space before.
     pub fn space(&self, view: &View) -> &Space {
         self.tree(view).space()
     }
 
-    /// All that there are.
+    /// The spaces of all roots.
     pub fn spaces(&self) -> impl Iterator<Item = &Space> {
         self.trees.iter().map(Tree::space)
     }
 
-    /// What was counted so far.
+    /// The counters' values.
     pub fn counts(&self) -> Counts {
         self.counters.read()
     }
 
-    /// The vCPU has a new [context](crate::Change::Context): root and space may be others now.
+    /// The vCPU has a new [context](crate::Change::Context), by a load of CR3, say. [`root`](Self::root) and
+    /// [`space`](Self::space) may change.
     pub fn load(&self, cpu: &Cpu<'_, E::Platform>, view: &View, registers: &Registers) {
         self.counters.count(Counter::Loads);
         let mut state = self.state.lock();
-        let left = view.tree.load(Ordering::Relaxed);
-        if let Some(owner) = state.owners.get_mut(left) {
-            owner.vcpus -= 1;
+        let left = view.root.load(Ordering::Relaxed);
+        if let Some(root) = state.roots.get_mut(left) {
+            root.vcpus -= 1;
         }
-        let tree = self.enter(cpu, &mut state, registers.context(), view.last.load(Ordering::Relaxed));
-        view.tree.store(tree, Ordering::Relaxed);
-        view.last.store(left, Ordering::Relaxed);
-        while let Some(gfn) = state.last.unsync_in(tree) {
+        let root = self.acquire_root(cpu, &mut state, registers.context(), view.previous.load(Ordering::Relaxed));
+        view.root.store(root, Ordering::Relaxed);
+        view.previous.store(left, Ordering::Relaxed);
+        while let Some(gfn) = state.last.unsync_in(root) {
             self.sync(cpu, &mut state, gfn);
         }
     }
 
-    /// The tree of `context`, if need be by emptying the one that was loaded longest ago. `guess`: it may well be this one.
-    fn enter(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, context: Context, guess: usize) -> usize {
+    /// The root of `context` for one more vCPU. If there is none, the root that was loaded longest ago, of those without a vCPU, is
+    /// zapped and reused. `guess` is the root that is tried first.
+    fn acquire_root(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, context: Context, guess: usize) -> usize {
         state.clock += 1;
-        let is_it = |owner: &Owner| owner.context == Some(context);
-        let found = match state.owners.get(guess).is_some_and(is_it) {
+        let matches = |root: &Root| root.context == Some(context);
+        let found = match state.roots.get(guess).is_some_and(matches) {
             true => Some(guess),
-            false => state.owners.iter().position(is_it),
+            false => state.roots.iter().position(matches),
         };
         self.counters.count(if found.is_some() { Counter::Found } else { Counter::Made });
-        // There are no more views than trees, so one of those without is free.
-        let idle = (0..).zip(&state.owners).filter(|(_, owner)| owner.vcpus == 0);
-        let tree = found.or_else(|| idle.min_by_key(|(_, owner)| owner.loaded).map(|(n, _)| n)).unwrap_or_default();
-        let owner = &mut state.owners[tree];
-        let taken = found.is_none() && owner.context.is_some();
-        *owner = Owner { context: Some(context), vcpus: owner.vcpus + 1, loaded: state.clock, ..*owner };
-        if taken {
-            self.empty_tree(cpu, state, tree);
+        // There are no more views than roots, so at least one root has no vCPU now.
+        let idle = (0..).zip(&state.roots).filter(|(_, root)| root.vcpus == 0);
+        let number = found.or_else(|| idle.min_by_key(|(_, root)| root.loaded).map(|(n, _)| n)).unwrap_or_default();
+        let root = &mut state.roots[number];
+        let is_reused = found.is_none() && root.context.is_some();
+        *root = Root { context: Some(context), vcpus: root.vcpus + 1, loaded: state.clock, ..*root };
+        if is_reused {
+            self.zap_root(cpu, state, number);
         }
-        tree
+        number
     }
 
-    /// The vCPU runs INVLPG: if the page is by a table that is out of sync, it is dropped.
+    /// The vCPU executes INVLPG: the page is zapped if its table is out of sync.
     pub fn invlpg(&self, cpu: &Cpu<'_, E::Platform>, view: &View, gva: Gva) {
         self.counters.count(Counter::Invlpgs);
-        let (gva, tree) = (linear(gva), view.tree.load(Ordering::Relaxed));
+        let (gva, root) = (linear(gva), view.root.load(Ordering::Relaxed));
         let last = &self.state.lock().last;
-        if let Some(gfn) = last.bound(tree, gva)
+        if let Some(gfn) = last.bound(root, gva)
             && last.is_unsync(gfn)
-            && self.zap_page(cpu, tree, gva)
+            && self.zap_page(cpu, root, gva)
         {
             self.flush_sharers(cpu, last, gfn);
         }
     }
 
-    /// The table may be written without an exit from now on. False if it is not only a last level.
+    /// Lets the table go out of sync: the guest may write it without an exit. False if it is a directory, too.
     fn unsync(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) -> bool {
         if state.directories.any(gfn, |_| true) {
             return false;
@@ -194,16 +195,17 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         true
     }
 
-    /// The table is read-only again, and nothing is left of what it had before.
+    /// Brings the table back in sync: it is read-only again, and its shadow is zapped.
     fn sync(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
         self.counters.count(Counter::Synced);
         state.last.set_unsync(gfn, false);
         self.write_protect(cpu, state, gfn);
-        self.zap_table(cpu, &state.last, gfn, Use::whole);
+        self.zap_table(cpu, &state.last, gfn, TableUse::whole);
     }
 
-    /// Has `store` write the `len` bytes of guest memory from `gpa` on. No processor uses what tables said before when this
-    /// returns; and who has seen the bytes before that, and then runs INVLPG or loads CR3, waits for it there.
+    /// Calls `store`, which writes the `len` bytes of guest memory from `gpa` on. When this returns, no processor uses a
+    /// translation from before the write. A vCPU that sees the bytes earlier than that, and then executes INVLPG or loads CR3,
+    /// waits there until this is done.
     pub fn write<R>(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -223,19 +225,19 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         while at < end {
             let next = (at & !(PAGE_SIZE - 1)).saturating_add(PAGE_SIZE).min(end);
             let from = at % PAGE_SIZE;
-            self.written(cpu, &mut state, Gpa::new(at).frame(), &(from..from + (next - at)), by);
+            self.track_write(cpu, &mut state, Gpa::new(at).frame(), &(from..from + (next - at)), by);
             at = next;
         }
         stored
     }
 
-    fn written(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn, bytes: &Range<u64>, by: Writer) {
+    fn track_write(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn, bytes: &Range<u64>, by: Writer) {
         let mut flooded = false;
-        let mut count = |user: &mut Use| {
-            if !user.unsync && by == Writer::Software {
+        let mut count = |usage: &mut TableUse| {
+            if !usage.unsync && by == Writer::Software {
                 self.counters.count(Counter::Written);
-                user.writes += 1;
-                flooded |= user.writes >= FLOOD;
+                usage.write_flooding += 1;
+                flooded |= usage.write_flooding >= FLOOD;
             }
             true
         };
@@ -243,53 +245,54 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         state.last.tables.retain(gfn, &mut count);
         if flooded {
             self.counters.count(Counter::Flooded);
-            return self.give_up(cpu, state, gfn);
+            return self.unshadow_frame(cpu, state, gfn);
         }
-        for user in state.directories.iter(gfn) {
-            self.cut(cpu, &mut state.last, user.tree, user.of_bytes(bytes));
+        for usage in state.directories.iter(gfn) {
+            self.unlink(cpu, &mut state.last, usage.root, usage.of_bytes(bytes));
         }
-        if state.last.tables.any(gfn, |user| !user.unsync) {
-            self.zap_table(cpu, &state.last, gfn, |user| user.of_bytes(bytes));
+        if state.last.tables.any(gfn, |usage| !usage.unsync) {
+            self.zap_table(cpu, &state.last, gfn, |usage| usage.of_bytes(bytes));
         }
     }
 
-    /// The write of a table can't be emulated: the page counts as a table no more, until a fault goes through it. Of no use
-    /// for a write that goes through that very table.
+    /// Stops shadowing the page at `gpa`, until a fault goes through it again: for an instruction that writes a table and can't be
+    /// emulated. This does not help if the write itself is translated by that table.
     pub fn unshadow(&self, cpu: &Cpu<'_, E::Platform>, gpa: Gpa) {
-        self.give_up(cpu, &mut self.state.lock(), gpa.frame());
+        self.unshadow_frame(cpu, &mut self.state.lock(), gpa.frame());
     }
 
-    /// The frame is a table no more.
-    fn give_up(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
+    /// Zaps the shadow of this frame, which is not a table any more.
+    fn unshadow_frame(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
         let State { directories, last, .. } = state;
-        directories.retain(gfn, |user| {
-            self.cut(cpu, last, user.tree, user.whole());
+        directories.retain(gfn, |usage| {
+            self.unlink(cpu, last, usage.root, usage.whole());
             false
         });
         loop {
-            let Some(user) = last.tables.iter(gfn).next().copied() else { break };
-            self.cut(cpu, last, user.tree, user.whole());
+            let Some(usage) = last.tables.iter(gfn).next().copied() else { break };
+            self.unlink(cpu, last, usage.root, usage.whole());
         }
     }
 
-    /// Guest memory is about to get other frames, or other rights to them: when this returns no processor uses any, nor will
-    /// until [`resume`](Self::resume). Software may still be reading them, until a grace period from now has ended.
+    /// To be called before guest memory gets other frames or other rights. When this returns, no processor has a translation to
+    /// guest memory, nor gets one until [`resume`](Self::resume). Software may still read the old frames until a grace period
+    /// has passed.
     pub fn suspend(&self, cpu: &Cpu<'_, E::Platform>) {
         let mut state = self.state.lock();
         state.suspensions += 1;
         state.suspended += 1;
-        self.drop_all(cpu, &mut state);
+        self.zap_all(cpu, &mut state);
     }
 
-    /// What [`suspend`](Self::suspend) was called for is done.
+    /// Ends one [`suspend`](Self::suspend): faults map pages again when all are ended.
     pub fn resume(&self) {
         self.state.lock().suspended -= 1;
     }
 
-    /// The vCPU met a page fault at `gva`.
+    /// Handles a page fault of the vCPU at `gva`.
     ///
     /// # Errors
-    /// [`NoMemory`]: for a table or for the page.
+    /// [`NoMemory`]: there is no frame for a shadow table, or none for the page.
     pub fn fault<M: Memory>(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -298,11 +301,11 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         registers: &Registers,
         gva: Gva,
         access: Access,
-    ) -> Result<Outcome, NoMemory> {
+    ) -> Result<FaultOutcome, NoMemory> {
         self.counters.count(Counter::Faults);
         let outcome = match resolve(mem, registers, gva, access) {
             Ok(page) => {
-                let at = At { tree: view.tree.load(Ordering::Relaxed), gva: linear(gva) };
+                let at = At { root: view.root.load(Ordering::Relaxed), gva: linear(gva) };
                 self.map(cpu, mem, &at, registers, &page, access.kind == Kind::Write)?
             }
             Err(outcome) => outcome,
@@ -319,17 +322,17 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         registers: &Registers,
         page: &Resolved,
         write: bool,
-    ) -> Result<Outcome, NoMemory> {
+    ) -> Result<FaultOutcome, NoMemory> {
         let mode = registers.paging().controls.mode();
         let suspensions = self.state.lock().suspensions;
         let backing = mem.backing(page.gpa, write)?;
         let mut state = self.state.lock();
         let changed = |step: &Step| kept(Rule::ReadAgain) && read(mem, mode, step.at) != Some(step.entry);
-        let noted = self.note_tables(cpu, &mut state, at, registers, page.steps.as_slice(), changed);
-        let table = match noted {
+        let tracked = self.track_tables(cpu, &mut state, at, registers, page.steps.as_slice(), changed);
+        let table = match tracked {
             Ok(Some(table)) if state.suspended == 0 && state.suspensions == suspensions => table,
-            Ok(_) => return Ok(Outcome::Retry),
-            Err(Full) => return Ok(self.empty(cpu, &mut state)),
+            Ok(_) => return Ok(FaultOutcome::Retry),
+            Err(Full) => return Ok(self.zap_for_metadata(cpu, &mut state)),
         };
         let (backing, mut rights) = match page.entry(backing, write) {
             Ok(entry) => entry,
@@ -337,12 +340,12 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         };
         if state.is_protected(page.gpa.frame()) {
             if write && !self.unsync(cpu, &mut state, page.gpa.frame()) {
-                return Ok(Outcome::Emulate { gpa: page.gpa, reason: Reason::Table });
+                return Ok(FaultOutcome::Emulate { gpa: page.gpa, reason: Reason::Table });
             }
             rights.write &= write;
-            // For this one a table of these steps may have come back in sync: it must be so as it is now.
+            // `unsync` may have brought another table of this walk back in sync: its entry must still be the one that was read.
             if page.steps.as_slice().iter().any(changed) {
-                return Ok(Outcome::Retry);
+                return Ok(FaultOutcome::Retry);
             }
         }
         let mut size = page.size.min(backing.size).min(PageSize::Size2M);
@@ -352,9 +355,9 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         self.install(cpu, &mut state, at, &table, page.gpa, Leaf::new(backing.pfn, rights), size)
     }
 
-    /// Notes that the fault at `at` went through these entries: their frames are tables, and read-only. Each is looked at again
-    /// when it is, before the next is noted. Gives the last; None if an entry has changed.
-    fn note_tables(
+    /// Records that the fault at `at` went through the entries `steps`: their frames become tables, and read-only. Each entry is
+    /// read again after that, before the next frame is recorded. Returns the last table; None if an entry has changed.
+    fn track_tables(
         &self,
         cpu: &Cpu<'_, E::Platform>,
         state: &mut State,
@@ -365,68 +368,68 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     ) -> Result<Option<Table>, Full> {
         let mode = registers.paging().controls.mode();
         let mut role = Role::of_directory(registers);
-        let mut table = Table { gfn: UNPAGED, user: Use::unpaged(at.tree, role) };
+        let mut table = Table { gfn: UNPAGED, usage: TableUse::unpaged(at.root, role) };
         if steps.is_empty() {
-            self.note_directory(cpu, state, &table)?;
+            self.track_directory(cpu, state, &table)?;
         }
         for step in steps {
-            table = Table { gfn: step.at.frame(), user: Use::by(at.tree, at.gva, mode, step, role) };
-            if table.user.shape.is_last_level() {
-                self.note_last_level(cpu, state, at.gva, &table)?;
+            table = Table { gfn: step.at.frame(), usage: TableUse::by(at.root, at.gva, mode, step, role) };
+            if table.usage.shape.is_last_level() {
+                self.track_last_level(cpu, state, at.gva, &table)?;
             } else {
-                self.note_directory(cpu, state, &table)?;
+                self.track_directory(cpu, state, &table)?;
             }
             if changed(step) {
                 return Ok(None);
             }
             role = role.below(step.entry);
         }
-        // Likewise, where a table was and a large page is.
-        let entry = table.user.entry(at.gva);
-        if !table.user.shape.is_last_level() && state.last.is_bound(at.tree, &entry) {
-            self.cut(cpu, &mut state.last, at.tree, entry);
+        // The directory's entry may have referred to a table before, and map a large page now.
+        let entry = table.usage.entry(at.gva);
+        if !table.usage.shape.is_last_level() && state.last.is_bound(at.root, &entry) {
+            self.unlink(cpu, &mut state.last, at.root, entry);
         }
         Ok(Some(table))
     }
 
-    fn note_directory(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, table: &Table) -> Result<(), Full> {
-        let Table { gfn, user } = *table;
-        if let Some(known) = state.directories.find_mut(gfn, |known| known.is_at_same(&user)) {
-            known.writes = 0;
+    fn track_directory(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, table: &Table) -> Result<(), Full> {
+        let Table { gfn, usage } = *table;
+        if let Some(known) = state.directories.find_mut(gfn, |known| known.is_at_same(&usage)) {
+            known.write_flooding = 0;
             return Ok(());
         }
-        self.prepare(cpu, state, table);
-        state.directories.insert(gfn, user)
+        self.protect_table(cpu, state, table);
+        state.directories.insert(gfn, usage)
     }
 
-    fn note_last_level(
+    fn track_last_level(
         &self,
         cpu: &Cpu<'_, E::Platform>,
         state: &mut State,
         gva: Gva,
         table: &Table,
     ) -> Result<(), Full> {
-        let Table { gfn, user } = *table;
-        match state.last.tables.find_mut(gfn, |known| known.is_at_same(&user) && known.role == user.role) {
-            Some(known) => known.writes = 0,
+        let Table { gfn, usage } = *table;
+        match state.last.tables.find_mut(gfn, |known| known.is_at_same(&usage) && known.role == usage.role) {
+            Some(known) => known.write_flooding = 0,
             None => {
-                // What the directory's entry led to before, if anything.
-                self.cut(cpu, &mut state.last, user.tree, user.whole());
-                self.prepare(cpu, state, table);
-                state.last.tables.insert(gfn, user)?;
+                // The directory's entry may have referred to another table before.
+                self.unlink(cpu, &mut state.last, usage.root, usage.whole());
+                self.protect_table(cpu, state, table);
+                state.last.tables.insert(gfn, usage)?;
             }
         }
-        state.last.bind(user.tree, gva, gfn);
+        state.last.bind(usage.root, gva, gfn);
         Ok(())
     }
 
-    /// A frame is about to be noted: it is read-only and in sync.
-    fn prepare(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, table: &Table) {
-        let Table { gfn, user } = *table;
-        let other_format = |known: &Use| known.shape.bytes != user.shape.bytes;
+    /// To be called before a use of the table is recorded: its frame becomes read-only, and in sync.
+    fn protect_table(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, table: &Table) {
+        let Table { gfn, usage } = *table;
+        let other_format = |known: &TableUse| known.shape.bytes != usage.shape.bytes;
         if state.directories.any(gfn, other_format) || state.last.tables.any(gfn, other_format) {
-            // What one format calls an accessed bit is an address to the other, and that walk has just set it.
-            self.give_up(cpu, state, gfn);
+            // The walk has set accessed bits in one format, which are address bits in the other: the other shadow is wrong now.
+            self.unshadow_frame(cpu, state, gfn);
         }
         if kept(Rule::SyncFirst) && state.last.tables.any(gfn, |known| known.unsync) {
             self.sync(cpu, state, gfn);
@@ -437,31 +440,31 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         }
     }
 
-    /// Takes away what may map the frame writable: alone, or in a page of 2 MiB.
+    /// Clears all writable mappings of the frame: by itself, or as a part of a page of 2 MiB.
     fn write_protect(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gfn: Gfn) {
         if !kept(Rule::WriteProtect) {
             return;
         }
-        let State { owners, directories, last, writable, .. } = state;
+        let State { roots, directories, last, rmap, .. } = state;
         let large = gfn.start().align_down(PageSize::Size2M.bytes()).frame();
         for first in [gfn, large] {
-            writable.retain(first, |place| {
+            rmap.retain(first, |entry| {
                 let mut cleared = false;
-                for user in place.uses(directories, last) {
-                    if self.trees[user.tree].clear_page(cpu, user.start.wrapping_add(place.offset)) {
+                for usage in entry.uses(directories, last) {
+                    if self.trees[usage.root].clear_page(cpu, usage.start.wrapping_add(entry.offset)) {
                         self.counters.count(Counter::Zapped);
-                        (owners[user.tree].stale, cleared) = (true, true);
+                        (roots[usage.root].stale, cleared) = (true, true);
                     }
                 }
-                // Those that share the table found the page gone already.
-                if cleared && place.shape.is_last_level() && kept(Rule::FlushSharers) {
-                    last.tables.iter(place.table).for_each(|user| owners[user.tree].stale = true);
+                // The entry in a shared table is cleared once, so the other roots were not marked above.
+                if cleared && entry.shape.is_last_level() && kept(Rule::FlushSharers) {
+                    last.tables.iter(entry.table).for_each(|usage| roots[usage.root].stale = true);
                 }
                 false
             });
         }
-        for (tree, owner) in self.trees.iter().zip(owners) {
-            if core::mem::take(&mut owner.stale) {
+        for (tree, root) in self.trees.iter().zip(roots) {
+            if core::mem::take(&mut root.stale) {
                 tree.flush(cpu);
             }
         }
@@ -477,41 +480,41 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         gpa: Gpa,
         leaf: Leaf,
         size: PageSize,
-    ) -> Result<Outcome, NoMemory> {
+    ) -> Result<FaultOutcome, NoMemory> {
         loop {
-            let room = match self.trees[at.tree].fault(cpu.read(), at.gva, size) {
+            let room = match self.trees[at.root].fault(cpu.read(), at.gva, size) {
                 Ok(Fault::Room(room)) if room.is_in_table() || !self.share(cpu, &state.last, at, table)? => room,
                 Ok(Fault::Room(_)) => continue,
                 Ok(Fault::Present(found)) if found.hpa.frame() == leaf.pfn && found.leaf.rights == leaf.rights => {
-                    return Ok(Outcome::Mapped);
+                    return Ok(FaultOutcome::Mapped);
                 }
                 Ok(Fault::Present(_)) => {
-                    self.zap_page(cpu, at.tree, at.gva);
+                    self.zap_page(cpu, at.root, at.gva);
                     self.flush_sharers(cpu, &state.last, table.gfn);
                     continue;
                 }
-                // No 32-bit address is.
-                Err(mmu::OutOfRange) => return Ok(Outcome::Retry),
+                // A 32-bit address is never out of range.
+                Err(mmu::OutOfRange) => return Ok(FaultOutcome::Retry),
             };
-            if leaf.rights.write && !note_writable(state, gpa, &room, table) {
-                return Ok(self.empty(cpu, state));
+            if leaf.rights.write && !rmap_add(state, gpa, &room, table) {
+                return Ok(self.zap_for_metadata(cpu, state));
             }
             let pfn = Pfn::new(leaf.pfn.raw() & !(room.size().frames() - 1));
-            // The processor has nothing to note: what is noted is in the guest's tables.
+            // Accessed and dirty are set from the start: the guest's own bits are in its tables, and `resolve` has set them.
             return match room.install(Leaf { pfn, accessed: true, dirty: leaf.rights.write, ..leaf }) {
-                Ok(()) => Ok(Outcome::Mapped),
-                Err(MapError::Raced | MapError::Present) => Ok(Outcome::Retry),
+                Ok(()) => Ok(FaultOutcome::Mapped),
+                Err(MapError::Raced | MapError::Present) => Ok(FaultOutcome::Retry),
                 Err(MapError::NoMemory | MapError::Invalid) => Err(NoMemory),
             };
         }
     }
 
-    /// Lets the tree have what stands for `table` elsewhere, if it does. Whether it has that now.
+    /// Links the shadow of `table` into the root at `at`, if another root has one with the same role. Whether it did.
     fn share(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, at: &At, table: &Table) -> Result<bool, NoMemory> {
-        let same = |other: &&Use| other.role == table.user.role && other.shape == table.user.shape;
+        let same = |other: &&TableUse| other.role == table.usage.role && other.shape == table.usage.shape;
         for other in last.tables.iter(table.gfn).filter(same) {
-            let there = other.start.wrapping_add(at.gva.raw() - table.user.start.raw());
-            match self.trees[at.tree].share(cpu, at.gva, &self.trees[other.tree], there, Level::PMD) {
+            let there = other.start.wrapping_add(at.gva.raw() - table.usage.start.raw());
+            match self.trees[at.root].share(cpu, at.gva, &self.trees[other.root], there, Level::PMD) {
                 Ok(()) => {
                     self.counters.count(Counter::Shared);
                     return Ok(true);
@@ -523,35 +526,41 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         Ok(false)
     }
 
-    /// Drops the page at `gva`, or the whole large page that it is in. Whether there was one.
-    fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, tree: usize, gva: Gva) -> bool {
-        let zapped = self.trees[tree].zap_page(cpu, gva);
+    /// Zaps the page at `gva`, of whatever size. Whether there was one.
+    fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, root: usize, gva: Gva) -> bool {
+        let zapped = self.trees[root].zap_page(cpu, gva);
         if zapped {
             self.counters.count(Counter::Zapped);
         }
         zapped
     }
 
-    /// Drops what stands for a part of a table of the last level, wherever it does.
-    fn zap_table(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, gfn: Gfn, part: impl Fn(&Use) -> Range<Gva>) {
-        let zapped: usize = last.tables.iter(gfn).map(|user| self.zap(cpu, user.tree, part(user))).sum();
+    /// Zaps the shadow of a part of a table of the last level, in all roots.
+    fn zap_table(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        last: &LastLevel,
+        gfn: Gfn,
+        part: impl Fn(&TableUse) -> Range<Gva>,
+    ) {
+        let zapped: usize = last.tables.iter(gfn).map(|usage| self.zap(cpu, usage.root, part(usage))).sum();
         if zapped > 0 {
             self.flush_sharers(cpu, last, gfn);
         }
     }
 
-    /// One tree has flushed after something of this table's was dropped; all that share it do, each once.
+    /// Flushes all roots that share the shadow of this table, after an entry was zapped by way of one of them.
     fn flush_sharers(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, gfn: Gfn) {
         if kept(Rule::FlushSharers) && last.tables.iter(gfn).nth(1).is_some() {
-            let shares = |n: &usize| last.tables.any(gfn, |user| user.tree == *n);
+            let shares = |n: &usize| last.tables.any(gfn, |usage| usage.root == *n);
             (0..self.trees.len()).filter(shares).for_each(|n| self.trees[n].flush(cpu));
         }
     }
 
-    /// Drops the pages of `range`, and whatever else is in a large page at its edges: no frame is wanted for a split. Gives
-    /// their number.
-    fn zap(&self, cpu: &Cpu<'_, E::Platform>, tree: usize, range: Range<Gva>) -> usize {
-        let tree = &self.trees[tree];
+    /// Zaps the pages of `range`. A large page across an edge is zapped as a whole, because a split would need a frame. Returns the
+    /// number of pages.
+    fn zap(&self, cpu: &Cpu<'_, E::Platform>, root: usize, range: Range<Gva>) -> usize {
+        let tree = &self.trees[root];
         let page = |at| {
             let size = tree.translate(cpu.read(), at).map_or(PageSize::Size4K, |found| found.size);
             around(at, size.bytes())
@@ -565,50 +574,51 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         pages
     }
 
-    /// A directory's entries for `range` are no more what they were: the tree lets go of tables that others share, and drops all
-    /// else.
-    fn cut(&self, cpu: &Cpu<'_, E::Platform>, last: &mut LastLevel, tree: usize, range: Range<Gva>) {
+    /// The directory's entries for `range` have changed: removes their shadow from the root. Shared tables are unlinked, all else is
+    /// zapped.
+    fn unlink(&self, cpu: &Cpu<'_, E::Platform>, last: &mut LastLevel, root: usize, range: Range<Gva>) {
         for at in regions(&range) {
-            if last.unbind(tree, at) {
-                self.trees[tree].unshare(cpu, at, Level::PMD);
+            if last.unbind(root, at) {
+                self.trees[root].unshare(cpu, at, Level::PMD);
             }
         }
-        self.zap(cpu, tree, range.clone());
-        let retracted = self.trees[tree].retract(cpu, range);
+        self.zap(cpu, root, range.clone());
+        let retracted = self.trees[root].retract(cpu, range);
         debug_assert!(retracted.is_ok(), "it is in the tree");
     }
 
-    /// There is no place for a note.
+    /// The metadata is full: zaps everything, so that it is empty. The fault is tried again.
     #[cold]
-    fn empty(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) -> Outcome {
-        self.counters.count(Counter::Emptied);
-        self.drop_all(cpu, state);
-        Outcome::Retry
+    fn zap_for_metadata(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) -> FaultOutcome {
+        self.counters.count(Counter::ZappedAll);
+        self.zap_all(cpu, state);
+        FaultOutcome::Retry
     }
 
-    fn drop_all(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) {
+    fn zap_all(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) {
         for tree in &self.trees {
             let dropped = tree.unmap(cpu, WHOLE, |_| self.counters.count(Counter::Zapped));
             debug_assert!(dropped.is_ok(), "no page lies across the edges of all");
         }
-        // A page that several shared has been the first one's to flush.
+        // The first root of a shared table unmaps its pages, and flushes alone: the others flush here.
         self.trees.iter().for_each(|tree| tree.flush(cpu));
         state.clear();
     }
 
-    fn empty_tree(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, tree: usize) {
-        self.cut(cpu, &mut state.last, tree, WHOLE);
-        let State { directories, last, writable, .. } = state;
-        directories.retain_all(|user| user.tree != tree);
-        writable.retain_all(|place| place.uses(directories, last).next().is_some());
+    /// Zaps a root, which gets another address space.
+    fn zap_root(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, root: usize) {
+        self.unlink(cpu, &mut state.last, root, WHOLE);
+        let State { directories, last, rmap, .. } = state;
+        directories.retain_all(|usage| usage.root != root);
+        rmap.retain_all(|entry| entry.uses(directories, last).next().is_some());
     }
 
     fn tree(&self, view: &View) -> &Tree<E> {
-        &self.trees[view.tree.load(Ordering::Relaxed)]
+        &self.trees[view.root.load(Ordering::Relaxed)]
     }
 
-    /// Gives the tables back. No vCPU runs any more, and all have flushed since they did. Tables that were dropped before come
-    /// back by [`Cpu::poll`].
+    /// Frees all shadow tables. No vCPU may run any more, and all must have flushed since they ran. Tables that were unlinked
+    /// before are freed by [`Cpu::poll`].
     pub fn free(self) {
         self.trees.into_iter().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
     }
@@ -616,21 +626,21 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
 
 /// Where a fault is.
 struct At {
-    tree: usize,
+    root: usize,
     gva: Gva,
 }
 
-/// A table of the guest's, as a fault uses it.
+/// A guest table that a fault goes through.
 struct Table {
     gfn: Gfn,
-    user: Use,
+    usage: TableUse,
 }
 
-/// Notes where a page is about to be writable. Whether there was place for that.
-fn note_writable<E: Env<Format = Pae<Gva>>>(state: &mut State, gpa: Gpa, room: &Room<'_, E>, table: &Table) -> bool {
-    let place = table.user.place(table.gfn, room.start());
+/// Records a mapping that is about to become writable. False if the metadata is full.
+fn rmap_add<E: Env<Format = Pae<Gva>>>(state: &mut State, gpa: Gpa, room: &Room<'_, E>, table: &Table) -> bool {
+    let entry = table.usage.rmap_entry(table.gfn, room.start());
     let first = gpa.align_down(room.size().bytes()).frame();
-    state.writable.any(first, |known| *known == place) || state.writable.insert(first, place) != Err(Full)
+    state.rmap.any(first, |known| *known == entry) || state.rmap.insert(first, entry) != Err(Full)
 }
 
 fn read<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {

@@ -1,57 +1,71 @@
-//! Counters, so that the numbers of exits show what caching buys.
+//! Counters of exits and of the shadow's work.
 
-use crate::Outcome;
+use crate::FaultOutcome;
 use core::array;
 use core::fmt;
 use core::ops::Add;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What is counted.
+/// A counted event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Page faults of the processor.
+    /// Page faults that exited.
     Faults,
-    /// Those that were the guest's own.
+    /// Page faults that were injected into the guest.
     Injected,
-    /// Those whose instruction had to be emulated.
+    /// Page faults whose instruction was emulated.
     Emulated,
-    /// Entries that were made.
+    /// Shadow entries that were made.
     Mapped,
-    /// Entries that were taken away.
+    /// Shadow entries that were zapped.
     Zapped,
-    /// Loads of a context: CR3, or what changes the meaning of tables.
+    /// Loads of a context: of CR3, or of bits that change the meaning of tables.
     Loads,
-    /// INVLPG.
+    /// INVLPG instructions.
     Invlpgs,
-    /// Loads of a context that had no tree: one was emptied for it.
+    /// Loads of a context without a cached root: one was zapped for it.
     Made,
-    /// Loads of a context whose tree was still there.
+    /// Loads of a context with a cached root.
     Found,
-    /// Guest frames that became known as tables, and read-only.
+    /// Guest frames that were recorded as tables, and became read-only.
     Tables,
-    /// Tables that another address space had a shadow of already.
+    /// Guest tables whose shadow another address space had already.
     Shared,
-    /// Writes to such a table that were told.
+    /// Writes to guest tables that were emulated.
     Written,
-    /// Tables that were written again and again, and are no longer known as such.
+    /// Guest tables that are not shadowed any more, because they were written too often.
     Flooded,
-    /// Tables that went out of sync.
+    /// Guest tables that went out of sync.
     Unsynced,
-    /// Tables that came back in sync.
+    /// Guest tables that came back in sync.
     Synced,
-    /// Times that everything was dropped, because there was no place for another note.
-    Emptied,
+    /// How often everything was zapped because the metadata was full.
+    ZappedAll,
 }
 
-const ALL: usize = Counter::Emptied as usize + 1;
+const ALL: usize = Counter::ZappedAll as usize + 1;
 
 /// Names, by number.
 const NAMES: [&str; ALL] = [
-    "faults", "injected", "emulated", "mapped", "zapped", "loads", "invlpgs", "made", "found", "tables", "shared",
-    "written", "flooded", "unsynced", "synced", "emptied",
+    "faults",
+    "injected",
+    "emulated",
+    "mapped",
+    "zapped",
+    "loads",
+    "invlpgs",
+    "made",
+    "found",
+    "tables",
+    "shared",
+    "written",
+    "flooded",
+    "unsynced",
+    "synced",
+    "zapped-all",
 ];
 
-/// The counters of one shadow. Nothing is ordered by them.
+/// The counters of one shadow. Other memory accesses are not ordered by them.
 #[derive(Debug)]
 pub(crate) struct Counters([AtomicU64; ALL]);
 
@@ -68,12 +82,12 @@ impl Counters {
         self.0[counter as usize].fetch_add(times, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_outcome(&self, outcome: Outcome) {
+    pub(crate) fn count_outcome(&self, outcome: FaultOutcome) {
         match outcome {
-            Outcome::Mapped => self.count(Counter::Mapped),
-            Outcome::Inject { .. } => self.count(Counter::Injected),
-            Outcome::Emulate { .. } => self.count(Counter::Emulated),
-            Outcome::Retry | Outcome::Unbacked(_) => {}
+            FaultOutcome::Mapped => self.count(Counter::Mapped),
+            FaultOutcome::Inject { .. } => self.count(Counter::Injected),
+            FaultOutcome::Emulate { .. } => self.count(Counter::Emulated),
+            FaultOutcome::Retry | FaultOutcome::Unbacked(_) => {}
         }
     }
 
@@ -82,7 +96,7 @@ impl Counters {
     }
 }
 
-/// What a shadow's counters were.
+/// The values of a shadow's counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts([u64; ALL]);
 
@@ -94,7 +108,7 @@ impl Add for Counts {
     }
 }
 
-/// `name=count`, for what is not zero.
+/// `name=count` for each counter that is not 0.
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut gap = "";
@@ -107,7 +121,7 @@ impl fmt::Display for Counts {
 }
 
 impl Counts {
-    /// One of them.
+    /// The value of one counter.
     pub const fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize]
     }

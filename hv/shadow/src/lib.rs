@@ -1,23 +1,103 @@
-//! Shadow paging: a 32-bit guest's own page tables, turned into PAE tables that the processor walks in their place.
+//! Shadow paging: the hypervisor translates a 32-bit guest's own page tables to PAE tables, which the processor walks instead.
 //!
-//! For guests without nested paging: not paged, with two levels (and 4 MiB pages), or with PAE (and NX). Whatever the guest has,
-//! the processor runs with PAE, NX and CR0.WP on ([`Registers::host`]) and walks tables of [`mmu::Pae`]'s format.
+//! This is for guests that run without nested paging: with paging off, with two levels (and 4 MiB pages), or with PAE (and NX).
+//! In each case the processor runs with PAE, NX and CR0.WP on ([`Registers::host`]) and walks tables of [`mmu::Pae`]'s format.
 //!
-//! [`Vtlb`] is a translation buffer: a tree for each vCPU, filled by page faults and dropped whole when the guest loads CR3.
-//! [`Shadow`] keeps trees across loads of CR3, a tree for each address space and shared by all vCPUs; the guest's tables are
-//! read-only for it, and it has to be told what is written there.
+//! There are two implementations with nearly the same interface:
+//! - [`Vtlb`] is a virtual TLB: one tree for each vCPU, which page faults fill, and which is zapped when the guest loads CR3.
+//! - [`Shadow`] caches a root for each address space across loads of CR3, for all vCPUs. The guest's tables are read-only for the
+//!   guest, and the hypervisor must report writes to them.
 //!
 //! | exit | what to do |
 //! | --- | --- |
-//! | #PF | `fault`, with the [`Access`](walk::Access) that the error code and EFLAGS.AC tell |
-//! | MOV to CR3 | [`Registers::write_cr3`], then `load`; an error is the guest's #GP(0) |
-//! | MOV to CR0 or CR4, WRMSR of EFER | [`Registers::write`], then `load` if that gives [`Change::Context`] |
+//! | #PF | `fault`, with the [`Access`](walk::Access) from the error code and EFLAGS.AC |
+//! | MOV to CR3 | [`Registers::write_cr3`], then `load`; on an error the guest gets #GP(0) |
+//! | MOV to CR0 or CR4, WRMSR of EFER | [`Registers::write`], then `load` if that returns [`Change::Context`] |
 //! | INVLPG | `invlpg` |
-//! | software writes guest memory ([`Shadow`] alone) | `write`, which has it done |
-//! | guest memory is to lose or to change its frames | `suspend` before, `resume` when the new ones are what [`Memory::backing`] tells |
+//! | software writes guest memory ([`Shadow`] only) | `write`, with a closure that writes |
+//! | guest memory loses or changes its frames | `suspend` before, `resume` when [`Memory::backing`] returns the new frames |
 //!
-//! What becomes of a fault is an [`Outcome`]. Only frames can be missing, and then [`NoMemory`] says so, everything is as
-//! before, and the fault may be tried again.
+//! The result of a fault is a [`FaultOutcome`]. The only error is [`NoMemory`]: no frame is free. Then nothing has changed, and the
+//! fault may be tried again.
+//!
+//! ```
+//! use addr::{Gpa, Gva, PageSize, Pfn};
+//! use mmu::{Caps, Pae, pool};
+//! use shadow::{Backing, Change, FaultOutcome, NoMemory, Reason, Registers, Shadow, Writer};
+//! use walk::{Access, Controls, Features, Kind, PhysMem, Privilege};
+//!
+//! /// Guest memory of 4 pages, each of them in the frame with the same number.
+//! struct Ram(std::cell::RefCell<[u8; 0x4000]>);
+//! # impl Ram {
+//! #     fn bytes<const N: usize>(&self, at: Gpa) -> Option<[u8; N]> {
+//! #         let mut bytes = [0; N];
+//! #         self.read(at, &mut bytes).map(|()| bytes)
+//! #     }
+//! # }
+//! # impl PhysMem for Ram {
+//! #     fn read_u64(&self, at: Gpa) -> Option<u64> { self.bytes(at).map(u64::from_le_bytes) }
+//! #     fn read_u32(&self, at: Gpa) -> Option<u32> { self.bytes(at).map(u32::from_le_bytes) }
+//! #     fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+//! #         Some(self.read_u64(at)? == old && self.write(at, &new.to_le_bytes()).is_some())
+//! #     }
+//! #     fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
+//! #         Some(self.read_u32(at)? == old && self.write(at, &new.to_le_bytes()).is_some())
+//! #     }
+//! #     fn read(&self, at: Gpa, bytes: &mut [u8]) -> Option<()> {
+//! #         let at = at.raw() as usize;
+//! #         bytes.copy_from_slice(self.0.borrow().get(at..at + bytes.len())?);
+//! #         Some(())
+//! #     }
+//! #     fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()> {
+//! #         let at = at.raw() as usize;
+//! #         self.0.borrow_mut().get_mut(at..at + bytes.len())?.copy_from_slice(bytes);
+//! #         Some(())
+//! #     }
+//! # }
+//! impl shadow::Memory for Ram {
+//!     fn backing(&self, at: Gpa, _write: bool) -> Result<Option<Backing>, NoMemory> {
+//!         let backing = Backing { pfn: Pfn::new(at.frame().raw()), write: true, size: PageSize::Size4K };
+//!         Ok((at.raw() < 0x4000).then_some(backing))
+//!     }
+//! }
+//!
+//! // Once for each VM: a shadow with two roots. `pool` is a stand-in for the host's frames.
+//! let frames = pool::Memory::new(16);
+//! let domain = pool::domain::<Pae<Gva>, 1>(&frames);
+//! let mut cpu = domain.register(0).unwrap();
+//! let envs = (0..2).map(|_| pool::Pool::new(&frames, &domain));
+//! let shadow = Shadow::new(envs, Caps::new(40, PageSize::Size2M, true), 64).unwrap();
+//! // For each vCPU:
+//! let view = shadow.view(&cpu).unwrap();
+//! let features = Features { maxphyaddr: 40, pages_1g: false, pse36: false, pml4e_bit8_reserved: false };
+//! let mut registers = Registers::new(features);
+//!
+//! // The guest's directory in page 1 refers to a table in page 2, which maps linear 0 to page 3 and linear 0x1000 to the
+//! // directory.
+//! let ram = Ram(std::cell::RefCell::new([0; 0x4000]));
+//! ram.write(Gpa::new(0x1000), &0x2003u32.to_le_bytes());
+//! ram.write(Gpa::new(0x2000), &0x3003u32.to_le_bytes());
+//! ram.write(Gpa::new(0x2004), &0x1003u32.to_le_bytes());
+//!
+//! // An exit for MOV to CR0: the guest enables paging. The processor's CR3 is the address of `shadow.root(&view)` from now on.
+//! let controls = Controls { cr0: 1 << 31 | 1, cr3: 0x1000, cr4: 0, efer: 0 };
+//! if registers.write(&ram, controls).unwrap() == Change::Context {
+//!     shadow.load(&cpu, &view, &registers);
+//! }
+//! // An exit for #PF: the shadow is empty, and maps the page.
+//! let write = Access { kind: Kind::Write, privilege: Privilege::Supervisor { ac: false } };
+//! let fault = |gva| shadow.fault(&cpu, &view, &ram, &registers, Gva::new(gva), write).unwrap();
+//! assert_eq!(fault(0), FaultOutcome::Mapped);
+//! // A write to the directory is emulated.
+//! assert_eq!(fault(0x1004), FaultOutcome::Emulate { gpa: Gpa::new(0x1004), reason: Reason::Table });
+//! let store = || ram.write(Gpa::new(0x1004), &0x2003u32.to_le_bytes()).unwrap();
+//! shadow.write(&cpu, Gpa::new(0x1004), 4, Writer::Software, store);
+//! // The entry maps the same table at 4 MiB.
+//! assert_eq!(fault(0x40_0000), FaultOutcome::Mapped);
+//! # shadow.free();
+//! # cpu.barrier(|table| frames.free(table));
+//! # assert_eq!(frames.in_use(), 0);
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -26,9 +106,9 @@ extern crate alloc;
 extern crate std;
 
 mod cached;
-mod chains;
 mod counters;
-mod notes;
+mod gfn_hash;
+mod metadata;
 mod registers;
 mod resolve;
 mod rules;
@@ -48,60 +128,60 @@ use walk::{ErrorCode, PhysMem};
 
 /// The guest's physical memory, and the host's frames behind it.
 pub trait Memory: PhysMem {
-    /// The frame of the page at `at`, which is given one if it has none. `write`: the guest is about to write, which a dirty
-    /// log may want to know. None if there is no memory: a device's registers, or nothing.
+    /// The frame of the page at `at`; allocates one if the page has none. `write`: the guest is about to write, so a dirty log
+    /// marks the page. None if there is no memory at this address, but a device or nothing.
     ///
     /// # Errors
-    /// [`NoMemory`]: the host has no frame.
+    /// [`NoMemory`]: no frame is free.
     fn backing(&self, at: Gpa, write: bool) -> Result<Option<Backing>, NoMemory>;
 }
 
 /// A guest page's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backing {
-    /// The frame of the 4 KiB page asked for.
+    /// The frame of the 4 KiB page.
     pub pfn: Pfn,
-    /// Whether it may be written: it is neither read-only memory nor does a dirty log wait for its first write.
+    /// Whether the guest may write it now: it is not read-only memory, and no dirty log waits for its first write.
     pub write: bool,
-    /// How much around it is contiguous and aligned to that size in both, guest and host: an entry may map all of it.
+    /// The largest page around it that is contiguous and aligned in both guest and host memory, so that one entry can map it.
     pub size: PageSize,
 }
 
-/// What became of a page fault.
+/// The result of a page fault (as `RET_PF_*` in Linux, arch/x86/kvm/mmu/mmu_internal.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Outcome {
-    /// The page is there: the guest's instruction runs again.
+pub enum FaultOutcome {
+    /// The page is mapped: the guest executes the instruction again.
     Mapped,
-    /// Something changed meanwhile: the guest's instruction runs again, and may well fault again.
+    /// Guest tables, mappings or frames changed meanwhile: the guest executes the instruction again, and may fault again.
     Retry,
-    /// The guest gets #PF with this error code, and this in CR2.
+    /// The fault is the guest's own: inject #PF.
     Inject {
-        /// What to push.
+        /// The error code to push.
         error_code: ErrorCode,
-        /// The linear address.
+        /// The linear address, for CR2.
         address: Gva,
     },
-    /// The guest's tables allow the access and no entry can: carry the instruction out in software.
+    /// The guest's tables allow the access, but a shadow entry can't: emulate the instruction.
     Emulate {
         /// The guest-physical address of the access.
         gpa: Gpa,
-        /// Why.
+        /// Why no entry can allow it.
         reason: Reason,
     },
-    /// A table of the guest's lies where there is no memory.
+    /// One of the guest's tables is at this address, where there is no memory.
     Unbacked(Gpa),
 }
 
 /// Why an access has to be emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// There is no memory.
+    /// There is no memory at the address.
     Mmio,
-    /// A write to memory that is read-only.
+    /// It writes read-only memory.
     ReadOnly,
-    /// The supervisor's write to a read-only user page, with CR0.WP clear and SMAP on.
+    /// The supervisor writes a read-only user page, with CR0.WP clear and SMAP on.
     WriteProtect,
-    /// A write to one of the guest's tables, which goes by [`Shadow::write`]. [`Shadow`] alone says so.
+    /// It writes a table of the guest, which the emulator does by [`Shadow::write`]. Only [`Shadow`] returns this.
     Table,
 }

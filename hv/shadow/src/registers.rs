@@ -1,5 +1,7 @@
-//! The registers that a guest's paging depends on, as the guest has them, and what follows when it writes them.
+//! The registers that a guest's paging depends on, and the effects of writing them.
 
+use core::error::Error;
+use core::fmt;
 use walk::{Controls, Features, Mode, Paging, PdpteError, PhysMem, load_pdptes};
 
 const CR0_WP: u64 = 1 << 16;
@@ -20,28 +22,28 @@ const EFER_NXE: u64 = 1 << 11;
 /// Bits whose change loads the PDPTEs, if PAE paging is on afterwards (SDM vol. 3, 4.4.1).
 const LOAD_CR0: u64 = CR0_CD | CR0_NW | CR0_PG;
 const LOAD_CR4: u64 = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP;
-/// Bits that change what a shadow entry has to be.
+/// Bits that the meaning of the guest's entries depends on, and so the content of shadow entries.
 const MEANING_CR0: u64 = CR0_PG | CR0_WP;
 const MEANING_CR4: u64 = CR4_PSE | CR4_PAE | CR4_SMEP | CR4_SMAP;
 
-/// A vCPU's paging registers: control registers, and the PDPTEs that a processor holds since they were loaded.
+/// A vCPU's paging registers: the control registers as the guest has them, and the PDPTEs as they were loaded last.
 #[derive(Clone, Debug)]
 pub struct Registers {
     paging: Paging,
 }
 
-/// What the shadow of an address space depends on: where its tables are, and what their entries mean.
+/// The identity of an address space, as a shadow caches it: where the guest's tables are, and what their entries mean.
 ///
-/// All vCPUs of a guest have the same [`Features`].
+/// Features are not a part: all vCPUs of a guest have the same [`Features`].
 #[derive(Clone, Copy, Debug, Eq)]
 pub(crate) struct Context {
-    /// What entries mean, wherever they are: bits of CR0, CR4 and EFER, of which no two are the same.
+    /// The bits of CR0, CR4 and EFER that the meaning of entries depends on, which are all different bits.
     meaning: u64,
-    /// The PDPTEs, or CR3's frame.
+    /// The PDPTEs; or CR3's frame, with two levels.
     root: [u64; 4],
 }
 
-/// All at once: each load of CR3 compares with many, of which most differ in one word.
+/// Without branches: a load of CR3 compares with each cached context, and most of these differ in one word only.
 impl PartialEq for Context {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
@@ -51,49 +53,61 @@ impl PartialEq for Context {
 }
 
 impl Context {
-    /// Of a vCPU without paging.
+    /// The context of a vCPU without paging.
     pub(crate) const UNPAGED: Self = Self { meaning: 0, root: [0; 4] };
 }
 
-/// What a write of a register has done.
+/// The effect of a register write on translations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "the shadow has to be told of a new context"]
+#[must_use = "the shadow must load a new context"]
 pub enum Change {
-    /// Nothing that translations depend on.
+    /// Translations stay valid.
     None,
-    /// Translations from before are not used any more: tell the shadow, by its `load`.
+    /// The guest has another address space, or has flushed its TLB: call the shadow's `load`.
     Context,
 }
 
-/// Why a register can't be written. The registers are as before.
+/// Why a register can't be written. The registers are unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadError {
-    /// The PDPTEs that it would load: the guest gets #GP(0), or there is no memory.
+    /// The write loads PDPTEs, and they are invalid (the guest gets #GP(0)) or not in memory.
     Pdptes(PdpteError),
-    /// Long mode, which has no shadow here.
+    /// The write enables long mode, which is not supported with shadow paging.
     LongMode,
 }
 
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pdptes(PdpteError::Reserved) => f.write_str("a PDPTE has a reserved bit set"),
+            Self::Pdptes(PdpteError::Unbacked(gpa)) => write!(f, "there is no memory at {gpa} for the PDPTEs"),
+            Self::LongMode => f.write_str("long mode is not supported with shadow paging"),
+        }
+    }
+}
+
+impl Error for LoadError {}
+
 impl Registers {
-    /// As after a processor's reset: no paging.
+    /// The registers after a reset: no paging.
     pub const fn new(features: Features) -> Self {
         Self { paging: Paging { controls: Controls { cr0: 0, cr3: 0, cr4: 0, efer: 0 }, pdptes: None, features } }
     }
 
-    /// The registers after INIT or a start: no paging.
+    /// Resets the registers, for INIT or a SIPI: no paging.
     pub fn reset(&mut self, cr0: u64) {
         self.paging.controls = Controls { cr0: cr0 & !CR0_PG, cr3: 0, cr4: 0, efer: 0 };
         self.paging.pdptes = None;
     }
 
-    /// Changes them while there is no paging; CR0.PG stays clear.
+    /// Changes the registers while paging is off; CR0.PG stays clear.
     pub fn write_unpaged(&mut self, change: impl FnOnce(&mut Controls)) {
         change(&mut self.paging.controls);
         self.paging.controls.cr0 &= !CR0_PG;
         self.paging.pdptes = None;
     }
 
-    /// The guest writes CR3, with whatever value.
+    /// The guest writes CR3. Any value is allowed.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -102,8 +116,8 @@ impl Registers {
         Ok(Change::Context)
     }
 
-    /// The guest writes CR0, CR4 or EFER, or several at once (a task switch, a reset): they are `controls` from now on. CR3
-    /// may be among them where it is not written by the guest; a guest's write of CR3 is [`write_cr3`](Self::write_cr3).
+    /// The guest writes CR0, CR4 or EFER, or several registers at once (a task switch, a reset), which become `controls`. CR3 may
+    /// change as well; but for MOV to CR3 use [`write_cr3`](Self::write_cr3), which loads even if the value is the same.
     ///
     /// # Errors
     /// [`LoadError`].
@@ -112,7 +126,7 @@ impl Registers {
         let (cr0, cr4) = (old.cr0 ^ controls.cr0, old.cr4 ^ controls.cr4);
         let load = cr0 & LOAD_CR0 | cr4 & LOAD_CR4 | (old.cr3 ^ controls.cr3) != 0;
         self.load(mem, controls, load)?;
-        // A change of PGE flushes (SDM vol. 3, 4.10.4.1).
+        // A change of CR4.PGE flushes the TLB (SDM vol. 3, 4.10.4.1): it is in `LOAD_CR4`.
         let changed = load || cr0 & MEANING_CR0 | cr4 & MEANING_CR4 | (old.efer ^ controls.efer) & EFER_NXE != 0;
         Ok(if changed { Change::Context } else { Change::None })
     }
@@ -132,16 +146,16 @@ impl Registers {
         Ok(())
     }
 
-    /// What walks of the guest's tables go by.
+    /// The registers as walks of the guest's tables need them.
     pub const fn paging(&self) -> &Paging {
         &self.paging
     }
 
-    /// What the processor's registers must be, apart from CR3, for it to walk a shadow in the place of the guest's tables: in
-    /// the bits that paging depends on; all others are the guest's.
+    /// The processor's registers while it walks the shadow, except for CR3. Bits that paging does not depend on are the
+    /// guest's.
     ///
-    /// Paging is on, PAE with NX, and read-only pages are read-only for the supervisor, too. Without paging the guest has
-    /// neither SMEP nor SMAP: all of its pages are user pages then.
+    /// Paging is on, with PAE, NX and CR0.WP. If the guest's paging is off, SMEP and SMAP are off as well, because all shadow
+    /// entries are user pages then.
     pub const fn host(&self) -> Controls {
         let Controls { cr0, cr3, cr4, efer } = self.paging.controls;
         let off = if cr0 & CR0_PG == 0 { CR4_SMEP | CR4_SMAP } else { 0 };
@@ -163,7 +177,7 @@ impl Registers {
         }
     }
 
-    /// [`Context::meaning`]: CR0.PG and others; none without paging.
+    /// [`Context::meaning`]: 0 without paging, otherwise with CR0.PG.
     pub(crate) const fn meaning(&self) -> u64 {
         let Controls { cr0, cr4, efer, .. } = self.paging.controls;
         match cr0 & CR0_PG {

@@ -1,38 +1,38 @@
-//! What both shadows do first with a page fault: the guest's own tables are asked.
+//! The first part of a page fault, common to both shadows: the walk of the guest's own tables.
 
-use crate::{Backing, Outcome, Reason, Registers};
+use crate::{Backing, FaultOutcome, Reason, Registers};
 use addr::{Gpa, Gva, PageSize};
 use mmu::Rights;
 use walk::{Access, Fault, Kind, Mode, PhysMem, Privilege, SetAccessedDirty, Steps, missing, trace};
 
-/// A page that the access may reach.
+/// The translation of an access that the guest's tables allow.
 pub(crate) struct Resolved {
-    /// The very byte.
+    /// The guest-physical address of the access.
     pub(crate) gpa: Gpa,
-    /// The guest's page; the largest where the guest has no paging.
+    /// The size of the guest's page; the largest if the guest has no paging.
     pub(crate) size: PageSize,
-    /// What an entry for it gives, at most. None: no entry can give what the access needs ([`Reason::WriteProtect`]).
+    /// The most rights that a shadow entry may give. None: no entry can allow the access ([`Reason::WriteProtect`]).
     pub(crate) rights: Option<Rights>,
-    /// The guest's entries that say so.
+    /// The guest's entries that the walk has read.
     pub(crate) steps: Steps,
 }
 
-/// Walks the guest's tables as the processor does for this access, accessed and dirty bits included.
+/// Walks the guest's tables as the processor does for this access, and sets accessed and dirty bits there.
 pub(crate) fn resolve<M: PhysMem>(
     mem: &M,
     registers: &Registers,
     gva: Gva,
     access: Access,
-) -> Result<Resolved, Outcome> {
+) -> Result<Resolved, FaultOutcome> {
     let found = match missing(mem, registers.paging(), gva, access) {
         Some(fault) => Err(fault),
         None => trace(mem, registers.paging(), gva, access, SetAccessedDirty::Yes),
     };
     let (found, steps) = found.map_err(|fault| match fault {
-        Fault::Page { error_code, address } => Outcome::Inject { error_code, address },
-        Fault::Unbacked(gpa) => Outcome::Unbacked(gpa),
-        // The first is long mode's alone.
-        Fault::NonCanonical | Fault::Contended => Outcome::Retry,
+        Fault::Page { error_code, address } => FaultOutcome::Inject { error_code, address },
+        Fault::Unbacked(gpa) => FaultOutcome::Unbacked(gpa),
+        // `NonCanonical` happens in long mode only.
+        Fault::NonCanonical | Fault::Contended => FaultOutcome::Retry,
     })?;
     let rights = rights(registers, found.rights, steps.is_dirty(), access);
     let size = if registers.paging().controls.mode() == Mode::Off { PageSize::Size4M } else { found.size };
@@ -40,9 +40,9 @@ pub(crate) fn resolve<M: PhysMem>(
 }
 
 impl Resolved {
-    /// What an entry for the page gives, which is in `backing`; or why the access has to be emulated.
-    pub(crate) fn entry(&self, backing: Option<Backing>, write: bool) -> Result<(Backing, Rights), Outcome> {
-        let emulate = |reason| Outcome::Emulate { gpa: self.gpa, reason };
+    /// The frame and the rights of a shadow entry for the page, whose memory is `backing`; or why the access must be emulated.
+    pub(crate) fn entry(&self, backing: Option<Backing>, write: bool) -> Result<(Backing, Rights), FaultOutcome> {
+        let emulate = |reason| FaultOutcome::Emulate { gpa: self.gpa, reason };
         let rights = self.rights.ok_or(emulate(Reason::WriteProtect))?;
         let backing = backing.ok_or(emulate(Reason::Mmio))?;
         if write && !backing.write {
@@ -52,11 +52,11 @@ impl Resolved {
     }
 }
 
-/// What an entry may give under a processor that has CR0.WP set, so that it gives no more than the guest's tables do.
+/// The rights of a shadow entry on a processor with CR0.WP set, which must not allow more than the guest's tables.
 ///
-/// A page that the supervisor may write only because the guest's CR0.WP is clear becomes a page of the supervisor's alone,
-/// until the user's next access. With SMEP it can't be executed then; with SMAP no entry does, as it could not tell whether
-/// EFLAGS.AC is set.
+/// If the supervisor may write a page only because the guest's CR0.WP is clear, the entry becomes a supervisor's one until the
+/// user's next access (as in KVM, `FNAME(fetch)`). With SMEP it is not executable then. With SMAP no entry can express this,
+/// because the access depends on EFLAGS.AC.
 fn rights(registers: &Registers, page: walk::Rights, dirty: bool, access: Access) -> Option<Rights> {
     let supervisor_writes = access.kind == Kind::Write && access.privilege != Privilege::User;
     if page.writable || registers.wp() || !supervisor_writes {

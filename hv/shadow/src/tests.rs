@@ -1,11 +1,12 @@
-//! Random guests against walks done anew each time, and vCPUs at once against what they may see.
+//! Random guests, compared with an oracle that walks the guest's tables for each access; and concurrent vCPUs, compared with the
+//! results that the manual allows.
 
 #[cfg(not(shuttle))]
 mod cached;
 #[cfg(not(shuttle))]
 mod guest;
 #[cfg(not(shuttle))]
-mod machine;
+mod memory;
 #[cfg(shuttle)]
 mod models;
 #[cfg(not(shuttle))]

@@ -1,8 +1,8 @@
-//! A translation buffer: one vCPU's pages since it last loaded CR3.
+//! A virtual TLB: the pages that one vCPU has used since it last loaded CR3.
 
 use crate::counters::{Counter, Counters, Counts};
 use crate::resolve::{Resolved, resolve};
-use crate::{Memory, NoMemory, Outcome, Registers};
+use crate::{FaultOutcome, Memory, NoMemory, Registers};
 use addr::{Gva, PageSize, Pfn};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -11,26 +11,27 @@ use rcu::{Cpu, Space};
 use walk::{Access, Kind};
 
 pub(crate) const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
-/// The largest page that a 32-bit guest has: what an INVLPG drops at most.
+/// The largest page of a 32-bit guest: INVLPG zaps at most that much.
 const REGION: u64 = PageSize::Size4M.bytes();
 const REGIONS: usize = (1 << 32) / REGION as usize;
-/// One in the upper half of [`Vtlb::suspended`].
+/// One call of [`Vtlb::suspend`] in the upper half of [`Vtlb::suspended`].
 const BEGUN: u64 = 1 << 32;
 
-/// One vCPU's shadow: pages that it used since its last load of CR3, in a tree of its own.
+/// One vCPU's shadow: the pages that it has used since its last load of CR3, in a tree of its own.
 ///
-/// Its vCPU calls it, but for [`suspend`](Self::suspend) and [`resume`](Self::resume). It has to be ended by [`free`](Self::free).
+/// Only its vCPU calls it, except for [`suspend`](Self::suspend) and [`resume`](Self::resume). [`free`](Self::free) must be called
+/// at its end.
 pub struct Vtlb<E: Env<Format = Pae<Gva>>> {
     tree: Tree<E>,
-    /// Regions, a bit each, where an entry stands for a large page of the guest's, or for a piece of one.
+    /// A bit for each region of 4 MiB: an entry there maps a large page of the guest, or a part of one.
     large: [AtomicU64; REGIONS / 64],
-    /// Who is changing the frames of guest memory, in the lower half, and how often somebody began to, in the upper.
+    /// Bits 31:0: how many calls of `suspend` were not followed by a `resume` yet. Bits 63:32: how many there were in total.
     suspended: AtomicU64,
     counters: Counters,
 }
 
 impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
-    /// Nothing is mapped.
+    /// An empty shadow.
     ///
     /// # Errors
     /// [`NoMemory`]: no frame for the root.
@@ -43,29 +44,29 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         })
     }
 
-    /// The frame of the four PDPTEs, below 4 GiB: the processor's CR3.
+    /// The frame of the four PDPTEs, below 4 GiB: CR3 while the guest runs.
     pub fn root(&self) -> Pfn {
         self.tree.root()
     }
 
-    /// The space to enter with this root.
+    /// The space to enter the guest with.
     pub fn space(&self) -> &Space {
         self.tree.space()
     }
 
-    /// What was counted so far.
+    /// The counters' values.
     pub fn counts(&self) -> Counts {
         self.counters.read()
     }
 
-    /// The vCPU has a new [context](crate::Change::Context): all is dropped.
+    /// The vCPU has a new [context](crate::Change::Context), by a load of CR3, say: zaps everything.
     pub fn load(&self, cpu: &Cpu<'_, E::Platform>) {
         self.counters.count(Counter::Loads);
         self.large.iter().for_each(|regions| regions.store(0, Ordering::Relaxed));
-        self.drop_all(cpu);
+        self.zap_all(cpu);
     }
 
-    /// The vCPU runs INVLPG: the page at `gva` is dropped, whatever its size was.
+    /// The vCPU executes INVLPG: zaps the page at `gva`, of whatever size.
     pub fn invlpg(&self, cpu: &Cpu<'_, E::Platform>, gva: Gva) {
         self.counters.count(Counter::Invlpgs);
         let gva = linear(gva);
@@ -77,24 +78,25 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         }
     }
 
-    /// Guest memory is about to get other frames, or other rights to them: when this returns no processor uses any, nor will
-    /// until [`resume`](Self::resume). Software may still be reading them, until a grace period from now has ended.
+    /// To be called before guest memory gets other frames or other rights. When this returns, the processor has no translation to
+    /// guest memory, nor gets one until [`resume`](Self::resume). Software may still read the old frames until a grace period
+    /// has passed.
     pub fn suspend(&self, cpu: &Cpu<'_, E::Platform>) {
         self.suspended.fetch_add(BEGUN | 1, Ordering::Relaxed);
-        // See `install`.
+        // Pairs with the fence in `install`.
         fence(Ordering::SeqCst);
-        self.drop_all(cpu);
+        self.zap_all(cpu);
     }
 
-    /// What [`suspend`](Self::suspend) was called for is done.
+    /// Ends one [`suspend`](Self::suspend): faults map pages again when all are ended.
     pub fn resume(&self) {
         self.suspended.fetch_sub(1, Ordering::Release);
     }
 
-    /// The vCPU met a page fault at `gva`.
+    /// Handles a page fault of the vCPU at `gva`.
     ///
     /// # Errors
-    /// [`NoMemory`]: for a table or for the page.
+    /// [`NoMemory`]: there is no frame for a shadow table, or none for the page.
     pub fn fault<M: Memory>(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -102,7 +104,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         registers: &Registers,
         gva: Gva,
         access: Access,
-    ) -> Result<Outcome, NoMemory> {
+    ) -> Result<FaultOutcome, NoMemory> {
         self.counters.count(Counter::Faults);
         let outcome = match resolve(mem, registers, gva, access) {
             Ok(page) => self.map(cpu, mem, linear(gva), page, access)?,
@@ -119,12 +121,12 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         gva: Gva,
         page: Resolved,
         access: Access,
-    ) -> Result<Outcome, NoMemory> {
+    ) -> Result<FaultOutcome, NoMemory> {
         let Resolved { gpa, size, .. } = page;
         let write = access.kind == Kind::Write;
         let suspended = self.suspended.load(Ordering::Acquire);
         if suspended as u32 != 0 {
-            return Ok(Outcome::Retry);
+            return Ok(FaultOutcome::Retry);
         }
         let (backing, rights) = match page.entry(mem.backing(gpa, write)?, write) {
             Ok(entry) => entry,
@@ -138,38 +140,39 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
             match self.tree.fault(cpu.read(), gva, size.min(backing.size)) {
                 Ok(Fault::Room(room)) => return self.install(cpu, room, Leaf::new(backing.pfn, rights), suspended),
                 Ok(Fault::Present(found)) if found.hpa.frame() == backing.pfn && found.leaf.rights == rights => {
-                    return Ok(Outcome::Mapped);
+                    return Ok(FaultOutcome::Mapped);
                 }
                 Ok(Fault::Present(_)) => self.zap_page(cpu, gva),
-                // No 32-bit address is.
-                Err(mmu::OutOfRange) => return Ok(Outcome::Retry),
+                // A 32-bit address is never out of range.
+                Err(mmu::OutOfRange) => return Ok(FaultOutcome::Retry),
             }
         }
     }
 
-    /// Maps the page, of whatever size the room is. Should a [`suspend`](Self::suspend) have come since the frame was asked
-    /// for, either it sees the entry, or it is seen here: each side writes, fences, and reads what the other writes.
+    /// Maps the page with the room's size. If [`suspend`](Self::suspend) was called since the caller read the backing, then either
+    /// `suspend` finds the entry, or this function finds `suspended` changed: each side writes, fences, and reads what the other
+    /// side has written.
     fn install(
         &self,
         cpu: &Cpu<'_, E::Platform>,
         room: Room<'_, E>,
         leaf: Leaf,
         suspended: u64,
-    ) -> Result<Outcome, NoMemory> {
+    ) -> Result<FaultOutcome, NoMemory> {
         let (start, size) = (room.start(), room.size());
         let pfn = Pfn::new(leaf.pfn.raw() & !(size.frames() - 1));
-        // The processor has nothing to note: what is noted is in the guest's tables.
+        // Accessed and dirty are set from the start: the guest's own bits are in its tables, and `resolve` has set them.
         match room.install(Leaf { pfn, accessed: true, dirty: leaf.rights.write, ..leaf }) {
             Ok(()) => {}
-            Err(MapError::Raced | MapError::Present) => return Ok(Outcome::Retry),
+            Err(MapError::Raced | MapError::Present) => return Ok(FaultOutcome::Retry),
             Err(MapError::NoMemory | MapError::Invalid) => return Err(NoMemory),
         }
         fence(Ordering::SeqCst);
         if self.suspended.load(Ordering::Relaxed) == suspended {
-            return Ok(Outcome::Mapped);
+            return Ok(FaultOutcome::Mapped);
         }
         self.zap_page(cpu, start);
-        Ok(Outcome::Retry)
+        Ok(FaultOutcome::Retry)
     }
 
     fn zap_page(&self, cpu: &Cpu<'_, E::Platform>, gva: Gva) {
@@ -183,14 +186,14 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         debug_assert_eq!(zapped, Ok(()), "no page lies across an edge of the range");
     }
 
-    /// Unmaps all pages and gives the tables back.
-    fn drop_all(&self, cpu: &Cpu<'_, E::Platform>) {
+    /// Unmaps all pages and frees the tables.
+    fn zap_all(&self, cpu: &Cpu<'_, E::Platform>) {
         let dropped = self.tree.unmap(cpu, WHOLE, |_| self.counters.count(Counter::Zapped));
         debug_assert!(dropped.is_ok(), "no page lies across the edges of all");
     }
 
-    /// Gives the tables back. The vCPU does not run any more, and has flushed since it did. Tables that were dropped before
-    /// come back by [`Cpu::poll`].
+    /// Frees all tables. The vCPU may not run any more, and must have flushed since it ran. Tables that were unlinked before are
+    /// freed by [`Cpu::poll`].
     pub fn free(self) {
         self.tree.free_pgtables(|_, _, _| {});
     }
@@ -201,18 +204,18 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
     }
 }
 
-/// The address as the processor takes it outside of long mode.
+/// The linear address outside of long mode: bits 31:0.
 pub(crate) const fn linear(gva: Gva) -> Gva {
     Gva::new(gva.raw() & 0xffff_ffff)
 }
 
-/// Where the bit of `gva`'s region is.
+/// The word and the bit in [`Vtlb::large`] for the region of `gva`.
 const fn region(gva: Gva) -> (usize, u64) {
     let region = (gva.raw() / REGION) as usize;
     (region / 64, 1 << (region % 64))
 }
 
-/// The `size` bytes, a power of two, around `gva`.
+/// The block of `size` bytes, a power of two, that contains `gva` and is aligned to its size.
 pub(crate) const fn around(gva: Gva, size: u64) -> Range<Gva> {
     let start = gva.align_down(size);
     start..start.wrapping_add(size)

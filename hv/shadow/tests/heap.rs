@@ -1,4 +1,4 @@
-//! What a shadow takes of the heap: as much as it says beforehand, and nothing afterwards.
+//! A shadow's use of the heap: the allocations that [`Shadow::allocations`] predicts when it is made, and none afterwards.
 #![cfg(not(shuttle))]
 
 use addr::{Gpa, Gva, PageSize, Pfn};
@@ -15,44 +15,45 @@ const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: tr
 const WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::Supervisor { ac: false } };
 
 thread_local! {
-    /// What this thread has allocated since it began to note that: sizes and alignments.
-    static NOTED: RefCell<[(usize, usize); ROOM]> = const { RefCell::new([(0, 0); ROOM]) };
+    /// The allocations of this thread since it began to record them: sizes and alignments.
+    static RECORDED: RefCell<[(usize, usize); ROOM]> = const { RefCell::new([(0, 0); ROOM]) };
     static COUNT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-struct Noting;
+/// The system's allocator, which records allocations.
+struct Recorder;
 
 #[global_allocator]
-static ALLOCATOR: Noting = Noting;
+static ALLOCATOR: Recorder = Recorder;
 
-// SAFETY: `System` does what is promised, and nothing here allocates.
-unsafe impl GlobalAlloc for Noting {
+// SAFETY: `System` keeps the trait's contract, and recording does not allocate.
+unsafe impl GlobalAlloc for Recorder {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if let Some(count) = COUNT.get() {
-            NOTED.with_borrow_mut(|noted| noted[count] = (layout.size(), layout.align()));
+            RECORDED.with_borrow_mut(|recorded| recorded[count] = (layout.size(), layout.align()));
             COUNT.set(Some(count + 1));
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of `dealloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
 
-/// What `act` returns, and what it allocates, in order of size.
-fn noting<R>(act: impl FnOnce() -> R) -> (R, Vec<(usize, usize)>) {
+/// The result of `act`, and its allocations in order of size.
+fn recording<R>(act: impl FnOnce() -> R) -> (R, Vec<(usize, usize)>) {
     COUNT.set(Some(0));
     let result = act();
     let count = COUNT.take().unwrap_or_default();
-    let mut noted = NOTED.with_borrow(|noted| noted[..count].to_vec());
-    noted.sort_unstable();
-    (result, noted)
+    let mut recorded = RECORDED.with_borrow(|recorded| recorded[..count].to_vec());
+    recorded.sort_unstable();
+    (result, recorded)
 }
 
-/// Guest memory that reads as zeroes, with the frame of each page the one of its number.
+/// Guest memory that reads as zeros. The frame of each page has the page's number.
 struct Zeroes;
 
 impl PhysMem for Zeroes {
@@ -84,25 +85,25 @@ impl shadow::Memory for Zeroes {
 }
 
 #[test]
-fn a_shadow_allocates_what_it_says_and_nothing_later() {
-    const TREES: usize = 5;
-    const NOTES: u32 = 16;
+fn a_shadow_allocates_what_it_predicts_and_nothing_later() {
+    const ROOTS: usize = 5;
+    const CAPACITY: u32 = 16;
     let memory = Memory::<Pae<Gva>>::new(256);
     let domain = domain::<_, 1>(&memory);
     let cpu = domain.register(0).unwrap();
     let caps = Caps::new(40, PageSize::Size2M, true);
 
-    let envs = (0..TREES).map(|_| Pool::new(&memory, &domain));
-    let (shadow, allocated) = noting(|| Shadow::new(envs, caps, NOTES).unwrap());
-    let said = Shadow::<Pool<Pae<Gva>>>::allocations(TREES, NOTES);
-    let mut said: Vec<_> = said.map(|layout| (layout.size(), layout.align())).collect();
-    said.sort_unstable();
-    assert_eq!(allocated, said);
+    let envs = (0..ROOTS).map(|_| Pool::new(&memory, &domain));
+    let (shadow, allocated) = recording(|| Shadow::new(envs, caps, CAPACITY).unwrap());
+    let predicted = Shadow::<Pool<Pae<Gva>>>::allocations(ROOTS, CAPACITY);
+    let mut predicted: Vec<_> = predicted.map(|layout| (layout.size(), layout.align())).collect();
+    predicted.sort_unstable();
+    assert_eq!(allocated, predicted);
 
     let view = shadow.view(&cpu).unwrap();
     let registers = Registers::new(FEATURES);
-    let ((), later) = noting(|| {
-        // More pages than there are notes: they are used up and begun anew meanwhile.
+    let ((), later) = recording(|| {
+        // More pages than the metadata has room for, so that it is full and cleared meanwhile.
         for page in 0..200 {
             let gva = Gva::new(page << 12);
             let _ = shadow.fault(&cpu, &view, &Zeroes, &registers, gva, WRITE);

@@ -39,9 +39,14 @@ pub trait Memory: HandleMem {
     ///
     /// # Errors
     /// The host has no frame left, and other CPUs have none to return.
-    fn shadow_fault(&mut self, own: &shadow::Registers, at: Gva, access: Access) -> Result<shadow::Outcome, NoMemory> {
+    fn shadow_fault(
+        &mut self,
+        own: &shadow::Registers,
+        at: Gva,
+        access: Access,
+    ) -> Result<shadow::FaultOutcome, NoMemory> {
         let _ = (own, at, access);
-        Ok(shadow::Outcome::Retry)
+        Ok(shadow::FaultOutcome::Retry)
     }
     /// Drops the shadow of the guest's table at `at`, because an instruction that can't be emulated writes it. The guest may
     /// write the page until it is next used as a table.

@@ -26,12 +26,14 @@ impl<T: Types> ExitHandler<'_, T> {
         let Some(own) = vcpu.own_paging() else { return ControlFlow::Continue(()) };
         let access = Self::access(vcpu, fault.error_code());
         let flow = match self.memory.shadow_fault(own, fault.address(), access) {
-            Ok(shadow::Outcome::Mapped | shadow::Outcome::Retry) => {
+            Ok(shadow::FaultOutcome::Mapped | shadow::FaultOutcome::Retry) => {
                 self.context.given_up = 0;
                 return ControlFlow::Continue(());
             }
-            Ok(shadow::Outcome::Inject { error_code, address }) => raise_page_fault(vcpu, error_code, address.raw()),
-            Ok(shadow::Outcome::Emulate { gpa, reason: Reason::Mmio }) => {
+            Ok(shadow::FaultOutcome::Inject { error_code, address }) => {
+                raise_page_fault(vcpu, error_code, address.raw())
+            }
+            Ok(shadow::FaultOutcome::Emulate { gpa, reason: Reason::Mmio }) => {
                 let fault = NestedFault::new(gpa, access.kind == Kind::Write, access.kind == Kind::Fetch, false);
                 if self.context.apic.is_at(gpa.raw()) {
                     return self.apic_page(vcpu, fault, host);
@@ -39,17 +41,17 @@ impl<T: Types> ExitHandler<'_, T> {
                 return self.no_page(vcpu, fault, Resolved::NotMemory);
             }
             // An event is pushed there: it is a table no more.
-            Ok(shadow::Outcome::Emulate { gpa, reason: Reason::Table }) if vcpu.redelivering() => {
+            Ok(shadow::FaultOutcome::Emulate { gpa, reason: Reason::Table }) if vcpu.redelivering() => {
                 self.give_up_table(gpa)
             }
-            Ok(shadow::Outcome::Emulate { gpa, reason }) => {
+            Ok(shadow::FaultOutcome::Emulate { gpa, reason }) => {
                 let done = self.emulate_write(vcpu);
                 match done.unwrap_or_else(|trouble| trouble.tell(vcpu)) {
                     NOT_EMULATED if reason == Reason::Table => self.give_up_table(gpa),
                     flow => flow,
                 }
             }
-            Ok(shadow::Outcome::Unbacked(_)) => {
+            Ok(shadow::FaultOutcome::Unbacked(_)) => {
                 Flow::Stop(Stop::Unhandled("a page table of the guest's is not in memory"))
             }
             Err(shadow::NoMemory) => Flow::Stop(Stop::OutOfMemory),

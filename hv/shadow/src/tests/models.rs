@@ -3,7 +3,7 @@
 //! Each `shuttle_*` model has `twin_*`s: the same model with a rule broken, which must fail.
 
 use crate::rules::{Rule, broken};
-use crate::{Backing, Memory, NoMemory, Outcome, Reason, Registers, Shadow, View, Writer};
+use crate::{Backing, FaultOutcome, Memory, NoMemory, Reason, Registers, Shadow, View, Writer};
 use addr::{Gpa, Gva, PageSize, Pfn};
 use mmu::pool::{self, Pool, PoolPlatform};
 use mmu::{AtomicU64, Caps, Pae};
@@ -169,12 +169,12 @@ impl Vcpu<'_> {
             }
             let outcome = shadow.fault(&self.cpu, &self.view, guest, &self.registers, Gva::new(gva), access);
             match outcome.expect("there are frames") {
-                Outcome::Mapped | Outcome::Retry => {}
-                Outcome::Emulate { gpa, reason: Reason::Table } => {
+                FaultOutcome::Mapped | FaultOutcome::Retry => {}
+                FaultOutcome::Emulate { gpa, reason: Reason::Table } => {
                     shadow.write(&self.cpu, gpa.align_down(4), 4, Writer::Software, || act(guest));
                     return Some(Guest::frame(gpa.raw()));
                 }
-                Outcome::Inject { .. } => return None,
+                FaultOutcome::Inject { .. } => return None,
                 other => panic!("{other:?}"),
             }
         }

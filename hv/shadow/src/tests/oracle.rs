@@ -1,7 +1,7 @@
-//! What the manual allows: walks of the guest's tables as they are, and translations that were so since they were last
-//! invalidated.
+//! The accesses that the manual allows: by a walk of the guest's tables as they are now, or by a translation that was valid at any
+//! time since it was last invalidated.
 
-use super::guest::{Plain, ROM, Words};
+use super::memory::{Plain, ROM, Words};
 use super::sequences;
 use crate::Registers;
 use addr::{Gpa, Gva, PageSize};
@@ -10,21 +10,21 @@ use std::collections::BTreeMap;
 use std::vec::Vec;
 use walk::{Access, Fault, Kind, PhysMem, Privilege, Rights, SetAccessedDirty, trace, translate};
 
-/// What came of an access.
+/// The result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
     Page(Gpa),
     Fault(u32, Gva),
     /// No memory.
     Nothing(Gpa),
-    /// A write to memory that can't be written.
+    /// A write to read-only memory.
     ReadOnly(Gpa),
     /// No memory for a table.
     NoTable(Gpa),
 }
 
 impl Seen {
-    /// What an access to `gpa` comes to.
+    /// The result of an access to `gpa`.
     pub(super) fn of(gpa: Gpa, access: Access) -> Self {
         let nothing = RefCell::default();
         match Plain(&nothing).read_u32(gpa) {
@@ -35,26 +35,26 @@ impl Seen {
     }
 }
 
-/// A translation that a processor may have kept.
+/// A translation that a processor may have cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kept {
+struct CachedTranslation {
     page: Gpa,
     size: PageSize,
     rights: Rights,
     dirty: bool,
 }
 
-/// The memory as it must be, and what each vCPU may have kept of each linear page.
+/// The memory as it must be, and the translations of each linear page that each vCPU may have cached.
 pub(super) struct Oracle {
     pub(super) words: RefCell<Words>,
-    kept: Vec<BTreeMap<u64, Vec<Kept>>>,
+    cached: Vec<BTreeMap<u64, Vec<CachedTranslation>>>,
 }
 
 const ACCESSED: u64 = 1 << 5;
 
 impl Oracle {
     pub(super) fn new(words: Words, vcpus: usize) -> Self {
-        Self { words: RefCell::new(words), kept: (0..vcpus).map(|_| BTreeMap::new()).collect() }
+        Self { words: RefCell::new(words), cached: (0..vcpus).map(|_| BTreeMap::new()).collect() }
     }
 
     pub(super) fn write(&self, gpa: Gpa, bytes: &[u8]) {
@@ -62,17 +62,17 @@ impl Oracle {
     }
 
     pub(super) fn load(&mut self, vcpu: usize) {
-        self.kept[vcpu].clear();
+        self.cached[vcpu].clear();
     }
 
-    /// All pages that the address is in, whatever their size was.
+    /// Drops all translations of the address, for pages of any size.
     pub(super) fn invlpg(&mut self, vcpu: usize, gva: Gva) {
-        for (&page, kept) in &mut self.kept[vcpu] {
-            kept.retain(|kept| (page << 12) / kept.size.bytes() != gva.raw() / kept.size.bytes());
+        for (&page, cached) in &mut self.cached[vcpu] {
+            cached.retain(|cached| (page << 12) / cached.size.bytes() != gva.raw() / cached.size.bytes());
         }
     }
 
-    /// Notes what a processor may keep from now on: what is there and marked as accessed.
+    /// Records the translations that a processor may cache from now on: those whose entries are present and accessed.
     pub(super) fn look(&mut self, vcpu: usize, registers: &Registers) {
         let access = Access { kind: Kind::Read, privilege: Privilege::Supervisor { ac: true } };
         for page in sequences::pages() {
@@ -82,15 +82,16 @@ impl Oracle {
             if steps.as_slice().iter().any(|step| step.entry & ACCESSED == 0) {
                 continue;
             }
-            let kept = Kept { page: found.gpa, size: found.size, rights: found.rights, dirty: steps.is_dirty() };
-            let all = self.kept[vcpu].entry(page).or_default();
-            if !all.contains(&kept) {
-                all.push(kept);
+            let cached =
+                CachedTranslation { page: found.gpa, size: found.size, rights: found.rights, dirty: steps.is_dirty() };
+            let all = self.cached[vcpu].entry(page).or_default();
+            if !all.contains(&cached) {
+                all.push(cached);
             }
         }
     }
 
-    /// An access that took an exit: as a walk done now.
+    /// Checks an access that took an exit: its result is that of a walk now.
     pub(super) fn check_fresh(&self, words: &Words, registers: &Registers, gva: Gva, access: Access, seen: Seen) {
         let found = translate(&Plain(&self.words), registers.paging(), gva, access, SetAccessedDirty::Yes);
         let expected = match found {
@@ -103,8 +104,8 @@ impl Oracle {
         assert_eq!(*words, *self.words.borrow(), "accessed and dirty bits");
     }
 
-    /// An access without an exit: some translation that may have been kept allows it.
-    pub(super) fn check_kept(
+    /// Checks an access without an exit: a translation that may have been cached allows it.
+    pub(super) fn check_cached(
         &self,
         words: &Words,
         vcpu: usize,
@@ -113,23 +114,23 @@ impl Oracle {
         access: Access,
         seen: Seen,
     ) {
-        let kept = self.kept[vcpu].get(&(gva.raw() >> 12)).map_or(&[][..], Vec::as_slice);
-        let allows = |kept: &Kept| {
-            let gpa = kept.page.wrapping_add(gva.page_offset());
+        let cached = self.cached[vcpu].get(&(gva.raw() >> 12)).map_or(&[][..], Vec::as_slice);
+        let allows = |cached: &CachedTranslation| {
+            let gpa = cached.page.wrapping_add(gva.page_offset());
             seen == Seen::Page(gpa)
-                && permits(registers, kept.rights, access)
-                && (kept.dirty || access.kind != Kind::Write)
+                && permits(registers, cached.rights, access)
+                && (cached.dirty || access.kind != Kind::Write)
         };
-        assert!(kept.iter().any(allows), "{seen:?} for {access:?} at {gva}, but there were {kept:x?}");
-        assert_eq!(*words, *self.words.borrow(), "no walk, no bits");
+        assert!(cached.iter().any(allows), "{seen:?} for {access:?} at {gva}, but there were {cached:x?}");
+        assert_eq!(*words, *self.words.borrow(), "without a walk no accessed or dirty bit changes");
     }
 }
 
-/// Tables 4-1 and 4-2 of the manual's section 4.6, again.
+/// The rights of the manual's section 4.6, written independently of `walk`.
 fn permits(registers: &Registers, page: Rights, access: Access) -> bool {
     let controls = registers.paging().controls;
     let (wp, smep, smap) = (controls.cr0 >> 16 & 1 == 1, controls.cr4 >> 20 & 1 == 1, controls.cr4 >> 21 & 1 == 1);
-    // No paging, no such checks.
+    // These checks apply with paging only.
     let (smep, smap) = if controls.cr0 >> 31 == 0 { (false, false) } else { (smep, smap) };
     match (access.privilege, access.kind) {
         (Privilege::User, _) if !page.user => false,

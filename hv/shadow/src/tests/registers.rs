@@ -1,6 +1,6 @@
-//! What the manual says of loads of PDPTEs.
+//! The manual's rules for loads of PDPTEs.
 
-use super::guest::{Guest, Words};
+use super::memory::{GuestMemory, Words};
 use super::sequences::FEATURES;
 use crate::{Change, LoadError, Registers};
 use addr::Gpa;
@@ -8,20 +8,20 @@ use walk::{Controls, PdpteError, PhysMem};
 
 const PAE: Controls = Controls { cr0: 0x8000_0001, cr3: 0x1000, cr4: 0x20, efer: 0 };
 
-fn pae() -> (Guest, Registers) {
-    let guest = Guest::new(Words::from([(0x1000, 0x2001), (0x1018, 0x3001)]));
+fn pae() -> (GuestMemory, Registers) {
+    let memory = GuestMemory::new(Words::from([(0x1000, 0x2001), (0x1018, 0x3001)]));
     let mut registers = Registers::new(FEATURES);
-    assert_eq!(registers.write(&guest, PAE), Ok(Change::Context));
-    (guest, registers)
+    assert_eq!(registers.write(&memory, PAE), Ok(Change::Context));
+    (memory, registers)
 }
 
 #[test]
 fn pdptes_are_kept_from_the_load_of_cr3_on() {
-    let (guest, mut registers) = pae();
+    let (memory, mut registers) = pae();
     assert_eq!(registers.paging().pdptes, Some([0x2001, 0, 0, 0x3001]));
-    guest.write(Gpa::new(0x1000), &0x4001u64.to_le_bytes()).unwrap();
+    memory.write(Gpa::new(0x1000), &0x4001u64.to_le_bytes()).unwrap();
     assert_eq!(registers.paging().pdptes, Some([0x2001, 0, 0, 0x3001]));
-    assert_eq!(registers.write_cr3(&guest, 0x1000), Ok(Change::Context));
+    assert_eq!(registers.write_cr3(&memory, 0x1000), Ok(Change::Context));
     assert_eq!(registers.paging().pdptes, Some([0x4001, 0, 0, 0x3001]));
 }
 
@@ -37,10 +37,10 @@ fn the_changes_of_cr0_and_cr4_that_load_pdptes() {
         (0, 1 << 21, false),
         (0, 1 << 9, false),
     ] {
-        let (guest, mut registers) = pae();
-        guest.write(Gpa::new(0x1000), &0x4001u64.to_le_bytes()).unwrap();
+        let (memory, mut registers) = pae();
+        memory.write(Gpa::new(0x1000), &0x4001u64.to_le_bytes()).unwrap();
         let controls = Controls { cr0: PAE.cr0 ^ cr0, cr4: PAE.cr4 ^ cr4, ..PAE };
-        let change = registers.write(&guest, controls).unwrap();
+        let change = registers.write(&memory, controls).unwrap();
         assert_eq!(registers.paging().pdptes.unwrap()[0] == 0x4001, loads, "{controls:x?}");
         let means = loads || cr0 | cr4 & (1 << 21) != 0;
         assert_eq!(change, if means { Change::Context } else { Change::None });
@@ -49,21 +49,21 @@ fn the_changes_of_cr0_and_cr4_that_load_pdptes() {
 
 #[test]
 fn reserved_bits_refuse_the_load_and_change_nothing() {
-    let (guest, mut registers) = pae();
-    guest.write(Gpa::new(0x5000), &0x2003u64.to_le_bytes()).unwrap();
-    assert_eq!(registers.write_cr3(&guest, 0x5000), Err(LoadError::Pdptes(PdpteError::Reserved)));
+    let (memory, mut registers) = pae();
+    memory.write(Gpa::new(0x5000), &0x2003u64.to_le_bytes()).unwrap();
+    assert_eq!(registers.write_cr3(&memory, 0x5000), Err(LoadError::Pdptes(PdpteError::Reserved)));
     assert_eq!(registers.paging().controls, PAE);
     assert_eq!(registers.paging().pdptes, Some([0x2001, 0, 0, 0x3001]));
     let long = Controls { efer: 1 << 10, ..PAE };
-    assert_eq!(registers.write(&guest, long), Err(LoadError::LongMode));
+    assert_eq!(registers.write(&memory, long), Err(LoadError::LongMode));
     assert_eq!(registers.paging().controls, PAE);
 }
 
 #[test]
 fn without_paging_the_processor_has_neither_smep_nor_smap() {
-    let guest = Guest::new(Words::new());
+    let memory = GuestMemory::new(Words::new());
     let mut registers = Registers::new(FEATURES);
     let controls = Controls { cr0: 1, cr3: 0, cr4: 3 << 20 | 1 << 7, efer: 0 };
-    assert_eq!(registers.write(&guest, controls), Ok(Change::Context));
+    assert_eq!(registers.write(&memory, controls), Ok(Change::Context));
     assert_eq!(registers.host(), Controls { cr0: 0x8001_0001, cr3: 0, cr4: 0x20, efer: 1 << 11 });
 }

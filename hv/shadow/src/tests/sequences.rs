@@ -1,7 +1,7 @@
-//! Random guests and what they do.
+//! Random guests and their actions.
 
-use super::guest::{Guest, LARGE, PAGES, Words};
-use super::machine::{Machine, Shadows, ThisCpu};
+use super::guest::{Guest, Shadows, ThisCpu};
+use super::memory::{GuestMemory, LARGE, PAGES, Words};
 use crate::Registers;
 use addr::{Gpa, Gva};
 use proptest::prelude::*;
@@ -18,12 +18,12 @@ const PSE: u64 = 1 << 4;
 const PAE: u64 = 1 << 5;
 const NXE: u64 = 1 << 11;
 
-/// The linear pages that guests use: few, in tables' first entries and in others.
+/// The linear pages that guests use: a few, in the first entries of tables and in others.
 pub(super) fn pages() -> impl Iterator<Item = u64> {
     [0, 1, 2, 0x200, 0x201, 0x400, 0x401, 0x600, 0x4_0000, 0x4_0001, 0xf_fc00].into_iter()
 }
 
-/// What a guest's vCPU does next.
+/// One action of a vCPU.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Access {
@@ -31,7 +31,7 @@ pub(super) enum Step {
         access: Access,
         value: u32,
     },
-    /// An entry of a table gets another value: whole, or one half of it.
+    /// An entry of a table is written: the whole entry, or its low (false) or high half (true).
     Entry {
         at: u64,
         value: u64,
@@ -45,14 +45,14 @@ pub(super) enum Step {
     Replace(u64),
 }
 
-/// Which tables a guest has at first.
+/// The format of the guest's tables at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind32 {
     Two,
     Pae,
 }
 
-/// A guest: its memory, its registers, what its vCPUs do.
+/// A guest: its memory and registers at the start, and the actions of its vCPUs.
 #[derive(Clone, Debug)]
 pub(super) struct Story {
     pub(super) words: Words,
@@ -71,10 +71,10 @@ fn access() -> impl Strategy<Value = Access> {
     (kind, privilege).prop_map(|(kind, privilege)| Access { kind, privilege })
 }
 
-/// Bits 11:0 and 63 of an entry: present as a rule, in all ways.
+/// Bits 11:0 and 63 of an entry, which is mostly present.
 fn flags(kind: Kind32) -> impl Strategy<Value = u64> {
     let rights = prop_oneof![8 => Just(7u64), 1 => Just(5), 1 => Just(3), 1 => Just(0), 1 => Just(1)];
-    let noted = prop_oneof![2 => Just(0u64), 1 => Just(0x20), 2 => Just(0x60)];
+    let ad = prop_oneof![2 => Just(0u64), 1 => Just(0x20), 2 => Just(0x60)];
     let odd = match kind {
         Kind32::Two => prop_oneof![8 => Just(0u64), 2 => Just(0x80), 1 => Just(1 << 21)].boxed(),
         Kind32::Pae => {
@@ -82,23 +82,23 @@ fn flags(kind: Kind32) -> impl Strategy<Value = u64> {
                 .boxed()
         }
     };
-    (rights, noted, odd).prop_map(|(rights, noted, odd)| rights | noted | odd)
+    (rights, ad, odd).prop_map(|(rights, ad, odd)| rights | ad | odd)
 }
 
-/// An entry of whatever level.
+/// An entry of any level.
 fn entry(kind: Kind32) -> impl Strategy<Value = u64> {
     let target = prop_oneof![12 => 0..PAGES, 1 => Just(PAGES), 2 => Just(LARGE >> 12), 1 => Just((LARGE >> 12) + 1)];
     (target, flags(kind)).prop_map(|(page, flags)| page << 12 ^ flags)
 }
 
-/// The first of the pages that hold PDPTEs, at their beginnings.
+/// The number of the first page that begins with PDPTEs.
 const PDPTES: u64 = PAGES - 3;
 
-/// Memory with tables: the entries that [`pages`] use, in pages below the last few.
+/// Memory with tables: the entries that translate [`pages`].
 fn words(kind: Kind32) -> impl Strategy<Value = Words> {
     let places = Vec::from_iter((0..PAGES).flat_map(|page| (0..5u64).map(move |n| (page, n))));
     let entries = proptest::collection::vec((entry(kind), entry(kind), any::<bool>()), places.len());
-    // Tables that all directories have in common, for some guests.
+    // For some guests all tables have the same first entries, so that directories have tables in common.
     let common = proptest::option::of((entry(kind), entry(kind)));
     (entries, common).prop_map(move |(entries, common)| {
         let mut words = Words::new();
@@ -131,7 +131,7 @@ fn step(kind: Kind32) -> impl Strategy<Value = Step> {
         value,
         half,
     });
-    // A value that is a likely entry, as the guest may be writing one of its tables.
+    // The value is a plausible entry, because the access may write one of the tables.
     let access = (gva(), access(), entry(kind)).prop_map(|(gva, access, value)| Step::Access {
         gva,
         access,
@@ -167,17 +167,17 @@ pub(super) fn story(vcpus: usize) -> impl Strategy<Value = Story> {
     })
 }
 
-/// The vCPUs' registers at first: as in the story, or without paging if its PDPTEs can't be loaded.
-pub(super) fn registers(guest: &Guest, controls: Controls) -> Registers {
+/// The vCPUs' registers at the start: `controls`, or no paging if the PDPTEs can't be loaded.
+pub(super) fn registers(memory: &GuestMemory, controls: Controls) -> Registers {
     let mut registers = Registers::new(FEATURES);
-    let _ = registers.write(guest, controls);
+    let _ = registers.write(memory, controls);
     registers
 }
 
-impl<S: Shadows> Machine<'_, S> {
+impl<S: Shadows> Guest<'_, S> {
     pub(super) fn step(&mut self, cpu: &mut ThisCpu<'_>, n: usize, step: &Step) {
         let controls = self.vcpus[n].registers.paging().controls;
-        let write = |controls| move |registers: &mut Registers, guest: &Guest| registers.write(guest, controls);
+        let write = |controls| move |registers: &mut Registers, memory: &GuestMemory| registers.write(memory, controls);
         match *step {
             Step::Access { gva, access, value } => self.access(cpu, n, gva, access, value),
             Step::Entry { at, value, half } => match half {
@@ -187,7 +187,7 @@ impl<S: Shadows> Machine<'_, S> {
                     self.write(cpu, Gpa::new(at + if high { 4 } else { 0 }), &half.to_le_bytes());
                 }
             },
-            Step::LoadCr3(cr3) => self.control(cpu, n, |registers, guest| registers.write_cr3(guest, cr3)),
+            Step::LoadCr3(cr3) => self.control(cpu, n, |registers, memory| registers.write_cr3(memory, cr3)),
             Step::ToggleCr0(bit) => self.control(cpu, n, write(Controls { cr0: controls.cr0 ^ bit, ..controls })),
             Step::ToggleCr4(bit) => self.control(cpu, n, write(Controls { cr4: controls.cr4 ^ bit, ..controls })),
             Step::ToggleNxe => self.control(cpu, n, write(Controls { efer: controls.efer ^ NXE, ..controls })),
@@ -197,20 +197,15 @@ impl<S: Shadows> Machine<'_, S> {
     }
 }
 
-/// Plays a story. `reload`: after each step each vCPU drops all translations, so that nobody uses one of before.
-pub(super) fn play<S: Shadows>(
-    machine: &mut Machine<'_, S>,
-    cpu: &mut ThisCpu<'_>,
-    steps: &[(usize, Step)],
-    reload: bool,
-) {
+/// Plays a story. `reload`: after each step each vCPU drops all its translations, so that no access uses an older one.
+pub(super) fn play<S: Shadows>(guest: &mut Guest<'_, S>, cpu: &mut ThisCpu<'_>, steps: &[(usize, Step)], reload: bool) {
     for (n, step) in steps {
-        machine.step(cpu, *n, step);
-        for n in 0..machine.vcpus.len() * usize::from(reload) {
-            machine.load(cpu, n);
+        guest.step(cpu, *n, step);
+        for n in 0..guest.vcpus.len() * usize::from(reload) {
+            guest.load(cpu, n);
         }
         cpu.quiescent();
-        let tables = machine.tables;
+        let tables = guest.tables;
         cpu.poll(usize::MAX, |table| tables.free(table));
     }
 }

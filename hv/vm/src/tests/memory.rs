@@ -67,8 +67,13 @@ impl TestMemory {
 
 impl Memory for TestMemory {
     /// All memory is the guest's tables.
-    fn shadow_fault(&mut self, _: &shadow::Registers, at: Gva, _: Access) -> Result<shadow::Outcome, shadow::NoMemory> {
-        Ok(shadow::Outcome::Emulate { gpa: Gpa::new(at.raw()), reason: shadow::Reason::Table })
+    fn shadow_fault(
+        &mut self,
+        _: &shadow::Registers,
+        at: Gva,
+        _: Access,
+    ) -> Result<shadow::FaultOutcome, shadow::NoMemory> {
+        Ok(shadow::FaultOutcome::Emulate { gpa: Gpa::new(at.raw()), reason: shadow::Reason::Table })
     }
     fn unshadow(&mut self, at: Gpa) {
         self.given_up = Some(at);

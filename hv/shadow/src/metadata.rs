@@ -1,0 +1,314 @@
+//! The metadata of a cached shadow: which guest frames are page tables, and for which addresses; the address space of each root;
+//! where guest frames are mapped writable.
+
+use crate::gfn_hash::GfnHash;
+use crate::registers::Context;
+use crate::vtlb::around;
+use crate::{NoMemory, Registers};
+use addr::{Gfn, Gva, PAGE_SIZE, PageSize};
+use alloc::vec::Vec;
+use core::alloc::Layout;
+use core::ops::Range;
+use walk::{Mode, Step};
+
+/// How many tables can be out of sync at once. The bound keeps loads of CR3 and INVLPG short, which search them.
+const UNSYNC: usize = 16;
+/// How many bytes one shadow table of the last level translates.
+pub(crate) const REGION: u64 = PageSize::Size2M.bytes();
+const REGIONS: usize = (1 << 32) / REGION as usize;
+
+pub(crate) struct State {
+    /// By the root's number.
+    pub(crate) roots: Vec<Root>,
+    /// Guest frames that are directories: tables whose entries refer to tables, or map large pages.
+    pub(crate) directories: GfnHash<TableUse>,
+    pub(crate) last: LastLevel,
+    /// Reverse map: where a guest frame is mapped writable. A large page is found by its first frame. An entry may outlive its
+    /// mapping; write protection then finds nothing to clear there.
+    pub(crate) rmap: GfnHash<RmapEntry>,
+    /// The number of loads so far, for the age of roots.
+    pub(crate) clock: u64,
+    /// The number of calls of [`Shadow::suspend`](crate::Shadow::suspend) so far.
+    pub(crate) suspensions: u64,
+    /// How many of these were not followed by a `resume` yet.
+    pub(crate) suspended: u32,
+    pub(crate) views: usize,
+}
+
+/// The guest's tables of the last level, and the regions of each root that shadow them.
+pub(crate) struct LastLevel {
+    /// Guest frames that are such tables.
+    pub(crate) tables: GfnHash<TableUse>,
+    /// Frames of the tables that are out of sync, the longest so first.
+    pub(crate) unsync: Vec<Gfn>,
+    /// By the root's number.
+    regions: Vec<Regions>,
+}
+
+/// For each region of 2 MiB, the frame of the guest's table that it shadows, or [`UNBOUND`].
+struct Regions(Vec<Gfn>);
+
+/// A cached root: the tree of one address space.
+#[derive(Clone, Copy)]
+pub(crate) struct Root {
+    pub(crate) context: Option<Context>,
+    pub(crate) vcpus: usize,
+    /// [`State::clock`] when it was last loaded.
+    pub(crate) loaded: u64,
+    /// An entry was cleared and not flushed yet: the flush must come before the lock is released.
+    pub(crate) stale: bool,
+}
+
+/// The use of a guest frame as a table for a part of an address space: the metadata of a shadow page.
+#[derive(Clone, Copy)]
+pub(crate) struct TableUse {
+    pub(crate) root: usize,
+    pub(crate) start: Gva,
+    pub(crate) shape: Shape,
+    pub(crate) role: Role,
+    /// How often it was written since a fault last went through it.
+    pub(crate) write_flooding: u8,
+    /// Out of sync: the guest may write it without an exit. All uses of a frame agree on this; a directory is never out of sync.
+    pub(crate) unsync: bool,
+}
+
+/// What the meaning of a table's entries depends on besides their content: the bits of CR0, CR4 and EFER that paging depends on,
+/// and for the last level the rights in the directory's entry. All of these are different bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Role(u64);
+
+/// The format of a table's entries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// The size of an entry, in bytes.
+    pub(crate) bytes: u64,
+    /// How many bytes an entry translates.
+    span: u64,
+}
+
+/// A writable mapping, in all roots that shadow the table in frame `table`: `offset` bytes into the part that it translates.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RmapEntry {
+    pub(crate) table: Gfn,
+    pub(crate) shape: Shape,
+    pub(crate) offset: u64,
+}
+
+/// Stands for the directory's frame where the guest has no paging.
+pub(crate) const UNPAGED: Gfn = Gfn::new(u64::MAX);
+/// The region shadows no table.
+const UNBOUND: Gfn = Gfn::new(u64::MAX - 1);
+
+impl Role {
+    /// R/W, U/S and NX.
+    const RIGHTS: u64 = 1 << 63 | 0b110;
+
+    pub(crate) const fn of_directory(registers: &Registers) -> Self {
+        Self(registers.meaning())
+    }
+
+    /// The role of a table that this entry of a directory refers to.
+    pub(crate) const fn below(self, entry: u64) -> Self {
+        Self(self.0 | entry & Self::RIGHTS)
+    }
+}
+
+impl Shape {
+    pub(crate) fn of(mode: Mode, level: u32) -> Self {
+        let (bytes, upper) = if mode == Mode::Pae { (8, PageSize::Size2M) } else { (4, PageSize::Size4M) };
+        Self { bytes, span: if level == 1 { PAGE_SIZE } else { upper.bytes() } }
+    }
+
+    const fn whole(self) -> u64 {
+        PAGE_SIZE / self.bytes * self.span
+    }
+
+    pub(crate) const fn is_last_level(self) -> bool {
+        self.span == PAGE_SIZE
+    }
+}
+
+impl TableUse {
+    /// The table that this step of a walk for `gva` has read.
+    pub(crate) fn by(root: usize, gva: Gva, mode: Mode, step: &Step, role: Role) -> Self {
+        Self::new(root, gva, Shape::of(mode, step.level), role)
+    }
+
+    /// The use of [`UNPAGED`].
+    pub(crate) fn unpaged(root: usize, role: Role) -> Self {
+        Self::new(root, Gva::new(0), Shape::of(Mode::Bits32, 2), role)
+    }
+
+    fn new(root: usize, gva: Gva, shape: Shape, role: Role) -> Self {
+        Self { root, start: gva.align_down(shape.whole()), shape, role, write_flooding: 0, unsync: false }
+    }
+
+    pub(crate) fn is_at_same(&self, other: &Self) -> bool {
+        (self.root, self.start) == (other.root, other.start) && self.shape == other.shape
+    }
+
+    pub(crate) fn whole(&self) -> Range<Gva> {
+        around(self.start, self.shape.whole())
+    }
+
+    /// The range that the entry for `gva` translates.
+    pub(crate) fn entry(&self, gva: Gva) -> Range<Gva> {
+        around(gva, self.shape.span)
+    }
+
+    /// The range that these bytes of the table translate: that of all entries that contain one of them.
+    pub(crate) fn of_bytes(&self, bytes: &Range<u64>) -> Range<Gva> {
+        let Shape { bytes: size, span } = self.shape;
+        let end = bytes.end.div_ceil(size) * span;
+        self.start.wrapping_add(bytes.start / size * span)..self.start.wrapping_add(end)
+    }
+
+    /// The mapping at `gva`, by the table in frame `table`.
+    pub(crate) fn rmap_entry(&self, table: Gfn, gva: Gva) -> RmapEntry {
+        RmapEntry { table, shape: self.shape, offset: gva.raw() - self.start.raw() }
+    }
+}
+
+impl RmapEntry {
+    /// The uses of the table: the mapping is in each one's root, `offset` bytes behind its start.
+    pub(crate) fn uses<'s>(
+        &self,
+        directories: &'s GfnHash<TableUse>,
+        last: &'s LastLevel,
+    ) -> impl Iterator<Item = &'s TableUse> + use<'s> {
+        let (uses, shape) = (if self.shape.is_last_level() { &last.tables } else { directories }, self.shape);
+        uses.iter(self.table).filter(move |usage| usage.shape == shape)
+    }
+}
+
+impl State {
+    /// Has room for `roots` roots, `capacity` directories, as many tables of the last level, and four times as many writable
+    /// mappings.
+    pub(crate) fn new(roots: usize, capacity: u32) -> Result<Self, NoMemory> {
+        Ok(Self {
+            roots: with_capacity(roots)?,
+            directories: GfnHash::new(capacity)?,
+            last: LastLevel {
+                tables: GfnHash::new(capacity)?,
+                unsync: with_capacity(UNSYNC)?,
+                regions: with_capacity(roots)?,
+            },
+            rmap: GfnHash::new(capacity.saturating_mul(4))?,
+            clock: 0,
+            suspensions: 0,
+            suspended: 0,
+            views: 0,
+        })
+    }
+
+    /// The allocations of [`new`](Self::new), followed by [`add_root`](Self::add_root) for each root.
+    pub(crate) fn allocations(roots: usize, capacity: u32) -> impl Iterator<Item = Layout> {
+        let lists = [Layout::array::<Root>(roots), Layout::array::<Gfn>(UNSYNC), Layout::array::<Regions>(roots)];
+        let tables = [GfnHash::<TableUse>::allocations(capacity), GfnHash::<TableUse>::allocations(capacity)];
+        let rmap = GfnHash::<RmapEntry>::allocations(capacity.saturating_mul(4));
+        let regions = core::iter::repeat_n(Layout::array::<Gfn>(REGIONS), roots);
+        let hashes = tables.into_iter().flatten().chain(rmap);
+        lists.into_iter().chain(regions).map(Result::ok).chain(hashes).flatten()
+    }
+
+    /// Adds a root, which has no address space yet.
+    pub(crate) fn add_root(&mut self) -> Result<(), NoMemory> {
+        self.last.regions.push(Regions::new()?);
+        self.roots.push(Root { context: None, vcpus: 0, loaded: 0, stale: false });
+        Ok(())
+    }
+
+    /// Whether the guest must not write the frame without an exit.
+    pub(crate) fn is_protected(&self, gfn: Gfn) -> bool {
+        self.directories.any(gfn, |_| true) || self.last.tables.any(gfn, |usage| !usage.unsync)
+    }
+
+    /// Forgets all tables and mappings, but not the address spaces of the roots.
+    pub(crate) fn clear(&mut self) {
+        self.directories.clear();
+        self.rmap.clear();
+        self.last.tables.clear();
+        self.last.unsync.clear();
+        self.last.regions.iter_mut().for_each(|regions| regions.0.fill(UNBOUND));
+    }
+}
+
+impl LastLevel {
+    /// Whether the table in this frame is out of sync.
+    pub(crate) fn is_unsync(&self, gfn: Gfn) -> bool {
+        self.unsync.contains(&gfn)
+    }
+
+    /// A table that is out of sync and used in that root.
+    pub(crate) fn unsync_in(&self, root: usize) -> Option<Gfn> {
+        self.unsync.iter().copied().find(|&gfn| self.tables.any(gfn, |usage| usage.root == root))
+    }
+
+    /// The table that has been out of sync for longest, if no other table can go out of sync beside them.
+    pub(crate) fn oldest_unsync(&self) -> Option<Gfn> {
+        self.unsync.first().copied().filter(|_| self.unsync.len() == UNSYNC)
+    }
+
+    pub(crate) fn set_unsync(&mut self, gfn: Gfn, unsync: bool) {
+        self.unsync.retain(|&other| other != gfn);
+        if unsync {
+            self.unsync.push(gfn);
+        }
+        self.tables.retain(gfn, |usage| {
+            usage.unsync = unsync;
+            true
+        });
+    }
+
+    /// The region of `gva` shadows the table in `gfn` from now on.
+    pub(crate) fn bind(&mut self, root: usize, gva: Gva, gfn: Gfn) {
+        self.regions[root].0[region(gva)] = gfn;
+    }
+
+    /// The frame of the table that the region of `gva` shadows.
+    pub(crate) fn bound(&self, root: usize, gva: Gva) -> Option<Gfn> {
+        let gfn = self.regions[root].0[region(gva)];
+        (gfn != UNBOUND).then_some(gfn)
+    }
+
+    pub(crate) fn is_bound(&self, root: usize, range: &Range<Gva>) -> bool {
+        regions(range).any(|at| self.bound(root, at).is_some())
+    }
+
+    /// The region of `gva` shadows no table any more, and this use of the table is removed. Whether there was one.
+    pub(crate) fn unbind(&mut self, root: usize, gva: Gva) -> bool {
+        let gfn = core::mem::replace(&mut self.regions[root].0[region(gva)], UNBOUND);
+        if gfn == UNBOUND {
+            return false;
+        }
+        self.tables.retain(gfn, |usage| usage.root != root || !usage.whole().contains(&gva));
+        if !self.tables.any(gfn, |_| true) {
+            self.unsync.retain(|&other| other != gfn);
+        }
+        true
+    }
+}
+
+/// An empty list with room for `capacity` elements.
+pub(crate) fn with_capacity<T>(capacity: usize) -> Result<Vec<T>, NoMemory> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(capacity).map_err(|_| NoMemory)?;
+    Ok(list)
+}
+
+impl Regions {
+    fn new() -> Result<Self, NoMemory> {
+        let mut frames = with_capacity(REGIONS)?;
+        frames.resize(REGIONS, UNBOUND);
+        Ok(Self(frames))
+    }
+}
+
+const fn region(gva: Gva) -> usize {
+    (gva.raw() / REGION) as usize
+}
+
+/// The first address of each region in `range`, which is aligned to regions.
+pub(crate) fn regions(range: &Range<Gva>) -> impl Iterator<Item = Gva> {
+    (range.start.raw()..range.end.raw()).step_by(REGION as usize).map(Gva::new)
+}
