@@ -271,6 +271,38 @@ mod tests {
         assert_eq!((trial(60).memory(), trial(60).cpus()), (LEAST_MEMORY, 1));
     }
 
+    /// The hypervisor reads what this program writes, whatever the guest is to have.
+    #[test]
+    fn the_hypervisor_understands_the_words_for_a_vm() {
+        for (&paging, &backing) in Paging::value_variants()
+            .iter()
+            .flat_map(|paging| Backing::value_variants().iter().map(move |backing| (paging, backing)))
+        {
+            for (&pages, limit) in Pages::value_variants().iter().zip([0, 54]) {
+                let wanted = Guest { name: "b-1".into(), vcpus: 3, paging, backing, pages, ..guest() };
+                let word = wanted.word(Duration::from_secs(limit));
+                let read = loader::Config::parse(&word).unwrap().vms[0];
+                let paging = match paging {
+                    Paging::Nested => loader::Paging::Nested,
+                    Paging::Shadow => loader::Paging::Shadow,
+                    Paging::Vtlb => loader::Paging::Vtlb,
+                };
+                let backing = match backing {
+                    Backing::Touch => loader::Backing::Touch,
+                    Backing::Reserve => loader::Backing::Reserve,
+                };
+                let pages = match pages {
+                    Pages::Small => addr::PageSize::Size4K,
+                    Pages::Large => addr::PageSize::Size2M,
+                };
+                assert_eq!((read.name.as_str(), read.vcpus, read.modules), ("b-1", 3, 2), "{word}");
+                assert_eq!((read.paging, read.backing, read.pages), (paging, backing, pages), "{word}");
+                assert_eq!(read.ram.bytes(), Guest::MEMORY.in_mib() << 20, "{word}");
+                assert_eq!(read.limit.map_or(0, |limit| u64::from(limit.get())), limit, "{word}");
+            }
+        }
+    }
+
     #[test]
     fn several_guests_follow_one_another() {
         let second =
