@@ -1,9 +1,10 @@
 //! The test hypercalls: operations on the caller's own tables, while its vCPUs use them.
 
-use crate::account::give_back_some;
+use crate::account::{give_back, give_back_some};
 use crate::host::Host;
 use crate::pool::PlannedFailures;
 use crate::raw::{self, DirectPtr};
+use crate::rules::{Rule, kept};
 use crate::tree_env::Nested;
 use crate::view::View;
 use abi::hypercall::{AllocationFailures, FlushPoint, Mapped, Refused, Statistic, TestCall};
@@ -146,12 +147,16 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         })
     }
 
-    /// Splits the large page that `at` is inside of, so that what follows fails for no want of a table.
+    /// Splits the large page that `at` is inside of, if it is, so that what follows needs no table. Elsewhere it takes none: a guest
+    /// that has no frame left can give pages back.
     fn split_at(&self, at: Gpa) -> Result<(), Refused> {
-        let inside = !at.is_aligned(LARGE);
+        let found = self.vm.tree.translate(self.cpu.read(), at);
+        if at.is_aligned(LARGE) || found.is_none_or(|found| found.size == PageSize::Size4K) {
+            return Ok(());
+        }
         match self.vm.tree.split(self.cpu.read(), at) {
-            Err(SplitError::NoMemory) if inside => Err(Refused::NoMemory),
-            _ => Ok(()),
+            Err(SplitError::NoMemory) => Err(Refused::NoMemory),
+            Ok(()) | Err(SplitError::NotLarge) => Ok(()),
         }
     }
 
@@ -173,8 +178,12 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         let env = self.vm.tree.env();
         if let Some(desc) = env.descriptors.get(page.raw() as usize) {
             env.account.retire(desc, size);
-            // Whether too many wait is looked at when the operation is done.
-            let _ = self.cpu.call_rcu(page);
+            if kept(Rule::RetireLate) {
+                // Whether too many wait is looked at when the operation is done.
+                let _ = self.cpu.call_rcu(page);
+            } else {
+                give_back(env.host, page);
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 use crate::account::{give_back, give_back_some};
 use crate::host::Host;
 use crate::raw::{self, DirectPtr};
+use crate::rules::{Rule, kept};
 use crate::shadow_trees::VcpuTree;
 use crate::test_calls::{STEP, Unfinished};
 use crate::tree_env::{Nested, TreeEnv};
@@ -139,13 +140,14 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         let gfn = at.frame();
         // Read before the tree is: should the page be taken away in between, the place is kept under a number that is no longer
         // the tree's.
-        let generation = self.generation();
+        let before = self.generation();
         let place = &self.state.places[gfn.raw() as usize % PLACES];
         let known = place.get();
-        if known.gfn == gfn && known.generation == generation {
+        if known.gfn == gfn && known.generation == before {
             return Ok(known.host.add(at.page_offset()));
         }
         let host = self.find(at)?;
+        let generation = if kept(Rule::GenerationFirst) { before } else { self.generation() };
         place.set(Place { gfn, generation, host: host.sub(at.page_offset()) });
         Ok(host)
     }
@@ -237,7 +239,7 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         };
         let size = room.size();
         let result = room.install(Leaf::new(frame, Rights::ALL));
-        if result.is_err() {
+        if result.is_err() && kept(Rule::GiveBackLoser) {
             self.vm.tree.env().free(frame, size);
         }
         match result {
@@ -258,8 +260,10 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         }
         let frame = pool.alloc(host.frames(), PageSize::Size4K)?;
         drop(pool);
-        // SAFETY: the pool has given the frame out, and no entry leads to it yet.
-        unsafe { raw::fill(host, frame, 0..PAGE_SIZE, 0) };
+        if kept(Rule::ZeroFirst) {
+            // SAFETY: the pool has given the frame out, and no entry leads to it yet.
+            unsafe { raw::fill(host, frame, 0..PAGE_SIZE, 0) };
+        }
         Some(frame)
     }
 

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 const MODELLED: [&str; 4] = ["rcu", "mmu", "apic", "serial"];
 
 /// Crates, and which of their tests shuttle runs in random schedules.
-const SHUTTLED: [(&str, &[&str]); 3] = [("rcu", &["--test", "stress"]), ("mmu", &["--lib"]), ("shadow", &["--lib"])];
+const SHUTTLED: [(&str, &[&str]); 4] =
+    [("rcu", &["--test", "stress"]), ("mmu", &["--lib"]), ("shadow", &["--lib"]), ("memory", &["--lib"])];
 
 /// The unit tests, the crates' own tests and those in the documentation.
 pub(super) fn host(filter: Option<&str>) -> Result<Vec<Ran>> {

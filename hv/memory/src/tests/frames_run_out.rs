@@ -1,0 +1,69 @@
+//! A machine with fewer frames than the guest has pages.
+
+use super::world::{LARGE, World};
+use crate::arena::Arena;
+use abi::hypercall::{Refused, TestCall};
+use addr::{PAGE_SIZE, PageSize};
+use loader::{Paging, VmConfig};
+use vm::Resolved;
+
+/// Fewer than the 1024 pages of the guest.
+const FRAMES: usize = 600;
+const RAM: u64 = 2 * LARGE;
+
+/// Small pages alone.
+fn config() -> VmConfig {
+    VmConfig { pages: PageSize::Size4K, ..super::world::config(RAM, Paging::Nested) }
+}
+
+/// Touches pages in turn until none is left: how many that were.
+fn fill(world: &mut World<'_>) -> u64 {
+    (0..RAM / PAGE_SIZE)
+        .find(|page| world.fault(page * PAGE_SIZE) == Resolved::OutOfMemory)
+        .expect("there are fewer frames")
+}
+
+#[test]
+fn what_a_guest_gives_back_is_had_again_at_once() {
+    let domain = Arena::domain(FRAMES);
+    let mut world = World::new(&domain, &config());
+    let pages = fill(&mut world);
+    assert!(pages > 500, "{pages}");
+
+    // As many frames as wait for a grace period then can be mapped elsewhere, though no time was left for one.
+    let released = 100;
+    assert_eq!(world.call(TestCall::Release { start: 0, bytes: released * PAGE_SIZE }), Ok(released));
+    for page in pages..pages + released - 2 {
+        assert_eq!(world.fault(page * PAGE_SIZE), Resolved::Retry, "page {page}");
+        assert_eq!(world.read(page * PAGE_SIZE), 0, "page {page}");
+    }
+    world.end();
+}
+
+#[test]
+fn an_operation_waits_for_frames_that_wait_for_a_grace_period() {
+    let domain = Arena::domain(FRAMES);
+    let mut world = World::new(&domain, &config());
+    let pages = fill(&mut world);
+    let last = (pages - 1) * PAGE_SIZE;
+    world.write(last, 7);
+    // No frame is free for the copy, until the page released just now has come back.
+    assert_eq!(world.call(TestCall::Replace { at: last }), Err(Refused::NoMemory));
+    assert_eq!(world.call(TestCall::Release { start: 0, bytes: PAGE_SIZE }), Ok(1));
+    assert_eq!(world.call(TestCall::Replace { at: last }), Ok(0));
+    assert_eq!(world.read(last), 7);
+    world.end();
+}
+
+#[test]
+fn software_that_finds_no_frame_is_told_so() {
+    use addr::Gpa;
+    use walk::PhysMem;
+    let domain = Arena::domain(FRAMES);
+    let mut world = World::new(&domain, &config());
+    fill(&mut world);
+    let last = Gpa::new(RAM - PAGE_SIZE);
+    assert_eq!(world.view().read_u64(last), None);
+    assert_eq!(PhysMem::write(&world.view(), last, &[1]), None);
+    world.end();
+}

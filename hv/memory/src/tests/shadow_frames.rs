@@ -1,0 +1,118 @@
+//! Without nested paging: the guest's memory gets other frames while a vCPU's shadow tree maps the old ones.
+
+use super::world::{LARGE, World, config};
+use crate::arena::Arena;
+use abi::hypercall::TestCall;
+use addr::{Gpa, Gva, PAGE_SIZE, Pfn};
+use core::num::NonZero;
+use loader::Paging;
+use shadow::{FaultOutcome, Registers};
+use vm::Memory;
+use walk::{Access, Features, Kind, Privilege};
+
+const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
+const WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::Supervisor { ac: false } };
+const PAGE: u64 = 5 * PAGE_SIZE;
+
+/// The guest has paging off: linear addresses are physical ones.
+fn registers() -> Registers {
+    Registers::new(FEATURES)
+}
+
+fn load(world: &mut World<'_>) {
+    let _ = world.view().load_shadow(&registers());
+}
+
+/// The vCPU writes to [`PAGE`] until its shadow tree maps it.
+fn touch(world: &mut World<'_>) {
+    for _ in 0..LARGE / PAGE_SIZE {
+        if world.view().shadow_fault(&registers(), Gva::new(PAGE), WRITE) == Ok(FaultOutcome::Mapped) {
+            return;
+        }
+    }
+    panic!("the page does not come");
+}
+
+fn backing(world: &World<'_>) -> Pfn {
+    world.memory.tree.translate(world.cpu.read(), Gpa::new(PAGE)).unwrap().hpa.frame()
+}
+
+/// The frame that the processor reaches by its walk of the PAE tables from the vCPU's root.
+fn walked(world: &World<'_>) -> Option<Pfn> {
+    let mut table = world.memory.root(0).frame();
+    for shift in [30, 21, 12] {
+        let env = world.memory.tree.env();
+        let entry =
+            mmu::Env::table(env, table)?[(PAGE >> shift) as usize & 511].load(core::sync::atomic::Ordering::Relaxed);
+        let frame = Pfn::new((entry & 0xff_ffff_f000) >> 12);
+        match entry {
+            _ if entry & 1 == 0 => return None,
+            _ if shift == 21 && entry & 1 << 7 != 0 => return Some(frame.add(PAGE >> 12 & 511)),
+            _ => table = frame,
+        }
+    }
+    Some(table)
+}
+
+fn with(paging: Paging, test: fn(&mut World<'_>)) {
+    let domain = Arena::domain(4096);
+    let mut world = World::new(&domain, &config(2 * LARGE, paging));
+    load(&mut world);
+    touch(&mut world);
+    assert_eq!(walked(&world), Some(backing(&world)));
+    test(&mut world);
+    world.end();
+}
+
+fn for_both(test: fn(&mut World<'_>)) {
+    with(Paging::Vtlb, test);
+    with(Paging::Shadow, test);
+}
+
+#[test]
+fn a_page_that_was_replaced_is_reached_at_its_new_frame_alone() {
+    for_both(|world| {
+        let old = backing(world);
+        assert_eq!(world.call(TestCall::Replace { at: PAGE }), Ok(0));
+        assert_ne!(backing(world), old);
+        assert_eq!(walked(world), None, "the old frame is in other use soon");
+        touch(world);
+        assert_eq!(walked(world), Some(backing(world)));
+    });
+}
+
+#[test]
+fn a_page_that_was_released_is_reached_no_more() {
+    for_both(|world| {
+        assert_eq!(world.call(TestCall::Release { start: PAGE, bytes: PAGE_SIZE }), Ok(1));
+        assert_eq!(walked(world), None);
+        touch(world);
+        assert_eq!(world.read(PAGE), 0);
+    });
+}
+
+#[test]
+fn while_frames_change_no_fault_maps_any() {
+    for_both(|world| {
+        let view = world.view();
+        let during = view.change_frames(|| view.resolve(&registers(), Gva::new(PAGE), WRITE));
+        assert_eq!(during, Ok(FaultOutcome::Retry));
+        drop(view);
+        assert_eq!(walked(world), None);
+        touch(world);
+        assert_eq!(walked(world), Some(backing(world)));
+    });
+}
+
+#[test]
+fn a_page_whose_writes_are_logged_again_is_read_only_until_one_comes() {
+    for_both(|world| {
+        let log = TestCall::LogDirty { start: PAGE, bytes: PAGE_SIZE, bitmap: NonZero::new(LARGE) };
+        // The write that mapped it is in the log.
+        assert_eq!(world.call(log), Ok(1));
+        assert_eq!(walked(world), None);
+        assert_eq!(world.call(log), Ok(0));
+        touch(world);
+        assert_eq!(world.call(log), Ok(1));
+    });
+}
