@@ -78,7 +78,7 @@ impl World {
 
     /// Takes `frames` contiguous frames, aligned to their number.
     fn take(&self, frames: u64) -> Pfn {
-        let mut free = self.free.lock().expect("nobody panics with it");
+        let mut free = self.free.lock().expect("no thread panics with the lock");
         free.sort_unstable();
         let in_row =
             |run: &&[Pfn]| run[0].raw().is_multiple_of(frames) && run[run.len() - 1].raw() - run[0].raw() == frames - 1;
@@ -91,7 +91,7 @@ impl World {
     fn give_back(&self, cpu: &mut Cpu<'_, PoolPlatform<Npt>>, frames: Vec<Pfn>) {
         cpu.synchronize_expedited();
         frames.iter().for_each(|&frame| self.word(frame).store(POISON, Ordering::SeqCst));
-        self.free.lock().expect("nobody panics with it").extend(frames);
+        self.free.lock().expect("no thread panics with the lock").extend(frames);
     }
 
     /// Waits until the guest has done some more steps, so that it has translations of all pages that it uses.
