@@ -1,57 +1,21 @@
 //! Models of [`Posted`], in every interleaving and with every stale read, up to loom's preemption bound.
 //!
-//! Each `loom_*` model has a `twin_*`: the same model with one rule broken, which loom must catch. Run them with
+//! Each `loom_*` model has [mutants](model#mutants), each with one rule broken, which loom must catch. Run them with
 //! `RUSTFLAGS="--cfg loom" cargo test -p apic --release --lib`.
 
 use crate::posted::Posted;
-use crate::rules::{BROKEN, Rule, kept};
+use crate::rules::Rule;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use loom::sync::atomic::{AtomicBool, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::string::String;
+use model::{Explorer, kept, loom_tests};
 use std::vec::Vec;
 
-fn explore(broken: Option<Rule>, model: fn()) {
-    struct Keep;
-    impl Drop for Keep {
-        fn drop(&mut self) {
-            BROKEN.set(None);
-        }
-    }
-    let _keep = Keep;
-    BROKEN.set(broken);
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(model);
-}
-
-/// Loom ends `model` with these words if `rule` is broken.
-fn must_be_caught(rule: Rule, model: fn(), words: &str) {
-    let panic = catch_unwind(AssertUnwindSafe(|| explore(Some(rule), model))).expect_err("loom finds nothing wrong");
-    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    assert!(message.is_some_and(|message| message.contains(words)), "loom says: {message:?}");
-}
-
-macro_rules! model {
-    ($(#[$doc:meta])* $name:ident = $model:path; $($twin:ident without $rule:ident: $words:expr),+) => {
-        $(#[$doc])*
-        #[test]
-        fn $name() {
-            explore(None, $model);
-        }
-        $(
-            #[test]
-            fn $twin() {
-                must_be_caught(Rule::$rule, $model, $words);
-            }
-        )+
-    };
-}
-
 const LOST: &str = "a request is lost or comes twice";
-const ASLEEP: &str = "deadlock";
+const STALE: &str = "memory is older than the interrupt";
+const UNSTARTED: &str = "the start is lost";
+const EXPLORER: Explorer = Explorer { preemptions: 3, signs: &[LOST, STALE, UNSTARTED] };
 
 /// What the owner takes at one look.
 fn take(posted: &Posted, taken: &mut Vec<u8>) {
@@ -81,11 +45,11 @@ fn request_vs_take() {
     assert!((0..8).all(|word| posted.irr_word(word) == 0));
 }
 
-model! {
+loom_tests! {
     /// Every request is taken once.
     loom_request_vs_take = request_vs_take;
-    twin_summary_first without SummaryLast: LOST,
-    twin_word_read_once without ReadAgain: LOST
+    mutant_summary_first breaks [SummaryLast],
+    mutant_word_read_once breaks [ReadAgain]
 }
 
 /// A request that comes after the owner's INIT is seen, one that came before is not.
@@ -102,15 +66,14 @@ fn request_vs_reset() {
     assert_eq!(posted.highest(), left, "{LOST}");
 }
 
-model! {
+loom_tests! {
     /// What is requested is in the summary.
     loom_request_vs_reset = request_vs_reset;
-    twin_summary_forgotten_last without ForgetSummaryFirst: LOST
+    mutant_summary_forgotten_last breaks [ForgetSummaryFirst]
 }
 
 /// The sender's memory, which nothing but the interrupt orders.
 fn memory_before_interrupt() {
-    const STALE: &str = "memory is older than the interrupt";
     let shared = Arc::new((Posted::new(0), AtomicBool::new(false)));
     let sender = {
         let shared = Arc::clone(&shared);
@@ -126,10 +89,10 @@ fn memory_before_interrupt() {
     sender.join().unwrap();
 }
 
-model! {
+loom_tests! {
     /// Who takes an interrupt sees what its sender wrote before (as between processors: SDM section 9.2).
     loom_memory_before_interrupt = memory_before_interrupt;
-    twin_relaxed_request without Publish: "memory is older than the interrupt"
+    mutant_relaxed_request breaks [Publish]
 }
 
 /// Somebody starts a vCPU as the manuals say to, while somebody else sends it an NMI.
@@ -158,13 +121,13 @@ fn startup_vs_take() {
     look();
     starter.join().unwrap();
     look();
-    assert_eq!(started, Some(8), "the start is lost");
+    assert_eq!(started, Some(8), "{UNSTARTED}");
 }
 
-model! {
+loom_tests! {
     /// A start-up after INIT starts the vCPU, and of two the first does.
     loom_startup_vs_take = startup_vs_take;
-    twin_signals_taken_in_two_steps without TakeAtOnce: "the start is lost"
+    mutant_signals_taken_in_two_steps breaks [TakeAtOnce]
 }
 
 /// A vCPU's door, as `vm` has it: a bell beside the APIC, and a kick for who is away.
@@ -240,10 +203,10 @@ fn knocks_vs_going_away() {
     assert_eq!(taken, [0x20, 0x41], "{LOST}");
 }
 
-model! {
+loom_tests! {
     /// Nobody sleeps on an interrupt, though two that come together kick once.
     loom_knocks_vs_going_away = knocks_vs_going_away;
-    twin_ring_before_posting without RingLast: ASLEEP,
-    twin_knock_without_fence without FenceAtKnock: ASLEEP,
-    twin_entry_without_fence without FenceAtEntry: ASLEEP
+    mutant_ring_before_posting sleeps_without [RingLast],
+    mutant_knock_without_fence sleeps_without [FenceAtKnock],
+    mutant_entry_without_fence sleeps_without [FenceAtEntry]
 }

@@ -1,10 +1,8 @@
 //! The part of a local APIC that other vCPUs read and write.
 
-use crate::rules::{Rule, kept};
-#[cfg(not(loom))]
-use core::sync::atomic::{AtomicU32, Ordering};
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, Ordering};
+use crate::rules::Rule;
+use model::kept;
+use model::sync::{AtomicU32, Ordering};
 
 /// Interrupts posted to one vCPU, as in a posted-interrupt descriptor (Intel SDM vol. 3, section 30.6), and the part of its
 /// APIC's state that decides whether an interrupt is for it.

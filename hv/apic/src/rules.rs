@@ -1,8 +1,6 @@
-//! The rules that the models break one at a time, to show that each is needed.
-//!
-//! Outside of the models every rule is kept, and [`kept`] is the constant `true`.
+//! The rules of this crate, by name. [Mutants](model#mutants) of the models break them, to show that each is needed.
 
-/// A rule of the mailbox that a twin of a model breaks.
+/// A rule of the mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// Who posts sets the request's bit first and the summary's last.
@@ -24,21 +22,4 @@ pub(crate) enum Rule {
     /// Of a door: the owner says that it goes away, fences, and looks at the bell.
     #[cfg(loom)]
     FenceAtEntry,
-}
-
-#[cfg(not(loom))]
-#[inline(always)]
-pub(crate) const fn kept(_rule: Rule) -> bool {
-    true
-}
-
-#[cfg(loom)]
-std::thread_local! {
-    // loom runs all threads of a model on the thread that called it.
-    pub(crate) static BROKEN: core::cell::Cell<Option<Rule>> = const { core::cell::Cell::new(None) };
-}
-
-#[cfg(loom)]
-pub(crate) fn kept(rule: Rule) -> bool {
-    BROKEN.get() != Some(rule)
 }

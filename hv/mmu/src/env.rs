@@ -3,8 +3,10 @@
 use crate::entry::Pte;
 use crate::format::Format;
 use crate::level::Level;
-use crate::sync::{AtomicBool, AtomicU8, AtomicU16, Note, Ordering, relax};
 use addr::Pfn;
+use core::sync::atomic::AtomicU32 as Note;
+use model::const_unless_loom;
+use model::sync::{AtomicBool, AtomicU8, AtomicU16, Ordering, relax};
 use rcu::{Head, Platform, Space};
 
 /// The environment of one tree: frames for tables, the space of its flushes, and reports of bad entries.
@@ -77,31 +79,18 @@ pub struct TableDesc {
 }
 
 impl TableDesc {
-    /// The descriptor of a frame that holds no table.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self {
-            lock: AtomicBool::new(false),
-            level: AtomicU8::new(0),
-            dead: AtomicBool::new(true),
-            children: AtomicU16::new(0),
-            sharers: AtomicU16::new(0),
-            private: Note::new(0),
-            head: Head::new(),
-        }
-    }
-
-    /// The descriptor of a frame that holds no table.
-    #[cfg(loom)]
-    pub fn new() -> Self {
-        Self {
-            lock: AtomicBool::new(false),
-            level: AtomicU8::new(0),
-            dead: AtomicBool::new(true),
-            children: AtomicU16::new(0),
-            sharers: AtomicU16::new(0),
-            private: Note::new(0),
-            head: Head::new(),
+    const_unless_loom! {
+        /// The descriptor of a frame that holds no table.
+        pub fn new() -> Self {
+            Self {
+                lock: AtomicBool::new(false),
+                level: AtomicU8::new(0),
+                dead: AtomicBool::new(true),
+                children: AtomicU16::new(0),
+                sharers: AtomicU16::new(0),
+                private: Note::new(0),
+                head: Head::new(),
+            }
         }
     }
 

@@ -5,13 +5,14 @@ use crate::env::Env;
 use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Changed, Input, Table};
-use crate::rules::{Rule, kept};
+use crate::rules::Rule;
 use crate::spare::Spare;
-use crate::sync::relax;
 use crate::tree::{NoMemory, Translation, Tree};
 use addr::PageSize;
 use core::fmt;
 use core::ops::Range;
+use model::kept;
+use model::sync::relax;
 use rcu::Guard;
 
 /// The result of a walk for a fault.

@@ -8,10 +8,13 @@ use crate::{
     Address, Leaf, Level, Rights,
     format::{Format, FormatExt},
     map::Input,
-    sync::{Note, Ordering},
 };
 #[cfg(feature = "fault-injection")]
 use addr::Pfn;
+#[cfg(feature = "fault-injection")]
+use core::sync::atomic::AtomicU32 as Note;
+#[cfg(feature = "fault-injection")]
+use model::sync::Ordering;
 #[cfg(feature = "fault-injection")]
 use rcu::Guard;
 

@@ -6,11 +6,11 @@ use crate::format::{Format, FormatExt};
 use crate::level::{Address, Level};
 use crate::pool::{self, FIRST, Memory, NewTable, Pool};
 use crate::range::Page;
-use crate::sync::Ordering;
 use crate::tree::Tree;
 use crate::{Ept, Fault, Leaf, LongMode, Npt, Pae, Toy};
 use addr::{PAGE_SIZE, PageSize, Pfn};
 use core::ops::Range;
+use model::sync::Ordering;
 
 /// The number of frames that entries may refer to, and of all frames in the pool. The other frames are free, and
 /// entries must not refer to them, because the allocator would give out a table in use.

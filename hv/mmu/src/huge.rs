@@ -6,12 +6,13 @@ use crate::fault_injection::After;
 use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Changed, Input, PteMapLocked, Table};
-use crate::rules::{Rule, kept};
+use crate::rules::Rule;
 use crate::spare::Spare;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SHIFT, PageSize, Pfn};
 use core::fmt;
 use core::ops::Range;
+use model::kept;
 use rcu::{Cpu, Guard};
 
 /// Why a page was not split.

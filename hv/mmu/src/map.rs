@@ -16,11 +16,12 @@ use crate::entry::{Entry, Leaf, Pte};
 use crate::env::{BadEntry, Env, TableDesc};
 use crate::format::{Format, FormatExt, span, table_frame};
 use crate::level::{Address, Level};
-use crate::rules::{Rule, kept};
-use crate::sync::{AtomicU64, Ordering};
+use crate::rules::Rule;
 use addr::Pfn;
 use core::fmt;
 use core::ops::Deref;
+use model::kept;
+use model::sync::{AtomicU64, Ordering};
 use rcu::Guard;
 
 pub(crate) type Input<E> = <<E as Env>::Format as Format>::Input;

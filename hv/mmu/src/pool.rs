@@ -4,10 +4,10 @@
 use crate::entry::Caps;
 use crate::env::{BadEntry, Env, TableDesc};
 use crate::format::Format;
-use crate::sync::{AtomicU64, Ordering};
 use crate::tree::{NoMemory, Tree};
 use addr::{PageSize, Pfn};
 use core::sync::atomic::AtomicBool;
+use model::sync::{AtomicU64, Ordering};
 use rcu::{CpuData, Domain, Head, Platform, Space};
 use std::boxed::Box;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -9,12 +9,12 @@ use crate::fault_injection::After;
 use crate::format::{FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMapLocked, Table};
-use crate::sync::relax;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SIZE, PageSize};
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::ops::Range;
+use model::sync::relax;
 use rcu::{Cpu, Guard};
 
 /// Why an operation on a range failed.

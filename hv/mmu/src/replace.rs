@@ -17,11 +17,12 @@ use crate::huge::CollapseError;
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMapLocked, Table};
 use crate::range::Page;
-use crate::rules::{Rule, kept};
-use crate::sync::relax;
+use crate::rules::Rule;
 use crate::tree::{Translation, Tree};
 use addr::{PageSize, Pfn};
 use core::fmt;
+use model::kept;
+use model::sync::relax;
 use rcu::{Cpu, Guard};
 
 /// Why a page was not replaced. The tree is as before.

@@ -1,8 +1,6 @@
-//! The rules that the models break one at a time, to show that each is needed.
-//!
-//! Outside of the models every rule is kept, and [`kept`] is the constant `true`.
+//! The rules of this crate, by name. [Mutants](model#mutants) of the models break them, to show that each is needed.
 
-/// A rule that a twin of a model breaks.
+/// A rule of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// Reread the pmd under the table's lock.
@@ -41,44 +39,4 @@ pub(crate) enum Rule {
     ReadLowAgain,
     /// An entry in two halves is set again only when nobody is in the middle of reading it.
     LocklessSync,
-}
-
-/// Whether `rule` is kept.
-#[cfg(not(any(loom, shuttle)))]
-pub(crate) const fn kept(_rule: Rule) -> bool {
-    true
-}
-
-#[cfg(all(any(loom, shuttle), test))]
-pub(crate) use broken::breaking;
-#[cfg(any(loom, shuttle))]
-pub(crate) use broken::kept;
-
-#[cfg(any(loom, shuttle))]
-mod broken {
-    use super::Rule;
-    use core::cell::Cell;
-
-    std::thread_local! {
-        // loom and shuttle run all threads of a model on the thread that called it.
-        static BROKEN: Cell<&'static [Rule]> = const { Cell::new(&[]) };
-    }
-
-    pub(crate) fn kept(rule: Rule) -> bool {
-        !BROKEN.get().contains(&rule)
-    }
-
-    /// Runs `model` with `rules` broken.
-    #[cfg(test)]
-    pub(crate) fn breaking<R>(rules: &'static [Rule], model: impl FnOnce() -> R) -> R {
-        struct Keep;
-        impl Drop for Keep {
-            fn drop(&mut self) {
-                BROKEN.set(&[]);
-            }
-        }
-        let _keep = Keep;
-        BROKEN.set(rules);
-        model()
-    }
 }

@@ -9,10 +9,11 @@ use crate::fault_injection::After;
 use crate::format::{Format, FormatExt};
 use crate::level::{Address, Level};
 use crate::map::{Changed, Input, PteMapLocked, Table};
-use crate::rules::{Rule, kept};
-use crate::sync::relax;
+use crate::rules::Rule;
 use crate::tree::{NoMemory, Tree};
 use core::fmt;
+use model::kept;
+use model::sync::relax;
 use rcu::Cpu;
 
 /// Why a table was not shared. The trees are as before.

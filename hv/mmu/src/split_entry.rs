@@ -15,8 +15,9 @@
 //! hypervisor's reads behave as reads with interrupts disabled.
 
 use crate::entry::Pte;
-use crate::rules::{Rule, kept};
-use crate::sync::{AtomicU32, Ordering, relax};
+use crate::rules::Rule;
+use model::kept;
+use model::sync::{AtomicU32, Ordering, relax};
 
 /// Control of this CPU's interrupts.
 pub trait Interrupts {

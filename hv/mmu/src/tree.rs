@@ -6,10 +6,11 @@ use crate::fault_injection::{After, InjectedFault};
 use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{EntryRef, Input, PteMap, PteMapLocked, Table};
-use crate::rules::{Rule, kept};
-use crate::sync::{Ordering, relax};
+use crate::rules::Rule;
 use addr::{Hpa, PageSize, Pfn};
 use core::fmt;
+use model::kept;
+use model::sync::{Ordering, relax};
 use rcu::{Backlog, Cpu, Guard, Space};
 
 /// Page tables of one guest (or of one of its address spaces), shared by all CPUs.

@@ -3,14 +3,15 @@
 use crate::domain::{CpuData, Domain, PerCpu, Platform, RegisterError};
 use crate::gather::{Backlog, Gather, Retired};
 use crate::list::{List, Segment, Segments};
-use crate::rule::{Rule, holds};
+use crate::rules::Rule;
 use crate::space::{Flush, Space, Tlb};
 use crate::state::{Mode, State};
-use crate::sync::{self, AtomicU64, Ordering, fence};
 use addr::Pfn;
 use core::cell::Cell;
 use core::marker::PhantomData;
 use core::ops::{Deref, RangeInclusive};
+use model::kept;
+use model::sync::{self, AtomicU64, Ordering, fence};
 
 /// The handle of this CPU. Neither `Send` nor `Sync`; one exists per index. Dropping it takes the CPU offline, and
 /// other CPUs free the pages that were queued on it.
@@ -125,7 +126,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         let clock = self.domain.clock();
         if clock != self.seen.get() {
             self.set_online(clock);
-            if holds(Rule::FenceAtQuiescent) {
+            if kept(Rule::FenceAtQuiescent) {
                 fence(Ordering::SeqCst);
             }
         }
@@ -138,7 +139,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
     /// [away](Domain::is_away) and kicks it.
     pub fn idle<R>(&mut self, wait: impl FnOnce() -> R) -> R {
         self.this.set_state(State::new(Mode::Extended, self.seen.get()));
-        if holds(Rule::FenceAtIdle) {
+        if kept(Rule::FenceAtIdle) {
             fence(Ordering::SeqCst);
         }
         let _online = Online(self);
@@ -160,7 +161,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
     fn announce(&self, space: &Space, tlb: &mut Tlb) {
         let flushed = tlb.flushed(self.index, space);
         tlb.set_flushed(self.index, space, flushed);
-        if holds(Rule::SpaceAtSession) {
+        if kept(Rule::SpaceAtSession) {
             self.this.set_space(space, flushed);
         }
     }
@@ -280,7 +281,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         if self.adopted.get().pages.is_empty() {
             let pages = self.domain.orphans.take(&self.domain.platform);
             if !pages.is_empty() {
-                let grace = if holds(Rule::OrphansWait) { self.domain.ticket() } else { 0 };
+                let grace = if kept(Rule::OrphansWait) { self.domain.ticket() } else { 0 };
                 self.adopted.set(Segment { pages, grace });
             }
         }
@@ -329,12 +330,12 @@ impl<'d, P: Platform> Cpu<'d, P> {
         for index in 0.. {
             let Some(data) = self.domain.cpu_data(index) else { break };
             let goal = data.cpu.deferred.load(Ordering::Acquire);
-            while data.cpu.done.load(Ordering::Acquire) < goal && holds(Rule::BarrierCountsAll) {
+            while data.cpu.done.load(Ordering::Acquire) < goal && kept(Rule::BarrierCountsAll) {
                 self.ripen_and_kick(index..=index, &mut free);
             }
         }
         // Any CPU may have adopted the pages of CPUs that went offline.
-        while self.domain.orphaned.load(Ordering::Acquire) != 0 && holds(Rule::BarrierCountsOrphans) {
+        while self.domain.orphaned.load(Ordering::Acquire) != 0 && kept(Rule::BarrierCountsOrphans) {
             self.ripen_and_kick(0..=usize::MAX, &mut free);
         }
     }
@@ -344,7 +345,7 @@ impl<'d, P: Platform> Cpu<'d, P> {
         self.poll(usize::MAX, &mut *free);
         self.synchronize_expedited();
         self.poll(usize::MAX, free);
-        if holds(Rule::BarrierKicks) {
+        if kept(Rule::BarrierKicks) {
             self.domain.kick_others(self.index, cpus);
         }
         self.relax();
@@ -394,12 +395,12 @@ impl<'c, P: Platform> Session<'c, '_, P> {
     pub fn guest<R>(&mut self, enter: impl FnOnce(Flush) -> R) -> R {
         let cpu = &*self.cpu;
         cpu.this.set_state(State::new(Mode::Guest, cpu.domain.clock()));
-        if holds(Rule::FenceAtEntry) {
+        if kept(Rule::FenceAtEntry) {
             fence(Ordering::SeqCst);
         }
         let flushed = self.tlb.generation();
         let generation =
-            if holds(Rule::CompareAtEntry) { self.space.generation.load(Ordering::Acquire) } else { flushed };
+            if kept(Rule::CompareAtEntry) { self.space.generation.load(Ordering::Acquire) } else { flushed };
         let flush = if generation == flushed { Flush::Keep } else { self.acknowledge(generation) };
         let _online = Online(self.cpu);
         enter(flush)
@@ -453,7 +454,7 @@ impl<P: Platform> Cpu<'_, P> {
     #[inline]
     fn come_online(&self) {
         self.set_online(self.domain.clock());
-        if holds(Rule::FenceAtReturn) {
+        if kept(Rule::FenceAtReturn) {
             fence(Ordering::SeqCst);
         }
     }

@@ -1,14 +1,18 @@
 //! The state that all CPUs share: their modes, and the clock of grace periods.
 
 use crate::cpu::Cpu;
+use crate::line::Line;
 use crate::list::{Head, Orphans};
-use crate::rule::{Rule, holds};
+use crate::rules::Rule;
 use crate::space::{Generation, Space};
 use crate::state::{Mode, State};
-use crate::sync::{AtomicBool, AtomicU64, Counter, Line, Ordering, const_unless_loom, fence};
 use addr::Pfn;
 use core::fmt;
 use core::ops::RangeInclusive;
+use core::sync::atomic::AtomicU64 as Counter;
+use model::const_unless_loom;
+use model::kept;
+use model::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// The machine that the CPUs run on.
 pub trait Platform {
@@ -262,10 +266,10 @@ impl<P, S: ?Sized> Domain<P, S> {
 
     /// The grace period after which no CPU walks tables that the caller has unlinked (and flushed) before this call.
     pub(crate) fn ticket(&self) -> u64 {
-        if holds(Rule::FenceAtTicket) {
+        if kept(Rule::FenceAtTicket) {
             fence(Ordering::SeqCst);
         }
-        self.clock() + u64::from(holds(Rule::WaitForTheNext))
+        self.clock() + u64::from(kept(Rule::WaitForTheNext))
     }
 }
 
@@ -322,11 +326,11 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
     /// now.
     pub(crate) fn flush(&self, space: &Space, to: Mode) -> Generation {
         let generation = space.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        if holds(Rule::FenceAtFlush) {
+        if kept(Rule::FenceAtFlush) {
             fence(Ordering::SeqCst);
         }
         for (index, cpu) in self.cpus() {
-            if cpu.revoke(space, generation, to) && to == Mode::Kicked && holds(Rule::KickTheStale) {
+            if cpu.revoke(space, generation, to) && to == Mode::Kicked && kept(Rule::KickTheStale) {
                 space.kicks.fetch_add(1, Ordering::Relaxed);
                 self.kick(index);
             }
@@ -338,7 +342,7 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
     pub(crate) fn kick_stale(&self) {
         for (index, cpu) in self.cpus() {
             let state = cpu.state();
-            if state.mode() == Mode::Stale && cpu.change_mode(state, Mode::Kicked) && holds(Rule::HurryKicks) {
+            if state.mode() == Mode::Stale && cpu.change_mode(state, Mode::Kicked) && kept(Rule::HurryKicks) {
                 self.kick(index);
             }
         }
@@ -378,7 +382,7 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
     ///
     /// [`Session::guest`]: crate::Session::guest
     pub fn is_away(&self, cpu: usize) -> bool {
-        if holds(Rule::FenceAtPost) {
+        if kept(Rule::FenceAtPost) {
             fence(Ordering::SeqCst);
         }
         self.cpu_data(cpu).is_some_and(|data| data.cpu.state().mode() != Mode::Online)
@@ -412,8 +416,8 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
 
 fn holds_up(state: State, grace: u64) -> bool {
     let kept = match state.mode() {
-        Mode::Online => holds(Rule::WaitForSoftware),
-        Mode::Stale | Mode::Kicked => holds(Rule::WaitForHardware),
+        Mode::Online => kept(Rule::WaitForSoftware),
+        Mode::Stale | Mode::Kicked => kept(Rule::WaitForHardware),
         Mode::Extended | Mode::Guest => true,
     };
     kept && state.holds_up(grace)

@@ -39,11 +39,11 @@ extern crate std;
 mod cpu;
 mod domain;
 mod gather;
+mod line;
 mod list;
-pub mod rule;
+pub mod rules;
 mod space;
 mod state;
-mod sync;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 

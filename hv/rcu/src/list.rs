@@ -1,8 +1,9 @@
 //! Lists of pages, linked through their descriptors.
 
 use crate::Platform;
-use crate::sync::{AtomicU64, Ordering, const_unless_loom};
 use addr::Pfn;
+use model::const_unless_loom;
+use model::sync::{AtomicU64, Ordering};
 
 /// The link of a page descriptor, by which a page is queued for its grace period. Eight bytes.
 ///

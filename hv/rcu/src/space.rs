@@ -1,8 +1,10 @@
 //! Address spaces whose tables the hardware walks.
 
 use crate::Domain;
-use crate::rule::{Rule, holds};
-use crate::sync::{AtomicU64, Counter, Ordering};
+use crate::rules::Rule;
+use core::sync::atomic::AtomicU64 as Counter;
+use model::kept;
+use model::sync::{AtomicU64, Ordering};
 
 /// An address space: one tree of tables, which the hardware of every CPU in its guest walks. It counts its flushes.
 ///
@@ -111,7 +113,7 @@ impl Tlb {
 
     #[inline]
     pub(crate) fn flushed(&self, cpu: usize, space: &Space) -> u64 {
-        let same_cpu = self.cpu == cpu || !holds(Rule::FlushOnMigration);
+        let same_cpu = self.cpu == cpu || !kept(Rule::FlushOnMigration);
         if same_cpu && self.space == space.id { self.generation } else { NEVER }
     }
 

@@ -1,6 +1,6 @@
 //! Models of the crate's rules under every interleaving, and every stale read, up to loom's preemption bound.
 //!
-//! Each `loom_*` model has a `twin_*`: the same model with one rule broken, which loom must catch. Run them with
+//! Each `loom_*` model has [mutants](model#mutants), each with one rule broken, which loom must catch. Run them with
 //! `RUSTFLAGS="--cfg loom" cargo test -p rcu --release --test loom`.
 #![cfg(loom)]
 
@@ -10,10 +10,10 @@ use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use loom::sync::atomic::{AtomicBool, AtomicU64};
 use loom::sync::{Condvar, Mutex};
 use loom::thread::{self, JoinHandle};
-use rcu::rule::{Rule, with_broken};
+use model::{Ending, Explorer, loom_tests};
+use rcu::rules::Rule;
 use rcu::{Backlog, Cpu, CpuData, Domain, Flush, Guard, Head, Platform, Space, Tlb};
 use std::ops::{Deref, DerefMut};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool as Flag;
 
@@ -248,60 +248,15 @@ impl Tagged {
     }
 }
 
-fn explore(broken: Option<Rule>, model: fn()) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
-    with_broken(broken, || builder.check(model));
-}
+const EXPLORER: Explorer =
+    Explorer { preemptions: 2, signs: &["Causality violation", "a freed page is", "the barrier came too early"] };
 
-/// How loom reports a broken rule.
-enum Caught {
-    /// A data race, or an assertion of the model.
-    Broken,
-    /// A livelock: loom gives up after many iterations.
-    Hung,
-    /// A deadlock: no thread can run.
-    Asleep,
-}
-
-fn must_be_caught(broken: Option<Rule>, model: fn(), expected: Caught) {
-    let panic = catch_unwind(AssertUnwindSafe(|| explore(broken, model))).expect_err("loom finds nothing wrong");
-    let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    let signs: &[&str] = match expected {
-        Caught::Broken => &["Causality violation", "a freed page is", "the barrier came too early"],
-        Caught::Hung => &["exceeded maximum number of branches"],
-        Caught::Asleep => &["deadlock"],
-    };
-    assert!(message.is_some_and(|text| signs.iter().any(|sign| text.contains(sign))), "loom says: {message:?}");
-}
-
-/// A model, and its twins: the rule that each breaks, or without which each hangs.
-macro_rules! model {
-    ($(#[$doc:meta])* $name:ident = $model:path; $($twin:ident $how:ident $rule:ident),+) => {
-        $(#[$doc])*
+/// A mutant whose model breaks the rule itself.
+macro_rules! mutant {
+    ($mutant:ident = $model:path) => {
         #[test]
-        fn $name() {
-            explore(None, $model);
-        }
-        $(
-            #[doc = concat!("[`", stringify!($name), "`] without [`Rule::", stringify!($rule), "`].")]
-            #[test]
-            fn $twin() {
-                must_be_caught(Some(Rule::$rule), $model, model!($how));
-            }
-        )+
-    };
-    (breaks) => { Caught::Broken };
-    (hangs_without) => { Caught::Hung };
-    (sleeps_without) => { Caught::Asleep };
-}
-
-/// A twin whose model breaks the rule itself.
-macro_rules! twin {
-    ($twin:ident = $model:path) => {
-        #[test]
-        fn $twin() {
-            must_be_caught(None, $model, Caught::Broken);
+        fn $mutant() {
+            EXPLORER.must_fail::<Rule>(&[], $model, Ending::Broken);
         }
     };
 }
@@ -324,10 +279,10 @@ fn free_vs_software_walker() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A page that a walker may hold is not freed.
     loom_free_vs_software_walker = free_vs_software_walker;
-    twin_free_vs_software_walker breaks WaitForSoftware
+    mutant_free_vs_software_walker breaks [WaitForSoftware]
 }
 
 /// The walker's own `synchronize` makes grace periods begin and end, so the unlinking CPU is not the only one to
@@ -349,11 +304,11 @@ fn ticket_vs_running_grace_period() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A page is not freed after a grace period that began before the page was unlinked.
     loom_ticket_vs_running_grace_period = ticket_vs_running_grace_period;
-    twin_ticket_of_the_running_grace_period breaks WaitForTheNext,
-    twin_ticket_without_fence breaks FenceAtTicket
+    mutant_ticket_of_the_running_grace_period breaks [WaitForTheNext],
+    mutant_ticket_without_fence breaks [FenceAtTicket]
 }
 
 fn quiescent_state_vs_walk_after_it() {
@@ -378,10 +333,10 @@ fn quiescent_state_vs_walk_after_it() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// Walks after a quiescent state do not find the unlinked page.
     loom_quiescent_state_vs_walk_after_it = quiescent_state_vs_walk_after_it;
-    twin_quiescent_state_without_fence breaks FenceAtQuiescent
+    mutant_quiescent_state_without_fence breaks [FenceAtQuiescent]
 }
 
 fn return_from_idle_vs_grace_period() {
@@ -399,10 +354,10 @@ fn return_from_idle_vs_grace_period() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A CPU that was idle when the grace period ended walks no page that is freed then.
     loom_return_from_idle_vs_grace_period = return_from_idle_vs_grace_period;
-    twin_return_from_idle_without_fence breaks FenceAtReturn
+    mutant_return_from_idle_without_fence breaks [FenceAtReturn]
 }
 
 fn grace_period_ended_by_another_cpu() {
@@ -426,10 +381,10 @@ fn grace_period_ended_by_another_cpu() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A page may be freed when another CPU has ended the grace period.
     loom_grace_period_ended_by_another_cpu = grace_period_ended_by_another_cpu;
-    twin_grace_period_ended_too_early breaks WaitForSoftware
+    mutant_grace_period_ended_too_early breaks [WaitForSoftware]
 }
 
 // Hardware walkers.
@@ -450,13 +405,13 @@ fn free_vs_hardware_walker() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A page that the hardware may walk, or has cached, is not freed.
     loom_free_vs_hardware_walker = free_vs_hardware_walker;
-    twin_free_while_in_guest_mode breaks WaitForHardware,
-    twin_entry_without_comparison breaks CompareAtEntry,
-    twin_entry_without_fence breaks FenceAtEntry,
-    twin_flush_without_fence breaks FenceAtFlush
+    mutant_free_while_in_guest_mode breaks [WaitForHardware],
+    mutant_entry_without_comparison breaks [CompareAtEntry],
+    mutant_entry_without_fence breaks [FenceAtEntry],
+    mutant_flush_without_fence breaks [FenceAtFlush]
 }
 
 /// The guest never leaves by itself, unless its entry saw the flush.
@@ -486,12 +441,12 @@ fn flush_handshake() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// No kick is lost: a guest that can walk the page is kicked, and one that is not kicked can't walk it.
     loom_flush_handshake = flush_handshake;
-    twin_flush_without_kick hangs_without KickTheStale,
-    twin_handshake_without_entry_fence breaks FenceAtEntry,
-    twin_handshake_without_flush_fence breaks FenceAtFlush
+    mutant_flush_without_kick hangs_without [KickTheStale],
+    mutant_handshake_without_entry_fence breaks [FenceAtEntry],
+    mutant_handshake_without_flush_fence breaks [FenceAtFlush]
 }
 
 /// A third CPU, which neither unlinks nor runs the guest, ends the grace period. It reads the guest's state first.
@@ -523,11 +478,11 @@ fn guest_passed_over_by_another_cpu() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// The CPU that ends the grace period sees that a guest with stale translations no longer counts as quiescent.
     loom_guest_passed_over_by_another_cpu = guest_passed_over_by_another_cpu;
-    twin_guest_passed_over breaks WaitForHardware,
-    twin_guest_passed_over_without_fence breaks FenceAtTicket
+    mutant_guest_passed_over breaks [WaitForHardware],
+    mutant_guest_passed_over_without_fence breaks [FenceAtTicket]
 }
 
 /// The hardware walks in two spaces alternately; the page is unlinked from one of them.
@@ -559,12 +514,12 @@ fn sessions_by_turns() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// The space that a session announces holds for each of its entries, and not for entries of other sessions.
     loom_sessions_by_turns = sessions_by_turns;
-    twin_session_that_names_no_space breaks SpaceAtSession,
-    twin_session_whose_entries_compare_nothing breaks CompareAtEntry,
-    twin_session_whose_entries_are_not_fenced breaks FenceAtEntry
+    mutant_session_that_names_no_space breaks [SpaceAtSession],
+    mutant_session_whose_entries_compare_nothing breaks [CompareAtEntry],
+    mutant_session_whose_entries_are_not_fenced breaks [FenceAtEntry]
 }
 
 /// One session switches to another space and back under the same tag.
@@ -597,11 +552,11 @@ fn session_that_switches() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A session that has switched behaves as a new one.
     loom_session_that_switches = session_that_switches;
-    twin_switch_that_names_no_space breaks SpaceAtSession,
-    twin_switch_whose_entries_are_not_fenced breaks FenceAtEntry
+    mutant_switch_that_names_no_space breaks [SpaceAtSession],
+    mutant_switch_whose_entries_are_not_fenced breaks [FenceAtEntry]
 }
 
 /// An entry is cancelled after a flush was demanded.
@@ -629,13 +584,13 @@ fn entry_cancelled<const KEEPS_THE_FLUSH_PENDING: bool>() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// The next entry does the flush that was demanded of a cancelled entry.
     loom_entry_cancelled = entry_cancelled::<true>;
-    twin_given_up_entry_without_comparison breaks CompareAtEntry
+    mutant_given_up_entry_without_comparison breaks [CompareAtEntry]
 }
 
-twin!(twin_given_up_entry_that_forgets_its_flush = entry_cancelled::<false>);
+mutant!(mutant_given_up_entry_that_forgets_its_flush = entry_cancelled::<false>);
 
 /// Posts an event for CPU 1, which is kicked if it is away.
 fn post(world: &World<2>) {
@@ -660,11 +615,11 @@ fn posted_event_vs_entry() {
     vcpu.join().unwrap();
 }
 
-model! {
+loom_tests! {
     /// A posted event is seen by the check of the entry, or the CPU is kicked.
     loom_posted_event_vs_entry = posted_event_vs_entry;
-    twin_entry_that_looks_without_fence sleeps_without FenceAtEntry,
-    twin_post_to_a_guest_without_fence sleeps_without FenceAtPost
+    mutant_entry_that_looks_without_fence sleeps_without [FenceAtEntry],
+    mutant_post_to_a_guest_without_fence sleeps_without [FenceAtPost]
 }
 
 /// A sleep that only a kick ends.
@@ -681,11 +636,11 @@ fn posted_event_vs_idle() {
     sleeper.join().unwrap();
 }
 
-model! {
+loom_tests! {
     /// A posted event is seen by the check before the sleep, or the CPU is kicked.
     loom_posted_event_vs_idle = posted_event_vs_idle;
-    twin_idle_that_looks_without_fence sleeps_without FenceAtIdle,
-    twin_post_to_an_idle_cpu_without_fence sleeps_without FenceAtPost
+    mutant_idle_that_looks_without_fence sleeps_without [FenceAtIdle],
+    mutant_post_to_an_idle_cpu_without_fence sleeps_without [FenceAtPost]
 }
 
 /// One vCPU, one tag: on CPU 1, then on CPU 2, then on CPU 1 again, which still has its old translations.
@@ -712,10 +667,10 @@ fn vcpu_migrates() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A flush on one CPU does not count for the translations that the vCPU has left on another.
     loom_vcpu_migrates = vcpu_migrates;
-    twin_vcpu_migrates_unflushed breaks FlushOnMigration
+    mutant_vcpu_migrates_unflushed breaks [FlushOnMigration]
 }
 
 /// The hypervisor write-protects, flushes, and collects the guest's writes.
@@ -745,12 +700,12 @@ fn collect_after_flush<const WAITS: bool>() {
     vcpu.join().unwrap();
 }
 
-model! {
+loom_tests! {
     /// When the flush has reached every CPU, no guest writes by a stale translation.
     loom_collect_after_flush = collect_after_flush::<true>;
-    twin_collect_without_comparison breaks CompareAtEntry
+    mutant_collect_without_comparison breaks [CompareAtEntry]
 }
-twin!(twin_collect_without_waiting = collect_after_flush::<false>);
+mutant!(mutant_collect_without_waiting = collect_after_flush::<false>);
 
 // Guards, locks, backlog and barriers.
 
@@ -778,12 +733,12 @@ fn nested_guards<const INNER_END_IS_QUIESCENT: bool>() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// The end of an inner guard does not end the outer critical section.
     loom_nested_guards = nested_guards::<false>;
-    twin_nested_guards_that_do_not_wait breaks WaitForSoftware
+    mutant_nested_guards_that_do_not_wait breaks [WaitForSoftware]
 }
-twin!(twin_nested_guards_that_end_with_the_inner = nested_guards::<true>);
+mutant!(mutant_nested_guards_that_end_with_the_inner = nested_guards::<true>);
 
 /// The walker locks the table that it found and then checks whether the table is still in the tree. The lock is in the
 /// page's descriptor, which the next user of the page initializes.
@@ -818,12 +773,12 @@ fn lock_lives_as_long_as_its_table<const DEFERS: bool>() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A CPU that waits for the lock of a table that is being unlinked gets the lock and finds the table unlinked.
     loom_lock_lives_as_long_as_its_table = lock_lives_as_long_as_its_table::<true>;
-    twin_lock_of_a_table_nobody_waits_for breaks WaitForSoftware
+    mutant_lock_of_a_table_nobody_waits_for breaks [WaitForSoftware]
 }
-twin!(twin_freed_at_unlink = lock_lives_as_long_as_its_table::<false>);
+mutant!(mutant_freed_at_unlink = lock_lives_as_long_as_its_table::<false>);
 
 /// A lazy flush does not kick the guest until the backlog exceeds the limit.
 fn backlog_and_expedite() {
@@ -852,11 +807,11 @@ fn backlog_and_expedite() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// Above the limit, a guest that would stay forever is kicked, and the page is freed.
     loom_backlog_and_expedite = backlog_and_expedite;
-    twin_hurry_without_kick hangs_without HurryKicks,
-    twin_hurry_that_does_not_wait breaks WaitForHardware
+    mutant_hurry_without_kick hangs_without [HurryKicks],
+    mutant_hurry_that_does_not_wait breaks [WaitForHardware]
 }
 
 fn synchronize_vs_walker() {
@@ -875,10 +830,10 @@ fn synchronize_vs_walker() {
     walker.join().unwrap();
 }
 
-model! {
+loom_tests! {
     /// After `synchronize` no CPU holds a page that was unlinked before it.
     loom_synchronize_vs_walker = synchronize_vs_walker;
-    twin_synchronize_that_does_not_wait breaks WaitForSoftware
+    mutant_synchronize_that_does_not_wait breaks [WaitForSoftware]
 }
 
 /// CPU 1 defers a page and goes offline. When it is online again, it may adopt the page, or the barrier's CPU does.
@@ -894,10 +849,10 @@ fn barrier_vs_adopted_page() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// After a barrier a page is freed, also if its CPU went offline and another CPU was about to free it.
     loom_barrier_vs_adopted_page = barrier_vs_adopted_page;
-    twin_barrier_without_orphans breaks BarrierCountsOrphans
+    mutant_barrier_without_orphans breaks [BarrierCountsOrphans]
 }
 
 fn barrier_vs_deferring_cpu() {
@@ -917,10 +872,10 @@ fn barrier_vs_deferring_cpu() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// After a barrier the pages of other CPUs are freed, too.
     loom_barrier_vs_deferring_cpu = barrier_vs_deferring_cpu;
-    twin_barrier_for_one_cpu breaks BarrierCountsAll
+    mutant_barrier_for_one_cpu breaks [BarrierCountsAll]
 }
 
 /// CPU 1 polls only after a kick out of guest mode; it has adopted one of its pages.
@@ -949,10 +904,10 @@ fn barrier_vs_guest() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A barrier frees the pages of a CPU that would stay in guest mode, its own and those that it adopted.
     loom_barrier_vs_guest = barrier_vs_guest;
-    twin_barrier_without_kick hangs_without BarrierKicks
+    mutant_barrier_without_kick hangs_without [BarrierKicks]
 }
 
 /// CPU 1 unlinks a page and goes offline at once.
@@ -978,8 +933,8 @@ fn orphans_vs_walker() {
     world.drain();
 }
 
-model! {
+loom_tests! {
     /// A CPU that adopts a page of an offline CPU waits for a whole grace period.
     loom_orphans_vs_walker = orphans_vs_walker;
-    twin_orphans_freed_at_once breaks OrphansWait
+    mutant_orphans_freed_at_once breaks [OrphansWait]
 }

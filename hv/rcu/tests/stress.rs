@@ -242,14 +242,12 @@ fn pages_are_freed_late_and_all_come_back() {
 #[cfg(shuttle)]
 mod random {
     use super::replace_walk_and_free;
-    use rcu::rule::{Rule, with_broken};
+    use rcu::rules::Rule;
     use shuttle::scheduler::RandomScheduler;
-    use shuttle::{Config, FailurePersistence, Runner};
-    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     const RUNS: usize = 1_500;
-    /// A twin ends with the first run that fails: some do so once in a thousand.
-    const TWIN_RUNS: usize = 40 * RUNS;
+    /// A mutant ends with the first run that fails: some do so once in a thousand.
+    const MUTANT_RUNS: usize = 40 * RUNS;
 
     #[test]
     fn shuttle_pages_are_freed_late_and_all_come_back() {
@@ -262,33 +260,28 @@ mod random {
         shuttle::check_pct(replace_walk_and_free, RUNS, 5);
     }
 
-    fn must_fail(rule: Rule) {
-        let mut config = Config::new();
-        config.failure_persistence = FailurePersistence::None;
-        let runner = Runner::new(RandomScheduler::new(TWIN_RUNS), config);
-        let broken = || with_broken(Some(rule), || runner.run(replace_walk_and_free));
-        let panic = catch_unwind(AssertUnwindSafe(broken)).expect_err("without the rule it holds as well");
-        let says = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref().map(String::as_str));
-        assert!(says.is_some_and(|says| says.contains("a freed page is walked")), "{rule:?}: {says:?}");
+    fn must_fail(rules: &'static [Rule]) {
+        let says = model::failure(rules, || model::run(RandomScheduler::new(MUTANT_RUNS), replace_walk_and_free));
+        assert!(says.as_ref().is_some_and(|says| says.contains("a freed page is walked")), "{rules:?}: {says:?}");
     }
 
     #[test]
-    fn twin_shuttle_without_waiting_for_software() {
-        must_fail(Rule::WaitForSoftware);
+    fn mutant_shuttle_without_waiting_for_software() {
+        must_fail(&[Rule::WaitForSoftware]);
     }
 
     #[test]
-    fn twin_shuttle_without_waiting_for_hardware() {
-        must_fail(Rule::WaitForHardware);
+    fn mutant_shuttle_without_waiting_for_hardware() {
+        must_fail(&[Rule::WaitForHardware]);
     }
 
     #[test]
-    fn twin_shuttle_that_waits_for_the_running_grace_period() {
-        must_fail(Rule::WaitForTheNext);
+    fn mutant_shuttle_that_waits_for_the_running_grace_period() {
+        must_fail(&[Rule::WaitForTheNext]);
     }
 
     #[test]
-    fn twin_shuttle_without_comparing_generations_at_entry() {
-        must_fail(Rule::CompareAtEntry);
+    fn mutant_shuttle_without_comparing_generations_at_entry() {
+        must_fail(&[Rule::CompareAtEntry]);
     }
 }

@@ -1,6 +1,7 @@
 //! Chooses a CPU that sends what is queued, and is sure to look at the queues.
 
-use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
+use model::const_unless_loom;
+use model::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// No moment.
 const NEVER: u64 = u64::MAX;
@@ -20,15 +21,11 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Nothing waits.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self { due: AtomicU64::new(NEVER), armed: AtomicBool::new(false) }
-    }
-
-    #[cfg(loom)]
-    pub(crate) fn new() -> Self {
-        Self { due: AtomicU64::new(NEVER), armed: AtomicBool::new(false) }
+    const_unless_loom! {
+        /// Nothing waits.
+        pub fn new() -> Self {
+            Self { due: AtomicU64::new(NEVER), armed: AtomicBool::new(false) }
+        }
     }
 
     /// There is something in a queue. Whether this CPU is to interrupt itself, so that it looks.
@@ -96,7 +93,6 @@ impl Attention {
     }
 }
 
-#[cfg(not(loom))]
 impl Default for Attention {
     fn default() -> Self {
         Self::new()

@@ -51,7 +51,6 @@ mod attention;
 mod models;
 mod mux;
 mod ring;
-mod sync;
 #[cfg(all(test, not(loom)))]
 mod tests;
 

@@ -5,14 +5,10 @@ use crate::Attention;
 use crate::ring::{Producer, ring};
 use loom::sync::Arc;
 use loom::thread;
+use model::Explorer;
 use std::vec::Vec;
 
-/// Explores up to so many preemptions.
-fn model(body: impl Fn() + Send + Sync + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
-    builder.check(body);
-}
+const EXPLORER: Explorer = Explorer { preemptions: 2, signs: &[] };
 
 fn put_all(producer: &mut Producer, bytes: &[u8]) {
     for &byte in bytes {
@@ -26,7 +22,7 @@ fn put_all(producer: &mut Producer, bytes: &[u8]) {
 /// A ring that is too small for all keeps the order, and an end of line that is told of is found.
 #[test]
 fn loom_bytes_come_out_as_they_went_in() {
-    model(|| {
+    EXPLORER.explore(|| {
         let (mut producer, mut consumer) = ring(2);
         let writer = thread::spawn(move || put_all(&mut producer, b"a\nb"));
         let mut all = Vec::new();
@@ -44,7 +40,7 @@ fn loom_bytes_come_out_as_they_went_in() {
 /// A line of the hypervisor's is not seen before it is whole.
 #[test]
 fn loom_lines_are_published_whole() {
-    model(|| {
+    EXPLORER.explore(|| {
         let (mut producer, mut consumer) = ring(8);
         let writer = thread::spawn(move || producer.write_lines("h", &"i"));
         let seen = consumer.len();
@@ -75,7 +71,7 @@ fn poll(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consume
 /// A byte that is put while another CPU polls: one of the two looks at it afterwards.
 #[test]
 fn loom_what_waits_is_looked_at() {
-    model(|| {
+    EXPLORER.explore(|| {
         let attention = Arc::new(Attention::new());
         let (mut producer, consumer) = ring(2);
         let consumer = Arc::new(loom::sync::Mutex::new(consumer));
@@ -100,7 +96,7 @@ fn loom_what_waits_is_looked_at() {
 /// The same, where another CPU looks as well, because it has put something: it interrupts itself if no CPU is armed by then.
 #[test]
 fn loom_what_waits_is_looked_at_while_another_sends() {
-    model(|| {
+    EXPLORER.explore(|| {
         let attention = Arc::new(Attention::new());
         let (mut producer, consumer) = ring(2);
         let consumer = Arc::new(loom::sync::Mutex::new(consumer));

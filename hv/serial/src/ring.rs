@@ -1,10 +1,10 @@
 //! A queue of bytes between one producer and one consumer, without locks.
 
-use crate::sync::{AtomicU8, AtomicUsize, Ordering};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::fmt::{self, Write};
+use model::sync::{AtomicU8, AtomicUsize, Ordering};
 
 /// The queue. Positions count bytes since the start, modulo 2⁶⁴; the byte at one is at the position modulo the capacity.
 struct Ring {

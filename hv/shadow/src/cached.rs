@@ -19,8 +19,7 @@ use crate::gfn_hash::Full;
 use crate::metadata::{LastLevel, Role, Root, State, TableUse, UNPAGED, regions, with_capacity};
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
-use crate::rules::{Rule, kept};
-use crate::sync::Mutex;
+use crate::rules::Rule;
 use crate::vtlb::{WHOLE, around, linear};
 use crate::{FaultOutcome, Memory, NoMemory, Reason, Registers};
 use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
@@ -29,6 +28,8 @@ use core::alloc::Layout;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use mmu::{Caps, Env, Fault, Leaf, Level, MapError, Pae, Room, ShareError, Tree};
+use model::kept;
+use model::sync::SpinMutex as Mutex;
 use rcu::{Cpu, Space};
 use walk::{Access, Kind, Mode, PhysMem, Step};
 

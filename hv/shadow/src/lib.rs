@@ -112,7 +112,6 @@ mod metadata;
 mod registers;
 mod resolve;
 mod rules;
-mod sync;
 #[cfg(test)]
 mod tests;
 mod vtlb;

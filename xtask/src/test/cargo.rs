@@ -11,11 +11,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Crates that have models for loom.
-const MODELLED: [&str; 4] = ["rcu", "mmu", "apic", "serial"];
+const MODELLED: [&str; 5] = ["model", "rcu", "mmu", "apic", "serial"];
 
 /// Crates, and which of their tests shuttle runs in random schedules.
-const SHUTTLED: [(&str, &[&str]); 4] =
-    [("rcu", &["--test", "stress"]), ("mmu", &["--lib"]), ("shadow", &["--lib"]), ("memory", &["--lib"])];
+const SHUTTLED: [(&str, &[&str]); 5] = [
+    ("model", &["--lib"]),
+    ("rcu", &["--test", "stress"]),
+    ("mmu", &["--lib"]),
+    ("shadow", &["--lib"]),
+    ("memory", &["--lib"]),
+];
 
 /// The unit tests, the crates' own tests and those in the documentation.
 pub(super) fn host(filter: Option<&str>) -> Result<Vec<Ran>> {

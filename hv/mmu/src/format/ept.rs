@@ -4,8 +4,8 @@
 use super::{Format, bit, misaligned};
 use crate::entry::{Leaf, MemoryType, Pte, Rights, Soft};
 use crate::level::Level;
-use crate::sync::AtomicU64;
 use addr::{Gpa, PAGE_SHIFT, Pfn};
+use model::sync::AtomicU64;
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;

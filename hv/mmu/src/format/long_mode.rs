@@ -4,9 +4,9 @@
 use super::{Format, bit, misaligned};
 use crate::entry::{Leaf, MemoryType, Pte, Rights, Soft};
 use crate::level::{Address, Level};
-use crate::sync::AtomicU64;
 use addr::{Gpa, PAGE_SHIFT, Pfn};
 use core::marker::PhantomData;
+use model::sync::AtomicU64;
 
 pub(super) const PRESENT: u64 = 1 << 0;
 pub(super) const WRITE: u64 = 1 << 1;

@@ -14,8 +14,8 @@ pub use toy::Toy;
 
 use crate::entry::{Caps, Entry, Leaf, Pte};
 use crate::level::{Address, Level};
-use crate::sync::AtomicU64;
 use addr::{PageSize, Pfn};
+use model::sync::AtomicU64;
 
 /// A format of page tables.
 ///

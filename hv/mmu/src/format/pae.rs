@@ -4,9 +4,9 @@ use super::long_mode::{self as bits, ACCESSED, DIRTY, FROZEN, PRESENT, USER, WRI
 use super::{Format, misaligned};
 use crate::entry::{Leaf, Pte};
 use crate::level::{Address, Level};
-use crate::sync::AtomicU64;
 use addr::{Gva, PageSize, Pfn};
 use core::marker::PhantomData;
+use model::sync::AtomicU64;
 
 /// PAE tables: three levels for 32-bit addresses, with a root of four entries.
 ///

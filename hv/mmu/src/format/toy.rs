@@ -4,8 +4,8 @@ use super::{Format, Npt, misaligned};
 use crate::entry::{Leaf, Pte};
 use crate::format::long_mode;
 use crate::level::Level;
-use crate::sync::AtomicU64;
 use addr::{Gpa, Pfn};
+use model::sync::AtomicU64;
 
 /// Tables of two entries, in `LEVELS` levels, 2 to 4.
 pub struct Toy<const LEVELS: u8>;

@@ -23,9 +23,9 @@ use crate::level::Level;
 use crate::pool::{Memory, Pool};
 #[cfg(not(any(loom, shuttle)))]
 use crate::pool::{NewTable, PoolPlatform};
-use crate::sync::Ordering;
 use crate::{Leaf, Tree};
 use addr::Pfn;
+use model::sync::Ordering;
 #[cfg(not(any(loom, shuttle)))]
 use rcu::Cpu;
 #[cfg(not(any(loom, shuttle)))]

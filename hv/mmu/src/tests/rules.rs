@@ -2,12 +2,12 @@
 
 use super::{check_tables, page, with_tree};
 use crate::pool::{FIRST, Memory, Pool, PoolPlatform};
-use crate::sync::Ordering;
 use crate::{
     CollapseError, Entry, Ept, Fault, Format, Level, MapError, NoTable, Npt, Pae, Pte, RangeError, Rights, ShareError,
     SplitError, Tree, pool,
 };
 use addr::{Gpa, Gva, Hpa, PageSize, Pfn};
+use model::sync::Ordering;
 use rcu::Cpu;
 use std::sync::Arc;
 use std::vec::Vec;

@@ -136,7 +136,7 @@ impl Processor<'_> {
         let (mut table, mut level) = (tree.root(), Npt::TOP);
         loop {
             let entry = &memory.table(table).expect("it is a table")[Npt::index(gfn << 12, level)];
-            let pte = Pte::new(entry.load(crate::sync::Ordering::Acquire));
+            let pte = Pte::new(entry.load(model::sync::Ordering::Acquire));
             match Npt::decode(pte, level, tree.caps()) {
                 Entry::Table(_) => {
                     table = table_frame(pte, tree.caps().address_mask());
@@ -145,8 +145,8 @@ impl Processor<'_> {
                 Entry::Leaf(leaf) if leaf.rights.write || !write => {
                     let bits = if write { Npt::AD } else { Npt::ACCESSED };
                     let marked = pte.raw() | bits;
-                    let order = crate::sync::Ordering::AcqRel;
-                    if entry.compare_exchange(pte.raw(), marked, order, crate::sync::Ordering::Relaxed).is_ok() {
+                    let order = model::sync::Ordering::AcqRel;
+                    if entry.compare_exchange(pte.raw(), marked, order, model::sync::Ordering::Relaxed).is_ok() {
                         let part = if level == Level::PTE { 0 } else { gfn % PAGES };
                         return Some(Leaf { pfn: leaf.pfn.add(part), dirty: leaf.dirty || write, ..leaf });
                     }

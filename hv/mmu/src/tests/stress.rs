@@ -4,9 +4,9 @@ use super::{check_tables, page};
 use crate::format::{Format, FormatExt, span, table_frame};
 use crate::level::Address;
 use crate::pool::{self, Memory, NewTable, Pool, PoolPlatform};
-use crate::sync::Ordering;
 use crate::{Entry, Fault, Leaf, Level, Page, Rights, Tree};
 use addr::{PageSize, Pfn};
+use model::sync::Ordering;
 use rcu::{Cpu, Tlb};
 #[cfg(shuttle)]
 use shuttle::thread;
@@ -306,15 +306,13 @@ mod fast {
 mod random {
     use super::stress;
     use crate::Toy;
-    use crate::rules::{Rule, breaking};
+    use crate::rules::Rule;
     use shuttle::rand::{Rng, thread_rng};
     use shuttle::scheduler::RandomScheduler;
-    use shuttle::{Config, FailurePersistence, Runner};
-    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     const RUNS: usize = 4_000;
-    /// A twin ends with the first run that fails.
-    const TWIN_RUNS: usize = 10 * RUNS;
+    /// A mutant ends with the first run that fails.
+    const MUTANT_RUNS: usize = 10 * RUNS;
 
     fn all_operations() {
         stress::<Toy<3>, 3>(20, thread_rng().r#gen());
@@ -332,46 +330,43 @@ mod random {
     }
 
     /// The first error may be a wrong count, a wrong translation, poison in a table, or a lock that is never released.
-    fn must_fail(rule: &'static [Rule]) {
-        let mut config = Config::new();
-        config.failure_persistence = FailurePersistence::None;
-        let runner = Runner::new(RandomScheduler::new(TWIN_RUNS), config);
-        let broken = || breaking(rule, || runner.run(all_operations));
-        assert!(catch_unwind(AssertUnwindSafe(broken)).is_err(), "without {rule:?} it holds as well");
+    fn must_fail(rules: &'static [Rule]) {
+        let says = model::failure(rules, || model::run(RandomScheduler::new(MUTANT_RUNS), all_operations));
+        assert!(says.is_some(), "without {rules:?} it holds as well");
     }
 
     #[test]
-    fn twin_shuttle_freed_at_unlink() {
+    fn mutant_shuttle_freed_at_unlink() {
         must_fail(&[Rule::FreeLate]);
     }
 
     #[test]
-    fn twin_shuttle_without_the_lock() {
+    fn mutant_shuttle_without_the_lock() {
         must_fail(&[Rule::Lock]);
     }
 
     #[test]
-    fn twin_shuttle_without_rechecking_the_pmd() {
+    fn mutant_shuttle_without_rechecking_the_pmd() {
         must_fail(&[Rule::RecheckPmd]);
     }
 
     #[test]
-    fn twin_shuttle_without_rechecking_the_entry() {
+    fn mutant_shuttle_without_rechecking_the_entry() {
         must_fail(&[Rule::RecheckEntry]);
     }
 
     #[test]
-    fn twin_shuttle_without_counting_under_the_lock() {
+    fn mutant_shuttle_without_counting_under_the_lock() {
         must_fail(&[Rule::CountUnderLock]);
     }
 
     #[test]
-    fn twin_shuttle_published_before_filled() {
+    fn mutant_shuttle_published_before_filled() {
         must_fail(&[Rule::FillFirst]);
     }
 
     #[test]
-    fn twin_shuttle_changed_in_two_steps() {
+    fn mutant_shuttle_changed_in_two_steps() {
         must_fail(&[Rule::AtomicChange]);
     }
 }

@@ -1,17 +1,16 @@
 //! Two vCPUs on one shadow, in random schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p shadow --release --lib`.
 //!
-//! Each `shuttle_*` model has `twin_*`s: the same model with a rule broken, which must fail.
+//! Each `shuttle_*` model has [mutants](model#mutants), which must fail.
 
-use crate::rules::{Rule, broken};
+use crate::rules::Rule;
 use crate::{Backing, FaultOutcome, Memory, NoMemory, Reason, Registers, Shadow, View, Writer};
 use addr::{Gpa, Gva, PageSize, Pfn};
 use mmu::pool::{self, Pool, PoolPlatform};
 use mmu::{AtomicU64, Caps, Pae};
+use model::{failure, run};
 use rcu::{Cpu, CpuData, Domain, Flush, Tlb};
-use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
-use shuttle::{Config, FailurePersistence, Runner};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::vec::Vec;
@@ -21,8 +20,8 @@ type Format = Pae<Gva>;
 type ThisCpu<'d> = Cpu<'d, PoolPlatform<Format>>;
 
 const RUNS: usize = 400;
-/// A twin ends with the first run that fails.
-const TWIN_RUNS: usize = 20 * RUNS;
+/// A mutant ends with the first run that fails.
+const MUTANT_RUNS: usize = 20 * RUNS;
 const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
 const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
 const READ: Access = Access { kind: Kind::Read, privilege: Privilege::User };
@@ -332,19 +331,10 @@ fn entry_seen_before_load() {
     entry_seen_early(|vcpu| vcpu.load(0x9000));
 }
 
-fn run(scheduler: impl Scheduler + 'static, model: fn()) {
-    let mut config = Config::new();
-    config.failure_persistence = FailurePersistence::None;
-    Runner::new(scheduler, config).run(model);
-}
-
-fn must_fail(rule: Rule, model: fn()) {
-    broken::set(Some(rule));
-    let few_switches = catch_unwind(AssertUnwindSafe(|| run(PctScheduler::new(5, TWIN_RUNS), model)));
-    let found = few_switches.is_err()
-        || catch_unwind(AssertUnwindSafe(|| run(RandomScheduler::new(TWIN_RUNS), model))).is_err();
-    broken::set(None);
-    assert!(found, "without {rule:?} it holds as well");
+fn must_fail(rules: &'static [Rule], model: fn()) {
+    let by_few_switches = || failure(rules, || run(PctScheduler::new(5, MUTANT_RUNS), model));
+    let by_many = || failure(rules, || run(RandomScheduler::new(MUTANT_RUNS), model));
+    assert!(by_few_switches().or_else(by_many).is_some(), "without {rules:?} it holds as well");
 }
 
 #[test]
@@ -370,32 +360,32 @@ fn shuttle_entry_seen_before_load() {
 }
 
 #[test]
-fn twin_shuttle_stored_before_the_lock() {
-    must_fail(Rule::StoreLocked, entry_seen_before_invlpg);
-    must_fail(Rule::StoreLocked, entry_seen_before_load);
+fn mutant_shuttle_stored_before_the_lock() {
+    must_fail(&[Rule::StoreLocked], entry_seen_before_invlpg);
+    must_fail(&[Rule::StoreLocked], entry_seen_before_load);
 }
 
 #[test]
-fn twin_shuttle_halves_without_reading_again() {
-    must_fail(Rule::ReadAgain, halves_of_an_entry);
+fn mutant_shuttle_halves_without_reading_again() {
+    must_fail(&[Rule::ReadAgain], halves_of_an_entry);
 }
 
 #[test]
-fn twin_shuttle_without_write_protection() {
-    must_fail(Rule::WriteProtect, entries_of_a_common_table);
+fn mutant_shuttle_without_write_protection() {
+    must_fail(&[Rule::WriteProtect], entries_of_a_common_table);
 }
 
 #[test]
-fn twin_shuttle_without_reading_again() {
-    must_fail(Rule::ReadAgain, entries_of_a_common_table);
+fn mutant_shuttle_without_reading_again() {
+    must_fail(&[Rule::ReadAgain], entries_of_a_common_table);
 }
 
 #[test]
-fn twin_shuttle_without_flush_of_the_others() {
-    must_fail(Rule::FlushSharers, entries_of_a_common_table);
+fn mutant_shuttle_without_flush_of_the_others() {
+    must_fail(&[Rule::FlushSharers], entries_of_a_common_table);
 }
 
 #[test]
-fn twin_shuttle_shared_while_out_of_sync() {
-    must_fail(Rule::SyncFirst, entries_of_a_common_table);
+fn mutant_shuttle_shared_while_out_of_sync() {
+    must_fail(&[Rule::SyncFirst], entries_of_a_common_table);
 }

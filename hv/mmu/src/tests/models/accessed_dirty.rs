@@ -1,11 +1,13 @@
 //! Models of accessed and dirty bits, and of processors with cached translations.
 
-use super::model;
+use super::EXPLORER;
 use super::world::{A, WHOLE, World, at};
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::rules::Rule;
 use crate::tests::page;
 use crate::{Leaf, Rights};
 use addr::PageSize;
+use model::loom_tests;
+use model::sync::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 /// A world with one accessed page, so that a harvest always reports it.
@@ -16,8 +18,10 @@ fn one_page() -> Arc<World> {
     })
 }
 
-model! { protect_against_a_write: loom_protect_against_a_writing_processor,
-twin_protect_by_load_and_store breaks [AtomicChange] }
+loom_tests! {
+    loom_protect_against_a_writing_processor = protect_against_a_write;
+    mutant_protect_by_load_and_store breaks [AtomicChange]
+}
 
 fn protect_against_a_write() {
     let world = one_page();
@@ -29,7 +33,10 @@ fn protect_against_a_write() {
     assert!(!leaf.rights.write);
 }
 
-model! { protect_is_final: loom_protect_is_final_when_it_returns, twin_protect_without_flush breaks [Flush] }
+loom_tests! {
+    loom_protect_is_final_when_it_returns = protect_is_final;
+    mutant_protect_without_flush breaks [Flush]
+}
 
 fn protect_is_final() {
     let world = one_page();
@@ -49,7 +56,10 @@ fn protect_is_final() {
     other.join().unwrap();
 }
 
-model! { zap_against_a_write: loom_zap_against_a_writing_processor, twin_zap_by_load_and_store breaks [AtomicChange] }
+loom_tests! {
+    loom_zap_against_a_writing_processor = zap_against_a_write;
+    mutant_zap_by_load_and_store breaks [AtomicChange]
+}
 
 fn zap_against_a_write() {
     let world = one_page();
@@ -59,7 +69,10 @@ fn zap_against_a_write() {
     assert_eq!(other.join().unwrap(), dirty, "a write is lost");
 }
 
-model! { dirty_log_loses_no_write: loom_dirty_log_loses_no_write, twin_dirty_log_without_flush breaks [Flush] }
+loom_tests! {
+    loom_dirty_log_loses_no_write = dirty_log_loses_no_write;
+    mutant_dirty_log_without_flush breaks [Flush]
+}
 
 /// A guest writes, and the log copies dirty pages: a write that was not copied leaves the page dirty.
 fn dirty_log_loses_no_write() {
@@ -68,7 +81,10 @@ fn dirty_log_loses_no_write() {
     });
 }
 
-model! { harvest_loses_no_write: loom_harvest_loses_no_write, twin_harvest_without_flush breaks [Flush] }
+loom_tests! {
+    loom_harvest_loses_no_write = harvest_loses_no_write;
+    mutant_harvest_without_flush breaks [Flush]
+}
 
 fn harvest_loses_no_write() {
     copies_are_whole(|world, copy| {
@@ -98,8 +114,10 @@ fn copies_are_whole(collect: impl FnOnce(&World, &dyn Fn())) {
     }
 }
 
-model! { unprotect_against_dirty_log: loom_unprotect_against_dirty_log,
-twin_unprotect_against_dirty_log_by_load_and_store breaks [AtomicChange] }
+loom_tests! {
+    loom_unprotect_against_dirty_log = unprotect_against_dirty_log;
+    mutant_unprotect_against_dirty_log_by_load_and_store breaks [AtomicChange]
+}
 
 /// A guest writes by its translation, or after the write fault.
 fn unprotect_against_dirty_log() {
@@ -113,8 +131,10 @@ fn unprotect_against_dirty_log() {
     assert_eq!(leaf.rights.write, !leaf.logged);
 }
 
-model! { harvest_against_a_write: loom_harvest_against_a_writing_processor,
-twin_harvest_by_load_and_store breaks [AtomicChange] }
+loom_tests! {
+    loom_harvest_against_a_writing_processor = harvest_against_a_write;
+    mutant_harvest_by_load_and_store breaks [AtomicChange]
+}
 
 fn harvest_against_a_write() {
     let world = one_page();

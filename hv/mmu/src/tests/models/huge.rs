@@ -1,12 +1,17 @@
 //! Models of splits and collapses under walkers.
 
-use super::model;
+use super::EXPLORER;
 use super::world::{A, B, World, at};
+use crate::rules::Rule;
 use crate::{CollapseError, Fault};
 use addr::{PageSize, Pfn};
+use model::loom_tests;
 use std::vec::Vec;
 
-model! { split_under_a_walker: loom_split_under_a_walker, twin_split_publishes_before_it_fills breaks [FillFirst] }
+loom_tests! {
+    loom_split_under_a_walker = split_under_a_walker;
+    mutant_split_publishes_before_it_fills breaks [FillFirst]
+}
 
 fn split_under_a_walker() {
     let world = World::large_page();
@@ -21,8 +26,10 @@ fn split_under_a_walker() {
     world.check_tables();
 }
 
-model! { split_under_a_processor: loom_split_under_a_writing_processor,
-twin_split_overwrites_what_the_processor_noted breaks [AtomicChange] }
+loom_tests! {
+    loom_split_under_a_writing_processor = split_under_a_processor;
+    mutant_split_overwrites_what_the_processor_noted breaks [AtomicChange]
+}
 
 fn split_under_a_processor() {
     let world = World::large_page();
@@ -32,7 +39,10 @@ fn split_under_a_processor() {
     assert!(world.leaf(1).unwrap().dirty, "a write is lost");
 }
 
-model! { two_splits: loom_two_splits_of_one_page, twin_two_splits_without_lock_and_exchange breaks [Lock, AtomicChange] }
+loom_tests! {
+    loom_two_splits_of_one_page = two_splits;
+    mutant_two_splits_without_lock_and_exchange breaks [Lock, AtomicChange]
+}
 
 fn two_splits() {
     let world = World::large_page();
@@ -43,8 +53,10 @@ fn two_splits() {
     assert_eq!((world.pfn(0), world.pfn(1)), (Some(A), Some(B)));
 }
 
-model! { collapse_under_a_fault: loom_collapse_under_a_fault,
-twin_collapse_that_clears_instead_of_freezing breaks [FrozenIsNotNone] }
+loom_tests! {
+    loom_collapse_under_a_fault = collapse_under_a_fault;
+    mutant_collapse_that_clears_instead_of_freezing breaks [FrozenIsNotNone]
+}
 
 fn collapse_under_a_fault() {
     let world = World::two_pages();
@@ -58,9 +70,11 @@ fn collapse_under_a_fault() {
     world.check_tables();
 }
 
-model! { collapse_under_a_processor: loom_collapse_under_a_writing_processor,
-twin_collapse_forgets_what_was_noted breaks [KeepNoted],
-twin_collapse_without_freeze_misses_what_is_noted_late breaks [Freeze] }
+loom_tests! {
+    loom_collapse_under_a_writing_processor = collapse_under_a_processor;
+    mutant_collapse_forgets_what_was_noted breaks [KeepNoted],
+    mutant_collapse_without_freeze_misses_what_is_noted_late breaks [Freeze]
+}
 
 fn collapse_under_a_processor() {
     let world = World::two_pages();
@@ -71,8 +85,10 @@ fn collapse_under_a_processor() {
     }
 }
 
-model! { collapse_against_zap: loom_collapse_against_zap,
-twin_collapse_against_zap_without_recheck_and_freeze breaks [RecheckPmd, Freeze] }
+loom_tests! {
+    loom_collapse_against_zap = collapse_against_zap;
+    mutant_collapse_against_zap_without_recheck_and_freeze breaks [RecheckPmd, Freeze]
+}
 
 fn collapse_against_zap() {
     let world = World::two_pages();
@@ -88,7 +104,10 @@ fn collapse_against_zap() {
     world.check_tables();
 }
 
-model! { a_late_exchange: loom_a_frozen_entry_refuses_a_late_exchange, twin_a_late_exchange_on_a_dead_table breaks [Freeze] }
+loom_tests! {
+    loom_a_frozen_entry_refuses_a_late_exchange = a_late_exchange;
+    mutant_a_late_exchange_on_a_dead_table breaks [Freeze]
+}
 
 fn a_late_exchange() {
     let world = World::new(|world, cpu| {

@@ -1,9 +1,11 @@
 //! Models of mapping and unmapping pages.
 
-use super::model;
+use super::EXPLORER;
 use super::world::{A, B, WHOLE, World, at};
-use crate::sync::{AtomicBool, Ordering};
+use crate::rules::Rule;
 use crate::{Entry, Level, NoTable};
+use model::loom_tests;
+use model::sync::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::vec::Vec;
 
@@ -14,8 +16,10 @@ fn all(world: &World, handed_out: &[u64]) -> Vec<u64> {
     all
 }
 
-model! { map_against_retract: loom_map_against_retract,
-twin_map_against_retract_without_recheck_and_freeze breaks [RecheckPmd, Freeze] }
+loom_tests! {
+    loom_map_against_retract = map_against_retract;
+    mutant_map_against_retract_without_recheck_and_freeze breaks [RecheckPmd, Freeze]
+}
 
 fn map_against_retract() {
     let world = World::empty_table();
@@ -26,9 +30,11 @@ fn map_against_retract() {
     world.check_tables();
 }
 
-model! { two_faults_on_one_slot: loom_two_faults_on_one_slot,
-twin_two_faults_on_one_slot_without_a_second_look breaks [RecheckEntry],
-twin_two_faults_on_one_slot_without_lock breaks [Lock] }
+loom_tests! {
+    loom_two_faults_on_one_slot = two_faults_on_one_slot;
+    mutant_two_faults_on_one_slot_without_a_second_look breaks [RecheckEntry],
+    mutant_two_faults_on_one_slot_without_lock breaks [Lock]
+}
 
 fn two_faults_on_one_slot() {
     let world = World::empty_table();
@@ -39,8 +45,10 @@ fn two_faults_on_one_slot() {
     assert_eq!(world.pfn(0), Some(if ours { B } else { A }));
 }
 
-model! { two_faults_on_one_table: loom_two_faults_on_one_missing_table,
-twin_two_faults_on_one_missing_table_without_a_second_look breaks [RecheckEntry] }
+loom_tests! {
+    loom_two_faults_on_one_missing_table = two_faults_on_one_table;
+    mutant_two_faults_on_one_missing_table_without_a_second_look breaks [RecheckEntry]
+}
 
 fn two_faults_on_one_table() {
     let world = World::empty();
@@ -51,7 +59,10 @@ fn two_faults_on_one_table() {
     assert_eq!(world.memory.in_use(), world.check_tables(), "the table of the CPU that lost is free");
 }
 
-model! { fault_against_zap: loom_fault_against_zap, twin_fault_against_zap_without_lock breaks [Lock] }
+loom_tests! {
+    loom_fault_against_zap = fault_against_zap;
+    mutant_fault_against_zap_without_lock breaks [Lock]
+}
 
 fn fault_against_zap() {
     let world = World::new(|world, cpu| world.map(cpu, 0, A));
@@ -64,7 +75,10 @@ fn fault_against_zap() {
     world.check_tables();
 }
 
-model! { unmap_against_map: loom_unmap_against_map, twin_unmap_against_map_without_a_count_under_the_lock breaks [CountUnderLock] }
+loom_tests! {
+    loom_unmap_against_map = unmap_against_map;
+    mutant_unmap_against_map_without_a_count_under_the_lock breaks [CountUnderLock]
+}
 
 fn unmap_against_map() {
     let world = World::new(|world, cpu| world.map(cpu, 0, A));
@@ -76,8 +90,10 @@ fn unmap_against_map() {
     world.check_tables();
 }
 
-model! { a_page_is_reused_after_the_flush: loom_a_page_is_reused_after_the_flush,
-twin_a_page_is_reused_without_flush breaks [Flush] }
+loom_tests! {
+    loom_a_page_is_reused_after_the_flush = a_page_is_reused_after_the_flush;
+    mutant_a_page_is_reused_without_flush breaks [Flush]
+}
 
 fn a_page_is_reused_after_the_flush() {
     let world = World::new(|world, cpu| world.map(cpu, 0, A));
@@ -96,8 +112,10 @@ fn a_page_is_reused_after_the_flush() {
     other.join().unwrap();
 }
 
-model! { bad_is_reported_once: loom_bad_is_reported_once,
-twin_bad_is_reported_twice_without_lock_and_exchange breaks [Lock, AtomicChange] }
+loom_tests! {
+    loom_bad_is_reported_once = bad_is_reported_once;
+    mutant_bad_is_reported_twice_without_lock_and_exchange breaks [Lock, AtomicChange]
+}
 
 fn bad_is_reported_once() {
     let world = World::new(|world, _| {
@@ -116,7 +134,10 @@ fn bad_is_reported_once() {
     world.check_tables();
 }
 
-model! { one_read_decides: loom_one_read_decides, twin_two_reads_disagree breaks [OneRead] }
+loom_tests! {
+    loom_one_read_decides = one_read_decides;
+    mutant_two_reads_disagree breaks [OneRead]
+}
 
 fn one_read_decides() {
     // The pages are in frames of tables: a walk that takes a leaf for a table would find one.

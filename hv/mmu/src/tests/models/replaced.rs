@@ -1,10 +1,12 @@
 //! Models of the replacement of a page's frame while CPUs write the page.
 
-use super::model;
+use super::EXPLORER;
 use super::world::{A, B, WHOLE, World, at};
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::rules::Rule;
 use crate::{CollapseError, Fault, ReplaceError};
 use addr::{PageSize, Pfn};
+use model::loom_tests;
+use model::sync::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::vec::Vec;
 
@@ -48,9 +50,11 @@ fn content(world: &World, frames: &Frames, gfn: u64) -> u64 {
     frames.of(world.leaf(gfn).expect("it is mapped").pfn).load(Ordering::Acquire)
 }
 
-model! { replace_loses_no_write: loom_replace_under_a_writing_guest,
-twin_replace_without_flush breaks [Flush],
-twin_replace_without_freeze breaks [Freeze] }
+loom_tests! {
+    loom_replace_under_a_writing_guest = replace_loses_no_write;
+    mutant_replace_without_flush breaks [Flush],
+    mutant_replace_without_freeze breaks [Freeze]
+}
 
 fn replace_loses_no_write() {
     let (world, frames) = (World::two_pages(), Frames::new());
@@ -67,8 +71,10 @@ fn replace_loses_no_write() {
     world.check_tables();
 }
 
-model! { software_writes_under_replace: loom_replace_under_writing_software,
-twin_software_writes_without_lock breaks [Lock] }
+loom_tests! {
+    loom_replace_under_writing_software = software_writes_under_replace;
+    mutant_software_writes_without_lock breaks [Lock]
+}
 
 fn software_writes_under_replace() {
     let (world, frames) = (World::two_pages(), Frames::new());
@@ -86,8 +92,10 @@ fn software_writes_under_replace() {
     assert!(world.leaf(1).unwrap().dirty);
 }
 
-model! { software_writes_under_the_log: loom_dirty_log_under_writing_software,
-twin_software_writes_without_note breaks [NoteWrites] }
+loom_tests! {
+    loom_dirty_log_under_writing_software = software_writes_under_the_log;
+    mutant_software_writes_without_note breaks [NoteWrites]
+}
 
 /// Software writes, and the log copies dirty pages: a write that was not copied leaves the page dirty.
 fn software_writes_under_the_log() {
@@ -102,7 +110,10 @@ fn software_writes_under_the_log() {
     assert!(copied == 1 || world.leaf(1).unwrap().dirty, "a write was neither copied nor will be");
 }
 
-model! { replace_against_zap: loom_replace_against_zap, twin_replace_against_zap_without_lock breaks [Lock] }
+loom_tests! {
+    loom_replace_against_zap = replace_against_zap;
+    mutant_replace_against_zap_without_lock breaks [Lock]
+}
 
 fn replace_against_zap() {
     let world = World::two_pages();
@@ -120,8 +131,10 @@ fn replace_against_zap() {
     world.check_tables();
 }
 
-model! { replace_under_a_fault: loom_replace_under_a_fault,
-twin_replace_that_clears_instead_of_freezing breaks [FrozenIsNotNone] }
+loom_tests! {
+    loom_replace_under_a_fault = replace_under_a_fault;
+    mutant_replace_that_clears_instead_of_freezing breaks [FrozenIsNotNone]
+}
 
 fn replace_under_a_fault() {
     let world = World::two_pages();
@@ -147,9 +160,11 @@ fn collapse_into(
     result.map(|()| back)
 }
 
-model! { collapse_into_loses_no_write: loom_collapse_into_another_frame_under_a_writing_guest,
-twin_collapse_into_another_frame_without_flush breaks [Flush],
-twin_collapse_into_another_frame_without_freeze breaks [Freeze] }
+loom_tests! {
+    loom_collapse_into_another_frame_under_a_writing_guest = collapse_into_loses_no_write;
+    mutant_collapse_into_another_frame_without_flush breaks [Flush],
+    mutant_collapse_into_another_frame_without_freeze breaks [Freeze]
+}
 
 fn collapse_into_loses_no_write() {
     let (world, frames) = (World::two_pages(), Frames::new());
@@ -164,8 +179,10 @@ fn collapse_into_loses_no_write() {
     world.check_tables();
 }
 
-model! { collapse_into_against_zap: loom_collapse_into_another_frame_against_zap,
-twin_collapse_into_another_frame_against_zap_without_recheck_and_freeze breaks [RecheckPmd, Freeze] }
+loom_tests! {
+    loom_collapse_into_another_frame_against_zap = collapse_into_against_zap;
+    mutant_collapse_into_another_frame_against_zap_without_recheck_and_freeze breaks [RecheckPmd, Freeze]
+}
 
 fn collapse_into_against_zap() {
     let (world, frames) = (World::two_pages(), Frames::new());
@@ -187,8 +204,10 @@ fn collapse_into_against_zap() {
     world.check_tables();
 }
 
-model! { collapse_into_against_unprotect: loom_collapse_into_another_frame_against_unprotect,
-twin_collapse_into_another_frame_against_unprotect_by_load_and_store breaks [AtomicChange] }
+loom_tests! {
+    loom_collapse_into_another_frame_against_unprotect = collapse_into_against_unprotect;
+    mutant_collapse_into_another_frame_against_unprotect_by_load_and_store breaks [AtomicChange]
+}
 
 /// A guest that writes after the write fault.
 fn collapse_into_against_unprotect() {
@@ -203,8 +222,10 @@ fn collapse_into_against_unprotect() {
     world.check_tables();
 }
 
-model! { old_frames_wait: loom_a_replaced_frame_waits_for_software_readers,
-twin_a_replaced_frame_is_reused_at_once breaks [FreeLate] }
+loom_tests! {
+    loom_a_replaced_frame_waits_for_software_readers = old_frames_wait;
+    mutant_a_replaced_frame_is_reused_at_once breaks [FreeLate]
+}
 
 /// Software reads by a translation that is older than the replacement.
 fn old_frames_wait() {
@@ -219,7 +240,7 @@ fn old_frames_wait() {
     });
     world.on(0, |cpu| {
         world.tree.replace(cpu, at(0), PageSize::Size4K, Pfn::new(NEW), |_| {}).unwrap();
-        if crate::rules::kept(crate::rules::Rule::FreeLate) {
+        if model::kept(Rule::FreeLate) {
             cpu.synchronize();
         }
         reused.store(true, Ordering::Release);

@@ -1,10 +1,12 @@
 //! Models of a table that two trees refer to.
 
-use super::model;
+use super::EXPLORER;
 use super::world::{A, F, Thread, WHOLE, World, at};
 use crate::pool::{Pool, PoolPlatform};
+use crate::rules::Rule;
 use crate::{Fault, Level, Tree};
 use addr::PageSize;
+use model::loom_tests;
 use rcu::Cpu;
 use std::sync::Arc;
 
@@ -52,8 +54,10 @@ fn give_back(shared: &Shared, cpu: &mut Cpu<'_, PoolPlatform<F>>) {
     }
 }
 
-model! { retract_against_a_fault: loom_retract_of_one_entry_against_a_fault_through_the_other,
-twin_retract_of_a_shared_table_as_if_it_were_not breaks [CountEntries] }
+loom_tests! {
+    loom_retract_of_one_entry_against_a_fault_through_the_other = retract_against_a_fault;
+    mutant_retract_of_a_shared_table_as_if_it_were_not breaks [CountEntries]
+}
 
 fn retract_against_a_fault() {
     let shared = Shared::new(0);
@@ -68,7 +72,10 @@ fn retract_against_a_fault() {
     shared.check(3);
 }
 
-model! { two_retracts: loom_the_last_entry_gives_the_table_back, twin_each_entry_gives_the_table_back breaks [CountEntries, CountUnderLock] }
+loom_tests! {
+    loom_the_last_entry_gives_the_table_back = two_retracts;
+    mutant_each_entry_gives_the_table_back breaks [CountEntries, CountUnderLock]
+}
 
 fn two_retracts() {
     let shared = Shared::new(0);
@@ -79,7 +86,10 @@ fn two_retracts() {
     shared.check(2);
 }
 
-model! { unshare_under_a_processor: loom_unshare_under_a_processor, twin_unshare_without_flush breaks [Flush] }
+loom_tests! {
+    loom_unshare_under_a_processor = unshare_under_a_processor;
+    mutant_unshare_without_flush breaks [Flush]
+}
 
 fn unshare_under_a_processor() {
     let shared = Shared::new(1);

@@ -1,10 +1,12 @@
 //! Models of entries in two halves.
 
-use super::model;
+use super::EXPLORER;
 use crate::Pte;
+use crate::rules::Rule;
 use crate::split_entry::{Interrupts, LocklessSync, SplitEntry};
-use crate::sync::{AtomicBool, Ordering, relax};
 use loom::sync::atomic::fence;
+use model::loom_tests;
+use model::sync::{AtomicBool, Ordering, relax};
 use std::sync::Arc;
 
 const OLD: Pte = Pte::new(0x1111_0000_0000_0001);
@@ -49,28 +51,38 @@ fn read_during(first: Pte, second: Pte, write: impl FnOnce(&SplitEntry, &Reader)
     assert!(!present || read == first || read == second, "{read:?} is neither");
 }
 
-model! { set: loom_split_entry_set_under_a_reader, twin_split_entry_set_low_half_first breaks [LowLast] }
+loom_tests! {
+    loom_split_entry_set_under_a_reader = set;
+    mutant_split_entry_set_low_half_first breaks [LowLast]
+}
 
 fn set() {
     read_during(Pte::NONE, NEW, |entry, reader| entry.clear().lockless_sync(reader).set(NEW));
 }
 
-model! { clear: loom_split_entry_cleared_under_a_reader,
-twin_split_entry_cleared_high_half_first breaks [LowLast],
-twin_split_entry_low_half_read_once breaks [ReadLowAgain] }
+loom_tests! {
+    loom_split_entry_cleared_under_a_reader = clear;
+    mutant_split_entry_cleared_high_half_first breaks [LowLast],
+    mutant_split_entry_low_half_read_once breaks [ReadLowAgain]
+}
 
 fn clear() {
     read_during(OLD, OLD, |entry, _| _ = entry.clear());
 }
 
-model! { aba: loom_split_entry_refilled_with_the_same_low_half,
-twin_split_entry_refilled_without_sync breaks [LocklessSync] }
+loom_tests! {
+    loom_split_entry_refilled_with_the_same_low_half = aba;
+    mutant_split_entry_refilled_without_sync breaks [LocklessSync]
+}
 
 fn aba() {
     read_during(OLD, SAME_LOW, |entry, reader| entry.clear().lockless_sync(reader).set(SAME_LOW));
 }
 
-model! { half_writes: loom_split_entry_emulated_half_writes, twin_split_entry_half_writes_read_once breaks [ReadLowAgain] }
+loom_tests! {
+    loom_split_entry_emulated_half_writes = half_writes;
+    mutant_split_entry_half_writes_read_once breaks [ReadLowAgain]
+}
 
 /// The guest clears and sets the entry by writes of halves that the hypervisor emulates.
 fn half_writes() {

@@ -2,11 +2,11 @@
 
 use crate::format::{Format, FormatExt, table_frame};
 use crate::pool::{self, FIRST, Memory, POISON, Pool, PoolPlatform};
-use crate::sync::{AtomicU64, Ordering};
 use crate::tests::page;
 use crate::{Entry, Fault, Leaf, Level, Pte, Toy, Tree};
 use addr::{Gpa, PageSize, Pfn};
 use core::ops::Range;
+use model::sync::{AtomicU64, Ordering};
 use rcu::{Cpu, CpuData, Domain};
 use std::sync::Arc;
 

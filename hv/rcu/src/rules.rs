@@ -1,6 +1,4 @@
-//! The rules of this crate, by name: the models break them, one at a time, to show that each is needed.
-//!
-//! Outside loom `holds` is the constant true and nothing remains of it.
+//! The rules of this crate, by name. [Mutants](model#mutants) of the models break them, to show that each is needed.
 
 /// A rule of this crate, by the place that keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,35 +41,4 @@ pub enum Rule {
     BarrierKicks,
     /// Translations made on one CPU say nothing about another's.
     FlushOnMigration,
-}
-
-/// Whether the rule is kept: always, but in a negative twin.
-#[cfg(not(any(loom, shuttle)))]
-#[inline(always)]
-pub(crate) const fn holds(_: Rule) -> bool {
-    true
-}
-
-#[cfg(any(loom, shuttle))]
-std::thread_local! {
-    static BROKEN: core::cell::Cell<Option<Rule>> = const { core::cell::Cell::new(None) };
-}
-
-/// Whether the rule is kept: always, but in a negative twin.
-#[cfg(any(loom, shuttle))]
-pub(crate) fn holds(rule: Rule) -> bool {
-    BROKEN.with(|broken| broken.get() != Some(rule))
-}
-
-/// Runs `model` with one rule broken on this thread (loom runs a model's threads on the caller's).
-#[cfg(any(loom, shuttle))]
-pub fn with_broken<R>(rule: Option<Rule>, model: impl FnOnce() -> R) -> R {
-    struct Restore(Option<Rule>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            BROKEN.with(|broken| broken.set(self.0));
-        }
-    }
-    let _restore = Restore(BROKEN.with(|broken| broken.replace(rule)));
-    model()
 }
