@@ -1,7 +1,7 @@
 //! The machine's ACPI tables, found and mapped: [`firmware`] reads them.
 
+use crate::cpus::MAX_CPUS;
 use crate::paging;
-use crate::smp::MAX_CPUS;
 use acpi::AcpiTables;
 use addr::Hpa;
 use core::ptr::NonNull;

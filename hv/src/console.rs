@@ -158,7 +158,7 @@ impl Console {
 /// Something waits to be sent.
 fn attend() {
     if ATTENTION.wanted() {
-        lapic::kick(lapic::id());
+        lapic::kick_self();
     }
 }
 

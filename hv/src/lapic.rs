@@ -1,6 +1,7 @@
 //! This CPU's local APIC: interrupts for other CPUs, the timer, the end of interrupts (Intel SDM vol. 3, chapter 11; AMD APM
 //! vol. 2, chapter 16).
 
+use crate::cpus;
 use crate::paging;
 use addr::Hpa;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -148,9 +149,14 @@ fn send(target: u32, command: u32) {
     write(Register::CommandLow, command);
 }
 
-/// Interrupts another CPU, to have it look around.
-pub(crate) fn kick(target: u32) {
-    send(target, ASSERT | u32::from(KICK));
+/// Which CPU this is. By its APIC ID, so that it works where nothing else is known, as in a panic.
+pub(crate) fn this_cpu() -> usize {
+    if cpus::online() == 1 { 0 } else { cpus::with_apic_id(id()) }
+}
+
+/// Interrupts CPU `cpu`, to have it look around.
+pub(crate) fn kick(cpu: usize) {
+    send(cpus::apic_id(cpu), ASSERT | u32::from(KICK));
 }
 
 /// INIT: the CPU waits for a start-up interrupt.
@@ -163,9 +169,14 @@ pub(crate) fn startup_ipi(target: u32, entry: Hpa) {
     send(target, ASSERT | STARTUP | (entry.raw() >> addr::PAGE_SHIFT) as u32);
 }
 
-/// NMI for another CPU.
-pub(crate) fn nmi(target: u32) {
-    send(target, ASSERT | NMI);
+/// Interrupts this CPU, as soon as interrupts are on.
+pub(crate) fn kick_self() {
+    send(id(), ASSERT | u32::from(KICK));
+}
+
+/// NMI for CPU `cpu`.
+pub(crate) fn nmi(cpu: usize) {
+    send(cpus::apic_id(cpu), ASSERT | NMI);
 }
 
 /// The end of an interrupt's handler.

@@ -11,6 +11,7 @@ mod acpi_tables;
 mod boot;
 mod console;
 mod cpu;
+mod cpus;
 mod frames;
 mod heap;
 mod lapic;
@@ -20,6 +21,7 @@ mod rcu_domain;
 mod selftest;
 mod smp;
 mod timer;
+mod trap_frame;
 mod verdict;
 mod vms;
 mod watchdog;
@@ -28,6 +30,7 @@ use addr::Hpa;
 use frames::FRAMES;
 use loader::{BootInfo, Config};
 use verdict::Verdict;
+use watchdog::Hooks;
 
 /// Where `boot/entry.s` leads, in long mode on the boot stack, with what the loader left in EAX and EBX.
 #[unsafe(no_mangle)]
@@ -40,11 +43,18 @@ extern "C" fn hv_main(magic: u32, info: u32) -> ! {
         .unwrap_or_else(|error| verdict::end(Verdict::Usage, format_args!("command line: {error}")));
     log::set_max_level(config.log);
     bring_up(&boot);
-    watchdog::start(config.watchdog);
+    let hooks = Hooks { is_away: rcu_domain::is_away, stuck: panic::stuck, report };
+    watchdog::start(config.watchdog, hooks);
     if let Some(how) = config.selftest {
         selftest::fail(how);
     }
     vms::run_all(&boot, &config)
+}
+
+/// What the watchdog has reported at each look.
+fn report() {
+    rcu_domain::warn_of_stalls();
+    panic::report_strays();
 }
 
 /// Takes the processor and the machine's memory over from the loader.
@@ -68,7 +78,7 @@ fn bring_up(boot: &BootInfo) {
     unsafe { timer::init(topology.as_ref().and_then(|topology| topology.pm_timer)) };
     // SAFETY: as above.
     unsafe { smp::start(boot, topology.as_ref()) };
-    log::info!("{} CPUs", smp::cpus());
+    log::info!("{} CPUs", cpus::online());
     rcu_domain::open_domain();
 }
 
@@ -86,7 +96,7 @@ fn take_frames(boot: &BootInfo) {
     let clamp = |at: Hpa| at.min(paging::BOOT_MAP);
     usable.iter().for_each(|range| FRAMES.add(clamp(range.start)..clamp(range.end)));
     // SAFETY: the boot tables are in use, and what the loader left in the lower half was copied.
-    if let Err(error) = unsafe { paging::install(&boot.regions) } {
+    if let Err(error) = unsafe { paging::install(&boot.regions, frames::alloc) } {
         verdict::end(Verdict::NoMemory, format_args!("{error}"));
     }
     let above = |at: Hpa| at.max(paging::BOOT_MAP);

@@ -8,8 +8,7 @@
 //! ffff_ffff_8000_0000  image: .text r-x, .rodata r--, .data and .bss rw-, a hole below the boot stack
 //! ```
 
-use crate::frames;
-use addr::{Hpa, PAGE_SIZE, PageSize};
+use addr::{Hpa, PAGE_SIZE, PageSize, Pfn};
 use core::fmt;
 use core::ops::Range;
 use loader::{Region, RegionKind};
@@ -85,8 +84,11 @@ impl fmt::Display for OutOfFrames {
 
 type Table = [u64; 512];
 
-fn new_table() -> Result<Hpa, OutOfFrames> {
-    let table = frames::alloc(PageSize::Size4K).ok_or(OutOfFrames)?.start();
+/// Takes a page of this size that nothing else uses, and that the boot tables map.
+pub(crate) type AllocFrame = fn(PageSize) -> Option<Pfn>;
+
+fn new_table(alloc: AllocFrame) -> Result<Hpa, OutOfFrames> {
+    let table = alloc(PageSize::Size4K).ok_or(OutOfFrames)?.start();
     // SAFETY: the frame is nobody else's and within the boot tables' direct map.
     unsafe { direct(table).write_bytes(0, PAGE_SIZE as usize) };
     Ok(table)
@@ -95,6 +97,7 @@ fn new_table() -> Result<Hpa, OutOfFrames> {
 /// The tables under construction; used by no processor until `install`.
 struct Builder {
     root: Hpa,
+    alloc: AllocFrame,
 }
 
 impl Builder {
@@ -118,7 +121,7 @@ impl Builder {
             table = if entry & PRESENT != 0 {
                 Hpa::new(entry & ADDRESS)
             } else {
-                let below = new_table()?;
+                let below = new_table(self.alloc)?;
                 self.table(table)[index] = below.raw() | PRESENT | WRITABLE;
                 below
             };
@@ -175,10 +178,10 @@ fn pages(start: Hpa, end: Hpa) -> impl Iterator<Item = Hpa> {
 ///
 /// # Safety
 /// The page is never used again. To be called before another CPU can have a translation of it.
-pub(crate) unsafe fn make_guard(page: Hpa) -> Result<(), OutOfFrames> {
+pub(crate) unsafe fn make_guard(page: Hpa, alloc: AllocFrame) -> Result<(), OutOfFrames> {
     let address = DIRECT_MAP + page.raw();
     // SAFETY: reading CR3 has no effect.
-    let mut builder = Builder { root: Hpa::new(unsafe { cr3() }) };
+    let mut builder = Builder { root: Hpa::new(unsafe { cr3() }), alloc };
     let mut table = builder.root;
     for shift in [39, 30, 21] {
         let index = (address >> shift) as usize & 511;
@@ -196,7 +199,7 @@ pub(crate) unsafe fn make_guard(page: Hpa) -> Result<(), OutOfFrames> {
 
 /// A table of small pages for what `leaf` maps: its address.
 fn split(builder: &mut Builder, leaf: u64, size: PageSize) -> Result<u64, OutOfFrames> {
-    let table = new_table()?;
+    let table = new_table(builder.alloc)?;
     let (start, flags) = (leaf & ADDRESS & !(size.bytes() - 1), leaf & !ADDRESS & !LEAF);
     for (page, entry) in (start..).step_by(PAGE_SIZE as usize).zip(builder.table(table)) {
         *entry = page | flags;
@@ -210,8 +213,8 @@ fn split(builder: &mut Builder, leaf: u64, size: PageSize) -> Result<u64, OutOfF
 ///
 /// # Safety
 /// Once, on the boot CPU, while the boot tables are in use and nothing refers to the lower half any more.
-pub(crate) unsafe fn install(regions: &[Region]) -> Result<(), OutOfFrames> {
-    let mut builder = Builder { root: new_table()? };
+pub(crate) unsafe fn install(regions: &[Region], alloc: AllocFrame) -> Result<(), OutOfFrames> {
+    let mut builder = Builder { root: new_table(alloc)?, alloc };
     builder.map_image()?;
     for start in pages(Hpa::new(0), BOOT_MAP) {
         let end = start.wrapping_add(PageSize::Size2M.bytes());

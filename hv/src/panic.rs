@@ -1,9 +1,11 @@
 //! The hypervisor's own end: where, the registers, and the way there.
 
 use crate::console::{self, report};
-use crate::cpu::TrapFrame;
-use crate::smp;
+use crate::cpus;
+use crate::lapic;
+use crate::paging;
 use crate::timer;
+use crate::trap_frame::TrapFrame;
 use crate::verdict::{self, Verdict};
 use abi::lines::Backtrace;
 use core::arch::asm;
@@ -64,7 +66,7 @@ fn die(what: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
     if let Err(()) = take_over() {
         verdict::end(Verdict::HvPanic, format_args!("panicked while panicking: {what}"));
     }
-    report!("panic on CPU {}: {what}", smp::this_cpu());
+    report!("panic on CPU {}: {what}", lapic::this_cpu());
     show(frame, rbp);
     verdict::end(Verdict::HvPanic, format_args!("{what}"))
 }
@@ -73,7 +75,7 @@ fn die(what: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
 pub(crate) fn stuck(cpu: usize) -> ! {
     if let Ok(()) = take_over() {
         report!("CPU {cpu} is stuck; it and the others, in turn:");
-        (0..smp::cpus()).for_each(call);
+        (0..cpus::online()).for_each(call);
     }
     verdict::end(Verdict::HvPanic, format_args!("CPU {cpu} is stuck"))
 }
@@ -83,7 +85,7 @@ pub(crate) fn stuck(cpu: usize) -> ! {
 fn take_over() -> Result<(), ()> {
     // SAFETY: interrupts stay off from here on.
     unsafe { x86::irq::disable() };
-    let own = smp::this_cpu() + 1;
+    let own = lapic::this_cpu() + 1;
     let first = SPEAKER.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire);
     match first {
         Ok(_) => stop_others(own - 1),
@@ -97,8 +99,8 @@ fn take_over() -> Result<(), ()> {
 
 /// Some can't be stopped: under SVM a CPU takes no NMI from an exit to where it waits for interrupts.
 fn stop_others(own: usize) {
-    let others = (0..smp::cpus()).filter(|&cpu| cpu != own);
-    others.clone().for_each(smp::nmi);
+    let others = (0..cpus::online()).filter(|&cpu| cpu != own);
+    others.clone().for_each(lapic::nmi);
     let deadline = timer::after(PATIENCE);
     while !others.clone().all(has_stopped) && timer::now() < deadline {
         core::hint::spin_loop();
@@ -111,7 +113,7 @@ fn has_stopped(cpu: usize) -> bool {
 
 /// Has CPU `cpu` show where it was stopped, and waits for that.
 fn call(cpu: usize) {
-    if cpu == smp::this_cpu() {
+    if cpu == lapic::this_cpu() {
         return report!("CPU {cpu} noticed");
     }
     if !has_stopped(cpu) {
@@ -131,7 +133,7 @@ pub(crate) fn nmi(frame: &TrapFrame) {
         STRAY_NMIS.fetch_add(1, Ordering::Relaxed);
         return;
     }
-    let own = smp::this_cpu();
+    let own = lapic::this_cpu();
     STOPPED.fetch_or(1 << own, Ordering::AcqRel);
     while CALLED.load(Ordering::Acquire) != own + 1 {
         core::hint::spin_loop();
@@ -205,7 +207,7 @@ impl Iterator for FramePointers {
     type Item = u64;
 
     fn next(&mut self) -> Option<u64> {
-        let is_stack = crate::paging::is_image_data(self.rbp) || smp::is_stack(self.rbp);
+        let is_stack = paging::is_image_data(self.rbp) || cpus::is_stack(self.rbp);
         if !self.rbp.is_multiple_of(8) || !is_stack {
             return None;
         }

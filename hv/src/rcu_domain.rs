@@ -1,12 +1,14 @@
 //! The machine, as guest memory and its tables need it: a descriptor beside every frame, and the RCU domain of all CPUs.
 
+use crate::cpus::{self, MAX_CPUS};
 use crate::frames::FRAMES;
+use crate::lapic;
 use crate::paging;
-use crate::smp::{self, MAX_CPUS};
 use crate::timer;
 use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::mem::MaybeUninit;
+use core::time::Duration;
 use memory::{Accounts, FrameAllocator, Host};
 use mmu::TableDesc;
 use rcu::{Cpu, CpuData, Domain, Head, Platform, Stall};
@@ -15,6 +17,9 @@ use spin::Once;
 
 /// Table pages that may wait on one CPU before it hurries.
 const BACKLOG_LIMIT: u64 = 4096;
+
+/// How long a grace period may take before a warning names the CPU that holds it up.
+const STALL: Duration = Duration::from_secs(5);
 
 /// The machine, to `rcu` and `memory`.
 pub(crate) struct Machine {
@@ -27,7 +32,7 @@ impl Platform for Machine {
     }
 
     fn kick(&self, cpu: usize) {
-        smp::kick(cpu);
+        lapic::kick(cpu);
     }
 
     fn now(&self) -> u64 {
@@ -97,7 +102,7 @@ pub(crate) unsafe fn init(top: Hpa) -> Option<()> {
 /// Opens the domain, of all CPUs that have come up, and no more from then on.
 pub(crate) fn open_domain() {
     let descriptors = *DESCRIPTORS.get().expect("`init` comes before the other CPUs");
-    DOMAIN.call_once(|| Domain::new(Machine { descriptors }, BACKLOG_LIMIT).with_cpus(smp::cpus()));
+    DOMAIN.call_once(|| Domain::new(Machine { descriptors }, BACKLOG_LIMIT).with_cpus(cpus::online()));
 }
 
 fn domain() -> &'static Domain<Machine, [CpuData; MAX_CPUS]> {
@@ -109,9 +114,19 @@ pub(crate) fn is_away(cpu: usize) -> bool {
     domain().is_away(cpu)
 }
 
-/// The CPUs that hold up a grace period which has run for more than `limit` ticks of the TSC.
-pub(crate) fn stalls(limit: u64) -> impl Iterator<Item = Stall> {
-    domain().stalls(limit)
+/// Interrupts CPU `cpu` if it is in guest mode or asleep: it looks for what was written before this call.
+pub(crate) fn kick_if_away(cpu: usize) {
+    if is_away(cpu) {
+        lapic::kick(cpu);
+    }
+}
+
+/// Warns of each CPU that holds up a grace period for longer than [`STALL`].
+pub(crate) fn warn_of_stalls() {
+    for Stall { cpu, ticks, mode, .. } in domain().stalls(timer::ticks_of(STALL)) {
+        let held_up = timer::nanoseconds(ticks) / 1_000_000;
+        log::warn!("CPU {cpu} holds up a grace period for {held_up} ms: {mode:?}");
+    }
 }
 
 /// This CPU's part in the grace periods.

@@ -1,5 +1,6 @@
 //! Ways for the hypervisor to fail on purpose: the tests of what it says when it does.
 
+use crate::cpus;
 use crate::rcu_domain;
 use crate::smp;
 use crate::timer;
@@ -19,7 +20,7 @@ pub(crate) fn fail(how: SelfTest) -> ! {
         }
         SelfTest::DoubleFault => double_fault(),
         SelfTest::TripleFault => triple_fault(),
-        SelfTest::Stuck if smp::cpus() == 1 => verdict::end(
+        SelfTest::Stuck if cpus::online() == 1 => verdict::end(
             Verdict::Usage,
             format_args!("selftest=stuck: one CPU gets stuck and another tells, but there is one"),
         ),

@@ -3,7 +3,8 @@
 use crate::acpi_tables::Topology;
 use crate::boot;
 use crate::cpu;
-use crate::frames::FRAMES;
+use crate::cpus::{self, MAX_CPUS};
+use crate::frames::{self, FRAMES};
 use crate::lapic;
 use crate::paging;
 use crate::rcu_domain;
@@ -11,14 +12,11 @@ use crate::timer;
 use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE};
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 use loader::{BootInfo, BootModule, Region, RegionKind};
 use rcu::Cpu;
 use spin::Once;
-
-/// As many CPUs as can take part.
-pub(crate) const MAX_CPUS: usize = 64;
 
 /// Each CPU's stack, in pages; the lowest is a guard that is not mapped.
 const STACK_PAGES: usize = 32;
@@ -32,25 +30,11 @@ const TRAMPOLINE: Hpa = Hpa::new(0x8000);
 /// How long an AP may take to get to Rust.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// CPUs that are online. They come one after the other, and the boot CPU counts them.
-static ONLINE: AtomicUsize = AtomicUsize::new(1);
-
 /// The number of the AP that has come last.
 static ARRIVED: AtomicUsize = AtomicUsize::new(0);
 
-/// Their APIC IDs, by CPU number.
-static APIC_IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
-
-/// Where their stacks begin, above the guard; that of the boot CPU is in the image.
-static STACKS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
-
 /// What the APs wait for.
 static WORK: Once<fn(usize) -> !> = Once::new();
-
-/// How many CPUs there are to work with.
-pub(crate) fn cpus() -> usize {
-    ONLINE.load(Ordering::Acquire)
-}
 
 /// Starts the processors that `topology` names, one after the other; those that do not answer are left out.
 ///
@@ -58,7 +42,7 @@ pub(crate) fn cpus() -> usize {
 /// Once, on the boot CPU, with interrupts off, when its own APIC, timer and tables are set up.
 pub(crate) unsafe fn start(boot: &BootInfo, topology: Option<&Topology>) {
     let own = lapic::id();
-    APIC_IDS[0].store(own, Ordering::Relaxed);
+    cpus::set_apic_id(0, own);
     let Some(topology) = topology else { return };
     if topology.processors > MAX_CPUS {
         log::warn!("{} CPUs, of which at most {MAX_CPUS} are used", topology.processors);
@@ -92,20 +76,20 @@ fn is_free(boot: &BootInfo, page: Hpa) -> bool {
 
 /// INIT, start-up, and the latter again if it has not come by then (Intel SDM vol. 3, section 9.4.4.1).
 fn start_one(id: u32) {
-    let index = cpus();
+    let index = cpus::online();
     let Some(stack) = FRAMES.alloc_contiguous(STACK_PAGES) else {
         log::warn!("no memory for a stack of the CPU with APIC ID {id}");
         return;
     };
     // SAFETY: the page is the lowest of a new stack, which no CPU uses yet.
-    if unsafe { paging::make_guard(stack.start()) }.is_err() {
+    if unsafe { paging::make_guard(stack.start(), frames::alloc) }.is_err() {
         log::warn!("no memory for a guard below the stack of the CPU with APIC ID {id}");
         return;
     }
     let bottom = paging::direct(stack.start()) as u64 + PAGE_SIZE;
     let top = bottom + STACK_SIZE;
-    STACKS[index].store(bottom, Ordering::Relaxed);
-    APIC_IDS[index].store(id, Ordering::Relaxed);
+    cpus::set_stack(index, bottom..top);
+    cpus::set_apic_id(index, id);
     // SAFETY: no other AP is on its way, and the stack is this one's.
     unsafe { boot::prepare_ap(index, top) };
     lapic::init_ipi(id);
@@ -117,7 +101,7 @@ fn start_one(id: u32) {
             core::hint::spin_loop();
         }
         if ARRIVED.load(Ordering::Acquire) == index {
-            ONLINE.store(index + 1, Ordering::Release);
+            cpus::set_online(index);
             return;
         }
     }
@@ -149,27 +133,7 @@ extern "C" fn hv_ap_main(index: usize) -> ! {
 /// Has every CPU but this one do `work`.
 pub(crate) fn release(work: fn(usize) -> !) {
     WORK.call_once(|| work);
-    (1..cpus()).for_each(kick);
-}
-
-/// Whether 16 bytes at `address` are of an AP's stack.
-pub(crate) fn is_stack(address: u64) -> bool {
-    let bottoms = STACKS.iter().map(|bottom| bottom.load(Ordering::Relaxed)).filter(|&bottom| bottom != 0);
-    bottoms.into_iter().any(|bottom| (bottom..bottom + STACK_SIZE - 16).contains(&address))
-}
-
-/// Which CPU this is. By its APIC, for who knows nothing else.
-pub(crate) fn this_cpu() -> usize {
-    if cpus() == 1 {
-        return 0;
-    }
-    let id = lapic::id();
-    APIC_IDS.iter().take(cpus()).position(|other| other.load(Ordering::Relaxed) == id).unwrap_or(0)
-}
-
-/// NMI for CPU `cpu`.
-pub(crate) fn nmi(cpu: usize) {
-    lapic::nmi(APIC_IDS[cpu].load(Ordering::Relaxed));
+    (1..cpus::online()).for_each(lapic::kick);
 }
 
 /// Sleeps until the next interrupt, in a quiescent state, unless the CPU is `wanted` already.
@@ -186,16 +150,4 @@ pub(crate) fn idle(cpu: &mut Cpu<'static, rcu_domain::Machine>, wanted: impl Fn(
     });
     watchdog::heart(cpu.index()).beat();
     watchdog::look();
-}
-
-/// Interrupts CPU `cpu`.
-pub(crate) fn kick(cpu: usize) {
-    lapic::kick(APIC_IDS[cpu].load(Ordering::Relaxed));
-}
-
-/// Interrupts CPU `cpu` if it is in guest mode or asleep: it looks for what was written before this call.
-pub(crate) fn kick_if_away(cpu: usize) {
-    if rcu_domain::is_away(cpu) {
-        kick(cpu);
-    }
 }

@@ -5,14 +5,13 @@
 //! whenever it has slept, and while it waits for a grace period.
 //! About once a second one of the CPUs that were interrupted, or wait so, [looks](look) at all hearts. A CPU that was found in
 //! the hypervisor, without a beat since the last look, at as many looks in a row as it has seconds, is stuck: the machine ends,
-//! by [`panic::stuck`]. Long before, a warning names the CPU that holds up a grace period.
+//! by [`Hooks::stuck`]. Long before, a warning names the CPU that holds up a grace period ([`Hooks::report`]).
 
-use crate::panic;
-use crate::rcu_domain;
-use crate::smp::{self, MAX_CPUS};
+use crate::cpus::{self, MAX_CPUS};
 use crate::timer;
 use core::time::Duration;
 use sched::{Heart, Instant, Watchdog};
+use spin::Once;
 
 /// From one look to the next.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -21,13 +20,23 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// interrupt in. More often than there are looks, so that each look finds a beat of a CPU that makes progress.
 const VISIT: Duration = Duration::from_millis(250);
 
-/// After how many seconds a warning names the CPU that holds up a grace period.
-const STALL: Duration = Duration::from_secs(5);
-
 static WATCHDOG: Watchdog<MAX_CPUS> = Watchdog::new();
+static HOOKS: Once<Hooks> = Once::new();
+
+/// What the watchdog calls. It is below these parts of the image, as they use it themselves.
+#[derive(Clone, Copy)]
+pub(crate) struct Hooks {
+    /// Whether a CPU is in guest mode or asleep: its silence means nothing then.
+    pub(crate) is_away: fn(usize) -> bool,
+    /// Ends the machine, because this CPU is stuck.
+    pub(crate) stuck: fn(usize) -> !,
+    /// Reports what has come up since the last look.
+    pub(crate) report: fn(),
+}
 
 /// Begins to watch: after so many seconds of silence a CPU is stuck; 0 is never.
-pub(crate) fn start(patience: u32) {
+pub(crate) fn start(patience: u32, hooks: Hooks) {
+    HOOKS.call_once(|| hooks);
     WATCHDOG.start(timer::now(), timer::ticks_of(PERIOD), patience);
 }
 
@@ -55,12 +64,9 @@ pub(crate) fn look() {
 
 #[cold]
 fn look_at_all() {
-    if let Some(cpu) = WATCHDOG.look(smp::cpus(), rcu_domain::is_away) {
-        panic::stuck(cpu);
+    let Some(hooks) = HOOKS.get() else { return };
+    if let Some(cpu) = WATCHDOG.look(cpus::online(), hooks.is_away) {
+        (hooks.stuck)(cpu);
     }
-    for stall in rcu_domain::stalls(timer::ticks_of(STALL)) {
-        let held_up = timer::nanoseconds(stall.ticks) / 1_000_000;
-        log::warn!("CPU {} holds up a grace period for {held_up} ms: {:?}", stall.cpu, stall.mode);
-    }
-    panic::report_strays();
+    (hooks.report)();
 }

@@ -2,8 +2,6 @@
 
 mod traps;
 
-pub(crate) use traps::TrapFrame;
-
 use alloc::boxed::Box;
 use core::cell::UnsafeCell;
 use core::ptr::addr_of;

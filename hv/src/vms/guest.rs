@@ -1,11 +1,11 @@
 //! One VM: made from its plan, shared by its vCPUs, taken apart by the last of them.
 
+use super::clock::TscClock;
 use super::console::{self, About, Console};
-use super::host::TscClock;
 use super::verdicts::{Why, judge};
 use crate::boot;
+use crate::cpus;
 use crate::rcu_domain::Machine;
-use crate::smp;
 use crate::timer;
 use crate::verdict::Verdict;
 use alloc::vec::Vec;
@@ -129,7 +129,7 @@ impl<F: Nested> Guest<F> {
 
     /// The CPU that vCPU `vcpu` runs on.
     pub(super) fn cpu_of(&self, vcpu: usize) -> usize {
-        (self.first + vcpu) % smp::cpus()
+        (self.first + vcpu) % cpus::online()
     }
 
     /// Prints `text`, line by line, as the hypervisor's words about this VM.

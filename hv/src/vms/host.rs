@@ -1,24 +1,26 @@
-//! What a vCPU's loop and a VM's devices have of the CPU: its interrupts, its timer, and its clock.
+//! What a vCPU's loop has of the CPU: its interrupts and its timer.
 
 use super::guest::Guest;
-use super::seat::Seat;
 use crate::console;
-use crate::smp;
+use crate::rcu_domain;
 use crate::timer;
 use crate::watchdog;
-use backends::Backend;
-use devices::{Clock, Nanoseconds};
+use core::time::Duration;
+use devices::Nanoseconds;
 use memory::Nested;
-use sched::Instant;
+use sched::{Instant, Task};
 use vm::{Host, Turn, Vcpu};
 
+/// A VM's time on a CPU that other VMs share, in each round.
+pub(super) const SLICE: Duration = Duration::from_millis(5);
+
 /// The CPU that a vCPU runs on, for one slice of time.
-pub(super) struct Slice<'a, 's, B: Backend<Tables: Nested>> {
-    pub(super) guest: &'a Guest<B::Tables>,
-    pub(super) schedule: &'a mut sched::Slice<'s, Seat<B>>,
+pub(super) struct Slice<'a, 's, F: Nested, T> {
+    pub(super) guest: &'a Guest<F>,
+    pub(super) schedule: &'a mut sched::Slice<'s, T>,
 }
 
-impl<B: Backend<Tables: Nested>> Host for Slice<'_, '_, B> {
+impl<F: Nested, T: Task> Host for Slice<'_, '_, F, T> {
     fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V) -> Turn {
         vcpu.leave();
         watchdog::look();
@@ -43,33 +45,10 @@ impl<B: Backend<Tables: Nested>> Host for Slice<'_, '_, B> {
     }
 
     fn kick(&mut self, vcpu: usize) {
-        smp::kick_if_away(self.guest.cpu_of(vcpu));
+        rcu_domain::kick_if_away(self.guest.cpu_of(vcpu));
     }
 
     fn nanoseconds(&self, ticks: u64) -> u64 {
         timer::nanoseconds(ticks)
-    }
-}
-
-/// A guest's clock: nanoseconds since it was made, by the TSC.
-#[derive(Clone, Copy)]
-pub(super) struct TscClock {
-    start: Instant,
-}
-
-impl TscClock {
-    pub(super) fn new() -> Self {
-        Self { start: timer::now() }
-    }
-
-    /// When it shows `time`.
-    fn instant(self, time: Nanoseconds) -> Instant {
-        self.start.after(timer::ticks(time.0))
-    }
-}
-
-impl Clock for TscClock {
-    fn now(&self) -> Nanoseconds {
-        Nanoseconds(timer::nanoseconds(timer::now().since(self.start)))
     }
 }

@@ -13,6 +13,7 @@
 //! The n-th vCPU of all is bound to CPU n modulo the number of CPUs; those of one CPU take turns. The last vCPU of a VM to
 //! leave takes the VM apart; the VMs know nothing of each other.
 
+mod clock;
 mod console;
 mod guest;
 mod host;
@@ -23,9 +24,9 @@ mod work;
 
 use crate::boot;
 use crate::console::{report, share};
+use crate::cpus;
 use crate::paging;
 use crate::rcu_domain::{self, Machine};
-use crate::smp;
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use abi::lines::StartToGuest;
@@ -65,7 +66,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     plan::check::<B>(boot, plans);
     let mut cpu = rcu_domain::register(0);
     work::expect(plans.len());
-    let mut jobs = Job::for_cpus(smp::cpus());
+    let mut jobs = Job::for_cpus(cpus::online());
     let mut first = 0;
     let mut guests = Vec::with_capacity(plans.len());
     for (number, plan) in plans.iter().enumerate() {

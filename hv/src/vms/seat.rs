@@ -1,11 +1,10 @@
 //! A vCPU on the CPU that it is bound to.
 
+use super::clock::TscClock;
 use super::console::Console;
 use super::guest::Guest;
-use super::host::{Slice, TscClock};
-use super::work::SLICE;
+use super::host::{SLICE, Slice};
 use crate::rcu_domain;
-use crate::smp;
 use crate::timer;
 use alloc::sync::Arc;
 use backends::Backend;
@@ -25,6 +24,9 @@ use walk::HandleMem;
 type View<'v, F> = memory::View<'v, 'static, F, rcu_domain::Machine>;
 
 /// A vCPU by who translates its addresses: each has a loop of its own, without a test for the other.
+/// A slice of the time of a CPU whose backend is `B`.
+type SliceOf<'a, 's, B> = Slice<'a, 's, <B as Backend>::Tables, Seat<B>>;
+
 enum Flavour<B: Backend> {
     Nested(B::Vcpu),
     Shadowed(B::ShadowVcpu),
@@ -76,7 +78,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     /// Ends the VM, which has reached its limit, unless it has just ended by itself.
     pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, rcu_domain::Machine>) {
         let guest = &*self.guest;
-        if !guest.vm.end(Stop::Limit, |vcpu| smp::kick_if_away(guest.cpu_of(vcpu))) {
+        if !guest.vm.end(Stop::Limit, |vcpu| rcu_domain::kick_if_away(guest.cpu_of(vcpu))) {
             return;
         }
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
@@ -140,7 +142,7 @@ struct SliceTypes<'a, 's, B, V>(PhantomData<(&'a &'s B, V)>);
 impl<'a, 's, B: Backend<Tables: Nested>, V: Vcpu> Types for SliceTypes<'a, 's, B, V> {
     type Vcpu = V;
     type Memory = View<'a, B::Tables>;
-    type Host = Slice<'a, 's, B>;
+    type Host = SliceOf<'a, 's, B>;
     type Sink = Console;
     type Clock = TscClock;
 }
@@ -149,7 +151,7 @@ impl<'a, 's, B: Backend<Tables: Nested>, V: Vcpu> Types for SliceTypes<'a, 's, B
 fn run<'a, 's, B: Backend<Tables: Nested>, V: Vcpu>(
     vcpu: &mut V,
     mut handler: ExitHandler<'a, SliceTypes<'a, 's, B, V>>,
-    mut slice: Slice<'a, 's, B>,
+    mut slice: SliceOf<'a, 's, B>,
 ) {
     vcpu.load();
     let stop = vm::run(vcpu, &mut handler, &mut slice);

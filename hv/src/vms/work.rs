@@ -1,9 +1,11 @@
 //! What each CPU has to do: its vCPUs, in turn.
 
 use super::guest::Guest;
+use super::host::SLICE;
 use super::seat::Seat;
 use super::verdicts::Why;
 use crate::console::{self, report};
+use crate::cpus;
 use crate::heap;
 use crate::paging;
 use crate::rcu_domain::{self, Machine};
@@ -19,15 +21,11 @@ use backends::Backend;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use core::time::Duration;
 use loader::VmName;
 use memory::Nested;
 use rcu::Cpu;
 use sched::{Config, Instant, Scheduler, Tasks};
 use spin::Mutex;
-
-/// A VM's time on a CPU that other VMs share, in each round.
-pub(super) const SLICE: Duration = Duration::from_millis(5);
 
 /// The vCPUs of one CPU, before they exist.
 pub(super) struct Job<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
@@ -55,7 +53,7 @@ pub(super) fn ended(number: usize, name: Option<VmName>, (verdict, why): (Verdic
         report!("{name}: {}", VerdictLine { verdict, text: &why });
     }
     RESULTS.lock()[number] = Some((name, verdict, why));
-    smp::kick_if_away(0);
+    rcu_domain::kick_if_away(0);
 }
 
 fn all_have_ended() -> bool {
@@ -132,9 +130,9 @@ static SEATED: AtomicUsize = AtomicUsize::new(0);
 /// Waits until all CPUs have made their vCPUs: what can fail for want of memory, or because a CPU lacks something, fails before
 /// the first guest starts.
 fn wait_for_all_seats(cpu: usize) {
-    let started = smp::cpus() + 1;
+    let started = cpus::online() + 1;
     SEATED.fetch_add(1, Ordering::AcqRel);
-    while SEATED.load(Ordering::Acquire) < smp::cpus() {
+    while SEATED.load(Ordering::Acquire) < cpus::online() {
         core::hint::spin_loop();
     }
     // One CPU has it noted before any goes on.
