@@ -296,14 +296,11 @@ pub fn held_off<R>(body: impl FnOnce() -> R) -> R {
     // SAFETY: what is pushed is popped at once; see `disable`.
     unsafe { asm!("pushfq", "pop {}", "cli", out(reg) rflags) };
     let result = body();
-    if rflags & RFLAGS_IF != 0 {
+    if rflags & arch::RFLAGS_IF != 0 {
         enable();
     }
     result
 }
-
-/// RFLAGS.IF.
-const RFLAGS_IF: u64 = 1 << 9;
 
 /// STI, one instruction, CLI: a pending interrupt arrives between the last two.
 #[unsafe(naked)]

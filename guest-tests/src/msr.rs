@@ -4,6 +4,8 @@ use core::arch::{asm, naked_asm};
 
 use crate::apic::Register;
 
+pub use arch::{EFER_LMA, EFER_LME, EFER_NXE, EFER_SVME};
+
 /// The MSRs that guests use. Writing any of them does no harm to a Rust object: the code uses neither FS nor GS, and
 /// EFER's mode bits cannot change while paging is on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,15 +30,6 @@ pub enum Msr {
     /// No MSR of any processor.
     Unknown = 0xdead_beef,
 }
-
-/// EFER.LME, long mode enable.
-pub const EFER_LME: u64 = 1 << 8;
-/// EFER.LMA, long mode active.
-pub const EFER_LMA: u64 = 1 << 10;
-/// EFER.NXE, no-execute pages.
-pub const EFER_NXE: u64 = 1 << 11;
-/// EFER.SVME, the SVM instructions.
-pub const EFER_SVME: u64 = 1 << 12;
 
 impl Msr {
     /// RDMSR, by the instruction at [`Msr::read_rip`].

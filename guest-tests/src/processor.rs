@@ -3,6 +3,7 @@
 use core::arch::asm;
 
 use addr::Gva;
+use arch::{CR0_EM, CR0_MP, CR0_WP, CR4_DE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PGE};
 
 pub use base::exit::halt_for_ever;
 
@@ -11,22 +12,16 @@ pub use base::exit::halt_for_ever;
 #[repr(u64)]
 pub enum Cr4 {
     /// Debugging extensions.
-    De = 1 << 3,
+    De = CR4_DE,
     /// Global pages.
-    Pge = 1 << 7,
+    Pge = CR4_PGE,
     /// FXSAVE, FXRSTOR and the SSE instructions.
-    OsFxsr = 1 << 9,
+    OsFxsr = CR4_OSFXSR,
     /// #XM for SSE exceptions.
-    OsXmmExcpt = 1 << 10,
+    OsXmmExcpt = CR4_OSXMMEXCPT,
     /// XSAVE and what it manages.
-    OsXsave = 1 << 18,
+    OsXsave = CR4_OSXSAVE,
 }
-
-/// CR0.WP: read-only pages bind ring 0 too.
-const CR0_WP: u64 = 1 << 16;
-/// CR0.MP and CR0.EM, as SSE wants them set and clear.
-const CR0_MP: u64 = 1 << 1;
-const CR0_EM: u64 = 1 << 2;
 
 /// CR0.
 pub fn cr0() -> u64 {

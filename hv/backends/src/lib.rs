@@ -23,6 +23,13 @@ use mmu::{AtomicU64, Caps, Format};
 
 pub use vm::Start;
 use walk::Features;
+use x86::irq::{ALIGNMENT_CHECK_VECTOR, DEBUG_VECTOR, INVALID_OPCODE_VECTOR, MACHINE_CHECK_VECTOR};
+
+/// The exceptions of every guest that exit, a bit for each vector. #UD: the other vendor's hypercall instruction raises it. #DB
+/// and #AC: their delivery can raise them again without end, which only an exit stops (CVE-2015-5307, CVE-2015-8104). #MC is the
+/// host's.
+const INTERCEPTED_EXCEPTIONS: u32 =
+    1 << DEBUG_VECTOR | 1 << INVALID_OPCODE_VECTOR | 1 << ALIGNMENT_CHECK_VECTOR | 1 << MACHINE_CHECK_VECTOR;
 
 /// How the hypervisor finds the physical address of what it allocates.
 pub type Physical = fn(*const u8) -> Hpa;

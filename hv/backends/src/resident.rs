@@ -2,6 +2,7 @@
 //! another vCPU of the same CPU wants its own there.
 
 use alloc::rc::Rc;
+use arch::reset;
 use core::arch::asm;
 use core::cell::RefCell;
 use x86::controlregs::{Cr4, cr2, cr2_write, cr4, cr4_write};
@@ -47,8 +48,8 @@ impl Fxsave {
     /// As FNINIT leaves the x87, and reset MXCSR.
     const fn new() -> Self {
         let mut area = [0; 512];
-        [area[0], area[1]] = 0x037f_u16.to_le_bytes();
-        [area[24], area[25]] = 0x1f80_u16.to_le_bytes();
+        [area[0], area[1]] = reset::FCW.to_le_bytes();
+        [area[24], area[25], area[26], area[27]] = reset::MXCSR.to_le_bytes();
         Self(area)
     }
 }
@@ -67,14 +68,11 @@ pub(crate) struct Resident {
     values: [u64; MSRS],
 }
 
-/// What DR6 holds after reset and INIT.
-pub(crate) const DR6_AT_RESET: u64 = 0xffff_0ff0;
-
 impl Resident {
     /// As after reset. `msrs` are the model-specific registers among them, at most [`MSRS`].
     pub(crate) fn new(msrs: &'static [u32]) -> Tenant {
         let resident =
-            Self { vector: Fxsave::new(), breakpoints: [0; 4], dr6: DR6_AT_RESET, cr2: 0, msrs, values: [0; MSRS] };
+            Self { vector: Fxsave::new(), breakpoints: [0; 4], dr6: reset::DR6, cr2: 0, msrs, values: [0; MSRS] };
         Rc::new(RefCell::new(resident))
     }
 
@@ -123,7 +121,7 @@ impl Resident {
 /// INIT's effect on those registers in the processor that it changes: x87, SSE and MSRs are kept (Intel SDM vol. 3, table 10-1).
 pub(crate) fn init() {
     set_breakpoints([0; 4]);
-    set_dr6(DR6_AT_RESET);
+    set_dr6(reset::DR6);
     // SAFETY: the hypervisor takes no page fault that it would survive.
     unsafe { cr2_write(0) };
 }

@@ -20,8 +20,6 @@ pub use flow::interrupt;
 /// #UD.
 pub const UNDEFINED: u8 = 6;
 
-const IF: u64 = 1 << 9;
-
 /// The most iterations of a string instruction in one step.
 const ITERATIONS: usize = 1024;
 

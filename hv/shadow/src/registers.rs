@@ -1,23 +1,14 @@
 //! The registers that a guest's paging depends on, and the effects of writing them.
 
+use arch::{
+    CR0_CD, CR0_NW, CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_LME, EFER_NXE,
+};
 use core::error::Error;
 use core::fmt;
 use walk::{Controls, Features, Mode, Paging, PdpteError, PhysMem, load_pdptes};
 
-const CR0_WP: u64 = 1 << 16;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
-const CR0_PG: u64 = 1 << 31;
 /// Bits 31:12, with two levels.
 const CR3_FRAME: u64 = 0xffff_f000;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_PGE: u64 = 1 << 7;
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
 
 /// Bits whose change loads the PDPTEs, if PAE paging is on afterwards (SDM vol. 3, 4.4.1).
 const LOAD_CR0: u64 = CR0_CD | CR0_NW | CR0_PG;

@@ -5,6 +5,9 @@ use core::fmt;
 use devices::Size;
 use emul::Gpr;
 use walk::ErrorCode;
+use x86::irq::{
+    DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+};
 
 /// Why the processor left the guest, with what the hardware told about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,13 +302,13 @@ pub enum Event {
 /// Exceptions that handlers raise.
 impl Event {
     /// #UD.
-    pub const UNDEFINED: Self = Self::Exception(Exception::new(6, None));
+    pub const UNDEFINED: Self = Self::Exception(Exception::new(INVALID_OPCODE_VECTOR, None));
     /// #DF.
-    pub const DOUBLE_FAULT: Self = Self::Exception(Exception::new(8, Some(0)));
+    pub const DOUBLE_FAULT: Self = Self::Exception(Exception::new(DOUBLE_FAULT_VECTOR, Some(0)));
     /// #SS(0).
-    pub const STACK_FAULT: Self = Self::Exception(Exception::new(12, Some(0)));
+    pub const STACK_FAULT: Self = Self::Exception(Exception::new(STACK_SEGEMENT_FAULT_VECTOR, Some(0)));
     /// #GP(0).
-    pub const GENERAL_PROTECTION: Self = Self::Exception(Exception::new(13, Some(0)));
+    pub const GENERAL_PROTECTION: Self = Self::Exception(Exception::new(GENERAL_PROTECTION_FAULT_VECTOR, Some(0)));
 }
 
 /// What exits are counted by.

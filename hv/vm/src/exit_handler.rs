@@ -10,6 +10,7 @@ use crate::trouble::Trouble;
 use crate::types::{Handle, Types};
 use crate::vcpu::{Events, Stay, Vcpu};
 use addr::Gva;
+use arch::{EFER_LMA, RFLAGS_AC};
 use core::ops::ControlFlow;
 use emul::{Bitness, Gpr, Known, Registers, Segment};
 use walk::{Controls, Features, Fetched, Paging, PagingRef, Privilege};
@@ -22,9 +23,6 @@ pub struct ExitHandler<'a, T: Types> {
     pub(crate) door: &'a Door,
     left: Flow,
 }
-
-const RFLAGS_AC: u64 = 1 << 18;
-const EFER_LMA: u64 = 1 << 10;
 
 impl<'a, T: Types> ExitHandler<'a, T> {
     /// For the vCPU of `context`, one of `vm`'s. It accesses the VM's memory through `memory`.
@@ -283,8 +281,7 @@ pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> Pa
 impl<T: Types> ExitHandler<'_, T> {
     /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall.
     fn exception(&mut self, vcpu: &mut T::Vcpu, exception: Exception) -> Flow {
-        const UNDEFINED: u8 = 6;
-        if exception.vector() == UNDEFINED {
+        if exception.vector() == x86::irq::INVALID_OPCODE_VECTOR {
             let bitness = Self::bitness(vcpu);
             if let Ok(bytes) = self.fetch(vcpu, bitness) {
                 for known in [Known::Vmcall, Known::Vmmcall] {

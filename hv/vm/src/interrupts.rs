@@ -7,7 +7,8 @@ use crate::flow::{Flow, Stop};
 use crate::host::Host;
 use crate::memory::Memory;
 use crate::types::Types;
-use crate::vcpu::{Events, INTERRUPT_FLAG, Start, Vcpu};
+use crate::vcpu::{Events, Start, Vcpu};
+use arch::RFLAGS_IF;
 use core::ops::ControlFlow;
 use devices::Nanoseconds;
 use emul::{Known, Registers};
@@ -103,7 +104,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// STI; HLT with an interrupt pending wakes at once. Not every processor keeps the shadow across an entry (QEMU's VMRUN
     /// does not): the interrupt would be taken before the HLT, which then sleeps for ever. So the HLT is carried out here.
     fn leave_shadowed_halt(&mut self, vcpu: &mut T::Vcpu) {
-        if !vcpu.shadowed() || vcpu.rflags() & INTERRUPT_FLAG == 0 || vcpu.injecting() {
+        if !vcpu.shadowed() || vcpu.rflags() & RFLAGS_IF == 0 || vcpu.injecting() {
             return;
         }
         let bitness = Self::bitness(vcpu);
@@ -196,7 +197,7 @@ impl<T: Types> ExitHandler<'_, T> {
         if vcpu.injecting() {
             return Flow::Resume;
         }
-        if vcpu.rflags() & INTERRUPT_FLAG == 0 {
+        if vcpu.rflags() & RFLAGS_IF == 0 {
             self.context.activity = Activity::Dead;
             return if self.vm.bury() { Flow::Yield } else { Flow::Stop(Stop::Halted) };
         }

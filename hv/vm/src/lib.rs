@@ -55,6 +55,6 @@ pub use sched::{Instant, Turn};
 pub use shared::Vm;
 pub use stats::Stats;
 pub use types::Types;
-pub use vcpu::{ControlRegisters, Emulated, Events, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
+pub use vcpu::{ControlRegisters, Emulated, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 
 pub use emul::{Gpr, Known, Registers, Segment};

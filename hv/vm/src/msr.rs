@@ -1,6 +1,8 @@
 //! The intercepted model-specific registers.
 
 use crate::vcpu::{StateMsr, Vcpu};
+use arch::msr::{HWCR, PATCH_LEVEL, SYSCFG};
+use arch::{CR0_PG, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE};
 use x86::msr;
 
 /// The access is answered with #GP.
@@ -12,18 +14,7 @@ const MTRR_CAP: u64 = 1 << 10;
 /// IA32_MTRR_DEF_TYPE after firmware: on, write-back.
 const MTRR_DEFAULT: u64 = 1 << 11 | 6;
 
-/// AMD's SYSCFG, HWCR, and the microcode level: what kernels read without asking CPUID first.
-const SYSCFG: u32 = 0xc001_0010;
-const HWCR: u32 = 0xc001_0015;
-const PATCH_LEVEL: u32 = 0x8b;
-
-const EFER_SCE: u64 = 1 << 0;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
 const EFER_WRITABLE: u64 = EFER_SCE | EFER_LME | EFER_NXE;
-
-const CR0_PG: u64 = 1 << 31;
 
 /// RDMSR.
 ///
@@ -37,6 +28,7 @@ pub fn read(vcpu: &impl Vcpu, register: u32) -> Result<u64, Refused> {
         msr::TSC => vcpu.state_msr(StateMsr::Tsc),
         msr::IA32_MTRRCAP => MTRR_CAP,
         msr::IA32_MTRR_DEF_TYPE => MTRR_DEFAULT,
+        // Kernels read these without asking CPUID first.
         msr::IA32_MISC_ENABLE | SYSCFG | HWCR | PATCH_LEVEL | msr::IA32_DEBUGCTL => 0,
         _ => return Err(Refused),
     })
@@ -85,7 +77,7 @@ mod tests {
 
     #[test]
     fn pat_fields_are_checked_one_by_one() {
-        assert!(pat_is_valid(0x0007_0406_0007_0406));
+        assert!(pat_is_valid(arch::reset::PAT));
         for field in 0..8 {
             for wrong in [2u64, 3, 8, 0xff] {
                 assert!(!pat_is_valid(wrong << (field * 8)), "field {field} = {wrong}");

@@ -4,22 +4,18 @@ use crate::exit::{Event, Exception, NestedFault, PageFault};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
 use crate::memory::{Memory, Resolved};
-use crate::trouble::{PAGE_FAULT, Trouble};
+use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{Events, Vcpu};
 use addr::{Gpa, Gva};
+use arch::{EFER_LME, EFER_NXE, EFER_SCE};
 use core::mem;
 use core::ops::ControlFlow;
 use emul::mmio::{Bus, Emulated, MemoryRef};
 use emul::{Known, Registers, Width};
 use shadow::{Change, LoadError, Reason};
 use walk::{Access, Controls, ErrorCode, Kind, Operands, PhysMem, Privilege};
-
-const DOUBLE_FAULT: u8 = 8;
-
-const EFER_SCE: u64 = 1 << 0;
-const EFER_LME: u64 = 1 << 8;
-const EFER_NXE: u64 = 1 << 11;
+use x86::irq::{DOUBLE_FAULT_VECTOR, PAGE_FAULT_VECTOR};
 
 impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn page_fault(&mut self, vcpu: &mut T::Vcpu, fault: PageFault, host: &mut T::Host) -> ControlFlow<()> {
@@ -93,6 +89,10 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 }
 
+/// How many page faults in a row may give up a table before the VM ends. Other vCPUs that use the table can make its shadow come
+/// back, but not so often.
+const MAX_GIVEN_UP: u32 = 100_000;
+
 const NOT_EMULATED: Flow =
     Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on memory that it may not simply write"));
 
@@ -101,9 +101,8 @@ impl<T: Types> ExitHandler<'_, T> {
     /// that use the table may come between as well, but not for ever.
     #[cold]
     fn give_up_table(&mut self, gpa: Gpa) -> Flow {
-        const PATIENCE: u32 = 100_000;
         self.context.given_up += 1;
-        if self.context.given_up > PATIENCE {
+        if self.context.given_up > MAX_GIVEN_UP {
             return NOT_EMULATED;
         }
         self.memory.unshadow(gpa);
@@ -116,9 +115,9 @@ impl<T: Types> ExitHandler<'_, T> {
 fn raise_page_fault(vcpu: &mut impl Vcpu, error_code: ErrorCode, address: u64) -> Flow {
     vcpu.set_cr2(address);
     vcpu.inject(match vcpu.injected_exception() {
-        Some(DOUBLE_FAULT) => return Flow::Stop(Stop::TripleFault),
-        Some(PAGE_FAULT) => Event::DOUBLE_FAULT,
-        _ => Event::Exception(Exception::new(PAGE_FAULT, Some(error_code.bits()))),
+        Some(DOUBLE_FAULT_VECTOR) => return Flow::Stop(Stop::TripleFault),
+        Some(PAGE_FAULT_VECTOR) => Event::DOUBLE_FAULT,
+        _ => Event::Exception(Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))),
     });
     Flow::Resume
 }

@@ -7,22 +7,11 @@ use crate::memory::Memory;
 use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{ControlRegisters, Events, Vcpu};
+use arch::{CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME};
 use emul::system::{self, Decoded, StatusWord, System, write_gpr};
 use emul::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use walk::{Controls, Operands};
 
-const CR0_PE: u64 = 1 << 0;
-const CR0_TS: u64 = 1 << 3;
-const CR0_ET: u64 = 1 << 4;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_PCIDE: u64 = 1 << 17;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-/// PE, MP, EM, TS, ET, NE, WP, AM, NW, CD, PG: writes of the others have no effect (Intel SDM vol. 3, section 2.5).
-const CR0_DEFINED: u64 = 0xe005_003f;
 /// What LMSW writes.
 const STATUS_WORD: u64 = 0xf;
 

@@ -5,8 +5,7 @@ use crate::flow::{Flow, Stop};
 use crate::vcpu::Vcpu;
 use emul::DecodeError;
 use walk::Fault;
-
-pub(crate) const PAGE_FAULT: u8 = 14;
+use x86::irq::PAGE_FAULT_VECTOR;
 
 /// Something came between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +36,7 @@ impl Trouble {
         match self {
             Self::Fault(Fault::Page { error_code, address }) => {
                 vcpu.set_cr2(address.raw());
-                vcpu.inject(Event::Exception(Exception::new(PAGE_FAULT, Some(error_code.bits()))));
+                vcpu.inject(Event::Exception(Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))));
             }
             Self::Fault(Fault::NonCanonical) => vcpu.inject(Event::GENERAL_PROTECTION),
             Self::Stack => vcpu.inject(Event::STACK_FAULT),

@@ -79,9 +79,6 @@ pub enum Emulated {
     Unable(&'static str),
 }
 
-/// RFLAGS.IF.
-pub const INTERRUPT_FLAG: u64 = 1 << 9;
-
 /// Interrupts, NMIs and exceptions on their way into the guest.
 pub trait Events {
     /// Whether an external interrupt could be taken at the current instruction.

@@ -17,9 +17,9 @@
 //! space. That translation may change (a page of the guest is unmapped and later mapped to another frame);
 //! [`HandleMem::generation`] tells the cache when it did.
 
-use crate::mode::CR0_PG;
 use crate::{Access, Controls, Fault, Features, Kind, Mode, Paging, PhysMem, Privilege, Step, Steps};
 use addr::{Gpa, Gva, PAGE_SIZE};
+use arch::CR0_PG;
 
 /// Guest memory with handles: a handle reads the same guest-physical address again without a lookup.
 ///

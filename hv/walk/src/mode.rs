@@ -2,17 +2,8 @@
 
 use crate::{Access, ErrorCode, Kind, P, PS, PhysMem, Privilege, RW, Rights, US};
 use addr::{Gpa, Gva, PageSize};
+use arch::{CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE};
 use core::fmt;
-
-const CR0_WP: u64 = 1 << 16;
-pub(crate) const CR0_PG: u64 = 1 << 31;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
 
 /// The registers that select and root a guest's paging, as the guest has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -1,6 +1,5 @@
 //! SVM, switched on and off.
 
-use super::exits;
 use super::permissions::{IoPermissions, MsrPermissions};
 use super::vcpu::SvmVcpu;
 use super::vmcb::{self, Vmcb, misc1};
@@ -9,21 +8,16 @@ use crate::resident::{self, Occupant};
 use crate::translation::{Nested, Shadow};
 use crate::{Backend, Missing, Physical, Start};
 use addr::{Hpa, PageSize};
+use arch::EFER_SVME;
+use arch::msr::{VM_CR, VM_CR_SVMDIS, VM_HSAVE_PA};
 use core::alloc::Layout;
 use core::fmt;
 use core::num::NonZeroU16;
 use mmu::Caps;
 use raw_cpuid::{CpuId, CpuIdReaderNative, Hypervisor};
 use walk::Features;
+use x86::irq::PAGE_FAULT_VECTOR;
 use x86::msr::{IA32_EFER, rdmsr, wrmsr};
-
-/// VM_CR, and its bit by which firmware forbids SVM (APM section 15.30.1).
-const VM_CR: u32 = 0xc001_0114;
-const VM_CR_SVMDIS: u64 = 1 << 4;
-
-/// VM_HSAVE_PA: where VMRUN keeps the host's state (APM section 15.30.4).
-const VM_HSAVE_PA: u32 = 0xc001_0117;
-pub(super) const EFER_SVME: u64 = 1 << 12;
 
 /// SVM, switched on on this CPU.
 pub struct Svm {
@@ -135,7 +129,7 @@ impl Backend for Svm {
         let mut vcpu = SvmVcpu::new(self, Shadow::new(root, features), tag);
         let control = &mut vcpu.vmcb.control;
         control.intercept_cr |= vmcb::INTERCEPT_PAGING;
-        control.intercept_exceptions |= 1 << exits::PAGE_FAULT;
+        control.intercept_exceptions |= 1 << PAGE_FAULT_VECTOR;
         control.intercept_misc1 |= misc1::INVLPG | misc1::TASK_SWITCH;
         vcpu.begin(start)
     }

@@ -3,9 +3,9 @@
 use super::vcpu::SvmVcpu;
 use super::vmcb::{self, event, exit_code, misc1};
 use crate::translation::Translation;
-use vm::{Event, Events, INTERRUPT_FLAG, Registers};
-
-const NMI_VECTOR: u64 = 2;
+use arch::RFLAGS_IF;
+use vm::{Event, Events, Registers};
+use x86::irq::NONMASKABLE_INTERRUPT_VECTOR;
 
 /// Where the guest is with its last NMI. The processor does not tell: IRET is intercepted while it matters (as KVM does
 /// without virtual NMIs).
@@ -22,7 +22,7 @@ pub(super) enum Nmi {
 impl<T: Translation> Events for SvmVcpu<T> {
     #[inline]
     fn interruptible(&self) -> bool {
-        self.vmcb.save.rflags & INTERRUPT_FLAG != 0 && !self.shadowed() && !self.injecting()
+        self.vmcb.save.rflags & RFLAGS_IF != 0 && !self.shadowed() && !self.injecting()
     }
 
     #[inline]
@@ -39,7 +39,7 @@ impl<T: Translation> Events for SvmVcpu<T> {
             | match event {
                 Event::Interrupt(vector) if self.posts_interrupts => return self.vmcb.control.post(vector),
                 Event::Interrupt(vector) => event::TYPE_INTERRUPT | u64::from(vector),
-                Event::Nmi => event::TYPE_NMI | NMI_VECTOR,
+                Event::Nmi => event::TYPE_NMI | u64::from(NONMASKABLE_INTERRUPT_VECTOR),
                 Event::Exception(exception) => {
                     let error =
                         exception.error_code().map_or(0, |code| event::ERROR_CODE_VALID | u64::from(code) << 32);

@@ -5,9 +5,11 @@ use super::vmcb::{self, exit_code};
 use crate::translation::Translation;
 use addr::{Gpa, Gva};
 use vm::{Cr8, Exception, Exit, Gpr, Instruction, Io, NestedFault, PageFault};
+use walk::ErrorCode;
+use x86::irq::PAGE_FAULT_VECTOR;
 
-pub(super) const PAGE_FAULT: u64 = 14;
-const PAGE_FAULT_EXIT: u64 = exit_code::EXCEPTION_0 + PAGE_FAULT;
+/// #PF, where it is intercepted.
+const PAGE_FAULT: u64 = exit_code::EXCEPTION_0 + PAGE_FAULT_VECTOR as u64;
 
 impl<T: Translation> SvmVcpu<T> {
     #[inline]
@@ -22,7 +24,7 @@ impl<T: Translation> SvmVcpu<T> {
             exit_code::NPF if control.exit_info1 & vmcb::RESERVED_BIT == 0 => {
                 Exit::NestedFault(decode_nested_fault(control.exit_info1, control.exit_info2))
             }
-            PAGE_FAULT_EXIT if self.translation.shadow().is_some() => {
+            PAGE_FAULT if self.translation.shadow().is_some() => {
                 Exit::PageFault(PageFault::new(Gva::new(control.exit_info2), control.exit_info1 as u32))
             }
             exit_code::HLT => Exit::Halt,
@@ -77,7 +79,9 @@ impl<T: Translation> SvmVcpu<T> {
 /// EXITINFO1 and EXITINFO2 of a nested page fault (APM section 15.25.6): a page fault's error code, and where.
 #[inline]
 fn decode_nested_fault(error: u64, address: u64) -> NestedFault {
-    NestedFault::new(Gpa::new(address), error & 2 != 0, error & 0x10 != 0, error & 1 != 0)
+    let error = ErrorCode::from_bits_retain(error as u32);
+    let (write, fetch) = (error.contains(ErrorCode::WRITE), error.contains(ErrorCode::FETCH));
+    NestedFault::new(Gpa::new(address), write, fetch, error.contains(ErrorCode::PRESENT))
 }
 
 #[cfg(test)]

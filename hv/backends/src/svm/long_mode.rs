@@ -5,15 +5,11 @@
 //! machine down by two register writes. There LME is held back while the guest's CR0.PG is clear, and writes of CR0 exit while
 //! the guest has LME set. Only those that change more than TS and MP do (APM section 15.9: CR0_SEL_WRITE).
 
-use super::backend::EFER_SVME;
 use super::vcpu::SvmVcpu;
 use super::vmcb::misc1;
 use crate::translation::Translation;
+use arch::{CR0_PG, EFER_LMA, EFER_LME, EFER_SVME};
 use vm::Vcpu;
-
-const CR0_PG: u64 = 1 << 31;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
 
 impl<T: Translation> SvmVcpu<T> {
     /// The guest's EFER is `efer` from now on, but for SVME, which the processor wants.

@@ -3,24 +3,14 @@
 use super::events::Nmi;
 use super::vcpu::SvmVcpu;
 use super::vmcb::{self, SegmentField, Vmcb, misc1, misc2};
-use crate::resident::DR6_AT_RESET;
+use crate::INTERCEPTED_EXCEPTIONS;
 use crate::translation::Translation;
+use arch::{CR0_CD, CR0_ET, CR0_NW, CR0_PE, reset, segment};
 use vm::Gpr;
 
-/// What PAT holds after reset (APM section 7.8.2).
-pub(super) const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
-
-const CR0_ET: u64 = 1 << 4;
-/// CR0.NW and CR0.CD, which INIT keeps.
-const CR0_CACHE: u64 = 3 << 29;
-
-/// Exceptions that exit. #UD: VMCALL is a hypercall too. #DB and #AC: delivering one can raise it again for ever, which
-/// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
-const INTERCEPTED_EXCEPTIONS: u32 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
-
-/// After so many PAUSEs the host has a look at its interrupts (KVM lets as many pass): the guest waits for something, and
-/// Bochs keeps the host's interrupts back while the guest has its own off.
-const PATIENCE: u16 = 3000;
+/// How many PAUSEs the guest executes before one exits (KVM's `pause_filter_count`). The exit lets the host serve its
+/// interrupts: Bochs takes none of them while the guest has its own off, and a guest that spins on a lock may do so for long.
+const PAUSES_BEFORE_EXIT: u16 = 3000;
 
 /// What exits, of every guest alike. The rest depends on who translates its addresses.
 pub(super) fn write_controls(vmcb: &mut Vmcb, pause_filter: bool) {
@@ -50,7 +40,7 @@ pub(super) fn write_controls(vmcb: &mut Vmcb, pause_filter: bool) {
         | misc2::XSETBV;
     if pause_filter {
         control.intercept_misc1 |= misc1::PAUSE;
-        control.pause_filter_count = PATIENCE;
+        control.pause_filter_count = PAUSES_BEFORE_EXIT;
     }
 }
 
@@ -66,24 +56,26 @@ impl<T: Translation> SvmVcpu<T> {
         self.nmi = Nmi::None;
         let save = &mut self.vmcb.save;
         save.cpl = 0;
-        save.cr0 = save.cr0 & CR0_CACHE | CR0_ET;
+        save.cr0 = save.cr0 & (CR0_CD | CR0_NW) | CR0_ET;
         [save.cr2, save.cr3, save.cr4] = [0; 3];
-        save.dr6 = DR6_AT_RESET;
-        save.dr7 = 0x400;
+        save.dr6 = reset::DR6;
+        save.dr7 = reset::DR7;
         save.debug_control = 0;
-        save.rflags = 2;
+        save.rflags = reset::RFLAGS;
         [save.rax, save.rsp] = [0; 2];
         self.load_efer(0);
     }
 
     /// Flat 32-bit protected mode, as a multiboot loader leaves it.
     pub(super) fn start_protected(&mut self, eip: u32, eax: u32, ebx: u32) {
-        // Attributes: G, D/B, P, S and the type of APM table 4-5 (accessed).
-        let data = SegmentField { selector: 0x10, attributes: 0xc93, limit: u32::MAX, base: 0 };
-        let code = SegmentField { selector: 0x08, attributes: 0xc9b, ..data };
+        /// G and D/B.
+        const FLAT: u16 = 0xc00;
+        let data =
+            SegmentField { selector: 0x10, attributes: FLAT | u16::from(segment::DATA), limit: u32::MAX, base: 0 };
+        let code = SegmentField { selector: 0x08, attributes: FLAT | u16::from(segment::CODE), ..data };
         self.set_segments(code, data);
         let save = &mut self.vmcb.save;
-        save.cr0 |= 1; // PE
+        save.cr0 |= CR0_PE;
         save.rip = u64::from(eip);
         save.rax = u64::from(eax);
         self.registers.gprs[Gpr::RBX.index()] = u64::from(ebx);
@@ -91,9 +83,9 @@ impl<T: Translation> SvmVcpu<T> {
 
     /// Real mode, at the start of a page.
     pub(super) fn start_real(&mut self, page: u8) {
-        let data = SegmentField { selector: 0, attributes: 0x93, limit: 0xffff, base: 0 };
+        let data = SegmentField { selector: 0, attributes: segment::DATA.into(), limit: reset::LIMIT.into(), base: 0 };
         let (selector, base) = (u16::from(page) << 8, u64::from(page) << 12);
-        self.set_segments(SegmentField { selector, attributes: 0x9b, base, ..data }, data);
+        self.set_segments(SegmentField { selector, attributes: segment::CODE.into(), base, ..data }, data);
         self.vmcb.save.rip = 0;
         self.registers.gprs[Gpr::RDX.index()] = raw_cpuid::cpuid!(1).eax.into();
     }
@@ -102,9 +94,9 @@ impl<T: Translation> SvmVcpu<T> {
         let save = &mut self.vmcb.save;
         save.cs = code;
         [save.ds, save.es, save.ss, save.fs, save.gs] = [data; 5];
-        let table = SegmentField { selector: 0, attributes: 0, limit: 0xffff, base: 0 };
+        let table = SegmentField { selector: 0, attributes: 0, limit: reset::LIMIT.into(), base: 0 };
         [save.gdtr, save.idtr] = [table; 2];
-        save.tr = SegmentField { attributes: 0x8b, ..table };
-        save.ldtr = SegmentField { attributes: 0x82, ..table };
+        save.tr = SegmentField { attributes: segment::BUSY_TSS.into(), ..table };
+        save.ldtr = SegmentField { attributes: segment::LDT.into(), ..table };
     }
 }

@@ -1,10 +1,10 @@
 //! One virtual CPU under SVM.
 
-use super::backend::{EFER_SVME, Svm};
+use super::backend::Svm;
 use super::dump;
 use super::events::Nmi;
 use super::permissions::{IoPermissions, MsrPermissions};
-use super::setup::{PAT_AT_RESET, write_controls};
+use super::setup::write_controls;
 use super::switch::{self, Switched};
 use super::vmcb::{self, SegmentField, Vmcb, event};
 use crate::Start;
@@ -12,6 +12,7 @@ use crate::page::HardwarePage;
 use crate::resident::{self, Occupant, Resident, Tenant};
 use crate::translation::Translation;
 use addr::Hpa;
+use arch::{EFER_SVME, reset};
 use core::fmt;
 use core::num::NonZeroU16;
 use vm::{ControlRegisters, Exit, Gpr, Known, Registers, Segment, SegmentState, StateMsr, Stay, Vcpu};
@@ -61,7 +62,7 @@ impl<T: Translation> SvmVcpu<T> {
         let (asid, shares_asid) = svm.asid(tag);
         control.asid = asid;
         control.withdraw();
-        vmcb.save.pat = PAT_AT_RESET;
+        vmcb.save.pat = reset::PAT;
         Self {
             registers: Switched::default(),
             translation,

@@ -13,6 +13,7 @@ use crate::resident::{self, Occupant};
 use crate::translation::{Nested, Shadow};
 use crate::{Backend, FixedPage, Missing, Physical, Start};
 use addr::{Hpa, PageSize};
+use arch::msr::{FEATURE_CONTROL_LOCKED, FEATURE_CONTROL_VMX};
 use core::alloc::Layout;
 use core::fmt;
 use core::num::NonZeroU16;
@@ -21,10 +22,6 @@ use raw_cpuid::{CpuId, CpuIdReaderNative};
 use x86::bits64::vmx::{vmxoff, vmxon};
 use x86::controlregs::{Cr0, Cr4, cr0, cr0_write, cr4, cr4_write};
 use x86::msr::{IA32_FEATURE_CONTROL, rdmsr, wrmsr};
-
-/// IA32_FEATURE_CONTROL's lock, and its bit that allows VMX outside of SMX (SDM section 24.7).
-const LOCKED: u64 = 1 << 0;
-const VMX_ALLOWED: u64 = 1 << 2;
 
 /// VMX, switched on on this CPU.
 pub struct Vmx {
@@ -105,14 +102,14 @@ impl Backend for Vmx {
 fn allow() -> Result<(), Missing> {
     // SAFETY: the register is there where VMX is.
     let control = unsafe { rdmsr(IA32_FEATURE_CONTROL) };
-    match (control & LOCKED != 0, control & VMX_ALLOWED != 0) {
+    match (control & FEATURE_CONTROL_LOCKED != 0, control & FEATURE_CONTROL_VMX != 0) {
         (true, true) => Ok(()),
         (true, false) => {
             Err(Missing("VMX is disabled by the firmware: IA32_FEATURE_CONTROL (3Ah) is locked with bit 2 0"))
         }
         (false, _) => {
             // SAFETY: as above, and it is not locked.
-            unsafe { wrmsr(IA32_FEATURE_CONTROL, control | VMX_ALLOWED | LOCKED) };
+            unsafe { wrmsr(IA32_FEATURE_CONTROL, control | FEATURE_CONTROL_VMX | FEATURE_CONTROL_LOCKED) };
             Ok(())
         }
     }

@@ -6,26 +6,29 @@
 //! the processor carries it out, with all that it checks and loads.
 
 use super::capabilities::Capabilities;
+use arch::{
+    CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_DE, CR4_FSGSBASE, CR4_MCE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_PAE, CR4_PCE,
+    CR4_PGE, CR4_PSE, CR4_PVI, CR4_SMAP, CR4_SMEP, CR4_TSD, CR4_UMIP, CR4_VME,
+};
 
-pub(super) const CR0_PE: u64 = 1 << 0;
-pub(super) const CR0_TS: u64 = 1 << 3;
-pub(super) const CR0_ET: u64 = 1 << 4;
-pub(super) const CR0_NW: u64 = 1 << 29;
-pub(super) const CR0_CD: u64 = 1 << 30;
-pub(super) const CR0_PG: u64 = 1 << 31;
-
-const CR4_PSE: u64 = 1 << 4;
-pub(super) const CR4_PAE: u64 = 1 << 5;
-const CR4_MCE: u64 = 1 << 6;
-const CR4_PGE: u64 = 1 << 7;
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
 /// What must not be on while the identity map stands in for no paging at all.
 const CR4_PAGING: u64 = CR4_PSE | CR4_PAE | CR4_PGE | CR4_SMEP | CR4_SMAP;
 
-/// VME, PVI, TSD, DE, PSE, PAE, PGE, PCE, OSFXSR, OSXMMEXCPT, UMIP, FSGSBASE, SMEP, SMAP: what needs nothing from the
-/// hypervisor. A processor that lacks one answers with #GP itself.
-const CR4_GUESTS: u64 = 0x3f | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 16 | 1 << 20 | 1 << 21;
+/// The bits that need nothing from the hypervisor. A processor that lacks one answers with #GP itself.
+const CR4_GUESTS: u64 = CR4_VME
+    | CR4_PVI
+    | CR4_TSD
+    | CR4_DE
+    | CR4_PSE
+    | CR4_PAE
+    | CR4_PGE
+    | CR4_PCE
+    | CR4_OSFXSR
+    | CR4_OSXMMEXCPT
+    | CR4_UMIP
+    | CR4_FSGSBASE
+    | CR4_SMEP
+    | CR4_SMAP;
 
 /// A write that the processor would answer with #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,21 +93,19 @@ pub(super) const fn check_cr4(value: u64) -> Result<(), Refused> {
 mod tests {
     use super::*;
     use crate::vmx::capabilities::tests::skylake;
+    use arch::{CR0_ET, CR0_NE, CR4_VMXE};
 
     fn capabilities() -> Capabilities {
         Capabilities::read(skylake).expect("nothing is missing")
     }
 
-    const NE: u64 = 1 << 5;
-    const VMXE: u64 = 1 << 13;
-
     #[test]
     fn an_unrestricted_guest_starts_unpaged() {
         let cr0 = Shadowed::cr0(&capabilities());
-        assert_eq!(cr0.real(CR0_PE | CR0_ET), CR0_PE | CR0_ET | NE);
-        assert_eq!(cr0.guest(CR0_PE | CR0_ET | NE, CR0_PE | CR0_ET), CR0_PE | CR0_ET);
+        assert_eq!(cr0.real(CR0_PE | CR0_ET), CR0_PE | CR0_ET | CR0_NE);
+        assert_eq!(cr0.guest(CR0_PE | CR0_ET | CR0_NE, CR0_PE | CR0_ET), CR0_PE | CR0_ET);
         // Caches and NE exit, paging does not.
-        assert_eq!(cr0.mask, NE | CR0_CD | CR0_NW);
+        assert_eq!(cr0.mask, CR0_NE | CR0_CD | CR0_NW);
     }
 
     #[test]
@@ -119,10 +120,10 @@ mod tests {
     #[test]
     fn vmx_and_machine_checks_are_not_the_guests() {
         let cr4 = Shadowed::cr4(&capabilities(), CR4_MCE);
-        assert_eq!(cr4.real(0x20), 0x20 | VMXE | CR4_MCE);
-        assert_eq!(cr4.guest(0x20 | VMXE | CR4_MCE, 0), 0x20);
+        assert_eq!(cr4.real(0x20), 0x20 | CR4_VMXE | CR4_MCE);
+        assert_eq!(cr4.guest(0x20 | CR4_VMXE | CR4_MCE, 0), 0x20);
         assert_eq!(check_cr4(0x20 | CR4_MCE), Ok(()));
-        // VMXE, PCIDE, OSXSAVE, LA57, reserved.
+        // CR4_VMXE, PCIDE, OSXSAVE, LA57, reserved.
         for bit in [13, 17, 18, 12, 63] {
             assert_eq!(check_cr4(1 << bit), Err(Refused), "bit {bit}");
         }
@@ -132,7 +133,7 @@ mod tests {
     fn on_the_identity_map_the_guests_paging_bits_wait() {
         let cr4 = Shadowed::cr4(&capabilities(), 0).on_identity_map();
         let wanted = CR4_PAE | CR4_PGE | 1 << 9;
-        assert_eq!(cr4.real(wanted), VMXE | CR4_PSE | 1 << 9);
+        assert_eq!(cr4.real(wanted), CR4_VMXE | CR4_PSE | 1 << 9);
         assert_eq!(cr4.guest(cr4.real(wanted), wanted), wanted);
     }
 

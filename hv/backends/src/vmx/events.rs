@@ -1,11 +1,12 @@
 //! Interrupts, NMIs and exceptions on their way into the guest (Intel SDM vol. 3, sections 25.8.3 and 27.6).
 
-use super::control_registers::CR0_PE;
 use super::reason;
 use super::vcpu::VmxVcpu;
 use crate::resident;
 use crate::translation::Translation;
-use vm::{Event, Events, INTERRUPT_FLAG, Registers};
+use arch::{CR0_PE, DR6_BD, DR6_BREAKPOINTS, DR6_BS, DR7_GD, RFLAGS_IF};
+use vm::{Event, Events, Registers};
+use x86::irq::{DEBUG_VECTOR, NONMASKABLE_INTERRUPT_VECTOR};
 use x86::vmx::vmcs::control::PrimaryControls;
 use x86::vmx::vmcs::{control, guest, ro};
 
@@ -15,7 +16,6 @@ pub(super) const EVENT_VECTOR: u64 = 0xff;
 pub(super) const EVENT_TYPE: u64 = 7 << 8;
 const TYPE_INTERRUPT: u64 = 0 << 8;
 pub(super) const TYPE_NMI: u64 = 2 << 8;
-const NMI_VECTOR: u64 = 2;
 const TYPE_EXCEPTION: u64 = 3 << 8;
 /// Software interrupts and exceptions: their instruction runs again.
 const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
@@ -28,12 +28,10 @@ const NMI_BLOCKED: u64 = 1 << 3;
 /// Exit qualification, and interruption information of exits: the IRET that ended an NMI's handling is what exits, and will run again.
 const NMI_UNBLOCKED: u64 = 1 << 12;
 
-const DEBUG: u64 = 1;
-
 impl<T: Translation> Events for VmxVcpu<T> {
     #[inline]
     fn interruptible(&self) -> bool {
-        self.rflags() & INTERRUPT_FLAG != 0 && !self.shadowed() && !self.injecting()
+        self.rflags() & RFLAGS_IF != 0 && !self.shadowed() && !self.injecting()
     }
 
     #[inline]
@@ -44,7 +42,7 @@ impl<T: Translation> Events for VmxVcpu<T> {
     fn inject(&mut self, event: Event) {
         let info = match event {
             Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
-            Event::Nmi => TYPE_NMI | NMI_VECTOR,
+            Event::Nmi => TYPE_NMI | u64::from(NONMASKABLE_INTERRUPT_VECTOR),
             Event::Exception(exception) => {
                 let mut info = TYPE_EXCEPTION | u64::from(exception.vector());
                 // In real mode none is pushed, and an entry with one is refused.
@@ -101,14 +99,11 @@ impl<T: Translation> VmxVcpu<T> {
 
     /// An NMI is the host's. A #DB exits before the debug registers tell of it (SDM section 28.1).
     pub(super) fn exception(&mut self) {
-        const DR6_STATUS: u64 = 0x600f;
-        const DR6_BREAKPOINTS: u64 = 15;
-        const DR6_BD: u64 = 1 << 13;
-        const DR7_GD: u64 = 1 << 13;
+        const DR6_STATUS: u64 = DR6_BREAKPOINTS | DR6_BD | DR6_BS;
         let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
         if info & EVENT_TYPE == TYPE_NMI {
             self.nmi = true;
-        } else if info & EVENT_VECTOR == DEBUG {
+        } else if info & EVENT_VECTOR == u64::from(DEBUG_VECTOR) {
             let status = self.qualification() & DR6_STATUS;
             resident::set_dr6(resident::dr6() & !DR6_BREAKPOINTS | status);
             if status & DR6_BD != 0 {

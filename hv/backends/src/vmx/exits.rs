@@ -7,9 +7,8 @@ use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
 use addr::{Gpa, Gva};
 use vm::{Cr8, Exception, Exit, Gpr, Instruction, Io, PageFault};
+use x86::irq::PAGE_FAULT_VECTOR;
 use x86::vmx::vmcs::ro;
-
-pub(super) const PAGE_FAULT: u64 = 14;
 
 impl<T: Translation> VmxVcpu<T> {
     #[inline(always)]
@@ -79,7 +78,7 @@ impl<T: Translation> VmxVcpu<T> {
             return Exit::Nmi;
         }
         let error_code = self.vmcs.read(ro::VMEXIT_INTERRUPTION_ERR_CODE) as u32;
-        if info & EVENT_VECTOR == PAGE_FAULT && self.translation.shadow().is_some() {
+        if info & EVENT_VECTOR == u64::from(PAGE_FAULT_VECTOR) && self.translation.shadow().is_some() {
             return Exit::PageFault(PageFault::new(Gva::new(self.qualification()), error_code));
         }
         let error_code = (info & EVENT_ERROR_CODE != 0).then_some(error_code);

@@ -1,9 +1,9 @@
 //! The guest's control registers and EFER as the guest knows them. The VMCS has others in their place while the guest's tables
 //! have a shadow, and while an unpaged guest runs on the identity map.
 
-use super::unpaged::EFER_LME;
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
+use arch::EFER_LME;
 use vm::Vcpu;
 use walk::Controls;
 use x86::vmx::vmcs::{control, guest};

@@ -1,5 +1,10 @@
-//! What VM entries demand of the guest's state, to say which rule an entry broke (Intel SDM vol. 3, section 27.3.1; the
+//! What RFLAGS_VM entries demand of the guest's state, to say which rule an entry broke (Intel SDM vol. 3, section 27.3.1; the
 //! subsections are given below).
+
+use arch::{
+    CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_CET, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE,
+    RFLAGS_FIXED, RFLAGS_IF, RFLAGS_TF, RFLAGS_VM,
+};
 
 /// A segment register as the VMCS has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,7 +89,7 @@ pub(super) struct GuestState {
     pub(super) pending_debug: u64,
     pub(super) link_pointer: u64,
     pub(super) pdptes: [u64; 4],
-    /// VM-entry interruption information.
+    /// RFLAGS_VM-entry interruption information.
     pub(super) event: u64,
     /// "IA-32e mode guest".
     pub(super) long_mode: bool,
@@ -97,19 +102,8 @@ pub(super) struct GuestState {
     pub(super) physical_bits: u32,
 }
 
-const PE: u64 = 1 << 0;
-const PG: u64 = 1 << 31;
-const PAE: u64 = 1 << 5;
-const PCIDE: u64 = 1 << 17;
-const CET: u64 = 1 << 23;
-const WP: u64 = 1 << 16;
-const LMA: u64 = 1 << 10;
-const LME: u64 = 1 << 8;
-/// SCE, LME, LMA and NXE are all that Intel's processors have.
-const EFER_BITS: u64 = 1 << 0 | LME | LMA | 1 << 11;
-const TF: u64 = 1 << 8;
-const IF: u64 = 1 << 9;
-const VM: u64 = 1 << 17;
+/// SCE, EFER_LME, EFER_LMA and NXE are all that Intel's processors have.
+const EFER_BITS: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
 const BTF: u64 = 1 << 1;
 
 const EVENT_VALID: u64 = 1 << 31;
@@ -163,23 +157,26 @@ pub(super) fn check(state: &GuestState) -> Result<(), &'static str> {
 fn control_registers(state: &GuestState) -> Result<(), &'static str> {
     let (mut cr0_ones, cr0_allowed) = state.cr0_fixed;
     if state.unrestricted {
-        cr0_ones &= !(PE | PG);
+        cr0_ones &= !(CR0_PE | CR0_PG);
     }
     let (cr4_ones, cr4_allowed) = state.cr4_fixed;
     // NW and CD are not checked.
-    let cr0 = state.cr0 & !(3 << 29);
-    let paging = state.cr0 & PG != 0;
-    let pae = state.cr4 & PAE != 0;
+    let cr0 = state.cr0 & !(CR0_NW | CR0_CD);
+    let paging = state.cr0 & CR0_PG != 0;
+    let pae = state.cr4 & CR4_PAE != 0;
     first_broken(&[
-        (state.cr0 & cr0_ones & !(3 << 29) == cr0_ones & !(3 << 29), "CR0: a bit that is fixed to 1 is 0"),
+        (
+            state.cr0 & cr0_ones & !(CR0_NW | CR0_CD) == cr0_ones & !(CR0_NW | CR0_CD),
+            "CR0: a bit that is fixed to 1 is 0",
+        ),
         (cr0 & !cr0_allowed == 0, "CR0: a bit that is fixed to 0 is 1"),
-        (implies(paging, state.cr0 & PE != 0), "CR0: PG without PE"),
+        (implies(paging, state.cr0 & CR0_PE != 0), "CR0: CR0_PG without CR0_PE"),
         (state.cr4 & cr4_ones == cr4_ones, "CR4: a bit that is fixed to 1 is 0"),
         (state.cr4 & !cr4_allowed == 0, "CR4: a bit that is fixed to 0 is 1"),
-        (implies(state.cr4 & CET != 0, state.cr0 & WP != 0), "CR4.CET without CR0.WP"),
+        (implies(state.cr4 & CR4_CET != 0, state.cr0 & CR0_WP != 0), "CR4.CET without CR0.WP"),
         (implies(state.long_mode, paging), "IA-32e mode guest: CR0.PG is 0"),
         (implies(state.long_mode, pae), "IA-32e mode guest: CR4.PAE is 0"),
-        (implies(!state.long_mode, state.cr4 & PCIDE == 0), "CR4.PCIDE outside of IA-32e mode"),
+        (implies(!state.long_mode, state.cr4 & CR4_PCIDE == 0), "CR4.PCIDE outside of IA-32e mode"),
         (state.cr3 >> state.physical_bits == 0, "CR3: bits beyond the physical-address width"),
     ])
 }
@@ -187,7 +184,7 @@ fn control_registers(state: &GuestState) -> Result<(), &'static str> {
 /// Section 27.3.1.1, the rest.
 fn debug_registers_and_msrs(state: &GuestState) -> Result<(), &'static str> {
     const DEBUG_CONTROL_BITS: u64 = 0xffc3;
-    let lma = state.efer & LMA != 0;
+    let lma = state.efer & EFER_LMA != 0;
     let pat_type = |field: u32| matches!(state.pat >> (field * 8) & 0xff, 0 | 1 | 4..=7);
     first_broken(&[
         (state.debug_control & !DEBUG_CONTROL_BITS == 0, "IA32_DEBUGCTL: reserved bits"),
@@ -197,14 +194,17 @@ fn debug_registers_and_msrs(state: &GuestState) -> Result<(), &'static str> {
         (implies(state.loads_pat, (0..8).all(pat_type)), "IA32_PAT: a field is no memory type"),
         (state.efer & !EFER_BITS == 0, "IA32_EFER: reserved bits"),
         (lma == state.long_mode, "IA32_EFER.LMA is not the IA-32e mode guest control"),
-        (implies(state.cr0 & PG != 0, lma == (state.efer & LME != 0)), "IA32_EFER: LMA is not LME, with paging on"),
+        (
+            implies(state.cr0 & CR0_PG != 0, lma == (state.efer & EFER_LME != 0)),
+            "IA32_EFER: EFER_LMA is not EFER_LME, with paging on",
+        ),
     ])
 }
 
 /// Section 27.3.1.2.
 fn segments(state: &GuestState) -> Result<(), &'static str> {
     system_segments(state)?;
-    if state.rflags & VM != 0 { virtual_8086_segments(state) } else { code_and_data_segments(state) }
+    if state.rflags & RFLAGS_VM != 0 { virtual_8086_segments(state) } else { code_and_data_segments(state) }
 }
 
 fn system_segments(state: &GuestState) -> Result<(), &'static str> {
@@ -279,7 +279,7 @@ fn code_segment(state: &GuestState) -> Result<(), &'static str> {
 
 fn stack_segment(state: &GuestState) -> Result<(), &'static str> {
     let (cs, ss) = (&state.cs, &state.ss);
-    let real = cs.kind() == 3 || state.cr0 & PE == 0;
+    let real = cs.kind() == 3 || state.cr0 & CR0_PE == 0;
     first_broken(&[
         (implies(!state.unrestricted, ss.rpl() == cs.rpl()), "SS: the RPL is not that of CS"),
         (implies(!state.unrestricted, ss.dpl() == ss.rpl()), "SS: the DPL is not the RPL"),
@@ -326,15 +326,15 @@ fn rip_and_rflags(state: &GuestState) -> Result<(), &'static str> {
     const RESERVED: u64 = 0xffff_ffff_ffc0_8028;
     let code_64 = state.long_mode && state.cs.long();
     let interrupt = state.event & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID | EXTERNAL_INTERRUPT;
-    let virtual_8086 = state.rflags & VM != 0;
+    let virtual_8086 = state.rflags & RFLAGS_VM != 0;
     first_broken(&[
         (code_64 || fits_32(state.rip), "RIP: bits 63:32 are not 0 outside of 64-bit mode"),
         (!code_64 || canonical(state.rip), "RIP is not canonical"),
         (state.rflags & RESERVED == 0, "RFLAGS: reserved bits are not 0"),
-        (state.rflags & 2 != 0, "RFLAGS: bit 1 is not 1"),
+        (state.rflags & RFLAGS_FIXED != 0, "RFLAGS: bit 1 is not 1"),
         (implies(virtual_8086, !state.long_mode), "RFLAGS.VM in IA-32e mode"),
-        (implies(virtual_8086, state.cr0 & PE != 0), "RFLAGS.VM with CR0.PE 0"),
-        (implies(interrupt, state.rflags & IF != 0), "an external interrupt is injected, but RFLAGS.IF is 0"),
+        (implies(virtual_8086, state.cr0 & CR0_PE != 0), "RFLAGS.VM with CR0.PE 0"),
+        (implies(interrupt, state.rflags & RFLAGS_IF != 0), "an external interrupt is injected, but RFLAGS.IF is 0"),
     ])
 }
 
@@ -350,7 +350,7 @@ fn non_register_state(state: &GuestState) -> Result<(), &'static str> {
     let kind = state.event & EVENT_TYPE;
     let interrupt = injected && kind == EXTERNAL_INTERRUPT;
     let nmi = injected && kind == NMI;
-    let stepping = state.rflags & TF != 0 && state.debug_control & BTF == 0;
+    let stepping = state.rflags & RFLAGS_TF != 0 && state.debug_control & BTF == 0;
     let pending_step = state.pending_debug & SINGLE_STEP != 0;
     let settled = sti || mov_ss || state.activity == HLT_STATE;
     first_broken(&[
@@ -359,20 +359,20 @@ fn non_register_state(state: &GuestState) -> Result<(), &'static str> {
         (implies(state.activity != 0, !sti && !mov_ss), "activity state: not active in an interrupt shadow"),
         (state.interruptibility & !0x1f == 0, "interruptibility: reserved bits"),
         (!(sti && mov_ss), "interruptibility: blocked by STI and by MOV SS at once"),
-        (implies(sti, state.rflags & IF != 0), "interruptibility: blocked by STI with RFLAGS.IF 0"),
+        (implies(sti, state.rflags & RFLAGS_IF != 0), "interruptibility: blocked by STI with RFLAGS.IF 0"),
         (implies(interrupt, !sti && !mov_ss), "interruptibility: an interrupt is injected into an interrupt shadow"),
         (implies(nmi, !mov_ss), "interruptibility: an NMI is injected behind MOV SS"),
         (state.interruptibility & BY_SMI == 0, "interruptibility: blocked by SMI outside of SMM"),
         (state.pending_debug & PENDING_RESERVED == 0, "pending debug exceptions: reserved bits"),
-        (implies(settled && stepping, pending_step), "pending debug exceptions: BS is 0 after a step with TF"),
-        (implies(settled && !stepping, !pending_step), "pending debug exceptions: BS is 1 without TF"),
+        (implies(settled && stepping, pending_step), "pending debug exceptions: BS is 0 after a step with RFLAGS_TF"),
+        (implies(settled && !stepping, !pending_step), "pending debug exceptions: BS is 1 without RFLAGS_TF"),
         (state.link_pointer == u64::MAX, "VMCS link pointer: not FFFFFFFF_FFFFFFFFh"),
     ])
 }
 
-/// Section 27.3.1.6: with PAE paging under EPT, PDPTEs come from the VMCS.
+/// Section 27.3.1.6: with CR4_PAE paging under EPT, PDPTEs come from the VMCS.
 fn pdptes(state: &GuestState) -> Result<(), &'static str> {
-    let pae_paging = state.cr0 & PG != 0 && state.cr4 & PAE != 0 && !state.long_mode;
+    let pae_paging = state.cr0 & CR0_PG != 0 && state.cr4 & CR4_PAE != 0 && !state.long_mode;
     let reserved = !0 << state.physical_bits | 0x1e6;
     let valid = |pdpte: &u64| pdpte & 1 == 0 || pdpte & reserved == 0;
     first_broken(&[(!pae_paging || state.pdptes.iter().all(valid), "PDPTE: reserved bits of a present one")])

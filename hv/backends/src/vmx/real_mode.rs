@@ -1,10 +1,11 @@
 //! Real mode on a processor without unrestricted guest: instructions are carried out in software, up to the one that turns
 //! protected mode on.
 
-use super::control_registers::{CR0_PE, CR0_PG, CR0_TS, check_cr0, check_cr4};
+use super::control_registers::{check_cr0, check_cr4};
 use super::unpaged::{NotDone, Pdptes};
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
+use arch::{CR0_PE, CR0_PG, CR0_TS};
 use emul::real::{self, Exiting, Memory, Processor, Step, Table, TableRegister};
 use emul::system::{StatusWord, System, write_gpr};
 use emul::{Bitness, Width};

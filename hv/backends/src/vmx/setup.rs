@@ -1,31 +1,28 @@
 //! What a new vCPU's VMCS and processor hold.
 
-use super::control_registers::{CR0_CD, CR0_ET, CR0_NW, CR0_PE};
-use super::exits::PAGE_FAULT;
 use super::guest_state::Segment;
 use super::switch;
 use super::unpaged::Unpaged;
-use super::vcpu::{Detour, PAT_AT_RESET, VmxVcpu};
+use super::vcpu::{Detour, VmxVcpu};
+use crate::INTERCEPTED_EXCEPTIONS;
 use crate::translation::Translation;
+use arch::{CR0_CD, CR0_ET, CR0_NW, CR0_PE, reset, segment};
 use core::num::NonZeroU16;
 use vm::{Gpr, Vcpu};
+use x86::irq::PAGE_FAULT_VECTOR;
 use x86::vmx::vmcs::{control, guest, host};
-
-/// Exceptions that exit. #UD: VMMCALL is a hypercall too. #DB and #AC: delivering one can raise it again for ever, which
-/// only an exit ends (CVE-2015-5307, CVE-2015-8104). #MC is the host's.
-const INTERCEPTED_EXCEPTIONS: u64 = 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
 
 impl<T: Translation> VmxVcpu<T> {
     pub(super) fn write_controls(&mut self, tag: NonZeroU16) {
         let controls = self.capabilities.controls;
-        let page_faults = if self.translation.shadow().is_some() { 1 << PAGE_FAULT } else { 0 };
+        let page_faults = if self.translation.shadow().is_some() { 1 << PAGE_FAULT_VECTOR } else { 0 };
         for (field, value) in [
             (control::PINBASED_EXEC_CONTROLS, u64::from(controls.pin)),
             (control::PRIMARY_PROCBASED_EXEC_CONTROLS, u64::from(controls.primary)),
             (control::SECONDARY_PROCBASED_EXEC_CONTROLS, u64::from(controls.secondary)),
             (control::VMEXIT_CONTROLS, u64::from(controls.exit)),
             (control::VMENTRY_CONTROLS, u64::from(controls.entry)),
-            (control::EXCEPTION_BITMAP, INTERCEPTED_EXCEPTIONS | page_faults),
+            (control::EXCEPTION_BITMAP, u64::from(INTERCEPTED_EXCEPTIONS | page_faults)),
             (control::PAGE_FAULT_ERR_CODE_MASK, 0),
             (control::PAGE_FAULT_ERR_CODE_MATCH, 0),
             (control::CR3_TARGET_COUNT, 0),
@@ -56,7 +53,7 @@ impl<T: Translation> VmxVcpu<T> {
             self.vmcs.write(control::EPTP_FULL, self.eptp);
         }
         if self.capabilities.features.pat {
-            self.vmcs.write(guest::IA32_PAT_FULL, PAT_AT_RESET);
+            self.vmcs.write(guest::IA32_PAT_FULL, reset::PAT);
         }
         if self.capabilities.features.vpid {
             // What an earlier vCPU has left under this number goes with the flush of the first entry, or comes from other
@@ -78,14 +75,14 @@ impl<T: Translation> VmxVcpu<T> {
         self.write_cr4(0);
         for (field, value) in [
             (guest::CR3, 0),
-            (guest::DR7, 0x400),
+            (guest::DR7, reset::DR7),
             (guest::IA32_DEBUGCTL_FULL, 0),
             (guest::GDTR_BASE, 0),
-            (guest::GDTR_LIMIT, 0xffff),
+            (guest::GDTR_LIMIT, reset::LIMIT.into()),
             (guest::IDTR_BASE, 0),
-            (guest::IDTR_LIMIT, 0xffff),
+            (guest::IDTR_LIMIT, reset::LIMIT.into()),
             (guest::RSP, 0),
-            (guest::RFLAGS, 2),
+            (guest::RFLAGS, reset::RFLAGS),
             (guest::INTERRUPTIBILITY_STATE, 0),
             (guest::ACTIVITY_STATE, 0),
             (guest::PENDING_DBG_EXCEPTIONS, 0),
@@ -102,10 +99,15 @@ impl<T: Translation> VmxVcpu<T> {
 
     /// Flat 32-bit protected mode, as a multiboot loader leaves it.
     pub(super) fn start_protected(&mut self, eip: u32, eax: u32, ebx: u32) {
-        const CODE: u64 = 0xc09b;
-        const DATA: u64 = 0xc093;
-        let data = Segment { selector: 0x10, base: 0, limit: u64::from(u32::MAX), access_rights: DATA };
-        self.write_segments(Segment { selector: 0x08, access_rights: CODE, ..data }, data);
+        /// G and D/B.
+        const FLAT: u64 = 0xc000;
+        let data = Segment {
+            selector: 0x10,
+            base: 0,
+            limit: u64::from(u32::MAX),
+            access_rights: FLAT | u64::from(segment::DATA),
+        };
+        self.write_segments(Segment { selector: 0x08, access_rights: FLAT | u64::from(segment::CODE), ..data }, data);
         self.vmcs.write(guest::RIP, u64::from(eip));
         self.registers.gprs[Gpr::RAX.index()] = u64::from(eax);
         self.registers.gprs[Gpr::RBX.index()] = u64::from(ebx);
@@ -123,11 +125,9 @@ impl<T: Translation> VmxVcpu<T> {
 
     /// Real mode, at the start of a page.
     pub(super) fn start_real(&mut self, page: u8) {
-        const CODE: u64 = 0x9b;
-        const DATA: u64 = 0x93;
-        let data = Segment { selector: 0, base: 0, limit: 0xffff, access_rights: DATA };
+        let data = Segment { selector: 0, base: 0, limit: reset::LIMIT.into(), access_rights: segment::DATA.into() };
         let (selector, base) = (u64::from(page) << 8, u64::from(page) << 12);
-        self.write_segments(Segment { selector, base, access_rights: CODE, ..data }, data);
+        self.write_segments(Segment { selector, base, access_rights: segment::CODE.into(), ..data }, data);
         self.vmcs.write(guest::RIP, 0);
         self.start_unpaged(true);
         self.registers.gprs[Gpr::RDX.index()] = raw_cpuid::cpuid!(1).eax.into();
@@ -135,10 +135,9 @@ impl<T: Translation> VmxVcpu<T> {
 
     /// LDTR is unusable, and TR has what entries demand of it.
     fn write_segments(&mut self, code: Segment, data: Segment) {
-        const BUSY_TSS: u64 = 0x8b;
         const UNUSABLE: u64 = 1 << 16;
         let ldtr = Segment { selector: 0, base: 0, limit: 0, access_rights: UNUSABLE };
-        let tr = Segment { selector: 0, base: 0, limit: 0xffff, access_rights: BUSY_TSS };
+        let tr = Segment { selector: 0, base: 0, limit: reset::LIMIT.into(), access_rights: segment::BUSY_TSS.into() };
         // In the order of encodings, which is that of the fields.
         for (number, segment) in (0..).zip([data, code, data, data, data, data, ldtr, tr]) {
             self.vmcs.write(guest::ES_SELECTOR + 2 * number, segment.selector);

@@ -1,21 +1,18 @@
 //! Unpaged code on a processor that can't turn a guest's paging off (one without unrestricted guest): paging stays on, over
 //! an identity map; real mode is carried out in software, with the registers as they would be on that map. The guest reads of CR0, CR3, CR4 and EFER what it wrote.
 
-use super::control_registers::{CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, Refused};
+use super::control_registers::Refused;
 use super::vcpu::{Detour, VmxVcpu};
 use crate::FixedPage;
 use crate::translation::Translation;
 use addr::{Gpa, Hpa};
+use arch::{CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME};
 use vm::{Segment, Vcpu};
 use x86::vmx::vmcs::control::{self, EntryControls, PrimaryControls};
 use x86::vmx::vmcs::guest;
 
 /// Where the identity map is in guest memory: far above RAM, just below where a PC has its ROM. KVM has its own there, too.
 pub(super) const IDENTITY_MAP: Gpa = Gpa::new(0xfffb_c000);
-
-pub(super) const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const CR4_PCIDE: u64 = 1 << 17;
 
 /// What the guest has in the registers that the identity map takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use crate::resident::{self, Occupant, Resident, Tenant};
 use crate::translation::Translation;
 use addr::Hpa;
 use alloc::boxed::Box;
+use arch::reset;
 use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
@@ -31,9 +32,6 @@ use x86::vmx::vmcs::control::EntryControls;
 use x86::vmx::vmcs::{control, guest, ro};
 
 const MODE_64: u64 = 1 << 13;
-
-/// What PAT holds after reset (Intel SDM vol. 3, section 12.12.4).
-pub(super) const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// What comes before an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +114,7 @@ impl<T: Translation> VmxVcpu<T> {
             paged_cr4,
             unpaged: None,
             needs_pdptes: false,
-            pat: (!features.pat).then(|| Pat::new(vmx.physical, PAT_AT_RESET)),
+            pat: (!features.pat).then(|| Pat::new(vmx.physical, reset::PAT)),
             capabilities,
             physical_bits: vmx.physical_bits,
             msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),

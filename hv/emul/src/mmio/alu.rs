@@ -3,12 +3,10 @@
 use crate::Width;
 use iced_x86::{ConditionCode, Mnemonic};
 
-pub(crate) const CF: u64 = 1 << 0;
-pub(crate) const PF: u64 = 1 << 2;
-pub(crate) const AF: u64 = 1 << 4;
-pub(crate) const ZF: u64 = 1 << 6;
-pub(crate) const SF: u64 = 1 << 7;
-pub(crate) const OF: u64 = 1 << 11;
+pub(crate) use arch::{
+    RFLAGS_AF as AF, RFLAGS_CF as CF, RFLAGS_OF as OF, RFLAGS_PF as PF, RFLAGS_SF as SF, RFLAGS_ZF as ZF,
+};
+
 const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 
 /// Instructions with two operands. CMP and TEST keep only the flags.

@@ -1,9 +1,10 @@
 //! Instructions on registers and flags.
 
-use super::{Execution, IF, Memory, Processor};
+use super::{Execution, Memory, Processor};
 use crate::mmio::alu::{Binary, Bit, CF, Shift, Unary};
 use crate::registers::Operand;
 use crate::{Address, Gpr, Width};
+use arch::RFLAGS_IF;
 use iced_x86::{Mnemonic, OpKind};
 
 const DF: u64 = 1 << 10;
@@ -18,7 +19,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         let rflags = self.processor.rflags();
         let rflags = match self.instruction.mnemonic() {
             Mnemonic::Nop | Mnemonic::Pause | Mnemonic::Wbinvd | Mnemonic::Invd => rflags,
-            Mnemonic::Cli => rflags & !IF,
+            Mnemonic::Cli => rflags & !RFLAGS_IF,
             Mnemonic::Cld => rflags & !DF,
             Mnemonic::Std => rflags | DF,
             Mnemonic::Clc => rflags & !CF,

@@ -1,15 +1,13 @@
 //! Jumps, calls, returns and interrupts.
 
 use super::stack::Stack;
-use super::{Execution, IF, Memory, Processor, Step, Table, read};
+use super::{Execution, Memory, Processor, Step, Table, read};
 use crate::mmio::alu::{ZF, holds};
 use crate::registers::Operand;
 use crate::{Gpr, Segment, Width};
 use addr::Gva;
+use arch::{RFLAGS_AC, RFLAGS_IF, RFLAGS_TF};
 use iced_x86::{Code, ConditionCode, Mnemonic, OpKind};
-
-const TF: u64 = 1 << 8;
-const AC: u64 = 1 << 18;
 
 /// The target of a jump or call.
 struct Target {
@@ -37,7 +35,7 @@ pub fn interrupt<P: Processor, M: Memory>(
         stack.push(memory, Width::Word, value & 0xffff)?;
     }
     stack.commit(processor);
-    processor.set_rflags(rflags & !(IF | TF | AC));
+    processor.set_rflags(rflags & !(RFLAGS_IF | RFLAGS_TF | RFLAGS_AC));
     processor.load_segment(Segment::Cs, (handler >> 16) as u16);
     processor.jump(handler & 0xffff);
     Ok(true)
@@ -113,9 +111,9 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
     /// STI: the next instruction is in an interrupt shadow if interrupts were disabled.
     fn sti(&mut self) -> bool {
         let rflags = self.processor.rflags();
-        self.processor.set_rflags(rflags | IF);
+        self.processor.set_rflags(rflags | RFLAGS_IF);
         self.processor.jump(self.next);
-        if rflags & IF == 0 {
+        if rflags & RFLAGS_IF == 0 {
             self.processor.shadow();
         }
         true

@@ -4,6 +4,7 @@ use super::guest::{Guest, Shadows, ThisCpu};
 use super::memory::{GuestMemory, LARGE, PAGES, Words};
 use crate::Registers;
 use addr::{Gpa, Gva};
+use arch::{CR0_PG, CR0_WP};
 use proptest::prelude::*;
 use std::vec::Vec;
 use walk::{Access, Controls, Features, Kind, Privilege};
@@ -11,8 +12,6 @@ use walk::{Access, Controls, Features, Kind, Privilege};
 pub(super) const FEATURES: Features =
     Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
 
-const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
 const CR4: [u64; 5] = [1 << 4, 1 << 5, 1 << 7, 1 << 20, 1 << 21];
 const PSE: u64 = 1 << 4;
 const PAE: u64 = 1 << 5;

@@ -1,7 +1,7 @@
 //! The guest's accesses to its local APIC.
 
 use super::guest::*;
-use crate::{Event, Exit, Flow, Gpr, INTERRUPT_FLAG, NestedFault, Stop};
+use crate::{Event, Exit, Flow, Gpr, NestedFault, Stop};
 use addr::Gpa;
 use devices::Nanoseconds;
 
@@ -26,7 +26,7 @@ fn ready() -> (Guest, TestHost) {
     let mut guest = Guest::new(&[]);
     let mut host = TestHost::new(&guest);
     access(&mut guest, &mut host, 0xf0, Some(0x1ff));
-    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     (guest, host)
 }
 
@@ -71,10 +71,10 @@ fn an_ipi_rings_at_the_other_vcpu_once() {
 #[test]
 fn interrupts_off_ask_for_the_window() {
     let (mut guest, mut host) = ready();
-    guest.vcpu.rflags &= !INTERRUPT_FLAG;
+    guest.vcpu.rflags &= !arch::RFLAGS_IF;
     access(&mut guest, &mut host, 0x300, Some(0x4_0061));
     assert_eq!((guest.vcpu.event, guest.vcpu.window), (None, true));
-    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.resumes(Exit::InterruptWindow);
     assert_eq!((guest.vcpu.event, guest.vcpu.window), (Some(Event::Interrupt(0x61)), false));
 }
@@ -135,7 +135,7 @@ fn without_the_apic_the_page_is_nobodys() {
 #[test]
 fn an_nmi_comes_with_interrupts_off_too() {
     let (mut guest, mut host) = ready();
-    guest.vcpu.rflags &= !INTERRUPT_FLAG;
+    guest.vcpu.rflags &= !arch::RFLAGS_IF;
     access(&mut guest, &mut host, 0x300, Some(0x4_4400));
     guest.vcpu.then(Exit::Shutdown, |_| {});
     assert_eq!(guest.run(&mut host), Stop::TripleFault);

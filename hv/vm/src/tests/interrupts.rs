@@ -1,7 +1,7 @@
 //! Interrupts of the guest's devices and of the host, and HLT.
 
 use super::guest::*;
-use crate::{Event, Exception, Exit, INTERRUPT_FLAG, Stop};
+use crate::{Event, Exception, Exit, Stop};
 use std::vec;
 
 const NOP: [u8; 1] = [0x90];
@@ -21,7 +21,7 @@ fn with_interrupt(code: &[u8]) -> Guest {
         unmask(devices);
         devices.set_irq(4, true);
     });
-    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.vcpu.blocked = true;
     guest
 }
@@ -33,7 +33,7 @@ fn with_timer(code: &[u8]) -> Guest {
         let [low, high] = 11_932u16.to_le_bytes();
         [(0x43, 0x34), (0x40, low), (0x40, high)].into_iter().for_each(|(port, value)| out(devices, port, value));
     });
-    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest
 }
 
@@ -48,7 +48,7 @@ fn run(guest: &mut Guest) -> TestHost {
 #[test]
 fn hlt_with_interrupts_off_halts_for_ever() {
     let mut guest = with_interrupt(&HLT);
-    guest.vcpu.rflags &= !INTERRUPT_FLAG;
+    guest.vcpu.rflags &= !arch::RFLAGS_IF;
     guest.vcpu.then(Exit::Halt, |_| {});
     let mut host = TestHost::new(&guest);
     assert_eq!(guest.run(&mut host), Stop::Halted);
@@ -93,7 +93,7 @@ fn hlt_that_the_guest_has_taken_away_faults_and_does_not_wait() {
 #[test]
 fn a_guest_that_waits_for_too_long_is_at_its_limit() {
     let mut guest = Guest::new(&HLT);
-    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.vcpu.then(Exit::Halt, |_| {});
     let mut host = TestHost::with_patience(&guest, 5);
     assert_eq!(guest.run(&mut host), Stop::Limit);
@@ -141,11 +141,11 @@ fn time_passes_for_the_guests_devices_while_it_runs() {
 #[test]
 fn an_interrupt_waits_for_the_window_while_the_guest_has_them_off() {
     let mut guest = with_interrupt(&NOP);
-    guest.vcpu.rflags &= !INTERRUPT_FLAG;
+    guest.vcpu.rflags &= !arch::RFLAGS_IF;
     guest.vcpu.then(Exit::ExternalInterrupt, |_| {});
     guest.vcpu.then(Exit::InterruptWindow, |vcpu| {
         assert!(vcpu.window && vcpu.delivered.is_empty());
-        vcpu.rflags |= INTERRUPT_FLAG;
+        vcpu.rflags |= arch::RFLAGS_IF;
     });
     run(&mut guest);
     assert_eq!((guest.vcpu.delivered, guest.vcpu.rip), (vec![UART], CODE));
@@ -179,7 +179,7 @@ fn a_hlt_in_a_shadow_is_over_when_its_interrupt_comes() {
 #[test]
 fn a_hlt_in_a_shadow_stays_where_nothing_can_wake_it() {
     // MOV SS with interrupts off; an event that comes first.
-    for (rflags, event) in [(2, None), (2 | INTERRUPT_FLAG, Some(Event::UNDEFINED))] {
+    for (rflags, event) in [(2, None), (2 | arch::RFLAGS_IF, Some(Event::UNDEFINED))] {
         let mut guest = with_interrupt(&HLT);
         guest.vcpu.then(Exit::ExternalInterrupt, move |vcpu| {
             (vcpu.rflags, vcpu.event, vcpu.shadow) = (rflags, event, true);
@@ -211,7 +211,7 @@ fn of_two_interrupts_the_second_waits_for_the_window() {
         devices.set_irq(0, true);
         devices.set_irq(4, true);
     });
-    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.vcpu.blocked = true;
     guest.vcpu.then(Exit::ExternalInterrupt, |_| {});
     guest.vcpu.then(Exit::InterruptWindow, |vcpu| assert!(vcpu.window));
@@ -223,7 +223,7 @@ fn of_two_interrupts_the_second_waits_for_the_window() {
 #[test]
 fn a_window_for_which_no_interrupt_is_left_closes() {
     let mut guest = Guest::new(&NOP);
-    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.vcpu.window = true;
     guest.resumes(Exit::InterruptWindow);
     assert_eq!((guest.vcpu.window, guest.vcpu.event), (false, None));
@@ -238,7 +238,7 @@ fn an_interrupt_is_acknowledged_only_when_it_is_delivered() {
     guest.vcpu.then(Exit::ExternalInterrupt, |_| {});
     run(&mut guest);
     guest.vcpu.next_rip = Some(CODE);
-    guest.vcpu.rflags &= !INTERRUPT_FLAG;
+    guest.vcpu.rflags &= !arch::RFLAGS_IF;
     // The first controller's requests: the line is still one of them.
     guest.resumes(io(0x20, Size::Byte, true));
     assert_eq!(guest.get(Gpr::RAX), 1 << 4);

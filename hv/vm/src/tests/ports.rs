@@ -91,7 +91,7 @@ fn port_io_ends_the_interrupt_shadow() {
 #[test]
 fn an_out_that_makes_a_device_interrupt_is_interrupted_behind_itself() {
     let mut guest = Guest::with_devices(&[], |devices| out(devices, 0x21, 0xef));
-    guest.vcpu.rflags |= crate::INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.vcpu.next_rip = Some(CODE + 2);
     // Interrupt when the transmitter is empty, which it is.
     guest.set(Gpr::RAX, 2);

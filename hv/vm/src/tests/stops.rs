@@ -1,7 +1,7 @@
 //! Exits that need no device and no memory, the ends of a VM, and the loop's accounts.
 
 use super::guest::*;
-use crate::{Cr8, Event, Exception, Exit, Flow, Gpr, INTERRUPT_FLAG, Instruction, Kind, NestedFault, PageFault, Stop};
+use crate::{Cr8, Event, Exception, Exit, Flow, Gpr, Instruction, Kind, NestedFault, PageFault, Stop};
 use addr::{Gpa, Gva};
 use devices::Size;
 use std::string::ToString;
@@ -103,7 +103,7 @@ fn each_kind_of_exit_is_counted() {
         [(0x43, 0x34), (0x40, 0), (0x40, 0x10)].into_iter().for_each(|(port, value)| out(devices, port, value));
     });
     guest.vcpu.next_rip = Some(CODE + 2);
-    guest.vcpu.rflags |= INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.set(Gpr::RSI, DATA);
     // The n-th kind n times over.
     for (n, exit) in (1..).zip(resuming) {

@@ -304,7 +304,7 @@ fn outs_to_the_exit_port_ends_the_vm_at_its_element() {
 #[test]
 fn an_interrupt_that_outs_causes_comes_behind_the_instruction() {
     let mut guest = Guest::with_devices(&OUTSB, |devices| out(devices, 0x21, 0xef));
-    guest.vcpu.rflags |= crate::INTERRUPT_FLAG;
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
     // COM1's transmitter is empty, and is to interrupt when it is.
     guest.memory().put(DATA, &[2]);
     guest.set(Gpr::RSI, DATA);

@@ -1,7 +1,8 @@
 //! A vCPU that plays a script.
 
-use crate::vcpu::{ControlRegisters, Events, INTERRUPT_FLAG, SegmentState, Start, StateMsr, Stay, Vcpu};
+use crate::vcpu::{ControlRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{Event, Exit, Gpr, Known, Registers, Segment};
+use arch::RFLAGS_IF;
 use core::fmt;
 use std::boxed::Box;
 use std::collections::VecDeque;
@@ -56,7 +57,7 @@ impl TestVcpu {
             control,
             segments: [data, code, data, data, data, data],
             cr2: 0,
-            pat: 0x0007_0406_0007_0406,
+            pat: arch::reset::PAT,
             tsc: 0,
             shadow: false,
             blocked: false,
@@ -194,7 +195,7 @@ impl Vcpu for TestVcpu {
 
 impl Events for TestVcpu {
     fn interruptible(&self) -> bool {
-        !self.blocked && self.rflags & INTERRUPT_FLAG != 0 && !self.shadow && self.event.is_none()
+        !self.blocked && self.rflags & RFLAGS_IF != 0 && !self.shadow && self.event.is_none()
     }
     fn shadowed(&self) -> bool {
         self.shadow

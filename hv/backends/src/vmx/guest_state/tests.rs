@@ -10,7 +10,7 @@ fn long_mode() -> GuestState {
         cr3: 0x1000,
         cr4: 0x2020,
         dr7: 0x400,
-        efer: LMA | LME,
+        efer: EFER_LMA | EFER_LME,
         pat: 0x0007_0406_0007_0406,
         cs: Segment { selector: 0x08, access_rights: 0xa09b, ..data },
         ss: data,
@@ -33,7 +33,7 @@ fn long_mode() -> GuestState {
     }
 }
 
-/// 32-bit code with PAE paging.
+/// 32-bit code with CR4_PAE paging.
 fn pae() -> GuestState {
     let mut state = GuestState { efer: 0, long_mode: false, ..long_mode() };
     state.cs.access_rights = 0xc09b;
@@ -48,7 +48,16 @@ fn unpaged() -> GuestState {
 
 fn virtual_8086() -> GuestState {
     let segment = Segment { selector: 0x1234, base: 0x1_2340, limit: 0xffff, access_rights: 0xf3 };
-    GuestState { rflags: VM | 2, cs: segment, ss: segment, ds: segment, es: segment, fs: segment, gs: segment, ..pae() }
+    GuestState {
+        rflags: RFLAGS_VM | 2,
+        cs: segment,
+        ss: segment,
+        ds: segment,
+        es: segment,
+        fs: segment,
+        gs: segment,
+        ..pae()
+    }
 }
 
 #[test]
@@ -89,19 +98,19 @@ fn control_registers_and_msrs() {
         &[
             (|s| s.cr0 &= !(1 << 5), "CR0: a bit that is fixed to 1 is 0"),
             (|s| s.cr0 |= 1 << 32, "CR0: a bit that is fixed to 0 is 1"),
-            (|s| s.cr0 &= !PE, "CR0: PG without PE"),
+            (|s| s.cr0 &= !CR0_PE, "CR0: CR0_PG without CR0_PE"),
             (|s| s.cr4 &= !(1 << 13), "CR4: a bit that is fixed to 1 is 0"),
             (|s| s.cr4 |= 1 << 15, "CR4: a bit that is fixed to 0 is 1"),
             (
                 |s| {
-                    s.cr4_fixed.1 |= CET;
-                    s.cr4 |= CET;
-                    s.cr0 &= !WP;
+                    s.cr4_fixed.1 |= CR4_CET;
+                    s.cr4 |= CR4_CET;
+                    s.cr0 &= !CR0_WP;
                 },
                 "CR4.CET without CR0.WP",
             ),
-            (|s| s.cr0 &= !PG, "IA-32e mode guest: CR0.PG is 0"),
-            (|s| s.cr4 &= !PAE, "IA-32e mode guest: CR4.PAE is 0"),
+            (|s| s.cr0 &= !CR0_PG, "IA-32e mode guest: CR0.PG is 0"),
+            (|s| s.cr4 &= !CR4_PAE, "IA-32e mode guest: CR4.PAE is 0"),
             (|s| s.cr3 = 1 << 40, "CR3: bits beyond the physical-address width"),
             (|s| s.debug_control = 1 << 2, "IA32_DEBUGCTL: reserved bits"),
             (|s| s.dr7 |= 1 << 32, "DR7: bits 63:32 are not 0"),
@@ -110,8 +119,8 @@ fn control_registers_and_msrs() {
             (|s| s.pat |= 2 << 56, "IA32_PAT: a field is no memory type"),
             // FFXSR is AMD's.
             (|s| s.efer |= 1 << 14, "IA32_EFER: reserved bits"),
-            (|s| s.efer &= !LMA, "IA32_EFER.LMA is not the IA-32e mode guest control"),
-            (|s| s.efer &= !LME, "IA32_EFER: LMA is not LME, with paging on"),
+            (|s| s.efer &= !EFER_LMA, "IA32_EFER.LMA is not the IA-32e mode guest control"),
+            (|s| s.efer &= !EFER_LME, "IA32_EFER: EFER_LMA is not EFER_LME, with paging on"),
         ],
     );
     each_breaks(
@@ -119,8 +128,8 @@ fn control_registers_and_msrs() {
         &[
             (
                 |s| {
-                    s.cr4_fixed.1 |= PCIDE;
-                    s.cr4 |= PCIDE;
+                    s.cr4_fixed.1 |= CR4_PCIDE;
+                    s.cr4 |= CR4_PCIDE;
                 },
                 "CR4.PCIDE outside of IA-32e mode",
             ),
@@ -181,7 +190,7 @@ fn code_and_stack() {
         unpaged,
         &[(
             |s| {
-                s.cr0 &= !PE;
+                s.cr0 &= !CR0_PE;
                 s.ss.access_rights |= 3 << 5;
                 s.cs.access_rights |= 3 << 5;
             },
@@ -234,11 +243,11 @@ fn virtual_8086_mode() {
             (|s| s.gs.base = 0, "virtual-8086 mode: a base is not 16 times the selector"),
             (|s| s.ss.limit = 0xf_ffff, "virtual-8086 mode: a limit is not FFFFh"),
             (|s| s.cs.access_rights = 0x9b, "virtual-8086 mode: access rights are not F3h"),
-            (|s| s.cr0 &= !(PE | PG), "RFLAGS.VM with CR0.PE 0"),
+            (|s| s.cr0 &= !(CR0_PE | CR0_PG), "RFLAGS.VM with CR0.PE 0"),
         ],
     );
     let segments = virtual_8086();
-    let mut state = GuestState { rflags: VM | 2, ..long_mode() };
+    let mut state = GuestState { rflags: RFLAGS_VM | 2, ..long_mode() };
     (state.cs, state.ss, state.ds) = (segments.cs, segments.ss, segments.ds);
     (state.es, state.fs, state.gs) = (segments.es, segments.fs, segments.gs);
     assert_eq!(check(&state), Err("RFLAGS.VM in IA-32e mode"));
@@ -291,7 +300,7 @@ fn what_is_no_register() {
             (|s| s.interruptibility = STI, "interruptibility: blocked by STI with RFLAGS.IF 0"),
             (
                 |s| {
-                    s.rflags |= IF;
+                    s.rflags |= RFLAGS_IF;
                     s.interruptibility = STI;
                     s.event = EVENT_VALID | 0x20;
                 },
@@ -308,17 +317,17 @@ fn what_is_no_register() {
             (|s| s.pending_debug = 1 << 4, "pending debug exceptions: reserved bits"),
             (
                 |s| {
-                    s.rflags |= TF;
+                    s.rflags |= RFLAGS_TF;
                     s.interruptibility = MOV_SS;
                 },
-                "pending debug exceptions: BS is 0 after a step with TF",
+                "pending debug exceptions: BS is 0 after a step with RFLAGS_TF",
             ),
             (
                 |s| {
                     s.pending_debug = STEP;
                     s.activity = HLT_STATE;
                 },
-                "pending debug exceptions: BS is 1 without TF",
+                "pending debug exceptions: BS is 1 without RFLAGS_TF",
             ),
             (|s| s.link_pointer = 0, "VMCS link pointer: not FFFFFFFF_FFFFFFFFh"),
         ],

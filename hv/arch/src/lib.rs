@@ -1,0 +1,25 @@
+//! Architectural constants of x86, each written once: bits of control registers, EFER, RFLAGS and debug registers, MSR numbers,
+//! and what registers hold after RESET and INIT.
+//!
+//! Registers are `u64`, as RDMSR and MOV give them in long mode. Bits that the `x86` crate names have its values. That crate also
+//! has the vectors of exceptions (`x86::irq`) and the numbers of all other MSRs (`x86::msr`).
+//!
+//! ```
+//! use arch::{CR0_PG, EFER_LMA, EFER_LME};
+//!
+//! /// Long mode becomes active, or inactive, with paging (Intel SDM vol. 3, section 9.8.5).
+//! fn efer_after_write_of_cr0(cr0: u64, efer: u64) -> u64 {
+//!     let active = cr0 & CR0_PG != 0 && efer & EFER_LME != 0;
+//!     efer & !EFER_LMA | if active { EFER_LMA } else { 0 }
+//! }
+//! assert_eq!(efer_after_write_of_cr0(CR0_PG, EFER_LME), EFER_LME | EFER_LMA);
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+mod control;
+pub mod msr;
+pub mod reset;
+pub mod segment;
+
+pub use control::*;
