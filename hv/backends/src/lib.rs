@@ -1,7 +1,11 @@
 //! Hardware virtualization behind one trait: AMD's SVM and Intel's VMX.
 //!
-//! A backend is chosen once, at boot, and everything above is compiled for it: nothing on the exit path is called through a
-//! pointer. What a backend tells of an exit is [`vm::Exit`]; what it offers the handlers is [`vm::Vcpu`].
+//! A [`Backend`] is chosen once, at boot, and the code above is compiled for each: no call on the exit path goes through a
+//! pointer. A backend reports an exit as [`vm::Exit`], and gives the handlers a [`vm::Vcpu`].
+//!
+//! Both backends have the same files: `backend` (enabling), `vcpu` (entry and registers), `exits` (from the hardware's exit
+//! codes to [`vm::Exit`]), `events` (injection), `setup` (state after INIT and at start), `switch` (the world switch), `host`
+//! (the host's state), `permissions` (bitmaps of ports and MSRs) and `dump`.
 #![no_std]
 
 extern crate alloc;
@@ -10,9 +14,9 @@ extern crate std;
 
 mod dump;
 mod page;
-mod resident;
 pub mod svm;
 mod translation;
+mod unswitched;
 pub mod vmx;
 
 use addr::{Gpa, Hpa, PageSize};
@@ -53,12 +57,12 @@ pub struct FixedPage {
     pub content: [u8; 4096],
 }
 
-/// One vendor's virtualization, switched on on this CPU. Displays as its name and what this processor has of it.
+/// One vendor's virtualization, enabled on this CPU. Its `Display` names it and the features that this processor has.
 pub trait Backend: Sized + fmt::Display {
     /// Its virtual CPU with nested paging.
     type Vcpu: vm::Vcpu;
 
-    /// Its virtual CPU without, whose tables have a shadow.
+    /// Its virtual CPU with shadow paging.
     type ShadowVcpu: vm::Vcpu;
 
     /// The format of the nested tables.

@@ -45,7 +45,8 @@ impl<T> DerefMut for HardwarePage<T> {
 
 impl<T> Drop for HardwarePage<T> {
     fn drop(&mut self) {
-        // SAFETY: came from a box in `new`; whoever told the processor of it has told it otherwise by now.
+        // SAFETY: the pointer came from a box in `new`. The owner has dropped the page's address from the processor's registers
+        // and control blocks, or drops those with it.
         drop(unsafe { Box::from_raw(self.pointer.as_ptr()) });
     }
 }

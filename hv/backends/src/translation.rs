@@ -1,24 +1,25 @@
-//! Who translates a vCPU's addresses: the processor in two stages, or a shadow of the guest's tables.
+//! How the processor translates a vCPU's addresses: in two stages (nested paging), or by shadow tables.
 
 use addr::Hpa;
 use shadow::Registers;
 use walk::{Controls, Features};
 
-/// What a vCPU keeps for it. The question is answered by the type, so exits of the one kind have no test for the other.
+/// A vCPU's state for its kind of translation. The kind is a type parameter, so the exit path of nested paging has no test for
+/// shadow paging.
 pub trait Translation {
-    /// The shadow's part, if there is one.
+    /// The state of shadow paging; None with nested paging.
     fn shadow(&self) -> Option<&Shadow>;
-    /// The same, to be changed.
+    /// The same, mutable.
     fn shadow_mut(&mut self) -> Option<&mut Shadow>;
 }
 
-/// EPT or NPT: the guest's paging registers are in the processor.
+/// Nested paging (EPT or NPT): the processor holds the guest's own paging registers.
 pub struct Nested;
 
-/// The processor walks a shadow; the guest's own registers are here.
+/// Shadow paging: the processor walks shadow tables, and the guest's own paging registers are here.
 pub struct Shadow {
     pub(crate) own: Registers,
-    /// Where the processor's walks start.
+    /// The root of the shadow tables.
     pub(crate) root: Hpa,
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Slice<'a, 's, F: Nested, T> {
 
 impl<F: Nested, T: Task> Host for Slice<'_, '_, F, T> {
     fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V) -> Turn {
-        vcpu.leave();
+        vcpu.put();
         watchdog::look();
         console::poll();
         let turn = self.schedule.interrupted(timer::now());

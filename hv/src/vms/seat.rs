@@ -118,7 +118,7 @@ impl<B: Backend<Tables: Nested>> Task for Seat<B> {
     }
 
     fn has_request(&self) -> bool {
-        self.guest.vm.rings(self.context.index())
+        self.guest.vm.request_pending(self.context.index())
     }
 
     fn wakes_at(&self) -> Instant {
@@ -155,7 +155,7 @@ fn run<'a, 's, B: Backend<Tables: Nested>, V: Vcpu>(
 ) {
     vcpu.load();
     let stop = vm::run(vcpu, &mut handler, &mut slice);
-    vcpu.leave();
+    vcpu.put();
     if let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_))) {
         dump(slice.guest, vcpu, &handler, stop);
     }

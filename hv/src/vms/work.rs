@@ -100,7 +100,8 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
     }
 
     fn run(&mut self, seat: &mut Seat<B>, slice: &mut sched::Slice<'_, Seat<B>>) {
-        // A vCPU that waits for room on its console leaves its slice again and again, before any event is due.
+        // A vCPU that waits for room on its console ends each slice at once, before any timer event is due. The watchdog and the
+        // console would then get no attention from the timer, so they get it here.
         watchdog::heart(self.cpu.index()).beat();
         console::poll();
         slice.host_wants_at(console::next_poll());

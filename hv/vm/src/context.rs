@@ -43,7 +43,7 @@ pub enum Activity {
 
 impl Activity {
     /// Whether an interrupt ends it, or nothing is there to be ended.
-    pub(crate) const fn is_alive(self) -> bool {
+    pub(crate) const fn is_wakeable(self) -> bool {
         matches!(self, Self::Running | Self::Halted)
     }
 }
@@ -55,7 +55,7 @@ impl<S: Copy> Context<S> {
         if !long_mode {
             cpuid.hide_long_mode();
         }
-        let posted = &vm.door(index).posted;
+        let posted = &vm.shared(index).posted;
         Self {
             index,
             features: cpuid.walk_features(),

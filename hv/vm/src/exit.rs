@@ -28,9 +28,9 @@ pub enum Exit {
     Halt,
     /// A guest physical address that the nested tables do not translate for this access.
     NestedFault(NestedFault),
-    /// A guest physical address on whose way the nested tables have an entry that makes no sense: the hypervisor's mistake.
+    /// The nested tables hold an invalid entry on the way to this guest physical address: a bug of the hypervisor.
     Misconfiguration(Gpa),
-    /// #PF of a vCPU whose tables have a shadow.
+    /// #PF of a vCPU under shadow paging.
     PageFault(PageFault),
     /// Such a vCPU's access to CR0, CR3 or CR4, by whichever instruction.
     ControlRegister,

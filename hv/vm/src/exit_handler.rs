@@ -5,7 +5,7 @@ use crate::exit::{Event, Exception, Exit, Instruction, Kind};
 use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
 use crate::msr;
-use crate::shared::{Door, Vm};
+use crate::shared::{VcpuShared, Vm};
 use crate::trouble::Trouble;
 use crate::types::{Handle, Types};
 use crate::vcpu::{Events, Stay, Vcpu};
@@ -20,14 +20,14 @@ pub struct ExitHandler<'a, T: Types> {
     pub(crate) vm: &'a Vm<T::Sink, T::Clock>,
     pub(crate) context: &'a mut Context<Handle<T>>,
     pub(crate) memory: T::Memory,
-    pub(crate) door: &'a Door,
+    pub(crate) shared: &'a VcpuShared,
     left: Flow,
 }
 
 impl<'a, T: Types> ExitHandler<'a, T> {
     /// For the vCPU of `context`, one of `vm`'s. It accesses the VM's memory through `memory`.
     pub fn new(vm: &'a Vm<T::Sink, T::Clock>, context: &'a mut Context<Handle<T>>, memory: T::Memory) -> Self {
-        Self { vm, door: vm.door(context.index), context, memory, left: Flow::Resume }
+        Self { vm, shared: vm.shared(context.index), context, memory, left: Flow::Resume }
     }
 
     /// The memory.
@@ -199,7 +199,7 @@ impl<T: Types> ExitHandler<'_, T> {
         }
     }
 
-    /// On whose behalf instructions are fetched: AC makes no difference to that.
+    /// The privilege of instruction fetches, to which RFLAGS.AC makes no difference.
     pub(crate) fn fetch_privilege(vcpu: &T::Vcpu) -> Privilege {
         match vcpu.control().cpl {
             3 => Privilege::User,

@@ -6,7 +6,7 @@ use sched::{Instant, Turn};
 
 /// The services of the physical CPU that the vCPU loop calls. The hypervisor's scheduler implements it.
 pub trait Host {
-    /// Serves the CPU's own pending interrupts, after taking the guest's state out of the processor ([`Vcpu::leave`]). The
+    /// Serves the CPU's own pending interrupts, after taking the guest's state out of the processor ([`Vcpu::put`]). The
     /// answer tells whether the vCPU's turn goes on.
     fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V) -> Turn;
     /// The host's next timer event, in ticks of its TSC. The loop calls [`interrupted`](Self::interrupted) behind the first exit

@@ -28,8 +28,8 @@ impl<T: Types> ExitHandler<'_, T> {
         drop(devices);
         if self.is_boot() {
             self.time_passes(vcpu, host);
-        } else if self.vm.ring(0) {
-            // It looks at the time as well.
+        } else if self.vm.raise_request(0) {
+            // Its `serve_request` looks at the time as well.
             host.kick(0);
         }
     }
@@ -62,7 +62,7 @@ impl<T: Types> ExitHandler<'_, T> {
 
     #[inline]
     fn interrupt_pending(&self) -> bool {
-        self.legacy_pending() || self.context.apic.next(&self.door.posted).is_some()
+        self.legacy_pending() || self.context.apic.next(&self.shared.posted).is_some()
     }
 
     fn legacy_pending(&self) -> bool {
@@ -71,7 +71,7 @@ impl<T: Types> ExitHandler<'_, T> {
 
     #[cold]
     fn deliver_pending(&mut self, vcpu: &mut T::Vcpu) {
-        self.leave_shadowed_halt(vcpu);
+        self.leave_halt_in_shadow(vcpu);
         let nmi = self.context.nmi;
         if nmi && vcpu.takes_nmi() {
             vcpu.inject(Event::Nmi);
@@ -98,13 +98,13 @@ impl<T: Types> ExitHandler<'_, T> {
                 return vector;
             }
         }
-        self.context.apic.acknowledge(&self.door.posted)
+        self.context.apic.acknowledge(&self.shared.posted)
     }
 
     /// STI; HLT with an interrupt pending wakes at once. Not every processor keeps the shadow across an entry (QEMU's VMRUN
     /// does not): the interrupt would be taken before the HLT, which then sleeps for ever. So the HLT is carried out here.
-    fn leave_shadowed_halt(&mut self, vcpu: &mut T::Vcpu) {
-        if !vcpu.shadowed() || vcpu.rflags() & RFLAGS_IF == 0 || vcpu.injecting() {
+    fn leave_halt_in_shadow(&mut self, vcpu: &mut T::Vcpu) {
+        if !vcpu.in_interrupt_shadow() || vcpu.rflags() & RFLAGS_IF == 0 || vcpu.injecting() {
             return;
         }
         let bitness = Self::bitness(vcpu);
@@ -119,8 +119,8 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn interrupted(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         let turn = host.interrupted(vcpu);
         self.memory.poll();
-        // Who answers the bell, before the next entry, looks at the time as well.
-        if !self.door.rings() {
+        // `serve_request`, before the next entry, looks at the time as well.
+        if !self.shared.request_pending() {
             self.time_passes(vcpu, host);
         }
         match turn {
@@ -136,17 +136,17 @@ impl<T: Types> ExitHandler<'_, T> {
         self.go(flow)
     }
 
-    /// Others have rung.
+    /// Serves a request.
     #[cold]
-    pub(crate) fn answer(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
-        let was_alive = self.context.activity.is_alive();
+    pub(crate) fn serve_request(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
+        let was_wakeable = self.context.activity.is_wakeable();
         // Until it is clear what there is, this vCPU counts as one that may run.
-        if !was_alive {
-            self.vm.revive();
+        if !was_wakeable {
+            self.vm.add_wakeable();
         }
-        self.door.answer();
+        self.shared.clear_request();
         let flow = self.take_signals(vcpu);
-        if !self.context.activity.is_alive() && !self.vm.bury() {
+        if !self.context.activity.is_wakeable() && !self.vm.remove_wakeable() {
             return self.go(Flow::Stop(Stop::Halted));
         }
         if flow != Flow::Resume || self.vm.stopped().is_some() {
@@ -159,14 +159,14 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// NMI, INIT and start-up. The latter do nothing to the boot vCPU but end its VM: there is no firmware to begin in again.
     fn take_signals(&mut self, vcpu: &mut T::Vcpu) -> Flow {
-        let signals = self.door.posted.take_signals();
+        let signals = self.shared.posted.take_signals();
         self.context.nmi |= signals.nmi;
         if signals.init {
             if self.is_boot() {
                 return Flow::Stop(Stop::Reset);
             }
             self.reset(vcpu, Start::Sipi(0));
-            self.context.apic.reset(&self.door.posted);
+            self.context.apic.reset(&self.shared.posted);
             self.context.nmi = false;
             self.context.activity = Activity::AwaitingSipi;
         }
@@ -199,7 +199,7 @@ impl<T: Types> ExitHandler<'_, T> {
         }
         if vcpu.rflags() & RFLAGS_IF == 0 {
             self.context.activity = Activity::Dead;
-            return if self.vm.bury() { Flow::Yield } else { Flow::Stop(Stop::Halted) };
+            return if self.vm.remove_wakeable() { Flow::Yield } else { Flow::Stop(Stop::Halted) };
         }
         if self.interrupt_pending() || self.context.nmi {
             self.deliver(vcpu);
@@ -211,8 +211,8 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// At the begin of a slice: whether the vCPU has something to execute, after what time and others have brought.
     pub(crate) fn wakes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
-        let ends = self.door.rings()
-            && self.answer(vcpu, host).is_break()
+        let ends = self.shared.request_pending()
+            && self.serve_request(vcpu, host).is_break()
             && (self.left() != Flow::Yield || self.vm.stopped().is_some());
         if ends {
             return ControlFlow::Break(());
@@ -220,7 +220,7 @@ impl<T: Types> ExitHandler<'_, T> {
         self.time_passes(vcpu, host);
         if matches!(self.context.activity, Activity::Halted | Activity::Dead) && vcpu.injecting() {
             if self.context.activity == Activity::Dead {
-                self.vm.revive();
+                self.vm.add_wakeable();
             }
             self.context.activity = Activity::Running;
         }

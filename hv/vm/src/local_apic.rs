@@ -35,7 +35,7 @@ impl<T: Types> ExitHandler<'_, T> {
             IA32_APIC_BASE => Ok(apic.base()),
             IA32_TSC_DEADLINE => Ok(apic.tsc_deadline()),
             _ if X2APIC.contains(&register) => {
-                Ok(apic.read_msr(register, &self.door.posted, &ApicClock(self.vm.clock()))?)
+                Ok(apic.read_msr(register, &self.shared.posted, &ApicClock(self.vm.clock()))?)
             }
             _ => Err(Refused),
         }
@@ -49,7 +49,7 @@ impl<T: Types> ExitHandler<'_, T> {
         value: u64,
         host: &mut T::Host,
     ) -> Result<(), Refused> {
-        let (apic, posted) = (&mut self.context.apic, &self.door.posted);
+        let (apic, posted) = (&mut self.context.apic, &self.shared.posted);
         let effect = match register {
             IA32_APIC_BASE => {
                 apic.set_base(value, self.context.features.maxphyaddr, posted)?;
@@ -82,13 +82,13 @@ impl<T: Types> ExitHandler<'_, T> {
     fn send(&mut self, ipi: Ipi, host: &mut T::Host) {
         let (vm, own) = (self.vm, self.context.index);
         apic::deliver(ipi, own, vm.posted(), |hit| {
-            if hit != own && vm.ring(hit) {
+            if hit != own && vm.raise_request(hit) {
                 host.kick(hit);
             }
         });
-        // Its own vectors are found when this is done; what is no vector is looked for when the bell rings.
-        if self.door.posted.has_signals() {
-            vm.ring(own);
+        // `carry_out` delivers the vCPU's own vectors; `serve_request` finds its other signals (NMI, INIT, SIPI).
+        if self.shared.posted.has_signals() {
+            vm.raise_request(own);
         }
     }
 
@@ -96,7 +96,7 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn expire_timer(&mut self, vcpu: &T::Vcpu) {
         if let Some(due) = self.context.apic.due() {
             let tsc = if let Due::Tsc(_) = due { vcpu.state_msr(StateMsr::Tsc) } else { 0 };
-            self.context.apic.expire(&self.door.posted, &ApicClock(self.vm.clock()), tsc);
+            self.context.apic.expire(&self.shared.posted, &ApicClock(self.vm.clock()), tsc);
         }
     }
 

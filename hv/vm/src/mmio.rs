@@ -53,7 +53,7 @@ impl<T: Types> ExitHandler<'_, T> {
         Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
     }
 
-    /// An access to the page of the local APIC's registers: by the MOVs that everybody uses, at once.
+    /// An access to the page of the local APIC's registers. The MOVs that kernels use take the short way.
     #[inline(never)]
     pub(crate) fn apic_page(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> ControlFlow<()> {
         let offset = fault.address().page_offset() as u16;
@@ -65,7 +65,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let Some(register) = ApicBus::<T::Clock>::register(offset).filter(|_| offset & 15 == 0) else {
             return self.apic_page_anew(vcpu, fault, host);
         };
-        let (apic, posted, clock) = (&mut self.context.apic, &self.door.posted, ApicClock(self.vm.clock()));
+        let (apic, posted, clock) = (&mut self.context.apic, &self.shared.posted, ApicClock(self.vm.clock()));
         let effect = match plain {
             Plain::Load(to) => {
                 vcpu.set_gpr(to, apic.read(register, posted, &clock).into());
@@ -108,13 +108,13 @@ impl<T: Types> ExitHandler<'_, T> {
     fn apic_access(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
-        // A string move between the registers and memory: nobody does that.
+        // A string move between the registers and memory is treated like one without memory: no kernel uses it.
         if instruction.is_linear() {
             return self.no_memory(vcpu);
         }
         let mut bus = ApicBus {
             apic: &mut self.context.apic,
-            posted: &self.door.posted,
+            posted: &self.shared.posted,
             clock: ApicClock(self.vm.clock()),
             offset: fault.address().page_offset() as u16,
             effect: None,

@@ -1,4 +1,4 @@
-//! Page faults of a vCPU whose tables have a shadow, and what changes the shadow.
+//! Shadow paging: page faults, and changes of the paging registers.
 
 use crate::exit::{Event, Exception, NestedFault, PageFault};
 use crate::exit_handler::ExitHandler;
@@ -110,8 +110,8 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 }
 
-/// #PF; after one whose delivery failed #DF, and after that a shutdown (Intel SDM vol. 3, table 6-5). An interrupt whose delivery
-/// failed is lost, as it is on a processor.
+/// Raises #PF. During the delivery of a #PF it becomes #DF, and during that of a #DF a shutdown (Intel SDM vol. 3, table 6-5).
+/// During the delivery of an interrupt the interrupt is lost, as on a processor.
 fn raise_page_fault(vcpu: &mut impl Vcpu, error_code: ErrorCode, address: u64) -> Flow {
     vcpu.set_cr2(address);
     vcpu.inject(match vcpu.injected_exception() {

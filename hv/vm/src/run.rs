@@ -26,20 +26,20 @@ fn turn<T: Types>(vcpu: &mut T::Vcpu, handler: &mut ExitHandler<'_, T>, host: &m
     if vcpu.stay().exit >= host.next_event().ticks() {
         handler.event_due(vcpu, host)?;
     }
-    let door = handler.door;
+    let shared = handler.shared;
     let entered = handler.memory.guest(|flush| {
         if flush {
             vcpu.flush();
         }
-        // Whoever rings from here on sees that this CPU is away, and kicks it.
-        let entered = !door.rings();
+        // A request that is raised from here on comes with a kick: its sender sees that this CPU is in guest mode.
+        let entered = !shared.request_pending();
         if entered {
             vcpu.enter();
         }
         entered
     });
     if !entered {
-        return handler.answer(vcpu, host);
+        return handler.serve_request(vcpu, host);
     }
     let (stay, exit) = (vcpu.stay(), vcpu.exit());
     handler.handle(vcpu, exit, stay, host)

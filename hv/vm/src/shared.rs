@@ -16,42 +16,42 @@ pub struct Vm<S, C> {
     /// Whether the 8259s may have an interrupt for the boot vCPU. False means that they have none.
     legacy: AtomicBool,
     clock: C,
-    doors: Box<[Door]>,
+    vcpus: Box<[VcpuShared]>,
     /// vCPUs that run, or that an interrupt can still wake.
-    alive: AtomicUsize,
+    wakeable: AtomicUsize,
     end: Once<Stop>,
 }
 
-/// Where others knock at one vCPU.
+/// One vCPU's state that other vCPUs and the host write.
 ///
-/// No knock is lost: whoever has something for the vCPU writes it down, rings, and kicks the vCPU's CPU if that is away in a
-/// guest or asleep (it fences before it looks). The vCPU's CPU says that it goes away, fences (`rcu`'s guest entry and idle
-/// do both), and looks at the bell before it really goes.
+/// A request is never lost. The sender stores its message, raises the request, and kicks the vCPU's CPU if that CPU is in guest
+/// mode or asleep; a fence separates the request from that test. The vCPU's CPU announces guest mode or sleep, fences (`rcu`'s
+/// guest entry and idle do both), and then tests for a request before it enters or sleeps. So at least one side sees the other.
 #[repr(align(64))]
-pub(crate) struct Door {
-    bell: AtomicBool,
+pub(crate) struct VcpuShared {
+    request: AtomicBool,
     pub(crate) posted: Posted,
 }
 
-impl Door {
+impl VcpuShared {
     fn new(index: usize) -> Self {
-        Self { bell: AtomicBool::new(false), posted: Posted::new(index as u32) }
+        Self { request: AtomicBool::new(false), posted: Posted::new(index as u32) }
     }
 
-    /// Whether to go and see what there is.
+    /// Whether a request is pending.
     #[inline]
-    pub(crate) fn rings(&self) -> bool {
-        self.bell.load(Ordering::Relaxed)
+    pub(crate) fn request_pending(&self) -> bool {
+        self.request.load(Ordering::Relaxed)
     }
 
-    /// To be called before what was written down is read.
-    pub(crate) fn answer(&self) {
-        self.bell.swap(false, Ordering::AcqRel);
+    /// Clears the request. The vCPU reads messages only afterwards: a message that comes later raises the request again.
+    pub(crate) fn clear_request(&self) {
+        self.request.swap(false, Ordering::AcqRel);
     }
 
-    /// Rings; whether it was silent before.
-    fn ring(&self) -> bool {
-        !self.bell.swap(true, Ordering::AcqRel)
+    /// Raises the request. False if it was pending already.
+    fn raise_request(&self) -> bool {
+        !self.request.swap(true, Ordering::AcqRel)
     }
 }
 
@@ -62,20 +62,20 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
             legacy: AtomicBool::new(devices.interrupt_pending()),
             devices: Mutex::new(devices),
             clock,
-            doors: (0..vcpus).map(Door::new).collect(),
-            alive: AtomicUsize::new(1),
+            vcpus: (0..vcpus).map(VcpuShared::new).collect(),
+            wakeable: AtomicUsize::new(1),
             end: Once::new(),
         }
     }
 
     /// What [`new`](Self::new) allocates. It is all that a VM ever does.
     pub fn allocations(vcpus: usize) -> Option<Layout> {
-        Layout::array::<Door>(vcpus).ok()
+        Layout::array::<VcpuShared>(vcpus).ok()
     }
 
     /// How many vCPUs there are.
     pub fn vcpus(&self) -> usize {
-        self.doors.len()
+        self.vcpus.len()
     }
 
     /// Why the VM has ended, if it has.
@@ -83,7 +83,7 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         self.end.get().copied()
     }
 
-    /// Ends the VM, and tells whether this was what ended it. `kick` is called for each vCPU that has to be told.
+    /// Ends the VM. True if this call did, and no earlier one. `kick` is called for each vCPU whose request was raised.
     pub fn end(&self, why: Stop, kick: impl FnMut(usize)) -> bool {
         let mut first = false;
         self.end.call_once(|| {
@@ -91,18 +91,18 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
             why
         });
         if first {
-            self.ring_all(kick);
+            self.raise_all(kick);
         }
         first
     }
 
-    fn ring_all(&self, kick: impl FnMut(usize)) {
-        (0..self.doors.len()).filter(|&vcpu| self.doors[vcpu].ring()).for_each(kick);
+    fn raise_all(&self, kick: impl FnMut(usize)) {
+        (0..self.vcpus.len()).filter(|&vcpu| self.vcpus[vcpu].raise_request()).for_each(kick);
     }
 
-    /// Whether somebody has something for vCPU `vcpu`.
-    pub fn rings(&self, vcpu: usize) -> bool {
-        self.doors[vcpu].rings()
+    /// Whether a request to vCPU `vcpu` is pending.
+    pub fn request_pending(&self, vcpu: usize) -> bool {
+        self.vcpus[vcpu].request_pending()
     }
 
     /// The devices, held.
@@ -117,17 +117,18 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         &self.clock
     }
 
-    pub(crate) fn door(&self, vcpu: usize) -> &Door {
-        &self.doors[vcpu]
+    pub(crate) fn shared(&self, vcpu: usize) -> &VcpuShared {
+        &self.vcpus[vcpu]
     }
 
     /// What the vCPUs show of their local APICs.
     pub(crate) fn posted(&self) -> impl Iterator<Item = &Posted> {
-        self.doors.iter().map(|door| &door.posted)
+        self.vcpus.iter().map(|vcpu| &vcpu.posted)
     }
 
-    pub(crate) fn ring(&self, vcpu: usize) -> bool {
-        self.doors[vcpu].ring()
+    /// Raises the request to vCPU `vcpu`. False if it was pending already.
+    pub(crate) fn raise_request(&self, vcpu: usize) -> bool {
+        self.vcpus[vcpu].raise_request()
     }
 
     /// Whether to ask the 8259s.
@@ -141,14 +142,15 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         self.legacy.store(pending, Ordering::Release);
     }
 
-    /// One vCPU more that runs, or may be about to.
-    pub(crate) fn revive(&self) {
-        self.alive.fetch_add(1, Ordering::SeqCst);
+    /// Counts a vCPU that runs, or that an interrupt can wake.
+    pub(crate) fn add_wakeable(&self) {
+        self.wakeable.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A vCPU sleeps, and no interrupt can wake it. False if no vCPU is left that could: unless something is on its way.
-    pub(crate) fn bury(&self) -> bool {
-        let alive = self.alive.fetch_sub(1, Ordering::SeqCst) - 1;
-        alive != 0 || self.doors.iter().any(|door| door.bell.load(Ordering::SeqCst))
+    /// Takes back the count of a vCPU that sleeps and that no interrupt can wake. False if no vCPU is left that could send it an
+    /// NMI or INIT, and no request is pending.
+    pub(crate) fn remove_wakeable(&self) -> bool {
+        let wakeable = self.wakeable.fetch_sub(1, Ordering::SeqCst) - 1;
+        wakeable != 0 || self.vcpus.iter().any(|vcpu| vcpu.request.load(Ordering::SeqCst))
     }
 }

@@ -1,4 +1,4 @@
-//! Control registers and INVLPG of a vCPU whose tables have a shadow; and CR0 of any whose writes of it exit.
+//! Control registers and INVLPG under shadow paging, and writes of CR0 where they exit with nested paging.
 
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;

@@ -84,7 +84,7 @@ pub trait Events {
     /// Whether an external interrupt could be taken at the current instruction.
     fn interruptible(&self) -> bool;
     /// Whether the current instruction is in the interrupt shadow of an STI or a load of SS.
-    fn shadowed(&self) -> bool;
+    fn in_interrupt_shadow(&self) -> bool;
     /// Delivers `event` at the next entry. At most one an entry.
     fn inject(&mut self, event: Event);
     /// Whether something is to be delivered at the next entry already.
@@ -111,8 +111,8 @@ pub trait Vcpu: Registers + Events {
     /// The instruction behind [`Exit::Hypercall`].
     const HYPERCALL: Known;
 
-    /// Makes this the vCPU whose state its physical CPU holds. To be called before anything else is asked of it, if another
-    /// vCPU was made, loaded or dropped on this CPU since.
+    /// Loads the vCPU on its physical CPU. The caller does so before any other call, if another vCPU was made, loaded or dropped
+    /// on this CPU since.
     fn load(&mut self);
     /// What INIT does to the registers, and then where `start` has the vCPU begin. What is pending for it is forgotten.
     fn reset(&mut self, start: Start);
@@ -131,9 +131,9 @@ pub trait Vcpu: Registers + Events {
     }
     /// Has the next entry drop every translation of the guest's memory.
     fn flush(&mut self);
-    /// Takes what is left of the guest's state out of the processor, and lets the host have its pending interrupts and NMIs.
-    /// The next [`enter`](Self::enter) puts it back.
-    fn leave(&mut self);
+    /// Takes the guest's state that the host can't work with out of the processor, and lets the host take its pending interrupts
+    /// and NMIs. The next [`enter`](Self::enter) loads that state again.
+    fn put(&mut self);
     /// Has each stay in the guest end after so many ticks of the TSC, where the processor has a timer for that. It is for
     /// emulators that keep the host's interrupts back while the guest has its own off.
     fn limit_stay(&mut self, ticks: u64) {
@@ -177,8 +177,8 @@ pub trait Vcpu: Registers + Events {
     fn apply_paging(&mut self, root: Option<Hpa>) {
         let _ = root;
     }
-    /// Sets CR0 of a vCPU with nested paging, whose write has exited; the value was checked. Long mode becomes active or inactive
-    /// with it.
+    /// Sets CR0 of a vCPU with nested paging, after a write that exited. The caller has checked the value. Long mode becomes
+    /// active, or inactive, with paging.
     fn set_cr0(&mut self, cr0: u64) {
         let _ = cr0;
     }

@@ -4,8 +4,8 @@ use super::permissions::{IoPermissions, MsrPermissions};
 use super::vcpu::SvmVcpu;
 use super::vmcb::{self, Vmcb, misc1};
 use crate::page::HardwarePage;
-use crate::resident::{self, Occupant};
 use crate::translation::{Nested, Shadow};
+use crate::unswitched::{self, GuestStateOwner};
 use crate::{Backend, Missing, Physical, Start};
 use addr::{Hpa, PageSize};
 use arch::EFER_SVME;
@@ -23,7 +23,7 @@ use x86::msr::{IA32_EFER, rdmsr, wrmsr};
 pub struct Svm {
     _host_save: HardwarePage<Vmcb>,
     pub(super) physical: Physical,
-    pub(super) occupant: Occupant,
+    pub(super) state_owner: GuestStateOwner,
     nested_paging: bool,
     pub(super) next_rip_save: bool,
     pub(super) decode_assists: bool,
@@ -95,7 +95,7 @@ impl Backend for Svm {
         unsafe { wrmsr(IA32_EFER, efer | EFER_SVME) };
         // SAFETY: the page is this CPU's for as long as the backend lives.
         unsafe { wrmsr(VM_HSAVE_PA, host_save.address().raw()) };
-        resident::enable_fxsave();
+        unswitched::enable_fxsave();
         let widths = cpuid.get_processor_capacity_feature_info();
         let physical_bits = widths.map_or(36, |widths| widths.physical_address_bits());
         let extended = cpuid.get_extended_processor_and_feature_identifiers();
@@ -103,7 +103,7 @@ impl Backend for Svm {
         Ok(Self {
             _host_save: host_save,
             physical,
-            occupant: Occupant::default(),
+            state_owner: GuestStateOwner::default(),
             nested_paging: features.has_nested_paging(),
             next_rip_save: features.has_nrip(),
             decode_assists: features.has_decode_assists(),

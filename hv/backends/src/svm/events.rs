@@ -7,11 +7,11 @@ use arch::RFLAGS_IF;
 use vm::{Event, Events, Registers};
 use x86::irq::NONMASKABLE_INTERRUPT_VECTOR;
 
-/// Where the guest is with its last NMI. The processor does not tell: IRET is intercepted while it matters (as KVM does
-/// without virtual NMIs).
+/// The guest's progress with its last NMI. The processor does not report it, so IRET is intercepted while an NMI is handled (as
+/// KVM does without virtual NMIs).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Nmi {
-    /// There is none.
+    /// No NMI is being handled.
     None,
     /// Its handler runs, up to the next IRET.
     Handled,
@@ -22,11 +22,11 @@ pub(super) enum Nmi {
 impl<T: Translation> Events for SvmVcpu<T> {
     #[inline]
     fn interruptible(&self) -> bool {
-        self.vmcb.save.rflags & RFLAGS_IF != 0 && !self.shadowed() && !self.injecting()
+        self.vmcb.save.rflags & RFLAGS_IF != 0 && !self.in_interrupt_shadow() && !self.injecting()
     }
 
     #[inline]
-    fn shadowed(&self) -> bool {
+    fn in_interrupt_shadow(&self) -> bool {
         self.vmcb.control.interrupt_state & vmcb::INTERRUPT_SHADOW != 0
     }
 
@@ -75,7 +75,7 @@ impl<T: Translation> Events for SvmVcpu<T> {
             Nmi::Handled => false,
             Nmi::Returns { from } => self.rip() != from,
         };
-        over && !self.shadowed() && !self.injecting()
+        over && !self.in_interrupt_shadow() && !self.injecting()
     }
 
     /// There is no such window: IRET exits while an NMI is handled, and behind it an interrupt's window opens if anything does.
@@ -92,8 +92,8 @@ impl<T: Translation> Events for SvmVcpu<T> {
 }
 
 impl<T: Translation> SvmVcpu<T> {
-    /// An event whose delivery the exit cut short is delivered again, but for software interrupts and exceptions: their
-    /// instruction runs again (APM section 15.20).
+    /// Injects the event again whose delivery the exit interrupted (APM section 15.20). Software interrupts and exceptions are not
+    /// injected: their instruction runs again.
     #[cold]
     pub(super) fn redeliver(&mut self) {
         let info = self.vmcb.control.exit_interrupt_info;

@@ -8,7 +8,7 @@ impl<T: Translation> SvmVcpu<T> {
     /// Loads the guest's part of what VMRUN leaves alone; from here on interrupts wait (GIF is 0) but in the guest.
     #[cold]
     pub(super) fn load_guest(&mut self) {
-        // SAFETY: SVM is on while a vCPU exists; with GIF = 0 nothing can use the host's TR until `unload_guest`. IF is set
+        // SAFETY: SVM is on while a vCPU exists; with GIF = 0 nothing can use the host's TR until `put_guest`. IF is set
         // so that the host's interrupts make the guest exit (V_INTR_MASKING).
         unsafe {
             asm!("clgi", "sti", options(nostack));
@@ -26,7 +26,7 @@ impl<T: Translation> SvmVcpu<T> {
 
     /// The host's part again; its interrupts are taken as soon as GIF is 1, before this returns.
     #[cold]
-    pub(super) fn unload_guest(&mut self) {
+    pub(super) fn put_guest(&mut self) {
         if !core::mem::take(&mut self.guest_loaded) {
             return;
         }

@@ -1,4 +1,4 @@
-//! What a new vCPU's VMCB and processor hold.
+//! The contents of a vCPU's VMCB when it is created, after INIT, and where it starts.
 
 use super::events::Nmi;
 use super::vcpu::SvmVcpu;
@@ -12,7 +12,7 @@ use vm::Gpr;
 /// interrupts: Bochs takes none of them while the guest has its own off, and a guest that spins on a lock may do so for long.
 const PAUSES_BEFORE_EXIT: u16 = 3000;
 
-/// What exits, of every guest alike. The rest depends on who translates its addresses.
+/// Sets the intercepts that nested and shadow paging share.
 pub(super) fn write_controls(vmcb: &mut Vmcb, pause_filter: bool) {
     let control = &mut vmcb.control;
     control.intercept_cr = vmcb::INTERCEPT_CR8;

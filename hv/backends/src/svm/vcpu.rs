@@ -9,8 +9,8 @@ use super::switch::{self, Switched};
 use super::vmcb::{self, SegmentField, Vmcb, event};
 use crate::Start;
 use crate::page::HardwarePage;
-use crate::resident::{self, Occupant, Resident, Tenant};
 use crate::translation::Translation;
+use crate::unswitched::{self, GuestStateOwner, SharedState, UnswitchedState};
 use addr::Hpa;
 use arch::{EFER_SVME, reset};
 use core::fmt;
@@ -27,11 +27,11 @@ pub struct SvmVcpu<T: Translation> {
     pub(super) translation: T,
     pub(super) vmcb: HardwarePage<Vmcb>,
     /// What VMSAVE keeps of the host while the guest's FS, GS, TR, LDTR and system-call MSRs are loaded. They stay loaded from
-    /// exit to entry: the handlers use none of them, and only `leave` swaps them.
+    /// exit to entry: the handlers use none of them, and only `put` swaps them.
     pub(super) host: HardwarePage<Vmcb>,
     pub(super) guest_loaded: bool,
-    occupant: Occupant,
-    resident: Tenant,
+    state_owner: GuestStateOwner,
+    unswitched: SharedState,
     next_rip_save: bool,
     pub(super) decode_assists: bool,
     pub(super) posts_interrupts: bool,
@@ -70,8 +70,8 @@ impl<T: Translation> SvmVcpu<T> {
             host: HardwarePage::new(physical, Vmcb::zeroed()),
             nmi: Nmi::None,
             guest_loaded: false,
-            occupant: svm.occupant.clone(),
-            resident: Resident::new(if svm.has_tsc_aux { &[x86::msr::IA32_TSC_AUX] } else { &[] }),
+            state_owner: svm.state_owner.clone(),
+            unswitched: UnswitchedState::new(if svm.has_tsc_aux { &[x86::msr::IA32_TSC_AUX] } else { &[] }),
             next_rip_save: svm.next_rip_save,
             decode_assists: svm.decode_assists,
             posts_interrupts: svm.posts_interrupts,
@@ -152,15 +152,15 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
     const HYPERCALL: Known = Known::Vmmcall;
 
     fn load(&mut self) {
-        if self.occupant.admit(&self.resident) && self.shares_asid {
+        if self.state_owner.acquire(&self.unswitched) && self.shares_asid {
             self.flush();
         }
     }
 
     fn reset(&mut self, start: Start) {
         // What VMLOAD and VMSAVE move is in the processor: the reset is of the VMCB's.
-        self.unload_guest();
-        resident::init();
+        self.put_guest();
+        unswitched::init();
         self.write_init();
         match start {
             Start::Multiboot { eip, eax, ebx } => self.start_protected(eip, eax, ebx),
@@ -198,8 +198,8 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         self.vmcb.control.tlb_control = self.flush;
     }
 
-    fn leave(&mut self) {
-        self.unload_guest();
+    fn put(&mut self) {
+        self.put_guest();
     }
 
     #[inline]
@@ -307,7 +307,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
 
 impl<T: Translation> Drop for SvmVcpu<T> {
     fn drop(&mut self) {
-        self.unload_guest();
-        self.occupant.dismiss(&self.resident);
+        self.put_guest();
+        self.state_owner.release(&self.unswitched);
     }
 }

@@ -3,7 +3,7 @@
 //! The processor takes it as soon as the guest would take an interrupt. Without an intercept that is how the guest gets one
 //! that was posted; with an intercept the guest exits instead, and the hypervisor knows that an interrupt would be taken now.
 //!
-//! Interrupts are injected as events, as everybody does, but on QEMU (as of 7.2): there the processor delivers an injected one
+//! Interrupts are injected as events (EVENTINJ), but not on QEMU (as of 7.2): there the processor delivers an injected one
 //! a second time if its thread is asked to stop before the next exit, as `helper_vmrun` leaves the vector in
 //! `exception_index`. What is posted comes once. It is no choice for all: Bochs (2.7) does not tell at an exit that an
 //! interrupt is pending still.

@@ -228,7 +228,7 @@ pub(super) mod event {
 
 /// EXITINFO1 of a nested page fault: an entry has a reserved bit set.
 pub(super) const RESERVED_BIT: u64 = 1 << 3;
-/// EXITINFO1 of an access to a control register: it was a MOV, whose general register bits 3:0 tell.
+/// EXITINFO1 of an access to a control register: it was a MOV, and bits 3:0 are the number of its general register.
 pub(super) const MOV_CR: u64 = 1 << 63;
 /// `nested_control`: nested paging on.
 pub(super) const NESTED_PAGING: u64 = 1 << 0;

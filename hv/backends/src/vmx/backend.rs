@@ -9,8 +9,8 @@ use super::unpaged;
 use super::vcpu::VmxVcpu;
 use super::vmcs::Region;
 use crate::page::HardwarePage;
-use crate::resident::{self, Occupant};
 use crate::translation::{Nested, Shadow};
+use crate::unswitched::{self, GuestStateOwner};
 use crate::{Backend, FixedPage, Missing, Physical, Start};
 use addr::{Hpa, PageSize};
 use arch::msr::{FEATURE_CONTROL_LOCKED, FEATURE_CONTROL_VMX};
@@ -29,7 +29,7 @@ pub struct Vmx {
     pub(super) physical: Physical,
     pub(super) capabilities: Capabilities,
     pub(super) physical_bits: u8,
-    pub(super) occupant: Occupant,
+    pub(super) state_owner: GuestStateOwner,
 }
 
 impl Vmx {
@@ -76,13 +76,13 @@ impl Backend for Vmx {
         // SAFETY: the capability MSRs are there where VMX is; `read` asks for no others.
         let capabilities = Capabilities::read(|register| unsafe { rdmsr(register) })?;
         allow()?;
-        resident::enable_fxsave();
+        unswitched::enable_fxsave();
         let region = HardwarePage::new(physical, Region::new(capabilities.revision));
         // SAFETY: the caller's promise, and VMX is there and allowed.
         unsafe { switch_on(&capabilities, region.address())? };
         let widths = cpuid.get_processor_capacity_feature_info();
         let physical_bits = widths.map_or(36, |widths| widths.physical_address_bits());
-        Ok(Self { _region: region, physical, capabilities, physical_bits, occupant: Occupant::default() })
+        Ok(Self { _region: region, physical, capabilities, physical_bits, state_owner: GuestStateOwner::default() })
     }
 
     fn fixed_page(&self) -> Option<FixedPage> {
@@ -140,7 +140,7 @@ unsafe fn switch_on(capabilities: &Capabilities, region: Hpa) -> Result<(), Miss
 
 impl Drop for Vmx {
     fn drop(&mut self) {
-        assert!(self.occupant.is_alone(), "vCPUs end before their backend");
+        assert!(self.state_owner.is_alone(), "vCPUs end before their backend");
         // SAFETY: VMX is on (`enable`), and no vCPU is left.
         let off = unsafe { vmxoff() };
         debug_assert!(off.is_ok());

@@ -260,7 +260,7 @@ impl Controls {
 }
 
 impl Capabilities {
-    /// What is used for a guest whose page tables have a shadow.
+    /// What is used under shadow paging.
     pub(super) fn without_ept(self) -> Self {
         let features = Features { unrestricted_guest: false, vpid: false, ..self.features };
         Self { controls: self.controls.without_ept(), features, ..self }
@@ -365,7 +365,7 @@ pub(super) mod tests {
             rdtscp: true,
         };
         assert_eq!(found.features, everything);
-        // Neither CR3 exits, which the true controls spare, nor an interrupt window that nobody asked for.
+        // Neither CR3 exits, which the true controls spare, nor an interrupt window without a request.
         assert_eq!(found.controls.primary, 0xb518_65fa);
         assert_eq!(found.controls.pin, 0x7f);
         assert_eq!(found.controls.entry & 1 << 9, 0);

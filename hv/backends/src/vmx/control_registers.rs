@@ -36,14 +36,14 @@ pub(super) struct Refused;
 
 /// A control register with bits that are not the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shadowed {
+pub(super) struct MaskedRegister {
     /// Those bits: the guest/host mask.
     pub(super) mask: u64,
     /// What they really are.
     pub(super) real: u64,
 }
 
-impl Shadowed {
+impl MaskedRegister {
     /// CR0: the bits fixed to 1 (but those that an unrestricted guest may clear), and the caches, which are the host's.
     pub(super) const fn cr0(capabilities: &Capabilities) -> Self {
         let free = if capabilities.features.unrestricted_guest { CR0_PE | CR0_PG } else { 0 };
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn an_unrestricted_guest_starts_unpaged() {
-        let cr0 = Shadowed::cr0(&capabilities());
+        let cr0 = MaskedRegister::cr0(&capabilities());
         assert_eq!(cr0.real(CR0_PE | CR0_ET), CR0_PE | CR0_ET | CR0_NE);
         assert_eq!(cr0.guest(CR0_PE | CR0_ET | CR0_NE, CR0_PE | CR0_ET), CR0_PE | CR0_ET);
         // Caches and NE exit, paging does not.
@@ -112,14 +112,14 @@ mod tests {
     fn a_restricted_guest_exits_when_it_turns_paging_on() {
         let mut capabilities = capabilities();
         capabilities.features.unrestricted_guest = false;
-        let cr0 = Shadowed::cr0(&capabilities);
+        let cr0 = MaskedRegister::cr0(&capabilities);
         assert_eq!(cr0.mask & (CR0_PE | CR0_PG), CR0_PE | CR0_PG);
         assert_eq!(cr0.real(CR0_PE) & CR0_PG, CR0_PG);
     }
 
     #[test]
     fn vmx_and_machine_checks_are_not_the_guests() {
-        let cr4 = Shadowed::cr4(&capabilities(), CR4_MCE);
+        let cr4 = MaskedRegister::cr4(&capabilities(), CR4_MCE);
         assert_eq!(cr4.real(0x20), 0x20 | CR4_VMXE | CR4_MCE);
         assert_eq!(cr4.guest(0x20 | CR4_VMXE | CR4_MCE, 0), 0x20);
         assert_eq!(check_cr4(0x20 | CR4_MCE), Ok(()));
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn on_the_identity_map_the_guests_paging_bits_wait() {
-        let cr4 = Shadowed::cr4(&capabilities(), 0).on_identity_map();
+        let cr4 = MaskedRegister::cr4(&capabilities(), 0).on_identity_map();
         let wanted = CR4_PAE | CR4_PGE | 1 << 9;
         assert_eq!(cr4.real(wanted), CR4_VMXE | CR4_PSE | 1 << 9);
         assert_eq!(cr4.guest(cr4.real(wanted), wanted), wanted);

@@ -2,8 +2,8 @@
 
 use super::reason;
 use super::vcpu::VmxVcpu;
-use crate::resident;
 use crate::translation::Translation;
+use crate::unswitched;
 use arch::{CR0_PE, DR6_BD, DR6_BREAKPOINTS, DR6_BS, DR7_GD, RFLAGS_IF};
 use vm::{Event, Events, Registers};
 use x86::irq::{DEBUG_VECTOR, NONMASKABLE_INTERRUPT_VECTOR};
@@ -21,8 +21,8 @@ const TYPE_EXCEPTION: u64 = 3 << 8;
 const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
 pub(super) const EVENT_ERROR_CODE: u64 = 1 << 11;
 
-/// Interruptibility: the shadows of STI and MOV SS.
-pub(super) const SHADOW: u64 = 3;
+/// Interruptibility: blocking by STI and by MOV SS.
+pub(super) const INTERRUPT_SHADOW: u64 = 3;
 /// Interruptibility: an NMI is being handled.
 const NMI_BLOCKED: u64 = 1 << 3;
 /// Exit qualification, and interruption information of exits: the IRET that ended an NMI's handling is what exits, and will run again.
@@ -31,12 +31,12 @@ const NMI_UNBLOCKED: u64 = 1 << 12;
 impl<T: Translation> Events for VmxVcpu<T> {
     #[inline]
     fn interruptible(&self) -> bool {
-        self.rflags() & RFLAGS_IF != 0 && !self.shadowed() && !self.injecting()
+        self.rflags() & RFLAGS_IF != 0 && !self.in_interrupt_shadow() && !self.injecting()
     }
 
     #[inline]
-    fn shadowed(&self) -> bool {
-        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & SHADOW != 0
+    fn in_interrupt_shadow(&self) -> bool {
+        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & INTERRUPT_SHADOW != 0
     }
 
     fn inject(&mut self, event: Event) {
@@ -74,7 +74,7 @@ impl<T: Translation> Events for VmxVcpu<T> {
     }
 
     fn takes_nmi(&self) -> bool {
-        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & (SHADOW | NMI_BLOCKED) == 0 && !self.injecting()
+        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & (INTERRUPT_SHADOW | NMI_BLOCKED) == 0 && !self.injecting()
     }
 
     fn request_nmi_window(&mut self, wanted: bool) {
@@ -83,7 +83,7 @@ impl<T: Translation> Events for VmxVcpu<T> {
 }
 
 impl<T: Translation> VmxVcpu<T> {
-    /// Restores what the exit took from the guest: an event whose delivery it cut short, and the blocking of NMIs.
+    /// Restores what the exit interrupted: the delivery of an event, and the blocking of NMIs.
     pub(super) fn restore_events(&mut self) {
         let interrupted = self.vmcs.read(ro::IDT_VECTORING_INFO);
         if interrupted & EVENT_VALID != 0 {
@@ -97,7 +97,7 @@ impl<T: Translation> VmxVcpu<T> {
         }
     }
 
-    /// An NMI is the host's. A #DB exits before the debug registers tell of it (SDM section 28.1).
+    /// Keeps an NMI for the host. Writes DR6 and DR7 for a #DB, which exits before the processor does (SDM section 28.1).
     pub(super) fn exception(&mut self) {
         const DR6_STATUS: u64 = DR6_BREAKPOINTS | DR6_BD | DR6_BS;
         let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
@@ -105,7 +105,7 @@ impl<T: Translation> VmxVcpu<T> {
             self.nmi = true;
         } else if info & EVENT_VECTOR == u64::from(DEBUG_VECTOR) {
             let status = self.qualification() & DR6_STATUS;
-            resident::set_dr6(resident::dr6() & !DR6_BREAKPOINTS | status);
+            unswitched::set_dr6(unswitched::dr6() & !DR6_BREAKPOINTS | status);
             if status & DR6_BD != 0 {
                 let dr7 = self.vmcs.read(guest::DR7);
                 self.vmcs.write(guest::DR7, dr7 & !DR7_GD);
@@ -113,8 +113,8 @@ impl<T: Translation> VmxVcpu<T> {
         }
     }
 
-    /// An event whose delivery the exit cut short is delivered again, but for software interrupts and exceptions: RIP is at
-    /// their instruction, which runs again (SDM section 28.2.4).
+    /// Injects the event again whose delivery the exit interrupted (SDM section 28.2.4). Software interrupts and exceptions are not
+    /// injected: RIP is at their instruction, which runs again.
     fn redeliver(&mut self, info: u64) {
         if info & EVENT_TYPE >= TYPE_BY_INSTRUCTION {
             return;

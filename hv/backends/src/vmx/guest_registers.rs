@@ -9,7 +9,7 @@ use walk::Controls;
 use x86::vmx::vmcs::{control, guest};
 
 impl<T: Translation> VmxVcpu<T> {
-    /// The registers of a guest whose tables have a shadow: the VMCS has others.
+    /// The registers of a guest under shadow paging; the VMCS holds those of the shadow.
     #[inline]
     fn own_controls(&self) -> Option<&Controls> {
         self.translation.shadow().map(|shadow| &shadow.own.paging().controls)

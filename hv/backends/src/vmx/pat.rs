@@ -1,4 +1,5 @@
-//! PAT on a processor whose controls don't switch it: entries and exits load it from lists of MSRs, which all have.
+//! PAT on a processor whose entry and exit controls can't switch it: there it is loaded from the lists of MSRs, which every
+//! processor with VMX has.
 
 use super::vmcs::Vmcs;
 use crate::Physical;

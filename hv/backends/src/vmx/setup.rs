@@ -1,4 +1,4 @@
-//! What a new vCPU's VMCS and processor hold.
+//! The contents of a vCPU's VMCS when it is created, after INIT, and where it starts.
 
 use super::guest_state::Segment;
 use super::switch;

@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use vm::Stay;
 use x86::vmx::vmcs::ro;
 
-/// What the switch saves and loads itself: all general registers but RSP, whose slot stays unused.
+/// The registers that the switch saves and loads itself: all general registers but RSP. The slot of RSP stays unused.
 ///
 /// Exits load RSP with the address of this (the host's RSP in the VMCS), so it must not move while a VMCS has that.
 #[derive(Default)]

@@ -2,8 +2,8 @@
 
 use super::backend::Vmx;
 use super::capabilities::{Capabilities, Features};
-use super::control_registers::Shadowed;
-use super::events::SHADOW;
+use super::control_registers::MaskedRegister;
+use super::events::INTERRUPT_SHADOW;
 use super::pat::Pat;
 use super::permissions::MsrBitmap;
 use super::reason;
@@ -12,8 +12,8 @@ use super::unpaged::Unpaged;
 use super::vmcs::{self, Vmcs};
 use super::{dump, host};
 use crate::page::HardwarePage;
-use crate::resident::{self, Occupant, Resident, Tenant};
 use crate::translation::Translation;
+use crate::unswitched::{self, GuestStateOwner, SharedState, UnswitchedState};
 use addr::Hpa;
 use alloc::boxed::Box;
 use arch::reset;
@@ -45,7 +45,7 @@ pub(super) enum Detour {
 
 /// A virtual CPU under VMX.
 ///
-/// The guest's state that exits don't swap stays in the processor ([`Resident`]): vector registers, CR2, the debug registers,
+/// The guest's state that exits don't swap stays in the processor ([`UnswitchedState`]): vector registers, CR2, the debug registers,
 /// and the MSRs that SYSCALL and SWAPGS use.
 pub struct VmxVcpu<T: Translation> {
     pub(super) translation: T,
@@ -62,10 +62,10 @@ pub struct VmxVcpu<T: Translation> {
     detours: u8,
     /// The exit was by an NMI, which `leave` has to hand to the host.
     pub(super) nmi: bool,
-    pub(super) cr0: Shadowed,
-    pub(super) cr4: Shadowed,
+    pub(super) cr0: MaskedRegister,
+    pub(super) cr4: MaskedRegister,
     /// CR4 when the guest's paging is really on.
-    pub(super) paged_cr4: Shadowed,
+    pub(super) paged_cr4: MaskedRegister,
     /// The guest runs unpaged, on the identity map.
     pub(super) unpaged: Option<Unpaged>,
     /// The exit was by a MOV to CR0 that turns PAE paging on: the top entries have to be read first.
@@ -75,8 +75,8 @@ pub struct VmxVcpu<T: Translation> {
     pub(super) capabilities: Capabilities,
     pub(super) physical_bits: u8,
     pub(super) msr_bitmap: HardwarePage<MsrBitmap>,
-    occupant: Occupant,
-    resident: Tenant,
+    state_owner: GuestStateOwner,
+    unswitched: SharedState,
 }
 
 impl<T: Translation> VmxVcpu<T> {
@@ -94,11 +94,11 @@ impl<T: Translation> VmxVcpu<T> {
             .expect("the region is a page of its own with its revision in place");
         // SAFETY: reading has no effect.
         let host_cr4 = unsafe { x86::controlregs::cr4() }.bits() as u64;
-        let paged_cr4 = Shadowed::cr4(&capabilities, host_cr4);
+        let paged_cr4 = MaskedRegister::cr4(&capabilities, host_cr4);
         let features = capabilities.features;
         let (cr0, cr4) = match translation.shadow() {
-            Some(_) => (Shadowed::cr0(&capabilities).whole(), paged_cr4.whole()),
-            None => (Shadowed::cr0(&capabilities), paged_cr4),
+            Some(_) => (MaskedRegister::cr0(&capabilities).whole(), paged_cr4.whole()),
+            None => (MaskedRegister::cr0(&capabilities), paged_cr4),
         };
         let mut vcpu = Self {
             translation,
@@ -118,8 +118,8 @@ impl<T: Translation> VmxVcpu<T> {
             capabilities,
             physical_bits: vmx.physical_bits,
             msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),
-            occupant: vmx.occupant.clone(),
-            resident: Resident::new(unswitched_msrs(features)),
+            state_owner: vmx.state_owner.clone(),
+            unswitched: UnswitchedState::new(unswitched_msrs(features)),
             vmcs,
         };
         vcpu.load();
@@ -279,13 +279,13 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
     const HYPERCALL: Known = Known::Vmcall;
 
     fn load(&mut self) {
-        if self.occupant.admit(&self.resident) {
+        if self.state_owner.acquire(&self.unswitched) {
             self.vmcs.load();
         }
     }
 
     fn reset(&mut self, start: Start) {
-        resident::init();
+        unswitched::init();
         self.write_init();
         match start {
             Start::Multiboot { eip, eax, ebx } => self.start_protected(eip, eax, ebx),
@@ -326,9 +326,9 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         }
     }
 
-    fn leave(&mut self) {
+    fn put(&mut self) {
         if core::mem::take(&mut self.nmi) {
-            // SAFETY: the exit has consumed the NMI; this calls the host's handler, whose IRET lets the next one come.
+            // SAFETY: the exit has consumed the NMI. This calls the host's handler; its IRET unblocks the next NMI.
             unsafe { asm!("int 2") };
         }
         // SAFETY: exits load the host's tables, so its interrupts can be served.
@@ -361,8 +361,8 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
     fn resume_at(&mut self, rip: u64) {
         self.vmcs.write(guest::RIP, rip);
         let interruptibility = self.vmcs.read(guest::INTERRUPTIBILITY_STATE);
-        if interruptibility & SHADOW != 0 {
-            self.vmcs.write(guest::INTERRUPTIBILITY_STATE, interruptibility & !SHADOW);
+        if interruptibility & INTERRUPT_SHADOW != 0 {
+            self.vmcs.write(guest::INTERRUPTIBILITY_STATE, interruptibility & !INTERRUPT_SHADOW);
         }
     }
 
@@ -448,6 +448,6 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
 
 impl<T: Translation> Drop for VmxVcpu<T> {
     fn drop(&mut self) {
-        self.occupant.dismiss(&self.resident);
+        self.state_owner.release(&self.unswitched);
     }
 }

@@ -63,7 +63,7 @@ fn an_ipi_rings_at_the_other_vcpu_once() {
     let (mut guest, mut host) = ready();
     access(&mut guest, &mut host, 0x310, Some(1 << 24));
     access(&mut guest, &mut host, 0x300, Some(0x4500));
-    assert!(guest.vm.rings(1));
+    assert!(guest.vm.request_pending(1));
     access(&mut guest, &mut host, 0x300, Some(0x4608));
     assert_eq!(host.kicks, [1], "it has not answered yet");
 }

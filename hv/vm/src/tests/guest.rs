@@ -99,7 +99,7 @@ pub(super) fn processor(leaf: u32, _subleaf: u32) -> Leaf {
     }
 }
 
-/// One does not exist but for its door: what is sent there can be seen.
+/// The second exists only as its shared state, where tests see what it is sent.
 const VCPUS: usize = 2;
 
 /// What the tests handle exits with.
@@ -318,7 +318,7 @@ impl TestHost {
 
 impl Host for TestHost {
     fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V) -> Turn {
-        vcpu.leave();
+        vcpu.put();
         self.interrupts += 1;
         if self.ticks() { Turn::On } else { Turn::Over }
     }

@@ -120,7 +120,7 @@ fn the_hosts_interrupts_and_nmis_are_the_hosts_and_leave_the_guest_as_it_was() {
         guest.vcpu.shadow = true;
         guest.vcpu.then(exit, |_| {});
         let host = run(&mut guest);
-        assert_eq!((host.interrupts, guest.vcpu.leaves), (1, 1));
+        assert_eq!((host.interrupts, guest.vcpu.puts), (1, 1));
         assert_eq!((guest.vcpu.rip, guest.vcpu.shadow, guest.vcpu.delivered), (CODE, true, vec![]));
         assert!(!guest.vcpu.window);
     }

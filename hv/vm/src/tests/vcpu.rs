@@ -39,7 +39,7 @@ pub(super) struct TestVcpu {
     /// The exit under way.
     pub(super) exit: Exit,
     pub(super) entries: u64,
-    pub(super) leaves: u64,
+    pub(super) puts: u64,
     /// At which entries translations were dropped.
     pub(super) flushed: Vec<u64>,
     script: VecDeque<(Exit, Stretch)>,
@@ -69,7 +69,7 @@ impl TestVcpu {
             delivered: Vec::new(),
             exit: Exit::Unknown,
             entries: 0,
-            leaves: 0,
+            puts: 0,
             flushed: Vec::new(),
             script: VecDeque::new(),
             own: None,
@@ -147,8 +147,8 @@ impl Vcpu for TestVcpu {
     fn flush(&mut self) {
         self.flushed.push(self.entries + 1);
     }
-    fn leave(&mut self) {
-        self.leaves += 1;
+    fn put(&mut self) {
+        self.puts += 1;
     }
     /// Exits take 10 ticks to handle, the guest runs for 1000.
     fn stay(&self) -> Stay {
@@ -197,7 +197,7 @@ impl Events for TestVcpu {
     fn interruptible(&self) -> bool {
         !self.blocked && self.rflags & RFLAGS_IF != 0 && !self.shadow && self.event.is_none()
     }
-    fn shadowed(&self) -> bool {
+    fn in_interrupt_shadow(&self) -> bool {
         self.shadow
     }
     fn inject(&mut self, event: Event) {

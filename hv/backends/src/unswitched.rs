@@ -1,5 +1,8 @@
-//! What neither entries nor exits swap, and the hypervisor does not use: it stays in the processor, as the guest left it, until
-//! another vCPU of the same CPU wants its own there.
+//! The guest's state that neither entries nor exits switch, and that the hypervisor does not use: x87 and SSE registers, DR0 to
+//! DR3, DR6, CR2, and some MSRs.
+//!
+//! It stays in the processor across exits. Each CPU has a [`GuestStateOwner`], which tells the vCPU that the state in the
+//! processor belongs to. Another vCPU of the CPU saves it before it loads its own (as the kernel's lazy FPU switching did).
 
 use alloc::rc::Rc;
 use arch::reset;
@@ -8,35 +11,36 @@ use core::cell::RefCell;
 use x86::controlregs::{Cr4, cr2, cr2_write, cr4, cr4_write};
 use x86::msr::{rdmsr, wrmsr};
 
-/// Whose registers this CPU has.
+/// The owner of the state in this CPU. Its vCPUs share one of these.
 #[derive(Clone, Default)]
-pub(crate) struct Occupant(Rc<RefCell<Option<Tenant>>>);
+pub(crate) struct GuestStateOwner(Rc<RefCell<Option<SharedState>>>);
 
-/// One vCPU's registers, current only while they are not in the processor.
-pub(crate) type Tenant = Rc<RefCell<Resident>>;
+/// One vCPU's state, current only while another vCPU owns the processor's.
+pub(crate) type SharedState = Rc<RefCell<UnswitchedState>>;
 
-impl Occupant {
-    /// Sees to it that the processor has the registers of `tenant`. Whether it had others.
-    pub(crate) fn admit(&self, tenant: &Tenant) -> bool {
-        let mut occupant = self.0.borrow_mut();
-        if occupant.as_ref().is_some_and(|occupant| Rc::ptr_eq(occupant, tenant)) {
+impl GuestStateOwner {
+    /// Makes the vCPU of `state` the owner: saves the previous owner's state, and loads `state`. False if it was the owner
+    /// already.
+    pub(crate) fn acquire(&self, state: &SharedState) -> bool {
+        let mut owner = self.0.borrow_mut();
+        if owner.as_ref().is_some_and(|owner| Rc::ptr_eq(owner, state)) {
             return false;
         }
-        if let Some(previous) = occupant.replace(Rc::clone(tenant)) {
-            previous.borrow_mut().take();
+        if let Some(previous) = owner.replace(Rc::clone(state)) {
+            previous.borrow_mut().save();
         }
-        tenant.borrow().put();
+        state.borrow().load();
         true
     }
 
-    /// Whether no vCPU of this CPU is left.
+    /// Whether every vCPU of this CPU has been dropped.
     pub(crate) fn is_alone(&self) -> bool {
         Rc::strong_count(&self.0) == 1
     }
 
-    /// Forgets `tenant`, who leaves for good.
-    pub(crate) fn dismiss(&self, tenant: &Tenant) {
-        self.0.borrow_mut().take_if(|occupant| Rc::ptr_eq(occupant, tenant));
+    /// The vCPU of `state` is dropped: the processor's state has no owner any more, if that was it.
+    pub(crate) fn release(&self, state: &SharedState) {
+        self.0.borrow_mut().take_if(|owner| Rc::ptr_eq(owner, state));
     }
 }
 
@@ -57,8 +61,8 @@ impl Fxsave {
 /// How many MSRs a backend may leave in the processor.
 const MSRS: usize = 6;
 
-/// The registers.
-pub(crate) struct Resident {
+/// The state of one vCPU.
+pub(crate) struct UnswitchedState {
     vector: Fxsave,
     /// DR0 to DR3.
     breakpoints: [u64; 4],
@@ -68,16 +72,16 @@ pub(crate) struct Resident {
     values: [u64; MSRS],
 }
 
-impl Resident {
+impl UnswitchedState {
     /// As after reset. `msrs` are the model-specific registers among them, at most [`MSRS`].
-    pub(crate) fn new(msrs: &'static [u32]) -> Tenant {
-        let resident =
+    pub(crate) fn new(msrs: &'static [u32]) -> SharedState {
+        let state =
             Self { vector: Fxsave::new(), breakpoints: [0; 4], dr6: reset::DR6, cr2: 0, msrs, values: [0; MSRS] };
-        Rc::new(RefCell::new(resident))
+        Rc::new(RefCell::new(state))
     }
 
-    /// Takes the registers from the processor.
-    fn take(&mut self) {
+    /// Reads the registers of the processor.
+    fn save(&mut self) {
         // SAFETY: the area is 512 bytes, aligned to 16; FXSAVE is there in long mode.
         unsafe { asm!("fxsave64 [{}]", in(reg) &raw mut self.vector, options(nostack, preserves_flags)) };
         self.breakpoints = breakpoints();
@@ -90,11 +94,11 @@ impl Resident {
         }
     }
 
-    /// Puts them back.
+    /// Writes them to the processor.
     ///
     /// AMD's FXRSTOR loads the addresses of the last x87 instruction only with an exception pending (CVE-2006-1056): an
     /// instruction of the hypervisor's takes the place of the previous guest's.
-    fn put(&self) {
+    fn load(&self) {
         // SAFETY: the area is one that FXSAVE has written or could have: nothing reserved is set. The hypervisor has no vector
         // state of its own.
         unsafe {
@@ -118,7 +122,7 @@ impl Resident {
     }
 }
 
-/// INIT's effect on those registers in the processor that it changes: x87, SSE and MSRs are kept (Intel SDM vol. 3, table 10-1).
+/// Does to the processor's registers what INIT does: x87, SSE and MSRs are kept (Intel SDM vol. 3, table 10-1).
 pub(crate) fn init() {
     set_breakpoints([0; 4]);
     set_dr6(reset::DR6);
