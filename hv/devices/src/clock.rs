@@ -1,4 +1,4 @@
-//! Time, as the devices that tell it are told it.
+//! The time that the devices see.
 
 /// Nanoseconds since the VM's start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,14 +17,14 @@ impl Nanoseconds {
         (self.0 as u128 * hertz as u128 / PER_SECOND) as u64
     }
 
-    /// The first time at which that many ticks of an oscillator of `hertz` have passed; the last there is, if that is later.
+    /// The first time at which that many ticks of an oscillator of `hertz` have passed, saturating at the last.
     pub(crate) const fn from_ticks(ticks: u64, hertz: u32) -> Self {
         let time = (ticks as u128 * PER_SECOND).div_ceil(hertz as u128);
         Self(if time > u64::MAX as u128 { u64::MAX } else { time as u64 })
     }
 }
 
-/// Tells the time. Never goes back.
+/// A clock that never goes back.
 pub trait Clock {
     /// The time now.
     fn now(&self) -> Nanoseconds;

@@ -1,6 +1,6 @@
-//! What the fuzzer drives, and property tests with it.
+//! The fuzzer's entry point, which the property tests use, too.
 
-use crate::{Clock, Machine, MachineConfig, Nanoseconds, Outcome, Sink, Size};
+use crate::{Board, BoardConfig, Clock, Effect, Nanoseconds, Sink, Size};
 use core::cell::Cell;
 
 struct At<'a>(&'a Cell<u64>);
@@ -11,7 +11,7 @@ impl Clock for At<'_> {
     }
 }
 
-/// A console that says it is full after each byte, and once.
+/// A console that is full after each byte, until it has been asked once.
 #[derive(Default)]
 struct Full {
     is_full: bool,
@@ -19,7 +19,7 @@ struct Full {
 
 impl Sink for Full {
     fn put(&mut self, _: u8) {
-        assert!(!self.is_full, "it was asked for room before");
+        assert!(!self.is_full, "a byte was printed without room");
         self.is_full = true;
     }
 
@@ -30,39 +30,38 @@ impl Sink for Full {
 
 const ACCESS_BYTES: usize = 8;
 
-/// Accesses to ports of one machine, in any order, while time runs. Each is eight bytes: what and how wide, the port, the
-/// value, the time that passes as a power of two.
+/// Accesses to ports of one board, in any order, while time runs. Each is eight bytes: kind and width, the port (2 bytes), the
+/// value (4 bytes), and the time that passes, as a power of two.
 ///
 /// # Panics
-/// If a value is wider than its access, a deadline is not ahead, an interrupt that is acknowledged stays for ever, or a byte is
-/// printed for which there is no room.
+/// If a value is wider than its access, a deadline is not in the future, or a byte is printed without room.
 pub fn devices_ports(data: &[u8]) {
     let time = Cell::new(0);
-    let config = MachineConfig { ram_bytes: 64 << 20, cpus: 2, boot_time: 1 << 30 };
-    let mut machine = Machine::new(config, Full::default(), At(&time));
-    for &[what, port_low, port_high, v0, v1, v2, v3, step] in data.as_chunks::<ACCESS_BYTES>().0 {
+    let config = BoardConfig { ram_bytes: 64 << 20, cpus: 2, boot_time: 1 << 30 };
+    let mut board = Board::new(config, Full::default(), At(&time));
+    for &[kind, port_low, port_high, v0, v1, v2, v3, step] in data.as_chunks::<ACCESS_BYTES>().0 {
         let port = u16::from_le_bytes([port_low, port_high]);
         let value = u32::from_le_bytes([v0, v1, v2, v3]);
-        let size = [Size::Byte, Size::Byte, Size::Word, Size::Dword][usize::from(what & 3)];
-        match what >> 2 & 7 {
-            0..=2 => assert_eq!(machine.read(port, size) & !size.ones(), 0),
-            3..=5 => match machine.write(port, size, value) {
-                Outcome::Exit(verdict) => assert!(port == 0xf4 || port.abs_diff(0xf4) < 4 && verdict <= 0xff),
-                Outcome::Continue | Outcome::Reset | Outcome::Wait => {}
+        let size = [Size::Byte, Size::Byte, Size::Word, Size::Dword][usize::from(kind & 3)];
+        match kind >> 2 & 7 {
+            0..=2 => assert_eq!(board.read(port, size) & !size.ones(), 0),
+            3..=5 => match board.write(port, size, value) {
+                Effect::Exit(verdict) => assert!(port == 0xf4 || port.abs_diff(0xf4) < 4 && verdict <= 0xff),
+                Effect::Continue | Effect::Reset | Effect::Wait => {}
             },
-            6 => machine.set_irq(v0, v1 & 1 != 0),
-            _ => drop(machine.receive(v0)),
+            6 => board.set_irq(v0, v1 & 1 != 0),
+            _ => drop(board.receive(v0)),
         }
         time.set(time.get().saturating_add(1 << (step & 0x2f)));
-        machine.advance();
-        assert!(machine.next_deadline().is_none_or(|deadline| deadline.0 > time.get()));
-        if machine.interrupt_pending() && what >> 7 != 0 {
-            machine.acknowledge_interrupt();
+        board.advance();
+        assert!(board.next_deadline().is_none_or(|deadline| deadline.0 > time.get()));
+        if board.interrupt_pending() && kind >> 7 != 0 {
+            board.acknowledge_interrupt();
         }
     }
 }
 
-/// One access for [`devices_ports`], most to ports that devices claim.
+/// One access for [`devices_ports`], mostly to a port that a device claims.
 #[cfg(test)]
 pub(crate) fn access() -> impl proptest::strategy::Strategy<Value = [u8; ACCESS_BYTES]> {
     use proptest::prelude::*;
@@ -71,8 +70,8 @@ pub(crate) fn access() -> impl proptest::strategy::Strategy<Value = [u8; ACCESS_
         0x3fc, 0x4d0, 0x4d1, 0x510, 0x511, 0x608, 0xcf8, 0xcf9,
     ];
     let port = prop_oneof![4 => prop::sample::select(&CLAIMED[..]), 1 => any::<u16>()];
-    (any::<u8>(), port, any::<[u8; 4]>(), any::<u8>()).prop_map(|(what, port, [v0, v1, v2, v3], step)| {
+    (any::<u8>(), port, any::<[u8; 4]>(), any::<u8>()).prop_map(|(kind, port, [v0, v1, v2, v3], step)| {
         let [low, high] = port.to_le_bytes();
-        [what, low, high, v0, v1, v2, v3, step]
+        [kind, low, high, v0, v1, v2, v3, step]
     })
 }

@@ -3,7 +3,7 @@
 //! Writing a word to 0x510 selects an item; its bytes are then read one by one from 0x511. An item that is not there, and
 //! what comes after an item's end, reads as zeros. There is no DMA interface.
 
-use crate::MachineConfig;
+use crate::BoardConfig;
 
 /// Keys of items.
 mod key {
@@ -26,7 +26,7 @@ pub(crate) struct FwCfg {
 }
 
 impl FwCfg {
-    pub(crate) const fn new(config: &MachineConfig) -> Self {
+    pub(crate) const fn new(config: &BoardConfig) -> Self {
         Self { ram_bytes: config.ram_bytes, cpus: config.cpus, rest: 0 }
     }
 
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     fn item(key: u16) -> [u8; 10] {
-        let mut fw_cfg = FwCfg::new(&MachineConfig { ram_bytes: 0x1_2345_6000, cpus: 0x102, boot_time: 0 });
+        let mut fw_cfg = FwCfg::new(&BoardConfig { ram_bytes: 0x1_2345_6000, cpus: 0x102, boot_time: 0 });
         fw_cfg.select(key);
         core::array::from_fn(|_| fw_cfg.read())
     }

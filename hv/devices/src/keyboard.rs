@@ -1,4 +1,4 @@
-//! The keyboard controller (Intel 8042, with IBM's commands): nobody types, but it answers, and can reset the machine.
+//! The keyboard controller (Intel 8042, with IBM's commands), without a keyboard. It answers commands, and can reset the machine.
 
 /// Status: the output buffer is full; the self-test passed; not locked.
 mod status {
@@ -33,7 +33,7 @@ pub(crate) struct Keyboard {
     last_was_command: bool,
 }
 
-/// Whether the machine is reset.
+/// Whether the board is reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Resets(pub(crate) bool);
 
@@ -60,7 +60,7 @@ impl Keyboard {
         match self.awaits_data.take() {
             Some(command::WRITE_MODE) => self.mode = value,
             Some(command::WRITE_OUTPUT_PORT) => return Resets(value & OUTPUT_PORT_RESET == 0),
-            // For the keyboard, which is not there.
+            // Data for the keyboard is ignored.
             _ => {}
         }
         Resets(false)

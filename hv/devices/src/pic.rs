@@ -1,7 +1,7 @@
 //! Two 8259A interrupt controllers, cascaded as in a PC (Intel, 8259A data sheet, 231468), with the edge/level control
 //! registers of the EISA and PCI chip sets in place of ICW1's LTIM bit.
 //!
-//! As in KVM and QEMU, an edge is remembered until it is acknowledged, though the line falls again.
+//! As in KVM and QEMU, an edge stays pending until it is acknowledged, even if the line falls before.
 
 /// Operation command word 2: bits 7 to 5.
 mod ocw2 {
@@ -59,14 +59,14 @@ struct Chip {
     auto_eoi: bool,
     rotate_on_auto_eoi: bool,
     special_mask: bool,
-    /// Special fully nested mode: the slave's own input does not hold back the slave. For a master.
+    /// Special fully nested mode, for the master: an interrupt in service of the slave does not block others of the slave.
     fully_nested: bool,
     read_in_service: bool,
     poll: bool,
 }
 
 impl Chip {
-    /// As a PC's firmware leaves it, but for the mask: everything is masked.
+    /// A controller as a PC's firmware leaves it, except that all inputs are masked.
     const fn new(vector_base: u8) -> Self {
         Self {
             lines: 0,
@@ -109,21 +109,21 @@ impl Chip {
         (self.highest + priority as u8) & 7
     }
 
-    /// The input to be served now: unmasked, and of higher priority than all in service.
+    /// The input that interrupts now: it is not masked, and of higher priority than all in service.
     fn candidate(&self) -> Option<u8> {
         let wanted = self.requests() & !self.mask;
         if wanted == 0 {
             return None;
         }
-        let mut holding_back = self.in_service;
+        let mut blocking = self.in_service;
         if self.special_mask {
-            holding_back &= !self.mask;
+            blocking &= !self.mask;
         }
         if self.fully_nested {
-            holding_back &= !(1 << CASCADE);
+            blocking &= !(1 << CASCADE);
         }
         let priority = self.priority(wanted);
-        (priority < self.priority(holding_back)).then(|| self.at_priority(priority))
+        (priority < self.priority(blocking)).then(|| self.at_priority(priority))
     }
 
     fn acknowledge(&mut self, input: u8) {
@@ -149,8 +149,8 @@ impl Chip {
         }
     }
 
-    /// What ICW1 resets: the edge sense circuit, the mask, priorities, special mask mode, the register read, and, without
-    /// ICW4, its functions.
+    /// ICW1 resets the edge sense circuit, the mask, priorities, special mask mode, the selection of the register to read, and the
+    /// functions of ICW4.
     fn initialize(&mut self, icw1: u8) {
         let kept = Self { lines: self.lines, level: self.level, mask: 0, ..Self::new(self.vector_base) };
         let expects = Expects::Icw2 { single: icw1 & ICW1_SINGLE != 0, icw4: icw1 & ICW1_WITH_ICW4 != 0 };
@@ -210,7 +210,7 @@ impl Chip {
                     (true, false) => Expects::Mask,
                 }
             }
-            // The wiring is what it is.
+            // ICW3 tells the wiring, which is fixed here.
             Expects::Icw3 { icw4: true } => Expects::Icw4,
             Expects::Icw3 { icw4: false } => Expects::Mask,
             Expects::Icw4 => {
@@ -239,14 +239,14 @@ impl Chip {
     }
 }
 
-/// Which of the two.
+/// One of the two controllers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
     Master,
     Slave,
 }
 
-/// The pair.
+/// The two controllers.
 #[derive(Debug)]
 pub(crate) struct Pic {
     master: Chip,
@@ -265,7 +265,7 @@ impl Pic {
         self.output
     }
 
-    /// The processor takes an interrupt: its vector. With nothing pending it is a spurious one.
+    /// The processor acknowledges an interrupt (INTA): returns its vector, or that of a spurious interrupt if none is pending.
     pub(crate) fn acknowledge(&mut self) -> u8 {
         let vector = match self.master.candidate() {
             Some(CASCADE) => {
@@ -304,8 +304,8 @@ impl Pic {
         self.master.lines >> irq & 1 != 0
     }
 
-    /// Whether an edge on the master's line `irq`, 0 to 7, would change anything but what can be read.
-    pub(crate) fn minds_edge(&self, irq: u8) -> bool {
+    /// Whether an edge on the master's line `irq`, 0 to 7, could interrupt: it is not masked, and no edge is pending there.
+    pub(crate) fn accepts_edge(&self, irq: u8) -> bool {
         (self.master.mask | self.master.edges) >> irq & 1 == 0
     }
 
@@ -335,7 +335,7 @@ impl Pic {
         }
     }
 
-    /// Timer, keyboard, cascade, clock and coprocessor are edges for ever.
+    /// The inputs of timer, keyboard, cascade, clock and coprocessor are always edge-triggered.
     #[inline]
     pub(crate) fn write_elcr(&mut self, which: Which, value: u8) {
         let level = match which {
@@ -356,10 +356,10 @@ impl Pic {
         }
     }
 
-    /// Carries the slave's output to the master's input, and the master's to the processor.
+    /// Propagates the slave's output to the master's input, and the master's to the processor.
     ///
-    /// The slave's output falls for a moment with every acknowledge (data sheet, "Cascade mode"), so that whatever it wants
-    /// then is an edge to the master. The edge stays if the slave's request goes away: that ends as a spurious interrupt 15.
+    /// With every acknowledge the slave's output falls for a moment (data sheet, "Cascade mode"), so that its next request is an
+    /// edge for the master. If the slave's request is withdrawn, the edge stays, and ends as a spurious interrupt 15.
     #[inline(never)]
     fn update(&mut self) {
         if self.slave.candidate().is_some() {

@@ -1,7 +1,7 @@
-//! The 8254 interval timer (Intel, 8254 data sheet, 231164), computed from the time whenever somebody asks.
+//! The 8254 interval timer (Intel, 8254 data sheet, 231164). Its state is computed from the time when it is accessed.
 //!
-//! Two simplifications, both KVM's and QEMU's as well: a count takes effect in the moment it is written, not with the next
-//! clock pulse, and not at the end of the period in modes 2 and 3.
+//! As in KVM and QEMU, a count takes effect at the moment it is written, neither at the next clock pulse nor, in modes 2 and 3,
+//! at the end of the period.
 
 use crate::Nanoseconds;
 
@@ -138,7 +138,7 @@ impl Channel {
         (rise > elapsed).then_some(start + rise)
     }
 
-    /// What the counting element holds, as it is read.
+    /// The value of the counting element, as it is read.
     fn value(&self, now: u64) -> u16 {
         let count = u64::from(self.count);
         let elapsed = self.elapsed(now).unwrap_or(0);
@@ -280,23 +280,23 @@ impl Channel {
     }
 }
 
-/// Four decimal digits, a digit to four bits.
+/// Encodes four decimal digits, with four bits for each.
 fn to_bcd(value: u16) -> u16 {
     (value / 1000 % 10) << 12 | (value / 100 % 10) << 8 | (value / 10 % 10) << 4 | (value % 10)
 }
 
-/// The opposite; digits above nine count as they stand.
+/// Decodes four decimal digits. Digits above nine have their binary value.
 fn from_bcd(value: u16) -> u16 {
     [12, 8, 4, 0].iter().fold(0, |sum, digit| sum * 10 + (value >> digit & 0xf))
 }
 
-/// The three channels: interrupt 0, once memory refresh, and the speaker.
+/// The three channels: interrupt 0, memory refresh (unused today), and the speaker.
 #[derive(Debug)]
 pub(crate) struct Pit {
     channels: [Channel; 3],
-    /// The next tick with which the first channel's output rises, from what was last seen of it.
+    /// The tick at which the first channel's output rises next, as of the last look at it.
     next_rise: Option<u64>,
-    /// Bit 1 of port 0x61: lets the third channel's output drive the speaker. Kept only to be read.
+    /// Bit 1 of port 0x61, which connects the third channel's output to the speaker. It has no effect here.
     speaker: bool,
 }
 
@@ -315,7 +315,7 @@ impl Pit {
         self.next_rise.map(|tick| Nanoseconds::from_ticks(tick, HERTZ))
     }
 
-    /// Whether the first channel's output has risen since it was last asked; many times are one.
+    /// Whether the first channel's output has risen since the last call, once or more often.
     pub(crate) fn take_rise(&mut self, now: Nanoseconds) -> bool {
         let now = now.to_ticks(HERTZ);
         let risen = self.next_rise.is_some_and(|tick| tick <= now);
@@ -328,7 +328,7 @@ impl Pit {
     /// Reads port 0x40 + `register`.
     pub(crate) fn read(&mut self, register: u16, now: Nanoseconds) -> u8 {
         let now = now.to_ticks(HERTZ);
-        // The control word can't be read.
+        // The control word is write-only.
         self.channels.get_mut(usize::from(register & 3)).map_or(0, |channel| channel.read(now))
     }
 
@@ -351,7 +351,7 @@ impl Pit {
         }
     }
 
-    /// Latches, of each channel named by a set bit, count and status: those whose bit is clear.
+    /// The read-back command: latches the count (bit 5 clear) and the status (bit 4 clear) of each channel whose bit is set.
     fn read_back(&mut self, word: u8, now: u64) {
         debug_assert_eq!(word >> 6, READ_BACK);
         for (n, channel) in self.channels.iter_mut().enumerate() {
@@ -367,11 +367,11 @@ impl Pit {
         }
     }
 
-    /// Reads port 0x61: the third channel's gate and output, and memory refresh, which toggles.
+    /// Reads port 0x61: the third channel's gate and output, and the memory refresh bit, which toggles.
     pub(crate) fn read_port_61(&self, now: Nanoseconds) -> u8 {
         let ticks = now.to_ticks(HERTZ);
         let channel = &self.channels[SPEAKER_CHANNEL];
-        // Every 15 microseconds or so; programs wait for its changes.
+        // It toggles about every 15 microseconds; programs measure delays by it.
         let refresh = (now.0 / 15_000) & 1 != 0;
         u8::from(channel.gate)
             | u8::from(self.speaker) << 1

@@ -1,6 +1,6 @@
 //! The clock and CMOS memory of a PC: a Motorola MC146818A without its interrupts, and IBM's layout of the memory.
 
-use crate::{MachineConfig, Nanoseconds};
+use crate::{BoardConfig, Nanoseconds};
 
 /// Register numbers.
 mod register {
@@ -26,7 +26,7 @@ pub(crate) struct Rtc {
 }
 
 impl Rtc {
-    pub(crate) fn new(config: &MachineConfig) -> Self {
+    pub(crate) fn new(config: &BoardConfig) -> Self {
         let mut memory = [0; 128];
         memory[usize::from(register::STATUS_B)] = STATUS_B_24_HOURS;
         let mut set = |at: usize, value: u16| memory[at..at + 2].copy_from_slice(&value.to_le_bytes());
@@ -65,7 +65,7 @@ impl Rtc {
         }
     }
 
-    /// Writes port 0x71. The time can't be set; hours are always of 24.
+    /// Writes port 0x71. The time can't be set; the format is always that of 24 hours.
     pub(crate) fn write(&mut self, value: u8) {
         self.memory[usize::from(self.selected)] =
             if self.selected == register::STATUS_B { value | STATUS_B_24_HOURS } else { value };
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     fn rtc(ram_bytes: u64, boot_time: u64) -> Rtc {
-        Rtc::new(&MachineConfig { ram_bytes, cpus: 4, boot_time })
+        Rtc::new(&BoardConfig { ram_bytes, cpus: 4, boot_time })
     }
 
     fn read(rtc: &mut Rtc, register: u8, seconds: u64) -> u8 {

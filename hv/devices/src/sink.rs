@@ -1,12 +1,12 @@
-//! Where the guest's output goes.
+//! The sink of the guest's output.
 
-/// Takes what the guest prints.
+/// Takes the guest's output.
 pub trait Sink {
     /// Takes one byte.
     fn put(&mut self, byte: u8);
 
-    /// Whether there is room for one. Without room a write that prints has no effect, and is to be repeated later
-    /// ([`Outcome::Wait`](crate::Outcome::Wait)).
+    /// Whether there is room for a byte. Without room, a write that prints has no effect, and must be repeated later
+    /// ([`Effect::Wait`](crate::Effect::Wait)).
     fn has_room(&mut self) -> bool {
         true
     }

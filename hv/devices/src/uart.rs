@@ -1,7 +1,7 @@
-//! The 16550A (National Semiconductor, PC16550D data sheet, section 8) as far as software can tell it from one whose line
-//! is infinitely fast: output leaves at once, and the character time-out of the receive FIFO has always passed.
+//! The 16550A (National Semiconductor, PC16550D data sheet, section 8) on a line that is infinitely fast: output is sent at once,
+//! and the character time-out of the receive FIFO has always passed.
 //!
-//! As in QEMU, the interrupt output is not gated by OUT2, which a PC's board does.
+//! As in QEMU, OUT2 does not gate the interrupt output, unlike on a PC's board.
 
 use crate::Sink;
 
@@ -48,7 +48,7 @@ mod lsr {
     pub(super) const TRANSMITTER_EMPTY: u8 = 1 << 5 | 1 << 6;
 }
 
-/// Modem status with somebody at the other end: carrier detect, data set ready, clear to send.
+/// Modem status of a connected line: carrier detect, data set ready, clear to send.
 const CONNECTED: u8 = 1 << 7 | 1 << 5 | 1 << 4;
 
 const FIFO_BYTES: usize = 16;
@@ -62,8 +62,8 @@ pub(crate) struct Uart {
     scr: u8,
     divisor: [u8; 2],
     overrun: bool,
-    /// The transmitter's interrupt: raised when the holding register gets empty or the interrupt is enabled, gone when IIR
-    /// has told of it.
+    /// The transmitter's interrupt is pending: since the holding register became empty or the interrupt was enabled, until a read
+    /// of the IIR shows it.
     transmitter_pending: bool,
     received: Fifo,
 }
@@ -110,7 +110,7 @@ impl Uart {
             3 => self.lcr = value,
             4 => self.mcr = value & mcr::WRITABLE,
             7 => self.scr = value,
-            // Line and modem status are for reading; their writes are for factory tests.
+            // Line and modem status are read-only, except for factory tests.
             _ => {}
         }
     }
@@ -166,7 +166,7 @@ impl Uart {
         }
     }
 
-    /// Enabling the transmitter's interrupt while it is empty raises it; disabling forgets it.
+    /// Enabling the transmitter's interrupt raises it, because the transmitter is always empty; disabling clears it.
     fn enable_interrupts(&mut self, value: u8) {
         if (self.ier ^ value) & ier::TRANSMITTER != 0 {
             self.transmitter_pending = value & ier::TRANSMITTER != 0;

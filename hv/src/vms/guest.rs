@@ -13,7 +13,7 @@ use backends::{Backend, Start};
 use core::alloc::Layout;
 use core::fmt;
 use core::time::Duration;
-use devices::MachineConfig;
+use devices::BoardConfig;
 use loader::{BootInfo, LoadError, MemoryError, Module, Paging, VmConfig, VmName, VmPlan};
 use memory::{FixedPage, Freed, Nested, ViewState};
 use rcu::{Cpu, Tlb};
@@ -99,9 +99,9 @@ impl<F: Nested> Guest<F> {
             }
         };
         let clock = TscClock::new();
-        let devices = MachineConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
+        let devices = BoardConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
         let (console, about) = console::console(place.name);
-        let devices = devices::Machine::new(devices, console, clock);
+        let devices = devices::Board::new(devices, console, clock);
         Ok(Self {
             number: place.number,
             first: place.first,

@@ -8,7 +8,7 @@ use crate::types::Types;
 use crate::vcpu::Vcpu;
 use addr::Gva;
 use core::ops::ControlFlow;
-use devices::{Outcome, Size};
+use devices::{Effect, Size};
 use emul::string_io::{self, Direction, StringIo};
 use emul::{Bitness, Gpr, Registers, Segment};
 use walk::{Access, Fault, SetAccessedDirty};
@@ -33,16 +33,16 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn port(&mut self, vcpu: &mut T::Vcpu, io: Io, next: u64, host: &mut T::Host) -> ControlFlow<()> {
         let rax = vcpu.gpr(Gpr::RAX);
         let mut devices = self.vm.devices();
-        let outcome = if io.is_input() {
+        let effect = if io.is_input() {
             let value = devices.read(io.port(), io.size());
             vcpu.set_gpr(Gpr::RAX, merge(rax, value, io.size()));
-            Outcome::Continue
+            Effect::Continue
         } else {
             devices.write(io.port(), io.size(), rax as u32)
         };
         let pending = devices.interrupt_pending();
         drop(devices);
-        if outcome == Outcome::Wait {
+        if effect == Effect::Wait {
             // The instruction is executed again when the vCPU has its next turn.
             return self.go(Flow::Yield);
         }
@@ -50,8 +50,8 @@ impl<T: Types> ExitHandler<'_, T> {
         if pending || io.port() < FIRST_TIMELESS_PORT {
             self.devices_changed(vcpu, host);
         }
-        match outcome {
-            Outcome::Continue => ControlFlow::Continue(()),
+        match effect {
+            Effect::Continue => ControlFlow::Continue(()),
             last => self.go(flow(last)),
         }
     }
@@ -77,8 +77,8 @@ impl<T: Types> ExitHandler<'_, T> {
         for element in 0..elements.count.min(BATCH) {
             let at = elements.at.wrapping_add(element * instruction.width().bytes());
             let flow = match self.string_element(vcpu, instruction, io, at) {
-                Ok(Outcome::Wait) => return Flow::Yield,
-                Ok(outcome) => flow(outcome),
+                Ok(Effect::Wait) => return Flow::Yield,
+                Ok(effect) => flow(effect),
                 Err(trouble) => return trouble.tell(vcpu),
             };
             let more = instruction.retire(vcpu, 1);
@@ -93,7 +93,7 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// Moves one element between the port and memory at `at`.
-    fn string_element(&mut self, vcpu: &T::Vcpu, instruction: &StringIo, io: Io, at: Gva) -> Result<Outcome, Trouble> {
+    fn string_element(&mut self, vcpu: &T::Vcpu, instruction: &StringIo, io: Io, at: Gva) -> Result<Effect, Trouble> {
         let paging = self.paging(vcpu);
         let privilege = Self::privilege(vcpu);
         let mut bytes = [0; 4];
@@ -109,7 +109,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 let value = self.vm.devices().read(io.port(), io.size()).to_le_bytes();
                 element.copy_from_slice(&value[..element.len()]);
                 walk::write(&self.memory, &paging, at, privilege, element)?;
-                Ok(Outcome::Continue)
+                Ok(Effect::Continue)
             }
             Direction::Out(segment) => {
                 walk::read(&self.memory, &paging, at, privilege, element).map_err(|fault| match (fault, segment) {
@@ -123,12 +123,12 @@ impl<T: Types> ExitHandler<'_, T> {
 }
 
 /// What a write to a port means for the VM.
-const fn flow(outcome: Outcome) -> Flow {
-    match outcome {
-        Outcome::Continue => Flow::Resume,
-        Outcome::Exit(value) => Flow::Stop(Stop::Exited(value)),
-        Outcome::Reset => Flow::Stop(Stop::Reset),
-        Outcome::Wait => Flow::Yield,
+const fn flow(effect: Effect) -> Flow {
+    match effect {
+        Effect::Continue => Flow::Resume,
+        Effect::Exit(value) => Flow::Stop(Stop::Exited(value)),
+        Effect::Reset => Flow::Stop(Stop::Reset),
+        Effect::Wait => Flow::Yield,
     }
 }
 

@@ -12,7 +12,7 @@ use spin::{Mutex, MutexGuard, Once};
 ///
 /// vCPUs meet here without locks, but for the devices: those are a PC's, of which there is one set for all processors.
 pub struct Vm<S, C> {
-    devices: Mutex<devices::Machine<S, C>>,
+    devices: Mutex<devices::Board<S, C>>,
     /// Whether the 8259s may have an interrupt for the boot vCPU. False means that they have none.
     legacy: AtomicBool,
     clock: C,
@@ -57,7 +57,7 @@ impl VcpuShared {
 
 impl<S: Sink, C: Clock + Clone> Vm<S, C> {
     /// A VM of these devices and so many vCPUs, the first of which is the boot vCPU.
-    pub fn new(devices: devices::Machine<S, C>, clock: C, vcpus: usize) -> Self {
+    pub fn new(devices: devices::Board<S, C>, clock: C, vcpus: usize) -> Self {
         Self {
             legacy: AtomicBool::new(devices.interrupt_pending()),
             devices: Mutex::new(devices),
@@ -107,7 +107,7 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
 
     /// The devices, held.
     #[inline]
-    pub fn devices(&self) -> MutexGuard<'_, devices::Machine<S, C>> {
+    pub fn devices(&self) -> MutexGuard<'_, devices::Board<S, C>> {
         self.devices.lock()
     }
 

@@ -6,7 +6,7 @@ use crate::cpuid::Leaf;
 use crate::vcpu::{ControlRegisters, SegmentState};
 use crate::{Activity, Context, Exit, ExitHandler, Flow, Gpr, Host, Instant, Io, Stop, Turn, Types, Vcpu, Vm};
 use core::ops::ControlFlow;
-use devices::{Clock, MachineConfig, Nanoseconds, Outcome, Sink, Size};
+use devices::{BoardConfig, Clock, Effect, Nanoseconds, Sink, Size};
 use std::boxed::Box;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -80,11 +80,11 @@ impl Clock for TestClock {
     }
 }
 
-pub(super) type Devices = devices::Machine<Printed, TestClock>;
+pub(super) type Devices = devices::Board<Printed, TestClock>;
 
 /// OUT of a byte, before the guest runs.
 pub(super) fn out(devices: &mut Devices, port: u16, value: u8) {
-    assert_eq!(devices.write(port, Size::Byte, value.into()), Outcome::Continue);
+    assert_eq!(devices.write(port, Size::Byte, value.into()), Effect::Continue);
 }
 
 /// A processor for [`Table::new`]: AMD's, 40-bit addresses, with 1 GiB pages.
@@ -151,8 +151,8 @@ impl Guest {
             memory.put_u64(PT + page * 8, page << 12 | PRESENT | WRITABLE | USER);
         }
         let clock = TestClock::default();
-        let config = MachineConfig { ram_bytes: (PAGES << 12) as u64, cpus: 1, boot_time: 0 };
-        let mut devices = devices::Machine::new(config, Printed::default(), clock.clone());
+        let config = BoardConfig { ram_bytes: (PAGES << 12) as u64, cpus: 1, boot_time: 0 };
+        let mut devices = devices::Board::new(config, Printed::default(), clock.clone());
         prepare(&mut devices);
         let control = ControlRegisters { cr0: PE | WP | PG, cr3: PML4, cr4: PAE, efer: LME | LMA, cpl: 0 };
         let vcpu = TestVcpu::new(control, code_segment(false, true));

@@ -1,4 +1,4 @@
-//! The VM's devices together, and which port is whose.
+//! The devices of a VM and their ports.
 
 use crate::fw_cfg::FwCfg;
 use crate::keyboard::{Keyboard, Resets};
@@ -22,7 +22,7 @@ pub enum Size {
 }
 
 impl Size {
-    /// All bits of this width: what a port that nobody claims reads as.
+    /// A value with all bits of this width set: a read of a port that no device claims.
     pub const fn ones(self) -> u32 {
         match self {
             Self::Byte => 0xff,
@@ -32,30 +32,30 @@ impl Size {
     }
 }
 
-/// What the vCPU has to do after a write.
+/// What the caller has to do after a port write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Outcome {
-    /// Go on.
+pub enum Effect {
+    /// Continue with the next instruction.
     Continue,
-    /// The guest ended itself, with this value: 0 is success.
+    /// The guest ended itself with this value: 0 is success.
     Exit(u32),
     /// The guest reset its machine.
     Reset,
-    /// The console has no room: the write had no effect, and is to be repeated.
+    /// The console is full: the write had no effect, and must be repeated.
     Wait,
 }
 
-impl From<Resets> for Outcome {
+impl From<Resets> for Effect {
     fn from(Resets(resets): Resets) -> Self {
         if resets { Self::Reset } else { Self::Continue }
     }
 }
 
-/// What a VM's devices are told of the VM.
+/// The properties of a VM that its devices show to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MachineConfig {
-    /// RAM in bytes, the hole below 1 MiB counted in.
+pub struct BoardConfig {
+    /// The size of RAM in bytes, including the hole below 1 MiB.
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub cpus: u16,
@@ -65,7 +65,7 @@ pub struct MachineConfig {
 
 /// The devices of one VM; see the [crate's documentation](crate).
 #[derive(Debug)]
-pub struct Machine<S, C> {
+pub struct Board<S, C> {
     pic: Pic,
     uart: Uart,
     unclaimed: u64,
@@ -89,7 +89,7 @@ const FW_CFG_SELECTOR: u16 = 0x510;
 const PM_TIMER: u16 = 0x608;
 const PCI_ADDRESS: u16 = 0xcf8;
 
-/// Port 0x92: bit 0 resets, bit 1 opens A20, which is never closed here.
+/// Port 0x92: bit 0 resets, bit 1 enables A20, which is never disabled here.
 const PORT_92_RESET: u8 = 1 << 0;
 const PORT_92_A20: u8 = 1 << 1;
 /// Port 0xcf9: setting bit 2 resets, in a way that bits 1 and 3 choose.
@@ -98,9 +98,9 @@ const RESET_CONTROL_NOW: u8 = 1 << 2;
 const PM_TIMER_HERTZ: u32 = 3_579_545;
 const PM_TIMER_MASK: u32 = 0xff_ffff;
 
-impl<S: Sink, C: Clock> Machine<S, C> {
-    /// Devices as a PC's firmware leaves them, all interrupts masked.
-    pub fn new(config: MachineConfig, sink: S, clock: C) -> Self {
+impl<S: Sink, C: Clock> Board<S, C> {
+    /// Devices as a PC's firmware leaves them, with all interrupts masked.
+    pub fn new(config: BoardConfig, sink: S, clock: C) -> Self {
         Self {
             pic: Pic::new(),
             uart: Uart::new(),
@@ -117,7 +117,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
         }
     }
 
-    /// IN from `port`: the value in the low bits, the others clear.
+    /// IN from `port`: the value is in the low bits, the others are 0.
     #[inline]
     pub fn read(&mut self, port: u16, size: Size) -> u32 {
         match size {
@@ -126,34 +126,35 @@ impl<S: Sink, C: Clock> Machine<S, C> {
         }
     }
 
-    /// OUT to `port`: of `value`, the low bits count.
+    /// OUT to `port` of the low bits of `value`.
     #[inline]
-    pub fn write(&mut self, port: u16, size: Size, value: u32) -> Outcome {
+    pub fn write(&mut self, port: u16, size: Size, value: u32) -> Effect {
         match size {
             Size::Byte => self.write_byte(port, value as u8),
             Size::Word | Size::Dword => self.write_wide(port, size, value),
         }
     }
 
-    /// Whether there is an interrupt for the processor. Changes with reads and writes of ports, [`advance`](Self::advance),
-    /// [`set_irq`](Self::set_irq) and [`receive`](Self::receive), and with nothing else.
+    /// Whether an interrupt is pending for the processor. Only reads and writes of ports, [`advance`](Self::advance),
+    /// [`set_irq`](Self::set_irq), [`receive`](Self::receive) and [`acknowledge_interrupt`](Self::acknowledge_interrupt) change
+    /// this.
     #[inline]
     pub fn interrupt_pending(&self) -> bool {
         self.pic.pending()
     }
 
-    /// The processor takes an interrupt: its vector. With nothing pending it is a spurious one.
+    /// The processor acknowledges an interrupt (INTA): returns its vector, or that of a spurious interrupt if none is pending.
     pub fn acknowledge_interrupt(&mut self) -> u8 {
         self.pic.acknowledge()
     }
 
-    /// When [`advance`](Self::advance) next brings an interrupt, if nothing is written before. None if none will come: then a
-    /// processor that halts wakes by other devices or never.
+    /// When [`advance`](Self::advance) will cause the next interrupt, if no port is written before. None if the timer will cause
+    /// none: a processor that halts then is woken by another device, or never.
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
-        if self.pic.minds_edge(TIMER_IRQ) { self.pit.next_deadline() } else { None }
+        if self.pic.accepts_edge(TIMER_IRQ) { self.pit.next_deadline() } else { None }
     }
 
-    /// Does what time has brought: interrupts of the timer. Those that were missed are one.
+    /// Raises the timer's interrupt if it is due. Several that were missed count as one.
     pub fn advance(&mut self) {
         if self.pit.take_rise(self.clock.now()) {
             self.pic.set_line(TIMER_IRQ, true);
@@ -166,24 +167,25 @@ impl<S: Sink, C: Clock> Machine<S, C> {
         self.pic.set_line(irq & 15, high);
     }
 
-    /// A byte for COM1 from outside. False if there is no room for it yet.
+    /// Receives a byte on COM1's line. False if there is no room for it yet.
     pub fn receive(&mut self, byte: u8) -> bool {
         let taken = self.uart.receive(byte);
         self.update_uart_irq();
         taken
     }
 
-    /// Where the guest's output goes.
+    /// The sink of the guest's output.
     pub fn sink(&mut self) -> &mut S {
         &mut self.sink
     }
 
-    /// How many bytes were read from or written to ports that no device claims.
+    /// How many bytes the guest has read from or written to ports that no device claims.
     pub fn unclaimed(&self) -> u64 {
         self.unclaimed
     }
 
-    /// The ports read most often; the others stand apart, so that these do not save registers for them.
+    /// The ports that are read most often. The other ports are in a function of their own, so that the compiler saves no
+    /// registers for them here.
     #[inline]
     fn read_byte(&mut self, port: u16) -> u8 {
         match port {
@@ -198,7 +200,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     fn read_other(&mut self, port: u16) -> u8 {
         match port {
             0x20 | 0x21 => {
-                // A masked timer is not waited for, but its request is seen.
+                // A masked timer has no deadline, but its request must be visible in the IRR.
                 self.advance();
                 self.pic.read(Which::Master, port & 1 == 1)
             }
@@ -214,7 +216,7 @@ impl<S: Sink, C: Clock> Machine<S, C> {
             FW_CFG_SELECTOR | 0x511 => self.fw_cfg.read(),
             PM_TIMER..=0x60b => self.pm_timer().to_le_bytes()[usize::from(port - PM_TIMER)],
             0xcf9 => self.reset_control,
-            // No device answers; the bus floats. The delay ports and the clock's selector can't be read.
+            // PCI configuration without devices: the bus floats. The delay ports and the clock's selector are write-only.
             0xcfc..=0xcff | 0x70 | 0x80 | 0xed => 0xff,
             _ => {
                 self.unclaimed += 1;
@@ -225,18 +227,18 @@ impl<S: Sink, C: Clock> Machine<S, C> {
 
     /// As [`read_byte`](Self::read_byte).
     #[inline]
-    fn write_byte(&mut self, port: u16, value: u8) -> Outcome {
+    fn write_byte(&mut self, port: u16, value: u8) -> Effect {
         match port {
             COM1..=COM1_LAST => return self.write_uart(port - COM1, value),
             0x4d0 => self.pic.write_elcr(Which::Master, value),
             0x4d1 => self.pic.write_elcr(Which::Slave, value),
             _ => return self.write_other(port, value),
         }
-        Outcome::Continue
+        Effect::Continue
     }
 
     #[inline(never)]
-    fn write_other(&mut self, port: u16, value: u8) -> Outcome {
+    fn write_other(&mut self, port: u16, value: u8) -> Effect {
         match port {
             0x20 | 0x21 => {
                 self.advance();
@@ -250,15 +252,15 @@ impl<S: Sink, C: Clock> Machine<S, C> {
             0x71 => self.rtc.write(value),
             0x92 => return self.write_port_92(value),
             0xa0 | 0xa1 => self.pic.write(Which::Slave, port & 1 == 1, value),
-            DEBUG_CONSOLE if !self.sink.has_room() => return Outcome::Wait,
+            DEBUG_CONSOLE if !self.sink.has_room() => return Effect::Wait,
             DEBUG_CONSOLE => self.sink.put(value),
-            DEBUG_EXIT => return Outcome::Exit(value.into()),
+            DEBUG_EXIT => return Effect::Exit(value.into()),
             0xcf9 => return self.write_reset_control(value),
-            // A word selects an item; a byte is nothing. The timer can't be set. Delay ports are written for the delay.
+            // fw_cfg's selector takes words only; the PM timer is read-only; writes of the others have no effect.
             FW_CFG_SELECTOR | 0x511 | PM_TIMER..=0x60b | 0xcfc..=0xcff | 0x80 | 0xed => {}
             _ => self.unclaimed += 1,
         }
-        Outcome::Continue
+        Effect::Continue
     }
 
     #[inline(never)]
@@ -269,21 +271,21 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     }
 
     #[inline(never)]
-    fn write_uart(&mut self, register: u16, value: u8) -> Outcome {
+    fn write_uart(&mut self, register: u16, value: u8) -> Effect {
         if self.uart.sends(register) && !self.sink.has_room() {
-            return Outcome::Wait;
+            return Effect::Wait;
         }
         self.uart.write(register, value, &mut self.sink);
         self.update_uart_irq();
-        Outcome::Continue
+        Effect::Continue
     }
 
-    /// Bytes from consecutive ports, lowest first, but for the registers that are wide. Past the last port there is none.
+    /// Reads a wide register, or bytes of consecutive ports, the lowest first. Beyond port 0xffff there are only ones.
     #[inline(never)]
     fn read_wide(&mut self, port: u16, size: Size) -> u32 {
         match (port, size) {
             (PCI_ADDRESS, Size::Dword) => return self.pci_address,
-            // One reading of the time, or its bytes do not belong together.
+            // All bytes must come from one reading of the time.
             (PM_TIMER, _) => return self.pm_timer() & size.ones(),
             _ => {}
         }
@@ -294,35 +296,36 @@ impl<S: Sink, C: Clock> Machine<S, C> {
     }
 
     #[inline(never)]
-    fn write_wide(&mut self, port: u16, size: Size, value: u32) -> Outcome {
+    fn write_wide(&mut self, port: u16, size: Size, value: u32) -> Effect {
         match (port, size) {
-            (DEBUG_EXIT, _) => return Outcome::Exit(value & size.ones()),
+            (DEBUG_EXIT, _) => return Effect::Exit(value & size.ones()),
             (FW_CFG_SELECTOR, Size::Word) => self.fw_cfg.select(value as u16),
             (PCI_ADDRESS, Size::Dword) => self.pci_address = value,
             _ => return self.write_bytes(port, size, value),
         }
-        Outcome::Continue
+        Effect::Continue
     }
 
-    /// A console port without room ends it, and what comes before such a port is written again: that is no device's.
-    fn write_bytes(&mut self, port: u16, size: Size, value: u32) -> Outcome {
+    /// Writes bytes to consecutive ports, the lowest first, until one of them has an effect. If that is [`Effect::Wait`], the whole
+    /// access is repeated; the ports before a console port belong to no device, so that writing them twice does no harm.
+    fn write_bytes(&mut self, port: u16, size: Size, value: u32) -> Effect {
         for (n, byte) in (0..size as u16).zip(value.to_le_bytes()) {
             let Some(port) = port.checked_add(n) else { break };
             match self.write_byte(port, byte) {
-                Outcome::Continue => {}
+                Effect::Continue => {}
                 end => return end,
             }
         }
-        Outcome::Continue
+        Effect::Continue
     }
 
-    fn write_port_92(&mut self, value: u8) -> Outcome {
+    fn write_port_92(&mut self, value: u8) -> Effect {
         let resets = value & !self.port_92 & PORT_92_RESET != 0;
         self.port_92 = value & !PORT_92_RESET | PORT_92_A20;
         Resets(resets).into()
     }
 
-    fn write_reset_control(&mut self, value: u8) -> Outcome {
+    fn write_reset_control(&mut self, value: u8) -> Effect {
         self.reset_control = value & !RESET_CONTROL_NOW;
         Resets(value & RESET_CONTROL_NOW != 0).into()
     }
@@ -354,20 +357,20 @@ mod tests {
         }
     }
 
-    const CONFIG: MachineConfig = MachineConfig { ram_bytes: 64 << 20, cpus: 1, boot_time: 0 };
+    const CONFIG: BoardConfig = BoardConfig { ram_bytes: 64 << 20, cpus: 1, boot_time: 0 };
 
-    /// Runs `test` with a machine, and gives what it printed.
-    fn printed(test: impl FnOnce(&mut Machine<&mut dyn FnMut(u8), At<'_>>, &Cell<u64>)) -> Vec<u8> {
+    /// Runs `test` with a board, and returns the output.
+    fn printed(test: impl FnOnce(&mut Board<&mut dyn FnMut(u8), At<'_>>, &Cell<u64>)) -> Vec<u8> {
         let (mut out, time) = (Vec::new(), Cell::new(0));
         let mut put = |byte| out.push(byte);
-        let mut machine = Machine::new(CONFIG, &mut put as &mut dyn FnMut(u8), At(&time));
-        test(&mut machine, &time);
+        let mut board = Board::new(CONFIG, &mut put as &mut dyn FnMut(u8), At(&time));
+        test(&mut board, &time);
         out
     }
 
-    fn write_all<S: Sink, C: Clock>(machine: &mut Machine<S, C>, writes: &[(u16, u8)]) {
+    fn write_all<S: Sink, C: Clock>(board: &mut Board<S, C>, writes: &[(u16, u8)]) {
         for &(port, value) in writes {
-            assert_eq!(machine.write(port, Size::Byte, value.into()), Outcome::Continue);
+            assert_eq!(board.write(port, Size::Byte, value.into()), Effect::Continue);
         }
     }
 
@@ -384,20 +387,20 @@ mod tests {
 
     #[test]
     fn com1_and_the_debug_console_print() {
-        let out = printed(|machine, _| {
-            write_all(machine, &[(0x3f8, b'h'), (0xe9, b'v')]);
-            assert_eq!(machine.read(0xe9, Size::Byte), 0xe9);
-            assert_eq!(machine.read(0x3fd, Size::Byte), 0x60);
-            assert_eq!(machine.unclaimed(), 0);
+        let out = printed(|board, _| {
+            write_all(board, &[(0x3f8, b'h'), (0xe9, b'v')]);
+            assert_eq!(board.read(0xe9, Size::Byte), 0xe9);
+            assert_eq!(board.read(0x3fd, Size::Byte), 0x60);
+            assert_eq!(board.unclaimed(), 0);
         });
         assert_eq!(out, b"hv");
     }
 
     #[test]
     fn the_exit_port_gives_the_value_in_every_width() {
-        printed(|machine, _| {
+        printed(|board, _| {
             for (size, value) in [(Size::Byte, 0x21), (Size::Word, 0x4321), (Size::Dword, 0x8765_4321)] {
-                assert_eq!(machine.write(0xf4, size, 0x8765_4321), Outcome::Exit(value));
+                assert_eq!(board.write(0xf4, size, 0x8765_4321), Effect::Exit(value));
             }
         });
     }
@@ -405,70 +408,70 @@ mod tests {
     #[test]
     fn each_way_to_reset_resets() {
         for (port, value) in [(0x64, 0xfe), (0x92, 0x03), (0xcf9, 0x06)] {
-            printed(|machine, _| assert_eq!(machine.write(port, Size::Byte, value), Outcome::Reset));
+            printed(|board, _| assert_eq!(board.write(port, Size::Byte, value), Effect::Reset));
         }
-        printed(|machine, _| {
-            write_all(machine, &[(0x92, 0x02), (0xcf9, 0x02), (0x64, 0xff)]);
-            assert_eq!(machine.read(0x92, Size::Byte), 0x02);
-            assert_eq!(machine.read(0xcf9, Size::Byte), 0x02);
+        printed(|board, _| {
+            write_all(board, &[(0x92, 0x02), (0xcf9, 0x02), (0x64, 0xff)]);
+            assert_eq!(board.read(0x92, Size::Byte), 0x02);
+            assert_eq!(board.read(0xcf9, Size::Byte), 0x02);
         });
     }
 
     #[test]
     fn unclaimed_ports_read_as_ones_and_are_counted_by_the_byte() {
-        printed(|machine, _| {
-            assert_eq!(machine.read(0x300, Size::Byte), 0xff);
-            assert_eq!(machine.read(0x300, Size::Word), 0xffff);
-            assert_eq!(machine.read(0xffff, Size::Dword), 0xffff_ffff);
-            assert_eq!(machine.write(0xfffe, Size::Dword, 0), Outcome::Continue);
-            assert_eq!(machine.unclaimed(), 1 + 2 + 1 + 2);
+        printed(|board, _| {
+            assert_eq!(board.read(0x300, Size::Byte), 0xff);
+            assert_eq!(board.read(0x300, Size::Word), 0xffff);
+            assert_eq!(board.read(0xffff, Size::Dword), 0xffff_ffff);
+            assert_eq!(board.write(0xfffe, Size::Dword, 0), Effect::Continue);
+            assert_eq!(board.unclaimed(), 1 + 2 + 1 + 2);
         });
     }
 
     #[test]
     fn wide_accesses_to_bytes_go_to_consecutive_ports() {
-        printed(|machine, _| {
-            assert_eq!(machine.write(0x4d0, Size::Word, 0x1a28), Outcome::Continue);
-            assert_eq!(machine.read(0x4d0, Size::Byte), 0x28);
-            assert_eq!(machine.read(0x4d1, Size::Byte), 0x1a);
-            assert_eq!(machine.read(0x4d0, Size::Dword), 0xffff_1a28);
+        printed(|board, _| {
+            assert_eq!(board.write(0x4d0, Size::Word, 0x1a28), Effect::Continue);
+            assert_eq!(board.read(0x4d0, Size::Byte), 0x28);
+            assert_eq!(board.read(0x4d1, Size::Byte), 0x1a);
+            assert_eq!(board.read(0x4d0, Size::Dword), 0xffff_1a28);
         });
     }
 
     #[test]
     fn the_uart_interrupts_by_line_4() {
-        printed(|machine, _| {
-            write_all(machine, &PIC_SETUP);
-            write_all(machine, &[(0x3f9, 0x02)]);
-            assert!(machine.interrupt_pending());
-            assert_eq!(machine.acknowledge_interrupt(), 0x24);
-            assert_eq!(machine.read(0x3fa, Size::Byte), 0x02);
-            write_all(machine, &[(0x20, 0x20), (0x3f8, b'x')]);
-            assert_eq!(machine.acknowledge_interrupt(), 0x24, "the line fell and rose");
-            write_all(machine, &[(0x20, 0x20), (0x3f9, 0x01)]);
-            assert!(!machine.interrupt_pending());
-            assert!(machine.receive(b'a'));
-            assert!(machine.interrupt_pending());
-            assert_eq!(machine.read(0x3f8, Size::Byte), b'a'.into());
+        printed(|board, _| {
+            write_all(board, &PIC_SETUP);
+            write_all(board, &[(0x3f9, 0x02)]);
+            assert!(board.interrupt_pending());
+            assert_eq!(board.acknowledge_interrupt(), 0x24);
+            assert_eq!(board.read(0x3fa, Size::Byte), 0x02);
+            write_all(board, &[(0x20, 0x20), (0x3f8, b'x')]);
+            assert_eq!(board.acknowledge_interrupt(), 0x24, "the line fell and rose");
+            write_all(board, &[(0x20, 0x20), (0x3f9, 0x01)]);
+            assert!(!board.interrupt_pending());
+            assert!(board.receive(b'a'));
+            assert!(board.interrupt_pending());
+            assert_eq!(board.read(0x3f8, Size::Byte), b'a'.into());
         });
     }
 
     #[test]
     fn the_timer_interrupts_by_line_0_at_its_deadline() {
-        printed(|machine, time| {
-            write_all(machine, &PIC_SETUP);
+        printed(|board, time| {
+            write_all(board, &PIC_SETUP);
             // 1193 ticks: a millisecond.
-            write_all(machine, &[(0x43, 0x34), (0x40, 0xa9), (0x40, 0x04)]);
+            write_all(board, &[(0x43, 0x34), (0x40, 0xa9), (0x40, 0x04)]);
             for _ in 0..3 {
-                let deadline = machine.next_deadline().unwrap().0;
+                let deadline = board.next_deadline().unwrap().0;
                 time.set(deadline - 1);
-                machine.advance();
-                assert!(!machine.interrupt_pending());
+                board.advance();
+                assert!(!board.interrupt_pending());
                 time.set(deadline);
-                machine.advance();
-                assert_eq!(machine.acknowledge_interrupt(), 0x20);
-                assert!(!machine.interrupt_pending());
-                write_all(machine, &[(0x20, 0x20)]);
+                board.advance();
+                assert_eq!(board.acknowledge_interrupt(), 0x20);
+                assert!(!board.interrupt_pending());
+                write_all(board, &[(0x20, 0x20)]);
             }
             assert_eq!(time.get(), 3 * 1193 * 1_000_000_000u64 / 1_193_182 + 1);
         });
@@ -476,65 +479,65 @@ mod tests {
 
     #[test]
     fn a_masked_timer_has_no_deadline_but_is_seen_when_unmasked() {
-        printed(|machine, time| {
-            assert_eq!(machine.next_deadline(), None, "firmware left everything masked");
-            write_all(machine, &PIC_SETUP);
-            assert!(machine.next_deadline().is_some());
-            write_all(machine, &[(0x21, 0x01)]);
-            assert_eq!(machine.next_deadline(), None);
+        printed(|board, time| {
+            assert_eq!(board.next_deadline(), None, "firmware left everything masked");
+            write_all(board, &PIC_SETUP);
+            assert!(board.next_deadline().is_some());
+            write_all(board, &[(0x21, 0x01)]);
+            assert_eq!(board.next_deadline(), None);
             time.set(1_000_000_000);
-            assert_eq!(machine.read(0x20, Size::Byte), 0x01, "requested");
-            write_all(machine, &[(0x21, 0x00)]);
-            assert!(machine.interrupt_pending());
-            assert_eq!(machine.next_deadline(), None, "a second edge would be none");
-            assert_eq!(machine.acknowledge_interrupt(), 0x20);
-            assert!(machine.next_deadline().is_some_and(|deadline| deadline.0 > time.get()));
+            assert_eq!(board.read(0x20, Size::Byte), 0x01, "requested");
+            write_all(board, &[(0x21, 0x00)]);
+            assert!(board.interrupt_pending());
+            assert_eq!(board.next_deadline(), None, "a second edge would be none");
+            assert_eq!(board.acknowledge_interrupt(), 0x20);
+            assert!(board.next_deadline().is_some_and(|deadline| deadline.0 > time.get()));
         });
     }
 
     #[test]
     fn the_pm_timer_counts_24_bits_at_its_frequency() {
-        printed(|machine, time| {
+        printed(|board, time| {
             time.set(1_000_000_000);
-            assert_eq!(machine.read(0x608, Size::Dword), 3_579_545);
-            assert_eq!(machine.read(0x608, Size::Word), 3_579_545 & 0xffff);
-            assert_eq!(machine.read(0x609, Size::Byte), 3_579_545 >> 8 & 0xff);
+            assert_eq!(board.read(0x608, Size::Dword), 3_579_545);
+            assert_eq!(board.read(0x608, Size::Word), 3_579_545 & 0xffff);
+            assert_eq!(board.read(0x609, Size::Byte), 3_579_545 >> 8 & 0xff);
             time.set(5_000_000_000);
-            assert_eq!(machine.read(0x608, Size::Dword), (5 * 3_579_545) & 0xff_ffff);
-            assert_eq!(machine.unclaimed(), 0);
+            assert_eq!(board.read(0x608, Size::Dword), (5 * 3_579_545) & 0xff_ffff);
+            assert_eq!(board.unclaimed(), 0);
         });
     }
 
     #[test]
     fn pci_is_there_and_empty() {
-        printed(|machine, _| {
-            assert_eq!(machine.write(0xcf8, Size::Dword, 0x8000_0000), Outcome::Continue);
-            assert_eq!(machine.read(0xcf8, Size::Dword), 0x8000_0000);
-            assert_eq!(machine.write(0xcf9, Size::Byte, 0), Outcome::Continue);
-            assert_eq!(machine.read(0xcf8, Size::Dword), 0x8000_0000, "a byte is for the reset control");
+        printed(|board, _| {
+            assert_eq!(board.write(0xcf8, Size::Dword, 0x8000_0000), Effect::Continue);
+            assert_eq!(board.read(0xcf8, Size::Dword), 0x8000_0000);
+            assert_eq!(board.write(0xcf9, Size::Byte, 0), Effect::Continue);
+            assert_eq!(board.read(0xcf8, Size::Dword), 0x8000_0000, "a byte goes to the reset control register");
             for (port, size) in [(0xcfc, Size::Dword), (0xcfe, Size::Word), (0xcff, Size::Byte)] {
-                assert_eq!(machine.read(port, size), size.ones());
+                assert_eq!(board.read(port, size), size.ones());
             }
-            assert_eq!(machine.unclaimed(), 0);
+            assert_eq!(board.unclaimed(), 0);
         });
     }
 
     #[test]
     fn fw_cfg_as_kvm_unit_tests_read_it() {
-        printed(|machine, _| {
-            assert_eq!(machine.write(0x510, Size::Word, 5), Outcome::Continue);
-            assert_eq!([0x511; 4].map(|port| machine.read(port, Size::Byte)), [1, 0, 0, 0]);
+        printed(|board, _| {
+            assert_eq!(board.write(0x510, Size::Word, 5), Effect::Continue);
+            assert_eq!([0x511; 4].map(|port| board.read(port, Size::Byte)), [1, 0, 0, 0]);
         });
     }
 
     #[test]
     fn the_clock_is_behind_its_two_ports() {
-        printed(|machine, time| {
+        printed(|board, time| {
             time.set(61_000_000_000);
-            write_all(machine, &[(0x70, 0x02)]);
-            assert_eq!(machine.read(0x71, Size::Byte), 0x01);
-            write_all(machine, &[(0x70, 0x44), (0x71, 0x5a)]);
-            assert_eq!(machine.read(0x71, Size::Byte), 0x5a);
+            write_all(board, &[(0x70, 0x02)]);
+            assert_eq!(board.read(0x71, Size::Byte), 0x01);
+            write_all(board, &[(0x70, 0x44), (0x71, 0x5a)]);
+            assert_eq!(board.read(0x71, Size::Byte), 0x5a);
         });
     }
 
