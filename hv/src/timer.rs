@@ -50,7 +50,7 @@ const PIT_COMMAND: u16 = 0x43;
 const PIT_MODE_0: u8 = 0xb0;
 const PIT_LATCH: u8 = 0x80;
 
-impl clock::Machine for Clocks {
+impl clock::Timers for Clocks {
     fn tsc(&mut self) -> u64 {
         tsc()
     }

@@ -1,56 +1,56 @@
-//! Windows of time, and what they say together.
+//! Calibration by windows of time.
 
 use crate::interval::Interval;
 use core::fmt;
 
-/// By how much a frequency may be uncertain, in millionths: the width of an interval that contains all that the references say.
+/// The largest uncertainty of a frequency, in millionths: the width of the interval that contains the results of all references.
 pub const TOLERANCE: u64 = 1000;
 
-/// What the 8254 counts down from: the most, as it is read modulo 2¹⁶.
+/// The initial count of the 8254: the largest that can be told from 0 when it is read.
 pub const PIT_RELOAD: u16 = 0xffff;
 
 const PIT_HERTZ: u64 = 1_193_182;
-/// ACPI specification 6.5, section 4.8.3.3. Of its 32 bits the upper 8 may be missing.
+/// ACPI specification 6.5, section 4.8.3.3. Bits 31:24 are optional.
 const PM_HERTZ: u64 = 3_579_545;
 const PM_MASK: u32 = 0xff_ffff;
 
-/// How long the windows are, one after the other, in milliseconds. The 8254 counts for 54.9 ms.
+/// The lengths of the windows, in milliseconds, in order. The 8254 counts for 54.9 ms.
 const WINDOWS: [u64; 7] = [10, 20, 40, 40, 40, 40, 40];
 
-/// How often a value is read at a window's end, of which the reading that took least counts.
+/// How often a value is read at each end of a window. The reading that took least time is used.
 const READINGS: usize = 4;
 
-/// A window ends when the TSC has gone so far, whatever the references say: within a second on processors of 1 GHz and more.
+/// A window ends after this many ticks of the TSC, even if no reference shows its end: within a second at 1 GHz or more.
 const MOST_TICKS: u64 = 1 << 30;
 
-/// How far what a processor says of its TSC may be off, in millionths, to count as a second reference.
+/// How far CPUID's frequency of the TSC may be off, in millionths, to count as a second reference.
 const HINT_TOLERANCE: u64 = 10_000;
 
 /// A reading of the 8254's channel 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pit {
-    /// The count, latched.
+    /// The latched count.
     pub count: u16,
-    /// Its output, read after the count: high when the count has passed 0, and goes on at 2¹⁶.
+    /// The output, read after the count. High: the count has passed 0 and wrapped around.
     pub is_over: bool,
 }
 
-/// The clocks of a machine.
-pub trait Machine {
-    /// How often a window asks whether it is over. (A processor whose TSC stands still has no other way to tell.)
-    const PATIENCE: u32 = 1 << 22;
+/// The clocks and timers of a machine.
+pub trait Timers {
+    /// How often a window checks for its end at most. This bounds a window where neither the TSC nor a reference counts.
+    const MAX_POLLS: u32 = 1 << 22;
 
     /// The time-stamp counter.
     fn tsc(&mut self) -> u64;
-    /// Has the 8254's channel 2 count down from [`PIT_RELOAD`] (mode 0), and the local APIC's timer from 2³² - 1.
+    /// Starts the 8254's channel 2 at [`PIT_RELOAD`] (mode 0), and the local APIC's timer at 2³² - 1.
     fn start(&mut self);
-    /// The 8254's channel 2. A machine without one reads ones.
+    /// The 8254's channel 2. A machine without an 8254 reads ones.
     fn pit(&mut self) -> Pit;
-    /// ACPI's PM timer. None if there is none.
+    /// ACPI's PM timer. None if the machine has none.
     fn pm_timer(&mut self) -> Option<u32>;
     /// The local APIC's timer.
     fn apic(&mut self) -> u32;
-    /// The TSC's frequency in Hz by CPUID (leaf 15h), if it says so.
+    /// The TSC's frequency in Hz by CPUID (leaf 15h), if it is given there.
     fn hint(&self) -> Option<u64> {
         None
     }
@@ -67,27 +67,27 @@ pub enum Reference {
     Hint,
 }
 
-/// How sure a calibration is.
+/// The quality of a calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quality {
     /// Two references agree within [`TOLERANCE`].
     Agreed,
-    /// There is but one reference.
+    /// There is only one reference.
     Single(Reference),
-    /// References disagree, or none could be read closely.
+    /// References disagree, or no reading was close enough.
     Doubtful,
 }
 
-/// How fast the clocks are.
+/// The result of a calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Calibration {
     /// The TSC's frequency in Hz; never 0.
     pub tsc_hertz: u64,
-    /// How far the local APIC's timer gets, and the TSC meanwhile; neither is 0. None if it does not count.
+    /// Ticks of the local APIC's timer, and ticks of the TSC in the same time; neither is 0. None if the timer does not count.
     pub apic: Option<(u64, u64)>,
-    /// By how much the TSC's frequency may be off, in millionths, as far as the references tell.
+    /// The uncertainty of the TSC's frequency, in millionths.
     pub spread: u64,
-    /// How sure that is.
+    /// The quality.
     pub quality: Quality,
 }
 
@@ -117,13 +117,13 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Calibrates the clocks of `machine`, whatever they read: in less than half a second where they work.
-pub fn calibrate<M: Machine>(machine: &mut M) -> Calibration {
-    let hint = machine.hint();
-    let has_pm_timer = machine.pm_timer().is_some();
+/// Calibrates `timers`. It ends whatever they read, and takes less than half a second where they work.
+pub fn calibrate<M: Timers>(timers: &mut M) -> Calibration {
+    let hint = timers.hint();
+    let has_pm_timer = timers.pm_timer().is_some();
     let mut best: Option<Calibration> = None;
     for milliseconds in WINDOWS {
-        let Some(this) = Window::watch(machine, milliseconds).result(hint) else { continue };
+        let Some(this) = Window::watch(timers, milliseconds).result(hint) else { continue };
         if this.is_final(has_pm_timer) {
             return this;
         }
@@ -138,7 +138,7 @@ pub fn calibrate<M: Machine>(machine: &mut M) -> Calibration {
 }
 
 impl Calibration {
-    /// Whether another window could make it no better.
+    /// Whether another window can't improve it.
     fn is_final(&self, has_pm_timer: bool) -> bool {
         let is_certain = match self.quality {
             Quality::Agreed => true,
@@ -148,7 +148,7 @@ impl Calibration {
         is_certain && self.apic.is_some()
     }
 
-    /// The lower the better.
+    /// The lowest rank is the best.
     fn rank(&self) -> (bool, bool, u64) {
         (self.quality == Quality::Doubtful, self.apic.is_none(), self.spread)
     }
@@ -163,17 +163,17 @@ struct Reading {
 }
 
 impl Reading {
-    /// The closest of a few; None if the value can't be read.
-    fn take<M: Machine>(machine: &mut M, read: fn(&mut M) -> Option<u64>) -> Option<Self> {
+    /// Reads a value [`READINGS`] times, and returns the reading that took least time. None if the value can't be read.
+    fn take<M: Timers>(timers: &mut M, read: fn(&mut M) -> Option<u64>) -> Option<Self> {
         let one = |_| {
-            let before = machine.tsc();
-            let value = read(machine)?;
-            Some(Self { before, value, after: machine.tsc() })
+            let before = timers.tsc();
+            let value = read(timers)?;
+            Some(Self { before, value, after: timers.tsc() })
         };
         (0..READINGS).filter_map(one).min_by_key(|reading| reading.after.wrapping_sub(reading.before))
     }
 
-    /// How far the TSC got from `self` to `end`. None if it went back or stood still.
+    /// The ticks of the TSC from `self` to `end`. None if the TSC went back or stood still.
     fn ticks_to(self, end: Self) -> Option<Interval> {
         let low = end.before.checked_sub(self.after)?;
         let high = end.after.checked_sub(self.before)?;
@@ -181,23 +181,23 @@ impl Reading {
     }
 }
 
-/// Periods of the 8254 since it was started.
-fn pit<M: Machine>(machine: &mut M) -> Option<u64> {
-    let Pit { count, is_over } = machine.pit();
+/// The ticks of the 8254 since its start. None if it has wrapped around.
+fn pit<M: Timers>(timers: &mut M) -> Option<u64> {
+    let Pit { count, is_over } = timers.pit();
     (!is_over).then_some((PIT_RELOAD - count).into())
 }
 
-fn pm_timer<M: Machine>(machine: &mut M) -> Option<u64> {
-    machine.pm_timer().map(|value| (value & PM_MASK).into())
+fn pm_timer<M: Timers>(timers: &mut M) -> Option<u64> {
+    timers.pm_timer().map(|value| (value & PM_MASK).into())
 }
 
-/// Periods of the local APIC's timer since it was started. At 0 it stops.
-fn apic<M: Machine>(machine: &mut M) -> Option<u64> {
-    let count = machine.apic();
+/// The ticks of the local APIC's timer since its start. None if it has stopped at 0.
+fn apic<M: Timers>(timers: &mut M) -> Option<u64> {
+    let count = timers.apic();
     (count != 0).then_some((u32::MAX - count).into())
 }
 
-/// All clocks at one moment, more or less.
+/// Readings of all clocks, one after the other.
 #[derive(Clone, Copy, Debug)]
 struct Readings {
     pit: Option<Reading>,
@@ -206,11 +206,11 @@ struct Readings {
 }
 
 impl Readings {
-    fn take<M: Machine>(machine: &mut M) -> Self {
+    fn take<M: Timers>(timers: &mut M) -> Self {
         Self {
-            pit: Reading::take(machine, pit),
-            pm_timer: Reading::take(machine, pm_timer),
-            apic: Reading::take(machine, apic),
+            pit: Reading::take(timers, pit),
+            pm_timer: Reading::take(timers, pm_timer),
+            apic: Reading::take(timers, apic),
         }
     }
 }
@@ -222,22 +222,22 @@ struct Window {
 }
 
 impl Window {
-    fn watch<M: Machine>(machine: &mut M, milliseconds: u64) -> Self {
-        machine.start();
-        let start = Readings::take(machine);
-        let begin = machine.tsc();
-        for _ in 0..M::PATIENCE {
-            if is_over(machine, &start, milliseconds) || machine.tsc().wrapping_sub(begin) >= MOST_TICKS {
+    fn watch<M: Timers>(timers: &mut M, milliseconds: u64) -> Self {
+        timers.start();
+        let start = Readings::take(timers);
+        let begin = timers.tsc();
+        for _ in 0..M::MAX_POLLS {
+            if is_over(timers, &start, milliseconds) || timers.tsc().wrapping_sub(begin) >= MOST_TICKS {
                 break;
             }
         }
-        Self { start, end: Readings::take(machine) }
+        Self { start, end: Readings::take(timers) }
     }
 
-    /// What the window tells. None if it tells nothing.
+    /// The calibration by this window. None if no reference could be read.
     fn result(&self, hint: Option<u64>) -> Option<Calibration> {
         let (tsc, spread, quality) = match (self.by_pit(), self.by_pm_timer()) {
-            // Both have to be close: two vague intervals overlap in a narrow one by chance.
+            // Their hull must be narrow: two wide intervals can have a narrow intersection by chance.
             (Some(one), Some(other)) => match (one.and(other), one.hull(other).spread()) {
                 (Some(both), spread @ ..=TOLERANCE) => (both, spread, Quality::Agreed),
                 (_, spread) => (one.hull(other), spread, Quality::Doubtful),
@@ -259,7 +259,7 @@ impl Window {
         Interval::rate(start.ticks_to(end)?, PM_HERTZ, pm_periods(start.value, end.value))
     }
 
-    /// The APIC's timer against the TSC, if that is as certain as it has to be.
+    /// Ticks of the APIC's timer and of the TSC, if their ratio is within [`TOLERANCE`].
     fn apic(&self) -> Option<(u64, u64)> {
         let (start, end) = (self.start.apic?, self.end.apic?);
         let (ticks, count) = (start.ticks_to(end)?, end.value.checked_sub(start.value)?);
@@ -282,10 +282,10 @@ fn pm_periods(start: u64, end: u64) -> u64 {
     end.wrapping_sub(start) & u64::from(PM_MASK)
 }
 
-/// Whether a reference says that so much time has passed since `start`, or none says anything.
-fn is_over<M: Machine>(machine: &mut M, start: &Readings, milliseconds: u64) -> bool {
-    let pit = start.pit.and_then(|start| Some((pit(machine)?.saturating_sub(start.value), PIT_HERTZ)));
-    let pm_timer = start.pm_timer.and_then(|start| Some((pm_periods(start.value, pm_timer(machine)?), PM_HERTZ)));
+/// Whether a reference shows that `milliseconds` have passed since `start`, or no reference can be read.
+fn is_over<M: Timers>(timers: &mut M, start: &Readings, milliseconds: u64) -> bool {
+    let pit = start.pit.and_then(|start| Some((pit(timers)?.saturating_sub(start.value), PIT_HERTZ)));
+    let pm_timer = start.pm_timer.and_then(|start| Some((pm_periods(start.value, pm_timer(timers)?), PM_HERTZ)));
     let is_past = |(periods, hertz): (u64, u64)| periods >= milliseconds * hertz / 1000;
     let mut all = pit.into_iter().chain(pm_timer).peekable();
     all.peek().is_none() || all.any(is_past)

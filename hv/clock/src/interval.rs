@@ -1,4 +1,4 @@
-//! A value between bounds.
+//! Intervals of positive numbers.
 
 const MILLION: u128 = 1_000_000;
 
@@ -10,7 +10,7 @@ pub(crate) struct Interval {
 }
 
 impl Interval {
-    /// `ticks` times `hertz` by `count`, where the last is uncertain by one. None if that says nothing.
+    /// `ticks` times `hertz` divided by `count`, where `count` may be off by one. None if the result has no bound or is 0.
     pub(crate) fn rate(ticks: Self, hertz: u64, count: u64) -> Option<Self> {
         let least = count.checked_sub(1).filter(|&count| count != 0)?;
         let low = u128::from(ticks.low) * u128::from(hertz) / (u128::from(count) + 1);
@@ -19,13 +19,13 @@ impl Interval {
         (high != 0).then_some(Self { low, high })
     }
 
-    /// What lies in both.
+    /// The intersection of both, if it is not empty.
     pub(crate) fn and(self, other: Self) -> Option<Self> {
         let both = Self { low: self.low.max(other.low), high: self.high.min(other.high) };
         (both.low <= both.high).then_some(both)
     }
 
-    /// The least that contains both.
+    /// The smallest interval that contains both.
     pub(crate) fn hull(self, other: Self) -> Self {
         Self { low: self.low.min(other.low), high: self.high.max(other.high) }
     }

@@ -1,10 +1,10 @@
-//! How fast the TSC and the local APIC's timer are, by the clocks whose frequency is known: the 8254 and ACPI's PM timer.
+//! Measures the frequency of the TSC and of the local APIC's timer by clocks of known frequency: the 8254 and ACPI's PM timer.
 //!
-//! A measurement can be held up at any moment: by an SMI, or because the machine is an emulator's and shares its processors.
-//! So each value is read between two readings of the TSC, which bound the moment at which it was true, and each window of time
-//! gives an interval that contains the TSC's frequency, however long the hold-ups were. The intervals by two references have to
-//! overlap, and to do so closely ([`TOLERANCE`]); else a longer window is tried. What is still in doubt at the end is used, but
-//! [told](Quality::Doubtful).
+//! A measurement can be delayed at any moment: by an SMI, or by the host of an emulator, which runs other processes. Therefore each
+//! value is read between two readings of the TSC, which bound the moment at which it was valid, and each window of time gives an
+//! interval that contains the TSC's frequency, however long the delays were. The intervals by two references must overlap closely
+//! ([`TOLERANCE`]); otherwise a longer window is tried. If they never do, the best result is used, and marked as
+//! [doubtful](Quality::Doubtful).
 //!
 //! ```text
 //!         before  value  after                                  before  value  after
@@ -13,8 +13,8 @@
 //!           ◀────────────────────────── at most ─────────────────────────────────▶
 //! ```
 //!
-//! An emulator whose reference clocks are all made from one clock of its host (QEMU's are) can't contradict itself: there the
-//! agreement shows that the readings are sound, not that the host's clock is.
+//! If an emulator derives all reference clocks from one clock of its host, as QEMU does, the references always agree with each
+//! other: the agreement then shows that the readings are right, not that the host's clock is.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -27,5 +27,5 @@ mod ratio;
 #[cfg(test)]
 mod tests;
 
-pub use calibration::{Calibration, Machine, PIT_RELOAD, Pit, Quality, Reference, TOLERANCE, calibrate};
+pub use calibration::{Calibration, PIT_RELOAD, Pit, Quality, Reference, TOLERANCE, Timers, calibrate};
 pub use ratio::Ratio;

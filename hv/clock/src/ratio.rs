@@ -1,8 +1,8 @@
-//! Ticks of one clock in ticks of another.
+//! Conversion of one clock's ticks to another clock's.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// How many ticks one clock makes while another makes one, in units of 2⁻³². It is set once and read by all CPUs.
+/// The ratio of two clocks' frequencies, in units of 2⁻³². It is set once and read by all CPUs.
 #[derive(Debug)]
 pub struct Ratio(AtomicU64);
 
@@ -12,13 +12,13 @@ impl Ratio {
         Self(AtomicU64::new(1 << 32))
     }
 
-    /// One clock makes `to` ticks while the other makes `from`. A ratio that does not fit is the greatest that does.
+    /// Sets the ratio `to` / `from`, saturating at the largest.
     pub fn set(&self, to: u64, from: u64) {
         let ratio = (u128::from(to) << 32) / u128::from(from.max(1));
         self.0.store(u64::try_from(ratio).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// `ticks` of the other clock in ticks of the one, rounded down; the greatest number where they do not fit.
+    /// `ticks` times the ratio, rounded down and saturating.
     pub fn convert(&self, ticks: u64) -> u64 {
         let ticks = (u128::from(ticks) * u128::from(self.0.load(Ordering::Relaxed))) >> 32;
         u64::try_from(ticks).unwrap_or(u64::MAX)

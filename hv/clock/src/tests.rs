@@ -1,6 +1,6 @@
-//! Machines that are held up at random.
+//! Machines in virtual time, with random delays.
 
-use crate::{Calibration, Machine, PIT_RELOAD, Pit, Quality, Reference, TOLERANCE, calibrate};
+use crate::{Calibration, PIT_RELOAD, Pit, Quality, Reference, TOLERANCE, Timers, calibrate};
 use proptest::prelude::*;
 use std::vec::Vec;
 
@@ -9,14 +9,14 @@ use std::vec::Vec;
 struct Simulated {
     tsc_hertz: u64,
     apic_hertz: u64,
-    /// None: there is none, and ones are read.
+    /// None: the machine has no 8254, and reads ones.
     pit_hertz: Option<u64>,
     pm_hertz: Option<u64>,
     hint: Option<u64>,
     /// Nanoseconds since some moment, and when the counters were started.
     now: u64,
     started: u64,
-    /// How long the machine is held up at each of its accesses to a clock, before and after it, in turn.
+    /// The delays before and after each access to a clock, in turn.
     delays: Vec<u64>,
     next: usize,
 }
@@ -41,7 +41,7 @@ impl Simulated {
         self.next += 1;
     }
 
-    /// A clock's value, true at one moment of the access.
+    /// A clock's value at one moment of the access.
     fn access(&mut self, hertz: u64, since: u64) -> u64 {
         self.pass();
         let value = u128::from(self.now - since) * u128::from(hertz) / 1_000_000_000;
@@ -57,7 +57,7 @@ impl Simulated {
     }
 }
 
-impl Machine for Simulated {
+impl Timers for Simulated {
     fn tsc(&mut self) -> u64 {
         self.now += 10;
         (u128::from(self.now) * u128::from(self.tsc_hertz) / 1_000_000_000) as u64
@@ -78,7 +78,7 @@ impl Machine for Simulated {
 
     fn pm_timer(&mut self) -> Option<u32> {
         let hertz = self.pm_hertz?;
-        // 32 bits of them.
+        // The PM timer has 32 bits.
         Some(self.access(hertz, 0) as u32)
     }
 
@@ -129,21 +129,21 @@ fn a_machine_without_references_goes_by_cpuid_or_says_that_it_guesses() {
 }
 
 #[test]
-fn an_apic_timer_that_stands_still_is_told() {
+fn an_apic_timer_that_stands_still_is_reported() {
     let mut machine = Simulated { apic_hertz: 0, ..Simulated::new(2_000_000_000) };
     let calibration = calibrate(&mut machine);
     assert_eq!((calibration.apic, calibration.quality), (None, Quality::Agreed));
 }
 
-/// More than there are in a few windows.
+/// More than a few windows use.
 const DELAYS: usize = 200_000;
 
-/// A delay at an access: mostly short, now and then as long as a scheduler's turns, or a good deal longer.
+/// A delay at an access: mostly short, sometimes as long as a scheduler's time slice, rarely much longer.
 fn delay() -> impl Strategy<Value = u64> {
     prop_oneof![40 => 100u64..3_000, 2 => 3_000u64..1_000_000, 1 => 1_000_000u64..20_000_000, 1 => 20_000_000u64..200_000_000]
 }
 
-/// What a broken machine reads.
+/// A broken machine, which reads anything.
 struct Garbage {
     values: Vec<u64>,
     next: usize,
@@ -156,8 +156,8 @@ impl Garbage {
     }
 }
 
-impl Machine for Garbage {
-    const PATIENCE: u32 = 100;
+impl Timers for Garbage {
+    const MAX_POLLS: u32 = 100;
 
     fn tsc(&mut self) -> u64 {
         self.any()
@@ -187,7 +187,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_is_not_in_doubt_is_right_however_the_machine_is_held_up(
+    fn a_result_that_is_not_doubtful_is_right_whatever_the_delays(
         tsc_hertz in 500_000_000u64..6_000_000_000,
         apic_hertz in 20_000_000u64..1_500_000_000,
         delays in prop::collection::vec(delay(), 1..400),
@@ -198,7 +198,7 @@ proptest! {
     }
 
     #[test]
-    fn rare_hold_ups_leave_no_doubt(
+    fn a_single_delay_does_not_make_the_result_doubtful(
         tsc_hertz in 500_000_000u64..6_000_000_000,
         at in 0usize..DELAYS,
         delay in 1_000_000u64..60_000_000,
@@ -212,7 +212,7 @@ proptest! {
     }
 
     #[test]
-    fn references_that_disagree_are_told(
+    fn references_that_disagree_are_reported(
         error in prop_oneof![900_000u64..990_000, 1_010_000u64..1_100_000],
         delays in prop::collection::vec(delay(), 1..400),
     ) {
