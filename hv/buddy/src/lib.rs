@@ -1,8 +1,8 @@
 //! A buddy allocator of page frames that allocates nothing itself.
 //!
-//! The free blocks of each order are bits of a [`Set`] in memory that the owner gives once. `FrameAllocator` of the crate
-//! `buddy_system_allocator` keeps them in B-trees on the heap instead: there, to free a frame can need memory, and with
-//! the heap used up it panics.
+//! The free blocks of each order are bits of a [`Set`], in memory that the owner provides once. `FrameAllocator` of the crate
+//! `buddy_system_allocator` keeps them in B-trees on the heap instead: there, freeing a frame can allocate, and panics if the heap
+//! is full.
 //!
 //! ```
 //! use buddy::Buddy;
@@ -29,24 +29,24 @@ use core::array;
 use core::ops::Range;
 use set::Set;
 
-/// How many orders there are: the largest block has 2¹⁸ frames, 1 GiB.
+/// The number of orders: the largest block has 2¹⁸ frames, 1 GiB.
 pub const ORDERS: usize = 19;
 
-/// The free frames among those with a number below a bound.
+/// The free frames, of those with a number below a bound.
 pub struct Buddy<'m> {
-    /// By order, the free blocks, by their first frame's number shifted right by the order.
+    /// For each order, the free blocks: their first frame's number shifted right by the order.
     free: [Set<'m>; ORDERS],
     available: usize,
 }
 
 impl<'m> Buddy<'m> {
-    /// How many words of memory it takes to manage the frames below `frames`: about a word for each 31.
+    /// The number of words needed to manage the frames below `frames`: about one for 31 frames.
     #[must_use]
     pub fn words(frames: usize) -> usize {
         (0..ORDERS).map(|order| Set::words(frames >> order)).sum()
     }
 
-    /// No frame is free. `memory` has [`words`](Self::words) words, or more; None if it has fewer.
+    /// An allocator without a free frame. None if `memory` has less than [`words`](Self::words) words.
     #[must_use]
     pub fn new(frames: usize, memory: &'m mut [u64]) -> Option<Self> {
         if memory.len() < Self::words(frames) {
@@ -61,20 +61,20 @@ impl<'m> Buddy<'m> {
         Some(Self { free, available: 0 })
     }
 
-    /// How many frames are free.
+    /// The number of free frames.
     #[must_use]
     pub const fn available(&self) -> usize {
         self.available
     }
 
-    /// How many frames below `end` are free.
+    /// The number of free frames below `end`.
     #[must_use]
     pub fn available_below(&self, end: usize) -> usize {
         let in_block = |order: usize, block: usize| (end.saturating_sub(block << order)).min(1 << order);
         (0..ORDERS).map(|order| self.free[order].iter().map(|block| in_block(order, block)).sum::<usize>()).sum()
     }
 
-    /// Makes these frames free. They were not, and lie below the bound.
+    /// Makes these frames free. They must be below the bound, and not be free before.
     pub fn add(&mut self, frames: Range<usize>) {
         let mut at = frames.start;
         while at < frames.end {
@@ -85,12 +85,12 @@ impl<'m> Buddy<'m> {
         }
     }
 
-    /// Takes a block of 2^`order` frames, aligned to as many: the first frame.
+    /// Allocates a block of 2^`order` frames, aligned to its size. Returns its first frame.
     pub fn alloc(&mut self, order: usize) -> Option<usize> {
         self.alloc_below(order, usize::MAX)
     }
 
-    /// The same, with all frames below `end`.
+    /// As [`alloc`](Self::alloc), with all frames below `end`.
     pub fn alloc_below(&mut self, order: usize, end: usize) -> Option<usize> {
         let fits =
             |block: usize, from: usize| (block << from).checked_add(1 << order).is_some_and(|after| after <= end);
@@ -107,7 +107,7 @@ impl<'m> Buddy<'m> {
         Some(block << order)
     }
 
-    /// Gives back the block of 2^`order` frames at `frame`, which was taken, as one or in parts.
+    /// Frees the block of 2^`order` frames at `frame`, which was allocated as one block, as part of a larger one, or in parts.
     pub fn free(&mut self, frame: usize, order: usize) {
         self.available += 1 << order;
         let (mut block, mut order) = (frame >> order, order);

@@ -1,4 +1,4 @@
-//! Frames that are promised to some, and left alone by the others.
+//! Reservations: frames that are promised to one user, and not available to others.
 
 use crate::Buddy;
 use core::ops::Range;
@@ -6,19 +6,19 @@ use core::ops::Range;
 /// Free frames, some of which are promised.
 ///
 /// ```text
-/// free frames ─┬─ promised to a, and not taken by it yet
-///              ├─ promised to b
-///              └─ for all
+/// free frames ─┬─ promised to share a, and not taken yet
+///              ├─ promised to share b
+///              └─ available to all
 /// ```
 ///
-/// Promises are kept by counting: a share that was promised n frames can take n single ones at any time, wherever they are.
+/// Promises are counted, and not bound to particular frames: a share with a promise of n frames can always take n single frames.
 pub struct Frames<'m> {
     buddy: Buddy<'m>,
-    /// Never more than are free.
+    /// The number of frames that are promised and not taken yet: at most as many as are free.
     promised: usize,
 }
 
-/// What one user of the frames has, and may count on.
+/// The account of one user of the frames: the frames that it holds, and its promise.
 #[derive(Debug, Default)]
 pub struct Share {
     promise: usize,
@@ -26,32 +26,32 @@ pub struct Share {
 }
 
 impl Share {
-    /// Nothing, and no promise.
+    /// A share without frames and without a promise.
     #[must_use]
     pub const fn none() -> Self {
         Self { promise: 0, held: 0 }
     }
 
-    /// Frames promised that were not taken yet.
+    /// The number of frames that are promised and not taken yet.
     const fn to_come(&self) -> usize {
         self.promise.saturating_sub(self.held)
     }
 }
 
 impl<'m> Frames<'m> {
-    /// The free ones of `buddy`, none of them promised.
+    /// The free frames of `buddy`, without a promise.
     #[must_use]
     pub const fn new(buddy: Buddy<'m>) -> Self {
         Self { buddy, promised: 0 }
     }
 
-    /// How many are free for the owner of `share`.
+    /// The number of frames that `share` can take.
     #[must_use]
     pub const fn available(&self, share: &Share) -> usize {
         self.buddy.available() - (self.promised - share.to_come())
     }
 
-    /// How many frames below `end` are free, promised or not.
+    /// The number of free frames below `end`, promised or not.
     #[must_use]
     pub fn available_below(&self, end: usize) -> usize {
         self.buddy.available_below(end)
@@ -62,13 +62,13 @@ impl<'m> Frames<'m> {
         self.buddy.add(frames);
     }
 
-    /// Takes a block below `end` for good, as [`Buddy::alloc_below`] does, if it is free for all.
+    /// Takes a block below `end` for ever, as [`Buddy::alloc_below`] does, if that leaves enough frames for all promises.
     pub fn take_below(&mut self, order: usize, end: usize) -> Option<usize> {
         let fits = 1 << order <= self.available(&Share::none());
         if fits { self.buddy.alloc_below(order, end) } else { None }
     }
 
-    /// A share with a promise of `frames` frames. None if there are not as many.
+    /// A share with a promise of `frames` frames. None if not as many are available.
     pub fn promise(&mut self, frames: usize) -> Option<Share> {
         if frames > self.available(&Share::none()) {
             return None;
@@ -77,13 +77,13 @@ impl<'m> Frames<'m> {
         Some(Share { promise: frames, held: 0 })
     }
 
-    /// Takes back the promise of `share`, which has given back what it can.
+    /// Ends the promise of `share`. Frames that the share still holds stay taken.
     pub fn end(&mut self, share: &mut Share) {
         self.promised -= share.to_come();
         share.promise = 0;
     }
 
-    /// Takes a block of 2^`order` frames: the first.
+    /// Takes a block of 2^`order` frames, aligned to its size. Returns its first frame.
     pub fn take(&mut self, order: usize, share: &mut Share) -> Option<usize> {
         let fits = 1 << order <= self.available(share);
         let block = if fits { self.buddy.alloc(order) } else { None }?;
@@ -93,7 +93,7 @@ impl<'m> Frames<'m> {
         Some(block)
     }
 
-    /// Gives back the block of 2^`order` frames at `frame`, which the share has taken, as one or in parts.
+    /// Gives back the block of 2^`order` frames at `frame`, which the share has taken as [`Buddy::free`] demands.
     pub fn give(&mut self, frame: usize, order: usize, share: &mut Share) {
         self.buddy.free(frame, order);
         let before = share.to_come();
@@ -112,7 +112,7 @@ mod tests {
     const FRAMES: usize = 300;
 
     proptest! {
-        /// Whatever the others take, each share gets single frames up to its promise, and none gets another's.
+        /// Each share can take single frames up to its promise, whatever other shares have taken.
         #[test]
         fn promises_are_kept(
             promises in proptest::collection::vec(0..120usize, 1..5),
@@ -130,9 +130,9 @@ mod tests {
                 shares.extend(share.map(|share| (share, Vec::new())));
             }
             shares.push((Share::none(), Vec::new()));
-            for (who, order, take) in steps {
-                let who = who.index(shares.len());
-                let (share, blocks) = &mut shares[who];
+            for (index, order, take) in steps {
+                let index = index.index(shares.len());
+                let (share, blocks) = &mut shares[index];
                 if take {
                     let may = 1 << order <= frames.available(share);
                     let block = frames.take(order, share);
@@ -142,7 +142,7 @@ mod tests {
                     frames.give(block, order, share);
                 }
             }
-            // All at once.
+            // All promises can be used up together.
             for (share, _) in &mut shares {
                 while share.to_come() > 0 {
                     prop_assert!(frames.take(0, share).is_some());

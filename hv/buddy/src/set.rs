@@ -2,32 +2,32 @@
 
 /// Bits in a word.
 const BITS: usize = u64::BITS as usize;
-/// Bitmaps above one another at most: enough for 2³⁶ members.
+/// The most levels of bitmaps: enough for 2³⁶ members.
 const LEVELS: usize = 6;
 
-/// A set of numbers below a bound. The least is found in as many steps as there are levels: a bit of each level tells
-/// whether the word below has any.
+/// A set of numbers below a bound. A bit of each level says whether the word below it is not zero, so that finding the least member
+/// takes one step for each level.
 pub(crate) struct Set<'m> {
     words: &'m mut [u64],
-    /// Where each level's words begin, from the members' own upwards.
+    /// The index of each level's first word. Level 0 has a bit for each member.
     starts: [usize; LEVELS],
     levels: usize,
     bound: usize,
 }
 
 impl<'m> Set<'m> {
-    /// How many words of memory a set of numbers below `bound` takes.
+    /// The number of words of a set of numbers below `bound`.
     pub(crate) fn words(bound: usize) -> usize {
         Self::levels(bound).sum()
     }
 
-    /// How many words each level has: the last one has one.
+    /// The number of words of each level. The highest level has one.
     fn levels(bound: usize) -> impl Iterator<Item = usize> {
         let above = |&words: &usize| (words > 1).then(|| words.div_ceil(BITS));
         core::iter::successors(Some(bound.div_ceil(BITS)).filter(|&words| words > 0), above)
     }
 
-    /// The empty set, in exactly [`words`](Self::words) words.
+    /// An empty set. `words` must have exactly [`words`](Self::words) elements.
     pub(crate) fn new(bound: usize, words: &'m mut [u64]) -> Self {
         words.fill(0);
         let (mut starts, mut levels, mut start) = ([0; LEVELS], 0, 0);
@@ -39,7 +39,7 @@ impl<'m> Set<'m> {
         Self { words, starts, levels, bound }
     }
 
-    /// Adds `member`, which is below the bound.
+    /// Adds `member`, which must be below the bound.
     pub(crate) fn insert(&mut self, member: usize) {
         let mut at = member;
         for start in &self.starts[..self.levels] {
@@ -53,7 +53,7 @@ impl<'m> Set<'m> {
         }
     }
 
-    /// Takes `member` away; whether it was there.
+    /// Removes `member`. Whether it was in the set.
     pub(crate) fn remove(&mut self, member: usize) -> bool {
         if !self.contains(member) {
             return false;
@@ -87,7 +87,7 @@ impl<'m> Set<'m> {
         (self.levels > 0).then_some(at)
     }
 
-    /// All members, in order. As slow as the bound is large.
+    /// All members, in order. Takes time proportional to the bound.
     pub(crate) fn iter(&self) -> impl Iterator<Item = usize> {
         let words = self.words[..self.bound.div_ceil(BITS)].iter().enumerate();
         words
@@ -105,7 +105,7 @@ mod tests {
     use std::vec::Vec;
 
     proptest! {
-        /// Against the standard library's set, with bounds of one level to three.
+        /// The standard library's set is the model. The bounds give one to three levels.
         #[test]
         fn it_is_a_set(bound in prop_oneof![0..200usize, 4000..5000usize], steps in proptest::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..100)) {
             let mut words = vec![u64::MAX; Set::words(bound)];
