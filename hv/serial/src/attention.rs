@@ -1,34 +1,37 @@
-//! Chooses a CPU that sends what is queued, and is sure to look at the queues.
+//! Makes sure that some CPU polls the queues while bytes are in them.
 
 use model::const_unless_loom;
 use model::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
-/// No moment.
+/// The time of no poll.
 const NEVER: u64 = u64::MAX;
 
-/// Sees to it that some CPU looks at the queues while there is something in them, without a lock and without every CPU doing so.
+/// Makes sure that some CPU polls the queues while bytes are in them, without a lock, and without a timer on every CPU.
 ///
-/// A CPU that puts bytes into a queue, or leaves some there when it has looked, asks [`wanted`](Self::wanted) afterwards, and
-/// interrupts itself if that says so. A CPU that is interrupted [disarms](Self::disarm), [looks](Self::look) at the queues, says
-/// when what is left there is due [`again`](Self::again), and [arms](Self::arm) its timer for that. So either some CPU is armed,
-/// or the one that puts a byte is told to interrupt itself: the two write one word each, fence, and read the other's.
+/// A CPU that puts bytes into a queue, or leaves some there after a poll, calls [`wanted`](Self::wanted) afterwards, and
+/// interrupts itself if that returns true. A CPU that is interrupted calls [`disarm`](Self::disarm); if that returns true, it
+/// calls [`look`](Self::look), polls the queues, and reports by [`again`](Self::again) when the remaining bytes are due. Then it
+/// calls [`arm`](Self::arm), and programs its timer for the time that this returns.
+///
+/// So either some CPU is armed, or the CPU that puts a byte interrupts itself: each side writes one word, fences, and reads the
+/// word of the other side.
 #[derive(Debug)]
 pub struct Attention {
-    /// When to look again; [`NEVER`] if nothing waits.
+    /// When to poll next; [`NEVER`] if no bytes wait.
     due: AtomicU64,
-    /// A CPU is armed for that, or about to interrupt itself.
+    /// A CPU's timer is programmed for that, or a CPU is about to interrupt itself.
     armed: AtomicBool,
 }
 
 impl Attention {
     const_unless_loom! {
-        /// Nothing waits.
+        /// No bytes wait.
         pub fn new() -> Self {
             Self { due: AtomicU64::new(NEVER), armed: AtomicBool::new(false) }
         }
     }
 
-    /// There is something in a queue. Whether this CPU is to interrupt itself, so that it looks.
+    /// This CPU has put bytes into a queue, or left some there. True if it must interrupt itself, so that it polls.
     #[must_use]
     pub fn wanted(&self) -> bool {
         fence(Ordering::SeqCst);
@@ -39,38 +42,38 @@ impl Attention {
         !self.armed.load(Ordering::Relaxed) && !self.armed.swap(true, Ordering::Relaxed)
     }
 
-    /// This CPU was interrupted. Whether it has to look at the queues.
+    /// This CPU was interrupted. True if it must poll the queues.
     #[inline]
     pub fn disarm(&self) -> bool {
-        !self.is_idle() && self.disarm_and_see()
+        !self.is_idle() && self.disarm_and_check()
     }
 
-    /// Nothing waits, and no CPU counts as armed: then the CPU that puts something interrupts itself, and none of the others has to
-    /// take anything back. This is all that most interrupts cost.
+    /// No bytes wait, and no CPU is armed: a CPU that puts bytes then interrupts itself, and other CPUs have nothing to do. Most
+    /// interrupts end here.
     #[inline]
     fn is_idle(&self) -> bool {
         self.waiting().is_none() && !self.armed.load(Ordering::Relaxed)
     }
 
     #[cold]
-    fn disarm_and_see(&self) -> bool {
+    fn disarm_and_check(&self) -> bool {
         self.armed.store(false, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.waiting().is_some()
     }
 
-    /// The queues are looked at after this call, by one CPU at a time.
+    /// To be called before the queues are polled, by one CPU at a time.
     pub fn look(&self) {
         self.due.store(NEVER, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// By then the queues have to be looked at again.
+    /// The queues must be polled again at `due`, or before.
     pub fn again(&self, due: u64) {
         self.due.fetch_min(due, Ordering::Relaxed);
     }
 
-    /// This CPU arms its timer anew: for when, if something waits.
+    /// This CPU programs its timer. Returns the time of the next poll, for which the timer must interrupt; None if no bytes wait.
     #[inline]
     pub fn arm(&self) -> Option<u64> {
         if self.is_idle() { None } else { self.arm_for_what_waits() }
@@ -78,8 +81,8 @@ impl Attention {
 
     #[cold]
     fn arm_for_what_waits(&self) -> Option<u64> {
-        // The timer may have been armed for what is gone. A CPU that queues bytes after this sees that.
-        if self.waiting().is_none() && !self.disarm_and_see() {
+        // This CPU may have been armed for bytes that are sent by now. A CPU that puts bytes after this sees it disarmed.
+        if self.waiting().is_none() && !self.disarm_and_check() {
             return None;
         }
         let due = self.waiting().unwrap_or(0);

@@ -1,7 +1,7 @@
-//! One serial line for the hypervisor's words and every VM's output.
+//! Multiplexes the hypervisor's messages and the output of all VMs on one serial line.
 //!
-//! Each source has queues of its own, allocated when it is made ([`ring`]). The [`Mux`] takes bytes out of them, line by line
-//! and in turn, and sends them by whatever machine there is ([`Transmitter`]):
+//! Each source has queues of its own, allocated when it is added ([`ring`]). The [`Mux`] takes bytes out of them, line by line
+//! and in turn, and sends them by a [`Transmitter`], which is a UART:
 //!
 //! ```text
 //!   VM a ── output ──▶ ring ─┐
@@ -11,13 +11,13 @@
 //!   hypervisor ──────▶ ring ─┘                               b| KTAP version 1
 //! ```
 //!
-//! - A line of the wire belongs wholly to one source. A source that begins a line while another's is open ends that one first, and
-//!   the rest of it is marked when it comes ([`abi::wire`]), so that a reader can join the pieces.
-//! - The hypervisor's own lines come first. VMs take turns of at most [`QUANTUM`] bytes, so a flood delays another VM's line by
-//!   a turn of each other VM.
-//! - A VM whose ring is full has to wait ([`Producer::room`]); what is put there regardless is dropped, counted, and told in a
-//!   line of its own.
-//! - With one VM alone its output goes out as it comes. With several, a line that has no end yet is kept back for [`HOLD`].
+//! - A line on the wire belongs to one source. If a source begins a line while another source's line is open, the open line is
+//!   ended first, and its rest is marked when it follows ([`abi::wire`]), so that a reader can join the pieces.
+//! - The hypervisor's own lines come first. VMs take turns of at most [`QUANTUM`] bytes, so that a flood delays another VM's line
+//!   by one turn of each other VM.
+//! - A VM whose ring is full has to wait ([`Producer::room`]); bytes that are put without room are dropped and counted, and a line
+//!   reports their number.
+//! - The output of the only VM is sent at once. With several VMs, a line without an end is held back for [`HOLD`].
 //!
 //! ```
 //! use serial::{Mux, Transmitter};

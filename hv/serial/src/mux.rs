@@ -7,50 +7,50 @@ use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::fmt::{self, Write};
 
-/// How many bytes of a VM's line are sent while others wait; a line that is longer is cut.
+/// The most bytes of a VM that are sent in one turn while other sources wait. A longer line is cut.
 pub const QUANTUM: usize = 256;
 
-/// How long a line without an end is kept back in the hope of its end, in nanoseconds.
+/// How long a line without an end is held back to wait for its end, in nanoseconds.
 pub const HOLD: u64 = 20_000_000;
 
 /// The longest name of a VM. Longer ones are cut.
 const MAX_NAME: usize = 32;
 
-/// What sends bytes: a UART.
+/// Sends bytes: a UART.
 pub trait Transmitter {
-    /// How many bytes can be sent now, without waiting.
+    /// How many bytes can be sent now without waiting.
     fn room(&mut self) -> usize;
-    /// Sends one, where there is [`room`](Self::room).
+    /// Sends a byte. There must be [`room`](Self::room).
     fn send(&mut self, byte: u8);
 }
 
-/// Where a VM's bytes go in.
+/// The producers of a VM's queues.
 pub struct VmQueues {
-    /// What the VM prints.
+    /// The VM's output.
     pub output: Producer,
-    /// What the hypervisor says about the VM, sent when all that the VM has printed is.
+    /// The hypervisor's messages about the VM, which are sent after all of the VM's output.
     pub about: Producer,
 }
 
-/// The queues' other ends, and the state of the serial line.
+/// The consumers of all queues, and the state of the serial line.
 pub struct Mux {
     own: Consumer,
     vms: Vec<Vm>,
-    /// Whose turn it is, until its line ends, it had its [`QUANTUM`], or it has nothing while another has.
+    /// The current turn, which ends with its line, after [`QUANTUM`] bytes, or when the source has no more bytes.
     turn: Option<Turn>,
-    /// Whose line has begun on the serial line, and not ended.
-    open: Option<Speaker>,
+    /// The source whose line has begun on the wire and not ended.
+    open: Option<Source>,
     /// The VM that had the last turn of a VM.
     last: usize,
-    /// What has to be sent before anything else: ends of cut lines, and marks.
+    /// Bytes to be sent before all others: ends of cut lines, and marks.
     framing: Framing,
-    /// VM output is no longer sent.
+    /// Only the hypervisor's own lines are sent from now on.
     only_own: bool,
 }
 
 /// A source of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Speaker {
+enum Source {
     /// The hypervisor.
     Own,
     /// The VM of this number.
@@ -60,23 +60,23 @@ enum Speaker {
 }
 
 struct Turn {
-    speaker: Speaker,
+    source: Source,
     spent: usize,
 }
 
 struct Vm {
-    /// None: it is the only one.
+    /// None: it is the only VM.
     name: Option<Box<str>>,
     output: Consumer,
     about: Consumer,
-    /// Its last line was cut: what comes next is the rest.
+    /// The last line was cut: the next bytes are its rest.
     is_cut: bool,
-    /// Since when what it has printed waits for its turn.
+    /// Since when the output waits for its turn, in nanoseconds.
     held: Option<u64>,
 }
 
 impl Vm {
-    /// Whether what it has printed is to be sent now. `is_open`: its line has begun already.
+    /// Whether the output is to be sent now. `is_open`: its line has begun on the wire.
     fn is_ready(&self, is_open: bool, now: u64) -> bool {
         let is_over = |since: u64| now.saturating_sub(since) >= HOLD;
         let is_due = self.name.is_none() || is_open || self.held.is_some_and(is_over);
@@ -89,7 +89,7 @@ impl Vm {
 }
 
 impl Mux {
-    /// A line for the hypervisor alone, with a queue of at least `capacity` bytes.
+    /// A multiplexer for the hypervisor alone, with a queue of at least `capacity` bytes.
     pub fn new(capacity: usize) -> (Self, Producer) {
         let (producer, own) = ring(capacity);
         let mux =
@@ -97,7 +97,7 @@ impl Mux {
         (mux, producer)
     }
 
-    /// One VM more, with queues of at least these capacities. `name` is None for the only VM.
+    /// Adds a VM, with queues of at least these capacities in bytes. `name` is None for the only VM.
     pub fn add_vm(&mut self, name: Option<&str>, output: usize, about: usize) -> VmQueues {
         let short = |name: &str| name.chars().take(MAX_NAME).collect();
         let (output, about) = (ring(output.max(QUANTUM)), ring(about));
@@ -105,14 +105,14 @@ impl Mux {
         VmQueues { output: output.0, about: about.0 }
     }
 
-    /// What [`add_vm`](Self::add_vm) allocates, at most.
+    /// The allocations of [`add_vm`](Self::add_vm), at most.
     pub fn vm_allocations(output: usize, about: usize) -> impl Iterator<Item = Layout> {
-        // The list of VMs is moved when it grows, to twice its size.
+        // The list of VMs may be reallocated with twice its size.
         let listed = [Layout::new::<[u8; MAX_NAME]>(), Layout::new::<Vm>(), Layout::new::<Vm>()];
         ring::allocations(output.max(QUANTUM)).into_iter().chain(ring::allocations(about)).chain(listed)
     }
 
-    /// Sends as much as there is and `transmitter` takes at once; `now` is in nanoseconds. Returns how much that was.
+    /// Sends as many bytes as are due at `now` (in nanoseconds) and as `transmitter` has room for. Returns their number.
     pub fn burst(&mut self, now: u64, transmitter: &mut impl Transmitter) -> usize {
         if self.due(now).is_none_or(|due| due > now) {
             return 0;
@@ -121,9 +121,9 @@ impl Mux {
         (0..room).map_while(|_| self.next(now)).map(|byte| transmitter.send(byte)).count()
     }
 
-    /// When there is something to send: [`burst`](Self::burst) has nothing before. None if nothing waits.
+    /// When [`burst`](Self::burst) has bytes to send next. None if no bytes wait.
     pub fn due(&mut self, now: u64) -> Option<u64> {
-        if !self.framing.is_empty() || self.goes_on(now) || self.find(now).is_some() {
+        if !self.framing.is_empty() || self.turn_continues(now) || self.find(now).is_some() {
             return Some(now);
         }
         self.vms
@@ -134,41 +134,41 @@ impl Mux {
             .filter(|_| !self.only_own)
     }
 
-    /// From now on the hypervisor's own lines are sent, and nothing else. How many bytes of the VMs that leaves.
+    /// From now on only the hypervisor's own lines are sent. Returns the number of bytes of VMs that are left in the queues.
     pub fn silence_vms(&mut self) -> usize {
         self.only_own = true;
         self.vms.iter().map(|vm| vm.output.len() + vm.about.len()).sum()
     }
 
-    /// Whether a line is open, which counts as ended from now on: for the hypervisor that is about to write by itself.
+    /// For a hypervisor that is about to write to the wire directly: whether a line is open, which counts as ended from now on.
     pub fn end_line(&mut self) -> bool {
         self.framing = Framing::new();
         self.turn = None;
         self.open.take().is_some()
     }
 
-    /// The next byte to be sent.
+    /// The next byte to send.
     fn next(&mut self, now: u64) -> Option<u8> {
-        if self.framing.is_empty() && !self.goes_on(now) {
-            let speaker = self.find(now)?;
-            self.give_turn(speaker);
+        if self.framing.is_empty() && !self.turn_continues(now) {
+            let source = self.find(now)?;
+            self.give_turn(source);
         }
         self.framing.pop().or_else(|| self.take())
     }
 
-    /// Whether the turn goes on.
-    fn goes_on(&mut self, now: u64) -> bool {
-        let Some(Turn { speaker, spent }) = self.turn else { return false };
-        if !self.has_bytes(speaker) || (self.only_own && speaker != Speaker::Own) {
+    /// Whether the current turn continues.
+    fn turn_continues(&mut self, now: u64) -> bool {
+        let Some(Turn { source, spent }) = self.turn else { return false };
+        if !self.has_bytes(source) || (self.only_own && source != Source::Own) {
             return false;
         }
-        match speaker {
-            Speaker::Vm(_) if spent >= QUANTUM => self.find(now) == Some(speaker) && self.restart_turn(),
+        match source {
+            Source::Vm(_) if spent >= QUANTUM => self.find(now) == Some(source) && self.restart_turn(),
             _ => true,
         }
     }
 
-    /// No other source has anything to send.
+    /// Lets the turn last for another [`QUANTUM`], because no other source has bytes to send. True.
     fn restart_turn(&mut self) -> bool {
         if let Some(turn) = &mut self.turn {
             turn.spent = 0;
@@ -176,18 +176,18 @@ impl Mux {
         true
     }
 
-    fn has_bytes(&self, speaker: Speaker) -> bool {
-        match speaker {
-            Speaker::Own => !self.own.is_empty(),
-            Speaker::Vm(vm) => !self.vms[vm].output.is_empty(),
-            Speaker::About(vm) => !self.vms[vm].about.is_empty(),
+    fn has_bytes(&self, source: Source) -> bool {
+        match source {
+            Source::Own => !self.own.is_empty(),
+            Source::Vm(vm) => !self.vms[vm].output.is_empty(),
+            Source::About(vm) => !self.vms[vm].about.is_empty(),
         }
     }
 
-    /// Who is to speak next: the hypervisor, or else the first VM after the last that did.
-    fn find(&mut self, now: u64) -> Option<Speaker> {
+    /// The source of the next turn: the hypervisor, otherwise the first VM with bytes after the one that had the last turn.
+    fn find(&mut self, now: u64) -> Option<Source> {
         if !self.own.is_empty() || self.own.has_dropped() {
-            return Some(Speaker::Own);
+            return Some(Source::Own);
         }
         if self.only_own {
             return None;
@@ -196,26 +196,26 @@ impl Mux {
         (next..next + count).find_map(|number| self.find_of(number % count, now))
     }
 
-    /// What the VM has printed, or else what there is to be said about it.
-    fn find_of(&mut self, number: usize, now: u64) -> Option<Speaker> {
-        let is_open = self.open == Some(Speaker::Vm(number));
+    /// The source of a VM's next turn: its output, otherwise the messages about it.
+    fn find_of(&mut self, number: usize, now: u64) -> Option<Source> {
+        let is_open = self.open == Some(Source::Vm(number));
         let vm = &mut self.vms[number];
         if !vm.output.is_empty() {
             vm.held = vm.held.or(Some(now));
-            return vm.is_ready(is_open, now).then_some(Speaker::Vm(number));
+            return vm.is_ready(is_open, now).then_some(Source::Vm(number));
         }
         vm.held = None;
-        (!vm.about.is_empty() || vm.has_dropped()).then_some(Speaker::About(number))
+        (!vm.about.is_empty() || vm.has_dropped()).then_some(Source::About(number))
     }
 
-    /// Ends another's open line, and begins that of `speaker`.
-    fn give_turn(&mut self, speaker: Speaker) {
-        let continues = self.open == Some(speaker);
+    /// Ends the open line of another source, and begins a line of `source`.
+    fn give_turn(&mut self, source: Source) {
+        let continues = self.open == Some(source);
         if !continues {
             self.cut();
         }
-        match speaker {
-            Speaker::Vm(number) => {
+        match source {
+            Source::Vm(number) => {
                 self.last = number;
                 let vm = &mut self.vms[number];
                 vm.held = None;
@@ -224,12 +224,12 @@ impl Mux {
                     wire::mark(vm.name.as_deref(), part).into_iter().for_each(|bytes| self.framing.push(bytes));
                 }
             }
-            Speaker::About(number) => self.last = number,
-            Speaker::Own => {}
+            Source::About(number) => self.last = number,
+            Source::Own => {}
         }
-        self.turn = self.has_bytes(speaker).then_some(Turn { speaker, spent: 0 });
+        self.turn = self.has_bytes(source).then_some(Turn { source, spent: 0 });
         if self.turn.is_none() {
-            self.tell_dropped(speaker);
+            self.report_dropped(source);
         }
     }
 
@@ -237,36 +237,36 @@ impl Mux {
     fn cut(&mut self) {
         if let Some(open) = self.open.take() {
             self.framing.push(wire::END);
-            if let Speaker::Vm(vm) = open {
+            if let Source::Vm(vm) = open {
                 self.vms[vm].is_cut = true;
             }
         }
     }
 
-    /// A line on what was dropped of the hypervisor's words, or of a VM's and those about it.
-    fn tell_dropped(&mut self, speaker: Speaker) {
-        let (name, count) = match speaker {
-            Speaker::Own => (None, self.own.newly_dropped()),
-            Speaker::Vm(vm) | Speaker::About(vm) => {
+    /// Queues a line that reports the number of bytes dropped since the last report: of the hypervisor, or of a VM's two queues.
+    fn report_dropped(&mut self, source: Source) {
+        let (name, count) = match source {
+            Source::Own => (None, self.own.newly_dropped()),
+            Source::Vm(vm) | Source::About(vm) => {
                 let vm = &mut self.vms[vm];
                 (vm.name.as_deref(), vm.output.newly_dropped().wrapping_add(vm.about.newly_dropped()))
             }
         };
         let framing = &mut self.framing;
-        // There is room for the longest name and number.
+        // `Framing` has room for the longest name and number.
         let _ = write!(framing, "{}console: {count} bytes dropped\r\n", wire::Own(name));
     }
 
-    /// A byte of the source whose turn it is.
+    /// Takes a byte of the source that has the turn.
     fn take(&mut self) -> Option<u8> {
         let turn = self.turn.as_mut()?;
-        let byte = match turn.speaker {
-            Speaker::Own => self.own.pop(),
-            Speaker::Vm(vm) => self.vms[vm].output.pop(),
-            Speaker::About(vm) => self.vms[vm].about.pop(),
+        let byte = match turn.source {
+            Source::Own => self.own.pop(),
+            Source::Vm(vm) => self.vms[vm].output.pop(),
+            Source::About(vm) => self.vms[vm].about.pop(),
         }?;
         turn.spent += 1;
-        self.open = Some(turn.speaker);
+        self.open = Some(turn.source);
         if byte == b'\n' {
             self.open = None;
             self.turn = None;
@@ -275,7 +275,7 @@ impl Mux {
     }
 }
 
-/// A few bytes that wait to be sent before all others.
+/// A few bytes to be sent before all others.
 struct Framing {
     bytes: [u8; Self::CAPACITY],
     start: usize,
@@ -283,7 +283,7 @@ struct Framing {
 }
 
 impl Framing {
-    /// An end of line, and the longest line on what was dropped.
+    /// Room for an end of line and the longest report of dropped bytes.
     const CAPACITY: usize = 4 * MAX_NAME + 64;
 
     const fn new() -> Self {

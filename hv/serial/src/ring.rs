@@ -6,16 +6,16 @@ use core::alloc::Layout;
 use core::fmt::{self, Write};
 use model::sync::{AtomicU8, AtomicUsize, Ordering};
 
-/// The queue. Positions count bytes since the start, modulo 2⁶⁴; the byte at one is at the position modulo the capacity.
+/// The queue. A position is a count of bytes since the start, modulo 2⁶⁴; its index in `bytes` is the position modulo the capacity.
 struct Ring {
     bytes: Box<[AtomicU8]>,
-    /// Where the producer publishes next. Written by the producer alone.
+    /// The position behind the last published byte. Only the producer writes it.
     end: AtomicUsize,
-    /// Ends of line that were published. Written by the producer alone, after the bytes.
+    /// The number of published ends of line. Only the producer writes it, after the bytes.
     lines: AtomicUsize,
-    /// Where the consumer takes next. Written by the consumer alone.
+    /// The position of the next byte to take. Only the consumer writes it.
     start: AtomicUsize,
-    /// Bytes for which there was no room. Written by the producer alone.
+    /// The number of bytes that were dropped for lack of room. Only the producer writes it.
     dropped: AtomicUsize,
 }
 
@@ -26,9 +26,9 @@ impl Ring {
     }
 }
 
-/// What such a queue allocates.
+/// The allocations of a queue.
 pub(crate) fn allocations(capacity: usize) -> [Layout; 2] {
-    // Reference counts stand before what they count.
+    // An `Arc` has its two reference counts before the value.
     let bytes = Layout::array::<AtomicU8>(capacity.next_power_of_two()).unwrap_or(Layout::new::<()>());
     [bytes, Layout::new::<(usize, usize, Ring)>()]
 }
@@ -43,10 +43,10 @@ pub(crate) fn ring(capacity: usize) -> (Producer, Consumer) {
         start: AtomicUsize::new(0),
         dropped: AtomicUsize::new(0),
     });
-    (Producer { ring: Arc::clone(&ring) }, Consumer { ring, lines: 0, told: 0 })
+    (Producer { ring: Arc::clone(&ring) }, Consumer { ring, lines: 0, reported: 0 })
 }
 
-/// Where a source's bytes go in. `&mut self` makes it one producer: sharers need a lock.
+/// The producer's end of a queue. Its methods take `&mut self`, so sources that share it need a lock.
 pub struct Producer {
     ring: Arc<Ring>,
 }
@@ -59,16 +59,16 @@ impl Producer {
 
     /// How many bytes wait to be sent. It may shrink at any moment.
     pub fn len(&self) -> usize {
-        // Acquire: what the consumer has taken is read by the time its place is written again.
+        // Acquire: the consumer has read a byte before its place is written again.
         self.ring.end.load(Ordering::Relaxed).wrapping_sub(self.ring.start.load(Ordering::Acquire))
     }
 
-    /// Whether all is sent.
+    /// Whether all bytes are taken.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Takes a byte. False if there is no room: then it is dropped, and counted.
+    /// Puts a byte into the queue. False if there is no room: then the byte is dropped and counted.
     pub fn put(&mut self, byte: u8) -> bool {
         if self.room() == 0 {
             self.drop_bytes(1);
@@ -80,22 +80,22 @@ impl Producer {
         true
     }
 
-    /// Takes `text` line by line, each behind `prefix` and with the serial line's end. A line that there is no room for is
-    /// dropped as a whole, and counted. Nothing is allocated.
+    /// Puts `text` into the queue line by line, each with `prefix` and with the wire's end of line. A line without room is dropped
+    /// as a whole and counted. Nothing is allocated.
     pub fn write_lines(&mut self, prefix: &str, text: &dyn fmt::Display) {
         let end = self.ring.end.load(Ordering::Relaxed);
         let room = self.room();
         let mut lines = Lines { producer: self, prefix, end, room, length: 0 };
-        // Only a `Display` that fails by itself makes this fail; what it has written until then stands.
+        // This fails only if `text`'s `Display` fails; what it has written before stays.
         let _ = write!(lines, "{text}");
         lines.finish();
     }
 
-    /// The bytes before `end` are the consumer's, and so many `lines` end among them.
+    /// Publishes the bytes before `end`, which contain `lines` more ends of line.
     fn publish(&self, end: usize, lines: usize) {
         self.ring.end.store(end, Ordering::Release);
         if lines != 0 {
-            // Behind the bytes: an end of line that the consumer knows of is one that it finds.
+            // After the bytes: when the consumer sees the new count, it also finds the end of line.
             self.ring.lines.store(self.ring.lines.load(Ordering::Relaxed).wrapping_add(lines), Ordering::Release);
         }
     }
@@ -105,14 +105,15 @@ impl Producer {
     }
 }
 
-/// A line under way: it is in the ring, but not yet the consumer's.
+/// A line that is being written to the ring, and not published yet.
 struct Lines<'a> {
     producer: &'a mut Producer,
     prefix: &'a str,
-    /// Where the line begins.
+    /// The position of the line's start.
     end: usize,
-    /// How long it can get, and how long it is.
+    /// The room for the line, in bytes.
     room: usize,
+    /// The line's length so far, which may exceed the room.
     length: usize,
 }
 
@@ -165,17 +166,17 @@ impl Write for Lines<'_> {
     }
 }
 
-/// Where the bytes come out.
+/// The consumer's end of a queue.
 pub(crate) struct Consumer {
     ring: Arc<Ring>,
-    /// Ends of line that were taken.
+    /// The number of ends of line that were taken.
     lines: usize,
-    /// Of the bytes that were dropped, those that were told of.
-    told: usize,
+    /// The number of dropped bytes that were reported.
+    reported: usize,
 }
 
 impl Consumer {
-    /// How many bytes there are. It may grow at any moment.
+    /// How many bytes are in the queue. It may grow at any moment.
     pub(crate) fn len(&self) -> usize {
         self.ring.end.load(Ordering::Acquire).wrapping_sub(self.ring.start.load(Ordering::Relaxed))
     }
@@ -196,19 +197,19 @@ impl Consumer {
         let start = self.ring.start.load(Ordering::Relaxed);
         let byte = self.ring.at(start).load(Ordering::Relaxed);
         self.lines = self.lines.wrapping_add(usize::from(byte == b'\n'));
-        // Release: the byte is read before its place is free.
+        // Release: the byte is read before the producer can write its place again.
         self.ring.start.store(start.wrapping_add(1), Ordering::Release);
         Some(byte)
     }
 
-    /// How many bytes were dropped since this was last asked.
+    /// The number of bytes dropped since the last call.
     pub(crate) fn newly_dropped(&mut self) -> usize {
         let dropped = self.ring.dropped.load(Ordering::Relaxed);
-        dropped.wrapping_sub(core::mem::replace(&mut self.told, dropped))
+        dropped.wrapping_sub(core::mem::replace(&mut self.reported, dropped))
     }
 
-    /// Whether bytes were dropped since then.
+    /// Whether bytes were dropped since the last call of [`newly_dropped`](Self::newly_dropped).
     pub(crate) fn has_dropped(&self) -> bool {
-        self.ring.dropped.load(Ordering::Relaxed) != self.told
+        self.ring.dropped.load(Ordering::Relaxed) != self.reported
     }
 }

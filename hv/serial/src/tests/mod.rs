@@ -1,4 +1,4 @@
-//! Rules of the serial line, with a reader at its other end.
+//! Rules of the serial line, checked by a reader at its other end.
 
 mod reader;
 mod rules;
@@ -22,8 +22,8 @@ impl Transmitter for Sent {
     }
 }
 
-/// Sources, and what has been sent of theirs.
-struct Machine {
+/// A multiplexer, its sources, and the bytes on the wire.
+struct Console {
     mux: Mux,
     own: Producer,
     vms: Vec<VmQueues>,
@@ -33,15 +33,15 @@ struct Machine {
 
 const CAPACITY: usize = 1024;
 
-impl Machine {
-    /// VMs of these names; None among them is one without.
+impl Console {
+    /// A console with VMs of these names; None is a VM without a name.
     fn new(names: &[Option<&str>]) -> Self {
         let (mut mux, own) = Mux::new(CAPACITY);
         let vms = names.iter().map(|name| mux.add_vm(*name, CAPACITY, CAPACITY)).collect();
         Self { mux, own, vms, line: Sent { room: 16, bytes: Vec::new() }, now: 0 }
     }
 
-    /// What VM `vm` prints, as far as there is room.
+    /// VM `vm` prints `bytes`, as far as there is room. Returns the number of bytes.
     fn print(&mut self, vm: usize, bytes: &[u8]) -> usize {
         let output = &mut self.vms[vm].output;
         let room = output.room().min(bytes.len());
@@ -53,19 +53,19 @@ impl Machine {
         self.own.write_lines("hv: ", &text);
     }
 
-    /// Sends as much as there is for now.
+    /// Sends all bytes that are due.
     fn send(&mut self) -> &mut Self {
         while self.mux.burst(self.now, &mut self.line) != 0 {}
         self
     }
 
-    /// The same when all that was kept back is due.
+    /// Sends all bytes, also those that are held back.
     fn send_all(&mut self) -> &mut Self {
         self.send().now += HOLD;
         self.send()
     }
 
-    /// What was sent since this was last asked.
+    /// The bytes that were sent since the last call.
     fn sent(&mut self) -> std::string::String {
         std::string::String::from_utf8(core::mem::take(&mut self.line.bytes)).unwrap()
     }

@@ -1,7 +1,7 @@
-//! The rules: whole lines, nothing lost unseen, bounded delay.
+//! The rules: lines stay whole, losses are reported, and delays are bounded.
 
 use super::reader::joined;
-use super::{CAPACITY, Machine};
+use super::{CAPACITY, Console};
 use crate::{HOLD, QUANTUM};
 use abi::wire::{self, Part};
 use proptest::prelude::*;
@@ -11,98 +11,98 @@ use std::vec::Vec;
 const A: usize = 0;
 const B: usize = 1;
 
-fn two() -> Machine {
-    Machine::new(&[Some("a"), Some("b")])
+fn two() -> Console {
+    Console::new(&[Some("a"), Some("b")])
 }
 
 #[test]
 fn lines_are_sent_whole_and_with_their_names() {
-    let mut machine = two();
-    machine.print(A, b"one\nthr");
-    machine.print(B, b"two\n");
-    machine.log("zero");
-    assert_eq!(machine.send().sent(), "hv: zero\r\nb| two\na| one\n");
-    machine.print(A, b"ee\n");
-    assert_eq!(machine.send().sent(), "a| three\n");
+    let mut console = two();
+    console.print(A, b"one\nthr");
+    console.print(B, b"two\n");
+    console.log("zero");
+    assert_eq!(console.send().sent(), "hv: zero\r\nb| two\na| one\n");
+    console.print(A, b"ee\n");
+    assert_eq!(console.send().sent(), "a| three\n");
 }
 
 #[test]
-fn the_only_vm_is_heard_at_once_and_the_hypervisor_begins_at_column_0() {
-    let mut machine = Machine::new(&[None]);
-    machine.print(A, b"login: ");
-    assert_eq!(machine.send().sent(), "login: ");
-    machine.log("a word");
-    assert_eq!(machine.send().sent(), "\r\nhv: a word\r\n");
-    machine.print(A, b"root\nhello\n");
-    assert_eq!(machine.send().sent(), "|+root\nhello\n");
+fn the_only_vms_output_is_sent_at_once_and_the_hypervisors_lines_begin_at_column_0() {
+    let mut console = Console::new(&[None]);
+    console.print(A, b"login: ");
+    assert_eq!(console.send().sent(), "login: ");
+    console.log("a word");
+    assert_eq!(console.send().sent(), "\r\nhv: a word\r\n");
+    console.print(A, b"root\nhello\n");
+    assert_eq!(console.send().sent(), "|+root\nhello\n");
 }
 
 #[test]
-fn a_line_without_an_end_is_kept_back_for_a_bounded_time() {
-    let mut machine = two();
-    machine.print(A, b"login: ");
-    assert_eq!(machine.mux.due(7), Some(7 + HOLD));
-    assert_eq!(machine.send().sent(), "");
-    machine.now = 7 + HOLD;
-    assert_eq!(machine.send().sent(), "a| login: ");
-    machine.print(A, b"r");
-    assert_eq!(machine.send().sent(), "r", "its line is open");
-    machine.print(B, b"x\n");
-    machine.print(A, b"oot\n");
-    assert_eq!(machine.send().sent(), "oot\nb| x\n", "its end is there already");
+fn a_line_without_an_end_is_held_back_for_a_bounded_time() {
+    let mut console = two();
+    console.print(A, b"login: ");
+    assert_eq!(console.mux.due(7), Some(7 + HOLD));
+    assert_eq!(console.send().sent(), "");
+    console.now = 7 + HOLD;
+    assert_eq!(console.send().sent(), "a| login: ");
+    console.print(A, b"r");
+    assert_eq!(console.send().sent(), "r", "its line is open");
+    console.print(B, b"x\n");
+    console.print(A, b"oot\n");
+    assert_eq!(console.send().sent(), "oot\nb| x\n", "its end is there already");
 }
 
 #[test]
 fn an_open_line_is_ended_before_anothers_begins() {
-    let mut machine = two();
-    machine.print(A, b"not ");
-    assert_eq!(machine.send_all().sent(), "a| not ");
-    machine.print(B, b"x\n");
-    assert_eq!(machine.send().sent(), "\r\nb| x\n");
-    machine.print(A, b"ok 1\n");
-    assert_eq!(machine.send().sent(), "a|+ok 1\n");
-    machine.print(A, b"ok 2\n");
-    assert_eq!(machine.send().sent(), "a| ok 2\n");
+    let mut console = two();
+    console.print(A, b"not ");
+    assert_eq!(console.send_all().sent(), "a| not ");
+    console.print(B, b"x\n");
+    assert_eq!(console.send().sent(), "\r\nb| x\n");
+    console.print(A, b"ok 1\n");
+    assert_eq!(console.send().sent(), "a|+ok 1\n");
+    console.print(A, b"ok 2\n");
+    assert_eq!(console.send().sent(), "a| ok 2\n");
 }
 
 #[test]
-fn a_flood_without_ends_is_cut_for_others_alone() {
-    let mut machine = two();
-    machine.print(A, &[b'x'; 600]);
-    assert_eq!(machine.send_all().sent().lines().count(), 1, "no other source has anything to send");
-    machine.print(A, &[b'y'; 600]);
-    machine.print(B, b"ok\n");
-    let sent = machine.send().sent();
+fn a_flood_without_ends_is_cut_only_if_other_sources_wait() {
+    let mut console = two();
+    console.print(A, &[b'x'; 600]);
+    assert_eq!(console.send_all().sent().lines().count(), 1, "no other source has anything to send");
+    console.print(A, &[b'y'; 600]);
+    console.print(B, b"ok\n");
+    let sent = console.send().sent();
     let left = QUANTUM - 600 % QUANTUM;
     let lines: Vec<&str> = sent.lines().collect();
     assert_eq!(lines, [&*"y".repeat(left), "b| ok", &*std::format!("a|+{}", "y".repeat(600 - left))]);
 }
 
 #[test]
-fn what_is_said_about_a_vm_comes_behind_its_output() {
-    let mut machine = two();
-    machine.print(A, b"bye");
-    machine.vms[A].about.write_lines("hv: a: ", &"verdict: pass 0\nreally");
-    assert_eq!(machine.send_all().sent(), "a| bye\r\nhv: a: verdict: pass 0\r\nhv: a: really\r\n");
-    assert_eq!(machine.mux.due(machine.now), None);
+fn messages_about_a_vm_come_after_its_output() {
+    let mut console = two();
+    console.print(A, b"bye");
+    console.vms[A].about.write_lines("hv: a: ", &"verdict: pass 0\nreally");
+    assert_eq!(console.send_all().sent(), "a| bye\r\nhv: a: verdict: pass 0\r\nhv: a: really\r\n");
+    assert_eq!(console.mux.due(console.now), None);
 }
 
 #[test]
-fn a_vm_waits_for_room_and_what_it_puts_regardless_is_told() {
-    let mut machine = two();
-    assert_eq!(machine.print(A, &[b'x'; CAPACITY + 10]), CAPACITY);
-    assert_eq!((machine.vms[A].output.room(), machine.vms[A].output.put(b'y')), (0, false));
-    let sent = machine.send_all().sent();
+fn a_vm_waits_for_room_and_dropped_bytes_are_reported() {
+    let mut console = two();
+    assert_eq!(console.print(A, &[b'x'; CAPACITY + 10]), CAPACITY);
+    assert_eq!((console.vms[A].output.room(), console.vms[A].output.put(b'y')), (0, false));
+    let sent = console.send_all().sent();
     assert_eq!(sent, std::format!("a| {}\r\nhv: a: console: 1 bytes dropped\r\n", "x".repeat(CAPACITY)));
-    assert_eq!(machine.send_all().sent(), "");
+    assert_eq!(console.send_all().sent(), "");
 }
 
 #[test]
-fn a_line_of_the_hypervisors_is_dropped_as_a_whole_and_told() {
-    let mut machine = two();
-    (0..2).for_each(|_| machine.log(&"x".repeat(CAPACITY - 100)));
-    machine.log("short");
-    let sent = machine.send().sent();
+fn a_line_of_the_hypervisor_is_dropped_as_a_whole_and_reported() {
+    let mut console = two();
+    (0..2).for_each(|_| console.log(&"x".repeat(CAPACITY - 100)));
+    console.log("short");
+    let sent = console.send().sent();
     let lines: Vec<&str> = sent.lines().map(|line| &line[..8.min(line.len())]).collect();
     assert_eq!(lines, ["hv: xxxx", "hv: shor", "hv: cons"]);
     assert!(sent.ends_with(&std::format!("hv: console: {} bytes dropped\r\n", CAPACITY - 100 + 6)), "{sent}");
@@ -110,32 +110,32 @@ fn a_line_of_the_hypervisors_is_dropped_as_a_whole_and_told() {
 
 #[test]
 fn lines_of_a_text_have_the_prefix_and_empty_ones_too() {
-    let mut machine = two();
-    machine.log("one\n\ntwo\n");
-    machine.log("");
-    assert_eq!(machine.send().sent(), "hv: one\r\nhv: \r\nhv: two\r\n");
+    let mut console = two();
+    console.log("one\n\ntwo\n");
+    console.log("");
+    assert_eq!(console.send().sent(), "hv: one\r\nhv: \r\nhv: two\r\n");
 }
 
 #[test]
-fn a_dying_hypervisor_ends_the_open_line_and_sends_its_own_first() {
-    let mut machine = two();
-    machine.print(A, b"and then");
-    machine.send_all();
-    machine.print(A, b" more\n");
-    machine.print(B, b"x\n");
-    machine.log("trouble");
-    assert_eq!(machine.mux.silence_vms(), b" more\nx\n".len());
-    assert_eq!(machine.send_all().sent(), "a| and then\r\nhv: trouble\r\n");
-    assert_eq!((machine.mux.due(machine.now), machine.mux.end_line()), (None, false));
+fn a_hypervisor_that_panics_ends_the_open_line_and_sends_only_its_own() {
+    let mut console = two();
+    console.print(A, b"and then");
+    console.send_all();
+    console.print(A, b" more\n");
+    console.print(B, b"x\n");
+    console.log("trouble");
+    assert_eq!(console.mux.silence_vms(), b" more\nx\n".len());
+    assert_eq!(console.send_all().sent(), "a| and then\r\nhv: trouble\r\n");
+    assert_eq!((console.mux.due(console.now), console.mux.end_line()), (None, false));
 }
 
 #[test]
 fn a_line_that_is_open_when_the_hypervisor_writes_by_itself_is_ended_once() {
-    let mut machine = two();
-    machine.print(A, b"and then");
-    machine.send_all();
-    assert!(machine.mux.end_line());
-    assert!(!machine.mux.end_line());
+    let mut console = two();
+    console.print(A, b"and then");
+    console.send_all();
+    assert!(console.mux.end_line());
+    assert!(!console.mux.end_line());
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_mark_is_read_as_it_was_written() {
     assert_eq!(wire::parse(b"a|", Some("a")), None);
 }
 
-/// What happens at a machine.
+/// What happens at a console.
 #[derive(Clone, Debug)]
 enum Step {
     Print {
@@ -170,7 +170,7 @@ enum Step {
 }
 
 fn text() -> impl Strategy<Value = Vec<u8>> {
-    // Ends of line, and what could be taken for one, for a mark, or for the hypervisor's word.
+    // Ends of line, and text that resembles an end, a mark, or a line of the hypervisor.
     let piece = prop_oneof![
         Just(&b"\n"[..]),
         Just(&b"\r\n"[..]),
@@ -196,33 +196,33 @@ fn step(vms: usize) -> impl Strategy<Value = Step> {
 
 const NAMES: [Option<&str>; 3] = [Some("a"), Some("b"), Some("c")];
 
-/// Carries the steps out, and gives what each VM has printed and how many lines the hypervisor has.
-fn carry_out(machine: &mut Machine, steps: &[Step]) -> (Vec<Vec<u8>>, usize) {
-    let mut printed = std::vec![Vec::new(); machine.vms.len()];
+/// Carries the steps out. Returns the output of each VM, and the number of the hypervisor's lines.
+fn carry_out(console: &mut Console, steps: &[Step]) -> (Vec<Vec<u8>>, usize) {
+    let mut printed = std::vec![Vec::new(); console.vms.len()];
     let mut own = 0;
     for step in steps {
         match step {
             Step::Print { vm, bytes } => {
-                let taken = machine.print(*vm, bytes);
+                let taken = console.print(*vm, bytes);
                 printed[*vm].extend(&bytes[..taken]);
             }
             Step::About { vm } => {
-                machine.vms[*vm].about.write_lines("hv: ", &"about");
+                console.vms[*vm].about.write_lines("hv: ", &"about");
                 own += 1;
             }
             Step::Log => {
-                machine.log("own");
+                console.log("own");
                 own += 1;
             }
             Step::Send { room, later } => {
-                machine.now += later;
-                machine.line.room = *room;
-                machine.mux.burst(machine.now, &mut machine.line);
+                console.now += later;
+                console.line.room = *room;
+                console.mux.burst(console.now, &mut console.line);
             }
         }
     }
-    machine.line.room = 16;
-    machine.send_all();
+    console.line.room = 16;
+    console.send_all();
     (printed, own)
 }
 
@@ -237,12 +237,12 @@ fn ended(mut printed: Vec<u8>, wire: &[u8]) -> Vec<u8> {
 proptest! {
     #[test]
     fn every_vms_bytes_are_joined_exactly(steps in prop::collection::vec(step(3), 0..60)) {
-        let mut machine = Machine::new(&NAMES);
-        let (printed, own) = carry_out(&mut machine, &steps);
+        let mut console = Console::new(&NAMES);
+        let (printed, own) = carry_out(&mut console, &steps);
         // Ends the last line.
-        machine.log("end");
-        machine.send();
-        let wire = &machine.line.bytes;
+        console.log("end");
+        console.send();
+        let wire = &console.line.bytes;
         for (name, printed) in NAMES.into_iter().zip(printed) {
             prop_assert_eq!(joined(wire, name), ended(printed, wire));
         }
@@ -255,16 +255,16 @@ proptest! {
 
     #[test]
     fn the_only_vms_bytes_are_joined_exactly(steps in prop::collection::vec(step(1), 0..60)) {
-        let mut machine = Machine::new(&[None]);
+        let mut console = Console::new(&[None]);
         let harmless = |step: &Step| match step {
             Step::Print { bytes, .. } => !bytes.windows(2).any(|bytes| bytes == b"hv" || bytes == b"|+"),
             _ => true,
         };
         let steps: Vec<Step> = steps.into_iter().filter(harmless).collect();
-        let (printed, _) = carry_out(&mut machine, &steps);
-        machine.log("end");
-        machine.send();
-        let wire = &machine.line.bytes;
+        let (printed, _) = carry_out(&mut console, &steps);
+        console.log("end");
+        console.send();
+        let wire = &console.line.bytes;
         prop_assert_eq!(joined(wire, None), ended(printed.concat(), wire));
     }
 
@@ -276,38 +276,38 @@ proptest! {
         /// What a turn costs beside its bytes: the end of a line that is cut, and a mark.
         const FRAMING: usize = 2 + 3;
         flood.push(b"x".to_vec());
-        let mut machine = Machine::new(&NAMES);
+        let mut console = Console::new(&NAMES);
         let no_b = |step: &Step| !matches!(step, Step::Print { vm: B, .. } | Step::About { .. });
         let before: Vec<Step> = before.into_iter().filter(no_b).collect();
-        carry_out(&mut machine, &before);
+        carry_out(&mut console, &before);
         let flood = flood.concat();
-        let fill = |machine: &mut Machine| [A, 2].map(|vm| while machine.print(vm, &flood) == flood.len() {});
-        fill(&mut machine);
-        machine.sent_bytes();
+        let fill = |console: &mut Console| [A, 2].map(|vm| while console.print(vm, &flood) == flood.len() {});
+        fill(&mut console);
+        console.sent_bytes();
         // The one under way goes on for a turn at most.
-        machine.line.room = 100;
-        machine.mux.burst(machine.now, &mut machine.line);
-        machine.print(B, b"here I am\n");
-        machine.sent_bytes();
-        machine.line.room = 1;
+        console.line.room = 100;
+        console.mux.burst(console.now, &mut console.line);
+        console.print(B, b"here I am\n");
+        console.sent_bytes();
+        console.line.room = 1;
         let mut sent = 0;
-        while !machine.line.bytes.ends_with(b"b| here I am\n") {
-            fill(&mut machine);
-            sent += machine.mux.burst(machine.now, &mut machine.line);
+        while !console.line.bytes.ends_with(b"b| here I am\n") {
+            fill(&mut console);
+            sent += console.mux.burst(console.now, &mut console.line);
             prop_assert!(sent <= 3 * (QUANTUM + FRAMING) + b"b| here I am\n".len(), "{}", sent);
         }
         // The hypervisor's own waits for one turn alone.
-        machine.log("own");
-        machine.sent_bytes();
-        while !machine.line.bytes.ends_with(b"hv: own\r\n") {
-            fill(&mut machine);
-            machine.mux.burst(machine.now, &mut machine.line);
-            prop_assert!(machine.line.bytes.len() <= QUANTUM + 2 * FRAMING + b"hv: own\r\n".len());
+        console.log("own");
+        console.sent_bytes();
+        while !console.line.bytes.ends_with(b"hv: own\r\n") {
+            fill(&mut console);
+            console.mux.burst(console.now, &mut console.line);
+            prop_assert!(console.line.bytes.len() <= QUANTUM + 2 * FRAMING + b"hv: own\r\n".len());
         }
     }
 }
 
-impl Machine {
+impl Console {
     /// What was sent so far is of no interest.
     fn sent_bytes(&mut self) {
         self.line.bytes.clear();
