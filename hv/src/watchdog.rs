@@ -65,7 +65,7 @@ pub(crate) fn look() {
 #[cold]
 fn look_at_all() {
     let Some(hooks) = HOOKS.get() else { return };
-    if let Some(cpu) = WATCHDOG.look(cpus::online(), hooks.is_away) {
+    if let Some(cpu) = WATCHDOG.check(cpus::online(), hooks.is_away) {
         (hooks.stuck)(cpu);
     }
     (hooks.report)();

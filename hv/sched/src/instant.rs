@@ -5,28 +5,28 @@
 pub struct Instant(u64);
 
 impl Instant {
-    /// Later than any other.
+    /// Later than any other instant.
     pub const NEVER: Self = Self(u64::MAX);
 
-    /// When the TSC shows `ticks`.
+    /// The moment at which the TSC is `ticks`.
     #[must_use]
     pub const fn new(ticks: u64) -> Self {
         Self(ticks)
     }
 
-    /// What the TSC shows then.
+    /// The TSC at this moment.
     #[must_use]
     pub const fn ticks(self) -> u64 {
         self.0
     }
 
-    /// So many ticks later.
+    /// The moment `ticks` later.
     #[must_use]
     pub const fn after(self, ticks: u64) -> Self {
         Self(self.0.saturating_add(ticks))
     }
 
-    /// The ticks from `earlier` to this; 0 if that is later.
+    /// The ticks from `earlier` to this moment; 0 if `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)

@@ -1,45 +1,45 @@
-//! The tasks of one CPU, in turn.
+//! The scheduler of one CPU.
 
 use crate::instant::Instant;
-use crate::slice::{Look, Slice};
+use crate::slice::{Slice, WatchdogVisits};
 use alloc::vec::Vec;
 use core::alloc::Layout;
 
-/// What a CPU's schedule goes by, in ticks of the TSC.
+/// The parameters of a scheduler, in ticks of the TSC.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// A VM's time in each round. Not 0.
     pub slice: u64,
-    /// How often the watchdog wants a look at the least.
-    pub look: u64,
+    /// The longest time between two calls of the watchdog.
+    pub watchdog_period: u64,
 }
 
-/// A virtual CPU, to its CPU's schedule.
+/// A vCPU, as its CPU's scheduler sees it.
 pub trait Task {
     /// The number of its VM.
     fn vm(&self) -> usize;
     /// Whether its VM has ended.
     fn has_ended(&self) -> bool;
-    /// Whether it has something to execute, or a request to look at.
+    /// Whether it has instructions to execute, or a pending request.
     fn is_runnable(&self) -> bool;
-    /// Whether it has a request to look at: an interrupt or another message of a CPU's or vCPU's.
+    /// Whether it has a pending request: an interrupt, or another message from a CPU or vCPU.
     fn has_request(&self) -> bool;
-    /// When it becomes runnable by itself. [`Instant::NEVER`]: it does not.
+    /// When its timer makes it runnable. [`Instant::NEVER`]: no timer does.
     fn wakes_at(&self) -> Instant;
-    /// When its VM has to end. [`Instant::NEVER`]: it has no limit.
+    /// When its VM must end. [`Instant::NEVER`]: there is no limit.
     fn limit(&self) -> Instant;
 }
 
 /// The CPU that the tasks run on.
 pub trait Cpu {
-    /// Its virtual CPUs.
+    /// Its vCPUs.
     type Task: Task;
 
     /// The time.
     fn now(&self) -> Instant;
-    /// Runs `task` until it has to wait, the `slice` is over, or its VM has ended.
+    /// Runs `task` until it waits, the `slice` is over, or its VM has ended.
     fn run(&mut self, task: &mut Self::Task, slice: &mut Slice<'_, Self::Task>);
-    /// Sleeps until `until`, or until an interrupt comes, unless one of the `tasks` has a request already.
+    /// Sleeps until `until` or an interrupt, unless one of the `tasks` has a request already.
     fn sleep(&mut self, until: Instant, tasks: Tasks<'_, Self::Task>);
     /// Ends the VM of `task`, which has reached its limit.
     fn reach_limit(&mut self, task: &mut Self::Task);
@@ -64,13 +64,13 @@ impl<'t, T: Task> Tasks<'t, T> {
     }
 }
 
-/// A task and its account.
+/// A task and its time account.
 #[derive(Debug)]
 pub(crate) struct Entry<T> {
     task: T,
-    /// What it has left in this round, in ticks; negative: what it owes.
+    /// The ticks left in this round; negative: the excess of earlier rounds.
     credit: i64,
-    /// When it ran last: of several the one that has waited longest is next.
+    /// When it ran last. The task that has waited longest is next.
     ran: Instant,
 }
 
@@ -79,12 +79,12 @@ impl<T: Task> Entry<T> {
         self.task.is_runnable() || self.task.wakes_at() <= now
     }
 
-    /// Whether it takes the CPU from the task that runs.
+    /// Whether it preempts the running task now.
     pub(crate) fn preempts(&self, now: Instant) -> bool {
         self.credit > 0 && (self.task.has_request() || self.task.wakes_at() <= now)
     }
 
-    /// When it does so by itself.
+    /// When its timer makes it preempt the running task.
     pub(crate) fn preempts_at(&self) -> Instant {
         if self.credit > 0 { self.task.wakes_at() } else { Instant::NEVER }
     }
@@ -99,23 +99,28 @@ impl<T: Task> Entry<T> {
 pub struct Scheduler<T> {
     entries: Vec<Entry<T>>,
     config: Config,
-    look: Look,
-    /// The first limit of all tasks.
+    visits: WatchdogVisits,
+    /// The earliest limit of all tasks.
     limit: Instant,
-    /// Up to when all time is accounted for.
+    /// The time until which all time is charged to tasks.
     accounted: Instant,
 }
 
 impl<T: Task> Scheduler<T> {
-    /// What one task takes in the list that [`new`](Self::new) allocates. Nothing else ever allocates.
+    /// The memory for one task in the list that [`new`](Self::new) allocates. There are no other allocations.
     pub const TASK: Layout = Layout::new::<Entry<T>>();
 
-    /// A schedule of `tasks`, from `now` on.
+    /// A scheduler of `tasks`, from `now` on.
     pub fn new(tasks: impl ExactSizeIterator<Item = T>, config: Config, now: Instant) -> Self {
         let mut entries = Vec::with_capacity(tasks.len());
         entries.extend(tasks.map(|task| Entry { task, credit: 0, ran: now }));
-        let mut scheduler =
-            Self { entries, config, look: Look::new(config.look, now), limit: Instant::NEVER, accounted: now };
+        let mut scheduler = Self {
+            entries,
+            config,
+            visits: WatchdogVisits::new(config.watchdog_period, now),
+            limit: Instant::NEVER,
+            accounted: now,
+        };
         scheduler.limit = scheduler.first_limit();
         scheduler
     }
@@ -142,7 +147,7 @@ impl<T: Task> Scheduler<T> {
         self.entries.iter_mut().map(|entry| &mut entry.task).filter(over).for_each(|task| cpu.reach_limit(task));
     }
 
-    /// Hands over the task of a VM that has ended. Whether there was one.
+    /// Finishes a task whose VM has ended. Whether there was one.
     fn finish_ended(&mut self, cpu: &mut impl Cpu<Task = T>) -> bool {
         let Some(index) = self.entries.iter().position(|entry| entry.task.has_ended()) else { return false };
         cpu.finish(self.entries.swap_remove(index).task);
@@ -150,7 +155,7 @@ impl<T: Task> Scheduler<T> {
         true
     }
 
-    /// The runnable task that has waited longest, of those with time left in this round. Where none has, a new round begins.
+    /// The runnable task that has waited longest, of those with time left in this round. If there is none, a new round begins.
     fn pick(&mut self, now: Instant) -> Option<usize> {
         if let [only] = &self.entries[..] {
             return only.is_runnable(now).then_some(0);
@@ -168,18 +173,19 @@ impl<T: Task> Scheduler<T> {
         entries.min_by_key(|(_, entry)| entry.ran).map(|(index, _)| index)
     }
 
-    /// Gives each task its part of a round, and of as many more as it takes until a runnable one has paid its debt.
+    /// Adds each task's share of a round to its credit. If the credit of all runnable tasks would still be negative, adds as many
+    /// rounds as one of them needs.
     fn begin_round(&mut self, now: Instant) {
         let runnable = self.entries.iter().filter(|entry| entry.is_runnable(now));
-        let rounds = runnable.map(|entry| 1 - entry.credit.min(0) / self.part(entry)).min().unwrap_or(1);
+        let rounds = runnable.map(|entry| 1 - entry.credit.min(0) / self.share(entry)).min().unwrap_or(1);
         for index in 0..self.entries.len() {
-            let part = self.part(&self.entries[index]);
-            self.entries[index].add(part.saturating_mul(rounds), part);
+            let share = self.share(&self.entries[index]);
+            self.entries[index].add(share.saturating_mul(rounds), share);
         }
     }
 
-    /// A task's time in each round: its VM's, divided among the VM's tasks unless no other VM is here.
-    fn part(&self, entry: &Entry<T>) -> i64 {
+    /// A task's time in each round: its VM's time, which the VM's tasks divide if there are other VMs on this CPU.
+    fn share(&self, entry: &Entry<T>) -> i64 {
         let vm = entry.task.vm();
         let siblings = self.entries.iter().filter(|other| other.task.vm() == vm).count();
         let divisor = if siblings == self.entries.len() { 1 } else { siblings as u64 };
@@ -192,7 +198,7 @@ impl<T: Task> Scheduler<T> {
         let Some((entry, after)) = rest.split_first_mut() else { return };
         let is_alone = before.is_empty() && after.is_empty();
         let end = if is_alone { Instant::NEVER } else { now.after(entry.credit.unsigned_abs()) };
-        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, &mut self.look));
+        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, &mut self.visits));
         if !is_alone {
             let now = cpu.now();
             let used = i64::try_from(now.since(self.accounted)).unwrap_or(i64::MAX);
@@ -204,10 +210,10 @@ impl<T: Task> Scheduler<T> {
 
     fn sleep(&mut self, cpu: &mut impl Cpu<Task = T>) {
         let wakes = self.entries.iter().map(|entry| entry.task.wakes_at());
-        let until = wakes.fold(self.limit.min(self.look.at), Instant::min);
+        let until = wakes.fold(self.limit.min(self.visits.at), Instant::min);
         cpu.sleep(until, Tasks(&self.entries));
         let now = cpu.now();
-        self.look.visited(now);
+        self.visits.visited(now);
         self.accounted = now;
     }
 

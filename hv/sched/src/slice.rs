@@ -1,4 +1,4 @@
-//! A task's turn.
+//! A task's turn on its CPU.
 
 use crate::instant::Instant;
 use crate::scheduler::{Entry, Task};
@@ -6,27 +6,27 @@ use crate::scheduler::{Entry, Task};
 /// Whether a task may stay on its CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// It may.
+    /// It continues.
     On,
-    /// Another one's turn has come, or its VM has reached its limit.
+    /// It must leave: another task is next, or a VM has reached its limit.
     Over,
 }
 
-/// The watchdog's looks by one CPU.
+/// When one CPU must call the watchdog, so that its heart beats and checks are made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Look {
-    /// When the next one is due.
+pub(crate) struct WatchdogVisits {
+    /// When the next call is due.
     pub(crate) at: Instant,
-    /// Ticks from one to the next.
+    /// Ticks between calls.
     every: u64,
 }
 
-impl Look {
+impl WatchdogVisits {
     pub(crate) fn new(every: u64, now: Instant) -> Self {
         Self { at: now.after(every), every }
     }
 
-    /// The CPU was interrupted or has slept, and has had its look.
+    /// The CPU was interrupted or has slept, and has called the watchdog.
     pub(crate) fn visited(&mut self, now: Instant) {
         if now >= self.at {
             self.at = now.after(self.every);
@@ -46,48 +46,53 @@ impl Look {
 pub struct Slice<'a, T> {
     /// The other tasks of the CPU.
     others: [&'a [Entry<T>]; 2],
-    /// When the task has used its part of this round; never if it is alone.
+    /// When the task has used its share of this round; never if it is alone.
     end: Instant,
-    /// The first limit of all tasks.
+    /// The earliest limit of all tasks.
     limit: Instant,
-    /// When the watchdog wants a look. It is the CPU's, so that a task that leaves its slices early does not push it away.
-    look: &'a mut Look,
-    /// When the host wants the CPU.
+    /// When the watchdog must be called. This belongs to the CPU, so that a task that leaves its slices early does not delay it.
+    visits: &'a mut WatchdogVisits,
+    /// The host's next event.
     host: Instant,
-    /// When the guest wants to be left.
+    /// The guest's next event.
     guest: Instant,
-    /// The first of the two.
+    /// The earlier one of the two.
     next: Instant,
-    /// What the hardware is programmed for; never if that is not known.
+    /// The time that the hardware's timer is programmed for; never if it is unknown.
     programmed: Instant,
 }
 
 impl<'a, T: Task> Slice<'a, T> {
-    pub(crate) fn new(others: [&'a [Entry<T>]; 2], end: Instant, limit: Instant, look: &'a mut Look) -> Self {
+    pub(crate) fn new(
+        others: [&'a [Entry<T>]; 2],
+        end: Instant,
+        limit: Instant,
+        visits: &'a mut WatchdogVisits,
+    ) -> Self {
         let never = Instant::NEVER;
-        let mut slice = Self { others, end, limit, look, host: never, guest: never, next: never, programmed: never };
+        let mut slice = Self { others, end, limit, visits, host: never, guest: never, next: never, programmed: never };
         slice.host = slice.next_host_event();
         slice.next = slice.host;
         slice
     }
 
-    /// The moment from which on [`interrupted`](Self::interrupted) is to be called, whether an interrupt has come or not.
+    /// At this moment and later, [`interrupted`](Self::interrupted) must be called after an exit, even without an interrupt.
     #[inline]
     #[must_use]
     pub fn next_event(&self) -> Instant {
         self.next
     }
 
-    /// When the guest wants to be left next, as it said last.
+    /// The guest's next event, as set by [`wake_at`](Self::wake_at).
     #[must_use]
     pub fn wakes_at(&self) -> Instant {
         self.guest
     }
 
-    /// The guest wants to be left at `guest`. Some if the timer has to be programmed, and for when.
+    /// Sets the guest's next event. Returns the time that the hardware's timer must be programmed for, if it must be.
     ///
-    /// A timer that comes early does no harm, so it is left alone when the guest changes its mind to a later time: a guest that
-    /// arms its timer in a loop programs the hardware once.
+    /// A timer that interrupts early does no harm, so it is not programmed again if the guest's event becomes later: a guest that
+    /// arms its timer in a loop causes one programming of the hardware.
     #[inline]
     pub fn wake_at(&mut self, guest: Instant) -> Option<Instant> {
         self.guest = guest;
@@ -99,18 +104,18 @@ impl<'a, T: Task> Slice<'a, T> {
         is_nearer.then_some(self.next)
     }
 
-    /// The CPU was interrupted, or the next event is past. [`wake_at`](Self::wake_at) has to follow before the guest is entered
-    /// again: what the timer was programmed for may be used up.
+    /// The CPU was interrupted, or the next event has passed. [`wake_at`](Self::wake_at) must be called before the guest is entered
+    /// again, because the hardware's timer may have expired.
     pub fn interrupted(&mut self, now: Instant) -> Turn {
         self.programmed = Instant::NEVER;
-        self.look.visited(now);
+        self.visits.visited(now);
         self.host = self.next_host_event();
         self.next = self.host.min(self.guest);
         let wanted = || self.others().any(|other| other.preempts(now));
         if now >= self.end.min(self.limit) || wanted() { Turn::Over } else { Turn::On }
     }
 
-    /// The host wants the CPU at `at` as well, this time.
+    /// Adds an event of the host, until the next call of [`interrupted`](Self::interrupted).
     pub fn host_wants_at(&mut self, at: Instant) {
         self.host = self.host.min(at);
         self.next = self.next.min(at);
@@ -118,7 +123,7 @@ impl<'a, T: Task> Slice<'a, T> {
 
     fn next_host_event(&self) -> Instant {
         let others = self.others().map(Entry::preempts_at);
-        others.fold(self.end.min(self.limit).min(self.look.at), Instant::min)
+        others.fold(self.end.min(self.limit).min(self.visits.at), Instant::min)
     }
 
     fn others(&self) -> impl Iterator<Item = &'a Entry<T>> + use<'a, T> {

@@ -79,7 +79,7 @@ impl<F: Nested> Job<F> {
 
     /// Does it: makes the vCPUs, and lets them run in turn until the VM of each has ended.
     pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, Machine>) {
-        let config = Config { slice: timer::ticks_of(SLICE), look: watchdog::visit() };
+        let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::visit() };
         let mut scheduler = Scheduler::new(self.seats(backend), config, timer::now());
         wait_for_all_seats(cpu.index());
         scheduler.run(&mut Host { cpu, backend: PhantomData::<B> });

@@ -1,3 +1,3 @@
-mod machine;
+mod cpu;
 mod rules;
 mod watchdog;

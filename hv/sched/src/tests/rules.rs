@@ -1,21 +1,21 @@
-//! What holds whatever guests do.
+//! Rules that hold whatever guests do.
 
-use super::machine::{HANDLER, LOOK, Record, SLICE, Step, Story, TestTask, run, step};
+use super::cpu::{HANDLER, Record, SLICE, Step, Story, TestTask, WATCHDOG_PERIOD, run, step};
 use crate::scheduler::Entry;
-use crate::slice::Look;
+use crate::slice::WatchdogVisits;
 use crate::{Instant, Slice};
 use proptest::prelude::*;
 use std::{vec, vec::Vec};
 
 /// The slice of the only task until `end`.
-fn slice_until(end: u64, look: &mut Look) -> Slice<'_, TestTask> {
-    Slice::new([&[], &[]], Instant::new(end), Instant::NEVER, look)
+fn slice_until(end: u64, visits: &mut WatchdogVisits) -> Slice<'_, TestTask> {
+    Slice::new([&[], &[]], Instant::new(end), Instant::NEVER, visits)
 }
 
-/// How long a machine is watched.
+/// How long the guests run, in ticks.
 const END: u64 = 200 * SLICE;
 
-/// What an exit may add to a turn: its handling, and the few ticks of what follows.
+/// How much an exit may lengthen a turn: by its handling, and a few ticks.
 const OVERSHOOT: u64 = HANDLER + 8;
 
 const SPIN: Step = Step::Compute(20_000);
@@ -62,38 +62,38 @@ proptest! {
     }
 
     #[test]
-    fn what_a_guest_wishes_never_pushes_the_hosts_event_away(wishes in prop::collection::vec(any::<u64>(), 1..20)) {
-        let mut look = Look::new(LOOK, Instant::new(0));
-        let mut slice = slice_until(900, &mut look);
-        for wish in wishes {
-            slice.wake_at(Instant::new(wish));
-            prop_assert_eq!(slice.next_event(), Instant::new(wish.min(900)));
+    fn a_guests_event_never_delays_the_hosts(events in prop::collection::vec(any::<u64>(), 1..20)) {
+        let mut visits = WatchdogVisits::new(WATCHDOG_PERIOD, Instant::new(0));
+        let mut slice = slice_until(900, &mut visits);
+        for event in events {
+            slice.wake_at(Instant::new(event));
+            prop_assert_eq!(slice.next_event(), Instant::new(event.min(900)));
         }
     }
 
     #[test]
-    fn the_timer_is_programmed_for_the_first_wish_and_later_ones_cost_nothing(wishes in prop::collection::vec(1..800_u64, 1..20)) {
-        let mut look = Look::new(LOOK, Instant::new(0));
-        let mut slice = slice_until(900, &mut look);
+    fn the_timer_is_programmed_for_the_earliest_event_and_not_again_for_later_ones(events in prop::collection::vec(1..800_u64, 1..20)) {
+        let mut visits = WatchdogVisits::new(WATCHDOG_PERIOD, Instant::new(0));
+        let mut slice = slice_until(900, &mut visits);
         let mut programmed = u64::MAX;
-        for wish in wishes {
-            let expected = (wish < programmed).then_some(Instant::new(wish));
-            prop_assert_eq!(slice.wake_at(Instant::new(wish)), expected);
-            programmed = programmed.min(wish);
+        for event in events {
+            let expected = (event < programmed).then_some(Instant::new(event));
+            prop_assert_eq!(slice.wake_at(Instant::new(event)), expected);
+            programmed = programmed.min(event);
         }
     }
 }
 
 #[test]
-fn the_only_task_of_a_cpu_is_left_for_the_watchdogs_look_alone() {
+fn the_only_task_of_a_cpu_is_interrupted_for_the_watchdog_alone() {
     let none: &[Entry<TestTask>] = &[];
-    let mut look = Look::new(LOOK, Instant::new(7));
-    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, &mut look);
-    assert_eq!(slice.next_event(), Instant::new(7 + LOOK));
+    let mut visits = WatchdogVisits::new(WATCHDOG_PERIOD, Instant::new(7));
+    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, &mut visits);
+    assert_eq!(slice.next_event(), Instant::new(7 + WATCHDOG_PERIOD));
 }
 
 #[test]
-fn time_beyond_a_tasks_part_is_paid_back() {
+fn time_beyond_a_tasks_share_is_deducted_later() {
     // Each exit takes ten slices.
     let attacker = vec![Step::Exits { count: 1, each: 10 * SLICE }];
     let victim = victim_beside(vec![attacker])[0];
@@ -101,15 +101,15 @@ fn time_beyond_a_tasks_part_is_paid_back() {
 }
 
 #[test]
-fn a_storm_of_requests_buys_no_time() {
+fn a_storm_of_requests_gains_no_time() {
     let storm = vec![Step::Request { to: 1 }, Step::Request { to: 2 }, Step::Halt];
     let victim = victim_beside(vec![storm.clone(), storm])[0];
     assert!(victim.ran * 100 >= END * 48, "{victim:?}");
 }
 
 #[test]
-fn a_task_that_leaves_its_slices_early_does_not_push_the_watchdogs_look_away() {
-    // `run` looks after that.
+fn a_task_that_leaves_its_slices_early_does_not_delay_the_watchdog() {
+    // `run` checks this.
     run(&[(0, None, vec![Step::Yield])], END);
     run(&[(0, None, vec![Step::Yield]), (1, None, vec![Step::Yield])], END);
 }

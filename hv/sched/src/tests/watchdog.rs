@@ -6,12 +6,12 @@ use std::vec::Vec;
 
 const CPUS: usize = 4;
 const PERIOD: u64 = 1_000;
-const PATIENCE: u32 = 10;
+const MAX_MISSED: u32 = 10;
 
-/// What a CPU does from one look to the next.
+/// What a CPU does between two checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Period {
-    /// It is in a guest, or asleep, when it is looked at.
+    /// It is in a guest or asleep at the check.
     Away,
     /// It handles exits, one after the other: busy, but not stuck.
     Exits,
@@ -23,20 +23,20 @@ fn period() -> impl Strategy<Value = Period> {
     prop_oneof![Just(Period::Away), Just(Period::Exits), Just(Period::Handles)]
 }
 
-/// Lets the CPUs go through their periods, with a look after each; which CPU was found stuck, and when.
+/// Runs the CPUs through their periods, with a check after each. Returns the CPU that was found stuck, and the period.
 fn watch(watchdog: &Watchdog<CPUS>, cpus: &[Vec<Period>]) -> Option<(usize, usize)> {
-    watchdog.start(Instant::new(0), PERIOD, PATIENCE);
+    watchdog.start(Instant::new(0), PERIOD, MAX_MISSED);
     (0..cpus[0].len()).find_map(|at| {
         let here = |cpu: usize| cpus[cpu][at];
         (0..cpus.len()).filter(|&cpu| here(cpu) == Period::Exits).for_each(|cpu| watchdog.heart(cpu).beat());
         let now = Instant::new(at as u64 * PERIOD);
-        assert!(watchdog.is_due(now) && !watchdog.is_due(now), "one look a period");
-        watchdog.look(cpus.len(), |cpu| here(cpu) == Period::Away).map(|cpu| (cpu, at))
+        assert!(watchdog.is_due(now) && !watchdog.is_due(now), "one check a period");
+        watchdog.check(cpus.len(), |cpu| here(cpu) == Period::Away).map(|cpu| (cpu, at))
     })
 }
 
-/// The longest run of periods in one exit's handling.
-fn longest_silence(periods: &[Period]) -> usize {
+/// The longest sequence of periods in one exit's handling.
+fn longest_handling(periods: &[Period]) -> usize {
     periods.split(|period| *period != Period::Handles).map(<[_]>::len).max().unwrap_or(0)
 }
 
@@ -52,17 +52,17 @@ proptest! {
         }
         let found = watch(&Watchdog::new(), &cpus);
         match found {
-            Some((cpu, at)) => prop_assert!(longest_silence(&cpus[cpu][..=at]) >= PATIENCE as usize),
-            None => prop_assert!(cpus.iter().all(|periods| longest_silence(periods) < PATIENCE as usize)),
+            Some((cpu, at)) => prop_assert!(longest_handling(&cpus[cpu][..=at]) >= MAX_MISSED as usize),
+            None => prop_assert!(cpus.iter().all(|periods| longest_handling(periods) < MAX_MISSED as usize)),
         }
         if let Some((_, from)) = stuck {
-            prop_assert!(found.is_some_and(|(_, at)| at < from + PATIENCE as usize), "{found:?} after {from}");
+            prop_assert!(found.is_some_and(|(_, at)| at < from + MAX_MISSED as usize), "{found:?} after {from}");
         }
     }
 }
 
 #[test]
-fn of_several_the_first_to_fall_silent_is_named() {
+fn of_several_stuck_cpus_the_first_is_reported() {
     let mut cpus = std::vec![std::vec![Period::Handles; 30]; CPUS];
     cpus[0][0] = Period::Exits;
     cpus[1][..2].fill(Period::Away);
@@ -71,11 +71,11 @@ fn of_several_the_first_to_fall_silent_is_named() {
 }
 
 #[test]
-fn without_patience_it_does_not_watch() {
+fn with_a_limit_of_0_it_does_not_watch() {
     let watchdog = Watchdog::<CPUS>::new();
     watchdog.start(Instant::new(0), PERIOD, 0);
     assert!(!watchdog.is_due(Instant::new(1 << 60)));
     for _ in 0..100 {
-        assert_eq!(watchdog.look(CPUS, |_| false), None);
+        assert_eq!(watchdog.check(CPUS, |_| false), None);
     }
 }

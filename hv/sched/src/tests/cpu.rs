@@ -1,4 +1,4 @@
-//! A CPU in virtual time, and guests that do what guests can do to keep it.
+//! A CPU in virtual time, and guests that try to keep it.
 
 use crate::{Config, Cpu, Instant, Scheduler, Slice, Task, Tasks, Turn};
 use proptest::prelude::*;
@@ -8,25 +8,25 @@ use std::vec::Vec;
 
 /// Ticks of a slice.
 pub(super) const SLICE: u64 = 5_000;
-pub(super) const LOOK: u64 = 50_000;
+pub(super) const WATCHDOG_PERIOD: u64 = 50_000;
 /// The longest that an exit's handling takes.
 pub(super) const HANDLER: u64 = 300;
 
-pub(super) const CONFIG: Config = Config { slice: SLICE, look: LOOK };
+pub(super) const CONFIG: Config = Config { slice: SLICE, watchdog_period: WATCHDOG_PERIOD };
 
-/// What a guest does next.
+/// One action of a guest.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
-    /// Executes instructions for so long; the timer's interrupt leaves it.
+    /// Executes instructions for so many ticks; the timer's interrupt causes an exit.
     Compute(u64),
-    /// So many exits that each take so long, and before each of which the processor takes no pending interrupt: exceptions whose
-    /// delivery faults, string instructions, emulated code.
+    /// `count` exits that take `each` ticks. The processor takes no pending interrupt between them: exceptions whose delivery
+    /// faults, string instructions, emulated code.
     Exits { count: u64, each: u64 },
-    /// Arms its timer for so much later, in this many exits.
+    /// Arms its timer `times` times, each time for `after` ticks later.
     ArmTimer { after: u64, times: u64 },
     /// HLT, until its timer or a request.
     Halt,
-    /// Leaves the CPU with more to execute: it waits for something that the scheduler does not know.
+    /// Leaves the CPU while it is runnable: it waits for an event that the scheduler does not know.
     Yield,
     /// Sends task `to` a request: an interrupt, an NMI.
     Request { to: usize },
@@ -43,14 +43,14 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What is known of a task when its story is over.
+/// The measurements of a task.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Record {
     /// The longest that the task was runnable and did not run.
     pub(super) longest_wait: u64,
-    /// For how long it ran.
+    /// The ticks for which it ran.
     pub(super) ran: u64,
-    /// When its VM ended by its limit.
+    /// When its limit ended its VM.
     pub(super) ended: Option<Instant>,
 }
 
@@ -61,19 +61,19 @@ pub(super) struct TestTask {
     limit: Instant,
     steps: Vec<Step>,
     next: usize,
-    /// What is left of the step under way.
+    /// What is left of the current step: ticks, exits or times.
     left: u64,
     asleep: bool,
     timer: Instant,
     request: Request,
     over: bool,
     clock: Rc<Cell<u64>>,
-    /// When it left the CPU with more to execute.
+    /// When it left the CPU while it was runnable.
     preempted: Option<u64>,
     record: Record,
 }
 
-/// When the oldest request was sent that the task has not looked at.
+/// When the oldest pending request was sent.
 type Request = Rc<Cell<Option<u64>>>;
 
 impl TestTask {
@@ -83,7 +83,7 @@ impl TestTask {
         }
     }
 
-    /// When it has become runnable. It is, as it has been picked.
+    /// When it became runnable. The scheduler has picked it, so it is runnable.
     fn runnable_since(&self) -> u64 {
         let woken = || self.request.get().into_iter().chain([self.timer.ticks()]).min();
         self.preempted.or_else(woken).expect("a timer wakes it at the latest")
@@ -116,7 +116,7 @@ impl Task for TestTask {
     }
 }
 
-/// The CPU: time passes only as its guests and their exits take it.
+/// The CPU. Only guests and the handling of their exits take time.
 pub(super) struct TestCpu {
     clock: Rc<Cell<u64>>,
     requests: Vec<Request>,
@@ -124,9 +124,9 @@ pub(super) struct TestCpu {
     timer: Instant,
     /// When the machine is switched off.
     end: u64,
-    /// When the CPU had its last look, and the longest time without one.
-    looked: u64,
-    longest_without_look: u64,
+    /// When the CPU called the watchdog last, and the longest time without a call.
+    visited: u64,
+    longest_without_visit: u64,
     records: Vec<(usize, Record)>,
 }
 
@@ -135,19 +135,19 @@ impl TestCpu {
         self.clock.set(self.clock.get() + ticks);
     }
 
-    fn look(&mut self) {
+    fn visit_watchdog(&mut self) {
         let now = self.clock.get();
-        self.longest_without_look = self.longest_without_look.max(now - self.looked);
-        self.looked = now;
+        self.longest_without_visit = self.longest_without_visit.max(now - self.visited);
+        self.visited = now;
     }
 
     fn arm(&mut self, at: Option<Instant>) {
         self.timer = at.unwrap_or(self.timer);
     }
 
-    /// The host looks at its interrupts, and the guest at its timer.
+    /// The host handles its interrupt, and the guest's timer may expire.
     fn interrupted(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) -> Turn {
-        self.look();
+        self.visit_watchdog();
         let turn = slice.interrupted(self.now());
         task.expire_timer();
         self.arm(slice.wake_at(task.timer));
@@ -200,14 +200,14 @@ impl TestCpu {
         self.next(task, slice)
     }
 
-    /// Behind an exit.
+    /// After an exit.
     fn next(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) -> Option<Turn> {
         let is_due = self.now() >= slice.next_event();
         let turn = self.left(task).or_else(|| is_due.then(|| self.interrupted(task, slice)));
         turn.filter(|turn| *turn == Turn::Over)
     }
 
-    /// Some if the task has nothing more to execute.
+    /// Goes to the next step if this one is done. Some if the task sleeps or has ended.
     fn left(&self, task: &mut TestTask) -> Option<Turn> {
         if task.left == 0 {
             task.next = (task.next + 1) % task.steps.len();
@@ -250,7 +250,7 @@ impl Cpu for TestCpu {
         }
         let until = until.min(Instant::new(self.end));
         self.clock.set(until.ticks().max(self.clock.get() + 1));
-        self.look();
+        self.visit_watchdog();
     }
 
     fn finish(&mut self, task: TestTask) {
@@ -258,11 +258,11 @@ impl Cpu for TestCpu {
     }
 }
 
-/// A guest's VM, its limit and what it does.
+/// A guest's VM, its limit and its steps.
 pub(super) type Story = (usize, Option<u64>, Vec<Step>);
 
-/// Lets these guests run on one CPU until `end`; what became of each, in their order. The watchdog has its looks in time, whatever
-/// they do.
+/// Runs these guests on one CPU until `end`. Returns the record of each, in their order. Checks that the watchdog is called in
+/// time, whatever the guests do.
 pub(super) fn run(stories: &[Story], end: u64) -> Vec<Record> {
     let clock = Rc::new(Cell::new(0));
     let requests: Vec<Request> = stories.iter().map(|_| Request::default()).collect();
@@ -287,13 +287,13 @@ pub(super) fn run(stories: &[Story], end: u64) -> Vec<Record> {
         requests: requests.clone(),
         timer: Instant::NEVER,
         end,
-        looked: 0,
-        longest_without_look: 0,
+        visited: 0,
+        longest_without_visit: 0,
         records: Vec::new(),
     };
     Scheduler::new(tasks.into_iter(), CONFIG, Instant::new(0)).run(&mut cpu);
-    let longest = cpu.longest_without_look;
-    assert!(longest <= LOOK + HANDLER + 8, "the watchdog waited {longest} for its look");
+    let longest = cpu.longest_without_visit;
+    assert!(longest <= WATCHDOG_PERIOD + HANDLER + 8, "the watchdog was not called for {longest}");
     let mut records = cpu.records;
     records.sort_by_key(|(index, _)| *index);
     records.into_iter().map(|(_, record)| record).collect()
