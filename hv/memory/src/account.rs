@@ -13,9 +13,8 @@ use rcu::Cpu;
 
 /// What one VM has of the machine's frames.
 ///
-/// Pages that wait for a grace period are on lists of CPUs, not of VMs; the private data in each page's descriptor has
-/// the number of the account that it goes back to. So accounts are the machine's, and a VM takes one for as long as it
-/// lives.
+/// Pages that wait for a grace period are on lists of CPUs, not of VMs; the private data in each page's descriptor has the number
+/// of the account that the page goes back to. So accounts are the machine's, and a VM takes one for as long as it lives.
 pub(crate) struct Account {
     /// Its place among the machine's.
     number: u32,

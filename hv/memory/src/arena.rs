@@ -54,8 +54,8 @@ impl Arena {
         let page = PAGE_SIZE as usize;
         let words = Buddy::words(frames);
         let memory = Block::new(frames * page + words * size_of::<u64>());
-        // SAFETY: the block has this many words behind its frames, at an aligned address and filled; nothing else refers to them, and
-        // the block is dropped after the allocator that this reference is in.
+        // SAFETY: the block has this many words behind its frames, at an aligned address and filled; nothing else refers to them,
+        // and the block is dropped after the allocator that this reference is in.
         let bits = unsafe { core::slice::from_raw_parts_mut(memory.start().add(frames * page).cast::<u64>(), words) };
         let allocator = FrameAllocator::new();
         allocator.init(Buddy::new(frames, bits).expect("it has as many words as it asks for"));

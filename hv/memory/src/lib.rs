@@ -1,11 +1,11 @@
 //! A VM's memory: frames on first touch, behind nested or shadow tables, given back and accounted for.
 //!
 //! ```text
-//!   vCPU's slice ──▶ View ─────────▶ VmMemory ──┬─▶ Tree         what the guest's memory is (crate mmu)
-//!                    one vCPU on      shared by  ├─▶ ShadowTrees  without nested paging: what processors walk (crate shadow)
-//!                    one CPU          all vCPUs  └─▶ Account      the VM's pool of frames, and its figures
-//!                                                       │
-//!   Host: direct map, descriptors, CPUs ◀───────────────┴─▶ FrameAllocator   all VMs' frames
+//!   vCPU's slice ──▶ View ──────▶ VmMemory ──┬─▶ Tree         what the guest's memory is (mmu)
+//!                    one vCPU      shared by  ├─▶ ShadowTrees  without nested paging: what is walked (shadow)
+//!                    on one CPU    all vCPUs  └─▶ Account      the VM's pool of frames, and its figures
+//!                                                    │
+//!   Host: direct map, descriptors, CPUs ◀────────────┴─▶ FrameAllocator   all VMs' frames
 //! ```
 //!
 //! [`Host`] is the machine under it: the image implements it over the real one, [`arena::Arena`] over a piece of the heap, for

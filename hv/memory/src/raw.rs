@@ -129,8 +129,8 @@ impl DirectPtr {
     /// Makes `bytes` bytes from here on zero, all in one page.
     pub(crate) fn write_zeroes(self, bytes: usize) {
         access_point();
-        // SAFETY: the bytes from here on are in a frame, which the direct map covers; the direction flag is clear in Rust code. `mov`
-        // changes no flag.
+        // SAFETY: the bytes from here on are in a frame, which the direct map covers; the direction flag is clear in Rust code.
+        // `mov` changes no flag.
         unsafe {
             asm!("rep stosq", "mov ecx, {rest:e}", "rep stosb", rest = in(reg) bytes % 8, inout("rcx") bytes / 8 => _,
                 inout("rdi") self.0 => _, in("rax") 0_u64, options(nostack, preserves_flags));

@@ -147,8 +147,8 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         })
     }
 
-    /// Splits the large page that `at` is inside of, if it is, so that what follows needs no table. Elsewhere it takes none: a guest
-    /// that has no frame left can give pages back.
+    /// Splits the large page that `at` is inside of, if it is, so that what follows needs no table. Elsewhere it takes none: a
+    /// guest that has no frame left can give pages back.
     fn split_at(&self, at: Gpa) -> Result<(), Refused> {
         let found = self.vm.tree.translate(self.cpu.read(), at);
         if at.is_aligned(LARGE) || found.is_none_or(|found| found.size == PageSize::Size4K) {
