@@ -162,6 +162,15 @@ fn set_breakpoints([dr0, dr1, dr2, dr3]: [u64; 4]) {
     }
 }
 
+/// The loaded vCPU's DR0 to DR3, of which one changes.
+pub(crate) fn set_breakpoint(index: usize, address: u64) {
+    let mut all = breakpoints();
+    if let Some(register) = all.get_mut(index) {
+        *register = address;
+        set_breakpoints(all);
+    }
+}
+
 pub(crate) fn dr6() -> u64 {
     let value;
     // SAFETY: reading it has no effect.

@@ -24,6 +24,8 @@ pub enum Exit {
     WriteMsr,
     /// MOV to or from CR8.
     Cr8(Cr8),
+    /// MOV to DR0 to DR3 or DR7, of vCPUs whose processor must not carry it out.
+    DebugRegister,
     /// HLT.
     Halt,
     /// A guest physical address that the nested tables do not translate for this access.
@@ -324,6 +326,7 @@ pub enum Kind {
     ReadMsr,
     WriteMsr,
     Cr8,
+    DebugRegister,
     Halt,
     NestedFault,
     Misconfiguration,
@@ -358,6 +361,7 @@ impl Kind {
         "rdmsr",
         "wrmsr",
         "cr8",
+        "dr-access",
         "hlt",
         "nested-fault",
         "misconfiguration",
@@ -392,6 +396,7 @@ impl Exit {
             Self::ReadMsr => Kind::ReadMsr,
             Self::WriteMsr => Kind::WriteMsr,
             Self::Cr8(_) => Kind::Cr8,
+            Self::DebugRegister => Kind::DebugRegister,
             Self::Halt => Kind::Halt,
             Self::NestedFault(_) => Kind::NestedFault,
             Self::Misconfiguration(_) => Kind::Misconfiguration,

@@ -113,6 +113,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             Exit::ExternalInterrupt | Exit::Nmi => self.interrupted(vcpu, host),
             Exit::Halt => self.halt(vcpu),
             Exit::Cr8(cr8) => self.cr8(vcpu, cr8),
+            Exit::DebugRegister => self.write_debug_register(vcpu),
             Exit::Emulate => self.emulate(vcpu, host),
             Exit::Io(io) => self.string_io(vcpu, io, host),
             Exit::ControlRegister | Exit::Invlpg => self.system(vcpu),

@@ -19,6 +19,7 @@ extern crate std;
 mod context;
 pub mod cpuid;
 mod cr8;
+mod debug_registers;
 mod emulated;
 mod exit;
 mod exit_handler;

@@ -159,6 +159,10 @@ pub trait Vcpu: Registers + Events {
     fn io_next_rip(&self) -> Option<u64> {
         self.next_rip()
     }
+    /// DR0 to DR3 or DR7 is `value` from now on: behind [`Exit::DebugRegister`], for backends that report it.
+    fn set_debug_register(&mut self, register: u8, value: u64) {
+        let _ = (register, value);
+    }
     /// The registers that govern translation.
     fn control(&self) -> ControlRegisters;
     /// The guest's own paging registers, where the processor has others in their place and walks a shadow of the guest's

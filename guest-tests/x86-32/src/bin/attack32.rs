@@ -18,8 +18,13 @@ guest32::main!(main);
 type Attack = fn() -> !;
 
 /// The attacks by their names.
-const KINDS: [(&str, Attack); 4] =
-    [("delivery", delivery), ("remap", remap), ("switch", switch), ("long-mode-enable", long_mode_enable)];
+const KINDS: [(&str, Attack); 5] = [
+    ("delivery", delivery),
+    ("remap", remap),
+    ("switch", switch),
+    ("long-mode-enable", long_mode_enable),
+    ("data-breakpoints", data_breakpoints),
+];
 
 /// Above what the spaces map one to one.
 const AT: u32 = 1 << 30;
@@ -50,6 +55,24 @@ fn long_mode_enable() -> ! {
         processor::set_long_mode_enable(true);
         processor::cpuid(0, 0);
         processor::set_long_mode_enable(false);
+    }
+}
+
+/// Data breakpoints on each page's ES, CS, SS and DS, as if it were a VMCB (AMD64 APM vol. 2, table B-2), and exits.
+fn data_breakpoints() -> ! {
+    const SEGMENTS: [u32; 4] = [0x400, 0x410, 0x420, 0x430];
+    /// Each of them on reads and writes of four bytes.
+    const DR7_ENABLED: u32 = 0xffff_04ff;
+    const DR7_DISABLED: u32 = 0x400;
+    /// Where hypervisors may have their memory, but for where this guest's own is.
+    const IMAGE_END: u32 = 2 << 20;
+    const HYPERVISOR_END: u32 = 64 << 20;
+    loop {
+        for page in (IMAGE_END..HYPERVISOR_END).step_by(4096) {
+            processor::set_breakpoints(SEGMENTS.map(|offset| page + offset), DR7_ENABLED);
+            processor::cpuid(0, 0);
+            processor::set_breakpoints([0; 4], DR7_DISABLED);
+        }
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Svm {
     pub(super) posts_interrupts: bool,
     /// EFER.LME is [held back](super::long_mode) while paging is off.
     pub(super) guards_long_mode: bool,
+    /// The processor must not set a guest's [breakpoints](super::breakpoints).
+    pub(super) withholds_breakpoints: bool,
     /// The highest ASID.
     last_asid: u32,
     pub(super) has_tsc_aux: bool,
@@ -111,6 +113,7 @@ impl Backend for Svm {
             pause_filter: features.has_pause_filter(),
             posts_interrupts: is_qemu,
             guards_long_mode: is_qemu,
+            withholds_breakpoints: is_qemu,
             last_asid: features.supported_asids().max(2) - 1,
             has_tsc_aux: extended.is_some_and(|features| features.has_rdtscp()),
             physical_bits,

@@ -50,6 +50,7 @@ impl<T: Translation> SvmVcpu<T> {
             exit_code::TASK_SWITCH => Exit::TaskSwitch,
             exit_code::READ_CR8 => Exit::Cr8(Cr8::new(false, self.cr8_operand())),
             exit_code::WRITE_CR8 => Exit::Cr8(Cr8::new(true, self.cr8_operand())),
+            exit_code::WRITE_DR0..=exit_code::WRITE_DR7 => Exit::DebugRegister,
             code @ exit_code::EXCEPTION_0..=exit_code::EXCEPTION_31 => {
                 let vector = (code - exit_code::EXCEPTION_0) as u8;
                 let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21);

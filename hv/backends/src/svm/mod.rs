@@ -1,6 +1,7 @@
 //! AMD's SVM (AMD64 APM vol. 2, chapter 15), with nested paging or with shadows of the guest's tables.
 
 mod backend;
+mod breakpoints;
 mod dump;
 mod events;
 mod exits;

@@ -1,5 +1,6 @@
 //! The contents of a vCPU's VMCB when it is created, after INIT, and where it starts.
 
+use super::backend::Svm;
 use super::events::Nmi;
 use super::vcpu::SvmVcpu;
 use super::vmcb::{self, SegmentField, Vmcb, misc1, misc2};
@@ -13,9 +14,10 @@ use vm::Gpr;
 const PAUSES_BEFORE_EXIT: u16 = 3000;
 
 /// Sets the intercepts that nested and shadow paging share.
-pub(super) fn write_controls(vmcb: &mut Vmcb, pause_filter: bool) {
+pub(super) fn write_controls(vmcb: &mut Vmcb, svm: &Svm) {
     let control = &mut vmcb.control;
     control.intercept_cr = vmcb::INTERCEPT_CR8;
+    control.intercept_dr = if svm.withholds_breakpoints { vmcb::INTERCEPT_BREAKPOINTS } else { 0 };
     control.intercept_exceptions = INTERCEPTED_EXCEPTIONS;
     control.intercept_misc1 = misc1::INTR
         | misc1::NMI
@@ -38,7 +40,7 @@ pub(super) fn write_controls(vmcb: &mut Vmcb, pause_filter: bool) {
         | misc2::MONITOR
         | misc2::MWAIT
         | misc2::XSETBV;
-    if pause_filter {
+    if svm.pause_filter {
         control.intercept_misc1 |= misc1::PAUSE;
         control.pause_filter_count = PAUSES_BEFORE_EXIT;
     }

@@ -55,7 +55,7 @@ impl<T: Translation> SvmVcpu<T> {
         let io_permissions = HardwarePage::new(physical, IoPermissions::intercept_all());
         let msr_permissions = HardwarePage::new(physical, MsrPermissions::guest());
         let mut vmcb = HardwarePage::new(physical, Vmcb::zeroed());
-        write_controls(&mut vmcb, svm.pause_filter);
+        write_controls(&mut vmcb, svm);
         let control = &mut vmcb.control;
         control.iopm_base = io_permissions.address().raw();
         control.msrpm_base = msr_permissions.address().raw();
@@ -247,6 +247,10 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
 
     fn set_cr0(&mut self, cr0: u64) {
         self.load_cr0(cr0);
+    }
+
+    fn set_debug_register(&mut self, register: u8, value: u64) {
+        self.load_debug_register(register, value);
     }
 
     fn apply_paging(&mut self, root: Option<Hpa>) {

@@ -138,7 +138,10 @@ const _: () = {
 /// `intercept_cr` (APM table B-1, offset 000h): reads in the lower half, writes in the upper.
 pub(super) const INTERCEPT_CR8: u32 = 1 << 8 | 1 << 24;
 
-/// As above, CR0, CR3 and CR4.
+/// `intercept_dr`, alike: writes of DR0 to DR3 and DR7, and of DR5, which stands for DR7.
+pub(super) const INTERCEPT_BREAKPOINTS: u32 = 0xaf << 16;
+
+/// `intercept_cr`: CR0, CR3 and CR4.
 pub(super) const INTERCEPT_PAGING: u32 = 0x19 | 0x19 << 16;
 
 /// `intercept_misc1` (APM table B-1, offset 00Ch).
@@ -187,6 +190,8 @@ pub(super) mod exit_code {
     pub(in crate::svm) const CR0_SELECTIVE: u64 = 0x65;
     pub(in crate::svm) const READ_CR8: u64 = 0x08;
     pub(in crate::svm) const WRITE_CR8: u64 = 0x18;
+    pub(in crate::svm) const WRITE_DR0: u64 = 0x30;
+    pub(in crate::svm) const WRITE_DR7: u64 = 0x37;
     pub(in crate::svm) const EXCEPTION_0: u64 = 0x40;
     pub(in crate::svm) const EXCEPTION_31: u64 = 0x5f;
     pub(in crate::svm) const INTR: u64 = 0x60;

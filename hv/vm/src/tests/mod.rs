@@ -8,6 +8,7 @@ mod any;
 mod apic;
 mod cr0;
 mod cr8;
+mod debug_registers;
 mod guest;
 mod hypercalls;
 mod interrupts;

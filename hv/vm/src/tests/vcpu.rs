@@ -19,6 +19,8 @@ pub(super) struct TestVcpu {
     pub(super) control: ControlRegisters,
     pub(super) segments: [SegmentState; 6],
     pub(super) cr2: u64,
+    /// DR0 to DR7.
+    pub(super) debug: [u64; 8],
     pub(super) pat: u64,
     pub(super) tsc: u64,
     pub(super) shadow: bool,
@@ -57,6 +59,7 @@ impl TestVcpu {
             control,
             segments: [data, code, data, data, data, data],
             cr2: 0,
+            debug: [0; 8],
             pat: arch::reset::PAT,
             tsc: 0,
             shadow: false,
@@ -177,6 +180,9 @@ impl Vcpu for TestVcpu {
             StateMsr::Pat => self.pat,
             StateMsr::Tsc => self.tsc,
         }
+    }
+    fn set_debug_register(&mut self, register: u8, value: u64) {
+        self.debug[usize::from(register)] = value;
     }
     fn set_cr0(&mut self, cr0: u64) {
         self.control.cr0 = cr0;
