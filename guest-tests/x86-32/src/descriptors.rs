@@ -17,6 +17,8 @@ pub const DATA: u16 = 0x10;
 pub const USER_DATA: u16 = 0x18 | 3;
 /// Selector of user mode's code segment, with RPL 3.
 pub const USER_CODE: u16 = 0x20 | 3;
+/// Selector of the code segment of 64-bit mode, for guests that enter it.
+pub const CODE64: u16 = 0x28;
 
 #[repr(C)]
 pub(crate) struct Gdt {
@@ -33,7 +35,7 @@ pub(crate) static GDT: Gdt = Gdt {
         AtomicU64::new(0x00cf_9300_0000_ffff),
         AtomicU64::new(0x00cf_f300_0000_ffff),
         AtomicU64::new(0x00cf_fb00_0000_ffff),
-        AtomicU64::new(0),
+        AtomicU64::new(0x00af_9b00_0000_ffff),
     ],
     tss: [const { [const { AtomicU64::new(0) }; 2] }; Cpu::MOST],
 };

@@ -182,6 +182,11 @@ impl Record {
         }
     }
 
+    /// Whether the hypervisor did not do what it has to.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.ended, Ended::Failed(_))
+    }
+
     fn inputs(&self) -> u64 {
         self.vms.iter().flat_map(|vm| &vm.inputs).map(|(_, count)| count).sum()
     }

@@ -8,10 +8,10 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 
-use guest32::descriptors::{self, CODE, DATA};
+use guest32::descriptors::{self, CODE, CODE64, DATA};
 use guest32::memory::peek;
 
-use crate::world::{CODE16, CODE64, DATA16, put};
+use crate::world::{CODE16, DATA16, STACK_TOP, put};
 
 /// Where the code is that runs in real mode.
 const LOW: u32 = 0x9000;
@@ -87,14 +87,20 @@ pub(crate) static PLAN: Plan = Plan {
 /// The tables of flat protected mode, between inputs.
 static HARNESS_GDTR: TablePointer = TablePointer::new();
 static HARNESS_IDTR: TablePointer = TablePointer::new();
+/// The IDT while long mode is left.
+static LEAVE_IDTR: TablePointer = TablePointer::new();
+/// Where 64-bit mode is left for its 32-bit code: the offset, and the selector.
+static LEAVE: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(CODE as u32)];
 /// The stack pointer to come back to.
 static HARNESS_STACK: AtomicU32 = AtomicU32::new(0);
 
-/// Has what runs between inputs use the IDT at `idt`.
-pub(crate) fn init(idt: u32) {
+/// Has what runs between inputs use the IDT at `idt`, and the way out of long mode the one at `leave_idt`.
+pub(crate) fn init(idt: u32, leave_idt: u32) {
     let (limit, base) = descriptors::gdt();
     HARNESS_GDTR.set(limit, base);
     HARNESS_IDTR.set(256 * 8 - 1, idt);
+    LEAVE_IDTR.set(16 * 3 - 1, leave_idt);
+    LEAVE[0].store(&raw const hostile_leave as u32, Relaxed);
 }
 
 /// Puts what real mode needs where it belongs: code and vectors.
@@ -130,6 +136,8 @@ unsafe extern "C" {
     safe static hostile_recover: u8;
     safe static hostile_recover_long: u8;
     safe static hostile_return: u8;
+    safe static hostile_return_long: u8;
+    safe static hostile_leave: u8;
     fn hostile_enter();
 }
 
@@ -146,6 +154,11 @@ pub(crate) fn recover_long() -> u32 {
 /// An IRETD.
 pub(crate) fn return_at_once() -> u32 {
     &raw const hostile_return as u32
+}
+
+/// An IRETQ.
+pub(crate) fn return_at_once_long() -> u32 {
+    &raw const hostile_return_long as u32
 }
 
 /// Runs the input that [`PLAN`] describes, until it is interrupted.
@@ -240,18 +253,19 @@ hostile_recover_long:
     movl %eax, %es
     movl %eax, %fs
     movl %eax, %gs
-    movl ${stack}, %ebx
-    movl (%rbx), %esp
-    pushq ${code}
-    pushq $5f
-    lretq
+    movl ${scratch_stack}, %esp
+    // An NMI may come at each exit on the way out, with and without paging.
+    movl ${leave_idtr}, %ebx
+    lidt (%rbx)
+    movl ${leave}, %ebx
+    ljmpl *(%rbx)
 
 // Long mode is left before CR4.PAE is cleared: QEMU's TCG (7.2) loads no CR0 at an exit from a guest with EFER.LME set and
 // without PAE, so that the hypervisor would go on without paging.
 .code32
-5:  movl $1, %eax
+hostile_leave:
+    movl $1, %eax
     movl %eax, %cr0
-    // Before the exit of WRMSR, at which an NMI may come.
     lidtl {harness_idtr}
     movl $0xc0000080, %ecx
     xorl %eax, %eax
@@ -269,22 +283,31 @@ hostile_recover:
     movl %eax, %es
     movl %eax, %fs
     movl %eax, %gs
-    movl {stack}, %esp
+    movl ${scratch_stack}, %esp
 6:  movl $1, %eax
     movl %eax, %cr0
     ljmpl ${code}, $7f
 7:  lidtl {harness_idtr}
+    // It is in the image, which is read-only as long as paging is on: an NMI could not be delivered before.
+    movl {stack}, %esp
     xorl %eax, %eax
     movl %eax, %cr4
     // Nothing enabled; this has no other way to clear GD than to be caught by it once.
+    movl %dr7, %eax
+    cmpl $0x400, %eax
+    je 8f
     movl $0x400, %eax
     movl %eax, %dr7
-    popfl
+8:  popfl
     popal
     ret
 
 hostile_return:
     iretl
+.code64
+hostile_return_long:
+    iretq
+.code32
 
 .section .rodata.hostile, "a"
 .balign 16
@@ -329,8 +352,11 @@ hostile_low:
 .text
 "#,
     stack = sym HARNESS_STACK,
+    scratch_stack = const STACK_TOP,
     harness_gdtr = sym HARNESS_GDTR,
     harness_idtr = sym HARNESS_IDTR,
+    leave_idtr = sym LEAVE_IDTR,
+    leave = sym LEAVE,
     plan = sym PLAN,
     gdtr = const offset_of!(Plan, gdtr),
     idtr = const offset_of!(Plan, idtr),

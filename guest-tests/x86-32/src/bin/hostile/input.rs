@@ -6,14 +6,14 @@ use abi::ports::{BOCHS_SHUTDOWN, DEBUG_EXIT};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use guest32::descriptors::{CODE, DATA, USER_CODE, USER_DATA};
+use guest32::descriptors::{CODE, CODE64, DATA, USER_CODE, USER_DATA};
 use guest32::memory::store;
 use guest32::random::{Random, mix};
 
 use crate::enter::{self, PLAN, REAL_FRAME, REAL_IDT_LIMIT, REAL_STACK, Way};
 use crate::grammar::{Code, EAX, EBP, EBX, ECX, EDI, EDX, ESI, ESP, address, pick};
-use crate::world::{self, CODE_AREA, CODE64, Edit, FREE_SELECTORS, LARGE, PRESENT, STACK_TOP, TABLE_FLAGS, Written};
-use crate::world::{plan, write_task_descriptor};
+use crate::world::{self, CODE_AREA, Edit, FREE_SELECTORS, LARGE, PRESENT, STACK_TOP, TABLE_FLAGS, Written};
+use crate::world::{plan, write_task_descriptor, write_tasks};
 
 /// What an input is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +30,7 @@ pub(crate) enum Kind {
     Debug,
     Hypercall,
     Ipi,
+    Virtual8086,
     /// The rest is what the other processor does to this one.
     NmiStorm,
     InitStorm,
@@ -38,7 +39,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const COUNT: usize = 16;
+    pub(crate) const COUNT: usize = 17;
     /// All of them, as they are told.
     pub(crate) const NAMES: [&str; Self::COUNT] = [
         "instruction",
@@ -53,6 +54,7 @@ impl Kind {
         "debug",
         "hypercall",
         "ipi",
+        "virtual-8086",
         "nmi-storm",
         "init",
         "sipi-storm",
@@ -113,6 +115,7 @@ const CR0_WP: u32 = 1 << 16;
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
 const CR0_PG: u32 = 1 << 31;
+const CR4_VME: u32 = 1 << 0;
 const CR4_PSE: u32 = 1 << 4;
 const CR4_PAE: u32 = 1 << 5;
 /// TSD, DE, MCE, PGE, PCE, OSFXSR and OSXMMEXCPT, which all processors have.
@@ -125,6 +128,9 @@ const EFER_LME: u32 = 1 << 8;
 const EFER_NXE: u32 = 1 << 11;
 const RFLAGS_FIXED: u32 = 1 << 1;
 const RFLAGS_IF: u32 = 1 << 9;
+const RFLAGS_VM: u32 = 1 << 17;
+/// IOPL, by which virtual-8086 mode may do what it otherwise must ask for.
+const RFLAGS_IOPL: u32 = 3 << 12;
 /// CF, PF, AF, ZF, SF, OF, and once in a while the others.
 const RFLAGS_STATUS: u32 = 0x8d5;
 const RFLAGS_OTHERS: u32 = 0x24_7700;
@@ -160,15 +166,21 @@ impl Input {
             Mode::User => *pick(&mut random, &[Mode::TwoLevel, Mode::Pae, Mode::Long]),
             mode => mode,
         };
-        let (way, bits) = match mode {
-            Mode::Real => (Way::Real, 16),
-            Mode::Long => (Way::Long, 64),
-            _ => (Way::Protected, 32),
+        let way = match mode {
+            Mode::Real => Way::Real,
+            Mode::Long => Way::Long,
+            _ => Way::Protected,
+        };
+        let kind = if way == Way::Protected && random.one_in(12) { Kind::Virtual8086 } else { Kind::Instruction };
+        let bits = match way {
+            Way::Long => 64,
+            Way::Protected if kind != Kind::Virtual8086 => 32,
+            _ => 16,
         };
         let mut input = Self {
-            kind: Kind::Instruction,
+            kind,
             way,
-            is_user: campaign.mode == Mode::User,
+            is_user: campaign.mode == Mode::User || kind == Kind::Virtual8086,
             is_pae: mode != Mode::TwoLevel,
             code: Code::new(bits),
             registers: [0; 16],
@@ -224,6 +236,9 @@ impl Input {
     }
 
     fn choose_code(&mut self, campaign: Campaign) {
+        if self.kind == Kind::Virtual8086 {
+            return self.virtual_8086();
+        }
         let kind = *pick(
             &mut self.random,
             &[
@@ -274,7 +289,7 @@ impl Input {
 
     /// Something else behind, sometimes, with no register in a place that only simple instructions may access.
     fn and_more_in_memory(&mut self) {
-        if !self.one_in(64) {
+        if !self.one_in(256) {
             for register in [EAX, EBX, ESI, EDI] {
                 self.code.set(register, world::DATA_AREA + 0x800);
             }
@@ -303,13 +318,13 @@ impl Input {
         // Without its tables, or with tables of another kind, the code ends there.
         let last_flag = if self.way == Way::Protected && self.is_pae { 1 << 4 } else { 1 << 11 };
         let kind_of_tables = u64::from(CR4_PSE | CR4_PAE);
-        if (register == 3 && flip > last_flag || register == 4 && flip & kind_of_tables != 0) && !self.one_in(64) {
+        if (register == 3 && flip > last_flag || register == 4 && flip & kind_of_tables != 0) && !self.one_in(256) {
             value ^= flip;
         }
-        if register == 4 && !self.one_in(64) {
+        if register == 4 && !self.one_in(256) {
             // QEMU's TCG takes reserved bits, and its VMRUN then ends the VM.
             value &= u64::from(CR4_DEFINED);
-        } else if self.one_in(64) && register != 3 {
+        } else if self.one_in(256) && register != 3 {
             value = self.random.next_u64();
         }
         if register == 0 && self.way == Way::Long {
@@ -317,7 +332,7 @@ impl Input {
             value |= u64::from(CR0_PG);
         }
         // QEMU's TCG takes NW without CD as well.
-        if register == 0 && !self.one_in(64) && value & CR0_CD == 0 {
+        if register == 0 && !self.one_in(256) && value & CR0_CD == 0 {
             value &= !CR0_NW;
         }
         match self.random.below(8) {
@@ -458,7 +473,7 @@ impl Input {
         let port = match self.random.below(8) {
             0 => self.random.next_u64() as u16,
             // These end the VM, or may.
-            1 if self.one_in(64) => *pick(&mut self.random, &[DEBUG_EXIT, 0x64, 0x92, 0xcf9, BOCHS_SHUTDOWN, 0x604]),
+            1 if self.one_in(256) => *pick(&mut self.random, &[DEBUG_EXIT, 0x64, 0x92, 0xcf9, BOCHS_SHUTDOWN, 0x604]),
             _ => *pick(&mut self.random, KNOWN),
         };
         if port == DEBUG_EXIT && !self.one_in(64) {
@@ -522,16 +537,18 @@ impl Input {
     /// An entry that makes no sense, or an unusual one, and accesses to what it maps.
     fn page_table(&mut self) {
         // Beyond memory there are neither tables nor operands for every instruction: the VM may end there.
-        let beyond = if self.one_in(64) {
+        let beyond = if self.one_in(256) {
             *pick(&mut self.random, &[ram_end(), 0xfec0_0000, 0xfee0_0000, 0xffe0_0000])
         } else {
             world::LDT
         };
+        // As a table of wide entries, that of two-level paging leads beyond memory, too.
+        let directory = if self.is_pae && !self.one_in(256) { world::DIRECTORIES } else { world::DIRECTORY };
         let target = *pick(
             &mut self.random,
             &[
                 beyond,
-                world::DIRECTORY,
+                directory,
                 world::DIRECTORIES,
                 world::DIRECTORIES + 0x1000,
                 world::TABLE,
@@ -545,7 +562,7 @@ impl Input {
         );
         let flags = self.random.next_u64() as u32 & 0xfff | if self.one_in(8) { 0 } else { PRESENT | TABLE_FLAGS };
         let flags = if self.one_in(2) { flags & !LARGE } else { flags };
-        let high = if self.is_pae && self.one_in(32) { 1 << self.random.below(32) } else { 0 };
+        let high = if self.is_pae && self.one_in(256) { 1 << self.random.below(32) } else { 0 };
         // From 32 MiB on; what is below is in use.
         let linear = (self.random.below(0x7f0) as u32 + 16) << 21;
         let (at, linear) = if self.one_in(6) {
@@ -561,7 +578,7 @@ impl Input {
             (world::DIRECTORY + (linear >> 22) * 4, linear)
         };
         // A large page of two-level paging has more address bits at the address's lower end (PSE-36).
-        let target = if flags & LARGE != 0 && !self.one_in(32) { target & !0x3f_ffff } else { target };
+        let target = if flags & LARGE != 0 && !self.one_in(256) { target & !0x3f_ffff } else { target };
         self.edit(at, target | flags);
         if self.is_pae {
             self.edit(at + 4, high);
@@ -645,17 +662,16 @@ impl Input {
     /// A gate of the IDT, or a selector, that leads to a task state somewhere.
     fn task_gate(&mut self) {
         let task = FREE_SELECTORS + 32;
-        if self.one_in(64) {
+        if self.one_in(128) {
             let base = address(&mut self.random);
             self.edit(world::GDT + u32::from(task), base << 16 | 0x67);
             self.edit(world::GDT + u32::from(task) + 4, 0x8900 | base >> 16 & 0xff | base & 0xff00_0000);
         }
-        if self.one_in(16) {
-            let at = world::TSS + 0x400 + 4 * self.random.below(26) as u32;
+        if self.one_in(128) {
+            let at = world::OTHER_TSS + 4 * self.random.below(26) as u32;
             let value = self.value() as u32;
             self.edit(at, value);
         }
-        self.edit(world::TSS + 0x400 + 0x1c, self.root());
         let vector = 0x20 + 5 * self.random.below(40) as u8 + 1;
         match self.random.below(3) {
             0 => {
@@ -732,8 +748,7 @@ impl Input {
                 0..4 if self.one_in(2) => u64::from(CODE_AREA + 0x800 + self.random.below(40) as u32),
                 0..4 => address(&mut self.random).into(),
                 6 => self.random.next_u64() & 0xe00f,
-                // QEMU ends where an exception's delivery meets a data breakpoint, so there are few of them.
-                _ if self.one_in(256) => self.random.next_u64() & 0xffff_ffff,
+                _ if self.one_in(2) => self.random.next_u64() & 0xffff_ffff,
                 _ => self.random.next_u64() & 0x27ff,
             };
             self.code.set_wide(EAX, value);
@@ -760,6 +775,26 @@ impl Input {
         self.code.set(EAX, number);
         self.code.push(&[0x0f, 0x01, *pick(&mut self.random, &[0xc1, 0xd9])]);
         self.and_more();
+    }
+
+    /// Real mode's instructions, those that need IOPL or CR4.VME above all.
+    fn virtual_8086(&mut self) {
+        self.flags |= RFLAGS_VM;
+        if self.one_in(2) {
+            self.flags ^= RFLAGS_IOPL;
+        }
+        for _ in 0..=self.random.below(2) {
+            match self.random.below(5) {
+                0 => self.code.push(&[0xcd, self.random.next_u64() as u8]),
+                // PUSHF, POPF, IRET, CLI, STI, INT3, HLT.
+                1 => self.code.push(&[*pick(&mut self.random, &[0x9c, 0x9d, 0xcf, 0xfa, 0xfb, 0xcc, 0xf4])]),
+                2 => self.code.push_string(&mut self.random),
+                _ => self.code.push_any(&mut self.random),
+            }
+        }
+        if self.one_in(3) {
+            self.port();
+        }
     }
 
     /// An interrupt command of this processor.
@@ -801,6 +836,11 @@ impl Input {
         if self.is_pae { CR4_PAE } else { CR4_PSE }
     }
 
+    /// Whether its code is where real mode has it.
+    fn is_low(&self) -> bool {
+        self.code.bits() == 16
+    }
+
     fn root(&self) -> u32 {
         match self.way {
             Way::Long => world::PML4,
@@ -813,6 +853,9 @@ impl Input {
     pub(crate) fn run(mut self) {
         let is_long = self.way == Way::Long;
         write_task_descriptor(is_long);
+        if self.way == Way::Protected {
+            write_tasks(self.root());
+        }
         if self.way == Way::Real {
             // Pointers of no value lead there.
             enter::write_low();
@@ -821,7 +864,8 @@ impl Input {
         plan(&PLAN.way, self.way as u32);
         plan(&PLAN.cr0, self.cr0() ^ if random & 0xf0 == 0 { random & 0x0005_000e } else { 0 });
         plan(&PLAN.cr3, self.root());
-        plan(&PLAN.cr4, self.cr4() | random >> 8 & CR4_USUAL & if random & 0xf == 0 { !0 } else { 0x600 });
+        let extensions = if self.kind == Kind::Virtual8086 { random >> 16 & CR4_VME } else { 0 };
+        plan(&PLAN.cr4, self.cr4() | extensions | random >> 8 & CR4_USUAL & if random & 0xf == 0 { !0 } else { 0x600 });
         let nx = if self.is_pae { EFER_NXE } else { 0 };
         plan(
             &PLAN.efer,
@@ -838,7 +882,7 @@ impl Input {
 
         // At the end of a page, once in a while, so that instructions are cut in two.
         let offset = if random >> 24 & 15 == 0 { 0xff4 + (random >> 20 & 7) } else { 0x800 };
-        let area = if self.way == Way::Real { world::REAL_CODE_AREA } else { CODE_AREA };
+        let area = if self.is_low() { world::REAL_CODE_AREA } else { CODE_AREA };
         let _written = Written::new(area + offset, self.code.bytes());
         let undo = self.edits.map(|edit| edit.map(Edit::apply));
         self.write_frame(offset);
@@ -850,7 +894,7 @@ impl Input {
 
     fn write_frame(&self, offset: u32) {
         let mut at = match self.way {
-            Way::Real => (u32::from(REAL_STACK) << 4) + u32::from(REAL_FRAME),
+            _ if self.is_low() => (u32::from(REAL_STACK) << 4) + u32::from(REAL_FRAME),
             _ => STACK_TOP - 0x400,
         };
         plan(&PLAN.frame, at);
@@ -876,10 +920,16 @@ impl Input {
                 for register in [EDI, ESI, EBP, ESP, EBX, EDX, ECX, EAX] {
                     put(registers[usize::from(register)] as u32);
                 }
+                let low = u32::from(world::REAL_DATA);
                 let (code, data) = if self.is_user { (USER_CODE, USER_DATA) } else { (CODE, DATA) };
-                for value in [CODE_AREA + offset, code.into(), self.flags & !(1 << 17), stack, data.into()] {
-                    put(value);
-                }
+                let frame = if self.kind == Kind::Virtual8086 {
+                    let (code, stack) = (world::REAL_CODE_AREA >> 4, u32::from(REAL_STACK));
+                    [offset, code, self.flags, REAL_FRAME.into(), stack, low, low, low, low]
+                } else {
+                    let flags = self.flags & !RFLAGS_VM;
+                    [CODE_AREA + offset, code.into(), flags, stack, data.into(), 0, 0, 0, 0]
+                };
+                frame.into_iter().for_each(put);
             }
             Way::Real => {
                 for register in [EDI, ESI, EBP, ESP, EBX, EDX, ECX, EAX] {

@@ -18,13 +18,13 @@ use crate::world;
 const ATTACKER: Cpu = Cpu::new(1);
 const TIMER: u8 = 0xfe;
 /// Between two looks.
-const LOOK_MICROSECONDS: u64 = 10_000;
+const LOOK_MICROSECONDS: u64 = 5_000;
 /// Looks without a sign of life, each of which brings an NMI, before it is started anew; it may just be waiting for its turn.
-const LOOKS_UNTIL_RESTART: u32 = 30;
+const LOOKS_UNTIL_RESTART: u32 = 60;
 /// How long it may take to start anew.
 const RESTART_SECONDS: u64 = 5;
 /// Looks between two reports.
-const LOOKS_PER_REPORT: u32 = 4;
+const LOOKS_PER_REPORT: u32 = 8;
 /// Inputs until all tables are looked through for what was written wildly.
 const INPUTS_PER_REPAIR: u32 = 128;
 

@@ -3,14 +3,13 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use guest32::descriptors::{CODE, DATA, USER_CODE, USER_DATA};
+use guest32::descriptors::{CODE, CODE64, DATA, USER_CODE, USER_DATA};
 use guest32::memory::{Page, peek, store};
 
 use crate::enter::{self, PLAN};
 use crate::input::ram_end;
 
 /// Selectors of [`GDT`] beyond those of the library, whose numbers its own ones have, too.
-pub(crate) const CODE64: u16 = 0x28;
 pub(crate) const USER_CODE64: u16 = 0x30 | 3;
 pub(crate) const CODE16: u16 = 0x38;
 /// The task register's: what the library has for the second processor, so that this one still knows itself by it.
@@ -25,6 +24,7 @@ pub(crate) const GDT: u32 = 0x80_0000;
 pub(crate) const IDT: u32 = 0x80_1000;
 pub(crate) const LONG_IDT: u32 = 0x80_2000;
 pub(crate) const TSS: u32 = 0x80_3000;
+pub(crate) const OTHER_TSS: u32 = TSS + 0x400;
 pub(crate) const LONG_TSS: u32 = 0x80_6000;
 pub(crate) const LDT: u32 = 0x80_9000;
 pub(crate) const PML4: u32 = 0x80_a000;
@@ -37,19 +37,28 @@ pub(crate) const DIRECTORIES: u32 = 0x80_d000;
 pub(crate) const DIRECTORY: u32 = 0x81_1000;
 /// A table of the last level, of pages from [`DATA_AREA`] on, for inputs that lead to it.
 pub(crate) const TABLE: u32 = 0x81_2000;
-/// The IDT between inputs.
+/// The IDT between inputs, and behind it the one while long mode is left.
 const HARNESS_IDT: u32 = 0x81_3000;
+const LEAVE_IDT: u32 = HARNESS_IDT + 0x800;
 /// Two pages, from the middle of the first of which code runs.
 pub(crate) const CODE_AREA: u32 = 0x81_4000;
 pub(crate) const STACK_TOP: u32 = 0x81_8000;
 /// What user mode's exceptions run on.
 const KERNEL_STACK_TOP: u32 = 0x81_a000;
+/// Tables of the first 4 MiB: one of two-level paging, and two that PAE and long mode share.
+const LOW_TABLE: u32 = 0x81_b000;
+const WIDE_LOW_TABLES: u32 = 0x81_c000;
+/// What linear addresses stand for that lead nowhere else.
+const ELSEWHERE: u32 = 0x40_0000;
+const ELSEWHERE_SIZE: u32 = 4 << 20;
+/// What virtual-8086 mode has: code, stack and data of real mode.
+const VIRTUAL_8086: core::ops::Range<u32> = REAL_CODE_AREA..0x4_0000;
+/// Where the image is: read-only.
+const IMAGE: core::ops::Range<u32> = 0x10_0000..0x20_0000;
 pub(crate) const DATA_AREA: u32 = 0x82_0000;
 /// Real mode's code, which is as long; its data.
 pub(crate) const REAL_CODE_AREA: u32 = 0x1_0000;
 pub(crate) const REAL_DATA: u16 = 0x3000;
-/// What is used of the memory above.
-const USER_SIZE: u32 = 4 << 20;
 /// Where what other code of this guest has below 1 MiB begins.
 const LOW_FREE_END: u32 = 0x8000;
 /// What is below is the supervisor's alone.
@@ -80,7 +89,7 @@ impl Edit {
 
 /// Builds everything.
 pub(crate) fn init() {
-    enter::init(HARNESS_IDT);
+    enter::init(HARNESS_IDT, LEAVE_IDT);
     for page in (GDT..DATA_AREA + 0x8000).step_by(4096) {
         Page::new(page).clear();
     }
@@ -91,7 +100,8 @@ pub(crate) fn init() {
         REAL_CODE_AREA + 0x2000..0x2_0000,
         0x4_0000..0xa_0000,
         0xc_0000..0x10_0000,
-        DATA_AREA + 0x8000..USER_START + USER_SIZE,
+        ELSEWHERE..ELSEWHERE + ELSEWHERE_SIZE,
+        0xb0_0000..0xb0_1000,
     ];
     for word in free.into_iter().flat_map(|range| range.step_by(4)) {
         put(word, INT3);
@@ -141,7 +151,7 @@ fn write_gdt() {
         0x0040_f301_0000_0fff,
         system_descriptor(LDT, 0xfff, 0x82),
         0,
-        system_descriptor(TSS + 0x400, 0x67, 0x89),
+        system_descriptor(OTHER_TSS, 0x67, 0x89),
         0,
         u64::from(CODE) << 16
             | 0xec00_0000_0000
@@ -181,24 +191,39 @@ fn write_idts() {
         let between = if vector == NMI { enter::return_at_once() } else { enter::recover() };
         gate(HARNESS_IDT + 8 * vector, between, CODE, 0x8e00);
     }
+    // Only an NMI comes while long mode is left. Its gate in long mode and its gate without do not overlap.
+    let gate = |at: u32, handler: u32, selector: u16| {
+        put(at, u32::from(selector) << 16 | handler & 0xffff);
+        put(at + 4, handler & 0xffff_0000 | 0x8e00);
+    };
+    gate(LEAVE_IDT + 8 * NMI, enter::return_at_once(), CODE);
+    gate(LEAVE_IDT + 16 * NMI, enter::return_at_once_long(), CODE64);
 }
 
 const NMI: u32 = 2;
 
 fn write_task_states() {
-    put(TSS + 4, KERNEL_STACK_TOP);
-    put(TSS + 8, DATA.into());
     // The I/O permission bitmap is behind it, with ports that user mode has and others.
     put(TSS + 0x64, 0x68 << 16);
     put(LONG_TSS + 4, KERNEL_STACK_TOP);
     put(LONG_TSS + 0x24, KERNEL_STACK_TOP);
     put(LONG_TSS + 0x64, 0x68 << 16);
-    // What task gates lead to: the way back.
-    let other = TSS + 0x400;
-    for (offset, value) in [
+}
+
+/// Has what task gates lead to, and the task that comes back from there, go on with the way back.
+pub(crate) fn write_tasks(root: u32) {
+    for (task, (offset, value)) in
+        [TSS, OTHER_TSS].into_iter().flat_map(|task| way_back(root).map(|field| (task, field)))
+    {
+        put(task + offset, value);
+    }
+}
+
+fn way_back(root: u32) -> [(u32, u32); 13] {
+    [
         (4, KERNEL_STACK_TOP),
         (8, DATA.into()),
-        (0x1c, 0),
+        (0x1c, root),
         (0x20, enter::recover()),
         (0x24, 2),
         (0x38, STACK_TOP),
@@ -209,13 +234,11 @@ fn write_task_states() {
         (0x58, DATA.into()),
         (0x5c, DATA.into()),
         (0x60, 0),
-    ] {
-        put(other + offset, value);
-    }
+    ]
 }
 
 /// Memory and devices one to one, by large pages, and elsewhere memory again, so that a wild pointer ends an input and not the VM.
-/// What is below 8 MiB is not user mode's.
+/// What is below 8 MiB is not user mode's, but for virtual-8086 mode's, and the image is read-only.
 fn write_tables() {
     put_wide(PML4, u64::from(PDPT | TABLE_FLAGS));
     for index in 0..4 {
@@ -224,12 +247,24 @@ fn write_tables() {
         put_wide(PAE_PDPT + 8 * index, directory | u64::from(PRESENT));
         put(PAE_PDPT + 32 + 4 * index, 0);
     }
+    let low_table = |table: u32| table | TABLE_FLAGS;
     for index in 0..2048 {
-        put_if_other(DIRECTORIES + 8 * index, large_entry(index << 21));
+        let entry = if index < 2 { low_table(WIDE_LOW_TABLES + 4096 * index) } else { large_entry(index << 21) };
+        put_if_other(DIRECTORIES + 8 * index, entry);
         put(DIRECTORIES + 8 * index + 4, 0);
     }
     for index in 0..1024 {
-        put_if_other(DIRECTORY + 4 * index, large_entry(index << 22));
+        let entry = if index == 0 { low_table(LOW_TABLE) } else { large_entry(index << 22) };
+        put_if_other(DIRECTORY + 4 * index, entry);
+        let linear = index << 12;
+        let entry = match linear {
+            _ if IMAGE.contains(&linear) => linear | PRESENT,
+            _ if VIRTUAL_8086.contains(&linear) => linear | TABLE_FLAGS,
+            _ => linear | 3,
+        };
+        put_if_other(LOW_TABLE + 4 * index, entry);
+        put_if_other(WIDE_LOW_TABLES + 8 * index, entry);
+        put(WIDE_LOW_TABLES + 8 * index + 4, 0);
     }
     // An entry of PAE, and for two-level paging one and a hole.
     for index in 0..512 {
@@ -241,8 +276,8 @@ fn write_tables() {
 fn large_entry(linear: u32) -> u32 {
     // Memory and what is right behind it, and the page of the IOAPIC and the local APIC.
     const DEVICES: u32 = 0xfec0_0000;
-    let is_itself = linear <= ram_end() || linear & !0x3f_ffff == DEVICES;
-    let physical = if is_itself { linear } else { USER_START | linear & (USER_SIZE - 1) };
+    let is_itself = linear < ram_end() || linear & !0x3f_ffff == DEVICES;
+    let physical = if is_itself { linear } else { ELSEWHERE | linear & (ELSEWHERE_SIZE - 1) };
     physical | LARGE | if linear < USER_START { 3 } else { TABLE_FLAGS }
 }
 
