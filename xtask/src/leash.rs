@@ -10,7 +10,7 @@
 
 use crate::project;
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, waitid, waitpid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
@@ -164,7 +164,7 @@ impl Leashed {
     /// The exit status once it has ended by itself; None when it is still there at the deadline, and then it is killed.
     pub(crate) fn wait_until(&mut self, deadline: Instant) -> Result<Option<Option<i32>>> {
         if self.ends_within(deadline.saturating_duration_since(Instant::now()))? {
-            return Ok(Some(self.child.wait()?.code()));
+            return Ok(self.ended()?);
         }
         self.kill();
         Ok(None)
@@ -174,7 +174,7 @@ impl Leashed {
     pub(crate) fn ends_within(&mut self, patience: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + patience;
         loop {
-            if self.child.try_wait()?.is_some() {
+            if self.has_ended()? {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -184,14 +184,32 @@ impl Leashed {
         }
     }
 
+    /// The exit status, if it has ended by itself: then its children are killed.
+    pub(crate) fn ended(&mut self) -> io::Result<Option<Option<i32>>> {
+        if !self.has_ended()? {
+            return Ok(None);
+        }
+        kill(self.group);
+        Ok(Some(self.child.wait()?.code()))
+    }
+
+    /// Whether it has ended. It stays unreaped, so that its number, which is its group's, does not become another's.
+    ///
+    /// # Errors
+    /// It was waited for already.
+    fn has_ended(&self) -> io::Result<bool> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        Ok(waitid(WaitId::Pid(self.group), options)?.is_some())
+    }
+
     /// Sends it SIGINT; false: it has ended already.
     pub(crate) fn interrupt(&self) -> bool {
         kill_process_group(self.group, Signal::INT).is_ok()
     }
 
+    /// Ends it, and its children, which may have outlived it.
     pub(crate) fn kill(&mut self) {
-        // Once it was waited for, its number may be another's.
-        if matches!(self.child.try_wait(), Ok(None)) {
+        if self.has_ended().is_ok() {
             kill(self.group);
             let _ = self.child.wait();
         }
@@ -216,7 +234,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(child.wait_until(Instant::now() + Duration::from_millis(50)).unwrap(), None);
-        assert!(child.child.try_wait().unwrap().is_some());
+        assert!(child.has_ended().is_err(), "it was waited for");
     }
 
     #[test]
@@ -241,6 +259,27 @@ mod tests {
         drop(child);
         // The pipe is closed when the grandchild, which holds it too, is gone.
         assert_eq!(output.read_line(&mut String::new()).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_childs_children_are_killed_though_it_ended_by_itself() {
+        use std::io::Read;
+        for waits in [false, true] {
+            let mut child = Leashed::spawn(Path::new("sh"), |command| {
+                command.args(["-c", "sleep 1000 &"]).stdout(process::Stdio::piped());
+            })
+            .unwrap();
+            let mut output = child.child.stdout.take().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(60);
+            if waits {
+                assert_eq!(child.wait_until(deadline).unwrap(), Some(Some(0)));
+            } else {
+                assert!(child.ends_within(Duration::from_secs(60)).unwrap());
+            }
+            drop(child);
+            // The grandchild holds the pipe, too.
+            assert_eq!(output.read(&mut [0]).unwrap(), 0);
+        }
     }
 
     #[test]

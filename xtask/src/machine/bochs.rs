@@ -140,8 +140,8 @@ fn attend(child: &mut Leashed, folder: &Path, deadline: Instant, live: &mut dyn 
         if console.forward(live)? {
             last_heard = Instant::now();
         }
-        if let Some(status) = child.child.try_wait()? {
-            break Some(status.code());
+        if let Some(status) = child.ended()? {
+            break Some(status);
         }
         let dead = last_heard.elapsed() >= SILENCE && has_shut_down(&log);
         if dead || Instant::now() >= deadline {
