@@ -8,6 +8,7 @@ mod tests_here;
 
 use crate::build::Images;
 use crate::failure::usage;
+use crate::hostile;
 use crate::machine::trace::Trace;
 use crate::output::outln;
 use crate::test;
@@ -19,18 +20,46 @@ use std::process::ExitCode;
 
 /// The crates that are looked at.
 const CRATES: [&str; 3] = ["backends", "vm", "shadow"];
-/// Rows that do most of what guests can do, nested and shadowed, in a minute or two.
-const ROWS: [&str; 10] = [
+/// Rows that do most of what guests can do, nested and shadowed, and end in most of the ways in which VMs end.
+const ROWS: [&str; 28] = [
     "smoke",
     "smoke-4k",
     "apic",
     "shootdown",
+    "collapse-storm",
+    "balloon",
     "timer-storm",
     "two-vms",
+    "two-vms-one-dead",
+    "victim",
+    "halt",
+    "hang",
+    "oom-die",
+    "many-shadows",
+    "string-io",
+    "nmi-storm",
+    "single-step",
+    "long-mode-enable",
+    "data-breakpoints",
+    "delivery",
+    "delivery-shadow",
+    "smoke-shadow",
     "smoke32-shadow",
     "smoke32-vtlb",
     "access32-shadow",
+    "self-map-shadow",
+    "pae-toggle-vtlb",
     "fork-storm-shadow",
+];
+/// Those for Bochs, which takes about five minutes for each: what VMX has of its own, and the processors that lack parts of it.
+const BOCHS_ROWS: [&str; 7] = [
+    "smoke-4k",
+    "smoke32-shadow",
+    "two-vms-one-dead",
+    "halt",
+    "model-lynnfield",
+    "model-lynnfield-smp",
+    "long-mode-enable",
 ];
 
 /// Show which lines of the hypervisor guests and tests reach
@@ -41,10 +70,15 @@ const ROWS: [&str; 10] = [
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask coverage                                    ten rows of the matrix on QEMU
-  cargo xtask coverage --host-tests --missing             ... and the crates' tests; and what neither reaches
+  cargo xtask coverage                                    rows of the matrix on QEMU
+  cargo xtask coverage --hostile --host-tests --missing   ... hostile guests and the crates' tests; and what nothing reaches
   cargo xtask coverage hang self-map-shadow               these rows
-  cargo xtask coverage --host bochs-vmx smoke-4k          VMX
+  cargo xtask coverage --host qemu-svm --host bochs-vmx   ... VMX, too: half an hour and more
+
+What stays unreached, and why:
+  The Display of Missing, and vmx/failure.rs: words for what processors lack or refuse, for which the hypervisor has to have a fault.
+  next_rip and cr8_operand of SVM: processors with next-RIP save and decode assists; --host bochs-svm reaches them.
+  The Drop of a backend: backends live as long as the machine does.
 
 Exit status: 0; 1 if a row did not end as it has to, 2 if there is no such row or something has to be installed, 101 if
 something could not be built or a test failed.")]
@@ -55,6 +89,9 @@ pub(crate) struct Args {
     /// The column of the test matrix: qemu-svm, bochs-vmx or bochs-svm; may be repeated [default: qemu-svm]
     #[arg(long, value_name = "NAME")]
     host: Vec<String>,
+    /// Run a round of hostile guests in each mode, too, nested and shadowed, on QEMU
+    #[arg(long)]
+    hostile: bool,
     /// Run the crates' tests, too
     #[arg(long)]
     host_tests: bool,
@@ -64,18 +101,20 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
-    let default = |given: &[String], usual: &[&str]| match given {
-        [] => usual.iter().map(|word| (*word).to_string()).collect(),
-        given => given.to_vec(),
-    };
-    let (rows, hosts) = (default(&args.rows, &ROWS), default(&args.host, &["qemu-svm"]));
-    if let Some(row) = rows.iter().find(|row| !hosts.iter().any(|host| test::can_trace(row, host))) {
+    let hosts = if args.host.is_empty() { vec!["qemu-svm".to_string()] } else { args.host.clone() };
+    if let Some(row) = args.rows.iter().find(|row| !hosts.iter().any(|host| test::can_trace(row, host))) {
         return Err(usage(format!("{row} on {}: the test matrix has no such row", hosts.join(" or "))));
     }
     let images = Images::build()?;
     let trace = Trace::of(&images.hv())?;
     let code = Code::load(&images.hv(), &trace.text, &CRATES)?;
-    let all_passed = test::traced(&rows, &hosts, &trace)?;
+    let mut all_passed = true;
+    for host in hosts {
+        all_passed &= test::traced(&rows(&args.rows, &host), &[host], &trace)?;
+    }
+    if args.hostile {
+        all_passed &= hostile::traced(&images, &trace)?;
+    }
     let by_rows = code.reached(&trace.addresses());
     let by_tests = if args.host_tests { Some(tests_here::reached(&CRATES)?) } else { None };
     let report = Report { code: &code, by_rows, by_tests };
@@ -84,6 +123,12 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
         report.missing().iter().for_each(|line| outln!("{line}"));
     }
     Ok(ExitCode::from(u8::from(!all_passed)))
+}
+
+/// Which rows to boot on a host.
+fn rows(given: &[String], host: &str) -> Vec<String> {
+    let usual: &[&str] = if host == "qemu-svm" { &ROWS } else { &BOCHS_ROWS };
+    if given.is_empty() { usual.iter().map(|row| (*row).to_string()).collect() } else { given.to_vec() }
 }
 
 /// What was reached of the code.
@@ -176,5 +221,25 @@ impl fmt::Display for Report<'_> {
             self.row(f, &format!("hv/{name}"), sum)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_rows_are_in_the_matrix_and_can_be_traced() {
+        let unknown = |rows: &[&'static str], host| rows.iter().copied().find(|row| !test::can_trace(row, host));
+        assert_eq!(unknown(&ROWS, "qemu-svm"), None);
+        assert_eq!(unknown(&BOCHS_ROWS, "bochs-vmx"), None);
+    }
+
+    #[test]
+    fn rows_that_are_named_are_meant_on_all_hosts() {
+        let named = ["hang".to_string()];
+        assert_eq!(rows(&named, "qemu-svm"), named);
+        assert_eq!(rows(&named, "bochs-vmx"), named);
+        assert_eq!(rows(&[], "bochs-vmx").len(), BOCHS_ROWS.len());
     }
 }
