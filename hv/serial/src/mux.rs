@@ -13,6 +13,9 @@ pub const QUANTUM: usize = 256;
 /// How long a line without an end is held back to wait for its end, in nanoseconds.
 pub const HOLD: u64 = 20_000_000;
 
+/// Dropped bytes of a VM that has more to send are reported once in this time at most, in nanoseconds.
+pub(crate) const DROPPED_PERIOD: u64 = 1_000_000_000;
+
 /// The longest name of a VM. Longer ones are cut.
 const MAX_NAME: usize = 32;
 
@@ -73,6 +76,8 @@ struct Vm {
     is_cut: bool,
     /// Since when the output waits for its turn, in nanoseconds.
     held: Option<u64>,
+    /// When dropped bytes were last reported, in nanoseconds.
+    reported: u64,
 }
 
 impl Vm {
@@ -85,6 +90,11 @@ impl Vm {
 
     fn has_dropped(&self) -> bool {
         self.output.has_dropped() || self.about.has_dropped()
+    }
+
+    /// Whether dropped bytes are to be reported although there is more to send: a flood may have no end.
+    fn report_is_due(&self, now: u64) -> bool {
+        self.has_dropped() && now.saturating_sub(self.reported) >= DROPPED_PERIOD
     }
 }
 
@@ -101,7 +111,14 @@ impl Mux {
     pub fn add_vm(&mut self, name: Option<&str>, output: usize, about: usize) -> VmQueues {
         let short = |name: &str| name.chars().take(MAX_NAME).collect();
         let (output, about) = (ring(output.max(QUANTUM)), ring(about));
-        self.vms.push(Vm { name: name.map(short), output: output.1, about: about.1, is_cut: false, held: None });
+        self.vms.push(Vm {
+            name: name.map(short),
+            output: output.1,
+            about: about.1,
+            is_cut: false,
+            held: None,
+            reported: 0,
+        });
         VmQueues { output: output.0, about: about.0 }
     }
 
@@ -151,7 +168,7 @@ impl Mux {
     fn next(&mut self, now: u64) -> Option<u8> {
         if self.framing.is_empty() && !self.turn_continues(now) {
             let source = self.find(now)?;
-            self.give_turn(source);
+            self.give_turn(source, now);
         }
         self.framing.pop().or_else(|| self.take())
     }
@@ -163,7 +180,9 @@ impl Mux {
             return false;
         }
         match source {
-            Source::Vm(_) if spent >= QUANTUM => self.find(now) == Some(source) && self.restart_turn(),
+            Source::Vm(vm) if spent >= QUANTUM => {
+                !self.vms[vm].report_is_due(now) && self.find(now) == Some(source) && self.restart_turn()
+            }
             _ => true,
         }
     }
@@ -209,10 +228,14 @@ impl Mux {
     }
 
     /// Ends the open line of another source, and begins a line of `source`.
-    fn give_turn(&mut self, source: Source) {
-        let continues = self.open == Some(source);
+    fn give_turn(&mut self, source: Source, now: u64) {
+        let reports = matches!(source, Source::Vm(vm) if self.vms[vm].report_is_due(now));
+        let continues = self.open == Some(source) && !reports;
         if !continues {
             self.cut();
+        }
+        if reports {
+            self.report_dropped(source, now);
         }
         match source {
             Source::Vm(number) => {
@@ -229,7 +252,7 @@ impl Mux {
         }
         self.turn = self.has_bytes(source).then_some(Turn { source, spent: 0 });
         if self.turn.is_none() {
-            self.report_dropped(source);
+            self.report_dropped(source, now);
         }
     }
 
@@ -244,11 +267,12 @@ impl Mux {
     }
 
     /// Queues a line that reports the number of bytes dropped since the last report: of the hypervisor, or of a VM's two queues.
-    fn report_dropped(&mut self, source: Source) {
+    fn report_dropped(&mut self, source: Source, now: u64) {
         let (name, count) = match source {
             Source::Own => (None, self.own.newly_dropped()),
             Source::Vm(vm) | Source::About(vm) => {
                 let vm = &mut self.vms[vm];
+                vm.reported = now;
                 (vm.name.as_deref(), vm.output.newly_dropped().wrapping_add(vm.about.newly_dropped()))
             }
         };
@@ -283,8 +307,8 @@ struct Framing {
 }
 
 impl Framing {
-    /// Room for an end of line and the longest report of dropped bytes.
-    const CAPACITY: usize = 4 * MAX_NAME + 64;
+    /// Room for an end of line, the longest report of dropped bytes, and the longest mark.
+    const CAPACITY: usize = 2 * 4 * MAX_NAME + 80;
 
     const fn new() -> Self {
         Self { bytes: [0; Self::CAPACITY], start: 0, end: 0 }

@@ -2,10 +2,11 @@
 
 use super::reader::joined;
 use super::{CAPACITY, Console};
+use crate::mux::DROPPED_PERIOD;
 use crate::{HOLD, QUANTUM};
 use abi::wire::{self, Part};
 use proptest::prelude::*;
-use std::string::String;
+use std::string::{String, ToString};
 use std::vec::Vec;
 
 const A: usize = 0;
@@ -95,6 +96,26 @@ fn a_vm_waits_for_room_and_dropped_bytes_are_reported() {
     let sent = console.send_all().sent();
     assert_eq!(sent, std::format!("a| {}\r\nhv: a: console: 1 bytes dropped\r\n", "x".repeat(CAPACITY)));
     assert_eq!(console.send_all().sent(), "");
+}
+
+#[test]
+fn dropped_bytes_of_a_flood_are_reported_while_it_goes_on() {
+    for line in [&b"0123456789abcde\n"[..], &b"x"[..]] {
+        let mut console = two();
+        let mut reported = Vec::new();
+        // Ten seconds, of which each tenth has more output than is sent.
+        for _ in 0..100 {
+            console.now += DROPPED_PERIOD / 10;
+            console.print(A, &line.repeat(CAPACITY));
+            assert!(!console.vms[A].output.put(b'y'));
+            (0..CAPACITY / 2 / console.line.room).for_each(|_| _ = console.mux.burst(console.now, &mut console.line));
+            let sent = console.sent();
+            reported
+                .extend(sent.split('\n').filter(|line| line.starts_with("hv: a: console: ")).map(ToString::to_string));
+        }
+        assert_eq!(reported.len(), 10, "{reported:?}");
+        assert_eq!(reported[1], "hv: a: console: 10 bytes dropped\r");
+    }
 }
 
 #[test]
