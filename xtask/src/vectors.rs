@@ -14,7 +14,7 @@ use std::fs;
 use std::path::Path;
 
 /// The module whose functions may: they save and load the guest's state as a whole, when another vCPU takes its place.
-const GUEST_STATE_CODE: &str = "backends::resident::";
+const GUEST_STATE_CODE: &str = "backends::unswitched::";
 /// The section that starts in 32-bit mode.
 const SECTION_32_BIT: &str = ".boot";
 
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn the_code_that_saves_the_guests_state_may() {
         let mut scan = Scan::default();
-        scan_code(&[0x0f, 0xae, 0x00], 0x1000, 64, "backends::resident::Fxsave::save", &mut scan);
+        scan_code(&[0x0f, 0xae, 0x00], 0x1000, 64, "backends::unswitched::Fxsave::save", &mut scan);
         assert!(scan.findings.is_empty());
     }
 
