@@ -21,6 +21,8 @@ use walk::PhysMem;
 const RUNS: usize = 300;
 /// A mutant ends with the first run that fails.
 const MUTANT_RUNS: usize = 20 * RUNS;
+/// Of a model's threads, in bytes: an arena is made on one.
+const STACK: usize = 1 << 20;
 const FRAMES: usize = 32;
 const PAGE: Gpa = Gpa::new(3 * PAGE_SIZE);
 const VALUE: u64 = 0x1234_5678_9abc_def0;
@@ -156,7 +158,7 @@ fn reader_meets_replacement() {
 /// Two vCPUs touch the same page for the first time.
 fn two_faults_meet() {
     let world = World::new();
-    let threads = [0, 1].map(|cpu| world.spawn(cpu, Vcpu::fault));
+    let threads = [0, 1].map(|cpu| world.spawn(cpu, |vcpu| vcpu.fault()));
     threads.into_iter().for_each(|thread| thread.join().expect("it has ended"));
     world.on(0, |vcpu| assert_eq!(vcpu.read(), 0));
     world.end();
@@ -165,6 +167,7 @@ fn two_faults_meet() {
 fn explore(runs: usize, model: fn()) {
     let mut config = Config::new();
     config.failure_persistence = FailurePersistence::None;
+    config.stack_size = STACK;
     let schedulers: [Box<dyn Scheduler + Send>; 2] =
         [Box::new(RandomScheduler::new(runs)), Box::new(PctScheduler::new(3, runs))];
     for scheduler in schedulers {
