@@ -177,7 +177,7 @@ impl<E: Env> Tree<E> {
             let lower = below.lock()?;
             lower.is_unshared()?;
             let ad = lower.freeze(|index| self.part_entry(whole, index, below.level))?;
-            let ad = if kept(Rule::KeepNoted) { ad } else { Pte::NONE };
+            let ad = if kept(Rule::KeepAccessedDirty) { ad } else { Pte::NONE };
             upper.replace(E::Format::index(offset, level), E::Format::with_ad(entry, ad));
             lower.desc().set_dead();
         }

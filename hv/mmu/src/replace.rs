@@ -243,7 +243,7 @@ fn without_ad(leaf: Leaf) -> Leaf {
 
 /// The page after a write.
 fn written(leaf: Leaf) -> Leaf {
-    if !kept(Rule::NoteWrites) {
+    if !kept(Rule::MarkDirty) {
         return leaf;
     }
     let rights = Rights { write: true, ..leaf.rights };

@@ -5,38 +5,38 @@
 pub(crate) enum Rule {
     /// Reread the pmd under the table's lock.
     RecheckPmd,
-    /// Look at the entry again under the lock before it is set.
+    /// Reread the entry under the lock before it is set.
     RecheckEntry,
-    /// Freeze the entries of a table that goes.
+    /// Freeze the entries of a table that is unlinked.
     Freeze,
-    /// Take the table's own lock before it is taken out of the tree.
+    /// Take the table's own lock before it is unlinked.
     LockChild,
     /// Change a present entry by one atomic read-modify-write.
     AtomicChange,
-    /// Flush before what was changed is relied on.
+    /// Flush before a change is relied on.
     Flush,
-    /// Give a table back only after its grace period.
+    /// Free a table only after its grace period.
     FreeLate,
     /// Fill a table before it is published.
     FillFirst,
-    /// Keep what the processor noted in the entries that are collapsed.
-    KeepNoted,
-    /// Take every decision from one read.
+    /// Keep the accessed and dirty bits of the entries that are collapsed.
+    KeepAccessedDirty,
+    /// Take all decisions about an entry from one read.
     OneRead,
     /// Check that a table is empty under its lock.
     CountUnderLock,
-    /// A table goes with the last entry that refers to it.
+    /// Free a table when the last entry that refers to it is cleared, not before.
     CountEntries,
-    /// Software notes its writes as a processor does.
-    NoteWrites,
+    /// Set the dirty bit at writes by software, as a processor does.
+    MarkDirty,
     /// Hold the table's lock while its entries are changed.
     Lock,
-    /// An entry that is being collapsed looks like nothing else, least of all like none.
+    /// A frozen entry differs from all others, in particular from none.
     FrozenIsNotNone,
-    /// Of an entry in two halves, the one with the present bit is set last and cleared first.
+    /// In an entry of two halves, set the half with the present bit last, and clear it first.
     LowLast,
-    /// Of an entry in two halves, the low half is read again.
+    /// In an entry of two halves, read the low half again after the high half.
     ReadLowAgain,
-    /// An entry in two halves is set again only when nobody is in the middle of reading it.
+    /// Set an entry of two halves again only when no CPU is still reading its previous value.
     LocklessSync,
 }

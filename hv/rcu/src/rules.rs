@@ -1,44 +1,44 @@
 //! The rules of this crate, by name. [Mutants](model#mutants) of the models break them, to show that each is needed.
 
-/// A rule of this crate, by the place that keeps it.
+/// A rule of this crate, named after the code that applies it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// A grace period waits for CPUs that may walk in software.
     WaitForSoftware,
     /// A grace period waits for CPUs in guest mode that have not flushed.
     WaitForHardware,
-    /// A page waits for a grace period that begins after it was unlinked, not for one that runs.
+    /// A page waits for a grace period that begins after it was unlinked, not for the running one.
     WaitForTheNext,
-    /// Entry to guest mode is announced, fenced, and only then compares generations.
+    /// An entry to guest mode is announced and fenced before it compares generations.
     FenceAtEntry,
-    /// Entry to guest mode compares generations at all.
+    /// An entry to guest mode compares generations.
     CompareAtEntry,
-    /// A session says which space its entries walk.
+    /// A session announces the space that its entries walk.
     SpaceAtSession,
-    /// The unlinker's new generation is fenced before it reads who is in guest mode.
+    /// A flush stores its new generation and fences before it reads the states of CPUs.
     FenceAtFlush,
-    /// What a flush did to other CPUs' states is fenced before the clock is read.
+    /// There is a fence between the changes of other CPUs' states by a flush and the read of the clock.
     FenceAtTicket,
     /// CPUs in guest mode on stale translations are kicked.
     KickTheStale,
-    /// A hurry kicks those that a lazy flush left alone.
+    /// `hurry` kicks the CPUs that a lazy flush did not kick.
     HurryKicks,
-    /// Idle is announced and fenced before the last look at what could end it.
+    /// Idle is announced and fenced before the last check for events.
     FenceAtIdle,
-    /// What is posted for a CPU is fenced before it is read whether that CPU is away.
+    /// There is a fence between the post of an event for a CPU and the check whether that CPU is away.
     FenceAtPost,
-    /// Return from idle or guest mode is announced before anything is walked.
+    /// The return from idle or guest mode is announced and fenced before any walk.
     FenceAtReturn,
-    /// A quiescent state is fenced from the walks after it.
+    /// There is a fence between a quiescent state and the walks after it.
     FenceAtQuiescent,
-    /// Pages of a CPU that went away wait for a whole grace period at their new CPU.
+    /// Pages of a CPU that went offline wait for a whole grace period at the CPU that adopts them.
     OrphansWait,
-    /// A barrier waits for pages of CPUs that went away.
+    /// A barrier waits for pages of CPUs that went offline.
     BarrierCountsOrphans,
     /// A barrier waits for other CPUs' pages.
     BarrierCountsAll,
     /// A barrier kicks the CPUs whose pages it waits for.
     BarrierKicks,
-    /// Translations made on one CPU say nothing about another's.
+    /// A flush on one CPU does not count for translations on another.
     FlushOnMigration,
 }

@@ -587,10 +587,10 @@ fn entry_cancelled<const KEEPS_THE_FLUSH_PENDING: bool>() {
 loom_tests! {
     /// The next entry does the flush that was demanded of a cancelled entry.
     loom_entry_cancelled = entry_cancelled::<true>;
-    mutant_given_up_entry_without_comparison breaks [CompareAtEntry]
+    mutant_cancelled_entry_without_comparison breaks [CompareAtEntry]
 }
 
-mutant!(mutant_given_up_entry_that_forgets_its_flush = entry_cancelled::<false>);
+mutant!(mutant_cancelled_entry_that_loses_its_flush = entry_cancelled::<false>);
 
 /// Posts an event for CPU 1, which is kicked if it is away.
 fn post(world: &World<2>) {

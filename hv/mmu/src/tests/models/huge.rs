@@ -28,7 +28,7 @@ fn split_under_a_walker() {
 
 loom_tests! {
     loom_split_under_a_writing_processor = split_under_a_processor;
-    mutant_split_overwrites_what_the_processor_noted breaks [AtomicChange]
+    mutant_split_loses_a_dirty_bit breaks [AtomicChange]
 }
 
 fn split_under_a_processor() {
@@ -72,8 +72,8 @@ fn collapse_under_a_fault() {
 
 loom_tests! {
     loom_collapse_under_a_writing_processor = collapse_under_a_processor;
-    mutant_collapse_forgets_what_was_noted breaks [KeepNoted],
-    mutant_collapse_without_freeze_misses_what_is_noted_late breaks [Freeze]
+    mutant_collapse_loses_accessed_and_dirty_bits breaks [KeepAccessedDirty],
+    mutant_collapse_without_freeze_loses_a_late_dirty_bit breaks [Freeze]
 }
 
 fn collapse_under_a_processor() {

@@ -94,7 +94,7 @@ fn software_writes_under_replace() {
 
 loom_tests! {
     loom_dirty_log_under_writing_software = software_writes_under_the_log;
-    mutant_software_writes_without_note breaks [NoteWrites]
+    mutant_software_writes_without_dirty_bit breaks [MarkDirty]
 }
 
 /// Software writes, and the log copies dirty pages: a write that was not copied leaves the page dirty.
