@@ -12,12 +12,12 @@ use loom::thread;
 use model::{Explorer, kept, loom_tests};
 use std::vec::Vec;
 
-const LOST: &str = "a request is lost or comes twice";
+const LOST: &str = "a vector is lost or taken twice";
 const STALE: &str = "memory is older than the interrupt";
 const UNSTARTED: &str = "the start is lost";
 const EXPLORER: Explorer = Explorer { preemptions: 3, signs: &[LOST, STALE, UNSTARTED] };
 
-/// What the owner takes at one look.
+/// The owner takes the highest vector, if there is one.
 fn take(posted: &Posted, taken: &mut Vec<u8>) {
     if let Some(vector) = posted.highest() {
         posted.take_vector(vector);
@@ -25,7 +25,7 @@ fn take(posted: &Posted, taken: &mut Vec<u8>) {
     }
 }
 
-/// The second comes while the owner takes the last of its word.
+/// A second vector is posted while the owner takes the only other vector of that word.
 fn request_vs_take() {
     let posted = Arc::new(Posted::new(0));
     posted.post_vector(0x20);
@@ -46,13 +46,13 @@ fn request_vs_take() {
 }
 
 loom_tests! {
-    /// Every request is taken once.
+    /// Every vector that is posted is taken once.
     loom_request_vs_take = request_vs_take;
     mutant_summary_first breaks [SummaryLast],
     mutant_word_read_once breaks [ReadAgain]
 }
 
-/// A request that comes after the owner's INIT is seen, one that came before is not.
+/// A vector that is posted after the owner's INIT is seen, a vector posted before is not.
 fn request_vs_reset() {
     let posted = Arc::new(Posted::new(0));
     posted.post_vector(0x20);
@@ -67,12 +67,12 @@ fn request_vs_reset() {
 }
 
 loom_tests! {
-    /// What is requested is in the summary.
+    /// Every vector in the IRR is in the summary.
     loom_request_vs_reset = request_vs_reset;
-    mutant_summary_forgotten_last breaks [ForgetSummaryFirst]
+    mutant_summary_cleared_last breaks [ClearSummaryFirst]
 }
 
-/// The sender's memory, which nothing but the interrupt orders.
+/// Memory that the sender writes before it posts. Nothing else orders it.
 fn memory_before_interrupt() {
     let shared = Arc::new((Posted::new(0), AtomicBool::new(false)));
     let sender = {
@@ -90,12 +90,12 @@ fn memory_before_interrupt() {
 }
 
 loom_tests! {
-    /// Who takes an interrupt sees what its sender wrote before (as between processors: SDM section 9.2).
+    /// A vCPU that takes an interrupt sees the memory that its sender wrote before (as between processors: SDM section 9.2).
     loom_memory_before_interrupt = memory_before_interrupt;
     mutant_relaxed_request breaks [Publish]
 }
 
-/// Somebody starts a vCPU as the manuals say to, while somebody else sends it an NMI.
+/// Another vCPU starts this vCPU by INIT, SIPI, SIPI, as the manuals demand, while this one takes its signals.
 fn startup_vs_take() {
     let posted = Arc::new(Posted::new(0));
     let starter = {
@@ -125,34 +125,34 @@ fn startup_vs_take() {
 }
 
 loom_tests! {
-    /// A start-up after INIT starts the vCPU, and of two the first does.
+    /// A SIPI after INIT starts the vCPU, and of two the first one counts.
     loom_startup_vs_take = startup_vs_take;
     mutant_signals_taken_in_two_steps breaks [TakeAtOnce]
 }
 
-/// A vCPU's door, as `vm` has it: a bell beside the APIC, and a kick for who is away.
-struct Door {
+/// A vCPU with a request beside its APIC, as in `vm`. An owner that is away (in guest mode or asleep) is kicked.
+struct Vcpu {
     posted: Posted,
-    bell: AtomicBool,
+    request: AtomicBool,
     away: AtomicBool,
     kicked: Mutex<bool>,
     interrupt: Condvar,
 }
 
-impl Door {
-    /// Posts and rings. Only who found the bell silent looks whether the owner is away.
-    fn knock(&self, vector: u8) {
-        if kept(Rule::RingLast) {
+impl Vcpu {
+    /// Posts a vector and raises the request. Only a sender that found the request clear tests whether the owner is away.
+    fn send(&self, vector: u8) {
+        if kept(Rule::RaiseLast) {
             self.posted.post_vector(vector);
         }
-        let silent = !self.bell.swap(true, AcqRel);
-        if !kept(Rule::RingLast) {
+        let was_clear = !self.request.swap(true, AcqRel);
+        if !kept(Rule::RaiseLast) {
             self.posted.post_vector(vector);
         }
-        if !silent {
+        if !was_clear {
             return;
         }
-        if kept(Rule::FenceAtKnock) {
+        if kept(Rule::FenceAtRaise) {
             fence(SeqCst);
         }
         if self.away.load(Relaxed) {
@@ -161,13 +161,13 @@ impl Door {
         }
     }
 
-    /// Guest mode, or sleep, until a kick.
-    fn go_away(&self) {
+    /// The owner is in guest mode or asleep until it is kicked, unless a request is pending.
+    fn leave(&self) {
         self.away.store(true, Relaxed);
         if kept(Rule::FenceAtEntry) {
             fence(SeqCst);
         }
-        if !self.bell.load(Relaxed) {
+        if !self.request.load(Relaxed) {
             let mut kicked = self.kicked.lock().unwrap();
             while !*kicked {
                 kicked = self.interrupt.wait(kicked).unwrap();
@@ -178,24 +178,24 @@ impl Door {
     }
 }
 
-fn knocks_vs_going_away() {
-    let door = Arc::new(Door {
+fn requests_vs_leaving() {
+    let vcpu = Arc::new(Vcpu {
         posted: Posted::new(0),
-        bell: AtomicBool::new(false),
+        request: AtomicBool::new(false),
         away: AtomicBool::new(false),
         kicked: Mutex::new(false),
         interrupt: Condvar::new(),
     });
     let senders = [0x20, 0x41].map(|vector| {
-        let door = Arc::clone(&door);
-        thread::spawn(move || door.knock(vector))
+        let vcpu = Arc::clone(&vcpu);
+        thread::spawn(move || vcpu.send(vector))
     });
     let mut taken = Vec::new();
     while taken.len() < 2 {
-        door.go_away();
-        door.bell.swap(false, AcqRel);
-        while door.posted.highest().is_some() {
-            take(&door.posted, &mut taken);
+        vcpu.leave();
+        vcpu.request.swap(false, AcqRel);
+        while vcpu.posted.highest().is_some() {
+            take(&vcpu.posted, &mut taken);
         }
     }
     senders.into_iter().for_each(|sender| sender.join().unwrap());
@@ -204,9 +204,9 @@ fn knocks_vs_going_away() {
 }
 
 loom_tests! {
-    /// Nobody sleeps on an interrupt, though two that come together kick once.
-    loom_knocks_vs_going_away = knocks_vs_going_away;
-    mutant_ring_before_posting sleeps_without [RingLast],
-    mutant_knock_without_fence sleeps_without [FenceAtKnock],
+    /// The owner never sleeps while a vector is pending, although two senders at once kick only once.
+    loom_requests_vs_leaving = requests_vs_leaving;
+    mutant_raise_before_posting sleeps_without [RaiseLast],
+    mutant_raise_without_fence sleeps_without [FenceAtRaise],
     mutant_entry_without_fence sleeps_without [FenceAtEntry]
 }

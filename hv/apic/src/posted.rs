@@ -156,13 +156,13 @@ impl Posted {
     /// must stay in the summary, too.
     pub(crate) fn clear_irr(&self) {
         let clear_summary = || self.summary.swap(0, Ordering::AcqRel);
-        if kept(Rule::ForgetSummaryFirst) {
+        if kept(Rule::ClearSummaryFirst) {
             clear_summary();
         }
         for word in &self.irr {
             word.swap(0, Ordering::AcqRel);
         }
-        if !kept(Rule::ForgetSummaryFirst) {
+        if !kept(Rule::ClearSummaryFirst) {
             clear_summary();
         }
     }

@@ -1,25 +1,25 @@
 //! The rules of this crate, by name. [Mutants](model#mutants) of the models break them, to show that each is needed.
 
-/// A rule of the mailbox.
+/// A rule of [`Posted`](crate::Posted), or of requests to a vCPU, which `vm` has beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// Who posts sets the request's bit first and the summary's last.
+    /// A CPU that posts a vector sets its bit in the IRR first, and the summary's bit last.
     SummaryLast,
-    /// What the sender wrote before it posted is there for who takes it.
+    /// The memory that the sender wrote before it posted is visible to the vCPU that takes the vector.
     Publish,
-    /// The owner reads a word again after it has cleared its bit of the summary.
+    /// The owner reads a word of the IRR again after it has cleared the summary's bit for it.
     ReadAgain,
-    /// The owner forgets the summary before the requests.
-    ForgetSummaryFirst,
-    /// The owner takes all signals in one step.
+    /// A reset clears the summary before the IRR.
+    ClearSummaryFirst,
+    /// The owner takes all signals in one atomic step.
     TakeAtOnce,
-    /// Of a door: who posts rings behind that.
+    /// Requests: the sender raises the request after it has posted.
     #[cfg(loom)]
-    RingLast,
-    /// Of a door: who rings fences before it looks whether the owner is away.
+    RaiseLast,
+    /// Requests: the sender fences after it has raised the request, and then tests whether the owner is away.
     #[cfg(loom)]
-    FenceAtKnock,
-    /// Of a door: the owner says that it goes away, fences, and looks at the bell.
+    FenceAtRaise,
+    /// Requests: the owner announces that it is away, fences, and then tests for a request.
     #[cfg(loom)]
     FenceAtEntry,
 }

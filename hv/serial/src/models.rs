@@ -1,4 +1,4 @@
-//! Models of the ring and of the CPUs' attention, in every interleaving and with every stale read, up to loom's
+//! Models of the ring and of [`Attention`], in every interleaving and with every stale read, up to loom's
 //! preemption bound. Run them with `RUSTFLAGS="--cfg loom" cargo test -p serial --release --lib`.
 
 use crate::Attention;
@@ -19,7 +19,7 @@ fn put_all(producer: &mut Producer, bytes: &[u8]) {
     }
 }
 
-/// A ring that is too small for all keeps the order, and an end of line that is told of is found.
+/// A ring that is too small for all bytes keeps their order, and an end of line is found when the ring has reported it.
 #[test]
 fn loom_bytes_come_out_as_they_went_in() {
     EXPLORER.explore(|| {
@@ -37,7 +37,7 @@ fn loom_bytes_come_out_as_they_went_in() {
     });
 }
 
-/// A line of the hypervisor's is not seen before it is whole.
+/// The consumer does not see a line of the hypervisor before it is complete.
 #[test]
 fn loom_lines_are_published_whole() {
     EXPLORER.explore(|| {
@@ -50,7 +50,7 @@ fn loom_lines_are_published_whole() {
     });
 }
 
-/// Looks at the queue; whether there is something. The transmitter is busy: nothing can be sent.
+/// Polls the queue. Whether it has bytes. The transmitter is busy, so nothing is sent.
 fn look(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consumer>) -> bool {
     let consumer = consumer.lock().unwrap();
     attention.look();
@@ -60,7 +60,7 @@ fn look(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consume
     !consumer.is_empty()
 }
 
-/// One CPU's part: it is interrupted, looks, and arms its timer. Whether it will look again.
+/// A CPU is interrupted, polls, and arms its timer. Whether it is armed for another poll.
 fn poll(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consumer>) -> bool {
     if attention.disarm() {
         look(attention, consumer);
@@ -68,20 +68,20 @@ fn poll(attention: &Attention, consumer: &loom::sync::Mutex<crate::ring::Consume
     attention.arm().is_some()
 }
 
-/// A byte that is put while another CPU polls: one of the two looks at it afterwards.
+/// A byte is put while another CPU polls: one of the two CPUs polls afterwards.
 #[test]
 fn loom_what_waits_is_looked_at() {
     EXPLORER.explore(|| {
         let attention = Arc::new(Attention::new());
         let (mut producer, consumer) = ring(2);
         let consumer = Arc::new(loom::sync::Mutex::new(consumer));
-        // The CPU was armed for something that is gone by now.
+        // The CPU was armed for bytes that are sent by now.
         let _ = attention.wanted();
         let poller = {
             let (attention, consumer) = (Arc::clone(&attention), Arc::clone(&consumer));
             thread::spawn(move || {
                 let polls = poll(&attention, &consumer);
-                // Armed anew for other reasons.
+                // The timer is programmed again for another reason.
                 let arms = attention.arm().is_some();
                 (polls, arms)
             })
@@ -93,7 +93,7 @@ fn loom_what_waits_is_looked_at() {
     });
 }
 
-/// The same, where another CPU looks as well, because it has put something: it interrupts itself if no CPU is armed by then.
+/// As above, but another CPU polls as well, because it has put bytes: it interrupts itself if no CPU is armed by then.
 #[test]
 fn loom_what_waits_is_looked_at_while_another_sends() {
     EXPLORER.explore(|| {

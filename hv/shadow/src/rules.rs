@@ -3,14 +3,14 @@
 /// A rule of shadow paging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// A frame that becomes a table is taken away from whoever may write it.
+    /// A frame that becomes a table is write-protected in all roots.
     WriteProtect,
-    /// Entries are read again when their frames are read-only.
+    /// The entries of a walk are read again after their frames are write-protected.
     ReadAgain,
-    /// What one tree drops of a shared table, the others' processors flush.
+    /// When an entry of a shared table is zapped, all roots that share it are flushed.
     FlushSharers,
-    /// A table that is out of sync is back in sync before another address space has it.
+    /// A table that is out of sync is brought back in sync before another address space uses it.
     SyncFirst,
-    /// Bytes are written where INVLPG and loads of CR3 wait until what stood for them is gone.
+    /// A guest table is written under the lock, so that INVLPG and loads of CR3 wait until the shadow of the old bytes is zapped.
     StoreLocked,
 }

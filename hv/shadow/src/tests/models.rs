@@ -26,19 +26,19 @@ const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
 const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
 const READ: Access = Access { kind: Kind::Read, privilege: Privilege::User };
 const WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::User };
-/// Present, writable, of all, accessed and dirty.
+/// Present, writable, user, accessed and dirty.
 const PAGE: u64 = 0x67;
 const HIGH: u64 = 1 << 32;
 
-/// The words that a model has; all others are zero, and are not written.
-struct Guest(BTreeMap<u64, AtomicU64>);
+/// The words of guest memory that a model uses. All others are zero and are never written.
+struct GuestMemory(BTreeMap<u64, AtomicU64>);
 
-impl Guest {
+impl GuestMemory {
     fn new(words: &[(u64, u64)]) -> Self {
         Self(words.iter().map(|&(at, word)| (at, AtomicU64::new(word))).collect())
     }
 
-    /// The frame of a page: of each another.
+    /// The frame of a page; each page has another.
     const fn frame(gpa: u64) -> u64 {
         0x10_0000 | gpa >> 12 & 0xff | gpa >> 20 & 0x1000
     }
@@ -51,7 +51,7 @@ impl Guest {
     }
 }
 
-impl PhysMem for Guest {
+impl PhysMem for GuestMemory {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
         Some(self.0.get(&at.raw()).map_or(0, |word| word.load(SeqCst)))
     }
@@ -68,7 +68,7 @@ impl PhysMem for Guest {
     fn read(&self, _: Gpa, _: &mut [u8]) -> Option<()> {
         None
     }
-    /// Of four bytes.
+    /// Only writes of four bytes are supported.
     fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()> {
         let value = u32::from_le_bytes(bytes.try_into().ok()?);
         while !self.cmpxchg_u32(at, self.read_u32(at)?, value)? {}
@@ -76,7 +76,7 @@ impl PhysMem for Guest {
     }
 }
 
-impl Memory for Guest {
+impl Memory for GuestMemory {
     fn backing(&self, at: Gpa, _: bool) -> Result<Option<Backing>, NoMemory> {
         let pfn = Pfn::new(Self::frame(at.raw()));
         Ok(Some(Backing { pfn, write: true, size: PageSize::Size4K }))
@@ -84,7 +84,7 @@ impl Memory for Guest {
 }
 
 struct World {
-    guest: Guest,
+    memory: GuestMemory,
     tables: Arc<pool::Memory<Format>>,
     domain: Domain<PoolPlatform<Format>, [CpuData; 2]>,
     shadow: Shadow<Pool<Format>>,
@@ -97,7 +97,7 @@ impl World {
         let domain = pool::domain(&tables);
         let envs: Vec<_> = (0..8).map(|_| Pool::new(&tables, &domain)).collect();
         let shadow = Shadow::new(envs, CAPS, 32).expect("there are frames");
-        Arc::new(Self { guest: Guest::new(words), tables, domain, shadow, controls })
+        Arc::new(Self { memory: GuestMemory::new(words), tables, domain, shadow, controls })
     }
 
     /// Runs `work` on vCPU `n`, in a thread.
@@ -115,9 +115,9 @@ impl World {
         let cpu = self.domain.register(n).expect("no other uses it");
         let view = self.shadow.view(&cpu).expect("there are as many trees");
         let mut registers = Registers::new(FEATURES);
-        let _ = registers.write(&self.guest, Controls { cr3, ..self.controls }).expect("its PDPTEs are valid");
+        let _ = registers.write(&self.memory, Controls { cr3, ..self.controls }).expect("its PDPTEs are valid");
         self.shadow.load(&cpu, &view, &registers);
-        work(&mut Vcpu { world: self, cpu, view, registers, tlb: Tlb::new(), buffer: BTreeMap::new() });
+        work(&mut Vcpu { world: self, cpu, view, registers, tlb: Tlb::new(), translations: BTreeMap::new() });
     }
 }
 
@@ -127,38 +127,38 @@ struct Vcpu<'w> {
     view: View,
     registers: Registers,
     tlb: Tlb,
-    /// The processor's: frames and whether they may be written, by page.
-    buffer: BTreeMap<u64, (u64, bool)>,
+    /// The processor's TLB: the frame of each page, and whether it is writable.
+    translations: BTreeMap<u64, (u64, bool)>,
 }
 
 impl Vcpu<'_> {
-    /// The guest reads at `gva`: the frame that it reaches, None for its own page fault.
+    /// The guest reads at `gva`. Returns the frame that it reaches; None for a page fault of its own.
     fn read(&mut self, gva: u64) -> Option<u64> {
         self.access(gva, READ, |_| {})
     }
 
-    /// The guest writes four bytes of its memory at `gpa`, which it reaches at `gva`.
+    /// The guest writes four bytes at `gva`, which must be mapped to `gpa`.
     fn write(&mut self, gva: u64, gpa: u64, value: u32) {
-        let reached = self.access(gva, WRITE, |guest| guest.write(Gpa::new(gpa), &value.to_le_bytes()).unwrap());
-        assert_eq!(reached, Some(Guest::frame(gpa)));
+        let reached = self.access(gva, WRITE, |memory| memory.write(Gpa::new(gpa), &value.to_le_bytes()).unwrap());
+        assert_eq!(reached, Some(GuestMemory::frame(gpa)));
     }
 
-    /// `act` is what the processor does while it holds the translation; the hypervisor, where that is its to do.
-    fn access(&mut self, gva: u64, access: Access, act: impl Fn(&Guest)) -> Option<u64> {
-        let World { guest, shadow, tables, .. } = self.world;
+    /// Calls `act` as the processor's access with its translation, or as the hypervisor's if the access is emulated.
+    fn access(&mut self, gva: u64, access: Access, act: impl Fn(&GuestMemory)) -> Option<u64> {
+        let World { memory, shadow, tables, .. } = self.world;
         let (page, write) = (gva >> 12, access.kind == Kind::Write);
         loop {
             let root = shadow.root(&self.view);
-            let buffer = &mut self.buffer;
+            let translations = &mut self.translations;
             let reached = self.cpu.guest(shadow.space(&self.view), &mut self.tlb, |flush| {
                 if flush == Flush::Needed {
-                    buffer.clear();
+                    translations.clear();
                 }
-                let known = buffer.get(&page).copied().filter(|found| found.1 || !write);
+                let known = translations.get(&page).copied().filter(|found| found.1 || !write);
                 let (frame, writable) = known.or_else(|| walk(tables, root, gva))?;
-                buffer.insert(page, (frame, writable));
+                translations.insert(page, (frame, writable));
                 (writable || !write).then(|| {
-                    act(guest);
+                    act(memory);
                     frame
                 })
             });
@@ -166,12 +166,12 @@ impl Vcpu<'_> {
             if reached.is_some() {
                 return reached;
             }
-            let outcome = shadow.fault(&self.cpu, &self.view, guest, &self.registers, Gva::new(gva), access);
+            let outcome = shadow.fault(&self.cpu, &self.view, memory, &self.registers, Gva::new(gva), access);
             match outcome.expect("there are frames") {
                 FaultOutcome::Mapped | FaultOutcome::Retry => {}
                 FaultOutcome::Emulate { gpa, reason: Reason::Table } => {
-                    shadow.write(&self.cpu, gpa.align_down(4), 4, Writer::Software, || act(guest));
-                    return Some(Guest::frame(gpa.raw()));
+                    shadow.write(&self.cpu, gpa.align_down(4), 4, Writer::Software, || act(memory));
+                    return Some(GuestMemory::frame(gpa.raw()));
                 }
                 FaultOutcome::Inject { .. } => return None,
                 other => panic!("{other:?}"),
@@ -180,13 +180,13 @@ impl Vcpu<'_> {
     }
 
     fn invlpg(&mut self, gva: u64) {
-        self.buffer.remove(&(gva >> 12));
+        self.translations.remove(&(gva >> 12));
         self.world.shadow.invlpg(&self.cpu, &self.view, Gva::new(gva));
     }
 
     fn load(&mut self, cr3: u64) {
-        let _ = self.registers.write_cr3(&self.world.guest, cr3).expect("its PDPTEs are valid");
-        self.buffer.clear();
+        let _ = self.registers.write_cr3(&self.world.memory, cr3).expect("its PDPTEs are valid");
+        self.translations.clear();
         self.world.shadow.load(&self.cpu, &self.view, &self.registers);
     }
 
@@ -196,7 +196,7 @@ impl Vcpu<'_> {
     }
 }
 
-/// The walk of a processor: the frame, and whether it may be written.
+/// A processor's walk: the frame, and whether it is writable.
 fn walk(tables: &pool::Memory<Format>, root: Pfn, gva: u64) -> Option<(u64, bool)> {
     let mut table = root;
     let mut writable = true;
@@ -212,34 +212,34 @@ fn walk(tables: &pool::Memory<Format>, root: Pfn, gva: u64) -> Option<(u64, bool
     Some((table.raw(), writable))
 }
 
-/// In each, a vCPU changes its entry twice.
+/// In each round a vCPU changes its entry twice.
 const ROUNDS: u64 = 3;
-/// Two of each vCPU.
+/// Each vCPU has two directories.
 const DIRECTORIES: [[u64; 2]; 2] = [[0x1000, 0x6000], [0x8000, 0x9000]];
 
-/// Where the table in page 2 is.
+/// The linear address of the table in page 2.
 const TABLE: u64 = 0x40_0000;
 
-/// Two levels: all directories have the tables in pages 2 and 10 in common. By the first, linear 0 and 0x1000 are pages that the
-/// vCPUs change; by the other, [`TABLE`] is the first.
+/// Two levels: all directories have the tables in pages 2 and 10 in common. The first maps linear 0 and 0x1000, to pages that
+/// the vCPUs change; the second maps the first at [`TABLE`].
 fn common_table() -> Arc<World> {
     let mut words = Vec::from([(0x2000, page(0, 0) | page(1, 0) << 32), (0xa000, 0x2000 | PAGE)]);
     words.extend(DIRECTORIES.as_flattened().iter().map(|&at| (at, 0x2000 | PAGE | (0xa000 | PAGE) << 32)));
     World::new(&words, Controls { cr0: 0x8001_0001, cr3: 0, cr4: 1 << 4, efer: 0 })
 }
 
-/// The entry of vCPU `n` after so many changes.
+/// The entry of vCPU `n` after `changes` changes.
 const fn page(n: u64, changes: u64) -> u64 {
     (0x20 + n * 0x10 + changes) << 12 | PAGE
 }
 
-/// How often vCPU `n` had changed its entry, by the frame that it leads to.
+/// How often vCPU `n` had changed its entry, as told by the frame that the entry maps.
 fn changes(n: u64, frame: Option<u64>) -> u64 {
-    frame.and_then(|frame| frame.checked_sub(Guest::frame(page(n, 0)))).expect("it is one of that vCPU's")
+    frame.and_then(|frame| frame.checked_sub(GuestMemory::frame(page(n, 0)))).expect("it is one of that vCPU's")
 }
 
-/// Each vCPU changes its entry of the common table, and sees that after its INVLPG; of the other's it sees after a load of CR3
-/// what was there before.
+/// Each vCPU changes its entry of the common table, and sees the change after INVLPG. After a load of CR3 it sees all changes that
+/// the other vCPU had made before.
 fn entries_of_a_common_table() {
     let world = common_table();
     let changed = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
@@ -258,10 +258,10 @@ fn entries_of_a_common_table() {
                     vcpu.invlpg(gva);
                     assert_eq!(changes(mine, vcpu.read(gva)), 2 * round, "after INVLPG");
                 }
-                let told = changed[1 - n].load(SeqCst);
+                let reported = changed[1 - n].load(SeqCst);
                 vcpu.load(DIRECTORIES[n][round as usize % 2]);
                 assert_eq!(changes(mine, vcpu.read(gva)), 2 * round, "after a load of CR3");
-                assert!(changes(other, vcpu.read(other * 0x1000)) >= told, "the other's after a load of CR3");
+                assert!(changes(other, vcpu.read(other * 0x1000)) >= reported, "the other's after a load of CR3");
             }
         })
     });
@@ -274,20 +274,20 @@ fn entries_of_a_common_table() {
     }
 }
 
-/// PAE, with PDPTEs in page 9 and a directory in page 1: vCPU 0 flips its first entry between tables that differ in both
-/// halves, in the architected order.
+/// PAE, with PDPTEs in page 9 and a directory in page 1. vCPU 0 changes the directory's first entry, between tables whose
+/// addresses differ in both halves, in the order that the manual demands.
 fn halves_of_an_entry() {
     let [one, other] = [0x2000 | PAGE, HIGH | 0x7000 | PAGE];
     let pages = [(0x2000, 0x3000), (HIGH | 0x7000, 0x4000), (0x7000, 0x5000), (HIGH | 0x2000, 0x6000)];
     let mut words = Vec::from([(0x9000, 0x1001), (0x1000, one)]);
     words.extend(pages.map(|(table, page)| (table, page | PAGE)));
     let world = World::new(&words, Controls { cr0: 0x8001_0001, cr3: 0, cr4: 1 << 5, efer: 0 });
-    let [first, second] = [0x3000, 0x4000].map(|page| Some(Guest::frame(page)));
+    let [first, second] = [0x3000, 0x4000].map(|page| Some(GuestMemory::frame(page)));
     let flips = world.spawn(0, 0x9000, move |vcpu| {
         for (entry, page) in [(other, second), (one, first)] {
             for (at, half) in [(0x1000, 0), (0x1004, entry >> 32), (0x1000, entry)] {
-                let World { guest, shadow, .. } = vcpu.world;
-                let store = || guest.write(Gpa::new(at), &(half as u32).to_le_bytes()).unwrap();
+                let World { memory, shadow, .. } = vcpu.world;
+                let store = || memory.write(Gpa::new(at), &(half as u32).to_le_bytes()).unwrap();
                 shadow.write(&vcpu.cpu, Gpa::new(at), 4, Writer::Software, store);
             }
             assert_eq!(vcpu.read(0), page);
@@ -296,29 +296,30 @@ fn halves_of_an_entry() {
     let reads = world.spawn(1, 0x9000, move |vcpu| {
         for _ in 0..6 {
             let seen = vcpu.read(0);
-            assert!([None, first, second].contains(&seen), "{seen:x?} is a third page");
+            assert!([None, first, second].contains(&seen), "{seen:x?} is neither page");
         }
     });
     [flips, reads].into_iter().for_each(|thread| thread.join().unwrap());
     world.on(0, 0x9000, |vcpu| assert_eq!(vcpu.read(0), first, "after all"));
 }
 
-/// One vCPU writes a directory's entry, the other looks at it and runs INVLPG, or loads CR3: what it saw it has then.
+/// One vCPU writes a directory's entry. The other reads it, and executes INVLPG or loads CR3: if it has read the new entry, it must
+/// use the new entry then.
 fn entry_seen_early(forget: fn(&mut Vcpu<'_>)) {
     let words = [(0x9000, 0x1001), (0x1000, 0x2000 | PAGE), (0x2000, 0x3000 | PAGE), (0x7000, 0x4000 | PAGE)];
     let world = World::new(&words, Controls { cr0: 0x8001_0001, cr3: 0, cr4: 1 << 5, efer: 0 });
     let new: u64 = 0x7000 | PAGE;
     let writes = world.spawn(0, 0x9000, move |vcpu| {
-        let World { guest, shadow, .. } = vcpu.world;
-        let store = || guest.write(Gpa::new(0x1000), &(new as u32).to_le_bytes()).unwrap();
+        let World { memory, shadow, .. } = vcpu.world;
+        let store = || memory.write(Gpa::new(0x1000), &(new as u32).to_le_bytes()).unwrap();
         shadow.write(&vcpu.cpu, Gpa::new(0x1000), 4, Writer::Software, store);
     });
     let sees = world.spawn(1, 0x9000, move |vcpu| {
         vcpu.read(0);
-        let seen = vcpu.world.guest.read_u64(Gpa::new(0x1000)).unwrap();
+        let seen = vcpu.world.memory.read_u64(Gpa::new(0x1000)).unwrap();
         forget(vcpu);
         let reached = vcpu.read(0);
-        assert!(seen != new || reached == Some(Guest::frame(0x4000)), "{reached:x?} by what was there before");
+        assert!(seen != new || reached == Some(GuestMemory::frame(0x4000)), "{reached:x?} by the old entry");
     });
     [writes, sees].into_iter().for_each(|thread| thread.join().unwrap());
 }
