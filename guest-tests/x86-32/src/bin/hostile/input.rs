@@ -331,6 +331,10 @@ impl Input {
             // TCG leaves long mode so, with EFER.LME set, and then has the hole that `enter` tells of.
             value |= u64::from(CR0_PG);
         }
+        // It also takes PG without PE, and goes on with the tables that CR3 names.
+        if register == 0 && self.way == Way::Real && value & u64::from(CR0_PE) == 0 && !self.one_in(256) {
+            value &= !u64::from(CR0_PG);
+        }
         // QEMU's TCG takes NW without CD as well.
         if register == 0 && !self.one_in(256) && value & CR0_CD == 0 {
             value &= !CR0_NW;
