@@ -32,7 +32,7 @@ const PATIENCE: u32 = 20;
 const BOCHS_SLOWNESS: u32 = 4;
 /// How long a round's guests work by their clocks: on QEMU long enough that the machine's start is a small part, on Bochs no
 /// longer than most hostile ones live.
-const QEMU_ROUND_SECONDS: u32 = 15;
+const QEMU_ROUND_SECONDS: u32 = 10;
 const BOCHS_ROUND_SECONDS: u32 = 3;
 /// The machine's processors: the victim shares one with some of the attackers. As vCPUs are pinned one after the other, with
 /// two processors all vCPUs that try inputs would share one.

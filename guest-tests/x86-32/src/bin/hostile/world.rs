@@ -274,7 +274,7 @@ fn write_tables() {
 }
 
 fn large_entry(linear: u32) -> u32 {
-    // Memory and what is right behind it, and the page of the IOAPIC and the local APIC.
+    // Memory, and the page of the IOAPIC and the local APIC.
     const DEVICES: u32 = 0xfec0_0000;
     let is_itself = linear < ram_end() || linear & !0x3f_ffff == DEVICES;
     let physical = if is_itself { linear } else { ELSEWHERE | linear & (ELSEWHERE_SIZE - 1) };
