@@ -108,6 +108,7 @@ impl Builder {
     }
 
     /// Maps the page at `address`; a page mapped before is mapped anew.
+    #[cold]
     fn map(&mut self, address: u64, to: Hpa, size: PageSize, flags: u64) -> Result<(), OutOfFrames> {
         let mut table = self.root;
         for shift in [39, 30, 21, 12] {

@@ -20,6 +20,7 @@ static TO_APIC: Ratio = Ratio::one();
 ///
 /// # Safety
 /// Once, on the boot CPU, with interrupts off, after [`lapic::init`].
+#[cold]
 pub(crate) unsafe fn init(pm_timer: Option<u16>) {
     let calibration = clock::calibrate(&mut Clocks { pm_timer });
     lapic::disarm();
