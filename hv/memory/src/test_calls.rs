@@ -4,7 +4,7 @@ use crate::account::{give_back, give_back_some};
 use crate::host::Host;
 use crate::pool::PlannedFailures;
 use crate::raw::{self, DirectPtr};
-use crate::rules::{Rule, kept};
+use crate::rules::Rule;
 use crate::tree_env::Nested;
 use crate::view::View;
 use abi::hypercall::{AllocationFailures, FlushPoint, Mapped, Refused, Statistic, TestCall};
@@ -12,6 +12,7 @@ use addr::{Gpa, PAGE_SIZE, PageSize, Pfn};
 use core::num::NonZero;
 use core::ops::Range;
 use mmu::{CollapseError, Page, RangeError, ReplaceError, SplitError};
+use model::kept;
 use shadow::Writer;
 
 /// An error of the tables, as the guest is told.

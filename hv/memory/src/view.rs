@@ -6,7 +6,7 @@
 use crate::account::{give_back, give_back_some};
 use crate::host::Host;
 use crate::raw::{self, DirectPtr};
-use crate::rules::{Rule, kept};
+use crate::rules::Rule;
 use crate::shadow_trees::VcpuTree;
 use crate::test_calls::{STEP, Unfinished};
 use crate::tree_env::{Nested, TreeEnv};
@@ -16,6 +16,7 @@ use core::cell::Cell;
 use core::fmt;
 use loader::MemoryError;
 use mmu::{Fault, Leaf, MapError, Rights, Room, Translation, WriteError};
+use model::kept;
 use rcu::{Cpu, Session, Tlb};
 use sched::Heart;
 use shadow::Writer;

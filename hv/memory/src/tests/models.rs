@@ -1,19 +1,17 @@
 //! Two vCPUs on one VM's memory, in random schedules: `RUSTFLAGS="--cfg shuttle" cargo test -p memory --release --lib`.
 //!
-//! Each `shuttle_*` model has a `mutant_*`: the same model with a rule broken, which must fail.
+//! Each `shuttle_*` model has [mutants](model#mutants), which must fail.
 
 use crate::arena::{Arena, CPUS};
-use crate::rules::{Rule, mutant};
+use crate::rules::Rule;
 use crate::{Host, View, ViewState, VmMemory, poll_idle};
 use abi::hypercall::TestCall;
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use loader::{GuestRam, VmConfig};
 use mmu::{Caps, Npt};
+use model::{failure, run};
 use rcu::{Cpu, CpuData, Domain, Tlb};
-use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
-use shuttle::{Config, FailurePersistence, Runner};
-use std::boxed::Box;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use std::sync::Arc;
 use vm::{Memory, NestedFault, Resolved};
 use walk::PhysMem;
@@ -21,8 +19,6 @@ use walk::PhysMem;
 const RUNS: usize = 300;
 /// A mutant ends with the first run that fails.
 const MUTANT_RUNS: usize = 20 * RUNS;
-/// Of a model's threads, in bytes: an arena is made on one.
-const STACK: usize = 1 << 20;
 const FRAMES: usize = 32;
 const PAGE: Gpa = Gpa::new(3 * PAGE_SIZE);
 const VALUE: u64 = 0x1234_5678_9abc_def0;
@@ -165,19 +161,12 @@ fn two_faults_meet() {
 }
 
 fn explore(runs: usize, model: fn()) {
-    let mut config = Config::new();
-    config.failure_persistence = FailurePersistence::None;
-    config.stack_size = STACK;
-    let schedulers: [Box<dyn Scheduler + Send>; 2] =
-        [Box::new(RandomScheduler::new(runs)), Box::new(PctScheduler::new(3, runs))];
-    for scheduler in schedulers {
-        Runner::new(scheduler, config.clone()).run(model);
-    }
+    run(RandomScheduler::new(runs), model);
+    run(PctScheduler::new(3, runs), model);
 }
 
-fn must_fail(rule: Rule, model: fn()) {
-    let result = catch_unwind(AssertUnwindSafe(|| mutant(rule, || explore(MUTANT_RUNS, model))));
-    assert!(result.is_err(), "without {rule:?} the model holds as well");
+fn must_fail(rules: &'static [Rule], model: fn()) {
+    assert!(failure(rules, || explore(MUTANT_RUNS, model)).is_some(), "without {rules:?} the model holds as well");
 }
 
 #[test]
@@ -187,7 +176,7 @@ fn shuttle_fault_meets_replacement() {
 
 #[test]
 fn mutant_fault_without_zeroes_first() {
-    must_fail(Rule::ZeroFirst, fault_meets_replacement);
+    must_fail(&[Rule::ZeroFirst], fault_meets_replacement);
 }
 
 #[test]
@@ -197,12 +186,12 @@ fn shuttle_reader_meets_replacement() {
 
 #[test]
 fn mutant_reader_with_the_generation_read_last() {
-    must_fail(Rule::GenerationFirst, reader_meets_replacement);
+    must_fail(&[Rule::GenerationFirst], reader_meets_replacement);
 }
 
 #[test]
 fn mutant_replacement_that_gives_back_at_once() {
-    must_fail(Rule::RetireLate, reader_meets_replacement);
+    must_fail(&[Rule::RetireLate], reader_meets_replacement);
 }
 
 #[test]
@@ -212,5 +201,5 @@ fn shuttle_two_faults_meet() {
 
 #[test]
 fn mutant_fault_that_keeps_its_page() {
-    must_fail(Rule::GiveBackLoser, two_faults_meet);
+    must_fail(&[Rule::GiveBackLoser], two_faults_meet);
 }
