@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Run the target once, with this file as its input
     #[arg(long, value_name = "FILE", requires = "target", conflicts_with = "seconds", value_parser = readable_file)]
     input: Option<PathBuf>,
+    /// Build the targets, and run none
+    #[arg(long, conflicts_with = "input")]
+    build: bool,
     /// List the targets
     #[arg(long)]
     list: bool,
@@ -74,6 +77,9 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
         targets = vec![wanted.clone()];
     }
     let programs = build(&targets)?;
+    if args.build {
+        return Ok(ExitCode::SUCCESS);
+    }
     let work = match &args.input {
         Some(input) => Work::Once(input),
         None => Work::Seconds(args.seconds),
