@@ -1,5 +1,6 @@
 //! Builds the images: the hypervisor and the guests.
 
+use crate::exit_path;
 use crate::output::outln;
 use crate::project;
 use crate::toolchain::{Target, Toolchain};
@@ -11,7 +12,8 @@ use std::process::ExitCode;
 
 /// Build the hypervisor and the guests
 ///
-/// Checks as well that no instruction of the hypervisor touches floating-point or vector state.
+/// Checks as well that no instruction of the hypervisor touches floating-point or vector state, and that no common VM exit
+/// reaches the allocator or the formatter.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  cargo xtask build\n\nThe images are in target/bare/*/release/: multiboot1 ELF files that GRUB and `qemu -kernel` load."
@@ -22,6 +24,8 @@ pub(crate) fn command(_: &Args) -> Result<ExitCode> {
     let images = Images::build()?;
     let scan = images.check_vectors()?;
     outln!("no-vector check: {} instructions, none touches x87, MMX, SSE or AVX state", scan.instructions);
+    let walk = images.check_exit_path()?;
+    outln!("exit-path check: {} functions behind a VM exit, none allocates or formats", walk.reached);
     for image in std::iter::once(images.hv()).chain(guest_names()?.iter().map(|name| images.guest(name))) {
         let size = fs::metadata(&image).with_context(|| format!("{} was not built", image.display()))?.len();
         outln!("{:>8} KiB  {}", size.div_ceil(1024), project::short(&image));
@@ -86,6 +90,16 @@ impl Images {
             bail!("the hypervisor must not touch the guest's vector state:\n{}", list.join("\n"));
         }
         Ok(scan)
+    }
+
+    /// Fails if a common VM exit may reach the allocator or the formatter.
+    pub(crate) fn check_exit_path(&self) -> Result<exit_path::Walk> {
+        let walk = exit_path::walk(&self.hv())?;
+        if !walk.findings.is_empty() {
+            let list: Vec<_> = walk.findings.iter().map(|finding| format!("  {finding}")).collect();
+            bail!("a common VM exit must not allocate or format:\n{}", list.join("\n"));
+        }
+        Ok(walk)
     }
 }
 

@@ -2,21 +2,17 @@
 //!
 //! The whole image is disassembled, so that it holds for what the compiler and every library made of it.
 
-use crate::symbols;
+use crate::functions::{self, Function};
 use anyhow::{Context, Result};
 use iced_x86::{
     CpuidFeature, Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, InstructionInfoFactory, Mnemonic,
 };
-use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
 /// The module whose functions may: they save and load the guest's state as a whole, when another vCPU takes its place.
 const GUEST_STATE_CODE: &str = "backends::unswitched::";
-/// The section that starts in 32-bit mode.
-const SECTION_32_BIT: &str = ".boot";
 
 /// An instruction that must not be there.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,31 +42,9 @@ pub(crate) fn scan(image: &Path) -> Result<Scan> {
 }
 
 fn scan_elf(bytes: &[u8]) -> Result<Scan> {
-    let file = object::File::parse(bytes)?;
     let mut scan = Scan::default();
-    for section in file.sections() {
-        if section.kind() != SectionKind::Text {
-            continue;
-        }
-        let (start, name) = (section.address(), section.name()?);
-        let bitness = if name == SECTION_32_BIT { 32 } else { 64 };
-        let code = section.data()?;
-        let end = start + code.len() as u64;
-        // Every symbol starts afresh, so that data between functions can't put the decoder out of step for long. The
-        // linker script's own symbols may lie outside the section that they are said to be in.
-        let mut starts: BTreeMap<u64, &str> = BTreeMap::from([(start, name)]);
-        for symbol in file.symbols().filter(|symbol| symbol.section_index() == Some(section.index())) {
-            let is_code = matches!(symbol.kind(), SymbolKind::Text | SymbolKind::Label | SymbolKind::Unknown);
-            if is_code && (start..end).contains(&symbol.address()) {
-                starts.extend(symbol.name().ok().filter(|name| !name.is_empty()).map(|name| (symbol.address(), name)));
-            }
-        }
-        let ends = starts.keys().copied().skip(1).chain([end]);
-        for ((&from, &symbol), to) in starts.iter().zip(ends) {
-            let name = symbols::demangle(symbol);
-            let range = usize::try_from(from - start)?..usize::try_from(to - start)?;
-            scan_code(&code[range], from, bitness, &name, &mut scan);
-        }
+    for Function { name, address, bitness, code } in functions::of(&object::File::parse(bytes)?)? {
+        scan_code(code, address, bitness, &name, &mut scan);
     }
     anyhow::ensure!(scan.instructions > 0, "no instruction was found");
     Ok(scan)

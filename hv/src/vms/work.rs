@@ -117,6 +117,9 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
         seat.reach_limit(self.cpu);
     }
 
+    // Out of the loop's code: what takes a VM apart formats its reports, which the exit path must not (`cargo xtask build`).
+    #[cold]
+    #[inline(never)]
     fn finish(&mut self, seat: Seat<B>) {
         if let Some(guest) = seat.leave() {
             let (number, name) = (guest.number, guest.name);
