@@ -176,6 +176,8 @@ hostile_enter:
     pushal
     pushfl
     movl %esp, {stack}
+    // The image's own stack is read-only as soon as paging is on: an NMI could not be delivered then.
+    movl ${scratch_stack}, %esp
     lgdtl {plan} + {gdtr}
     movl {plan} + {cr4}, %eax
     movl %eax, %cr4

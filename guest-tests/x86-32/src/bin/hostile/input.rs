@@ -483,6 +483,8 @@ impl Input {
         if port == DEBUG_EXIT && !self.one_in(64) {
             return self.code.push_string(&mut self.random);
         }
+        // A write of two bytes there is one to the port that resets the machine.
+        let port = if port == 0xcf8 && !self.one_in(64) { 0xcfc } else { port };
         let value = self.random.next_u64() as u32;
         self.code.set(EDX, port.into());
         self.code.set(EAX, value);
@@ -666,12 +668,12 @@ impl Input {
     /// A gate of the IDT, or a selector, that leads to a task state somewhere.
     fn task_gate(&mut self) {
         let task = FREE_SELECTORS + 32;
-        if self.one_in(128) {
+        if self.one_in(1024) {
             let base = address(&mut self.random);
             self.edit(world::GDT + u32::from(task), base << 16 | 0x67);
             self.edit(world::GDT + u32::from(task) + 4, 0x8900 | base >> 16 & 0xff | base & 0xff00_0000);
         }
-        if self.one_in(128) {
+        if self.one_in(1024) {
             let at = world::OTHER_TSS + 4 * self.random.below(26) as u32;
             let value = self.value() as u32;
             self.edit(at, value);
