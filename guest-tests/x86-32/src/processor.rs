@@ -61,19 +61,19 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [eax, ebx, ecx, edx]
 }
 
-const EFER: u32 = 0xc000_0080;
-/// DR0 to DR3, and DR7.
+/// Writes DR0 to DR3 and DR7.
 pub fn set_breakpoints([dr0, dr1, dr2, dr3]: [u32; 4], dr7: u32) {
     // SAFETY: a breakpoint that is met raises #DB, which ends the guest with a dump; it changes nothing else.
     unsafe {
         asm!(
-            "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}", "mov dr7, {}",
+            "mov dr0, {:e}", "mov dr1, {:e}", "mov dr2, {:e}", "mov dr3, {:e}", "mov dr7, {:e}",
             in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3, in(reg) dr7,
             options(nomem, nostack, preserves_flags)
         );
     }
 }
 
+const EFER: u32 = 0xc000_0080;
 const EFER_LME: u32 = 1 << 8;
 const EFER_NXE: u32 = 1 << 11;
 

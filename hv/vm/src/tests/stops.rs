@@ -76,6 +76,7 @@ fn each_kind_of_exit_is_counted() {
         Exit::Emulate,
         // Not by an instruction that could be one: it runs again.
         Exit::ControlRegister,
+        Exit::DebugRegister,
         Exit::Invlpg,
         Exit::NestedFault(NestedFault::new(Gpa::new(DATA), true, false, false)),
         Exit::Exception(Exception::new(1, None)),
