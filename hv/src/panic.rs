@@ -41,7 +41,7 @@ static DEBUG_TRAPPED: AtomicBool = AtomicBool::new(false);
 static DEBUG_TRAP_TOLD: AtomicBool = AtomicBool::new(false);
 
 /// How long the other CPUs may take to stop, and each to show itself.
-const PATIENCE: Duration = Duration::from_millis(500);
+const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
@@ -101,7 +101,7 @@ fn take_over() -> Result<(), ()> {
 fn stop_others(own: usize) {
     let others = (0..cpus::online()).filter(|&cpu| cpu != own);
     others.clone().for_each(lapic::nmi);
-    let deadline = timer::after(PATIENCE);
+    let deadline = timer::after(STOP_TIMEOUT);
     while !others.clone().all(has_stopped) && timer::now() < deadline {
         core::hint::spin_loop();
     }
@@ -120,7 +120,7 @@ fn call(cpu: usize) {
         return report!("CPU {cpu} does not answer");
     }
     CALLED.store(cpu + 1, Ordering::Release);
-    let deadline = timer::after(PATIENCE);
+    let deadline = timer::after(STOP_TIMEOUT);
     while CALLED.load(Ordering::Acquire) != 0 && timer::now() < deadline {
         core::hint::spin_loop();
     }

@@ -28,7 +28,7 @@ const STACK_SIZE: u64 = (STACK_PAGES as u64 - 1) * PAGE_SIZE;
 const TRAMPOLINE: Hpa = Hpa::new(0x8000);
 
 /// How long an AP may take to get to Rust.
-const PATIENCE: Duration = Duration::from_millis(500);
+const STARTUP_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The number of the AP that has come last.
 static ARRIVED: AtomicUsize = AtomicUsize::new(0);
@@ -94,7 +94,7 @@ fn start_one(id: u32) {
     unsafe { boot::prepare_ap(index, top) };
     lapic::init_ipi(id);
     timer::wait(Duration::from_millis(10));
-    for wait in [Duration::from_micros(200), PATIENCE] {
+    for wait in [Duration::from_micros(200), STARTUP_TIMEOUT] {
         lapic::startup_ipi(id, TRAMPOLINE);
         let deadline = timer::after(wait);
         while ARRIVED.load(Ordering::Acquire) != index && timer::now() < deadline {

@@ -94,10 +94,11 @@ fn a_page_that_was_released_is_reached_no_more() {
 #[test]
 fn while_frames_change_no_fault_maps_any() {
     for_both(|world| {
-        let view = world.view();
-        let during = view.change_frames(|| view.resolve(&registers(), Gva::new(PAGE), WRITE));
+        let during = {
+            let view = world.view();
+            view.change_frames(|| view.resolve(&registers(), Gva::new(PAGE), WRITE))
+        };
         assert_eq!(during, Ok(FaultOutcome::Retry));
-        drop(view);
         assert_eq!(walked(world), None);
         touch(world);
         assert_eq!(walked(world), Some(backing(world)));
