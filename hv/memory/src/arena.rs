@@ -56,7 +56,8 @@ impl Arena {
         let memory = Block::new(frames * page + words * size_of::<u64>());
         // SAFETY: the block has this many words behind its frames, at an aligned address and filled; nothing else refers to them,
         // and the block is dropped after the allocator that this reference is in.
-        let bits = unsafe { core::slice::from_raw_parts_mut(memory.start().wrapping_add(frames * page).cast::<u64>(), words) };
+        let bits =
+            unsafe { core::slice::from_raw_parts_mut(memory.start().wrapping_add(frames * page).cast::<u64>(), words) };
         let allocator = FrameAllocator::new();
         allocator.init(Buddy::new(frames, bits).expect("it has as many words as it asks for"));
         allocator.add(Pfn::new(FIRST).start()..Pfn::new(frames as u64).start());

@@ -79,6 +79,7 @@ impl Pool {
     }
 
     /// Takes small frames for several allocations, unless there are few: one VM is not to keep what another needs.
+    #[inline(never)]
     fn take_batch(&mut self, frames: &FrameAllocator) {
         if frames.available_to(&self.share) >= FEW
             && self.failures == PlannedFailures::None
