@@ -48,6 +48,8 @@ impl fmt::Display for Missing {
     }
 }
 
+impl core::error::Error for Missing {}
+
 /// A page that a backend needs in the guest's memory: outside of its RAM, for the processor to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FixedPage {

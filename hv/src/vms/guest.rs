@@ -2,7 +2,7 @@
 
 use super::clock::TscClock;
 use super::console::{self, About, Console};
-use super::verdicts::{Why, judge};
+use super::verdicts::Why;
 use crate::boot;
 use crate::cpus;
 use crate::rcu_domain::Machine;
@@ -154,7 +154,7 @@ impl<F: Nested> Guest<F> {
         self.about.report(&format_args!("frames: {peak} at most, {} missing at the end", accounts.left));
         self.about.report(&accounts);
         match accounts.left {
-            0 => (judge(stop), Why::Stopped(stop)),
+            0 => (stop.verdict(), Why::Stopped(stop)),
             frames => (Verdict::Leak, Why::Leaked(frames, stop)),
         }
     }

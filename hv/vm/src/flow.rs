@@ -2,7 +2,9 @@
 
 #[cfg(doc)]
 use crate::context::Activity;
+use abi::Verdict;
 use addr::Gpa;
+use core::fmt;
 
 /// What the vCPU loop does after an exit was handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,4 +37,70 @@ pub enum Stop {
     Misconfigured(Gpa),
     /// The hypervisor does not support what the guest did; the text names it.
     Unhandled(&'static str),
+}
+
+impl Stop {
+    /// The verdict on a VM that has ended so.
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Self::Exited(0) => Verdict::Pass,
+            Self::Exited(_) => Verdict::GuestFailed,
+            Self::TripleFault => Verdict::GuestTripleFault,
+            Self::Limit => Verdict::Hang,
+            Self::Reset | Self::Halted | Self::OutOfMemory | Self::Misconfigured(_) | Self::Unhandled(_) => {
+                Verdict::GuestKilled
+            }
+        }
+    }
+}
+
+/// The text of the verdict's line.
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(0) => f.write_str("the guest reported success"),
+            Self::Exited(value) => write!(f, "the guest reported failure: it wrote {value} to the exit port"),
+            Self::TripleFault => f.write_str("triple fault in the guest"),
+            Self::Reset => f.write_str("the guest asked for a reset"),
+            Self::Halted => f.write_str("the guest halted with interrupts off: nothing can wake it"),
+            Self::OutOfMemory => f.write_str("no frame left for the guest's memory"),
+            Self::Limit => f.write_str("the guest ran past its limit"),
+            Self::Misconfigured(at) => {
+                write!(f, "the nested tables have an entry that makes no sense, on the way to {at}")
+            }
+            Self::Unhandled(what) => f.write_str(what),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn only_a_guest_that_reports_success_passes() {
+        assert_eq!(Stop::Exited(0).verdict(), Verdict::Pass);
+        let others = [
+            Stop::Exited(1),
+            Stop::Exited(u32::MAX),
+            Stop::TripleFault,
+            Stop::Reset,
+            Stop::Halted,
+            Stop::OutOfMemory,
+            Stop::Limit,
+            Stop::Misconfigured(Gpa::new(0)),
+            Stop::Unhandled("x"),
+        ];
+        for stop in others {
+            assert_ne!(stop.verdict(), Verdict::Pass, "{stop}");
+        }
+    }
+
+    #[test]
+    fn the_text_has_the_guests_value_and_the_address() {
+        assert!(Stop::Exited(7).to_string().contains("wrote 7 to the exit port"));
+        assert!(Stop::Misconfigured(Gpa::new(0x1000)).to_string().ends_with("0x1000"));
+        assert_eq!(Stop::Unhandled("an exit").to_string(), "an exit");
+    }
 }
