@@ -1,6 +1,6 @@
 //! A buddy allocator of page frames that allocates nothing itself.
 //!
-//! The free blocks of each order are bits of a [`Set`], in memory that the owner provides once. `FrameAllocator` of the crate
+//! The free blocks of each order are bits of a `Set`, in memory that the owner provides once. `FrameAllocator` of the crate
 //! `buddy_system_allocator` keeps them in B-trees on the heap instead: there, freeing a frame can allocate, and panics if the heap
 //! is full.
 //!

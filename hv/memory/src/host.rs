@@ -10,7 +10,7 @@ use sched::Heart;
 /// The machine under its VMs' memory: page frames that a direct map covers, a descriptor beside each, and the CPUs whose grace
 /// periods freed pages wait for. It is the platform of the machine's [`rcu::Domain`], so that a [`Cpu`](rcu::Cpu) leads to it.
 ///
-/// The image implements it over the real machine, [`Arena`](crate::arena::Arena) over a piece of the host's heap.
+/// The image implements it over the real machine, `arena::Arena` over a piece of the host's heap.
 ///
 /// # Safety
 /// As long as the value lives:

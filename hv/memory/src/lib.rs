@@ -8,7 +8,7 @@
 //!   Host: direct map, descriptors, CPUs ◀────────────┴─▶ FrameAllocator   all VMs' frames
 //! ```
 //!
-//! [`Host`] is the machine under it: the image implements it over the real one, [`arena::Arena`] over a piece of the heap, for
+//! [`Host`] is the machine under it: the image implements it over the real one, `arena::Arena` over a piece of the heap, for
 //! tests. It is the platform of the machine's [`rcu::Domain`], so all begins with a CPU of that.
 //!
 //! A [`View`] is what the rest of the hypervisor has of a VM's memory: [`vm::Memory`] to the handlers of exits, [`walk::PhysMem`]

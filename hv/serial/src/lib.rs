@@ -1,6 +1,6 @@
 //! Multiplexes the hypervisor's messages and the output of all VMs on one serial line.
 //!
-//! Each source has queues of its own, allocated when it is added ([`ring`]). The [`Mux`] takes bytes out of them, line by line
+//! Each source has queues of its own, allocated when it is added (`ring`). The [`Mux`] takes bytes out of them, line by line
 //! and in turn, and sends them by a [`Transmitter`], which is a UART:
 //!
 //! ```text

@@ -45,7 +45,7 @@ pub(super) enum Detour {
 
 /// A virtual CPU under VMX.
 ///
-/// The guest's state that exits don't swap stays in the processor ([`UnswitchedState`]): vector registers, CR2, the debug registers,
+/// The guest's state that exits don't swap stays in the processor (`UnswitchedState`): vector registers, CR2, the debug registers,
 /// and the MSRs that SYSCALL and SWAPGS use.
 pub struct VmxVcpu<T: Translation> {
     pub(super) translation: T,
