@@ -59,7 +59,7 @@ macro_rules! hypercall {
 hypercall!(vmmcall, "vmmcall");
 hypercall!(vmcall, "vmcall");
 
-/// The instruction by which the one who runs this guest is called; None on a bare machine and under anybody who is not
+/// The instruction that calls the hypervisor below this guest; None on a bare machine and below a hypervisor that is not
 /// known to answer, where it would be #UD.
 pub fn instruction() -> Option<Instruction> {
     match cpuid::host() {
@@ -77,7 +77,7 @@ pub fn instruction() -> Option<Instruction> {
 pub struct Microhv(Instruction);
 
 impl Microhv {
-    /// None under anybody else.
+    /// None below another hypervisor, or none.
     pub fn here() -> Option<Self> {
         instruction().filter(|_| cpuid::host() == Host::Microhv).map(Self)
     }

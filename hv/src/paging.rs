@@ -89,7 +89,7 @@ pub(crate) type AllocFrame = fn(PageSize) -> Option<Pfn>;
 
 fn new_table(alloc: AllocFrame) -> Result<Hpa, OutOfFrames> {
     let table = alloc(PageSize::Size4K).ok_or(OutOfFrames)?.start();
-    // SAFETY: the frame is nobody else's and within the boot tables' direct map.
+    // SAFETY: the frame is in no other use, and within the boot tables' direct map.
     unsafe { direct(table).write_bytes(0, PAGE_SIZE as usize) };
     Ok(table)
 }
@@ -175,7 +175,7 @@ fn pages(start: Hpa, end: Hpa) -> impl Iterator<Item = Hpa> {
     (first..end.raw()).step_by(PageSize::Size2M.bytes() as usize).map(Hpa::new)
 }
 
-/// Takes the page at `page` out of the direct map: whoever runs into it faults.
+/// Takes the page at `page` out of the direct map: an access to it faults.
 ///
 /// # Safety
 /// The page is never used again. To be called before another CPU can have a translation of it.

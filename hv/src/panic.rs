@@ -92,7 +92,7 @@ fn take_over() -> Result<(), ()> {
         Err(speaker) if speaker == own => {}
         Err(_) => halt(),
     }
-    // SAFETY: the other CPUs have stopped, or are deaf, and who holds the port never comes back to it.
+    // SAFETY: the other CPUs have stopped, or take no NMI, and this CPU never returns to code that may hold the port.
     unsafe { console::seize() };
     first.map(drop).map_err(drop)
 }
@@ -129,7 +129,7 @@ fn call(cpu: usize) {
 /// An NMI: from the CPU that speaks, or else from the machine.
 pub(crate) fn nmi(frame: &TrapFrame) {
     if SPEAKER.load(Ordering::Acquire) == 0 {
-        // Who was interrupted may hold the console.
+        // The interrupted code may hold the console.
         STRAY_NMIS.fetch_add(1, Ordering::Relaxed);
         return;
     }

@@ -88,7 +88,7 @@ pub(crate) unsafe fn init(top: Hpa) -> Option<()> {
     let bytes = frames * size_of::<TableDesc>();
     let array = paging::direct(FRAMES.alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start());
     let array = array.cast::<TableDesc>();
-    // SAFETY: the array's frames are nobody else's, hold this many, and are never given back.
+    // SAFETY: the array's frames are in no other use, hold this many, and are never given back.
     let array = unsafe { core::slice::from_raw_parts_mut(array.cast::<MaybeUninit<TableDesc>>(), frames) };
     array.iter_mut().for_each(|place| {
         place.write(TableDesc::new());

@@ -24,7 +24,7 @@ const STACK_PAGES: usize = 32;
 /// What is left of them.
 const STACK_SIZE: u64 = (STACK_PAGES as u64 - 1) * PAGE_SIZE;
 
-/// Where an AP begins. The first MiB is nobody's but the firmware's, and this page is not what it uses.
+/// Where an AP begins: a page of the first MiB that firmware does not use.
 const TRAMPOLINE: Hpa = Hpa::new(0x8000);
 
 /// How long an AP may take to get to Rust.
@@ -55,7 +55,7 @@ pub(crate) unsafe fn start(boot: &BootInfo, topology: Option<&Topology>) {
         log::warn!("no memory at {TRAMPOLINE} to start the other CPUs from");
         return;
     }
-    // SAFETY: the page is RAM that nobody uses, see `TRAMPOLINE`.
+    // SAFETY: the page is unused RAM, see `TRAMPOLINE`.
     unsafe { boot::put_trampoline(TRAMPOLINE) };
     cpu::keep_modes();
     for id in others.take(MAX_CPUS - 1) {
@@ -142,7 +142,7 @@ pub(crate) fn release(work: fn(usize) -> !) {
 /// interrupts are off (CPUID.5:ECX bit 1), and emulators make a busy loop of it.
 pub(crate) fn idle(cpu: &mut Cpu<'static, rcu_domain::Machine>, wanted: impl Fn() -> bool) {
     cpu.idle(|| {
-        // Whoever calls from here on sees that this CPU is away, and kicks it.
+        // A CPU that raises a request from here on sees that this CPU is away, and kicks it.
         if !wanted() {
             // SAFETY: the host's own state is loaded; STI's shadow covers HLT, so no interrupt gets lost between them.
             unsafe { asm!("sti", "hlt", "cli", options(nomem, nostack)) };

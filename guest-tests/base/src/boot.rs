@@ -191,7 +191,7 @@ pub struct Module {
 }
 
 impl Boot {
-    /// What `entry`'s registers tell of.
+    /// The boot information that `entry`'s registers point to.
     pub fn new(entry: &'static EntryState) -> Result<Self, BootError> {
         if entry.magic != LOADER_MAGIC {
             return Err(BootError::Magic(entry.magic));

@@ -1,4 +1,4 @@
-//! Measuring spans of the TSC, and the table and lines that tell of them.
+//! Measures spans of the TSC, and prints them as a table and as lines.
 
 use abi::lines::Latency;
 use core::cell::{Cell, RefCell};

@@ -4,8 +4,8 @@
 //! **Contents.** In each page each processor has a word of its own, of which it knows what it wrote last.
 //!
 //! **Logs.** Each block has an epoch, which is odd while its writes are being logged. A writer reads it before and after each
-//! write. A write with the same even epoch on both sides lies between two logs: the second of them must tell of it. Any
-//! other was made while a log was: that log must tell of it, or the next. A page that is in neither was lost.
+//! write. A write with the same even epoch on both sides lies between two logs: the second of them must have it. Any
+//! other write was made during a log: that log must have it, or the next one. A page that is in neither was lost.
 //!
 //! Words: see [`guest::stress`]. A step is one operation of the first processor.
 #![no_std]
@@ -126,7 +126,7 @@ struct Known {
     /// Pages that were written between two logs and while one was made, by the number of the second, and of that, log.
     certain: [Flags; 2],
     uncertain: [Flags; 2],
-    /// Pages that the next log has to tell of, because the last one did not.
+    /// Pages that must be in the next log, because they are not in the last one.
     due: Flags,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A one-shot and a deadline fire once each, never early; a periodic timer goes on, never faster than its period; a timer that
 //! was stopped is silent. The processor that goes to sleep with its timer about to fire is woken by it: where there are
-//! others, each looks after the next, and tells of one that has overslept; otherwise the run ends by its time-out.
+//! others, each checks the next one and reports it if it has overslept; otherwise the run ends by its time-out.
 //!
 //! Words: see [`guest::stress`]. A step is one timer.
 #![no_std]

@@ -1,6 +1,6 @@
 //! What the hypervisor, its guests and `xtask` agree on, each thing written once.
 //!
-//! | module | what | who writes, who reads |
+//! | module | content | writer, reader |
 //! | --- | --- | --- |
 //! | [`hypercall`] | numbers, arguments, results and errors | guests; the hypervisor |
 //! | [`cpuid`] | how the hypervisor is found | the hypervisor; guests |

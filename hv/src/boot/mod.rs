@@ -99,6 +99,6 @@ pub(crate) unsafe fn prepare_ap(index: usize, stack_top: u64) {
 pub(crate) fn contents(module: &BootModule) -> &'static [u8] {
     let length = (module.range.end.raw() - module.range.start.raw()) as usize;
     // SAFETY: modules lie in RAM, which the direct map covers; their frames are never given to the frame allocator, and
-    // nobody writes them.
+    // are never written.
     unsafe { core::slice::from_raw_parts(paging::direct(module.range.start), length) }
 }

@@ -170,7 +170,7 @@ pub(crate) fn keep_modes() {
 unsafe fn load(tables: *mut Tables) {
     // SAFETY: the caller's promise makes this the only reference there is, and the processor does not use them yet.
     unsafe { (*tables).fill() };
-    // SAFETY: as above, and from now on nobody writes them but the processor.
+    // SAFETY: as above, and from now on only the processor writes them.
     let Tables { gdt, idt, .. } = unsafe { &*tables };
     let (gdt, idt) = (DescriptorTablePointer::new(gdt), DescriptorTablePointer::new(idt));
     // SAFETY: the GDT holds flat ring-0 segments at the selectors loaded next, and lives for ever.

@@ -77,7 +77,7 @@ extern "C" fn hv_trap(frame: &TrapFrame) {
     }
 }
 
-/// Interrupts do nothing but interrupt: whoever was asleep or in the guest looks at the time, and for what there is.
+/// An interrupt only wakes the CPU or makes it leave its guest. The code that was left then looks at the time and at its requests.
 fn interrupt(vector: u8) {
     if vector == lapic::SPURIOUS {
         return;

@@ -102,9 +102,7 @@ pub(crate) struct Args {
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let hosts = if args.host.is_empty() { vec!["qemu-svm".to_string()] } else { args.host.clone() };
-    if let Some(row) = args.rows.iter().find(|row| !hosts.iter().any(|host| test::can_trace(row, host))) {
-        return Err(usage(format!("{row} on {}: the test matrix has no such row", hosts.join(" or "))));
-    }
+    check(&args.rows, &hosts)?;
     let images = Images::build()?;
     let trace = Trace::of(&images.hv())?;
     let code = Code::load(&images.hv(), &trace.text, &CRATES)?;
@@ -123,6 +121,17 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
         report.missing().iter().for_each(|line| outln!("{line}"));
     }
     Ok(ExitCode::from(u8::from(!all_passed)))
+}
+
+/// Refuses a row that none of the hosts has, and a host that has none of the rows.
+fn check(given: &[String], hosts: &[String]) -> Result<()> {
+    if let Some(row) = given.iter().find(|row| !hosts.iter().any(|host| test::can_trace(row, host))) {
+        return Err(usage(format!("{row} on {}: the test matrix has no such row", hosts.join(" or "))));
+    }
+    match hosts.iter().find(|host| !rows(given, host).iter().any(|row| test::can_trace(row, host))) {
+        Some(host) => Err(usage(format!("{host}: the test matrix has no such machine that traces instructions"))),
+        None => Ok(()),
+    }
 }
 
 /// Which rows to boot on a host.

@@ -70,7 +70,7 @@ impl<T: Translation> SvmVcpu<T> {
         }
     }
 
-    /// What decode assists tell of a MOV to or from a control register (APM section 15.8.1).
+    /// The operand of a MOV to or from a control register, by decode assists (APM section 15.8.1).
     fn cr8_operand(&self) -> Option<Gpr> {
         let info = self.vmcb.control.exit_info1;
         (self.decode_assists && info & vmcb::MOV_CR != 0).then(|| Gpr::new(info as u8))

@@ -229,7 +229,7 @@ proptest! {
         if !is_io && !matches!(exit, Exit::NestedFault(_)) {
             prop_assert!(guest.memory().snapshot() == memory);
         }
-        // The stack pointer is nobody's business, unless the instruction at RIP loads it from nowhere.
+        // The stack pointer does not matter, unless the instruction at RIP loads it from an address without memory.
         if !matches!(exit, Exit::NestedFault(_)) {
             prop_assert_eq!(guest.get(Gpr::RSP), state.gprs[Gpr::RSP.index()]);
         }

@@ -54,7 +54,7 @@ fn a_self_ipi_comes_behind_its_instruction_and_not_before_its_priority() {
     assert_eq!(guest.vcpu.event, None);
     access(&mut guest, &mut host, 0xb0, Some(0));
     assert_eq!(guest.vcpu.event.take(), Some(Event::Interrupt(0x52)));
-    // The guest kicks nobody for its own.
+    // No kick is needed for an interrupt to oneself.
     assert!(host.kicks.is_empty());
 }
 

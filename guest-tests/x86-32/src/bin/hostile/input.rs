@@ -328,7 +328,7 @@ impl Input {
             value = self.random.next_u64();
         }
         if register == 0 && self.way == Way::Long {
-            // TCG leaves long mode so, with EFER.LME set, and then has the hole that `enter` tells of.
+            // TCG leaves long mode so, with EFER.LME set, and then has the hole that `enter` describes.
             value |= u64::from(CR0_PG);
         }
         // It also takes PG without PE, and goes on with the tables that CR3 names.
