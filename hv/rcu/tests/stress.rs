@@ -6,13 +6,14 @@ use addr::Pfn;
 use rcu::{Backlog, Cpu, CpuData, Domain, Flush, Guard, Head, Platform, Space, Tlb};
 #[cfg(shuttle)]
 use shuttle::{
-    sync::{Mutex, atomic::AtomicBool, atomic::AtomicU64},
+    sync::{Mutex, MutexGuard, atomic::AtomicBool, atomic::AtomicU64},
     thread,
 };
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 #[cfg(not(shuttle))]
-use std::sync::{Mutex, atomic::AtomicBool, atomic::AtomicU64};
+use std::sync::{Mutex, MutexGuard, atomic::AtomicBool, atomic::AtomicU64};
 #[cfg(not(shuttle))]
 use std::thread;
 
@@ -87,8 +88,13 @@ impl TestPlatform {
         &self.pages[page.raw() as usize]
     }
 
+    /// The free pages. A mutant's panic that unwinds another task with the lock poisons it; the first panic is the one to report.
+    fn free_pages(&self) -> MutexGuard<'_, Vec<Pfn>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn allocate(&self) -> Option<Stamp> {
-        let page = self.free.lock().unwrap().pop()?;
+        let page = self.free_pages().pop()?;
         let stamp = Stamp(self.uses.fetch_add(1, Relaxed) * PAGES + page.raw());
         self.page(page).memory.iter().for_each(|word| word.store(stamp.0, Relaxed));
         Some(stamp)
@@ -96,7 +102,7 @@ impl TestPlatform {
 
     fn free(&self, page: Pfn) {
         self.page(page).memory.iter().for_each(|word| word.store(POISON, Relaxed));
-        self.free.lock().unwrap().push(page);
+        self.free_pages().push(page);
     }
 
     fn load(&self, entry: usize) -> Stamp {
@@ -226,7 +232,7 @@ fn replace_walk_and_free() {
     let stats = domain.stats();
     assert_eq!((stats.backlog, stats.deferred), (0, stats.freed));
     assert!(stats.deferred >= 2 * ROUNDS);
-    let mut pages: BTreeSet<_> = platform.free.lock().unwrap().iter().copied().collect();
+    let mut pages: BTreeSet<_> = platform.free_pages().iter().copied().collect();
     pages.extend((0..ENTRIES).map(|entry| platform.load(entry).page()));
     assert_eq!(pages.len() as u64, PAGES, "each page is free or in use, none is both");
     println!("{stats:?}");

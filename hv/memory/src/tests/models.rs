@@ -12,6 +12,7 @@ use mmu::{Caps, Npt};
 use model::{failure, run};
 use rcu::{Cpu, CpuData, Domain, Tlb};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use std::boxed::Box;
 use std::sync::Arc;
 use vm::{Memory, NestedFault, Resolved};
 use walk::PhysMem;
