@@ -16,7 +16,7 @@ use walk::{Controls, Operands};
 const STATUS_WORD: u64 = 0xf;
 
 /// Why an instruction is not carried out.
-enum Refused {
+pub(crate) enum Refused {
     Event(Event),
     Trouble(Trouble),
 }
@@ -34,11 +34,20 @@ impl From<Event> for Refused {
 }
 
 impl<T: Types> ExitHandler<'_, T> {
-    /// The exit tells that there is such an instruction; its bytes tell the rest.
+    /// MOV to and from a control register, CLTS, LMSW, SMSW or INVLPG.
     pub(crate) fn system(&mut self, vcpu: &mut T::Vcpu) -> Flow {
+        self.execute_system(vcpu, Self::carry_out_system)
+    }
+
+    /// Decodes the instruction that exited, carries it out by `carry_out`, and skips it.
+    pub(crate) fn execute_system(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        carry_out: impl FnOnce(&mut Self, &mut T::Vcpu, System) -> Result<(), Refused>,
+    ) -> Flow {
         let bitness = Self::bitness(vcpu);
         let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
-            self.carry_out_system(vcpu, decoded.system)?;
+            carry_out(self, vcpu, decoded.system)?;
             vcpu.resume_at(bitness.advance(vcpu.rip(), decoded.length));
             Ok(Flow::Resume)
         });
@@ -69,7 +78,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3))?;
             }
             System::WriteCr { cr: 0, from } => {
-                let value = if Self::bitness(vcpu) == Bitness::Bits64 { vcpu.gpr(from) } else { dword(vcpu, from) };
+                let value = Self::register_operand(vcpu, from);
                 self.write_cr0(vcpu, value)?;
             }
             System::WriteCr { cr: 4, from } => self.write_cr4(vcpu, dword(vcpu, from))?,
@@ -92,6 +101,11 @@ impl<T: Types> ExitHandler<'_, T> {
             }
         }
         Ok(())
+    }
+
+    /// The operand of a MOV to a control or debug register: all of `gpr` in 64-bit code, else its lower half.
+    pub(crate) fn register_operand(vcpu: &T::Vcpu, gpr: Gpr) -> u64 {
+        if Self::bitness(vcpu) == Bitness::Bits64 { vcpu.gpr(gpr) } else { dword(vcpu, gpr) }
     }
 
     /// LMSW's operand.
