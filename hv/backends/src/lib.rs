@@ -35,6 +35,12 @@ use x86::irq::{ALIGNMENT_CHECK_VECTOR, DEBUG_VECTOR, INVALID_OPCODE_VECTOR, MACH
 const INTERCEPTED_EXCEPTIONS: u32 =
     1 << DEBUG_VECTOR | 1 << INVALID_OPCODE_VECTOR | 1 << ALIGNMENT_CHECK_VECTOR | 1 << MACHINE_CHECK_VECTOR;
 
+/// The host's TSC.
+fn tsc() -> u64 {
+    // SAFETY: reading it has no effect.
+    unsafe { x86::time::rdtsc() }
+}
+
 /// How the hypervisor finds the physical address of what it allocates.
 pub type Physical = fn(*const u8) -> Hpa;
 

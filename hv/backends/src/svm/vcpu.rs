@@ -19,7 +19,6 @@ use vm::{ControlRegisters, Exit, Gpr, Known, Registers, Segment, SegmentState, S
 use walk::Controls;
 use x86::controlregs::cr2_write;
 use x86::msr::rdmsr;
-use x86::time::rdtsc;
 
 /// A virtual CPU under SVM.
 pub struct SvmVcpu<T: Translation> {
@@ -102,12 +101,6 @@ impl<T: Translation> SvmVcpu<T> {
             Segment::Gs => save.gs,
         }
     }
-}
-
-/// The host's TSC.
-fn tsc() -> u64 {
-    // SAFETY: reading it has no effect.
-    unsafe { rdtsc() }
 }
 
 impl<T: Translation> Registers for SvmVcpu<T> {
@@ -292,7 +285,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         match msr {
             StateMsr::Efer => self.control().efer,
             StateMsr::Pat => self.vmcb.save.pat,
-            StateMsr::Tsc => tsc().wrapping_add(self.vmcb.control.tsc_offset),
+            StateMsr::Tsc => crate::tsc().wrapping_add(self.vmcb.control.tsc_offset),
         }
     }
 
@@ -300,7 +293,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         match msr {
             StateMsr::Efer => self.load_efer(value),
             StateMsr::Pat => self.vmcb.save.pat = value,
-            StateMsr::Tsc => self.vmcb.control.tsc_offset = value.wrapping_sub(tsc()),
+            StateMsr::Tsc => self.vmcb.control.tsc_offset = value.wrapping_sub(crate::tsc()),
         }
     }
 

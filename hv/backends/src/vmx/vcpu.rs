@@ -27,7 +27,6 @@ use vm::{
 };
 use x86::controlregs::cr2_write;
 use x86::msr;
-use x86::time::rdtsc;
 use x86::vmx::vmcs::control::EntryControls;
 use x86::vmx::vmcs::{control, guest, ro};
 
@@ -204,7 +203,7 @@ impl<T: Translation> VmxVcpu<T> {
         }
         if self.is_real() {
             self.reason = reason::NOT_ENTERED;
-            let now = tsc();
+            let now = crate::tsc();
             self.registers.stay = Stay { entry: now, exit: now };
         }
         !self.is_real()
@@ -231,12 +230,6 @@ const fn unswitched_msrs(features: Features) -> &'static [u32] {
     ];
     let (without_aux, _) = ALL.split_at(ALL.len() - 1);
     if features.rdtscp { ALL } else { without_aux }
-}
-
-/// The host's TSC.
-fn tsc() -> u64 {
-    // SAFETY: reading it has no effect.
-    unsafe { rdtsc() }
 }
 
 impl<T: Translation> Registers for VmxVcpu<T> {
@@ -422,7 +415,7 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
                 Some(pat) => pat.get(),
                 None => self.vmcs.read(guest::IA32_PAT_FULL),
             },
-            StateMsr::Tsc => tsc().wrapping_add(self.tsc_offset),
+            StateMsr::Tsc => crate::tsc().wrapping_add(self.tsc_offset),
         }
     }
 
@@ -435,7 +428,7 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
                 None => self.vmcs.write(guest::IA32_PAT_FULL, value),
             },
             StateMsr::Tsc => {
-                self.tsc_offset = value.wrapping_sub(tsc());
+                self.tsc_offset = value.wrapping_sub(crate::tsc());
                 self.vmcs.write(control::TSC_OFFSET_FULL, self.tsc_offset);
             }
         }
