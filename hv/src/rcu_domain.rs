@@ -9,7 +9,7 @@ use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::mem::MaybeUninit;
 use core::time::Duration;
-use memory::{Accounts, FrameAllocator, Host};
+use memory::{FrameAllocator, Host, VmAccounts};
 use mmu::TableDesc;
 use rcu::{Cpu, CpuData, Domain, Head, Platform, Stall};
 use sched::Heart;
@@ -46,7 +46,7 @@ impl Platform for Machine {
     }
 }
 
-static ACCOUNTS: Accounts = Accounts::new();
+static ACCOUNTS: VmAccounts = VmAccounts::new();
 
 // SAFETY: the direct map covers all of the machine's memory, so every frame that has a descriptor, and is linear; the frame
 // allocator was given memory alone that is in no other use (`main::take_frames`); `head` is the descriptor's.
@@ -67,7 +67,7 @@ unsafe impl Host for Machine {
     }
 
     #[inline]
-    fn accounts(&self) -> &Accounts {
+    fn accounts(&self) -> &VmAccounts {
         &ACCOUNTS
     }
 

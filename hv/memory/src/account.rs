@@ -34,9 +34,9 @@ pub(crate) struct Account {
 const ACCOUNTS: usize = 64;
 
 /// The accounts of a machine's VMs.
-pub struct Accounts([Account; ACCOUNTS]);
+pub struct VmAccounts([Account; ACCOUNTS]);
 
-impl Accounts {
+impl VmAccounts {
     /// No VM has any.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it is for a static: only a constant function will do")]

@@ -1,6 +1,6 @@
 //! A machine's memory in a piece of the host's: for tests, fuzzing and examples.
 
-use crate::account::Accounts;
+use crate::account::VmAccounts;
 use crate::frames::FrameAllocator;
 use crate::host::Host;
 use addr::{Hpa, PAGE_SIZE, Pfn};
@@ -31,7 +31,7 @@ const FIRST: u64 = 1;
 pub struct Arena {
     descriptors: Box<[TableDesc]>,
     frames: FrameAllocator,
-    accounts: Accounts,
+    accounts: VmAccounts,
     watchdog: Watchdog<CPUS>,
     kicked: [AtomicBool; CPUS],
     #[cfg(shuttle)]
@@ -64,7 +64,7 @@ impl Arena {
         Self {
             descriptors: (0..frames).map(|_| TableDesc::new()).collect(),
             frames: allocator,
-            accounts: Accounts::new(),
+            accounts: VmAccounts::new(),
             watchdog: Watchdog::new(),
             kicked: [const { AtomicBool::new(false) }; CPUS],
             #[cfg(shuttle)]
@@ -109,7 +109,7 @@ unsafe impl Host for Arena {
         &self.frames
     }
 
-    fn accounts(&self) -> &Accounts {
+    fn accounts(&self) -> &VmAccounts {
         &self.accounts
     }
 

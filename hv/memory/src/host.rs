@@ -1,6 +1,6 @@
 //! What this crate needs of the machine.
 
-use crate::account::Accounts;
+use crate::account::VmAccounts;
 use crate::frames::FrameAllocator;
 use addr::Hpa;
 use mmu::TableDesc;
@@ -32,7 +32,7 @@ pub unsafe trait Host: Platform + Sync {
     fn frames(&self) -> &FrameAllocator;
 
     /// What each VM has of them.
-    fn accounts(&self) -> &Accounts;
+    fn accounts(&self) -> &VmAccounts;
 
     /// The heart of CPU `cpu`, which [`Memory::poll`](vm::Memory::poll) has beat.
     fn heart(&self, cpu: usize) -> &Heart;
