@@ -61,6 +61,8 @@ impl<T: Types> ExitHandler<'_, T> {
         }
     }
 
+    // A call would return all of it through memory: 50 instructions more for each such exit.
+    #[inline(always)]
     fn decode_system(&mut self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Decoded, Refused> {
         let at = Self::code_address(vcpu, bitness);
         match self.first_bytes(vcpu, at).and_then(|first| system::decode_short(first, bitness)) {
