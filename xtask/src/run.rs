@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Model of the processor; see `qemu-system-x86_64 -cpu help`, `bochs --help cpu`
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
-    /// The machine's processors [default: as many as all vCPUs together, 8 at most]
+    /// Processors that run guests, to which QEMU's emulation adds one [default: as many as all vCPUs together, 8 at most]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: Option<u32>,
     /// The machine's memory [default: what the guests have, and 256M]

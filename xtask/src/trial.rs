@@ -119,7 +119,7 @@ fn word_of(value: impl ValueEnum) -> String {
 #[derive(Clone, Debug)]
 pub(crate) struct Trial {
     pub(crate) machine: Machine,
-    /// The machine's processors; None: as many as the guests have, up to a limit.
+    /// The processors that run guests; None: as many as the guests have, up to a limit.
     pub(crate) cpus: Option<u32>,
     /// The machine's memory; None: what the guests have and some more.
     pub(crate) ram: Option<Size>,
@@ -159,7 +159,7 @@ impl Trial {
     }
 
     fn carry_out_from(&self, from: Medium, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
-        let boot = Boot { from, memory: self.memory(), cpus: self.cpus(), vms: self.marks() };
+        let boot = Boot { from, memory: self.memory(), cpus: self.machine_cpus(), vms: self.marks() };
         let finished = self.machine.run(&boot, self.timeout, live)?;
         let vms: Vec<String> = self.guests.iter().map(|guest| guest.name.clone()).collect();
         let judgement = judge::judge(&Evidence {
@@ -214,6 +214,11 @@ impl Trial {
     fn cpus(&self) -> u32 {
         let vcpus = self.guests.iter().map(|guest| guest.vcpus).sum::<u32>();
         self.cpus.unwrap_or(if self.hypervisor.is_some() { vcpus.min(MOST_CPUS) } else { vcpus })
+    }
+
+    /// As many processors as the machine needs for that many to run guests.
+    fn machine_cpus(&self) -> u32 {
+        self.cpus() + u32::from(self.hypervisor.is_some() && self.cpus() > 1 && self.machine.spares_boot_cpu())
     }
 
     /// A tenth less than the time-out, and a second at least, so that it is the hypervisor that says where a guest hangs.
@@ -320,6 +325,8 @@ mod tests {
         assert_eq!(Trial { ram: Some(Size::mib(128)), ..two.clone() }.memory(), Size::mib(128));
         assert_eq!(two.to_string(), "QEMU, TCG, 4 processors");
         assert_eq!(Trial { cpus: Some(2), ..two.clone() }.cpus(), 2);
+        assert_eq!(Trial { cpus: Some(2), ..two.clone() }.machine_cpus(), 3);
+        assert_eq!(Trial { cpus: Some(1), ..two.clone() }.machine_cpus(), 1);
         assert_eq!(Trial { guests: vec![Guest { vcpus: 16, ..second }], ..two }.cpus(), MOST_CPUS);
     }
 

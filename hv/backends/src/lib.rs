@@ -23,6 +23,7 @@ use addr::{Gpa, Hpa, PageSize};
 use core::alloc::Layout;
 use core::fmt;
 use core::num::NonZeroU16;
+use core::ops::Range;
 use mmu::{AtomicU64, Caps, Format};
 
 pub use vm::Start;
@@ -99,6 +100,11 @@ pub trait Backend: Sized + fmt::Display {
 
     /// What it can do with shadow tables, with leaves of at most `largest`.
     fn shadow_caps(&self, largest: PageSize) -> Caps;
+
+    /// Which of the machine's `online` CPUs may run guests; at least one.
+    fn guest_cpus(&self, online: usize) -> Range<usize> {
+        0..online
+    }
 
     /// The page that has to be in the guest's memory before its vCPUs run; None if none has.
     fn fixed_page(&self) -> Option<FixedPage> {

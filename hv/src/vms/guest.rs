@@ -4,7 +4,6 @@ use super::clock::TscClock;
 use super::console::{self, About, Console};
 use super::verdicts::Why;
 use crate::boot;
-use crate::cpus;
 use crate::rcu_domain::Machine;
 use crate::timer;
 use crate::verdict::Verdict;
@@ -12,6 +11,7 @@ use alloc::vec::Vec;
 use backends::{Backend, Start};
 use core::alloc::Layout;
 use core::fmt;
+use core::ops::Range;
 use core::time::Duration;
 use devices::BoardConfig;
 use loader::{BootInfo, LoadError, MemoryError, Module, Paging, VmConfig, VmName, VmPlan};
@@ -25,11 +25,12 @@ use vm::{Stats, Stop, Vm};
 type VmMemory<F> = memory::VmMemory<'static, F, Machine>;
 
 /// A VM's place among the VMs.
-#[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) number: usize,
     /// The number of its boot vCPU among all vCPUs.
     pub(super) first: usize,
+    /// The CPUs that run guests.
+    pub(super) cpus: Range<usize>,
     /// On the console, if there are several VMs.
     pub(super) name: Option<VmName>,
 }
@@ -40,6 +41,8 @@ pub(super) struct Guest<F: Nested> {
     pub(super) number: usize,
     /// The place of its boot vCPU among all vCPUs.
     first: usize,
+    /// The CPUs that run guests.
+    cpus: Range<usize>,
     /// On the console, if there are several VMs.
     pub(super) name: Option<VmName>,
     pub(super) vm: Vm<Console, TscClock>,
@@ -105,6 +108,7 @@ impl<F: Nested> Guest<F> {
         Ok(Self {
             number: place.number,
             first: place.first,
+            cpus: place.cpus,
             name: place.name,
             vm: Vm::new(devices, clock, vcpus),
             clock,
@@ -129,7 +133,7 @@ impl<F: Nested> Guest<F> {
 
     /// The CPU that vCPU `vcpu` runs on.
     pub(super) fn cpu_of(&self, vcpu: usize) -> usize {
-        (self.first + vcpu) % cpus::online()
+        self.cpus.start + (self.first + vcpu) % self.cpus.len()
     }
 
     /// Prints `text`, line by line, as the hypervisor's words about this VM.

@@ -61,6 +61,10 @@ pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
 
 fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, plans: &[VmPlan]) -> ! {
     log::info!("backend: {backend}");
+    let guest_cpus = backend.guest_cpus(cpus::online());
+    if guest_cpus.start > 0 {
+        log::info!("CPU 0 runs no guests, as QEMU can lose its flags");
+    }
     // The decoder's tables, which all VMs share, are on the heap before what the VMs need of it is counted.
     emul::warm_up();
     plan::check::<B>(boot, plans);
@@ -71,7 +75,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     let mut guests = Vec::with_capacity(plans.len());
     for (number, plan) in plans.iter().enumerate() {
         let name = (plans.len() > 1).then_some(plan.config.name);
-        match Guest::new(&backend, &mut cpu, boot, plan, Place { number, first, name }) {
+        match Guest::new(&backend, &mut cpu, boot, plan, Place { number, first, cpus: guest_cpus.clone(), name }) {
             Ok(guest) => guests.push(Arc::new(guest)),
             Err(result) => work::ended(number, name, result),
         }

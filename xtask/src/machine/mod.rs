@@ -96,6 +96,12 @@ impl Machine {
         }
     }
 
+    /// Whether its first processor runs no guests if there is another: the hypervisor keeps them off where QEMU's emulation can
+    /// lose the state of that processor.
+    pub(crate) const fn spares_boot_cpu(&self) -> bool {
+        matches!(self, Self::Qemu(qemu) if !matches!(qemu.engine, qemu::Engine::Kvm))
+    }
+
     /// Notes in `trace` what the processors carry out of its image.
     pub(crate) fn trace(&mut self, trace: &Trace) {
         match self {

@@ -13,6 +13,7 @@ use arch::msr::{VM_CR, VM_CR_SVMDIS, VM_HSAVE_PA};
 use core::alloc::Layout;
 use core::fmt;
 use core::num::NonZeroU16;
+use core::ops::Range;
 use mmu::Caps;
 use raw_cpuid::{CpuId, CpuIdReaderNative, Hypervisor};
 use walk::Features;
@@ -35,6 +36,10 @@ pub struct Svm {
     pub(super) guards_long_mode: bool,
     /// The processor must not set a guest's [breakpoints](super::breakpoints).
     pub(super) withholds_breakpoints: bool,
+    /// Other CPUs can undo a change of the boot CPU's flags, as with QEMU (as of 7.2): FXRSTOR, XRSTOR, FRSTOR and FLDENV clear
+    /// IGNNE# in the first CPU's `hflags2`, whichever CPU they run on, by an `and` that is not atomic (`cpu_clear_ignne`). At
+    /// the moment of an exit there, that leaves nested paging on for the host, and its next fetch resets the machine.
+    spares_boot_cpu: bool,
     /// The highest ASID.
     last_asid: u32,
     pub(super) has_tsc_aux: bool,
@@ -78,6 +83,10 @@ impl Backend for Svm {
         Caps::new(self.physical_bits, largest, true)
     }
 
+    fn guest_cpus(&self, online: usize) -> Range<usize> {
+        usize::from(self.spares_boot_cpu && online > 1)..online
+    }
+
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
         let cpuid = CpuId::with_cpuid_reader(CpuIdReaderNative);
         if !cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|features| features.has_svm()) {
@@ -114,6 +123,7 @@ impl Backend for Svm {
             posts_interrupts: is_qemu,
             guards_long_mode: is_qemu,
             withholds_breakpoints: is_qemu,
+            spares_boot_cpu: is_qemu,
             last_asid: features.supported_asids().max(2) - 1,
             has_tsc_aux: extended.is_some_and(|features| features.has_rdtscp()),
             physical_bits,
