@@ -30,10 +30,9 @@ const GRACE: u32 = 9;
 const PATIENCE: u32 = 20;
 /// On Bochs a second of the machine's time takes about this many on the wall.
 const BOCHS_SLOWNESS: u32 = 4;
-/// How long a round's guests work by their clocks: on QEMU long enough that the machine's start is a small part, on Bochs no
-/// longer than most hostile ones live.
-const QEMU_ROUND_SECONDS: u32 = 10;
-const BOCHS_ROUND_SECONDS: u32 = 3;
+/// How long a round's guests work by their clocks: long enough that the machine's start is a small part, and no longer than
+/// most hostile ones live.
+const ROUND_SECONDS: u32 = 3;
 /// The machine's processors: the victim shares one with some of the attackers. As vCPUs are pinned one after the other, with
 /// two processors all vCPUs that try inputs would share one.
 const CPUS: u32 = 3;
@@ -202,19 +201,14 @@ impl Campaign<'_> {
         )
     }
 
-    /// How long a round's guests work.
-    fn seconds(&self) -> u32 {
-        if self.args.host == Host::Qemu { QEMU_ROUND_SECONDS } else { BOCHS_ROUND_SECONDS }
-    }
-
     fn trial(&self, round: &Round) -> Trial {
         let slowness = if self.args.host == Host::Qemu { 1 } else { BOCHS_SLOWNESS };
-        let limit = 2 * self.seconds() + GRACE;
+        let limit = 2 * ROUND_SECONDS + GRACE;
         let victim = Guest {
             name: VICTIM.to_string(),
             ..Guest::new(Image::new(
                 self.images.guest("victim"),
-                format!("--seed {} --seconds {}", round.seed, self.seconds()),
+                format!("--seed {} --seconds {}", round.seed, ROUND_SECONDS),
             ))
         };
         let attackers = round.attackers.iter().map(|attacker| Guest {
@@ -237,7 +231,7 @@ impl Campaign<'_> {
 
     /// A hostile guest's words.
     fn words(&self, round: &Round, seed: u32) -> String {
-        let mut words = format!("--mode {} --seed {seed} --seconds {}", round.mode, self.seconds());
+        let mut words = format!("--mode {} --seed {seed} --seconds {}", round.mode, ROUND_SECONDS);
         if self.args.paging != Paging::Nested {
             words += " --shadowed";
         }
