@@ -22,11 +22,11 @@ const BACKLOG_LIMIT: u64 = 4096;
 const STALL: Duration = Duration::from_secs(5);
 
 /// The machine, to `rcu` and `memory`.
-pub(crate) struct Machine {
+pub(crate) struct HostMachine {
     descriptors: &'static [TableDesc],
 }
 
-impl Platform for Machine {
+impl Platform for HostMachine {
     fn head(&self, page: Pfn) -> &Head {
         self.descriptors[page.raw() as usize].head()
     }
@@ -42,7 +42,7 @@ impl Platform for Machine {
     /// A CPU that waits for a stuck one is not stuck, and may be the only one to notice.
     fn waits(&self, cpu: usize) {
         watchdog::heart(cpu).beat();
-        watchdog::look();
+        watchdog::check();
     }
 }
 
@@ -50,7 +50,7 @@ static ACCOUNTS: VmAccounts = VmAccounts::new();
 
 // SAFETY: the direct map covers all of the machine's memory, so every frame that has a descriptor, and is linear; the frame
 // allocator was given memory alone that is in no other use (`main::take_frames`); `head` is the descriptor's.
-unsafe impl Host for Machine {
+unsafe impl Host for HostMachine {
     #[inline]
     fn direct(&self, at: Hpa) -> *mut u8 {
         paging::direct(at)
@@ -77,7 +77,7 @@ unsafe impl Host for Machine {
 }
 
 static DESCRIPTORS: Once<&'static [TableDesc]> = Once::new();
-static DOMAIN: Once<Domain<Machine, [CpuData; MAX_CPUS]>> = Once::new();
+static DOMAIN: Once<Domain<HostMachine, [CpuData; MAX_CPUS]>> = Once::new();
 
 /// Makes a descriptor for every frame below `top`. None if there is no room for them.
 ///
@@ -102,10 +102,10 @@ pub(crate) unsafe fn init(top: Hpa) -> Option<()> {
 /// Opens the domain, of all CPUs that have come up, and no more from then on.
 pub(crate) fn open_domain() {
     let descriptors = *DESCRIPTORS.get().expect("`init` comes before the other CPUs");
-    DOMAIN.call_once(|| Domain::new(Machine { descriptors }, BACKLOG_LIMIT).with_cpus(cpus::online()));
+    DOMAIN.call_once(|| Domain::new(HostMachine { descriptors }, BACKLOG_LIMIT).with_cpus(cpus::online()));
 }
 
-fn domain() -> &'static Domain<Machine, [CpuData; MAX_CPUS]> {
+fn domain() -> &'static Domain<HostMachine, [CpuData; MAX_CPUS]> {
     DOMAIN.get().expect("`open_domain` comes before the first VM")
 }
 
@@ -130,6 +130,6 @@ pub(crate) fn warn_of_stalls() {
 }
 
 /// This CPU's part in the grace periods.
-pub(crate) fn register(cpu: usize) -> Cpu<'static, Machine> {
+pub(crate) fn register(cpu: usize) -> Cpu<'static, HostMachine> {
     domain().register(cpu).expect("each CPU registers once")
 }

@@ -61,7 +61,7 @@ fn watch_a_stuck_cpu() {
 fn sleep(cpu: usize) -> ! {
     let mut cpu = rcu_domain::register(cpu);
     loop {
-        timer::arm(watchdog::next_visit());
+        timer::arm(watchdog::next_check());
         smp::idle(&mut cpu, || false);
     }
 }

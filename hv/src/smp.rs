@@ -140,7 +140,7 @@ pub(crate) fn release(work: fn(usize) -> !) {
 ///
 /// By HLT: MWAIT would wake without an interrupt at a store, but not every processor's comes back from an interrupt while
 /// interrupts are off (CPUID.5:ECX bit 1), and emulators make a busy loop of it.
-pub(crate) fn idle(cpu: &mut Cpu<'static, rcu_domain::Machine>, wanted: impl Fn() -> bool) {
+pub(crate) fn idle(cpu: &mut Cpu<'static, rcu_domain::HostMachine>, wanted: impl Fn() -> bool) {
     cpu.idle(|| {
         // A CPU that raises a request from here on sees that this CPU is away, and kicks it.
         if !wanted() {
@@ -149,5 +149,5 @@ pub(crate) fn idle(cpu: &mut Cpu<'static, rcu_domain::Machine>, wanted: impl Fn(
         }
     });
     watchdog::heart(cpu.index()).beat();
-    watchdog::look();
+    watchdog::check();
 }

@@ -1,6 +1,6 @@
 //! The fuzz targets, which property tests run too.
 
-use crate::mmio::{Bus, Emulated, MemoryRef};
+use crate::mmio::{Bus, Executed, MemoryRef};
 use crate::{Bitness, Gpr, Known, Registers, Segment, Width, length, mmio, string_io, system};
 
 const MODES: [Bitness; 3] = [Bitness::Bits16, Bitness::Bits32, Bitness::Bits64];
@@ -132,8 +132,8 @@ pub fn emul_execute(data: &[u8]) {
             assert_eq!((file.rflags ^ before.rflags) & !ARITHMETIC, 0);
             assert!(bus.accesses - accesses <= 2);
             match outcome {
-                Ok(Emulated::Again) => {}
-                Ok(Emulated::Retired) => break,
+                Ok(Executed::Again) => {}
+                Ok(Executed::Retired) => break,
                 Err(Refused) => {
                     assert_eq!(file, before);
                     break;

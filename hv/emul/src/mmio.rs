@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use emul::{Bitness, Gpr, Registers, Segment, Width};
-//! use emul::mmio::{self, Bus, Emulated, MemoryRef};
+//! use emul::mmio::{self, Bus, Executed, MemoryRef};
 //! # #[derive(Default)] struct Vcpu([u64; 16]);
 //! # impl Registers for Vcpu {
 //! #     fn gpr(&self, gpr: Gpr) -> u64 { self.0[gpr.index()] }
@@ -25,7 +25,7 @@
 //! # let mut vcpu = Vcpu::default();
 //! // movzx eax, byte ptr [rdi]
 //! let instruction = mmio::decode(&[0x0f, 0xb6, 0x07], Bitness::Bits64).unwrap();
-//! assert_eq!(instruction.execute(&mut vcpu, &mut Device(0x80)), Ok(Emulated::Retired));
+//! assert_eq!(instruction.execute(&mut vcpu, &mut Device(0x80)), Ok(Executed::Retired));
 //! assert_eq!(vcpu.gpr(Gpr::RAX), 0x80);
 //! // The caller then advances RIP by instruction.length().
 //! ```
@@ -132,7 +132,7 @@ pub enum Plain {
 
 /// The result of an emulation step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Emulated {
+pub enum Executed {
     /// The instruction is complete: the caller advances RIP.
     Retired,
     /// RIP stays: iterations of REP are left (RCX holds their number), or another CPU wrote memory between the read and

@@ -156,7 +156,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         let Some(instruction) = mmio::of_instruction(&self.instruction, self.bitness) else { return Ok(None) };
         for _ in 0..ITERATIONS {
             let mut bus = Data { at: instruction.linear(self.processor), memory: self.memory };
-            if instruction.execute(self.processor, &mut bus)? == mmio::Emulated::Retired {
+            if instruction.execute(self.processor, &mut bus)? == mmio::Executed::Retired {
                 self.processor.jump(self.next);
                 break;
             }

@@ -3,7 +3,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use addr::Gva;
-use emul::mmio::{self, Bus, Emulated, MemoryRef};
+use emul::mmio::{self, Bus, Executed, MemoryRef};
 use emul::real::{self, Processor, Step, Table, TableRegister};
 use emul::{Bitness, Gpr, Registers, Segment, Width};
 use proptest::prelude::*;
@@ -446,8 +446,8 @@ proptest! {
             loop {
                 bus.operand = decoded.linear(&emulated).raw();
                 match decoded.execute(&mut emulated, &mut bus) {
-                    Ok(Emulated::Retired) => break,
-                    Ok(Emulated::Again) => {}
+                    Ok(Executed::Retired) => break,
+                    Ok(Executed::Again) => {}
                     Err(()) => unreachable!("this bus refuses nothing"),
                 }
             }

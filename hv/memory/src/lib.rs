@@ -100,4 +100,4 @@ pub use host::Host;
 pub use raw::DirectPtr;
 pub use tree_env::Nested;
 pub use view::{Path, View, ViewState};
-pub use vm_memory::{FixedPage, Freed, VmMemory};
+pub use vm_memory::{Freed, VmMemory};

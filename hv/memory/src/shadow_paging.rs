@@ -7,7 +7,7 @@ use crate::view::View;
 use addr::{Gpa, Gva, PageSize};
 use loader::MemoryError;
 use mmu::Fault;
-use shadow::{Backing, FaultOutcome, NoMemory, Registers, Vtlb, Writer};
+use shadow::{BackingPage, FaultOutcome, NoMemory, Registers, Vtlb, Writer};
 use walk::Access;
 
 impl<F: Nested, H: Host> View<'_, '_, F, H> {
@@ -68,7 +68,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
 impl<F: Nested, H: Host> shadow::Memory for View<'_, '_, F, H> {
     /// The dirty bits of the VM's own tables are set here, as no processor walks them: a page that is not dirty yet is not to be
     /// written without asking.
-    fn backing(&self, at: Gpa, write: bool) -> Result<Option<Backing>, NoMemory> {
+    fn backing(&self, at: Gpa, write: bool) -> Result<Option<BackingPage>, NoMemory> {
         loop {
             let found = match self.vm.tree.fault(self.cpu.read(), at, PageSize::Size4K) {
                 Ok(Fault::Present(found)) => found,
@@ -87,7 +87,7 @@ impl<F: Nested, H: Host> shadow::Memory for View<'_, '_, F, H> {
                     Err(MemoryError::NoFrames) => return Err(NoMemory),
                 }
             }
-            return Ok(Some(Backing { pfn: found.hpa.frame(), write: dirty, size: found.size }));
+            return Ok(Some(BackingPage { pfn: found.hpa.frame(), write: dirty, size: found.size }));
         }
     }
 }

@@ -13,15 +13,6 @@ use loader::{GuestRam, VmConfig};
 use mmu::{Caps, Report, Tree};
 use rcu::{Cpu, Tlb};
 
-/// A page in a VM's memory that lies outside of its RAM, for the processor to read: VMX's APIC access page, say.
-#[derive(Clone, Copy, Debug)]
-pub struct FixedPage<'c> {
-    /// Where its first byte is.
-    pub at: Gpa,
-    /// What it holds.
-    pub content: &'c [u8; PAGE_SIZE as usize],
-}
-
 /// One VM's memory, shared by its vCPUs. It has to be ended by [`free`](Self::free).
 ///
 /// `F` is the format of the nested tables, `H` the machine, which lives for `'m`.
@@ -44,13 +35,14 @@ pub struct Freed {
 }
 
 impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
-    /// Memory in which nothing is mapped but `fixed`. `caps` are what the processor can do with nested tables, and with shadow
+    /// Memory in which nothing is mapped but `fixed`, a page outside of its RAM for the processor to read (address, content): VMX's
+    /// page tables for a guest without paging, say. `caps` are what the processor can do with nested tables, and with shadow
     /// tables. None if the machine lacks the frames for that, those that are promised to the VM, or an account.
     pub fn new(
         cpu: &mut Cpu<'m, H>,
         config: &VmConfig,
         (caps, shadow_caps): (Caps, Caps),
-        fixed: Option<FixedPage<'_>>,
+        fixed: Option<(Gpa, &[u8; PAGE_SIZE as usize])>,
     ) -> Option<Self> {
         let domain = cpu.domain();
         let host = domain.platform();
@@ -62,10 +54,10 @@ impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
         let shadows = ShadowTrees::new(cpu, config, shadow_caps, || TreeEnv::new(domain, account));
         let has_shadows = shadows.is_ok();
         let shadows = shadows.unwrap_or(ShadowTrees::None);
-        let memory = Self { tree, shadows, ram: config.ram, fixed: fixed.map(|page| page.at.frame()) };
+        let memory = Self { tree, shadows, ram: config.ram, fixed: fixed.map(|(at, _)| at.frame()) };
         let complete = has_shadows
-            && fixed.is_none_or(|page| {
-                memory.view(cpu, &mut Tlb::new(), &ViewState::new()).write_bytes(page.at, page.content).is_ok()
+            && fixed.is_none_or(|(at, content)| {
+                memory.view(cpu, &mut Tlb::new(), &ViewState::new()).write_bytes(at, content).is_ok()
             });
         if complete {
             return Some(memory);

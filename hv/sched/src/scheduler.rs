@@ -1,7 +1,7 @@
 //! The scheduler of one CPU.
 
 use crate::instant::Instant;
-use crate::slice::{Slice, WatchdogVisits};
+use crate::slice::{Slice, WatchdogTimer};
 use alloc::vec::Vec;
 use core::alloc::Layout;
 
@@ -99,7 +99,7 @@ impl<T: Task> Entry<T> {
 pub struct Scheduler<T> {
     entries: Vec<Entry<T>>,
     config: Config,
-    visits: WatchdogVisits,
+    watchdog: WatchdogTimer,
     /// The earliest limit of all tasks.
     limit: Instant,
     /// The time until which all time is charged to tasks.
@@ -117,7 +117,7 @@ impl<T: Task> Scheduler<T> {
         let mut scheduler = Self {
             entries,
             config,
-            visits: WatchdogVisits::new(config.watchdog_period, now),
+            watchdog: WatchdogTimer::new(config.watchdog_period, now),
             limit: Instant::NEVER,
             accounted: now,
         };
@@ -198,7 +198,7 @@ impl<T: Task> Scheduler<T> {
         let Some((entry, after)) = rest.split_first_mut() else { return };
         let is_alone = before.is_empty() && after.is_empty();
         let end = if is_alone { Instant::NEVER } else { now.after(entry.credit.unsigned_abs()) };
-        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, &mut self.visits));
+        cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, &mut self.watchdog));
         if !is_alone {
             let now = cpu.now();
             let used = i64::try_from(now.since(self.accounted)).unwrap_or(i64::MAX);
@@ -210,10 +210,10 @@ impl<T: Task> Scheduler<T> {
 
     fn sleep(&mut self, cpu: &mut impl Cpu<Task = T>) {
         let wakes = self.entries.iter().map(|entry| entry.task.wakes_at());
-        let until = wakes.fold(self.limit.min(self.visits.at), Instant::min);
+        let until = wakes.fold(self.limit.min(self.watchdog.at), Instant::min);
         cpu.sleep(until, Tasks(&self.entries));
         let now = cpu.now();
-        self.visits.visited(now);
+        self.watchdog.called(now);
         self.accounted = now;
     }
 

@@ -14,20 +14,20 @@ pub enum Turn {
 
 /// When one CPU must call the watchdog, so that its heart beats and checks are made.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct WatchdogVisits {
+pub(crate) struct WatchdogTimer {
     /// When the next call is due.
     pub(crate) at: Instant,
     /// Ticks between calls.
     every: u64,
 }
 
-impl WatchdogVisits {
+impl WatchdogTimer {
     pub(crate) fn new(every: u64, now: Instant) -> Self {
         Self { at: now.after(every), every }
     }
 
     /// The CPU was interrupted or has slept, and has called the watchdog.
-    pub(crate) fn visited(&mut self, now: Instant) {
+    pub(crate) fn called(&mut self, now: Instant) {
         if now >= self.at {
             self.at = now.after(self.every);
         }
@@ -51,7 +51,7 @@ pub struct Slice<'a, T> {
     /// The earliest limit of all tasks.
     limit: Instant,
     /// When the watchdog must be called. This belongs to the CPU, so that a task that leaves its slices early does not delay it.
-    visits: &'a mut WatchdogVisits,
+    watchdog: &'a mut WatchdogTimer,
     /// The host's next event.
     host: Instant,
     /// The guest's next event.
@@ -67,10 +67,11 @@ impl<'a, T: Task> Slice<'a, T> {
         others: [&'a [Entry<T>]; 2],
         end: Instant,
         limit: Instant,
-        visits: &'a mut WatchdogVisits,
+        watchdog: &'a mut WatchdogTimer,
     ) -> Self {
         let never = Instant::NEVER;
-        let mut slice = Self { others, end, limit, visits, host: never, guest: never, next: never, programmed: never };
+        let mut slice =
+            Self { others, end, limit, watchdog, host: never, guest: never, next: never, programmed: never };
         slice.host = slice.next_host_event();
         slice.next = slice.host;
         slice
@@ -108,7 +109,7 @@ impl<'a, T: Task> Slice<'a, T> {
     /// again, because the hardware's timer may have expired.
     pub fn interrupted(&mut self, now: Instant) -> Turn {
         self.programmed = Instant::NEVER;
-        self.visits.visited(now);
+        self.watchdog.called(now);
         self.host = self.next_host_event();
         self.next = self.host.min(self.guest);
         let wanted = || self.others().any(|other| other.preempts(now));
@@ -123,7 +124,7 @@ impl<'a, T: Task> Slice<'a, T> {
 
     fn next_host_event(&self) -> Instant {
         let others = self.others().map(Entry::preempts_at);
-        others.fold(self.end.min(self.limit).min(self.visits.at), Instant::min)
+        others.fold(self.end.min(self.limit).min(self.watchdog.at), Instant::min)
     }
 
     fn others(&self) -> impl Iterator<Item = &'a Entry<T>> + use<'a, T> {

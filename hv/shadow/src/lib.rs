@@ -23,7 +23,7 @@
 //! ```
 //! use addr::{Gpa, Gva, PageSize, Pfn};
 //! use mmu::{Caps, Pae, pool};
-//! use shadow::{Backing, Change, FaultOutcome, NoMemory, Reason, Registers, Shadow, Writer};
+//! use shadow::{BackingPage, Change, FaultOutcome, NoMemory, Reason, Registers, Shadow, Writer};
 //! use walk::{Access, Controls, Features, Kind, PhysMem, Privilege};
 //!
 //! /// Guest memory of 4 pages, each of them in the frame with the same number.
@@ -55,8 +55,8 @@
 //! #     }
 //! # }
 //! impl shadow::Memory for Ram {
-//!     fn backing(&self, at: Gpa, _write: bool) -> Result<Option<Backing>, NoMemory> {
-//!         let backing = Backing { pfn: Pfn::new(at.frame().raw()), write: true, size: PageSize::Size4K };
+//!     fn backing(&self, at: Gpa, _write: bool) -> Result<Option<BackingPage>, NoMemory> {
+//!         let backing = BackingPage { pfn: Pfn::new(at.frame().raw()), write: true, size: PageSize::Size4K };
 //!         Ok((at.raw() < 0x4000).then_some(backing))
 //!     }
 //! }
@@ -132,12 +132,12 @@ pub trait Memory: PhysMem {
     ///
     /// # Errors
     /// [`NoMemory`]: no frame is free.
-    fn backing(&self, at: Gpa, write: bool) -> Result<Option<Backing>, NoMemory>;
+    fn backing(&self, at: Gpa, write: bool) -> Result<Option<BackingPage>, NoMemory>;
 }
 
 /// A guest page's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backing {
+pub struct BackingPage {
     /// The frame of the 4 KiB page.
     pub pfn: Pfn,
     /// Whether the guest may write it now: it is not read-only memory, and no dirty log waits for its first write.

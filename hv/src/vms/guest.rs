@@ -4,7 +4,7 @@ use super::clock::TscClock;
 use super::console::{self, About, Console};
 use super::verdicts::Why;
 use crate::boot;
-use crate::rcu_domain::Machine;
+use crate::rcu_domain::HostMachine;
 use crate::timer;
 use crate::verdict::Verdict;
 use alloc::vec::Vec;
@@ -15,14 +15,14 @@ use core::ops::Range;
 use core::time::Duration;
 use devices::BoardConfig;
 use loader::{BootInfo, LoadError, MemoryError, Module, Paging, VmConfig, VmName, VmPlan};
-use memory::{FixedPage, Freed, Nested, ViewState};
+use memory::{Freed, Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
 use spin::Mutex;
 use vm::{Stats, Stop, Vm};
 
 /// A VM's memory on this machine.
-type VmMemory<F> = memory::VmMemory<'static, F, Machine>;
+type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
 
 /// A VM's place among the VMs.
 pub(super) struct Place {
@@ -64,7 +64,7 @@ impl<F: Nested> Guest<F> {
     /// The verdict on a VM that can't even start.
     pub(super) fn new<B: Backend<Tables = F>>(
         backend: &B,
-        cpu: &mut Cpu<'static, Machine>,
+        cpu: &mut Cpu<'static, HostMachine>,
         boot: &BootInfo,
         plan: &VmPlan,
         place: Place,
@@ -83,7 +83,7 @@ impl<F: Nested> Guest<F> {
             }
             Paging::Vtlb | Paging::Shadow => (None, backend.shadow_caps(config.pages)),
         };
-        let fixed = fixed.as_ref().map(|page| FixedPage { at: page.at, content: &page.content });
+        let fixed = fixed.as_ref().map(|page| (page.at, &page.content));
         let memory =
             VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
@@ -147,7 +147,7 @@ impl<F: Nested> Guest<F> {
     }
 
     /// Takes the VM apart. To be called when no vCPU of it is left.
-    pub(super) fn end(self, cpu: &mut Cpu<'static, Machine>) -> (Verdict, Why) {
+    pub(super) fn end(self, cpu: &mut Cpu<'static, HostMachine>) -> (Verdict, Why) {
         self.report(&*self.stats.lock());
         self.report(&format_args!("memory: {}", self.memory.report(cpu)));
         if let Some(counts) = self.memory.shadow_counts() {

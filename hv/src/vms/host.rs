@@ -23,7 +23,7 @@ pub(super) struct Slice<'a, 's, F: Nested, T> {
 impl<F: Nested, T: Task> Host for Slice<'_, '_, F, T> {
     fn interrupted<V: Vcpu>(&mut self, vcpu: &mut V) -> Turn {
         vcpu.put();
-        watchdog::look();
+        watchdog::check();
         console::poll();
         let turn = self.schedule.interrupted(timer::now());
         if turn == Turn::On {

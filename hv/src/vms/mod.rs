@@ -26,7 +26,7 @@ use crate::boot;
 use crate::console::{report, share};
 use crate::cpus;
 use crate::paging;
-use crate::rcu_domain::{self, Machine};
+use crate::rcu_domain::{self, HostMachine};
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use abi::lines::StartToGuest;
@@ -98,7 +98,7 @@ fn seat<F: Nested>(jobs: &mut [Job<F>], guest: Arc<Guest<F>>) {
     }
 }
 
-fn run_own<B: Backend<Tables: Nested>>(job: Job<B::Tables>, backend: B, mut cpu: Cpu<'static, Machine>) -> ! {
+fn run_own<B: Backend<Tables: Nested>>(job: Job<B::Tables>, backend: B, mut cpu: Cpu<'static, HostMachine>) -> ! {
     job.run(&backend, &mut cpu);
     work::wait_for_all(&mut cpu)
 }

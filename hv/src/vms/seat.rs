@@ -21,7 +21,7 @@ use vm::{Activity, Context, ExitHandler, Start, Stop, Types, Vcpu};
 use walk::HandleMem;
 
 /// The memory of a VM of this machine's, as a vCPU sees it.
-type View<'v, F> = memory::View<'v, 'static, F, rcu_domain::Machine>;
+type View<'v, F> = memory::View<'v, 'static, F, rcu_domain::HostMachine>;
 
 /// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
 /// A slice of the time of a CPU whose backend is `B`.
@@ -64,7 +64,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     }
 
     /// Lets the vCPU run until it has to wait, its `slice` is over, or its VM has ended.
-    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, rcu_domain::Machine>, slice: &mut sched::Slice<'_, Self>) {
+    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>, slice: &mut sched::Slice<'_, Self>) {
         let guest = &*self.guest;
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let host = Slice { guest, schedule: slice };
@@ -76,7 +76,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     }
 
     /// Ends the VM, which has reached its limit, unless it has just ended by itself.
-    pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, rcu_domain::Machine>) {
+    pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>) {
         let guest = &*self.guest;
         if !guest.vm.end(Stop::Limit, |vcpu| rcu_domain::kick_if_away(guest.cpu_of(vcpu))) {
             return;

@@ -8,7 +8,7 @@ use crate::console::{self, report};
 use crate::cpus;
 use crate::heap;
 use crate::paging;
-use crate::rcu_domain::{self, Machine};
+use crate::rcu_domain::{self, HostMachine};
 use crate::smp;
 use crate::timer;
 use crate::verdict::{self, Verdict};
@@ -78,8 +78,8 @@ impl<F: Nested> Job<F> {
     }
 
     /// Does it: makes the vCPUs, and lets them run in turn until the VM of each has ended.
-    pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, Machine>) {
-        let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::visit() };
+    pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, HostMachine>) {
+        let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::period() };
         let mut scheduler = Scheduler::new(self.seats(backend), config, timer::now());
         wait_for_all_seats(cpu.index());
         scheduler.run(&mut Host { cpu, backend: PhantomData::<B> });
@@ -88,7 +88,7 @@ impl<F: Nested> Job<F> {
 
 /// This CPU, to its schedule.
 struct Host<'c, B> {
-    cpu: &'c mut Cpu<'static, Machine>,
+    cpu: &'c mut Cpu<'static, HostMachine>,
     backend: PhantomData<B>,
 }
 
@@ -182,7 +182,7 @@ fn work_on<B: Backend<Tables: Nested>>(index: usize, job: Job<B::Tables>) {
 }
 
 /// Waits for the end of all VMs, and ends with their verdict.
-pub(super) fn wait_for_all(cpu: &mut Cpu<'static, Machine>) -> ! {
+pub(super) fn wait_for_all(cpu: &mut Cpu<'static, HostMachine>) -> ! {
     while !all_have_ended() {
         rest(cpu, all_have_ended);
     }
@@ -202,12 +202,12 @@ pub(super) fn wait_for_all(cpu: &mut Cpu<'static, Machine>) -> ! {
 }
 
 /// A CPU without vCPUs sleeps, but gives back what waits on it.
-fn rest(cpu: &mut Cpu<'static, Machine>, wanted: impl Fn() -> bool) {
-    sleep(cpu, watchdog::next_visit(), wanted);
+fn rest(cpu: &mut Cpu<'static, HostMachine>, wanted: impl Fn() -> bool) {
+    sleep(cpu, watchdog::next_check(), wanted);
 }
 
 /// Sleeps until `until`, or until another interrupt comes, unless the CPU is `wanted` already.
-fn sleep(cpu: &mut Cpu<'static, Machine>, until: Instant, wanted: impl Fn() -> bool) {
+fn sleep(cpu: &mut Cpu<'static, HostMachine>, until: Instant, wanted: impl Fn() -> bool) {
     timer::arm(until.min(console::next_poll()));
     memory::poll_idle(cpu);
     smp::idle(cpu, wanted);

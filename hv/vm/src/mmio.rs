@@ -13,7 +13,7 @@ use crate::vcpu::Vcpu;
 use apic::{Effect, LocalApic, Posted, Register};
 use core::ops::ControlFlow;
 use devices::Clock;
-use emul::mmio::{Bus, Emulated, MemoryRef, Mmio, Plain};
+use emul::mmio::{Bus, Executed, MemoryRef, Mmio, Plain};
 use emul::{Bitness, Registers, Width};
 
 impl<T: Types> ExitHandler<'_, T> {
@@ -119,7 +119,7 @@ impl<T: Types> ExitHandler<'_, T> {
             offset: fault.address().page_offset() as u16,
             effect: None,
         };
-        if instruction.execute(vcpu, &mut bus)? == Emulated::Retired {
+        if instruction.execute(vcpu, &mut bus)? == Executed::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         }
         if let Some(effect) = bus.effect {
@@ -133,7 +133,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let bitness = Self::bitness(vcpu);
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
         let mut bus = OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) };
-        if instruction.execute(vcpu, &mut bus)? == Emulated::Retired {
+        if instruction.execute(vcpu, &mut bus)? == Executed::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         }
         Ok(Flow::Resume)

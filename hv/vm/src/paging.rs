@@ -11,7 +11,7 @@ use addr::{Gpa, Gva};
 use arch::{EFER_LME, EFER_NXE, EFER_SCE};
 use core::mem;
 use core::ops::ControlFlow;
-use emul::mmio::{Bus, Emulated, MemoryRef};
+use emul::mmio::{Bus, Executed, MemoryRef};
 use emul::{Known, Registers, Width};
 use shadow::{Change, LoadError, Reason};
 use walk::{Access, Controls, ErrorCode, Kind, Operands, PhysMem, Privilege};
@@ -82,7 +82,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let paging = self.paging(vcpu);
         let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
         let mut bus = RamBus { operands, linear: instruction.linear(vcpu) };
-        if instruction.execute(vcpu, &mut bus)? == Emulated::Retired {
+        if instruction.execute(vcpu, &mut bus)? == Executed::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         }
         Ok(Flow::Resume)

@@ -1,7 +1,7 @@
 //! Execution of decoded instructions.
 
 use super::alu::{Binary, Computed, Unary};
-use super::{Bus, Emulated, MemoryRef, Mmio, Op, Source};
+use super::{Bus, Executed, MemoryRef, Mmio, Op, Source};
 use crate::registers::Operand;
 use crate::string_step::StringStep;
 use crate::{Gpr, Registers, Segment, Width, address};
@@ -23,24 +23,24 @@ impl Mmio {
     ///
     /// No register changes on an error, or when a locked exchange fails because another CPU wrote the memory.
     #[inline]
-    pub fn execute<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Emulated, B::Error> {
+    pub fn execute<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Executed, B::Error> {
         match self.op {
             Op::Load { to, to_width, signed } => {
                 let value = self.read(bus)?;
                 let value = if signed { self.width.sign_extend(value) } else { value };
                 to.set(registers, to_width, value);
-                Ok(Emulated::Retired)
+                Ok(Executed::Retired)
             }
             Op::Store(from) => {
                 bus.write(MemoryRef::Operand, self.width, from.get(registers, self.width))?;
-                Ok(Emulated::Retired)
+                Ok(Executed::Retired)
             }
             _ => self.execute_rare(registers, bus),
         }
     }
 
     #[inline(never)]
-    fn execute_rare<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Emulated, B::Error> {
+    fn execute_rare<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Executed, B::Error> {
         let (width, rflags) = (self.width, registers.rflags());
         match self.op {
             Op::Load { .. } | Op::Store(_) => self.execute(registers, bus),
@@ -54,11 +54,11 @@ impl Mmio {
                     to.set(registers, width, result);
                 }
                 registers.set_rflags(rflags);
-                Ok(Emulated::Retired)
+                Ok(Executed::Retired)
             }
             Op::Unary(op @ Unary::Set(_)) => {
                 bus.write(MemoryRef::Operand, width, op.compute(width, 0, rflags).0)?;
-                Ok(Emulated::Retired)
+                Ok(Executed::Retired)
             }
             Op::Unary(op) => self.modify(registers, bus, true, |old| op.compute(width, old, rflags)),
             Op::Bit(op, from) => {
@@ -68,20 +68,20 @@ impl Mmio {
             Op::Exchange(with) => {
                 let old = self.read(bus)?;
                 if !self.replace(bus, old, with.get(registers, width))? {
-                    return Ok(Emulated::Again);
+                    return Ok(Executed::Again);
                 }
                 with.set(registers, width, old);
-                Ok(Emulated::Retired)
+                Ok(Executed::Retired)
             }
             Op::ExchangeAdd(with) => {
                 let old = self.read(bus)?;
                 let (sum, rflags) = Binary::Add.compute(width, old, with.get(registers, width), rflags);
                 if !self.replace(bus, old, sum)? {
-                    return Ok(Emulated::Again);
+                    return Ok(Executed::Again);
                 }
                 with.set(registers, width, old);
                 registers.set_rflags(rflags);
-                Ok(Emulated::Retired)
+                Ok(Executed::Retired)
             }
             Op::CompareExchange(new) => self.compare_exchange(registers, bus, new),
             Op::CompareExchange8b => self.compare_exchange_8b(registers, bus),
@@ -129,14 +129,14 @@ impl Mmio {
         bus: &mut B,
         store: bool,
         compute: impl FnOnce(u64) -> Computed,
-    ) -> Result<Emulated, B::Error> {
+    ) -> Result<Executed, B::Error> {
         let old = self.read(bus)?;
         let (result, rflags) = compute(old);
         if store && !self.replace(bus, old, result)? {
-            return Ok(Emulated::Again);
+            return Ok(Executed::Again);
         }
         registers.set_rflags(rflags);
-        Ok(Emulated::Retired)
+        Ok(Executed::Retired)
     }
 
     /// CMPXCHG. If the comparison fails, memory is not written, whereas the processor writes the old value back.
@@ -145,21 +145,21 @@ impl Mmio {
         registers: &mut R,
         bus: &mut B,
         new: Operand,
-    ) -> Result<Emulated, B::Error> {
+    ) -> Result<Executed, B::Error> {
         let old = self.read(bus)?;
         let expected = ACCUMULATOR.get(registers, self.width);
         let (difference, rflags) = Binary::Cmp.compute(self.width, expected, old, registers.rflags());
         if difference != 0 {
             ACCUMULATOR.set(registers, self.width, old);
         } else if !self.replace(bus, old, new.get(registers, self.width))? {
-            return Ok(Emulated::Again);
+            return Ok(Executed::Again);
         }
         registers.set_rflags(rflags);
-        Ok(Emulated::Retired)
+        Ok(Executed::Retired)
     }
 
     /// CMPXCHG8B: compares memory with EDX:EAX and stores ECX:EBX. Only ZF changes.
-    fn compare_exchange_8b<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Emulated, B::Error> {
+    fn compare_exchange_8b<R: Registers, B: Bus>(&self, registers: &mut R, bus: &mut B) -> Result<Executed, B::Error> {
         let half = |registers: &R, gpr| Operand::new(gpr).get(registers, Width::Dword);
         let pair = |registers: &R, high, low| (half(registers, high) << 32) | half(registers, low);
         let old = self.read(bus)?;
@@ -168,11 +168,11 @@ impl Mmio {
             Operand::new(Gpr::RDX).set(registers, Width::Dword, old >> 32);
             ACCUMULATOR.set(registers, Width::Dword, old);
         } else if !self.replace(bus, old, pair(registers, Gpr::RCX, Gpr::RBX))? {
-            return Ok(Emulated::Again);
+            return Ok(Executed::Again);
         }
         let zf = if equal { super::alu::ZF } else { 0 };
         registers.set_rflags((registers.rflags() & !super::alu::ZF) | zf);
-        Ok(Emulated::Retired)
+        Ok(Executed::Retired)
     }
 
     /// Does one iteration, if RCX is not zero.
@@ -181,11 +181,11 @@ impl Mmio {
         registers: &mut R,
         step: StringStep,
         once: impl FnOnce(&mut R) -> Result<(), E>,
-    ) -> Result<Emulated, E> {
+    ) -> Result<Executed, E> {
         if step.remaining(registers) == 0 {
-            return Ok(Emulated::Retired);
+            return Ok(Executed::Retired);
         }
         once(registers)?;
-        Ok(if step.count(registers, 1) { Emulated::Again } else { Emulated::Retired })
+        Ok(if step.count(registers, 1) { Executed::Again } else { Executed::Retired })
     }
 }

@@ -1,5 +1,5 @@
 use super::File;
-use crate::mmio::{Bus, Emulated, MemoryRef, Mmio, decode};
+use crate::mmio::{Bus, Executed, MemoryRef, Mmio, decode};
 use crate::{Bitness, DecodeError, Gpr, Width};
 use addr::Gva;
 use proptest::prelude::*;
@@ -55,7 +55,7 @@ const ONES: u64 = 0x1111_1111_1111_1111;
 fn loaded(bytes: &[u8]) -> u64 {
     let mut file = File { gpr: [ONES; 16], ..File::default() };
     let mut device = Device { value: 0xffff_ffff_8765_4381, ..Device::default() };
-    assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Emulated::Retired));
+    assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Executed::Retired));
     assert_eq!(device.log.len(), 1);
     file.gpr[0]
 }
@@ -82,7 +82,7 @@ fn loads_extend_as_the_instruction_says() {
 fn stored(bytes: &[u8]) -> (Width, u64) {
     let mut file = File { gpr: [0x0123_4567_89ab_cdef; 16], ..File::default() };
     let mut device = Device::default();
-    assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Emulated::Retired));
+    assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Executed::Retired));
     match device.log[..] {
         [(MemoryRef::Operand, width, Some(value))] => (width, value),
         ref other => panic!("{other:?}"),
@@ -109,7 +109,7 @@ fn stores_are_of_their_width() {
 fn compare_and_test_do_not_write() {
     for bytes in [&[0x39, 0x07][..], &[0x3b, 0x07], &[0x85, 0x07], &[0x0f, 0xa3, 0x07], &[0x81, 0x3f, 1, 2, 3, 4]] {
         let mut device = Device::default();
-        assert_eq!(mmio(bytes).execute(&mut File::default(), &mut device), Ok(Emulated::Retired));
+        assert_eq!(mmio(bytes).execute(&mut File::default(), &mut device), Ok(Executed::Retired));
         assert_eq!(device.log, [(MemoryRef::Operand, Width::Dword, None)], "{bytes:x?}");
     }
 }
@@ -124,12 +124,12 @@ fn rep_stops_after_each_iteration_and_movs_gives_both_addresses() {
     // rep movs dword ptr es:[rdi], fs:[rsi]
     let movs = mmio(&[0xf3, 0x64, 0xa5]);
     let mut device = Device { value: 5, ..Device::default() };
-    assert_eq!(movs.execute(&mut file, &mut device), Ok(Emulated::Again));
+    assert_eq!(movs.execute(&mut file, &mut device), Ok(Executed::Again));
     let (from, to) = (MemoryRef::Linear(Gva::new(0x10_1000)), MemoryRef::Linear(Gva::new(0x2000)));
     assert_eq!(device.log, [(from, Width::Dword, None), (to, Width::Dword, Some(5))]);
     assert_eq!((file.gpr[1], file.gpr[6], file.gpr[7]), (1, 0x1004, 0x2004));
-    assert_eq!(movs.execute(&mut file, &mut device), Ok(Emulated::Retired));
-    assert_eq!(movs.execute(&mut file, &mut device), Ok(Emulated::Retired), "nothing left, nothing done");
+    assert_eq!(movs.execute(&mut file, &mut device), Ok(Executed::Retired));
+    assert_eq!(movs.execute(&mut file, &mut device), Ok(Executed::Retired), "nothing left, nothing done");
     assert_eq!((file.gpr[1], file.gpr[6], file.gpr[7]), (0, 0x1008, 0x2008));
 }
 
@@ -166,7 +166,7 @@ fn a_lost_exchange_changes_nothing() {
         let mut file = File { rflags: 0x2, ..File::default() };
         let before = file.clone();
         let mut device = Device { contended: true, ..Device::default() };
-        assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Emulated::Again), "{bytes:x?}");
+        assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Executed::Again), "{bytes:x?}");
         assert_eq!(file, before);
     }
 }
@@ -179,7 +179,7 @@ fn setcc_stores_the_condition_without_a_read() {
         let mut file = File { rflags, ..File::default() };
         let before = file.clone();
         let mut device = Device { value: 0xff, ..Device::default() };
-        assert_eq!(sete.execute(&mut file, &mut device), Ok(Emulated::Retired));
+        assert_eq!(sete.execute(&mut file, &mut device), Ok(Executed::Retired));
         assert_eq!(device.log, [(MemoryRef::Operand, Width::Byte, Some(value))]);
         assert_eq!(file, before);
     }

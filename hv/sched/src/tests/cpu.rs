@@ -125,8 +125,8 @@ pub(super) struct TestCpu {
     /// When the machine is switched off.
     end: u64,
     /// When the CPU called the watchdog last, and the longest time without a call.
-    visited: u64,
-    longest_without_visit: u64,
+    watchdog_called: u64,
+    longest_without_watchdog: u64,
     records: Vec<(usize, Record)>,
 }
 
@@ -135,10 +135,10 @@ impl TestCpu {
         self.clock.set(self.clock.get() + ticks);
     }
 
-    fn visit_watchdog(&mut self) {
+    fn call_watchdog(&mut self) {
         let now = self.clock.get();
-        self.longest_without_visit = self.longest_without_visit.max(now - self.visited);
-        self.visited = now;
+        self.longest_without_watchdog = self.longest_without_watchdog.max(now - self.watchdog_called);
+        self.watchdog_called = now;
     }
 
     fn arm(&mut self, at: Option<Instant>) {
@@ -147,7 +147,7 @@ impl TestCpu {
 
     /// The host handles its interrupt, and the guest's timer may expire.
     fn interrupted(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) -> Turn {
-        self.visit_watchdog();
+        self.call_watchdog();
         let turn = slice.interrupted(self.now());
         task.expire_timer();
         self.arm(slice.wake_at(task.timer));
@@ -250,7 +250,7 @@ impl Cpu for TestCpu {
         }
         let until = until.min(Instant::new(self.end));
         self.clock.set(until.ticks().max(self.clock.get() + 1));
-        self.visit_watchdog();
+        self.call_watchdog();
     }
 
     fn finish(&mut self, task: TestTask) {
@@ -287,12 +287,12 @@ pub(super) fn run(stories: &[Story], end: u64) -> Vec<Record> {
         requests: requests.clone(),
         timer: Instant::NEVER,
         end,
-        visited: 0,
-        longest_without_visit: 0,
+        watchdog_called: 0,
+        longest_without_watchdog: 0,
         records: Vec::new(),
     };
     Scheduler::new(tasks.into_iter(), CONFIG, Instant::new(0)).run(&mut cpu);
-    let longest = cpu.longest_without_visit;
+    let longest = cpu.longest_without_watchdog;
     assert!(longest <= WATCHDOG_PERIOD + HANDLER + 8, "the watchdog was not called for {longest}");
     let mut records = cpu.records;
     records.sort_by_key(|(index, _)| *index);

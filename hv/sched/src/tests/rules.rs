@@ -2,14 +2,14 @@
 
 use super::cpu::{HANDLER, Record, SLICE, Step, Story, TestTask, WATCHDOG_PERIOD, run, step};
 use crate::scheduler::Entry;
-use crate::slice::WatchdogVisits;
+use crate::slice::WatchdogTimer;
 use crate::{Instant, Slice};
 use proptest::prelude::*;
 use std::{vec, vec::Vec};
 
 /// The slice of the only task until `end`.
-fn slice_until(end: u64, visits: &mut WatchdogVisits) -> Slice<'_, TestTask> {
-    Slice::new([&[], &[]], Instant::new(end), Instant::NEVER, visits)
+fn slice_until(end: u64, watchdog: &mut WatchdogTimer) -> Slice<'_, TestTask> {
+    Slice::new([&[], &[]], Instant::new(end), Instant::NEVER, watchdog)
 }
 
 /// How long the guests run, in ticks.
@@ -63,8 +63,8 @@ proptest! {
 
     #[test]
     fn a_guests_event_never_delays_the_hosts(events in prop::collection::vec(any::<u64>(), 1..20)) {
-        let mut visits = WatchdogVisits::new(WATCHDOG_PERIOD, Instant::new(0));
-        let mut slice = slice_until(900, &mut visits);
+        let mut watchdog = WatchdogTimer::new(WATCHDOG_PERIOD, Instant::new(0));
+        let mut slice = slice_until(900, &mut watchdog);
         for event in events {
             slice.wake_at(Instant::new(event));
             prop_assert_eq!(slice.next_event(), Instant::new(event.min(900)));
@@ -73,8 +73,8 @@ proptest! {
 
     #[test]
     fn the_timer_is_programmed_for_the_earliest_event_and_not_again_for_later_ones(events in prop::collection::vec(1..800_u64, 1..20)) {
-        let mut visits = WatchdogVisits::new(WATCHDOG_PERIOD, Instant::new(0));
-        let mut slice = slice_until(900, &mut visits);
+        let mut watchdog = WatchdogTimer::new(WATCHDOG_PERIOD, Instant::new(0));
+        let mut slice = slice_until(900, &mut watchdog);
         let mut programmed = u64::MAX;
         for event in events {
             let expected = (event < programmed).then_some(Instant::new(event));
@@ -87,8 +87,8 @@ proptest! {
 #[test]
 fn the_only_task_of_a_cpu_is_interrupted_for_the_watchdog_alone() {
     let none: &[Entry<TestTask>] = &[];
-    let mut visits = WatchdogVisits::new(WATCHDOG_PERIOD, Instant::new(7));
-    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, &mut visits);
+    let mut watchdog = WatchdogTimer::new(WATCHDOG_PERIOD, Instant::new(7));
+    let slice = Slice::new([none, none], Instant::NEVER, Instant::NEVER, &mut watchdog);
     assert_eq!(slice.next_event(), Instant::new(7 + WATCHDOG_PERIOD));
 }
 
