@@ -6,6 +6,33 @@
 //! Both backends have the same files: `backend` (enabling), `vcpu` (entry and registers), `exits` (from the hardware's exit
 //! codes to [`vm::Exit`]), `events` (injection), `setup` (state after INIT and at start), `switch` (the world switch), `host`
 //! (the host's state), `permissions` (bitmaps of ports and MSRs) and `dump`.
+//!
+//! Each CPU switches its backend on, once, and makes the vCPUs that it runs:
+//!
+//! ```no_run
+//! use addr::Hpa;
+//! use backends::{Backend, Missing, Physical, Start};
+//! use core::num::NonZeroU16;
+//! use vm::Vcpu;
+//!
+//! fn first_exit<B: Backend>(physical: Physical, root: Hpa) -> Result<vm::Exit, Missing> {
+//!     // SAFETY: this is ring 0 with interrupts off, and the only call on this CPU.
+//!     let backend = unsafe { B::enable(physical) }?;
+//!     backend.nested()?;
+//!     let tag = NonZeroU16::MIN;
+//!     let mut vcpu = backend.vcpu(root, tag, Start::Multiboot { eip: 0x10_0000, eax: 0, ebx: 0 });
+//!     vcpu.load();
+//!     vcpu.enter();
+//!     let exit = vcpu.exit();
+//!     vcpu.put();
+//!     Ok(exit)
+//! }
+//! # fn physical(_: *const u8) -> Hpa { Hpa::new(0) }
+//! match first_exit::<backends::svm::Svm>(physical, Hpa::new(0x20_0000)) {
+//!     Ok(exit) => println!("{exit:?}"),
+//!     Err(missing) => println!("this machine lacks {missing}"),
+//! }
+//! ```
 #![no_std]
 
 extern crate alloc;
