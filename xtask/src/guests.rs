@@ -4,14 +4,13 @@ use crate::build::{self, Images};
 use crate::machine::Image;
 use crate::size::Size;
 use crate::trial::{Backing, Guest, Pages, Paging};
+use abi::options::{MAX_VCPUS, key};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::fs::File;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The most vCPUs of a VM.
-const MAX_VCPUS: u32 = 16;
 /// What `--vm` takes, for its help and its errors.
 const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, \
                        module=FILE WORDS, and last cmdline=WORDS";
@@ -170,21 +169,21 @@ impl Wanted {
         let (key, value) = word.split_once('=').ok_or_else(|| format!("'{word}': expected {VM_KEYS}"))?;
         match key {
             "guest" => self.guest = value.parse()?,
-            "name" => self.name = Some(value.to_string()),
-            "vcpus" => {
+            key::NAME => self.name = Some(value.to_string()),
+            key::VCPUS => {
                 let count = value.parse().ok().filter(|count| (1..=MAX_VCPUS).contains(count));
                 self.vcpus = count.ok_or_else(|| format!("vcpus={value}: expected a number from 1 to {MAX_VCPUS}"))?;
             }
-            "mem" => self.mem = value.parse()?,
-            "memory" => {
+            key::SIZE => self.mem = value.parse()?,
+            key::MEMORY => {
                 self.memory =
                     Backing::from_str(value, false).map_err(|_| format!("{word}: expected touch or reserve"))?
             }
-            "paging" => {
+            key::PAGING => {
                 self.paging =
                     Paging::from_str(value, false).map_err(|_| format!("{word}: expected nested, shadow or vtlb"))?
             }
-            "pages" => {
+            key::PAGES => {
                 self.pages = Some(Pages::from_str(value, false).map_err(|_| format!("{word}: expected 4k or 2m"))?);
             }
             "module" => self.modules.push(parse_module(value)?),

@@ -4,6 +4,7 @@ use crate::judge::{self, Evidence, Outcome, VmReport};
 use crate::machine::trace::Trace;
 use crate::machine::{Boot, Finished, Image, Images, Machine, Medium};
 use crate::size::Size;
+use abi::options::{self, key};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::fmt;
@@ -22,9 +23,9 @@ const MOST_CPUS: u32 = 8;
 /// The largest page that maps a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Pages {
-    #[value(name = "4k")]
+    #[value(name = options::pages::SMALL)]
     Small,
-    #[value(name = "2m")]
+    #[value(name = options::pages::LARGE)]
     Large,
 }
 
@@ -32,10 +33,13 @@ pub(crate) enum Pages {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Paging {
     /// By EPT or NPT
+    #[value(name = options::paging::NESTED)]
     Nested,
     /// By shadows of its page tables: 32-bit guests alone
+    #[value(name = options::paging::SHADOW)]
     Shadow,
     /// By shadows of its page tables that are dropped at each load of CR3: 32-bit guests alone
+    #[value(name = options::paging::VTLB)]
     Vtlb,
 }
 
@@ -43,8 +47,10 @@ pub(crate) enum Paging {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Backing {
     /// Page by page, when the guest first touches it
+    #[value(name = options::memory::TOUCH)]
     Touch,
     /// Before the guest starts
+    #[value(name = options::memory::RESERVE)]
     Reserve,
 }
 
@@ -102,11 +108,17 @@ impl Guest {
 
     /// The hypervisor's word for its VM.
     fn word(&self, limit: Duration) -> String {
-        let Self { name, modules, vcpus, memory, .. } = self;
-        let (count, limit) = (modules.len(), limit.as_secs());
-        let (pages, paging, backing) = (word_of(self.pages), word_of(self.paging), word_of(self.backing));
-        let memory = format!("mem={memory},memory={backing},pages={pages}");
-        format!("vm=name={name},vcpus={vcpus},paging={paging},{memory},modules={count},limit={limit}")
+        let keys = [
+            (key::NAME, self.name.clone()),
+            (key::VCPUS, self.vcpus.to_string()),
+            (key::PAGING, word_of(self.paging)),
+            (key::SIZE, self.memory.to_string()),
+            (key::MEMORY, word_of(self.backing)),
+            (key::PAGES, word_of(self.pages)),
+            (key::MODULES, self.modules.len().to_string()),
+            (key::LIMIT, limit.as_secs().to_string()),
+        ];
+        format!("{}={}", options::VM, keys.map(|(key, value)| format!("{key}={value}")).join(","))
     }
 }
 

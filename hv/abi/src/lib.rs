@@ -7,6 +7,7 @@
 //! | [`ports`] | console and exit ports, and what is written to them | guests and the hypervisor; emulators, the hypervisor and `xtask` |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
+//! | [`options`] | the words for a VM on the hypervisor's command line | `xtask`; the hypervisor |
 //! | [`lines`] | lines that are read by a program | the hypervisor and guests; `xtask` |
 //!
 //! `docs/guest-interface.md` is the page for authors of guests. The tests of this crate compare it with these modules.
@@ -52,6 +53,7 @@ pub mod cpuid;
 pub mod hypercall;
 pub mod lines;
 mod numbered;
+pub mod options;
 pub mod ports;
 #[cfg(test)]
 mod tests;

@@ -26,13 +26,14 @@
 //! no `=`, or a `/` before it.
 
 use crate::GuestRam;
+use abi::options::{self, key};
 use addr::PageSize;
 use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 use core::{fmt, num::NonZeroU32, ops::Range};
 use log::LevelFilter;
 
 /// The most vCPUs that one VM can have.
-pub const MAX_VCPUS: usize = 16;
+pub const MAX_VCPUS: usize = options::MAX_VCPUS as usize;
 /// The most vCPUs that all VMs together can have.
 pub const MAX_ALL_VCPUS: usize = 64;
 
@@ -251,7 +252,7 @@ impl Config {
         for word in words {
             match word.split_once('=') {
                 Some(("log", level)) => config.log = parse_level(level).ok_or_else(|| bad_level(word))?,
-                Some(("vm", keys)) => config.vms.push(VmConfig::parse(keys, config.vms.len())?),
+                Some((options::VM, keys)) => config.vms.push(VmConfig::parse(keys, config.vms.len())?),
                 Some(("selftest", how)) => {
                     config.selftest = Some(SelfTest::parse(how).ok_or_else(|| bad_selftest(word))?);
                 }
@@ -323,20 +324,24 @@ impl VmConfig {
         for word in keys.split(',').filter(|word| !word.is_empty()) {
             let bad = |expected| ConfigError::BadValue { word: word.to_owned(), expected };
             match word.split_once('=') {
-                Some(("name", name)) => {
+                Some((key::NAME, name)) => {
                     vm.name = VmName::new(name).ok_or_else(|| bad("1 to 15 letters, digits, -, _ or ."))?;
                 }
-                Some(("vcpus", count)) => vm.vcpus = parse_vcpus(count).ok_or_else(|| bad("a number from 1 to 16"))?,
-                Some(("paging", how)) => vm.paging = parse_paging(how).ok_or_else(|| bad("nested, shadow or vtlb"))?,
-                Some(("mem", size)) => {
+                Some((key::VCPUS, count)) => {
+                    vm.vcpus = parse_vcpus(count).ok_or_else(|| bad("a number from 1 to 16"))?
+                }
+                Some((key::PAGING, how)) => {
+                    vm.paging = parse_paging(how).ok_or_else(|| bad("nested, shadow or vtlb"))?
+                }
+                Some((key::SIZE, size)) => {
                     vm.ram = parse_size(size)
                         .and_then(GuestRam::new)
                         .ok_or_else(|| bad("a multiple of 4K from 2M to 3G, such as 64M, 1G or 0x4000000"))?;
                 }
-                Some(("memory", when)) => vm.backing = parse_backing(when).ok_or_else(|| bad("touch or reserve"))?,
-                Some(("pages", size)) => vm.pages = parse_pages(size).ok_or_else(|| bad("4k or 2m"))?,
-                Some(("modules", count)) => vm.modules = count.parse().map_err(|_| bad("a number of modules"))?,
-                Some(("limit", seconds)) => {
+                Some((key::MEMORY, when)) => vm.backing = parse_backing(when).ok_or_else(|| bad("touch or reserve"))?,
+                Some((key::PAGES, size)) => vm.pages = parse_pages(size).ok_or_else(|| bad("4k or 2m"))?,
+                Some((key::MODULES, count)) => vm.modules = count.parse().map_err(|_| bad("a number of modules"))?,
+                Some((key::LIMIT, seconds)) => {
                     vm.limit = NonZeroU32::new(seconds.parse().map_err(|_| bad("a number of seconds"))?);
                 }
                 _ => return Err(ConfigError::UnknownKey(word.to_owned())),
@@ -397,25 +402,25 @@ fn parse_vcpus(count: &str) -> Option<usize> {
 
 fn parse_paging(how: &str) -> Option<Paging> {
     match how {
-        "nested" => Some(Paging::Nested),
-        "shadow" => Some(Paging::Shadow),
-        "vtlb" => Some(Paging::Vtlb),
+        options::paging::NESTED => Some(Paging::Nested),
+        options::paging::SHADOW => Some(Paging::Shadow),
+        options::paging::VTLB => Some(Paging::Vtlb),
         _ => None,
     }
 }
 
 fn parse_backing(when: &str) -> Option<Backing> {
     match when {
-        "touch" => Some(Backing::Touch),
-        "reserve" => Some(Backing::Reserve),
+        options::memory::TOUCH => Some(Backing::Touch),
+        options::memory::RESERVE => Some(Backing::Reserve),
         _ => None,
     }
 }
 
 fn parse_pages(size: &str) -> Option<PageSize> {
     match size {
-        "4k" => Some(PageSize::Size4K),
-        "2m" => Some(PageSize::Size2M),
+        options::pages::SMALL => Some(PageSize::Size4K),
+        options::pages::LARGE => Some(PageSize::Size2M),
         _ => None,
     }
 }

@@ -19,7 +19,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
     ("firmware", &["addr"]),
     ("devices", &["abi"]),
     ("apic", &["model"]),
-    ("loader", &["addr"]),
+    ("loader", &["abi", "addr"]),
     ("serial", &["abi", "model"]),
     ("emul", &["addr", "arch"]),
     ("walk", &["addr", "arch"]),
