@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod apic;
+pub mod control;
 pub mod descriptors;
 mod entry;
 pub mod interrupts;

@@ -2,6 +2,7 @@
 //!
 //! Intel SDM vol. 3, sections 4.3 and 4.4.
 
+use crate::control::{CR0_PG, CR0_WP, CR4_PAE, CR4_PGE, CR4_PSE, CR4_SMEP};
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -24,13 +25,6 @@ pub const LARGE: u64 = 1 << 7;
 pub const NO_EXECUTE: u64 = 1 << 63;
 /// What an entry has that leads to a table.
 pub const TABLE: u64 = PRESENT | WRITABLE | USER;
-
-const CR0_PG: u32 = 1 << 31;
-const CR0_WP: u32 = 1 << 16;
-const CR4_PSE: u32 = 1 << 4;
-const CR4_PAE: u32 = 1 << 5;
-const CR4_PGE: u32 = 1 << 7;
-const CR4_SMEP: u32 = 1 << 20;
 
 /// How linear addresses are translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,5 +1,6 @@
 //! Control registers and the instructions that concern paging.
 
+use crate::control::{EFER, EFER_LME, EFER_NXE};
 use core::arch::asm;
 
 macro_rules! control_register {
@@ -72,10 +73,6 @@ pub fn set_breakpoints([dr0, dr1, dr2, dr3]: [u32; 4], dr7: u32) {
         );
     }
 }
-
-const EFER: u32 = 0xc000_0080;
-const EFER_LME: u32 = 1 << 8;
-const EFER_NXE: u32 = 1 << 11;
 
 /// EFER's low half.
 pub fn efer() -> u32 {

@@ -13,6 +13,7 @@
 #![no_main]
 
 use guest32::boot::Boot;
+use guest32::control::CR0_WP;
 use guest32::exit::Verdict;
 use guest32::ktap::{self, Outcome};
 use guest32::latency::{FEWEST_SAMPLES, Latencies};
@@ -26,7 +27,6 @@ guest32::main!(main);
 const AT: u32 = 1 << 30;
 /// A page that is always there.
 const STAYS: u32 = AT + 4096;
-const CR0_WP: u32 = 1 << 16;
 
 #[derive(Clone, Copy)]
 enum Kind {

@@ -6,6 +6,7 @@ use abi::ports::{BOCHS_SHUTDOWN, DEBUG_EXIT};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use guest32::control::*;
 use guest32::descriptors::{CODE, CODE64, DATA, USER_CODE, USER_DATA};
 use guest32::memory::store;
 use guest32::random::{Random, mix};
@@ -110,30 +111,13 @@ pub(crate) fn ram_end() -> u32 {
     RAM_END.load(Relaxed)
 }
 
-const CR0_PE: u32 = 1 << 0;
-const CR0_WP: u32 = 1 << 16;
-const CR0_NW: u64 = 1 << 29;
-const CR0_CD: u64 = 1 << 30;
-const CR0_PG: u32 = 1 << 31;
-const CR4_VME: u32 = 1 << 0;
-const CR4_PSE: u32 = 1 << 4;
-const CR4_PAE: u32 = 1 << 5;
 /// TSD, DE, MCE, PGE, PCE, OSFXSR and OSXMMEXCPT, which all processors have.
-const CR4_USUAL: u32 = 0x7cc & !(1 << 5);
+const CR4_USUAL: u32 = 0x7cc & !CR4_PAE;
 /// What the processors have that this runs on.
 const CR4_DEFINED: u32 = 0x35_07ff;
-const EFER: u32 = 0xc000_0080;
-const EFER_SCE: u32 = 1 << 0;
-const EFER_LME: u32 = 1 << 8;
-const EFER_NXE: u32 = 1 << 11;
-const RFLAGS_FIXED: u32 = 1 << 1;
-const RFLAGS_IF: u32 = 1 << 9;
-const RFLAGS_VM: u32 = 1 << 17;
-/// IOPL, by which virtual-8086 mode may do what it otherwise must ask for.
-const RFLAGS_IOPL: u32 = 3 << 12;
 /// CF, PF, AF, ZF, SF, OF, and once in a while the others.
-const RFLAGS_STATUS: u32 = 0x8d5;
-const RFLAGS_OTHERS: u32 = 0x24_7700;
+const EFLAGS_STATUS: u32 = 0x8d5;
+const EFLAGS_OTHERS: u32 = 0x24_7700;
 
 /// An input.
 pub(crate) struct Input {
@@ -184,7 +168,7 @@ impl Input {
             is_pae: mode != Mode::TwoLevel,
             code: Code::new(bits),
             registers: [0; 16],
-            flags: RFLAGS_FIXED | RFLAGS_IF,
+            flags: EFLAGS_FIXED | EFLAGS_IF,
             edits: [None; 8],
             random,
         };
@@ -201,9 +185,9 @@ impl Input {
         if !self.random.one_in(64) {
             self.registers[usize::from(ECX)] &= 0x1f;
         }
-        self.flags ^= self.random.next_u64() as u32 & RFLAGS_STATUS;
+        self.flags ^= self.random.next_u64() as u32 & EFLAGS_STATUS;
         if self.random.one_in(8) {
-            self.flags ^= self.random.next_u64() as u32 & RFLAGS_OTHERS;
+            self.flags ^= self.random.next_u64() as u32 & EFLAGS_OTHERS;
         }
     }
 
@@ -336,8 +320,8 @@ impl Input {
             value &= !u64::from(CR0_PG);
         }
         // QEMU's TCG takes NW without CD as well.
-        if register == 0 && !self.one_in(256) && value & CR0_CD == 0 {
-            value &= !CR0_NW;
+        if register == 0 && !self.one_in(256) && value & u64::from(CR0_CD) == 0 {
+            value &= !u64::from(CR0_NW);
         }
         match self.random.below(8) {
             // `mov eax, cr`, LMSW, SMSW, CLTS.
@@ -785,9 +769,9 @@ impl Input {
 
     /// Real mode's instructions, those that need IOPL or CR4.VME above all.
     fn virtual_8086(&mut self) {
-        self.flags |= RFLAGS_VM;
+        self.flags |= EFLAGS_VM;
         if self.one_in(2) {
-            self.flags ^= RFLAGS_IOPL;
+            self.flags ^= EFLAGS_IOPL;
         }
         for _ in 0..=self.random.below(2) {
             match self.random.below(5) {
@@ -932,7 +916,7 @@ impl Input {
                     let (code, stack) = (world::REAL_CODE_AREA >> 4, u32::from(REAL_STACK));
                     [offset, code, self.flags, REAL_FRAME.into(), stack, low, low, low, low]
                 } else {
-                    let flags = self.flags & !RFLAGS_VM;
+                    let flags = self.flags & !EFLAGS_VM;
                     [CODE_AREA + offset, code.into(), flags, stack, data.into(), 0, 0, 0, 0]
                 };
                 frame.into_iter().for_each(put);
