@@ -5,6 +5,7 @@
 //! | [`hypercall`] | numbers, arguments, results and errors | guests; the hypervisor |
 //! | [`cpuid`] | how the hypervisor is found | the hypervisor; guests |
 //! | [`ports`] | console and exit ports, and what is written to them | guests and the hypervisor; emulators, the hypervisor and `xtask` |
+//! | [`mmio`] | where a PC's memory-mapped devices are | the hypervisor; guests |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
 //! | [`options`] | the words for a VM on the hypervisor's command line | `xtask`; the hypervisor |
@@ -52,6 +53,7 @@ extern crate std;
 pub mod cpuid;
 pub mod hypercall;
 pub mod lines;
+pub mod mmio;
 mod numbered;
 pub mod options;
 pub mod ports;

@@ -3,6 +3,21 @@
 /// The first port of COM1, a 16550: the console.
 pub const COM1: u16 = 0x3f8;
 
+/// ACPI's fixed registers, where QEMU's PIIX4 has them (ACPI specification 6.5, section 4.8): status and enable words of the PM1
+/// events.
+pub const PM1_EVENT: u16 = 0x600;
+/// The word of PM1 control. [`S5`] with `SLP_EN` switches the machine off.
+pub const PM1_CONTROL: u16 = 0x604;
+/// The PM timer: 32 bits wide, of which 24 count.
+pub const PM_TIMER: u16 = 0x608;
+/// The sleep type that [`PM1_CONTROL`] knows as S5, soft off (the PIIX4's SUS_TYP).
+pub const S5: u8 = 0;
+
+/// The reset control register. [`RESET_NOW`] resets the machine.
+pub const RESET_CONTROL: u16 = 0xcf9;
+/// A hard reset, at once.
+pub const RESET_NOW: u8 = 6;
+
 /// Bochs' debug console (`port_e9_hack`): a byte that is written is printed, and a read gives [`DEBUG_CONSOLE_THERE`].
 pub const DEBUG_CONSOLE: u16 = 0xe9;
 /// What [`DEBUG_CONSOLE`] reads as.

@@ -7,7 +7,7 @@ use crate::pit::Pit;
 use crate::rtc::Rtc;
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
-use abi::ports::{COM1, DEBUG_CONSOLE, DEBUG_CONSOLE_THERE, DEBUG_EXIT};
+use abi::ports::{COM1, DEBUG_CONSOLE, DEBUG_CONSOLE_THERE, DEBUG_EXIT, PM_TIMER, RESET_CONTROL};
 
 /// Width of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,6 @@ const UART_IRQ: u8 = 4;
 const COM1_LAST: u16 = COM1 + 7;
 const TIMER: u16 = 0x40;
 const FW_CFG_SELECTOR: u16 = 0x510;
-const PM_TIMER: u16 = 0x608;
 const PCI_ADDRESS: u16 = 0xcf8;
 
 /// Port 0x92: bit 0 resets, bit 1 enables A20, which is never disabled here.
@@ -215,7 +214,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
             DEBUG_EXIT => 0,
             FW_CFG_SELECTOR | 0x511 => self.fw_cfg.read(),
             PM_TIMER..=0x60b => self.pm_timer().to_le_bytes()[usize::from(port - PM_TIMER)],
-            0xcf9 => self.reset_control,
+            RESET_CONTROL => self.reset_control,
             // PCI configuration without devices: the bus floats. The delay ports and the clock's selector are write-only.
             0xcfc..=0xcff | 0x70 | 0x80 | 0xed => 0xff,
             _ => {
@@ -255,7 +254,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
             DEBUG_CONSOLE if !self.sink.has_room() => return Effect::Wait,
             DEBUG_CONSOLE => self.sink.put(value),
             DEBUG_EXIT => return Effect::Exit(value.into()),
-            0xcf9 => return self.write_reset_control(value),
+            RESET_CONTROL => return self.write_reset_control(value),
             // fw_cfg's selector takes words only; the PM timer is read-only; writes of the others have no effect.
             FW_CFG_SELECTOR | 0x511 | PM_TIMER..=0x60b | 0xcfc..=0xcff | 0x80 | 0xed => {}
             _ => self.unclaimed += 1,
