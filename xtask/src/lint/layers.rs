@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// The crates of the repository, the lowest first, and those of them that each may use. A crate uses only what stands above it
 /// here, so there is no circle. Tests may use others (`[dev-dependencies]`).
-const LAYERS: [(&str, &[&str]); 25] = [
+const LAYERS: [(&str, &[&str]); 26] = [
     ("abi", &[]),
     ("addr", &[]),
     ("arch", &[]),
@@ -18,6 +18,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
     ("sched", &[]),
     ("firmware", &["addr"]),
     ("devices", &["abi"]),
+    ("bios", &["abi", "addr"]),
     ("apic", &["model"]),
     ("loader", &["abi", "addr"]),
     ("serial", &["abi", "model"]),
