@@ -33,6 +33,8 @@ enum Part {
     Qemu,
     /// The emulator Bochs, and GRUB's tools to make ISOs for it
     Bochs,
+    /// ACPI's compiler, with which a test checks the guests' tables
+    Iasl,
     /// A Rust toolchain that builds for the bare machine
     Toolchain,
 }
@@ -47,6 +49,10 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
         ensure(Tool::Bochs)?;
         outln!("setup: Bochs and GRUB's tools are here");
     }
+    if wanted(Part::Iasl) {
+        ensure(Tool::Iasl)?;
+        outln!("setup: {} is here", Tool::IASL);
+    }
     if wanted(Part::Toolchain) {
         for target in [Target::Bits64, Target::Bits32] {
             outln!("setup: images for {} are built with {}", target.name(), Toolchain::find_or_get(target)?);
@@ -60,6 +66,8 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 pub(crate) enum Tool {
     Qemu,
     Bochs,
+    /// ACPICA's compiler.
+    Iasl,
     /// A linker for ELF, where the Rust toolchain brings none.
     Lld,
     /// A compiler for C++, in which libFuzzer is written.
@@ -67,6 +75,9 @@ pub(crate) enum Tool {
 }
 
 impl Tool {
+    /// The program that `hv/bios/tests/iasl.rs` runs.
+    const IASL: &str = "iasl";
+
     fn is_here(self) -> bool {
         match self {
             Self::Qemu => project::find_program(qemu::PROGRAM).is_some(),
@@ -77,6 +88,7 @@ impl Tool {
                     && iso::find_mkrescue().is_some()
                     && iso::find_bios_modules().is_some()
             }
+            Self::Iasl => project::find_program(Self::IASL).is_some(),
             Self::Lld => project::find_program("ld.lld").is_some(),
             Self::Cxx => ["c++", "g++", "clang++"].into_iter().any(|program| project::find_program(program).is_some()),
         }
@@ -86,6 +98,7 @@ impl Tool {
         match self {
             Self::Qemu => "QEMU",
             Self::Bochs => "Bochs and GRUB's tools",
+            Self::Iasl => "ACPI's compiler iasl",
             Self::Lld => "the linker lld",
             Self::Cxx => "a C++ compiler",
         }
@@ -98,6 +111,7 @@ impl Tool {
             Self::Bochs => {
                 &["bochs", "bochs-term", "bochsbios", "vgabios", "grub-pc-bin", "grub-common", "xorriso", "mtools"]
             }
+            Self::Iasl => &["acpica-tools"],
             Self::Lld => &["lld"],
             Self::Cxx => &["g++"],
         }
@@ -112,6 +126,7 @@ impl Tool {
                 "pacman -S grub libisoburn mtools, and bochs from the AUR",
                 "brew install bochs i686-elf-grub xorriso mtools",
             ],
+            Self::Iasl => ["dnf install acpica-tools", "pacman -S acpica", "brew install acpica"],
             Self::Lld => ["dnf install lld", "pacman -S lld", "brew install lld"],
             Self::Cxx => ["dnf install gcc-c++", "pacman -S gcc", "xcode-select --install, or brew install gcc"],
         }
@@ -179,7 +194,7 @@ mod tests {
 
     #[test]
     fn advice_names_every_system() {
-        for tool in [Tool::Qemu, Tool::Bochs, Tool::Lld, Tool::Cxx] {
+        for tool in [Tool::Qemu, Tool::Bochs, Tool::Iasl, Tool::Lld, Tool::Cxx] {
             let advice = tool.advice();
             for word in ["apt-get install", "dnf install", "pacman -S", "brew install"] {
                 assert!(advice.contains(word), "{advice}");

@@ -3,6 +3,7 @@
 use super::results::{Ran, Status};
 use crate::output::outln;
 use crate::project;
+use crate::setup::{self, Tool};
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -24,6 +25,7 @@ const SHUTTLED: [(&str, &[&str]); 5] = [
 
 /// The unit tests, the crates' own tests and those in the documentation.
 pub(super) fn host(filter: Option<&str>) -> Result<Vec<Ran>> {
+    setup::ensure(Tool::Iasl)?;
     let mut all = run("host", cargo(test_runner(), filter))?;
     if !has_nextest() {
         return Ok(all);
