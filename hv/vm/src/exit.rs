@@ -286,6 +286,8 @@ pub enum Instruction {
     Invd,
     /// XSETBV: not offered.
     Xsetbv,
+    /// RDPMC: no counter is offered (Intel SDM vol. 2, RDPMC: #GP for one that is not there).
+    Rdpmc,
     /// What the guest's CPUID does not offer: MONITOR, MWAIT, the vendor's virtualization.
     Undefined,
 }

@@ -120,6 +120,10 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             Exit::TaskSwitch => Flow::Stop(Stop::Unhandled("a switch of tasks by hardware, which is not emulated")),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
+            Exit::Instruction(Instruction::Rdpmc) => {
+                vcpu.inject(Event::GENERAL_PROTECTION);
+                Flow::Resume
+            }
             Exit::Instruction(Instruction::Xsetbv | Instruction::Undefined) => {
                 vcpu.inject(Event::UNDEFINED);
                 Flow::Resume

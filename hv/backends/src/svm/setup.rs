@@ -23,6 +23,7 @@ pub(super) fn write_controls(vmcb: &mut Vmcb, svm: &Svm) {
         | misc1::NMI
         | misc1::SMI
         | misc1::INIT
+        | misc1::RDPMC
         | misc1::CPUID
         | misc1::INVD
         | misc1::HLT

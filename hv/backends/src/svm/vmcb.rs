@@ -152,6 +152,7 @@ pub(super) mod misc1 {
     pub(in crate::svm) const INIT: u32 = 1 << 3;
     pub(in crate::svm) const VINTR: u32 = 1 << 4;
     pub(in crate::svm) const CR0_SELECTIVE: u32 = 1 << 5;
+    pub(in crate::svm) const RDPMC: u32 = 1 << 15;
     pub(in crate::svm) const IRET: u32 = 1 << 20;
     pub(in crate::svm) const CPUID: u32 = 1 << 18;
     pub(in crate::svm) const INVD: u32 = 1 << 22;
@@ -197,6 +198,7 @@ pub(super) mod exit_code {
     pub(in crate::svm) const INTR: u64 = 0x60;
     pub(in crate::svm) const NMI: u64 = 0x61;
     pub(in crate::svm) const VINTR: u64 = 0x64;
+    pub(in crate::svm) const RDPMC: u64 = 0x6f;
     pub(in crate::svm) const IRET: u64 = 0x74;
     pub(in crate::svm) const CPUID: u64 = 0x72;
     pub(in crate::svm) const INVD: u64 = 0x76;

@@ -131,7 +131,7 @@ const PIN_REQUIRED: [Required; 3] = [
     (PinbasedControls::VIRTUAL_NMIS.bits(), "virtual NMIs: IA32_VMX_PINBASED_CTLS (481h) bit 37"),
 ];
 
-const PRIMARY_REQUIRED: [Required; 9] = [
+const PRIMARY_REQUIRED: [Required; 10] = [
     (
         PrimaryControls::SECONDARY_CONTROLS.bits(),
         "secondary processor-based controls: IA32_VMX_PROCBASED_CTLS (482h) bit 63",
@@ -143,6 +143,7 @@ const PRIMARY_REQUIRED: [Required; 9] = [
     (PrimaryControls::CR8_LOAD_EXITING.bits(), "CR8-load exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 51"),
     (PrimaryControls::CR8_STORE_EXITING.bits(), "CR8-store exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 52"),
     (PrimaryControls::MWAIT_EXITING.bits(), "MWAIT exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 42"),
+    (PrimaryControls::RDPMC_EXITING.bits(), "RDPMC exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 43"),
     (PrimaryControls::MONITOR_EXITING.bits(), "MONITOR exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 61"),
 ];
 
@@ -366,7 +367,7 @@ pub(super) mod tests {
         };
         assert_eq!(found.features, everything);
         // Neither CR3 exits, which the true controls spare, nor an interrupt window without a request.
-        assert_eq!(found.controls.primary, 0xb518_65fa);
+        assert_eq!(found.controls.primary, 0xb518_6dfa);
         assert_eq!(found.controls.pin, 0x7f);
         assert_eq!(found.controls.entry & 1 << 9, 0);
     }
@@ -382,7 +383,7 @@ pub(super) mod tests {
             msr::IA32_VMX_TRUE_PROCBASED_CTLS => panic!("there are no true controls"),
             _ => skylake(register),
         });
-        assert_eq!(found.expect("nothing is missing").controls.primary, 0xb519_e5fa);
+        assert_eq!(found.expect("nothing is missing").controls.primary, 0xb519_edfa);
     }
 
     #[test]

@@ -45,6 +45,7 @@ impl<T: Translation> VmxVcpu<T> {
             // The host has a look at its interrupts, which is what the timer is for.
             reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,
             reason::INVD => Exit::Instruction(Instruction::Invd),
+            reason::RDPMC => Exit::Instruction(Instruction::Rdpmc),
             reason::XSETBV => Exit::Instruction(Instruction::Xsetbv),
             reason::GETSEC
             | reason::VMCLEAR..=reason::VMXON

@@ -16,6 +16,7 @@ pub(super) const GETSEC: u64 = 11;
 pub(super) const HLT: u64 = 12;
 pub(super) const INVD: u64 = 13;
 pub(super) const INVLPG: u64 = 14;
+pub(super) const RDPMC: u64 = 15;
 pub(super) const VMCALL: u64 = 18;
 pub(super) const VMCLEAR: u64 = 19;
 pub(super) const VMXON: u64 = 27;
