@@ -1,5 +1,5 @@
 //! Architectural constants of x86, each written once: bits of control registers, EFER, RFLAGS and debug registers, MSR numbers,
-//! and what registers hold after RESET and INIT.
+//! feature bits of CPUID, and what registers hold after RESET and INIT.
 //!
 //! Registers are `u64`, as RDMSR and MOV give them in long mode. Bits that the `x86` crate names have its values. That crate also
 //! has the vectors of exceptions (`x86::irq`) and the numbers of all other MSRs (`x86::msr`).
@@ -17,7 +17,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
 mod control;
+pub mod features;
 pub mod msr;
 pub mod reset;
 pub mod segment;

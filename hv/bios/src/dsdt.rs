@@ -73,8 +73,8 @@ fn interrupt_routing(machine: &Machine) -> PackageBuilder {
     routes
 }
 
-/// An ISA interrupt, edge-triggered and active high: the descriptor without flags (section 6.4.2.1). The extended descriptor has GSIs
-/// instead, of which the timer's depends on whether the operating system uses the IOAPIC.
+/// An ISA interrupt, edge-triggered and active high: the descriptor without flags (section 6.4.2.1). The extended descriptor has a
+/// GSI instead, and the timer's depends on whether the operating system uses the IOAPIC.
 struct Irq(u8);
 
 impl Aml for Irq {

@@ -148,7 +148,12 @@ impl<F: Nested> Guest<F> {
 
     /// Takes the VM apart. To be called when no vCPU of it is left.
     pub(super) fn end(self, cpu: &mut Cpu<'static, HostMachine>) -> (Verdict, Why) {
-        self.report(&*self.stats.lock());
+        let stats = self.stats.lock();
+        self.report(&*stats);
+        if !stats.wanted_msrs().is_empty() {
+            self.report(stats.wanted_msrs());
+        }
+        drop(stats);
         self.report(&format_args!("memory: {}", self.memory.report(cpu)));
         if let Some(counts) = self.memory.shadow_counts() {
             self.report(&format_args!("shadow: {counts}"));

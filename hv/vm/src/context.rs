@@ -1,6 +1,7 @@
 //! One vCPU besides its registers.
 
 use crate::cpuid::{HostCpuid, Table, Topology};
+use crate::msr::Msrs;
 use crate::shared::Vm;
 use crate::stats::Stats;
 use apic::LocalApic;
@@ -20,6 +21,7 @@ pub struct Context<S> {
     pub(crate) stats: Stats,
     pub(crate) activity: Activity,
     pub(crate) apic: LocalApic,
+    pub(crate) msrs: Msrs,
     /// How often in a row page faults had a table given up as such, to be written by an instruction that is not emulated.
     pub(crate) given_up: u32,
     /// It was said that the guest asks for long mode and is refused.
@@ -56,9 +58,10 @@ impl<S: Copy> Context<S> {
             cpuid.hide_long_mode();
         }
         let posted = &vm.shared(index).posted;
+        let features = cpuid.walk_features();
         Self {
             index,
-            features: cpuid.walk_features(),
+            features,
             cr4_bits: cpuid.cr4_bits(),
             cpuid,
             code: FetchCache::new(),
@@ -66,6 +69,7 @@ impl<S: Copy> Context<S> {
             stats: Stats::default(),
             activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
             apic: LocalApic::new(index as u32, posted),
+            msrs: Msrs::new(features.maxphyaddr),
             given_up: 0,
             told_of_long_mode: false,
             nmi: false,

@@ -1,6 +1,8 @@
 //! What CPUID tells the guest: one table, made once for a vCPU from what the processor has and what the hypervisor can keep.
 
 use abi::cpuid::{LEAF as HYPERVISOR_LEAF, SIGNATURE};
+use arch::CR4_PCE;
+use arch::features::{self, FEATURES, Feature, Promise, REPEATED, Register, Shown};
 use walk::Features;
 
 /// EAX, EBX, ECX and EDX of one leaf.
@@ -35,70 +37,52 @@ struct Mask {
     add: Leaf,
 }
 
-const fn bits<const N: usize>(list: [u32; N]) -> u32 {
-    let mut word = 0;
-    let mut index = 0;
-    while index < N {
-        word |= 1 << list[index];
-        index += 1;
-    }
-    word
-}
-
 const NONE: Leaf = Leaf { eax: 0, ebx: 0, ecx: 0, edx: 0 };
 const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
 
-/// The table: features that need nothing from the hypervisor, leaf by leaf (Intel SDM vol. 2, CPUID; AMD APM vol. 3,
-/// appendix E). Left out are those whose state the hypervisor would have to switch (XSAVE and what lives in it), devices
-/// that it does not have (MONITOR), virtualization itself, performance counters, and power management. A leaf
-/// that is not listed reads as zero.
+/// The bits of `leaf` that [`FEATURES`] has.
+const fn feature_bits(leaf: u32, shown: Shown) -> Leaf {
+    Leaf {
+        eax: 0,
+        ebx: features::bits(leaf, Register::Ebx, shown),
+        ecx: features::bits(leaf, Register::Ecx, shown),
+        edx: features::bits(leaf, Register::Edx, shown),
+    }
+}
+
+/// A leaf of feature bits, and what else it has of the processor's.
+const fn feature_mask(leaf: u32, besides: Leaf) -> Mask {
+    let host = feature_bits(leaf, Shown::AsHost);
+    let keep = Leaf {
+        eax: besides.eax,
+        ebx: host.ebx | besides.ebx,
+        ecx: host.ecx | besides.ecx,
+        edx: host.edx | besides.edx,
+    };
+    Mask { leaf, keep, add: feature_bits(leaf, Shown::Always) }
+}
+
+/// The leaves (Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E). Their feature bits are those of [`FEATURES`]. A leaf that is
+/// not listed reads as zero.
 const MASKS: [Mask; 14] = [
     // Largest basic leaf, vendor.
     Mask { leaf: 0, keep: ALL, add: NONE },
-    // Family and model; no APIC ID, no logical processors.
-    Mask {
-        leaf: 1,
-        keep: Leaf {
-            eax: u32::MAX,
-            ebx: 0x0000_ff00,
-            // (APIC IDs and their number are the VM's own.) SSE3, PCLMULQDQ, SSSE3, CX16, SSE4.1, SSE4.2, MOVBE, POPCNT, AES, RDRAND.
-            ecx: bits([0, 1, 9, 13, 19, 20, 22, 23, 25, 30]),
-            // FPU, VME, DE, PSE, TSC, MSR, PAE, MCE, CX8, SEP, PGE, MCA, CMOV, PAT, PSE36, CLFSH, MMX, FXSR, SSE, SSE2.
-            edx: bits([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26]),
-        },
-        // x2APIC, TSC deadline, a hypervisor; a local APIC.
-        add: Leaf { eax: 0, ebx: 0, ecx: bits([21, 24, 31]), edx: bits([9]) },
-    },
+    // Family and model; the size of a cache line. APIC IDs and their number are the VM's own.
+    feature_mask(1, Leaf { eax: u32::MAX, ebx: 0x0000_ff00, ..NONE }),
     // Caches.
     Mask { leaf: 2, keep: ALL, add: NONE },
     Mask { leaf: 4, keep: Leaf { eax: 0x0000_03ff, ..ALL }, add: NONE },
-    // FSGSBASE, BMI1, SMEP, BMI2, ERMS, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA; UMIP.
-    Mask {
-        leaf: 7,
-        keep: Leaf { eax: 0, ebx: bits([0, 3, 7, 8, 9, 18, 19, 20, 23, 24, 29]), ecx: bits([2]), edx: 0 },
-        add: NONE,
-    },
+    feature_mask(7, NONE),
     // TSC and core crystal clock ratio.
     Mask { leaf: 0x15, keep: ALL, add: NONE },
     Mask { leaf: 0x16, keep: ALL, add: NONE },
     // Largest extended leaf, vendor.
     Mask { leaf: 0x8000_0000, keep: ALL, add: NONE },
-    // LAHF64, CR8, ABM, SSE4A, MISALIGNSSE, PREFETCHW; SYSCALL, NX, MMXEXT, FXSR, 1 GiB pages, RDTSCP, LM.
-    Mask {
-        leaf: 0x8000_0001,
-        keep: Leaf {
-            eax: u32::MAX,
-            ebx: 0,
-            ecx: bits([0, 4, 5, 6, 7, 8]),
-            edx: bits([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29]),
-        },
-        add: NONE,
-    },
+    feature_mask(0x8000_0001, Leaf { eax: u32::MAX, edx: REPEATED, ..NONE }),
     // The processor's name is copied below. Caches and TLBs.
     Mask { leaf: 0x8000_0005, keep: ALL, add: NONE },
     Mask { leaf: 0x8000_0006, keep: ALL, add: NONE },
-    // Invariant TSC.
-    Mask { leaf: 0x8000_0007, keep: Leaf { edx: 1 << 8, ..NONE }, add: NONE },
+    feature_mask(0x8000_0007, NONE),
     // Address widths; one core.
     Mask { leaf: 0x8000_0008, keep: Leaf { eax: 0xffff, ..NONE }, add: NONE },
     Mask { leaf: 0x8000_001d, keep: Leaf { eax: 0x0000_03ff, ..ALL }, add: NONE },
@@ -249,7 +233,7 @@ impl Table {
     pub(crate) fn hide_long_mode(&mut self) {
         let features = self.get(0x8000_0001, 0);
         let keep_syscall = if self.is_amd() { 1 << 11 } else { 0 };
-        let hidden = bits([11, 26, 29]) & !keep_syscall;
+        let hidden = (1 << 11 | 1 << 26 | 1 << 29) & !keep_syscall;
         self.set(0x8000_0001, Leaf { ecx: features.ecx & !1, edx: features.edx & !hidden, ..features });
     }
 
@@ -285,29 +269,29 @@ impl Table {
         }
     }
 
-    /// CR4's bits that go with what CPUID offers (Intel SDM vol. 3, section 2.5).
+    /// Whether the guest is shown the feature.
+    fn shows(&self, feature: &Feature) -> bool {
+        let leaf = self.get(feature.leaf, 0);
+        let word = match feature.register {
+            Register::Ebx => leaf.ebx,
+            Register::Ecx => leaf.ecx,
+            Register::Edx => leaf.edx,
+        };
+        word & 1 << feature.bit != 0
+    }
+
+    /// What the features promise that the guest is shown.
+    pub(crate) fn promises(&self) -> impl Iterator<Item = Promise> {
+        FEATURES.iter().filter(|feature| self.shows(feature)).flat_map(|feature| feature.promises.iter().copied())
+    }
+
+    /// CR4's bits that go with what CPUID offers (Intel SDM vol. 3, section 2.5). PCE is always there, as RDPMC is.
     pub(crate) fn cr4_bits(&self) -> u64 {
-        const PCE: u64 = 1 << 8;
-        let (basic, structured) = (self.get(1, 0), self.get(7, 0));
-        let offered = [
-            // VME, and PVI with it; DE, PSE, TSC (for TSD), PAE, MCE, PGE, FXSR, SSE.
-            (basic.edx, 1, 0b11),
-            (basic.edx, 2, 1 << 3),
-            (basic.edx, 3, 1 << 4),
-            (basic.edx, 4, 1 << 2),
-            (basic.edx, 6, 1 << 5),
-            (basic.edx, 7, 1 << 6),
-            (basic.edx, 13, 1 << 7),
-            (basic.edx, 24, 1 << 9),
-            (basic.edx, 25, 1 << 10),
-            // UMIP, FSGSBASE, SMEP, SMAP.
-            (structured.ecx, 2, 1 << 11),
-            (structured.ebx, 0, 1 << 16),
-            (structured.ebx, 7, 1 << 20),
-            (structured.ebx, 20, 1 << 21),
-        ];
-        let bits = offered.iter().filter(|(word, bit, _)| word & 1 << bit != 0).map(|(.., cr4)| cr4);
-        bits.fold(PCE, |all, bit| all | bit)
+        let bits = self.promises().filter_map(|promise| match promise {
+            Promise::Cr4(bits) => Some(bits),
+            _ => None,
+        });
+        bits.fold(CR4_PCE, |all, bits| all | bits)
     }
 
     /// Whether pages can be made not executable.
@@ -362,11 +346,12 @@ mod tests {
     fn what_the_hypervisor_cannot_keep_is_hidden() {
         let table = Table::new(generous, ONE);
         // VMX, MONITOR, XSAVE, OSXSAVE, AVX.
-        assert_eq!(table.get(1, 0).ecx & bits([3, 5, 26, 27, 28]), 0);
+        let bits = |list: &[u32]| list.iter().fold(0, |word, bit| word | 1 << bit);
+        assert_eq!(table.get(1, 0).ecx & bits(&[3, 5, 26, 27, 28]), 0);
         // SVM, and 5-level paging, AVX2, AVX-512.
-        assert_eq!(table.get(0x8000_0001, 0).ecx & bits([2]), 0);
-        assert_eq!(table.get(7, 0).ebx & bits([5, 16]), 0);
-        assert_eq!(table.get(7, 0).ecx & bits([16]), 0);
+        assert_eq!(table.get(0x8000_0001, 0).ecx & bits(&[2]), 0);
+        assert_eq!(table.get(7, 0).ebx & bits(&[5, 16]), 0);
+        assert_eq!(table.get(7, 0).ecx & bits(&[16]), 0);
         assert_eq!(table.get(0xd, 0), NONE);
         assert_eq!(table.get(0x8000_000a, 0), NONE);
     }

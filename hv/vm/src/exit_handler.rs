@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::exit::{Event, Exception, Exit, Instruction, Kind};
 use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
-use crate::msr;
+use crate::msr::{self, Refused};
 use crate::shared::{VcpuShared, Vm};
 use crate::trouble::Trouble;
 use crate::types::{Handle, Types};
@@ -152,8 +152,10 @@ impl<'a, T: Types> ExitHandler<'a, T> {
     #[inline(always)]
     pub(crate) fn read_msr(&mut self, vcpu: &mut T::Vcpu) -> Result<Known, Event> {
         let register = vcpu.gpr(Gpr::RCX) as u32;
-        let value = msr::read(vcpu, register).or_else(|msr::Refused| self.read_apic_msr(register));
-        let value = value.map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
+        let value = match msr::read(vcpu, register) {
+            Some(value) => value,
+            None => self.read_rare_msr(register).map_err(|refused| self.refuse(register, refused))?,
+        };
         vcpu.set_gpr(Gpr::RAX, value & 0xffff_ffff);
         vcpu.set_gpr(Gpr::RDX, value >> 32);
         Ok(Known::Rdmsr)
@@ -166,10 +168,21 @@ impl<'a, T: Types> ExitHandler<'a, T> {
         if vcpu.own_paging().is_some() && register == x86::msr::IA32_EFER {
             return self.write_own_efer(vcpu, value);
         }
-        let written = msr::write(vcpu, register, value);
-        let written = written.or_else(|msr::Refused| self.write_apic_msr(vcpu, register, value, host));
-        written.map_err(|msr::Refused| Event::GENERAL_PROTECTION)?;
+        let written = match msr::write(vcpu, register, value) {
+            Err(Refused::Unknown) => self.write_rare_msr(vcpu, register, value, host),
+            written => written,
+        };
+        written.map_err(|refused| self.refuse(register, refused))?;
         Ok(Known::Wrmsr)
+    }
+
+    /// The access to `register` ends in #GP.
+    #[cold]
+    fn refuse(&mut self, register: u32, refused: Refused) -> Event {
+        if refused == Refused::Unknown {
+            self.context.stats.wanted_msrs.count(register);
+        }
+        Event::GENERAL_PROTECTION
     }
 }
 

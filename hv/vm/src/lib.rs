@@ -72,6 +72,7 @@ mod local_apic;
 mod memory;
 mod mmio;
 pub mod msr;
+mod mtrr;
 mod open_bus;
 mod paging;
 mod ports;
@@ -84,6 +85,7 @@ mod tests;
 mod trouble;
 mod types;
 mod vcpu;
+mod wanted_msrs;
 
 pub use crate::context::{Activity, Context};
 pub use devices::Size;
@@ -98,5 +100,6 @@ pub use shared::Vm;
 pub use stats::Stats;
 pub use types::Types;
 pub use vcpu::{ControlRegisters, Emulated, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
+pub use wanted_msrs::WantedMsrs;
 
 pub use emul::{Gpr, Known, Registers, Segment};

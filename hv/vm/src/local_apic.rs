@@ -4,7 +4,7 @@ use crate::exit_handler::ExitHandler;
 use crate::host::Host;
 use crate::msr::Refused;
 use crate::types::Types;
-use crate::vcpu::{StateMsr, Vcpu};
+use crate::vcpu::Vcpu;
 use apic::{Due, Effect, Ipi};
 use devices::{Clock, Nanoseconds};
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
@@ -23,13 +23,14 @@ const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
 
 impl From<apic::Refused> for Refused {
     fn from(_: apic::Refused) -> Self {
-        Self
+        Self::Value
     }
 }
 
 impl<T: Types> ExitHandler<'_, T> {
+    /// RDMSR of a register that is no common one.
     #[cold]
-    pub(crate) fn read_apic_msr(&mut self, register: u32) -> Result<u64, Refused> {
+    pub(crate) fn read_rare_msr(&mut self, register: u32) -> Result<u64, Refused> {
         let apic = &mut self.context.apic;
         match register {
             IA32_APIC_BASE => Ok(apic.base()),
@@ -37,12 +38,13 @@ impl<T: Types> ExitHandler<'_, T> {
             _ if X2APIC.contains(&register) => {
                 Ok(apic.read_msr(register, &self.shared.posted, &ApicClock(self.vm.clock()))?)
             }
-            _ => Err(Refused),
+            _ => self.context.msrs.read(register),
         }
     }
 
+    /// WRMSR of a register that is no common one.
     #[cold]
-    pub(crate) fn write_apic_msr(
+    pub(crate) fn write_rare_msr(
         &mut self,
         vcpu: &mut T::Vcpu,
         register: u32,
@@ -61,7 +63,11 @@ impl<T: Types> ExitHandler<'_, T> {
                 Effect::Timer
             }
             _ if X2APIC.contains(&register) => apic.write_msr(register, value, posted, &ApicClock(self.vm.clock()))?,
-            _ => return Err(Refused),
+            _ => {
+                self.context.msrs.write(vcpu, register, value)?;
+                // A TSC that was set may have reached the timer's deadline, or is further from it.
+                Effect::Timer
+            }
         };
         self.carry_out(vcpu, effect, host);
         Ok(())
@@ -95,7 +101,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// The timer's interrupt, if it is due.
     pub(crate) fn expire_timer(&mut self, vcpu: &T::Vcpu) {
         if let Some(due) = self.context.apic.due() {
-            let tsc = if let Due::Tsc(_) = due { vcpu.state_msr(StateMsr::Tsc) } else { 0 };
+            let tsc = if let Due::Tsc(_) = due { vcpu.tsc() } else { 0 };
             self.context.apic.expire(&self.shared.posted, &ApicClock(self.vm.clock()), tsc);
         }
     }
@@ -105,7 +111,7 @@ impl<T: Types> ExitHandler<'_, T> {
         match self.context.apic.due()? {
             Due::Nanoseconds(time) => Some(Nanoseconds(time)),
             Due::Tsc(deadline) => {
-                let left = deadline.saturating_sub(vcpu.state_msr(StateMsr::Tsc));
+                let left = deadline.saturating_sub(vcpu.tsc());
                 Some(Nanoseconds(self.vm.clock().now().0.saturating_add(host.nanoseconds(left))))
             }
         }

@@ -1,55 +1,142 @@
 //! The intercepted model-specific registers.
 
+use crate::mtrr::Mtrrs;
 use crate::vcpu::{StateMsr, Vcpu};
-use arch::msr::{HWCR, PATCH_LEVEL, SYSCFG};
+use arch::msr::{
+    HWCR, HWCR_TSC_FREQ_SEL, HWCR_WORKAROUNDS, MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_NO_BTS, MISC_ENABLE_NO_PEBS,
+    NB_CFG, PATCH_LEVEL, PERF_CTR3, PERF_EVT_SEL0, SYSCFG,
+};
 use arch::{CR0_PG, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE};
 use x86::msr;
 
-/// The access is answered with #GP.
+/// Why an access is answered with #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused;
-
-/// IA32_MTRRCAP: no variable ranges, no fixed ranges, write-combining known. Memory types come from the nested tables.
-const MTRR_CAP: u64 = 1 << 10;
-/// IA32_MTRR_DEF_TYPE after firmware: on, write-back.
-const MTRR_DEFAULT: u64 = 1 << 11 | 6;
+pub enum Refused {
+    /// The guest does not have the register.
+    Unknown,
+    /// The register can't hold the value, or can't be accessed so now.
+    Value,
+}
 
 const EFER_WRITABLE: u64 = EFER_SCE | EFER_LME | EFER_NXE;
 
-/// RDMSR.
-///
-/// # Errors
-/// [`Refused`] for a register that the guest does not have.
+/// IA32_MCG_CAP: no banks, and no registers beyond IA32_MCG_STATUS. The guest has no machine checks.
+const MCG_CAP: u64 = 0;
+/// IA32_MCG_STATUS: RIPV, EIPV and MCIP (Intel SDM vol. 3, section 16.3.1.2).
+const MCG_STATUS: u64 = 7;
+const MISC_ENABLE: u64 = MISC_ENABLE_FAST_STRINGS | MISC_ENABLE_NO_BTS | MISC_ENABLE_NO_PEBS;
+/// AMD's K7 performance counters and their event selects, which no bit of CPUID announces.
+const PERFORMANCE: core::ops::RangeInclusive<u32> = PERF_EVT_SEL0..=PERF_CTR3;
+
+/// RDMSR of a common register. None for any other.
 #[inline]
-pub fn read(vcpu: &impl Vcpu, register: u32) -> Result<u64, Refused> {
-    Ok(match register {
-        msr::IA32_EFER => vcpu.state_msr(StateMsr::Efer),
-        msr::IA32_PAT => vcpu.state_msr(StateMsr::Pat),
-        msr::TSC => vcpu.state_msr(StateMsr::Tsc),
-        msr::IA32_MTRRCAP => MTRR_CAP,
-        msr::IA32_MTRR_DEF_TYPE => MTRR_DEFAULT,
-        // Kernels read these without asking CPUID first.
-        msr::IA32_MISC_ENABLE | SYSCFG | HWCR | PATCH_LEVEL | msr::IA32_DEBUGCTL => 0,
-        _ => return Err(Refused),
-    })
+pub fn read(vcpu: &impl Vcpu, register: u32) -> Option<u64> {
+    match register {
+        msr::IA32_EFER => Some(vcpu.state_msr(StateMsr::Efer)),
+        msr::IA32_PAT => Some(vcpu.state_msr(StateMsr::Pat)),
+        msr::TSC => Some(vcpu.tsc()),
+        _ => None,
+    }
 }
 
-/// WRMSR.
+/// WRMSR of a common register.
 ///
 /// # Errors
-/// [`Refused`] for a register that the guest does not have or a value that it can't hold.
+/// [`Refused::Unknown`] for any other, [`Refused::Value`] for a value that the register can't hold.
 #[inline]
 pub fn write(vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), Refused> {
     match register {
-        msr::IA32_EFER => write_efer(vcpu, value)?,
-        msr::IA32_PAT if pat_is_valid(value) => vcpu.set_state_msr(StateMsr::Pat, value),
-        msr::TSC => vcpu.set_state_msr(StateMsr::Tsc, value),
-        // Told once, and kept.
-        msr::IA32_MTRR_DEF_TYPE if value == MTRR_DEFAULT => {}
-        msr::IA32_MISC_ENABLE | SYSCFG | HWCR | PATCH_LEVEL | msr::IA32_DEBUGCTL if value == 0 => {}
-        _ => return Err(Refused),
+        msr::IA32_EFER => write_efer(vcpu, value),
+        msr::IA32_PAT if pat_is_valid(value) => {
+            vcpu.set_state_msr(StateMsr::Pat, value);
+            Ok(())
+        }
+        msr::IA32_PAT => Err(Refused::Value),
+        _ => Err(Refused::Unknown),
     }
-    Ok(())
+}
+
+/// The registers that kernels seldom access, many of them without asking CPUID first. They have no effect on the guest, but for
+/// the TSC's.
+#[derive(Clone, Debug)]
+pub(crate) struct Msrs {
+    /// IA32_TSC_ADJUST: what the guest has added to the TSC.
+    tsc_adjust: u64,
+    mcg_status: u64,
+    mtrrs: Mtrrs,
+}
+
+impl Msrs {
+    /// As firmware leaves them. `maxphyaddr` is CPUID's, 36 to 52.
+    pub(crate) fn new(maxphyaddr: u8) -> Self {
+        Self { tsc_adjust: 0, mcg_status: 0, mtrrs: Mtrrs::new(maxphyaddr) }
+    }
+
+    /// RDMSR.
+    pub(crate) fn read(&self, register: u32) -> Result<u64, Refused> {
+        Ok(match register {
+            msr::IA32_TSC_ADJUST => self.tsc_adjust,
+            msr::IA32_MCG_STATUS => self.mcg_status,
+            _ => match constant(register) {
+                Some(value) => value,
+                None => self.mtrrs.read(register).ok_or(Refused::Unknown)?,
+            },
+        })
+    }
+
+    /// WRMSR.
+    pub(crate) fn write(&mut self, vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), Refused> {
+        match register {
+            msr::TSC => self.adjust_tsc(vcpu, value.wrapping_sub(vcpu.tsc())),
+            msr::IA32_TSC_ADJUST => self.adjust_tsc(vcpu, value.wrapping_sub(self.tsc_adjust)),
+            msr::IA32_MCG_STATUS if value & !MCG_STATUS == 0 => self.mcg_status = value,
+            msr::IA32_MCG_STATUS => return Err(Refused::Value),
+            _ if is_ignored(register) => {}
+            _ => match constant(register) {
+                Some(constant) if is_writable(register) && (value ^ constant) & !ignored_bits(register) == 0 => {}
+                Some(_) => return Err(Refused::Value),
+                None => self.mtrrs.write(register, value)?,
+            },
+        }
+        Ok(())
+    }
+
+    /// A write to either register changes both (Intel SDM vol. 3, section 18.17.3).
+    fn adjust_tsc(&mut self, vcpu: &mut impl Vcpu, ticks: u64) {
+        self.tsc_adjust = self.tsc_adjust.wrapping_add(ticks);
+        vcpu.adjust_tsc(ticks);
+    }
+}
+
+/// What a register reads as that always reads alike.
+fn constant(register: u32) -> Option<u64> {
+    Some(match register {
+        msr::IA32_MCG_CAP => MCG_CAP,
+        msr::IA32_MISC_ENABLE => MISC_ENABLE,
+        HWCR => HWCR_TSC_FREQ_SEL,
+        msr::MSR_PLATFORM_INFO | SYSCFG | NB_CFG | PATCH_LEVEL | msr::IA32_DEBUGCTL => 0,
+        _ if PERFORMANCE.contains(&register) => 0,
+        _ => return None,
+    })
+}
+
+/// Whether a write has no effect, whatever its value.
+fn is_ignored(register: u32) -> bool {
+    register == NB_CFG || PERFORMANCE.contains(&register)
+}
+
+/// Whether a constant register takes its own value back.
+const fn is_writable(register: u32) -> bool {
+    !matches!(register, msr::IA32_MCG_CAP | msr::MSR_PLATFORM_INFO)
+}
+
+/// Bits of a constant register that a write may change, without an effect.
+const fn ignored_bits(register: u32) -> u64 {
+    match register {
+        HWCR => HWCR_WORKAROUNDS,
+        msr::IA32_MISC_ENABLE => MISC_ENABLE_FAST_STRINGS,
+        _ => 0,
+    }
 }
 
 /// EFER takes the bits that the guest's CPUID offers; LME may not change while paging is on (AMD APM vol. 2, section 3.1.7).
@@ -57,7 +144,7 @@ fn write_efer(vcpu: &mut impl Vcpu, value: u64) -> Result<(), Refused> {
     let old = vcpu.state_msr(StateMsr::Efer);
     let paging = vcpu.control().cr0 & CR0_PG != 0;
     if value & !(EFER_WRITABLE | EFER_LMA) != 0 || (paging && (old ^ value) & EFER_LME != 0) {
-        return Err(Refused);
+        return Err(Refused::Value);
     }
     vcpu.set_state_msr(StateMsr::Efer, value & EFER_WRITABLE | old & EFER_LMA);
     Ok(())

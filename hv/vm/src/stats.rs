@@ -2,6 +2,7 @@
 
 use crate::exit::Kind;
 use crate::vcpu::Stay;
+use crate::wanted_msrs::WantedMsrs;
 use core::fmt;
 
 /// What one kind of exit has cost so far, in TSC ticks from the first instruction after the exit to the last before the
@@ -37,11 +38,12 @@ pub struct Stats {
     costs: [Cost; Kind::COUNT + 1],
     /// The exit under way: what it was, and when.
     current: (Kind, u64),
+    pub(crate) wanted_msrs: WantedMsrs,
 }
 
 impl Default for Stats {
     fn default() -> Self {
-        Self { costs: [NOTHING; Kind::COUNT + 1], current: (Kind::Start, 0) }
+        Self { costs: [NOTHING; Kind::COUNT + 1], current: (Kind::Start, 0), wanted_msrs: WantedMsrs::default() }
     }
 }
 
@@ -77,6 +79,12 @@ impl Stats {
                 cost.extend(other.max());
             }
         }
+        self.wanted_msrs.add(&other.wanted_msrs);
+    }
+
+    /// The model-specific registers that the guest asked for and does not have.
+    pub fn wanted_msrs(&self) -> &WantedMsrs {
+        &self.wanted_msrs
     }
 
     /// How many exits of `kind` there were.

@@ -49,7 +49,6 @@ pub enum Start {
 pub enum StateMsr {
     Efer,
     Pat,
-    Tsc,
 }
 
 /// Time stamps around the last stay in the guest, in ticks of the host's TSC.
@@ -194,6 +193,10 @@ pub trait Vcpu: Registers + Events {
     fn state_msr(&self, msr: StateMsr) -> u64;
     /// Sets a register of the guest state; the value was checked.
     fn set_state_msr(&mut self, msr: StateMsr, value: u64);
+    /// The guest's TSC.
+    fn tsc(&self) -> u64;
+    /// Sets the guest's TSC so many ticks forward, modulo 2^64.
+    fn adjust_tsc(&mut self, ticks: u64);
 
     /// Writes the exit's reason and the guest's registers, for people.
     ///

@@ -57,6 +57,7 @@ impl MsrPermissions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arch::features::{FEATURES, Promise};
 
     fn exits(map: &MsrPermissions, msr: u32) -> (bool, bool) {
         let (byte, shift) = MsrPermissions::position(msr).expect("covered by the map");
@@ -81,5 +82,18 @@ mod tests {
         assert_eq!(MsrPermissions::position(0xc000_0080), Some((0x820, 0)));
         assert_eq!(MsrPermissions::position(0xc001_0000), Some((0x1000, 0)));
         assert_eq!(MsrPermissions::position(0x2000), None);
+    }
+
+    /// Others exit: the guest never sees the host's.
+    #[test]
+    fn msrs_that_cpuid_promises_as_the_guests_own_do_not_exit() {
+        let map = MsrPermissions::guest();
+        for promise in FEATURES.iter().flat_map(|feature| feature.promises) {
+            match *promise {
+                Promise::OwnMsr(msr) => assert_eq!(exits(&map, msr), (false, false), "{msr:#x}"),
+                Promise::Msr(msr) | Promise::ReadMsr(msr) => assert_eq!(exits(&map, msr), (true, true), "{msr:#x}"),
+                Promise::Cr4(_) | Promise::Efer(_) | Promise::Instruction(_) => {}
+            }
+        }
     }
 }

@@ -285,7 +285,6 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         match msr {
             StateMsr::Efer => self.control().efer,
             StateMsr::Pat => self.vmcb.save.pat,
-            StateMsr::Tsc => crate::tsc().wrapping_add(self.vmcb.control.tsc_offset),
         }
     }
 
@@ -293,8 +292,17 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         match msr {
             StateMsr::Efer => self.load_efer(value),
             StateMsr::Pat => self.vmcb.save.pat = value,
-            StateMsr::Tsc => self.vmcb.control.tsc_offset = value.wrapping_sub(crate::tsc()),
         }
+    }
+
+    #[inline]
+    fn tsc(&self) -> u64 {
+        crate::tsc().wrapping_add(self.vmcb.control.tsc_offset)
+    }
+
+    fn adjust_tsc(&mut self, ticks: u64) {
+        let offset = &mut self.vmcb.control.tsc_offset;
+        *offset = offset.wrapping_add(ticks);
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {

@@ -50,6 +50,7 @@ impl MsrBitmap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use arch::features::{FEATURES, Promise};
 
     fn exits(map: &MsrBitmap, msr: u32) -> (bool, bool) {
         let (byte, bit) = MsrBitmap::position(msr).expect("covered by the map");
@@ -74,5 +75,18 @@ mod tests {
         assert_eq!(MsrBitmap::position(0xc000_0080), Some((1024 + 0x10, 0)));
         assert_eq!(MsrBitmap::position(0x2000), None);
         assert_eq!(MsrBitmap::position(0xc001_0000), None);
+    }
+
+    /// Others exit: the guest never sees the host's.
+    #[test]
+    fn msrs_that_cpuid_promises_as_the_guests_own_do_not_exit() {
+        let map = MsrBitmap::guest();
+        for promise in FEATURES.iter().flat_map(|feature| feature.promises) {
+            match *promise {
+                Promise::OwnMsr(msr) => assert_eq!(exits(&map, msr), (false, false), "{msr:#x}"),
+                Promise::Msr(msr) | Promise::ReadMsr(msr) => assert_eq!(exits(&map, msr), (true, true), "{msr:#x}"),
+                Promise::Cr4(_) | Promise::Efer(_) | Promise::Instruction(_) => {}
+            }
+        }
     }
 }

@@ -415,7 +415,6 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
                 Some(pat) => pat.get(),
                 None => self.vmcs.read(guest::IA32_PAT_FULL),
             },
-            StateMsr::Tsc => crate::tsc().wrapping_add(self.tsc_offset),
         }
     }
 
@@ -427,11 +426,17 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
                 Some(pat) => pat.set(value),
                 None => self.vmcs.write(guest::IA32_PAT_FULL, value),
             },
-            StateMsr::Tsc => {
-                self.tsc_offset = value.wrapping_sub(crate::tsc());
-                self.vmcs.write(control::TSC_OFFSET_FULL, self.tsc_offset);
-            }
         }
+    }
+
+    #[inline]
+    fn tsc(&self) -> u64 {
+        crate::tsc().wrapping_add(self.tsc_offset)
+    }
+
+    fn adjust_tsc(&mut self, ticks: u64) {
+        self.tsc_offset = self.tsc_offset.wrapping_add(ticks);
+        self.vmcs.write(control::TSC_OFFSET_FULL, self.tsc_offset);
     }
 
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {

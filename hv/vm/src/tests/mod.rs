@@ -17,6 +17,7 @@ mod memory;
 mod mmio;
 mod msrs;
 mod ports;
+mod promises;
 mod stops;
 mod strings;
 mod vcpu;

@@ -1,7 +1,8 @@
 //! RDMSR and WRMSR.
 
 use super::guest::*;
-use crate::{Exit, Gpr};
+use crate::{Exit, Gpr, Instruction};
+use std::string::ToString;
 
 const RDMSR: [u8; 2] = [0x0f, 0x32];
 const WRMSR: [u8; 2] = [0x0f, 0x30];
@@ -17,7 +18,7 @@ const REFUSED: Option<(u8, Option<u32>)> = Some((13, Some(0)));
 
 /// RDMSR: the value, or None for #GP(0), which leaves everything as it was.
 #[track_caller]
-fn read(guest: &mut Guest, register: u64) -> Option<u64> {
+pub(super) fn read(guest: &mut Guest, register: u64) -> Option<u64> {
     guest.code_at(CODE, &RDMSR);
     // The registers' upper halves do not count, and are cleared.
     guest.set(Gpr::RAX, u64::MAX).set(Gpr::RDX, u64::MAX).set(Gpr::RCX, register | 0xffff_ffff << 32);
@@ -35,7 +36,7 @@ fn read(guest: &mut Guest, register: u64) -> Option<u64> {
 
 /// WRMSR: whether it was taken; else #GP(0) was raised and everything left as it was.
 #[track_caller]
-fn write(guest: &mut Guest, register: u64, value: u64) -> bool {
+pub(super) fn write(guest: &mut Guest, register: u64, value: u64) -> bool {
     const JUNK: u64 = 0xdead_beef << 32;
     guest.code_at(CODE, &WRMSR);
     guest.set(Gpr::RAX, value & 0xffff_ffff | JUNK).set(Gpr::RDX, value >> 32 | JUNK).set(Gpr::RCX, register | JUNK);
@@ -130,8 +131,8 @@ fn pat_holds_memory_types_only() {
 #[test]
 fn constant_registers_take_their_own_value_back_and_no_other() {
     let mut guest = Guest::new(&[]);
-    // MTRR_DEF_TYPE, MISC_ENABLE, SYSCFG, HWCR, patch level, DEBUGCTL.
-    for register in [0x2ff, 0x1a0, 0xc001_0010, 0xc001_0015, 0x8b, 0x1d9] {
+    // MISC_ENABLE, SYSCFG, HWCR, patch level, DEBUGCTL.
+    for register in [0x1a0, 0xc001_0010, 0xc001_0015, 0x8b, 0x1d9] {
         let value = read(&mut guest, register).expect("the register is there");
         assert!(write(&mut guest, register, value), "{register:#x}");
         assert!(!write(&mut guest, register, value ^ 1 << 11), "{register:#x}");
@@ -141,9 +142,123 @@ fn constant_registers_take_their_own_value_back_and_no_other() {
 }
 
 #[test]
-fn the_mtrr_capabilities_can_only_be_read() {
+fn registers_of_capabilities_can_only_be_read() {
     let mut guest = Guest::new(&[]);
-    let value = read(&mut guest, 0xfe).expect("MTRRCAP is there");
-    assert_eq!(value & 0x1ff, 0, "no variable and no fixed ranges");
-    assert!(!write(&mut guest, 0xfe, value));
+    // MTRRCAP, MCG_CAP, platform info.
+    for (register, expected) in [(0xfe, 0x508), (0x179, 0), (0xce, 0)] {
+        assert_eq!(read(&mut guest, register), Some(expected), "{register:#x}");
+        assert!(!write(&mut guest, register, expected), "{register:#x}");
+    }
+}
+
+#[test]
+fn mtrrs_keep_what_is_written() {
+    let mut guest = Guest::new(&[]);
+    assert_eq!(read(&mut guest, 0x2ff), Some(0xc06));
+    for (register, value) in
+        [(0x2ff, 0x800), (0x250, 0x0101_0101_0101_0101), (0x202, 0x1_0000_0006), (0x203, 0xff_0000_0800)]
+    {
+        assert!(write(&mut guest, register, value), "{register:#x}");
+        assert_eq!(read(&mut guest, register), Some(value));
+    }
+    assert!(!write(&mut guest, 0x202, 1 << 40), "wider than an address");
+}
+
+#[test]
+fn machine_checks_have_no_banks_and_a_status() {
+    const MCG_STATUS: u64 = 0x17a;
+    let mut guest = Guest::new(&[]);
+    assert_eq!(read(&mut guest, MCG_STATUS), Some(0));
+    assert!(write(&mut guest, MCG_STATUS, 7));
+    assert_eq!(read(&mut guest, MCG_STATUS), Some(7));
+    assert!(!write(&mut guest, MCG_STATUS, 8));
+    // MCG_CTL and the first bank's.
+    assert_eq!([0x17b, 0x400].map(|register| read(&mut guest, register)), [None, None]);
+}
+
+#[test]
+fn misc_enable_says_what_there_is() {
+    const MISC_ENABLE: u64 = 0x1a0;
+    let mut guest = Guest::new(&[]);
+    // Fast strings; no BTS and no PEBS.
+    assert_eq!(read(&mut guest, MISC_ENABLE), Some(0x1801));
+    assert!(write(&mut guest, MISC_ENABLE, 0x1800));
+    for refused in [7, 16, 18, 22, 34] {
+        assert!(!write(&mut guest, MISC_ENABLE, 0x1801 | 1 << refused), "bit {refused}");
+    }
+}
+
+#[test]
+fn tsc_and_tsc_adjust_change_together() {
+    const TSC_ADJUST: u64 = 0x3b;
+    let mut guest = Guest::new(&[]);
+    guest.vcpu.tsc = 1000;
+    assert_eq!(read(&mut guest, TSC_ADJUST), Some(0));
+    assert!(write(&mut guest, TSC_ADJUST, 50));
+    assert_eq!((guest.vcpu.tsc, read(&mut guest, TSC_ADJUST)), (1050, Some(50)));
+    assert!(write(&mut guest, TSC, 1000));
+    assert_eq!((guest.vcpu.tsc, read(&mut guest, TSC_ADJUST)), (1000, Some(0)));
+    assert!(write(&mut guest, TSC, 999));
+    assert_eq!(read(&mut guest, TSC_ADJUST), Some(u64::MAX), "less than nothing");
+}
+
+#[test]
+fn a_tsc_that_is_set_past_the_timers_deadline_lets_it_expire() {
+    const APIC_BASE: u64 = 0x1b;
+    const TSC_DEADLINE: u64 = 0x6e0;
+    let mut guest = Guest::new(&[]);
+    // x2APIC mode; software-enabled; the timer in TSC-deadline mode with vector 40h.
+    assert!(write(&mut guest, APIC_BASE, 0xfee0_0d00));
+    assert!(write(&mut guest, 0x80f, 0x1ff));
+    assert!(write(&mut guest, 0x832, 2 << 17 | 0x40));
+    assert!(write(&mut guest, TSC_DEADLINE, 1_000_000));
+    assert_eq!(read(&mut guest, 0x822), Some(0), "the interrupt request register's bits 64 to 95");
+    assert!(write(&mut guest, TSC, 1_000_000));
+    assert_eq!(read(&mut guest, TSC_DEADLINE), Some(0));
+    assert_eq!(read(&mut guest, 0x822), Some(1));
+}
+
+#[test]
+fn k7_performance_counters_read_zero_and_take_writes() {
+    let mut guest = Guest::new(&[]);
+    for register in 0xc001_0000..=0xc001_0007 {
+        assert!(write(&mut guest, register, 0x0053_0076), "{register:#x}");
+        assert_eq!(read(&mut guest, register), Some(0), "{register:#x}");
+    }
+    assert_eq!(read(&mut guest, 0xc001_0008), None);
+}
+
+#[test]
+fn amds_workarounds_are_taken_without_effect() {
+    const HWCR: u64 = 0xc001_0015;
+    const NB_CFG: u64 = 0xc001_001f;
+    let mut guest = Guest::new(&[]);
+    let tsc_freq_sel = 1 << 24;
+    // FFDIS, as Linux sets it on family 0Fh; CF8 accesses to extended configuration space, on family 10h.
+    assert!(write(&mut guest, HWCR, tsc_freq_sel | 1 << 6));
+    assert_eq!(read(&mut guest, HWCR), Some(tsc_freq_sel));
+    assert!(write(&mut guest, NB_CFG, 1 << 46));
+    assert_eq!(read(&mut guest, NB_CFG), Some(0));
+}
+
+#[test]
+fn rdpmc_is_a_general_protection_fault() {
+    let mut guest = Guest::new(&[0x0f, 0x33]);
+    guest.resumes(Exit::Instruction(Instruction::Rdpmc));
+    assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (REFUSED, CODE));
+}
+
+#[test]
+fn registers_that_are_not_there_are_counted_and_refused_values_are_not() {
+    let mut guest = Guest::new(&[]);
+    assert!(guest.handler.context.stats().wanted_msrs().is_empty());
+    assert!(!write(&mut guest, PAT, 2));
+    assert!(!write(&mut guest, 0x2ff, 2));
+    assert!(!write(&mut guest, 0x1a0, 0));
+    assert!(guest.handler.context.stats().wanted_msrs().is_empty());
+    assert_eq!(read(&mut guest, 0xc001_0141), None);
+    assert!(!write(&mut guest, 0xc001_0141, 0));
+    assert_eq!(read(&mut guest, 0x3a), None);
+    let told = guest.handler.context.stats().wanted_msrs().to_string();
+    assert_eq!(told, "MSRs that the guest does not have: 0xc0010141 2 times, 0x3a 1 times");
 }

@@ -174,11 +174,16 @@ impl Vcpu for TestVcpu {
     fn set_cr2(&mut self, address: u64) {
         self.cr2 = address;
     }
+    fn tsc(&self) -> u64 {
+        self.tsc
+    }
+    fn adjust_tsc(&mut self, ticks: u64) {
+        self.tsc = self.tsc.wrapping_add(ticks);
+    }
     fn state_msr(&self, msr: StateMsr) -> u64 {
         match msr {
             StateMsr::Efer => self.control.efer,
             StateMsr::Pat => self.pat,
-            StateMsr::Tsc => self.tsc,
         }
     }
     fn set_debug_register(&mut self, register: u8, value: u64) {
@@ -191,7 +196,6 @@ impl Vcpu for TestVcpu {
         match msr {
             StateMsr::Efer => self.control.efer = value,
             StateMsr::Pat => self.pat = value,
-            StateMsr::Tsc => self.tsc = value,
         }
     }
     fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {

@@ -1,0 +1,83 @@
+//! Whatever CPUID promises is there, and what it does not promise is not.
+
+use super::guest::*;
+use super::msrs::{read, write};
+use crate::cpuid::{Leaf, Table, Topology};
+use crate::msr;
+use arch::features::{FEATURES, Promise};
+use arch::{CR4_PCE, EFER_LMA};
+use std::vec::Vec;
+
+const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
+
+/// Processors that have everything, of each vendor, and one that has nothing.
+const PROCESSORS: [fn(u32, u32) -> Leaf; 3] = [intel, amd, bare];
+
+fn intel(leaf: u32, _: u32) -> Leaf {
+    match leaf {
+        0 => Leaf { eax: 0x16, ebx: 0x756e_6547, ecx: 0x6c65_746e, edx: 0x4965_6e69 },
+        0x8000_0000 => Leaf { eax: 0x8000_0008, ..Leaf::default() },
+        0x8000_0008 => Leaf { eax: 0x3028, ..Leaf::default() },
+        _ => ALL,
+    }
+}
+
+fn amd(leaf: u32, subleaf: u32) -> Leaf {
+    match leaf {
+        0 => Leaf { eax: 0xd, ebx: 0x6874_7541, ecx: 0x444d_4163, edx: 0x6974_6e65 },
+        _ => intel(leaf, subleaf),
+    }
+}
+
+fn bare(leaf: u32, subleaf: u32) -> Leaf {
+    match leaf {
+        0 | 0x8000_0000 | 0x8000_0008 => amd(leaf, subleaf),
+        _ => Leaf::default(),
+    }
+}
+
+fn table(host: fn(u32, u32) -> Leaf) -> Table {
+    Table::new(host, Topology { index: 0, vcpus: 1 })
+}
+
+#[test]
+fn every_feature_of_the_table_can_be_shown() {
+    let shown: Vec<_> = table(amd).promises().collect();
+    assert_eq!(shown, FEATURES.iter().flat_map(|feature| feature.promises.iter().copied()).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_register_that_a_feature_promises_is_there() {
+    for host in PROCESSORS {
+        let mut guest = Guest::with_cpuid(&[], host);
+        for promise in table(host).promises() {
+            if let Promise::ReadMsr(register) | Promise::Msr(register) = promise {
+                let value = read(&mut guest, register.into());
+                assert!(value.is_some(), "RDMSR of {register:#x}");
+                if let (Promise::Msr(_), Some(value)) = (promise, value) {
+                    assert!(write(&mut guest, register.into(), value), "WRMSR of {register:#x}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_bit_of_cr4_that_a_feature_promises_can_be_set_and_no_other() {
+    // All but CR4's bits of LA57, VMX, SMX, PCID, XSAVE, protection keys and CET.
+    assert_eq!(table(intel).cr4_bits(), 0x31_0fff);
+    assert_eq!(table(amd).cr4_bits(), 0x31_0fff);
+    assert_eq!(table(bare).cr4_bits(), CR4_PCE);
+}
+
+#[test]
+fn every_bit_of_efer_that_a_feature_promises_can_be_set() {
+    for promise in table(amd).promises() {
+        if let Promise::Efer(bit) = promise {
+            let mut guest = Guest::with_cpuid(&[], amd);
+            guest.vcpu.control = Guest::flat_32(&[]).vcpu.control;
+            assert_eq!(msr::write(&mut guest.vcpu, x86::msr::IA32_EFER, bit), Ok(()), "{bit:#x}");
+            assert_eq!(guest.vcpu.control.efer & !EFER_LMA, bit);
+        }
+    }
+}
