@@ -8,15 +8,23 @@ use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::sdt::Sdt;
-use addr::Gpa;
 use alloc::vec::Vec;
 
-const OEM: [u8; 6] = *b"GUEST ";
+/// The maker of the machine, as the RSDP and all tables with ACPI's header have it.
+pub const OEM_ID: [u8; 6] = *b"GUEST ";
 const OEM_TABLE: [u8; 8] = *b"VM      ";
 const OEM_REVISION: u32 = 1;
 
-/// Adds all tables, and gives the RSDP's place.
-pub(crate) fn place(machine: &Machine, area: &mut Area) -> Gpa {
+/// Where the tables are that lead to all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Roots {
+    pub(crate) rsdp: Address,
+    pub(crate) rsdt: Address,
+    pub(crate) xsdt: Address,
+}
+
+/// Adds all tables.
+pub(crate) fn place(machine: &Machine, area: &mut Area) -> Roots {
     let facs = area.place(&encoded(&FACS::new()));
     // Revision 2: integers have 64 bits.
     let dsdt = area.place(&table(*b"DSDT", 2, &dsdt::aml(machine)));
@@ -28,7 +36,8 @@ pub(crate) fn place(machine: &Machine, area: &mut Area) -> Gpa {
     let xsdt: Vec<u8> = tables.iter().flat_map(|table| table.0.raw().to_le_bytes()).collect();
     let rsdt = area.place(&table(*b"RSDT", 1, &rsdt));
     let xsdt = area.place(&table(*b"XSDT", 1, &xsdt));
-    area.place(&rsdp(rsdt, xsdt)).0
+    let rsdp = area.place(&rsdp(rsdt, xsdt));
+    Roots { rsdp, rsdt, xsdt }
 }
 
 fn encoded(table: &dyn Aml) -> Vec<u8> {
@@ -40,7 +49,7 @@ fn encoded(table: &dyn Aml) -> Vec<u8> {
 /// A table with the common header (section 5.2.6).
 fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     const HEADER: u32 = 36;
-    let mut table = Sdt::new(signature, HEADER, revision, OEM, OEM_TABLE, OEM_REVISION);
+    let mut table = Sdt::new(signature, HEADER, revision, OEM_ID, OEM_TABLE, OEM_REVISION);
     table.append_slice(body);
     table.as_slice().to_vec()
 }
@@ -54,7 +63,7 @@ fn rsdp(rsdt: Address, xsdt: Address) -> Vec<u8> {
     const CHECKSUM: usize = 8;
     const EXTENDED_CHECKSUM: usize = 32;
     let mut bytes = b"RSD PTR \0".to_vec();
-    bytes.extend(OEM);
+    bytes.extend(OEM_ID);
     bytes.push(REVISION);
     bytes.extend(rsdt.dword().to_le_bytes());
     bytes.extend(LENGTH.to_le_bytes());
@@ -80,7 +89,7 @@ fn fadt(facs: Address, dsdt: Address) -> Vec<u8> {
     const NO_C3: u16 = 1001;
     /// The RTC's register for the century.
     const CENTURY: u8 = 0x32;
-    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION);
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE, OEM_REVISION);
     fadt.firmware_ctrl = facs.dword().into();
     fadt.dsdt = dsdt.dword().into();
     fadt.x_dsdt = dsdt.0.raw().into();

@@ -34,6 +34,8 @@ mod mp;
 #[cfg(test)]
 mod tests;
 
+pub use acpi::OEM_ID;
+
 use addr::Gpa;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -46,7 +48,8 @@ pub struct Machine {
     pub vcpus: u8,
     /// What each of them is.
     pub processor: Processor,
-    /// Whether there is an IOAPIC. Its ID is the first after the vCPUs' APIC IDs; its pin 2 is the timer's.
+    /// Whether there is an IOAPIC. Its ID is the first after the vCPUs' APIC IDs; its pin 2 is the timer's. An 82093AA has four
+    /// bits of it.
     pub ioapic: bool,
     /// The lower half of the HPET's capabilities register, if there is an HPET.
     pub hpet: Option<u32>,
@@ -85,7 +88,7 @@ impl Machine {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tables {
     area: Area,
-    rsdp: Gpa,
+    acpi: acpi::Roots,
     mp_pointer: Option<Gpa>,
 }
 
@@ -94,11 +97,11 @@ impl Tables {
     pub fn new(machine: &Machine) -> Self {
         let mut area = Area { bytes: Vec::new() };
         let mp_pointer = machine.ioapic.then(|| mp::place(machine, &mut area));
-        let rsdp = acpi::place(machine, &mut area);
-        Self { area, rsdp, mp_pointer }
+        let acpi = acpi::place(machine, &mut area);
+        Self { area, acpi, mp_pointer }
     }
 
-    /// Where the tables lie: within the last 64 KiB below 1 MiB.
+    /// Where the tables lie: between 0xf0000 and 0xf8000. A BIOS has its entry points behind.
     pub fn range(&self) -> Range<Gpa> {
         Area::START..self.area.end()
     }
@@ -110,7 +113,17 @@ impl Tables {
 
     /// Where the RSDP lies, by which operating systems find ACPI's tables. Boot protocols pass it on.
     pub fn rsdp(&self) -> Gpa {
-        self.rsdp
+        self.acpi.rsdp.0
+    }
+
+    /// Where the RSDT lies, as the RSDP says.
+    pub fn rsdt(&self) -> Gpa {
+        self.acpi.rsdt.0
+    }
+
+    /// Where the XSDT lies, as the RSDP says.
+    pub fn xsdt(&self) -> Gpa {
+        self.acpi.xsdt.0
     }
 
     /// Where the MP floating pointer lies. None without an IOAPIC, without which there is no MP table (MP Specification 1.4,

@@ -7,9 +7,9 @@ use alloc::vec::Vec;
 
 /// Version 1.4.
 const SPECIFICATION: u8 = 4;
-/// What a local APIC's version register shows in its lowest byte: an integrated APIC; the IOAPIC's.
+/// The lowest bytes of the version registers of local APICs and of the IOAPIC.
 const LOCAL_APIC_VERSION: u8 = 0x14;
-const IOAPIC_VERSION: u8 = 0x11;
+const IOAPIC_VERSION: u8 = 0x20;
 
 /// The buses, by their numbers.
 const PCI: u8 = 0;
