@@ -15,7 +15,7 @@ struct Wanted {
     count: u64,
 }
 
-/// Accesses that were answered with #GP because there is no such register. The first [`PLACES`] registers are counted one by one,
+/// Accesses that were answered with #GP because there is no such register. The first 64 registers are counted one by one,
 /// and all others together, so that a guest that tries every number takes no more memory.
 #[derive(Clone, Debug)]
 pub struct WantedMsrs {
