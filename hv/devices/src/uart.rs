@@ -1,7 +1,9 @@
 //! The 16550A (National Semiconductor, PC16550D data sheet, section 8) on a line that is infinitely fast: output is sent at once,
 //! and the character time-out of the receive FIFO has always passed.
 //!
-//! As in QEMU, OUT2 does not gate the interrupt output, unlike on a PC's board.
+//! The line is always connected, and its modem never changes its signals: modem status changes in loopback alone. There are neither
+//! framing or parity errors nor breaks, word length and parity have no effect, and the FIFOs' DMA signals go nowhere. As in QEMU,
+//! OUT2 does not gate the interrupt output, unlike on a PC's board.
 
 use crate::Sink;
 
@@ -10,11 +12,13 @@ mod ier {
     pub(super) const DATA: u8 = 1 << 0;
     pub(super) const TRANSMITTER: u8 = 1 << 1;
     pub(super) const LINE_STATUS: u8 = 1 << 2;
+    pub(super) const MODEM_STATUS: u8 = 1 << 3;
     pub(super) const WRITABLE: u8 = 0x0f;
 }
 
 /// Interrupt identification register.
 mod iir {
+    pub(super) const MODEM_STATUS: u8 = 0x00;
     pub(super) const NONE: u8 = 0x01;
     pub(super) const TRANSMITTER: u8 = 0x02;
     pub(super) const DATA: u8 = 0x04;
@@ -48,8 +52,16 @@ mod lsr {
     pub(super) const TRANSMITTER_EMPTY: u8 = 1 << 5 | 1 << 6;
 }
 
-/// Modem status of a connected line: carrier detect, data set ready, clear to send.
-const CONNECTED: u8 = 1 << 7 | 1 << 5 | 1 << 4;
+/// Modem status register: the inputs, and in the lower half of the byte which of them have changed.
+mod msr {
+    pub(super) const CLEAR_TO_SEND: u8 = 1 << 4;
+    pub(super) const DATA_SET_READY: u8 = 1 << 5;
+    pub(super) const RING: u8 = 1 << 6;
+    pub(super) const CARRIER_DETECT: u8 = 1 << 7;
+    /// A connected line.
+    pub(super) const CONNECTED: u8 = CARRIER_DETECT | DATA_SET_READY | CLEAR_TO_SEND;
+    pub(super) const CHANGES_SHIFT: u32 = 4;
+}
 
 const FIFO_BYTES: usize = 16;
 
@@ -62,6 +74,8 @@ pub(crate) struct Uart {
     scr: u8,
     divisor: [u8; 2],
     overrun: bool,
+    /// Inputs of the modem that have changed since the modem status register was read, as the lower half of its byte.
+    modem_changes: u8,
     /// The transmitter's interrupt is pending: since the holding register became empty or the interrupt was enabled, until a read
     /// of the IIR shows it.
     transmitter_pending: bool,
@@ -78,6 +92,7 @@ impl Uart {
             scr: 0,
             divisor: [0x0c, 0],
             overrun: false,
+            modem_changes: 0,
             transmitter_pending: false,
             received: Fifo::new(),
         }
@@ -94,7 +109,7 @@ impl Uart {
             3 => self.lcr,
             4 => self.mcr,
             5 => self.line_status(),
-            6 => self.modem_status(),
+            6 => self.modem_inputs() | core::mem::take(&mut self.modem_changes),
             _ => self.scr,
         }
     }
@@ -108,7 +123,7 @@ impl Uart {
             1 => self.enable_interrupts(value),
             2 => self.control_fifos(value),
             3 => self.lcr = value,
-            4 => self.mcr = value & mcr::WRITABLE,
+            4 => self.control_modem(value),
             7 => self.scr = value,
             // Line and modem status are read-only, except for factory tests.
             _ => {}
@@ -139,8 +154,9 @@ impl Uart {
             if self.received.length >= self.trigger_level() { iir::DATA } else { iir::TIMEOUT }
         } else if self.ier & ier::TRANSMITTER != 0 && self.transmitter_pending {
             iir::TRANSMITTER
+        } else if self.ier & ier::MODEM_STATUS != 0 && self.modem_changes != 0 {
+            iir::MODEM_STATUS
         } else {
-            // Modem status never changes.
             iir::NONE
         }
     }
@@ -190,10 +206,19 @@ impl Uart {
         data | overrun | lsr::TRANSMITTER_EMPTY
     }
 
+    /// Of the ring indicator, only its end counts as a change.
+    fn control_modem(&mut self, value: u8) {
+        let before = self.modem_inputs();
+        self.mcr = value & mcr::WRITABLE;
+        let after = self.modem_inputs();
+        let changes = (before ^ after) & !msr::RING | before & !after & msr::RING;
+        self.modem_changes |= changes >> msr::CHANGES_SHIFT;
+    }
+
     /// In loopback the outputs are wired to the inputs: RTS to CTS, DTR to DSR, OUT1 to RI, OUT2 to DCD.
-    fn modem_status(&self) -> u8 {
+    fn modem_inputs(&self) -> u8 {
         if self.mcr & mcr::LOOPBACK == 0 {
-            return CONNECTED;
+            return msr::CONNECTED;
         }
         let [dtr, rts] = [self.mcr & 1, self.mcr >> 1 & 1];
         rts << 4 | dtr << 5 | (self.mcr & 0x0c) << 4
@@ -362,11 +387,67 @@ mod tests {
         assert_eq!(uart.read(6), 0xb0);
         for (mcr, msr) in [(0x10, 0x00), (0x11, 0x20), (0x12, 0x10), (0x14, 0x40), (0x18, 0x80), (0x1f, 0xf0)] {
             write(&mut uart, 4, mcr);
-            assert_eq!(uart.read(6), msr);
+            assert_eq!(uart.read(6) & 0xf0, msr);
         }
         assert_eq!(write(&mut uart, 0, b'x'), []);
         assert!(!uart.receive(b'y'));
         assert_eq!(uart.read(0), b'x');
+    }
+
+    #[test]
+    fn modem_status_tells_changes_once_and_interrupts_last() {
+        let mut uart = Uart::new();
+        write(&mut uart, 4, 0x1f);
+        assert_eq!(
+            uart.read(6),
+            0xf0,
+            "carrier, data set and clear to send are as they were; a ring that begins is no change"
+        );
+        write(&mut uart, 1, 0x0a);
+        write(&mut uart, 4, 0x10);
+        assert_eq!(uart.read(2), 0x02, "the transmitter's comes first");
+        assert!(uart.interrupt());
+        assert_eq!([uart.read(2), uart.read(2)], [0x00, 0x00], "IIR does not reset it");
+        assert_eq!(uart.read(6), 0x0f);
+        assert!(!uart.interrupt());
+        assert_eq!([uart.read(2), uart.read(6)], [0x01, 0x00]);
+    }
+
+    /// The steps of Linux's `autoconfig` and `autoconfig_16550a` (drivers/tty/serial/8250/8250_port.c) that tell a 16550A from
+    /// others.
+    #[test]
+    fn linux_finds_a_16550a() {
+        let mut uart = Uart::new();
+        write(&mut uart, 1, 0x00);
+        assert_eq!(uart.read(1) & 0x0f, 0);
+        write(&mut uart, 1, 0x0f);
+        assert_eq!(uart.read(1) & 0x0f, 0x0f);
+        write(&mut uart, 1, 0x00);
+        write(&mut uart, 4, 0x1a);
+        assert_eq!(uart.read(6) & 0xf0, 0x90, "loopback");
+        write(&mut uart, 4, 0x08);
+        write(&mut uart, 2, 0x01);
+        assert_eq!(uart.read(2) >> 6, 3, "FIFOs that work");
+        for lcr in [0x80, 0xbf] {
+            write(&mut uart, 3, lcr);
+            assert_ne!(uart.read(2), 0, "no extended features");
+        }
+        write(&mut uart, 3, 0x00);
+        write(&mut uart, 2, 0x21);
+        assert_eq!(uart.read(2) >> 5, 6, "no FIFO of 64 bytes");
+        write(&mut uart, 1, 0x40);
+        assert_eq!(uart.read(1), 0, "no bit for the unit");
+    }
+
+    /// Linux's test in `serial8250_do_startup`: a UART that does not raise the transmitter's interrupt again is polled by a timer.
+    #[test]
+    fn the_transmitter_interrupt_comes_back_when_it_is_enabled_again() {
+        let mut uart = Uart::new();
+        for _ in 0..2 {
+            write(&mut uart, 1, 0x02);
+            assert_eq!(uart.read(2), 0x02);
+            write(&mut uart, 1, 0x00);
+        }
     }
 
     #[test]
