@@ -1,5 +1,6 @@
 //! The devices of a VM and their ports.
 
+use crate::bus::{self, Device, part};
 use crate::fw_cfg::FwCfg;
 use crate::keyboard::{Keyboard, Resets};
 use crate::pic::{Pic, Which};
@@ -7,7 +8,7 @@ use crate::pit::Pit;
 use crate::rtc::Rtc;
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
-use abi::ports::{COM1, DEBUG_CONSOLE, DEBUG_CONSOLE_THERE, DEBUG_EXIT, PM_TIMER, RESET_CONTROL};
+use abi::ports::{COM1, DEBUG_CONSOLE_THERE};
 
 /// Width of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,15 +85,13 @@ const TIMER_IRQ: u8 = 0;
 const UART_IRQ: u8 = 4;
 
 const COM1_LAST: u16 = COM1 + 7;
-const TIMER: u16 = 0x40;
-const FW_CFG_SELECTOR: u16 = 0x510;
-const PCI_ADDRESS: u16 = 0xcf8;
 
 /// Port 0x92: bit 0 resets, bit 1 enables A20, which is never disabled here.
 const PORT_92_RESET: u8 = 1 << 0;
 const PORT_92_A20: u8 = 1 << 1;
 /// Port 0xcf9: setting bit 2 resets, in a way that bits 1 and 3 choose.
 const RESET_CONTROL_NOW: u8 = 1 << 2;
+
 /// ACPI 6.5, section 4.8.2.1: 24 bits at this frequency.
 const PM_TIMER_HERTZ: u32 = 3_579_545;
 const PM_TIMER_MASK: u32 = 0xff_ffff;
@@ -134,26 +133,27 @@ impl<S: Sink, C: Clock> Board<S, C> {
         }
     }
 
-    /// Whether an interrupt is pending for the processor. Only reads and writes of ports, [`advance`](Self::advance),
-    /// [`set_irq`](Self::set_irq), [`receive`](Self::receive) and [`acknowledge_interrupt`](Self::acknowledge_interrupt) change
-    /// this.
+    /// Whether the 8259s have an interrupt for the processor: the level of their INTR output. Only accesses of the guest's,
+    /// [`advance`](Self::advance), [`set_irq`](Self::set_irq), [`receive`](Self::receive) and
+    /// [`acknowledge_interrupt`](Self::acknowledge_interrupt) change this.
     #[inline]
     pub fn interrupt_pending(&self) -> bool {
         self.pic.pending()
     }
 
-    /// The processor acknowledges an interrupt (INTA): returns its vector, or that of a spurious interrupt if none is pending.
+    /// A processor acknowledges an interrupt of the 8259s (INTA): returns its vector, or that of a spurious interrupt if none is
+    /// pending.
     pub fn acknowledge_interrupt(&mut self) -> u8 {
         self.pic.acknowledge()
     }
 
-    /// When [`advance`](Self::advance) will cause the next interrupt, if no port is written before. None if the timer will cause
-    /// none: a processor that halts then is woken by another device, or never.
+    /// When [`advance`](Self::advance) will cause the next interrupt, if the guest accesses no device before. None if no timer will
+    /// cause one: a processor that halts then is woken by another device, or never.
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
         if self.pic.accepts_edge(TIMER_IRQ) { self.pit.next_deadline() } else { None }
     }
 
-    /// Raises the timer's interrupt if it is due. Several that were missed count as one.
+    /// Raises the timers' interrupts that are due. Several of one timer that were missed count as one.
     pub fn advance(&mut self) {
         if self.pit.take_rise(self.clock.now()) {
             self.pic.set_line(TIMER_IRQ, true);
@@ -197,31 +197,54 @@ impl<S: Sink, C: Clock> Board<S, C> {
 
     #[inline(never)]
     fn read_other(&mut self, port: u16) -> u8 {
-        match port {
-            0x20 | 0x21 => {
+        match bus::find(port) {
+            Some(range) => self.read_device(range.device, port, Size::Byte) as u8,
+            None => self.read_unclaimed(),
+        }
+    }
+
+    /// Reads `port` of `device`, in a size that it takes.
+    fn read_device(&mut self, device: Device, port: u16, size: Size) -> u32 {
+        let byte = match device {
+            Device::MasterPic => {
                 // A masked timer has no deadline, but its request must be visible in the IRR.
                 self.advance();
                 self.pic.read(Which::Master, port & 1 == 1)
             }
-            0x40..=0x43 => self.pit.read(port - TIMER, self.clock.now()),
-            0x60 => self.keyboard.read_data(),
-            0x61 => self.pit.read_port_61(self.clock.now()),
-            0x64 => self.keyboard.status(),
-            0x71 => self.rtc.read(self.clock.now()),
-            0x92 => self.port_92,
-            0xa0 | 0xa1 => self.pic.read(Which::Slave, port & 1 == 1),
-            DEBUG_CONSOLE => DEBUG_CONSOLE_THERE,
-            DEBUG_EXIT => 0,
-            FW_CFG_SELECTOR | 0x511 => self.fw_cfg.read(),
-            PM_TIMER..=0x60b => self.pm_timer().to_le_bytes()[usize::from(port - PM_TIMER)],
-            RESET_CONTROL => self.reset_control,
-            // PCI configuration without devices: the bus floats. The delay ports and the clock's selector are write-only.
-            0xcfc..=0xcff | 0x70 | 0x80 | 0xed => 0xff,
-            _ => {
-                self.unclaimed += 1;
-                0xff
+            Device::SlavePic => {
+                self.advance();
+                self.pic.read(Which::Slave, port & 1 == 1)
             }
+            Device::Pit => self.pit.read(port & 3, self.clock.now()),
+            Device::KeyboardData => self.keyboard.read_data(),
+            Device::KeyboardCommand => self.keyboard.status(),
+            Device::Speaker => self.pit.read_port_61(self.clock.now()),
+            Device::Rtc if port & 1 == 1 => self.rtc.read(self.clock.now()),
+            Device::Port92 => self.port_92,
+            Device::DebugConsole => DEBUG_CONSOLE_THERE,
+            Device::DebugExit => 0,
+            Device::FwCfg => {
+                return (0..size as u32).fold(0, |value, n| value | u32::from(self.fw_cfg.read()) << (8 * n));
+            }
+            Device::PmTimer => return part(self.pm_timer(), port, size),
+            Device::PciAddress => return self.read_pci_address(port, size),
+            // There are no PCI devices; the others are write-only.
+            Device::PciData | Device::Rtc | Device::Delay => return size.ones(),
+        };
+        byte.into()
+    }
+
+    fn read_pci_address(&mut self, port: u16, size: Size) -> u32 {
+        match (port & 3, size) {
+            (0, Size::Dword) => self.pci_address,
+            (1, Size::Byte) => self.reset_control.into(),
+            _ => self.read_unclaimed().into(),
         }
+    }
+
+    fn read_unclaimed(&mut self) -> u8 {
+        self.unclaimed += 1;
+        0xff
     }
 
     /// As [`read_byte`](Self::read_byte).
@@ -238,27 +261,53 @@ impl<S: Sink, C: Clock> Board<S, C> {
 
     #[inline(never)]
     fn write_other(&mut self, port: u16, value: u8) -> Effect {
-        match port {
-            0x20 | 0x21 => {
-                self.advance();
-                self.pic.write(Which::Master, port & 1 == 1, value);
-            }
-            0x40..=0x43 => self.pit.write(port - TIMER, value, self.clock.now()),
-            0x60 => return self.keyboard.write_data(value).into(),
-            0x61 => self.pit.write_port_61(value, self.clock.now()),
-            0x64 => return self.keyboard.write_command(value).into(),
-            0x70 => self.rtc.select(value),
-            0x71 => self.rtc.write(value),
-            0x92 => return self.write_port_92(value),
-            0xa0 | 0xa1 => self.pic.write(Which::Slave, port & 1 == 1, value),
-            DEBUG_CONSOLE if !self.sink.has_room() => return Effect::Wait,
-            DEBUG_CONSOLE => self.sink.put(value),
-            DEBUG_EXIT => return Effect::Exit(value.into()),
-            RESET_CONTROL => return self.write_reset_control(value),
-            // fw_cfg's selector takes words only; the PM timer is read-only; writes of the others have no effect.
-            FW_CFG_SELECTOR | 0x511 | PM_TIMER..=0x60b | 0xcfc..=0xcff | 0x80 | 0xed => {}
-            _ => self.unclaimed += 1,
+        match bus::find(port) {
+            Some(range) => self.write_device(range.device, port, Size::Byte, value.into()),
+            None => self.write_unclaimed(),
         }
+    }
+
+    /// Writes `port` of `device`, in a size that it takes.
+    fn write_device(&mut self, device: Device, port: u16, size: Size, value: u32) -> Effect {
+        let byte = value as u8;
+        match device {
+            Device::MasterPic => {
+                self.advance();
+                self.pic.write(Which::Master, port & 1 == 1, byte);
+            }
+            Device::SlavePic => {
+                self.advance();
+                self.pic.write(Which::Slave, port & 1 == 1, byte);
+            }
+            Device::Pit => self.pit.write(port & 3, byte, self.clock.now()),
+            Device::KeyboardData => return self.keyboard.write_data(byte).into(),
+            Device::KeyboardCommand => return self.keyboard.write_command(byte).into(),
+            Device::Speaker => self.pit.write_port_61(byte, self.clock.now()),
+            Device::Rtc if port & 1 == 1 => self.rtc.write(byte),
+            Device::Rtc => self.rtc.select(byte),
+            Device::Port92 => return self.write_port_92(byte),
+            Device::DebugConsole if !self.sink.has_room() => return Effect::Wait,
+            Device::DebugConsole => self.sink.put(byte),
+            Device::DebugExit => return Effect::Exit(value & size.ones()),
+            Device::FwCfg if size == Size::Word => self.fw_cfg.select(value as u16),
+            Device::PciAddress => return self.write_pci_address(port, size, value),
+            // fw_cfg's selector takes words only, and the PM timer is read-only.
+            Device::FwCfg | Device::PmTimer | Device::PciData | Device::Delay => {}
+        }
+        Effect::Continue
+    }
+
+    fn write_pci_address(&mut self, port: u16, size: Size, value: u32) -> Effect {
+        match (port & 3, size) {
+            (0, Size::Dword) => self.pci_address = value,
+            (1, Size::Byte) => return self.write_reset_control(value as u8),
+            _ => return self.write_unclaimed(),
+        }
+        Effect::Continue
+    }
+
+    fn write_unclaimed(&mut self) -> Effect {
+        self.unclaimed += 1;
         Effect::Continue
     }
 
@@ -282,11 +331,8 @@ impl<S: Sink, C: Clock> Board<S, C> {
     /// Reads a wide register, or bytes of consecutive ports, the lowest first. Beyond port 0xffff there are only ones.
     #[inline(never)]
     fn read_wide(&mut self, port: u16, size: Size) -> u32 {
-        match (port, size) {
-            (PCI_ADDRESS, Size::Dword) => return self.pci_address,
-            // All bytes must come from one reading of the time.
-            (PM_TIMER, _) => return self.pm_timer() & size.ones(),
-            _ => {}
+        if let Some(range) = bus::find(port).filter(|range| range.takes_whole(port, size)) {
+            return self.read_device(range.device, port, size);
         }
         (0..size as u16).fold(0, |value, n| {
             let byte = port.checked_add(n).map_or(0xff, |port| self.read_byte(port));
@@ -296,17 +342,14 @@ impl<S: Sink, C: Clock> Board<S, C> {
 
     #[inline(never)]
     fn write_wide(&mut self, port: u16, size: Size, value: u32) -> Effect {
-        match (port, size) {
-            (DEBUG_EXIT, _) => return Effect::Exit(value & size.ones()),
-            (FW_CFG_SELECTOR, Size::Word) => self.fw_cfg.select(value as u16),
-            (PCI_ADDRESS, Size::Dword) => self.pci_address = value,
-            _ => return self.write_bytes(port, size, value),
+        match bus::find(port).filter(|range| range.takes_whole(port, size)) {
+            Some(range) => self.write_device(range.device, port, size, value),
+            None => self.write_bytes(port, size, value),
         }
-        Effect::Continue
     }
 
     /// Writes bytes to consecutive ports, the lowest first, until one of them has an effect. If that is [`Effect::Wait`], the whole
-    /// access is repeated; the ports before a console port belong to no device, so that writing them twice does no harm.
+    /// access is repeated; the ports before a console port have no effect, so that writing them twice does no harm.
     fn write_bytes(&mut self, port: u16, size: Size, value: u32) -> Effect {
         for (n, byte) in (0..size as u16).zip(value.to_le_bytes()) {
             let Some(port) = port.checked_add(n) else { break };

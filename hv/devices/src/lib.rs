@@ -26,7 +26,7 @@
 //! }
 //! let value: u32 = board.read(0x4d0, Size::Byte);
 //!
-//! // Before each entry: inject a pending interrupt. Acknowledge it only when it is really delivered.
+//! // Before each entry: inject a pending interrupt of the 8259s. Acknowledge it only when it is really delivered.
 //! if board.interrupt_pending() {
 //!     let vector: u8 = board.acknowledge_interrupt();
 //! }
@@ -45,7 +45,7 @@
 //! | 0x80, 0xed | delay ports |
 //! | 0x92, 0xcf9 | A20 and reset, reset |
 //! | 0xe9 | Bochs' debug console: printed |
-//! | 0xf4 | QEMU's `isa-debug-exit`: ends the guest with the value written |
+//! | 0xf4 to 0xf7 | QEMU's `isa-debug-exit`: ends the guest with the value written |
 //! | 0x3f8 to 0x3ff | COM1, a 16550A |
 //! | 0x4d0, 0x4d1 | edge/level control registers (ELCR) |
 //! | 0x510, 0x511 | QEMU's `fw_cfg`: signature, version, RAM size, number of CPUs |
@@ -61,6 +61,7 @@
 extern crate std;
 
 mod board;
+mod bus;
 mod clock;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -1,0 +1,121 @@
+//! The port bus: which device has a port.
+
+use crate::Size;
+use abi::ports::{DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE};
+
+/// A device on the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    MasterPic,
+    SlavePic,
+    Pit,
+    KeyboardData,
+    KeyboardCommand,
+    Speaker,
+    Rtc,
+    /// Ports that kernels write to pass time.
+    Delay,
+    Port92,
+    DebugConsole,
+    DebugExit,
+    FwCfg,
+    PmTimer,
+    /// PCI's address register, which is one for dwords alone: the reset control register is among its bytes.
+    PciAddress,
+    PciData,
+}
+
+/// How a device takes an access of more than a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wide {
+    /// As bytes at consecutive ports, the lowest first, as on an ISA bus.
+    Bytes,
+    /// As a whole, if it lies in one aligned dword of the device's ports; as bytes otherwise.
+    Whole,
+    /// As a whole, if it is a dword at the first port; as bytes otherwise.
+    Dword,
+}
+
+/// The ports of a device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Range {
+    first: u16,
+    last: u16,
+    wide: Wide,
+    pub(crate) device: Device,
+}
+
+const fn range(first: u16, last: u16, wide: Wide, device: Device) -> Range {
+    Range { first, last, wide, device }
+}
+
+/// In ascending order, for the search. The ports that are accessed most often (COM1, ELCR) are not here: a
+/// [`Board`](crate::Board) tests for them first.
+static PORTS: [Range; 16] = [
+    range(0x20, 0x21, Wide::Bytes, Device::MasterPic),
+    range(0x40, 0x43, Wide::Bytes, Device::Pit),
+    range(0x60, 0x60, Wide::Bytes, Device::KeyboardData),
+    range(0x61, 0x61, Wide::Bytes, Device::Speaker),
+    range(0x64, 0x64, Wide::Bytes, Device::KeyboardCommand),
+    range(0x70, 0x71, Wide::Bytes, Device::Rtc),
+    range(0x80, 0x80, Wide::Bytes, Device::Delay),
+    range(0x92, 0x92, Wide::Bytes, Device::Port92),
+    range(0xa0, 0xa1, Wide::Bytes, Device::SlavePic),
+    range(DEBUG_CONSOLE, DEBUG_CONSOLE, Wide::Bytes, Device::DebugConsole),
+    range(0xed, 0xed, Wide::Bytes, Device::Delay),
+    range(DEBUG_EXIT, DEBUG_EXIT + DEBUG_EXIT_SIZE - 1, Wide::Whole, Device::DebugExit),
+    range(0x510, 0x511, Wide::Whole, Device::FwCfg),
+    range(0x608, 0x60b, Wide::Whole, Device::PmTimer),
+    range(0xcf8, 0xcfb, Wide::Dword, Device::PciAddress),
+    range(0xcfc, 0xcff, Wide::Whole, Device::PciData),
+];
+
+const _: () = {
+    let mut n = 0;
+    while n < PORTS.len() {
+        assert!(PORTS[n].first <= PORTS[n].last);
+        assert!(n == 0 || PORTS[n - 1].last < PORTS[n].first);
+        n += 1;
+    }
+};
+
+/// The range that has `port`.
+pub(crate) fn find(port: u16) -> Option<&'static Range> {
+    let range = &PORTS[PORTS.partition_point(|range| range.last < port).min(PORTS.len() - 1)];
+    (range.first..=range.last).contains(&port).then_some(range)
+}
+
+impl Range {
+    /// Whether the device takes this access, which begins at one of its ports, as a whole.
+    pub(crate) fn takes_whole(&self, port: u16, size: Size) -> bool {
+        let bytes = size as u16;
+        match self.wide {
+            Wide::Bytes => size == Size::Byte,
+            Wide::Whole => (port & 3) + bytes <= 4 && port - self.first + bytes <= self.last - self.first + 1,
+            Wide::Dword => size == Size::Byte || port == self.first && size == Size::Dword,
+        }
+    }
+}
+
+/// The part of a register of 32 bits that a read at `port` gives.
+pub(crate) fn part(register: u32, port: u16, size: Size) -> u32 {
+    register >> (8 * u32::from(port & 3)) & size.ones()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_port_has_the_device_whose_range_it_is_in() {
+        for port in 0..=u16::MAX {
+            let wanted = PORTS.iter().find(|range| range.first <= port && port <= range.last);
+            assert_eq!(find(port).map(|range| range.device), wanted.map(|range| range.device), "{port:#x}");
+        }
+    }
+
+    #[test]
+    fn no_range_hides_a_port_that_the_board_tests_for_first() {
+        assert!((0x3f8..=0x3ff).chain(0x4d0..=0x4d1).all(|port| find(port).is_none()));
+    }
+}
