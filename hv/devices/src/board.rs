@@ -1,10 +1,12 @@
 //! The devices of a VM and their ports.
 
-use crate::bus::{self, Device, part};
+use crate::bus::{self, Device};
 use crate::fw_cfg::FwCfg;
 use crate::keyboard::{Keyboard, Resets};
+use crate::pci::Pci;
 use crate::pic::{Pic, Which};
 use crate::pit::Pit;
+use crate::pm::{self, PowerManagement, PowersOff, SCI};
 use crate::rtc::Rtc;
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
@@ -43,6 +45,8 @@ pub enum Effect {
     Exit(u32),
     /// The guest reset its machine.
     Reset,
+    /// The guest switched its machine off (ACPI's S5).
+    PowerOff,
     /// The console is full: the write had no effect, and must be repeated.
     Wait,
 }
@@ -50,6 +54,12 @@ pub enum Effect {
 impl From<Resets> for Effect {
     fn from(Resets(resets): Resets) -> Self {
         if resets { Self::Reset } else { Self::Continue }
+    }
+}
+
+impl From<PowersOff> for Effect {
+    fn from(PowersOff(off): PowersOff) -> Self {
+        if off { Self::PowerOff } else { Self::Continue }
     }
 }
 
@@ -78,7 +88,10 @@ pub struct Board<S, C> {
     fw_cfg: FwCfg,
     port_92: u8,
     reset_control: u8,
-    pci_address: u32,
+    pm: PowerManagement,
+    /// Whether power management holds its interrupt high.
+    sci: bool,
+    pci: Pci,
 }
 
 const TIMER_IRQ: u8 = 0;
@@ -92,9 +105,16 @@ const PORT_92_A20: u8 = 1 << 1;
 /// Port 0xcf9: setting bit 2 resets, in a way that bits 1 and 3 choose.
 const RESET_CONTROL_NOW: u8 = 1 << 2;
 
-/// ACPI 6.5, section 4.8.2.1: 24 bits at this frequency.
-const PM_TIMER_HERTZ: u32 = 3_579_545;
-const PM_TIMER_MASK: u32 = 0xff_ffff;
+/// Whether an access to `port` may bring nearer what [`next_deadline`](Board::next_deadline) gives.
+pub const fn changes_deadline(port: u16) -> bool {
+    // A dword below a port reaches that, too. The delay port is between the ranges: kernels write it after many accesses.
+    const SECOND_PIC: u16 = 0xa0 - 3;
+    const SECOND_PIC_LAST: u16 = 0xa1;
+    const EVENTS: u16 = pm::BASE - 3;
+    const EVENTS_LAST: u16 = pm::BASE + 3;
+    // Below 0x80 are the first interrupt controller, the timer and the clock.
+    matches!(port, 0..0x80 | SECOND_PIC..=SECOND_PIC_LAST | EVENTS..=EVENTS_LAST)
+}
 
 impl<S: Sink, C: Clock> Board<S, C> {
     /// Devices as a PC's firmware leaves them, with all interrupts masked.
@@ -111,7 +131,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
             fw_cfg: FwCfg::new(&config),
             port_92: PORT_92_A20,
             reset_control: 0,
-            pci_address: 0,
+            pm: PowerManagement::new(),
+            sci: false,
+            pci: Pci::new(),
         }
     }
 
@@ -150,7 +172,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
     /// When [`advance`](Self::advance) will cause the next interrupt, if the guest accesses no device before. None if no timer will
     /// cause one: a processor that halts then is woken by another device, or never.
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
-        if self.pic.accepts_edge(TIMER_IRQ) { self.pit.next_deadline() } else { None }
+        let pit = if self.pic.accepts_edge(TIMER_IRQ) { self.pit.next_deadline() } else { None };
+        let pm = if self.sci { None } else { self.pm.next_deadline() };
+        pit.into_iter().chain(pm).min()
     }
 
     /// Raises the timers' interrupts that are due. Several of one timer that were missed count as one.
@@ -159,11 +183,19 @@ impl<S: Sink, C: Clock> Board<S, C> {
             self.pic.set_line(TIMER_IRQ, true);
             self.pic.set_line(TIMER_IRQ, false);
         }
+        self.update_sci();
     }
 
     /// Sets the level of interrupt line `irq`, 0 to 15, for devices outside of this crate.
     pub fn set_irq(&mut self, irq: u8, high: bool) {
         self.pic.set_line(irq & 15, high);
+    }
+
+    fn update_sci(&mut self) {
+        let level = self.pm.interrupt(|| self.clock.now());
+        if level != core::mem::replace(&mut self.sci, level) {
+            self.pic.set_line(SCI, level);
+        }
     }
 
     /// Receives a byte on COM1's line. False if there is no room for it yet.
@@ -226,17 +258,18 @@ impl<S: Sink, C: Clock> Board<S, C> {
             Device::FwCfg => {
                 return (0..size as u32).fold(0, |value, n| value | u32::from(self.fw_cfg.read()) << (8 * n));
             }
-            Device::PmTimer => return part(self.pm_timer(), port, size),
+            Device::PowerManagement => return self.pm.read(port, size, self.clock.now()),
             Device::PciAddress => return self.read_pci_address(port, size),
-            // There are no PCI devices; the others are write-only.
-            Device::PciData | Device::Rtc | Device::Delay => return size.ones(),
+            Device::PciData => return self.pci.read(port, size),
+            // These are write-only.
+            Device::Rtc | Device::Delay => return size.ones(),
         };
         byte.into()
     }
 
     fn read_pci_address(&mut self, port: u16, size: Size) -> u32 {
         match (port & 3, size) {
-            (0, Size::Dword) => self.pci_address,
+            (0, Size::Dword) => self.pci.address(),
             (1, Size::Byte) => self.reset_control.into(),
             _ => self.read_unclaimed().into(),
         }
@@ -290,16 +323,22 @@ impl<S: Sink, C: Clock> Board<S, C> {
             Device::DebugConsole => self.sink.put(byte),
             Device::DebugExit => return Effect::Exit(value & size.ones()),
             Device::FwCfg if size == Size::Word => self.fw_cfg.select(value as u16),
+            Device::PowerManagement => {
+                let effect = self.pm.write(port, size, value, self.clock.now());
+                self.update_sci();
+                return effect.into();
+            }
             Device::PciAddress => return self.write_pci_address(port, size, value),
-            // fw_cfg's selector takes words only, and the PM timer is read-only.
-            Device::FwCfg | Device::PmTimer | Device::PciData | Device::Delay => {}
+            Device::PciData => self.pci.write(port, size, value),
+            // fw_cfg's selector takes words only.
+            Device::FwCfg | Device::Delay => {}
         }
         Effect::Continue
     }
 
     fn write_pci_address(&mut self, port: u16, size: Size, value: u32) -> Effect {
         match (port & 3, size) {
-            (0, Size::Dword) => self.pci_address = value,
+            (0, Size::Dword) => self.pci.set_address(value),
             (1, Size::Byte) => return self.write_reset_control(value as u8),
             _ => return self.write_unclaimed(),
         }
@@ -370,10 +409,6 @@ impl<S: Sink, C: Clock> Board<S, C> {
     fn write_reset_control(&mut self, value: u8) -> Effect {
         self.reset_control = value & !RESET_CONTROL_NOW;
         Resets(value & RESET_CONTROL_NOW != 0).into()
-    }
-
-    fn pm_timer(&self) -> u32 {
-        self.clock.now().to_ticks(PM_TIMER_HERTZ) as u32 & PM_TIMER_MASK
     }
 
     fn update_uart_irq(&mut self) {
@@ -551,16 +586,45 @@ mod tests {
     }
 
     #[test]
-    fn pci_is_there_and_empty() {
+    fn pci_configuration_is_behind_an_address_and_four_data_ports() {
         printed(|board, _| {
-            assert_eq!(board.write(0xcf8, Size::Dword, 0x8000_0000), Effect::Continue);
-            assert_eq!(board.read(0xcf8, Size::Dword), 0x8000_0000);
+            assert_eq!(board.write(0xcf8, Size::Dword, 0x8000_0800), Effect::Continue);
+            assert_eq!(board.read(0xcf8, Size::Dword), 0x8000_0800);
             assert_eq!(board.write(0xcf9, Size::Byte, 0), Effect::Continue);
-            assert_eq!(board.read(0xcf8, Size::Dword), 0x8000_0000, "a byte goes to the reset control register");
+            assert_eq!(board.read(0xcf8, Size::Dword), 0x8000_0800, "a byte goes to the reset control register");
+            assert_eq!(board.read(0xcfc, Size::Dword), 0x7000_8086);
+            assert_eq!(board.read(0xcfe, Size::Word), 0x7000);
+            assert_eq!(board.read(0xcfd, Size::Byte), 0x80);
+            assert_eq!(board.write(0xcf8, Size::Dword, 0x8000_1000), Effect::Continue);
             for (port, size) in [(0xcfc, Size::Dword), (0xcfe, Size::Word), (0xcff, Size::Byte)] {
-                assert_eq!(board.read(port, size), size.ones());
+                assert_eq!(board.read(port, size), size.ones(), "no such device");
             }
             assert_eq!(board.unclaimed(), 0);
+        });
+    }
+
+    #[test]
+    fn s5_powers_off_in_each_width_that_reaches_the_sleep_bit() {
+        printed(|board, _| {
+            assert_eq!(board.write(0x604, Size::Word, 0x2000), Effect::PowerOff);
+            assert_eq!(board.write(0x605, Size::Byte, 0x20), Effect::PowerOff);
+            assert_eq!(board.write(0x604, Size::Word, 0x3400), Effect::Continue, "another sleep type");
+        });
+    }
+
+    #[test]
+    fn the_pm_timer_interrupts_by_line_9_until_its_status_is_cleared() {
+        printed(|board, time| {
+            write_all(board, &PIC_SETUP);
+            write_all(board, &[(0x4d1, 0x02), (0x21, 0x01)]);
+            assert_eq!(board.write(0x602, Size::Word, 1), Effect::Continue);
+            time.set(board.next_deadline().unwrap().0);
+            board.advance();
+            assert_eq!((board.acknowledge_interrupt(), board.next_deadline()), (0x29, None));
+            assert_eq!(board.write(0x600, Size::Word, 1), Effect::Continue);
+            write_all(board, &[(0xa0, 0x20), (0x20, 0x20)]);
+            assert!(!board.interrupt_pending());
+            assert!(board.next_deadline().is_some_and(|deadline| deadline.0 > time.get()));
         });
     }
 

@@ -1,4 +1,4 @@
-//! The port bus: which device has a port.
+//! The port bus: which device has a port, and accesses to registers of 32 bits.
 
 use crate::Size;
 use abi::ports::{DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE};
@@ -19,7 +19,7 @@ pub(crate) enum Device {
     DebugConsole,
     DebugExit,
     FwCfg,
-    PmTimer,
+    PowerManagement,
     /// PCI's address register, which is one for dwords alone: the reset control register is among its bytes.
     PciAddress,
     PciData,
@@ -51,7 +51,7 @@ const fn range(first: u16, last: u16, wide: Wide, device: Device) -> Range {
 
 /// In ascending order, for the search. The ports that are accessed most often (COM1, ELCR) are not here: a
 /// [`Board`](crate::Board) tests for them first.
-static PORTS: [Range; 16] = [
+static PORTS: [Range; 18] = [
     range(0x20, 0x21, Wide::Bytes, Device::MasterPic),
     range(0x40, 0x43, Wide::Bytes, Device::Pit),
     range(0x60, 0x60, Wide::Bytes, Device::KeyboardData),
@@ -65,7 +65,9 @@ static PORTS: [Range; 16] = [
     range(0xed, 0xed, Wide::Bytes, Device::Delay),
     range(DEBUG_EXIT, DEBUG_EXIT + DEBUG_EXIT_SIZE - 1, Wide::Whole, Device::DebugExit),
     range(0x510, 0x511, Wide::Whole, Device::FwCfg),
-    range(0x608, 0x60b, Wide::Whole, Device::PmTimer),
+    range(0x600, 0x603, Wide::Whole, Device::PowerManagement),
+    range(0x604, 0x605, Wide::Whole, Device::PowerManagement),
+    range(0x608, 0x60b, Wide::Whole, Device::PowerManagement),
     range(0xcf8, 0xcfb, Wide::Dword, Device::PciAddress),
     range(0xcfc, 0xcff, Wide::Whole, Device::PciData),
 ];
@@ -97,6 +99,28 @@ impl Range {
     }
 }
 
+/// A write of some bytes of a register of 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DwordWrite {
+    /// The bits written, each at its place in the register.
+    pub(crate) value: u32,
+    mask: u32,
+}
+
+impl DwordWrite {
+    /// A write at `port`, whose lowest two bits are the byte in the register.
+    pub(crate) fn new(port: u16, size: Size, value: u32) -> Self {
+        let shift = 8 * u32::from(port & 3);
+        Self { value: (value & size.ones()) << shift, mask: size.ones() << shift }
+    }
+
+    /// What becomes of a register that is `old`, of which these bits are `writable`.
+    pub(crate) fn onto(self, old: u32, writable: u32) -> u32 {
+        let mask = self.mask & writable;
+        old & !mask | self.value & mask
+    }
+}
+
 /// The part of a register of 32 bits that a read at `port` gives.
 pub(crate) fn part(register: u32, port: u16, size: Size) -> u32 {
     register >> (8 * u32::from(port & 3)) & size.ones()
@@ -105,6 +129,7 @@ pub(crate) fn part(register: u32, port: u16, size: Size) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn every_port_has_the_device_whose_range_it_is_in() {
@@ -117,5 +142,18 @@ mod tests {
     #[test]
     fn no_range_hides_a_port_that_the_board_tests_for_first() {
         assert!((0x3f8..=0x3ff).chain(0x4d0..=0x4d1).all(|port| find(port).is_none()));
+    }
+
+    proptest! {
+        #[test]
+        fn a_write_reads_back_in_parts_and_leaves_the_rest(old: u32, value: u32, byte in 0u16..4, wide: bool) {
+            let size = if wide { Size::Word } else { Size::Byte };
+            prop_assume!(byte + size as u16 <= 4);
+            let new = DwordWrite::new(byte, size, value).onto(old, u32::MAX);
+            prop_assert_eq!(part(new, byte, size), value & size.ones());
+            let written = size.ones() << (8 * byte);
+            prop_assert_eq!(new & !written, old & !written);
+            prop_assert_eq!(DwordWrite::new(byte, size, value).onto(old, 0), old);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The fuzzer's entry point, which the property tests use, too.
 
-use crate::{Board, BoardConfig, Clock, Effect, Nanoseconds, Sink, Size};
+use crate::{Board, BoardConfig, Clock, Effect, Nanoseconds, Sink, Size, changes_deadline};
 use core::cell::Cell;
 
 struct At<'a>(&'a Cell<u64>);
@@ -34,7 +34,8 @@ const ACCESS_BYTES: usize = 8;
 /// value (4 bytes), and the time that passes, as a power of two.
 ///
 /// # Panics
-/// If a value is wider than its access, a deadline is not in the future, or a byte is printed without room.
+/// If a value is wider than its access, a deadline is not in the future or comes nearer by a port that changes none, or a byte is
+/// printed without room.
 pub fn devices_ports(data: &[u8]) {
     let time = Cell::new(0);
     let config = BoardConfig { ram_bytes: 64 << 20, cpus: 2, boot_time: 1 << 30 };
@@ -43,16 +44,22 @@ pub fn devices_ports(data: &[u8]) {
         let port = u16::from_le_bytes([port_low, port_high]);
         let value = u32::from_le_bytes([v0, v1, v2, v3]);
         let size = [Size::Byte, Size::Byte, Size::Word, Size::Dword][usize::from(kind & 3)];
+        let before = board.next_deadline();
         match kind >> 2 & 7 {
             0..=2 => assert_eq!(board.read(port, size) & !size.ones(), 0),
             3..=5 => match board.write(port, size, value) {
                 Effect::Exit(verdict) => {
                     assert!((0xf4..0xf8).contains(&port) || port.abs_diff(0xf4) < 4 && verdict <= 0xff)
                 }
+                Effect::PowerOff => assert!((0x601..=0x605).contains(&port)),
                 Effect::Continue | Effect::Reset | Effect::Wait => {}
             },
             6 => board.set_irq(v0, v1 & 1 != 0),
             _ => drop(board.receive(v0)),
+        }
+        if let (0..=5, Some(after)) = (kind >> 2 & 7, board.next_deadline()) {
+            let is_nearer = before.is_none_or(|before| after < before);
+            assert!(!is_nearer || changes_deadline(port), "{port:#x}");
         }
         time.set(time.get().saturating_add(1 << (step & 0x2f)));
         board.advance();
@@ -63,13 +70,13 @@ pub fn devices_ports(data: &[u8]) {
     }
 }
 
-/// One access for [`devices_ports`], mostly to a port that a device claims.
+/// One access for [`devices_ports`], mostly to a port that a device has.
 #[cfg(test)]
 pub(crate) fn access() -> impl proptest::strategy::Strategy<Value = [u8; ACCESS_BYTES]> {
     use proptest::prelude::*;
-    const CLAIMED: [u16; 26] = [
+    const CLAIMED: [u16; 30] = [
         0x20, 0x21, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x92, 0xa0, 0xa1, 0xf4, 0x3f8, 0x3f9, 0x3fa,
-        0x3fc, 0x4d0, 0x4d1, 0x510, 0x511, 0x608, 0xcf8, 0xcf9,
+        0x3fc, 0x4d0, 0x4d1, 0x510, 0x511, 0x600, 0x602, 0x604, 0x608, 0xcf8, 0xcf9, 0xcfc,
     ];
     let port = prop_oneof![4 => prop::sample::select(&CLAIMED[..]), 1 => any::<u16>()];
     (any::<u8>(), port, any::<[u8; 4]>(), any::<u8>()).prop_map(|(kind, port, [v0, v1, v2, v3], step)| {

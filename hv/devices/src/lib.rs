@@ -20,7 +20,7 @@
 //! match board.write(0xf4, Size::Byte, 0) {
 //!     Effect::Continue => {}
 //!     Effect::Exit(verdict) => assert_eq!(verdict, 0),
-//!     Effect::Reset => {}
+//!     Effect::Reset | Effect::PowerOff => {}
 //!     // The console is full: the instruction is to be executed again.
 //!     Effect::Wait => {}
 //! }
@@ -49,8 +49,9 @@
 //! | 0x3f8 to 0x3ff | COM1, a 16550A |
 //! | 0x4d0, 0x4d1 | edge/level control registers (ELCR) |
 //! | 0x510, 0x511 | QEMU's `fw_cfg`: signature, version, RAM size, number of CPUs |
-//! | 0x608 | ACPI power management timer |
-//! | 0xcf8, 0xcfc to 0xcff | PCI configuration: no devices |
+//! | 0x600 to 0x605 | ACPI's PM1a event and control blocks; its interrupt is IRQ 9 |
+//! | 0x608 to 0x60b | ACPI power management timer |
+//! | 0xcf8, 0xcfc to 0xcff | PCI configuration: a host bridge, an ISA bridge, power management |
 //!
 //! Any other port reads as ones and ignores writes, and is counted. An access of more than a byte to a device of bytes goes to
 //! consecutive ports, lowest first, as on an ISA bus.
@@ -67,12 +68,14 @@ mod clock;
 pub mod fuzz;
 mod fw_cfg;
 mod keyboard;
+mod pci;
 mod pic;
 mod pit;
+mod pm;
 mod rtc;
 mod sink;
 mod uart;
 
-pub use board::{Board, BoardConfig, Effect, Size};
+pub use board::{Board, BoardConfig, Effect, Size, changes_deadline};
 pub use clock::{Clock, Nanoseconds};
 pub use sink::Sink;

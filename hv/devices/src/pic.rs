@@ -304,9 +304,10 @@ impl Pic {
         self.master.lines >> irq & 1 != 0
     }
 
-    /// Whether an edge on the master's line `irq`, 0 to 7, could interrupt: it is not masked, and no edge is pending there.
+    /// Whether an edge on line `irq`, 0 to 15, could interrupt: it is not masked, and no edge is pending there.
     pub(crate) fn accepts_edge(&self, irq: u8) -> bool {
-        (self.master.mask | self.master.edges) >> irq & 1 == 0
+        let chip = if irq < 8 { &self.master } else { &self.slave };
+        irq != CASCADE && (chip.mask | chip.edges) >> (irq & 7) & 1 == 0
     }
 
     pub(crate) fn read(&mut self, which: Which, data_port: bool) -> u8 {

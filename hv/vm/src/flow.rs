@@ -25,6 +25,8 @@ pub enum Stop {
     Exited(u32),
     /// A triple fault.
     TripleFault,
+    /// The guest switched its machine off.
+    PoweredOff,
     /// The guest asked for a reset, which ends a VM here.
     Reset,
     /// Every vCPU is halted, and no interrupt can wake one.
@@ -43,7 +45,7 @@ impl Stop {
     /// The verdict on a VM that has ended so.
     pub const fn verdict(self) -> Verdict {
         match self {
-            Self::Exited(0) => Verdict::Pass,
+            Self::Exited(0) | Self::PoweredOff => Verdict::Pass,
             Self::Exited(_) => Verdict::GuestFailed,
             Self::TripleFault => Verdict::GuestTripleFault,
             Self::Limit => Verdict::Hang,
@@ -61,6 +63,7 @@ impl fmt::Display for Stop {
             Self::Exited(0) => f.write_str("the guest reported success"),
             Self::Exited(value) => write!(f, "the guest reported failure: it wrote {value} to the exit port"),
             Self::TripleFault => f.write_str("triple fault in the guest"),
+            Self::PoweredOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str("the guest asked for a reset"),
             Self::Halted => f.write_str("the guest halted with interrupts off: nothing can wake it"),
             Self::OutOfMemory => f.write_str("no frame left for the guest's memory"),
@@ -79,8 +82,10 @@ mod tests {
     use std::string::ToString;
 
     #[test]
-    fn only_a_guest_that_reports_success_passes() {
-        assert_eq!(Stop::Exited(0).verdict(), Verdict::Pass);
+    fn only_a_guest_that_reports_success_or_powers_off_passes() {
+        for stop in [Stop::Exited(0), Stop::PoweredOff] {
+            assert_eq!(stop.verdict(), Verdict::Pass, "{stop}");
+        }
         let others = [
             Stop::Exited(1),
             Stop::Exited(u32::MAX),

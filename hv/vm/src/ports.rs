@@ -16,9 +16,6 @@ use walk::{Access, Fault, SetAccessedDirty};
 /// So many elements of a string are moved in one exit at most: the host's events wait meanwhile.
 const BATCH: u64 = 64;
 
-/// Below are the interrupt controllers, the timer and the clock: writing there may change when they next want attention.
-const FIRST_TIMELESS_PORT: u16 = 0x80;
-
 impl<T: Types> ExitHandler<'_, T> {
     #[inline]
     pub(crate) fn io(&mut self, vcpu: &mut T::Vcpu, io: Io, host: &mut T::Host) -> ControlFlow<()> {
@@ -47,7 +44,7 @@ impl<T: Types> ExitHandler<'_, T> {
             return self.go(Flow::Yield);
         }
         vcpu.resume_at(next);
-        if pending || io.port() < FIRST_TIMELESS_PORT {
+        if pending || devices::changes_deadline(io.port()) {
             self.devices_changed(vcpu, host);
         }
         match effect {
@@ -128,6 +125,7 @@ const fn flow(effect: Effect) -> Flow {
         Effect::Continue => Flow::Resume,
         Effect::Exit(value) => Flow::Stop(Stop::Exited(value)),
         Effect::Reset => Flow::Stop(Stop::Reset),
+        Effect::PowerOff => Flow::Stop(Stop::PoweredOff),
         Effect::Wait => Flow::Yield,
     }
 }

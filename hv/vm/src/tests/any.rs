@@ -49,7 +49,10 @@ struct State {
     tables: Vec<(u64, u64)>,
 }
 
-/// An address: mostly in memory and often at the end of a page, or where there is none, or anywhere.
+/// The pages of devices: I/O APIC, HPET, local APIC, the test device's memory.
+const DEVICES: [u64; 4] = [0xfec0_0000, 0xfed0_0000, 0xfee0_0000, 0xff00_0000];
+
+/// An address: mostly in memory and often at the end of a page, or where there is none, or a device's, or anywhere.
 fn address() -> impl Strategy<Value = u64> + Clone {
     let page = (0..PAGES as u64).prop_map(|page| page << 12);
     (0u8..8, page, any::<u64>()).prop_map(|(kind, page, bits)| match kind {
@@ -57,6 +60,7 @@ fn address() -> impl Strategy<Value = u64> + Clone {
         2..4 => page | bits >> 52,
         4..6 => page | 0xff0 | bits >> 60,
         6 => HOLE + bits % 0x1000,
+        7 if bits >> 63 == 0 => DEVICES[(bits >> 32) as usize % 4] + bits % 0x1000,
         _ => bits,
     })
 }
@@ -223,7 +227,7 @@ proptest! {
             prop_assert_eq!((guest.vcpu.rip, flow), (state.rip, Flow::Resume));
         }
         let is_io = matches!(exit, Exit::Io(_));
-        if let Flow::Stop(Stop::Exited(_) | Stop::Reset) = flow {
+        if let Flow::Stop(Stop::Exited(_) | Stop::Reset | Stop::PoweredOff) = flow {
             prop_assert!(is_io);
         }
         if !is_io && !matches!(exit, Exit::NestedFault(_)) {
