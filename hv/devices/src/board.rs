@@ -1,16 +1,19 @@
 //! The devices of a VM and their ports.
 
-use crate::bus::{self, Device};
+use crate::bus::{self, Device, Page};
 use crate::fw_cfg::FwCfg;
+use crate::ioapic::{InterruptMessage, IoApic};
 use crate::keyboard::{Keyboard, Resets};
 use crate::pci::Pci;
 use crate::pic::{Pic, Which};
 use crate::pit::Pit;
 use crate::pm::{self, PowerManagement, PowersOff, SCI};
 use crate::rtc::Rtc;
+use crate::testdev::TestDevice;
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
 use abi::ports::{COM1, DEBUG_CONSOLE_THERE};
+use addr::Gpa;
 
 /// Width of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +91,21 @@ pub struct Board<S, C> {
     fw_cfg: FwCfg,
     port_92: u8,
     reset_control: u8,
+    ioapic: IoApic,
     pm: PowerManagement,
     /// Whether power management holds its interrupt high.
     sci: bool,
     pci: Pci,
+    test: TestDevice,
 }
 
-const TIMER_IRQ: u8 = 0;
-const UART_IRQ: u8 = 4;
+/// A global system interrupt (GSI) is a line that devices set: 0 to 15 are the 8259s' inputs (the IRQs of an ISA bus), and all are
+/// inputs of the I/O APIC of the same number, but for the timer's.
+const TIMER_GSI: u8 = 0;
+/// The timer's input of the I/O APIC, which a MADT tells by an interrupt source override. The 8259s' cascade has no use for it.
+const TIMER_PIN: u8 = 2;
+const UART_GSI: u8 = 4;
+const ISA_GSIS: u8 = 16;
 
 const COM1_LAST: u16 = COM1 + 7;
 
@@ -116,6 +126,10 @@ pub const fn changes_deadline(port: u16) -> bool {
     matches!(port, 0..0x80 | SECOND_PIC..=SECOND_PIC_LAST | EVENTS..=EVENTS_LAST)
 }
 
+const fn pin(gsi: u8) -> u8 {
+    if gsi == TIMER_GSI { TIMER_PIN } else { gsi }
+}
+
 impl<S: Sink, C: Clock> Board<S, C> {
     /// Devices as a PC's firmware leaves them, with all interrupts masked.
     pub fn new(config: BoardConfig, sink: S, clock: C) -> Self {
@@ -131,9 +145,12 @@ impl<S: Sink, C: Clock> Board<S, C> {
             fw_cfg: FwCfg::new(&config),
             port_92: PORT_92_A20,
             reset_control: 0,
+            // Its ID is the first behind those of the local APICs, as the MADT says.
+            ioapic: IoApic::new(config.cpus as u8),
             pm: PowerManagement::new(),
             sci: false,
             pci: Pci::new(),
+            test: TestDevice::new(),
         }
     }
 
@@ -155,8 +172,37 @@ impl<S: Sink, C: Clock> Board<S, C> {
         }
     }
 
+    /// Reads `bytes` at guest-physical address `at`. False if no device is there.
+    pub fn read_mmio(&mut self, at: Gpa, bytes: &mut [u8]) -> bool {
+        let Some((page, offset)) = bus::find_page(at) else { return false };
+        match page {
+            Page::IoApic => copy(&self.ioapic.read(offset).to_le_bytes(), bytes),
+            Page::TestMemory => copy(self.test.memory(offset, bytes.len()), bytes),
+        }
+        true
+    }
+
+    /// Writes `bytes` at guest-physical address `at`. False if no device is there.
+    ///
+    /// What [`interrupt_pending`](Self::interrupt_pending), [`has_message`](Self::has_message) and
+    /// [`next_deadline`](Self::next_deadline) give may change.
+    pub fn write_mmio(&mut self, at: Gpa, bytes: &[u8]) -> bool {
+        let Some((page, offset)) = bus::find_page(at) else { return false };
+        match page {
+            Page::IoApic => {
+                // Edges that came while a pin was masked must not come to light when it is unmasked.
+                self.advance();
+                let mut value = [0; 4];
+                copy(bytes, &mut value);
+                self.ioapic.write(offset, u32::from_le_bytes(value));
+            }
+            Page::TestMemory => copy(bytes, self.test.memory(offset, bytes.len())),
+        }
+        true
+    }
+
     /// Whether the 8259s have an interrupt for the processor: the level of their INTR output. Only accesses of the guest's,
-    /// [`advance`](Self::advance), [`set_irq`](Self::set_irq), [`receive`](Self::receive) and
+    /// [`advance`](Self::advance), [`set_gsi`](Self::set_gsi), [`receive`](Self::receive) and
     /// [`acknowledge_interrupt`](Self::acknowledge_interrupt) change this.
     #[inline]
     pub fn interrupt_pending(&self) -> bool {
@@ -169,10 +215,27 @@ impl<S: Sink, C: Clock> Board<S, C> {
         self.pic.acknowledge()
     }
 
+    /// Whether the I/O APIC has a message. It may after the same calls as with [`interrupt_pending`](Self::interrupt_pending), and
+    /// after [`eoi`](Self::eoi).
+    #[inline]
+    pub fn has_message(&self) -> bool {
+        self.ioapic.has_message()
+    }
+
+    /// The I/O APIC's next message, which the caller delivers to the local APICs.
+    pub fn take_message(&mut self) -> Option<InterruptMessage> {
+        self.ioapic.take_message()
+    }
+
+    /// A local APIC ended the level-triggered interrupt `vector`.
+    pub fn eoi(&mut self, vector: u8) {
+        self.ioapic.eoi(vector);
+    }
+
     /// When [`advance`](Self::advance) will cause the next interrupt, if the guest accesses no device before. None if no timer will
     /// cause one: a processor that halts then is woken by another device, or never.
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
-        let pit = if self.pic.accepts_edge(TIMER_IRQ) { self.pit.next_deadline() } else { None };
+        let pit = if self.accepts_edge(TIMER_GSI) { self.pit.next_deadline() } else { None };
         let pm = if self.sci { None } else { self.pm.next_deadline() };
         pit.into_iter().chain(pm).min()
     }
@@ -180,21 +243,30 @@ impl<S: Sink, C: Clock> Board<S, C> {
     /// Raises the timers' interrupts that are due. Several of one timer that were missed count as one.
     pub fn advance(&mut self) {
         if self.pit.take_rise(self.clock.now()) {
-            self.pic.set_line(TIMER_IRQ, true);
-            self.pic.set_line(TIMER_IRQ, false);
+            self.set_gsi(TIMER_GSI, true);
+            self.set_gsi(TIMER_GSI, false);
         }
         self.update_sci();
     }
 
-    /// Sets the level of interrupt line `irq`, 0 to 15, for devices outside of this crate.
-    pub fn set_irq(&mut self, irq: u8, high: bool) {
-        self.pic.set_line(irq & 15, high);
+    /// Sets the level of interrupt line `gsi`, for devices outside of this crate: 0 to 15 are the IRQs of an ISA bus, 16 to 23 the
+    /// further inputs of the I/O APIC. There are no others.
+    pub fn set_gsi(&mut self, gsi: u8, high: bool) {
+        if gsi < ISA_GSIS {
+            self.pic.set_line(gsi, high);
+        }
+        self.ioapic.set_pin(pin(gsi), high);
+    }
+
+    /// Whether an edge of `gsi` could interrupt a processor.
+    fn accepts_edge(&self, gsi: u8) -> bool {
+        gsi < ISA_GSIS && self.pic.accepts_edge(gsi) || self.ioapic.accepts_edge(pin(gsi))
     }
 
     fn update_sci(&mut self) {
         let level = self.pm.interrupt(|| self.clock.now());
         if level != core::mem::replace(&mut self.sci, level) {
-            self.pic.set_line(SCI, level);
+            self.set_gsi(SCI, level);
         }
     }
 
@@ -261,8 +333,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
             Device::PowerManagement => return self.pm.read(port, size, self.clock.now()),
             Device::PciAddress => return self.read_pci_address(port, size),
             Device::PciData => return self.pci.read(port, size),
+            Device::TestScratch => return self.test.read(port, size),
             // These are write-only.
-            Device::Rtc | Device::Delay => return size.ones(),
+            Device::Rtc | Device::Delay | Device::TestFlush | Device::TestIrqs => return size.ones(),
         };
         byte.into()
     }
@@ -330,8 +403,10 @@ impl<S: Sink, C: Clock> Board<S, C> {
             }
             Device::PciAddress => return self.write_pci_address(port, size, value),
             Device::PciData => self.pci.write(port, size, value),
+            Device::TestScratch => self.test.write(port, size, value),
+            Device::TestIrqs => self.set_gsi((port & 0x1f) as u8, byte != 0),
             // fw_cfg's selector takes words only.
-            Device::FwCfg | Device::Delay => {}
+            Device::FwCfg | Device::Delay | Device::TestFlush => {}
         }
         Effect::Continue
     }
@@ -413,9 +488,16 @@ impl<S: Sink, C: Clock> Board<S, C> {
 
     fn update_uart_irq(&mut self) {
         let level = self.uart.interrupt();
-        if level != self.pic.line(UART_IRQ) {
-            self.pic.set_line(UART_IRQ, level);
+        if level != self.pic.line(UART_GSI) {
+            self.set_gsi(UART_GSI, level);
         }
+    }
+}
+
+/// Copies what there is room for. Where there is nothing to be copied, there are zeros.
+fn copy(from: &[u8], to: &mut [u8]) {
+    for (n, byte) in to.iter_mut().enumerate() {
+        *byte = from.get(n).copied().unwrap_or(0);
     }
 }
 
@@ -425,6 +507,7 @@ mod tests {
     use crate::fuzz;
     use core::cell::Cell;
     use proptest::prelude::*;
+    use std::vec;
     use std::vec::Vec;
 
     struct At<'a>(&'a Cell<u64>);
@@ -615,16 +698,112 @@ mod tests {
     #[test]
     fn the_pm_timer_interrupts_by_line_9_until_its_status_is_cleared() {
         printed(|board, time| {
-            write_all(board, &PIC_SETUP);
-            write_all(board, &[(0x4d1, 0x02), (0x21, 0x01)]);
+            program_pin(board, 9, LEVEL | 0x49);
             assert_eq!(board.write(0x602, Size::Word, 1), Effect::Continue);
             time.set(board.next_deadline().unwrap().0);
             board.advance();
-            assert_eq!((board.acknowledge_interrupt(), board.next_deadline()), (0x29, None));
+            assert_eq!((messages(board), board.next_deadline()), (vec![0x49], None));
             assert_eq!(board.write(0x600, Size::Word, 1), Effect::Continue);
-            write_all(board, &[(0xa0, 0x20), (0x20, 0x20)]);
-            assert!(!board.interrupt_pending());
+            board.eoi(0x49);
+            assert_eq!(messages(board), []);
             assert!(board.next_deadline().is_some_and(|deadline| deadline.0 > time.get()));
+        });
+    }
+
+    const IOAPIC: Gpa = Gpa::new(0xfec0_0000);
+    const LEVEL: u32 = 1 << 15;
+    const MASKED: u32 = 1 << 16;
+
+    fn write_dword(board: &mut Board<impl Sink, impl Clock>, at: Gpa, offset: u64, value: u32) {
+        assert!(board.write_mmio(at.wrapping_add(offset), &value.to_le_bytes()));
+    }
+
+    /// Writes the lower half of an entry of the I/O APIC.
+    fn program_pin(board: &mut Board<impl Sink, impl Clock>, pin: u32, low: u32) {
+        write_dword(board, IOAPIC, 0, 0x10 + 2 * pin);
+        write_dword(board, IOAPIC, 0x10, low);
+    }
+
+    /// The vectors of the I/O APIC's messages.
+    fn messages(board: &mut Board<impl Sink, impl Clock>) -> Vec<u8> {
+        core::iter::from_fn(|| board.take_message()).map(|message| message.vector).collect()
+    }
+
+    #[test]
+    fn the_test_devices_lines_reach_both_controllers() {
+        printed(|board, _| {
+            write_all(board, &PIC_SETUP);
+            for line in (0..24).filter(|&line| line != 2) {
+                let pin = if line == 0 { 2 } else { line.into() };
+                program_pin(board, pin, 0x50 + pin);
+                write_all(board, &[(0x2000 + line, 1)]);
+                assert_eq!(messages(board), [0x50 + pin as u8], "line {line}");
+                assert_eq!(board.interrupt_pending(), line < 16);
+                if line < 16 {
+                    assert_eq!(u16::from(board.acknowledge_interrupt()), 0x20 + line);
+                    write_all(board, &[(0x2000 + line, 0), (0xa0, 0x20), (0x20, 0x20)]);
+                }
+            }
+            assert_eq!(board.unclaimed(), 0);
+        });
+    }
+
+    #[test]
+    fn the_test_device_has_scratch_ports_of_each_width_a_flush_port_and_memory() {
+        printed(|board, _| {
+            assert_eq!(board.write(0xe0, Size::Dword, 0x1234_5678), Effect::Continue);
+            assert_eq!(board.write(0xe1, Size::Byte, 0xab), Effect::Continue);
+            assert_eq!(board.write(0xe2, Size::Word, 0xcdef), Effect::Continue);
+            assert_eq!(board.read(0xe0, Size::Dword), 0xcdef_ab78);
+            assert_eq!([board.read(0xe0, Size::Word), board.read(0xe3, Size::Byte)], [0xab78, 0xcd]);
+            assert_eq!(board.read(0xe1, Size::Word), 0xefab, "bytes of one register");
+            assert_eq!(board.write(0xe4, Size::Dword, 0x1000), Effect::Continue);
+            assert_eq!(board.unclaimed(), 0);
+
+            let end = Gpa::new(0xff00_0ffe);
+            assert!(board.write_mmio(end, &[1, 2, 3, 4]));
+            let mut bytes = [0xff; 4];
+            assert!(board.read_mmio(end, &mut bytes));
+            assert_eq!(bytes, [1, 2, 0, 0], "no access goes beyond the page");
+            assert!(!board.read_mmio(Gpa::new(0xff00_1000), &mut bytes));
+        });
+    }
+
+    #[test]
+    fn the_timer_interrupts_by_pin_2_when_the_8259s_are_masked() {
+        printed(|board, time| {
+            write_all(board, &[(0x43, 0x34), (0x40, 0xa9), (0x40, 0x04)]);
+            assert_eq!(board.next_deadline(), None);
+            program_pin(board, 2, 0x30);
+            for _ in 0..3 {
+                time.set(board.next_deadline().unwrap().0);
+                board.advance();
+                assert_eq!(messages(board), [0x30]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_timer_that_was_due_while_its_pin_was_masked_is_not_when_it_is_unmasked() {
+        printed(|board, time| {
+            program_pin(board, 2, MASKED | 0x30);
+            time.set(1_000_000_000);
+            program_pin(board, 2, 0x30);
+            assert_eq!(messages(board), []);
+            assert!(board.next_deadline().is_some_and(|deadline| deadline.0 > time.get()));
+        });
+    }
+
+    #[test]
+    fn the_uart_interrupts_by_pin_4() {
+        printed(|board, _| {
+            program_pin(board, 4, 0x34);
+            write_all(board, &[(0x3f9, 0x01)]);
+            assert!(board.receive(b'a'));
+            assert_eq!(messages(board), [0x34]);
+            assert_eq!(board.read(0x3f8, Size::Byte), b'a'.into());
+            assert!(board.receive(b'b'));
+            assert_eq!(messages(board), [0x34]);
         });
     }
 

@@ -1,7 +1,8 @@
-//! The port bus: which device has a port, and accesses to registers of 32 bits.
+//! The bus: which device has a port or an address, and accesses to registers of 32 bits.
 
 use crate::Size;
 use abi::ports::{DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE};
+use addr::Gpa;
 
 /// A device on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,9 @@ pub(crate) enum Device {
     /// Ports that kernels write to pass time.
     Delay,
     Port92,
+    TestScratch,
+    TestFlush,
+    TestIrqs,
     DebugConsole,
     DebugExit,
     FwCfg,
@@ -51,7 +55,7 @@ const fn range(first: u16, last: u16, wide: Wide, device: Device) -> Range {
 
 /// In ascending order, for the search. The ports that are accessed most often (COM1, ELCR) are not here: a
 /// [`Board`](crate::Board) tests for them first.
-static PORTS: [Range; 18] = [
+static PORTS: [Range; 21] = [
     range(0x20, 0x21, Wide::Bytes, Device::MasterPic),
     range(0x40, 0x43, Wide::Bytes, Device::Pit),
     range(0x60, 0x60, Wide::Bytes, Device::KeyboardData),
@@ -61,6 +65,8 @@ static PORTS: [Range; 18] = [
     range(0x80, 0x80, Wide::Bytes, Device::Delay),
     range(0x92, 0x92, Wide::Bytes, Device::Port92),
     range(0xa0, 0xa1, Wide::Bytes, Device::SlavePic),
+    range(0xe0, 0xe3, Wide::Whole, Device::TestScratch),
+    range(0xe4, 0xe7, Wide::Whole, Device::TestFlush),
     range(DEBUG_CONSOLE, DEBUG_CONSOLE, Wide::Bytes, Device::DebugConsole),
     range(0xed, 0xed, Wide::Bytes, Device::Delay),
     range(DEBUG_EXIT, DEBUG_EXIT + DEBUG_EXIT_SIZE - 1, Wide::Whole, Device::DebugExit),
@@ -70,6 +76,7 @@ static PORTS: [Range; 18] = [
     range(0x608, 0x60b, Wide::Whole, Device::PowerManagement),
     range(0xcf8, 0xcfb, Wide::Dword, Device::PciAddress),
     range(0xcfc, 0xcff, Wide::Whole, Device::PciData),
+    range(0x2000, 0x2017, Wide::Bytes, Device::TestIrqs),
 ];
 
 const _: () = {
@@ -97,6 +104,22 @@ impl Range {
             Wide::Dword => size == Size::Byte || port == self.first && size == Size::Dword,
         }
     }
+}
+
+/// A page of a device's that is mapped to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Page {
+    IoApic,
+    TestMemory,
+}
+
+static PAGES: [(u64, Page); 2] = [(0xfec0_0000, Page::IoApic), (0xff00_0000, Page::TestMemory)];
+
+/// The page that has guest-physical address `at`, and the offset in it.
+pub(crate) fn find_page(at: Gpa) -> Option<(Page, u16)> {
+    let start = at.align_down(addr::PAGE_SIZE).raw();
+    let &(_, page) = PAGES.iter().find(|&&(first, _)| first == start)?;
+    Some((page, at.page_offset() as u16))
 }
 
 /// A write of some bytes of a register of 32 bits.

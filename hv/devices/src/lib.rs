@@ -1,4 +1,4 @@
-//! The devices of one VM behind its port I/O bus: what a guest written for a PC, or for KVM, expects to find.
+//! The devices of one VM behind its bus: what a guest written for a PC, or for KVM, expects to find.
 //!
 //! [`Board`] is plain data: no allocation, no formatting, no locks. vCPUs that share it need a lock around it. It has a
 //! [`Sink`] for the guest's output and a [`Clock`] for the devices that depend on time:
@@ -26,6 +26,15 @@
 //! }
 //! let value: u32 = board.read(0x4d0, Size::Byte);
 //!
+//! // An exit for an access to an address without memory. False: no device is there.
+//! let is_device: bool = board.write_mmio(addr::Gpa::new(0xfec0_0000), &0x01u32.to_le_bytes());
+//!
+//! // After each access: the I/O APIC's messages go to the local APICs. They tell the end of level-triggered interrupts.
+//! while let Some(message) = board.take_message() {
+//!     let vector: u8 = message.vector;
+//!     board.eoi(vector);
+//! }
+//!
 //! // Before each entry: inject a pending interrupt of the 8259s. Acknowledge it only when it is really delivered.
 //! if board.interrupt_pending() {
 //!     let vector: u8 = board.acknowledge_interrupt();
@@ -33,7 +42,7 @@
 //! // When the guest must exit at the latest; None if no timer will interrupt it. Call `advance` then, and at the end of a HLT.
 //! let deadline = board.next_deadline();
 //! board.advance();
-//! # let _ = (value, deadline);
+//! # let _ = (value, deadline, is_device);
 //! ```
 //!
 //! | port | device |
@@ -44,6 +53,7 @@
 //! | 0x70, 0x71 | clock and CMOS memory |
 //! | 0x80, 0xed | delay ports |
 //! | 0x92, 0xcf9 | A20 and reset, reset |
+//! | 0xe0 to 0xe7 | QEMU's `pc-testdev`: scratch ports, flush port |
 //! | 0xe9 | Bochs' debug console: printed |
 //! | 0xf4 to 0xf7 | QEMU's `isa-debug-exit`: ends the guest with the value written |
 //! | 0x3f8 to 0x3ff | COM1, a 16550A |
@@ -52,6 +62,14 @@
 //! | 0x600 to 0x605 | ACPI's PM1a event and control blocks; its interrupt is IRQ 9 |
 //! | 0x608 to 0x60b | ACPI power management timer |
 //! | 0xcf8, 0xcfc to 0xcff | PCI configuration: a host bridge, an ISA bridge, power management |
+//! | 0x2000 to 0x2017 | `pc-testdev`: interrupt lines |
+//!
+//! | address | device |
+//! | --- | --- |
+//! | 0xfec0_0000 | I/O APIC of 24 inputs |
+//! | 0xff00_0000 | `pc-testdev`: 4 KiB of memory |
+//!
+//! The IRQs of an ISA bus go to the 8259s and to the I/O APIC's inputs of the same numbers, but that IRQ 0 goes to input 2.
 //!
 //! Any other port reads as ones and ignores writes, and is counted. An access of more than a byte to a device of bytes goes to
 //! consecutive ports, lowest first, as on an ISA bus.
@@ -67,6 +85,7 @@ mod clock;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod fw_cfg;
+mod ioapic;
 mod keyboard;
 mod pci;
 mod pic;
@@ -74,8 +93,10 @@ mod pit;
 mod pm;
 mod rtc;
 mod sink;
+mod testdev;
 mod uart;
 
 pub use board::{Board, BoardConfig, Effect, Size, changes_deadline};
 pub use clock::{Clock, Nanoseconds};
+pub use ioapic::{DeliveryMode, DestinationMode, InterruptMessage, Trigger};
 pub use sink::Sink;

@@ -37,7 +37,7 @@ impl<T: Types> ExitHandler<'_, T> {
         } else {
             devices.write(io.port(), io.size(), rax as u32)
         };
-        let pending = devices.interrupt_pending();
+        let pending = devices.interrupt_pending() || devices.has_message();
         drop(devices);
         if effect == Effect::Wait {
             // The instruction is executed again when the vCPU has its next turn.

@@ -187,7 +187,7 @@ impl State {
         let mut guest = Guest::with_devices(&[], |devices| {
             out(devices, 0x21, 0);
             [(0x43, 0x34), (0x40, 0), (0x40, 0x10)].into_iter().for_each(|(port, value)| out(devices, port, value));
-            devices.set_irq(4, true);
+            devices.set_gsi(4, true);
         });
         for &(at, entry) in &self.tables {
             guest.memory().put_u64(at, entry);

@@ -19,7 +19,7 @@ fn unmask(devices: &mut Devices) {
 fn with_interrupt(code: &[u8]) -> Guest {
     let mut guest = Guest::with_devices(code, |devices| {
         unmask(devices);
-        devices.set_irq(4, true);
+        devices.set_gsi(4, true);
     });
     guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.vcpu.blocked = true;
@@ -208,8 +208,8 @@ fn of_two_interrupts_the_second_waits_for_the_window() {
             out(devices, port, value);
         }
         unmask(devices);
-        devices.set_irq(0, true);
-        devices.set_irq(4, true);
+        devices.set_gsi(0, true);
+        devices.set_gsi(4, true);
     });
     guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.vcpu.blocked = true;

@@ -1,0 +1,39 @@
+//! QEMU's `pc-testdev` (hw/misc/pc-testdev.c), as test kernels for KVM use it: scratch ports, and a page of memory that is accessed
+//! as a device's. The [`Board`](crate::Board) has its interrupt lines. Its flush port makes KVM's tables forget a page; no guest
+//! can see that, so that a write has no effect here.
+//!
+//! QEMU's second set of scratch ports, from 0xe8 on, is missing: Bochs' debug console is one of these ports.
+
+use crate::Size;
+use crate::bus::{DwordWrite, part};
+
+/// The size of the memory, of which QEMU has more.
+pub(crate) const MEMORY_BYTES: usize = 4096;
+
+#[derive(Debug)]
+pub(crate) struct TestDevice {
+    scratch: u32,
+    memory: [u8; MEMORY_BYTES],
+}
+
+impl TestDevice {
+    pub(crate) const fn new() -> Self {
+        Self { scratch: 0, memory: [0; MEMORY_BYTES] }
+    }
+
+    /// Reads scratch `port`.
+    pub(crate) fn read(&self, port: u16, size: Size) -> u32 {
+        part(self.scratch, port, size)
+    }
+
+    /// Writes scratch `port`.
+    pub(crate) fn write(&mut self, port: u16, size: Size, value: u32) {
+        self.scratch = DwordWrite::new(port, size, value).onto(self.scratch, u32::MAX);
+    }
+
+    /// The memory from `offset` on; less than `length` at its end.
+    pub(crate) fn memory(&mut self, offset: u16, length: usize) -> &mut [u8] {
+        let start = usize::from(offset).min(MEMORY_BYTES);
+        &mut self.memory[start..(start + length).min(MEMORY_BYTES)]
+    }
+}
