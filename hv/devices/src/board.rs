@@ -2,6 +2,7 @@
 
 use crate::bus::{self, Device, Page};
 use crate::fw_cfg::FwCfg;
+use crate::hpet::{Gsis, Hpet, QwordWrite};
 use crate::ioapic::{InterruptMessage, IoApic};
 use crate::keyboard::{Keyboard, Resets};
 use crate::pci::Pci;
@@ -92,9 +93,10 @@ pub struct Board<S, C> {
     port_92: u8,
     reset_control: u8,
     ioapic: IoApic,
+    hpet: Hpet,
     pm: PowerManagement,
-    /// Whether power management holds its interrupt high.
-    sci: bool,
+    /// The GSIs that the HPET and power management hold high.
+    levels: Gsis,
     pci: Pci,
     test: TestDevice,
 }
@@ -147,8 +149,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
             reset_control: 0,
             // Its ID is the first behind those of the local APICs, as the MADT says.
             ioapic: IoApic::new(config.cpus as u8),
+            hpet: Hpet::new(),
             pm: PowerManagement::new(),
-            sci: false,
+            levels: 0,
             pci: Pci::new(),
             test: TestDevice::new(),
         }
@@ -177,6 +180,12 @@ impl<S: Sink, C: Clock> Board<S, C> {
         let Some((page, offset)) = bus::find_page(at) else { return false };
         match page {
             Page::IoApic => copy(&self.ioapic.read(offset).to_le_bytes(), bytes),
+            Page::Hpet => {
+                let now = self.clock.now();
+                self.advance_to(now);
+                let register = self.hpet.read(offset, now).to_le_bytes();
+                copy(&register[usize::from(offset & 7)..], bytes);
+            }
             Page::TestMemory => copy(self.test.memory(offset, bytes.len()), bytes),
         }
         true
@@ -195,6 +204,15 @@ impl<S: Sink, C: Clock> Board<S, C> {
                 let mut value = [0; 4];
                 copy(bytes, &mut value);
                 self.ioapic.write(offset, u32::from_le_bytes(value));
+            }
+            Page::Hpet => {
+                if let Some(write) = QwordWrite::new(offset, bytes) {
+                    // What is due is not to be lost when a timer is armed anew.
+                    let now = self.clock.now();
+                    self.advance_to(now);
+                    self.hpet.write(offset, write, now);
+                    self.update_levels();
+                }
             }
             Page::TestMemory => copy(bytes, self.test.memory(offset, bytes.len())),
         }
@@ -235,18 +253,27 @@ impl<S: Sink, C: Clock> Board<S, C> {
     /// When [`advance`](Self::advance) will cause the next interrupt, if the guest accesses no device before. None if no timer will
     /// cause one: a processor that halts then is woken by another device, or never.
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
-        let pit = if self.accepts_edge(TIMER_GSI) { self.pit.next_deadline() } else { None };
-        let pm = if self.sci { None } else { self.pm.next_deadline() };
-        pit.into_iter().chain(pm).min()
+        let legacy = !self.hpet.replaces_legacy() && self.accepts_edge(TIMER_GSI);
+        let pit = if legacy { self.pit.next_deadline() } else { None };
+        let pm = if self.levels >> SCI & 1 == 0 { self.pm.next_deadline() } else { None };
+        let hpet = self.hpet.next_deadline(|gsi| self.accepts_edge(gsi));
+        pit.into_iter().chain(pm).chain(hpet).min()
     }
 
     /// Raises the timers' interrupts that are due. Several of one timer that were missed count as one.
     pub fn advance(&mut self) {
-        if self.pit.take_rise(self.clock.now()) {
-            self.set_gsi(TIMER_GSI, true);
-            self.set_gsi(TIMER_GSI, false);
+        self.advance_to(self.clock.now());
+    }
+
+    fn advance_to(&mut self, now: Nanoseconds) {
+        // The timer goes on when the HPET takes its interrupt.
+        if self.pit.take_rise(now) && !self.hpet.replaces_legacy() {
+            self.pulse(TIMER_GSI);
         }
-        self.update_sci();
+        for gsi in bits(self.hpet.advance(now)) {
+            self.pulse(gsi);
+        }
+        self.update_levels();
     }
 
     /// Sets the level of interrupt line `gsi`, for devices outside of this crate: 0 to 15 are the IRQs of an ISA bus, 16 to 23 the
@@ -258,15 +285,22 @@ impl<S: Sink, C: Clock> Board<S, C> {
         self.ioapic.set_pin(pin(gsi), high);
     }
 
+    fn pulse(&mut self, gsi: u8) {
+        self.set_gsi(gsi, true);
+        self.set_gsi(gsi, false);
+    }
+
     /// Whether an edge of `gsi` could interrupt a processor.
     fn accepts_edge(&self, gsi: u8) -> bool {
         gsi < ISA_GSIS && self.pic.accepts_edge(gsi) || self.ioapic.accepts_edge(pin(gsi))
     }
 
-    fn update_sci(&mut self) {
-        let level = self.pm.interrupt(|| self.clock.now());
-        if level != core::mem::replace(&mut self.sci, level) {
-            self.set_gsi(SCI, level);
+    fn update_levels(&mut self) {
+        let sci = self.pm.interrupt(|| self.clock.now());
+        let levels = self.hpet.levels() | u32::from(sci) << SCI;
+        let changed = levels ^ core::mem::replace(&mut self.levels, levels);
+        for gsi in bits(changed) {
+            self.set_gsi(gsi, levels >> gsi & 1 != 0);
         }
     }
 
@@ -398,7 +432,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
             Device::FwCfg if size == Size::Word => self.fw_cfg.select(value as u16),
             Device::PowerManagement => {
                 let effect = self.pm.write(port, size, value, self.clock.now());
-                self.update_sci();
+                self.update_levels();
                 return effect.into();
             }
             Device::PciAddress => return self.write_pci_address(port, size, value),
@@ -492,6 +526,15 @@ impl<S: Sink, C: Clock> Board<S, C> {
             self.set_gsi(UART_GSI, level);
         }
     }
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut set: Gsis) -> impl Iterator<Item = u8> {
+    core::iter::from_fn(move || {
+        let lowest = (set != 0).then(|| set.trailing_zeros() as u8);
+        set &= set.wrapping_sub(1);
+        lowest
+    })
 }
 
 /// Copies what there is room for. Where there is nothing to be copied, there are zeros.
@@ -711,11 +754,18 @@ mod tests {
     }
 
     const IOAPIC: Gpa = Gpa::new(0xfec0_0000);
+    const HPET: Gpa = Gpa::new(0xfed0_0000);
     const LEVEL: u32 = 1 << 15;
     const MASKED: u32 = 1 << 16;
 
     fn write_dword(board: &mut Board<impl Sink, impl Clock>, at: Gpa, offset: u64, value: u32) {
         assert!(board.write_mmio(at.wrapping_add(offset), &value.to_le_bytes()));
+    }
+
+    fn read_dword(board: &mut Board<impl Sink, impl Clock>, at: Gpa, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        assert!(board.read_mmio(at.wrapping_add(offset), &mut bytes));
+        u32::from_le_bytes(bytes)
     }
 
     /// Writes the lower half of an entry of the I/O APIC.
@@ -791,6 +841,66 @@ mod tests {
             program_pin(board, 2, 0x30);
             assert_eq!(messages(board), []);
             assert!(board.next_deadline().is_some_and(|deadline| deadline.0 > time.get()));
+        });
+    }
+
+    #[test]
+    fn the_hpet_takes_the_timers_place() {
+        printed(|board, time| {
+            write_all(board, &PIC_SETUP);
+            write_dword(board, HPET, 0x10, 3);
+            // Periodic, with an interrupt, 32 bits: a millisecond.
+            write_dword(board, HPET, 0x100, 0x14c);
+            write_dword(board, HPET, 0x108, 100_000);
+            for n in 1..=3 {
+                assert_eq!(board.next_deadline(), Some(Nanoseconds(n * 1_000_000)));
+                time.set(n * 1_000_000);
+                board.advance();
+                assert_eq!(board.acknowledge_interrupt(), 0x20);
+                write_all(board, &[(0x20, 0x20)]);
+            }
+            time.set(60_000_000);
+            assert_eq!(read_dword(board, HPET, 0xf0), 6_000_000);
+            assert_eq!(read_dword(board, HPET, 4), 10_000_000, "femtoseconds to a tick");
+            assert_eq!(board.acknowledge_interrupt(), 0x20);
+            write_dword(board, HPET, 0x10, 0);
+            assert!(board.next_deadline().is_some(), "the timer is back");
+        });
+    }
+
+    #[test]
+    fn the_hpets_second_timer_is_line_8_of_the_second_controller() {
+        printed(|board, time| {
+            write_all(board, &PIC_SETUP);
+            write_all(board, &[(0xa1, 0x01)]);
+            write_dword(board, HPET, 0x10, 3);
+            write_dword(board, HPET, 0x120, 0x104);
+            write_dword(board, HPET, 0x128, 100);
+            assert_eq!(board.next_deadline(), None, "masked");
+            write_all(board, &[(0xa1, 0x00)]);
+            assert_eq!(board.next_deadline(), Some(Nanoseconds(1000)));
+            assert!(changes_deadline(0xa1));
+            time.set(1000);
+            board.advance();
+            assert_eq!(board.acknowledge_interrupt(), 0x28);
+        });
+    }
+
+    #[test]
+    fn a_level_of_the_hpet_is_held_until_its_status_is_cleared() {
+        printed(|board, time| {
+            program_pin(board, 20, LEVEL | 0x60);
+            write_dword(board, HPET, 0x140, 20 << 9 | 0x06);
+            assert!(board.write_mmio(HPET.wrapping_add(0x148), &500u64.to_le_bytes()));
+            write_dword(board, HPET, 0x10, 1);
+            time.set(5000);
+            assert_eq!(read_dword(board, HPET, 0x20), 4);
+            assert_eq!(messages(board), [0x60]);
+            board.eoi(0x60);
+            assert_eq!(messages(board), [0x60], "the line is still high");
+            write_dword(board, HPET, 0x20, 4);
+            board.eoi(0x60);
+            assert_eq!(messages(board), []);
         });
     }
 

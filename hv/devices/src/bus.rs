@@ -110,10 +110,12 @@ impl Range {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Page {
     IoApic,
+    Hpet,
     TestMemory,
 }
 
-static PAGES: [(u64, Page); 2] = [(0xfec0_0000, Page::IoApic), (0xff00_0000, Page::TestMemory)];
+static PAGES: [(u64, Page); 3] =
+    [(0xfec0_0000, Page::IoApic), (0xfed0_0000, Page::Hpet), (0xff00_0000, Page::TestMemory)];
 
 /// The page that has guest-physical address `at`, and the offset in it.
 pub(crate) fn find_page(at: Gpa) -> Option<(Page, u16)> {

@@ -67,6 +67,7 @@
 //! | address | device |
 //! | --- | --- |
 //! | 0xfec0_0000 | I/O APIC of 24 inputs |
+//! | 0xfed0_0000 | high precision event timer (HPET) |
 //! | 0xff00_0000 | `pc-testdev`: 4 KiB of memory |
 //!
 //! The IRQs of an ISA bus go to the 8259s and to the I/O APIC's inputs of the same numbers, but that IRQ 0 goes to input 2.
@@ -85,6 +86,7 @@ mod clock;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod fw_cfg;
+mod hpet;
 mod ioapic;
 mod keyboard;
 mod pci;
