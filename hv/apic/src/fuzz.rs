@@ -43,6 +43,7 @@ pub fn apic_accesses(data: &[u8]) {
             3 => world.write_msr(cpu, register & 0x3f, u64::from(vcpu >> 2) << 32 | u64::from(value)),
             4 => world.set_base(cpu, 0xfee0_0000 | u64::from(v0 & 0xd) << 8),
             5 => world.acknowledge(cpu),
+            6 if v1 & 1 != 0 => posted[cpu].post_level_vector(v0.max(16)),
             6 => posted[cpu].post_vector(v0.max(16)),
             _ => world.apics[cpu].set_tsc_deadline(value.into()),
         }
@@ -61,18 +62,34 @@ impl World<'_> {
         else {
             return;
         };
+        let ended = self.ended(cpu, register);
         let effect = self.apics[cpu].write(register, value, &self.posted[cpu], &At(self.time));
+        if let Some(ended) = ended {
+            return assert_eq!(effect, ended);
+        }
         self.carry_out(cpu, register, value, effect);
+    }
+
+    /// What an EOI must lead to, if that is the register: the highest interrupt in service ends.
+    fn ended(&mut self, cpu: usize, register: Register) -> Option<Effect> {
+        (register == Register::EndOfInterrupt).then(|| match self.highest(cpu, Register::InService) {
+            Some(vector) if self.has(cpu, Register::TriggerMode, vector) => Effect::BroadcastEoi(vector),
+            _ => Effect::None,
+        })
     }
 
     fn write_msr(&mut self, cpu: usize, number: u8, value: u64) {
         let msr = 0x800 + u32::from(number);
         let on = self.apics[cpu].base() & (ON | X2APIC) == ON | X2APIC;
+        let ended = Register::new(number.into()).and_then(|register| self.ended(cpu, register));
         let (posted, clock) = (&self.posted[cpu], At(self.time));
         if let Ok(effect) = self.apics[cpu].write_msr(msr, value, posted, &clock) {
             let register = Register::new(number.into()).expect("only registers are written");
             assert!(on);
-            self.carry_out(cpu, register, value as u32, effect);
+            match ended {
+                Some(ended) => assert_eq!(effect, ended),
+                None => self.carry_out(cpu, register, value as u32, effect),
+            }
         }
         if let Ok(value) = self.apics[cpu].read_msr(msr, &self.posted[cpu], &At(self.time)) {
             let register = Register::new(number.into()).expect("only registers are read");

@@ -1,5 +1,6 @@
-//! Interprocessor interrupts (IPIs) between the vCPUs of a VM.
+//! Interprocessor interrupts (IPIs) between the vCPUs of a VM, and messages of its I/O APIC to them.
 
+use crate::local::FIRST_VECTOR;
 use crate::posted::Posted;
 
 /// The delivery mode of an IPI, with its vector.
@@ -15,6 +16,17 @@ pub enum Message {
     Init,
     /// Start-up (SIPI), at a page below 1 MiB.
     Startup(u8),
+    /// The destinations acknowledge an interrupt of the 8259s. Only an I/O APIC sends this.
+    ExtInt,
+}
+
+/// What makes an I/O APIC send a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// An edge. IPIs count as such.
+    Edge,
+    /// A level: the I/O APIC waits for the EOI of the vector ([`Effect::BroadcastEoi`](crate::Effect::BroadcastEoi)).
+    Level,
 }
 
 /// Where an IPI goes.
@@ -34,6 +46,7 @@ pub struct Ipi {
     pub(crate) destination: Destination,
     /// The destination that means all vCPUs: 0xff, or 0xffff_ffff in x2APIC mode.
     pub(crate) broadcast: u32,
+    trigger: Trigger,
 }
 
 impl Ipi {
@@ -61,7 +74,15 @@ impl Ipi {
             2 => Destination::All,
             _ => Destination::Others,
         };
-        Some(Self { message, destination, broadcast: if x2apic { u32::MAX } else { 0xff } })
+        Some(Self { message, destination, broadcast: if x2apic { u32::MAX } else { 0xff }, trigger: Trigger::Edge })
+    }
+
+    /// A message of an I/O APIC, to a physical or a logical destination of 8 bits.
+    pub fn from_io_apic(message: Message, destination: u8, is_logical: bool, trigger: Trigger) -> Self {
+        let destination = u32::from(destination);
+        let destination =
+            if is_logical { Destination::Logical(destination) } else { Destination::Physical(destination) };
+        Self { message, destination, broadcast: 0xff, trigger }
     }
 
     fn is_for(&self, index: usize, from: usize, posted: &Posted) -> bool {
@@ -74,7 +95,8 @@ impl Ipi {
         }
     }
 
-    /// Posts the IPI; whether the APIC accepted it. An APIC that software has disabled accepts no vectors; an APIC that
+    /// Posts the IPI; whether the APIC accepted it. No APIC accepts a vector below 16, which only an I/O APIC can send; the error
+    /// that a processor would record is not. An APIC that software has disabled accepts no vectors; an APIC that
     /// IA32_APIC_BASE disables accepts nothing (SDM sections 11.4.3 and 11.4.7.2).
     fn post(&self, posted: &Posted) -> bool {
         if !posted.is_on() {
@@ -82,15 +104,18 @@ impl Ipi {
         }
         match self.message {
             Message::Fixed(vector) | Message::LowestPriority(vector) => {
-                let accepted = posted.accepts_vectors();
-                if accepted {
-                    posted.post_vector(vector);
+                let accepted = posted.accepts_vectors() && vector >= FIRST_VECTOR;
+                match self.trigger {
+                    Trigger::Edge if accepted => posted.post_vector(vector),
+                    Trigger::Level if accepted => posted.post_level_vector(vector),
+                    _ => {}
                 }
                 return accepted;
             }
             Message::Nmi => posted.post_nmi(),
             Message::Init => posted.post_init(),
             Message::Startup(page) => posted.post_startup(page),
+            Message::ExtInt => posted.post_ext_int(),
         }
         true
     }

@@ -37,7 +37,7 @@ mod tests;
 mod timer;
 mod x2apic;
 
-pub use ipi::{Ipi, Message, deliver};
+pub use ipi::{Ipi, Message, Trigger, deliver};
 pub use local::{Effect, LocalApic};
 pub use posted::{Posted, Signals};
 pub use register::Register;

@@ -2,7 +2,7 @@
 
 use crate::Clock;
 use crate::ipi::Ipi;
-use crate::posted::{Posted, highest};
+use crate::posted::{self, Posted, highest};
 use crate::register::{Lvt, Register};
 use crate::timer::{Due, Mode, Timer};
 
@@ -14,6 +14,8 @@ pub enum Effect {
     None,
     /// Send an IPI, by [`deliver`](crate::deliver).
     Send(Ipi),
+    /// Tell the I/O APICs that this level-triggered interrupt has ended.
+    BroadcastEoi(u8),
     /// Program the timer again: [`LocalApic::due`] has changed.
     Timer,
 }
@@ -47,7 +49,7 @@ const EXT_INT: u32 = 7 << 8;
 const SELF: u32 = 1 << 18;
 /// Writable bits of the ICR's lower half: not the delivery status.
 pub(crate) const COMMAND: u32 = 0x000c_cfff;
-const FIRST_VECTOR: u8 = 16;
+pub(crate) const FIRST_VECTOR: u8 = 16;
 
 /// IA32_APIC_BASE after reset: the default address, enabled.
 const BASE: u64 = 0xfee0_0000 | BASE_ON;
@@ -104,7 +106,12 @@ impl LocalApic {
 
     /// Shows mode and logical destination to the vCPUs that send interrupts.
     pub(crate) fn publish(&self, posted: &Posted) {
-        posted.set_mode(self.is_on(), self.spurious & SOFTWARE_ENABLED != 0, self.is_x2apic());
+        posted.set_mode(posted::Mode {
+            hardware: self.is_on(),
+            software: self.spurious & SOFTWARE_ENABLED != 0,
+            x2apic: self.is_x2apic(),
+            accepts_ext_int: self.accepts_ext_int(),
+        });
         posted.set_logical(self.logical, self.format);
     }
 
@@ -136,12 +143,9 @@ impl LocalApic {
             Register::InitialCount => self.timer.initial,
             Register::CurrentCount => self.timer.current(self.timer_mode(), clock),
             Register::Divide => self.timer.divide,
-            // No interrupt here is level-triggered; the other registers are obsolete or write-only.
-            Register::TriggerMode(_)
-            | Register::ArbitrationPriority
-            | Register::RemoteRead
-            | Register::EndOfInterrupt
-            | Register::SelfIpi => 0,
+            Register::TriggerMode(word) => posted.trigger_mode_word(word),
+            // These are obsolete or write-only.
+            Register::ArbitrationPriority | Register::RemoteRead | Register::EndOfInterrupt | Register::SelfIpi => 0,
         }
     }
 
@@ -150,7 +154,7 @@ impl LocalApic {
     pub fn write(&mut self, register: Register, value: u32, posted: &Posted, clock: &impl Clock) -> Effect {
         match register {
             Register::TaskPriority => self.task_priority = value & 0xff,
-            Register::EndOfInterrupt => self.end_of_interrupt(),
+            Register::EndOfInterrupt => return self.end_of_interrupt(posted),
             Register::CommandLow => return self.command(value, posted),
             Register::CommandHigh => self.command = self.command & 0xffff_ffff | u64::from(value) << 32,
             _ => return self.write_rarely(register, value, posted, clock),
@@ -165,7 +169,8 @@ impl LocalApic {
             Register::DestinationFormat => self.format = value | 0x0fff_ffff,
             Register::Spurious => self.set_spurious(value),
             Register::ErrorStatus => self.error_status = core::mem::take(&mut self.errors),
-            Register::Local(lvt) => return self.set_local(lvt, value),
+            Register::Local(Lvt::Timer) => return self.set_timer(value),
+            Register::Local(lvt) => drop(self.set_local(lvt, value)),
             Register::InitialCount => {
                 self.timer.set_initial(value, self.timer_mode(), clock);
                 return Effect::Timer;
@@ -195,12 +200,14 @@ impl LocalApic {
         }
     }
 
-    fn set_local(&mut self, lvt: Lvt, value: u32) -> Effect {
+    /// Writes an LVT entry; what it was.
+    fn set_local(&mut self, lvt: Lvt, value: u32) -> u32 {
         let forced = if self.spurious & SOFTWARE_ENABLED == 0 { MASKED } else { 0 };
-        let old = core::mem::replace(&mut self.local[lvt as usize], value & lvt.writable() | forced);
-        if lvt != Lvt::Timer {
-            return Effect::None;
-        }
+        core::mem::replace(&mut self.local[lvt as usize], value & lvt.writable() | forced)
+    }
+
+    fn set_timer(&mut self, value: u32) -> Effect {
+        let old = self.set_local(Lvt::Timer, value);
         self.timer.change_mode(Mode::new(old), Mode::new(value));
         Effect::Timer
     }
@@ -320,9 +327,10 @@ impl LocalApic {
         Some(vector)
     }
 
-    fn end_of_interrupt(&mut self) {
-        if let Some(vector) = self.in_service() {
-            self.in_service[usize::from(vector >> 5)] &= !(1 << (vector & 31));
-        }
+    /// The EOI of a level-triggered interrupt goes to the I/O APICs, too (SDM section 11.8.5).
+    fn end_of_interrupt(&mut self, posted: &Posted) -> Effect {
+        let Some(vector) = self.in_service() else { return Effect::None };
+        self.in_service[usize::from(vector >> 5)] &= !(1 << (vector & 31));
+        if posted.is_level(vector) { Effect::BroadcastEoi(vector) } else { Effect::None }
     }
 }

@@ -16,10 +16,12 @@ pub struct Posted {
     irr: [AtomicU32; 8],
     /// One bit for each word of the IRR. Clear: the word is zero, apart from vectors whose post has not returned yet.
     summary: AtomicU32,
-    /// Pending NMI, INIT and start-up: [`NMI`], [`INIT`], [`STARTUP`] and the start-up's page in bits 7:0.
+    /// The trigger mode register: whether a vector was level-triggered when it was posted last.
+    trigger_mode: [AtomicU32; 8],
+    /// Pending NMI, INIT, start-up and ExtINT: [`NMI`], [`INIT`], [`STARTUP`], [`EXT_INT`] and the start-up's page in bits 7:0.
     signals: AtomicU32,
     pub(crate) id: u32,
-    /// The mode: [`HARDWARE_ENABLED`], [`SOFTWARE_ENABLED`], [`X2APIC`].
+    /// The mode: [`HARDWARE_ENABLED`], [`SOFTWARE_ENABLED`], [`X2APIC`], [`ACCEPTS_EXT_INT`].
     state: AtomicU32,
     /// The logical destination register, as in xAPIC mode.
     logical: AtomicU32,
@@ -36,16 +38,20 @@ pub struct Signals {
     pub init: bool,
     /// A start-up interrupt (SIPI), with the number of the page to start at. After an INIT the first one counts.
     pub startup: Option<u8>,
+    /// The vCPU is to acknowledge an interrupt of the 8259s, whatever its LINT0 says.
+    pub ext_int: bool,
 }
 
 const NMI: u32 = 1 << 8;
 const INIT: u32 = 1 << 9;
 const STARTUP: u32 = 1 << 10;
+const EXT_INT: u32 = 1 << 11;
 
 // Bits of `state`.
 const HARDWARE_ENABLED: u32 = 1 << 0;
 const SOFTWARE_ENABLED: u32 = 1 << 1;
 const X2APIC: u32 = 1 << 2;
+const ACCEPTS_EXT_INT: u32 = 1 << 3;
 
 impl Posted {
     /// Nothing is posted, to the vCPU whose APIC has this ID.
@@ -53,6 +59,7 @@ impl Posted {
         Self {
             irr: core::array::from_fn(|_| AtomicU32::new(0)),
             summary: AtomicU32::new(0),
+            trigger_mode: core::array::from_fn(|_| AtomicU32::new(0)),
             signals: AtomicU32::new(0),
             id,
             state: AtomicU32::new(HARDWARE_ENABLED),
@@ -61,9 +68,36 @@ impl Posted {
         }
     }
 
-    /// Posts interrupt `vector`. Posting a vector that is pending already has no effect.
+    /// Posts the edge-triggered interrupt `vector`. Posting a vector that is pending already has no effect.
     #[inline]
     pub fn post_vector(&self, vector: u8) {
+        if self.is_level(vector) {
+            self.trigger_mode[usize::from(vector >> 5)].fetch_and(!(1 << (vector & 31)), Ordering::Relaxed);
+        }
+        self.request(vector);
+    }
+
+    /// Posts the level-triggered interrupt `vector`, whose end the owner tells by
+    /// [`Effect::BroadcastEoi`](crate::Effect::BroadcastEoi).
+    pub fn post_level_vector(&self, vector: u8) {
+        // The request publishes it.
+        self.trigger_mode[usize::from(vector >> 5)].fetch_or(1 << (vector & 31), Ordering::Relaxed);
+        self.request(vector);
+    }
+
+    /// Whether `vector` was level-triggered when it was posted last.
+    #[inline]
+    pub(crate) fn is_level(&self, vector: u8) -> bool {
+        self.trigger_mode_word(vector >> 5) & 1 << (vector & 31) != 0
+    }
+
+    #[inline]
+    pub(crate) fn trigger_mode_word(&self, word: u8) -> u32 {
+        self.trigger_mode[usize::from(word & 7)].load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn request(&self, vector: u8) {
         let word = vector >> 5;
         let order = if kept(Rule::Publish) { Ordering::AcqRel } else { Ordering::Relaxed };
         if !kept(Rule::SummaryLast) {
@@ -77,7 +111,6 @@ impl Posted {
         }
     }
 
-    /// Removes a vector from the IRR. For the owner alone.
     /// Removes a vector from the IRR. For the owner alone.
     #[inline]
     pub(crate) fn take_vector(&self, vector: u8) {
@@ -108,6 +141,11 @@ impl Posted {
     /// Posts an NMI.
     pub fn post_nmi(&self) {
         self.signals.fetch_or(NMI, Ordering::Release);
+    }
+
+    /// Posts an ExtINT: the vCPU is to acknowledge an interrupt of the 8259s.
+    pub fn post_ext_int(&self) {
+        self.signals.fetch_or(EXT_INT, Ordering::Release);
     }
 
     /// Posts INIT, and discards signals that were posted before.
@@ -144,6 +182,7 @@ impl Posted {
             nmi: signals & NMI != 0,
             init: signals & INIT != 0,
             startup: (signals & STARTUP != 0).then_some(signals as u8),
+            ext_int: signals & EXT_INT != 0,
         }
     }
 
@@ -167,10 +206,19 @@ impl Posted {
         }
     }
 
-    pub(crate) fn set_mode(&self, hardware: bool, software: bool, x2apic: bool) {
+    pub(crate) fn set_mode(&self, mode: Mode) {
         let bit = |on, bit| if on { bit } else { 0 };
-        let state = bit(hardware, HARDWARE_ENABLED) | bit(software, SOFTWARE_ENABLED) | bit(x2apic, X2APIC);
-        self.state.store(state, Ordering::Release);
+        let enabled = bit(mode.hardware, HARDWARE_ENABLED) | bit(mode.software, SOFTWARE_ENABLED);
+        let state = enabled | bit(mode.x2apic, X2APIC) | bit(mode.accepts_ext_int, ACCEPTS_EXT_INT);
+        self.state.store(state, Ordering::SeqCst);
+    }
+
+    /// Whether the vCPU accepts interrupts of the 8259s.
+    ///
+    /// One that shows that they have an interrupt and then asks this, and a vCPU that has begun to accept them and then looks whether
+    /// they have one, do so with SeqCst: at least one of the two sees the other.
+    pub fn accepts_ext_int(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & ACCEPTS_EXT_INT != 0
     }
 
     pub(crate) fn set_logical(&self, logical: u32, format: u32) {
@@ -201,6 +249,17 @@ impl Posted {
             (own >> 4 == wanted >> 4 || wanted >> 4 == 0xf) && own & wanted & 0xf != 0
         }
     }
+}
+
+/// What an APIC's mode means to the vCPUs that send interrupts to it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mode {
+    /// IA32_APIC_BASE enables it.
+    pub(crate) hardware: bool,
+    /// The spurious-interrupt vector register enables it.
+    pub(crate) software: bool,
+    pub(crate) x2apic: bool,
+    pub(crate) accepts_ext_int: bool,
 }
 
 /// The number of the highest bit that is set in a 256-bit register of 8 words.

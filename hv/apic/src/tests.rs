@@ -113,7 +113,10 @@ fn signals_are_taken_once_and_the_first_startup_counts() {
     assert_eq!(cpus.send(0, 1 << 24, 0x4608), [1]);
     assert_eq!(cpus.send(0, 1 << 24, 0x4609), [1]);
     // INIT came after the NMI.
-    assert_eq!(cpus.posted[1].take_signals(), Signals { nmi: false, init: true, startup: Some(8) });
+    assert_eq!(
+        cpus.posted[1].take_signals(),
+        Signals { nmi: false, init: true, startup: Some(8), ..Signals::default() }
+    );
     assert_eq!(cpus.posted[1].take_signals(), Signals::default());
 }
 
@@ -305,6 +308,65 @@ fn init_keeps_only_the_id_and_the_base() {
     apic.reset(posted);
     assert_eq!((apic.next(posted), apic.base(), apic.cr8()), (None, 0xfee0_0800, 0));
     assert!(posted.is_empty() && !posted.accepts_vectors());
+}
+
+#[test]
+fn only_the_eoi_of_a_level_triggered_vector_is_broadcast() {
+    let mut cpus = Cpus::<2>::new();
+    let message = |trigger| Ipi::from_io_apic(Message::Fixed(0x45), 1, false, trigger);
+    let triggers = [(Trigger::Level, Effect::BroadcastEoi(0x45), 1 << 5), (Trigger::Edge, Effect::None, 0)];
+    for (trigger, effect, trigger_mode) in [triggers, triggers].concat() {
+        let mut hits = Vec::new();
+        deliver(message(trigger), 0, &cpus.posted, |hit| hits.push(hit));
+        assert_eq!(hits, [1]);
+        assert_eq!(cpus.read(1, Register::TriggerMode(2)), trigger_mode);
+        assert_eq!(cpus.acknowledge(1), Some(0x45));
+        assert_eq!(cpus.write(1, Register::EndOfInterrupt, 0), effect);
+        assert_eq!(cpus.write(1, Register::EndOfInterrupt, 0), Effect::None, "nothing is in service");
+    }
+}
+
+#[test]
+fn an_ipi_of_a_vector_that_was_level_triggered_is_an_edge() {
+    let mut cpus = Cpus::<2>::new();
+    cpus.posted[1].post_level_vector(0x45);
+    assert_eq!(cpus.send(0, 1 << 24, 0x4045), [1]);
+    assert_eq!(cpus.acknowledge(1), Some(0x45));
+    assert_eq!(cpus.write(1, Register::EndOfInterrupt, 0), Effect::None);
+}
+
+#[test]
+fn an_io_apics_destinations_have_eight_bits() {
+    let mut cpus = Cpus::<3>::new();
+    for cpu in 0..3 {
+        assert_eq!(cpus.write(cpu, Register::LogicalDestination, 1 << (24 + cpu)), Effect::None);
+    }
+    let cases = [(2, false, &[2][..]), (0xff, false, &[0, 1, 2]), (0b110, true, &[1, 2]), (7, false, &[])];
+    for (destination, is_logical, wanted) in cases {
+        let mut hits = Vec::new();
+        let message = Ipi::from_io_apic(Message::Fixed(0x31), destination, is_logical, Trigger::Edge);
+        deliver(message, 0, &cpus.posted, |hit| hits.push(hit));
+        assert_eq!(hits, wanted, "{destination:#x}");
+    }
+    let illegal = Ipi::from_io_apic(Message::Fixed(0x0f), 0xff, false, Trigger::Level);
+    deliver(illegal, 0, &cpus.posted, |_| panic!("a vector below 16"));
+    deliver(Ipi::from_io_apic(Message::ExtInt, 1, false, Trigger::Edge), 0, &cpus.posted, |hit| assert_eq!(hit, 1));
+    assert!(cpus.posted[1].take_signals().ext_int && !cpus.posted[2].has_signals());
+}
+
+#[test]
+fn others_see_whether_lint0_takes_the_8259s_interrupts() {
+    let mut cpus = Cpus::<2>::new();
+    let accept = |cpus: &Cpus<2>| [0, 1].map(|cpu| cpus.posted[cpu].accepts_ext_int());
+    assert_eq!(accept(&cpus), [true, false], "as firmware leaves it");
+    assert_eq!(cpus.write(0, Register::Local(Lvt::Lint0), 0x1_0700), Effect::None);
+    assert_eq!(cpus.write(1, Register::Local(Lvt::Lint0), 0x700), Effect::None);
+    assert_eq!(accept(&cpus), [false, true]);
+    assert_eq!(cpus.write(1, Register::Spurious, 0xff), Effect::None);
+    assert_eq!(accept(&cpus), [false, false], "software has it disabled, which masks the entry");
+    let [_, posted] = &cpus.posted;
+    cpus.apics[1].set_base(0xfee0_0000, 40, posted).unwrap();
+    assert_eq!(accept(&cpus), [false, true], "without its APIC a processor takes all");
 }
 
 proptest! {
