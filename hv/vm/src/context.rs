@@ -28,6 +28,8 @@ pub struct Context<S> {
     pub(crate) told_of_long_mode: bool,
     /// An NMI waits to be delivered.
     pub(crate) nmi: bool,
+    /// An ExtINT message asks for an interrupt of the 8259s.
+    pub(crate) ext_int: bool,
 }
 
 /// What a vCPU does between its exits (Intel SDM vol. 3, section 25.4.2: the activity states).
@@ -73,6 +75,7 @@ impl<S: Copy> Context<S> {
             given_up: 0,
             told_of_long_mode: false,
             nmi: false,
+            ext_int: false,
         }
     }
 

@@ -15,7 +15,7 @@ use emul::{Known, Registers};
 use sched::Turn;
 
 impl<T: Types> ExitHandler<'_, T> {
-    /// Whether this vCPU is the one that the 8259s interrupt.
+    /// Whether this vCPU is the one that looks after the devices' time.
     fn is_boot(&self) -> bool {
         self.context.index == 0
     }
@@ -23,14 +23,31 @@ impl<T: Types> ExitHandler<'_, T> {
     /// The devices may have an interrupt now, or want attention at another time.
     #[cold]
     pub(crate) fn devices_changed(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) {
-        let devices = self.vm.devices();
-        self.vm.set_legacy(devices.interrupt_pending());
-        drop(devices);
+        let vm = self.vm;
+        self.route(&mut vm.devices(), host);
         if self.is_boot() {
-            self.time_passes(vcpu, host);
-        } else if self.vm.raise_request(0) {
+            return self.time_passes(vcpu, host);
+        }
+        if vm.raise_request(0) {
             // Its `serve_request` looks at the time as well.
             host.kick(0);
+        }
+        self.deliver(vcpu);
+    }
+
+    /// Takes to the vCPUs what the devices have for them: the I/O APIC's messages, and that the 8259s have an interrupt.
+    pub(crate) fn route(&mut self, devices: &mut devices::Board<T::Sink, T::Clock>, host: &mut T::Host) {
+        while let Some(message) = devices.take_message() {
+            self.send_message(message, host);
+        }
+        let (vm, own) = (self.vm, self.context.index);
+        if vm.set_legacy(devices.interrupt_pending()) {
+            // This vCPU looks itself.
+            for (vcpu, posted) in vm.posted().enumerate().filter(|&(vcpu, _)| vcpu != own) {
+                if posted.accepts_ext_int() && vm.raise_request(vcpu) {
+                    host.kick(vcpu);
+                }
+            }
         }
     }
 
@@ -43,9 +60,10 @@ impl<T: Types> ExitHandler<'_, T> {
     /// Does what time has brought.
     pub(crate) fn time_passes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) {
         if self.is_boot() {
-            let mut devices = self.vm.devices();
+            let vm = self.vm;
+            let mut devices = vm.devices();
             devices.advance();
-            self.vm.set_legacy(devices.interrupt_pending());
+            self.route(&mut devices, host);
         }
         self.expire_timer(vcpu);
         host.wake_at(self.next_deadline(vcpu, host));
@@ -66,7 +84,7 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     fn legacy_pending(&self) -> bool {
-        self.is_boot() && self.vm.has_legacy() && self.context.apic.accepts_ext_int()
+        self.vm.has_legacy() && (self.context.apic.accepts_ext_int() || self.context.ext_int)
     }
 
     #[cold]
@@ -93,8 +111,10 @@ impl<T: Types> ExitHandler<'_, T> {
         if self.legacy_pending() {
             let mut devices = self.vm.devices();
             let vector = devices.interrupt_pending().then(|| devices.acknowledge_interrupt());
+            // The vCPUs that accept the next one, if there is one, were told when the first came.
             self.vm.set_legacy(devices.interrupt_pending());
             if vector.is_some() {
+                self.context.ext_int = false;
                 return vector;
             }
         }
@@ -161,6 +181,7 @@ impl<T: Types> ExitHandler<'_, T> {
     fn take_signals(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         let signals = self.shared.posted.take_signals();
         self.context.nmi |= signals.nmi;
+        self.context.ext_int |= signals.ext_int;
         if signals.init {
             if self.is_boot() {
                 return Flow::Stop(Stop::Reset);
@@ -168,6 +189,7 @@ impl<T: Types> ExitHandler<'_, T> {
             self.reset(vcpu, Start::Sipi(0));
             self.context.apic.reset(&self.shared.posted);
             self.context.nmi = false;
+            self.context.ext_int = false;
             self.context.activity = Activity::AwaitingSipi;
         }
         if let Some(page) = signals.startup

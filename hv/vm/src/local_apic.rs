@@ -4,9 +4,9 @@ use crate::exit_handler::ExitHandler;
 use crate::host::Host;
 use crate::msr::Refused;
 use crate::types::Types;
-use crate::vcpu::Vcpu;
-use apic::{Due, Effect, Ipi};
-use devices::{Clock, Nanoseconds};
+use crate::vcpu::{StateMsr, Vcpu};
+use apic::{Due, Effect, Ipi, Message};
+use devices::{Clock, DeliveryMode, DestinationMode, InterruptMessage, Nanoseconds};
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
 
 /// The VM's clock, as the timers of its APICs see it.
@@ -80,8 +80,36 @@ impl<T: Types> ExitHandler<'_, T> {
             Effect::None => {}
             Effect::Timer => self.time_passes(vcpu, host),
             Effect::Send(ipi) => self.send(ipi, host),
+            Effect::BroadcastEoi(vector) => self.broadcast_eoi(vector, host),
         }
         self.deliver(vcpu);
+    }
+
+    /// The I/O APIC may send the next message then.
+    #[cold]
+    fn broadcast_eoi(&mut self, vector: u8, host: &mut T::Host) {
+        let vm = self.vm;
+        let mut devices = vm.devices();
+        devices.eoi(vector);
+        self.route(&mut devices, host);
+    }
+
+    /// Sends a message of the I/O APIC.
+    pub(crate) fn send_message(&mut self, message: InterruptMessage, host: &mut T::Host) {
+        let vector = message.vector;
+        let delivered = match message.delivery_mode {
+            DeliveryMode::Fixed => Message::Fixed(vector),
+            DeliveryMode::LowestPriority => Message::LowestPriority(vector),
+            DeliveryMode::Nmi => Message::Nmi,
+            DeliveryMode::Init => Message::Init,
+            DeliveryMode::ExtInt => Message::ExtInt,
+        };
+        let trigger = match message.trigger {
+            devices::Trigger::Edge => apic::Trigger::Edge,
+            devices::Trigger::Level => apic::Trigger::Level,
+        };
+        let is_logical = message.destination_mode == DestinationMode::Logical;
+        self.send(Ipi::from_io_apic(delivered, message.destination, is_logical, trigger), host);
     }
 
     #[inline(never)]

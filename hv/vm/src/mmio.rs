@@ -1,12 +1,12 @@
 //! Guest physical addresses that the nested tables do not translate.
 
 use crate::context::Context;
+use crate::device_bus::DeviceBus;
 use crate::exit::NestedFault;
 use crate::exit_handler::{ExitHandler, paging_ref};
 use crate::flow::{Flow, Stop};
 use crate::local_apic::ApicClock;
 use crate::memory::{Memory, Resolved};
-use crate::open_bus::OpenBus;
 use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::Vcpu;
@@ -30,17 +30,23 @@ impl<T: Types> ExitHandler<'_, T> {
         }
         match self.memory.fault(fault) {
             Resolved::Retry => ControlFlow::Continue(()),
-            resolved => self.no_page(vcpu, fault, resolved),
+            resolved => self.no_page(vcpu, fault, resolved, host),
         }
     }
 
     #[inline(never)]
-    pub(crate) fn no_page(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, resolved: Resolved) -> ControlFlow<()> {
+    pub(crate) fn no_page(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        fault: NestedFault,
+        resolved: Resolved,
+        host: &mut T::Host,
+    ) -> ControlFlow<()> {
         let flow = match resolved {
             Resolved::Retry => Flow::Resume,
             Resolved::NotMemory => match refused(vcpu, fault) {
                 Some(stop) => Flow::Stop(stop),
-                None => self.no_memory(vcpu).unwrap_or_else(|trouble| trouble.tell(vcpu)),
+                None => self.no_memory(vcpu, fault, host).unwrap_or_else(|trouble| trouble.tell(vcpu)),
             },
             Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
         };
@@ -110,7 +116,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
         // A string move between the registers and memory is treated like one without memory: no kernel uses it.
         if instruction.is_linear() {
-            return self.no_memory(vcpu);
+            return self.no_memory(vcpu, fault, host);
         }
         let mut bus = ApicBus {
             apic: &mut self.context.apic,
@@ -128,13 +134,23 @@ impl<T: Types> ExitHandler<'_, T> {
         Ok(Flow::Resume)
     }
 
-    /// Carries out an instruction whose operand nothing answers.
-    fn no_memory(&mut self, vcpu: &mut T::Vcpu) -> Result<Flow, Trouble> {
+    /// Carries out an instruction whose operand is no memory.
+    fn no_memory(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
-        let mut bus = OpenBus { memory: &self.memory, paging: self.paging(vcpu), privilege: Self::privilege(vcpu) };
-        if instruction.execute(vcpu, &mut bus)? == Executed::Retired {
+        let mut bus = DeviceBus {
+            memory: &self.memory,
+            paging: self.paging(vcpu),
+            privilege: Self::privilege(vcpu),
+            vm: self.vm,
+            operand: fault.address(),
+            accessed: false,
+        };
+        if instruction.execute(vcpu, &mut bus)? == Emulated::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        }
+        if bus.accessed {
+            self.devices_changed(vcpu, host);
         }
         Ok(Flow::Resume)
     }

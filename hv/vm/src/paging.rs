@@ -34,7 +34,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 if self.context.apic.is_at(gpa.raw()) {
                     return self.apic_page(vcpu, fault, host);
                 }
-                return self.no_page(vcpu, fault, Resolved::NotMemory);
+                return self.no_page(vcpu, fault, Resolved::NotMemory, host);
             }
             // An event is pushed there: it is a table no more.
             Ok(shadow::FaultOutcome::Emulate { gpa, reason: Reason::Table }) if vcpu.redelivering() => {

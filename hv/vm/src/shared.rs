@@ -13,7 +13,7 @@ use spin::{Mutex, MutexGuard, Once};
 /// vCPUs meet here without locks, but for the devices: those are a PC's, of which there is one set for all processors.
 pub struct Vm<S, C> {
     devices: Mutex<devices::Board<S, C>>,
-    /// Whether the 8259s may have an interrupt for the boot vCPU. False means that they have none.
+    /// Whether the 8259s may have an interrupt for a vCPU. False means that they have none.
     legacy: AtomicBool,
     clock: C,
     vcpus: Box<[VcpuShared]>,
@@ -131,15 +131,21 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         self.vcpus[vcpu].raise_request()
     }
 
-    /// Whether to ask the 8259s.
+    /// Whether to ask the 8259s. SeqCst, because of [`Posted::accepts_ext_int`].
     #[inline]
     pub(crate) fn has_legacy(&self) -> bool {
-        self.legacy.load(Ordering::Relaxed)
+        self.legacy.load(Ordering::SeqCst)
     }
 
-    /// To be called with the devices held, when they have changed.
-    pub(crate) fn set_legacy(&self, pending: bool) {
-        self.legacy.store(pending, Ordering::Release);
+    /// To be called with the devices held, when they have changed. True if they have an interrupt and had none: the vCPUs that accept
+    /// it are to be told.
+    pub(crate) fn set_legacy(&self, pending: bool) -> bool {
+        // Only one that holds the devices writes this.
+        let changes = self.legacy.load(Ordering::Relaxed) != pending;
+        if changes {
+            self.legacy.store(pending, Ordering::SeqCst);
+        }
+        changes && pending
     }
 
     /// Counts a vCPU that runs, or that an interrupt can wake.

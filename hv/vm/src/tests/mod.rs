@@ -9,6 +9,7 @@ mod apic;
 mod cr0;
 mod cr8;
 mod debug_registers;
+mod devices;
 mod guest;
 mod hypercalls;
 mod interrupts;
