@@ -317,8 +317,10 @@ mod tests {
         read(ioapic, 0x10 + 2 * pin)
     }
 
+    /// The vectors of the messages; one too many if there is no end of them.
     fn vectors(ioapic: &mut IoApic) -> Vec<u8> {
-        core::iter::from_fn(|| ioapic.take_message()).map(|message| message.vector).collect()
+        let messages = core::iter::from_fn(|| ioapic.take_message());
+        messages.map(|message| message.vector).take(usize::from(PINS) + 1).collect()
     }
 
     fn pulse(ioapic: &mut IoApic, pin: u8) {
