@@ -1,5 +1,5 @@
 //! Architectural constants of x86, each written once: bits of control registers, EFER, RFLAGS and debug registers, MSR numbers,
-//! feature bits of CPUID, and what registers hold after RESET and INIT.
+//! feature bits of CPUID, what registers hold after RESET and INIT, and the state in which a boot protocol enters a guest.
 //!
 //! Registers are `u64`, as RDMSR and MOV give them in long mode. Bits that the `x86` crate names have its values. That crate also
 //! has the vectors of exceptions (`x86::irq`) and the numbers of all other MSRs (`x86::msr`).
@@ -21,9 +21,11 @@
 extern crate std;
 
 mod control;
+pub mod entry;
 pub mod features;
 pub mod msr;
 pub mod reset;
 pub mod segment;
 
 pub use control::*;
+pub use entry::Entry;

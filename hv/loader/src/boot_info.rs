@@ -1,6 +1,6 @@
 //! The hypervisor's own boot information from the machine's multiboot loader: memory map, modules and command line.
 
-use crate::multiboot::{MAP_ENTRY_SIZE, MODULE_BYTES, flag, info, map_type, u32_at, u64_at};
+use crate::multiboot::{LOADER_EAX, MAP_ENTRY_SIZE, MODULE_BYTES, flag, info, map_type, u32_at, u64_at};
 use crate::ranges::{merge, span, subtract};
 use addr::{Hpa, PAGE_SIZE};
 use alloc::{string::String, vec, vec::Vec};
@@ -187,7 +187,7 @@ const MODULE_LIMIT: u32 = 1024;
 impl BootInfo {
     /// Whether `eax` is the value that a multiboot loader leaves in EAX.
     pub const fn is_magic(eax: u32) -> bool {
-        eax == crate::entry::EAX
+        eax == LOADER_EAX
     }
 
     /// Parses the information structure at `at`, the value of EBX at entry to the hypervisor.

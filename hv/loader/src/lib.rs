@@ -24,8 +24,8 @@
 //!         .collect();
 //!     let image = loader::Module { bytes: module(vm.image), string: &boot.modules[vm.image].string };
 //!     let entry = loader::load(image, &modules, vm.config.ram, memory)?;
-//!     // EIP, EAX and EBX from `entry`; the rest of the state from `loader::entry`.
-//!     let _ = (entry, &frames);
+//!     // The backend starts the boot vCPU there.
+//!     let _: (arch::Entry, _) = (entry, &frames);
 //! }
 //! # Ok(())
 //! # }
@@ -42,7 +42,6 @@ extern crate std;
 mod boot_info;
 pub mod config;
 mod elf_file;
-pub mod entry;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod image;
@@ -56,7 +55,6 @@ mod tests;
 
 pub use boot_info::{BootInfo, BootInfoError, BootModule, MalformedRegion, PhysRead, Region, RegionKind, Unreadable};
 pub use config::{Backing, Config, ConfigError, Paging, SelfTest, VmConfig, VmName, VmPlan};
-pub use entry::Entry;
 pub use image::{Image, ImageError, Segment};
 pub use load::{LoadError, Module, load};
 pub use memory::{GuestMemory, GuestRam, MemoryError};

@@ -1,11 +1,11 @@
 //! Loads an image, its modules and its boot information into a guest's memory.
 
-use crate::Entry;
 use crate::image::{Image, ImageError, Segment};
 use crate::memory::{GuestMemory, GuestRam, MemoryError, Placer};
-use crate::multiboot::{MAP_ENTRY_BYTES, MAP_ENTRY_SIZE, MODULE_BYTES, flag, info, map_type, u32_at};
+use crate::multiboot::{LOADER_EAX, MAP_ENTRY_BYTES, MAP_ENTRY_SIZE, MODULE_BYTES, flag, info, map_type, u32_at};
 use addr::Gpa;
 use alloc::{vec, vec::Vec};
+use arch::entry::{Entry, Mode};
 use core::{fmt, mem, ops::Range};
 
 /// A file and the string that goes with it: `name arg arg…`, without NUL.
@@ -95,7 +95,9 @@ pub fn load(
 
     let at = place(&mut placer, "the boot information", info.bytes.len(), INFO_FROM)?;
     memory.write(at, &info.finish(at))?;
-    Ok(Entry::new(parsed.entry(), at))
+    // The information is in RAM, which ends below 4 GiB.
+    let ebx = at.raw() as u32;
+    Ok(Entry { eax: LOADER_EAX, ebx, ..Entry::at(parsed.entry(), Mode::Protected { gdt: None }) })
 }
 
 fn load_segment(segment: &Segment<'_>, memory: &mut impl GuestMemory) -> Result<(), MemoryError> {

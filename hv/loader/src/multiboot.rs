@@ -5,6 +5,10 @@ pub(crate) const HEADER_MAGIC: u32 = 0x1bad_b002;
 /// "The Multiboot header must be contained completely within the first 8192 bytes of the OS image."
 pub(crate) const HEADER_SEARCH_BYTES: usize = 8192;
 
+/// EAX at entry: "The value 0x2BADB002 indicates to the operating system that it was loaded by a Multiboot-compliant boot
+/// loader" (section 3.2).
+pub(crate) const LOADER_EAX: u32 = 0x2bad_b002;
+
 /// Bits 0 to 15 of the header's flags are requirements.
 pub(crate) mod required {
     pub(crate) const PAGE_ALIGNED_MODULES: u32 = 1 << 0;

@@ -114,7 +114,7 @@ impl<F: Nested> Guest<F> {
             clock,
             memory,
             paging: config.paging,
-            start: Start::Multiboot { eip: entry.eip, eax: entry.eax, ebx: entry.ebx },
+            start: Start::Boot(entry),
             limit: config
                 .limit
                 .map_or(Instant::NEVER, |seconds| timer::after(Duration::from_secs(seconds.get().into()))),

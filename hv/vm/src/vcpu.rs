@@ -36,9 +36,8 @@ pub struct ControlRegisters {
 /// Where a vCPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// In 32-bit protected mode with flat segments and paging off, as the Multiboot Specification (0.6.96, section 3.2) has it.
-    #[expect(missing_docs, reason = "the registers' own names")]
-    Multiboot { eip: u32, eax: u32, ebx: u32 },
+    /// As a boot protocol enters the boot vCPU. A vCPU with shadow paging can't start in 64-bit mode.
+    Boot(arch::Entry),
     /// In real mode, at the first byte of this 4 KiB page: after INIT, and a SIPI with this vector.
     Sipi(u8),
 }

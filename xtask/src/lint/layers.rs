@@ -19,7 +19,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ("firmware", &["addr"]),
     ("devices", &["abi", "addr"]),
     ("apic", &["model"]),
-    ("loader", &["abi", "addr"]),
+    ("loader", &["abi", "addr", "arch"]),
     ("serial", &["abi", "model"]),
     ("emul", &["addr", "arch"]),
     ("walk", &["addr", "arch"]),

@@ -6,7 +6,9 @@ use super::vcpu::SvmVcpu;
 use super::vmcb::{self, SegmentField, Vmcb, misc1, misc2};
 use crate::INTERCEPTED_EXCEPTIONS;
 use crate::translation::Translation;
-use arch::{CR0_CD, CR0_ET, CR0_NW, CR0_PE, reset, segment};
+use arch::entry::{Controls, Entry, Mode, TSS_LIMIT};
+use arch::segment::FlatSegment;
+use arch::{CR0_CD, CR0_ET, CR0_NW, reset, segment};
 use vm::Gpr;
 
 /// How many PAUSEs the guest executes before one exits (KVM's `pause_filter_count`). The exit lets the host serve its
@@ -47,6 +49,12 @@ pub(super) fn write_controls(vmcb: &mut Vmcb, svm: &Svm) {
     }
 }
 
+/// A flat segment as the VMCB has it (APM section 15.5.1): attributes are bits 40 to 47 and 52 to 55 of a descriptor.
+fn flat((selector, segment): (u16, FlatSegment)) -> SegmentField {
+    let attributes = u16::from(segment.flags) << 8 | u16::from(segment.access);
+    SegmentField { selector, attributes, limit: u32::MAX, base: 0 }
+}
+
 impl<T: Translation> SvmVcpu<T> {
     /// What INIT leaves, but for the segments (APM table 14-1).
     pub(super) fn write_init(&mut self) {
@@ -69,19 +77,23 @@ impl<T: Translation> SvmVcpu<T> {
         self.load_efer(0);
     }
 
-    /// Flat 32-bit protected mode, as a multiboot loader leaves it.
-    pub(super) fn start_protected(&mut self, eip: u32, eax: u32, ebx: u32) {
-        /// G and D/B.
-        const FLAT: u16 = 0xc00;
-        let data =
-            SegmentField { selector: 0x10, attributes: FLAT | u16::from(segment::DATA), limit: u32::MAX, base: 0 };
-        let code = SegmentField { selector: 0x08, attributes: FLAT | u16::from(segment::CODE), ..data };
-        self.set_segments(code, data);
+    /// As a boot protocol enters it.
+    pub(super) fn start_boot(&mut self, entry: &Entry) {
+        let mode = entry.mode;
+        let is_long = matches!(mode, Mode::Long { .. });
+        assert!(!is_long || self.translation.shadow().is_none(), "shadow paging has no long mode");
+        self.set_segments(flat(mode.code()), flat(mode.data()));
+        self.registers.gprs[..8].copy_from_slice(&entry.general_registers());
+        let (gdt, limit) = mode.gdtr();
+        let Controls { cr0, cr3, cr4, efer } = mode.controls();
         let save = &mut self.vmcb.save;
-        save.cr0 |= CR0_PE;
-        save.rip = u64::from(eip);
-        save.rax = u64::from(eax);
-        self.registers.gprs[Gpr::RBX.index()] = u64::from(ebx);
+        save.gdtr = SegmentField { base: gdt.into(), limit: limit.into(), ..save.gdtr };
+        save.tr.limit = TSS_LIMIT.into();
+        [save.rip, save.rax, save.rsp] = [entry.eip, entry.eax, entry.esp].map(u64::from);
+        (save.cr3, save.cr4) = (cr3, cr4);
+        let cr0 = save.cr0 | cr0;
+        self.load_efer(efer);
+        self.load_cr0(cr0);
     }
 
     /// Real mode, at the start of a page.

@@ -156,7 +156,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         unswitched::init();
         self.write_init();
         match start {
-            Start::Multiboot { eip, eax, ebx } => self.start_protected(eip, eax, ebx),
+            Start::Boot(entry) => self.start_boot(&entry),
             Start::Sipi(page) => self.start_real(page),
         }
         if let Some(shadow) = self.translation.shadow_mut() {

@@ -6,11 +6,19 @@ use super::unpaged::Unpaged;
 use super::vcpu::{Detour, VmxVcpu};
 use crate::INTERCEPTED_EXCEPTIONS;
 use crate::translation::Translation;
-use arch::{CR0_CD, CR0_ET, CR0_NW, CR0_PE, reset, segment};
+use arch::entry::{Controls, Entry, Mode, TSS_LIMIT};
+use arch::segment::FlatSegment;
+use arch::{CR0_CD, CR0_ET, CR0_NW, reset, segment};
 use core::num::NonZeroU16;
 use vm::{Gpr, Vcpu};
 use x86::irq::PAGE_FAULT_VECTOR;
 use x86::vmx::vmcs::{control, guest, host};
+
+/// A flat segment as the VMCS has it (Intel SDM vol. 3, table 25-2): access rights are bits 40 to 55 of a descriptor.
+fn flat((selector, segment): (u16, FlatSegment)) -> Segment {
+    let access_rights = u64::from(segment.flags) << 12 | u64::from(segment.access);
+    Segment { selector: selector.into(), base: 0, limit: u32::MAX.into(), access_rights }
+}
 
 impl<T: Translation> VmxVcpu<T> {
     pub(super) fn write_controls(&mut self, tag: NonZeroU16) {
@@ -97,22 +105,38 @@ impl<T: Translation> VmxVcpu<T> {
         }
     }
 
-    /// Flat 32-bit protected mode, as a multiboot loader leaves it.
-    pub(super) fn start_protected(&mut self, eip: u32, eax: u32, ebx: u32) {
-        /// G and D/B.
-        const FLAT: u64 = 0xc000;
-        let data = Segment {
-            selector: 0x10,
-            base: 0,
-            limit: u64::from(u32::MAX),
-            access_rights: FLAT | u64::from(segment::DATA),
-        };
-        self.write_segments(Segment { selector: 0x08, access_rights: FLAT | u64::from(segment::CODE), ..data }, data);
-        self.vmcs.write(guest::RIP, u64::from(eip));
-        self.registers.gprs[Gpr::RAX.index()] = u64::from(eax);
-        self.registers.gprs[Gpr::RBX.index()] = u64::from(ebx);
-        self.write_cr0(self.guest_cr0() | CR0_PE);
-        self.start_unpaged(false);
+    /// As a boot protocol enters it.
+    pub(super) fn start_boot(&mut self, entry: &Entry) {
+        let mode = entry.mode;
+        self.write_segments(flat(mode.code()), flat(mode.data()));
+        let (gdt, limit) = mode.gdtr();
+        for (field, value) in [
+            (guest::GDTR_BASE, gdt.into()),
+            (guest::GDTR_LIMIT, limit.into()),
+            (guest::TR_LIMIT, TSS_LIMIT.into()),
+            (guest::RIP, entry.eip.into()),
+            (guest::RSP, entry.esp.into()),
+        ] {
+            self.vmcs.write(field, value);
+        }
+        self.registers.gprs[..8].copy_from_slice(&entry.general_registers());
+        match mode {
+            Mode::Protected { .. } => {
+                self.write_cr0(self.guest_cr0() | mode.controls().cr0);
+                self.start_unpaged(false);
+            }
+            Mode::Long { .. } => self.start_paged(mode.controls()),
+        }
+    }
+
+    /// In long mode. Paging is on, so no processor needs the identity map.
+    fn start_paged(&mut self, controls: Controls) {
+        assert!(self.translation.shadow().is_none(), "shadow paging has no long mode");
+        let Controls { cr0, cr3, cr4, efer } = controls;
+        self.set_long_mode(true, efer);
+        self.write_cr4(cr4);
+        self.vmcs.write(guest::CR3, cr3);
+        self.write_cr0(self.guest_cr0() | cr0);
     }
 
     /// With EPT and without unrestricted guest, on the identity map.

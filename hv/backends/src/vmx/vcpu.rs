@@ -281,7 +281,7 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         unswitched::init();
         self.write_init();
         match start {
-            Start::Multiboot { eip, eax, ebx } => self.start_protected(eip, eax, ebx),
+            Start::Boot(entry) => self.start_boot(&entry),
             Start::Sipi(page) => self.start_real(page),
         }
         self.request_window(false);
