@@ -76,6 +76,17 @@ impl RegionKind {
             _ => Self::Reserved,
         }
     }
+
+    /// Its number, which is the same in e820, multiboot and PVH.
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Usable => map_type::USABLE,
+            Self::AcpiReclaimable => map_type::ACPI_RECLAIMABLE,
+            Self::AcpiNvs => map_type::ACPI_NVS,
+            Self::Defective => map_type::DEFECTIVE,
+            Self::Reserved => map_type::RESERVED,
+        }
+    }
 }
 
 /// A file that the loader loaded with the hypervisor.

@@ -16,7 +16,7 @@
 //! | `name=NAME` | its name on the console: up to 15 letters, digits, `-`, `_` or `.`; names must differ | `vm0`, `vm1`, … |
 //! | `vcpus=N` | virtual processors, 1 to 16; 64 in all VMs together | 1 |
 //! | `paging=nested\|shadow\|vtlb` | how its addresses are translated: by EPT or NPT, or (32-bit guests) by shadows of its page tables, which are cached, or dropped at each load of CR3 | `nested` |
-//! | `mem=64M` | RAM: whole 4 KiB pages from 2 MiB to 3 GiB, K, M or G for the power of 1024 | 64M |
+//! | `mem=64M` | RAM: whole 4 KiB pages from 1 MiB to 64 GiB, K, M or G for the power of 1024 | 64M |
 //! | `memory=touch\|reserve` | when frames are allocated for it: when the guest first touches a page, or all before it starts | `touch` |
 //! | `pages=4k\|2m` | the largest pages that map its memory | 2m |
 //! | `modules=N` | the number of modules of the hypervisor, after the guest's image, that the guest gets | 0 |
@@ -336,7 +336,7 @@ impl VmConfig {
                 Some((key::SIZE, size)) => {
                     vm.ram = parse_size(size)
                         .and_then(GuestRam::new)
-                        .ok_or_else(|| bad("a multiple of 4K from 2M to 3G, such as 64M, 1G or 0x4000000"))?;
+                        .ok_or_else(|| bad("a multiple of 4K from 1M to 64G, such as 64M, 1G or 0x4000000"))?;
                 }
                 Some((key::MEMORY, when)) => vm.backing = parse_backing(when).ok_or_else(|| bad("touch or reserve"))?,
                 Some((key::PAGES, size)) => vm.pages = parse_pages(size).ok_or_else(|| bad("4k or 2m"))?,
@@ -517,8 +517,8 @@ mod tests {
             "`selftest=x`: expected panic, page-fault, stack-overflow, double-fault, triple-fault or stuck"
         );
         assert_eq!(error("watchdog=-1"), "`watchdog=-1`: expected a number of seconds");
-        for mem in ["1M", "4G", "2M1", "2097153", "", "-2M", "+4M", "64MB", "0x", "M", "99999999999G"] {
-            assert!(error(&format!("vm=mem={mem}")).contains("expected a multiple of 4K from 2M to 3G"), "{mem}");
+        for mem in ["1020K", "65G", "2M1", "2097153", "", "-2M", "+4M", "64MB", "0x", "M", "99999999999G"] {
+            assert!(error(&format!("vm=mem={mem}")).contains("expected a multiple of 4K from 1M to 64G"), "{mem}");
         }
     }
 

@@ -1,11 +1,13 @@
 //! ELF images: ELF32 for i386 and ELF64 for x86-64. Both are entered in 32-bit mode.
 
 use crate::image::{ImageError, Part, Segment, file_range};
+use crate::multiboot::{u32_at, u64_at};
 use addr::Gpa;
 use alloc::vec::Vec;
-use elf::abi::{EI_NIDENT, ELFMAGIC, EM_386, EM_X86_64, ET_EXEC, PT_LOAD};
+use elf::abi::{EI_NIDENT, ELFMAGIC, EM_386, EM_X86_64, ET_EXEC, PT_LOAD, PT_NOTE};
 use elf::endian::LittleEndian;
 use elf::file::{Class, ELF32_EHDR_TAILSIZE, ELF64_EHDR_TAILSIZE, FileHeader, parse_ident};
+use elf::note::{Note, NoteAny, NoteIterator};
 use elf::parse::ParseAt;
 use elf::segment::{ProgramHeader, SegmentTable};
 
@@ -22,6 +24,37 @@ pub(crate) fn segments(file: &[u8], limit: usize) -> Result<(Vec<Segment<'_>>, u
         segments.push(segment(file, segments.len(), &program)?);
     }
     Ok((segments, entry.unwrap_or(header.e_entry)))
+}
+
+/// The PVH entry point of an ELF file; None if `file` is none, or has no note with it (XEN_ELFNOTE_PHYS32_ENTRY in Xen's
+/// `xen/include/public/elfnote.h`).
+pub(crate) fn pvh_entry(file: &[u8]) -> Result<Option<u64>, ImageError> {
+    const PHYS32_ENTRY: u64 = 18;
+    const XEN: &[u8] = b"Xen\0";
+    if !file.starts_with(&ELFMAGIC) {
+        return Ok(None);
+    }
+    let header = header(file)?;
+    for program in program_headers(file, &header)?.iter().filter(|program| program.p_type == PT_NOTE) {
+        let bytes = file_range(file, Part::Notes, program.p_offset, program.p_filesz)?;
+        // Only notes of GNU properties are aligned to 8 bytes; lower values mean 4 as well.
+        let align = if program.p_align == 8 { 8 } else { 4 };
+        for note in NoteIterator::new(header.endianness, header.class, align, bytes) {
+            if let Note::Unknown(NoteAny { n_type: PHYS32_ENTRY, name: XEN, desc }) = note {
+                return physical_entry(desc).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The address in a note: as wide as the file's, or of 32 bits.
+fn physical_entry(note: &[u8]) -> Result<u64, ImageError> {
+    match note.len() {
+        4 => Ok(u32_at(note, 0).unwrap_or_default().into()),
+        8 => Ok(u64_at(note, 0).unwrap_or_default()),
+        bytes => Err(ImageError::PvhEntry { bytes }),
+    }
 }
 
 /// The physical address of virtual address `address`, if it is in this segment. The entry point in the file is a

@@ -1,29 +1,31 @@
-//! Guest images: the multiboot header, and the segments with their addresses.
+//! Images of segments with addresses, and what can be wrong with an image.
 
 use crate::GuestRam;
-use crate::elf_file;
-use crate::multiboot::{HAS_ADDRESS_FIELDS, HEADER_MAGIC, HEADER_SEARCH_BYTES, required, u32_at};
+use crate::linux::LinuxError;
+use crate::memory::{HIGH_START, LOW_END};
+use crate::multiboot::HEADER_SEARCH_BYTES;
+use crate::multiboot2::{self, Multiboot2Error};
 use crate::ranges::{overlap, span};
 use addr::Gpa;
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::{fmt, ops::Range};
 
-/// A multiboot image that fits into the guest's RAM.
+/// An image of segments with fixed addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Image<'a> {
+pub(crate) struct Image<'a> {
     segments: Vec<Segment<'a>>,
     entry: u32,
 }
 
 /// A part of an image: the bytes of the file, and zeros after them up to its size.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment<'a> {
+pub(crate) struct Segment<'a> {
     /// Its first address.
-    pub start: Gpa,
+    pub(crate) start: Gpa,
     /// Its bytes in the file.
-    pub bytes: &'a [u8],
+    pub(crate) bytes: &'a [u8],
     /// Its size in memory, at least as large as in the file.
-    pub size: u64,
+    pub(crate) size: u64,
 }
 
 impl Segment<'_> {
@@ -35,10 +37,19 @@ impl Segment<'_> {
 /// What is wrong with an image. Segments are counted from 0, as `readelf -l` lists the loadable ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageError {
-    /// There is no header in the part of the file that may have it.
-    NoHeader {
-        /// The offset of the magic number with a wrong checksum.
-        bad_checksum: Option<usize>,
+    /// It is an image of no known kind.
+    Unknown {
+        /// The header that would have been one, but for its checksum: the protocol, and its offset in the file.
+        bad_checksum: Option<(&'static str, usize)>,
+    },
+    /// Its header for Linux's boot protocol is wrong.
+    Linux(LinuxError),
+    /// Its multiboot2 header is wrong.
+    Multiboot2(Multiboot2Error),
+    /// Its PVH entry point has neither 32 nor 64 bits.
+    PvhEntry {
+        /// The bytes that it has.
+        bytes: usize,
     },
     /// The header requires unknown features (bits 0 to 15 of its flags).
     UnknownRequirement {
@@ -105,6 +116,15 @@ pub enum ImageError {
         /// The most that are loaded.
         limit: usize,
     },
+    /// A segment passes the end of the address space.
+    PassesEnd {
+        /// Which one.
+        segment: usize,
+        /// First address.
+        start: u64,
+        /// Bytes in memory.
+        bytes: u64,
+    },
     /// A segment is outside of the guest's RAM.
     OutsideRam {
         /// Which one.
@@ -139,6 +159,8 @@ pub enum Part {
     ElfHeader,
     /// The table of program headers.
     ProgramHeaders,
+    /// Notes.
+    Notes,
     /// A segment's bytes.
     Segment(usize),
 }
@@ -148,6 +170,7 @@ impl fmt::Display for Part {
         match self {
             Self::ElfHeader => f.write_str("ELF header"),
             Self::ProgramHeaders => f.write_str("program headers"),
+            Self::Notes => f.write_str("notes"),
             Self::Segment(n) => write!(f, "segment {n}"),
         }
     }
@@ -156,12 +179,21 @@ impl fmt::Display for Part {
 impl fmt::Display for ImageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoHeader { bad_checksum: None } => {
-                write!(f, "no multiboot header in the first {HEADER_SEARCH_BYTES} bytes")
+            Self::Unknown { bad_checksum: None } => {
+                write!(
+                    f,
+                    "an image of no known kind: no Linux boot header at offset 0x202, no multiboot2 header in the first {} \
+                     bytes, no multiboot header in the first {} bytes, no ELF file with a PVH entry point",
+                    multiboot2::SEARCH_BYTES,
+                    HEADER_SEARCH_BYTES
+                )
             }
-            Self::NoHeader { bad_checksum: Some(at) } => {
-                write!(f, "no multiboot header: that at offset {at:#x} has a wrong checksum")
+            Self::Unknown { bad_checksum: Some((protocol, at)) } => {
+                write!(f, "an image of no known kind: the {protocol} header at offset {at:#x} has a wrong checksum")
             }
+            Self::Linux(error) => error.fmt(f),
+            Self::Multiboot2(error) => error.fmt(f),
+            Self::PvhEntry { bytes } => write!(f, "the PVH entry point has {bytes} bytes: expected 4 or 8"),
             Self::UnknownRequirement { flags } => {
                 write!(f, "the multiboot header requires unknown features {flags:#x}")
             }
@@ -188,6 +220,9 @@ impl fmt::Display for ImageError {
             }
             Self::NoSegments => f.write_str("nothing to load"),
             Self::TooManySegments { limit } => write!(f, "more than {limit} segments to load"),
+            Self::PassesEnd { segment, start, bytes } => {
+                write!(f, "segment {segment}: {bytes:#x} bytes at {start:#x} pass the end of the address space")
+            }
             Self::OutsideRam { segment, start, bytes, ram } => outside_ram(f, *segment, *start, *bytes, *ram),
             Self::Overlap { first, second, shared } => {
                 write!(f, "segments {first} and {second} overlap: {}..{}", shared.start, shared.end)
@@ -200,13 +235,14 @@ impl fmt::Display for ImageError {
 impl core::error::Error for ImageError {}
 
 fn outside_ram(f: &mut fmt::Formatter<'_>, segment: usize, start: u64, bytes: u64, ram: GuestRam) -> fmt::Result {
-    write!(f, "segment {segment}: ")?;
-    match start.checked_add(bytes) {
-        None => write!(f, "{bytes:#x} bytes at {start:#x} pass the end of the address space"),
-        Some(end) if end > ram.bytes() => {
-            write!(f, "{start:#x}..{end:#x} lies beyond the guest's {}", Size(ram.bytes()))
-        }
-        Some(end) => write!(f, "{start:#x}..{end:#x} lies in the hole from 0xa0000 to 0x100000"),
+    let range = start..start.saturating_add(bytes);
+    write!(f, "segment {segment}: {start:#x}..{:#x} ", range.end)?;
+    if range.end > ram.low_end() {
+        write!(f, "lies beyond the guest's {}", Size(ram.low_end()))
+    } else if overlap(&range, &(LOW_END..HIGH_START)) {
+        write!(f, "lies in the hole from {LOW_END:#x} to {HIGH_START:#x}")
+    } else {
+        f.write_str("is not all usable RAM: the firmware keeps some of it")
     }
 }
 
@@ -224,52 +260,59 @@ impl fmt::Display for Size {
 }
 
 /// The most segments of one image. Linkers make a few.
-const SEGMENT_LIMIT: usize = 64;
+pub(crate) const SEGMENT_LIMIT: usize = 64;
 
 impl<'a> Image<'a> {
-    /// Parses `file`, for a guest with `ram`. Address fields in the header take precedence over ELF's, as in QEMU and
-    /// GRUB.
+    /// An image of `segments` that is entered at `entry`.
     ///
     /// # Errors
-    /// [`ImageError`].
-    pub fn parse(file: &'a [u8], ram: GuestRam) -> Result<Self, ImageError> {
-        let header = Header::find(file)?;
-        let (segments, entry) = match header.flags & HAS_ADDRESS_FIELDS {
-            0 => elf_file::segments(file, SEGMENT_LIMIT)?,
-            _ => header.flat_segment(file)?,
-        };
-        check_places(&segments, ram)?;
+    /// [`ImageError`] if there are none, if two overlap, or if the entry point is in none.
+    pub(crate) fn new(segments: Vec<Segment<'a>>, entry: u64) -> Result<Self, ImageError> {
+        check_segments(&segments)?;
         let outside = ImageError::EntryOutside { entry };
         if !segments.iter().any(|segment| segment.range().contains(&entry)) {
             return Err(outside);
         }
-        Ok(Self { segments, entry: entry.try_into().map_err(|_| outside)? })
+        Ok(Self { entry: entry.try_into().map_err(|_| outside)?, segments })
     }
 
-    /// The segments, which are in the guest's RAM and do not overlap.
-    pub fn segments(&self) -> &[Segment<'a>] {
+    /// The segments, which do not overlap.
+    pub(crate) fn segments(&self) -> &[Segment<'a>] {
         &self.segments
     }
 
     /// Physical address of the first instruction, in one of the segments.
-    pub fn entry(&self) -> u32 {
+    pub(crate) fn entry(&self) -> u32 {
         self.entry
     }
 
-    /// The address after the highest segment.
-    pub(crate) fn end(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.range().end).max().unwrap_or_default()
+    /// From the lowest segment's start to the highest segment's end.
+    pub(crate) fn span(&self) -> Range<u64> {
+        let ranges = || self.segments.iter().map(Segment::range);
+        let start = ranges().map(|range| range.start).min().unwrap_or_default();
+        start..ranges().map(|range| range.end).max().unwrap_or_default()
+    }
+
+    /// The same image, the lowest segment of which starts at `start`. None if it passes the end of the 32-bit addresses.
+    pub(crate) fn moved_to(mut self, start: u64) -> Option<Self> {
+        let Range { start: old, end } = self.span();
+        start.checked_add(end - old).filter(|&end| end <= 1 << 32)?;
+        for segment in &mut self.segments {
+            segment.start = Gpa::new(segment.start.raw() - old + start);
+        }
+        self.entry = (u64::from(self.entry) - old + start).try_into().ok()?;
+        Some(self)
     }
 }
 
-/// Checks that each segment is in RAM, and that none overlaps another.
-fn check_places(segments: &[Segment<'_>], ram: GuestRam) -> Result<(), ImageError> {
+/// Checks that each segment is in the address space, and that none overlaps another.
+fn check_segments(segments: &[Segment<'_>]) -> Result<(), ImageError> {
     if segments.is_empty() {
         return Err(ImageError::NoSegments);
     }
     for (segment, Segment { start, size, .. }) in segments.iter().enumerate() {
-        if !span(start.raw(), *size).is_some_and(|range| ram.holds(&range)) {
-            return Err(ImageError::OutsideRam { segment, start: start.raw(), bytes: *size, ram });
+        if span(start.raw(), *size).is_none() {
+            return Err(ImageError::PassesEnd { segment, start: start.raw(), bytes: *size });
         }
     }
     for (second, b) in segments.iter().enumerate() {
@@ -290,76 +333,4 @@ pub(crate) fn file_range(file: &[u8], part: Part, start: u64, bytes: u64) -> Res
         .filter(|range| range.end <= file.len() as u64)
         .and_then(|range| file.get(range.start as usize..range.end as usize))
         .ok_or(ImageError::BeyondFile { part, start, bytes, file: file.len() })
-}
-
-/// The multiboot header (section 3.1).
-struct Header {
-    offset: usize,
-    flags: u32,
-}
-
-impl Header {
-    const ALIGNMENT: usize = 4;
-    const BYTES: usize = 12;
-
-    /// Finds the first header that lies completely within the searched part of the file.
-    fn find(file: &[u8]) -> Result<Self, ImageError> {
-        let searched = &file[..file.len().min(HEADER_SEARCH_BYTES)];
-        let mut bad_checksum = None;
-        for (n, word) in searched.windows(Self::BYTES).step_by(Self::ALIGNMENT).enumerate() {
-            let [magic, flags, checksum] = [0, 4, 8].map(|offset| u32_at(word, offset).unwrap_or_default());
-            if magic != HEADER_MAGIC {
-                continue;
-            }
-            let offset = n * Self::ALIGNMENT;
-            if magic.wrapping_add(flags).wrapping_add(checksum) == 0 {
-                return Self { offset, flags }.checked();
-            }
-            bad_checksum = bad_checksum.or(Some(offset));
-        }
-        Err(ImageError::NoHeader { bad_checksum })
-    }
-
-    /// "If the boot loader sees any of these bits set but doesn't understand the flag or can't fulfill the requirements
-    /// it indicates for some reason, it must notify the user and fail to load the OS image."
-    fn checked(self) -> Result<Self, ImageError> {
-        use required::{ALL, MEMORY_INFORMATION, PAGE_ALIGNED_MODULES, VIDEO_MODE};
-        let unknown = self.flags & ALL & !(PAGE_ALIGNED_MODULES | MEMORY_INFORMATION | VIDEO_MODE);
-        if unknown != 0 {
-            return Err(ImageError::UnknownRequirement { flags: unknown });
-        }
-        if self.flags & VIDEO_MODE != 0 {
-            return Err(ImageError::VideoRequired);
-        }
-        Ok(self)
-    }
-
-    /// The one segment that the address fields describe (section 3.1.3), and the entry point.
-    fn flat_segment<'a>(&self, file: &'a [u8]) -> Result<(Vec<Segment<'a>>, u64), ImageError> {
-        let field = |n: usize| u32_at(file, self.offset + Self::BYTES + 4 * n).ok_or(ImageError::AddressFieldsCut);
-        let [header, load, load_end, bss_end, entry] = [field(0)?, field(1)?, field(2)?, field(3)?, field(4)?];
-
-        let order = |low, low_value, high, high_value| match low_value > high_value {
-            true => Err(ImageError::AddressFieldOrder { low, low_value, high, high_value }),
-            false => Ok(high_value - low_value),
-        };
-        let before_header = order("load_addr", load, "header_addr", header)?;
-        let start = self
-            .offset
-            .checked_sub(before_header as usize)
-            .ok_or(ImageError::StartsBeforeFile { before_header, header: self.offset })? as u64;
-        let bytes = match load_end {
-            0 => file.len() as u64 - start,
-            _ => order("load_addr", load, "load_end_addr", load_end)?.into(),
-        };
-        let bytes = file_range(file, Part::Segment(0), start, bytes)?;
-        let size = match bss_end {
-            0 => bytes.len() as u64,
-            _ => order("load_addr", load, "bss_end_addr", bss_end)?.into(),
-        };
-        if size < bytes.len() as u64 {
-            return Err(ImageError::FileExceedsMemory { segment: 0, file: bytes.len() as u64, memory: size });
-        }
-        Ok((vec![Segment { start: Gpa::new(load.into()), bytes, size }], entry.into()))
-    }
 }

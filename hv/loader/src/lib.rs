@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use addr::{Gpa, Hpa};
-//! use loader::{BootInfo, Config, GuestMemory, MemoryError, PhysRead, Unreadable};
+//! use loader::{BootInfo, Config, GuestMemory, Paging, PhysRead, Platform};
 //!
 //! # fn boot(ebx: Hpa, phys: &impl PhysRead, module: &dyn Fn(usize) -> &'static [u8],
 //! #         memory: &mut impl GuestMemory) -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +23,8 @@
 //!         .map(|n| loader::Module { bytes: module(n), string: &boot.modules[n].string })
 //!         .collect();
 //!     let image = loader::Module { bytes: module(vm.image), string: &boot.modules[vm.image].string };
-//!     let entry = loader::load(image, &modules, vm.config.ram, memory)?;
+//!     let platform = Platform { ram: vm.config.ram, long_mode: vm.config.paging == Paging::Nested, acpi: None };
+//!     let entry = loader::load(image, &modules, &platform, memory)?;
 //!     // The backend starts the boot vCPU there.
 //!     let _: (arch::Entry, _) = (entry, &frames);
 //! }
@@ -31,7 +32,8 @@
 //! # }
 //! ```
 //!
-//! The rules are those of the Multiboot Specification 0.6.96 ("the specification" below).
+//! The hypervisor is loaded by multiboot: the rules are those of the Multiboot Specification 0.6.96 ("the specification" below).
+//! Guests are loaded by Linux's boot protocol, multiboot2, multiboot or PVH, whichever their image is for.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -39,23 +41,37 @@ extern crate alloc;
 #[cfg(any(test, doctest, fuzzing))]
 extern crate std;
 
+mod bios_data;
+mod block;
 mod boot_info;
 pub mod config;
 mod elf_file;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+#[cfg(any(test, fuzzing))]
+mod guest_view;
 mod image;
+mod kernel;
+mod linux;
 mod load;
 mod memory;
+mod memory_map;
 mod multiboot;
+mod multiboot1;
+mod multiboot2;
 pub mod need;
+mod placer;
+mod pvh;
 mod ranges;
 #[cfg(test)]
 mod tests;
 
 pub use boot_info::{BootInfo, BootInfoError, BootModule, MalformedRegion, PhysRead, Region, RegionKind, Unreadable};
 pub use config::{Backing, Config, ConfigError, Paging, SelfTest, VmConfig, VmName, VmPlan};
-pub use image::{Image, ImageError, Segment};
-pub use load::{LoadError, Module, load};
+pub use image::{ImageError, Part};
+pub use linux::LinuxError;
+pub use load::{AcpiTables, LoadError, Module, Platform, Rsdp, load};
 pub use memory::{GuestMemory, GuestRam, MemoryError};
+pub use memory_map::{GuestRegion, MemoryMap};
+pub use multiboot2::Multiboot2Error;
 pub use need::Need;

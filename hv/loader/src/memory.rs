@@ -1,17 +1,15 @@
 //! A guest's RAM: its ranges, and how the loader writes it.
 
-use crate::ranges::span;
 use addr::{Gpa, PAGE_SIZE};
 use core::{fmt, ops::Range};
 
-/// Start of the hole that a PC keeps for video memory and ROMs.
-const HOLE_START: u64 = 0xa_0000;
-/// Start of the extended BIOS data area of a PC: RAM that is never reported to an operating system as usable.
-const LOW_OFFERED_END: u64 = 0x9_fc00;
-/// Start of the RAM above the hole.
-const HIGH_START: u64 = 0x10_0000;
+/// End of conventional memory: start of the hole that a PC keeps for video memory and ROMs.
+pub(crate) const LOW_END: u64 = 0xa_0000;
+/// Start of the RAM above that hole.
+pub(crate) const HIGH_START: u64 = 0x10_0000;
 
-/// The size of a guest's RAM. The guest may use it as on a PC: up to 639 KiB, and from 1 MiB on.
+/// The size of a guest's RAM, and where it is: from 0 up to [`BELOW_4G`](Self::BELOW_4G), and the rest from
+/// [`ABOVE_4G`](Self::ABOVE_4G) on. Between the two a PC has its devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestRam {
     bytes: u64,
@@ -19,11 +17,15 @@ pub struct GuestRam {
 
 impl GuestRam {
     /// The smallest size.
-    pub const MIN_BYTES: u64 = 2 << 20;
-    /// The largest size: a PC has devices between it and 4 GiB.
-    pub const MAX_BYTES: u64 = 3 << 30;
+    pub const MIN_BYTES: u64 = 1 << 20;
+    /// The largest size.
+    pub const MAX_BYTES: u64 = 64 << 30;
+    /// The most RAM that is below 4 GiB, and the start of the PCI hole.
+    pub const BELOW_4G: u64 = 3 << 30;
+    /// The first address behind the PCI hole.
+    pub const ABOVE_4G: u64 = 4 << 30;
 
-    /// RAM up to `bytes`: whole 4 KiB pages, from [`Self::MIN_BYTES`] to [`Self::MAX_BYTES`], else None.
+    /// RAM of `bytes`: whole 4 KiB pages, from [`Self::MIN_BYTES`] to [`Self::MAX_BYTES`], else None.
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes < Self::MIN_BYTES || bytes > Self::MAX_BYTES || !bytes.is_multiple_of(PAGE_SIZE) {
             return None;
@@ -31,32 +33,31 @@ impl GuestRam {
         Some(Self { bytes })
     }
 
-    /// The address after the last byte. The size includes the hole, as in QEMU's `-m 64M`.
+    /// The size. It includes the hole between 640 KiB and 1 MiB, as in QEMU's `-m 64M`.
     pub const fn bytes(self) -> u64 {
         self.bytes
     }
 
-    /// Whether there is memory at `at`: from 0 to [`Self::bytes`], including the hole between 640 KiB and 1 MiB.
-    /// Nothing is loaded into the hole, but guests search it for the firmware's tables, write to video memory there,
-    /// and read zeros.
+    /// The address after the last byte below 4 GiB.
+    pub const fn low_end(self) -> u64 {
+        if self.bytes < Self::BELOW_4G { self.bytes } else { Self::BELOW_4G }
+    }
+
+    /// The address after the last byte above 4 GiB; [`ABOVE_4G`](Self::ABOVE_4G) if there is none.
+    pub const fn high_end(self) -> u64 {
+        Self::ABOVE_4G + (self.bytes - self.low_end())
+    }
+
+    /// Whether there is memory at `at`, including the hole between 640 KiB and 1 MiB. Nothing is loaded into that hole, but
+    /// guests search it for the firmware's tables, write to video memory there, and read zeros.
     pub const fn backs(self, at: Gpa) -> bool {
-        at.raw() < self.bytes
+        let at = at.raw();
+        at < self.low_end() || Self::ABOVE_4G <= at && at < self.high_end()
     }
 
-    /// The ranges that the guest's memory map reports as usable.
-    pub(crate) const fn offered(self) -> [Range<u64>; 2] {
-        [0..LOW_OFFERED_END, HIGH_START..self.bytes]
-    }
-
-    /// The range of the first MiB that the guest's memory map reports as reserved.
-    pub(crate) const fn withheld(self) -> Range<u64> {
-        LOW_OFFERED_END..HIGH_START
-    }
-
-    /// Whether an image or module may be loaded to `range`.
-    pub(crate) fn holds(self, range: &Range<u64>) -> bool {
-        let parts = [0..HOLE_START, HIGH_START..self.bytes];
-        parts.iter().any(|part| part.start <= range.start && range.end <= part.end)
+    /// The ranges of RAM as a PC has them, some of which may be empty.
+    pub(crate) const fn ranges(self) -> [Range<u64>; 3] {
+        [0..LOW_END, HIGH_START..self.low_end(), Self::ABOVE_4G..self.high_end()]
     }
 }
 
@@ -103,36 +104,3 @@ impl fmt::Display for MemoryError {
 }
 
 impl core::error::Error for MemoryError {}
-
-/// Allocates room in a guest's RAM for the modules and the boot information.
-pub(crate) struct Placer {
-    ram: GuestRam,
-    taken: alloc::vec::Vec<Range<u64>>,
-}
-
-impl Placer {
-    pub(crate) fn new(ram: GuestRam, taken: impl Iterator<Item = Range<u64>>) -> Self {
-        Self { ram, taken: taken.collect() }
-    }
-
-    /// Allocates the first free range of `bytes` at or above `from` that starts at a page boundary.
-    pub(crate) fn place(&mut self, bytes: u64, from: u64) -> Option<u64> {
-        let place = self.ram.offered().iter().find_map(|part| self.first_free(bytes, from, part))?;
-        self.taken.push(place.clone());
-        Some(place.start)
-    }
-
-    fn first_free(&self, bytes: u64, from: u64, part: &Range<u64>) -> Option<Range<u64>> {
-        let mut start = from.max(part.start);
-        loop {
-            let place = span(start.checked_next_multiple_of(PAGE_SIZE)?, bytes)?;
-            if place.end > part.end {
-                return None;
-            }
-            match self.taken.iter().find(|taken| crate::ranges::overlap(taken, &place)) {
-                Some(taken) => start = taken.end,
-                None => return Some(place),
-            }
-        }
-    }
-}

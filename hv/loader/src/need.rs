@@ -1,6 +1,7 @@
 //! The memory that the VMs need before the first of them starts, and a check that the machine has it.
 
 use crate::config::{Backing, Paging, VmConfig, VmName};
+use crate::load;
 use crate::memory::GuestRam;
 use addr::{PAGE_SIZE, PageSize};
 use core::fmt;
@@ -101,7 +102,7 @@ impl VmConfig {
     #[must_use]
     pub const fn need(&self, files: u64, heap: u64) -> Need {
         let frames = match self.backing {
-            Backing::Touch => files.div_ceil(PAGE_SIZE) + LEVELS,
+            Backing::Touch => files.div_ceil(PAGE_SIZE) + load::PAGES + LEVELS,
             Backing::Reserve => self.promise(),
         };
         Need { heap, frames, roots: self.trees() as u64 }
@@ -166,7 +167,7 @@ mod tests {
     #[test]
     fn memory_that_is_touched_need_not_be_there_and_what_is_reserved_must() {
         let touch = vm(0, Paging::Nested, Backing::Touch);
-        assert_eq!(touch.need(8193, 5000), Need { heap: 5000, frames: 3 + 4, roots: 0 });
+        assert_eq!(touch.need(8193, 5000), Need { heap: 5000, frames: 3 + 11 + 4, roots: 0 });
         assert_eq!(touch.promise(), 0);
         let reserve = vm(0, Paging::Nested, Backing::Reserve);
         // 64 MiB: 32 tables of the last level, one above them, the root and the one below, two for a page elsewhere.
@@ -200,7 +201,7 @@ mod tests {
         );
         assert_eq!(
             text(&[(hungry, hungry.need(100 << 20, 0))]),
-            "vm7 needs 25604 frames for its image and modules: 20000 of 20000 are left"
+            "vm7 needs 25615 frames for its image and modules: 20000 of 20000 are left"
         );
     }
 

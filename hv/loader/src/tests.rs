@@ -1,10 +1,19 @@
 //! Tests with images built by hand, a guest's memory in one vector, and boot information read back by its parser.
 
+mod linux;
+mod memory_map;
+mod multiboot2;
+mod pvh;
+mod seeds;
+
 use super::*;
 use crate::fuzz::{self, Guest};
+use crate::image::{Image, Segment};
+use crate::kernel::Kernel;
 use crate::multiboot::{MAP_ENTRY_BYTES, flag, info, u32_at};
 use addr::{Gpa, Hpa};
-use alloc::{string::String, string::ToString, vec, vec::Vec};
+use alloc::{format, string::String, string::ToString, vec, vec::Vec};
+use arch::Entry;
 use proptest::prelude::*;
 
 const MAGIC: u32 = 0x1bad_b002;
@@ -90,8 +99,34 @@ fn flat(load: u32, load_end: u32, bss_end: u32, entry: u32) -> Vec<u8> {
     file
 }
 
+/// The image in `file`, of the older multiboot or PVH.
+fn image(file: &[u8]) -> Image<'_> {
+    match Kernel::parse(file) {
+        Ok(Kernel::Multiboot(image) | Kernel::Pvh(image)) => image,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A VM with `bytes` of RAM, in which nothing else is.
+fn platform(bytes: u64) -> Platform {
+    Platform { ram: ram(bytes), long_mode: true, acpi: None }
+}
+
+/// Loads `file` and `modules` into a new guest.
+fn load_into(
+    platform: &Platform,
+    file: &[u8],
+    string: &[u8],
+    modules: &[Module<'_>],
+) -> Result<(Guest, Entry), LoadError> {
+    let mut guest = Guest::new(platform.ram);
+    let entry = load(Module { bytes: file, string }, modules, platform, &mut guest)?;
+    guest.check_writes(platform);
+    Ok((guest, entry))
+}
+
 fn error(file: &[u8]) -> String {
-    Image::parse(file, GuestRam::default()).unwrap_err().to_string()
+    load_into(&platform(64 << 20), file, b"guest", &[]).unwrap_err().to_string()
 }
 
 #[test]
@@ -102,7 +137,7 @@ fn elf_segments_go_to_their_physical_addresses() {
         Load { virtual_address: 0xffff_ffff_8020_0000, physical: 0, file_bytes: 0, memory: 0 },
     ];
     let file = elf(&ELF64, 0xffff_ffff_8010_0020, &loads);
-    let image = Image::parse(&file, GuestRam::default()).unwrap();
+    let image = image(&file);
     assert_eq!(image.entry(), 0x10_0020, "a virtual entry point is translated");
     let at = |n: usize| (image.segments()[n].start.raw(), image.segments()[n].bytes, image.segments()[n].size);
     assert_eq!(image.segments().len(), 2, "an empty segment is none");
@@ -117,7 +152,7 @@ fn both_classes_load_alike() {
         let mut guest = Guest::new(ram(4 << 20));
         guest.bytes.fill(0xaa);
         let image = Module { bytes: &file, string: b"guest.elf a b" };
-        let entry = load(image, &[], guest.ram, &mut guest).unwrap();
+        let entry = load(image, &[], &platform(4 << 20), &mut guest).unwrap();
         assert_eq!((entry.eip, entry.eax), (0x10_0004, 0x2bad_b002));
         assert_eq!(guest.bytes[0x10_0000..0x10_0030], file[..0x30]);
         assert!(guest.bytes[0x10_0030..0x10_1000].iter().all(|&byte| byte == 0), "bss is zeroed");
@@ -128,7 +163,7 @@ fn both_classes_load_alike() {
 #[test]
 fn address_fields_count_more_than_elf() {
     let file = flat(0x10_0000, 0x10_0040, 0x10_2000, 0x10_0010);
-    let image = Image::parse(&file, GuestRam::default()).unwrap();
+    let image = image(&file);
     let segment = Segment { start: Gpa::new(0x10_0000), bytes: &file[..0x40], size: 0x2000 };
     assert_eq!((image.segments(), image.entry()), (&[segment][..], 0x10_0010));
 }
@@ -136,7 +171,7 @@ fn address_fields_count_more_than_elf() {
 #[test]
 fn a_load_end_of_zero_is_the_files_end_and_a_bss_end_of_zero_is_no_bss() {
     let file = flat(0x10_0000, 0, 0, 0x10_0000);
-    let image = Image::parse(&file, GuestRam::default()).unwrap();
+    let image = image(&file);
     assert_eq!((image.segments()[0].bytes, image.segments()[0].size), (&file[..], file.len() as u64));
 }
 
@@ -144,7 +179,7 @@ fn a_load_end_of_zero_is_the_files_end_and_a_bss_end_of_zero_is_no_bss() {
 fn the_flat_image_may_start_behind_the_files_start() {
     let mut file = vec![0; 0x1000];
     file.extend(flat(0x10_0000, 0, 0, 0x10_0000));
-    let image = Image::parse(&file, GuestRam::default()).unwrap();
+    let image = image(&file);
     assert_eq!(image.segments()[0].bytes, &file[0x1000..]);
 }
 
@@ -156,20 +191,27 @@ fn the_header_is_searched_in_8192_bytes_at_multiples_of_4() {
         file.resize(offset, 0);
         file.extend(header(3));
         file.resize(9000, 0);
-        Image::parse(&file, GuestRam::default()).map(|image| image.entry())
+        match Kernel::parse(&file) {
+            Ok(Kernel::Multiboot(image)) => Ok(image.entry()),
+            other => Err(other.err()),
+        }
     };
     assert_eq!(with_header_at(8192 - 12), Ok(0x10_0000));
     for offset in [8192 - 8, 8192, 102] {
-        assert_eq!(with_header_at(offset), Err(ImageError::NoHeader { bad_checksum: None }), "{offset}");
+        assert_eq!(with_header_at(offset), Err(Some(ImageError::Unknown { bad_checksum: None })), "{offset}");
     }
 }
 
 #[test]
 fn a_broken_header_is_named() {
-    assert_eq!(error(b""), "no multiboot header in the first 8192 bytes");
+    assert_eq!(
+        error(b""),
+        "an image of no known kind: no Linux boot header at offset 0x202, no multiboot2 header in the first 32768 bytes, \
+         no multiboot header in the first 8192 bytes, no ELF file with a PVH entry point"
+    );
     let mut file = elf(&ELF32, 0x10_0000, &one_load(0x10, 0x10));
     set_u32(&mut file, 84 + 8, 1);
-    assert_eq!(error(&file), "no multiboot header: that at offset 0x54 has a wrong checksum");
+    assert_eq!(error(&file), "an image of no known kind: the multiboot header at offset 0x54 has a wrong checksum");
     assert_eq!(error(&header(0x8)), "the multiboot header requires unknown features 0x8");
     assert_eq!(error(&header(0x4)), "the multiboot header requires a video mode (flag 2), and there is none");
     assert_eq!(error(&header(0x1_0000)), "the file ends within the multiboot header's address fields");
@@ -263,8 +305,7 @@ fn the_guest_reads_in_its_boot_information_what_was_loaded() {
     let file = elf(&ELF32, 0x10_0000, &one_load(0x10, 0x1800));
     let (first, second) = (vec![1; 5000], vec![2; 1]);
     let modules = [Module { bytes: &first, string: b"initrd one" }, Module { bytes: &second, string: b"" }];
-    let mut guest = Guest::new(ram(8 << 20));
-    let entry = load(Module { bytes: &file, string: b"guest.elf a=1  b" }, &modules, guest.ram, &mut guest).unwrap();
+    let (guest, entry) = load_into(&platform(8 << 20), &file, b"guest.elf a=1  b", &modules).unwrap();
 
     let read = BootInfo::parse(Hpa::new(entry.ebx.into()), &guest).unwrap();
     assert_eq!(read.command_line, "guest.elf a=1  b");
@@ -273,8 +314,10 @@ fn the_guest_reads_in_its_boot_information_what_was_loaded() {
         read.regions,
         [
             region(0, 0x9_fc00, RegionKind::Usable),
-            region(0x9_fc00, 0x10_0000, RegionKind::Reserved),
-            region(0x10_0000, 8 << 20, RegionKind::Usable)
+            region(0x9_fc00, 0xa_0000, RegionKind::Reserved),
+            region(0xf_0000, 0x10_0000, RegionKind::Reserved),
+            region(0x10_0000, 8 << 20, RegionKind::Usable),
+            region(0xfffb_c000, 4 << 30, RegionKind::Reserved),
         ]
     );
     let range = |start, end| Hpa::new(start)..Hpa::new(end);
@@ -298,8 +341,7 @@ fn boot_information_gives_way_to_an_image_in_low_memory() {
     let load_at = |physical, memory| [Load { virtual_address: physical, physical, file_bytes: 0x10, memory }];
     for (loads, expected) in [(load_at(0x8000, 0x2000), 0xa000), (load_at(0, 0x9_fc00), 0x10_0000)] {
         let file = elf(&ELF32, loads[0].physical, &loads);
-        let mut guest = Guest::new(ram(4 << 20));
-        assert_eq!(load(Module { bytes: &file, string: b"" }, &[], guest.ram, &mut guest).unwrap().ebx, expected);
+        assert_eq!(load_into(&platform(4 << 20), &file, b"", &[]).unwrap().1.ebx, expected);
     }
 }
 
@@ -307,10 +349,9 @@ fn boot_information_gives_way_to_an_image_in_low_memory() {
 fn a_module_without_room_is_an_error() {
     let file = elf(&ELF32, 0x10_0000, &one_load(0x10, 0x10));
     let big = vec![0; 1 << 20];
-    let mut guest = Guest::new(ram(2 << 20));
     let modules = [Module { bytes: &big, string: b"big" }];
-    let refused = load(Module { bytes: &file, string: b"" }, &modules, guest.ram, &mut guest).unwrap_err();
-    assert_eq!(refused.to_string(), "no room for a module (0x100000 bytes) beside the image");
+    let refused = load_into(&platform(2 << 20), &file, b"", &modules).unwrap_err();
+    assert_eq!(refused.to_string(), "no room for a module (0x100000 bytes) in the guest's RAM");
 }
 
 /// Physical memory of 64 KiB with an information structure at 0x1000.
@@ -413,6 +454,16 @@ fn usable_memory_is_ram_without_what_is_in_use() {
     );
 }
 
+/// The setup header of a bzImage, for the fuzz target.
+fn setup_header() -> Vec<u8> {
+    linux::bz_image(&[])[crate::linux::header::START..0x26c].to_vec()
+}
+
+/// The offset of a field in that.
+fn linux_field(field: usize) -> usize {
+    field - crate::linux::header::START
+}
+
 fn any_image() -> impl Strategy<Value = Vec<u8>> {
     let loads = prop::collection::vec((0u64..0x40_0000, 0u64..0x80, 0u64..0x1_0000), 0..4);
     let valid = (any::<bool>(), 0u64..0x40_0000, loads).prop_map(|(wide, entry, loads)| {
@@ -423,7 +474,7 @@ fn any_image() -> impl Strategy<Value = Vec<u8>> {
         elf(if wide { &ELF64 } else { &ELF32 }, entry, &loads)
     });
     let flat = any::<[u32; 4]>().prop_map(|[load, end, bss, entry]| flat(load & 0x3f_ffff, end, bss, entry));
-    let good = Just(elf(&ELF64, 0x10_0000, &one_load(0x40, 0x4000)));
+    let good = prop::sample::select(seeds::seeds().map(|(_, _, image)| image).to_vec());
     prop_oneof![valid, flat, good]
 }
 
@@ -471,5 +522,43 @@ proptest! {
         let read = boot_with_map(&bytes).unwrap();
         prop_assert_eq!(read.regions.len() + read.malformed.len(), bytes.len() / MAP_ENTRY_BYTES);
         fuzz::usable_is_usable(&read, &(Hpa::new(0)..Hpa::new(0)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn any_linux_header_is_refused_or_stays_in_the_guests_memory(
+        fields in prop::collection::vec((0usize..0x7b, any::<u8>()), 0..8),
+        small in any::<[u8; 3]>(),
+    ) {
+        let [pref, init_size, alignment] = small;
+        let mut data = setup_header();
+        data[linux_field(crate::linux::header::PREF_ADDRESS) + 2] = pref >> 1;
+        data[linux_field(crate::linux::header::INIT_SIZE) + 2] = init_size >> 2;
+        data[linux_field(crate::linux::header::KERNEL_ALIGNMENT) + 1] = 1 << (alignment & 7);
+        for (at, byte) in fields {
+            data[at] = byte;
+        }
+        fuzz::loader_linux(&data);
+    }
+
+    #[test]
+    fn any_multiboot2_tags_are_refused_or_stay_in_the_guests_memory(
+        tags in prop::collection::vec((0u16..12, 0u16..2, prop::collection::vec(0u32..0x50_0000, 0..5)), 0..4),
+        rest in prop::collection::vec(any::<u8>(), 0..64),
+    ) {
+        let tags: Vec<_> = tags.iter().map(|(kind, flags, fields)| multiboot2::tag(*kind, *flags, fields)).collect();
+        fuzz::loader_multiboot2(&[tags.concat(), rest].concat());
+    }
+
+    #[test]
+    fn any_pvh_segments_are_refused_or_stay_in_the_guests_memory(
+        loads in prop::collection::vec((0u32..0x40, 0u32..0x50_0000, 0u32..0x40, 0u32..0x1_0000), 0..3),
+        rest in prop::collection::vec(any::<u8>(), 0..64),
+    ) {
+        let headers = loads.iter().flat_map(|&(offset, at, file, memory)| words(&[1, offset, at, at, file, memory, 7, 4]));
+        fuzz::loader_pvh(&headers.chain(rest).collect::<Vec<_>>());
     }
 }

@@ -14,7 +14,7 @@ use core::fmt;
 use core::ops::Range;
 use core::time::Duration;
 use devices::BoardConfig;
-use loader::{BootInfo, LoadError, MemoryError, Module, Paging, VmConfig, VmName, VmPlan};
+use loader::{BootInfo, LoadError, MemoryError, Module, Paging, Platform, VmConfig, VmName, VmPlan};
 use memory::{Freed, Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
@@ -86,10 +86,11 @@ impl<F: Nested> Guest<F> {
         let fixed = fixed.as_ref().map(|page| (page.at, &page.content));
         let memory =
             VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
+        let platform = Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: None };
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, state) = (Tlb::new(), ViewState::new());
         let mut view = memory.view(cpu, &mut tlb, &state);
-        let loaded = loader::load(module(plan.image), &modules, config.ram, &mut view);
+        let loaded = loader::load(module(plan.image), &modules, &platform, &mut view);
         memory.forget(&state);
         let entry = match loaded {
             Ok(entry) => entry,
