@@ -869,6 +869,18 @@ mod tests {
     }
 
     #[test]
+    fn the_timer_is_cut_off_while_the_hpet_replaces_it() {
+        printed(|board, time| {
+            write_all(board, &PIC_SETUP);
+            write_dword(board, HPET, 0x10, 3);
+            assert_eq!(board.next_deadline(), None);
+            time.set(1_000_000_000);
+            board.advance();
+            assert!(!board.interrupt_pending());
+        });
+    }
+
+    #[test]
     fn the_hpets_second_timer_is_line_8_of_the_second_controller() {
         printed(|board, time| {
             write_all(board, &PIC_SETUP);

@@ -518,6 +518,9 @@ mod tests {
                 now += step;
                 prop_assert_eq!(hpet.advance(at(now)) != 0, expired(now) > expired(before));
                 prop_assert_eq!(deadline(&hpet), Some(first + expired(now) * period));
+                let comparator = start + first + expired(now) * period;
+                let largest = if only_32 { u32::MAX.into() } else { u64::MAX };
+                prop_assert_eq!(hpet.read(0x108, at(now)), comparator & largest);
             }
         }
     }
