@@ -73,6 +73,7 @@ mod local_apic;
 mod memory;
 mod mmio;
 pub mod msr;
+mod mtrr;
 mod paging;
 mod ports;
 mod run;

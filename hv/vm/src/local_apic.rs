@@ -4,7 +4,7 @@ use crate::exit_handler::ExitHandler;
 use crate::host::Host;
 use crate::msr::Refused;
 use crate::types::Types;
-use crate::vcpu::{StateMsr, Vcpu};
+use crate::vcpu::Vcpu;
 use apic::{Due, Effect, Ipi, Message};
 use devices::{Clock, DeliveryMode, DestinationMode, InterruptMessage, Nanoseconds};
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};

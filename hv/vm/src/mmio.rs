@@ -146,7 +146,7 @@ impl<T: Types> ExitHandler<'_, T> {
             operand: fault.address(),
             accessed: false,
         };
-        if instruction.execute(vcpu, &mut bus)? == Emulated::Retired {
+        if instruction.execute(vcpu, &mut bus)? == Executed::Retired {
             vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
         }
         if bus.accessed {
