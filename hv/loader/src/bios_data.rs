@@ -68,7 +68,7 @@ pub(crate) fn write(memory: &mut impl GuestMemory) -> Result<(), MemoryError> {
     memory.write(IRET_AT, &[IRET])
 }
 
-/// The pages that [`write`] touches.
+/// The pages that [`write`] touches, each by one write.
 pub(crate) const PAGES: u64 = 3;
 
 #[cfg(test)]

@@ -40,9 +40,9 @@ impl fmt::Debug for Guest {
 impl Guest {
     /// Checks that what was written is in usable RAM and was written once, but for the firmware's traces, which come first.
     pub(crate) fn check_writes(&self, platform: &Platform) {
-        const TRACES: usize = 3;
         let usable = MemoryMap::new(platform.ram, platform.acpi.as_ref()).usable();
-        let mut written: Vec<_> = self.written[TRACES..].iter().filter(|range| !range.is_empty()).collect();
+        let mut written: Vec<_> =
+            self.written[bios_data::PAGES as usize..].iter().filter(|range| !range.is_empty()).collect();
         written.sort_by_key(|range| range.start);
         assert!(written.windows(2).all(|pair| pair[0].end <= pair[1].start), "{written:x?}");
         for range in written {

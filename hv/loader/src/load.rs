@@ -48,7 +48,8 @@ pub struct AcpiTables {
     pub rsdp_at: Gpa,
     /// Its fields.
     pub rsdp: Rsdp,
-    /// The tables that the guest may overwrite after it has read them; may be empty.
+    /// The tables that the guest may overwrite after it has read them. Empty if there are none, or if they are in the BIOS's ROM,
+    /// which is reserved in any case.
     pub reclaimable: Range<Gpa>,
     /// The tables and the memory that the firmware keeps using; may be empty.
     pub nvs: Range<Gpa>,
