@@ -22,6 +22,8 @@ use std::process::{Command, ExitCode, Stdio};
 /// Where the targets are.
 const PACKAGE: &str = "hv/fuzz";
 const TARGETS: &str = "hv/fuzz/fuzz_targets";
+/// The inputs that a target begins with, in a folder of its name. Not every target has one.
+const SEEDS: &str = "hv/fuzz/seeds";
 
 /// Edge coverage with counters that libFuzzer reads, and comparisons that guide it; panics where debug builds do.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -35,8 +37,8 @@ const LAST_LINES: usize = 25;
 
 /// Fuzz what takes a guest's input
 ///
-/// Each target in turn, or one alone. What is learnt stays in target/fuzz/corpus and is built upon the next time; an input that
-/// fails is kept in target/fuzz/artifacts.
+/// Each target in turn, or one alone. It begins with its inputs in hv/fuzz/seeds. What is learnt stays in target/fuzz/corpus and is
+/// built upon the next time; an input that fails is kept in target/fuzz/artifacts.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -98,6 +100,11 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The folder of a target's seeds, if there is one.
+fn seeds(target: &str) -> Option<PathBuf> {
+    Some(project::root().join(SEEDS).join(target)).filter(|folder| folder.is_dir())
+}
+
 /// Builds targets, and gives the folder of their programs.
 fn build(targets: &[String]) -> Result<PathBuf> {
     setup::ensure(Tool::Cxx)?;
@@ -150,7 +157,10 @@ impl Campaign {
             command.args(["-print_final_stats=1", &format!("-timeout={SLOWEST}")]);
             command.arg(format!("-artifact_prefix={}/", artifacts.display()));
             match work {
-                Work::Seconds(seconds) => command.arg(format!("-max_total_time={seconds}")).arg(&corpus),
+                // What is learnt goes to the first folder.
+                Work::Seconds(seconds) => {
+                    command.arg(format!("-max_total_time={seconds}")).arg(&corpus).args(seeds(target))
+                }
                 Work::Once(input) => command.arg(input),
             };
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -229,6 +239,14 @@ mod tests {
         let campaign = read(text);
         assert_eq!(campaign.runs, 77);
         assert!(campaign.to_string().ends_with("FAILED: cargo xtask fuzz t --input /x/crash-12ab"), "{campaign}");
+    }
+
+    #[test]
+    fn every_folder_of_seeds_is_a_targets() {
+        let folders = fs::read_dir(project::root().join(SEEDS)).unwrap();
+        let names: Vec<_> = folders.map(|folder| folder.unwrap().file_name().into_string().unwrap()).collect();
+        let targets = targets().unwrap();
+        assert!(!names.is_empty() && names.iter().all(|name| targets.contains(name)), "{names:?}");
     }
 
     #[test]
