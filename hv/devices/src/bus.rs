@@ -1,7 +1,8 @@
 //! The bus: which device has a port or an address, and accesses to registers of 32 bits.
 
 use crate::Size;
-use abi::ports::{DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE};
+use abi::mmio;
+use abi::ports::{DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE, PM_TIMER, PM1_CONTROL, PM1_EVENT};
 use addr::Gpa;
 
 /// A device on the bus.
@@ -71,9 +72,9 @@ static PORTS: [Range; 21] = [
     range(0xed, 0xed, Wide::Bytes, Device::Delay),
     range(DEBUG_EXIT, DEBUG_EXIT + DEBUG_EXIT_SIZE - 1, Wide::Whole, Device::DebugExit),
     range(0x510, 0x511, Wide::Whole, Device::FwCfg),
-    range(0x600, 0x603, Wide::Whole, Device::PowerManagement),
-    range(0x604, 0x605, Wide::Whole, Device::PowerManagement),
-    range(0x608, 0x60b, Wide::Whole, Device::PowerManagement),
+    range(PM1_EVENT, PM1_EVENT + 3, Wide::Whole, Device::PowerManagement),
+    range(PM1_CONTROL, PM1_CONTROL + 1, Wide::Whole, Device::PowerManagement),
+    range(PM_TIMER, PM_TIMER + 3, Wide::Whole, Device::PowerManagement),
     range(0xcf8, 0xcfb, Wide::Dword, Device::PciAddress),
     range(0xcfc, 0xcff, Wide::Whole, Device::PciData),
     range(0x2000, 0x2017, Wide::Bytes, Device::TestIrqs),
@@ -115,7 +116,7 @@ pub(crate) enum Page {
 }
 
 static PAGES: [(u64, Page); 3] =
-    [(0xfec0_0000, Page::IoApic), (0xfed0_0000, Page::Hpet), (0xff00_0000, Page::TestMemory)];
+    [(mmio::IOAPIC as u64, Page::IoApic), (mmio::HPET as u64, Page::Hpet), (0xff00_0000, Page::TestMemory)];
 
 /// The page that has guest-physical address `at`, and the offset in it.
 pub(crate) fn find_page(at: Gpa) -> Option<(Page, u16)> {

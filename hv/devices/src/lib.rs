@@ -100,5 +100,6 @@ mod uart;
 
 pub use board::{Board, BoardConfig, Effect, Size, changes_deadline};
 pub use clock::{Clock, Nanoseconds};
+pub use hpet::HPET_CAPABILITIES;
 pub use ioapic::{DeliveryMode, DestinationMode, InterruptMessage, Trigger};
 pub use sink::Sink;

@@ -6,17 +6,20 @@
 
 use crate::bus::{DwordWrite, part};
 use crate::{Nanoseconds, Size};
+use abi::ports::{PM_TIMER, PM1_CONTROL, PM1_EVENT, S5};
 
 /// The first port. The PIIX4's function tells it as PMBASE.
-pub(crate) const BASE: u16 = 0x600;
+pub(crate) const BASE: u16 = PM1_EVENT;
 /// The interrupt of ACPI events.
 pub(crate) const SCI: u8 = 9;
 
 /// Aligned dwords from [`BASE`] on: status and enable, control, timer.
 mod block {
-    pub(super) const EVENTS: u16 = 0x0;
-    pub(super) const CONTROL: u16 = 0x4;
-    pub(super) const TIMER: u16 = 0x8;
+    use super::{BASE, PM_TIMER, PM1_CONTROL, PM1_EVENT};
+
+    pub(super) const EVENTS: u16 = PM1_EVENT - BASE;
+    pub(super) const CONTROL: u16 = PM1_CONTROL - BASE;
+    pub(super) const TIMER: u16 = PM_TIMER - BASE;
 }
 
 /// PM1 status and enable: the timer's most significant bit has changed.
@@ -35,7 +38,7 @@ mod control {
 }
 
 /// The sleep type of S5, as a PIIX4 has it (and, after it, QEMU): "soft off".
-pub(crate) const SLEEP_TYPE_S5: u32 = 0;
+pub(crate) const SLEEP_TYPE_S5: u32 = S5 as u32;
 
 /// Section 4.8.3.3: 24 bits at this frequency.
 const HERTZ: u32 = 3_579_545;

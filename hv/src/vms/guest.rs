@@ -2,11 +2,13 @@
 
 use super::clock::TscClock;
 use super::console::{self, About, Console};
+use super::seat::host_cpuid;
 use super::verdicts::Why;
 use crate::boot;
 use crate::rcu_domain::HostMachine;
 use crate::timer;
 use crate::verdict::Verdict;
+use addr::Gpa;
 use alloc::vec::Vec;
 use backends::{Backend, Start};
 use core::alloc::Layout;
@@ -14,7 +16,9 @@ use core::fmt;
 use core::ops::Range;
 use core::time::Duration;
 use devices::BoardConfig;
-use loader::{BootInfo, LoadError, MemoryError, Module, Paging, Platform, VmConfig, VmName, VmPlan};
+use loader::{
+    AcpiTables, BootInfo, GuestMemory, LoadError, MemoryError, Module, Paging, Platform, Rsdp, VmConfig, VmName, VmPlan,
+};
 use memory::{Freed, Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
@@ -86,11 +90,16 @@ impl<F: Nested> Guest<F> {
         let fixed = fixed.as_ref().map(|page| (page.at, &page.content));
         let memory =
             VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
-        let platform = Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: None };
+        let tables = bios::Tables::new(&described(vcpus));
+        let platform =
+            Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(acpi(&tables)) };
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, state) = (Tlb::new(), ViewState::new());
         let mut view = memory.view(cpu, &mut tlb, &state);
-        let loaded = loader::load(module(plan.image), &modules, &platform, &mut view);
+        let loaded = view
+            .write(tables.range().start, tables.bytes())
+            .map_err(LoadError::from)
+            .and_then(|()| loader::load(module(plan.image), &modules, &platform, &mut view));
         memory.forget(&state);
         let entry = match loaded {
             Ok(entry) => entry,
@@ -168,4 +177,23 @@ impl<F: Nested> Guest<F> {
             frames => (Verdict::Leak, Why::Leaked(frames, stop)),
         }
     }
+}
+
+/// What the firmware's tables describe of a VM with so many vCPUs.
+fn described(vcpus: usize) -> bios::Machine {
+    let features = vm::cpuid::Table::new(host_cpuid, vm::cpuid::Topology { index: 0, vcpus }).get(1, 0);
+    bios::Machine {
+        vcpus: vcpus as u8,
+        processor: bios::Processor { signature: features.eax, features: features.edx },
+        ioapic: true,
+        hpet: Some(devices::HPET_CAPABILITIES),
+        pci_gsis: [16, 17, 18, 19],
+    }
+}
+
+/// Where the tables are, for boot protocols. They lie in what every map of memory shows as ROM.
+fn acpi(tables: &bios::Tables) -> AcpiTables {
+    let nowhere = Gpa::new(0)..Gpa::new(0);
+    let rsdp = Rsdp { oem_id: bios::OEM_ID, rsdt: tables.rsdt().raw() as u32, xsdt: tables.xsdt().raw() };
+    AcpiTables { rsdp_at: tables.rsdp(), rsdp, reclaimable: nowhere.clone(), nvs: nowhere }
 }

@@ -189,7 +189,7 @@ impl<V: Vcpu> fmt::Display for Dump<'_, V> {
     }
 }
 
-fn host_cpuid(leaf: u32, subleaf: u32) -> Leaf {
+pub(super) fn host_cpuid(leaf: u32, subleaf: u32) -> Leaf {
     let result = raw_cpuid::cpuid!(leaf, subleaf);
     Leaf { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }
