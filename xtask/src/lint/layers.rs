@@ -18,6 +18,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ("sched", &[]),
     ("firmware", &["addr"]),
     ("devices", &["abi", "addr"]),
+    ("bios", &["abi", "addr"]),
     ("apic", &["model"]),
     ("loader", &["abi", "addr", "arch"]),
     ("serial", &["abi", "model"]),
