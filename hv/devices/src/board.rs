@@ -10,11 +10,12 @@ use crate::pic::{Pic, Which};
 use crate::pit::Pit;
 use crate::pm::{self, PowerManagement, PowersOff, SCI};
 use crate::rtc::Rtc;
-use crate::testdev::TestDevice;
+use crate::testdev::{self, TestDevice};
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
 use abi::ports::{COM1, DEBUG_CONSOLE_THERE};
 use addr::Gpa;
+use core::alloc::Layout;
 
 /// Width of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +134,9 @@ const fn pin(gsi: u8) -> u8 {
 }
 
 impl<S: Sink, C: Clock> Board<S, C> {
+    /// What [`new`](Self::new) allocates. It is all that a board ever does.
+    pub const ALLOCATION: Layout = Layout::new::<[u8; testdev::MEMORY_BYTES]>();
+
     /// Devices as a PC's firmware leaves them, with all interrupts masked.
     pub fn new(config: BoardConfig, sink: S, clock: C) -> Self {
         Self {
@@ -255,8 +259,8 @@ impl<S: Sink, C: Clock> Board<S, C> {
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
         let legacy = !self.hpet.replaces_legacy() && self.accepts_edge(TIMER_GSI);
         let pit = if legacy { self.pit.next_deadline() } else { None };
-        let pm = if self.levels >> SCI & 1 == 0 { self.pm.next_deadline() } else { None };
-        let hpet = self.hpet.next_deadline(|gsi| self.accepts_edge(gsi));
+        let pm = self.pm.next_deadline().filter(|_| self.levels >> SCI & 1 == 0);
+        let hpet = if self.hpet.is_idle() { None } else { self.hpet.next_deadline(|gsi| self.accepts_edge(gsi)) };
         pit.into_iter().chain(pm).chain(hpet).min()
     }
 
@@ -270,10 +274,14 @@ impl<S: Sink, C: Clock> Board<S, C> {
         if self.pit.take_rise(now) && !self.hpet.replaces_legacy() {
             self.pulse(TIMER_GSI);
         }
-        for gsi in bits(self.hpet.advance(now)) {
-            self.pulse(gsi);
+        if !self.hpet.is_idle() {
+            for gsi in bits(self.hpet.advance(now)) {
+                self.pulse(gsi);
+            }
         }
-        self.update_levels();
+        if self.has_levels() {
+            self.update_levels();
+        }
     }
 
     /// Sets the level of interrupt line `gsi`, for devices outside of this crate: 0 to 15 are the IRQs of an ISA bus, 16 to 23 the
@@ -293,6 +301,11 @@ impl<S: Sink, C: Clock> Board<S, C> {
     /// Whether an edge of `gsi` could interrupt a processor.
     fn accepts_edge(&self, gsi: u8) -> bool {
         gsi < ISA_GSIS && self.pic.accepts_edge(gsi) || self.ioapic.accepts_edge(pin(gsi))
+    }
+
+    /// Whether a device may hold its interrupt line high, or does.
+    fn has_levels(&self) -> bool {
+        self.levels != 0 || self.pm.timer_event_enabled() || !self.hpet.is_idle()
     }
 
     fn update_levels(&mut self) {

@@ -284,6 +284,11 @@ impl Hpet {
         pulses
     }
 
+    /// Whether time changes nothing: the counter is stopped, and no status is set.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.counter, Counter::Stopped(_)) && self.status == 0
+    }
+
     /// The GSIs that level-triggered timers hold high.
     pub(crate) fn levels(&self) -> Gsis {
         let interrupts = |n: usize| self.status >> n & 1 != 0 && self.timers[n].has(timer::INTERRUPT);

@@ -1,6 +1,6 @@
 //! The devices of one VM behind its bus: what a guest written for a PC, or for KVM, expects to find.
 //!
-//! [`Board`] is plain data: no allocation, no formatting, no locks. vCPUs that share it need a lock around it. It has a
+//! [`Board`] is plain data: no allocation after it is made, no formatting, no locks. vCPUs that share it need a lock around it. It has a
 //! [`Sink`] for the guest's output and a [`Clock`] for the devices that depend on time:
 //!
 //! ```
@@ -77,6 +77,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
 #[cfg(any(test, doctest))]
 extern crate std;
 

@@ -104,7 +104,7 @@ impl PowerManagement {
         if changes(now) != self.changes_seen { TIMER_EVENT } else { 0 }
     }
 
-    fn timer_event_enabled(&self) -> bool {
+    pub(crate) fn timer_event_enabled(&self) -> bool {
         self.enables & TIMER_EVENT << ENABLE_SHIFT != 0
     }
 

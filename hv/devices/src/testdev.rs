@@ -6,6 +6,8 @@
 
 use crate::Size;
 use crate::bus::{DwordWrite, part};
+use alloc::boxed::Box;
+use alloc::vec;
 
 /// The size of the memory, of which QEMU has more.
 pub(crate) const MEMORY_BYTES: usize = 4096;
@@ -13,12 +15,13 @@ pub(crate) const MEMORY_BYTES: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct TestDevice {
     scratch: u32,
-    memory: [u8; MEMORY_BYTES],
+    /// On the heap: a VM is moved as a whole when it ends, on a stack that has no room for this.
+    memory: Box<[u8]>,
 }
 
 impl TestDevice {
-    pub(crate) const fn new() -> Self {
-        Self { scratch: 0, memory: [0; MEMORY_BYTES] }
+    pub(crate) fn new() -> Self {
+        Self { scratch: 0, memory: vec![0; MEMORY_BYTES].into_boxed_slice() }
     }
 
     /// Reads scratch `port`.

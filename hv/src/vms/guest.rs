@@ -136,8 +136,8 @@ impl<F: Nested> Guest<F> {
     /// What a VM of this configuration allocates, but for its vCPUs. None of it does so once they run.
     pub(super) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
         // Reference counts stand before what they count.
-        let shared = [Some(Layout::new::<(usize, usize, Self)>()), Vm::<Console, TscClock>::allocations(config.vcpus)];
-        let shared = shared.into_iter().flatten().chain(console::allocations());
+        let vm = Vm::<Console, TscClock>::allocations(config.vcpus);
+        let shared = [Layout::new::<(usize, usize, Self)>()].into_iter().chain(vm).chain(console::allocations());
         shared.chain(VmMemory::<F>::allocations(config))
     }
 

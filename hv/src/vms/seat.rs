@@ -156,7 +156,7 @@ fn run<'a, 's, B: Backend<Tables: Nested>, V: Vcpu>(
     vcpu.load();
     let stop = vm::run(vcpu, &mut handler, &mut slice);
     vcpu.put();
-    if let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_))) {
+    if let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_) | Stop::PoweredOff)) {
         dump(slice.guest, vcpu, &handler, stop);
     }
 }

@@ -69,8 +69,8 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
     }
 
     /// What [`new`](Self::new) allocates. It is all that a VM ever does.
-    pub fn allocations(vcpus: usize) -> Option<Layout> {
-        Layout::array::<VcpuShared>(vcpus).ok()
+    pub fn allocations(vcpus: usize) -> impl Iterator<Item = Layout> {
+        Layout::array::<VcpuShared>(vcpus).into_iter().chain([devices::Board::<S, C>::ALLOCATION])
     }
 
     /// How many vCPUs there are.

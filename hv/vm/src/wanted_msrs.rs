@@ -4,7 +4,7 @@ use core::cmp::Reverse;
 use core::fmt;
 
 /// How many registers are counted one by one.
-const PLACES: usize = 64;
+const PLACES: usize = 32;
 /// How many are listed.
 const LISTED: usize = 10;
 
@@ -15,7 +15,7 @@ struct Wanted {
     count: u64,
 }
 
-/// Accesses that were answered with #GP because there is no such register. The first 64 registers are counted one by one,
+/// Accesses that were answered with #GP because there is no such register. The first 32 registers are counted one by one,
 /// and all others together, so that a guest that tries every number takes no more memory.
 #[derive(Clone, Debug)]
 pub struct WantedMsrs {
