@@ -20,7 +20,7 @@
 //!     let backend = unsafe { B::enable(physical) }?;
 //!     backend.nested()?;
 //!     let tag = NonZeroU16::MIN;
-//!     let mut vcpu = backend.vcpu(root, tag, Start::Multiboot { eip: 0x10_0000, eax: 0, ebx: 0 });
+//!     let mut vcpu = backend.vcpu(root, tag, Start::Sipi(0x8));
 //!     vcpu.load();
 //!     vcpu.enter();
 //!     let exit = vcpu.exit();
