@@ -267,7 +267,7 @@ const fn shared(name: &'static str, attack: Row) -> Row {
 const fn apart(name: &'static str, attack: Row) -> Row {
     let beside = Some((FAIR, "ms=400 min_share=95 max_gap_us=10000"));
     let beside_in_real_time = Some("ms=1000 max_gap_us=500000");
-    Row { name, beside, beside_in_real_time, limit: Some(Duration::from_secs(2)), ..attack }
+    Row { name, beside, beside_in_real_time, limit: Some(Duration::from_secs(3)), ..attack }
 }
 
 /// A 32-bit guest, on Bochs with fewer things to try.
@@ -580,7 +580,7 @@ pub(super) const ROWS: &[Row] = &[
     // Each refused VM is told why, and the good one runs.
     Row {
         beside: Some(("smoke", "")),
-        refused_beside: Some((Change::NoHeader, "no multiboot header")),
+        refused_beside: Some((Change::NoHeader, "the multiboot header at offset 0x1000 has a wrong checksum")),
         hypervised: Expected::saying(Verdict::BadImage, "vm0: segment 0"),
         ..refused("two-refused", Change::Truncated)
     },
