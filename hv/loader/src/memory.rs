@@ -55,6 +55,13 @@ impl GuestRam {
         at < self.low_end() || Self::ABOVE_4G <= at && at < self.high_end()
     }
 
+    /// The range of `bytes` bytes at `start`, if it lies in memory as a whole, by [`backs`](Self::backs): not where the PCI hole is.
+    pub fn range(self, start: u64, bytes: u64) -> Option<Range<Gpa>> {
+        let end = start.checked_add(bytes)?;
+        let is_backed = end <= self.low_end() || Self::ABOVE_4G <= start && end <= self.high_end();
+        is_backed.then(|| Gpa::new(start)..Gpa::new(end))
+    }
+
     /// The ranges of RAM as a PC has them, some of which may be empty.
     pub(crate) const fn ranges(self) -> [Range<u64>; 3] {
         [0..LOW_END, HIGH_START..self.low_end(), Self::ABOVE_4G..self.high_end()]

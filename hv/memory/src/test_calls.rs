@@ -166,8 +166,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         if !start.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(Refused::Invalid);
         }
-        let end = start.checked_add(bytes).filter(|&end| end <= self.vm.ram.bytes()).ok_or(Refused::NotRam)?;
-        Ok(Gpa::new(start)..Gpa::new(end))
+        self.vm.ram.range(start, bytes).ok_or(Refused::NotRam)
     }
 
     fn ram_page(&self, at: u64) -> Result<Gpa, Refused> {
@@ -315,7 +314,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         Ok(bits.end - bits.start)
     }
 
-    /// What is mapped. The counts fit: a VM has 3 GiB at most.
+    /// What is mapped. The counts fit: a VM has 64 GiB at most.
     fn report(&self) -> Mapped {
         let report = self.vm.tree.report(self.cpu.read());
         Mapped { small: report.pages(PageSize::Size4K) as u32, large: report.pages(PageSize::Size2M) as u32 }

@@ -6,6 +6,7 @@ use alloc::boxed::Box;
 use core::cell::UnsafeCell;
 use core::ptr::addr_of;
 use spin::Once;
+use vm::cpuid::Leaf;
 use x86::Ring;
 use x86::bits64::segmentation::{Descriptor64, load_cs};
 use x86::bits64::task::TaskStateSegment;
@@ -187,4 +188,10 @@ unsafe fn load(tables: *mut Tables) {
     unsafe { load_tr(TASK) };
     // SAFETY: every gate leads to its stub.
     unsafe { lidt(&idt) };
+}
+
+/// What CPUID answers on this processor.
+pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> Leaf {
+    let result = raw_cpuid::cpuid!(leaf, subleaf);
+    Leaf { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }

@@ -2,7 +2,6 @@
 
 use super::clock::TscClock;
 use super::console::{self, About, Console};
-use super::seat::host_cpuid;
 use super::verdicts::Why;
 use crate::boot;
 use crate::rcu_domain::HostMachine;
@@ -181,7 +180,7 @@ impl<F: Nested> Guest<F> {
 
 /// What the firmware's tables describe of a VM with so many vCPUs.
 fn described(vcpus: usize) -> bios::Machine {
-    let features = vm::cpuid::Table::new(host_cpuid, vm::cpuid::Topology { index: 0, vcpus }).get(1, 0);
+    let features = vm::cpuid::Table::new(crate::cpu::cpuid, vm::cpuid::Topology { index: 0, vcpus }).get(1, 0);
     bios::Machine {
         vcpus: vcpus as u8,
         processor: bios::Processor { signature: features.eax, features: features.edx },

@@ -16,7 +16,6 @@ use loader::Paging;
 use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::{Instant, Scheduler, Task};
-use vm::cpuid::Leaf;
 use vm::{Activity, Context, ExitHandler, Start, Stop, Types, Vcpu};
 use walk::HandleMem;
 
@@ -48,7 +47,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize, tag: NonZeroU16) -> Self {
         let start = if index == 0 { guest.start } else { Start::Sipi(0) };
         let nested = guest.paging == Paging::Nested;
-        let context = Context::new(index, &guest.vm, host_cpuid, nested);
+        let context = Context::new(index, &guest.vm, crate::cpu::cpuid, nested);
         let root = guest.memory.root(index);
         let vcpu = if nested {
             Flavour::Nested(within_slice(backend.vcpu(root, tag, start)))
@@ -187,9 +186,4 @@ impl<V: Vcpu> fmt::Display for Dump<'_, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.dump(f)
     }
-}
-
-pub(super) fn host_cpuid(leaf: u32, subleaf: u32) -> Leaf {
-    let result = raw_cpuid::cpuid!(leaf, subleaf);
-    Leaf { eax: result.eax, ebx: result.ebx, ecx: result.ecx, edx: result.edx }
 }

@@ -28,6 +28,16 @@ fn ram_beyond_3_gib_is_above_the_pci_hole() {
 }
 
 #[test]
+fn a_range_of_ram_has_no_part_in_the_pci_hole() {
+    let ram = ram(5 * GIB);
+    let is_range = |start, bytes| ram.range(start, bytes).is_some();
+    assert_eq!(ram.range(GIB, MIB), Some(Gpa::new(GIB)..Gpa::new(GIB + MIB)));
+    assert!(is_range(0, 3 * GIB) && is_range(4 * GIB, 2 * GIB));
+    assert!(!is_range(0, 3 * GIB + 4096) && !is_range(3 * GIB, 4096) && !is_range(4 * GIB - 4096, 8192));
+    assert!(!is_range(4 * GIB, 2 * GIB + 4096) && !is_range(u64::MAX - 4095, 4096) && !is_range(6 * GIB, 4096));
+}
+
+#[test]
 fn upper_memory_ends_at_the_first_hole() {
     let upper = |bytes| MemoryMap::new(ram(bytes), None).lower_and_upper_kib();
     assert_eq!(upper(MIB), [639, 0]);
