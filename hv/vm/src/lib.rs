@@ -78,6 +78,7 @@ mod paging;
 mod ports;
 mod run;
 mod shared;
+mod sort;
 mod stats;
 mod system;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How often the guest left, why, and how long the hypervisor took: what `perf kvm stat` shows of KVM.
 
 use crate::exit::Kind;
+use crate::sort::sort_few;
 use crate::vcpu::Stay;
 use crate::wanted_msrs::WantedMsrs;
 use core::fmt;
@@ -110,7 +111,7 @@ impl fmt::Display for Stats {
             "exit", "count", "count%", "time%", "min", "max", "mean"
         )?;
         let mut order: [usize; Kind::COUNT] = core::array::from_fn(|kind| kind);
-        order.sort_unstable_by_key(|&kind| core::cmp::Reverse(costs[kind].total));
+        sort_few(&mut order, |&kind| core::cmp::Reverse(costs[kind].total));
         for kind in order {
             let cost = &costs[kind];
             if cost.count == 0 {

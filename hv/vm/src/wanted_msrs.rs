@@ -1,5 +1,6 @@
 //! Which model-specific registers a guest asked for that it does not have.
 
+use crate::sort::sort_few;
 use core::cmp::Reverse;
 use core::fmt;
 
@@ -61,7 +62,7 @@ impl WantedMsrs {
 impl fmt::Display for WantedMsrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut order = self.places;
-        order.sort_unstable_by_key(|wanted| (Reverse(wanted.count), wanted.register));
+        sort_few(&mut order, |wanted| (Reverse(wanted.count), wanted.register));
         f.write_str("MSRs that the guest does not have:")?;
         for (index, wanted) in order[..LISTED].iter().enumerate().filter(|(_, wanted)| wanted.count != 0) {
             let comma = if index == 0 { "" } else { "," };
