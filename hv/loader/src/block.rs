@@ -37,6 +37,20 @@ impl Block {
         offset
     }
 
+    /// Appends a table of `entries` entries of `entry_bytes` zeros at a multiple of `align`, and has the field point to it. Gives
+    /// the entries' offsets.
+    pub(crate) fn table(
+        &mut self,
+        field: usize,
+        entries: usize,
+        entry_bytes: usize,
+        align: usize,
+    ) -> impl Iterator<Item = usize> + use<> {
+        let table = self.append(entries * entry_bytes, align);
+        self.point(field, table);
+        (0..entries).map(move |index| table + index * entry_bytes)
+    }
+
     /// Has the 32-bit field at `field` point to `offset`. The upper half of a 64-bit field stays zero, as a guest's boot
     /// information is below 4 GiB.
     pub(crate) fn point(&mut self, field: usize, offset: usize) {

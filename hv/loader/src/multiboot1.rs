@@ -125,11 +125,9 @@ pub(crate) fn load(
 }
 
 fn write_modules(info: &mut Block, modules: &[Module<'_>], places: &[Range<u32>]) {
-    let table = info.append(modules.len() * MODULE_BYTES, 4);
     info.set(info::MODULES_COUNT, modules.len() as u32);
-    info.point(info::MODULES_ADDR, table);
-    for (index, (module, place)) in modules.iter().zip(places).enumerate() {
-        let entry = table + index * MODULE_BYTES;
+    let table = info.table(info::MODULES_ADDR, modules.len(), MODULE_BYTES, 4);
+    for (entry, (module, place)) in table.zip(modules.iter().zip(places)) {
         info.set(entry, place.start);
         info.set(entry + 4, place.end);
         info.string(entry + 8, module.string);
@@ -141,12 +139,9 @@ fn write_memory(info: &mut Block, map: &MemoryMap) {
     info.set(info::MEM_LOWER, lower);
     info.set(info::MEM_UPPER, upper);
     let entries = map.entries();
-    let bytes = entries.len() * MAP_ENTRY_BYTES;
-    let table = info.append(bytes, 8);
-    info.point(info::MAP_ADDR, table);
-    info.set(info::MAP_LENGTH, bytes as u32);
-    for (index, (start, bytes, kind)) in entries.enumerate() {
-        let entry = table + index * MAP_ENTRY_BYTES;
+    info.set(info::MAP_LENGTH, (entries.len() * MAP_ENTRY_BYTES) as u32);
+    let table = info.table(info::MAP_ADDR, entries.len(), MAP_ENTRY_BYTES, 8);
+    for (entry, (start, bytes, kind)) in table.zip(entries) {
         info.set(entry, MAP_ENTRY_SIZE);
         info.set_u64(entry + 4, start);
         info.set_u64(entry + 12, bytes);

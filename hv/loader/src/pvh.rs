@@ -59,21 +59,17 @@ pub(crate) fn load(
     info.set_u64(info::RSDP, target.rsdp());
     info.string(info::COMMAND_LINE, command_line);
 
-    let table = info.append(modules.len() * MODULE_BYTES, 8);
     info.set(info::MODULES_COUNT, modules.len() as u32);
-    info.point(info::MODULES_ADDR, table);
-    for (index, (module, place)) in modules.iter().zip(places).enumerate() {
-        let entry = table + index * MODULE_BYTES;
+    let table = info.table(info::MODULES_ADDR, modules.len(), MODULE_BYTES, 8);
+    for (entry, (module, place)) in table.zip(modules.iter().zip(places)) {
         info.set(entry, place.start);
         info.set(entry + 8, place.end - place.start);
         info.string(entry + 16, module.string);
     }
     let entries = target.map.entries();
-    let table = info.append(entries.len() * MAP_ENTRY_BYTES, 8);
-    info.point(info::MAP_ADDR, table);
     info.set(info::MAP_COUNT, entries.len() as u32);
-    for (index, (start, bytes, kind)) in entries.enumerate() {
-        let entry = table + index * MAP_ENTRY_BYTES;
+    let table = info.table(info::MAP_ADDR, entries.len(), MAP_ENTRY_BYTES, 8);
+    for (entry, (start, bytes, kind)) in table.zip(entries) {
         info.set_u64(entry, start);
         info.set_u64(entry + 8, bytes);
         info.set(entry + 16, kind);
