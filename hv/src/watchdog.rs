@@ -16,8 +16,8 @@ use spin::Once;
 /// From one check to the next.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// How often each CPU calls the watchdog at the least: from a guest, from its sleep, or between two exits of a guest that never lets an
-/// interrupt in. More often than there are checks, so that each check finds a beat of a CPU that makes progress.
+/// How often each CPU calls the watchdog at the least: from a guest, from its sleep, or between two exits of a guest that never lets
+/// an interrupt in. More often than there are checks, so that each check finds a beat of a CPU that makes progress.
 const TICK: Duration = Duration::from_millis(250);
 
 static WATCHDOG: Watchdog<MAX_CPUS> = Watchdog::new();

@@ -21,9 +21,9 @@ mod register {
 
 /// General capabilities and ID: revision 1, the number of the last timer, a counter of 64 bits, legacy replacement, and the vendor
 /// that chip sets have here.
-/// The lower half of the capabilities register, as ACPI's table repeats it.
-pub const HPET_CAPABILITIES: u32 = CAPABILITIES as u32;
 const CAPABILITIES: u64 = TICK_FEMTOSECONDS << 32 | 0x8086 << 16 | 1 << 15 | 1 << 13 | (TIMERS as u64 - 1) << 8 | 0x01;
+/// The lower half of the HPET's capabilities register, which ACPI's table for it repeats.
+pub const HPET_CAPABILITIES: u32 = CAPABILITIES as u32;
 
 /// General configuration.
 mod general {
