@@ -6,6 +6,7 @@
 //! | [`cpuid`] | how the hypervisor is found | the hypervisor; guests |
 //! | [`ports`] | console and exit ports, and what is written to them | guests and the hypervisor; emulators, the hypervisor and `xtask` |
 //! | [`mmio`] | where a PC's memory-mapped devices are | the hypervisor; guests |
+//! | [`irq`], [`mmio`] | interrupt lines and addresses of a PC's devices | devices; the firmware's tables |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
 //! | [`options`] | the words for a VM on the hypervisor's command line | `xtask`; the hypervisor |
@@ -52,6 +53,7 @@ extern crate std;
 
 pub mod cpuid;
 pub mod hypercall;
+pub mod irq;
 pub mod lines;
 pub mod mmio;
 mod numbered;

@@ -1,6 +1,7 @@
 //! ACPI's tables but for the DSDT (ACPI specification 6.5, chapter 5).
 
-use crate::{Address, Area, Machine, SCI, TIMER_IRQ, TIMER_PIN, dsdt, set_checksum};
+use crate::{Address, Area, Machine, dsdt, set_checksum};
+use abi::irq::{self, SCI, TIMER_PIN};
 use abi::{mmio, ports};
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -131,7 +132,7 @@ fn madt(machine: &Machine) -> Vec<u8> {
     }
     if machine.ioapic {
         IoApic::new(machine.vcpus, mmio::IOAPIC, 0).to_aml_bytes(&mut body);
-        body.extend(source_override(TIMER_IRQ, TIMER_PIN, BUS_DEFAULT));
+        body.extend(source_override(irq::TIMER, TIMER_PIN, BUS_DEFAULT));
         body.extend(source_override(SCI, SCI, HIGH_LEVEL));
     }
     body.extend(nmi_on_lint1());

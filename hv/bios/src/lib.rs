@@ -67,11 +67,6 @@ pub struct Processor {
     pub features: u32,
 }
 
-/// The interrupt of ACPI events, as in every PC.
-const SCI: u8 = 9;
-/// The interrupt of the PIT, and the IOAPIC's pin for it.
-const TIMER_IRQ: u8 = 0;
-const TIMER_PIN: u8 = 2;
 /// The PCI device that is the bridge to the ISA bus.
 const ISA_BRIDGE: u8 = 1;
 /// The PCI devices whose interrupts are routed: all but the host bridge.

@@ -1,6 +1,7 @@
 //! The MP table (MultiProcessor Specification 1.4, chapter 4), for kernels that don't know ACPI.
 
-use crate::{Area, Machine, PCI_DEVICES, Processor, SCI, TIMER_IRQ, TIMER_PIN, set_checksum};
+use crate::{Area, Machine, PCI_DEVICES, Processor, set_checksum};
+use abi::irq::{self, SCI, TIMER_PIN};
 use abi::mmio;
 use addr::Gpa;
 use alloc::vec::Vec;
@@ -131,7 +132,7 @@ impl Entries {
         const CASCADE: u8 = 2;
         for irq in (0..16).filter(|irq| *irq != CASCADE && !machine.pci_gsis.contains(irq)) {
             let flags = if irq == SCI { HIGH_LEVEL } else { BUS_DEFAULT };
-            let pin = if irq == TIMER_IRQ { TIMER_PIN } else { irq };
+            let pin = if irq == irq::TIMER { TIMER_PIN } else { irq };
             self.interrupt(ENTRY, Source { kind: kind::INT, flags, bus: ISA, irq }, machine.vcpus, pin);
         }
         for (device, pin) in PCI_DEVICES.flat_map(|device| (0..4).map(move |pin| (device, pin))) {

@@ -8,11 +8,12 @@ use crate::keyboard::{Keyboard, Resets};
 use crate::pci::Pci;
 use crate::pic::{Pic, Which};
 use crate::pit::Pit;
-use crate::pm::{self, PowerManagement, PowersOff, SCI};
+use crate::pm::{self, PowerManagement, PowersOff};
 use crate::rtc::Rtc;
 use crate::testdev::{self, TestDevice};
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
+use abi::irq::{self, SCI, TIMER_PIN};
 use abi::ports::{COM1, DEBUG_CONSOLE_THERE};
 use addr::Gpa;
 use core::alloc::Layout;
@@ -104,9 +105,7 @@ pub struct Board<S, C> {
 
 /// A global system interrupt (GSI) is a line that devices set: 0 to 15 are the 8259s' inputs (the IRQs of an ISA bus), and all are
 /// inputs of the I/O APIC of the same number, but for the timer's.
-const TIMER_GSI: u8 = 0;
-/// The timer's input of the I/O APIC, which a MADT tells by an interrupt source override. The 8259s' cascade has no use for it.
-const TIMER_PIN: u8 = 2;
+const TIMER_GSI: u8 = irq::TIMER;
 const UART_GSI: u8 = 4;
 const ISA_GSIS: u8 = 16;
 

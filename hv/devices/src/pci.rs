@@ -7,6 +7,7 @@
 use crate::Size;
 use crate::bus::{DwordWrite, part};
 use crate::pm;
+use abi::irq::SCI;
 
 /// Bit 31 of the address register: the data ports access what bits 23:2 name.
 const ENABLE: u32 = 1 << 31;
@@ -80,7 +81,7 @@ static IDENTITIES: [Identity; FUNCTIONS] = [
             id(0x8086, 0x7113),
             (register::COMMAND, 0x0280_0001, 0),
             class(0x06_80_00, 0x03),
-            (register::INTERRUPT, 0x0100 | pm::SCI as u32, 0xff),
+            (register::INTERRUPT, 0x0100 | SCI as u32, 0xff),
             // PMBASE, an I/O range; PMREGMISC: it is on.
             (0x40, pm::BASE as u32 | 1, 0),
             (0x80, 1, 0),

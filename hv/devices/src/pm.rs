@@ -10,8 +10,6 @@ use abi::ports::{PM_TIMER, PM1_CONTROL, PM1_EVENT, S5};
 
 /// The first port. The PIIX4's function tells it as PMBASE.
 pub(crate) const BASE: u16 = PM1_EVENT;
-/// The interrupt of ACPI events.
-pub(crate) const SCI: u8 = 9;
 
 /// Aligned dwords from [`BASE`] on: status and enable, control, timer.
 mod block {

@@ -1,5 +1,6 @@
 //! A guest's RAM: its ranges, and how the loader writes it.
 
+use abi::mmio;
 use addr::{Gpa, PAGE_SIZE};
 use core::{fmt, ops::Range};
 
@@ -21,7 +22,7 @@ impl GuestRam {
     /// The largest size.
     pub const MAX_BYTES: u64 = 64 << 30;
     /// The most RAM that is below 4 GiB, and the start of the PCI hole.
-    pub const BELOW_4G: u64 = 3 << 30;
+    pub const BELOW_4G: u64 = mmio::PCI_WINDOW.start as u64;
     /// The first address behind the PCI hole.
     pub const ABOVE_4G: u64 = 4 << 30;
 

@@ -2,6 +2,7 @@
 //! the nested tables.
 
 use crate::msr::Refused;
+use abi::mmio;
 use arch::features::{FIXED_MTRRS, VARIABLE_MTRRS};
 use x86::msr;
 
@@ -39,8 +40,8 @@ impl Mtrrs {
     /// As a PC's firmware leaves them: RAM is write-back, video memory and the PCI hole below 4 GiB are uncacheable, ROMs are
     /// write-protected. `maxphyaddr` is CPUID's, 36 to 52.
     pub(crate) fn new(maxphyaddr: u8) -> Self {
-        const HOLE: u64 = 0xc000_0000;
-        const HOLE_SIZE: u64 = 1 << 30;
+        const HOLE: u64 = mmio::PCI_WINDOW.start as u64;
+        const HOLE_SIZE: u64 = (1 << 32) - HOLE;
         let addresses = (1 << maxphyaddr) - (1 << 12);
         // 64 KiB registers from 0 on, 16 KiB ones from 512 KiB, 4 KiB ones from 768 KiB.
         let fixed = FIXED_MTRRS.map(|register| match register {
