@@ -91,6 +91,7 @@ impl Msrs {
             msr::IA32_TSC_ADJUST => self.adjust_tsc(vcpu, value.wrapping_sub(self.tsc_adjust)),
             msr::IA32_MCG_STATUS if value & !MCG_STATUS == 0 => self.mcg_status = value,
             msr::IA32_MCG_STATUS => return Err(Refused::Value),
+            _ if is_ignored(register) => {}
             _ => match constant(register) {
                 Some(constant) if is_writable(register) && (value ^ constant) & !ignored_bits(register) == 0 => {}
                 Some(_) => return Err(Refused::Value),
@@ -119,16 +120,19 @@ fn constant(register: u32) -> Option<u64> {
     })
 }
 
+/// Whether a write has no effect, whatever its value.
+fn is_ignored(register: u32) -> bool {
+    register == NB_CFG || PERFORMANCE.contains(&register)
+}
+
 /// Whether a constant register takes its own value back.
 const fn is_writable(register: u32) -> bool {
     !matches!(register, msr::IA32_MCG_CAP | msr::MSR_PLATFORM_INFO)
 }
 
 /// Bits of a constant register that a write may change, without an effect.
-fn ignored_bits(register: u32) -> u64 {
+const fn ignored_bits(register: u32) -> u64 {
     match register {
-        NB_CFG => u64::MAX,
-        _ if PERFORMANCE.contains(&register) => u64::MAX,
         HWCR => HWCR_WORKAROUNDS,
         msr::IA32_MISC_ENABLE => MISC_ENABLE_FAST_STRINGS,
         _ => 0,
