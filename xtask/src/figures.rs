@@ -155,7 +155,7 @@ mod tests {
         let before = figures(200, 1, 1_000_000);
         for (now, count) in [
             (figures(210, 1, 1_000_000), 0),
-            (figures(211, 1, 1_000_000), 3),
+            (figures(211, 1, 1_000_000), 2),
             (figures(200, 1, START_LIMIT), 0),
             (figures(200, 1, START_LIMIT + 1), 1),
             (figures(100, 1, 1_000), 0),
@@ -163,8 +163,15 @@ mod tests {
         ] {
             assert_eq!(now.regressions(&before).unwrap().len(), count, "{now:?}");
         }
-        let told = figures(220, 1, 1_000_000).regressions(&before).unwrap()[1].to_string();
+        let told = figures(220, 1, 1_000_000).regressions(&before).unwrap()[0].to_string();
         assert_eq!(told, "cpuid median: 220 was 200, +10.0 %");
+    }
+
+    #[test]
+    fn a_single_lucky_sample_is_no_measure() {
+        let mut before = figures(200, 1, 1);
+        before.exits.get_mut("cpuid").unwrap().min = 150;
+        assert_eq!(figures(200, 1, 1).regressions(&before).unwrap(), []);
     }
 
     #[test]
