@@ -4,6 +4,7 @@
 //! shared by the guest's parts; `--skip-flush NAME`, which has the hypervisor leave a flush out: then the guest has to fail.
 
 use abi::lines::Operations;
+use abi::options::guest as word;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::boot::Boot;
@@ -23,9 +24,6 @@ enum Limit {
     Ticks(u64),
 }
 
-/// The word in front of a [`FlushPoint`].
-const SKIP_FLUSH: &str = "--skip-flush";
-
 /// Steps, where the command line says nothing.
 const USUAL_STEPS: u64 = 1_000;
 
@@ -44,13 +42,13 @@ impl<'b> Stress<'b> {
     /// Starts all processors, and reads what the run is to be: `parts` calls of [`Stress::on_all`], in all as long as wanted.
     pub fn new(boot: &'b Boot, parts: u64) -> Self {
         let cpus = smp::start_all(boot);
-        let seed = boot.option("--seed").unwrap_or(1);
+        let seed = boot.option(word::SEED).unwrap_or(1);
         println!("# seed {seed}, {cpus} processors");
-        let limit = match (boot.option("--ops"), boot.option::<u64>("--seconds")) {
+        let limit = match (boot.option(word::STEPS), boot.option::<u64>(word::SECONDS)) {
             (None, Some(seconds)) => Limit::Ticks(clock::seconds(seconds) / parts),
             (steps, _) => Limit::Steps(steps.unwrap_or(USUAL_STEPS)),
         };
-        let usable = if boot.has_word(SKIP_FLUSH) { skip_flush(boot.option(SKIP_FLUSH)) } else { Ok(()) };
+        let usable = if boot.has_word(word::SKIP_FLUSH) { skip_flush(boot.option(word::SKIP_FLUSH)) } else { Ok(()) };
         let (stopped, operations) = (AtomicBool::new(false), AtomicU64::new(0));
         Self { boot, seed, limit, usable, stopped, operations }
     }

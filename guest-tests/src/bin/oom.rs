@@ -9,6 +9,7 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+use abi::options::guest as word;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guest::boot::Boot;
@@ -28,7 +29,7 @@ const MOST_ALLOCATIONS: u64 = 64;
 const TOUCHED: u64 = 20;
 
 fn main(boot: &Boot) -> Verdict {
-    if boot.has_word("--die") {
+    if boot.has_word(word::DIE) {
         return Stress::new(boot, 1).run(cases![touch_without_memory]);
     }
     Stress::new(boot, 1).run(cases![one_failure_is_survived])

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use abi::lines::{NumberedLine, NumberedLines};
+use abi::options::guest as word;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guest::apic::Apic;
@@ -45,9 +46,9 @@ fn main(boot: &Boot) -> Verdict {
 
 fn notices_nothing(boot: &Boot) -> Outcome {
     skip_unless!(Apic::has_tsc_deadline(), "the timer has no deadlines");
-    let (tick, end) = (clock::microseconds(TICK_MICROSECONDS), clock::seconds(boot.option("--seconds").unwrap_or(3)));
+    let (tick, end) = (clock::microseconds(TICK_MICROSECONDS), clock::seconds(boot.option(word::SECONDS).unwrap_or(3)));
     let gap = clock::microseconds(1_000 * boot.option("--gap").unwrap_or(USUAL_GAP_MILLISECONDS));
-    let memory = Pattern::new(boot.option("--seed").unwrap_or(1), ram::largest_area(boot).part(0, PAGES));
+    let memory = Pattern::new(boot.option(word::SEED).unwrap_or(1), ram::largest_area(boot).part(0, PAGES));
     (0..PAGES).for_each(|page| {
         memory.write(page);
     });

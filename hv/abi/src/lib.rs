@@ -9,7 +9,7 @@
 //! | [`irq`], [`mmio`] | interrupt lines and addresses of a PC's devices | devices; the firmware's tables |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
-//! | [`options`] | the words for a VM on the hypervisor's command line | `xtask`; the hypervisor |
+//! | [`options`] | the words for a VM on the hypervisor's command line, and for test guests on theirs | `xtask`; the hypervisor, guests |
 //! | [`lines`] | lines that are read by a program | the hypervisor and guests; `xtask` |
 //!
 //! `docs/guest-interface.md` is the page for authors of guests. The tests of this crate compare it with these modules.

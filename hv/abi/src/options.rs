@@ -1,4 +1,4 @@
-//! The words of a VM on the hypervisor's command line: `vm=KEY=VALUE,…`.
+//! The words of command lines: a VM's on the hypervisor's, `vm=KEY=VALUE,…`, and the test guests' own.
 
 /// The word that begins a VM's keys.
 pub const VM: &str = "vm";
@@ -50,4 +50,43 @@ pub mod pages {
     pub const SMALL: &str = "4k";
     /// 2 MiB.
     pub const LARGE: &str = "2m";
+}
+
+/// Words for the test guests, in their own command lines. Most are followed by a value: `--seed 7`.
+pub mod guest {
+    /// All that the guest tries follows from this number.
+    pub const SEED: &str = "--seed";
+    /// The guest ends after so many seconds.
+    pub const SECONDS: &str = "--seconds";
+    /// Each processor of the guest ends after so many steps.
+    pub const STEPS: &str = "--ops";
+    /// The hypervisor leaves out the flush of this [`FlushPoint`](crate::hypercall::FlushPoint).
+    pub const SKIP_FLUSH: &str = "--skip-flush";
+    /// What a hostile guest's inputs run in: one of [`mode`].
+    pub const MODE: &str = "--mode";
+    /// A hostile guest tries so many inputs.
+    pub const INPUTS: &str = "--inputs";
+    /// The hostile guest's page tables are shadowed: it has no long mode.
+    pub const SHADOWED: &str = "--shadowed";
+    /// The hostile guest enters no task by a gate.
+    pub const WITHOUT_TASK_GATES: &str = "--without-task-gates";
+    /// The guest goes on until the hypervisor ends it.
+    pub const DIE: &str = "--die";
+
+    /// All of them.
+    pub const ALL: [&str; 9] = [SEED, SECONDS, STEPS, SKIP_FLUSH, MODE, INPUTS, SHADOWED, WITHOUT_TASK_GATES, DIE];
+
+    /// What a hostile guest's inputs run in.
+    pub mod mode {
+        /// Real mode.
+        pub const REAL: &str = "real";
+        /// Protected mode, with two levels of page tables.
+        pub const P32: &str = "p32";
+        /// Protected mode, with PAE.
+        pub const PAE: &str = "pae";
+        /// 64-bit mode.
+        pub const LONG: &str = "long";
+        /// User mode, with each kind of page tables.
+        pub const RING3: &str = "ring3";
+    }
 }

@@ -15,6 +15,7 @@ use crate::project;
 use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Paging, Trial};
+use abi::options::guest as word;
 use anyhow::Result;
 use clap::ValueEnum;
 use plan::{Mode, Round, VICTIM};
@@ -208,7 +209,7 @@ impl Campaign<'_> {
             name: VICTIM.to_string(),
             ..Guest::new(Image::new(
                 self.images.guest("victim"),
-                format!("--seed {} --seconds {}", round.seed, ROUND_SECONDS),
+                format!("{} {} {} {ROUND_SECONDS}", word::SEED, round.seed, word::SECONDS),
             ))
         };
         let attackers = round.attackers.iter().map(|attacker| Guest {
@@ -231,13 +232,14 @@ impl Campaign<'_> {
 
     /// A hostile guest's words.
     fn words(&self, round: &Round, seed: u32) -> String {
-        let mut words = format!("--mode {} --seed {seed} --seconds {}", round.mode, ROUND_SECONDS);
+        let (mode, seed, seconds) = (round.mode.to_string(), seed.to_string(), ROUND_SECONDS.to_string());
+        let mut words = vec![word::MODE, &mode, word::SEED, &seed, word::SECONDS, &seconds];
         if self.args.paging != Paging::Nested {
-            words += " --shadowed";
+            words.push(word::SHADOWED);
         }
         if self.args.leaves_out_task_gates() {
-            words += " --without-task-gates";
+            words.push(word::WITHOUT_TASK_GATES);
         }
-        words
+        words.join(" ")
     }
 }

@@ -1,6 +1,7 @@
 //! What runs in which round: all of it follows from one seed.
 
 use crate::seed::derive;
+use abi::options::guest::mode;
 use clap::ValueEnum;
 use std::fmt;
 
@@ -11,14 +12,19 @@ pub(super) const VICTIM: &str = "victim";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum Mode {
     /// Real mode
+    #[value(name = mode::REAL)]
     Real,
     /// Protected mode, with two levels of page tables
+    #[value(name = mode::P32)]
     P32,
     /// Protected mode, with PAE
+    #[value(name = mode::PAE)]
     Pae,
     /// 64-bit mode
+    #[value(name = mode::LONG)]
     Long,
     /// User mode, with each kind of page tables
+    #[value(name = mode::RING3)]
     Ring3,
 }
 

@@ -2,6 +2,7 @@
 
 use crate::seed::derive;
 use abi::hypercall::FlushPoint;
+use abi::options::guest as word;
 
 /// The guests that attack the tables, the interrupts and the clocks, in the order of their rotation.
 pub(super) const GUESTS: [&str; 7] =
@@ -44,7 +45,7 @@ impl Round {
         let second = (first + 1 + turn % (count - 1)) % count;
         let seed = derive(seed, number);
         let vm = |name, guest: usize, vcpus| {
-            let words = format!("--seed {seed} --seconds {seconds}");
+            let words = format!("{} {seed} {} {seconds}", word::SEED, word::SECONDS);
             Vm { name, guest: GUESTS[guest], vcpus, words }
         };
         let vms = vec![vm("a", first, vcpus - vcpus / 2), vm("b", second, vcpus / 2)];
@@ -54,7 +55,7 @@ impl Round {
     /// One VM whose hypervisor leaves a flush out.
     pub(super) fn without(flush: FlushPoint, number: u32, seed: u32, seconds: u32, vcpus: u32) -> Self {
         let seed = derive(seed, number);
-        let words = format!("--seed {seed} --seconds {seconds} --skip-flush {flush}");
+        let words = format!("{} {seed} {} {seconds} {} {flush}", word::SEED, word::SECONDS, word::SKIP_FLUSH);
         Self { number, seed, seconds, vms: vec![Vm { name: "a", guest: guest_to_notice(flush), vcpus, words }] }
     }
 

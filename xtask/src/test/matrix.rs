@@ -654,6 +654,14 @@ mod tests {
     use crate::build;
 
     #[test]
+    fn guests_know_the_words_of_their_rows() {
+        let words = ROWS.iter().flat_map(|row| [row.words, row.bochs_words.unwrap_or("")]);
+        for word in words.flat_map(str::split_whitespace).filter(|word| word.starts_with("--")) {
+            assert!(abi::options::guest::ALL.contains(&word), "{word}");
+        }
+    }
+
+    #[test]
     fn every_guest_has_a_row() {
         for guest in build::guest_names().unwrap() {
             let booted = ROWS.iter().any(|row| matches!(row.source, Source::Guest(name) if name == guest));

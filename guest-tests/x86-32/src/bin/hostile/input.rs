@@ -2,6 +2,7 @@
 //! the seed and the input's number.
 
 use abi::hypercall::Number;
+use abi::options::guest::mode;
 use abi::ports::{BOCHS_SHUTDOWN, DEBUG_EXIT};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -79,11 +80,11 @@ impl core::str::FromStr for Mode {
 
     fn from_str(name: &str) -> Result<Self, ()> {
         Ok(match name {
-            "real" => Self::Real,
-            "p32" => Self::TwoLevel,
-            "pae" => Self::Pae,
-            "long" => Self::Long,
-            "ring3" => Self::User,
+            mode::REAL => Self::Real,
+            mode::P32 => Self::TwoLevel,
+            mode::PAE => Self::Pae,
+            mode::LONG => Self::Long,
+            mode::RING3 => Self::User,
             _ => return Err(()),
         })
     }

@@ -18,6 +18,7 @@ mod keeper;
 mod world;
 
 use abi::lines::Kinds;
+use abi::options::guest as word;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use guest32::boot::Boot;
@@ -50,7 +51,7 @@ fn attack(_: Cpu) {
 }
 
 fn main(boot: &Boot) -> Verdict {
-    let Some(mode) = boot.option::<Mode>("--mode") else {
+    let Some(mode) = boot.option::<Mode>(word::MODE) else {
         println!("# --mode real|p32|pae|long|ring3 is missing");
         return Verdict::FAILED;
     };
@@ -58,14 +59,14 @@ fn main(boot: &Boot) -> Verdict {
         println!("# two processors are needed");
         return Verdict::FAILED;
     }
-    let seed = boot.option("--seed").unwrap_or(1);
+    let seed = boot.option(word::SEED).unwrap_or(1);
     let first = boot.option("--first").unwrap_or(0);
-    let inputs = boot.option("--inputs").unwrap_or(u32::MAX - first);
-    let seconds = boot.option("--seconds").unwrap_or(u32::MAX);
+    let inputs = boot.option(word::INPUTS).unwrap_or(u32::MAX - first);
+    let seconds = boot.option(word::SECONDS).unwrap_or(u32::MAX);
     let flag = |word, flag| if boot.has_word(word) { flag } else { 0 };
     MODE.store(MODES.iter().position(|one| *one == mode).unwrap_or_default() as u32, Relaxed);
     SEED.store(seed, Relaxed);
-    FLAGS.store(flag("--shadowed", SHADOWED) | flag("--without-task-gates", WITHOUT_TASK_GATES), Relaxed);
+    FLAGS.store(flag(word::SHADOWED, SHADOWED) | flag(word::WITHOUT_TASK_GATES, WITHOUT_TASK_GATES), Relaxed);
     input::set_ram_end(boot.mem_upper().unwrap_or_default() * 1024 + (1 << 20));
     if boot.has_word("--tell") {
         keeper::tell_inputs();
