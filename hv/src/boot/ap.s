@@ -12,7 +12,7 @@ ap_trampoline:
     movw %ax, %ds
     lgdtl ap_gdt_pointer - ap_trampoline
     movl %cr0, %eax
-    orb $1, %al                     # PE
+    orb ${pe}, %al
     movl %eax, %cr0
     ljmpl $24, $ap_entry
 ap_gdt_pointer:
@@ -29,13 +29,13 @@ ap_entry:
     movl %eax, %ss
     movl $boot_pml4_low, %eax
     movl %eax, %cr3
-    movl $(1 << 5), %eax            # CR4.PAE
+    movl ${cr4}, %eax
     movl %eax, %cr4
-    movl $0xc0000080, %ecx          # IA32_EFER: LME, NXE
+    movl ${efer}, %ecx
     rdmsr
-    orl $((1 << 8) | (1 << 11)), %eax
+    orl ${efer_bits}, %eax
     wrmsr
-    movl $0x80010033, %eax          # CR0: PG, WP, NE, ET, MP, PE
+    movl ${cr0}, %eax
     movl %eax, %cr0
     ljmp $8, $ap_entry64
 

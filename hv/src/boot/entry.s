@@ -56,13 +56,13 @@ boot_entry:
 
     movl $boot_pml4_low, %eax
     movl %eax, %cr3
-    movl $(1 << 5), %eax            # CR4.PAE
+    movl ${cr4}, %eax
     movl %eax, %cr4
-    movl $0xc0000080, %ecx          # IA32_EFER: LME, NXE
+    movl ${efer}, %ecx
     rdmsr
-    orl $((1 << 8) | (1 << 11)), %eax
+    orl ${efer_bits}, %eax
     wrmsr
-    movl $0x80010033, %eax          # CR0: PG, WP, NE, ET, MP, PE
+    movl ${cr0}, %eax
     movl %eax, %cr0
     lgdt boot_gdt_pointer
     ljmp $8, $boot_entry64

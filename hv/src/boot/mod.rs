@@ -2,12 +2,24 @@
 
 use crate::paging;
 use addr::Hpa;
+use arch::{CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LME, EFER_NXE};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 use loader::{BootInfo, BootModule, PhysRead, Unreadable};
 use x86::controlregs::cr3;
+use x86::msr::IA32_EFER;
 
-global_asm!(include_str!("entry.s"), include_str!("ap.s"), ".set HIGH_HALF, 0xffffffff80000000", options(att_syntax));
+global_asm!(
+    include_str!("entry.s"),
+    include_str!("ap.s"),
+    ".set HIGH_HALF, 0xffffffff80000000",
+    cr0 = const CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG,
+    cr4 = const CR4_PAE,
+    efer = const IA32_EFER,
+    efer_bits = const EFER_LME | EFER_NXE,
+    pe = const CR0_PE,
+    options(att_syntax)
+);
 
 unsafe extern "C" {
     static boot_tsc: u64;

@@ -33,8 +33,8 @@ const LAYERS: [(&str, &[&str]); 26] = [
     (
         "hv",
         &[
-            "abi", "addr", "backends", "bios", "buddy", "clock", "devices", "emul", "firmware", "loader", "memory",
-            "mmu", "rcu", "sched", "serial", "shadow", "vm", "walk",
+            "abi", "addr", "arch", "backends", "bios", "buddy", "clock", "devices", "emul", "firmware", "loader",
+            "memory", "mmu", "rcu", "sched", "serial", "shadow", "vm", "walk",
         ],
     ),
     ("base", &["abi", "addr"]),
