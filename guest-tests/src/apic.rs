@@ -143,7 +143,7 @@ impl Delivery {
     }
 }
 
-/// Whom an IPI is for.
+/// The destination of an IPI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Destination {
     /// The APIC with this ID.

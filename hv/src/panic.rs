@@ -156,7 +156,7 @@ pub(crate) fn report_strays() {
     }
     let count = STRAY_NMIS.swap(0, Ordering::Relaxed);
     if count != 0 {
-        log::warn!("{count} NMIs, which nobody asked for");
+        log::warn!("{count} unexpected NMIs");
     }
 }
 

@@ -105,7 +105,7 @@ fn start_one(id: u32) {
             return;
         }
     }
-    // It may be on its way: it must not come to take the place of the next one. What it was given stays its own.
+    // The CPU may still be starting. INIT stops it, so that it does not take the next CPU's number. Its stack is not reused.
     lapic::init_ipi(id);
     timer::wait(Duration::from_millis(10));
     ARRIVED.store(0, Ordering::Relaxed);

@@ -63,6 +63,7 @@ pub(crate) fn check() {
 }
 
 #[cold]
+#[inline(never)]
 fn check_all() {
     let Some(hooks) = HOOKS.get() else { return };
     if let Some(cpu) = WATCHDOG.check(cpus::online(), hooks.is_away) {

@@ -26,7 +26,7 @@ impl<const KINDS: usize> Latencies<KINDS> {
         Self {
             names,
             samples: samples.clamp(FEWEST_SAMPLES, MOST_SAMPLES),
-            buffer: RefCell::new(stats::take_buffer().expect("nobody has taken it")),
+            buffer: RefCell::new(stats::take_buffer().expect("it is taken once")),
             summaries: [const { Cell::new(None) }; KINDS],
         }
     }

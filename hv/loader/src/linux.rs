@@ -103,6 +103,8 @@ impl fmt::Display for LinuxError {
     }
 }
 
+impl core::error::Error for LinuxError {}
+
 /// A bzImage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kernel<'a> {

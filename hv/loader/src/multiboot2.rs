@@ -102,6 +102,8 @@ impl fmt::Display for Multiboot2Error {
     }
 }
 
+impl core::error::Error for Multiboot2Error {}
+
 /// Types of boot information (section 3.6).
 mod information {
     pub(super) const COMMAND_LINE: u32 = 1;

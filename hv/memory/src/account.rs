@@ -160,9 +160,9 @@ pub(crate) fn give_back_some<H: Host>(cpu: &Cpu<'_, H>, most: u64) {
 
 const CACHE_LINE: u64 = 64;
 
-/// Gives a page back whose grace period is over, whichever VM had it: what every CPU's `poll` calls. A CPU that should still
-/// see it finds poison: in all of a small page, and in the first cache line of each 4 KiB of a larger one, which takes
-/// hundreds of microseconds to fill, and may be another VM's time. How many bytes were filled.
+/// Gives a page back whose grace period is over, whichever VM had it: what every CPU's `poll` calls. Returns the number of bytes
+/// that it has filled with poison, which a CPU finds that still reads the page. Of a large page only the first cache line of each
+/// 4 KiB is filled: all of it would take hundreds of microseconds, perhaps of another VM's slice.
 pub(crate) fn give_back<H: Host>(host: &H, page: Pfn) -> u64 {
     let Some(desc) = host.descriptors().get(page.raw() as usize) else { return 0 };
     let account = host.accounts().0.get((desc.private() >> 8) as usize);

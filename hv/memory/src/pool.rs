@@ -24,8 +24,8 @@ pub(crate) struct Pool {
     failures: PlannedFailures,
 }
 
-/// Which allocations a test has asked to fail. As long as it is any, both stacks are empty: then each allocation takes the slow
-/// path, which is the only one that tests this.
+/// Which allocations a test has asked to fail. While a failure is planned, both stacks stay empty, so that each allocation takes
+/// the slow path, which alone tests for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlannedFailures {
     /// None.

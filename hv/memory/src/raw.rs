@@ -102,6 +102,12 @@ impl DirectPtr {
         self.atomic::<AtomicU8>().fetch_or(mask, Ordering::Relaxed);
     }
 
+    /// Callers pass bytes of one page. The next page of the direct map may be another VM's.
+    #[inline]
+    fn check_page(self, bytes: usize) {
+        debug_assert!(self.0.addr() % PAGE_SIZE as usize + bytes <= PAGE_SIZE as usize, "bytes of one page");
+    }
+
     /// An atomic of the processor's own, for one operation.
     #[inline]
     fn atomic<A: Atomic>(&self) -> &A {
@@ -115,6 +121,7 @@ impl DirectPtr {
     /// Copies the bytes from here on, all in one page, to `to`.
     #[inline]
     pub(crate) fn read(self, to: &mut [u8]) {
+        self.check_page(to.len());
         // SAFETY: the bytes from here on are in a frame, which the direct map covers; `to` can be written.
         unsafe { copy(self.0, to.as_mut_ptr(), to.len()) };
     }
@@ -122,12 +129,14 @@ impl DirectPtr {
     /// Copies `from` to the bytes from here on, all in one page.
     #[inline]
     pub(crate) fn write(self, from: &[u8]) {
+        self.check_page(from.len());
         // SAFETY: as in `read`, the other way.
         unsafe { copy(from.as_ptr(), self.0, from.len()) };
     }
 
     /// Makes `bytes` bytes from here on zero, all in one page.
     pub(crate) fn write_zeroes(self, bytes: usize) {
+        self.check_page(bytes);
         access_point();
         // SAFETY: the bytes from here on are in a frame, which the direct map covers; the direction flag is clear in Rust code.
         // `mov` changes no flag.

@@ -14,7 +14,7 @@ use shadow::{Counts, NoMemory, Registers, Shadow, Vtlb};
 type Env<'m, H> = TreeEnv<'m, Pae<Gva>, H>;
 
 /// How many of the guest's frames can be known as its tables at once.
-const NOTES: u32 = 4096;
+const MAX_TABLES: u32 = 4096;
 
 /// A VM's shadow trees.
 pub(crate) enum ShadowTrees<'m, H: Host> {
@@ -65,7 +65,7 @@ impl<'m, H: Host> ShadowTrees<'m, H> {
                 Self::Vtlb(buffers)
             }
             Paging::Shadow => {
-                let shadow = Shadow::new((0..trees).map(|_| env()), caps, NOTES)?;
+                let shadow = Shadow::new((0..trees).map(|_| env()), caps, MAX_TABLES)?;
                 let views = (0..config.vcpus).map_while(|_| shadow.view(cpu).ok()).collect();
                 Self::Kept(Box::new(shadow), views)
             }
@@ -76,7 +76,7 @@ impl<'m, H: Host> ShadowTrees<'m, H> {
     pub(crate) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
         let trees = config.trees();
         let kept = config.paging == Paging::Shadow;
-        let shadow = kept.then(|| Shadow::<Env<'m, H>>::allocations(trees, NOTES)).into_iter().flatten();
+        let shadow = kept.then(|| Shadow::<Env<'m, H>>::allocations(trees, MAX_TABLES)).into_iter().flatten();
         let own = match config.paging {
             Paging::Nested => [None; 2],
             Paging::Vtlb => [Layout::array::<Vtlb<Env<'m, H>>>(trees).ok(), None],

@@ -306,7 +306,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
             let end = bits.end.min((at | 7) + 1);
             let mask = (at..end).fold(0, |mask, bit| mask | 1 << (bit & 7));
             let set = |host: DirectPtr| host.set_bits(mask);
-            // It was there when it was cleared: another vCPU has released it since.
+            // The byte was mapped when the bitmap was cleared. If the write fails, another vCPU has released the page.
             let byte = bitmap.wrapping_add(at / 8);
             self.stored(byte, 1, Writer::Software, || self.write_with(byte, set)).map_err(|_| Refused::Raced)?;
             at = end;

@@ -61,7 +61,7 @@ enum Zeroed {
 /// So many bytes of a large page are filled with zeroes in one exit.
 const ZEROED_AT_ONCE: u64 = 128 * PAGE_SIZE;
 
-/// As many as the tables that a few address spaces have on top.
+/// Enough for the upper-level tables of a few address spaces.
 const PLACES: usize = 16;
 
 impl ViewState {
@@ -139,8 +139,8 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
     #[inline]
     pub(crate) fn host(&self, at: Gpa) -> Result<DirectPtr, MemoryError> {
         let gfn = at.frame();
-        // Read before the tree is: should the page be taken away in between, the place is kept under a number that is no longer
-        // the tree's.
+        // The generation is read before the tree is walked: if the page is taken away in between, the entry is kept under an old
+        // generation and is never used.
         let before = self.generation();
         let place = &self.state.places[gfn.raw() as usize % PLACES];
         let known = place.get();

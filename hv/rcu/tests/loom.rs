@@ -776,7 +776,7 @@ fn lock_lives_as_long_as_its_table<const DEFERS: bool>() {
 loom_tests! {
     /// A CPU that waits for the lock of a table that is being unlinked gets the lock and finds the table unlinked.
     loom_lock_lives_as_long_as_its_table = lock_lives_as_long_as_its_table::<true>;
-    mutant_lock_of_a_table_nobody_waits_for breaks [WaitForSoftware]
+    mutant_lock_of_a_table_without_a_wait breaks [WaitForSoftware]
 }
 mutant!(mutant_freed_at_unlink = lock_lives_as_long_as_its_table::<false>);
 

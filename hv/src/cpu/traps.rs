@@ -85,7 +85,7 @@ fn interrupt(vector: u8) {
     match vector {
         lapic::KICK | lapic::TIMER => {}
         lapic::ERROR => log::warn!("local APIC: error status {:#x}", lapic::error_status()),
-        _ => log::warn!("interrupt {vector:#x}, which nobody asked for"),
+        _ => log::warn!("unexpected interrupt {vector:#x}"),
     }
     lapic::end_of_interrupt();
 }

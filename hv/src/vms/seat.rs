@@ -22,10 +22,10 @@ use walk::HandleMem;
 /// The memory of a VM of this machine's, as a vCPU sees it.
 type View<'v, F> = memory::View<'v, 'static, F, rcu_domain::HostMachine>;
 
-/// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
 /// A slice of the time of a CPU whose backend is `B`.
 type SliceOf<'a, 's, B> = Slice<'a, 's, <B as Backend>::Tables, Seat<B>>;
 
+/// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
 enum Flavour<B: Backend> {
     Nested(B::Vcpu),
     Shadowed(B::ShadowVcpu),

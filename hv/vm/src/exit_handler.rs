@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::exit::{Event, Exception, Exit, Instruction, Kind};
 use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
-use crate::msr::{self, Refused};
+use crate::msr::{self, MsrError};
 use crate::shared::{VcpuShared, Vm};
 use crate::trouble::Trouble;
 use crate::types::{Handle, Types};
@@ -45,7 +45,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
     /// Inlined into the loop, and with one place where instructions are skipped, so that a common exit calls nothing.
     #[inline(always)]
     pub fn handle(&mut self, vcpu: &mut T::Vcpu, exit: Exit, stay: Stay, host: &mut T::Host) -> ControlFlow<()> {
-        // Each is booked in its own arm: what the exit is has to be found out but once.
+        // Each arm counts its own exit, so that the exit is matched once.
         let done = match exit {
             Exit::Cpuid => {
                 self.context.stats.exited(Kind::Cpuid, stay);
@@ -169,7 +169,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             return self.write_own_efer(vcpu, value);
         }
         let written = match msr::write(vcpu, register, value) {
-            Err(Refused::Unknown) => self.write_rare_msr(vcpu, register, value, host),
+            Err(MsrError::Unknown) => self.write_rare_msr(vcpu, register, value, host),
             written => written,
         };
         written.map_err(|refused| self.refuse(register, refused))?;
@@ -178,8 +178,8 @@ impl<'a, T: Types> ExitHandler<'a, T> {
 
     /// The access to `register` ends in #GP.
     #[cold]
-    fn refuse(&mut self, register: u32, refused: Refused) -> Event {
-        if refused == Refused::Unknown {
+    fn refuse(&mut self, register: u32, refused: MsrError) -> Event {
+        if refused == MsrError::Unknown {
             self.context.stats.wanted_msrs.count(register);
         }
         Event::GENERAL_PROTECTION

@@ -2,7 +2,7 @@
 
 use crate::exit_handler::ExitHandler;
 use crate::host::Host;
-use crate::msr::Refused;
+use crate::msr::MsrError;
 use crate::types::Types;
 use crate::vcpu::Vcpu;
 use apic::{Due, Effect, Ipi, Message};
@@ -21,7 +21,7 @@ impl<C: Clock> apic::Clock for ApicClock<'_, C> {
 /// The registers' MSRs in x2APIC mode.
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
 
-impl From<apic::Refused> for Refused {
+impl From<apic::Refused> for MsrError {
     fn from(_: apic::Refused) -> Self {
         Self::Value
     }
@@ -30,7 +30,7 @@ impl From<apic::Refused> for Refused {
 impl<T: Types> ExitHandler<'_, T> {
     /// RDMSR of a register that is no common one.
     #[cold]
-    pub(crate) fn read_rare_msr(&mut self, register: u32) -> Result<u64, Refused> {
+    pub(crate) fn read_rare_msr(&mut self, register: u32) -> Result<u64, MsrError> {
         let apic = &mut self.context.apic;
         match register {
             IA32_APIC_BASE => Ok(apic.base()),
@@ -50,7 +50,7 @@ impl<T: Types> ExitHandler<'_, T> {
         register: u32,
         value: u64,
         host: &mut T::Host,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), MsrError> {
         let (apic, posted) = (&mut self.context.apic, &self.shared.posted);
         let effect = match register {
             IA32_APIC_BASE => {

@@ -7,16 +7,28 @@ use arch::msr::{
     NB_CFG, PATCH_LEVEL, PERF_CTR3, PERF_EVT_SEL0, SYSCFG,
 };
 use arch::{CR0_PG, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE};
+use core::fmt;
 use x86::msr;
 
 /// Why an access is answered with #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum MsrError {
     /// The guest does not have the register.
     Unknown,
     /// The register can't hold the value, or can't be accessed so now.
     Value,
 }
+
+impl fmt::Display for MsrError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "the guest has no such register",
+            Self::Value => "the register can't hold the value, or can't be accessed so now",
+        })
+    }
+}
+
+impl core::error::Error for MsrError {}
 
 const EFER_WRITABLE: u64 = EFER_SCE | EFER_LME | EFER_NXE;
 
@@ -42,17 +54,17 @@ pub fn read(vcpu: &impl Vcpu, register: u32) -> Option<u64> {
 /// WRMSR of a common register.
 ///
 /// # Errors
-/// [`Refused::Unknown`] for any other, [`Refused::Value`] for a value that the register can't hold.
+/// [`MsrError::Unknown`] for any other, [`MsrError::Value`] for a value that the register can't hold.
 #[inline]
-pub fn write(vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), Refused> {
+pub fn write(vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), MsrError> {
     match register {
         msr::IA32_EFER => write_efer(vcpu, value),
         msr::IA32_PAT if pat_is_valid(value) => {
             vcpu.set_state_msr(StateMsr::Pat, value);
             Ok(())
         }
-        msr::IA32_PAT => Err(Refused::Value),
-        _ => Err(Refused::Unknown),
+        msr::IA32_PAT => Err(MsrError::Value),
+        _ => Err(MsrError::Unknown),
     }
 }
 
@@ -73,28 +85,28 @@ impl Msrs {
     }
 
     /// RDMSR.
-    pub(crate) fn read(&self, register: u32) -> Result<u64, Refused> {
+    pub(crate) fn read(&self, register: u32) -> Result<u64, MsrError> {
         Ok(match register {
             msr::IA32_TSC_ADJUST => self.tsc_adjust,
             msr::IA32_MCG_STATUS => self.mcg_status,
             _ => match constant(register) {
                 Some(value) => value,
-                None => self.mtrrs.read(register).ok_or(Refused::Unknown)?,
+                None => self.mtrrs.read(register).ok_or(MsrError::Unknown)?,
             },
         })
     }
 
     /// WRMSR.
-    pub(crate) fn write(&mut self, vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), Refused> {
+    pub(crate) fn write(&mut self, vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), MsrError> {
         match register {
             msr::TSC => self.adjust_tsc(vcpu, value.wrapping_sub(vcpu.tsc())),
             msr::IA32_TSC_ADJUST => self.adjust_tsc(vcpu, value.wrapping_sub(self.tsc_adjust)),
             msr::IA32_MCG_STATUS if value & !MCG_STATUS == 0 => self.mcg_status = value,
-            msr::IA32_MCG_STATUS => return Err(Refused::Value),
+            msr::IA32_MCG_STATUS => return Err(MsrError::Value),
             _ if is_ignored(register) => {}
             _ => match constant(register) {
                 Some(constant) if is_writable(register) && (value ^ constant) & !ignored_bits(register) == 0 => {}
-                Some(_) => return Err(Refused::Value),
+                Some(_) => return Err(MsrError::Value),
                 None => self.mtrrs.write(register, value)?,
             },
         }
@@ -140,11 +152,11 @@ const fn ignored_bits(register: u32) -> u64 {
 }
 
 /// EFER takes the bits that the guest's CPUID offers; LME may not change while paging is on (AMD APM vol. 2, section 3.1.7).
-fn write_efer(vcpu: &mut impl Vcpu, value: u64) -> Result<(), Refused> {
+fn write_efer(vcpu: &mut impl Vcpu, value: u64) -> Result<(), MsrError> {
     let old = vcpu.state_msr(StateMsr::Efer);
     let paging = vcpu.control().cr0 & CR0_PG != 0;
     if value & !(EFER_WRITABLE | EFER_LMA) != 0 || (paging && (old ^ value) & EFER_LME != 0) {
-        return Err(Refused::Value);
+        return Err(MsrError::Value);
     }
     vcpu.set_state_msr(StateMsr::Efer, value & EFER_WRITABLE | old & EFER_LMA);
     Ok(())

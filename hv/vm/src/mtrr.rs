@@ -1,7 +1,7 @@
 //! Memory type range registers (Intel SDM vol. 3, section 12.11): kept for the guest, and without effect. Memory types come from
 //! the nested tables.
 
-use crate::msr::Refused;
+use crate::msr::MsrError;
 use abi::mmio;
 use arch::features::{FIXED_MTRRS, VARIABLE_MTRRS};
 use x86::msr;
@@ -70,17 +70,17 @@ impl Mtrrs {
     /// WRMSR.
     ///
     /// # Errors
-    /// [`Refused::Unknown`] if this is no MTRR, [`Refused::Value`] for reserved bits and types.
-    pub(crate) fn write(&mut self, register: u32, value: u64) -> Result<(), Refused> {
+    /// [`MsrError::Unknown`] if this is no MTRR, [`MsrError::Value`] for reserved bits and types.
+    pub(crate) fn write(&mut self, register: u32, value: u64) -> Result<(), MsrError> {
         let (place, valid) = if register == msr::IA32_MTRR_DEF_TYPE {
             let reserved = value & !(DEFAULT_TYPE | FIXED_ENABLED | ENABLED);
             (&mut self.default, reserved == 0 && is_type(value & DEFAULT_TYPE))
         } else if register == msr::IA32_MTRRCAP {
-            return Err(Refused::Value);
+            return Err(MsrError::Value);
         } else if let Some(index) = fixed(register) {
             (&mut self.fixed[index], value.to_le_bytes().into_iter().all(|kind| is_type(kind.into())))
         } else {
-            let index = variable(register).ok_or(Refused::Unknown)?;
+            let index = variable(register).ok_or(MsrError::Unknown)?;
             let valid = match index % 2 {
                 0 => value & !(self.addresses | BASE_TYPE) == 0 && is_type(value & BASE_TYPE),
                 _ => value & !(self.addresses | MASK_VALID) == 0,
@@ -88,7 +88,7 @@ impl Mtrrs {
             (&mut self.variable[index], valid)
         };
         if !valid {
-            return Err(Refused::Value);
+            return Err(MsrError::Value);
         }
         *place = value;
         Ok(())
@@ -161,9 +161,9 @@ mod tests {
         ];
         for (register, value) in wrong {
             let before = mtrrs.read(register);
-            assert_eq!(mtrrs.write(register, value), Err(Refused::Value), "{register:#x} = {value:#x}");
+            assert_eq!(mtrrs.write(register, value), Err(MsrError::Value), "{register:#x} = {value:#x}");
             assert_eq!(mtrrs.read(register), before);
         }
-        assert_eq!(mtrrs.write(0x210, 0), Err(Refused::Unknown));
+        assert_eq!(mtrrs.write(0x210, 0), Err(MsrError::Unknown));
     }
 }

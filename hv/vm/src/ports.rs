@@ -98,7 +98,7 @@ impl<T: Types> ExitHandler<'_, T> {
         match instruction.direction() {
             Direction::In => {
                 // Whether memory takes the element has to be known before the port is read: reading may have effects.
-                // Of a second page, its start is what a fault tells.
+                // If the element crosses into a second page that faults, CR2 holds the first byte of that page.
                 for byte in [at, at.wrapping_add(element.len() as u64 - 1).align_down(addr::PAGE_SIZE)] {
                     let access = Access { kind: walk::Kind::Write, privilege };
                     walk::translate(&self.memory, &paging, byte, access, SetAccessedDirty::No)?;

@@ -99,7 +99,7 @@ pub(crate) fn lowest_priority_is_one(_: &Boot) -> Outcome {
             clock::wait(clock::microseconds(100));
             ready.wait();
             interrupts::disable();
-            check!(came, "it reaches nobody");
+            check!(came, "it reaches no processor");
             check_eq!(total(), 1);
             Ok(())
         })

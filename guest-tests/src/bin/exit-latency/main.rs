@@ -116,7 +116,7 @@ fn cpuid(bench: &Bench<'_>) -> Outcome {
 
 fn hypercall(bench: &Bench<'_>) -> Outcome {
     let instruction = hypercall::instruction();
-    skip_unless!(instruction.is_some(), "nobody here answers hypercalls");
+    skip_unless!(instruction.is_some(), "no hypervisor answers hypercalls");
     bench.measure(Kind::Hypercall, || instruction.map(timed::hypercall))
 }
 

@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(cr4.real(0x20), 0x20 | CR4_VMXE | CR4_MCE);
         assert_eq!(cr4.guest(0x20 | CR4_VMXE | CR4_MCE, 0), 0x20);
         assert_eq!(check_cr4(0x20 | CR4_MCE), Ok(()));
-        // CR4_VMXE, PCIDE, OSXSAVE, LA57, reserved.
+        // VMXE, PCIDE, OSXSAVE, LA57, reserved.
         for bit in [13, 17, 18, 12, 63] {
             assert_eq!(check_cr4(1 << bit), Err(Refused), "bit {bit}");
         }

@@ -87,7 +87,7 @@ impl<T: Translation> VmxVcpu<T> {
     pub(super) fn restore_events(&mut self) {
         let interrupted = self.vmcs.read(ro::IDT_VECTORING_INFO);
         if interrupted & EVENT_VALID != 0 {
-            // An NMI that comes again must not find itself in its own way (SDM section 27.3.1.5).
+            // An injected NMI must not find NMIs blocked: the entry would fail (SDM section 27.3.1.5).
             if interrupted & EVENT_TYPE == TYPE_NMI {
                 self.block_nmis(false);
             }

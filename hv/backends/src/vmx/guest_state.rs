@@ -1,4 +1,4 @@
-//! What RFLAGS_VM entries demand of the guest's state, to say which rule an entry broke (Intel SDM vol. 3, section 27.3.1; the
+//! What VM entries demand of the guest's state, to say which rule an entry broke (Intel SDM vol. 3, section 27.3.1; the
 //! subsections are given below).
 
 use arch::{
@@ -89,7 +89,7 @@ pub(super) struct GuestState {
     pub(super) pending_debug: u64,
     pub(super) link_pointer: u64,
     pub(super) pdptes: [u64; 4],
-    /// RFLAGS_VM-entry interruption information.
+    /// VM-entry interruption information.
     pub(super) event: u64,
     /// "IA-32e mode guest".
     pub(super) long_mode: bool,
@@ -102,7 +102,7 @@ pub(super) struct GuestState {
     pub(super) physical_bits: u32,
 }
 
-/// SCE, EFER_LME, EFER_LMA and NXE are all that Intel's processors have.
+/// SCE, LME, LMA and NXE are all that Intel's processors have.
 const EFER_BITS: u64 = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
 const BTF: u64 = 1 << 1;
 
@@ -170,7 +170,7 @@ fn control_registers(state: &GuestState) -> Result<(), &'static str> {
             "CR0: a bit that is fixed to 1 is 0",
         ),
         (cr0 & !cr0_allowed == 0, "CR0: a bit that is fixed to 0 is 1"),
-        (implies(paging, state.cr0 & CR0_PE != 0), "CR0: CR0_PG without CR0_PE"),
+        (implies(paging, state.cr0 & CR0_PE != 0), "CR0: PG without PE"),
         (state.cr4 & cr4_ones == cr4_ones, "CR4: a bit that is fixed to 1 is 0"),
         (state.cr4 & !cr4_allowed == 0, "CR4: a bit that is fixed to 0 is 1"),
         (implies(state.cr4 & CR4_CET != 0, state.cr0 & CR0_WP != 0), "CR4.CET without CR0.WP"),
@@ -196,7 +196,7 @@ fn debug_registers_and_msrs(state: &GuestState) -> Result<(), &'static str> {
         (lma == state.long_mode, "IA32_EFER.LMA is not the IA-32e mode guest control"),
         (
             implies(state.cr0 & CR0_PG != 0, lma == (state.efer & EFER_LME != 0)),
-            "IA32_EFER: EFER_LMA is not EFER_LME, with paging on",
+            "IA32_EFER: LMA is not LME, with paging on",
         ),
     ])
 }
@@ -364,13 +364,13 @@ fn non_register_state(state: &GuestState) -> Result<(), &'static str> {
         (implies(nmi, !mov_ss), "interruptibility: an NMI is injected behind MOV SS"),
         (state.interruptibility & BY_SMI == 0, "interruptibility: blocked by SMI outside of SMM"),
         (state.pending_debug & PENDING_RESERVED == 0, "pending debug exceptions: reserved bits"),
-        (implies(settled && stepping, pending_step), "pending debug exceptions: BS is 0 after a step with RFLAGS_TF"),
-        (implies(settled && !stepping, !pending_step), "pending debug exceptions: BS is 1 without RFLAGS_TF"),
+        (implies(settled && stepping, pending_step), "pending debug exceptions: BS is 0 after a step with RFLAGS.TF"),
+        (implies(settled && !stepping, !pending_step), "pending debug exceptions: BS is 1 without RFLAGS.TF"),
         (state.link_pointer == u64::MAX, "VMCS link pointer: not FFFFFFFF_FFFFFFFFh"),
     ])
 }
 
-/// Section 27.3.1.6: with CR4_PAE paging under EPT, PDPTEs come from the VMCS.
+/// Section 27.3.1.6: with PAE paging under EPT, PDPTEs come from the VMCS.
 fn pdptes(state: &GuestState) -> Result<(), &'static str> {
     let pae_paging = state.cr0 & CR0_PG != 0 && state.cr4 & CR4_PAE != 0 && !state.long_mode;
     let reserved = !0 << state.physical_bits | 0x1e6;

@@ -59,7 +59,7 @@ fn a_self_ipi_comes_behind_its_instruction_and_not_before_its_priority() {
 }
 
 #[test]
-fn an_ipi_rings_at_the_other_vcpu_once() {
+fn an_ipi_makes_one_request_to_the_other_vcpu() {
     let (mut guest, mut host) = ready();
     access(&mut guest, &mut host, 0x310, Some(1 << 24));
     access(&mut guest, &mut host, 0x300, Some(0x4500));
@@ -124,7 +124,7 @@ fn what_is_fetched_or_pushed_there_is_no_access() {
 }
 
 #[test]
-fn without_the_apic_the_page_is_nobodys() {
+fn without_the_apic_the_page_is_no_devices() {
     let (mut guest, mut host) = ready();
     guest.code_at(CODE, &[0x0f, 0x30]);
     guest.set(Gpr::RCX, 0x1b).set(Gpr::RAX, 0xfee0_0100).set(Gpr::RDX, 0);

@@ -100,7 +100,7 @@ fn a_string_moves_between_memory_and_a_device() {
 }
 
 #[test]
-fn an_address_without_a_device_is_still_nobodys() {
+fn an_address_without_a_device_stays_unclaimed() {
     let (mut guest, mut host) = ready();
     write(&mut guest, &mut host, IOAPIC + 0x1000, 1);
     assert_eq!(read(&mut guest, &mut host, IOAPIC + 0x1000), 0xffff_ffff);

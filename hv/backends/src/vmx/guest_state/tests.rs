@@ -33,7 +33,7 @@ fn long_mode() -> GuestState {
     }
 }
 
-/// 32-bit code with CR4_PAE paging.
+/// 32-bit code with PAE paging.
 fn pae() -> GuestState {
     let mut state = GuestState { efer: 0, long_mode: false, ..long_mode() };
     state.cs.access_rights = 0xc09b;
@@ -98,7 +98,7 @@ fn control_registers_and_msrs() {
         &[
             (|s| s.cr0 &= !(1 << 5), "CR0: a bit that is fixed to 1 is 0"),
             (|s| s.cr0 |= 1 << 32, "CR0: a bit that is fixed to 0 is 1"),
-            (|s| s.cr0 &= !CR0_PE, "CR0: CR0_PG without CR0_PE"),
+            (|s| s.cr0 &= !CR0_PE, "CR0: PG without PE"),
             (|s| s.cr4 &= !(1 << 13), "CR4: a bit that is fixed to 1 is 0"),
             (|s| s.cr4 |= 1 << 15, "CR4: a bit that is fixed to 0 is 1"),
             (
@@ -120,7 +120,7 @@ fn control_registers_and_msrs() {
             // FFXSR is AMD's.
             (|s| s.efer |= 1 << 14, "IA32_EFER: reserved bits"),
             (|s| s.efer &= !EFER_LMA, "IA32_EFER.LMA is not the IA-32e mode guest control"),
-            (|s| s.efer &= !EFER_LME, "IA32_EFER: EFER_LMA is not EFER_LME, with paging on"),
+            (|s| s.efer &= !EFER_LME, "IA32_EFER: LMA is not LME, with paging on"),
         ],
     );
     each_breaks(
@@ -320,14 +320,14 @@ fn what_is_no_register() {
                     s.rflags |= RFLAGS_TF;
                     s.interruptibility = MOV_SS;
                 },
-                "pending debug exceptions: BS is 0 after a step with RFLAGS_TF",
+                "pending debug exceptions: BS is 0 after a step with RFLAGS.TF",
             ),
             (
                 |s| {
                     s.pending_debug = STEP;
                     s.activity = HLT_STATE;
                 },
-                "pending debug exceptions: BS is 1 without RFLAGS_TF",
+                "pending debug exceptions: BS is 1 without RFLAGS.TF",
             ),
             (|s| s.link_pointer = 0, "VMCS link pointer: not FFFFFFFF_FFFFFFFFh"),
         ],
