@@ -145,12 +145,15 @@ impl<T: Task> Scheduler<T> {
     fn enforce_limits(&mut self, now: Instant, cpu: &mut impl Cpu<Task = T>) {
         let over = |task: &&mut T| task.limit() <= now && !task.has_ended();
         self.entries.iter_mut().map(|entry| &mut entry.task).filter(over).for_each(|task| cpu.reach_limit(task));
+        self.accounted = cpu.now();
     }
 
     /// Finishes a task whose VM has ended. Whether there was one.
     fn finish_ended(&mut self, cpu: &mut impl Cpu<Task = T>) -> bool {
         let Some(index) = self.entries.iter().position(|entry| entry.task.has_ended()) else { return false };
         cpu.finish(self.entries.swap_remove(index).task);
+        // The time that this took is charged to no task: the next one would pay for another's end.
+        self.accounted = cpu.now();
         self.limit = self.first_limit();
         true
     }

@@ -1,6 +1,6 @@
 //! Rules that hold whatever guests do.
 
-use super::cpu::{HANDLER, Record, SLICE, Step, Story, TestTask, WATCHDOG_PERIOD, run, step};
+use super::cpu::{FINISH, HANDLER, Record, SLICE, Step, Story, TestTask, WATCHDOG_PERIOD, run, step};
 use crate::scheduler::Entry;
 use crate::slice::WatchdogTimer;
 use crate::{Instant, Slice};
@@ -35,7 +35,8 @@ fn victim_beside(attackers: Vec<Vec<Step>>) -> Vec<Record> {
 proptest! {
     #[test]
     fn a_runnable_task_waits_for_one_slice_of_each_other_at_most(stories in stories(7)) {
-        let bound = (stories.len() as u64 - 1) * (SLICE + OVERSHOOT) + OVERSHOOT;
+        let others = stories.len() as u64 - 1;
+        let bound = others * (SLICE + OVERSHOOT + FINISH) + OVERSHOOT;
         for record in run(&stories, END) {
             prop_assert!(record.longest_wait <= bound, "{record:?}, of {bound}");
         }
@@ -43,10 +44,11 @@ proptest! {
 
     #[test]
     fn a_limit_ends_its_vm_when_it_is_reached(stories in stories(7)) {
+        let late = OVERSHOOT + (stories.len() as u64 - 1) * FINISH;
         for ((_, limit, _), record) in stories.iter().zip(run(&stories, END)) {
             if let (Some(limit), Some(ended)) = (limit, record.ended) {
-                prop_assert!(ended.since(Instant::new(*limit)) <= OVERSHOOT, "{ended:?} for {limit}");
-            } else if limit.is_some_and(|limit| limit + OVERSHOOT < END) {
+                prop_assert!(ended.since(Instant::new(*limit)) <= late, "{ended:?} for {limit}");
+            } else if limit.is_some_and(|limit| limit + late < END) {
                 prop_assert!(record.ended.is_some(), "{limit:?} was passed");
             }
         }
@@ -98,6 +100,13 @@ fn time_beyond_a_tasks_share_is_deducted_later() {
     let attacker = vec![Step::Exits { count: 1, each: 10 * SLICE }];
     let victim = victim_beside(vec![attacker])[0];
     assert!(victim.ran * 100 >= END * 48, "{victim:?}");
+}
+
+#[test]
+fn the_time_that_a_vms_end_takes_is_no_other_vms() {
+    let records = run(&[(0, None, vec![SPIN]), (1, None, vec![SPIN]), (2, Some(10 * SLICE), vec![SPIN])], END);
+    let [one, other] = [records[0].ran, records[1].ran];
+    assert!(one.abs_diff(other) <= SLICE + OVERSHOOT, "{one} and {other}");
 }
 
 #[test]
