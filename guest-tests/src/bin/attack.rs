@@ -26,7 +26,7 @@ guest::main!(main);
 type Attack = fn(&Boot);
 
 /// The attacks by their names.
-const KINDS: [(&str, Attack); 15] = [
+const KINDS: [(&str, Attack); 16] = [
     ("idle", idle),
     ("spin", spin),
     ("hypercall", hypercall),
@@ -42,6 +42,7 @@ const KINDS: [(&str, Attack); 15] = [
     ("nowhere", nowhere),
     ("interrupted-sleep", interrupted_sleep),
     ("single-step", single_step),
+    ("masked-timer", masked_timer),
 ];
 
 const VECTOR: u8 = 0x90;
@@ -89,6 +90,14 @@ fn timer(_: &Boot) {
     interrupts::enable();
     loop {
         hint::spin_loop();
+    }
+}
+
+/// Sleeps beside a timer that is always due and wakes nothing.
+fn masked_timer(_: &Boot) {
+    fastest_apic().start_masked_timer(1);
+    loop {
+        halt_until_interrupt();
     }
 }
 

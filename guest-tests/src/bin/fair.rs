@@ -1,7 +1,8 @@
 //! How much of a processor's time a guest gets, and how long it waits for it at most: it reads the TSC without a pause, and what
 //! passes between two readings beyond what the reading takes has gone to others.
 //!
-//! Words: `ms=N`, for how long (1000); `min_share=PERCENT` and `max_gap_us=N`, what the figures are held to, if they are.
+//! Words: `ms=N`, for how long (1000); `min_share=PERCENT` and `max_gap_us=N`, what the figures are held to, if they are;
+//! `release_mib=N`, to give so much memory back and touch it again meanwhile, which the longest gap holds for as well.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -9,7 +10,9 @@
 use abi::lines;
 use guest::boot::Boot;
 use guest::exit::Verdict;
+use guest::hypercall::Microhv;
 use guest::ktap::{self, Outcome};
+use guest::ram::{self, Area};
 use guest::{cases, check, clock, interrupts, println, skip_unless, tsc};
 
 guest::main!(main);
@@ -35,7 +38,8 @@ fn main(boot: &Boot) -> Verdict {
     let reading = (0..TRIALS).map(|_| tsc::read().abs_diff(tsc::read())).min().unwrap_or_default();
     // What runs beside it gets going meanwhile.
     clock::wait(milliseconds / 4 * millisecond);
-    let gaps = Gaps::watch(milliseconds * millisecond, GAP * reading);
+    let between = Releases::wanted(boot);
+    let gaps = Gaps::watch(milliseconds * millisecond, GAP * reading, || between.iter().for_each(Releases::again));
     let fairness = Fairness {
         permille: 1000 - 1000 * gaps.sum / gaps.time,
         longest_gap_us: 1000 * gaps.longest / millisecond,
@@ -62,6 +66,25 @@ fn longest_gap(fairness: &Fairness) -> Outcome {
     Ok(())
 }
 
+/// Memory that is given back again and again. The hypervisor must wait for all CPUs before it can use the frames again.
+struct Releases {
+    hypervisor: Microhv,
+    area: Area,
+}
+
+impl Releases {
+    fn wanted(boot: &Boot) -> Option<Self> {
+        let frames = boot.word::<u64>("release_mib")? << 20 >> addr::PAGE_SHIFT;
+        Some(Self { hypervisor: Microhv::here()?, area: ram::largest_area(boot).part(0, frames) })
+    }
+
+    fn again(&self) {
+        (0..self.area.frames()).for_each(|index| self.area.frame(index).write(0, index));
+        // If memory runs short for a while, the next release finds less.
+        let _ = self.hypervisor.release(self.area);
+    }
+}
+
 /// The time that others had, in ticks of the TSC.
 struct Gaps {
     count: u64,
@@ -72,12 +95,13 @@ struct Gaps {
 }
 
 impl Gaps {
-    /// Those of more than `least` ticks, until `time` has passed.
-    fn watch(time: u64, least: u64) -> Self {
+    /// Those of more than `least` ticks, until `time` has passed. `work` is done between two readings.
+    fn watch(time: u64, least: u64, work: impl Fn()) -> Self {
         let mut gaps = Self { count: 0, sum: 0, longest: 0, time: 0 };
         let start = tsc::read();
         let mut last = start;
         while gaps.time < time {
+            work();
             let now = tsc::read();
             let between = now.saturating_sub(last);
             if between > least {

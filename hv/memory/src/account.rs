@@ -151,6 +151,11 @@ pub fn poll_idle<H: Host>(cpu: &Cpu<'_, H>) {
     give_back_some(cpu, POLL_IDLE);
 }
 
+/// The same before a guest is run, which it delays: few pages at once.
+pub fn poll<H: Host>(cpu: &Cpu<'_, H>) {
+    give_back_some(cpu, POLL);
+}
+
 /// Gives back pages that have waited long enough, until `most` bytes are filled with poison.
 pub(crate) fn give_back_some<H: Host>(cpu: &Cpu<'_, H>, most: u64) {
     let host = cpu.domain().platform();

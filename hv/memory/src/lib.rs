@@ -94,7 +94,7 @@ mod view;
 mod vm_iface;
 mod vm_memory;
 
-pub use account::{VmAccounts, poll_idle};
+pub use account::{VmAccounts, poll, poll_idle};
 pub use frames::FrameAllocator;
 pub use host::Host;
 pub use raw::DirectPtr;

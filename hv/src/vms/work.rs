@@ -100,9 +100,13 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
     }
 
     fn run(&mut self, seat: &mut Seat<B>, slice: &mut sched::Slice<'_, Seat<B>>) {
-        // A vCPU that waits for room on its console ends each slice at once, before any timer event is due. The watchdog and the
-        // console would then get no attention from the timer, so they get it here.
+        // A vCPU can end each slice without entering its guest: it waits for room on its console, or its timer is always due and
+        // wakes nothing. The CPU then neither sleeps nor takes interrupts. Grace periods would wait for it for ever, and the watchdog
+        // and the console would get no attention, so they get it here.
         watchdog::heart(self.cpu.index()).beat();
+        watchdog::check();
+        self.cpu.quiescent();
+        memory::poll(self.cpu);
         console::poll();
         slice.host_wants_at(console::next_poll());
         seat.run(self.cpu, slice);
@@ -125,6 +129,9 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
             let (number, name) = (guest.number, guest.name);
             ended(number, name, guest.end(self.cpu));
         }
+        // Many VMs that end at once, at the same limit, would keep the watchdog waiting.
+        watchdog::heart(self.cpu.index()).beat();
+        watchdog::check();
     }
 }
 

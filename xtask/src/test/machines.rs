@@ -275,6 +275,7 @@ impl Job {
         let in_real_time = row.beside_in_real_time.filter(|_| !machine.counts_instructions());
         let beside = row.beside.filter(|_| self.host.with_hypervisor).map(|(name, words)| Guest {
             name: "beside".to_string(),
+            pages: row.pages,
             backing: if row.reserved_beside { Backing::Reserve } else { Backing::Touch },
             ..Guest::new(Image::new(shop.images.guest(name), in_real_time.unwrap_or(words)))
         });

@@ -304,6 +304,12 @@ const SPIN: Row = Row { except: Some("bochs-svm"), ..attack("", "attack", "kind=
 const HYPERCALLS: Row = attack("hypercalls", "attack", "kind=hypercall");
 const TIMER: Row = attack("", "attack", "kind=timer");
 const INTERRUPTED_SLEEP: Row = attack("", "attack", "kind=interrupted-sleep");
+/// Its CPU neither sleeps nor enters it. The guest beside it needs grace periods, which wait for all CPUs.
+const MASKED_TIMER: Row = Row {
+    pages: Pages::Small,
+    beside: Some((FAIR, "ms=1000 release_mib=16 max_gap_us=1000000")),
+    ..attack("masked-timer", "attack", "kind=masked-timer")
+};
 const DEADLINE: Row = attack("deadline-writes", "attack", "kind=deadline");
 /// Two vCPUs to each other.
 const NMI: Row = Row { vcpus: 2, ..attack("nmi-storm", "attack", "kind=nmi") };
@@ -460,6 +466,7 @@ pub(super) const ROWS: &[Row] = &[
     DEADLINE,
     HYPERCALLS,
     NMI,
+    MASKED_TIMER,
     // On Bochs's SVM the debug trap is pending at the exit, and taken by the hypervisor.
     attack("single-step", "attack", "kind=single-step"),
     // QEMU's TCG turns the host's paging off at such an exit.
