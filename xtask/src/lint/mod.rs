@@ -32,6 +32,7 @@ pub(crate) fn command(_: &Args) -> Result<ExitCode> {
         &["fmt", "--all", "--check"][..],
         &["clippy", "--all-targets", "--", "-D", "warnings"],
         &["clippy", "-p", "hv", "-p", "guest-tests", "-p", "guest-tests-32", "--target", HOST, "--", "-D", "warnings"],
+        &["clippy", "-p", "guest-tests-linux", "--target", HOST, "--", "-D", "warnings"],
     ]
     .into_iter()
     .filter(|arguments| {
