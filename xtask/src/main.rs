@@ -13,6 +13,7 @@ mod figures;
 mod functions;
 mod fuzz;
 mod guests;
+mod gzip;
 mod hostile;
 mod iso;
 mod judge;

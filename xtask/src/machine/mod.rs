@@ -7,6 +7,7 @@ mod pauses;
 pub(crate) mod qemu;
 pub(crate) mod trace;
 
+use crate::gzip;
 use crate::judge::End;
 use crate::leash::Folder;
 use crate::project;
@@ -150,7 +151,8 @@ pub(crate) fn run_folder() -> Result<Folder> {
 }
 
 /// Puts the kernel and its modules into `folder`, under names without blanks or commas, which neither QEMU's module list
-/// nor multiboot strings can carry, and gives those names. `put` links or copies a file.
+/// nor multiboot strings can carry, and gives those names. `put` links or copies a file; one that gzip compressed is unpacked, as
+/// GRUB does.
 fn gather<T>(images: &Images, folder: &Path, put: fn(&Path, &Path) -> io::Result<T>) -> Result<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
     for image in std::iter::once(&images.kernel).chain(&images.modules) {
@@ -159,7 +161,9 @@ fn gather<T>(images: &Images, folder: &Path, put: fn(&Path, &Path) -> io::Result
         if names.contains(&name) {
             name = format!("{name}.{}", names.len());
         }
-        put(&file, &folder.join(&name)).with_context(|| format!("can't put {} where it is booted", file.display()))?;
+        let there = folder.join(&name);
+        let gathered = if gzip::is_gzip(&file)? { gzip::unpack(&file, &there) } else { put(&file, &there).map(drop) };
+        gathered.with_context(|| format!("can't put {} where it is booted", file.display()))?;
         names.push(name);
     }
     Ok(names)
@@ -192,5 +196,16 @@ mod tests {
             ["my_guest_v2.elf", "a", "a.2"]
         );
         assert!(folder.path().join("a.2").exists());
+    }
+
+    #[test]
+    fn compressed_images_are_unpacked() {
+        let sources = TempDir::new().unwrap();
+        let folder = TempDir::new().unwrap();
+        let file = sources.path().join("guest.gz");
+        gzip::tests::pack(b"an image", &file);
+        let images = Images { kernel: Image::new(&file, ""), modules: Vec::new() };
+        assert_eq!(gather(&images, folder.path(), |from, to| symlink(from, to)).unwrap(), ["guest.gz"]);
+        assert_eq!(fs::read(folder.path().join("guest.gz")).unwrap(), b"an image");
     }
 }
