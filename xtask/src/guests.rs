@@ -1,6 +1,7 @@
 //! The guests that a command line asks for.
 
 use crate::build::{self, Images};
+use crate::demands::Demands;
 use crate::machine::Image;
 use crate::size::Size;
 use crate::trial::{Backing, Guest, Pages, Paging};
@@ -13,17 +14,20 @@ use std::str::FromStr;
 
 /// What `--vm` takes, for its help and its errors.
 const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, \
-                       module=FILE WORDS, and last cmdline=WORDS";
+                       initrd=FILE, module=FILE WORDS, and last cmdline=WORDS";
 
 /// What guests there are to be, and what they get.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct GuestArgs {
-    /// Multiboot ELF to run, or the name of one of our guests
+    /// Multiboot ELF to run, or the name of one of our guests; with --bare, Linux as well
     #[arg(long, value_name = "FILE")]
     guest: Option<GuestImage>,
     /// Words for the guest's command line, after its name
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
+    /// The guest's initial RAM disk: its first module
+    #[arg(long, value_name = "FILE", value_parser = readable_file)]
+    initrd: Option<PathBuf>,
     /// A module for the guest, and the words for its string; may be repeated
     #[arg(long, value_name = "FILE WORDS", value_parser = parse_module)]
     module: Vec<Image>,
@@ -43,21 +47,26 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_enum)]
     pages: Option<Pages>,
     /// A VM of its own, beside others; may be repeated. KEYS, with commas between them: guest=FILE, name=NAME, vcpus=N,
-    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, module=FILE WORDS (may be repeated), and last
-    /// cmdline=WORDS, which takes the rest
-    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "module", "vcpus", "mem", "memory", "paging", "pages"])]
+    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, initrd=FILE, module=FILE WORDS (may be repeated),
+    /// and last cmdline=WORDS, which takes the rest
+    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages"])]
     vm: Vec<Wanted>,
+    /// Of each guest.
+    #[command(flatten)]
+    demands: Demands,
 }
 
 impl GuestArgs {
     /// The guests of one machine: those of `--vm`, or `--guest`, or else this one of ours.
     pub(crate) fn wanted(&self, default: &str) -> Vec<Wanted> {
         if !self.vm.is_empty() {
-            return self.vm.clone();
+            let demands = &self.demands;
+            return self.vm.iter().map(|vm| Wanted { demands: demands.clone(), ..vm.clone() }).collect();
         }
-        let Self { guest, cmdline, module: modules, vcpus, mem, memory, paging, pages, .. } = self.clone();
+        let Self { guest, cmdline, initrd, module, vcpus, mem, memory, paging, pages, demands, .. } = self.clone();
+        let modules = initrd.map(|file| Image::new(file, "")).into_iter().chain(module).collect();
         let guest = guest.unwrap_or_else(|| GuestImage::Ours(default.to_string()));
-        vec![Wanted { name: None, guest, words: cmdline, modules, vcpus, mem, memory, paging, pages }]
+        vec![Wanted { name: None, guest, words: cmdline, modules, vcpus, mem, memory, paging, pages, demands }]
     }
 
     /// Whether a guest is named.
@@ -101,6 +110,7 @@ pub(crate) struct Wanted {
     memory: Backing,
     paging: Paging,
     pages: Option<Pages>,
+    demands: Demands,
 }
 
 impl Wanted {
@@ -133,6 +143,7 @@ impl Wanted {
             backing: self.memory,
             pages: self.pages.unwrap_or(if small { Pages::Small } else { Pages::Large }),
             paging: self.paging,
+            demands: self.demands.clone(),
         }
     }
 }
@@ -158,6 +169,7 @@ impl FromStr for Wanted {
             memory: Backing::Touch,
             paging: Paging::Nested,
             pages: None,
+            demands: Demands::default(),
         };
         keys.split(',').try_for_each(|word| vm.set(word))?;
         Ok(vm)
@@ -186,6 +198,7 @@ impl Wanted {
             key::PAGES => {
                 self.pages = Some(Pages::from_str(value, false).map_err(|_| format!("{word}: expected 4k or 2m"))?);
             }
+            "initrd" => self.modules.insert(0, Image::new(readable_file(value)?, "")),
             "module" => self.modules.push(parse_module(value)?),
             _ => return Err(format!("'{word}': expected {VM_KEYS}")),
         }
@@ -242,6 +255,9 @@ mod tests {
         assert_eq!((guest.name.as_str(), guest.vcpus, guest.memory), ("a", 2, Size::mib(128)));
         assert_eq!((guest.pages, guest.backing, guest.modules.len()), (Pages::Small, Backing::Reserve, 1));
         assert_eq!(guest.image, Image::new("balloon", "--seed 1,mem=2,b"));
+        let modules = |text: String| text.parse::<Wanted>().unwrap().modules;
+        let two = [Image::new(FILE, ""), Image::new(FILE, "x")];
+        assert_eq!(modules(format!("guest=smoke,module={FILE} x,initrd={FILE}")), two);
         let plain: Wanted = format!("guest={FILE}").parse().unwrap();
         let guest = plain.resolve(1, None);
         assert!(!plain.is_ours());

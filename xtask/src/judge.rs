@@ -1,6 +1,7 @@
 //! From what a machine did to a verdict: the one place that decides.
 
 use crate::accounts::{self, Accounts};
+use crate::demands::{self, Demands};
 use crate::ktap;
 use abi::Verdict;
 use abi::lines::{Operations, VerdictLine};
@@ -34,6 +35,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) machine: Machine,
     /// The VMs' names, in their order.
     pub(crate) vms: &'a [String],
+    /// What is demanded of each of them.
+    pub(crate) demands: &'a [Demands],
     pub(crate) end: End,
     /// The console, line by line.
     pub(crate) console: &'a [String],
@@ -102,10 +105,11 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> Judgement {
         Machine::QemuHv | Machine::BochsHv => judge_hv(evidence),
     };
     if let [only] = evidence.vms {
-        let vm = vm_report(evidence, only, outcome);
+        let vm = vm_report(evidence, 0, only, outcome);
         return Judgement { outcome: vm.outcome.clone(), vms: vec![vm] };
     }
-    let vms: Vec<_> = evidence.vms.iter().map(|vm| vm_report(evidence, vm, verdict_on(evidence, vm))).collect();
+    let report = |(index, vm): (usize, &String)| vm_report(evidence, index, vm, verdict_on(evidence, vm));
+    let vms: Vec<_> = evidence.vms.iter().enumerate().map(report).collect();
     Judgement { outcome: worst(outcome, &vms), vms }
 }
 
@@ -136,18 +140,18 @@ fn verdict_on(evidence: &Evidence<'_>, vm: &str) -> Outcome {
     }
 }
 
-/// A VM's report, with the outcome made worse if its own tests failed.
-fn vm_report(evidence: &Evidence<'_>, vm: &str, outcome: Outcome) -> VmReport {
+/// A VM's report, with the outcome made worse if its own tests failed, or its console is not as demanded.
+fn vm_report(evidence: &Evidence<'_>, index: usize, vm: &str, outcome: Outcome) -> VmReport {
     let tag = Some(vm).filter(|_| evidence.vms.len() > 1);
     let lines: Vec<&str> = evidence.console.iter().filter_map(|line| unmarked(line, tag)).collect();
     let ktap = ktap::Report::parse(lines.iter().copied());
     let accounts = evidence.console.iter().rev().find_map(|line| accounts::parse(line, tag));
     VmReport {
         name: vm.to_string(),
-        outcome: match outcome.verdict {
-            Verdict::Pass => hold_to_accounts(hold_to_ktap(outcome, &ktap), accounts.as_ref()),
-            _ => outcome,
-        },
+        outcome: hold_to_accounts(
+            hold_to_demands(hold_to_ktap(outcome, &ktap), &evidence.demands[index], &lines),
+            accounts.as_ref(),
+        ),
         ktap,
         accounts,
         operations: lines.iter().rev().find_map(|line| Some(Operations::parse(line.trim())?.ok()?.0)),
@@ -176,6 +180,9 @@ fn hold_to_accounts(outcome: Outcome, accounts: Option<&Result<Accounts, String>
 
 /// A guest that ends with success although a test of its own failed has failed.
 fn hold_to_ktap(outcome: Outcome, report: &ktap::Report) -> Outcome {
+    if outcome.verdict != Verdict::Pass {
+        return outcome;
+    }
     let failed: Vec<_> = report.failed().map(|case| case.name.as_str()).collect();
     if !failed.is_empty() {
         Outcome::new(Verdict::GuestFailed, format!("the guest reported success, but not ok: {}", failed.join(", ")))
@@ -183,6 +190,21 @@ fn hold_to_ktap(outcome: Outcome, report: &ktap::Report) -> Outcome {
         Outcome::new(Verdict::GuestFailed, format!("the guest reported success, but its KTAP is broken: {fault}"))
     } else {
         outcome
+    }
+}
+
+/// A pass is none if the console is not as demanded. A kernel that said why it failed has failed, whether it then hung or had the
+/// machine reset.
+fn hold_to_demands(outcome: Outcome, demands: &Demands, lines: &[&str]) -> Outcome {
+    let is_the_guests = matches!(outcome.verdict, Verdict::Pass | Verdict::Hang | Verdict::GuestTripleFault);
+    if let Some(line) = demands.failure(lines).filter(|_| is_the_guests) {
+        return Outcome::new(Verdict::GuestFailed, format!("the guest said: {}", line.trim()));
+    }
+    match demands.missing(lines) {
+        Some(text) if outcome.verdict == Verdict::Pass => {
+            Outcome::new(Verdict::GuestFailed, format!("the guest ended without a word of '{text}'"))
+        }
+        _ => outcome,
     }
 }
 
@@ -212,6 +234,9 @@ fn judge_hv(evidence: &Evidence<'_>) -> Outcome {
 fn judge_bare(evidence: &Evidence<'_>) -> Outcome {
     let status = match evidence.end {
         End::TimedOut(after) => return hang(evidence, after),
+        End::Exited(Some(0)) if demands::is_powered_off(evidence.console.iter().map(String::as_str)) => {
+            return Outcome::new(Verdict::Pass, "the guest powered off");
+        }
         End::Exited(Some(0)) => return Outcome::new(Verdict::GuestTripleFault, "the machine was reset"),
         End::Exited(status) => status,
     };
@@ -264,8 +289,16 @@ mod tests {
     fn judgement(machine: Machine, vms: &[&str], end: End, console: &str, complaints: &str) -> Judgement {
         let (console, complaints) = (lines(console), lines(complaints));
         let vms: Vec<_> = vms.iter().map(|vm| (*vm).to_string()).collect();
-        let processor_shut_down = false;
-        judge(&Evidence { machine, vms: &vms, end, console: &console, complaints: &complaints, processor_shut_down })
+        let demands = vec![Demands::default(); vms.len()];
+        judge(&Evidence {
+            machine,
+            vms: &vms,
+            demands: &demands,
+            end,
+            console: &console,
+            complaints: &complaints,
+            processor_shut_down: false,
+        })
     }
 
     fn verdict_of(machine: Machine, end: End, console: &str, complaints: &str) -> Outcome {
@@ -329,12 +362,32 @@ mod tests {
     }
 
     #[test]
+    fn a_linux_that_powers_off_has_passed_unless_its_console_says_otherwise() {
+        const OFF: &str = "[    9.0] reboot: Power down";
+        let told = |end, console: String| verdict_of(Machine::QemuBare, end, &console, "");
+        let off = told(exited(0), format!("KTAP version 1\n1..1\nok 1 script\n{OFF}"));
+        assert_eq!((off.verdict, off.text.as_str()), (Verdict::Pass, "the guest powered off"));
+        let reset = told(exited(0), "[    9.0] reboot: Restarting system".to_string());
+        assert_eq!(reset.verdict, Verdict::GuestTripleFault);
+        let not_ok = told(exited(0), format!("KTAP version 1\n1..1\nnot ok 1 script\n{OFF}"));
+        assert_eq!(not_ok.verdict, Verdict::GuestFailed);
+        for (end, last) in [(exited(0), OFF), (exited(0), ""), (TIMED_OUT, "")] {
+            let panicked = told(end, format!("[    1.0] Kernel panic - not syncing: x\n{last}"));
+            assert_eq!(panicked.to_string().split(": ").nth(2), Some("the guest said"), "{panicked}");
+            assert_eq!(panicked.verdict, Verdict::GuestFailed);
+        }
+        // A panic of the guest does not hide what the hypervisor did.
+        assert_eq!(hv(exited(11), "Kernel panic\nhv: verdict: hv-panic 5 oops"), Verdict::HvPanic);
+    }
+
+    #[test]
     fn bochs_tells_a_triple_fault_by_its_log() {
         let console = lines("hv: hello");
         for end in [exited(1), TIMED_OUT] {
             let evidence = Evidence {
                 machine: Machine::BochsHv,
                 vms: &lines("vm0"),
+                demands: &[Demands::default()],
                 end,
                 console: &console,
                 complaints: &[],
@@ -459,6 +512,7 @@ mod tests {
                 let judged = judge(&Evidence {
                     machine: Machine::QemuHv,
                     vms: &names,
+                    demands: &[Demands::default(), Demands::default()],
                     end: exited(1),
                     console: &console.into_lines(),
                     complaints: &[],

@@ -7,6 +7,7 @@ mod accounts;
 mod bench;
 mod build;
 mod coverage;
+mod demands;
 mod exit_path;
 mod failure;
 mod figures;

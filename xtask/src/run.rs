@@ -73,8 +73,8 @@ Examples:
   cargo xtask run --host bochs --guest smoke                on Bochs, by GRUB
 
 Exit status:
-    0  pass                the guest reported success
-    1  guest-failed        the guest reported failure, or printed 'not ok'
+    0  pass                the guest reported success, or powered off
+    1  guest-failed        the guest reported failure, or printed 'not ok', or its console is not as demanded
     2  usage               bad usage, or something to install
     3  guest-triple-fault  the guest shut down
     4  guest-killed        the guest did what can't be handled, or halted for ever

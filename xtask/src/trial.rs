@@ -1,5 +1,6 @@
 //! Guests on a machine, with or without the hypervisor, judged.
 
+use crate::demands::Demands;
 use crate::judge::{self, Evidence, Outcome, VmReport};
 use crate::machine::trace::Trace;
 use crate::machine::{Boot, Finished, Image, Images, Machine, Medium};
@@ -86,6 +87,8 @@ pub(crate) struct Guest {
     pub(crate) backing: Backing,
     pub(crate) pages: Pages,
     pub(crate) paging: Paging,
+    /// What its console must have, and must not have.
+    pub(crate) demands: Demands,
 }
 
 impl Guest {
@@ -103,6 +106,7 @@ impl Guest {
             backing: Backing::Touch,
             pages: Pages::Large,
             paging: Paging::Nested,
+            demands: Demands::default(),
         }
     }
 
@@ -170,10 +174,14 @@ impl Trial {
         self.carry_out_from(Medium::Iso(iso.to_path_buf()), live)
     }
 
+    fn boot(&self, from: Medium) -> Boot {
+        Boot { from, memory: self.memory(), cpus: self.machine_cpus(), vms: self.marks() }
+    }
+
     fn carry_out_from(&self, from: Medium, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
-        let boot = Boot { from, memory: self.memory(), cpus: self.machine_cpus(), vms: self.marks() };
-        let finished = self.machine.run(&boot, self.timeout, live)?;
+        let finished = self.machine.run(&self.boot(from), self.timeout, live)?;
         let vms: Vec<String> = self.guests.iter().map(|guest| guest.name.clone()).collect();
+        let demands: Vec<_> = self.guests.iter().map(|guest| guest.demands.clone()).collect();
         let judgement = judge::judge(&Evidence {
             machine: match (&self.machine, &self.hypervisor) {
                 (Machine::Qemu(_), Some(_)) => judge::Machine::QemuHv,
@@ -181,6 +189,7 @@ impl Trial {
                 (Machine::Bochs(_), _) => judge::Machine::BochsHv,
             },
             vms: &vms,
+            demands: &demands,
             end: finished.end,
             console: &finished.console,
             complaints: &finished.complaints,

@@ -33,6 +33,7 @@ fn usage_errors_have_status_2() {
         &["run", "--vm", "guest=no/such/file"],
         &["run", "--vm", "guest=smoke,vcpus=0"],
         &["run", "--bare", "--vm", "guest=smoke", "--vm", "guest=smoke"],
+        &["run", "--initrd", "no/such/file"],
         &["stress", "--vcpus", "1"],
         &["stress", "--skip-flush", "all"],
         &["stress", "--host", "bochs", "--accel", "kvm"],
