@@ -120,6 +120,13 @@ fn release_folder(target: Target) -> PathBuf {
     project::bare_target().join(target.name()).join("release")
 }
 
+/// Builds the stress program for Linux guests, and gives its file. It makes system calls itself, so that it takes no other toolchain
+/// than the guests for the bare machine do.
+pub(crate) fn linux_stress(target: Target) -> Result<PathBuf> {
+    build_for(target, &["--package", "guest-tests-linux"])?;
+    Ok(release_folder(target).join("stress"))
+}
+
 /// Where the guests' programs are.
 const GUESTS: &str = "guest-tests/src/bin";
 const GUESTS32: &str = "guest-tests/x86-32/src/bin";

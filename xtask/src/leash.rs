@@ -133,6 +133,20 @@ impl Drop for Folder {
     }
 }
 
+/// A command for a program that, on Linux, is killed when this one ends in whatever way.
+pub(crate) fn bound(program: &Path) -> Command {
+    // setpriv(1) sets PR_SET_PDEATHSIG and becomes the program. The signal comes when the thread ends that spawned it; that
+    // thread is the one that waits for the child.
+    match project::find_program("setpriv") {
+        Some(setpriv) if cfg!(target_os = "linux") => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL"]).arg(program);
+            command
+        }
+        _ => Command::new(program),
+    }
+}
+
 /// A child in a process group of its own, which is killed when the value is dropped, by a signal to this program and, on
 /// Linux, when this program ends in whatever way.
 #[derive(Debug)]
@@ -143,16 +157,7 @@ pub(crate) struct Leashed {
 
 impl Leashed {
     pub(crate) fn spawn(program: &Path, configure: impl FnOnce(&mut Command)) -> Result<Self> {
-        // setpriv(1) sets PR_SET_PDEATHSIG and becomes the program. The signal comes when the thread ends that spawned
-        // it; that thread is the one that waits for the child.
-        let mut command = match project::find_program("setpriv") {
-            Some(setpriv) if cfg!(target_os = "linux") => {
-                let mut command = Command::new(setpriv);
-                command.args(["--pdeathsig", "KILL"]).arg(program);
-                command
-            }
-            _ => Command::new(program),
-        };
+        let mut command = bound(program);
         configure(&mut command);
         let mut held = held();
         let child = command.process_group(0).spawn().with_context(|| format!("can't start {}", program.display()))?;

@@ -22,6 +22,7 @@ mod ktap;
 mod latency;
 mod leash;
 mod lint;
+mod linux;
 mod machine;
 mod output;
 mod progress;
@@ -56,6 +57,7 @@ enum Command {
     Setup(setup::Args),
     Build(build::Args),
     Run(run::Args),
+    Linux(linux::Args),
     Iso(iso::Args),
     Test(test::Args),
     Stress(stress::Args),
@@ -82,6 +84,7 @@ fn carry_out(command: Command) -> Result<ExitCode> {
         Command::Setup(args) => setup::command(&args),
         Command::Build(args) => build::command(&args),
         Command::Run(args) => run::command(&args),
+        Command::Linux(args) => linux::command(&args),
         Command::Iso(args) => iso::command(&args),
         Command::Test(args) => test::command(&args),
         Command::Stress(args) => stress::command(&args),

@@ -10,7 +10,7 @@ use crate::output::outln;
 use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::symbols::Symbols;
-use crate::trial::{Hypervisor, Trial};
+use crate::trial::{Guest, Hypervisor, Trial};
 use abi::Verdict;
 use anyhow::Result;
 use clap::ValueEnum;
@@ -27,6 +27,18 @@ const DEFAULT_GUESTS: [&str; 2] = ["smoke", "exit-latency"];
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    guests: GuestArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Kill the machine after this time
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: u32,
+}
+
+/// The machine, and the hypervisor on it.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct MachineArgs {
     /// Emulator of the machine
     #[arg(long, value_enum, default_value = "qemu")]
     host: HostKind,
@@ -45,11 +57,6 @@ pub(crate) struct Args {
     /// The machine's memory [default: what the guests have, and 256M]
     #[arg(long, value_name = "SIZE")]
     ram: Option<Size>,
-    #[command(flatten)]
-    guests: GuestArgs,
-    /// Kill the machine after this time
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
-    timeout: u32,
     /// Let the hypervisor end a guest after this time of the machine's own clock [default: a bit below the time-out]
     #[arg(long, value_name = "SECONDS")]
     limit: Option<u32>,
@@ -57,7 +64,7 @@ pub(crate) struct Args {
     words: HvWords,
     /// Boot the guest without the hypervisor, to compare (QEMU)
     #[arg(long)]
-    bare: bool,
+    pub(crate) bare: bool,
 }
 
 const AFTER_HELP: &str = "\
@@ -129,28 +136,36 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     } else {
         DEFAULT_GUESTS.iter().map(|guest| args.guests.wanted(guest)).collect()
     };
-    if args.bare && machines.iter().any(|guests| guests.len() > 1) {
+    if args.machine.bare && machines.iter().any(|guests| guests.len() > 1) {
         return Err(usage("--bare boots one guest: without the hypervisor a machine holds no more"));
     }
-    let machine = args.machine()?;
-    let images = match (args.bare, machines.iter().flatten().any(Wanted::is_ours)) {
+    let machine = args.machine.machine()?;
+    let images = match (args.machine.bare, machines.iter().flatten().any(Wanted::is_ours)) {
         (false, _) => Some(Images::build()?),
         (true, true) => Some(Images::build_guests()?),
         (true, false) => None,
     };
     for guests in machines {
-        let trial = args.trial(&machine, images.as_ref(), &guests);
+        let resolved =
+            guests.iter().enumerate().map(|(number, guest)| guest.resolve(number, images.as_ref())).collect();
+        let timeout = Duration::from_secs(args.timeout.into());
+        let trial = args.machine.trial(&machine, images.as_ref(), resolved, timeout);
         let title = guests.iter().map(Wanted::title).collect::<Vec<_>>().join(", ");
         let verdict = show(&trial, &title)?;
         if verdict != Verdict::Pass {
-            return Ok(ExitCode::from(verdict.status()));
+            return Ok(exit_code(verdict));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the program ends with after a run with this verdict.
+pub(crate) fn exit_code(verdict: Verdict) -> ExitCode {
+    ExitCode::from(verdict.status())
+}
+
 /// Carries out a trial with its console on ours, and says how it ended.
-fn show(trial: &Trial, title: &str) -> Result<Verdict> {
+pub(crate) fn show(trial: &Trial, title: &str) -> Result<Verdict> {
     let symbols = trial.hypervisor.as_ref().and_then(|hypervisor| Symbols::load(&hypervisor.file).ok());
     let mut printer = Printer { symbols, line: Vec::new() };
     let report = trial.carry_out(&mut |bytes| printer.print(bytes))?;
@@ -169,8 +184,9 @@ fn show(trial: &Trial, title: &str) -> Result<Verdict> {
     Ok(report.outcome.verdict)
 }
 
-impl Args {
-    fn machine(&self) -> Result<Machine> {
+impl MachineArgs {
+    /// The machine, whose emulator is got where it is missing.
+    pub(crate) fn machine(&self) -> Result<Machine> {
         match self.host {
             HostKind::Qemu => {
                 let needs = if self.bare { Needs::Nothing } else { Needs::Virtualization };
@@ -190,15 +206,21 @@ impl Args {
         }
     }
 
-    fn trial(&self, machine: &Machine, images: Option<&Images>, guests: &[Wanted]) -> Trial {
-        let guests = guests.iter().enumerate().map(|(number, guest)| guest.resolve(number, images));
+    /// These guests on the machine; `images` has the hypervisor, if there is to be one.
+    pub(crate) fn trial(
+        &self,
+        machine: &Machine,
+        images: Option<&Images>,
+        guests: Vec<Guest>,
+        timeout: Duration,
+    ) -> Trial {
         Trial {
             machine: machine.clone(),
             cpus: self.cpus,
             ram: self.ram,
             hypervisor: images.filter(|_| !self.bare).map(|images| self.words.hypervisor(images)),
-            guests: guests.collect(),
-            timeout: Duration::from_secs(self.timeout.into()),
+            guests,
+            timeout,
             limit: self.limit.map(|seconds| Duration::from_secs(seconds.into())),
         }
     }

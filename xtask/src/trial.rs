@@ -3,10 +3,10 @@
 use crate::demands::Demands;
 use crate::judge::{self, Evidence, Outcome, VmReport};
 use crate::machine::trace::Trace;
-use crate::machine::{Boot, Finished, Image, Images, Machine, Medium};
+use crate::machine::{Boot, Finished, Image, Images, Machine, Medium, run_folder};
 use crate::size::Size;
 use abi::options::{self, key};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -172,6 +172,12 @@ impl Trial {
     /// The same from an ISO of this trial's images.
     pub(crate) fn carry_out_from_iso(&self, iso: &Path, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
         self.carry_out_from(Medium::Iso(iso.to_path_buf()), live)
+    }
+
+    /// Boots with the console on this terminal, and waits for the end, which is not judged: QEMU alone can do that.
+    pub(crate) fn take_over(&self) -> Result<()> {
+        let Machine::Qemu(qemu) = &self.machine else { bail!("{} takes no input", self.machine) };
+        qemu.take_over(&self.boot(Medium::Images(self.images())), run_folder()?.path())
     }
 
     fn boot(&self, from: Medium) -> Boot {

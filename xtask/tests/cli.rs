@@ -8,7 +8,7 @@ fn xtask(arguments: &[&str]) -> Output {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["setup", "build", "run", "iso", "test", "stress", "bench", "coverage", "fuzz", "lint"] {
+    for command in ["setup", "build", "run", "linux", "iso", "test", "stress", "bench", "coverage", "fuzz", "lint"] {
         let output = xtask(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0));
@@ -34,6 +34,10 @@ fn usage_errors_have_status_2() {
         &["run", "--vm", "guest=smoke,vcpus=0"],
         &["run", "--bare", "--vm", "guest=smoke", "--vm", "guest=smoke"],
         &["run", "--initrd", "no/such/file"],
+        &["linux"],
+        &["linux", "--arch", "arm64", "--bare"],
+        &["linux", "--bare", "--kernel", "no/such/file"],
+        &["linux", "--bare", "--run", "true", "--initrd", "Cargo.toml"],
         &["stress", "--vcpus", "1"],
         &["stress", "--skip-flush", "all"],
         &["stress", "--host", "bochs", "--accel", "kvm"],

@@ -4,10 +4,10 @@ use super::pauses::{self, Pauses};
 use super::trace::Trace;
 use super::{Boot, Image, Medium, Stop, gather};
 use crate::failure::usage;
-use crate::leash::Leashed;
+use crate::leash::{self, Leashed};
 use crate::project;
 use abi::ports::{DEBUG_EXIT, DEBUG_EXIT_SIZE};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use std::ffi::OsString;
 use std::fmt;
@@ -158,7 +158,7 @@ impl Qemu {
         let medium = medium(&boot.from, folder)?;
         let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
         let mut child = Leashed::spawn(&program, |command| {
-            command.args(self.arguments(boot)).args(medium).current_dir(folder);
+            command.args(self.arguments(boot, "stdio")).args(medium).current_dir(folder);
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         })?;
         let console = child.child.stdout.take().context("QEMU has no standard output")?;
@@ -186,8 +186,20 @@ impl Qemu {
         Ok(Stop { exit, complaints: complaints.join().unwrap_or_default(), processor_shut_down: false })
     }
 
-    /// QEMU's words for the machine.
-    fn arguments(&self, boot: &Boot) -> Vec<OsString> {
+    /// Boots with the console, and QEMU's monitor behind ctrl-a c, on this terminal, and waits for the end.
+    pub(crate) fn take_over(&self, boot: &Boot, folder: &Path) -> Result<()> {
+        let medium = medium(&boot.from, folder)?;
+        let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
+        let mut command = leash::bound(&program);
+        command.args(self.arguments(boot, "mon:stdio")).args(medium).current_dir(folder);
+        // What it says of a processor's features would be in between.
+        let status = command.stderr(Stdio::null()).status().with_context(|| format!("can't start {PROGRAM}"))?;
+        ensure!(status.success(), "{PROGRAM} ended with {status}");
+        Ok(())
+    }
+
+    /// QEMU's words for the machine, whose console is there.
+    fn arguments(&self, boot: &Boot, console: &str) -> Vec<OsString> {
         let (memory, cpus) = (format!("{}M", boot.memory.in_mib()), boot.cpus.to_string());
         let (accel, cpu) = match self.engine {
             Engine::Kvm => ("kvm", "host"),
@@ -207,7 +219,7 @@ impl Qemu {
         let trace = self.trace.as_ref().map(Trace::qemu_arguments);
         arguments.extend(trace.iter().flatten().map(String::as_str));
         let exit = format!("isa-debug-exit,iobase={DEBUG_EXIT:#x},iosize={DEBUG_EXIT_SIZE:#x}");
-        arguments.extend(["-serial", "stdio", "-device", &exit]);
+        arguments.extend(["-serial", console, "-device", &exit]);
         arguments.into_iter().map(OsString::from).collect()
     }
 }
@@ -270,7 +282,7 @@ mod tests {
         let boot = Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4, vms: Vec::new() };
         let line = |engine, cpu: Option<&str>| {
             let qemu = Qemu::new(engine, cpu.map(str::to_string));
-            joined(&qemu.arguments(&boot))
+            joined(&qemu.arguments(&boot, "stdio"))
         };
         let tcg = line(Engine::Tcg, None);
         assert!(tcg.contains("-cpu|EPYC,+svm|-smp|4|-m|512M"), "{tcg}");

@@ -1,0 +1,177 @@
+//! Boots Linux: Debian's kernels, with an initial RAM disk of busybox, our stress program and a script.
+
+mod initrd;
+mod packages;
+
+use crate::build::{self, Images};
+use crate::demands::Demands;
+use crate::failure::usage;
+use crate::guests::{MAX_VCPUS, readable_file};
+use crate::leash::Folder;
+use crate::machine::{Image, run_folder};
+use crate::run::{self, MachineArgs};
+use crate::size::Size;
+use crate::toolchain::Target;
+use crate::trial::{Guest, Paging};
+use anyhow::{Context, Result};
+use initrd::Archive;
+use packages::{Arch, File};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What the initial RAM disk runs first.
+const INIT: &str = include_str!("init.sh");
+/// Linux's memory if nothing else is said.
+const MEMORY: Size = Size::mib(512);
+
+/// Boot Linux as a guest, run a script in it, and give its verdict
+///
+/// The kernel and busybox are Debian's, and come by apt-get into target/linux/ when they are first needed. The script runs as root
+/// with busybox's commands and our stress program: `stress seed=N ops=N threads=N`, and on amd64 `stress32`, the same with 32 bits.
+/// Linux powers off when it ends. The run has passed if the script ended with status 0, no KTAP line says 'not ok', and no line says
+/// 'Kernel panic' or 'BUG:'. Without --run it is a shell, which needs --bare.
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// Which of Debian's kernels
+    #[arg(long, value_enum, default_value = "amd64")]
+    arch: Arch,
+    /// Another kernel, for the processors of --arch
+    #[arg(long, value_name = "FILE", value_parser = readable_file)]
+    kernel: Option<PathBuf>,
+    /// Another initial RAM disk; what it does is its own affair
+    #[arg(long, value_name = "FILE", value_parser = readable_file, conflicts_with = "run")]
+    initrd: Option<PathBuf>,
+    /// A shell script, by its file or as it stands
+    #[arg(long, value_name = "SCRIPT")]
+    run: Option<String>,
+    /// More words for the kernel's command line, after console=ttyS0
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    cmdline: String,
+    /// The guest's virtual processors
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
+    vcpus: u32,
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value_t = MEMORY)]
+    mem: Size,
+    /// How the guest's memory is translated
+    #[arg(long, value_enum, default_value = "nested")]
+    paging: Paging,
+    #[command(flatten)]
+    demands: Demands,
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Kill the machine after this time
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: u32,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  cargo xtask linux --bare                                  a shell, without the hypervisor; ctrl-a x leaves
+  cargo xtask linux --run 'stress seed=7 ops=500'           the stress program under the hypervisor
+  cargo xtask linux --arch 686 --paging shadow --run my.sh  a script, in 32 bits without PAE and without nested paging
+  cargo xtask linux --kernel bzImage --vcpus 4 --run my.sh  a kernel of your own
+  cargo xtask linux --run my.sh --expect 'all done' --fail-on Oops
+
+Exit status: as of `run`.";
+
+pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    let is_shell = args.run.is_none() && args.initrd.is_none();
+    if is_shell && !args.machine.bare {
+        return Err(usage(
+            "a shell needs --bare: the hypervisor's guests get no input yet. --run SCRIPT runs a script",
+        ));
+    }
+    let machine = args.machine.machine()?;
+    let files = run_folder()?;
+    let guest = args.guest(&files)?;
+    let images = if args.machine.bare { None } else { Some(Images::build()?) };
+    let trial = args.machine.trial(&machine, images.as_ref(), vec![guest], Duration::from_secs(args.timeout.into()));
+    if is_shell {
+        trial.take_over()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    run::show(&trial, &args.title()).map(run::exit_code)
+}
+
+impl Args {
+    fn title(&self) -> String {
+        match &self.kernel {
+            Some(file) => file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            None => format!("Linux {}", self.arch.name()),
+        }
+    }
+
+    fn guest(&self, files: &Folder) -> Result<Guest> {
+        let kernel = match &self.kernel {
+            Some(file) => file.clone(),
+            None => packages::find_or_get(File::Kernel, self.arch)?,
+        };
+        let initrd = match &self.initrd {
+            Some(file) => file.clone(),
+            None => self.make_initrd(files.path())?,
+        };
+        let words = format!("console=ttyS0 {}", self.cmdline);
+        Ok(Guest {
+            modules: vec![Image::new(initrd, "")],
+            vcpus: self.vcpus,
+            memory: self.mem,
+            paging: self.paging,
+            demands: self.demands.clone(),
+            ..Guest::new(Image::new(kernel, words.trim_end()))
+        })
+    }
+
+    fn make_initrd(&self, folder: &Path) -> Result<PathBuf> {
+        let mut archive = Archive::default();
+        for name in ["bin", "dev", "proc", "sys", "tmp"] {
+            archive.folder(name);
+        }
+        // For the first process's output, before /dev is mounted.
+        archive.device("dev/console", 5, 1);
+        archive.program("init", INIT.as_bytes());
+        archive.program("bin/busybox", &read(&packages::find_or_get(File::Busybox, self.arch)?)?);
+        for (name, target) in stress_programs(self.arch) {
+            archive.program(&format!("bin/{name}"), &read(&build::linux_stress(*target)?)?);
+        }
+        if let Some(script) = &self.run {
+            archive.program("script", &script_text(script)?);
+        }
+        let file = folder.join("initrd.cpio");
+        fs::write(&file, archive.finish()).with_context(|| format!("can't write {}", file.display()))?;
+        Ok(file)
+    }
+}
+
+/// The stress programs for this kernel, by the names they have there.
+const fn stress_programs(arch: Arch) -> &'static [(&'static str, Target)] {
+    match arch {
+        Arch::Amd64 => &[("stress", Target::Bits64), ("stress32", Target::Bits32)],
+        Arch::Pae | Arch::I686 => &[("stress", Target::Bits32)],
+    }
+}
+
+/// A script by its file, or else as it stands.
+fn script_text(script: &str) -> Result<Vec<u8>> {
+    let file = Path::new(script);
+    if file.is_file() { read(file) } else { Ok(format!("{script}\n").into_bytes()) }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("can't read {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_is_a_file_or_a_command() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/linux/init.sh");
+        assert_eq!(script_text(file).unwrap(), INIT.as_bytes());
+        assert_eq!(script_text("stress ops=1; true").unwrap(), b"stress ops=1; true\n");
+    }
+}
