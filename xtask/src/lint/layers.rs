@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// The crates of the repository, the lowest first, and those of them that each may use. A crate uses only what stands above it
 /// here, so there is no circle. Tests may use others (`[dev-dependencies]`).
-const LAYERS: [(&str, &[&str]); 26] = [
+const LAYERS: [(&str, &[&str]); 27] = [
     ("abi", &[]),
     ("addr", &[]),
     ("arch", &[]),
@@ -40,6 +40,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ("base", &["abi", "addr"]),
     ("guest-tests", &["abi", "addr", "arch", "base"]),
     ("guest-tests-32", &["abi", "addr", "base"]),
+    ("guest-tests-linux", &[]),
     ("xtask", &["abi"]),
 ];
 
