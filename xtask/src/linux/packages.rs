@@ -95,7 +95,7 @@ pub(crate) fn find_or_get(file: File, arch: Arch) -> Result<PathBuf> {
     let step = Step::begin(format!("getting Debian's {} for {}", file.name(), arch.name()));
     let got = get(file, arch, &folder, &there);
     step.end(if got.is_ok() { "done" } else { "failed" });
-    got.with_context(|| format!("can't get it: {} takes a file", file.option()))?;
+    got.map_err(|error| usage(format!("can't get it: {} takes a file: {error:#}", file.option())))?;
     Ok(there)
 }
 
