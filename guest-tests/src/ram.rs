@@ -114,6 +114,11 @@ impl Area {
         Frame(self.first.add(index))
     }
 
+    /// Writes its own number into each frame.
+    pub fn touch(self) {
+        (0..self.frames).for_each(|index| self.frame(index).write(0, index));
+    }
+
     /// `frames` of it from the `index`th on.
     pub fn part(self, index: u64, frames: u64) -> Self {
         assert!(

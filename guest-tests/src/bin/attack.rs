@@ -16,7 +16,7 @@ use guest::interrupts::{self, NMI, halt_until_interrupt, handle};
 use guest::msr::Msr;
 use guest::place::NOWHERE;
 use guest::port::{self, Direction};
-use guest::ram::{self, Area};
+use guest::ram;
 use guest::smp::{self, Cpu};
 use guest::{clock, console, cpuid, println, processor, tsc};
 
@@ -173,10 +173,10 @@ fn dirty_log(boot: &Boot) {
     let area = ram::largest_area(boot);
     // What is left is no more than the bitmap has bits for.
     let (bitmap, area) = (area.frame(0), area.part(1, (area.frames() - 1).min(8 * addr::PAGE_SIZE)));
-    touch(area);
+    area.touch();
     interrupts::enable();
     while !is_refused(hypervisor.log_dirty(area, bitmap)) {
-        touch(area.part(0, 64));
+        area.part(0, 64).touch();
     }
 }
 
@@ -188,7 +188,7 @@ fn give_back(boot: &Boot) {
     let area = area.part(0, most.min(area.frames()));
     interrupts::enable();
     while !is_refused(hypervisor.release(area)) {
-        touch(area);
+        area.touch();
     }
 }
 
@@ -223,10 +223,6 @@ fn interrupted_sleep(_: &Boot) {
 /// The one whose registers cost the fewest instructions.
 fn fastest_apic() -> Apic {
     Apic::switch(if Apic::has_x2apic() { Mode::X2apic } else { Mode::Xapic })
-}
-
-fn touch(area: Area) {
-    (0..area.frames()).for_each(|index| area.frame(index).write(0, index));
 }
 
 /// Whether a call will never do what is asked. Others may be in its way, or its memory be used up, for a while.

@@ -539,8 +539,8 @@ pub(super) const ROWS: &[Row] = &[
     refused("not-an-elf", Change::NotAnElf),
     refused("no-header", Change::NoHeader),
     Row { name: "touch-all", ..TOUCH_ALL },
-    // Each finds the frames that it starts with, and the pre-zeroed frames of others leave it those that it touches. (On Bochs their turns
-    // take minutes.)
+    // Each finds the frames that it starts with, and the pre-zeroed frames of others leave it those that it touches. (On Bochs
+    // their turns take minutes.)
     Row { name: "many-vms", more: 63, memory: Size::mib(2), only: Some("qemu-svm"), alone: None, ..TOUCH_ALL },
     // Their metadata is counted, and the heap grows by that.
     Row { name: "many-shadows", more: 2, vcpus: 16, ..shadowed("", Paging::Shadow, SMOKE32) },
