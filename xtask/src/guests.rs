@@ -19,7 +19,7 @@ const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|re
 /// What guests there are to be, and what they get.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct GuestArgs {
-    /// Multiboot ELF to run, or the name of one of our guests; with --bare, Linux as well
+    /// Image to run (Linux bzImage, multiboot, multiboot2 or PVH), or the name of one of our guests
     #[arg(long, value_name = "FILE")]
     guest: Option<GuestImage>,
     /// Words for the guest's command line, after its name
