@@ -125,9 +125,11 @@ mod rules;
 mod share;
 mod spare;
 mod split_entry;
+mod teardown;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod zap_tables;
 
 pub use entry::{Caps, Entry, Leaf, MemoryType, Pte, Rights, Soft};
 pub use env::{BadEntry, Env, TableDesc};
@@ -145,4 +147,6 @@ pub use replace::{ReplaceError, WriteError};
 pub use report::Report;
 pub use share::ShareError;
 pub use split_entry::{Cleared, Empty, Interrupts, LocklessSync, SplitEntry};
+pub use teardown::Teardown;
 pub use tree::{NoMemory, Translation, Tree};
+pub use zap_tables::ZappedTables;

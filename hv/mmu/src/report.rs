@@ -1,13 +1,15 @@
 //! Statistics of a tree's pages and tables: the `smaps` of a guest.
 
-use crate::entry::{Entry, Rights};
+use crate::entry::{Entry, Leaf, Rights};
 use crate::env::Env;
 use crate::format::{FormatExt, span};
 use crate::level::Level;
-use crate::map::Table;
+use crate::map::{Input, Table};
+use crate::range::{RangeError, next_entry};
 use crate::tree::Tree;
 use addr::PageSize;
 use core::fmt;
+use core::ops::Range;
 use rcu::Guard;
 
 const SIZES: [PageSize; 3] = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
@@ -37,6 +39,15 @@ impl Report {
     /// The number of pages of `size`.
     pub fn pages(&self, size: PageSize) -> u64 {
         SIZES.iter().zip(&self.pages).filter(|&(&of, _)| of == size).flat_map(|(_, counts)| counts).sum()
+    }
+
+    /// Counts one page more, which an entry of `level` maps.
+    pub(crate) fn count(&mut self, level: Level, leaf: &Leaf) {
+        if let Some(counts) = self.pages.get_mut(usize::from(level.number())) {
+            counts[rights_index(leaf.rights)] += 1;
+        }
+        self.accessed += u64::from(leaf.accessed);
+        self.dirty += u64::from(leaf.dirty);
     }
 
     /// The number of bytes mapped.
@@ -74,28 +85,41 @@ impl<E: Env> Tree<E> {
     /// Counts pages and tables. It takes no lock, so it delays no fault; an entry that changes meanwhile is counted by
     /// its old or its new value.
     pub fn report(&self, guard: Guard<'_>) -> Report {
+        self.report_offsets(guard, 0..1 << E::Format::INPUT_BITS)
+    }
+
+    /// The same of the pages that begin in the range, and the tables with entries for it: for a caller that counts in steps.
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`].
+    pub fn report_range(&self, guard: Guard<'_>, range: Range<Input<E>>) -> Result<Report, RangeError> {
+        Ok(self.report_offsets(guard, Self::offsets(range)?))
+    }
+
+    fn report_offsets(&self, guard: Guard<'_>, range: Range<u64>) -> Report {
         let mut report = Report::default();
         if let Some(root) = self.root_table(guard) {
-            count(root, 0, &mut report);
+            count(root, range, &mut report);
         }
         report
     }
 }
 
-fn count<E: Env>(table: Table<'_, E>, start: u64, report: &mut Report) {
+fn count<E: Env>(table: Table<'_, E>, range: Range<u64>, report: &mut Report) {
     report.tables += 1;
-    for index in 0..E::Format::entries(table.level) {
-        let at = start + (index as u64) * span::<E::Format>(table.level);
-        let pte = table.at(index);
+    let mut at = range.start;
+    while at < range.end {
+        let next = next_entry::<E>(at, table.level);
+        let begins = at & (span::<E::Format>(table.level) - 1) == 0;
+        let pte = table.get(at);
         if let Some(below) = table.below(pte, at) {
-            count(below, at, report);
-        } else if let Entry::Leaf(leaf) = E::Format::decode(pte, table.level, table.tree.caps) {
-            if let Some(counts) = report.pages.get_mut(usize::from(table.level.number())) {
-                counts[rights_index(leaf.rights)] += 1;
-            }
-            report.accessed += u64::from(leaf.accessed);
-            report.dirty += u64::from(leaf.dirty);
+            count(below, at..next.min(range.end), report);
+        } else if begins
+            && let Entry::Leaf(leaf) = E::Format::decode(pte, table.level, table.tree.caps)
+        {
+            report.count(table.level, &leaf);
         }
+        at = next;
     }
 }
 

@@ -1,7 +1,7 @@
 //! The tree: its creation and end, lockless walks, and flushes.
 
 use crate::entry::{Caps, Entry, Leaf, Pte};
-use crate::env::{Env, TableDesc};
+use crate::env::Env;
 use crate::fault_injection::{After, InjectedFault};
 use crate::format::{Format, FormatExt, span};
 use crate::level::{Address, Level};
@@ -156,50 +156,15 @@ impl<E: Env> Tree<E> {
         }
     }
 
-    /// Ends the tree: calls `page` for every page still mapped, with its first address, and frees all tables at once.
+    /// Ends the tree: calls `page` for every page still mapped, with its first address, and frees all tables at once. A
+    /// [`Teardown`] does the same in steps.
     ///
     /// The last tree that refers to a [shared](Self::share) table frees it and reports its pages.
     ///
     /// Software can't walk the tree, because this takes it by value. The caller must make sure that no processor walks
     /// it: none may enter the guest again, and each must have flushed since it last left the guest.
-    pub fn free_pgtables(self, mut page: impl FnMut(Input<E>, PageSize, Leaf)) {
-        self.free_table_and_below(self.root, E::Format::TOP, 0, &mut page);
-    }
-
-    fn free_table_and_below(
-        &self,
-        pfn: Pfn,
-        level: Level,
-        start: u64,
-        page: &mut impl FnMut(Input<E>, PageSize, Leaf),
-    ) {
-        if self.env.desc(pfn).is_some_and(TableDesc::is_shared) {
-            return self.env.desc(pfn).into_iter().for_each(TableDesc::drop_sharer);
-        }
-        let entries = self.env.table(pfn).map_or(&[][..], AsRef::as_ref);
-        for (index, entry) in (0u64..).zip(&entries[..E::Format::entries(level).min(entries.len())]) {
-            let at = start + index * span::<E::Format>(level);
-            // Cleared first, so that a table is freed only once if a corrupted entry refers to it again.
-            match E::Format::decode(Pte::new(entry.swap(0, Ordering::Relaxed)), level, self.caps) {
-                Entry::Table(below) if self.holds_table(below, level) => {
-                    if let Some(level) = level.below() {
-                        self.free_table_and_below(below, level, at, page);
-                    }
-                }
-                Entry::Leaf(leaf) => {
-                    if let Some(size) = level.page_size() {
-                        page(Input::<E>::from_offset(at, E::Format::INPUT_BITS), size, leaf);
-                    }
-                }
-                _ => {}
-            }
-        }
-        if let Some(desc) = self.env.desc(pfn)
-            && !desc.is_dead()
-        {
-            desc.set_dead();
-            self.env.free_table(pfn);
-        }
+    pub fn free_pgtables(self, page: impl FnMut(Input<E>, PageSize, Leaf)) {
+        self.tear_down().free_until(|| false, page);
     }
 
     /// Flushes: returns when no CPU can use a translation of this tree that is older than the call. It kicks CPUs in

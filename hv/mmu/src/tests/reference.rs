@@ -25,6 +25,7 @@ enum Op {
     Zap { from: u64, to: u64 },
     Unmap { from: u64, to: u64 },
     Retract { from: u64, to: u64 },
+    ZapTables { from: u64, to: u64 },
     Protect { from: u64, to: u64, write: bool },
     Split { at: u64 },
     Collapse { at: u64, size: u8 },
@@ -54,6 +55,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => range().prop_map(|(from, to)| Op::Zap { from, to }),
         1 => range().prop_map(|(from, to)| Op::Unmap { from, to }),
         1 => range().prop_map(|(from, to)| Op::Retract { from, to }),
+        1 => range().prop_map(|(from, to)| Op::ZapTables { from, to }),
         1 => (range(), any::<bool>()).prop_map(|((from, to), write)| Op::Protect { from, to, write }),
         2 => gfn().prop_map(|at| Op::Split { at }),
         2 => (gfn(), 1u8..3).prop_map(|(at, size)| Op::Collapse { at, size }),
@@ -118,6 +120,10 @@ impl<F: Format> Reference<'_, '_, F> {
             Op::Unmap { from, to } => self.zap(from, to, true),
             Op::Retract { from, to } => {
                 self.tree.retract(self.cpu, Self::range(from, to).1).expect("the range is one");
+                Ok(())
+            }
+            Op::ZapTables { from, to } => {
+                self.zap_tables(from, to);
                 Ok(())
             }
             Op::Protect { from, to, write } => self.protect(from, to, write),
@@ -222,6 +228,24 @@ impl<F: Format> Reference<'_, '_, F> {
         }
         assert_eq!(self.pages.range(gfns).next(), None);
         Ok(())
+    }
+
+    /// Zaps all tables between those of the two pages.
+    fn zap_tables(&mut self, from: u64, to: u64) {
+        let edge = |gfn| gfn & !(Self::frames(PageSize::Size2M) - 1);
+        let (gfns, range) = Self::range(edge(from), edge(to));
+        let large = self.pages.range(gfns.clone()).count();
+        match self.tree.zap_tables(self.cpu, range) {
+            Ok(zapped) => {
+                assert!(zapped.pages as usize <= large);
+                assert_eq!(zapped.pages == 0, large == 0);
+                self.pages.retain(|gfn, _| !gfns.contains(gfn));
+            }
+            Err(RangeError::Invalid) => {
+                assert!(self.tree.caps().largest() > PageSize::Size2M || gfns.end % Self::frames(PageSize::Size2M) != 0);
+            }
+            Err(wrong) => panic!("{wrong:?}"),
+        }
     }
 
     /// The 4 KiB parts of a page.

@@ -4,9 +4,9 @@ use super::{check_tables, page, with_tree};
 use crate::pool::{FIRST, Memory, Pool, PoolPlatform};
 use crate::{
     CollapseError, Entry, Ept, Fault, Format, Level, MapError, NoTable, Npt, Pae, Pte, RangeError, Rights, ShareError,
-    SplitError, Tree, pool,
+    SplitError, Tree, ZappedTables, pool,
 };
-use addr::{Gpa, Gva, Hpa, PageSize, Pfn};
+use addr::{Gpa, Gva, Hpa, PAGE_SIZE, PageSize, Pfn};
 use model::sync::Ordering;
 use rcu::Cpu;
 use std::sync::Arc;
@@ -457,5 +457,70 @@ fn a_shared_table_stays_a_table() {
         assert_eq!(into, Err(CollapseError::Changed));
         assert!(second.unshare(cpu, at, Level::PMD));
         assert_eq!(collapse(), Ok(()));
+    });
+}
+
+#[test]
+fn tables_are_zapped_with_the_pages_in_them() {
+    with_two_trees(|first, second, cpu, memory| {
+        let whole = Gva::new(0)..Gva::new(1 << 32);
+        for (at, frame) in [(0, 1), (0x3000, 2), (M2 + 0x1000, 3)] {
+            first.map(cpu.read(), Gva::new(at), page(frame), PageSize::Size4K).unwrap();
+        }
+        first.map(cpu.read(), Gva::new(2 * M2), page(0x200), PageSize::Size2M).unwrap();
+        second.share(cpu, Gva::new(0), first, Gva::new(0), Level::PMD).unwrap();
+        let flushes = first.space().flushes();
+        let zapped = first.zap_tables(cpu, Gva::new(0)..Gva::new(3 * M2)).unwrap();
+        assert_eq!(zapped, ZappedTables { pages: 2, tables: 1 }, "the shared table is not freed, nor are its pages");
+        assert_eq!(first.space().flushes(), flushes + 1, "one flush for all");
+        assert_eq!([0, M2 + 0x1000, 2 * M2].map(|at| pfn(first, cpu, at)), [None; 3]);
+        assert_eq!(pfn(second, cpu, 0x3000), Some(2));
+        check_tables(first, memory);
+        assert_eq!(second.zap_tables(cpu, whole.clone()), Ok(ZappedTables { pages: 2, tables: 1 }));
+        assert_eq!(second.zap_tables(cpu, whole), Ok(ZappedTables::default()));
+        assert_eq!(first.zap_tables(cpu, Gva::new(0)..Gva::new(0x1000)), Err(RangeError::Invalid), "a part of a table");
+    });
+    with_tree::<Npt>(8, |tree, cpu, _| {
+        assert_eq!(tree.zap_tables(cpu, WHOLE), Err(RangeError::Invalid), "a page of 1 GiB may be there");
+    });
+}
+
+#[test]
+fn a_tree_can_be_freed_in_steps() {
+    let memory = Memory::<Npt>::new(16);
+    let domain = pool::domain::<Npt, 1>(&memory);
+    let mut cpu = domain.register(0).unwrap();
+    let tree = Pool::new(&memory, &domain).tree().unwrap();
+    for at in [0, 0x1000, M2, 7 << 30] {
+        tree.map(cpu.read(), Gpa::new(at), page(0x8000 + at / PAGE_SIZE), PageSize::Size4K).unwrap();
+    }
+    let expected = tree.report(cpu.read());
+    let (mut teardown, mut pages, mut steps) = (tree.tear_down(), Vec::new(), 1);
+    while !teardown.free_until(|| true, |at, _, _| pages.push(at.raw())) {
+        steps += 1;
+        assert!(pages.len() <= 512 * steps, "a step frees one table");
+    }
+    assert_eq!(pages, [0, 0x1000, M2, 7 << 30]);
+    assert_eq!((*teardown.report(), steps), (expected, expected.tables as usize), "each table's end is a step");
+    assert!(teardown.free_until(|| false, |_, _, _| panic!("nothing is left")));
+    cpu.barrier(|table| memory.free(table));
+    assert_eq!(memory.in_use(), 0);
+}
+
+#[test]
+fn a_report_in_parts_is_the_report_of_the_whole() {
+    with_tree::<Npt>(16, |tree, cpu, _| {
+        for (at, size) in [(0, PageSize::Size4K), (3 * M2, PageSize::Size2M), (5 << 30, PageSize::Size1G), (6 << 30, PageSize::Size4K)] {
+            tree.map(cpu.read(), Gpa::new(at), page(0x40_0000), size).unwrap();
+        }
+        let whole = tree.report(cpu.read());
+        for step in [64 << 20, 3 << 20, PAGE_SIZE << 12] {
+            let parts = (0..(8u64 << 30).div_ceil(step)).map(|n| Gpa::new(n * step)..Gpa::new((n + 1) * step));
+            let reports: Vec<_> = parts.map(|part| tree.report_range(cpu.read(), part).unwrap()).collect();
+            for size in [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G] {
+                assert_eq!(reports.iter().map(|report| report.pages(size)).sum::<u64>(), whole.pages(size));
+            }
+        }
+        assert_eq!(tree.report_range(cpu.read(), Gpa::new(1)..Gpa::new(2)), Err(RangeError::Invalid));
     });
 }

@@ -31,6 +31,22 @@ fn map_against_retract() {
 }
 
 loom_tests! {
+    loom_map_against_zap_tables = map_against_zap_tables;
+    mutant_map_against_zap_tables_without_recheck breaks [RecheckPmd]
+}
+
+fn map_against_zap_tables() {
+    let world = World::empty_table();
+    let other = world.spawn(|world, cpu| world.fault_in(cpu, 0, A));
+    let zapped = world.on(0, |cpu| world.tree.zap_tables(cpu, WHOLE).unwrap());
+    let mapped = other.join().unwrap();
+    // The page was mapped before and is zapped with its table, or was refused, or is in a new table.
+    let there = mapped && zapped.pages == 0;
+    assert_eq!(world.pfn(0), there.then_some(A), "a page is mapped in a table that has gone");
+    world.check_tables();
+}
+
+loom_tests! {
     loom_two_faults_on_one_slot = two_faults_on_one_slot;
     mutant_two_faults_on_one_slot_without_a_second_look breaks [RecheckEntry],
     mutant_two_faults_on_one_slot_without_lock breaks [Lock]

@@ -1,0 +1,152 @@
+//! Whole tables unlinked at once, with the pages in them: what a shadow zaps by, as its pages belong to another tree.
+
+use crate::entry::Entry;
+use crate::env::Env;
+use crate::fault_injection::After;
+use crate::format::{FormatExt, span};
+use crate::level::Level;
+use crate::map::{Changed, Input, Table};
+use crate::range::{RangeError, next_entry};
+use crate::rules::Rule;
+use crate::tree::Tree;
+use addr::PageSize;
+use core::ops::{AddAssign, Range};
+use model::kept;
+use model::sync::relax;
+use rcu::{Backlog, Cpu, Gather};
+
+/// What [`Tree::zap_tables`] has unlinked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ZappedTables {
+    /// The number of pages.
+    pub pages: u64,
+    /// The number of tables that no entry refers to any more.
+    pub tables: usize,
+}
+
+impl AddAssign for ZappedTables {
+    fn add_assign(&mut self, other: Self) {
+        self.pages += other.pages;
+        self.tables += other.tables;
+    }
+}
+
+impl<E: Env> Tree<E> {
+    /// Clears each entry of level [`Level::PMD`] in the range, whether it maps a page of 2 MiB or refers to a table, and flushes.
+    /// A table goes with the pages in it, so that the cost grows with the number of tables and not with that of pages (KVM zaps
+    /// shadow pages so, too). No page is reported: this is for trees whose pages have their owner elsewhere. A
+    /// [shared](Self::share) table is unlinked from this tree only, and its pages are not counted.
+    ///
+    /// # Errors
+    /// [`RangeError::Invalid`], also if the range is not aligned to 2 MiB, or if the tree can map pages of 1 GiB.
+    pub fn zap_tables(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        range: Range<Input<E>>,
+    ) -> Result<ZappedTables, RangeError> {
+        let range = Self::offsets(range)?;
+        let aligned = (range.start | range.end) & (span::<E::Format>(Level::PMD) - 1) == 0;
+        if !aligned || self.caps.largest() > PageSize::Size2M {
+            return Err(RangeError::Invalid);
+        }
+        let mut gather = cpu.gather(self.space());
+        let zapped = self.root_table(cpu.read()).map(|root| self.zap_tables_below(root, range, &mut gather));
+        let retired = gather.finish();
+        while kept(Rule::Flush)
+            && !self.skips(After::Zap)
+            && !cpu.domain().is_flushed(self.space(), retired.generation)
+        {
+            relax();
+        }
+        if retired.backlog == Backlog::Over {
+            cpu.hurry();
+        }
+        Ok(zapped.unwrap_or_default())
+    }
+
+    fn zap_tables_below(
+        &self,
+        table: Table<'_, E>,
+        range: Range<u64>,
+        gather: &mut Gather<'_, E::Platform>,
+    ) -> ZappedTables {
+        let mut zapped = ZappedTables::default();
+        let mut at = range.start;
+        while at < range.end {
+            let next = next_entry::<E>(at, table.level);
+            if table.level == Level::PMD {
+                zapped += self.zap_pmd(table, at, gather);
+            } else if let Some(below) = table.below_in_order(table.get(at), at) {
+                zapped += self.zap_tables_below(below, at..next.min(range.end), gather);
+            }
+            at = next;
+        }
+        zapped
+    }
+
+    /// Clears the entry for `offset`, whatever it is by then.
+    fn zap_pmd(&self, table: Table<'_, E>, offset: u64, gather: &mut Gather<'_, E::Platform>) -> ZappedTables {
+        loop {
+            let pte = table.get(offset);
+            let zapped = match table.decode(pte) {
+                Entry::None => return ZappedTables::default(),
+                Entry::Table(_) => match table.below_in_order(pte, offset) {
+                    Some(below) => self.unlink_table(table, below, offset, gather),
+                    None => Err(Changed),
+                },
+                Entry::Leaf(_) | Entry::Frozen => self.clear_leaf(table, offset, gather),
+                Entry::Bad => {
+                    table.clear_bad(offset);
+                    Err(Changed)
+                }
+            };
+            match zapped {
+                Ok(zapped) => return zapped,
+                Err(Changed) => relax(),
+            }
+        }
+    }
+
+    fn clear_leaf(
+        &self,
+        table: Table<'_, E>,
+        offset: u64,
+        gather: &mut Gather<'_, E::Platform>,
+    ) -> Result<ZappedTables, Changed> {
+        let locked = table.lock()?;
+        let Entry::Leaf(_) = table.decode(table.get(offset)) else { return Err(Changed) };
+        locked.clear(E::Format::index(offset, table.level));
+        gather.changed();
+        Ok(ZappedTables { pages: 1, tables: 0 })
+    }
+
+    /// Unlinks a table that need not be empty. As [`retract`](Self::retract) does, it holds both locks: a CPU that has passed
+    /// `pmd_same` under the table's own lock may be about to set an entry, which belongs to the table that is unlinked then.
+    fn unlink_table(
+        &self,
+        table: Table<'_, E>,
+        below: Table<'_, E>,
+        offset: u64,
+        gather: &mut Gather<'_, E::Platform>,
+    ) -> Result<ZappedTables, Changed> {
+        let upper = table.lock()?;
+        let lower = below.lock()?;
+        let last = lower.is_last_entry();
+        upper.clear(E::Format::index(offset, table.level));
+        if !last {
+            gather.changed();
+            return Ok(ZappedTables::default());
+        }
+        lower.desc().set_dead();
+        let pages = lower.desc().children().into();
+        drop((lower, upper));
+        if kept(Rule::FreeLate) {
+            self.env.retire(below.pfn);
+            gather.add(below.pfn);
+        } else {
+            self.env.free_table(below.pfn);
+            gather.changed();
+        }
+        Ok(ZappedTables { pages, tables: 1 })
+    }
+}
