@@ -16,7 +16,7 @@ use std::fs;
 use std::path::Path;
 
 /// Where the walk stops: the beginning of a function's name, and why what is behind it is no part of a common exit.
-const RARE: [(&str, &str); 13] = [
+const RARE: [(&str, &str); 15] = [
     ("core::panicking::", "the hypervisor ends"),
     ("core::option::", "the hypervisor ends"),
     ("core::result::", "the hypervisor ends"),
@@ -24,6 +24,8 @@ const RARE: [(&str, &str); 13] = [
     ("hv::watchdog::check_all", "once a second, and it is cold"),
     ("hv::vms::seat::dump", "a VM ends"),
     ("<hv::vms::work::Host<B> as sched::scheduler::Cpu>::finish", "a VM ends"),
+    ("hv::vms::teardown::Teardown<F>::run", "a VM has ended"),
+    ("sched::scheduler::Scheduler<T>::remove_if_ended", "a VM has ended"),
     ("spin::once::Once<T,R>::try_call_once_slow", "the decoder's tables, which are made before the first guest starts"),
     ("serial::mux::Mux::next", "formats only where a VM's flood made it drop bytes"),
     ("core::ptr::drop_in_place<mmu::spare::Spare<", "gives frames back to a list as long as it has room"),

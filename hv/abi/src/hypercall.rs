@@ -253,7 +253,7 @@ impl TestCall {
     /// Whether the call is carried out in steps, between which the guest's instruction starts again.
     #[must_use]
     pub const fn has_steps(&self) -> bool {
-        matches!(self, Self::Release { .. } | Self::LogDirty { .. })
+        matches!(self, Self::Release { .. } | Self::LogDirty { .. } | Self::Report)
     }
 }
 

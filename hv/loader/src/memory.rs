@@ -49,6 +49,12 @@ impl GuestRam {
         Self::ABOVE_4G + (self.bytes - self.low_end())
     }
 
+    /// The address after the last byte of all.
+    pub const fn end(self) -> Gpa {
+        let has_high = self.high_end() > Self::ABOVE_4G;
+        Gpa::new(if has_high { self.high_end() } else { self.low_end() })
+    }
+
     /// Whether there is memory at `at`, including the hole between 640 KiB and 1 MiB. Nothing is loaded into that hole, but
     /// guests search it for the firmware's tables, write to video memory there, and read zeros.
     pub const fn backs(self, at: Gpa) -> bool {

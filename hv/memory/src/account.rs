@@ -143,7 +143,7 @@ impl Account {
 /// pages may be another VM's, which gives most of them back in its own time.
 pub(crate) const POLL: u64 = 8 * PAGE_SIZE;
 /// The same while the CPU has no guest to run.
-const POLL_IDLE: u64 = 128 * PAGE_SIZE;
+pub(crate) const POLL_IDLE: u64 = 128 * PAGE_SIZE;
 
 /// Gives back pages that waited on this CPU for a grace period that has ended, whichever VMs had them. To be called before the
 /// CPU sleeps, and when it was interrupted: a kick may have asked for it.

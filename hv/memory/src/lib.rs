@@ -76,6 +76,7 @@ extern crate std;
 mod account;
 #[cfg(any(test, fuzzing, feature = "arena"))]
 pub mod arena;
+mod ending;
 mod frames;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -95,9 +96,10 @@ mod vm_iface;
 mod vm_memory;
 
 pub use account::{VmAccounts, poll, poll_idle};
+pub use ending::{Ending, Freed, Step};
 pub use frames::FrameAllocator;
 pub use host::Host;
 pub use raw::DirectPtr;
 pub use tree_env::Nested;
 pub use view::{Path, View, ViewState};
-pub use vm_memory::{Freed, VmMemory};
+pub use vm_memory::VmMemory;

@@ -4,14 +4,14 @@ use crate::host::Host;
 use crate::tree_env::TreeEnv;
 use addr::{Gva, Pfn};
 use alloc::boxed::Box;
-use alloc::vec::Vec;
+use alloc::vec::{self, Vec};
 use core::alloc::Layout;
 use loader::{Paging, VmConfig};
-use mmu::{Caps, Pae};
+use mmu::{Caps, Pae, Tree};
 use rcu::{Cpu, Space};
 use shadow::{Counts, NoMemory, Registers, Shadow, Vtlb};
 
-type Env<'m, H> = TreeEnv<'m, Pae<Gva>, H>;
+pub(crate) type Env<'m, H> = TreeEnv<'m, Pae<Gva>, H>;
 
 /// How many of the guest's frames can be known as its tables at once.
 const MAX_TABLES: u32 = 4096;
@@ -30,6 +30,20 @@ pub(crate) enum ShadowTrees<'m, H: Host> {
 pub(crate) enum VcpuTree<'v, 'm, H: Host> {
     Vtlb(&'v Vtlb<Env<'m, H>>),
     Kept(&'v Shadow<Env<'m, H>>, &'v shadow::View),
+}
+
+/// The shadow trees of a VM that has ended.
+pub(crate) struct EndedTrees<'m, H: Host> {
+    buffers: vec::IntoIter<Vtlb<Env<'m, H>>>,
+    trees: vec::IntoIter<Tree<Env<'m, H>>>,
+}
+
+impl<'m, H: Host> Iterator for EndedTrees<'m, H> {
+    type Item = Tree<Env<'m, H>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.buffers.next().map(Vtlb::into_tree).or_else(|| self.trees.next())
+    }
 }
 
 impl<H: Host> Clone for VcpuTree<'_, '_, H> {
@@ -57,7 +71,9 @@ impl<'m, H: Host> ShadowTrees<'m, H> {
                     match Vtlb::new(env(), caps) {
                         Ok(buffer) => buffers.push(buffer),
                         Err(error) => {
-                            Self::Vtlb(buffers).free();
+                            buffers
+                                .into_iter()
+                                .for_each(|buffer: Vtlb<_>| buffer.into_tree().free_pgtables(|_, _, _| {}));
                             return Err(error);
                         }
                     }
@@ -65,7 +81,8 @@ impl<'m, H: Host> ShadowTrees<'m, H> {
                 Self::Vtlb(buffers)
             }
             Paging::Shadow => {
-                let shadow = Shadow::new((0..trees).map(|_| env()), caps, MAX_TABLES)?;
+                let seed = cpu.domain().platform().now();
+                let shadow = Shadow::new((0..trees).map(|_| env()), caps, MAX_TABLES, seed)?;
                 let views = (0..config.vcpus).map_while(|_| shadow.view(cpu).ok()).collect();
                 Self::Kept(Box::new(shadow), views)
             }
@@ -106,13 +123,14 @@ impl<'m, H: Host> ShadowTrees<'m, H> {
         }
     }
 
-    /// Gives the tables back. No vCPU runs any more, and all have flushed since they did.
-    pub(crate) fn free(self) {
-        match self {
-            Self::None => {}
-            Self::Vtlb(buffers) => buffers.into_iter().for_each(Vtlb::free),
-            Self::Kept(shadow, _) => shadow.free(),
-        }
+    /// Ends them: their trees, to be freed. No vCPU runs any more, and all have flushed since they did.
+    pub(crate) fn into_trees(self) -> EndedTrees<'m, H> {
+        let (buffers, trees) = match self {
+            Self::None => (Vec::new(), Vec::new()),
+            Self::Vtlb(buffers) => (buffers, Vec::new()),
+            Self::Kept(shadow, _) => (Vec::new(), shadow.into_trees()),
+        };
+        EndedTrees { buffers: buffers.into_iter(), trees: trees.into_iter() }
     }
 
     /// What they were asked for, all together. None with nested paging.

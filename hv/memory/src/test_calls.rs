@@ -50,6 +50,9 @@ impl Refusal for CollapseError {
 /// Bytes of small pages that one step of a call is about. (Otherwise it is one large page.)
 pub(crate) const STEP: u64 = 128 * PAGE_SIZE;
 
+/// Bytes of memory that one step of a report counts: 32 tables of small pages.
+const REPORT_STEP: u64 = 64 << 20;
+
 const LARGE: u64 = PageSize::Size2M.bytes();
 
 /// A call of which steps are left. Between them the guest's interrupts are delivered, and other VMs have their turn.
@@ -110,7 +113,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
                 return self.change_frames(|| self.log_dirty(start, bytes, bitmap, so_far));
             }
             TestCall::Replace { at } => self.change_frames(|| self.replace(at)),
-            TestCall::Report => Ok(self.report().into()),
+            TestCall::Report => return Ok(self.report(so_far)),
             TestCall::Stat(which) => Ok(self.stat(which)),
             TestCall::FailAllocations(failures) => Ok(self.fail_allocations(failures)),
             TestCall::SkipFlush(point) => self.skip_flush(point),
@@ -278,21 +281,25 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         let range = self.ram_range(start, bytes)?;
         let bitmap_bytes = (bytes / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE);
         let bitmap = bitmap.map(|at| self.ram_range(at.get(), bitmap_bytes)).transpose()?.map(|range| range.start);
-        if let Some(bitmap) = bitmap.filter(|_| so_far.done == 0) {
-            self.zero_bytes(bitmap, (bytes / PAGE_SIZE).div_ceil(8)).map_err(|_| Refused::NoMemory)?;
-        }
         self.step(&range, so_far, |part| self.log_dirty_part(&range, part, bitmap))
     }
 
     /// Logs and write-protects the dirty pages of `part`; their bits count from `range`'s start. How many bits were set.
     fn log_dirty_part(&self, range: &Range<Gpa>, part: Range<Gpa>, bitmap: Option<Gpa>) -> Result<u64, Refused> {
         let (mut set, mut protected) = (Ok(0), 0);
+        let bit = |at: Gpa| (at.raw() - range.start.raw()) / PAGE_SIZE;
+        if let Some(bitmap) = bitmap {
+            // The bytes that begin in this part: a byte that begins in the part before was cleared with it.
+            let bytes = bit(part.start).div_ceil(8)..bit(part.end).div_ceil(8);
+            let first = bitmap.wrapping_add(bytes.start);
+            self.zero_bytes(first, bytes.end - bytes.start).map_err(|_| Refused::NoMemory)?;
+        }
         let logged = self.vm.tree.dirty_log(&self.cpu, part.clone(), |page| {
             protected += 1;
             let Some(bitmap) = bitmap else { return };
-            let first = page.at.max(part.start).raw() - range.start.raw();
-            let last = page.at.wrapping_add(page.size.bytes()).min(part.end).raw() - range.start.raw();
-            set = set.and_then(|set| Ok(set + self.set_bits(bitmap, first / PAGE_SIZE..last / PAGE_SIZE)?));
+            let first = bit(page.at.max(part.start));
+            let last = bit(page.at.wrapping_add(page.size.bytes()).min(part.end));
+            set = set.and_then(|set| Ok(set + self.set_bits(bitmap, first..last)?));
         });
         logged.map_err(Refusal::refused)?;
         self.vm.account().count(1 + protected);
@@ -314,10 +321,18 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         Ok(bits.end - bits.start)
     }
 
-    /// What is mapped. The counts fit: a VM has 64 GiB at most.
-    fn report(&self) -> Mapped {
-        let report = self.vm.tree.report(self.cpu.read());
-        Mapped { small: report.pages(PageSize::Size4K) as u32, large: report.pages(PageSize::Size2M) as u32 }
+    /// What of its RAM is mapped. The counts fit: a VM has 64 GiB at most.
+    fn report(&self, so_far: Progress) -> Step {
+        let start = Gpa::new(so_far.done);
+        let end = start.wrapping_add(REPORT_STEP);
+        let report = self.vm.tree.report_range(self.cpu.read(), start..end).unwrap_or_default();
+        let mapped =
+            Mapped { small: report.pages(PageSize::Size4K) as u32, large: report.pages(PageSize::Size2M) as u32 };
+        let value = so_far.value + u64::from(mapped);
+        match end < self.vm.ram.end() {
+            true => Step::More(Progress { done: end.raw(), value }),
+            false => Step::Last(value),
+        }
     }
 
     fn stat(&self, which: Statistic) -> u64 {

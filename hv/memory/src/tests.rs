@@ -15,4 +15,6 @@ mod shadow_frames;
 #[cfg(not(shuttle))]
 mod stale_translations;
 #[cfg(not(shuttle))]
+mod steps;
+#[cfg(not(shuttle))]
 mod world;

@@ -1,19 +1,20 @@
 //! One VM's memory, shared by its vCPUs.
 
-use crate::account::{self, Account, give_back};
+use crate::account::{self, Account};
+use crate::ending::{Ending, Freed, Step};
 use crate::host::Host;
 use crate::raw;
 use crate::shadow_trees::{ShadowTrees, VcpuTree};
 use crate::tree_env::{Nested, TreeEnv};
 use crate::view::{View, ViewState};
-use abi::lines::Accounts;
 use addr::{Gfn, Gpa, Hpa, PAGE_SIZE};
 use core::alloc::Layout;
 use loader::{GuestRam, VmConfig};
 use mmu::{Caps, Report, Tree};
+use model::sync::relax;
 use rcu::{Cpu, Tlb};
 
-/// One VM's memory, shared by its vCPUs. It has to be ended by [`free`](Self::free).
+/// One VM's memory, shared by its vCPUs. It has to be ended by [`end`](Self::end) or [`free`](Self::free).
 ///
 /// `F` is the format of the nested tables, `H` the machine, which lives for `'m`.
 pub struct VmMemory<'m, F: Nested, H: Host> {
@@ -23,15 +24,6 @@ pub struct VmMemory<'m, F: Nested, H: Host> {
     pub(crate) ram: GuestRam,
     /// A page outside of it.
     fixed: Option<Gfn>,
-}
-
-/// What became of a VM's frames, when it has ended.
-pub struct Freed {
-    /// The account for tools. Frames for tables and for the guest are counted alike; the grace period is the longest of all CPUs' and
-    /// VMs', in ticks of the TSC.
-    pub accounts: Accounts,
-    /// The most frames that were in use at once.
-    pub peak: u64,
 }
 
 impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
@@ -98,30 +90,22 @@ impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
         self.tree.report(cpu.read())
     }
 
-    /// Gives every frame back. To be called when none of the VM's vCPUs will enter the guest again. CPUs that have pages which
-    /// wait for a grace period are kicked, and must [`poll_idle`](crate::poll_idle) then, or [`poll`](vm::Memory::poll) a view.
-    pub fn free(self, cpu: &mut Cpu<'m, H>) -> Freed {
-        let (host, account) = (self.host(), self.account());
+    /// Ends it, when none of the VM's vCPUs will enter the guest again: every frame goes back, step by step.
+    pub fn end(self) -> Ending<'m, F, H> {
         let kicks = self.tree.space().kicks() + self.shadows.kicks();
-        cpu.barrier(|page| _ = give_back(host, page));
-        self.shadows.free();
-        self.tree.free_pgtables(|_, size, leaf| account.pool.lock().free(host.frames(), leaf.pfn, size));
-        let operations = account.operations();
-        let pool = account.pool.lock();
-        let (freed, left, peak) = (pool.freed(), pool.outstanding(), pool.peak());
-        let accounts = Accounts {
-            allocated: freed + left,
-            freed,
-            left,
-            deferred: account.deferred(),
-            peak_backlog: account.peak_backlog(),
-            longest_grace_period: cpu.domain().stats().longest_grace_period,
-            kicks,
-            operations,
-        };
-        drop(pool);
-        account.close(host);
-        Freed { accounts, peak }
+        Ending::new(self.tree.tear_down(), self.shadows.into_trees(), kicks)
+    }
+
+    /// Ends it at once.
+    pub fn free(self, cpu: &mut Cpu<'m, H>) -> Freed {
+        let mut ending = self.end();
+        loop {
+            match ending.step(cpu, || false) {
+                Step::Done(freed) => return freed,
+                Step::Preempted => {}
+                Step::WaitsForGracePeriod => relax(),
+            }
+        }
     }
 
     #[inline]

@@ -501,12 +501,15 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
     /// Clears an entry and returns its last value.
     #[inline]
     pub(crate) fn clear(&self, index: usize) -> Pte {
+        let pte = if kept(Rule::AtomicChange) {
+            Pte::new(self.table().entry(index).swap(0, Ordering::AcqRel))
+        } else {
+            let pte = self.table().at(index);
+            self.table().entry(index).store(0, Ordering::Release);
+            pte
+        };
+        // After the entry: a walk that skips the table because it has no entries must not miss this one.
         self.desc().add_children(-1);
-        if kept(Rule::AtomicChange) {
-            return Pte::new(self.table().entry(index).swap(0, Ordering::AcqRel));
-        }
-        let pte = self.table().at(index);
-        self.table().entry(index).store(0, Ordering::Release);
         pte
     }
 

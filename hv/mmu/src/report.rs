@@ -114,9 +114,7 @@ fn count<E: Env>(table: Table<'_, E>, range: Range<u64>, report: &mut Report) {
         let pte = table.get(at);
         if let Some(below) = table.below(pte, at) {
             count(below, at..next.min(range.end), report);
-        } else if begins
-            && let Entry::Leaf(leaf) = E::Format::decode(pte, table.level, table.tree.caps)
-        {
+        } else if begins && let Entry::Leaf(leaf) = E::Format::decode(pte, table.level, table.tree.caps) {
             report.count(table.level, &leaf);
         }
         at = next;

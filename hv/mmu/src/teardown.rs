@@ -28,11 +28,7 @@ impl<E: Env> Tree<E> {
 impl<E: Env> Teardown<E> {
     /// Calls `page` for every page that is mapped, with its first address, and frees the tables, until all are freed or the caller
     /// is `preempted`, which is asked after each table. Whether all are freed.
-    pub fn free_until(
-        &mut self,
-        preempted: impl Fn() -> bool,
-        mut page: impl FnMut(Input<E>, PageSize, Leaf),
-    ) -> bool {
+    pub fn free_until(&mut self, preempted: impl Fn() -> bool, mut page: impl FnMut(Input<E>, PageSize, Leaf)) -> bool {
         if !self.is_done {
             self.is_done = self.free_below(self.tree.root(), E::Format::TOP, 0, &preempted, &mut page);
         }

@@ -3,7 +3,7 @@
 use crate::entry::Entry;
 use crate::env::Env;
 use crate::fault_injection::After;
-use crate::format::{FormatExt, span};
+use crate::format::{Format, FormatExt, span};
 use crate::level::Level;
 use crate::map::{Changed, Input, Table};
 use crate::range::{RangeError, next_entry};
@@ -39,22 +39,17 @@ impl<E: Env> Tree<E> {
     ///
     /// # Errors
     /// [`RangeError::Invalid`], also if the range is not aligned to 2 MiB, or if the tree can map pages of 1 GiB.
-    pub fn zap_tables(
-        &self,
-        cpu: &Cpu<'_, E::Platform>,
-        range: Range<Input<E>>,
-    ) -> Result<ZappedTables, RangeError> {
+    pub fn zap_tables(&self, cpu: &Cpu<'_, E::Platform>, range: Range<Input<E>>) -> Result<ZappedTables, RangeError> {
         let range = Self::offsets(range)?;
         let aligned = (range.start | range.end) & (span::<E::Format>(Level::PMD) - 1) == 0;
-        if !aligned || self.caps.largest() > PageSize::Size2M {
+        let has_larger = E::Format::TOP > Level::PMD && self.caps.largest() > PageSize::Size2M;
+        if !aligned || has_larger {
             return Err(RangeError::Invalid);
         }
         let mut gather = cpu.gather(self.space());
         let zapped = self.root_table(cpu.read()).map(|root| self.zap_tables_below(root, range, &mut gather));
         let retired = gather.finish();
-        while kept(Rule::Flush)
-            && !self.skips(After::Zap)
-            && !cpu.domain().is_flushed(self.space(), retired.generation)
+        while kept(Rule::Flush) && !self.skips(After::Zap) && !cpu.domain().is_flushed(self.space(), retired.generation)
         {
             relax();
         }

@@ -350,6 +350,13 @@ impl<'d, P: Platform> Cpu<'d, P> {
         }
         self.relax();
     }
+
+    /// Ends the grace period of the pages deferred so far, on any CPU, and kicks the other CPUs with queued pages, which must then
+    /// call [`poll`](Self::poll), as this one must: a step of a [`barrier`](Self::barrier), for a caller that counts its own pages.
+    pub fn expedite(&mut self) {
+        self.synchronize_expedited();
+        self.domain.kick_others(self.index, 0..=usize::MAX);
+    }
 }
 
 /// A CPU that enters guest mode in one space under one tag repeatedly.

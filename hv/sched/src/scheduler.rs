@@ -14,11 +14,11 @@ pub struct Config {
     pub watchdog_period: u64,
 }
 
-/// A vCPU, as its CPU's scheduler sees it.
+/// A vCPU, or the end of a VM, as its CPU's scheduler sees it.
 pub trait Task {
     /// The number of its VM.
     fn vm(&self) -> usize;
-    /// Whether its VM has ended.
+    /// Whether it has nothing to do any more: its VM has ended.
     fn has_ended(&self) -> bool;
     /// Whether it has instructions to execute, or a pending request.
     fn is_runnable(&self) -> bool;
@@ -43,8 +43,9 @@ pub trait Cpu {
     fn sleep(&mut self, until: Instant, tasks: Tasks<'_, Self::Task>);
     /// Ends the VM of `task`, which has reached its limit.
     fn reach_limit(&mut self, task: &mut Self::Task);
-    /// Takes the task of a VM that has ended.
-    fn finish(&mut self, task: Self::Task);
+    /// Finishes a task that has ended. If something is left to do for its VM, such as to give its memory back, it becomes a task of
+    /// that, which has not ended, and gets the VM's share of the time.
+    fn finish(&mut self, task: &mut Self::Task);
 }
 
 /// The tasks of a CPU that is about to sleep.
@@ -125,7 +126,7 @@ impl<T: Task> Scheduler<T> {
         scheduler
     }
 
-    /// Runs the tasks in turn until the VM of each has ended.
+    /// Runs the tasks in turn until each has ended.
     pub fn run(&mut self, cpu: &mut impl Cpu<Task = T>) {
         while !self.entries.is_empty() {
             let now = cpu.now();
@@ -148,14 +149,24 @@ impl<T: Task> Scheduler<T> {
         self.accounted = cpu.now();
     }
 
-    /// Finishes a task whose VM has ended. Whether there was one.
+    /// Finishes a task that has ended. Whether there was one.
     fn finish_ended(&mut self, cpu: &mut impl Cpu<Task = T>) -> bool {
         let Some(index) = self.entries.iter().position(|entry| entry.task.has_ended()) else { return false };
-        cpu.finish(self.entries.swap_remove(index).task);
+        cpu.finish(&mut self.entries[index].task);
+        self.remove_if_ended(index);
         // The time that this took is charged to no task: the next one would pay for another's end.
         self.accounted = cpu.now();
         self.limit = self.first_limit();
         true
+    }
+
+    // Out of the loop's code: dropping a task frees its memory, which the exit path must not (`cargo xtask build`).
+    #[cold]
+    #[inline(never)]
+    fn remove_if_ended(&mut self, index: usize) {
+        if self.entries[index].task.has_ended() {
+            self.entries.swap_remove(index);
+        }
     }
 
     /// The runnable task that has waited longest, of those with time left in this round. If there is none, a new round begins.

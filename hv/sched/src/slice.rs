@@ -116,6 +116,12 @@ impl<'a, T: Task> Slice<'a, T> {
         if now >= self.end.min(self.limit) || wanted() { Turn::Over } else { Turn::On }
     }
 
+    /// Whether [`interrupted`](Self::interrupted) must be called: for a task that runs in the hypervisor with interrupts off.
+    #[must_use]
+    pub fn is_wanted(&self, now: Instant) -> bool {
+        now >= self.next || self.others().any(|other| other.preempts(now))
+    }
+
     /// Adds an event of the host, until the next call of [`interrupted`](Self::interrupted).
     pub fn host_wants_at(&mut self, at: Instant) {
         self.host = self.host.min(at);

@@ -15,8 +15,8 @@
 //! When an entry of a shared shadow table is zapped, the CPUs that run on each of its roots flush their TLBs.
 
 use crate::counters::{Counter, Counters, Counts};
-use crate::gfn_hash::Full;
-use crate::metadata::{LastLevel, Role, Root, State, TableUse, UNPAGED, regions, with_capacity};
+use crate::gfn_hash::{Full, GfnHash};
+use crate::metadata::{LastLevel, RmapEntry, Role, Root, State, TableUse, UNPAGED, regions, with_capacity};
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
 use crate::rules::Rule;
@@ -37,11 +37,19 @@ use walk::{Access, Kind, Mode, PhysMem, Step};
 /// probably uses it for other data by then (KVM calls this write flooding).
 const FLOOD: u8 = 6;
 
-/// The shadow of a guest's address spaces, shared by its vCPUs. It has to be ended by [`free`](Self::free).
+/// How many mappings of a frame can be writable at once, and, beyond one for each root, how often a frame can be used as a table of
+/// the last level. The oldest makes way for a new one. Without a bound, a frame that is mapped by each entry of a table, which each
+/// entry of a directory refers to, makes one write protection go through millions of entries under the lock.
+const MAPPINGS: usize = 32;
+const EXTRA_USES: usize = 16;
+
+/// The shadow of a guest's address spaces, shared by its vCPUs. It has to be ended by [`into_trees`](Self::into_trees).
 pub struct Shadow<E: Env<Format = Pae<Gva>>> {
     /// One for each root. Changed under the lock of `state` only; processors walk them at any time.
     trees: Vec<Tree<E>>,
     state: Mutex<State>,
+    /// The most shadow tables of the last level: what zapping them all costs is bounded, as the metadata is.
+    capacity: usize,
     counters: Counters,
 }
 
@@ -64,8 +72,10 @@ pub struct View {
 
 impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// A shadow with one root for each of `envs`: at least one for each vCPU; each further one caches one more address space. Its
-    /// metadata has room for `capacity` directories, as many tables of the last level, and four times as many writable mappings.
-    /// When one of these is used up, all roots are zapped and built again by faults.
+    /// metadata has room for `capacity` directories, as many tables of the last level, and four times as many writable mappings; there
+    /// are at most `capacity` shadow tables of the last level. When one of these is used up, all roots are zapped and built again by
+    /// faults. `seed` is a number that the guest can't know: the metadata's hash tables depend on it, so that no guest can choose
+    /// frames which all have the same hash.
     ///
     /// # Errors
     /// [`NoMemory`]: no frames for the roots, or no heap for the metadata.
@@ -73,13 +83,15 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         envs: impl IntoIterator<IntoIter: ExactSizeIterator<Item = E>>,
         caps: Caps,
         capacity: u32,
+        seed: u64,
     ) -> Result<Self, NoMemory> {
         let envs = envs.into_iter();
-        let (trees, state) = (with_capacity(envs.len())?, State::new(envs.len(), capacity)?);
-        let mut shadow = Self { trees, state: Mutex::new(state), counters: Counters::new() };
+        let (trees, state) = (with_capacity(envs.len())?, State::new(envs.len(), capacity, seed)?);
+        let capacity = capacity as usize;
+        let mut shadow = Self { trees, state: Mutex::new(state), capacity, counters: Counters::new() };
         for env in envs {
             if let Err(error) = shadow.add(env, caps) {
-                shadow.free();
+                shadow.into_trees().into_iter().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
                 return Err(error);
             }
         }
@@ -417,6 +429,11 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
                 // The directory's entry may have referred to another table before.
                 self.unlink(cpu, &mut state.last, usage.root, usage.whole());
                 self.protect_table(cpu, state, table);
+                let most = self.trees.len() + EXTRA_USES;
+                let oldest = state.last.tables.iter(gfn).nth(most - 1).copied();
+                if let Some(oldest) = oldest {
+                    self.unlink(cpu, &mut state.last, oldest.root, oldest.whole());
+                }
                 state.last.tables.insert(gfn, usage)?;
             }
         }
@@ -446,29 +463,69 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         if !kept(Rule::WriteProtect) {
             return;
         }
-        let State { roots, directories, last, rmap, .. } = state;
         let large = gfn.start().align_down(PageSize::Size2M.bytes()).frame();
         for first in [gfn, large] {
+            let State { roots, directories, last, rmap, .. } = &mut *state;
             rmap.retain(first, |entry| {
-                let mut cleared = false;
-                for usage in entry.uses(directories, last) {
-                    if self.trees[usage.root].clear_page(cpu, usage.start.wrapping_add(entry.offset)) {
-                        self.counters.count(Counter::Zapped);
-                        (roots[usage.root].stale, cleared) = (true, true);
-                    }
-                }
-                // The entry in a shared table is cleared once, so the other roots were not marked above.
-                if cleared && entry.shape.is_last_level() && kept(Rule::FlushSharers) {
-                    last.tables.iter(entry.table).for_each(|usage| roots[usage.root].stale = true);
-                }
+                self.clear_mapping(cpu, roots, (directories, last), entry);
                 false
             });
         }
+        self.flush_stale(cpu, &mut state.roots);
+    }
+
+    /// Clears a writable mapping in each root that has it. These need a [`flush_stale`](Self::flush_stale) before the lock is
+    /// released.
+    fn clear_mapping(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        roots: &mut [Root],
+        (directories, last): (&GfnHash<TableUse>, &LastLevel),
+        entry: &RmapEntry,
+    ) {
+        let mut cleared = false;
+        for usage in entry.uses(directories, last) {
+            if self.trees[usage.root].clear_page(cpu, usage.start.wrapping_add(entry.offset)) {
+                self.counters.count(Counter::Zapped);
+                (roots[usage.root].stale, cleared) = (true, true);
+            }
+        }
+        // The entry in a shared table is cleared once, so the other roots were not marked above.
+        if cleared && entry.shape.is_last_level() && kept(Rule::FlushSharers) {
+            last.tables.iter(entry.table).for_each(|usage| roots[usage.root].stale = true);
+        }
+    }
+
+    fn flush_stale(&self, cpu: &Cpu<'_, E::Platform>, roots: &mut [Root]) {
         for (tree, root) in self.trees.iter().zip(roots) {
             if core::mem::take(&mut root.stale) {
                 tree.flush(cpu);
             }
         }
+    }
+
+    /// Records a mapping that is about to become writable. False if the metadata is full.
+    fn rmap_add(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        state: &mut State,
+        gpa: Gpa,
+        room: &Room<'_, E>,
+        table: &Table,
+    ) -> bool {
+        let State { roots, directories, last, rmap, .. } = &mut *state;
+        let entry = table.usage.rmap_entry(table.gfn, room.start());
+        let first = gpa.align_down(room.size().bytes()).frame();
+        if rmap.any(first, |known| *known == entry) {
+            return true;
+        }
+        let oldest = rmap.iter(first).nth(MAPPINGS - 1).copied();
+        if let Some(oldest) = oldest {
+            rmap.retain(first, |known| *known != oldest);
+            self.clear_mapping(cpu, roots, (directories, last), &oldest);
+            self.flush_stale(cpu, roots);
+        }
+        rmap.insert(first, entry) != Err(Full)
     }
 
     #[expect(clippy::too_many_arguments, reason = "where, what, and how large")]
@@ -497,13 +554,19 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
                 // A 32-bit address is never out of range.
                 Err(mmu::OutOfRange) => return Ok(FaultOutcome::Retry),
             };
-            if leaf.rights.write && !rmap_add(state, gpa, &room, table) {
+            let needs_table = !room.is_in_table() && room.size() == PageSize::Size4K;
+            if needs_table && state.last.shadow_tables == self.capacity
+                || leaf.rights.write && !self.rmap_add(cpu, state, gpa, &room, table)
+            {
                 return Ok(self.zap_for_metadata(cpu, state));
             }
             let pfn = Pfn::new(leaf.pfn.raw() & !(room.size().frames() - 1));
             // Accessed and dirty are set from the start: the guest's own bits are in its tables, and `resolve` has set them.
             return match room.install(Leaf { pfn, accessed: true, dirty: leaf.rights.write, ..leaf }) {
-                Ok(()) => Ok(FaultOutcome::Mapped),
+                Ok(()) => {
+                    state.last.shadow_tables += usize::from(needs_table);
+                    Ok(FaultOutcome::Mapped)
+                }
                 Err(MapError::Raced | MapError::Present) => Ok(FaultOutcome::Retry),
                 Err(MapError::NoMemory | MapError::Invalid) => Err(NoMemory),
             };
@@ -575,17 +638,15 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         pages
     }
 
-    /// The directory's entries for `range` have changed: removes their shadow from the root. Shared tables are unlinked, all else is
-    /// zapped.
+    /// The directory's entries for `range` have changed: removes their shadow from the root. Tables that other roots share stay
+    /// there.
     fn unlink(&self, cpu: &Cpu<'_, E::Platform>, last: &mut LastLevel, root: usize, range: Range<Gva>) {
-        for at in regions(&range) {
-            if last.unbind(root, at) {
-                self.trees[root].unshare(cpu, at, Level::PMD);
-            }
-        }
-        self.zap(cpu, root, range.clone());
-        let retracted = self.trees[root].retract(cpu, range);
-        debug_assert!(retracted.is_ok(), "it is in the tree");
+        regions(&range).for_each(|at| last.unbind(root, at));
+        let zapped = self.trees[root].zap_tables(cpu, range);
+        debug_assert!(zapped.is_ok(), "a directory's entries translate regions of 2 MiB");
+        let zapped = zapped.unwrap_or_default();
+        self.counters.add(Counter::Zapped, zapped.pages);
+        last.shadow_tables -= zapped.tables;
     }
 
     /// The metadata is full: zaps everything, so that it is empty. The fault is tried again.
@@ -597,12 +658,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     }
 
     fn zap_all(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) {
-        for tree in &self.trees {
-            let dropped = tree.unmap(cpu, WHOLE, |_| self.counters.count(Counter::Zapped));
-            debug_assert!(dropped.is_ok(), "no page lies across the edges of all");
-        }
-        // The first root of a shared table unmaps its pages, and flushes alone: the others flush here.
-        self.trees.iter().for_each(|tree| tree.flush(cpu));
+        (0..self.trees.len()).for_each(|root| self.unlink(cpu, &mut state.last, root, WHOLE));
         state.clear();
     }
 
@@ -618,10 +674,23 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         &self.trees[view.root.load(Ordering::Relaxed)]
     }
 
-    /// Frees all shadow tables. No vCPU may run any more, and all must have flushed since they ran. Tables that were unlinked
-    /// before are freed by [`Cpu::poll`].
-    pub fn free(self) {
-        self.trees.into_iter().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
+    /// How often the first frame is known as a table of the last level, and how many writable mappings of the second are.
+    #[cfg(all(test, not(shuttle)))]
+    pub(crate) fn known(&self, table: Gfn, page: Gfn) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.last.tables.iter(table).count(), state.rmap.iter(page).count())
+    }
+
+    /// The number of tables in all roots.
+    #[cfg(all(test, not(shuttle)))]
+    pub(crate) fn tables(&self, cpu: &Cpu<'_, E::Platform>) -> u64 {
+        self.trees.iter().map(|tree| tree.report(cpu.read()).tables).sum()
+    }
+
+    /// Ends it: the trees, for the caller to [free](Tree::free_pgtables). No vCPU may run any more, and all must have flushed since
+    /// they ran. Tables that were unlinked before are freed by [`Cpu::poll`].
+    pub fn into_trees(self) -> Vec<Tree<E>> {
+        self.trees
     }
 }
 
@@ -635,13 +704,6 @@ struct At {
 struct Table {
     gfn: Gfn,
     usage: TableUse,
-}
-
-/// Records a mapping that is about to become writable. False if the metadata is full.
-fn rmap_add<E: Env<Format = Pae<Gva>>>(state: &mut State, gpa: Gpa, room: &Room<'_, E>, table: &Table) -> bool {
-    let entry = table.usage.rmap_entry(table.gfn, room.start());
-    let first = gpa.align_down(room.size().bytes()).frame();
-    state.rmap.any(first, |known| *known == entry) || state.rmap.insert(first, entry) != Err(Full)
 }
 
 fn read<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {

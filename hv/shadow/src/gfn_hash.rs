@@ -7,6 +7,9 @@ use core::alloc::Layout;
 
 const END: u32 = u32::MAX;
 
+/// Linux's GOLDEN_RATIO_64 (include/linux/hash.h), which is odd: it spreads contiguous frames evenly.
+const GOLDEN_RATIO: u64 = 0x61c8_8646_80b5_83eb;
+
 /// Values of type `T`, any number for each guest frame, in chains by the frame's hash. It allocates when it is made, and never
 /// again.
 pub(crate) struct GfnHash<T> {
@@ -15,6 +18,8 @@ pub(crate) struct GfnHash<T> {
     entries: Vec<Entry<T>>,
     /// The first entry of the free list.
     free: u32,
+    /// An odd number. The hash is from the middle of its product with the frame's number.
+    multiplier: u64,
 }
 
 struct Entry<T> {
@@ -29,10 +34,10 @@ struct Entry<T> {
 pub(crate) struct Full;
 
 impl<T> GfnHash<T> {
-    /// Has room for `capacity` values, rounded up to a power of two.
-    pub(crate) fn new(capacity: u32) -> Result<Self, NoMemory> {
+    /// Has room for `capacity` values, rounded up to a power of two. Frames have other hashes with another `seed`.
+    pub(crate) fn new(capacity: u32, seed: u64) -> Result<Self, NoMemory> {
         let len = capacity.next_power_of_two() as usize;
-        let mut hash = Self { heads: Vec::new(), entries: Vec::new(), free: END };
+        let mut hash = Self { heads: Vec::new(), entries: Vec::new(), free: END, multiplier: GOLDEN_RATIO ^ seed << 1 };
         hash.heads.try_reserve_exact(len).map_err(|_| NoMemory)?;
         hash.entries.try_reserve_exact(len).map_err(|_| NoMemory)?;
         hash.heads.resize(len, END);
@@ -57,9 +62,10 @@ impl<T> GfnHash<T> {
         }
     }
 
-    /// The chain of a frame. Frames in use are mostly contiguous, so their low bits spread them evenly.
+    /// The chain of a frame.
     fn chain(&self, gfn: Gfn) -> usize {
-        gfn.raw() as usize & (self.heads.len() - 1)
+        let product = gfn.raw().wrapping_mul(self.multiplier);
+        (product >> 32) as usize & (self.heads.len() - 1)
     }
 
     /// Adds a value for `gfn`.
@@ -137,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_full_table_says_so_and_has_room_again_when_it_is_cleared() {
-        let mut hash = GfnHash::new(CAPACITY as u32).unwrap();
+        let mut hash = GfnHash::new(CAPACITY as u32, 1).unwrap();
         for n in 0..CAPACITY as u64 {
             assert_eq!(hash.insert(Gfn::new(n % 3), n), Ok(()));
         }
@@ -151,7 +157,7 @@ mod tests {
         /// A list is the model.
         #[test]
         fn values_are_found_until_they_are_removed(steps in proptest::collection::vec((0..4u8, 0..20u64, 0..3u32), 1..60)) {
-            let mut hash = GfnHash::new(CAPACITY as u32).unwrap();
+            let mut hash = GfnHash::new(CAPACITY as u32, 1).unwrap();
             let mut list = vec![];
             for (operation, gfn, value) in steps {
                 match operation {

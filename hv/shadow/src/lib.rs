@@ -66,7 +66,7 @@
 //! let domain = pool::domain::<Pae<Gva>, 1>(&frames);
 //! let mut cpu = domain.register(0).unwrap();
 //! let envs = (0..2).map(|_| pool::Pool::new(&frames, &domain));
-//! let shadow = Shadow::new(envs, Caps::new(40, PageSize::Size2M, true), 64).unwrap();
+//! let shadow = Shadow::new(envs, Caps::new(40, PageSize::Size2M, true), 64, 0x5eed).unwrap();
 //! // For each vCPU:
 //! let view = shadow.view(&cpu).unwrap();
 //! let features = Features { maxphyaddr: 40, pages_1g: false, pse36: false, pml4e_bit8_reserved: false };
@@ -94,7 +94,7 @@
 //! shadow.write(&cpu, Gpa::new(0x1004), 4, Writer::Software, store);
 //! // The entry maps the same table at 4 MiB.
 //! assert_eq!(fault(0x40_0000), FaultOutcome::Mapped);
-//! # shadow.free();
+//! # shadow.into_trees().into_iter().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
 //! # cpu.barrier(|table| frames.free(table));
 //! # assert_eq!(frames.in_use(), 0);
 //! ```

@@ -41,6 +41,8 @@ pub(crate) struct LastLevel {
     pub(crate) tables: GfnHash<TableUse>,
     /// Frames of the tables that are out of sync, the longest so first.
     pub(crate) unsync: Vec<Gfn>,
+    /// The number of shadow tables of the last level, those of parts of large pages included.
+    pub(crate) shadow_tables: usize,
     /// By the root's number.
     regions: Vec<Regions>,
 }
@@ -184,16 +186,17 @@ impl RmapEntry {
 impl State {
     /// Has room for `roots` roots, `capacity` directories, as many tables of the last level, and four times as many writable
     /// mappings.
-    pub(crate) fn new(roots: usize, capacity: u32) -> Result<Self, NoMemory> {
+    pub(crate) fn new(roots: usize, capacity: u32, seed: u64) -> Result<Self, NoMemory> {
         Ok(Self {
             roots: with_capacity(roots)?,
-            directories: GfnHash::new(capacity)?,
+            directories: GfnHash::new(capacity, seed)?,
             last: LastLevel {
-                tables: GfnHash::new(capacity)?,
+                tables: GfnHash::new(capacity, seed)?,
                 unsync: with_capacity(UNSYNC)?,
+                shadow_tables: 0,
                 regions: with_capacity(roots)?,
             },
-            rmap: GfnHash::new(capacity.saturating_mul(4))?,
+            rmap: GfnHash::new(capacity.saturating_mul(4), seed)?,
             clock: 0,
             suspensions: 0,
             suspended: 0,
@@ -223,13 +226,14 @@ impl State {
         self.directories.any(gfn, |_| true) || self.last.tables.any(gfn, |usage| !usage.unsync)
     }
 
-    /// Forgets all tables and mappings, but not the address spaces of the roots.
+    /// Forgets all tables and mappings, but not the address spaces of the roots. No shadow table is left.
     pub(crate) fn clear(&mut self) {
         self.directories.clear();
         self.rmap.clear();
         self.last.tables.clear();
         self.last.unsync.clear();
         self.last.regions.iter_mut().for_each(|regions| regions.0.fill(UNBOUND));
+        debug_assert_eq!(self.last.shadow_tables, 0, "each of them was in a root");
     }
 }
 
@@ -275,17 +279,16 @@ impl LastLevel {
         regions(range).any(|at| self.bound(root, at).is_some())
     }
 
-    /// The region of `gva` shadows no table any more, and this use of the table is removed. Whether there was one.
-    pub(crate) fn unbind(&mut self, root: usize, gva: Gva) -> bool {
+    /// The region of `gva` shadows no table any more; if it did, this use of the table is removed.
+    pub(crate) fn unbind(&mut self, root: usize, gva: Gva) {
         let gfn = core::mem::replace(&mut self.regions[root].0[region(gva)], UNBOUND);
         if gfn == UNBOUND {
-            return false;
+            return;
         }
         self.tables.retain(gfn, |usage| usage.root != root || !usage.whole().contains(&gva));
         if !self.tables.any(gfn, |_| true) {
             self.unsync.retain(|&other| other != gfn);
         }
-        true
     }
 }
 

@@ -19,8 +19,8 @@ const BEGUN: u64 = 1 << 32;
 
 /// One vCPU's shadow: the pages that it has used since its last load of CR3, in a tree of its own.
 ///
-/// Only its vCPU calls it, except for [`suspend`](Self::suspend) and [`resume`](Self::resume). [`free`](Self::free) must be called
-/// at its end.
+/// Only its vCPU calls it, except for [`suspend`](Self::suspend) and [`resume`](Self::resume). It has to be ended by
+/// [`into_tree`](Self::into_tree).
 pub struct Vtlb<E: Env<Format = Pae<Gva>>> {
     tree: Tree<E>,
     /// A bit for each region of 4 MiB: an entry there maps a large page of the guest, or a part of one.
@@ -186,16 +186,16 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         debug_assert_eq!(zapped, Ok(()), "no page lies across an edge of the range");
     }
 
-    /// Unmaps all pages and frees the tables.
+    /// Zaps all pages, by their tables: a guest may have filled hundreds of these before it loads CR3.
     fn zap_all(&self, cpu: &Cpu<'_, E::Platform>) {
-        let dropped = self.tree.unmap(cpu, WHOLE, |_| self.counters.count(Counter::Zapped));
-        debug_assert!(dropped.is_ok(), "no page lies across the edges of all");
+        let zapped = self.tree.zap_tables(cpu, WHOLE).unwrap_or_default();
+        self.counters.add(Counter::Zapped, zapped.pages);
     }
 
-    /// Frees all tables. The vCPU may not run any more, and must have flushed since it ran. Tables that were unlinked before are
-    /// freed by [`Cpu::poll`].
-    pub fn free(self) {
-        self.tree.free_pgtables(|_, _, _| {});
+    /// Ends it: the tree, for the caller to [free](Tree::free_pgtables). The vCPU may not run any more, and must have flushed since
+    /// it ran. Tables that were unlinked before are freed by [`Cpu::poll`].
+    pub fn into_tree(self) -> Tree<E> {
+        self.tree
     }
 
     #[cfg(all(test, not(shuttle)))]

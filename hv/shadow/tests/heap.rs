@@ -94,7 +94,7 @@ fn a_shadow_allocates_what_it_predicts_and_nothing_later() {
     let caps = Caps::new(40, PageSize::Size2M, true);
 
     let envs = (0..ROOTS).map(|_| Pool::new(&memory, &domain));
-    let (shadow, allocated) = recording(|| Shadow::new(envs, caps, CAPACITY).unwrap());
+    let (shadow, allocated) = recording(|| Shadow::new(envs, caps, CAPACITY, 1).unwrap());
     let predicted = Shadow::<Pool<Pae<Gva>>>::allocations(ROOTS, CAPACITY);
     let mut predicted: Vec<_> = predicted.map(|layout| (layout.size(), layout.align())).collect();
     predicted.sort_unstable();
@@ -115,5 +115,5 @@ fn a_shadow_allocates_what_it_predicts_and_nothing_later() {
     assert_eq!(later, []);
     assert_eq!(shadow.counts().get(Counter::Faults), 200);
     assert_ne!(shadow.counts().get(Counter::Mapped), 0);
-    shadow.free();
+    shadow.into_trees().into_iter().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
 }

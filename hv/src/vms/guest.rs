@@ -2,6 +2,7 @@
 
 use super::clock::TscClock;
 use super::console::{self, About, Console};
+use super::teardown::Teardown;
 use super::verdicts::Why;
 use crate::boot;
 use crate::rcu_domain::HostMachine;
@@ -18,11 +19,11 @@ use devices::BoardConfig;
 use loader::{
     AcpiTables, BootInfo, GuestMemory, LoadError, MemoryError, Module, Paging, Platform, Rsdp, VmConfig, VmName, VmPlan,
 };
-use memory::{Freed, Nested, ViewState};
+use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
 use spin::Mutex;
-use vm::{Stats, Stop, Vm};
+use vm::{Stats, Vm};
 
 /// A VM's memory on this machine.
 type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
@@ -155,25 +156,18 @@ impl<F: Nested> Guest<F> {
         self.stats.lock().add(stats);
     }
 
-    /// Takes the VM apart. To be called when no vCPU of it is left.
-    pub(super) fn end(self, cpu: &mut Cpu<'static, HostMachine>) -> (Verdict, Why) {
-        let stats = self.stats.lock();
-        self.report(&*stats);
-        if !stats.wanted_msrs().is_empty() {
-            self.report(stats.wanted_msrs());
-        }
-        drop(stats);
-        self.report(&format_args!("memory: {}", self.memory.report(cpu)));
-        if let Some(counts) = self.memory.shadow_counts() {
-            self.report(&format_args!("shadow: {counts}"));
-        }
-        let stop = self.vm.stopped().unwrap_or(Stop::Halted);
-        let Freed { accounts, peak } = self.memory.free(cpu);
-        self.about.report(&format_args!("frames: {peak} at most, {} missing at the end", accounts.left));
-        self.about.report(&accounts);
-        match accounts.left {
-            0 => (stop.verdict(), Why::Stopped(stop)),
-            frames => (Verdict::Leak, Why::Leaked(frames, stop)),
+    /// Ends the VM, when no vCPU of it is left. It is still to be taken apart.
+    pub(super) fn end(self) -> Teardown<F> {
+        Teardown {
+            number: self.number,
+            name: self.name,
+            about: self.about,
+            vm: self.vm,
+            stats: Some(self.stats.into_inner()),
+            shadow: self.memory.shadow_counts(),
+            memory: self.memory.end(),
+            due: None,
+            result: None,
         }
     }
 }

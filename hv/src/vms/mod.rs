@@ -19,6 +19,8 @@ mod guest;
 mod host;
 mod plan;
 mod seat;
+mod task;
+mod teardown;
 mod verdicts;
 mod work;
 

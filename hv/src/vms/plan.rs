@@ -1,7 +1,7 @@
 //! Whether the machine has the memory that the VMs need: told before the first of them is built.
 
 use super::guest::Guest;
-use super::seat::Seat;
+use super::task::CpuTask;
 use crate::frames::FRAMES;
 use crate::heap;
 use crate::verdict::{self, Verdict};
@@ -35,7 +35,7 @@ fn need_of<B: Backend<Tables: Nested>>(boot: &BootInfo, plan: &VmPlan) -> Need {
 
 /// Bytes of the heap.
 fn heap_of<B: Backend<Tables: Nested>>(config: &VmConfig) -> u64 {
-    let vcpus = (0..config.vcpus).flat_map(|_| Seat::<B>::allocations());
+    let vcpus = (0..config.vcpus).flat_map(|_| CpuTask::<B>::allocations());
     let allocations = Guest::<B::Tables>::allocations(config).chain(vcpus);
     allocations.map(|layout| heap::block(layout) as u64).sum()
 }

@@ -15,15 +15,12 @@ use core::num::NonZeroU16;
 use loader::Paging;
 use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
-use sched::{Instant, Scheduler, Task};
+use sched::{Instant, Task};
 use vm::{Activity, Context, ExitHandler, Start, Stop, Types, Vcpu};
 use walk::HandleMem;
 
 /// The memory of a VM of this machine's, as a vCPU sees it.
 type View<'v, F> = memory::View<'v, 'static, F, rcu_domain::HostMachine>;
-
-/// A slice of the time of a CPU whose backend is `B`.
-type SliceOf<'a, 's, B> = Slice<'a, 's, <B as Backend>::Tables, Seat<B>>;
 
 /// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
 enum Flavour<B: Backend> {
@@ -57,13 +54,17 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         Self { guest, vcpu, context, tlb: Tlb::new(), view: ViewState::new(), due: Instant::NEVER }
     }
 
-    /// What one allocates, in a list of them. It is all that it ever does.
+    /// What one allocates. It is all that it ever does.
     pub(super) fn allocations() -> impl Iterator<Item = Layout> {
-        B::VCPU_ALLOCATIONS.iter().copied().chain([Scheduler::<Self>::TASK])
+        B::VCPU_ALLOCATIONS.iter().copied()
     }
 
     /// Lets the vCPU run until it has to wait, its `slice` is over, or its VM has ended.
-    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>, slice: &mut sched::Slice<'_, Self>) {
+    pub(super) fn run<T: Task>(
+        &mut self,
+        cpu: &mut Cpu<'static, rcu_domain::HostMachine>,
+        slice: &mut sched::Slice<'_, T>,
+    ) {
         let guest = &*self.guest;
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let host = Slice { guest, schedule: slice };
@@ -75,7 +76,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     }
 
     /// Ends the VM, which has reached its limit, unless it has just ended by itself.
-    pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>) {
+    pub(super) fn reach_limit<T: Task>(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>) {
         let guest = &*self.guest;
         if !guest.vm.end(Stop::Limit, |vcpu| rcu_domain::kick_if_away(guest.cpu_of(vcpu))) {
             return;
@@ -83,8 +84,8 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let (context, stop) = (&mut self.context, Stop::Limit);
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => dump::<B, _>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
-            Flavour::Shadowed(vcpu) => dump::<B, _>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
+            Flavour::Nested(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
+            Flavour::Shadowed(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
         }
     }
 
@@ -135,22 +136,22 @@ fn within_slice<V: Vcpu>(mut vcpu: V) -> V {
     vcpu
 }
 
-/// What the exits of a vCPU `V` of backend `B` are handled with, for one slice.
-struct SliceTypes<'a, 's, B, V>(PhantomData<(&'a &'s B, V)>);
+/// What the exits of a vCPU `V` are handled with, for one slice of a CPU that has other tasks `T`.
+struct SliceTypes<'a, 's, F, V, T>(PhantomData<(&'a &'s T, F, V)>);
 
-impl<'a, 's, B: Backend<Tables: Nested>, V: Vcpu> Types for SliceTypes<'a, 's, B, V> {
+impl<'a, 's: 'a, F: Nested, V: Vcpu, T: Task + 's> Types for SliceTypes<'a, 's, F, V, T> {
     type Vcpu = V;
-    type Memory = View<'a, B::Tables>;
-    type Host = SliceOf<'a, 's, B>;
+    type Memory = View<'a, F>;
+    type Host = Slice<'a, 's, F, T>;
     type Sink = Console;
     type Clock = TscClock;
 }
 
 /// Runs the vCPU for a slice, and tells what has ended the VM, if that was no exit of its own.
-fn run<'a, 's, B: Backend<Tables: Nested>, V: Vcpu>(
+fn run<'a, 's: 'a, F: Nested, V: Vcpu, T: Task>(
     vcpu: &mut V,
-    mut handler: ExitHandler<'a, SliceTypes<'a, 's, B, V>>,
-    mut slice: SliceOf<'a, 's, B>,
+    mut handler: ExitHandler<'a, SliceTypes<'a, 's, F, V, T>>,
+    mut slice: Slice<'a, 's, F, T>,
 ) {
     vcpu.load();
     let stop = vm::run(vcpu, &mut handler, &mut slice);
@@ -162,10 +163,10 @@ fn run<'a, 's, B: Backend<Tables: Nested>, V: Vcpu>(
 
 /// Tells where the vCPU is that its VM has ended at.
 #[cold]
-fn dump<B: Backend<Tables: Nested>, V: Vcpu>(
-    guest: &Guest<B::Tables>,
+fn dump<F: Nested, V: Vcpu, T: Task>(
+    guest: &Guest<F>,
     vcpu: &mut V,
-    handler: &ExitHandler<'_, SliceTypes<'_, '_, B, V>>,
+    handler: &ExitHandler<'_, SliceTypes<'_, '_, F, V, T>>,
     stop: Stop,
 ) {
     vcpu.load();

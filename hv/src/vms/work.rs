@@ -3,6 +3,8 @@
 use super::guest::Guest;
 use super::host::SLICE;
 use super::seat::Seat;
+use super::task::CpuTask;
+use super::teardown::Teardown;
 use super::verdicts::Why;
 use crate::console::{self, report};
 use crate::cpus;
@@ -72,15 +74,17 @@ impl<F: Nested> Job<F> {
     }
 
     /// Makes the vCPUs.
-    fn seats<B: Backend<Tables = F>>(self, backend: &B) -> impl ExactSizeIterator<Item = Seat<B>> {
+    fn tasks<B: Backend<Tables = F>>(self, backend: &B) -> impl ExactSizeIterator<Item = CpuTask<B>> {
         let jobs = self.0.into_iter().enumerate();
-        jobs.map(|(nth, (guest, index))| Seat::new(backend, guest, index, NonZeroU16::MIN.saturating_add(nth as u16)))
+        jobs.map(|(nth, (guest, index))| {
+            CpuTask::Vcpu(Seat::new(backend, guest, index, NonZeroU16::MIN.saturating_add(nth as u16)))
+        })
     }
 
     /// Does it: makes the vCPUs, and lets them run in turn until the VM of each has ended.
     pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, HostMachine>) {
         let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::period() };
-        let mut scheduler = Scheduler::new(self.seats(backend), config, timer::now());
+        let mut scheduler = Scheduler::new(self.tasks(backend), config, timer::now());
         wait_for_all_seats(cpu.index());
         scheduler.run(&mut Host { cpu, backend: PhantomData::<B> });
     }
@@ -93,13 +97,13 @@ struct Host<'c, B> {
 }
 
 impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
-    type Task = Seat<B>;
+    type Task = CpuTask<B>;
 
     fn now(&self) -> Instant {
         timer::now()
     }
 
-    fn run(&mut self, seat: &mut Seat<B>, slice: &mut sched::Slice<'_, Seat<B>>) {
+    fn run(&mut self, task: &mut CpuTask<B>, slice: &mut sched::Slice<'_, CpuTask<B>>) {
         // A vCPU can end each slice without entering its guest: it waits for room on its console, or its timer is always due and
         // wakes nothing. The CPU then neither sleeps nor takes interrupts. Grace periods would wait for it for ever, and the watchdog
         // and the console would get no attention, so they get it here.
@@ -109,25 +113,24 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
         memory::poll(self.cpu);
         console::poll();
         slice.host_wants_at(console::next_poll());
-        seat.run(self.cpu, slice);
+        task.run(self.cpu, slice);
     }
 
-    fn sleep(&mut self, until: Instant, seats: Tasks<'_, Seat<B>>) {
-        seats.iter().for_each(|seat| seat.idles(|| seats.have_request() || until <= timer::now()));
-        sleep(self.cpu, until, || seats.have_request());
+    fn sleep(&mut self, until: Instant, tasks: Tasks<'_, CpuTask<B>>) {
+        tasks.iter().for_each(|task| task.idles(|| tasks.have_request() || until <= timer::now()));
+        sleep(self.cpu, until, || tasks.have_request());
     }
 
-    fn reach_limit(&mut self, seat: &mut Seat<B>) {
-        seat.reach_limit(self.cpu);
+    fn reach_limit(&mut self, task: &mut CpuTask<B>) {
+        task.reach_limit(self.cpu);
     }
 
     // Out of the loop's code: what takes a VM apart formats its reports, which the exit path must not (`cargo xtask build`).
     #[cold]
     #[inline(never)]
-    fn finish(&mut self, seat: Seat<B>) {
-        if let Some(guest) = seat.leave() {
-            let (number, name) = (guest.number, guest.name);
-            ended(number, name, guest.end(self.cpu));
+    fn finish(&mut self, task: &mut CpuTask<B>) {
+        if let Some(Teardown { number, name, result: Some(result), .. }) = task.finish() {
+            ended(number, name, result);
         }
         // Many VMs that end at once, at the same limit, would keep the watchdog waiting.
         watchdog::heart(self.cpu.index()).beat();

@@ -242,7 +242,10 @@ impl<F: Format> Reference<'_, '_, F> {
                 self.pages.retain(|gfn, _| !gfns.contains(gfn));
             }
             Err(RangeError::Invalid) => {
-                assert!(self.tree.caps().largest() > PageSize::Size2M || gfns.end % Self::frames(PageSize::Size2M) != 0);
+                assert!(
+                    F::TOP > Level::PMD && self.tree.caps().largest() > PageSize::Size2M
+                        || gfns.end % Self::frames(PageSize::Size2M) != 0
+                );
             }
             Err(wrong) => panic!("{wrong:?}"),
         }

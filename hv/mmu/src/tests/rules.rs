@@ -510,7 +510,12 @@ fn a_tree_can_be_freed_in_steps() {
 #[test]
 fn a_report_in_parts_is_the_report_of_the_whole() {
     with_tree::<Npt>(16, |tree, cpu, _| {
-        for (at, size) in [(0, PageSize::Size4K), (3 * M2, PageSize::Size2M), (5 << 30, PageSize::Size1G), (6 << 30, PageSize::Size4K)] {
+        for (at, size) in [
+            (0, PageSize::Size4K),
+            (3 * M2, PageSize::Size2M),
+            (5 << 30, PageSize::Size1G),
+            (6 << 30, PageSize::Size4K),
+        ] {
             tree.map(cpu.read(), Gpa::new(at), page(0x40_0000), size).unwrap();
         }
         let whole = tree.report(cpu.read());

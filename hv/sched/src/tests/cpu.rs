@@ -3,6 +3,7 @@
 use crate::{Config, Cpu, Instant, Scheduler, Slice, Task, Tasks, Turn};
 use proptest::prelude::*;
 use std::cell::Cell;
+use std::mem;
 use std::rc::Rc;
 use std::vec::Vec;
 
@@ -256,10 +257,10 @@ impl Cpu for TestCpu {
         self.call_watchdog();
     }
 
-    fn finish(&mut self, task: TestTask) {
+    fn finish(&mut self, task: &mut TestTask) {
         self.clock.set(self.clock.get() + FINISH);
         self.call_watchdog();
-        self.records.push((task.index, task.record));
+        self.records.push((task.index, mem::take(&mut task.record)));
     }
 }
 

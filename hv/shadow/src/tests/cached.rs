@@ -75,7 +75,7 @@ fn with_guest<R>(
     let domain = pool::domain::<Format, 1>(&tables);
     let mut cpu = domain.register(0).expect("it is the first");
     let envs = (0..ROOTS).map(|_| Pool::new(&tables, &domain));
-    let shadow = Shadow::new(envs, CAPS, capacity).expect("there are frames");
+    let shadow = Shadow::new(envs, CAPS, capacity, 1).expect("there are frames");
     let memory = GuestMemory::new(words.clone());
     let registers = sequences::registers(&memory, controls);
     let views: Vec<_> = (0..VCPUS).map(|_| shadow.view(&cpu).expect("there are more roots")).collect();
@@ -86,7 +86,7 @@ fn with_guest<R>(
     let mut guest = Guest { tables: &tables, shadows: &shadows, memory: &memory, vcpus, oracle, seen: Vec::new() };
     let result = test(&mut guest, &mut cpu);
     assert_eq!(tables.bad(), []);
-    shadows.shadow.free();
+    shadows.shadow.into_trees().into_iter().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
     cpu.barrier(|table| tables.free(table));
     assert_eq!(tables.in_use(), 0, "frames have leaked");
     result
@@ -524,8 +524,7 @@ fn an_accessed_bit_of_one_format_is_an_address_of_the_other() {
 
 #[test]
 fn one_fault_flushes_each_address_space_a_few_times_at_most() {
-    let words = (0..512).flat_map(|n| [(0x1000 + n * 8, 0x2067_0000_2067), (0x2000 + n * 8, 0x3067_0000_3067)]);
-    with_guest(words.collect(), TWO_LEVELS, 4096, |guest, cpu| {
+    with_guest(all_one_table(), TWO_LEVELS, 4096, |guest, cpu| {
         let fault = |n: usize, gva, registers: &Registers| {
             guest.shadows.fault(cpu, guest.memory, n, registers, Gva::new(gva), WRITE)
         };
@@ -541,6 +540,65 @@ fn one_fault_flushes_each_address_space_a_few_times_at_most() {
         let before = guest.shadows.space(0).flushes();
         assert_eq!(fault(1, 0, &other), Ok(FaultOutcome::Mapped));
         assert!(guest.shadows.space(0).flushes() - before < 10);
+    });
+}
+
+/// Each entry of the directory in page 1 refers to the table in page 2, each entry of which maps page 3.
+fn all_one_table() -> Words {
+    let entries = (0..512).flat_map(|n| [(0x1000 + n * 8, 0x2067_0000_2067), (0x2000 + n * 8, 0x3067_0000_3067)]);
+    entries.collect()
+}
+
+/// The number of pages that the test below zaps at once, each in a table of its own or all in one.
+const PAGES: u64 = 1024;
+
+#[test]
+fn one_table_in_each_entry_of_a_directory_is_known_in_a_few_places_only() {
+    with_guest(all_one_table(), TWO_LEVELS, 4096, |guest, cpu| {
+        for gva in (0..PAGES).map(|n| n << 22).chain((0..PAGES).map(|n| n << 12)) {
+            guest.access(cpu, 0, Gva::new(gva), WRITE, 1);
+        }
+        let (uses, mappings) = guest.shadows.shadow.known(Gpa::new(0x2000).frame(), Gpa::new(0x3000).frame());
+        assert!((1..=ROOTS + 16).contains(&uses), "{uses} uses of the table");
+        assert!((1..=32).contains(&mappings), "{mappings} writable mappings of the page");
+        // The page becomes a directory. No other way to write it is left.
+        guest.write(cpu, Gpa::new(0x3000), &0x2067u32.to_le_bytes());
+        guest.control(cpu, 1, |registers, memory| registers.write_cr3(memory, 0x3000));
+        guest.access(cpu, 1, Gva::new(0), READ, 0);
+        for gva in (0..PAGES).map(|n| n << 22).chain((0..PAGES).map(|n| n << 12)) {
+            assert!(!guest.is_writable(guest.shadows.root(0), Gva::new(gva)), "at {gva:#x}");
+        }
+    });
+}
+
+#[test]
+fn all_pages_are_zapped_by_one_flush_of_each_address_space() {
+    with_guest(all_one_table(), TWO_LEVELS, 4096, |guest, cpu| {
+        (0..PAGES).for_each(|n| guest.access(cpu, 0, Gva::new(n << 12), READ, 0));
+        let before = guest.shadows.space(0).flushes();
+        guest.shadows.shadow.suspend(cpu);
+        assert_eq!(guest.shadows.space(0).flushes(), before + 1);
+        guest.shadows.shadow.resume();
+        guest.access(cpu, 0, Gva::new(0), READ, 0);
+    });
+}
+
+#[test]
+fn there_are_no_more_shadow_tables_than_the_capacity() {
+    // Each 4 MiB are a large page, of whose frames one is a table: its parts are small, without metadata.
+    let large = (0..512).map(|n| (0x1000 + n * 8, (LARGE | 0xe7) << 32 | LARGE | 0xe7));
+    let words = large.chain([(LARGE, 0x2067), (0x2000, 0x3067)]);
+    with_guest(words.collect(), TWO_LEVELS, 16, |guest, cpu| {
+        let other = Controls { cr3: LARGE, ..TWO_LEVELS };
+        guest.control(cpu, 1, |registers, memory| registers.write(memory, other));
+        for n in 0..200 {
+            guest.access(cpu, 1, Gva::new(0), READ, 0);
+            guest.access(cpu, 0, Gva::new((n << 22) + 0x1000), READ, 0);
+            let above = ROOTS * (1 + 4);
+            assert!(guest.shadows.shadow.tables(cpu) as usize <= above + 16);
+            cpu.barrier(|table| guest.tables.free(table));
+        }
+        assert_ne!(guest.shadows.count(Counter::ZappedAll), 0);
     });
 }
 

@@ -104,6 +104,10 @@ impl<S: Shadows> Guest<'_, S> {
         self.walk(root, gva).is_some()
     }
 
+    pub(super) fn is_writable(&self, root: Pfn, gva: Gva) -> bool {
+        self.walk(root, gva).is_some_and(|found| found.write)
+    }
+
     /// The vCPU executes one access in guest mode. None: a page fault.
     fn attempt(&mut self, cpu: &mut ThisCpu<'_>, n: usize, gva: Gva, access: Access) -> Option<Hpa> {
         let vcpu = &mut self.vcpus[n];

@@ -96,7 +96,7 @@ impl World {
         let tables = pool::Memory::new(48);
         let domain = pool::domain(&tables);
         let envs: Vec<_> = (0..8).map(|_| Pool::new(&tables, &domain)).collect();
-        let shadow = Shadow::new(envs, CAPS, 32).expect("there are frames");
+        let shadow = Shadow::new(envs, CAPS, 32, 1).expect("there are frames");
         Arc::new(Self { memory: GuestMemory::new(words), tables, domain, shadow, controls })
     }
 

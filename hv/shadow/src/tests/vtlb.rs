@@ -78,7 +78,7 @@ pub(super) fn with_guest(
         &tables,
     );
     assert_eq!(tables.bad(), []);
-    vtlbs.0.into_iter().for_each(Vtlb::free);
+    vtlbs.0.into_iter().for_each(|vtlb| vtlb.into_tree().free_pgtables(|_, _, _| {}));
     cpu.barrier(|table| tables.free(table));
     assert_eq!(tables.in_use(), 0, "frames have leaked");
 }
@@ -195,5 +195,17 @@ fn without_frames_a_fault_fails_and_may_be_tried_again() {
         assert_eq!(fault(guest, cpu), Err(NoMemory));
         guest.memory.budget.set(None);
         assert_eq!(fault(guest, cpu), Ok(FaultOutcome::Mapped));
+    });
+}
+
+#[test]
+fn a_load_zaps_all_pages_by_one_flush() {
+    let words = (0..512).map(|n| (0x2000 + n * 8, 0x3067_0000_3067)).chain([(0x1000, 0x2067)]);
+    with_guest(words.collect(), TWO_LEVELS, |guest, cpu, _| {
+        (0..1024).for_each(|n| guest.access(cpu, 0, Gva::new(n << 12), WRITE, 1));
+        let before = guest.shadows.space(0).flushes();
+        guest.load(cpu, 0);
+        assert_eq!(guest.shadows.space(0).flushes(), before + 1);
+        guest.access(cpu, 0, Gva::new(0), READ, 0);
     });
 }

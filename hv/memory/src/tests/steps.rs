@@ -1,0 +1,87 @@
+//! What takes long is done in steps, and comes to the same.
+
+use super::world::{World, config};
+use crate::arena::Arena;
+use crate::{Ending, Step};
+use abi::hypercall::{Mapped, TestCall};
+use addr::{PAGE_SIZE, PageSize};
+use core::num::NonZero;
+use loader::{Paging, VmConfig};
+use mmu::Npt;
+use rcu::Cpu;
+use vm::Memory;
+
+const MIB: u64 = 1 << 20;
+
+/// Small pages alone.
+fn small(bytes: u64, paging: Paging) -> VmConfig {
+    VmConfig { pages: PageSize::Size4K, ..config(bytes, paging) }
+}
+
+/// How many steps the call takes, and its result.
+fn count(world: &mut World<'_>, call: TestCall) -> (usize, u64) {
+    let mut view = world.view();
+    let mut results = core::iter::repeat_with(|| view.test_call(call)).enumerate();
+    results.find_map(|(n, result)| Some((n + 1, result?.unwrap()))).expect("it ends")
+}
+
+#[test]
+fn a_report_counts_a_part_of_the_memory_in_each_step() {
+    let domain = Arena::domain(2048);
+    let mut world = World::new(&domain, &small(5 << 30, Paging::Nested));
+    let touched = [0, 63 * MIB, 64 * MIB, 65 * MIB, 3071 * MIB, 4096 * MIB, (6 << 30) - PAGE_SIZE];
+    touched.iter().for_each(|&at| world.write(at, 1));
+    let (steps, mapped) = count(&mut world, TestCall::Report);
+    assert_eq!(mapped, Mapped { small: touched.len() as u32, large: 0 }.into());
+    assert_eq!(steps, 6 * 1024 / 64);
+    world.end();
+}
+
+#[test]
+fn each_step_of_a_log_clears_its_part_of_the_bitmap() {
+    let domain = Arena::domain(2048);
+    let mut world = World::new(&domain, &small(4 * MIB, Paging::Nested));
+    // The parts end at multiples of 128 pages, and none of them at a whole byte of the bitmap.
+    let (first, pages, bitmap) = (5, 600, 3 * MIB);
+    let dirty = [5, 6, 12, 13, 127, 128, 130, 255, 256, 383, 384, 603, 604];
+    dirty.iter().for_each(|page| world.write(page * PAGE_SIZE, 1));
+    (0..PAGE_SIZE / 8).for_each(|word| world.write(bitmap + word * 8, u64::MAX));
+    let log = TestCall::LogDirty { start: first * PAGE_SIZE, bytes: pages * PAGE_SIZE, bitmap: NonZero::new(bitmap) };
+    assert_eq!(count(&mut world, log), (5, dirty.len() as u64));
+    for page in first..first + 640 {
+        let bit = page - first;
+        let is_set = world.read(bitmap + bit / 64 * 8) >> (bit % 64) & 1 == 1;
+        // Bits behind the range stay as they are, but for those of its last byte.
+        assert_eq!(is_set, dirty.contains(&page) || bit >= pages.next_multiple_of(8), "page {page}");
+    }
+    world.end();
+}
+
+/// Ends the VM in steps that free one table each: their number.
+fn end<'m>(mut ending: Ending<'m, Npt, Arena>, cpu: &mut Cpu<'m, Arena>) -> usize {
+    for steps in 1..100 {
+        match ending.step(cpu, || true) {
+            Step::Done(freed) => {
+                assert_eq!(freed.accounts.left, 0);
+                assert_eq!(freed.report.pages(PageSize::Size4K), 3);
+                return steps;
+            }
+            Step::Preempted => {}
+            Step::WaitsForGracePeriod => assert_eq!(steps, 1, "a step ends the grace period"),
+        }
+    }
+    panic!("it does not end");
+}
+
+#[test]
+fn a_vm_ends_in_steps() {
+    for (paging, least) in [(Paging::Nested, 6), (Paging::Vtlb, 6), (Paging::Shadow, 20)] {
+        let domain = Arena::domain(4096);
+        let mut world = World::new(&domain, &small(1 << 30, paging));
+        [0, 2 * MIB, 512 * MIB, 600 * MIB].iter().for_each(|&at| world.write(at, 1));
+        assert_eq!(world.call(TestCall::Release { start: 600 * MIB, bytes: PAGE_SIZE }), Ok(1));
+        let World { memory, mut cpu, .. } = world;
+        let steps = end(memory.end(), &mut cpu);
+        assert!(steps >= least, "{steps} steps");
+    }
+}

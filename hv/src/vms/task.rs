@@ -1,0 +1,115 @@
+//! What a CPU has to do in its slices: a vCPU, or the end of a VM.
+
+use super::seat::Seat;
+use super::teardown::Teardown;
+use crate::rcu_domain::HostMachine;
+use backends::Backend;
+use core::alloc::Layout;
+use core::mem;
+use memory::Nested;
+use rcu::Cpu;
+use sched::{Instant, Scheduler, Slice, Task};
+
+/// What a CPU has to do.
+#[expect(clippy::large_enum_variant, reason = "a CPU has a few, most of them vCPUs")]
+pub(super) enum CpuTask<B: Backend<Tables: Nested>> {
+    /// A vCPU runs.
+    Vcpu(Seat<B>),
+    /// A VM without vCPUs is taken apart, by the CPU of the last of these.
+    Teardown(Teardown<B::Tables>),
+    /// Nothing more.
+    Done,
+}
+
+impl<B: Backend<Tables: Nested>> CpuTask<B> {
+    /// Does it until it has to wait, the `slice` is over, or it is done.
+    pub(super) fn run(&mut self, cpu: &mut Cpu<'static, HostMachine>, slice: &mut Slice<'_, Self>) {
+        match self {
+            Self::Vcpu(seat) => seat.run(cpu, slice),
+            Self::Teardown(teardown) => teardown.run(cpu, slice),
+            Self::Done => {}
+        }
+    }
+
+    /// Ends the vCPU's VM, which has reached its limit.
+    pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, HostMachine>) {
+        if let Self::Vcpu(seat) = self {
+            seat.reach_limit::<Self>(cpu);
+        }
+    }
+
+    /// Does what can wait until a vCPU sleeps, until the CPU is `wanted`.
+    pub(super) fn idles(&self, wanted: impl Fn() -> bool) {
+        if let Self::Vcpu(seat) = self {
+            seat.idles(wanted);
+        }
+    }
+
+    /// What a vCPU allocates, in a list of tasks.
+    pub(super) fn allocations() -> impl Iterator<Item = Layout> {
+        Seat::<B>::allocations().chain([Scheduler::<Self>::TASK])
+    }
+
+    /// Finishes it. After the last vCPU of a VM, its teardown is to be done; after that, the VM, which it returns, has ended.
+    pub(super) fn finish(&mut self) -> Option<Teardown<B::Tables>> {
+        match mem::replace(self, Self::Done) {
+            Self::Vcpu(seat) => {
+                if let Some(guest) = seat.leave() {
+                    *self = Self::Teardown(guest.end());
+                }
+                None
+            }
+            Self::Teardown(teardown) => Some(teardown),
+            Self::Done => None,
+        }
+    }
+}
+
+impl<B: Backend<Tables: Nested>> Task for CpuTask<B> {
+    fn vm(&self) -> usize {
+        match self {
+            Self::Vcpu(seat) => seat.vm(),
+            Self::Teardown(teardown) => teardown.number,
+            // It shares no time with a VM's tasks.
+            Self::Done => usize::MAX,
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        match self {
+            Self::Vcpu(seat) => seat.has_ended(),
+            Self::Teardown(teardown) => teardown.result.is_some(),
+            Self::Done => true,
+        }
+    }
+
+    fn is_runnable(&self) -> bool {
+        match self {
+            Self::Vcpu(seat) => seat.is_runnable(),
+            Self::Teardown(teardown) => teardown.due.is_none(),
+            Self::Done => false,
+        }
+    }
+
+    fn has_request(&self) -> bool {
+        match self {
+            Self::Vcpu(seat) => seat.has_request(),
+            Self::Teardown(_) | Self::Done => false,
+        }
+    }
+
+    fn wakes_at(&self) -> Instant {
+        match self {
+            Self::Vcpu(seat) => seat.wakes_at(),
+            Self::Teardown(teardown) => teardown.due.unwrap_or(Instant::NEVER),
+            Self::Done => Instant::NEVER,
+        }
+    }
+
+    fn limit(&self) -> Instant {
+        match self {
+            Self::Vcpu(seat) => seat.limit(),
+            Self::Teardown(_) | Self::Done => Instant::NEVER,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The end of a VM whose vCPUs have all left: its reports, and its memory's way back, in slices of its own.
+
+use super::clock::TscClock;
+use super::console::{About, Console};
+use super::verdicts::Why;
+use crate::rcu_domain::HostMachine;
+use crate::timer;
+use crate::verdict::Verdict;
+use core::time::Duration;
+use loader::VmName;
+use memory::{Ending, Freed, Nested, Step};
+use rcu::Cpu;
+use sched::{Instant, Slice, Task};
+use shadow::Counts;
+use vm::{Stats, Stop, Vm};
+
+/// How long the teardown waits for the other CPUs' grace periods, whose guests it interrupts for that.
+const WAIT: Duration = Duration::from_millis(1);
+
+/// A VM that is taken apart.
+pub(super) struct Teardown<F: Nested> {
+    /// Its place among the VMs.
+    pub(super) number: usize,
+    /// On the console, if there are several VMs.
+    pub(super) name: Option<VmName>,
+    pub(super) about: About,
+    pub(super) vm: Vm<Console, TscClock>,
+    /// What the exits have cost, until it is reported.
+    pub(super) stats: Option<Stats>,
+    pub(super) shadow: Option<Counts>,
+    pub(super) memory: Ending<'static, F, HostMachine>,
+    /// When it goes on, if it waits.
+    pub(super) due: Option<Instant>,
+    /// Known when all is done.
+    pub(super) result: Option<(Verdict, Why)>,
+}
+
+impl<F: Nested> Teardown<F> {
+    /// Goes on with it until the slice is over, or it has to wait.
+    // Out of the loop's code: it formats reports, which the exit path must not (`cargo xtask build`).
+    #[cold]
+    #[inline(never)]
+    pub(super) fn run<T: Task>(&mut self, cpu: &mut Cpu<'static, HostMachine>, slice: &mut Slice<'_, T>) {
+        self.due = None;
+        if let Some(stats) = self.stats.take() {
+            self.report(&stats);
+        }
+        match self.memory.step(cpu, || slice.is_wanted(timer::now())) {
+            Step::Done(freed) => self.result = Some(self.judge(&freed)),
+            Step::Preempted => _ = slice.interrupted(timer::now()),
+            Step::WaitsForGracePeriod => self.due = Some(timer::after(WAIT)),
+        }
+    }
+
+    fn report(&self, stats: &Stats) {
+        self.about.report(stats);
+        if !stats.wanted_msrs().is_empty() {
+            self.about.report(stats.wanted_msrs());
+        }
+    }
+
+    /// Reports on the memory of the VM, which is back, and judges the VM.
+    fn judge(&self, freed: &Freed) -> (Verdict, Why) {
+        let Freed { accounts, peak, report } = freed;
+        self.about.report(&format_args!("memory: {report}"));
+        if let Some(counts) = self.shadow {
+            self.about.report(&format_args!("shadow: {counts}"));
+        }
+        self.about.report(&format_args!("frames: {peak} at most, {} missing at the end", accounts.left));
+        self.about.report(accounts);
+        let stop = self.vm.stopped().unwrap_or(Stop::Halted);
+        match accounts.left {
+            0 => (stop.verdict(), Why::Stopped(stop)),
+            frames => (Verdict::Leak, Why::Leaked(frames, stop)),
+        }
+    }
+}
