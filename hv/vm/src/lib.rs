@@ -10,24 +10,130 @@
 //! [`Vcpu`] (a backend implements it), the guest's memory through [`Memory`] (nested or shadow tables), and the physical CPU
 //! through [`Host`]. [`Types`] names the implementations in use.
 //!
-//! A vCPU's turn on its CPU, for whatever backend and whatever kind of tables; `view` is the VM's memory as this vCPU sees it:
+//! A VM with one vCPU. In place of a backend's vCPU it has a script of exits, each with the guest's RAX: CPUID, `OUT` of two bytes
+//! to COM1, and of 0 to the exit port.
 //!
 //! ```
-//! use vm::{Context, ExitHandler, Types, Vm, run};
-//! use walk::HandleMem;
+//! use devices::{Board, BoardConfig};
+//! use vm::{Context, Exit, ExitHandler, Io, Size, Stop, Types, Vm, run};
+//! # use addr::{Gpa, Hpa};
+//! # use devices::{Clock, Nanoseconds, Sink};
+//! # use std::collections::VecDeque;
+//! # use vm::{ControlRegisters, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
+//! # use vm::{Segment, SegmentState, Start, StateMsr, Stay, Turn, Vcpu};
+//! # use walk::{HandleMem, PhysMem};
+//! # #[derive(Default)]
+//! # struct Console(String);
+//! # impl Sink for Console {
+//! #     fn put(&mut self, byte: u8) { self.0.push(byte.into()) }
+//! # }
+//! # #[derive(Clone)]
+//! # struct StoppedClock;
+//! # impl Clock for StoppedClock {
+//! #     fn now(&self) -> Nanoseconds { Nanoseconds(0) }
+//! # }
+//! # struct ScriptedVcpu { script: VecDeque<(Exit, u64)>, exit: Exit, gprs: [u64; 16], rip: u64 }
+//! # impl ScriptedVcpu {
+//! #     fn new(script: impl IntoIterator<Item = (Exit, u64)>) -> Self {
+//! #         Self { script: script.into_iter().collect(), exit: Exit::Unknown, gprs: [0; 16], rip: 0 }
+//! #     }
+//! # }
+//! # impl Registers for ScriptedVcpu {
+//! #     fn gpr(&self, gpr: Gpr) -> u64 { self.gprs[gpr.index()] }
+//! #     fn set_gpr(&mut self, gpr: Gpr, value: u64) { self.gprs[gpr.index()] = value }
+//! #     fn rip(&self) -> u64 { self.rip }
+//! #     fn rflags(&self) -> u64 { 2 }
+//! #     fn set_rflags(&mut self, _: u64) {}
+//! #     fn segment_base(&self, _: Segment) -> u64 { 0 }
+//! # }
+//! # impl Events for ScriptedVcpu {
+//! #     fn interruptible(&self) -> bool { false }
+//! #     fn in_interrupt_shadow(&self) -> bool { false }
+//! #     fn inject(&mut self, event: Event) { panic!("the script expects no {event:?}") }
+//! #     fn injecting(&self) -> bool { false }
+//! #     fn injected_exception(&self) -> Option<u8> { None }
+//! #     fn request_window(&mut self, _: bool) {}
+//! #     fn takes_nmi(&self) -> bool { false }
+//! #     fn request_nmi_window(&mut self, _: bool) {}
+//! # }
+//! # impl Vcpu for ScriptedVcpu {
+//! #     const HYPERCALL: Known = Known::Vmmcall;
+//! #     fn load(&mut self) {}
+//! #     fn reset(&mut self, _: Start) {}
+//! #     fn enter(&mut self) { (self.exit, self.gprs[0]) = self.script.pop_front().expect("the script goes on") }
+//! #     fn exit(&self) -> Exit { self.exit }
+//! #     fn flush(&mut self) {}
+//! #     fn put(&mut self) {}
+//! #     fn stay(&self) -> Stay { Stay::default() }
+//! #     fn resume_at(&mut self, rip: u64) { self.rip = rip }
+//! #     fn next_rip(&self) -> Option<u64> { Some(self.rip + 2) }
+//! #     fn control(&self) -> ControlRegisters { ControlRegisters { cr0: 1, cr3: 0, cr4: 0, efer: 0, cpl: 0 } }
+//! #     fn segment(&self, _: Segment) -> SegmentState {
+//! #         SegmentState { selector: 8, base: 0, limit: u32::MAX, default_big: true, long: false }
+//! #     }
+//! #     fn set_cr2(&mut self, _: u64) {}
+//! #     fn state_msr(&self, _: StateMsr) -> u64 { 0 }
+//! #     fn set_state_msr(&mut self, _: StateMsr, _: u64) {}
+//! #     fn tsc(&self) -> u64 { 0 }
+//! #     fn adjust_tsc(&mut self, _: u64) {}
+//! #     fn dump(&self, _: &mut dyn core::fmt::Write) -> core::fmt::Result { Ok(()) }
+//! # }
+//! # struct NoMemory;
+//! # impl PhysMem for NoMemory {
+//! #     fn read_u64(&self, _: Gpa) -> Option<u64> { None }
+//! #     fn read_u32(&self, _: Gpa) -> Option<u32> { None }
+//! #     fn cmpxchg_u64(&self, _: Gpa, _: u64, _: u64) -> Option<bool> { None }
+//! #     fn cmpxchg_u32(&self, _: Gpa, _: u32, _: u32) -> Option<bool> { None }
+//! #     fn read(&self, _: Gpa, _: &mut [u8]) -> Option<()> { None }
+//! #     fn write(&self, _: Gpa, _: &[u8]) -> Option<()> { None }
+//! # }
+//! # impl HandleMem for NoMemory {
+//! #     type Handle = ();
+//! #     fn handle(&self, _: Gpa) -> Option<()> { None }
+//! #     fn load(&self, _: ()) -> u64 { 0 }
+//! #     fn load_u32(&self, _: (), _: u64) -> u32 { 0 }
+//! #     fn generation(&self) -> u64 { 0 }
+//! # }
+//! # impl Memory for NoMemory {
+//! #     fn fault(&mut self, _: NestedFault) -> Resolved { Resolved::NotMemory }
+//! #     fn guest<R>(&mut self, enter: impl FnOnce(bool) -> R) -> R { enter(false) }
+//! # }
+//! # struct IdleHost;
+//! # impl Host for IdleHost {
+//! #     fn interrupted<V: Vcpu>(&mut self, _: &mut V) -> Turn { Turn::On }
+//! #     fn next_event(&self) -> Instant { Instant::NEVER }
+//! #     fn wake_at(&mut self, _: Option<Nanoseconds>) {}
+//! #     fn kick(&mut self, _: usize) {}
+//! #     fn nanoseconds(&self, ticks: u64) -> u64 { ticks }
+//! # }
+//! # fn processor(leaf: u32, _: u32) -> vm::cpuid::Leaf {
+//! #     vm::cpuid::Leaf { eax: if leaf == 0 { 1 } else { 0x8000_0000 }, ..Default::default() }
+//! # }
 //!
-//! fn turn<T: Types>(
-//!     vm: &Vm<T::Sink, T::Clock>,
-//!     vcpu: &mut T::Vcpu,
-//!     context: &mut Context<<T::Memory as HandleMem>::Handle>,
-//!     view: T::Memory,
-//!     host: &mut T::Host,
-//! ) {
-//!     let mut handler = ExitHandler::<T>::new(vm, context, view);
-//!     if let Some(stop) = run(vcpu, &mut handler, host) {
-//!         println!("{stop}: {:?}", stop.verdict());
-//!     }
+//! struct Machine;
+//! impl Types for Machine {
+//!     type Vcpu = ScriptedVcpu;
+//!     type Memory = NoMemory;
+//!     type Host = IdleHost;
+//!     type Sink = Console;
+//!     type Clock = StoppedClock;
 //! }
+//!
+//! // The VM, and what the handlers keep of its only vCPU.
+//! let board = Board::new(BoardConfig { ram_bytes: 1 << 20, cpus: 1, boot_time: 0 }, Console::default(), StoppedClock);
+//! let vm = Vm::new(board, StoppedClock, 1);
+//! let mut context = Context::new(0, &vm, processor, false);
+//!
+//! // The guest runs until the host has to do something else, or the VM ends.
+//! let out = |port, byte: u8| (Exit::Io(Io::new(port, Size::Byte, false, false)), u64::from(byte));
+//! let mut vcpu = ScriptedVcpu::new([(Exit::Cpuid, 1), out(0x3f8, b'h'), out(0x3f8, b'i'), out(0xf4, 0)]);
+//! let mut handler = ExitHandler::<Machine>::new(&vm, &mut context, NoMemory);
+//! let stop = run(&mut vcpu, &mut handler, &mut IdleHost);
+//!
+//! assert_eq!(stop, Some(Stop::Exited(0)));
+//! assert_eq!(stop.unwrap().verdict(), abi::Verdict::Pass);
+//! assert_eq!(vm.devices().sink().0, "hi");
+//! assert_eq!(vcpu.gpr(Gpr::RCX) >> 31, 1, "CPUID tells that a hypervisor is there");
 //! ```
 //!
 //! What needs no processor runs anywhere. The guest's CPUID is made once, from what the processor has and what the hypervisor
