@@ -7,7 +7,42 @@
 //! codes to [`vm::Exit`]), `events` (injection), `setup` (state after INIT and at start), `switch` (the world switch), `host`
 //! (the host's state), `permissions` (bitmaps of ports and MSRs) and `dump`.
 //!
-//! Each CPU switches its backend on, once, and makes the vCPUs that it runs:
+//! The code above a backend is generic, and what it does without the processor runs anywhere: here it makes the tables of a VM, and
+//! finds how much memory to set aside for each of its vCPUs.
+//!
+//! ```
+//! use addr::{Gpa, Hpa, PageSize, Pfn};
+//! use backends::{Backend, svm::Svm, vmx::Vmx};
+//! use core::alloc::Layout;
+//! use mmu::{Format, Leaf, Level, Rights, pool};
+//!
+//! /// Maps the guest's first page, and gives its entry in the format that the processor walks.
+//! fn first_entry<B: Backend>() -> u64 {
+//!     // `pool` is a stand-in for the machine's frames and CPUs.
+//!     let frames = pool::Memory::<B::Tables>::new(8);
+//!     let domain = pool::domain::<B::Tables, 1>(&frames);
+//!     let cpu = domain.register(0).unwrap();
+//!     let tree = pool::Pool::new(&frames, &domain).tree().unwrap();
+//!     let leaf = Leaf::new(Pfn::new(0x100), Rights::ALL);
+//!     tree.map(cpu.read(), Gpa::new(0), leaf, PageSize::Size4K).unwrap();
+//!     // `tree.root()` is what `Backend::vcpu` is given.
+//!     let found = tree.translate(cpu.read(), Gpa::new(0x123)).unwrap();
+//!     assert_eq!(found.hpa, Hpa::new(0x10_0123));
+//!     B::Tables::leaf(&found.leaf, Level::PTE).raw()
+//! }
+//! // NPT: present, writable and user. EPT: read, write, execute, and write-back as the memory type.
+//! assert_eq!(first_entry::<Svm>(), 0x10_0007);
+//! assert_eq!(first_entry::<Vmx>(), 0x10_0037);
+//!
+//! fn bytes_of_a_vcpu<B: Backend>() -> usize {
+//!     B::VCPU_ALLOCATIONS.iter().map(Layout::size).sum()
+//! }
+//! // Two VMCBs, three pages of permissions for ports and two for MSRs.
+//! assert_eq!(bytes_of_a_vcpu::<Svm>(), 7 * 4096);
+//! assert!(bytes_of_a_vcpu::<Vmx>() >= 2 * 4096, "a VMCS and a page of permissions for MSRs");
+//! ```
+//!
+//! On the machine each CPU switches its backend on, once, and makes the vCPUs that it runs:
 //!
 //! ```no_run
 //! use addr::Hpa;
