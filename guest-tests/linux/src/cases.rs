@@ -1,4 +1,4 @@
-//! The tests but [`crate::shootdown`].
+//! The tests but [`shootdown`](mod@crate::shootdown).
 
 use linux_raw_sys::general::MADV_HUGEPAGE;
 

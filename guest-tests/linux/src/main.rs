@@ -5,9 +5,9 @@
 //! made, and its SIGSEGV (`si_code`, `si_addr`, the page fault's error code) compared as well.
 //!
 //! Words on the command line:
-//! - `seed=N`: all that a thread does follows from it [1];
-//! - `ops=N`: operations of each thread, and a sixteenth of it rounds of the shootdown test [1000];
-//! - `threads=N` [as many as there are CPUs, two at least and eight at most];
+//! - `seed=N`: all that a thread does follows from it (default: 1);
+//! - `ops=N`: operations of each thread, and a sixteenth of it rounds of the shootdown test (default: 1000);
+//! - `threads=N` (default: the number of CPUs, but two at least and eight at most);
 //! - `inject=content` or `inject=fault`: memory or a protection is changed behind the model's back, so that the test has to fail.
 //!
 //! It makes system calls itself, and uses no C library: so it is built for the targets of the guests for the bare machine, which are

@@ -26,7 +26,7 @@ impl About {
     }
 }
 
-/// What [`console`] allocates.
+/// What [`console()`] allocates.
 pub(super) fn allocations() -> impl Iterator<Item = Layout> {
     console::vm_allocations().chain([Layout::new::<[u8; PREFIX]>()])
 }
