@@ -311,6 +311,21 @@ fn init_keeps_only_the_id_and_the_base() {
 }
 
 #[test]
+fn a_vcpu_is_told_of_a_message_after_it_was_posted() {
+    let messages =
+        [Message::Fixed(0x45), Message::LowestPriority(0x45), Message::Nmi, Message::Init, Message::Startup(8)];
+    for message in messages {
+        let cpus = Cpus::<2>::new();
+        let mut told = 0;
+        deliver(Ipi::from_io_apic(message, 1, false, Trigger::Edge), 0, &cpus.posted, |hit| {
+            assert!(!cpus.posted[hit].is_empty(), "{message:?} is not there yet");
+            told += 1;
+        });
+        assert_eq!(told, 1, "{message:?}");
+    }
+}
+
+#[test]
 fn only_the_eoi_of_a_level_triggered_vector_is_broadcast() {
     let mut cpus = Cpus::<2>::new();
     let message = |trigger| Ipi::from_io_apic(Message::Fixed(0x45), 1, false, trigger);
