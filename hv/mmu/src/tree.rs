@@ -157,7 +157,7 @@ impl<E: Env> Tree<E> {
     }
 
     /// Ends the tree: calls `page` for every page still mapped, with its first address, and frees all tables at once. A
-    /// [`Teardown`] does the same in steps.
+    /// [`Teardown`](crate::Teardown) does the same in steps.
     ///
     /// The last tree that refers to a [shared](Self::share) table frees it and reports its pages.
     ///
