@@ -31,9 +31,9 @@ pub(crate) unsafe fn init(pm_timer: Option<u16>) {
         TO_APIC.set(count, ticks);
     }
     match quality {
-        Quality::Doubtful => log::warn!("{calibration}"),
-        _ if apic.is_none() => log::warn!("{calibration}"),
-        Quality::Agreed | Quality::Single(_) => log::debug!("{calibration}"),
+        Quality::Doubtful | Quality::Single(_) => log::warn!("{calibration}"),
+        Quality::Agreed if apic.is_none() => log::warn!("{calibration}"),
+        Quality::Agreed => log::debug!("{calibration}"),
     }
 }
 

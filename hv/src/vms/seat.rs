@@ -6,6 +6,7 @@ use super::guest::Guest;
 use super::host::{SLICE, Slice};
 use crate::rcu_domain;
 use crate::timer;
+use abi::lines::PastLimit;
 use alloc::sync::Arc;
 use backends::Backend;
 use core::alloc::Layout;
@@ -76,11 +77,15 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     }
 
     /// Ends the VM, which has reached its limit, unless it has just ended by itself.
+    // Out of the loop's code: it formats reports, which the exit path must not (`cargo xtask build`).
+    #[cold]
+    #[inline(never)]
     pub(super) fn reach_limit<T: Task>(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>) {
         let guest = &*self.guest;
         if !guest.vm.end(Stop::Limit, |vcpu| rcu_domain::kick_if_away(guest.cpu_of(vcpu))) {
             return;
         }
+        guest.report(&PastLimit { us: timer::nanoseconds(timer::now().since(guest.limit)) / 1000 });
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let (context, stop) = (&mut self.context, Stop::Limit);
         match &mut self.vcpu {

@@ -1,7 +1,7 @@
 //! Boots the matrix's rows on its columns, several at once.
 
 use super::images::{self, Change};
-use super::matrix::{self, Expected, Host, ROWS, Row, Source};
+use super::matrix::{self, Expected, Host, PAST_LIMIT, ROWS, Row, Source};
 use super::results::{Ran, Status};
 use crate::build::{self, Images};
 use crate::iso;
@@ -16,7 +16,7 @@ use crate::setup::{self, Tool};
 use crate::symbols::Symbols;
 use crate::trial::{Backing, Guest, Hypervisor, Report, Trial};
 use abi::Verdict;
-use abi::lines::HeapUsage;
+use abi::lines::{HeapUsage, PastLimit};
 use abi::wire;
 use anyhow::{Context, Result};
 use std::fs;
@@ -215,7 +215,7 @@ impl Job {
         let names = trial.hypervisor.as_ref().map_or_else(|| Ok(Vec::new()), |hv| backtrace(&hv.file, &report))?;
         let judged =
             judge(self.expected, &report, &names, self.host.is_bochs()).and_then(|()| self.judge_flush(&report));
-        let judged = judged.and_then(|()| self.judge_refused(&report));
+        let judged = judged.and_then(|()| self.judge_refused(&report)).and_then(|()| self.judge_limit(&report));
         let status = judged.map_or_else(Status::Failed, |()| Status::Passed);
         let verdict = Ran {
             suite: self.host.name.to_string(),
@@ -235,6 +235,23 @@ impl Job {
         match by_tests && !report.guests_failed_tests() {
             true => Err("no test of the guest's noticed the missing flush".to_string()),
             false => Ok(()),
+        }
+    }
+
+    /// A VM that reached its limit was ended there. In real time the machine that runs all this can be late as well.
+    fn judge_limit(&self, report: &Report) -> Result<(), String> {
+        let counts_time = self.host.is_bochs() || self.row.icount;
+        let hypervised = self.host.with_hypervisor && self.expected.text == PAST_LIMIT;
+        if !hypervised || !counts_time {
+            return Ok(());
+        }
+        let name = report.vms.first().filter(|_| report.vms.len() > 1).map(|vm| vm.name.as_str());
+        let line = |line: &String| PastLimit::parse(wire::own(line, name)?);
+        match report.finished.console.iter().find_map(line) {
+            Some(Ok(PastLimit { us })) if us <= LATEST_US => Ok(()),
+            Some(Ok(PastLimit { us })) => Err(format!("the VM was ended {us} us past its limit")),
+            Some(Err(broken)) => Err(broken.to_string()),
+            None => Err("nothing says when the VM was ended".to_string()),
         }
     }
 
@@ -320,6 +337,9 @@ impl Job {
         vms.iter().flat_map(|vm| vm.ktap.cases.iter().map(move |case| subtest(vm, case))).collect()
     }
 }
+
+/// How late a VM may be ended at its limit, in microseconds.
+const LATEST_US: u64 = 100_000;
 
 /// Whether it came as it had to. `logs`: the emulator keeps a log, whose end has to be shown when it was killed.
 fn judge(expected: Expected, report: &Report, backtrace: &[String], logs: bool) -> Result<(), String> {

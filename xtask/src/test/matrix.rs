@@ -154,6 +154,9 @@ pub(super) struct Row {
 /// twice as many as on Bochs.
 const SLOW_ICOUNT: Engine = Engine::TcgIcount { shift: 3 };
 
+/// What is said of a guest that the hypervisor ends at its limit.
+pub(super) const PAST_LIMIT: &str = "past its limit";
+
 const PASS: Expected = Expected::just(Verdict::Pass);
 
 /// What most rows have in common.
@@ -231,14 +234,14 @@ const fn unflushed(name: &'static str, guest: &'static str, words: &'static str)
 
 /// A guest that spins with interrupts off, which the hypervisor itself has to end.
 const fn hang_limit(name: &'static str, host: &'static str) -> Row {
-    let hypervised = Expected::saying(Verdict::Hang, "past its limit");
+    let hypervised = Expected::saying(Verdict::Hang, PAST_LIMIT);
     Row { name, source: Source::Guest("hang"), only: Some(host), hypervised, ..ENDLESS }
 }
 
 /// A guest that does one thing to the hypervisor for ever, beside one that has to pass: it is ended at its limit. `words` say what it
 /// does. A CPU that is held up for two seconds counts as stuck.
 const fn attack(name: &'static str, guest: &'static str, words: &'static str) -> Row {
-    let hypervised = Expected::saying(Verdict::Hang, "past its limit");
+    let hypervised = Expected::saying(Verdict::Hang, PAST_LIMIT);
     let (source, beside) = (Source::Guest(guest), Some(("smoke", "")));
     Row {
         name,

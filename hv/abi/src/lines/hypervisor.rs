@@ -124,6 +124,27 @@ impl fmt::Display for HeapUsage {
     }
 }
 
+/// `ended N us past its limit`: how late a VM was ended that reached its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PastLimit {
+    /// Microseconds.
+    pub us: u64,
+}
+
+impl PastLimit {
+    /// Reads the line.
+    pub fn parse(line: &str) -> Option<Result<Self, Broken>> {
+        let us = line.strip_prefix("ended ")?.strip_suffix(" us past its limit")?;
+        Some(number(us, "time past the limit").map(|us| Self { us }))
+    }
+}
+
+impl fmt::Display for PastLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ended {} us past its limit", self.us)
+    }
+}
+
 /// `start-to-guest: N ticks`: how long it took from the hypervisor's first instruction to the first guest's, in ticks of the TSC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartToGuest(pub u64);

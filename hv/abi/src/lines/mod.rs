@@ -7,7 +7,7 @@ mod guest;
 mod hypervisor;
 
 pub use guest::{Counts, Fairness, Inputs, Kinds, Latency, NumberedLine, NumberedLines, Operations};
-pub use hypervisor::{Accounts, Addresses, Backtrace, HeapUsage, StartToGuest, VerdictLine};
+pub use hypervisor::{Accounts, Addresses, Backtrace, HeapUsage, PastLimit, StartToGuest, VerdictLine};
 
 use core::fmt;
 

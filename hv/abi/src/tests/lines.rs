@@ -24,6 +24,7 @@ fn read_all(line: &str) {
     let _ = VerdictLine::parse(line);
     let _ = Accounts::parse(line);
     let _ = HeapUsage::parse(line);
+    let _ = PastLimit::parse(line);
     let _ = StartToGuest::parse(line);
     let _ = Backtrace::parse(line).map(|line| line.map(|line| line.0.count()));
     let _ = Latency::parse(line);
@@ -80,6 +81,12 @@ proptest! {
     fn heap_usage_is_read_back(used_kib: u64, total_kib: u64, allocations: u64) {
         let line = HeapUsage { used_kib, total_kib, allocations };
         prop_assert_eq!(HeapUsage::parse(&line.to_string()), Some(Ok(line)));
+    }
+
+    #[test]
+    fn the_time_past_a_limit_is_read_back(us: u64) {
+        let line = PastLimit { us };
+        prop_assert_eq!(PastLimit::parse(&line.to_string()), Some(Ok(line)));
     }
 
     #[test]
@@ -178,6 +185,8 @@ fn broken_lines_are_told() {
     assert!(VerdictLine::parse("verdict: ").unwrap().is_err());
     assert!(VerdictLine::parse("verdict: pass").unwrap().is_err());
     assert!(HeapUsage::parse("heap: 5 of 9 KiB used").unwrap().is_err());
+    assert!(PastLimit::parse("ended many us past its limit").unwrap().is_err());
+    assert!(PastLimit::parse("ended 5 us past").is_none());
     assert!(StartToGuest::parse("start-to-guest: soon").unwrap().is_err());
     assert!(Backtrace::parse("backtrace: here").unwrap().is_err());
     for line in [
