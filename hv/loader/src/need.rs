@@ -97,16 +97,21 @@ impl VmConfig {
         }
     }
 
-    /// The memory that it needs before it starts, with `heap` bytes of the hypervisor's heap, and an image and modules
-    /// of `files` bytes.
+    /// The memory that it needs before it starts, with `heap` bytes of the hypervisor's heap, and with files of these sizes, in
+    /// bytes: its image, its modules, and the firmware's tables.
     #[must_use]
-    pub const fn need(&self, files: u64, heap: u64) -> Need {
+    pub fn need(&self, files: impl IntoIterator<Item = u64>, heap: u64) -> Need {
         let frames = match self.backing {
-            Backing::Touch => files.div_ceil(PAGE_SIZE) + load::PAGES + LEVELS,
+            Backing::Touch => files.into_iter().map(frames_of_file).sum::<u64>() + load::PAGES + LEVELS,
             Backing::Reserve => self.promise(),
         };
         Need { heap, frames, roots: self.trees() as u64 }
     }
+}
+
+/// The number of frames for a file of `bytes` bytes, and for the tables that map it by 4 KiB pages, wherever it begins.
+const fn frames_of_file(bytes: u64) -> u64 {
+    bytes.div_ceil(PAGE_SIZE) + bytes.div_ceil(PageSize::Size2M.bytes()) + 1
 }
 
 /// The number of pages of RAM.
@@ -167,14 +172,19 @@ mod tests {
     #[test]
     fn memory_that_is_touched_need_not_be_there_and_what_is_reserved_must() {
         let touch = vm(0, Paging::Nested, Backing::Touch);
-        assert_eq!(touch.need(8193, 5000), Need { heap: 5000, frames: 3 + 11 + 4, roots: 0 });
+        assert_eq!(touch.need([8193], 5000), Need { heap: 5000, frames: 3 + 2 + 11 + 4, roots: 0 });
+        assert_eq!(
+            touch.need([5 << 20, 1], 0).frames,
+            (1280 + 3 + 1) + (1 + 1 + 1) + 11 + 4,
+            "each file has its tables"
+        );
         assert_eq!(touch.promise(), 0);
         let reserve = vm(0, Paging::Nested, Backing::Reserve);
         // 64 MiB: 32 tables of the last level, one above them, the root and the one below, two for a page elsewhere.
         assert_eq!(reserve.promise(), 16_384 + 32 + 1 + 2 + 2 + 4);
-        assert_eq!(reserve.need(8193, 0).frames, reserve.promise());
+        assert_eq!(reserve.need([8193], 0).frames, reserve.promise());
         let many = [0, 1, 2].map(|n| vm(n, Paging::Nested, Backing::Touch));
-        assert_eq!(check(many.map(|vm| (vm, vm.need(0, 0))), FREE), Ok(()));
+        assert_eq!(check(many.map(|vm| (vm, vm.need([], 0))), FREE), Ok(()));
         assert_eq!(overcommitted(many, FREE.frames), Some(3 * 16_384 - 20_000));
         assert_eq!(overcommitted([touch], FREE.frames), None);
     }
@@ -182,26 +192,26 @@ mod tests {
     #[test]
     fn a_shortage_tells_which_vm_lacks_what() {
         let text = |vms: &[(VmConfig, Need)]| check(vms.iter().copied(), FREE).unwrap_err().to_string();
-        let reserved = [0, 1].map(|n| vm(n, Paging::Nested, Backing::Reserve)).map(|vm| (vm, vm.need(0, 4096)));
+        let reserved = [0, 1].map(|n| vm(n, Paging::Nested, Backing::Reserve)).map(|vm| (vm, vm.need([], 4096)));
         let needed = reserved[1].0.promise();
         let left = 20_000 - needed - 2;
         assert_eq!(
             text(&reserved),
             alloc::format!("vm1 needs {needed} frames for its memory, which is reserved: {left} of 20000 are left")
         );
-        let shadowed = [0, 1, 2, 3, 4, 5].map(|n| vm(n, Paging::Shadow, Backing::Touch)).map(|vm| (vm, vm.need(0, 0)));
+        let shadowed = [0, 1, 2, 3, 4, 5].map(|n| vm(n, Paging::Shadow, Backing::Touch)).map(|vm| (vm, vm.need([], 0)));
         assert_eq!(
             text(&shadowed),
             "vm5 needs 20 frames below 4 GiB for the roots of its shadow tables: 0 of 100 are left"
         );
         let hungry = vm(7, Paging::Nested, Backing::Touch);
         assert_eq!(
-            text(&[(hungry, hungry.need(0, 100 << 20))]),
+            text(&[(hungry, hungry.need([], 100 << 20))]),
             "vm7 needs 25600 frames of the hypervisor's heap: 20000 of 20000 are left"
         );
         assert_eq!(
-            text(&[(hungry, hungry.need(100 << 20, 0))]),
-            "vm7 needs 25615 frames for its image and modules: 20000 of 20000 are left"
+            text(&[(hungry, hungry.need([100 << 20], 0))]),
+            "vm7 needs 25666 frames for its image and modules: 20000 of 20000 are left"
         );
     }
 

@@ -90,7 +90,7 @@ impl<F: Nested> Guest<F> {
         let fixed = fixed.as_ref().map(|page| (page.at, &page.content));
         let memory =
             VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
-        let tables = bios::Tables::new(&described(vcpus));
+        let tables = firmware_tables(vcpus);
         let platform =
             Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(acpi(&tables)) };
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
@@ -172,16 +172,16 @@ impl<F: Nested> Guest<F> {
     }
 }
 
-/// What the firmware's tables describe of a VM with so many vCPUs.
-fn described(vcpus: usize) -> bios::Machine {
+/// The firmware's tables of a VM with so many vCPUs.
+pub(super) fn firmware_tables(vcpus: usize) -> bios::Tables {
     let features = vm::cpuid::Table::new(crate::cpu::cpuid, vm::cpuid::Topology { index: 0, vcpus }).get(1, 0);
-    bios::Machine {
+    bios::Tables::new(&bios::Machine {
         vcpus: vcpus as u8,
         processor: bios::Processor { signature: features.eax, features: features.edx },
         ioapic: true,
         hpet: Some(devices::HPET_CAPABILITIES),
         pci_gsis: [16, 17, 18, 19],
-    }
+    })
 }
 
 /// Where the tables are, for boot protocols. They lie in what every map of memory shows as ROM.

@@ -1,6 +1,6 @@
 //! Whether the machine has the memory that the VMs need: told before the first of them is built.
 
-use super::guest::Guest;
+use super::guest::{self, Guest};
 use super::task::CpuTask;
 use crate::frames::FRAMES;
 use crate::heap;
@@ -29,8 +29,9 @@ pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &[VmPlan
 
 fn need_of<B: Backend<Tables: Nested>>(boot: &BootInfo, plan: &VmPlan) -> Need {
     let modules = plan.modules.clone().chain([plan.image]).map(|module| &boot.modules[module].range);
-    let files = modules.map(|range| range.end.raw() - range.start.raw()).sum();
-    plan.config.need(files, heap_of::<B>(&plan.config))
+    let files = modules.map(|range| range.end.raw() - range.start.raw());
+    let firmware = guest::firmware_tables(plan.config.vcpus).bytes().len() as u64;
+    plan.config.need(files.chain([firmware]), heap_of::<B>(&plan.config))
 }
 
 /// Bytes of the heap.

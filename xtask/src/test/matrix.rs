@@ -323,6 +323,15 @@ const GIVE_BACK: Row = attack("", "attack", "kind=give-back");
 /// Not all: it would take longer than is measured.
 const GIVE_BACK_4K: Row = Row { pages: Pages::Small, words: "kind=give-back mib=16", ..GIVE_BACK };
 const FIRST_TOUCH: Row = Row { pages: Pages::Small, ..attack("", "attack", "kind=first-touch") };
+/// It touches all of its memory by small pages, and ends while the guest beside it measures.
+const ENDS: Row = Row {
+    pages: Pages::Small,
+    beside: Some((FAIR, "ms=1500 max_gap_us=10000")),
+    beside_in_real_time: Some("ms=1500 max_gap_us=500000"),
+    hypervised: PASS,
+    limit: None,
+    ..attack("", "touch-all", "")
+};
 const NOWHERE: Row = attack("", "attack", "kind=nowhere");
 const REMAP: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=remap"));
 const SWITCH: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=switch"));
@@ -514,6 +523,8 @@ pub(super) const ROWS: &[Row] = &[
     apart("fair-give-back-4k-apart", GIVE_BACK_4K),
     shared("fair-first-touch", FIRST_TOUCH),
     apart("fair-first-touch-apart", FIRST_TOUCH),
+    Row { name: "fair-ends", cpus: Some(1), icount: true, ..ENDS },
+    Row { name: "fair-ends-apart", ..ENDS },
     shared("fair-nowhere", NOWHERE),
     apart("fair-nowhere-apart", NOWHERE),
     shared("fair-remap-shadow", REMAP),
