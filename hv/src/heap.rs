@@ -13,6 +13,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use loader::need::heap_block;
 use spin::Mutex;
 
 /// Enough for the boot information, until the frame allocator is set up.
@@ -66,14 +67,9 @@ pub(crate) fn usage() -> HeapUsage {
     }
 }
 
-/// How many bytes the heap takes for an allocation.
-pub(crate) fn block(layout: Layout) -> usize {
-    layout.size().next_power_of_two().max(layout.align()).max(size_of::<usize>())
-}
-
 /// Adds frames for an allocation that found no room.
 fn grow(layout: Layout) -> Option<()> {
-    let bytes = block(layout).max(GROWTH);
+    let bytes = heap_block(layout).max(GROWTH);
     let start = paging::direct(FRAMES.alloc_contiguous(bytes.div_ceil(PAGE_SIZE as usize))?.start()) as usize;
     // SAFETY: the direct map covers the frames, which are the heap's from now on.
     unsafe { HEAP.0.lock().add_to_heap(start, start + bytes) };
@@ -93,7 +89,7 @@ impl LockedHeap {
                 return block;
             }
             if grow(layout).is_none() {
-                let (bytes, left) = (block(layout), FRAMES.available());
+                let (bytes, left) = (heap_block(layout), FRAMES.available());
                 let missing = format_args!("the hypervisor's heap lacks {bytes} bytes, and {left} frames are left");
                 verdict::end(Verdict::NoMemory, missing);
             }

@@ -96,7 +96,7 @@ fn take_frames(boot: &BootInfo) {
     let clamp = |at: Hpa| at.min(paging::BOOT_MAP);
     usable.iter().for_each(|range| FRAMES.add(clamp(range.start)..clamp(range.end)));
     // SAFETY: the boot tables are in use, and what the loader left in the lower half was copied.
-    if let Err(error) = unsafe { paging::install(&boot.regions, frames::alloc) } {
+    if let Err(error) = unsafe { paging::install(&boot.memory_ranges(), frames::alloc) } {
         verdict::end(Verdict::NoMemory, format_args!("{error}"));
     }
     let above = |at: Hpa| at.max(paging::BOOT_MAP);

@@ -8,6 +8,7 @@ use crate::timer;
 use crate::trap_frame::TrapFrame;
 use crate::verdict::{self, Verdict};
 use abi::lines::Backtrace;
+use arch::FramePointers;
 use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
@@ -194,31 +195,14 @@ impl fmt::Display for ControlRegisters {
 }
 
 fn backtrace(rip: Option<u64>, rbp: u64) {
-    report!("{}", Backtrace(rip.into_iter().chain(FramePointers { rbp }.take(MAX_FRAMES))));
+    let text = &raw const text_start as u64..&raw const text_end as u64;
+    let frames = FramePointers::new(rbp, text, read_stack).take(MAX_FRAMES);
+    report!("{}", Backtrace(rip.into_iter().chain(frames)));
 }
 
-/// Return addresses along the chain of frame pointers, while it keeps to stacks.
-#[derive(Clone)]
-struct FramePointers {
-    rbp: u64,
-}
-
-impl Iterator for FramePointers {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        let is_stack = paging::is_image_data(self.rbp) || cpus::is_stack(self.rbp);
-        if !self.rbp.is_multiple_of(8) || !is_stack {
-            return None;
-        }
-        let frame = self.rbp as *const [u64; 2];
-        // SAFETY: aligned, and within the image's data or a stack, which are always mapped.
-        let [caller, address] = unsafe { frame.read() };
-        let text = &raw const text_start as u64..&raw const text_end as u64;
-        if caller <= self.rbp || !text.contains(&address) {
-            return None;
-        }
-        self.rbp = caller;
-        Some(address)
-    }
+/// The two words at `address`, which is aligned, if it is on a stack.
+fn read_stack(address: u64) -> Option<[u64; 2]> {
+    let is_stack = paging::is_image_data(address) || cpus::is_stack(address);
+    // SAFETY: aligned, and within the image's data or a stack, which are always mapped.
+    is_stack.then(|| unsafe { (address as *const [u64; 2]).read() })
 }

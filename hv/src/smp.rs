@@ -14,7 +14,7 @@ use addr::{Hpa, PAGE_SIZE};
 use core::arch::asm;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
-use loader::{BootInfo, BootModule, Region, RegionKind};
+use loader::BootInfo;
 use rcu::Cpu;
 use spin::Once;
 
@@ -51,7 +51,7 @@ pub(crate) unsafe fn start(boot: &BootInfo, topology: Option<&Topology>) {
     if others.peek().is_none() {
         return;
     }
-    if !is_free(boot, TRAMPOLINE) {
+    if !boot.is_free_page(TRAMPOLINE) {
         log::warn!("no memory at {TRAMPOLINE} to start the other CPUs from");
         return;
     }
@@ -64,14 +64,6 @@ pub(crate) unsafe fn start(boot: &BootInfo, topology: Option<&Topology>) {
             false => log::warn!("the CPU with APIC ID {id} is out of reach without x2APIC, and is left out"),
         }
     }
-}
-
-/// Whether the page at `page` is RAM in which the loader has left nothing.
-fn is_free(boot: &BootInfo, page: Hpa) -> bool {
-    let is_ram = |region: &Region| region.kind == RegionKind::Usable && region.range.contains(&page);
-    let end = page.wrapping_add(PAGE_SIZE);
-    let is_taken = |module: &BootModule| module.range.start < end && page < module.range.end;
-    boot.regions.iter().any(is_ram) && !boot.modules.iter().any(is_taken)
 }
 
 /// INIT, start-up, and the latter again if it has not come by then (Intel SDM vol. 3, section 9.4.4.1).

@@ -36,6 +36,18 @@ numbered! {
 }
 
 impl Verdict {
+    /// Of the ends of all VMs, in their order, that which the run ends with: the first that is no pass, or else the first.
+    pub fn overall<T>(ends: impl IntoIterator<Item = T>, of: impl Fn(&T) -> Self) -> Option<T> {
+        let mut first = None;
+        for end in ends {
+            if of(&end) != Self::Pass {
+                return Some(end);
+            }
+            first = first.or(Some(end));
+        }
+        first
+    }
+
     /// The exit status.
     #[must_use]
     pub const fn status(self) -> u8 {

@@ -23,9 +23,11 @@ extern crate std;
 mod control;
 pub mod entry;
 pub mod features;
+mod frame_pointers;
 pub mod msr;
 pub mod reset;
 pub mod segment;
 
 pub use control::*;
 pub use entry::Entry;
+pub use frame_pointers::FramePointers;

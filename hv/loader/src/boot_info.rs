@@ -231,6 +231,22 @@ impl BootInfo {
         Ok(Self { command_line, regions, modules, malformed, info: parser.seen })
     }
 
+    /// The ranges that have memory behind them. The firmware also reserves addresses that have none.
+    pub fn memory_ranges(&self) -> Vec<Range<Hpa>> {
+        let memory = self.regions.iter().filter(|region| region.kind != RegionKind::Reserved);
+        memory.map(|region| region.range.clone()).collect()
+    }
+
+    /// Whether the page at `page` is usable RAM in which the loader has left no module.
+    pub fn is_free_page(&self, page: Hpa) -> bool {
+        let end = page.wrapping_add(PAGE_SIZE);
+        let is_ram = |region: &Region| {
+            region.kind == RegionKind::Usable && region.range.start <= page && end <= region.range.end
+        };
+        let is_taken = |module: &BootModule| module.range.start < end && page < module.range.end;
+        self.regions.iter().any(is_ram) && !self.modules.iter().any(is_taken)
+    }
+
     /// The ranges of whole pages of usable RAM, without the hypervisor's `image`, the modules, this information, the
     /// first MiB, and all regions that are not usable. They are in ascending order and not adjacent.
     pub fn usable_ranges(&self, image: &Range<Hpa>) -> Vec<Range<Hpa>> {

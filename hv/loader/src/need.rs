@@ -4,6 +4,7 @@ use crate::config::{Backing, Paging, VmConfig, VmName};
 use crate::load;
 use crate::memory::GuestRam;
 use addr::{PAGE_SIZE, PageSize};
+use core::alloc::Layout;
 use core::fmt;
 
 /// The number of address spaces that the shadow of a VM keeps, besides those per vCPU.
@@ -97,16 +98,23 @@ impl VmConfig {
         }
     }
 
-    /// The memory that it needs before it starts, with `heap` bytes of the hypervisor's heap, and with files of these sizes, in
+    /// The memory that it needs before it starts, with these allocations on the hypervisor's heap, and with files of these sizes, in
     /// bytes: its image, its modules, and the firmware's tables.
     #[must_use]
-    pub fn need(&self, files: impl IntoIterator<Item = u64>, heap: u64) -> Need {
+    pub fn need(&self, files: impl IntoIterator<Item = u64>, heap: impl IntoIterator<Item = Layout>) -> Need {
+        let heap = heap.into_iter().map(|layout| heap_block(layout) as u64).sum();
         let frames = match self.backing {
             Backing::Touch => files.into_iter().map(frames_of_file).sum::<u64>() + load::PAGES + LEVELS,
             Backing::Reserve => self.promise(),
         };
         Need { heap, frames, roots: self.trees() as u64 }
     }
+}
+
+/// The number of bytes that the hypervisor's heap takes for an allocation: a buddy allocator's block.
+#[must_use]
+pub fn heap_block(layout: Layout) -> usize {
+    layout.size().next_power_of_two().max(layout.align()).max(size_of::<usize>())
 }
 
 /// The number of frames for a file of `bytes` bytes, and for the tables that map it by 4 KiB pages, wherever it begins.
@@ -167,14 +175,19 @@ mod tests {
         VmConfig { paging, backing, ..VmConfig::nth(number) }
     }
 
+    /// An allocation of so many bytes.
+    fn bytes(size: usize) -> [Layout; 1] {
+        [Layout::from_size_align(size, 1).unwrap()]
+    }
+
     const FREE: Free = Free { frames: 20_000, low: 100 };
 
     #[test]
     fn memory_that_is_touched_need_not_be_there_and_what_is_reserved_must() {
         let touch = vm(0, Paging::Nested, Backing::Touch);
-        assert_eq!(touch.need([8193], 5000), Need { heap: 5000, frames: 3 + 2 + 11 + 4, roots: 0 });
+        assert_eq!(touch.need([8193], bytes(5000)), Need { heap: 8192, frames: 3 + 2 + 11 + 4, roots: 0 });
         assert_eq!(
-            touch.need([5 << 20, 1], 0).frames,
+            touch.need([5 << 20, 1], []).frames,
             (1280 + 3 + 1) + (1 + 1 + 1) + 11 + 4,
             "each file has its tables"
         );
@@ -182,9 +195,9 @@ mod tests {
         let reserve = vm(0, Paging::Nested, Backing::Reserve);
         // 64 MiB: 32 tables of the last level, one above them, the root and the one below, two for a page elsewhere.
         assert_eq!(reserve.promise(), 16_384 + 32 + 1 + 2 + 2 + 4);
-        assert_eq!(reserve.need([8193], 0).frames, reserve.promise());
+        assert_eq!(reserve.need([8193], []).frames, reserve.promise());
         let many = [0, 1, 2].map(|n| vm(n, Paging::Nested, Backing::Touch));
-        assert_eq!(check(many.map(|vm| (vm, vm.need([], 0))), FREE), Ok(()));
+        assert_eq!(check(many.map(|vm| (vm, vm.need([], []))), FREE), Ok(()));
         assert_eq!(overcommitted(many, FREE.frames), Some(3 * 16_384 - 20_000));
         assert_eq!(overcommitted([touch], FREE.frames), None);
     }
@@ -192,25 +205,26 @@ mod tests {
     #[test]
     fn a_shortage_tells_which_vm_lacks_what() {
         let text = |vms: &[(VmConfig, Need)]| check(vms.iter().copied(), FREE).unwrap_err().to_string();
-        let reserved = [0, 1].map(|n| vm(n, Paging::Nested, Backing::Reserve)).map(|vm| (vm, vm.need([], 4096)));
+        let reserved = [0, 1].map(|n| vm(n, Paging::Nested, Backing::Reserve)).map(|vm| (vm, vm.need([], bytes(4096))));
         let needed = reserved[1].0.promise();
         let left = 20_000 - needed - 2;
         assert_eq!(
             text(&reserved),
             alloc::format!("vm1 needs {needed} frames for its memory, which is reserved: {left} of 20000 are left")
         );
-        let shadowed = [0, 1, 2, 3, 4, 5].map(|n| vm(n, Paging::Shadow, Backing::Touch)).map(|vm| (vm, vm.need([], 0)));
+        let shadowed =
+            [0, 1, 2, 3, 4, 5].map(|n| vm(n, Paging::Shadow, Backing::Touch)).map(|vm| (vm, vm.need([], [])));
         assert_eq!(
             text(&shadowed),
             "vm5 needs 20 frames below 4 GiB for the roots of its shadow tables: 0 of 100 are left"
         );
         let hungry = vm(7, Paging::Nested, Backing::Touch);
         assert_eq!(
-            text(&[(hungry, hungry.need([], 100 << 20))]),
-            "vm7 needs 25600 frames of the hypervisor's heap: 20000 of 20000 are left"
+            text(&[(hungry, hungry.need([], bytes(100 << 20)))]),
+            "vm7 needs 32768 frames of the hypervisor's heap: 20000 of 20000 are left"
         );
         assert_eq!(
-            text(&[(hungry, hungry.need([100 << 20], 0))]),
+            text(&[(hungry, hungry.need([100 << 20], []))]),
             "vm7 needs 25666 frames for its image and modules: 20000 of 20000 are left"
         );
     }

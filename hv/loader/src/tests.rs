@@ -454,6 +454,18 @@ fn usable_memory_is_ram_without_what_is_in_use() {
     );
 }
 
+#[test]
+fn a_page_is_free_if_all_of_it_is_ram_without_a_module() {
+    let mut read = boot(&[(info::FLAGS, flag::MEMORY)], &[]).unwrap();
+    read.regions = [(0, 0x9_fc00, RegionKind::Usable), (0x9_fc00, 0x10_0000, RegionKind::Reserved)]
+        .map(|(start, end, kind)| Region { range: Hpa::new(start)..Hpa::new(end), kind })
+        .to_vec();
+    read.modules = vec![BootModule { range: Hpa::new(0x9fff)..Hpa::new(0xa001), string: vec![] }];
+    let free: Vec<_> = (0..0xa8u64).filter(|page| read.is_free_page(Hpa::new(page << 12))).collect();
+    assert_eq!(free, (0..0x9f).filter(|page| ![9, 10].contains(page)).collect::<Vec<_>>());
+    assert_eq!(read.memory_ranges(), [Hpa::new(0)..Hpa::new(0x9_fc00)]);
+}
+
 /// The setup header of a bzImage, for the fuzz target.
 fn setup_header() -> Vec<u8> {
     linux::bz_image(&[])[crate::linux::header::START..0x26c].to_vec()

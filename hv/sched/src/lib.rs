@@ -33,6 +33,7 @@ extern crate alloc;
 extern crate std;
 
 mod instant;
+mod placement;
 mod scheduler;
 mod slice;
 #[cfg(test)]
@@ -40,6 +41,7 @@ mod tests;
 mod watchdog;
 
 pub use instant::Instant;
+pub use placement::Placement;
 pub use scheduler::{Config, Cpu, Scheduler, Task, Tasks};
 pub use slice::{Slice, Turn};
 pub use watchdog::{Heart, Watchdog};

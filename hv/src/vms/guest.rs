@@ -13,7 +13,6 @@ use alloc::vec::Vec;
 use backends::{Backend, Start};
 use core::alloc::Layout;
 use core::fmt;
-use core::ops::Range;
 use core::time::Duration;
 use devices::BoardConfig;
 use loader::{
@@ -21,7 +20,7 @@ use loader::{
 };
 use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
-use sched::Instant;
+use sched::{Instant, Placement};
 use spin::Mutex;
 use vm::{Stats, Vm};
 
@@ -31,10 +30,7 @@ type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
 /// A VM's place among the VMs.
 pub(super) struct Place {
     pub(super) number: usize,
-    /// The number of its boot vCPU among all vCPUs.
-    pub(super) first: usize,
-    /// The CPUs that run guests.
-    pub(super) cpus: Range<usize>,
+    pub(super) placement: Placement,
     /// On the console, if there are several VMs.
     pub(super) name: Option<VmName>,
 }
@@ -43,10 +39,7 @@ pub(super) struct Place {
 pub(super) struct Guest<F: Nested> {
     /// Its place among the VMs.
     pub(super) number: usize,
-    /// The place of its boot vCPU among all vCPUs.
-    first: usize,
-    /// The CPUs that run guests.
-    cpus: Range<usize>,
+    pub(super) placement: Placement,
     /// On the console, if there are several VMs.
     pub(super) name: Option<VmName>,
     pub(super) vm: Vm<Console, TscClock>,
@@ -117,8 +110,7 @@ impl<F: Nested> Guest<F> {
         let devices = devices::Board::new(devices, console, clock);
         Ok(Self {
             number: place.number,
-            first: place.first,
-            cpus: place.cpus,
+            placement: place.placement,
             name: place.name,
             vm: Vm::new(devices, clock, vcpus),
             clock,
@@ -139,11 +131,6 @@ impl<F: Nested> Guest<F> {
         let vm = Vm::<Console, TscClock>::allocations(config.vcpus);
         let shared = [Layout::new::<(usize, usize, Self)>()].into_iter().chain(vm).chain(console::allocations());
         shared.chain(VmMemory::<F>::allocations(config))
-    }
-
-    /// The CPU that vCPU `vcpu` runs on.
-    pub(super) fn cpu_of(&self, vcpu: usize) -> usize {
-        self.cpus.start + (self.first + vcpu) % self.cpus.len()
     }
 
     /// Prints `text`, line by line, as the hypervisor's words about this VM.

@@ -41,6 +41,7 @@ use guest::{Guest, Place};
 use loader::{BootInfo, Config, VmPlan};
 use memory::Nested;
 use rcu::Cpu;
+use sched::Placement;
 use work::Job;
 
 /// Builds and runs what `config` describes, with the first backend that this machine has all for, and ends with the verdict.
@@ -77,7 +78,13 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     let mut guests = Vec::with_capacity(plans.len());
     for (number, plan) in plans.iter().enumerate() {
         let name = (plans.len() > 1).then_some(plan.config.name);
-        match Guest::new(&backend, &mut cpu, boot, plan, Place { number, first, cpus: guest_cpus.clone(), name }) {
+        match Guest::new(
+            &backend,
+            &mut cpu,
+            boot,
+            plan,
+            Place { number, placement: Placement { first, cpus: guest_cpus.clone() }, name },
+        ) {
             Ok(guest) => guests.push(Arc::new(guest)),
             Err(result) => work::ended(number, name, result),
         }
@@ -95,7 +102,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
 /// Gives each of a VM's vCPUs to its CPU.
 fn seat<F: Nested>(jobs: &mut [Job<F>], guest: Arc<Guest<F>>) {
     for index in 0..guest.vm.vcpus() {
-        let cpu = guest.cpu_of(index);
+        let cpu = guest.placement.cpu_of(index);
         jobs[cpu].add(Arc::clone(&guest), index);
     }
 }

@@ -3,11 +3,10 @@
 use super::guest::{self, Guest};
 use super::task::CpuTask;
 use crate::frames::FRAMES;
-use crate::heap;
 use crate::verdict::{self, Verdict};
 use backends::Backend;
 use loader::need::{self, Free};
-use loader::{BootInfo, Need, VmConfig, VmPlan};
+use loader::{BootInfo, Need, VmPlan};
 use memory::Nested;
 
 /// Ends the run if there is too little memory for some VM, and sets aside what all need in common.
@@ -31,12 +30,6 @@ fn need_of<B: Backend<Tables: Nested>>(boot: &BootInfo, plan: &VmPlan) -> Need {
     let modules = plan.modules.clone().chain([plan.image]).map(|module| &boot.modules[module].range);
     let files = modules.map(|range| range.end.raw() - range.start.raw());
     let firmware = guest::firmware_tables(plan.config.vcpus).bytes().len() as u64;
-    plan.config.need(files.chain([firmware]), heap_of::<B>(&plan.config))
-}
-
-/// Bytes of the heap.
-fn heap_of<B: Backend<Tables: Nested>>(config: &VmConfig) -> u64 {
-    let vcpus = (0..config.vcpus).flat_map(|_| CpuTask::<B>::allocations());
-    let allocations = Guest::<B::Tables>::allocations(config).chain(vcpus);
-    allocations.map(|layout| heap::block(layout) as u64).sum()
+    let vcpus = (0..plan.config.vcpus).flat_map(|_| CpuTask::<B>::allocations());
+    plan.config.need(files.chain([firmware]), Guest::<B::Tables>::allocations(&plan.config).chain(vcpus))
 }

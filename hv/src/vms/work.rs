@@ -201,8 +201,7 @@ pub(super) fn wait_for_all(cpu: &mut Cpu<'static, HostMachine>) -> ! {
     }
     report!("{}", heap::usage());
     let results = RESULTS.lock();
-    let worst = results.iter().flatten().find(|result| result.1 != Verdict::Pass);
-    match worst.or(results.iter().flatten().next()) {
+    match Verdict::overall(results.iter().flatten(), |(_, verdict, _)| *verdict) {
         Some((Some(name), verdict, why)) if *verdict != Verdict::Pass => {
             verdict::end(*verdict, format_args!("{}: {why}", name.as_str()))
         }

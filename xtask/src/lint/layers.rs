@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// The crates of the repository, the lowest first, and those of them that each may use. A crate uses only what stands above it
 /// here, so there is no circle. Tests may use others (`[dev-dependencies]`).
-const LAYERS: [(&str, &[&str]); 27] = [
+const LAYERS: [(&str, &[&str]); 28] = [
     ("abi", &[]),
     ("addr", &[]),
     ("arch", &[]),
@@ -17,6 +17,7 @@ const LAYERS: [(&str, &[&str]); 27] = [
     ("clock", &[]),
     ("sched", &[]),
     ("firmware", &["addr"]),
+    ("direct-map", &["addr"]),
     ("devices", &["abi", "addr"]),
     ("bios", &["abi", "addr"]),
     ("apic", &["model"]),
@@ -33,8 +34,26 @@ const LAYERS: [(&str, &[&str]); 27] = [
     (
         "hv",
         &[
-            "abi", "addr", "arch", "backends", "bios", "buddy", "clock", "devices", "emul", "firmware", "loader",
-            "memory", "mmu", "rcu", "sched", "serial", "shadow", "vm", "walk",
+            "abi",
+            "addr",
+            "arch",
+            "backends",
+            "bios",
+            "buddy",
+            "clock",
+            "devices",
+            "direct-map",
+            "emul",
+            "firmware",
+            "loader",
+            "memory",
+            "mmu",
+            "rcu",
+            "sched",
+            "serial",
+            "shadow",
+            "vm",
+            "walk",
         ],
     ),
     ("base", &["abi", "addr"]),
