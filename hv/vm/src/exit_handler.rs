@@ -255,6 +255,9 @@ impl<T: Types> ExitHandler<'_, T> {
                 vcpu.resume_at(bitness.advance(vcpu.rip(), length));
                 Flow::Resume
             }
+            // What the instruction did has made an interrupt deliverable, and another vCPU has unmapped the code since. The guest meets
+            // the fault when it returns from the interrupt, which would be lost if the fault came on top.
+            Err(_) if vcpu.injecting() => Flow::Resume,
             Err(trouble) => trouble.tell(vcpu),
         };
         self.go(flow)

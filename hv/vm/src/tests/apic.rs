@@ -107,6 +107,21 @@ fn a_tsc_deadline_is_one_of_the_guests_tsc() {
     assert_eq!((guest.vcpu.event, host.deadline), (Some(Event::Interrupt(0x71)), None));
 }
 
+/// Another vCPU has unmapped the code when the hypervisor looks for the instruction's end.
+#[test]
+fn an_interrupt_of_the_instruction_itself_is_not_lost_to_a_fault_of_its_fetch() {
+    let (mut guest, mut host) = ready();
+    guest.code_at(CODE, &[0x0f, 0x30]);
+    guest.set(Gpr::RCX, 0x1b).set(Gpr::RAX, 0xfee0_0d00).set(Gpr::RDX, 0);
+    assert_eq!(guest.handle_on(Exit::WriteMsr, &mut host), Flow::Resume);
+    guest.code_at(CODE, &[0x0f, 0x30]);
+    guest.map(CODE, 0);
+    // An interrupt to itself.
+    guest.set(Gpr::RCX, 0x83f).set(Gpr::RAX, 0x61);
+    assert_eq!(guest.handle_on(Exit::WriteMsr, &mut host), Flow::Resume);
+    assert_eq!((guest.vcpu.event, guest.vcpu.rip), (Some(Event::Interrupt(0x61)), CODE));
+}
+
 #[test]
 fn what_is_fetched_or_pushed_there_is_no_access() {
     for (fetch, injecting) in [(true, false), (false, true)] {
