@@ -3,12 +3,12 @@
 use addr::{Hpa, PAGE_SIZE, PageSize, Pfn};
 use core::ops::Range;
 pub(crate) use direct_map::OutOfFrames;
-use direct_map::{Builder, DIRECT_MAP, Frames, HIGH_HALF, Image, Table};
+use direct_map::{Builder, DEVICES_END, DIRECT_MAP, Frames, HIGH_HALF, Image, Table};
 use x86::controlregs::{Cr4, cr3, cr3_write, cr4, cr4_write};
 use x86::tlb::flush;
 
 /// What the boot tables map: `boot/entry.s` maps the first 4 GiB in the direct map from the start.
-pub(crate) const BOOT_MAP: Hpa = Hpa::new(4 << 30);
+pub(crate) const BOOT_MAP: Hpa = DEVICES_END;
 
 unsafe extern "C" {
     static image_start: u8;
@@ -33,6 +33,7 @@ pub(crate) fn image() -> Range<Hpa> {
 
 fn sections() -> Image {
     Image {
+        loaded: symbol!(image_start) + HIGH_HALF,
         start: symbol!(text_start),
         text_end: symbol!(text_end),
         rodata_end: symbol!(rodata_end),

@@ -190,7 +190,7 @@ pub enum TestCall {
         /// The page.
         at: u64,
     },
-    /// Returns what is mapped, as [`Mapped`].
+    /// Returns what of the RAM is mapped, as [`Mapped`]. It is counted part by part: what changes meanwhile counts as it was or as it is.
     Report,
     /// Returns a count.
     Stat(Statistic),

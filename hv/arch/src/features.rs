@@ -201,9 +201,78 @@ pub const fn bits(leaf: u32, register: Register, shown: Shown) -> u32 {
     bits
 }
 
+/// Some of [`FEATURES`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeatureSet(u128);
+
+const _: () = assert!(FEATURES.len() <= 128, "each has a bit");
+
+impl FeatureSet {
+    /// None of them.
+    pub const EMPTY: Self = Self(0);
+
+    /// Adds the feature of this name. False if there is none.
+    pub fn insert(&mut self, name: &str) -> bool {
+        let index = FEATURES.iter().position(|feature| feature.name == name);
+        index.inspect(|index| self.0 |= 1 << index).is_some()
+    }
+
+    /// Each feature of the set.
+    pub fn iter(self) -> impl Iterator<Item = &'static Feature> {
+        FEATURES.iter().enumerate().filter(move |(index, _)| self.0 & 1 << index != 0).map(|(_, feature)| feature)
+    }
+}
+
+/// What a VM's processor has to be: `-x2apic-smep+rdrand` is one without x2APIC and SMEP, and with RDRAND.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeatureChoice {
+    /// The guest is not shown these.
+    pub hidden: FeatureSet,
+    /// The guest is shown these, or does not start.
+    pub required: FeatureSet,
+}
+
+impl FeatureChoice {
+    /// Reads names of features, each with its sign before it.
+    ///
+    /// # Errors
+    /// The name that is not one of a feature, or has no sign.
+    pub fn parse(text: &str) -> Result<Self, &str> {
+        let mut choice = Self::default();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let signs = rest.match_indices(['+', '-']);
+            let end = signs.map(|(at, _)| at).find(|&at| at > 0).unwrap_or(rest.len());
+            let (word, after) = rest.split_at(end);
+            let known = match (word.strip_prefix('-'), word.strip_prefix('+')) {
+                (Some(name), _) => choice.hidden.insert(name),
+                (_, Some(name)) => choice.required.insert(name),
+                _ => false,
+            };
+            if !known {
+                return Err(word);
+            }
+            rest = after;
+        }
+        Ok(choice)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_choice_of_features_is_read() {
+        let choice = FeatureChoice::parse("-x2apic+sse2-smep").unwrap();
+        let names = |set: FeatureSet| set.iter().map(|feature| feature.name).collect::<std::vec::Vec<_>>();
+        assert_eq!((names(choice.hidden), names(choice.required)), (std::vec!["x2apic", "smep"], std::vec!["sse2"]));
+        assert_eq!(FeatureChoice::parse(""), Ok(FeatureChoice::default()));
+        for (text, wrong) in [("x2apic", "x2apic"), ("-x2apic-none", "-none"), ("+", "+"), ("-é", "-é"), ("é", "é")]
+        {
+            assert_eq!(FeatureChoice::parse(text), Err(wrong), "{text}");
+        }
+    }
 
     #[test]
     fn no_bit_and_no_name_is_there_twice() {

@@ -27,9 +27,9 @@
 //!     }
 //! }
 //!
-//! // An image at 1 MiB: a page of code, one of constants, and the stack's guard, stack and data.
+//! // An image at 1 MiB: a page of code before paging, one of code, one of constants, and the stack's guard, stack and data.
 //! let at = |page: u64| HIGH_HALF + (1 << 20) + (page << 12);
-//! let image = Image { start: at(0), text_end: at(1), rodata_end: at(2), guard: at(2), end: at(5) };
+//! let image = Image { loaded: at(0), start: at(1), text_end: at(2), rodata_end: at(3), guard: at(3), end: at(6) };
 //! let mut builder = Builder::new(Heap(BTreeMap::new()), image).unwrap();
 //! builder.map_image().unwrap();
 //! builder.map_memory(&[Hpa::new(0)..Hpa::new(8 << 20)]).unwrap();
@@ -89,7 +89,9 @@ impl core::error::Error for OutOfFrames {}
 /// The image's sections, by linear addresses in the high half; all edges are aligned to pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
-    /// The first byte: code, up to `text_end`.
+    /// The first byte that was loaded: code that ran before paging, up to `start`. It is in the direct map alone.
+    pub loaded: u64,
+    /// The first byte that is mapped: code, up to `text_end`.
     pub start: u64,
     /// The end of the code, and the beginning of constants.
     pub text_end: u64,
@@ -116,7 +118,7 @@ impl Image {
 
     /// The physical addresses of what is never written.
     const fn read_only(&self) -> Range<u64> {
-        self.start - HIGH_HALF..self.rodata_end - HIGH_HALF
+        self.loaded - HIGH_HALF..self.rodata_end - HIGH_HALF
     }
 
     /// The rights of the page at `address`; None is the guard.

@@ -8,20 +8,23 @@ use abi::lines::Accounts;
 use mmu::{Leaf, Report, Teardown, Tree};
 use rcu::Cpu;
 
-/// The memory of a VM that has ended, on its way back to the machine. Its frames are lost if it is dropped before all are back.
+/// The memory of a VM that has ended, on its way back to the machine. Its frames are lost if it is dropped before
+/// [`finish`](Self::finish).
 pub struct Ending<'m, F: Nested, H: Host> {
     nested: Teardown<TreeEnv<'m, F, H>>,
     shadows: EndedTrees<'m, H>,
     /// The shadow tree that is being freed.
     shadow: Option<Teardown<Env<'m, H>>>,
     kicks: u64,
+    /// Pages that do not come back from their grace period are not waited for any more.
+    gave_up: bool,
 }
 
 /// What has come of a step.
-#[expect(clippy::large_enum_variant, reason = "there is one at the end of a VM")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// All frames are back.
-    Done(Freed),
+    /// There is no more to do but to [finish](Ending::finish).
+    Done,
     /// The caller was preempted: there is more to do.
     Preempted,
     /// Pages wait for a grace period, perhaps on other CPUs, which were kicked: the next step can be a millisecond later.
@@ -41,28 +44,32 @@ pub struct Freed {
 
 impl<'m, F: Nested, H: Host> Ending<'m, F, H> {
     pub(crate) fn new(nested: Teardown<TreeEnv<'m, F, H>>, shadows: EndedTrees<'m, H>, kicks: u64) -> Self {
-        Self { nested, shadows, shadow: None, kicks }
+        Self { nested, shadows, shadow: None, kicks, gave_up: false }
     }
 
     /// Gives frames back until all are, or the caller is `preempted`, which is asked after each table. CPUs that have pages which
-    /// wait for a grace period are kicked, and must [`poll_idle`](crate::poll_idle) then, or [`poll`](vm::Memory::poll) a view.
+    /// wait for a grace period are kicked, and must [`poll_idle`](crate::poll_idle) then, or [`poll`](vm::Memory::poll) a view. This
+    /// CPU passes a quiescent state only here.
     pub fn step(&mut self, cpu: &mut Cpu<'m, H>, preempted: impl Fn() -> bool) -> Step {
         let TreeEnv { host, account, .. } = *self.nested.env();
-        if account.backlog() != 0 {
+        if account.backlog() != 0 && !self.gave_up {
+            cpu.quiescent();
             cpu.expedite();
             give_back_some(cpu, POLL_IDLE);
-        }
-        if account.backlog() != 0 {
-            return Step::WaitsForGracePeriod;
+            if account.backlog() != 0 {
+                return Step::WaitsForGracePeriod;
+            }
         }
         if !self.free_shadows(&preempted) {
             return Step::Preempted;
         }
         let free = |_, size, leaf: Leaf| account.pool.lock().free(host.frames(), leaf.pfn, size);
-        if !self.nested.free_until(&preempted, free) {
-            return Step::Preempted;
-        }
-        Step::Done(self.close(cpu))
+        if self.nested.free_until(&preempted, free) { Step::Done } else { Step::Preempted }
+    }
+
+    /// Gives up waiting for grace periods: a page that should have come back long ago is lost. Its frame will be missing.
+    pub fn give_up(&mut self) {
+        self.gave_up = true;
     }
 
     fn free_shadows(&mut self, preempted: &impl Fn() -> bool) -> bool {
@@ -79,8 +86,8 @@ impl<'m, F: Nested, H: Host> Ending<'m, F, H> {
         true
     }
 
-    /// The accounts, of a VM without frames.
-    fn close(&self, cpu: &Cpu<'m, H>) -> Freed {
+    /// Closes the account, after [`Step::Done`].
+    pub fn finish(self, cpu: &Cpu<'m, H>) -> Freed {
         let TreeEnv { host, account, .. } = *self.nested.env();
         let operations = account.operations();
         let pool = account.pool.lock();

@@ -280,8 +280,21 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
     ) -> Result<Step, Refused> {
         let range = self.ram_range(start, bytes)?;
         let bitmap_bytes = (bytes / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE);
-        let bitmap = bitmap.map(|at| self.ram_range(at.get(), bitmap_bytes)).transpose()?.map(|range| range.start);
+        let bitmap = bitmap.map(|at| self.ram_range(at.get(), bitmap_bytes)).transpose()?;
+        if let Some(bitmap) = bitmap.as_ref().filter(|_| so_far.done == 0) {
+            self.map_for_writing(bitmap)?;
+        }
+        let bitmap = bitmap.map(|range| range.start);
         self.step(&range, so_far, |part| self.log_dirty_part(&range, part, bitmap))
+    }
+
+    /// Maps the pages of a bitmap before anything is logged: a log whose bits have no place would be lost.
+    fn map_for_writing(&self, bitmap: &Range<Gpa>) -> Result<(), Refused> {
+        let pages = (bitmap.start.raw()..bitmap.end.raw()).step_by(PAGE_SIZE as usize).map(Gpa::new);
+        for page in pages {
+            self.write_with(page, |_| {}).map_err(|_| Refused::NoMemory)?;
+        }
+        Ok(())
     }
 
     /// Logs and write-protects the dirty pages of `part`; their bits count from `range`'s start. How many bits were set.

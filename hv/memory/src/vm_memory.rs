@@ -101,7 +101,7 @@ impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
         let mut ending = self.end();
         loop {
             match ending.step(cpu, || false) {
-                Step::Done(freed) => return freed,
+                Step::Done => return ending.finish(cpu),
                 Step::Preempted => {}
                 Step::WaitsForGracePeriod => relax(),
             }

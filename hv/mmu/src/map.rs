@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A map borrows the RCU guard that it was made under. If its table is unlinked meanwhile, the table is not reused
-//! before the guard ends; all its entries are frozen. Dropping a map is `pte_unmap`. A lock borrows its map, so it is
+//! before the guard ends; all its entries are frozen, unless [`Tree::zap_tables`] has unlinked it. Dropping a map is `pte_unmap`. A lock borrows its map, so it is
 //! released first.
 
 use crate::Tree;
@@ -237,7 +237,7 @@ impl<'g, E: Env> EntryRef<'g, E> {
 
     /// As [`pte_offset_map`](Self::pte_offset_map), for a caller that will take the table's lock to read stable
     /// entries. It need not compare the pmd again to read: the guard keeps the table, and the entries of an unlinked
-    /// table are frozen.
+    /// table are frozen; those of one that [`Tree::zap_tables`] has unlinked stay as they were.
     ///
     /// # Errors
     /// As for [`pte_offset_map`](Self::pte_offset_map).
@@ -501,15 +501,12 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
     /// Clears an entry and returns its last value.
     #[inline]
     pub(crate) fn clear(&self, index: usize) -> Pte {
-        let pte = if kept(Rule::AtomicChange) {
-            Pte::new(self.table().entry(index).swap(0, Ordering::AcqRel))
-        } else {
-            let pte = self.table().at(index);
-            self.table().entry(index).store(0, Ordering::Release);
-            pte
-        };
-        // After the entry: a walk that skips the table because it has no entries must not miss this one.
         self.desc().add_children(-1);
+        if kept(Rule::AtomicChange) {
+            return Pte::new(self.table().entry(index).swap(0, Ordering::AcqRel));
+        }
+        let pte = self.table().at(index);
+        self.table().entry(index).store(0, Ordering::Release);
         pte
     }
 

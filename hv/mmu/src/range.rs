@@ -368,8 +368,6 @@ impl<E: Env> Tree<E> {
         work: &mut Work<'_, E>,
     ) -> End {
         match table.below_in_order(pte, range.start) {
-            // Shadows have many entries for one table, and zap it through each: the first of these has emptied it.
-            Some(below) if below.desc().is_some_and(|desc| desc.children() == 0) => End::Done,
             Some(below) => self.in_table(below, range, edges, gather, work),
             None => End::Gone(range.start),
         }

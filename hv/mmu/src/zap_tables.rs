@@ -35,7 +35,11 @@ impl<E: Env> Tree<E> {
     /// Clears each entry of level [`Level::PMD`] in the range, whether it maps a page of 2 MiB or refers to a table, and flushes.
     /// A table goes with the pages in it, so that the cost grows with the number of tables and not with that of pages (KVM zaps
     /// shadow pages so, too). No page is reported: this is for trees whose pages have their owner elsewhere. A
-    /// [shared](Self::share) table is unlinked from this tree only, and its pages are not counted.
+    /// [shared](Self::share) table is unlinked from this tree only, and its pages are not counted. Operations that clear entries of
+    /// shared tables need one lock for all trees: a table is freed after a flush of the tree that cleared its last entry, while
+    /// processors may still walk it by an entry that another CPU has cleared and not flushed yet.
+    ///
+    /// The entries of an unlinked table are not frozen. A CPU that has mapped it before may still change them, in vain.
     ///
     /// # Errors
     /// [`RangeError::Invalid`], also if the range is not aligned to 2 MiB, or if the tree can map pages of 1 GiB.
@@ -47,7 +51,23 @@ impl<E: Env> Tree<E> {
             return Err(RangeError::Invalid);
         }
         let mut gather = cpu.gather(self.space());
-        let zapped = self.root_table(cpu.read()).map(|root| self.zap_tables_below(root, range, &mut gather));
+        let mut zapped = ZappedTables::default();
+        let mut at = range.start;
+        while let Some((table, _)) = self.walk(cpu.read(), at, Level::PMD)
+            && at < range.end
+        {
+            if table.level == Level::PMD {
+                match self.zap_pmd(table, at, &mut gather) {
+                    Ok(more) => zapped += more,
+                    // It is looked for again from the root: its table may have gone.
+                    Err(Changed) => {
+                        relax();
+                        continue;
+                    }
+                }
+            }
+            at = next_entry::<E>(at, table.level);
+        }
         let retired = gather.finish();
         while kept(Rule::Flush) && !self.skips(After::Zap) && !cpu.domain().is_flushed(self.space(), retired.generation)
         {
@@ -56,48 +76,28 @@ impl<E: Env> Tree<E> {
         if retired.backlog == Backlog::Over {
             cpu.hurry();
         }
-        Ok(zapped.unwrap_or_default())
+        Ok(zapped)
     }
 
-    fn zap_tables_below(
+    /// Clears the entry for `offset`.
+    fn zap_pmd(
         &self,
         table: Table<'_, E>,
-        range: Range<u64>,
+        offset: u64,
         gather: &mut Gather<'_, E::Platform>,
-    ) -> ZappedTables {
-        let mut zapped = ZappedTables::default();
-        let mut at = range.start;
-        while at < range.end {
-            let next = next_entry::<E>(at, table.level);
-            if table.level == Level::PMD {
-                zapped += self.zap_pmd(table, at, gather);
-            } else if let Some(below) = table.below_in_order(table.get(at), at) {
-                zapped += self.zap_tables_below(below, at..next.min(range.end), gather);
+    ) -> Result<ZappedTables, Changed> {
+        let pte = table.get(offset);
+        match table.decode(pte) {
+            Entry::None => Ok(ZappedTables::default()),
+            Entry::Table(_) => {
+                let below = table.below_in_order(pte, offset).ok_or(Changed)?;
+                self.unlink_table(table, below, offset, gather)
             }
-            at = next;
-        }
-        zapped
-    }
-
-    /// Clears the entry for `offset`, whatever it is by then.
-    fn zap_pmd(&self, table: Table<'_, E>, offset: u64, gather: &mut Gather<'_, E::Platform>) -> ZappedTables {
-        loop {
-            let pte = table.get(offset);
-            let zapped = match table.decode(pte) {
-                Entry::None => return ZappedTables::default(),
-                Entry::Table(_) => match table.below_in_order(pte, offset) {
-                    Some(below) => self.unlink_table(table, below, offset, gather),
-                    None => Err(Changed),
-                },
-                Entry::Leaf(_) | Entry::Frozen => self.clear_leaf(table, offset, gather),
-                Entry::Bad => {
-                    table.clear_bad(offset);
-                    Err(Changed)
-                }
-            };
-            match zapped {
-                Ok(zapped) => return zapped,
-                Err(Changed) => relax(),
+            Entry::Leaf(_) => self.clear_leaf(table, offset, gather),
+            // Under the lock a frozen entry is a corrupted one.
+            Entry::Bad | Entry::Frozen => {
+                table.clear_bad(offset);
+                Err(Changed)
             }
         }
     }

@@ -351,11 +351,14 @@ impl<'d, P: Platform> Cpu<'d, P> {
         self.relax();
     }
 
-    /// Ends the grace period of the pages deferred so far, on any CPU, and kicks the other CPUs with queued pages, which must then
-    /// call [`poll`](Self::poll), as this one must: a step of a [`barrier`](Self::barrier), for a caller that counts its own pages.
-    pub fn expedite(&mut self) {
-        self.synchronize_expedited();
-        self.domain.kick_others(self.index, 0..=usize::MAX);
+    /// Begins a grace period for all pages deferred so far, on any CPU, and kicks the CPUs in guest mode that hold it up, and the other
+    /// CPUs with queued pages. These must then call [`poll`](Self::poll), as this one must. It waits for none of them: a caller that
+    /// counts its own pages calls it again until all are back, where a [`barrier`](Self::barrier) would keep others waiting.
+    pub fn expedite(&self) {
+        self.domain.complete();
+        self.domain.start(self.domain.ticket());
+        self.domain.kick_stale();
+        self.domain.kick_queuing(self.index);
     }
 }
 

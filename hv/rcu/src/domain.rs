@@ -357,6 +357,16 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
         }
     }
 
+    /// Kicks the CPUs that have pages queued, except CPU `this`.
+    pub(crate) fn kick_queuing(&self, this: usize) {
+        for (index, data) in self.all().iter().enumerate() {
+            let queued = || data.cpu.deferred.load(Ordering::Acquire) != data.cpu.done.load(Ordering::Acquire);
+            if index != this && data.taken.load(Ordering::Relaxed) && queued() {
+                self.kick(index);
+            }
+        }
+    }
+
     fn kick(&self, cpu: usize) {
         self.kicks.fetch_add(1, Ordering::Relaxed);
         self.platform.kick(cpu);

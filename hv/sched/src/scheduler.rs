@@ -32,7 +32,7 @@ pub trait Task {
 
 /// The CPU that the tasks run on.
 pub trait Cpu {
-    /// Its vCPUs.
+    /// What it has to do.
     type Task: Task;
 
     /// The time.

@@ -74,8 +74,8 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// A shadow with one root for each of `envs`: at least one for each vCPU; each further one caches one more address space. Its
     /// metadata has room for `capacity` directories, as many tables of the last level, and four times as many writable mappings; there
     /// are at most `capacity` shadow tables of the last level. When one of these is used up, all roots are zapped and built again by
-    /// faults. `seed` is a number that the guest can't know: the metadata's hash tables depend on it, so that no guest can choose
-    /// frames which all have the same hash.
+    /// faults. `seed` is a number that the guest can hardly guess: the metadata's hash tables depend on it, so that a guest does not
+    /// know which frames have the same hash.
     ///
     /// # Errors
     /// [`NoMemory`]: no frames for the roots, or no heap for the metadata.
@@ -646,7 +646,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         debug_assert!(zapped.is_ok(), "a directory's entries translate regions of 2 MiB");
         let zapped = zapped.unwrap_or_default();
         self.counters.add(Counter::Zapped, zapped.pages);
-        last.shadow_tables -= zapped.tables;
+        last.shadow_tables = last.shadow_tables.saturating_sub(zapped.tables);
     }
 
     /// The metadata is full: zaps everything, so that it is empty. The fault is tried again.

@@ -1,8 +1,8 @@
-//! One VM: made from its plan, shared by its vCPUs, taken apart by the last of them.
+//! One VM: made from its plan, and shared by its vCPUs.
 
 use super::clock::TscClock;
 use super::console::{self, About, Console};
-use super::teardown::Teardown;
+use super::teardown::{self, Teardown};
 use super::verdicts::Why;
 use crate::boot;
 use crate::rcu_domain::HostMachine;
@@ -10,6 +10,7 @@ use crate::timer;
 use crate::verdict::Verdict;
 use addr::Gpa;
 use alloc::vec::Vec;
+use arch::features::FeatureSet;
 use backends::{Backend, Start};
 use core::alloc::Layout;
 use core::fmt;
@@ -22,6 +23,7 @@ use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::{Instant, Placement};
 use spin::Mutex;
+use vm::cpuid::CpuModel;
 use vm::{Stats, Vm};
 
 /// A VM's memory on this machine.
@@ -46,6 +48,8 @@ pub(super) struct Guest<F: Nested> {
     pub(super) clock: TscClock,
     pub(super) memory: VmMemory<F>,
     pub(super) paging: Paging,
+    /// Its processors.
+    pub(super) model: CpuModel,
     /// Where its boot vCPU starts.
     pub(super) start: Start,
     /// When the VM has to end.
@@ -116,6 +120,7 @@ impl<F: Nested> Guest<F> {
             clock,
             memory,
             paging: config.paging,
+            model: CpuModel { long_mode: config.paging == Paging::Nested, hidden: FeatureSet::EMPTY },
             start: Start::Boot(entry),
             limit: config
                 .limit
@@ -152,7 +157,8 @@ impl<F: Nested> Guest<F> {
             vm: self.vm,
             stats: Some(self.stats.into_inner()),
             shadow: self.memory.shadow_counts(),
-            memory: self.memory.end(),
+            memory: Some(self.memory.end()),
+            patience: timer::after(teardown::PATIENCE),
             due: None,
             result: None,
         }

@@ -10,8 +10,8 @@
 //! What they need of the machine's memory is counted first; then they are built, and all CPUs make their vCPUs; then the first
 //! guest starts. A plan, a VM or a CPU that lacks something ends before that.
 //!
-//! The n-th vCPU of all is bound to CPU n modulo the number of CPUs; those of one CPU take turns. The last vCPU of a VM to
-//! leave takes the VM apart; the VMs know nothing of each other.
+//! The n-th vCPU of all is bound to CPU n modulo the number of CPUs; those of one CPU take turns. The CPU of the last
+//! vCPU of a VM to leave takes the VM apart, in slices of its own; the VMs know nothing of each other.
 
 mod clock;
 mod console;

@@ -45,7 +45,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize, tag: NonZeroU16) -> Self {
         let start = if index == 0 { guest.start } else { Start::Sipi(0) };
         let nested = guest.paging == Paging::Nested;
-        let context = Context::new(index, &guest.vm, crate::cpu::cpuid, nested);
+        let context = Context::new(index, &guest.vm, crate::cpu::cpuid, guest.model);
         let root = guest.memory.root(index);
         let vcpu = if nested {
             Flavour::Nested(within_slice(backend.vcpu(root, tag, start)))

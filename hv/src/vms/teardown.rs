@@ -17,6 +17,12 @@ use vm::{Stats, Stop, Vm};
 /// How long the teardown waits for the other CPUs' grace periods, whose guests it interrupts for that.
 const WAIT: Duration = Duration::from_millis(1);
 
+/// How long the teardown goes on without a quiescent state of its CPU, which other VMs' grace periods wait for.
+const QUIET: Duration = Duration::from_millis(1);
+
+/// How long pages may wait for their grace period. One that has not come back by then is lost, which the verdict tells.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A VM that is taken apart.
 pub(super) struct Teardown<F: Nested> {
     /// Its place among the VMs.
@@ -28,7 +34,10 @@ pub(super) struct Teardown<F: Nested> {
     /// What the exits have cost, until it is reported.
     pub(super) stats: Option<Stats>,
     pub(super) shadow: Option<Counts>,
-    pub(super) memory: Ending<'static, F, HostMachine>,
+    /// Until all of it is back.
+    pub(super) memory: Option<Ending<'static, F, HostMachine>>,
+    /// When a page that has not come back from its grace period is given up.
+    pub(super) patience: Instant,
     /// When it goes on, if it waits.
     pub(super) due: Option<Instant>,
     /// Known when all is done.
@@ -45,9 +54,16 @@ impl<F: Nested> Teardown<F> {
         if let Some(stats) = self.stats.take() {
             self.report(&stats);
         }
-        match self.memory.step(cpu, || slice.is_wanted(timer::now())) {
-            Step::Done(freed) => self.result = Some(self.judge(&freed)),
+        let Some(memory) = &mut self.memory else { return };
+        let end = timer::after(QUIET);
+        let step = memory.step(cpu, || timer::now() >= end || slice.is_wanted(timer::now()));
+        match step {
+            Step::Done => {
+                let freed = self.memory.take().map(|memory| memory.finish(cpu));
+                self.result = freed.map(|freed| self.judge(&freed));
+            }
             Step::Preempted => _ = slice.interrupted(timer::now()),
+            Step::WaitsForGracePeriod if timer::now() >= self.patience => memory.give_up(),
             Step::WaitsForGracePeriod => self.due = Some(timer::after(WAIT)),
         }
     }

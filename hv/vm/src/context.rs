@@ -1,6 +1,6 @@
 //! One vCPU besides its registers.
 
-use crate::cpuid::{HostCpuid, Table, Topology};
+use crate::cpuid::{CpuModel, HostCpuid, Table, Topology};
 use crate::msr::Msrs;
 use crate::shared::Vm;
 use crate::stats::Stats;
@@ -53,12 +53,9 @@ impl Activity {
 }
 
 impl<S: Copy> Context<S> {
-    /// vCPU `index` of `vm`; the first runs, the others wait to be started. `long_mode`: whether it is offered that.
-    pub fn new<O: Sink, C: Clock + Clone>(index: usize, vm: &Vm<O, C>, host: HostCpuid, long_mode: bool) -> Self {
-        let mut cpuid = Table::new(host, Topology { index, vcpus: vm.vcpus() });
-        if !long_mode {
-            cpuid.hide_long_mode();
-        }
+    /// vCPU `index` of `vm`; the first runs, the others wait to be started.
+    pub fn new<O: Sink, C: Clock + Clone>(index: usize, vm: &Vm<O, C>, host: HostCpuid, model: CpuModel) -> Self {
+        let cpuid = Table::new(host, Topology { index, vcpus: vm.vcpus() }).of_model(model);
         let posted = &vm.shared(index).posted;
         let features = cpuid.walk_features();
         Self {

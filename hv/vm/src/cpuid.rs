@@ -2,7 +2,7 @@
 
 use abi::cpuid::{LEAF as HYPERVISOR_LEAF, SIGNATURE};
 use arch::CR4_PCE;
-use arch::features::{self, FEATURES, Feature, Promise, REPEATED, Register, Shown};
+use arch::features::{self, FEATURES, Feature, FeatureSet, Promise, REPEATED, Register, Shown};
 use walk::Features;
 
 /// EAX, EBX, ECX and EDX of one leaf.
@@ -103,6 +103,8 @@ pub struct Table {
     past_the_end: Leaf,
     last_basic: u32,
     last_extended: u32,
+    /// The guest is never shown its APIC.
+    hides_apic: bool,
 }
 
 /// Where a leaf stands in [`Table::leaves`], if the array has a place for it.
@@ -133,6 +135,15 @@ fn word(bytes: &[u8; 12], index: usize) -> u32 {
 
 /// Leaf 1, EDX: the package has several logical processors.
 const HYPER_THREADING: u32 = 1 << 28;
+
+/// What a VM's processors have of the host's.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuModel {
+    /// Whether they have long mode.
+    pub long_mode: bool,
+    /// The features that they lack besides.
+    pub hidden: FeatureSet,
+}
 
 /// Which of its VM's vCPUs one is. They are cores of one package, one thread each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +187,8 @@ impl Table {
             subleaves: [[NONE; SUBLEAVES]; WITH_SUBLEAVES.len() + 1],
             past_the_end: NONE,
             last_basic: vendor.eax.min(EXTENDED_PLACE - 1),
-            last_extended: host(EXTENDED, 0).eax.min(EXTENDED_END - 1),
+            last_extended: host(EXTENDED, 0).eax.clamp(EXTENDED, EXTENDED_END - 1),
+            hides_apic: false,
         };
         for mask in &MASKS {
             table.set(mask.leaf, mask.apply(host(mask.leaf, 0)));
@@ -221,16 +233,56 @@ impl Table {
         }
     }
 
+    /// Without the features that `model` lacks.
+    #[must_use]
+    pub fn of_model(mut self, model: CpuModel) -> Self {
+        if !model.long_mode {
+            self.hide_long_mode();
+        }
+        self.hide(model.hidden);
+        self
+    }
+
+    fn hide(&mut self, hidden: FeatureSet) {
+        for Feature { name, leaf, register, bit, .. } in hidden.iter() {
+            self.hides_apic |= *name == "apic";
+            let bits = 1u32 << bit;
+            self.clear(*leaf, *register, bits);
+            if *leaf == 1 && *register == Register::Edx {
+                self.clear(0x8000_0001, Register::Edx, bits & REPEATED);
+            }
+        }
+    }
+
+    fn clear(&mut self, leaf: u32, register: Register, bits: u32) {
+        let Some(answer) = place(leaf).map(|place| match self.has_subleaves[place] {
+            true => &mut self.subleaves[self.leaves[place].eax as usize][0],
+            false => &mut self.leaves[place],
+        }) else {
+            return;
+        };
+        match register {
+            Register::Ebx => answer.ebx &= !bits,
+            Register::Ecx => answer.ecx &= !bits,
+            Register::Edx => answer.edx &= !bits,
+        }
+    }
+
+    /// The first feature of `required` that the guest is not shown.
+    pub fn missing(&self, required: FeatureSet) -> Option<&'static Feature> {
+        required.iter().find(|feature| !self.shows(feature))
+    }
+
     /// An APIC that is off is not there (Intel SDM vol. 3, section 11.4.3).
     pub(crate) fn set_apic(&mut self, on: bool) {
         const APIC: u32 = 1 << 9;
         let features = self.get(1, 0);
-        let edx = if on { features.edx | APIC } else { features.edx & !APIC };
+        let edx = if on && !self.hides_apic { features.edx | APIC } else { features.edx & !APIC };
         self.set(1, Leaf { edx, ..features });
     }
 
     /// Without long mode there are neither its instructions nor its pages: LAHF64, SYSCALL as Intel has it, 1 GiB pages, LM.
-    pub(crate) fn hide_long_mode(&mut self) {
+    fn hide_long_mode(&mut self) {
         let features = self.get(0x8000_0001, 0);
         let keep_syscall = if self.is_amd() { 1 << 11 } else { 0 };
         let hidden = (1 << 11 | 1 << 26 | 1 << 29) & !keep_syscall;
@@ -292,6 +344,11 @@ impl Table {
             _ => None,
         });
         bits.fold(CR4_PCE, |all, bits| all | bits)
+    }
+
+    /// Whether the APIC has x2APIC mode.
+    pub(crate) fn has_x2apic(&self) -> bool {
+        self.get(1, 0).ecx & 1 << 21 != 0
     }
 
     /// Whether pages can be made not executable.

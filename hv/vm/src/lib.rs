@@ -15,6 +15,8 @@
 //!
 //! ```
 //! use devices::{Board, BoardConfig};
+//! use arch::features::FeatureSet;
+//! use vm::cpuid::CpuModel;
 //! use vm::{Context, Exit, ExitHandler, Io, Size, Stop, Types, Vm, run};
 //! # use addr::{Gpa, Hpa};
 //! # use devices::{Clock, Nanoseconds, Sink};
@@ -122,7 +124,7 @@
 //! // The VM, and what the handlers keep of its only vCPU.
 //! let board = Board::new(BoardConfig { ram_bytes: 1 << 20, cpus: 1, boot_time: 0 }, Console::default(), StoppedClock);
 //! let vm = Vm::new(board, StoppedClock, 1);
-//! let mut context = Context::new(0, &vm, processor, false);
+//! let mut context = Context::new(0, &vm, processor, CpuModel { long_mode: false, hidden: FeatureSet::EMPTY });
 //!
 //! // The guest runs until the host has to do something else, or the VM ends.
 //! let out = |port, byte: u8| (Exit::Io(Io::new(port, Size::Byte, false, false)), u64::from(byte));

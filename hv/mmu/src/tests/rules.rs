@@ -1,6 +1,7 @@
 //! Tests of the rules of DESIGN.md one by one, without interleavings, which the models cover.
 
 use super::{check_tables, page, with_tree};
+use crate::format::FormatExt;
 use crate::pool::{FIRST, Memory, Pool, PoolPlatform};
 use crate::{
     CollapseError, Entry, Ept, Fault, Format, Level, MapError, NoTable, Npt, Pae, Pte, RangeError, Rights, ShareError,
@@ -483,6 +484,44 @@ fn tables_are_zapped_with_the_pages_in_them() {
     with_tree::<Npt>(8, |tree, cpu, _| {
         assert_eq!(tree.zap_tables(cpu, WHOLE), Err(RangeError::Invalid), "a page of 1 GiB may be there");
     });
+}
+
+#[test]
+fn each_kind_of_entry_that_is_zapped_is_flushed() {
+    with_two_trees(|first, second, cpu, _| {
+        let zap = |tree: &Tree<Pool<Pae>>, cpu: &mut Cpu<'_, PoolPlatform<Pae>>, at| {
+            let flushes = tree.space().flushes();
+            tree.zap_tables(cpu, Gva::new(at)..Gva::new(at + M2)).unwrap();
+            tree.space().flushes() - flushes
+        };
+        first.map(cpu.read(), Gva::new(0), page(1), PageSize::Size4K).unwrap();
+        first.map(cpu.read(), Gva::new(M2), page(0x200), PageSize::Size2M).unwrap();
+        second.share(cpu, Gva::new(0), first, Gva::new(0), Level::PMD).unwrap();
+        assert_eq!(zap(first, cpu, M2), 1, "a large page");
+        assert_eq!(zap(first, cpu, 0), 1, "a shared table");
+        assert_eq!(zap(second, cpu, 0), 1, "a table");
+        assert_eq!(zap(second, cpu, 0), 0, "nothing");
+    });
+}
+
+#[test]
+fn corrupted_entries_are_cleared_by_a_zap_of_tables() {
+    let memory = Memory::<Pae>::new(8);
+    let domain = pool::domain::<Pae, 1>(&memory);
+    let mut cpu = domain.register(0).unwrap();
+    let tree = Pool::new(&memory, &domain).tree().unwrap();
+    tree.map(cpu.read(), Gva::new(0), page(1), PageSize::Size4K).unwrap();
+    let directory = match tree.find(cpu.read(), Gva::new(0), Level::PUD).map(|entry| entry.get()) {
+        Some(Entry::Table(table)) => table,
+        other => panic!("{other:?}"),
+    };
+    // A table where there is none, and an entry that looks frozen, though no CPU has frozen it.
+    write_raw(&memory, directory, 1, Pae::<Gva>::table(Pfn::new(0x7_0000), Level::PMD).raw());
+    write_raw(&memory, directory, 2, Pae::<Gva>::frozen(Pte::NONE).raw());
+    assert_eq!(tree.zap_tables(&cpu, Gva::new(0)..Gva::new(1 << 32)), Ok(ZappedTables { pages: 1, tables: 1 }));
+    assert_eq!(memory.bad().len(), 2);
+    tree.free_pgtables(|_, _, _| {});
+    cpu.barrier(|table| memory.free(table));
 }
 
 #[test]

@@ -13,8 +13,12 @@ pub(super) const WATCHDOG_PERIOD: u64 = 50_000;
 /// The longest that an exit's handling takes.
 pub(super) const HANDLER: u64 = 300;
 
-/// How long it takes to take a VM apart.
-pub(super) const FINISH: u64 = 4 * SLICE;
+/// How long it takes to finish a vCPU.
+pub(super) const FINISH: u64 = HANDLER;
+
+/// How long it takes to take a VM apart, and a step of that.
+pub(super) const TEARDOWN: u64 = 70 * SLICE;
+const TEARDOWN_STEP: u64 = 250;
 
 pub(super) const CONFIG: Config = Config { slice: SLICE, watchdog_period: WATCHDOG_PERIOD };
 
@@ -58,7 +62,7 @@ pub(super) struct Record {
     pub(super) ended: Option<Instant>,
 }
 
-/// A guest that repeats its steps for ever.
+/// A guest that repeats its steps for ever; when it has ended, the teardown of its VM.
 pub(super) struct TestTask {
     index: usize,
     vm: usize,
@@ -71,6 +75,8 @@ pub(super) struct TestTask {
     timer: Instant,
     request: Request,
     over: bool,
+    /// What is left of the teardown, in ticks.
+    teardown: Option<u64>,
     clock: Rc<Cell<u64>>,
     /// When it left the CPU while it was runnable.
     preempted: Option<u64>,
@@ -221,6 +227,21 @@ impl TestCpu {
     }
 }
 
+impl TestCpu {
+    fn tear_down(&mut self, task: &mut TestTask, mut left: u64, slice: &mut Slice<'_, TestTask>) {
+        // A step at least, so that it gets on.
+        loop {
+            self.pass(TEARDOWN_STEP);
+            left -= TEARDOWN_STEP;
+            if left == 0 || slice.is_wanted(self.now()) {
+                break;
+            }
+        }
+        (task.teardown, task.over) = (Some(left), left == 0);
+        slice.interrupted(self.now());
+    }
+}
+
 impl Cpu for TestCpu {
     type Task = TestTask;
 
@@ -229,6 +250,10 @@ impl Cpu for TestCpu {
     }
 
     fn run(&mut self, task: &mut TestTask, slice: &mut Slice<'_, TestTask>) {
+        if let Some(left) = task.teardown {
+            self.call_watchdog();
+            return self.tear_down(task, left, slice);
+        }
         let start = self.clock.get();
         task.record.longest_wait = task.record.longest_wait.max(start - task.runnable_since());
         task.request.set(None);
@@ -260,7 +285,11 @@ impl Cpu for TestCpu {
     fn finish(&mut self, task: &mut TestTask) {
         self.clock.set(self.clock.get() + FINISH);
         self.call_watchdog();
-        self.records.push((task.index, mem::take(&mut task.record)));
+        if task.teardown.is_none() {
+            self.records.push((task.index, mem::take(&mut task.record)));
+            (task.teardown, task.over) = (Some(TEARDOWN), false);
+            (task.asleep, task.limit) = (false, Instant::NEVER);
+        }
     }
 }
 
@@ -283,6 +312,7 @@ pub(super) fn run(stories: &[Story], end: u64) -> Vec<Record> {
         timer: Instant::NEVER,
         request: requests[index].clone(),
         over: false,
+        teardown: None,
         clock: clock.clone(),
         preempted: Some(0),
         record: Record::default(),

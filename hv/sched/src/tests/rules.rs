@@ -103,10 +103,14 @@ fn time_beyond_a_tasks_share_is_deducted_later() {
 }
 
 #[test]
-fn the_time_that_a_vms_end_takes_is_no_other_vms() {
+fn a_vm_is_taken_apart_in_its_own_share_of_the_time() {
     let records = run(&[(0, None, vec![SPIN]), (1, None, vec![SPIN]), (2, Some(10 * SLICE), vec![SPIN])], END);
-    let [one, other] = [records[0].ran, records[1].ran];
-    assert!(one.abs_diff(other) <= SLICE + OVERSHOOT, "{one} and {other}");
+    let [one, other] = [records[0], records[1]];
+    assert!(one.ran.abs_diff(other.ran) <= SLICE + OVERSHOOT, "{one:?} and {other:?}");
+    // The teardown has a third, as the VM had before.
+    let third = (END - 10 * SLICE - FINISH) / 3;
+    assert!(one.ran.abs_diff(third + 10 * SLICE / 3) <= 3 * (SLICE + OVERSHOOT), "{one:?}");
+    assert!(one.longest_wait <= 2 * (SLICE + OVERSHOOT) + FINISH, "{one:?}");
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use super::memory::TestMemory;
 use super::vcpu::TestVcpu;
-use crate::cpuid::Leaf;
+use crate::cpuid::{CpuModel, Leaf};
 use crate::vcpu::{ControlRegisters, SegmentState};
 use crate::{Activity, Context, Exit, ExitHandler, Flow, Gpr, Host, Instant, Io, Stop, Turn, Types, Vcpu, Vm};
+use arch::features::FeatureSet;
 use core::ops::ControlFlow;
 use devices::{BoardConfig, Clock, Effect, Nanoseconds, Sink, Size};
 use std::boxed::Box;
@@ -87,6 +88,9 @@ pub(super) fn out(devices: &mut Devices, port: u16, value: u8) {
     assert_eq!(devices.write(port, Size::Byte, value.into()), Effect::Continue);
 }
 
+/// Processors that have all that they can have.
+const ALL_FEATURES: CpuModel = CpuModel { long_mode: true, hidden: FeatureSet::EMPTY };
+
 /// A processor for [`Table::new`]: AMD's, 40-bit addresses, with 1 GiB pages.
 pub(super) fn processor(leaf: u32, _subleaf: u32) -> Leaf {
     match leaf {
@@ -134,15 +138,20 @@ impl Guest {
 
     /// As [`new`](Self::new), on a processor of `host`.
     pub(super) fn with_cpuid(code: &[u8], host: crate::cpuid::HostCpuid) -> Self {
-        Self::build(code, host, |_| {})
+        Self::build(code, host, ALL_FEATURES, |_| {})
+    }
+
+    /// As [`new`](Self::new), with processors of `model`.
+    pub(super) fn of_model(code: &[u8], model: CpuModel) -> Self {
+        Self::build(code, processor, model, |_| {})
     }
 
     /// As [`new`](Self::new), with devices that `prepare` has set up.
     pub(super) fn with_devices(code: &[u8], prepare: impl FnOnce(&mut Devices)) -> Self {
-        Self::build(code, processor, prepare)
+        Self::build(code, processor, ALL_FEATURES, prepare)
     }
 
-    fn build(code: &[u8], host: crate::cpuid::HostCpuid, prepare: impl FnOnce(&mut Devices)) -> Self {
+    fn build(code: &[u8], host: crate::cpuid::HostCpuid, model: CpuModel, prepare: impl FnOnce(&mut Devices)) -> Self {
         let memory = TestMemory::new(PAGES);
         memory.put_u64(PML4, PDPT | PRESENT | WRITABLE | USER);
         memory.put_u64(PDPT, PD | PRESENT | WRITABLE | USER);
@@ -158,7 +167,7 @@ impl Guest {
         let vcpu = TestVcpu::new(control, code_segment(false, true));
         // Tests are short, and so is what they leak.
         let vm: &_ = Box::leak(Box::new(Vm::new(devices, clock.clone(), VCPUS)));
-        let handler = ExitHandler::new(vm, Box::leak(Box::new(Context::new(0, vm, host, true))), memory);
+        let handler = ExitHandler::new(vm, Box::leak(Box::new(Context::new(0, vm, host, model))), memory);
         let mut guest = Self { vcpu, handler, vm, clock };
         guest.code_at(CODE, code);
         guest

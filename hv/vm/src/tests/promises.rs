@@ -2,10 +2,10 @@
 
 use super::guest::*;
 use super::msrs::{read, write};
-use crate::cpuid::{Leaf, Table, Topology};
+use crate::cpuid::{CpuModel, Leaf, Table, Topology};
 use crate::msr;
-use arch::features::{FEATURES, Promise};
-use arch::{CR4_PCE, EFER_LMA};
+use arch::features::{FEATURES, FeatureSet, Promise};
+use arch::{CR4_PCE, CR4_SMEP, EFER_LMA};
 use std::vec::Vec;
 
 const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
@@ -60,6 +60,45 @@ fn every_register_that_a_feature_promises_is_there() {
             }
         }
     }
+}
+
+/// Processors without the features of these names, of those that there can be.
+fn without(names: &[&str]) -> CpuModel {
+    let mut hidden = FeatureSet::EMPTY;
+    names.iter().for_each(|name| assert!(hidden.insert(name), "{name}"));
+    CpuModel { long_mode: true, hidden }
+}
+
+#[test]
+fn what_a_model_lacks_is_not_shown_and_its_bits_cannot_be_set() {
+    let names = ["x2apic", "smep", "sse2", "apic", "mmx"];
+    let model = without(&names);
+    let lacking = table(amd).of_model(model);
+    assert_eq!(lacking.missing(model.hidden).map(|feature| feature.name), Some("apic"), "the first of them");
+    let has = |table: &Table, leaf, bit: u32| table.get(leaf, 0).edx & 1 << bit != 0;
+    assert!(has(&table(amd), 0x8000_0001, 23) && !has(&lacking, 0x8000_0001, 23), "AMD's copy of the bit");
+    assert_eq!(table(amd).cr4_bits() & !lacking.cr4_bits(), CR4_SMEP);
+    for feature in FEATURES {
+        let mut one = FeatureSet::EMPTY;
+        one.insert(feature.name);
+        assert_eq!(lacking.missing(one).is_some(), names.contains(&feature.name), "{}", feature.name);
+    }
+}
+
+#[test]
+fn without_x2apic_its_mode_cannot_be_entered() {
+    for (model, works) in [(without(&[]), true), (without(&["x2apic"]), false)] {
+        let mut guest = Guest::of_model(&[], model);
+        assert_eq!(write(&mut guest, x86::msr::IA32_APIC_BASE.into(), 0xfee0_0d00), works);
+        assert!(write(&mut guest, x86::msr::IA32_APIC_BASE.into(), if works { 0xfee0_0d00 } else { 0xfee0_0900 }));
+    }
+}
+
+#[test]
+fn an_apic_that_is_hidden_stays_so() {
+    let mut guest = Guest::of_model(&[], without(&["apic"]));
+    assert!(write(&mut guest, x86::msr::IA32_APIC_BASE.into(), 0xfee0_0900));
+    assert_eq!(guest.handler.context.cpuid.get(1, 0).edx & 1 << 9, 0);
 }
 
 #[test]

@@ -88,6 +88,19 @@ fn two_retracts() {
 }
 
 loom_tests! {
+    loom_zap_tables_against_retract = zap_tables_against_retract;
+    mutant_zap_tables_against_retract_without_recheck breaks [RecheckPmd, Freeze]
+}
+
+fn zap_tables_against_retract() {
+    let world = World::empty_table();
+    let other = world.spawn(|world, cpu| world.tree.zap_tables(cpu, WHOLE).unwrap().tables);
+    let ours = world.on(0, |cpu| world.tree.retract(cpu, WHOLE).unwrap());
+    assert_eq!(ours + other.join().unwrap(), 1, "it is unlinked once");
+    world.check_tables();
+}
+
+loom_tests! {
     loom_move_against_retract = move_against_retract;
     mutant_move_against_retract_without_lock breaks [Lock]
 }
@@ -157,6 +170,26 @@ fn a_processor_keeps_its_table() {
     });
     world.on(0, |cpu| {
         world.tree.unmap(cpu, WHOLE, |_| {}).unwrap();
+        for _ in 0..2 {
+            cpu.quiescent();
+            cpu.poll(1, |table| world.memory.free(table));
+        }
+    });
+    other.join().unwrap();
+}
+
+loom_tests! {
+    loom_a_processor_keeps_a_table_that_is_zapped_whole = a_processor_under_zap_tables;
+    mutant_a_processor_loses_a_table_that_is_zapped_whole breaks [FreeLate]
+}
+
+fn a_processor_under_zap_tables() {
+    let world = World::new(|world, cpu| world.map(cpu, 0, A));
+    let other = world.spawn(|world, cpu| {
+        cpu.guest(world.tree.space(), &mut rcu::Tlb::new(), |_| _ = world.hardware_walk(0));
+    });
+    world.on(0, |cpu| {
+        world.tree.zap_tables(cpu, WHOLE).unwrap();
         for _ in 0..2 {
             cpu.quiescent();
             cpu.poll(1, |table| world.memory.free(table));

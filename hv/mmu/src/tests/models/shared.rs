@@ -87,6 +87,20 @@ fn two_retracts() {
 }
 
 loom_tests! {
+    loom_the_last_zap_of_a_shared_table_gives_it_back = two_zaps_of_tables;
+    mutant_each_zap_of_a_shared_table_gives_it_back breaks [CountEntries]
+}
+
+fn two_zaps_of_tables() {
+    let shared = Shared::new(0);
+    let other = shared.spawn(|shared, cpu| shared.second.zap_tables(cpu, WHOLE).unwrap().tables);
+    let ours = shared.world.on(0, |cpu| shared.world.tree.zap_tables(cpu, WHOLE).unwrap().tables);
+    assert_eq!(ours + other.join().unwrap(), 1);
+    shared.world.on(0, |cpu| give_back(&shared, cpu));
+    shared.check(2);
+}
+
+loom_tests! {
     loom_unshare_under_a_processor = unshare_under_a_processor;
     mutant_unshare_without_flush breaks [Flush]
 }
