@@ -87,6 +87,8 @@ pub struct Board<S, C> {
     uart: Uart,
     unclaimed: u64,
     sink: S,
+    /// When to look for input next; [`NEVER`] if there is none.
+    input_due: Nanoseconds,
     clock: C,
     pit: Pit,
     rtc: Rtc,
@@ -108,6 +110,9 @@ pub struct Board<S, C> {
 const TIMER_GSI: u8 = irq::TIMER;
 const UART_GSI: u8 = 4;
 const ISA_GSIS: u8 = 16;
+
+/// The time of nothing.
+const NEVER: Nanoseconds = Nanoseconds(u64::MAX);
 
 const COM1_LAST: u16 = COM1 + 7;
 
@@ -138,11 +143,12 @@ impl<S: Sink, C: Clock> Board<S, C> {
 
     /// Devices as a PC's firmware leaves them, with all interrupts masked.
     pub fn new(config: BoardConfig, sink: S, clock: C) -> Self {
-        Self {
+        let mut board = Self {
             pic: Pic::new(),
             uart: Uart::new(),
             unclaimed: 0,
             sink,
+            input_due: NEVER,
             clock,
             pit: Pit::new(),
             rtc: Rtc::new(&config),
@@ -157,7 +163,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
             levels: 0,
             pci: Pci::new(),
             test: TestDevice::new(),
-        }
+        };
+        board.input_due = board.next_input(board.clock.now());
+        board
     }
 
     /// IN from `port`: the value is in the low bits, the others are 0.
@@ -253,17 +261,19 @@ impl<S: Sink, C: Clock> Board<S, C> {
         self.ioapic.eoi(vector);
     }
 
-    /// When [`advance`](Self::advance) will cause the next interrupt, if the guest accesses no device before. None if no timer will
-    /// cause one: a processor that halts then is woken by another device, or never.
+    /// When [`advance`](Self::advance) will cause the next interrupt, or look for input, if the guest accesses no device before.
+    /// None if there is neither: a processor that halts then is woken by another device, or never.
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
         let legacy = !self.hpet.replaces_legacy() && self.accepts_edge(TIMER_GSI);
         let pit = if legacy { self.pit.next_deadline() } else { None };
         let pm = self.pm.next_deadline().filter(|_| self.levels >> SCI & 1 == 0);
         let hpet = if self.hpet.is_idle() { None } else { self.hpet.next_deadline(|gsi| self.accepts_edge(gsi)) };
-        pit.into_iter().chain(pm).chain(hpet).min()
+        let input = Some(self.input_due).filter(|&due| due != NEVER);
+        pit.into_iter().chain(pm).chain(hpet).chain(input).min()
     }
 
-    /// Raises the timers' interrupts that are due. Several of one timer that were missed count as one.
+    /// Raises the timers' interrupts that are due, and looks for input. Several interrupts of one timer that were missed count as
+    /// one.
     pub fn advance(&mut self) {
         self.advance_to(self.clock.now());
     }
@@ -280,6 +290,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
         }
         if self.has_levels() {
             self.update_levels();
+        }
+        if now >= self.input_due {
+            self.poll_input(now);
         }
     }
 
@@ -314,6 +327,23 @@ impl<S: Sink, C: Clock> Board<S, C> {
         for gsi in bits(changed) {
             self.set_gsi(gsi, levels >> gsi & 1 != 0);
         }
+    }
+
+    /// Has the UART take input: at each look as much as it has room for, so that a period has at most what its FIFO holds, as on a
+    /// line with a speed. The rest stays with the sink.
+    #[cold]
+    fn poll_input(&mut self, now: Nanoseconds) {
+        self.input_due = self.next_input(now);
+        while self.uart.is_ready()
+            && let Some(byte) = self.sink.take()
+        {
+            self.uart.receive(byte);
+        }
+        self.update_uart_irq();
+    }
+
+    fn next_input(&self, now: Nanoseconds) -> Nanoseconds {
+        self.sink.input_period().map_or(NEVER, |period| Nanoseconds(now.0.saturating_add(period.0)))
     }
 
     /// Receives a byte on COM1's line. False if there is no room for it yet.
@@ -939,6 +969,48 @@ mod tests {
             assert!(board.receive(b'b'));
             assert_eq!(messages(board), [0x34]);
         });
+    }
+
+    /// What is typed on COM1's line.
+    struct Typed(Vec<u8>);
+
+    impl Sink for Typed {
+        fn put(&mut self, _: u8) {}
+
+        fn take(&mut self) -> Option<u8> {
+            (!self.0.is_empty()).then(|| self.0.remove(0))
+        }
+
+        fn input_period(&self) -> Option<Nanoseconds> {
+            Some(Nanoseconds(1000))
+        }
+    }
+
+    #[test]
+    fn input_waits_for_the_driver_and_comes_as_the_fifo_has_room() {
+        let time = Cell::new(0);
+        let mut board = Board::new(CONFIG, Typed((0..40).collect()), At(&time));
+        let period = |board: &mut Board<Typed, At<'_>>| {
+            let due = board.next_deadline().unwrap().0;
+            assert_eq!(due, time.get() + 1000);
+            time.set(due);
+            board.advance();
+        };
+        write_all(&mut board, &PIC_SETUP);
+        period(&mut board);
+        assert_eq!((board.read(0x3fd, Size::Byte), board.sink().0.len()), (0x60, 40), "no driver is there yet");
+        write_all(&mut board, &[(0x3fa, 0x07), (0x3f9, 0x01), (0x3fc, 0x0b)]);
+        assert!(!board.interrupt_pending());
+        for expected in [0..16, 16..32, 32..40] {
+            period(&mut board);
+            period(&mut board);
+            assert_eq!(board.sink().0.len(), 40 - expected.end, "what there is no room for stays");
+            assert!(board.interrupt_pending());
+            assert_eq!(board.acknowledge_interrupt(), 0x24);
+            write_all(&mut board, &[(0x20, 0x20)]);
+            expected.for_each(|byte| assert_eq!(board.read(0x3f8, Size::Byte), byte as u32));
+            assert_eq!(board.read(0x3fd, Size::Byte), 0x60, "all of it was read");
+        }
     }
 
     #[test]

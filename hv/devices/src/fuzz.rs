@@ -12,7 +12,7 @@ impl Clock for At<'_> {
     }
 }
 
-/// A console that is full after each byte, until it has been asked once.
+/// A console that is full after each byte, until it has been asked once. Its input never ends.
 #[derive(Default)]
 struct Full {
     is_full: bool,
@@ -26,6 +26,14 @@ impl Sink for Full {
 
     fn has_room(&mut self) -> bool {
         !core::mem::take(&mut self.is_full)
+    }
+
+    fn take(&mut self) -> Option<u8> {
+        Some(0x5a)
+    }
+
+    fn input_period(&self) -> Option<Nanoseconds> {
+        Some(Nanoseconds(1_000_000))
     }
 }
 

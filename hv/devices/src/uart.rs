@@ -1,6 +1,9 @@
 //! The 16550A (National Semiconductor, PC16550D data sheet, section 8) on a line that is infinitely fast: output is sent at once,
 //! and the character time-out of the receive FIFO has always passed.
 //!
+//! What is at the other end sends when RTS is on, as with a cable that has RTS and CTS crossed: a guest that turns RTS off is sent
+//! nothing. Drivers that never turn it on are ready as soon as they enable the interrupt for received data.
+//!
 //! The line is always connected, and its modem never changes its signals: modem status changes in loopback alone. There are neither
 //! framing or parity errors nor breaks, word length and parity have no effect, and the FIFOs' DMA signals go nowhere. As in QEMU,
 //! OUT2 does not gate the interrupt output, unlike on a PC's board.
@@ -39,6 +42,7 @@ const DLAB: u8 = 1 << 7;
 
 /// Modem control register.
 mod mcr {
+    pub(super) const RTS: u8 = 1 << 1;
     pub(super) const LOOPBACK: u8 = 1 << 4;
     pub(super) const WRITABLE: u8 = 0x1f;
     pub(super) const OUT2: u8 = 1 << 3;
@@ -74,6 +78,8 @@ pub(crate) struct Uart {
     scr: u8,
     divisor: [u8; 2],
     overrun: bool,
+    /// RTS was on at some time.
+    controls_flow: bool,
     /// Inputs of the modem that have changed since the modem status register was read, as the lower half of its byte.
     modem_changes: u8,
     /// The transmitter's interrupt is pending: since the holding register became empty or the interrupt was enabled, until a read
@@ -92,6 +98,7 @@ impl Uart {
             scr: 0,
             divisor: [0x0c, 0],
             overrun: false,
+            controls_flow: false,
             modem_changes: 0,
             transmitter_pending: false,
             received: Fifo::new(),
@@ -133,6 +140,13 @@ impl Uart {
     /// Whether a write of `register` sends a byte on the line.
     pub(crate) fn sends(&self, register: u16) -> bool {
         register & 7 == 0 && self.lcr & DLAB == 0 && self.mcr & mcr::LOOPBACK == 0
+    }
+
+    /// Whether the guest is ready for a byte from the line. Before it is, its driver may clear what the receiver holds.
+    pub(crate) fn is_ready(&self) -> bool {
+        let rts = self.mcr & mcr::RTS != 0;
+        let listens = rts || !self.controls_flow && self.ier & ier::DATA != 0;
+        listens && self.mcr & mcr::LOOPBACK == 0 && self.received.length < self.capacity()
     }
 
     /// Takes a byte from the line, if there is room for it.
@@ -210,6 +224,7 @@ impl Uart {
     fn control_modem(&mut self, value: u8) {
         let before = self.modem_inputs();
         self.mcr = value & mcr::WRITABLE;
+        self.controls_flow |= value & mcr::RTS != 0 && value & mcr::LOOPBACK == 0;
         let after = self.modem_inputs();
         let changes = (before ^ after) & !msr::RING | before & !after & msr::RING;
         self.modem_changes |= changes >> msr::CHANGES_SHIFT;
@@ -379,6 +394,36 @@ mod tests {
             write(&mut uart, 2, clear);
             assert_eq!(uart.read(5), LSR_IDLE);
         }
+    }
+
+    #[test]
+    fn the_line_sends_while_rts_is_on_and_there_is_room() {
+        let mut uart = Uart::new();
+        assert!(!uart.is_ready(), "no driver is there yet");
+        for (mcr, ready) in [(0x12, false), (0x03, true), (0x13, false), (0x01, false), (0x02, true)] {
+            write(&mut uart, 4, mcr);
+            assert_eq!(uart.is_ready(), ready, "{mcr:#x}");
+        }
+        assert!(uart.receive(1));
+        assert!(!uart.is_ready(), "without FIFOs there is room for one");
+        write(&mut uart, 2, 0x01);
+        (0..16).for_each(|byte| assert!(uart.is_ready() && uart.receive(byte)));
+        assert!(!uart.is_ready());
+        uart.read(0);
+        assert!(uart.is_ready());
+    }
+
+    #[test]
+    fn a_driver_without_rts_is_ready_when_it_enables_the_interrupt() {
+        let mut uart = Uart::new();
+        write(&mut uart, 4, 0x00);
+        write(&mut uart, 1, 0x02);
+        assert!(!uart.is_ready());
+        write(&mut uart, 1, 0x01);
+        assert!(uart.is_ready());
+        write(&mut uart, 4, 0x02);
+        write(&mut uart, 4, 0x00);
+        assert!(!uart.is_ready(), "it turned RTS off");
     }
 
     #[test]
