@@ -20,6 +20,8 @@ pub mod key {
     pub const MEMORY: &str = "memory";
     /// The largest page that maps its memory: one of [`pages`](super::pages).
     pub const PAGES: &str = "pages";
+    /// Whether it gets what the machine receives on COM1: one of [`input`](super::input).
+    pub const INPUT: &str = "input";
     /// The number of its modules.
     pub const MODULES: &str = "modules";
     /// Seconds after which it ends as hung; 0 is never.
@@ -50,6 +52,14 @@ pub mod pages {
     pub const SMALL: &str = "4k";
     /// 2 MiB.
     pub const LARGE: &str = "2m";
+}
+
+/// Whether a VM gets what the machine receives on COM1.
+pub mod input {
+    /// It does. One VM at most.
+    pub const ON: &str = "on";
+    /// It does not.
+    pub const OFF: &str = "off";
 }
 
 /// Words for the test guests, in their own command lines. Most are followed by a value: `--seed 7`.

@@ -19,6 +19,7 @@
 //! | `mem=64M` | RAM: whole 4 KiB pages from 1 MiB to 64 GiB, K, M or G for the power of 1024 | 64M |
 //! | `memory=touch\|reserve` | when frames are allocated for it: when the guest first touches a page, or all before it starts | `touch` |
 //! | `pages=4k\|2m` | the largest pages that map its memory | 2m |
+//! | `input=on\|off` | whether its COM1 receives what the machine's COM1 receives; for one VM at most | `off` |
 //! | `modules=N` | the number of modules of the hypervisor, after the guest's image, that the guest gets | 0 |
 //! | `limit=SECONDS` | after this time the guest is ended as hung; 0 is never | 0 |
 //!
@@ -82,6 +83,8 @@ pub struct VmConfig {
     pub backing: Backing,
     /// The largest leaf in its nested tables: 4 KiB or 2 MiB.
     pub pages: PageSize,
+    /// Whether its COM1 receives what the machine's does.
+    pub input: bool,
     /// The number of its modules.
     pub modules: usize,
     /// The seconds after which it is ended as hung.
@@ -149,6 +152,8 @@ pub enum ConfigError {
     },
     /// Two VMs have the same name.
     SameName(VmName),
+    /// Two VMs are to have the machine's input.
+    SharedInput(VmName, VmName),
     /// All VMs together have more than [`MAX_ALL_VCPUS`] vCPUs.
     TooManyVcpus {
         /// Their number.
@@ -177,11 +182,12 @@ impl fmt::Display for ConfigError {
         match self {
             Self::UnknownWord(word) => write!(f, "`{word}`: expected log=…, vm=…, selftest=… or watchdog=…"),
             Self::UnknownKey(word) => {
-                let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, modules=… or limit=…";
+                let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, modules=… or limit=…";
                 write!(f, "`{word}` in vm=…: expected {keys}")
             }
             Self::BadValue { word, expected } => write!(f, "`{word}`: expected {expected}"),
             Self::SameName(name) => write!(f, "two VMs are called {name}: give them name=… that differ"),
+            Self::SharedInput(first, second) => write!(f, "input=on for {first} and {second}: expected one VM at most"),
             Self::TooManyVcpus { vcpus } => write!(f, "{vcpus} vCPUs in all VMs: expected {MAX_ALL_VCPUS} at most"),
             Self::NoImage => f.write_str("no guest: expected its image as the first module"),
             Self::NoImageFor { vm } => write!(f, "vm=… number {vm}: expected a module that is its image"),
@@ -267,7 +273,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`]: there is no image, or not one for each `vm=` word, or fewer modules than a VM should get; two
-    /// VMs have the same name, or all VMs together have too many vCPUs.
+    /// VMs have the same name, or both the input, or all VMs together have too many vCPUs.
     pub fn plan(&self, modules: usize) -> Result<Vec<VmPlan>, ConfigError> {
         let mut plan = Vec::new();
         let mut next = 0;
@@ -298,6 +304,10 @@ fn check_all(plan: &[VmPlan]) -> Result<(), ConfigError> {
             return Err(ConfigError::SameName(vm.config.name));
         }
     }
+    let mut with_input = plan.iter().filter(|vm| vm.config.input).map(|vm| vm.config.name);
+    if let (Some(first), Some(second)) = (with_input.next(), with_input.next()) {
+        return Err(ConfigError::SharedInput(first, second));
+    }
     let vcpus = plan.iter().map(|vm| vm.config.vcpus).sum();
     if vcpus > MAX_ALL_VCPUS { Err(ConfigError::TooManyVcpus { vcpus }) } else { Ok(()) }
 }
@@ -313,6 +323,7 @@ impl VmConfig {
             ram: GuestRam::default(),
             backing: Backing::Touch,
             pages: PageSize::Size2M,
+            input: false,
             modules: 0,
             limit: None,
         }
@@ -340,6 +351,7 @@ impl VmConfig {
                 }
                 Some((key::MEMORY, when)) => vm.backing = parse_backing(when).ok_or_else(|| bad("touch or reserve"))?,
                 Some((key::PAGES, size)) => vm.pages = parse_pages(size).ok_or_else(|| bad("4k or 2m"))?,
+                Some((key::INPUT, input)) => vm.input = parse_input(input).ok_or_else(|| bad("on or off"))?,
                 Some((key::MODULES, count)) => vm.modules = count.parse().map_err(|_| bad("a number of modules"))?,
                 Some((key::LIMIT, seconds)) => {
                     vm.limit = NonZeroU32::new(seconds.parse().map_err(|_| bad("a number of seconds"))?);
@@ -425,6 +437,14 @@ fn parse_pages(size: &str) -> Option<PageSize> {
     }
 }
 
+fn parse_input(input: &str) -> Option<bool> {
+    match input {
+        options::input::ON => Some(true),
+        options::input::OFF => Some(false),
+        _ => None,
+    }
+}
+
 /// A number of bytes: decimal, or hexadecimal after `0x`, times 1024, 1024² or 1024³ by a suffix K, M or G of either
 /// case.
 pub fn parse_size(text: &str) -> Option<u64> {
@@ -469,7 +489,7 @@ mod tests {
     #[test]
     fn every_word_and_key_is_read() {
         let config = Config::parse(
-            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,memory=reserve,pages=4k,modules=2,limit=30 \
+            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,memory=reserve,pages=4k,input=on,modules=2,limit=30 \
              watchdog=3 selftest=stack-overflow vm=mem=0x300000",
         )
         .unwrap();
@@ -482,6 +502,7 @@ mod tests {
             ram: GuestRam::new(128 << 20).unwrap(),
             backing: Backing::Reserve,
             pages: PageSize::Size4K,
+            input: true,
             modules: 2,
             limit: NonZeroU32::new(30),
         };
@@ -502,7 +523,7 @@ mod tests {
     fn errors_name_the_word_and_what_was_expected() {
         assert_eq!(error("hv quiet"), "`quiet`: expected log=…, vm=…, selftest=… or watchdog=…");
         assert_eq!(error("log=loud"), "`log=loud`: expected error, warn, info, debug or trace");
-        let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, modules=… or limit=…";
+        let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, modules=… or limit=…";
         assert_eq!(error("vm=cpus=2"), format!("`cpus=2` in vm=…: expected {keys}"));
         assert_eq!(error("vm=mem"), format!("`mem` in vm=…: expected {keys}"));
         assert_eq!(error("vm=name="), "`name=`: expected 1 to 15 letters, digits, -, _ or .");
@@ -510,6 +531,7 @@ mod tests {
         assert_eq!(error("vm=paging=fast"), "`paging=fast`: expected nested, shadow or vtlb");
         assert_eq!(error("vm=memory=all"), "`memory=all`: expected touch or reserve");
         assert_eq!(error("vm=pages=1g"), "`pages=1g`: expected 4k or 2m");
+        assert_eq!(error("vm=input=yes"), "`input=yes`: expected on or off");
         assert_eq!(error("vm=modules=-1"), "`modules=-1`: expected a number of modules");
         assert_eq!(error("vm=limit=1s"), "`limit=1s`: expected a number of seconds");
         assert_eq!(
@@ -553,6 +575,15 @@ mod tests {
     }
 
     #[test]
+    fn one_vm_at_most_has_the_input() {
+        let plan = |words: &str| Config::parse(words).unwrap().plan(3);
+        let dealt: Vec<_> = plan("vm= vm=input=on vm=input=off").unwrap().iter().map(|vm| vm.config.input).collect();
+        assert_eq!(dealt, [false, true, false]);
+        let error = plan("vm=name=a,input=on vm= vm=name=b,input=on").unwrap_err().to_string();
+        assert_eq!(error, "input=on for a and b: expected one VM at most");
+    }
+
+    #[test]
     fn vcpus_are_limited_in_each_vm_and_in_all() {
         for count in ["0", "17", "-1", "", "two"] {
             assert!(error(&format!("vm=vcpus={count}")).contains("expected a number from 1 to 16"), "{count}");
@@ -580,7 +611,7 @@ mod tests {
         }
 
         #[test]
-        fn any_words_are_read_or_refused(text in "(log|vm|selftest|watchdog)=((name|vcpus|paging|mem|memory|pages|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
+        fn any_words_are_read_or_refused(text in "(log|vm|selftest|watchdog)=((name|vcpus|paging|mem|memory|pages|input|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
             fuzz::loader_config(text.as_bytes());
         }
     }
