@@ -4,6 +4,9 @@
 //! a line is put, whenever a CPU was interrupted, and before it sleeps ([`poll`]); a CPU's timer is armed for what is left
 //! ([`next_poll`]). No CPU waits for the UART while guests run, and the lock on it is held for what its FIFO takes.
 //!
+//! Input is the affair of one VM at most, whose devices look for it ([`Output`]). What it does not take stays in the UART, which is
+//! all the flow control that there is: an emulator holds the rest back, a cable loses what comes while the FIFO is full.
+//!
 //! Before guests run a line waits until it is sent, so that it is seen if the next step hangs. A hypervisor that ends or panics
 //! [takes](take_line) the line for good and writes by itself.
 
@@ -14,6 +17,7 @@ use abi::wire;
 use core::alloc::Layout;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
+use devices::Nanoseconds;
 use log::{LevelFilter, Log, Metadata, Record};
 use sched::Instant;
 use serial::{Attention, Mux, Producer, QUANTUM, Transmitter, VmQueues};
@@ -23,12 +27,16 @@ use x86::io::{inb, outb};
 const INTERRUPT_ID: u16 = COM1 + 2;
 const FIFOS_ON: u8 = 0xc0;
 const LINE_STATUS: u16 = COM1 + 5;
+const DATA_READY: u8 = 1 << 0;
 const TRANSMITTER_READY: u8 = 1 << 5;
 const TRANSMITTER_IDLE: u8 = 1 << 6;
 
 /// The 16550A's transmitter FIFO in bytes, and how long it takes to send them in nanoseconds: ten bits each at 115200 baud.
 const FIFO: usize = 16;
 const FIFO_TIME: u64 = FIFO as u64 * 10 * 1_000_000_000 / 115_200;
+
+/// How often the VM with the input looks for it: before the receiver's FIFO is full, whose bytes come as fast as they are sent.
+const INPUT_PERIOD: Nanoseconds = Nanoseconds(1_000_000);
 
 /// How much is sent at a time at most, where the UART is an emulator's that is always ready.
 const BUDGET: usize = 512;
@@ -59,6 +67,17 @@ impl Uart {
         // SAFETY: as above; no interrupt is enabled that the read could take back.
         let has_fifo = unsafe { inb(INTERRUPT_ID) } & FIFOS_ON == FIFOS_ON;
         Self { present, fifo: if has_fifo { FIFO } else { 1 } }
+    }
+
+    /// A byte that was received. It needs no lock: transmission uses other registers, and a read of the line status takes nothing
+    /// from another reader but error bits.
+    fn receive() -> Option<u8> {
+        // SAFETY: as in `program`.
+        let status = unsafe { inb(LINE_STATUS) };
+        // A port that is not there reads as ones.
+        let ready = status != 0xff && status & DATA_READY != 0;
+        // SAFETY: as above; the divisor latch is not in its place any more.
+        ready.then(|| unsafe { inb(COM1) })
     }
 
     fn has(&self, status: u8) -> bool {
@@ -232,20 +251,23 @@ pub(crate) fn vm_allocations() -> impl Iterator<Item = Layout> {
     Mux::vm_allocations(OUTPUT_QUEUE, ABOUT_QUEUE)
 }
 
-/// A VM's console, its queues allocated. `name` is None if it is the only one.
-pub(crate) fn add_vm(name: Option<&str>) -> (Output, Producer) {
+/// A VM's console, its queues allocated. `name` is None if it is the only one. `input`: it gets what the machine receives, which no
+/// other VM does.
+pub(crate) fn add_vm(name: Option<&str>, input: bool) -> (Output, Producer) {
     // `init` was the first thing that was done.
     let line = CONSOLE.get().map(|console| console.line.lock());
     let Some(mut line) = line else { unreachable!("the console is set up before a VM is made") };
     let VmQueues { output, about } = line.mux.add_vm(name, OUTPUT_QUEUE, ABOUT_QUEUE);
-    (Output { output, alone: name.is_none() }, about)
+    (Output { output, alone: name.is_none(), input }, about)
 }
 
-/// Where a VM's output goes.
+/// Where a VM's output goes, and where its input comes from.
 pub(crate) struct Output {
     output: Producer,
     /// What it prints is sent at once, rather than line by line.
     alone: bool,
+    /// It has the machine's input.
+    input: bool,
 }
 
 impl devices::Sink for Output {
@@ -265,6 +287,14 @@ impl devices::Sink for Output {
             console.send_and_attend();
         }
         self.output.room() != 0
+    }
+
+    fn take(&mut self) -> Option<u8> {
+        if self.input { Uart::receive() } else { None }
+    }
+
+    fn input_period(&self) -> Option<Nanoseconds> {
+        self.input.then_some(INPUT_PERIOD)
     }
 }
 

@@ -34,10 +34,10 @@ pub(super) fn allocations() -> impl Iterator<Item = Layout> {
 /// The prefix of a VM's lines, in bytes at most: `hv: `, its name, and `: `, in a string that has grown.
 const PREFIX: usize = 64;
 
-/// A console for a VM, and the hypervisor's words about it.
-pub(super) fn console(name: Option<VmName>) -> (Console, About) {
+/// A console for a VM, and the hypervisor's words about it. `input`: it gets what the machine receives.
+pub(super) fn console(name: Option<VmName>, input: bool) -> (Console, About) {
     let name = name.as_ref().map(VmName::as_str);
-    let (console, queue) = console::add_vm(name);
+    let (console, queue) = console::add_vm(name, input);
     let prefix = wire::Own(name).to_string().into();
     (console, About { queue: Mutex::new(queue), prefix })
 }

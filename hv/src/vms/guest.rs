@@ -110,7 +110,7 @@ impl<F: Nested> Guest<F> {
         };
         let clock = TscClock::new();
         let devices = BoardConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
-        let (console, about) = console::console(place.name);
+        let (console, about) = console::console(place.name, config.input);
         let devices = devices::Board::new(devices, console, clock);
         Ok(Self {
             number: place.number,
