@@ -3,6 +3,7 @@
 use crate::build::{self, Images};
 use crate::demands::Demands;
 use crate::machine::Image;
+use crate::machine::input::Input;
 use crate::size::Size;
 use crate::trial::{Backing, Guest, Pages, Paging};
 use abi::options::{MAX_VCPUS, key};
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// What `--vm` takes, for its help and its errors.
-const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, \
+const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, input=FILE, \
                        initrd=FILE, module=FILE WORDS, and last cmdline=WORDS";
 
 /// What guests there are to be, and what they get.
@@ -46,10 +47,13 @@ pub(crate) struct GuestArgs {
     /// The largest page that maps the guest's memory [default: 4k for exit-latency, which touches such pages; else 2m]
     #[arg(long, value_enum)]
     pages: Option<Pages>,
+    /// What is typed on the guest's COM1; `-` is the standard input [default: this terminal's keys, for a guest by its FILE alone]
+    #[arg(long, value_name = "FILE")]
+    input: Option<Input>,
     /// A VM of its own, beside others; may be repeated. KEYS, with commas between them: guest=FILE, name=NAME, vcpus=N,
-    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, initrd=FILE, module=FILE WORDS (may be repeated),
-    /// and last cmdline=WORDS, which takes the rest
-    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages"])]
+    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, input=FILE (one VM's), initrd=FILE, module=FILE WORDS
+    /// (may be repeated), and last cmdline=WORDS, which takes the rest
+    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages", "input"])]
     vm: Vec<Wanted>,
     /// Of each guest.
     #[command(flatten)]
@@ -63,10 +67,11 @@ impl GuestArgs {
             let demands = &self.demands;
             return self.vm.iter().map(|vm| Wanted { demands: demands.clone(), ..vm.clone() }).collect();
         }
-        let Self { guest, cmdline, initrd, module, vcpus, mem, memory, paging, pages, demands, .. } = self.clone();
+        let Self { guest, cmdline, initrd, module, vcpus, mem, memory, paging, pages, input, demands, .. } =
+            self.clone();
         let modules = initrd.map(|file| Image::new(file, "")).into_iter().chain(module).collect();
         let guest = guest.unwrap_or_else(|| GuestImage::Ours(default.to_string()));
-        vec![Wanted { name: None, guest, words: cmdline, modules, vcpus, mem, memory, paging, pages, demands }]
+        vec![Wanted { name: None, guest, words: cmdline, modules, vcpus, mem, memory, paging, pages, input, demands }]
     }
 
     /// Whether a guest is named.
@@ -110,6 +115,7 @@ pub(crate) struct Wanted {
     memory: Backing,
     paging: Paging,
     pages: Option<Pages>,
+    input: Option<Input>,
     demands: Demands,
 }
 
@@ -120,6 +126,14 @@ impl Wanted {
             GuestImage::Ours(name) => name.clone(),
             GuestImage::File(file) => file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         }
+    }
+
+    /// The same with the keys of this terminal, if there is one, unless it has other input, or is one of ours, which want none.
+    pub(crate) fn with_keys(mut self) -> Self {
+        if self.input.is_none() && !self.is_ours() && Input::Standard.is_terminal() {
+            self.input = Some(Input::Standard);
+        }
+        self
     }
 
     /// Whether it is one of our guests, rather than a file.
@@ -143,6 +157,7 @@ impl Wanted {
             backing: self.memory,
             pages: self.pages.unwrap_or(if small { Pages::Small } else { Pages::Large }),
             paging: self.paging,
+            input: self.input.clone(),
             demands: self.demands.clone(),
         }
     }
@@ -169,6 +184,7 @@ impl FromStr for Wanted {
             memory: Backing::Touch,
             paging: Paging::Nested,
             pages: None,
+            input: None,
             demands: Demands::default(),
         };
         keys.split(',').try_for_each(|word| vm.set(word))?;
@@ -198,6 +214,7 @@ impl Wanted {
             key::PAGES => {
                 self.pages = Some(Pages::from_str(value, false).map_err(|_| format!("{word}: expected 4k or 2m"))?);
             }
+            key::INPUT => self.input = Some(value.parse()?),
             "initrd" => self.modules.insert(0, Image::new(readable_file(value)?, "")),
             "module" => self.modules.push(parse_module(value)?),
             _ => return Err(format!("'{word}': expected {VM_KEYS}")),

@@ -1,8 +1,8 @@
-//! What must not outlive this program, in whatever way it ends: emulators, and the folders of their files.
+//! What must not outlive this program, in whatever way it ends: emulators, the folders of their files, and a raw terminal.
 //!
-//! [`Leashed`] and [`Folder`] clean up when they are dropped, for which a signal leaves no time. So each is in a list, too, by
-//! which a thread that waits for SIGINT, SIGTERM and SIGHUP kills the processes and removes the folders. It then ends the
-//! program with status 128 + n.
+//! [`Leashed`], [`Folder`] and [`RawTerminal`] clean up when they are dropped, for which a signal leaves no time. So each is in a list, too, by
+//! which a thread that waits for SIGINT, SIGTERM and SIGHUP kills the processes, removes the folders and restores the terminal. It
+//! then ends the program with status 128 + n.
 //!
 //! A signal that came ignored stays ignored, as is usual: SIGHUP under nohup(1), SIGINT in a background job of a script.
 //! QEMU and Bochs handle those signals all the same, and would end as if their guest had made them. So each emulator has a
@@ -11,6 +11,7 @@
 use crate::project;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, waitid, waitpid};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs;
@@ -30,11 +31,13 @@ const FATAL: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 const REMOVALS: usize = 10;
 
 /// What there is at the moment.
-static HELD: Mutex<Held> = Mutex::new(Held { groups: Vec::new(), folders: Vec::new() });
+static HELD: Mutex<Held> = Mutex::new(Held { groups: Vec::new(), folders: Vec::new(), terminal: None });
 
 struct Held {
     groups: Vec<Pid>,
     folders: Vec<PathBuf>,
+    /// How the terminal was before it was made raw.
+    terminal: Option<Termios>,
 }
 
 fn held() -> MutexGuard<'static, Held> {
@@ -78,11 +81,17 @@ fn came_ignored(signal: i32) -> bool {
     mask.unwrap_or_default() >> (signal - 1) & 1 == 1
 }
 
+/// Cleans up, and ends the program, as ctrl-c would on a terminal that is not raw.
+pub(crate) fn leave() -> ! {
+    end_by(SIGINT)
+}
+
 /// Cleans up, and ends the program.
 fn end_by(signal: i32) -> ! {
     // Never released: nothing is added to the list any more, and a thread that sees its emulator end stops at the list
     // before it can report that end as a verdict.
     let held = held();
+    held.terminal.iter().for_each(restore);
     for group in &held.groups {
         kill(*group);
         // It writes no file any more once it is gone. Another thread may have waited for it already.
@@ -100,6 +109,38 @@ fn kill(group: Pid) {
 fn remove(folder: &Path) {
     let removed = || fs::remove_dir_all(folder).is_ok() || !folder.exists();
     let _ = (0..REMOVALS).any(|_| removed());
+}
+
+/// The terminal of the standard input, each key of which is read as it is typed, until the value is dropped. Neither are keys shown
+/// nor do they raise signals. Output stays as it was, so that a line feed begins a line.
+pub(crate) struct RawTerminal(());
+
+impl RawTerminal {
+    /// Makes it raw.
+    ///
+    /// # Errors
+    /// There is no terminal.
+    pub(crate) fn begin() -> io::Result<Self> {
+        let mut held = held();
+        let before = tcgetattr(io::stdin())?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        raw.output_modes = before.output_modes;
+        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
+        held.terminal = Some(before);
+        Ok(Self(()))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        held().terminal.take().iter().for_each(restore);
+    }
+}
+
+fn restore(before: &Termios) {
+    // A terminal that has hung up needs no modes.
+    let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
 }
 
 /// A folder for temporary files, gone with the value.

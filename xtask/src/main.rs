@@ -33,6 +33,7 @@ mod setup;
 mod size;
 mod stress;
 mod symbols;
+mod terminal;
 mod test;
 mod toolchain;
 mod trial;

@@ -5,6 +5,7 @@ use crate::failure::usage;
 use crate::guests::{GuestArgs, Wanted};
 use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
+use crate::machine::input::Input;
 use crate::machine::qemu::{Accel, Needs, Qemu};
 use crate::output::outln;
 use crate::setup::{self, Tool};
@@ -20,6 +21,9 @@ use std::time::Duration;
 
 /// What is booted when no guest is named: one machine after the other.
 const DEFAULT_GUESTS: [&str; 2] = ["smoke", "exit-latency"];
+/// How long a machine is given in seconds: by default, and where someone types, which is for ever.
+const TIMEOUT: u32 = 60;
+const TYPING_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Boot the hypervisor with guests, and give their verdict
 ///
@@ -31,9 +35,9 @@ pub(crate) struct Args {
     guests: GuestArgs,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Kill the machine after this time
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
-    timeout: u32,
+    /// Kill the machine after this time [default: 60, but none if the keys of this terminal go to the guest]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: Option<u32>,
 }
 
 /// The machine, and the hypervisor on it.
@@ -78,6 +82,10 @@ Examples:
                                                             two VMs, whose lines are marked `a| ` and `b| `
   cargo xtask run --guest smoke --bare --accel kvm          the same image without the hypervisor, under KVM
   cargo xtask run --host bochs --guest smoke                on Bochs, by GRUB
+  cargo xtask run --guest vmlinuz --initrd initrd.gz --cmdline console=ttyS0 --mem 512M
+                                                            Linux on this terminal, whose keys go to it
+
+Keys go to a guest by its FILE alone, as they do with --input -: ctrl-a x leaves (status 130), ctrl-a h lists the keys.
 
 Exit status:
     0  pass                the guest reported success, or powered off
@@ -94,7 +102,7 @@ Exit status:
    11  no-memory           the machine has too little memory for the VMs; the text says for which and of what
   101  the images could not be built
   124  hang                the guest passed its limit, or the machine its time-out
-128+n  signal n ended the run: nothing is left of its files and processes";
+128+n  signal n ended the run, or ctrl-a x as signal 2 does: nothing is left of its files and processes";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum HostKind {
@@ -131,24 +139,25 @@ enum Level {
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    let machine = args.machine.machine()?;
     let machines: Vec<Vec<Wanted>> = if args.guests.names_any() {
-        vec![args.guests.wanted("")]
+        vec![keyed(args.guests.wanted(""), &machine)]
     } else {
         DEFAULT_GUESTS.iter().map(|guest| args.guests.wanted(guest)).collect()
     };
     if args.machine.bare && machines.iter().any(|guests| guests.len() > 1) {
         return Err(usage("--bare boots one guest: without the hypervisor a machine holds no more"));
     }
-    let machine = args.machine.machine()?;
     let images = match (args.machine.bare, machines.iter().flatten().any(Wanted::is_ours)) {
         (false, _) => Some(Images::build()?),
         (true, true) => Some(Images::build_guests()?),
         (true, false) => None,
     };
     for guests in machines {
-        let resolved =
+        let resolved: Vec<_> =
             guests.iter().enumerate().map(|(number, guest)| guest.resolve(number, images.as_ref())).collect();
-        let timeout = Duration::from_secs(args.timeout.into());
+        check_input(&machine, &resolved)?;
+        let timeout = timeout(args.timeout, TIMEOUT, &resolved);
         let trial = args.machine.trial(&machine, images.as_ref(), resolved, timeout);
         let title = guests.iter().map(Wanted::title).collect::<Vec<_>>().join(", ");
         let verdict = show(&trial, &title)?;
@@ -157,6 +166,32 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A guest alone gets the keys of this terminal.
+fn keyed(mut guests: Vec<Wanted>, machine: &Machine) -> Vec<Wanted> {
+    match guests.pop() {
+        Some(guest) if guests.is_empty() && machine.takes_input() => vec![guest.with_keys()],
+        last => guests.into_iter().chain(last).collect(),
+    }
+}
+
+/// Fails where what is typed would not get to these guests.
+pub(crate) fn check_input(machine: &Machine, guests: &[Guest]) -> Result<()> {
+    match guests.iter().filter(|guest| guest.input.is_some()).count() {
+        0 => Ok(()),
+        _ if !machine.takes_input() => {
+            Err(usage("input goes with QEMU alone: Bochs's UART drops what it has no room for"))
+        }
+        1 => Ok(()),
+        _ => Err(usage("there is one input, and one VM that gets it")),
+    }
+}
+
+/// How long the machine is given, if nothing else was `asked` for: `usual` seconds.
+pub(crate) fn timeout(asked: Option<u32>, usual: u32, guests: &[Guest]) -> Duration {
+    let types = guests.iter().filter_map(|guest| guest.input.as_ref()).any(Input::is_terminal);
+    if types && asked.is_none() { TYPING_TIMEOUT } else { Duration::from_secs(asked.unwrap_or(usual).into()) }
 }
 
 /// What the program ends with after a run with this verdict.

@@ -2,6 +2,7 @@
 
 use crate::demands::Demands;
 use crate::judge::{self, Evidence, Outcome, VmReport};
+use crate::machine::input::Input;
 use crate::machine::trace::Trace;
 use crate::machine::{Boot, Finished, Image, Images, Machine, Medium, run_folder};
 use crate::size::Size;
@@ -87,6 +88,8 @@ pub(crate) struct Guest {
     pub(crate) backing: Backing,
     pub(crate) pages: Pages,
     pub(crate) paging: Paging,
+    /// What is typed on its console: one guest's at most.
+    pub(crate) input: Option<Input>,
     /// What its console must have, and must not have.
     pub(crate) demands: Demands,
 }
@@ -106,6 +109,7 @@ impl Guest {
             backing: Backing::Touch,
             pages: Pages::Large,
             paging: Paging::Nested,
+            input: None,
             demands: Demands::default(),
         }
     }
@@ -119,6 +123,7 @@ impl Guest {
             (key::SIZE, self.memory.to_string()),
             (key::MEMORY, word_of(self.backing)),
             (key::PAGES, word_of(self.pages)),
+            (key::INPUT, if self.input.is_some() { options::input::ON } else { options::input::OFF }.to_string()),
             (key::MODULES, self.modules.len().to_string()),
             (key::LIMIT, limit.as_secs().to_string()),
         ];
@@ -181,7 +186,8 @@ impl Trial {
     }
 
     fn boot(&self, from: Medium) -> Boot {
-        Boot { from, memory: self.memory(), cpus: self.machine_cpus(), vms: self.marks() }
+        let input = self.guests.iter().find_map(|guest| guest.input.clone());
+        Boot { from, memory: self.memory(), cpus: self.machine_cpus(), vms: self.marks(), input }
     }
 
     fn carry_out_from(&self, from: Medium, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
@@ -297,7 +303,7 @@ mod tests {
         let images = trial(60).images();
         assert_eq!(
             images.kernel.words,
-            "log=info vm=name=vm0,vcpus=1,paging=nested,mem=64M,memory=touch,pages=4k,modules=2,limit=54"
+            "log=info vm=name=vm0,vcpus=1,paging=nested,mem=64M,memory=touch,pages=4k,input=off,modules=2,limit=54"
         );
         assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", "")]);
         assert_eq!((trial(60).memory(), trial(60).cpus()), (LEAST_MEMORY, 1));
@@ -310,8 +316,11 @@ mod tests {
             .iter()
             .flat_map(|paging| Backing::value_variants().iter().map(move |backing| (paging, backing)))
         {
-            for (&pages, limit) in Pages::value_variants().iter().zip([0, 54]) {
-                let wanted = Guest { name: "b-1".into(), vcpus: 3, paging, backing, pages, ..guest() };
+            for ((&pages, limit), input) in
+                Pages::value_variants().iter().zip([0, 54]).zip([None, Some(Input::Standard)])
+            {
+                let has_input = input.is_some();
+                let wanted = Guest { name: "b-1".into(), vcpus: 3, paging, backing, pages, input, ..guest() };
                 let word = wanted.word(Duration::from_secs(limit));
                 let read = loader::Config::parse(&word).unwrap().vms[0];
                 let paging = match paging {
@@ -329,6 +338,7 @@ mod tests {
                 };
                 assert_eq!((read.name.as_str(), read.vcpus, read.modules), ("b-1", 3, 2), "{word}");
                 assert_eq!((read.paging, read.backing, read.pages), (paging, backing, pages), "{word}");
+                assert_eq!(read.input, has_input, "{word}");
                 assert_eq!(read.ram.bytes(), Guest::MEMORY.in_mib() << 20, "{word}");
                 assert_eq!(read.limit.map_or(0, |limit| u64::from(limit.get())), limit, "{word}");
             }
@@ -345,7 +355,7 @@ mod tests {
             images
                 .kernel
                 .words
-                .contains("limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,memory=touch,pages=2m,modules=0,")
+                .contains("limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,memory=touch,pages=2m,input=off,modules=0,")
         );
         assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", ""), ("other", "c")]);
         assert_eq!((two.memory(), two.cpus()), (Size::mib(64 + 1024 + 256), 4));

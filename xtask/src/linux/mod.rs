@@ -8,7 +8,8 @@ use crate::demands::Demands;
 use crate::failure::usage;
 use crate::guests::readable_file;
 use crate::leash::Folder;
-use crate::machine::{Image, run_folder};
+use crate::machine::input::Input;
+use crate::machine::{Image, Machine, run_folder};
 use crate::run::{self, MachineArgs};
 use crate::size::Size;
 use crate::toolchain::Target;
@@ -20,19 +21,20 @@ use packages::{Arch, File};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// What the initial RAM disk runs first.
 const INIT: &str = include_str!("init.sh");
 /// Linux's memory if nothing else is said.
 const MEMORY: Size = Size::mib(512);
+/// How long it is given if nothing else is said, in seconds.
+const TIMEOUT: u32 = 600;
 
 /// Boot Linux as a guest, run a script in it, and give its verdict
 ///
 /// The kernel and busybox are Debian's, and come by apt-get into target/linux/ when they are first needed. The script runs as root
 /// with busybox's commands and our stress program: `stress seed=N ops=N threads=N`, and on amd64 `stress32`, the same with 32 bits.
 /// Linux powers off when it ends. The run has passed if the script ended with status 0, no KTAP line says 'not ok', and no line says
-/// 'Kernel panic' or 'BUG:'. Without --run it is a shell, which needs --bare.
+/// 'Kernel panic' or 'BUG:'. Without --run it is a shell on this terminal: ctrl-a x leaves, `exit` powers off.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
@@ -51,6 +53,9 @@ pub(crate) struct Args {
     /// More words for the kernel's command line, after console=ttyS0
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     cmdline: String,
+    /// What is typed in the guest; `-` is the standard input [default: the keys of this terminal, without --run]
+    #[arg(long, value_name = "FILE")]
+    input: Option<Input>,
     /// The guest's virtual processors
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     vcpus: u32,
@@ -64,14 +69,16 @@ pub(crate) struct Args {
     demands: Demands,
     #[command(flatten)]
     machine: MachineArgs,
-    /// Kill the machine after this time
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
-    timeout: u32,
+    /// Kill the machine after this time [default: 600, but none if the keys of this terminal go to the guest]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: Option<u32>,
 }
 
 const AFTER_HELP: &str = "\
 Examples:
-  cargo xtask linux --bare                                  a shell, without the hypervisor; ctrl-a x leaves
+  cargo xtask linux --vcpus 4                               a shell; ctrl-a x leaves
+  cargo xtask linux --input keys                            ... in which the contents of the file keys are typed
+  cargo xtask linux --bare                                  ... without the hypervisor; ctrl-a x leaves
   cargo xtask linux --run 'stress seed=7 ops=500'           the stress program under the hypervisor
   cargo xtask linux --arch 686 --paging shadow --run my.sh  a script, in 32 bits without PAE and without nested paging
   cargo xtask linux --kernel bzImage --vcpus 4 --run my.sh  a kernel of your own
@@ -80,18 +87,20 @@ Examples:
 Exit status: as of `run`.";
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
-    let is_shell = args.run.is_none() && args.initrd.is_none();
-    if is_shell && !args.machine.bare {
+    let machine = args.machine.machine()?;
+    if args.is_shell() && !args.machine.bare && args.input(&machine).is_none() {
         return Err(usage(
-            "a shell needs --bare: the hypervisor's guests get no input yet. --run SCRIPT runs a script",
+            "a shell needs a terminal, on QEMU: --input FILE has a file typed in it, --run SCRIPT runs a script",
         ));
     }
-    let machine = args.machine.machine()?;
     let files = run_folder()?;
-    let guest = args.guest(&files)?;
+    let guest = args.guest(&machine, &files)?;
+    let guests = [guest];
+    run::check_input(&machine, &guests)?;
     let images = if args.machine.bare { None } else { Some(Images::build()?) };
-    let trial = args.machine.trial(&machine, images.as_ref(), vec![guest], Duration::from_secs(args.timeout.into()));
-    if is_shell {
+    let timeout = run::timeout(args.timeout, TIMEOUT, &guests);
+    let trial = args.machine.trial(&machine, images.as_ref(), guests.to_vec(), timeout);
+    if args.machine.bare && args.is_shell() && args.input.is_none() {
         trial.take_over()?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -99,6 +108,17 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
+    /// Whether Linux does what is typed.
+    fn is_shell(&self) -> bool {
+        self.run.is_none() && self.initrd.is_none()
+    }
+
+    /// The keys of this terminal, unless something else is to be typed or a script is run.
+    fn input(&self, machine: &Machine) -> Option<Input> {
+        let typed = self.run.is_none() && machine.takes_input() && Input::Standard.is_terminal();
+        self.input.clone().or_else(|| typed.then_some(Input::Standard))
+    }
+
     fn title(&self) -> String {
         match &self.kernel {
             Some(file) => file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -106,7 +126,7 @@ impl Args {
         }
     }
 
-    fn guest(&self, files: &Folder) -> Result<Guest> {
+    fn guest(&self, machine: &Machine, files: &Folder) -> Result<Guest> {
         let kernel = match &self.kernel {
             Some(file) => file.clone(),
             None => packages::find_or_get(File::Kernel, self.arch)?,
@@ -121,6 +141,7 @@ impl Args {
             vcpus: self.vcpus,
             memory: self.mem,
             paging: self.paging,
+            input: self.input(machine),
             demands: self.demands.clone(),
             ..Guest::new(Image::new(kernel, words.trim_end()))
         })

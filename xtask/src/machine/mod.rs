@@ -2,6 +2,7 @@
 
 pub(crate) mod bochs;
 pub(crate) mod console;
+pub(crate) mod input;
 pub(crate) mod iso;
 mod pauses;
 pub(crate) mod qemu;
@@ -14,6 +15,7 @@ use crate::project;
 use crate::size::Size;
 use anyhow::{Context, Result};
 use console::Console;
+use input::Input;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
@@ -43,6 +45,8 @@ pub(crate) struct Boot {
     pub(crate) cpus: u32,
     /// The VMs whose lines are on the console, by the names that mark these; None: the only one's have no mark.
     pub(crate) vms: Vec<Option<String>>,
+    /// What is typed on its COM1.
+    pub(crate) input: Option<Input>,
 }
 
 /// What a machine boots from.
@@ -101,6 +105,11 @@ impl Machine {
     /// lose the state of that processor.
     pub(crate) const fn spares_boot_cpu(&self) -> bool {
         matches!(self, Self::Qemu(qemu) if !matches!(qemu.engine, qemu::Engine::Kvm))
+    }
+
+    /// Whether what is typed on its COM1 gets there: Bochs drops what comes while its UART is full.
+    pub(crate) const fn takes_input(&self) -> bool {
+        matches!(self, Self::Qemu(_))
     }
 
     /// Notes in `trace` what the processors carry out of its image.

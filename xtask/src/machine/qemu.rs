@@ -1,5 +1,6 @@
 //! QEMU, by TCG or KVM.
 
+use super::input::Typist;
 use super::pauses::{self, Pauses};
 use super::trace::Trace;
 use super::{Boot, Image, Medium, Stop, gather};
@@ -159,8 +160,11 @@ impl Qemu {
         let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
         let mut child = Leashed::spawn(&program, |command| {
             command.args(self.arguments(boot, "stdio")).args(medium).current_dir(folder);
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let input = if boot.input.is_some() { Stdio::piped() } else { Stdio::null() };
+            command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         })?;
+        let line = boot.input.as_ref().zip(child.child.stdin.take());
+        let mut typist = line.map(|(input, line)| Typist::new(input, line)).transpose()?;
         let console = child.child.stdout.take().context("QEMU has no standard output")?;
         let errors = child.child.stderr.take().context("QEMU has no standard error")?;
         let trace = self.trace.clone();
@@ -171,7 +175,10 @@ impl Qemu {
         let reader = thread::spawn(move || forward(console, &sender));
         let exit = loop {
             match pieces.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(piece) => live(&piece),
+                Ok(piece) => {
+                    live(&piece);
+                    typist.as_mut().map(Typist::begin);
+                }
                 Err(RecvTimeoutError::Disconnected) => break child.wait_until(deadline)?,
                 Err(RecvTimeoutError::Timeout) => {
                     child.kill();
@@ -279,7 +286,8 @@ mod tests {
 
     #[test]
     fn the_command_line_has_what_was_asked_for() {
-        let boot = Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4, vms: Vec::new() };
+        let boot =
+            Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4, vms: Vec::new(), input: None };
         let line = |engine, cpu: Option<&str>| {
             let qemu = Qemu::new(engine, cpu.map(str::to_string));
             joined(&qemu.arguments(&boot, "stdio"))
