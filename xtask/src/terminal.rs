@@ -42,7 +42,10 @@ pub(crate) fn keys() -> Receiver<Vec<u8>> {
 fn carry_out(key: Key) -> Option<u8> {
     match key {
         Key::Guest(byte) => return Some(byte),
-        Key::Leave => leash::leave(),
+        Key::Leave => {
+            outln!("\nrun: left by ctrl-a x");
+            leash::leave()
+        }
         Key::Help => outln!("\n{HELP}"),
         Key::Nothing => {}
     }

@@ -30,7 +30,13 @@ const DIVISOR_115200: u8 = 1;
 const FIFO_ENABLE_AND_CLEAR: u8 = 0x07;
 /// DTR, RTS and OUT2; OUT2 connects the interrupt to the PIC.
 const MODEM_READY: u8 = 0x0b;
+const RTS: u8 = 0x02;
+const DATA_INTERRUPT: u8 = 0x01;
 const THRE_INTERRUPT: u8 = 0x02;
+/// A byte was received.
+pub const LSR_DATA_READY: u8 = 0x01;
+/// A byte was lost, as there was no room for it.
+pub const LSR_OVERRUN: u8 = 0x02;
 const LSR_THR_EMPTY: u8 = 0x20;
 const LSR_ALL_SENT: u8 = 0x40;
 
@@ -38,6 +44,10 @@ const LSR_ALL_SENT: u8 = 0x40;
 const IIR_SOURCE: u8 = 0x0f;
 /// The interrupt's source: the transmitter is empty.
 pub const SOURCE_THRE: u8 = 0x02;
+/// The interrupt's source in the bits of the mask: bytes were received, as many as interrupt or fewer.
+pub const SOURCE_DATA: u8 = 0x04;
+/// See [`SOURCE_DATA`].
+pub const SOURCE_DATA_MASK: u8 = 0x07;
 /// No interrupt is pending.
 pub const SOURCE_NONE: u8 = 0x01;
 
@@ -58,6 +68,26 @@ pub fn init() {
 pub fn send(byte: u8) {
     while port::read8(LINE_STATUS) & LSR_THR_EMPTY == 0 {}
     port::write8(DATA, byte);
+}
+
+/// The line status register; reading it clears its error bits.
+pub fn line_status() -> u8 {
+    port::read8(LINE_STATUS)
+}
+
+/// The next byte that was received; there is one if [`LSR_DATA_READY`] is set.
+pub fn read_data() -> u8 {
+    port::read8(DATA)
+}
+
+/// Whether the other end may send.
+pub fn set_rts(on: bool) {
+    port::write8(MODEM_CONTROL, if on { MODEM_READY } else { MODEM_READY & !RTS });
+}
+
+/// Whether a byte that was received interrupts.
+pub fn set_data_interrupt(on: bool) {
+    port::write8(INTERRUPT_ENABLE, if on { DATA_INTERRUPT } else { 0 });
 }
 
 /// The port that takes bytes to send, for string instructions; [`drain`] first, then at most [`FIFO`] bytes.

@@ -10,6 +10,7 @@
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
 //! | [`options`] | the words for a VM on the hypervisor's command line, and for test guests on theirs | `xtask`; the hypervisor, guests |
+//! | [`typed`] | what is typed for a guest that compares it | `xtask`; that guest |
 //! | [`lines`] | lines that are read by a program | the hypervisor and guests; `xtask` |
 //!
 //! `docs/guest-interface.md` is the page for authors of guests. The tests of this crate compare it with these modules.
@@ -61,6 +62,7 @@ pub mod options;
 pub mod ports;
 #[cfg(test)]
 mod tests;
+pub mod typed;
 pub mod verdict;
 pub mod wire;
 

@@ -9,6 +9,7 @@ use crate::judge::{End, VmReport};
 use crate::ktap::{self, CaseResult};
 use crate::leash::Folder;
 use crate::machine::Image;
+use crate::machine::input::Input;
 use crate::machine::trace::Trace;
 use crate::output::outln;
 use crate::progress::Counter;
@@ -147,6 +148,7 @@ pub(super) fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
     ROWS.iter().flat_map(move |row| {
         let hosts = hosts.iter().filter(|host| row.only.is_none_or(|only| only == host.name));
         let hosts = hosts.filter(|host| row.except.is_none_or(|except| except != host.name));
+        let hosts = hosts.filter(|host| !row.typed || host.takes_input());
         hosts.filter_map(move |host| {
             let expected = if host.with_hypervisor { Some(row.hypervised) } else { row.alone };
             Some(Job { row, host: host.clone(), expected: expected?, trace: None })
@@ -277,6 +279,10 @@ impl Job {
             let words = format!("sum={sum:x} size={} comma=a,b", bytes.len());
             Ok(Image::new(write(&folder.join(format!("module{at}")), bytes)?, words))
         });
+        let typed = || {
+            let bytes: Vec<u8> = (0..abi::typed::BYTES).map(abi::typed::byte).collect();
+            write(&folder.join("typed"), &bytes).map(Input::File)
+        };
         let words = row.bochs_words.filter(|_| self.host.is_bochs()).unwrap_or(row.words);
         let guest = Guest {
             modules: modules.collect::<Result<_>>()?,
@@ -284,6 +290,7 @@ impl Job {
             paging: row.paging,
             vcpus: row.vcpus,
             memory: row.memory,
+            input: row.typed.then(typed).transpose()?,
             ..Guest::new(Image::new(image, words))
         };
         let more = (1..=row.more).map(|number| Guest { name: format!("vm{number}"), ..guest.clone() });

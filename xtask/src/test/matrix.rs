@@ -50,6 +50,11 @@ impl Host {
         }
     }
 
+    /// Whether what is typed gets to a guest.
+    pub(super) const fn takes_input(&self) -> bool {
+        self.machine.takes_input()
+    }
+
     /// Whether it is Bochs, which takes long.
     pub(super) const fn is_bochs(&self) -> bool {
         matches!(self.machine, Machine::Bochs(_))
@@ -124,6 +129,8 @@ pub(super) struct Row {
     pub(super) ram: Option<Size>,
     /// Files of these contents, with strings that say so.
     pub(super) modules: &'static [&'static [u8]],
+    /// [`abi::typed`] is typed on the guest's COM1; only where the machine takes input.
+    pub(super) typed: bool,
     pub(super) pages: Pages,
     pub(super) paging: Paging,
     /// Words for the hypervisor.
@@ -175,6 +182,7 @@ const USUAL: Row = Row {
     reserved_beside: false,
     ram: None,
     modules: &[],
+    typed: false,
     pages: Pages::Large,
     paging: Paging::Nested,
     hv_words: "",
@@ -362,6 +370,7 @@ pub(super) const ROWS: &[Row] = &[
         modules: &[b"a module, and its commas\n", &[0xa5; 10_000]],
         ..USUAL
     },
+    Row { name: "keys", source: Source::Guest("keys"), typed: true, ..USUAL },
     Row {
         name: "fail",
         source: Source::Guest("fail"),
