@@ -1,7 +1,7 @@
 //! The devices of one VM behind its bus: what a guest written for a PC, or for KVM, expects to find.
 //!
 //! [`Board`] is plain data: no allocation after it is made, no formatting, no locks. vCPUs that share it need a lock around it. It has a
-//! [`Sink`] for the guest's output and a [`Clock`] for the devices that depend on time:
+//! [`Sink`] for the guest's output and input, and a [`Clock`] for the devices that depend on time:
 //!
 //! ```
 //! use devices::{Clock, Board, BoardConfig, Nanoseconds, Effect, Size};

@@ -1,7 +1,7 @@
 //! The 16550A (National Semiconductor, PC16550D data sheet, section 8) on a line that is infinitely fast: output is sent at once,
 //! and the character time-out of the receive FIFO has always passed.
 //!
-//! What is at the other end sends when RTS is on, as with a cable that has RTS and CTS crossed: a guest that turns RTS off is sent
+//! What is at the other end sends while RTS is on, as with a cable that has RTS and CTS crossed: a guest that turns RTS off is sent
 //! nothing. Drivers that never turn it on are ready as soon as they enable the interrupt for received data.
 //!
 //! The line is always connected, and its modem never changes its signals: modem status changes in loopback alone. There are neither
