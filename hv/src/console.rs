@@ -35,8 +35,10 @@ const TRANSMITTER_IDLE: u8 = 1 << 6;
 const FIFO: usize = 16;
 const FIFO_TIME: u64 = FIFO as u64 * 10 * 1_000_000_000 / 115_200;
 
-/// How often the VM with the input looks for it: before the receiver's FIFO is full, whose bytes come as fast as they are sent.
+/// How often the VM with the input looks for it: before the receiver's FIFO, which is as large and as fast as the transmitter's, can
+/// have become full.
 const INPUT_PERIOD: Nanoseconds = Nanoseconds(1_000_000);
+const _: () = assert!(INPUT_PERIOD.0 < FIFO_TIME);
 
 /// How much is sent at a time at most, where the UART is an emulator's that is always ready.
 const BUDGET: usize = 512;

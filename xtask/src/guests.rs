@@ -128,12 +128,16 @@ impl Wanted {
         }
     }
 
-    /// The same with the keys of this terminal, if there is one, unless it has other input, or is one of ours, which want none.
-    pub(crate) fn with_keys(mut self) -> Self {
+    /// Gives it the keys of this terminal, if there is one, unless it has other input, or is one of ours, which want none.
+    pub(crate) fn take_keys(&mut self) {
         if self.input.is_none() && !self.is_ours() && Input::Standard.is_terminal() {
             self.input = Some(Input::Standard);
         }
-        self
+    }
+
+    /// Whether something is typed for it.
+    pub(crate) fn has_input(&self) -> bool {
+        self.input.is_some()
     }
 
     /// Whether it is one of our guests, rather than a file.
@@ -264,7 +268,7 @@ mod tests {
     #[test]
     fn a_vm_is_read_key_by_key() {
         let text = format!(
-            "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,module={FILE} x,cmdline=--seed 1,mem=2,b"
+            "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,input={FILE},module={FILE} x,cmdline=--seed 1,mem=2,b"
         );
         let vm: Wanted = text.parse().unwrap();
         let guest = vm.resolve(0, None);
@@ -272,6 +276,7 @@ mod tests {
         assert_eq!((guest.name.as_str(), guest.vcpus, guest.memory), ("a", 2, Size::mib(128)));
         assert_eq!((guest.pages, guest.backing, guest.modules.len()), (Pages::Small, Backing::Reserve, 1));
         assert_eq!(guest.image, Image::new("balloon", "--seed 1,mem=2,b"));
+        assert_eq!(guest.input, Some(Input::File(FILE.into())));
         let modules = |text: String| text.parse::<Wanted>().unwrap().modules;
         let two = [Image::new(FILE, ""), Image::new(FILE, "x")];
         assert_eq!(modules(format!("guest=smoke,module={FILE} x,initrd={FILE}")), two);
@@ -296,6 +301,7 @@ mod tests {
             ("guest=smoke,cpus=2", "expected guest=FILE"),
             ("guest=smoke,module=no/file", "no/file: No such file"),
             ("guest=no/file", "no/file: No such file"),
+            ("guest=smoke,input=no/file", "no/file: No such file"),
         ] {
             let error = text.parse::<Wanted>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");

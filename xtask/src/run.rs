@@ -139,14 +139,18 @@ enum Level {
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
-    let machine = args.machine.machine()?;
-    let machines: Vec<Vec<Wanted>> = if args.guests.names_any() {
-        vec![keyed(args.guests.wanted(""), &machine)]
+    let mut machines: Vec<Vec<Wanted>> = if args.guests.names_any() {
+        vec![args.guests.wanted("")]
     } else {
         DEFAULT_GUESTS.iter().map(|guest| args.guests.wanted(guest)).collect()
     };
     if args.machine.bare && machines.iter().any(|guests| guests.len() > 1) {
         return Err(usage("--bare boots one guest: without the hypervisor a machine holds no more"));
+    }
+    let machine = args.machine.machine()?;
+    for guests in &mut machines {
+        give_keys(guests, &machine);
+        check_input(&machine, guests.iter().filter(|guest| guest.has_input()).count())?;
     }
     let images = match (args.machine.bare, machines.iter().flatten().any(Wanted::is_ours)) {
         (false, _) => Some(Images::build()?),
@@ -156,7 +160,6 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     for guests in machines {
         let resolved: Vec<_> =
             guests.iter().enumerate().map(|(number, guest)| guest.resolve(number, images.as_ref())).collect();
-        check_input(&machine, &resolved)?;
         let timeout = timeout(args.timeout, TIMEOUT, &resolved);
         let trial = args.machine.trial(&machine, images.as_ref(), resolved, timeout);
         let title = guests.iter().map(Wanted::title).collect::<Vec<_>>().join(", ");
@@ -168,22 +171,21 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A guest alone gets the keys of this terminal.
-fn keyed(mut guests: Vec<Wanted>, machine: &Machine) -> Vec<Wanted> {
-    match guests.pop() {
-        Some(guest) if guests.is_empty() && machine.takes_input() => vec![guest.with_keys()],
-        last => guests.into_iter().chain(last).collect(),
+/// A guest alone gets the keys of this terminal, where it can.
+fn give_keys(guests: &mut [Wanted], machine: &Machine) {
+    if let [guest] = guests
+        && machine.takes_input()
+    {
+        guest.take_keys();
     }
 }
 
-/// Fails where what is typed would not get to these guests.
-pub(crate) fn check_input(machine: &Machine, guests: &[Guest]) -> Result<()> {
-    match guests.iter().filter(|guest| guest.input.is_some()).count() {
+/// Fails where what is typed for so many guests would not get to them.
+pub(crate) fn check_input(machine: &Machine, typed_for: usize) -> Result<()> {
+    match typed_for {
         0 => Ok(()),
-        _ if !machine.takes_input() => {
-            Err(usage("input goes with QEMU alone: Bochs's UART drops what it has no room for"))
-        }
-        1 => Ok(()),
+        1 if machine.takes_input() => Ok(()),
+        1 => Err(usage("input goes with QEMU alone: Bochs's UART drops what it has no room for")),
         _ => Err(usage("there is one input, and one VM that gets it")),
     }
 }
@@ -292,5 +294,30 @@ impl Printer {
             outln!("");
             self.line.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Image;
+    use crate::machine::qemu::Engine;
+
+    #[test]
+    fn one_guest_gets_input_and_on_qemu() {
+        let (qemu, bochs) = (Machine::Qemu(Qemu::new(Engine::Tcg, None)), Machine::Bochs(Bochs::new(bochs::VMX_CPU)));
+        for (machine, typed_for, fits) in
+            [(&qemu, 0, true), (&qemu, 1, true), (&qemu, 2, false), (&bochs, 0, true), (&bochs, 1, false)]
+        {
+            assert_eq!(check_input(machine, typed_for).is_ok(), fits, "{machine}, {typed_for}");
+        }
+    }
+
+    #[test]
+    fn a_machine_is_given_what_is_asked_for_or_usual() {
+        let input = Some(Input::File("keys".into()));
+        let guests = [Guest { input, ..Guest::new(Image::new("guest", "")) }];
+        assert_eq!(timeout(None, 60, &guests), Duration::from_secs(60), "a file types, nobody thinks");
+        assert_eq!(timeout(Some(5), 60, &guests), Duration::from_secs(5));
     }
 }

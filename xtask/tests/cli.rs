@@ -34,6 +34,8 @@ fn usage_errors_have_status_2() {
         &["run", "--vm", "guest=smoke,vcpus=0"],
         &["run", "--bare", "--vm", "guest=smoke", "--vm", "guest=smoke"],
         &["run", "--initrd", "no/such/file"],
+        &["run", "--input", "no/such/file"],
+        &["run", "--vm", "guest=smoke", "--input", "Cargo.toml"],
         &["linux"],
         &["linux", "--arch", "arm64", "--bare"],
         &["linux", "--bare", "--kernel", "no/such/file"],

@@ -87,19 +87,16 @@ Examples:
 Exit status: as of `run`.";
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
-    let machine = args.machine.machine()?;
-    if args.is_shell() && !args.machine.bare && args.input(&machine).is_none() {
-        return Err(usage(
-            "a shell needs a terminal, on QEMU: --input FILE has a file typed in it, --run SCRIPT runs a script",
-        ));
+    if args.is_shell() && !args.machine.bare && args.input.is_none() && !Input::Standard.is_terminal() {
+        return Err(usage("a shell needs a terminal: --input FILE types a file in it, --run SCRIPT runs a script"));
     }
+    let machine = args.machine.machine()?;
+    run::check_input(&machine, args.input(&machine).iter().count())?;
     let files = run_folder()?;
-    let guest = args.guest(&machine, &files)?;
-    let guests = [guest];
-    run::check_input(&machine, &guests)?;
+    let guests = vec![args.guest(&machine, &files)?];
     let images = if args.machine.bare { None } else { Some(Images::build()?) };
     let timeout = run::timeout(args.timeout, TIMEOUT, &guests);
-    let trial = args.machine.trial(&machine, images.as_ref(), guests.to_vec(), timeout);
+    let trial = args.machine.trial(&machine, images.as_ref(), guests, timeout);
     if args.machine.bare && args.is_shell() && args.input.is_none() {
         trial.take_over()?;
         return Ok(ExitCode::SUCCESS);
@@ -113,10 +110,11 @@ impl Args {
         self.run.is_none() && self.initrd.is_none()
     }
 
-    /// The keys of this terminal, unless something else is to be typed or a script is run.
+    /// What is typed: unless something is asked for or a script is run, the keys of this terminal. A shell can't do without them.
     fn input(&self, machine: &Machine) -> Option<Input> {
-        let typed = self.run.is_none() && machine.takes_input() && Input::Standard.is_terminal();
-        self.input.clone().or_else(|| typed.then_some(Input::Standard))
+        let takes_keys = self.is_shell() || self.run.is_none() && machine.takes_input();
+        let keys = || (takes_keys && Input::Standard.is_terminal()).then_some(Input::Standard);
+        self.input.clone().or_else(keys)
     }
 
     fn title(&self) -> String {
