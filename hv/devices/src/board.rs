@@ -266,6 +266,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
     pub fn next_deadline(&self) -> Option<Nanoseconds> {
         let legacy = !self.hpet.replaces_legacy() && self.accepts_edge(TIMER_GSI);
         let pit = if legacy { self.pit.next_deadline() } else { None };
+        if !self.has_more_than_pit() {
+            return pit;
+        }
         let pm = self.pm.next_deadline().filter(|_| self.levels >> SCI & 1 == 0);
         let hpet = if self.hpet.is_idle() { None } else { self.hpet.next_deadline(|gsi| self.accepts_edge(gsi)) };
         let input = Some(self.input_due).filter(|&due| due != NEVER);
@@ -283,14 +286,24 @@ impl<S: Sink, C: Clock> Board<S, C> {
         if self.pit.take_rise(now) && !self.hpet.replaces_legacy() {
             self.pulse(TIMER_GSI);
         }
+        if self.has_more_than_pit() {
+            self.advance_more(now);
+        }
+    }
+
+    /// Whether time has a meaning for more than the PIT, which is rare: for a device that may hold its interrupt line high, or does,
+    /// and for input.
+    fn has_more_than_pit(&self) -> bool {
+        self.levels != 0 || self.pm.timer_event_enabled() || !self.hpet.is_idle() || self.input_due != NEVER
+    }
+
+    fn advance_more(&mut self, now: Nanoseconds) {
         if !self.hpet.is_idle() {
             for gsi in bits(self.hpet.advance(now)) {
                 self.pulse(gsi);
             }
         }
-        if self.has_levels() {
-            self.update_levels();
-        }
+        self.update_levels();
         if now >= self.input_due {
             self.poll_input(now);
         }
@@ -315,11 +328,6 @@ impl<S: Sink, C: Clock> Board<S, C> {
         gsi < ISA_GSIS && self.pic.accepts_edge(gsi) || self.ioapic.accepts_edge(pin(gsi))
     }
 
-    /// Whether a device may hold its interrupt line high, or does.
-    fn has_levels(&self) -> bool {
-        self.levels != 0 || self.pm.timer_event_enabled() || !self.hpet.is_idle()
-    }
-
     fn update_levels(&mut self) {
         let sci = self.pm.interrupt(|| self.clock.now());
         let levels = self.hpet.levels() | u32::from(sci) << SCI;
@@ -331,7 +339,6 @@ impl<S: Sink, C: Clock> Board<S, C> {
 
     /// Has the UART take input: at each look as much as it has room for, so that a period has at most what its FIFO holds, as on a
     /// line with a speed. The rest stays with the sink.
-    #[cold]
     fn poll_input(&mut self, now: Nanoseconds) {
         self.input_due = self.next_input(now);
         while self.uart.is_ready()
