@@ -2,7 +2,8 @@
 //! and the character time-out of the receive FIFO has always passed.
 //!
 //! What is at the other end sends while RTS is on, as with a cable that has RTS and CTS crossed: a guest that turns RTS off is sent
-//! nothing. Drivers that never turn it on are ready as soon as they enable the interrupt for received data.
+//! nothing. A driver that clears all of the modem control register does without such control, and is ready while it has the interrupt
+//! for received data enabled.
 //!
 //! The line is always connected, and its modem never changes its signals: modem status changes in loopback alone. There are neither
 //! framing or parity errors nor breaks, word length and parity have no effect, and the FIFOs' DMA signals go nowhere. As in QEMU,
@@ -78,8 +79,6 @@ pub(crate) struct Uart {
     scr: u8,
     divisor: [u8; 2],
     overrun: bool,
-    /// RTS was on at some time.
-    controls_flow: bool,
     /// Inputs of the modem that have changed since the modem status register was read, as the lower half of its byte.
     modem_changes: u8,
     /// The transmitter's interrupt is pending: since the holding register became empty or the interrupt was enabled, until a read
@@ -98,7 +97,6 @@ impl Uart {
             scr: 0,
             divisor: [0x0c, 0],
             overrun: false,
-            controls_flow: false,
             modem_changes: 0,
             transmitter_pending: false,
             received: Fifo::new(),
@@ -142,10 +140,10 @@ impl Uart {
         register & 7 == 0 && self.lcr & DLAB == 0 && self.mcr & mcr::LOOPBACK == 0
     }
 
-    /// Whether the guest is ready for a byte from the line. Before it is, its driver may clear what the receiver holds.
+    /// Whether the guest is ready for a byte from the line. Before it is, its driver may clear what the receiver holds: Linux enables
+    /// each interrupt for a moment as it looks for the UART, and RTS last of all.
     pub(crate) fn is_ready(&self) -> bool {
-        let rts = self.mcr & mcr::RTS != 0;
-        let listens = rts || !self.controls_flow && self.ier & ier::DATA != 0;
+        let listens = self.mcr & mcr::RTS != 0 || self.mcr == 0 && self.ier & ier::DATA != 0;
         listens && self.mcr & mcr::LOOPBACK == 0 && self.received.length < self.capacity()
     }
 
@@ -224,7 +222,6 @@ impl Uart {
     fn control_modem(&mut self, value: u8) {
         let before = self.modem_inputs();
         self.mcr = value & mcr::WRITABLE;
-        self.controls_flow |= value & mcr::RTS != 0 && value & mcr::LOOPBACK == 0;
         let after = self.modem_inputs();
         let changes = (before ^ after) & !msr::RING | before & !after & msr::RING;
         self.modem_changes |= changes >> msr::CHANGES_SHIFT;
@@ -414,16 +411,15 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_without_rts_is_ready_when_it_enables_the_interrupt() {
+    fn a_driver_without_modem_control_is_ready_when_it_enables_the_interrupt() {
         let mut uart = Uart::new();
-        write(&mut uart, 4, 0x00);
-        write(&mut uart, 1, 0x02);
-        assert!(!uart.is_ready());
-        write(&mut uart, 1, 0x01);
-        assert!(uart.is_ready());
-        write(&mut uart, 4, 0x02);
-        write(&mut uart, 4, 0x00);
-        assert!(!uart.is_ready(), "it turned RTS off");
+        write(&mut uart, 1, 0x0f);
+        assert!(!uart.is_ready(), "Linux looks for the UART");
+        for (mcr, ier, ready) in [(0x00, 0x02, false), (0x00, 0x01, true), (0x09, 0x01, false), (0x10, 0x01, false)] {
+            write(&mut uart, 4, mcr);
+            write(&mut uart, 1, ier);
+            assert_eq!(uart.is_ready(), ready, "{mcr:#x}, {ier:#x}");
+        }
     }
 
     #[test]
