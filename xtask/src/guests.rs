@@ -8,13 +8,14 @@ use crate::size::Size;
 use crate::trial::{Backing, Guest, Pages, Paging};
 use abi::options::{MAX_VCPUS, key};
 use anyhow::Result;
+use arch::features::{FEATURES, FeatureChoice};
 use clap::ValueEnum;
 use std::fs::File;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 /// What `--vm` takes, for its help and its errors.
-const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, input=FILE, \
+const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, cpuid=FEATURES, input=FILE, \
                        initrd=FILE, module=FILE WORDS, and last cmdline=WORDS";
 
 /// What guests there are to be, and what they get.
@@ -47,13 +48,17 @@ pub(crate) struct GuestArgs {
     /// The largest page that maps the guest's memory [default: 4k for exit-latency, which touches such pages; else 2m]
     #[arg(long, value_enum)]
     pages: Option<Pages>,
+    /// Features of CPUID that the guest's processors lack, each after a `-`, and those without which it does not start, after a `+`:
+    /// -x2apic,+rdrand
+    #[arg(long, value_name = "FEATURES", default_value = "", hide_default_value = true, allow_hyphen_values = true, value_parser = parse_cpuid)]
+    cpuid: String,
     /// What is typed on the guest's COM1; `-` is the standard input [default: this terminal's keys, for a guest by its FILE alone]
     #[arg(long, value_name = "FILE")]
     input: Option<Input>,
     /// A VM of its own, beside others; may be repeated. KEYS, with commas between them: guest=FILE, name=NAME, vcpus=N,
-    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, input=FILE (one VM's), initrd=FILE, module=FILE WORDS
+    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, cpuid=-x2apic+rdrand, input=FILE (one VM's), initrd=FILE, module=FILE WORDS
     /// (may be repeated), and last cmdline=WORDS, which takes the rest
-    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages", "input"])]
+    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages", "cpuid", "input"])]
     vm: Vec<Wanted>,
     /// Of each guest.
     #[command(flatten)]
@@ -67,11 +72,24 @@ impl GuestArgs {
             let demands = &self.demands;
             return self.vm.iter().map(|vm| Wanted { demands: demands.clone(), ..vm.clone() }).collect();
         }
-        let Self { guest, cmdline, initrd, module, vcpus, mem, memory, paging, pages, input, demands, .. } =
+        let Self { guest, cmdline, initrd, module, vcpus, mem, memory, paging, pages, cpuid, input, demands, .. } =
             self.clone();
         let modules = initrd.map(|file| Image::new(file, "")).into_iter().chain(module).collect();
         let guest = guest.unwrap_or_else(|| GuestImage::Ours(default.to_string()));
-        vec![Wanted { name: None, guest, words: cmdline, modules, vcpus, mem, memory, paging, pages, input, demands }]
+        vec![Wanted {
+            name: None,
+            guest,
+            words: cmdline,
+            modules,
+            vcpus,
+            mem,
+            memory,
+            paging,
+            pages,
+            cpuid,
+            input,
+            demands,
+        }]
     }
 
     /// Whether a guest is named.
@@ -115,6 +133,7 @@ pub(crate) struct Wanted {
     memory: Backing,
     paging: Paging,
     pages: Option<Pages>,
+    cpuid: String,
     input: Option<Input>,
     demands: Demands,
 }
@@ -161,6 +180,7 @@ impl Wanted {
             backing: self.memory,
             pages: self.pages.unwrap_or(if small { Pages::Small } else { Pages::Large }),
             paging: self.paging,
+            cpuid: self.cpuid.clone(),
             input: self.input.clone(),
             demands: self.demands.clone(),
         }
@@ -188,6 +208,7 @@ impl FromStr for Wanted {
             memory: Backing::Touch,
             paging: Paging::Nested,
             pages: None,
+            cpuid: String::new(),
             input: None,
             demands: Demands::default(),
         };
@@ -218,12 +239,25 @@ impl Wanted {
             key::PAGES => {
                 self.pages = Some(Pages::from_str(value, false).map_err(|_| format!("{word}: expected 4k or 2m"))?);
             }
+            key::CPUID => self.cpuid = parse_cpuid(value)?,
             key::INPUT => self.input = Some(value.parse()?),
             "initrd" => self.modules.insert(0, Image::new(readable_file(value)?, "")),
             "module" => self.modules.push(parse_module(value)?),
             _ => return Err(format!("'{word}': expected {VM_KEYS}")),
         }
         Ok(())
+    }
+}
+
+/// Names of features, each with its sign, with or without commas between them: as the hypervisor reads them, without.
+fn parse_cpuid(features: &str) -> Result<String, String> {
+    let features = features.replace(',', "");
+    match FeatureChoice::parse(&features) {
+        Ok(_) => Ok(features),
+        Err(word) => {
+            let known: Vec<_> = FEATURES.iter().map(|feature| feature.name).collect();
+            Err(format!("'{word}': expected names of features, each after a - or a +, of: {}", known.join(", ")))
+        }
     }
 }
 
@@ -268,7 +302,7 @@ mod tests {
     #[test]
     fn a_vm_is_read_key_by_key() {
         let text = format!(
-            "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,input={FILE},module={FILE} x,cmdline=--seed 1,mem=2,b"
+            "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,cpuid=-x2apic+sse2,input={FILE},module={FILE} x,cmdline=--seed 1,mem=2,b"
         );
         let vm: Wanted = text.parse().unwrap();
         let guest = vm.resolve(0, None);
@@ -277,6 +311,10 @@ mod tests {
         assert_eq!((guest.pages, guest.backing, guest.modules.len()), (Pages::Small, Backing::Reserve, 1));
         assert_eq!(guest.image, Image::new("balloon", "--seed 1,mem=2,b"));
         assert_eq!(guest.input, Some(Input::File(FILE.into())));
+        assert_eq!(
+            (guest.cpuid.as_str(), parse_cpuid("-x2apic,+sse2").as_deref()),
+            ("-x2apic+sse2", Ok("-x2apic+sse2"))
+        );
         let modules = |text: String| text.parse::<Wanted>().unwrap().modules;
         let two = [Image::new(FILE, ""), Image::new(FILE, "x")];
         assert_eq!(modules(format!("guest=smoke,module={FILE} x,initrd={FILE}")), two);
@@ -302,6 +340,8 @@ mod tests {
             ("guest=smoke,module=no/file", "no/file: No such file"),
             ("guest=no/file", "no/file: No such file"),
             ("guest=smoke,input=no/file", "no/file: No such file"),
+            ("guest=smoke,cpuid=-x3apic", "'-x3apic': expected names of features"),
+            ("guest=smoke,cpuid=smep", "'smep': expected names"),
         ] {
             let error = text.parse::<Wanted>().unwrap_err();
             assert!(error.contains(why), "{text}: {error}");

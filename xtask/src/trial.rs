@@ -88,6 +88,8 @@ pub(crate) struct Guest {
     pub(crate) backing: Backing,
     pub(crate) pages: Pages,
     pub(crate) paging: Paging,
+    /// Features of its processors: those that they lack, each after a `-`, and those that they must have, after a `+`.
+    pub(crate) cpuid: String,
     /// What is typed on its console: one guest's at most.
     pub(crate) input: Option<Input>,
     /// What its console must have, and must not have.
@@ -109,6 +111,7 @@ impl Guest {
             backing: Backing::Touch,
             pages: Pages::Large,
             paging: Paging::Nested,
+            cpuid: String::new(),
             input: None,
             demands: Demands::default(),
         }
@@ -127,7 +130,9 @@ impl Guest {
             (key::MODULES, self.modules.len().to_string()),
             (key::LIMIT, limit.as_secs().to_string()),
         ];
-        format!("{}={}", options::VM, keys.map(|(key, value)| format!("{key}={value}")).join(","))
+        let cpuid = (!self.cpuid.is_empty()).then(|| (key::CPUID, self.cpuid.clone()));
+        let keys = keys.into_iter().chain(cpuid).map(|(key, value)| format!("{key}={value}"));
+        format!("{}={}", options::VM, keys.collect::<Vec<_>>().join(","))
     }
 }
 

@@ -22,6 +22,8 @@ pub mod key {
     pub const PAGES: &str = "pages";
     /// Whether it gets what the machine receives on COM1: one of [`input`](super::input).
     pub const INPUT: &str = "input";
+    /// The features that its processors lack, each after a `-`, and those that they must have, after a `+`.
+    pub const CPUID: &str = "cpuid";
     /// The number of its modules.
     pub const MODULES: &str = "modules";
     /// Seconds after which it ends as hung; 0 is never.

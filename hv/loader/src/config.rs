@@ -20,6 +20,7 @@
 //! | `memory=touch\|reserve` | when frames are allocated for it: when the guest first touches a page, or all before it starts | `touch` |
 //! | `pages=4k\|2m` | the largest pages that map its memory | 2m |
 //! | `input=on\|off` | whether its COM1 receives what the machine's COM1 receives; for one VM at most | `off` |
+//! | `cpuid=-x2apic+rdrand` | the features of CPUID that its processors lack, each after a `-`, and those without which it does not start, after a `+` | none |
 //! | `modules=N` | the number of modules of the hypervisor, after the guest's image, that the guest gets | 0 |
 //! | `limit=SECONDS` | after this time the guest is ended as hung; 0 is never | 0 |
 //!
@@ -30,6 +31,7 @@ use crate::GuestRam;
 use abi::options::{self, key};
 use addr::PageSize;
 use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
+use arch::features::FeatureChoice;
 use core::{fmt, num::NonZeroU32, ops::Range};
 use log::LevelFilter;
 
@@ -85,6 +87,8 @@ pub struct VmConfig {
     pub pages: PageSize,
     /// Whether its COM1 receives what the machine's does.
     pub input: bool,
+    /// The features of its processors.
+    pub cpuid: FeatureChoice,
     /// The number of its modules.
     pub modules: usize,
     /// The seconds after which it is ended as hung.
@@ -182,7 +186,8 @@ impl fmt::Display for ConfigError {
         match self {
             Self::UnknownWord(word) => write!(f, "`{word}`: expected log=…, vm=…, selftest=… or watchdog=…"),
             Self::UnknownKey(word) => {
-                let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, modules=… or limit=…";
+                let keys =
+                    "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, cpuid=…, modules=… or limit=…";
                 write!(f, "`{word}` in vm=…: expected {keys}")
             }
             Self::BadValue { word, expected } => write!(f, "`{word}`: expected {expected}"),
@@ -324,6 +329,7 @@ impl VmConfig {
             backing: Backing::Touch,
             pages: PageSize::Size2M,
             input: false,
+            cpuid: FeatureChoice::default(),
             modules: 0,
             limit: None,
         }
@@ -351,6 +357,10 @@ impl VmConfig {
                 }
                 Some((key::MEMORY, when)) => vm.backing = parse_backing(when).ok_or_else(|| bad("touch or reserve"))?,
                 Some((key::PAGES, size)) => vm.pages = parse_pages(size).ok_or_else(|| bad("4k or 2m"))?,
+                Some((key::CPUID, features)) => {
+                    let expected = "names of features, each after a - or a +, as in -x2apic+rdrand";
+                    vm.cpuid = FeatureChoice::parse(features).map_err(|_| bad(expected))?;
+                }
                 Some((key::INPUT, input)) => vm.input = parse_input(input).ok_or_else(|| bad("on or off"))?,
                 Some((key::MODULES, count)) => vm.modules = count.parse().map_err(|_| bad("a number of modules"))?,
                 Some((key::LIMIT, seconds)) => {
@@ -489,7 +499,7 @@ mod tests {
     #[test]
     fn every_word_and_key_is_read() {
         let config = Config::parse(
-            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,memory=reserve,pages=4k,input=on,modules=2,limit=30 \
+            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,memory=reserve,pages=4k,cpuid=-x2apic+sse2,input=on,modules=2,limit=30 \
              watchdog=3 selftest=stack-overflow vm=mem=0x300000",
         )
         .unwrap();
@@ -502,6 +512,7 @@ mod tests {
             ram: GuestRam::new(128 << 20).unwrap(),
             backing: Backing::Reserve,
             pages: PageSize::Size4K,
+            cpuid: FeatureChoice::parse("-x2apic+sse2").unwrap(),
             input: true,
             modules: 2,
             limit: NonZeroU32::new(30),
@@ -523,7 +534,7 @@ mod tests {
     fn errors_name_the_word_and_what_was_expected() {
         assert_eq!(error("hv quiet"), "`quiet`: expected log=…, vm=…, selftest=… or watchdog=…");
         assert_eq!(error("log=loud"), "`log=loud`: expected error, warn, info, debug or trace");
-        let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, modules=… or limit=…";
+        let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, cpuid=…, modules=… or limit=…";
         assert_eq!(error("vm=cpus=2"), format!("`cpus=2` in vm=…: expected {keys}"));
         assert_eq!(error("vm=mem"), format!("`mem` in vm=…: expected {keys}"));
         assert_eq!(error("vm=name="), "`name=`: expected 1 to 15 letters, digits, -, _ or .");
@@ -531,6 +542,8 @@ mod tests {
         assert_eq!(error("vm=paging=fast"), "`paging=fast`: expected nested, shadow or vtlb");
         assert_eq!(error("vm=memory=all"), "`memory=all`: expected touch or reserve");
         assert_eq!(error("vm=pages=1g"), "`pages=1g`: expected 4k or 2m");
+        let features = "names of features, each after a - or a +, as in -x2apic+rdrand";
+        assert_eq!(error("vm=cpuid=-x3apic"), format!("`cpuid=-x3apic`: expected {features}"));
         assert_eq!(error("vm=input=yes"), "`input=yes`: expected on or off");
         assert_eq!(error("vm=modules=-1"), "`modules=-1`: expected a number of modules");
         assert_eq!(error("vm=limit=1s"), "`limit=1s`: expected a number of seconds");

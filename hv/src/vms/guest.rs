@@ -10,7 +10,6 @@ use crate::timer;
 use crate::verdict::Verdict;
 use addr::Gpa;
 use alloc::vec::Vec;
-use arch::features::FeatureSet;
 use backends::{Backend, Start};
 use core::alloc::Layout;
 use core::fmt;
@@ -23,7 +22,7 @@ use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::{Instant, Placement};
 use spin::Mutex;
-use vm::cpuid::CpuModel;
+use vm::cpuid::{CpuModel, Table, Topology};
 use vm::{Stats, Vm};
 
 /// A VM's memory on this machine.
@@ -76,6 +75,11 @@ impl<F: Nested> Guest<F> {
         };
         let config = &plan.config;
         let vcpus = config.vcpus;
+        let model = CpuModel { long_mode: config.paging == Paging::Nested, hidden: config.cpuid.hidden };
+        let shown = Table::new(crate::cpu::cpuid, Topology { index: 0, vcpus }).of_model(model);
+        if let Some(feature) = shown.missing(config.cpuid.required) {
+            return Err((Verdict::NoVirtualization, Why::NoFeature(feature.name)));
+        }
         let caps = backend.caps(config.pages);
         let (fixed, shadows) = match config.paging {
             Paging::Nested => {
@@ -120,7 +124,7 @@ impl<F: Nested> Guest<F> {
             clock,
             memory,
             paging: config.paging,
-            model: CpuModel { long_mode: config.paging == Paging::Nested, hidden: FeatureSet::EMPTY },
+            model,
             start: Start::Boot(entry),
             limit: config
                 .limit
@@ -167,7 +171,7 @@ impl<F: Nested> Guest<F> {
 
 /// The firmware's tables of a VM with so many vCPUs.
 pub(super) fn firmware_tables(vcpus: usize) -> bios::Tables {
-    let features = vm::cpuid::Table::new(crate::cpu::cpuid, vm::cpuid::Topology { index: 0, vcpus }).get(1, 0);
+    let features = Table::new(crate::cpu::cpuid, Topology { index: 0, vcpus }).get(1, 0);
     bios::Tables::new(&bios::Machine {
         vcpus: vcpus as u8,
         processor: bios::Processor { signature: features.eax, features: features.edx },

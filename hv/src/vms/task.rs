@@ -11,7 +11,6 @@ use rcu::Cpu;
 use sched::{Instant, Scheduler, Slice, Task};
 
 /// What a CPU has to do.
-#[expect(clippy::large_enum_variant, reason = "a CPU has a few, most of them vCPUs")]
 pub(super) enum CpuTask<B: Backend<Tables: Nested>> {
     /// A vCPU runs.
     Vcpu(Seat<B>),

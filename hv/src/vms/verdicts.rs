@@ -11,6 +11,8 @@ pub(super) enum Why {
     /// There were no frames for this part of the VM, before it started.
     NoFrames(&'static str),
     Lacking(backends::Missing),
+    /// The VM was to have this feature.
+    NoFeature(&'static str),
     /// Frames that are missing, and why the VM stopped.
     Leaked(u64, Stop),
 }
@@ -21,6 +23,7 @@ impl fmt::Display for Why {
             Self::Stopped(stop) => stop.fmt(f),
             Self::Refused(error) => write!(f, "{error}"),
             Self::NoFrames(what) => write!(f, "no frames left for the VM's {what}"),
+            Self::NoFeature(name) => write!(f, "the VM can't have the feature {name} of cpuid= on this machine"),
             Self::Lacking(missing) => write!(f, "this machine lacks {missing}"),
             Self::Leaked(frames, stop) => {
                 write!(f, "{frames} frames of the VM did not come back; it stopped because: {stop}")

@@ -60,7 +60,7 @@ const LAYERS: [(&str, &[&str]); 28] = [
     ("guest-tests", &["abi", "addr", "arch", "base"]),
     ("guest-tests-32", &["abi", "addr", "base"]),
     ("guest-tests-linux", &[]),
-    ("xtask", &["abi"]),
+    ("xtask", &["abi", "arch"]),
 ];
 
 /// What is wrong.

@@ -288,6 +288,7 @@ impl Job {
             modules: modules.collect::<Result<_>>()?,
             pages: row.pages,
             paging: row.paging,
+            cpuid: row.cpuid.to_string(),
             vcpus: row.vcpus,
             memory: row.memory,
             input: row.typed.then(typed).transpose()?,

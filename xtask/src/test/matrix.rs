@@ -133,6 +133,8 @@ pub(super) struct Row {
     pub(super) typed: bool,
     pub(super) pages: Pages,
     pub(super) paging: Paging,
+    /// Features of the first VM's processors, as in `--cpuid`, without commas.
+    pub(super) cpuid: &'static str,
     /// Words for the hypervisor.
     pub(super) hv_words: &'static str,
     /// The one host that the row is about, if it is about one.
@@ -185,6 +187,7 @@ const USUAL: Row = Row {
     typed: false,
     pages: Pages::Large,
     paging: Paging::Nested,
+    cpuid: "",
     hv_words: "",
     only: None,
     except: None,
@@ -387,6 +390,23 @@ pub(super) const ROWS: &[Row] = &[
     },
     // Bochs's SVM gives the host no interrupt while the guest has its own off: an INIT does not reach a vCPU that spins so.
     Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, except: Some("bochs-svm"), ..LONG },
+    Row {
+        name: "apic-without-x2apic",
+        source: Source::Guest("apic"),
+        vcpus: 2,
+        cpuid: "-x2apic-tsc_deadline",
+        except: Some("bochs-svm"),
+        alone: None,
+        ..LONG
+    },
+    Row {
+        name: "no-such-feature",
+        cpuid: "+sse2+clwb",
+        only: Some("qemu-svm"),
+        hypervised: Expected::saying(Verdict::NoVirtualization, "the feature clwb"),
+        alone: None,
+        ..USUAL
+    },
     stress("balloon"),
     stress("collapse-storm"),
     stress("shootdown"),
