@@ -1,13 +1,10 @@
 //! Exceptions that tests expect, and interrupts that they count.
 
 use core::arch::{asm, global_asm, naked_asm};
-use core::mem;
-use core::ptr;
-use core::sync::atomic::{
-    AtomicPtr, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use base::interrupts::handled;
+pub use base::interrupts::{NMI, after_the_halt, disable, enable, halt_until_interrupt, handle, held_off};
 use base::recovery::{Recoveries, Recovery};
 
 use crate::descriptors::{self, GateDpl};
@@ -66,8 +63,6 @@ pub const BREAKPOINT: u64 = 3;
 pub const INVALID_OPCODE: u64 = 6;
 /// General protection.
 pub const GENERAL_PROTECTION: u64 = 13;
-/// Non-maskable interrupt.
-pub const NMI: u8 = 2;
 /// Page fault.
 pub const PAGE_FAULT: u64 = 14;
 /// A vector for INT n, which user mode may raise, too.
@@ -207,27 +202,11 @@ pub fn last_rip(line: u8) -> u64 {
     LINES[usize::from(line)].rip.load(Relaxed)
 }
 
-/// What handles an interrupt. The end of interrupt is its own affair.
-pub type Handler = fn(&Frame);
-
-/// The handlers of vectors that have one of their own.
-static HANDLERS: [AtomicPtr<()>; 256] = [const { AtomicPtr::new(ptr::null_mut()) }; 256];
-
-/// From now on `handler` handles `vector` on all processors, with interrupts off.
-pub fn handle(vector: u8, handler: Handler) {
-    HANDLERS[usize::from(vector)].store(handler as *mut (), Release);
-}
-
 extern "C" fn dispatch(frame: &mut Frame) {
     const FIRST: u64 = pic::VECTOR_BASE as u64;
     const LAST: u64 = FIRST + pic::LINES as u64 - 1;
-    let handler = HANDLERS[frame.vector as usize & 0xff].load(Acquire);
-    if !handler.is_null() {
-        // SAFETY: only `handle` stores there, and it stores such a function.
-        let handler = unsafe { mem::transmute::<*mut (), Handler>(handler) };
-        return handler(frame);
-    }
     match frame.vector {
+        _ if handled(frame.vector as u8) => {}
         FIRST..=LAST => interrupt((frame.vector - FIRST) as u8, frame),
         _ => exception(frame),
     }
@@ -278,30 +257,6 @@ pub extern "C" fn divide_by(divisor: u64) {
     naked_asm!("div rdi", "ret")
 }
 
-/// STI.
-pub fn enable() {
-    // SAFETY: the handlers preserve all that they interrupt.
-    unsafe { asm!("sti", options(nostack)) };
-}
-
-/// CLI.
-pub fn disable() {
-    // SAFETY: it keeps handlers from running, no more.
-    unsafe { asm!("cli", options(nostack)) };
-}
-
-/// Runs `body` with interrupts off, and has RFLAGS.IF as before afterwards.
-pub fn held_off<R>(body: impl FnOnce() -> R) -> R {
-    let rflags: u64;
-    // SAFETY: what is pushed is popped at once; see `disable`.
-    unsafe { asm!("pushfq", "pop {}", "cli", out(reg) rflags) };
-    let result = body();
-    if rflags & arch::RFLAGS_IF != 0 {
-        enable();
-    }
-    result
-}
-
 /// STI, one instruction, CLI: a pending interrupt arrives between the last two.
 #[unsafe(naked)]
 pub extern "C" fn open_for_one_instruction() {
@@ -317,15 +272,4 @@ pub fn after_the_one_instruction() -> u64 {
 pub fn open_for_no_instruction() {
     // SAFETY: the handlers preserve all that they interrupt.
     unsafe { asm!("sti", "cli") };
-}
-
-/// STI, HLT, CLI: a pending interrupt wakes the processor.
-#[unsafe(naked)]
-pub extern "C" fn halt_until_interrupt() {
-    naked_asm!("sti", "hlt", "cli", "ret")
-}
-
-/// The RIP that the waking interrupt of [`halt_until_interrupt`] interrupts: STI and HLT have a byte each.
-pub fn after_the_halt() -> u64 {
-    halt_until_interrupt as *const () as u64 + 2
 }

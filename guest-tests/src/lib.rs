@@ -31,20 +31,15 @@
 //! and aliases are then no affair of the compiler's, and tests need no `unsafe` of their own.
 #![no_std]
 
-pub mod apic;
 pub mod balloon;
-pub mod cpuid;
 pub mod descriptors;
 mod entry;
-pub mod hypercall;
 pub mod interrupts;
 pub mod msr;
 pub mod paging;
 pub mod pattern;
-pub mod place;
 pub mod port;
 pub mod processor;
-pub mod ram;
 pub mod registers;
 pub mod smp;
 pub mod sse;
@@ -53,5 +48,6 @@ pub mod timed;
 pub mod user;
 
 pub use base::boot::EntryState;
+pub use base::{apic, attack, cpuid, hypercall, place, ram};
 pub use base::{boot, clock, console, exit, fw_cfg, ktap, latency, pic, random, stats, tsc, uart};
 pub use base::{cases, check, check_eq, check_ok, main, println, skip_unless};

@@ -2,7 +2,7 @@
 
 use core::arch::{asm, naked_asm};
 
-use crate::apic::Register;
+pub use base::msr::{read_x2apic, write_x2apic};
 
 pub use arch::{EFER_LMA, EFER_LME, EFER_NXE, EFER_SVME};
 
@@ -52,19 +52,6 @@ impl Msr {
         wrmsr as *const () as u64 + 2 * MOV
     }
 }
-
-/// RDMSR of an x2APIC register, the `index`th from this one on.
-pub fn read_x2apic(register: Register, index: u8) -> u64 {
-    rdmsr(X2APIC + u32::from(register.number()) + u32::from(index))
-}
-
-/// WRMSR of an x2APIC register.
-pub fn write_x2apic(register: Register, value: u64) {
-    wrmsr(X2APIC + u32::from(register.number()), value as u32, (value >> 32) as u32);
-}
-
-/// The first of the x2APIC's 256 MSRs.
-const X2APIC: u32 = 0x800;
 
 /// Bytes of a MOV between 32-bit registers.
 const MOV: u64 = 2;

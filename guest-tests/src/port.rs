@@ -5,6 +5,8 @@
 
 use core::arch::asm;
 
+use addr::PAGE_SIZE;
+
 use crate::place::Place;
 
 pub use base::port::*;
@@ -30,12 +32,22 @@ pub struct StringEnd {
 /// What an instruction with the 32-bit address size prefix must ignore in RCX, RSI and RDI.
 const HIGH_HALF: u64 = 0x5a5a << 32;
 
+/// Panics if `bytes` from `at` on, in steps of `width`, may reach a Rust object.
+fn assert_reach(at: Place, direction: Direction, bytes: u64, width: u64) {
+    let offset = at.gva().page_offset();
+    let inside = match direction {
+        Direction::Up => offset + bytes <= PAGE_SIZE,
+        Direction::Down => offset + width <= PAGE_SIZE && bytes <= offset + width,
+    };
+    assert!(inside || at.is_above_identity(), "{bytes:#x} bytes at {at:?} leave the frame");
+}
+
 macro_rules! string_io {
     ($(#[$doc:meta])* $name:ident, $instruction:literal, $pointer:tt, $width:literal, $ignored:expr) => {
         $(#[$doc])*
         /// `count` elements between `port` and memory from `at` on.
         pub fn $name(port: u16, at: Place, count: u64, direction: Direction) -> StringEnd {
-            at.assert_reach(direction, count * $width, $width);
+            assert_reach(at, direction, count * $width, $width);
             assert!($ignored == 0 || !at.is_above_identity(), "{at:?} has more than 32 bits");
             let (mut left, mut next) = (count | $ignored, at.raw() | $ignored);
             match direction {

@@ -3,9 +3,9 @@
 use core::arch::asm;
 
 use addr::Gva;
-use arch::{CR0_EM, CR0_MP, CR0_WP, CR4_DE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PGE};
+use arch::{CR0_CD, CR0_EM, CR0_MP, CR0_WP, CR4_DE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, CR4_PGE};
 
-pub use base::exit::halt_for_ever;
+pub use base::exit::{halt_for_ever, hang};
 
 /// Bits of CR4 that a guest may switch without harm to what it runs on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +92,11 @@ pub fn set_write_protect(on: bool) {
     write_cr0(if on { cr0() | CR0_WP } else { cr0() & !CR0_WP });
 }
 
+/// Whether memory is cached, by CR0.CD.
+pub fn set_caching(on: bool) {
+    write_cr0(if on { cr0() & !CR0_CD } else { cr0() | CR0_CD });
+}
+
 /// Switches a bit of CR4.
 pub fn set_cr4(bit: Cr4, on: bool) {
     let value = if on { cr4() | bit as u64 } else { cr4() & !(bit as u64) };
@@ -118,13 +123,7 @@ pub fn wbinvd() {
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
 }
 
-/// Spins, deaf to interrupts, in a single instruction.
-pub fn hang() -> ! {
-    // SAFETY: spinning does nothing to memory.
-    unsafe { asm!("cli", "2: jmp 2b", options(nomem, nostack, noreturn)) }
-}
-
-/// CR0 with WP, MP or EM changed.
+/// CR0 with CD, WP, MP or EM changed.
 fn write_cr0(value: u64) {
     // SAFETY: the callers change only bits on which no Rust code depends: it writes to no read-only page and uses no
     // vector registers.

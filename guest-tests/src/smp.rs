@@ -10,7 +10,7 @@ pub use base::smp::{Barrier, Cpu, PerCpu, count, cpus, run_on_all};
 pub use base::startup::is_up;
 use base::startup::{self, Signal};
 
-use crate::apic::{self, Apic, Delivery, Destination};
+use crate::apic::{self, Apic, Delivery};
 use crate::boot::Boot;
 use crate::msr::{EFER_LMA, Msr};
 use crate::ram::{self, Frame, HIGH_MEMORY};
@@ -23,12 +23,6 @@ pub fn start_all(boot: &Boot) -> usize {
     }
     Apic::start();
     startup::start_each(|cpu| start(boot, cpu))
-}
-
-impl From<Cpu> for Destination {
-    fn from(cpu: Cpu) -> Self {
-        Self::Physical(cpu.apic_id())
-    }
 }
 
 /// Starts `cpu`, or starts it anew: whatever it was doing is lost. Whether it came up.

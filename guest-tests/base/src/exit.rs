@@ -29,6 +29,12 @@ impl Verdict {
     }
 }
 
+/// Spins, deaf to interrupts, in a single instruction.
+pub fn hang() -> ! {
+    // SAFETY: spinning does nothing to memory.
+    unsafe { asm!("cli", "2: jmp 2b", options(nomem, nostack, noreturn)) }
+}
+
 /// Halts, deaf to interrupts.
 pub fn halt_for_ever() -> ! {
     loop {

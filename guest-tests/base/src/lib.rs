@@ -2,15 +2,23 @@
 //! port.
 #![no_std]
 
+pub mod apic;
+pub mod attack;
 pub mod boot;
 pub mod clock;
 pub mod console;
+pub mod cpuid;
 pub mod exit;
 pub mod fw_cfg;
+pub mod hypercall;
+pub mod interrupts;
 pub mod ktap;
 pub mod latency;
+pub mod msr;
 pub mod pic;
+pub mod place;
 pub mod port;
+pub mod ram;
 pub mod random;
 pub mod recovery;
 pub mod smp;

@@ -18,7 +18,7 @@ use core::sync::atomic::{
 use guest::apic::{Apic, Delivery, Destination, Mode};
 use guest::boot::Boot;
 use guest::exit::Verdict;
-use guest::interrupts::{self, Frame, NMI, halt_until_interrupt, handle};
+use guest::interrupts::{self, NMI, halt_until_interrupt, handle};
 use guest::ktap::Outcome;
 use guest::smp::{self, Barrier, Cpu, PerCpu};
 use guest::stress::{Stress, Worker};
@@ -58,8 +58,8 @@ static PONGS: PerCpu<AtomicU64> = PerCpu::new([const { AtomicU64::new(0) }; Cpu:
 
 fn main(boot: &Boot) -> Verdict {
     for sender in 0..Cpu::MOST as u8 {
-        handle(SINGLE + sender, |frame| count(&RECEIVED.here()[sender_of(frame, SINGLE)]));
-        handle(LOWEST + sender, |frame| count(&LOWEST_RECEIVED.iter().as_slice()[sender_of(frame, LOWEST)]));
+        handle(SINGLE + sender, |vector| count(&RECEIVED.here()[sender_of(vector, SINGLE)]));
+        handle(LOWEST + sender, |vector| count(&LOWEST_RECEIVED.iter().as_slice()[sender_of(vector, LOWEST)]));
         handle(PING + sender, answer);
         handle(PONG + sender, |_| count(PONGS.here()));
     }
@@ -72,13 +72,13 @@ fn count(counter: &AtomicU64) {
     Apic::here().end_of_interrupt();
 }
 
-fn sender_of(frame: &Frame, base: u8) -> usize {
-    (frame.vector - u64::from(base)) as usize
+fn sender_of(vector: u8, base: u8) -> usize {
+    usize::from(vector - base)
 }
 
 /// A ping is answered from its handler.
-fn answer(frame: &Frame) {
-    let sender = sender_of(frame, PING);
+fn answer(vector: u8) {
+    let sender = sender_of(vector, PING);
     let apic = Apic::here();
     apic.send(Delivery::Fixed(PONG + Cpu::current().index() as u8), Destination::Physical(sender as u32));
     apic.end_of_interrupt();

@@ -1,9 +1,11 @@
 //! Exceptions that tests expect.
 
 use core::arch::{asm, global_asm, naked_asm};
+use core::ptr;
 
-use base::pic;
+pub use base::interrupts::{enable, halt_until_interrupt, handle};
 use base::recovery::{Recoveries, Recovery};
+use base::{interrupts, pic};
 
 use crate::descriptors::{self, GateDpl};
 use crate::memory::Page;
@@ -104,12 +106,6 @@ pub(crate) fn restore_gate(vector: u32) {
     descriptors::set_gate(vector as usize, first + vector * STUB_SIZE, dpl);
 }
 
-/// STI.
-pub fn enable() {
-    // SAFETY: the handlers preserve all that they interrupt.
-    unsafe { asm!("sti", options(nostack)) };
-}
-
 /// Has `vector` come back at once from now on, to what it interrupts. (It must have no error code.)
 pub fn ignore(vector: u8) {
     #[unsafe(naked)]
@@ -117,12 +113,6 @@ pub fn ignore(vector: u8) {
         naked_asm!("iretd")
     }
     descriptors::set_gate(vector.into(), back as *const () as u32, GateDpl::Kernel);
-}
-
-/// Waits in HLT for an interrupt, which is handled before this returns.
-pub fn halt_until_interrupt() {
-    // SAFETY: the handlers preserve all that they interrupt.
-    unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
 }
 
 static RECOVERIES: Recoveries<Fault> = Recoveries::new();
@@ -170,6 +160,9 @@ unsafe extern "C" fn call_recoverably(function: *const (), argument: *mut (), re
 }
 
 extern "C" fn dispatch(frame: &Frame) -> *const Recovery<Fault> {
+    if interrupts::handled(frame.vector as u8) {
+        return ptr::null();
+    }
     RECOVERIES.take(Fault { frame: *frame, cr2: processor::cr2() })
 }
 

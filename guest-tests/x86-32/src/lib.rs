@@ -6,18 +6,18 @@
 //! is on: memory is what tests reach by [`memory`], above the image, which no Rust object has.
 #![no_std]
 
-pub mod apic;
 pub mod control;
 pub mod descriptors;
 mod entry;
 pub mod interrupts;
 pub mod memory;
 pub mod paging;
+pub mod port;
 pub mod processor;
 mod runtime;
 pub mod smp;
 pub mod timed;
 pub mod user;
 
-pub use base::{boot, clock, console, exit, ktap, latency, port, random, stats, tsc};
+pub use base::{apic, attack, boot, clock, console, cpuid, exit, ktap, latency, random, stats, tsc};
 pub use base::{cases, check, check_eq, check_ok, main, println, skip_unless};

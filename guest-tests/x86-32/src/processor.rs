@@ -1,7 +1,11 @@
 //! Control registers and the instructions that concern paging.
 
-use crate::control::{EFER, EFER_LME, EFER_NXE};
 use core::arch::asm;
+
+use base::cpuid::cpuid;
+use base::msr;
+
+use crate::control::{CR0_CD, EFER, EFER_LME, EFER_NXE};
 
 macro_rules! control_register {
     ($(#[$doc:meta])* $read:ident, $write:ident, $name:literal) => {
@@ -45,21 +49,17 @@ pub fn cr2() -> u32 {
     value
 }
 
+/// Whether memory is cached, by CR0.CD.
+pub fn set_caching(on: bool) {
+    let value = if on { cr0() & !CR0_CD } else { cr0() | CR0_CD };
+    // SAFETY: paging stays as it is.
+    unsafe { set_cr0(value) };
+}
+
 /// Forgets the translation of one page.
 pub fn invlpg(page: u32) {
     // SAFETY: a translation forgotten is read from the tables again.
     unsafe { asm!("invlpg [{0:e}]", in(reg) page, options(nostack, preserves_flags)) };
-}
-
-/// EAX, EBX, ECX and EDX of CPUID.
-pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
-    let (eax, ebx, ecx, edx);
-    // SAFETY: it has no effect but on these registers; EBX may be the compiler's own.
-    unsafe {
-        asm!("mov {ebx:e}, ebx", "cpuid", "xchg {ebx:e}, ebx", ebx = out(reg) ebx, inout("eax") leaf => eax,
-            inout("ecx") subleaf => ecx, out("edx") edx, options(nostack, preserves_flags));
-    }
-    [eax, ebx, ecx, edx]
 }
 
 /// Writes DR0 to DR3 and DR7.
@@ -76,10 +76,7 @@ pub fn set_breakpoints([dr0, dr1, dr2, dr3]: [u32; 4], dr7: u32) {
 
 /// EFER's low half.
 pub fn efer() -> u32 {
-    let value;
-    // SAFETY: reading it has no effect.
-    unsafe { asm!("rdmsr", in("ecx") EFER, out("eax") value, out("edx") _, options(nomem, nostack, preserves_flags)) };
-    value
+    msr::read(EFER) as u32
 }
 
 /// Whether bit 63 of PAE's entries forbids fetches, or is reserved. For a processor that [has it](has_nx).
@@ -95,7 +92,7 @@ pub fn set_long_mode_enable(on: bool) {
 fn set_efer(bit: u32, on: bool) {
     let value = if on { efer() | bit } else { efer() & !bit };
     // SAFETY: no entry that maps the image has NX, and without a change of CR0 the other bit has no effect.
-    unsafe { asm!("wrmsr", in("ecx") EFER, in("eax") value, in("edx") 0, options(nostack, preserves_flags)) };
+    unsafe { msr::write(EFER, value.into()) };
 }
 
 /// CPUID's NX, in the leaves that say so.
@@ -109,15 +106,15 @@ pub fn has_long_mode() -> bool {
 }
 
 fn extended_features() -> u32 {
-    if cpuid(0x8000_0000, 0)[0] >= 0x8000_0001 { cpuid(0x8000_0001, 0)[3] } else { 0 }
+    if cpuid(0x8000_0000, 0).eax >= 0x8000_0001 { cpuid(0x8000_0001, 0).edx } else { 0 }
 }
 
 /// CPUID's SMEP.
 pub fn has_smep() -> bool {
-    cpuid(0, 0)[0] >= 7 && cpuid(7, 0)[1] & 1 << 7 != 0
+    cpuid(0, 0).eax >= 7 && cpuid(7, 0).ebx & 1 << 7 != 0
 }
 
 /// The width of physical addresses.
 pub fn physical_bits() -> u32 {
-    if cpuid(0x8000_0000, 0)[0] >= 0x8000_0008 { cpuid(0x8000_0008, 0)[0] & 0xff } else { 36 }
+    if cpuid(0x8000_0000, 0).eax >= 0x8000_0008 { cpuid(0x8000_0008, 0).eax & 0xff } else { 36 }
 }

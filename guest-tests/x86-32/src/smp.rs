@@ -6,10 +6,11 @@ use core::arch::global_asm;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use base::apic::{Apic, Delivery};
 pub use base::smp::{Barrier, Cpu, PerCpu, Task, assign, count, cpus, run_on_all};
 use base::startup::{self, Signal};
 
-use crate::{apic, descriptors, processor};
+use crate::descriptors;
 
 /// Where they start in real mode: a page that no loader uses.
 const TRAMPOLINE: u32 = 0x8000;
@@ -21,11 +22,10 @@ static INDEX: AtomicU32 = AtomicU32::new(0);
 /// Starts all processors that the machine says it has; panics if one does not come up. To be called without paging. Returns how
 /// many run now.
 pub fn start_all() -> usize {
-    const HAS_APIC: u32 = 1 << 9;
-    if processor::cpuid(1, 0)[3] & HAS_APIC == 0 {
+    if !Apic::exists() {
         return 1;
     }
-    apic::enable();
+    Apic::start();
     copy_trampoline();
     startup::start_each(start)
 }
@@ -50,11 +50,11 @@ fn prepare(cpu: Cpu) {
 }
 
 fn send(cpu: Cpu, signal: Signal) {
-    let command = match signal {
-        Signal::Init => apic::INIT,
-        Signal::StartUp => apic::START_UP | TRAMPOLINE >> 12,
+    let delivery = match signal {
+        Signal::Init => Delivery::Init,
+        Signal::StartUp => Delivery::StartUp((TRAMPOLINE >> 12) as u8),
     };
-    apic::send(cpu, command);
+    Apic::here().send(delivery, cpu.into());
 }
 
 fn copy_trampoline() {
@@ -91,6 +91,6 @@ extern "C" fn run(index: u32) -> ! {
     let cpu = Cpu::new(index as usize);
     descriptors::init(cpu);
     descriptors::load_idt();
-    apic::enable();
+    Apic::start();
     startup::serve(cpu)
 }

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 
 use guest::apic::Apic;
 use guest::clock;
-use guest::interrupts::{self, Frame, handle};
+use guest::interrupts::{self, handle};
 use guest::ktap::Outcome;
 use guest::smp::{Cpu, PerCpu};
 
@@ -22,17 +22,17 @@ static LOGS: PerCpu<Log> = PerCpu::new(
 
 /// From now on `vector` is logged on whichever processor it arrives.
 pub(crate) fn expect(vector: u8) {
-    handle(vector, |frame| {
-        log(frame);
+    handle(vector, |vector| {
+        log(vector);
         Apic::here().end_of_interrupt();
     });
 }
 
 /// Logs the interrupt, without its end.
-pub(crate) fn log(frame: &Frame) {
+pub(crate) fn log(vector: u8) {
     let log = LOGS.here();
     let at = log.length.fetch_add(1, Relaxed);
-    log.vectors[at % MOST].store(frame.vector as u8, Relaxed);
+    log.vectors[at % MOST].store(vector, Relaxed);
 }
 
 /// How many `cpu` has had.

@@ -64,14 +64,14 @@ pub(crate) fn highest_vector_first(_: &Boot) -> Outcome {
 pub(crate) fn higher_class_interrupts_the_handler(_: &Boot) -> Outcome {
     static PRIORITY: AtomicU32 = AtomicU32::new(0);
     [0x7f, 0x95].into_iter().for_each(expect);
-    handle(0x75, |frame| {
+    handle(0x75, |vector| {
         let apic = Apic::here();
         PRIORITY.store(apic.read(Register::ProcessorPriority), Relaxed);
         send(&[0x7f, 0x95]);
         enable();
         while apic.has(Register::Requested, 0x95) {}
         disable();
-        log(frame);
+        log(vector);
         apic.end_of_interrupt();
     });
     afresh(|| {
@@ -90,11 +90,11 @@ pub(crate) fn requested_then_in_service_then_neither(_: &Boot) -> Outcome {
         let apic = Apic::here();
         u32::from(apic.has(Register::Requested, VECTOR)) << 1 | u32::from(apic.has(Register::InService, VECTOR))
     };
-    handle(VECTOR, |frame| {
+    handle(VECTOR, |vector| {
         let apic = Apic::here();
         let in_handler = [Register::Requested, Register::InService].map(|register| apic.has(register, VECTOR));
         SEEN.store(u32::from(in_handler == [false, true]), Relaxed);
-        log(frame);
+        log(vector);
         apic.end_of_interrupt();
     });
     afresh(|| {
@@ -113,11 +113,11 @@ pub(crate) fn requested_then_in_service_then_neither(_: &Boot) -> Outcome {
 pub(crate) fn same_vector_merges(_: &Boot) -> Outcome {
     expect(0x48);
     static AGAIN: AtomicU32 = AtomicU32::new(0);
-    handle(0x49, |frame| {
+    handle(0x49, |vector| {
         if AGAIN.fetch_add(1, Relaxed) == 0 {
             send(&[0x49, 0x49]);
         }
-        log(frame);
+        log(vector);
         Apic::here().end_of_interrupt();
     });
     afresh(|| {

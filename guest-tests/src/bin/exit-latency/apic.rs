@@ -7,7 +7,7 @@ use core::sync::atomic::{
 };
 
 use guest::apic::{self, Apic, Delivery, Destination, Mode, Register};
-use guest::interrupts::{self, Frame, halt_until_interrupt};
+use guest::interrupts::{self, halt_until_interrupt};
 use guest::ktap::Outcome;
 use guest::place::Place;
 use guest::smp::{self, Cpu};
@@ -22,13 +22,13 @@ const ANSWER: u8 = 0x51;
 static STAMPED: AtomicU64 = AtomicU64::new(0);
 
 /// Tells the time. Little comes before it: the stub that saves the registers.
-fn stamp(_: &Frame) {
+fn stamp(_: u8) {
     STAMPED.store(tsc::read(), Release);
     Apic::here().end_of_interrupt();
 }
 
 /// Sends the boot processor a [`STAMP`].
-fn answer(_: &Frame) {
+fn answer(_: u8) {
     let apic = Apic::here();
     apic.send(Delivery::Fixed(STAMP), Cpu::BOOT.into());
     apic.end_of_interrupt();

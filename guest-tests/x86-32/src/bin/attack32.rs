@@ -10,7 +10,7 @@ use guest32::boot::Boot;
 use guest32::exit::Verdict;
 use guest32::memory::{self, Page, Pages};
 use guest32::paging::{Mode, PRESENT, Space, WRITABLE};
-use guest32::{console, interrupts, println, processor};
+use guest32::{console, cpuid, interrupts, println, processor};
 
 guest32::main!(main);
 
@@ -53,7 +53,7 @@ fn delivery() -> ! {
 fn long_mode_enable() -> ! {
     loop {
         processor::set_long_mode_enable(true);
-        processor::cpuid(0, 0);
+        cpuid::cpuid(0, 0);
         processor::set_long_mode_enable(false);
     }
 }
@@ -70,7 +70,7 @@ fn data_breakpoints() -> ! {
     loop {
         for page in (IMAGE_END..HYPERVISOR_END).step_by(4096) {
             processor::set_breakpoints(SEGMENTS.map(|offset| page + offset), DR7_ENABLED);
-            processor::cpuid(0, 0);
+            cpuid::cpuid(0, 0);
             processor::set_breakpoints([0; 4], DR7_DISABLED);
         }
     }

@@ -11,6 +11,7 @@ use core::arch::naked_asm;
 use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::boot::Boot;
+use guest32::cpuid::{self, Host};
 use guest32::exit::Verdict;
 use guest32::interrupts::{Fault, GENERAL_PROTECTION, PAGE_FAULT, SOFTWARE, expect_fault};
 use guest32::ktap::{self, Outcome};
@@ -345,8 +346,7 @@ hypercall!(vmcall, "vmcall");
 
 /// Whether it is this hypervisor that runs the guest.
 fn is_ours() -> bool {
-    let [_, ebx, ecx, edx] = processor::cpuid(abi::cpuid::LEAF, 0);
-    processor::cpuid(1, 0)[2] & 1 << 31 != 0 && abi::cpuid::signature([ebx, ecx, edx]) == *abi::cpuid::SIGNATURE
+    cpuid::host() == Host::Microhv
 }
 
 fn hypercalls(_: &Boot) -> Outcome {

@@ -4,7 +4,7 @@
 use abi::lines::Inputs;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-use guest32::apic;
+use guest32::apic::{Apic, Delivery};
 use guest32::exit::Verdict;
 use guest32::interrupts;
 use guest32::random::{Random, mix};
@@ -87,8 +87,9 @@ pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u
     // What the attacker sends to all; above the exceptions that are a fault of its own.
     (16..=255).for_each(interrupts::ignore);
     interrupts::ignore(2);
-    let period = apic::ticks_during(|| clock::wait(clock::microseconds(LOOK_MICROSECONDS)));
-    apic::start_timer(TIMER, period);
+    let apic = Apic::here();
+    let period = apic.ticks_during(|| clock::wait(clock::microseconds(LOOK_MICROSECONDS)));
+    apic.start_timer(TIMER, true, period);
 
     let mut random = Random::new(mix(seed.into()));
     let (mut seen, mut looks, mut idle) = (u32::MAX, 0, 0);
@@ -96,7 +97,7 @@ pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u
     smp::assign(ATTACKER, task);
     while tsc::read().wrapping_sub(started) < ticks && !DONE.load(Relaxed) {
         interrupts::halt_until_interrupt();
-        apic::end_of_interrupt();
+        apic.end_of_interrupt();
         let next = NEXT.load(Relaxed);
         idle = if next == seen { idle + 1 } else { 0 };
         seen = next;
@@ -108,7 +109,7 @@ pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u
             }
             idle = 0;
         } else if idle > 0 {
-            apic::send(ATTACKER, apic::NMI);
+            send(Delivery::Nmi);
         } else if random.one_in(16) && !storm(&mut random, task) {
             return Verdict::FAILED;
         }
@@ -128,20 +129,24 @@ fn restart(task: &'static Task<'static>) -> bool {
     is_up
 }
 
+fn send(delivery: Delivery) {
+    Apic::here().send(delivery, ATTACKER.into());
+}
+
 /// Interrupts amid whatever it does. False if it is lost.
 fn storm(random: &mut Random, task: &'static Task<'static>) -> bool {
     let times = random.below(32) as u32 + 1;
     match random.below(8) {
         0..3 => {
-            (0..times).for_each(|_| apic::send(ATTACKER, apic::NMI));
+            (0..times).for_each(|_| send(Delivery::Nmi));
             count(Kind::NmiStorm, times);
         }
         3..5 => {
-            (0..times).for_each(|_| apic::send(ATTACKER, apic::FIXED | random.below(256) as u32));
+            (0..times).for_each(|_| send(Delivery::Fixed(random.below(256) as u8)));
             count(Kind::IpiStorm, times);
         }
         5..7 => {
-            (0..times).for_each(|_| apic::send(ATTACKER, apic::START_UP | random.below(256) as u32));
+            (0..times).for_each(|_| send(Delivery::StartUp(random.below(256) as u8)));
             count(Kind::SipiStorm, times);
         }
         _ => {

@@ -38,21 +38,44 @@ impl Instruction {
         self.call_with(number, [0; 3])
     }
 
-    /// The hypercall `number` with arguments in RBX, RCX and RDX. Not public, because some change memory.
-    fn call_with(self, number: u64, [rbx, rcx, rdx]: [u64; 3]) -> i64 {
-        match self {
+    /// The hypercall `number` with arguments in RBX, RCX and RDX, or the low halves of these. Not public, because some change
+    /// memory.
+    fn call_with(self, number: u64, arguments: [u64; 3]) -> i64 {
+        let [number, rbx, rcx, rdx] = [number, arguments[0], arguments[1], arguments[2]].map(|value| value as usize);
+        let result = match self {
             Self::Vmmcall => vmmcall(number, rbx, rdx, rcx),
             Self::Vmcall => vmcall(number, rbx, rdx, rcx),
-        }
+        };
+        result as i64
     }
 }
 
 macro_rules! hypercall {
     ($name:ident, $instruction:literal) => {
         // No hypercall changes any register but RAX. RDX and RCX are where C's third and fourth argument are.
+        #[cfg(target_arch = "x86_64")]
         #[unsafe(naked)]
-        extern "C" fn $name(number: u64, rbx: u64, rdx: u64, rcx: u64) -> i64 {
+        extern "C" fn $name(number: usize, rbx: usize, rdx: usize, rcx: usize) -> isize {
             naked_asm!("push rbx", "mov rax, rdi", "mov rbx, rsi", "xor esi, esi", $instruction, "pop rbx", "ret")
+        }
+
+        // The arguments are behind two pushes and the return address.
+        #[cfg(target_arch = "x86")]
+        #[unsafe(naked)]
+        extern "C" fn $name(number: usize, ebx: usize, edx: usize, ecx: usize) -> isize {
+            naked_asm!(
+                "push ebx",
+                "push esi",
+                "mov eax, [esp + 12]",
+                "mov ebx, [esp + 16]",
+                "mov edx, [esp + 20]",
+                "mov ecx, [esp + 24]",
+                "xor esi, esi",
+                $instruction,
+                "pop esi",
+                "pop ebx",
+                "ret"
+            )
         }
     };
 }

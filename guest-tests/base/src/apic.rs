@@ -13,7 +13,7 @@ use addr::Gva;
 
 use crate::cpuid::cpuid;
 use crate::interrupts;
-use crate::msr::{self, Msr};
+use crate::msr::{self, APIC_BASE, TSC_DEADLINE};
 use crate::place::Place;
 use crate::smp::{Cpu, PerCpu};
 
@@ -158,6 +158,12 @@ pub enum Destination {
     AllButMyself,
 }
 
+impl From<Cpu> for Destination {
+    fn from(cpu: Cpu) -> Self {
+        Self::Physical(cpu.apic_id())
+    }
+}
+
 impl Destination {
     const LOGICAL: u32 = 1 << 11;
 
@@ -206,8 +212,8 @@ static RESET_STATE: PerCpu<[AtomicU32; AFTER_INIT.len()]> =
     PerCpu::new([const { [const { AtomicU32::new(0) }; AFTER_INIT.len()] }; Cpu::MOST]);
 
 /// Takes down what a processor that was just started finds. In x2APIC mode some of it is not there.
-pub(crate) fn note_reset_state() {
-    if Msr::ApicBase.read() & BASE_X2APIC == 0 {
+pub fn note_reset_state() {
+    if msr::read(APIC_BASE) & BASE_X2APIC == 0 {
         for ((register, _), seen) in AFTER_INIT.iter().zip(RESET_STATE.here()) {
             seen.store(Apic(Mode::Xapic).read(*register), Relaxed);
         }
@@ -246,7 +252,7 @@ impl Apic {
 
     /// Notes the mode that it is in, and lets interrupts in: what a processor does first.
     pub fn start() -> Self {
-        X2APIC.here().store(Msr::ApicBase.read() & BASE_X2APIC != 0, Relaxed);
+        X2APIC.here().store(msr::read(APIC_BASE) & BASE_X2APIC != 0, Relaxed);
         let apic = Self::here();
         apic.write(Register::Spurious, SPURIOUS_ENABLED | u32::from(SPURIOUS_VECTOR));
         apic
@@ -254,12 +260,12 @@ impl Apic {
 
     /// Puts it in `mode`. From x2APIC mode it goes by way of being disabled, which resets it.
     pub fn switch(mode: Mode) -> Self {
-        let base = Msr::ApicBase.read();
+        let base = msr::read(APIC_BASE);
         match mode {
-            Mode::X2apic => Msr::ApicBase.write(base | BASE_ENABLED | BASE_X2APIC),
+            Mode::X2apic => set_base(base | BASE_ENABLED | BASE_X2APIC),
             Mode::Xapic if base & BASE_X2APIC != 0 => {
-                Msr::ApicBase.write(base & !(BASE_ENABLED | BASE_X2APIC));
-                Msr::ApicBase.write(base & !BASE_X2APIC | BASE_ENABLED);
+                set_base(base & !(BASE_ENABLED | BASE_X2APIC));
+                set_base(base & !BASE_X2APIC | BASE_ENABLED);
             }
             Mode::Xapic => {}
         }
@@ -366,22 +372,42 @@ impl Apic {
         self.write(Register::InitialCount, count);
     }
 
+    /// How many ticks of the timer's clock pass while `body` runs. The timer is off afterwards.
+    pub fn ticks_during(self, body: impl FnOnce()) -> u32 {
+        self.start_masked_timer(u32::MAX);
+        body();
+        let left = self.read(Register::CurrentCount);
+        self.stop_timer();
+        u32::MAX - left
+    }
+
     /// Sets the timer to fire when the TSC reaches `deadline`.
     pub fn start_deadline(self, vector: u8, deadline: u64) {
         self.write(Register::LvtTimer, u32::from(vector) | LVT_TSC_DEADLINE);
         // In memory the LVT is written by a store, which WRMSR does not wait for (SDM, "TSC-Deadline Mode").
         fence(SeqCst);
-        Msr::TscDeadline.write(deadline);
+        self.move_deadline(deadline);
+    }
+
+    /// Sets another deadline for a timer that has one, or none (0).
+    pub fn move_deadline(self, deadline: u64) {
+        // SAFETY: the timer interrupts, no more.
+        unsafe { msr::write(TSC_DEADLINE, deadline) };
     }
 
     /// Stops the timer, whatever its mode. What it has requested already stays requested.
     pub fn stop_timer(self) {
         if self.read(Register::LvtTimer) & LVT_TSC_DEADLINE != 0 {
-            Msr::TscDeadline.write(0);
+            self.move_deadline(0);
         }
         self.write(Register::InitialCount, 0);
         self.write(Register::LvtTimer, LVT_MASKED);
     }
+}
+
+fn set_base(value: u64) {
+    // SAFETY: the callers change the mode alone, and so how the registers are reached.
+    unsafe { msr::write(APIC_BASE, value) };
 }
 
 /// The registers' page as tests may touch it.

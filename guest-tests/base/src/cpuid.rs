@@ -2,7 +2,10 @@
 
 pub use abi::cpuid::LEAF as HYPERVISOR_LEAF;
 use abi::cpuid::SIGNATURE;
-use core::arch::asm;
+#[cfg(target_arch = "x86")]
+use core::arch::x86::{__cpuid_count, CpuidResult};
+#[cfg(target_arch = "x86_64")]
+use core::arch::x86_64::{__cpuid_count, CpuidResult};
 
 /// What CPUID returns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,14 +37,8 @@ impl Leaf {
 
 /// CPUID with EAX = `leaf`, ECX = `subleaf`.
 pub fn cpuid(leaf: u32, subleaf: u32) -> Leaf {
-    let (eax, ebx, ecx, edx);
-    // SAFETY: CPUID changes these four registers. RBX is the compiler's, so it is put back.
-    unsafe {
-        asm!("mov {rbx}, rbx", "cpuid", "xchg {rbx}, rbx", rbx = out(reg) ebx, inout("eax") leaf => eax,
-            inout("ecx") subleaf => ecx, out("edx") edx, options(nomem, nostack, preserves_flags))
-    };
-    let ebx: u64 = ebx;
-    Leaf { eax, ebx: ebx as u32, ecx, edx }
+    let CpuidResult { eax, ebx, ecx, edx } = __cpuid_count(leaf, subleaf);
+    Leaf { eax, ebx, ecx, edx }
 }
 
 /// Whose processor it claims to be, as far as it matters to a guest.

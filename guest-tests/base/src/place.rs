@@ -1,11 +1,10 @@
 //! Addresses that no Rust object has.
 
-use core::arch::naked_asm;
 use core::fmt;
 
-use addr::{Gva, PAGE_SIZE};
+use addr::Gva;
 
-use crate::port::Direction;
+use access::{call, read_byte, write_byte};
 
 /// The end of the one-to-one map, and so of every address that a Rust object may have.
 pub const IDENTITY_END: Gva = Gva::new(1 << 32);
@@ -72,17 +71,8 @@ impl Place {
         write_byte as *const () as u64
     }
 
-    /// Panics if `bytes` from here on, in steps of `width`, may reach a Rust object.
-    pub(crate) fn assert_reach(self, direction: Direction, bytes: u64, width: u64) {
-        let offset = self.0.page_offset();
-        let inside = match direction {
-            Direction::Up => offset + bytes <= PAGE_SIZE,
-            Direction::Down => offset + width <= PAGE_SIZE && bytes <= offset + width,
-        };
-        assert!(inside || self.is_above_identity(), "{bytes:#x} bytes at {self:?} leave the frame");
-    }
-
-    pub(crate) fn is_above_identity(self) -> bool {
+    /// Whether it is above the one-to-one map.
+    pub fn is_above_identity(self) -> bool {
         self.0 >= IDENTITY_END
     }
 }
@@ -93,19 +83,44 @@ impl fmt::Debug for Place {
     }
 }
 
-// Functions of their own, so that a fault's RIP is known to be theirs.
+/// Functions of their own, so that a fault's RIP is known to be theirs.
+#[cfg(target_arch = "x86_64")]
+mod access {
+    use core::arch::naked_asm;
 
-#[unsafe(naked)]
-extern "C" fn read_byte(at: u64) -> u8 {
-    naked_asm!("mov al, [rdi]", "ret")
+    #[unsafe(naked)]
+    pub(super) extern "C" fn read_byte(at: u64) -> u8 {
+        naked_asm!("mov al, [rdi]", "ret")
+    }
+
+    #[unsafe(naked)]
+    pub(super) extern "C" fn write_byte(at: u64, value: u8) {
+        naked_asm!("mov [rdi], sil", "ret")
+    }
+
+    #[unsafe(naked)]
+    pub(super) extern "C" fn call(at: u64) {
+        naked_asm!("jmp rdi")
+    }
 }
 
-#[unsafe(naked)]
-extern "C" fn write_byte(at: u64, value: u8) {
-    naked_asm!("mov [rdi], sil", "ret")
-}
+/// The same by the 32-bit calling convention.
+#[cfg(target_arch = "x86")]
+mod access {
+    use core::arch::naked_asm;
 
-#[unsafe(naked)]
-extern "C" fn call(at: u64) {
-    naked_asm!("jmp rdi")
+    #[unsafe(naked)]
+    pub(super) extern "C" fn read_byte(at: u64) -> u8 {
+        naked_asm!("mov eax, [esp + 4]", "mov al, [eax]", "ret")
+    }
+
+    #[unsafe(naked)]
+    pub(super) extern "C" fn write_byte(at: u64, value: u8) {
+        naked_asm!("mov eax, [esp + 4]", "mov ecx, [esp + 12]", "mov [eax], cl", "ret")
+    }
+
+    #[unsafe(naked)]
+    pub(super) extern "C" fn call(at: u64) {
+        naked_asm!("jmp [esp + 4]")
+    }
 }
