@@ -26,6 +26,9 @@ pub const NO_EXECUTE: u64 = 1 << 63;
 /// What an entry has that leads to a table.
 pub const TABLE: u64 = PRESENT | WRITABLE | USER;
 
+/// What an entry has that maps a large page for the supervisor, and was used.
+pub const LARGE_PAGE: u64 = PRESENT | WRITABLE | LARGE | ACCESSED | DIRTY;
+
 /// How linear addresses are translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
@@ -131,7 +134,7 @@ impl Space {
         }
         let space = Self { mode, root };
         for at in (0..END).step_by(mode.large_page() as usize) {
-            space.pde(at).set(u64::from(at) | PRESENT | WRITABLE | LARGE | ACCESSED | DIRTY);
+            space.pde(at).set(u64::from(at) | LARGE_PAGE);
         }
         space
     }
@@ -141,7 +144,7 @@ impl Space {
         self.root.address()
     }
 
-    /// PAE's page directory pointer table.
+    /// The page that CR3 names: the page directory of two levels, PAE's page directory pointer table.
     pub const fn root(self) -> Page {
         self.root
     }
@@ -186,15 +189,8 @@ impl Space {
 
     /// Turns paging on in its mode, or switches to it.
     pub fn enter(self) {
-        let cr4 = processor::cr4() & !(CR4_PAE | CR4_PSE) | if self.mode == Mode::Pae { CR4_PAE } else { CR4_PSE };
-        if processor::cr4() != cr4 {
-            leave();
-        }
-        // SAFETY: paging is off, or the bits are as before.
-        unsafe { processor::set_cr4(cr4) };
-        self.load();
         // SAFETY: the space maps the image one to one.
-        unsafe { processor::set_cr0(processor::cr0() | CR0_PG) };
+        unsafe { turn_on(self.mode, self.cr3()) };
     }
 
     /// Loads CR3, where paging is on in its mode.
@@ -202,6 +198,38 @@ impl Space {
         // SAFETY: the space maps the image one to one.
         unsafe { processor::set_cr3(self.cr3()) };
     }
+}
+
+#[repr(align(4096))]
+struct Directory([AtomicU32; 1024]);
+
+/// Maps all one to one.
+static FLAT: Directory = Directory([const { AtomicU32::new(0) }; 1024]);
+
+/// Turns paging on with all 4 GiB mapped one to one, those without memory, too. The tables are the image's, so that all that is
+/// free stays free.
+pub fn enter_flat() {
+    let entries = (0..).step_by(Mode::TwoLevel.large_page() as usize).zip(&FLAT.0);
+    entries.for_each(|(at, entry): (u32, _)| entry.store(at | LARGE_PAGE as u32, Relaxed));
+    // SAFETY: it maps the image one to one.
+    unsafe { turn_on(Mode::TwoLevel, FLAT.0.as_ptr() as u32) };
+}
+
+/// Turns paging on, or switches to these tables.
+///
+/// # Safety
+/// They map the image one to one.
+unsafe fn turn_on(mode: Mode, cr3: u32) {
+    let cr4 = processor::cr4() & !(CR4_PAE | CR4_PSE) | if mode == Mode::Pae { CR4_PAE } else { CR4_PSE };
+    if processor::cr4() != cr4 {
+        leave();
+    }
+    // SAFETY: paging is off, or the bits are as before.
+    unsafe { processor::set_cr4(cr4) };
+    // SAFETY: the caller's promise.
+    unsafe { processor::set_cr3(cr3) };
+    // SAFETY: the caller's promise.
+    unsafe { processor::set_cr0(processor::cr0() | CR0_PG) };
 }
 
 /// Turns paging off.
