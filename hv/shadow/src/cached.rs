@@ -340,6 +340,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let suspensions = self.state.lock().suspensions;
         let backing = mem.backing(page.gpa, write)?;
         let mut state = self.state.lock();
+        state.roots[at.root].used = true;
         let changed = |step: &Step| kept(Rule::ReadAgain) && read(mem, mode, step.at) != Some(step.entry);
         let tracked = self.track_tables(cpu, &mut state, at, registers, page.steps.as_slice(), changed);
         let table = match tracked {
@@ -642,6 +643,10 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// there.
     fn unlink(&self, cpu: &Cpu<'_, E::Platform>, last: &mut LastLevel, root: usize, range: Range<Gva>) {
         regions(&range).for_each(|at| last.unbind(root, at));
+        self.zap_tables(cpu, last, root, range);
+    }
+
+    fn zap_tables(&self, cpu: &Cpu<'_, E::Platform>, last: &mut LastLevel, root: usize, range: Range<Gva>) {
         let zapped = self.trees[root].zap_tables(cpu, range);
         debug_assert!(zapped.is_ok(), "a directory's entries translate regions of 2 MiB");
         let zapped = zapped.unwrap_or_default();
@@ -658,12 +663,20 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     }
 
     fn zap_all(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) {
-        (0..self.trees.len()).for_each(|root| self.unlink(cpu, &mut state.last, root, WHOLE));
+        for (root, tree) in state.roots.iter_mut().enumerate() {
+            if core::mem::take(&mut tree.used) {
+                self.zap_tables(cpu, &mut state.last, root, WHOLE);
+                state.last.unbind_all(root);
+            }
+        }
         state.clear();
     }
 
     /// Zaps a root, which gets another address space.
     fn zap_root(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, root: usize) {
+        if !core::mem::take(&mut state.roots[root].used) {
+            return;
+        }
         self.unlink(cpu, &mut state.last, root, WHOLE);
         let State { directories, last, rmap, .. } = state;
         directories.retain_all(|usage| usage.root != root);

@@ -16,15 +16,17 @@ pub(crate) struct GfnHash<T> {
     /// The first entry of each chain, or [`END`].
     heads: Vec<u32>,
     entries: Vec<Entry<T>>,
-    /// The first entry of the free list.
+    /// The first entry of the free list, of those that were in use since the table was empty.
     free: u32,
+    /// The number of entries that were.
+    used: u32,
     /// An odd number. The hash is from the middle of its product with the frame's number.
     multiplier: u64,
 }
 
 struct Entry<T> {
     gfn: Gfn,
-    /// None: the entry is on the free list.
+    /// None: the entry is on the free list, or was not in use since the table was empty.
     value: Option<T>,
     next: u32,
 }
@@ -37,12 +39,12 @@ impl<T> GfnHash<T> {
     /// Has room for `capacity` values, rounded up to a power of two. Frames have other hashes with another `seed`.
     pub(crate) fn new(capacity: u32, seed: u64) -> Result<Self, NoMemory> {
         let len = capacity.next_power_of_two() as usize;
-        let mut hash = Self { heads: Vec::new(), entries: Vec::new(), free: END, multiplier: GOLDEN_RATIO ^ seed << 1 };
+        let multiplier = GOLDEN_RATIO ^ seed << 1;
+        let mut hash = Self { heads: Vec::new(), entries: Vec::new(), free: END, used: 0, multiplier };
         hash.heads.try_reserve_exact(len).map_err(|_| NoMemory)?;
         hash.entries.try_reserve_exact(len).map_err(|_| NoMemory)?;
         hash.heads.resize(len, END);
         hash.entries.extend((0..len).map(|_| Entry { gfn: Gfn::new(0), value: None, next: END }));
-        hash.clear();
         Ok(hash)
     }
 
@@ -52,14 +54,26 @@ impl<T> GfnHash<T> {
         [Layout::array::<u32>(len).ok(), Layout::array::<Entry<T>>(len).ok()]
     }
 
-    /// Removes all values.
+    /// Removes all values, at a cost that grows with the most that there were since the last time.
     pub(crate) fn clear(&mut self) {
-        self.heads.fill(END);
-        self.free = END;
-        for (n, entry) in (0..).zip(&mut self.entries) {
-            (entry.value, entry.next) = (None, self.free);
-            self.free = n;
+        for n in 0..self.used as usize {
+            let chain = self.chain(self.entries[n].gfn);
+            self.heads[chain] = END;
+            self.entries[n].value = None;
         }
+        (self.free, self.used) = (END, 0);
+    }
+
+    /// Takes an entry that is not in use.
+    fn take(&mut self) -> Result<u32, Full> {
+        let at = if self.free == END { self.used } else { self.free };
+        let entry = self.entries.get(at as usize).ok_or(Full)?;
+        if self.free == END {
+            self.used += 1;
+        } else {
+            self.free = entry.next;
+        }
+        Ok(at)
     }
 
     /// The chain of a frame.
@@ -71,10 +85,8 @@ impl<T> GfnHash<T> {
     /// Adds a value for `gfn`.
     pub(crate) fn insert(&mut self, gfn: Gfn, value: T) -> Result<(), Full> {
         let chain = self.chain(gfn);
-        let at = self.free;
-        let entry = self.entries.get_mut(at as usize).ok_or(Full)?;
-        self.free = entry.next;
-        *entry = Entry { gfn, value: Some(value), next: self.heads[chain] };
+        let at = self.take()?;
+        self.entries[at as usize] = Entry { gfn, value: Some(value), next: self.heads[chain] };
         self.heads[chain] = at;
         Ok(())
     }
@@ -108,9 +120,15 @@ impl<T> GfnHash<T> {
         self.retain_in(self.chain(gfn), |of, value| of != gfn || keep(value));
     }
 
-    /// Removes the values for all frames for which `keep` returns false.
+    /// Removes the values for all frames for which `keep` returns false, at the cost of [`clear`](Self::clear).
     pub(crate) fn retain_all(&mut self, mut keep: impl FnMut(&mut T) -> bool) {
-        (0..self.heads.len()).for_each(|chain| self.retain_in(chain, |_, value| keep(value)));
+        for n in 0..self.used as usize {
+            let entry = &mut self.entries[n];
+            if entry.value.as_mut().is_some_and(|value| !keep(value)) {
+                let chain = self.chain(self.entries[n].gfn);
+                self.retain_in(chain, |_, value| keep(value));
+            }
+        }
     }
 
     fn retain_in(&mut self, chain: usize, mut keep: impl FnMut(Gfn, &mut T) -> bool) {
@@ -171,6 +189,10 @@ mod tests {
                     2 => {
                         hash.retain(Gfn::new(gfn), |&mut kept| kept != value);
                         list.retain(|&entry| entry != (gfn, value));
+                    }
+                    3 if value == 0 => {
+                        hash.clear();
+                        list.clear();
                     }
                     _ => {
                         hash.retain_all(|&mut kept| kept != value);

@@ -59,6 +59,8 @@ pub(crate) struct Root {
     pub(crate) loaded: u64,
     /// An entry was cleared and not flushed yet: the flush must come before the lock is released.
     pub(crate) stale: bool,
+    /// A fault was handled since it was zapped as a whole: there may be something to zap.
+    pub(crate) used: bool,
 }
 
 /// The use of a guest frame as a table for a part of an address space: the metadata of a shadow page.
@@ -217,7 +219,7 @@ impl State {
     /// Adds a root, which has no address space yet.
     pub(crate) fn add_root(&mut self) -> Result<(), NoMemory> {
         self.last.regions.push(Regions::new()?);
-        self.roots.push(Root { context: None, vcpus: 0, loaded: 0, stale: false });
+        self.roots.push(Root { context: None, vcpus: 0, loaded: 0, stale: false, used: false });
         Ok(())
     }
 
@@ -226,13 +228,12 @@ impl State {
         self.directories.any(gfn, |_| true) || self.last.tables.any(gfn, |usage| !usage.unsync)
     }
 
-    /// Forgets all tables and mappings, but not the address spaces of the roots. No shadow table is left.
+    /// Forgets all tables and mappings, but not the address spaces of the roots. No shadow table is left, and no region is bound.
     pub(crate) fn clear(&mut self) {
         self.directories.clear();
         self.rmap.clear();
         self.last.tables.clear();
         self.last.unsync.clear();
-        self.last.regions.iter_mut().for_each(|regions| regions.0.fill(UNBOUND));
         debug_assert_eq!(self.last.shadow_tables, 0, "each of them was in a root");
     }
 }
@@ -277,6 +278,11 @@ impl LastLevel {
 
     pub(crate) fn is_bound(&self, root: usize, range: &Range<Gva>) -> bool {
         regions(range).any(|at| self.bound(root, at).is_some())
+    }
+
+    /// No region of the root shadows a table any more. The caller forgets the tables.
+    pub(crate) fn unbind_all(&mut self, root: usize) {
+        self.regions[root].0.fill(UNBOUND);
     }
 
     /// The region of `gva` shadows no table any more; if it did, this use of the table is removed.
