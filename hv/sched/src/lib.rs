@@ -16,7 +16,8 @@
 //! The VMs of a CPU get equal shares of its time. In each round a task gets [`Config::slice`] of time; if there are other VMs on
 //! this CPU, that is divided by the number of tasks of its VM. A task that wakes up runs at once if it has time left in this
 //! round; a task that has used its time waits for the next round. So a storm of wake-ups gains no time, and a task that is always
-//! runnable waits at most for the slices of the others. If a task runs longer than its share (an exit that took long to handle),
+//! runnable waits at most for the slices of the others. A task that interrupts another one's turn soon after its beginning pays for
+//! that turn, which was mostly spent on the way to the guest. If a task runs longer than its share (an exit that took long to handle),
 //! the excess is deducted in later rounds.
 //!
 //! # Limits

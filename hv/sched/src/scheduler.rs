@@ -14,6 +14,9 @@ pub struct Config {
     pub watchdog_period: u64,
 }
 
+/// The part of a slice that a turn has to take for its task to pay for it, if another task preempts it.
+const SHORTEST: u64 = 16;
+
 /// A vCPU, or the end of a VM, as its CPU's scheduler sees it.
 pub trait Task {
     /// The number of its VM.
@@ -215,11 +218,22 @@ impl<T: Task> Scheduler<T> {
         cpu.run(&mut entry.task, &mut Slice::new([before, after], end, limit, &mut self.watchdog));
         if !is_alone {
             let now = cpu.now();
-            let used = i64::try_from(now.since(self.accounted)).unwrap_or(i64::MAX);
-            entry.credit = entry.credit.saturating_sub(used);
             entry.ran = now;
+            let used = now.since(self.accounted);
             self.accounted = now;
+            let payer = if now < end { self.preemptor(index, now, used) } else { None };
+            let payer = &mut self.entries[payer.unwrap_or(index)];
+            payer.credit = payer.credit.saturating_sub(i64::try_from(used).unwrap_or(i64::MAX));
         }
+    }
+
+    /// The task that has preempted the turn of `index` before it had a [`SHORTEST`]th of a slice: it pays for the turn. To enter a
+    /// guest and to leave it takes a large part of so short a turn. Otherwise a task that wakes up again and again, in less time
+    /// than this takes, would have the others use up their time before their guests execute an instruction.
+    fn preemptor(&self, index: usize, now: Instant, used: u64) -> Option<usize> {
+        let is_preempted = used < self.config.slice / SHORTEST && self.entries[index].task.is_runnable();
+        let mut others = (0..self.entries.len()).filter(|&other| other != index);
+        others.find(|&other| is_preempted && self.entries[other].preempts(now))
     }
 
     fn sleep(&mut self, cpu: &mut impl Cpu<Task = T>) {

@@ -13,6 +13,9 @@ pub(super) const WATCHDOG_PERIOD: u64 = 50_000;
 /// The longest that an exit's handling takes.
 pub(super) const HANDLER: u64 = 300;
 
+/// How long it takes to come to a task's guest, whatever the task does there.
+pub(super) const ENTRY: u64 = 40;
+
 /// How long it takes to finish a vCPU.
 pub(super) const FINISH: u64 = HANDLER;
 
@@ -58,6 +61,8 @@ pub(super) struct Record {
     pub(super) longest_wait: u64,
     /// The ticks for which it ran.
     pub(super) ran: u64,
+    /// Those in which its guest executed instructions.
+    pub(super) computed: u64,
     /// When its limit ended its VM.
     pub(super) ended: Option<Instant>,
 }
@@ -175,6 +180,7 @@ impl TestCpu {
                 let until_timer = self.timer.since(self.now());
                 let passed = wanted.min(until_timer);
                 self.pass(passed);
+                task.record.computed += passed;
                 task.left = wanted - passed;
                 if passed == until_timer {
                     self.timer = Instant::NEVER;
@@ -257,6 +263,7 @@ impl Cpu for TestCpu {
         let start = self.clock.get();
         task.record.longest_wait = task.record.longest_wait.max(start - task.runnable_since());
         task.request.set(None);
+        self.pass(ENTRY);
         task.expire_timer();
         task.asleep = false;
         self.arm(slice.wake_at(task.timer));
