@@ -1,7 +1,7 @@
 //! Boots the matrix's rows on its columns, several at once.
 
 use super::images::{self, Change};
-use super::matrix::{self, Expected, Host, PAST_LIMIT, ROWS, Row, Source};
+use super::matrix::{self, Expected, Host, PAST_LIMIT, Row, Source};
 use super::results::{Ran, Status};
 use crate::build::{self, Images};
 use crate::iso;
@@ -145,7 +145,7 @@ pub(crate) fn traced(rows: &[String], hosts: &[String], trace: &Trace) -> Result
 
 /// All rows on all hosts that they are about.
 pub(super) fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
-    ROWS.iter().flat_map(move |row| {
+    matrix::rows().flat_map(move |row| {
         let hosts = hosts.iter().filter(|host| row.only.is_none_or(|only| only == host.name));
         let hosts = hosts.filter(|host| row.except.is_none_or(|except| except != host.name));
         let hosts = hosts.filter(|host| !row.typed || host.takes_input());
@@ -297,7 +297,8 @@ impl Job {
         let more = (1..=row.more).map(|number| Guest { name: format!("vm{number}"), ..guest.clone() });
         let more: Vec<_> = more.filter(|_| self.host.with_hypervisor).collect();
         let machine = self.host.machine(row);
-        let in_real_time = row.beside_in_real_time.filter(|_| !machine.counts_instructions());
+        let counts_instructions = machine.counts_instructions();
+        let in_real_time = row.beside_in_real_time.filter(|_| !counts_instructions);
         let beside = row.beside.filter(|_| self.host.with_hypervisor).map(|(name, words)| Guest {
             name: "beside".to_string(),
             pages: row.pages,
@@ -317,7 +318,7 @@ impl Job {
                 .map(|file| Hypervisor { file, words: format!("log=info {}", row.hv_words) }),
             guests: std::iter::once(guest).chain(more).chain(beside).chain(refused).collect(),
             timeout: row.timeout,
-            limit: row.limit,
+            limit: row.limit_in_real_time.filter(|_| !counts_instructions).or(row.limit),
         };
         Ok(match &self.trace {
             Some(trace) => trial.traced(trace),
@@ -415,7 +416,7 @@ fn print_matrix(hosts: &[Host], jobs: &[Job], done: &[Done]) {
     };
     let hosts: Vec<_> = hosts.iter().filter(|host| jobs.iter().any(|job| job.host.name == host.name)).collect();
     outln!("");
-    let rows: Vec<_> = ROWS.iter().filter(|row| jobs.iter().any(|job| job.row.name == row.name)).collect();
+    let rows: Vec<_> = matrix::rows().filter(|row| jobs.iter().any(|job| job.row.name == row.name)).collect();
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default().max("guest".len()) + 2;
     outln!("{:<width$}{}", "guest", hosts.iter().map(|host| format!("{:<16}", host.name)).collect::<String>());
     for row in rows {

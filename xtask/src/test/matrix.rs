@@ -1,5 +1,7 @@
 //! What is booted where, and what has to come of it: a row for each guest, a column for each kind of machine.
 
+mod attacks;
+
 use super::images::Change;
 use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
@@ -154,6 +156,8 @@ pub(super) struct Row {
     pub(super) timeout: Duration,
     /// When the hypervisor has to end the guest, if not a bit before the time-out.
     pub(super) limit: Option<Duration>,
+    /// Another limit on a machine whose time is not counted in instructions.
+    pub(super) limit_in_real_time: Option<Duration>,
     pub(super) hypervised: Expected,
     /// None: it makes no sense without the hypervisor.
     pub(super) alone: Option<Expected>,
@@ -198,6 +202,7 @@ const USUAL: Row = Row {
     iso: false,
     timeout: Duration::from_secs(60),
     limit: None,
+    limit_in_real_time: None,
     hypervised: PASS,
     alone: Some(PASS),
 };
@@ -249,41 +254,6 @@ const fn hang_limit(name: &'static str, host: &'static str) -> Row {
     Row { name, source: Source::Guest("hang"), only: Some(host), hypervised, ..ENDLESS }
 }
 
-/// A guest that does one thing to the hypervisor for ever, beside one that has to pass: it is ended at its limit. `words` say what it
-/// does. A CPU that is held up for two seconds counts as stuck.
-const fn attack(name: &'static str, guest: &'static str, words: &'static str) -> Row {
-    let hypervised = Expected::saying(Verdict::Hang, PAST_LIMIT);
-    let (source, beside) = (Source::Guest(guest), Some(("smoke", "")));
-    Row {
-        name,
-        source,
-        words,
-        beside,
-        hypervised,
-        hv_words: "watchdog=2",
-        limit: Some(Duration::from_secs(4)),
-        ..PATIENT
-    }
-}
-
-/// An attack by a guest that shares the one CPU with the guest beside it.
-const fn on_one_cpu(name: &'static str, row: Row) -> Row {
-    Row { name, cpus: Some(1), ..row }
-}
-
-/// An attack beside a guest that measures what is left for it, on one CPU: half of the time, by slices of 5 ms.
-const fn shared(name: &'static str, attack: Row) -> Row {
-    let beside = Some((FAIR, "ms=400 min_share=45 max_gap_us=10000"));
-    Row { name, beside, cpus: Some(1), icount: true, limit: Some(Duration::from_secs(1)), ..attack }
-}
-
-/// The same with a CPU for each vCPU.
-const fn apart(name: &'static str, attack: Row) -> Row {
-    let beside = Some((FAIR, "ms=400 min_share=95 max_gap_us=10000"));
-    let beside_in_real_time = Some("ms=1000 max_gap_us=500000");
-    Row { name, beside, beside_in_real_time, limit: Some(Duration::from_secs(3)), ..attack }
-}
-
 /// A 32-bit guest, on Bochs with fewer things to try.
 const fn guest32(guest: &'static str, bochs_words: &'static str) -> Row {
     Row { name: guest, source: Source::Guest(guest), bochs_words: Some(bochs_words), ..LONG }
@@ -310,44 +280,6 @@ const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle
 const FORK_STORM: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("fork-storm", "ops=60") };
 /// The guest that measures how much of the time it gets.
 pub(super) const FAIR: &str = "fair";
-/// Each exit takes long, so that a look of the watchdog mostly finds the CPU in the hypervisor.
-const STRING_IO: Row = attack("string-io", "attack", "kind=string-io");
-const IDLE: Row = attack("", "attack", "kind=idle");
-/// Bochs's SVM keeps the host's interrupts back while the guest spins with its own off.
-const SPIN: Row = Row { except: Some("bochs-svm"), ..attack("", "attack", "kind=spin") };
-const HYPERCALLS: Row = attack("hypercalls", "attack", "kind=hypercall");
-const TIMER: Row = attack("", "attack", "kind=timer");
-const INTERRUPTED_SLEEP: Row = attack("", "attack", "kind=interrupted-sleep");
-/// Its CPU neither sleeps nor enters it. The guest beside it needs grace periods, which wait for all CPUs.
-const MASKED_TIMER: Row = Row {
-    pages: Pages::Small,
-    beside: Some((FAIR, "ms=1000 release_mib=16 max_gap_us=1000000")),
-    ..attack("masked-timer", "attack", "kind=masked-timer")
-};
-const DEADLINE: Row = attack("deadline-writes", "attack", "kind=deadline");
-/// Two vCPUs to each other.
-const NMI: Row = Row { vcpus: 2, ..attack("nmi-storm", "attack", "kind=nmi") };
-const IPI: Row = Row { vcpus: 2, ..attack("", "attack", "kind=ipi") };
-const CONSOLE: Row = attack("console-flood", "attack", "kind=console");
-const DIRTY_LOG: Row = attack("", "attack", "kind=dirty-log");
-const GIVE_BACK: Row = attack("", "attack", "kind=give-back");
-/// Not all: it would take longer than is measured.
-const GIVE_BACK_4K: Row = Row { pages: Pages::Small, words: "kind=give-back mib=16", ..GIVE_BACK };
-const FIRST_TOUCH: Row = Row { pages: Pages::Small, ..attack("", "attack", "kind=first-touch") };
-/// It touches all of its memory by small pages, and ends while the guest beside it measures.
-const ENDS: Row = Row {
-    pages: Pages::Small,
-    beside: Some((FAIR, "ms=1500 max_gap_us=10000")),
-    beside_in_real_time: Some("ms=1500 max_gap_us=500000"),
-    hypervised: PASS,
-    limit: None,
-    ..attack("", "touch-all", "")
-};
-const NOWHERE: Row = attack("", "attack", "kind=nowhere");
-const REMAP: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=remap"));
-const SWITCH: Row = shadowed("", Paging::Shadow, attack("", "attack32", "kind=switch"));
-/// The page directory maps itself, and #UD is delivered on a stack in it.
-const DELIVERY: Row = attack("delivery", "attack32", "kind=delivery");
 /// Few inputs, of those that leave a guest alive, beside the one that must not notice; `cargo xtask hostile` has them all.
 const HOSTILE: Row = Row {
     vcpus: 2,
@@ -360,7 +292,12 @@ const EXIT_LATENCY32: Row = guest32("exit-latency32", "");
 
 const TOUCH_ALL: Row = Row { source: Source::Guest("touch-all"), ..USUAL };
 
-pub(super) const ROWS: &[Row] = &[
+/// All rows.
+pub(super) fn rows() -> impl Iterator<Item = &'static Row> + Clone {
+    ROWS.iter().chain(attacks::rows())
+}
+
+const ROWS: &[Row] = &[
     Row { name: "smoke", ..USUAL },
     Row { name: "smoke-4k", pages: Pages::Small, alone: None, ..USUAL },
     Row { name: "iso", iso: true, alone: None, ..USUAL },
@@ -501,73 +438,7 @@ pub(super) const ROWS: &[Row] = &[
     Row { name: "hang", source: Source::Guest("hang"), hypervised: Expected::just(Verdict::Hang), ..ENDLESS },
     hang_limit("hang-limit-svm", "qemu-svm"),
     hang_limit("hang-limit-vmx", "bochs-vmx"),
-    STRING_IO,
-    on_one_cpu("string-io-shared", STRING_IO),
-    CONSOLE,
-    DEADLINE,
-    HYPERCALLS,
-    NMI,
-    MASKED_TIMER,
-    // On Bochs's SVM the debug trap is pending at the exit, and taken by the hypervisor.
-    attack("single-step", "attack", "kind=single-step"),
-    // QEMU's TCG turns the host's paging off at such an exit.
-    attack("long-mode-enable", "attack32", "kind=long-mode-enable"),
-    // QEMU's TCG meets them in its own accesses to the VMCB, and leaves an exit half done.
-    attack("data-breakpoints", "attack32", "kind=data-breakpoints"),
-    // Past its limit.
-    Row { name: "sleep", beside: None, ..IDLE },
-    Row { name: "sleep-smp", beside: None, cpus: Some(2), ..IDLE },
-    DELIVERY,
-    on_one_cpu("delivery-shared", DELIVERY),
-    shadowed("delivery-shadow", Paging::Shadow, DELIVERY),
-    shadowed("delivery-shadow-shared", Paging::Shadow, on_one_cpu("", DELIVERY)),
-    shadowed("delivery-vtlb", Paging::Vtlb, DELIVERY),
-    shadowed("delivery-vtlb-shared", Paging::Vtlb, on_one_cpu("", DELIVERY)),
     Row { name: FAIR, source: Source::Guest(FAIR), words: "ms=100", alone: None, ..USUAL },
-    shared("fair-idle", IDLE),
-    apart("fair-idle-apart", IDLE),
-    shared("fair-spin", SPIN),
-    apart("fair-spin-apart", SPIN),
-    shared("fair-hypercall", HYPERCALLS),
-    apart("fair-hypercall-apart", HYPERCALLS),
-    shared("fair-timer", TIMER),
-    apart("fair-timer-apart", TIMER),
-    shared("fair-interrupted-sleep", INTERRUPTED_SLEEP),
-    apart("fair-interrupted-sleep-apart", INTERRUPTED_SLEEP),
-    shared("fair-deadline", DEADLINE),
-    apart("fair-deadline-apart", DEADLINE),
-    shared("fair-nmi", NMI),
-    apart("fair-nmi-apart", NMI),
-    shared("fair-ipi", IPI),
-    apart("fair-ipi-apart", IPI),
-    shared("fair-console", CONSOLE),
-    apart("fair-console-apart", CONSOLE),
-    shared("fair-string-io", STRING_IO),
-    apart("fair-string-io-apart", STRING_IO),
-    shared("fair-dirty-log", DIRTY_LOG),
-    apart("fair-dirty-log-apart", DIRTY_LOG),
-    shared("fair-give-back-2m", GIVE_BACK),
-    apart("fair-give-back-2m-apart", GIVE_BACK),
-    shared("fair-give-back-4k", GIVE_BACK_4K),
-    apart("fair-give-back-4k-apart", GIVE_BACK_4K),
-    shared("fair-first-touch", FIRST_TOUCH),
-    apart("fair-first-touch-apart", FIRST_TOUCH),
-    Row { name: "fair-ends", cpus: Some(1), icount: true, ..ENDS },
-    Row { name: "fair-ends-apart", ..ENDS },
-    shared("fair-nowhere", NOWHERE),
-    apart("fair-nowhere-apart", NOWHERE),
-    shared("fair-remap-shadow", REMAP),
-    apart("fair-remap-shadow-apart", REMAP),
-    shared("fair-remap-vtlb", Row { paging: Paging::Vtlb, ..REMAP }),
-    apart("fair-remap-vtlb-apart", Row { paging: Paging::Vtlb, ..REMAP }),
-    shared("fair-switch-shadow", SWITCH),
-    apart("fair-switch-shadow-apart", SWITCH),
-    shared("fair-switch-vtlb", Row { paging: Paging::Vtlb, ..SWITCH }),
-    apart("fair-switch-vtlb-apart", Row { paging: Paging::Vtlb, ..SWITCH }),
-    shared("fair-delivery-shadow", shadowed("", Paging::Shadow, DELIVERY)),
-    apart("fair-delivery-shadow-apart", shadowed("", Paging::Shadow, DELIVERY)),
-    shared("fair-delivery-vtlb", shadowed("", Paging::Vtlb, DELIVERY)),
-    apart("fair-delivery-vtlb-apart", shadowed("", Paging::Vtlb, DELIVERY)),
     Row {
         name: "hang-outer",
         source: Source::Guest("hang"),
@@ -705,7 +576,7 @@ mod tests {
 
     #[test]
     fn guests_know_the_words_of_their_rows() {
-        let words = ROWS.iter().flat_map(|row| [row.words, row.bochs_words.unwrap_or("")]);
+        let words = rows().flat_map(|row| [row.words, row.bochs_words.unwrap_or("")]);
         for word in words.flat_map(str::split_whitespace).filter(|word| word.starts_with("--")) {
             assert!(abi::options::guest::ALL.contains(&word), "{word}");
         }
@@ -714,15 +585,15 @@ mod tests {
     #[test]
     fn every_guest_has_a_row() {
         for guest in build::guest_names().unwrap() {
-            let booted = ROWS.iter().any(|row| matches!(row.source, Source::Guest(name) if name == guest));
+            let booted = rows().any(|row| matches!(row.source, Source::Guest(name) if name == guest));
             assert!(booted, "{guest} is never booted");
         }
     }
 
     #[test]
     fn names_are_distinct() {
-        for (at, row) in ROWS.iter().enumerate() {
-            assert!(ROWS[..at].iter().all(|earlier| earlier.name != row.name), "{}", row.name);
+        for (at, row) in rows().enumerate() {
+            assert!(rows().take(at).all(|earlier| earlier.name != row.name), "{}", row.name);
         }
     }
 }
