@@ -143,6 +143,8 @@ pub(super) struct Row {
     pub(super) only: Option<&'static str>,
     /// A host whose emulator can't do it.
     pub(super) except: Option<&'static str>,
+    /// Hosts where the row is booted with `--all` alone, or by its name: it takes long there, for little that others do not show.
+    pub(super) rare_on: &'static [&'static str],
     /// The processor that the row is about, as that host calls it.
     pub(super) cpu: Option<&'static str>,
     /// QEMU's TCG counts instructions ([`SLOW_ICOUNT`]), which takes a machine of one processor.
@@ -195,6 +197,7 @@ const USUAL: Row = Row {
     hv_words: "",
     only: None,
     except: None,
+    rare_on: &[],
     cpu: None,
     icount: false,
     paused: false,

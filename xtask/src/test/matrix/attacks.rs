@@ -26,11 +26,11 @@ const fn attack32(words: &'static str) -> Row {
 
 /// The same by a 32-bit guest, with shadows of its tables.
 const fn shadow(attack: Row) -> Row {
-    Row { source: Source::Guest("attack32"), paging: Paging::Shadow, ..attack }
+    Row { source: Source::Guest("attack32"), paging: Paging::Shadow, rare_on: &["bochs-svm"], ..attack }
 }
 
 const fn vtlb(attack: Row) -> Row {
-    Row { source: Source::Guest("attack32"), paging: Paging::Vtlb, ..attack }
+    Row { source: Source::Guest("attack32"), paging: Paging::Vtlb, rare_on: &["bochs-vmx", "bochs-svm"], ..attack }
 }
 
 const fn shadow_on_qemu(attack: Row) -> Row {
