@@ -21,6 +21,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use backends::Backend;
 use core::marker::PhantomData;
+use core::mem;
 use core::num::NonZeroU16;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use loader::VmName;
@@ -86,13 +87,15 @@ impl<F: Nested> Job<F> {
         let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::period() };
         let mut scheduler = Scheduler::new(self.tasks(backend), config, timer::now());
         wait_for_all_seats(cpu.index());
-        scheduler.run(&mut Host { cpu, backend: PhantomData::<B> });
+        scheduler.run(&mut Host { cpu, has_slept: false, backend: PhantomData::<B> });
     }
 }
 
 /// This CPU, to its schedule.
 struct Host<'c, B> {
     cpu: &'c mut Cpu<'static, HostMachine>,
+    /// It has slept since it last ran a task.
+    has_slept: bool,
     backend: PhantomData<B>,
 }
 
@@ -106,12 +109,10 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
     fn run(&mut self, task: &mut CpuTask<B>, slice: &mut sched::Slice<'_, CpuTask<B>>) {
         // A vCPU can end each slice without entering its guest: it waits for room on its console, or its timer is always due and
         // wakes nothing. The CPU then neither sleeps nor takes interrupts. Grace periods would wait for it for ever, and the watchdog
-        // and the console would get no attention, so they get it here.
-        watchdog::heart(self.cpu.index()).beat();
-        watchdog::check();
-        self.cpu.quiescent();
-        memory::poll(self.cpu);
-        console::poll();
+        // and the console would get no attention, so they get it here, unless they got it in its sleep.
+        if !mem::take(&mut self.has_slept) {
+            self.attend();
+        }
         slice.host_wants_at(console::next_poll());
         task.run(self.cpu, slice);
     }
@@ -119,6 +120,7 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
     fn sleep(&mut self, until: Instant, tasks: Tasks<'_, CpuTask<B>>) {
         tasks.iter().for_each(|task| task.idles(|| tasks.have_request() || until <= timer::now()));
         sleep(self.cpu, until, || tasks.have_request());
+        self.has_slept = true;
     }
 
     fn reach_limit(&mut self, task: &mut CpuTask<B>) {
@@ -135,6 +137,17 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
         // Many VMs that end at once, at the same limit, would keep the watchdog waiting.
         watchdog::heart(self.cpu.index()).beat();
         watchdog::check();
+    }
+}
+
+impl<B> Host<'_, B> {
+    /// What the machine needs of a CPU between two slices.
+    fn attend(&mut self) {
+        watchdog::heart(self.cpu.index()).beat();
+        watchdog::check();
+        self.cpu.quiescent();
+        memory::poll(self.cpu);
+        console::poll();
     }
 }
 

@@ -594,6 +594,20 @@ mod tests {
     }
 
     #[test]
+    fn a_row_is_usual_on_one_of_its_hosts() {
+        let names = ["qemu-svm", "bochs-vmx", "bochs-svm"];
+        for row in rows() {
+            assert!(
+                row.rare_on.iter().chain(&row.only).chain(&row.except).all(|host| names.contains(host)),
+                "{}",
+                row.name
+            );
+            let usual = |host: &&str| row.only.is_none_or(|only| only == *host) && !row.rare_on.contains(host);
+            assert!(names.iter().any(|host| usual(host)), "{} is never booted", row.name);
+        }
+    }
+
+    #[test]
     fn names_are_distinct() {
         for (at, row) in rows().enumerate() {
             assert!(rows().take(at).all(|earlier| earlier.name != row.name), "{}", row.name);
