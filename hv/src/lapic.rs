@@ -4,6 +4,10 @@
 use crate::cpus;
 use crate::paging;
 use addr::Hpa;
+use arch::apic::{
+    BASE_ENABLED, BASE_X2APIC, COMMAND_ASSERT, DELIVERY_STATUS, DIVIDE_BY_1, LVT_MASKED, LVT_TSC_DEADLINE,
+    SOFTWARE_ENABLED, X2APIC_MSRS, delivery, register,
+};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use x86::io::outb;
@@ -18,41 +22,41 @@ pub(crate) const ERROR: u8 = 0xf3;
 /// What is delivered when an interrupt goes away while it is acknowledged. It wants no end of interrupt.
 pub(crate) const SPURIOUS: u8 = 0xff;
 
-/// Registers, by their offset in the page (xAPIC); in the MSRs of x2APIC mode each has 1/16 of that.
+/// Registers, by their number.
 #[derive(Clone, Copy)]
-#[repr(u32)]
+#[repr(u16)]
 enum Register {
-    Id = 0x20,
-    TaskPriority = 0x80,
-    EndOfInterrupt = 0xb0,
-    Spurious = 0xf0,
-    ErrorStatus = 0x280,
-    CommandLow = 0x300,
-    CommandHigh = 0x310,
-    Timer = 0x320,
-    Lint0 = 0x350,
-    Lint1 = 0x360,
-    Error = 0x370,
-    InitialCount = 0x380,
-    CurrentCount = 0x390,
-    Divide = 0x3e0,
+    Id = register::ID,
+    TaskPriority = register::TASK_PRIORITY,
+    EndOfInterrupt = register::END_OF_INTERRUPT,
+    Spurious = register::SPURIOUS,
+    ErrorStatus = register::ERROR_STATUS,
+    CommandLow = register::COMMAND_LOW,
+    CommandHigh = register::COMMAND_HIGH,
+    Timer = register::LVT_TIMER,
+    Lint0 = register::LVT_LINT0,
+    Lint1 = register::LVT_LINT1,
+    Error = register::LVT_ERROR,
+    InitialCount = register::INITIAL_COUNT,
+    CurrentCount = register::CURRENT_COUNT,
+    Divide = register::DIVIDE,
 }
 
-const MASKED: u32 = 1 << 16;
-const DEADLINE_MODE: u32 = 2 << 17;
-const SOFTWARE_ENABLED: u32 = 1 << 8;
-const DELIVERY_PENDING: u32 = 1 << 12;
-const ASSERT: u32 = 1 << 14;
-const NMI: u32 = 4 << 8;
-const INIT: u32 = 5 << 8;
-const STARTUP: u32 = 6 << 8;
+impl Register {
+    /// The offset in the page of xAPIC mode.
+    const fn offset(self) -> u64 {
+        (self as u64) << register::OFFSET_SHIFT
+    }
 
-/// IA32_APIC_BASE: the mode bits.
-const ENABLED: u64 = 1 << 11;
-const X2APIC: u64 = 1 << 10;
+    /// The MSR of x2APIC mode.
+    const fn msr(self) -> u32 {
+        X2APIC_MSRS.start + self as u32
+    }
+}
 
-/// x2APIC's MSRs.
-const FIRST_MSR: u32 = 0x800;
+const NMI: u32 = delivery::NMI << delivery::SHIFT;
+const INIT: u32 = delivery::INIT << delivery::SHIFT;
+const STARTUP: u32 = delivery::STARTUP << delivery::SHIFT;
 
 /// Where the xAPIC's registers are; 0 in x2APIC mode.
 static PAGE: AtomicU64 = AtomicU64::new(0);
@@ -75,7 +79,7 @@ pub(crate) unsafe fn find(page: Option<Hpa>) {
     let features = CpuId::with_cpuid_reader(CpuIdReaderNative).get_feature_info();
     HAS_DEADLINE.store(features.as_ref().is_some_and(|features| features.has_tsc_deadline()), Ordering::Relaxed);
     if !features.is_some_and(|features| features.has_x2apic()) {
-        const USUAL: Hpa = Hpa::new(0xfee0_0000);
+        const USUAL: Hpa = Hpa::new(abi::mmio::LOCAL_APIC as u64);
         let page = page.unwrap_or(USUAL);
         PAGE.store(page.raw(), Ordering::Relaxed);
     }
@@ -93,22 +97,22 @@ pub(crate) fn can_reach(id: u32) -> bool {
 pub(crate) unsafe fn init() {
     // SAFETY: every processor that has long mode has the register.
     let base = unsafe { rdmsr(IA32_APIC_BASE) };
-    let mode = if PAGE.load(Ordering::Relaxed) == 0 { ENABLED | X2APIC } else { ENABLED };
+    let mode = if PAGE.load(Ordering::Relaxed) == 0 { BASE_ENABLED | BASE_X2APIC } else { BASE_ENABLED };
     // SAFETY: from off or xAPIC to the mode that CPUID offers.
     unsafe { wrmsr(IA32_APIC_BASE, base | mode) };
     write(Register::TaskPriority, 0);
     // First: while an APIC is off, the masks of its local interrupts can't be cleared (SDM 11.4.7.2).
     write(Register::Spurious, SOFTWARE_ENABLED | u32::from(SPURIOUS));
-    write(Register::Lint0, MASKED);
+    write(Register::Lint0, LVT_MASKED);
     write(Register::Lint1, NMI);
     write(Register::Error, u32::from(ERROR));
-    write(Register::Divide, 0b1011);
+    write(Register::Divide, DIVIDE_BY_1);
     disarm();
 }
 
 fn page(register: Register) -> Option<*mut u32> {
     let page = PAGE.load(Ordering::Relaxed);
-    (page != 0).then(|| paging::direct(Hpa::new(page + register as u64)).cast())
+    (page != 0).then(|| paging::direct(Hpa::new(page + register.offset())).cast())
 }
 
 fn read(register: Register) -> u32 {
@@ -116,7 +120,7 @@ fn read(register: Register) -> u32 {
         // SAFETY: the APIC's page is mapped, uncached, in the direct map.
         Some(register) => unsafe { register.read_volatile() },
         // SAFETY: x2APIC mode is on, and the register is one that it has.
-        None => unsafe { rdmsr(FIRST_MSR + (register as u32 >> 4)) as u32 },
+        None => unsafe { rdmsr(register.msr()) as u32 },
     }
 }
 
@@ -125,7 +129,7 @@ fn write(register: Register, value: u32) {
         // SAFETY: as in `read`; what is written is this module's to say.
         Some(register) => unsafe { register.write_volatile(value) },
         // SAFETY: as above.
-        None => unsafe { wrmsr(FIRST_MSR + (register as u32 >> 4), u64::from(value)) },
+        None => unsafe { wrmsr(register.msr(), u64::from(value)) },
     }
 }
 
@@ -139,10 +143,10 @@ pub(crate) fn id() -> u32 {
 fn send(target: u32, command: u32) {
     if PAGE.load(Ordering::Relaxed) == 0 {
         // SAFETY: x2APIC mode is on; the command is one of this module's.
-        unsafe { wrmsr(FIRST_MSR + (Register::CommandLow as u32 >> 4), u64::from(target) << 32 | u64::from(command)) };
+        unsafe { wrmsr(Register::CommandLow.msr(), u64::from(target) << 32 | u64::from(command)) };
         return;
     }
-    while read(Register::CommandLow) & DELIVERY_PENDING != 0 {
+    while read(Register::CommandLow) & DELIVERY_STATUS != 0 {
         core::hint::spin_loop();
     }
     write(Register::CommandHigh, target << 24);
@@ -156,27 +160,27 @@ pub(crate) fn this_cpu() -> usize {
 
 /// Interrupts CPU `cpu`, to have it look around.
 pub(crate) fn kick(cpu: usize) {
-    send(cpus::apic_id(cpu), ASSERT | u32::from(KICK));
+    send(cpus::apic_id(cpu), COMMAND_ASSERT | u32::from(KICK));
 }
 
 /// INIT: the CPU waits for a start-up interrupt.
 pub(crate) fn init_ipi(target: u32) {
-    send(target, ASSERT | INIT);
+    send(target, COMMAND_ASSERT | INIT);
 }
 
 /// Start-up: the CPU begins in real mode at the page at `entry`, below 1 MiB.
 pub(crate) fn startup_ipi(target: u32, entry: Hpa) {
-    send(target, ASSERT | STARTUP | (entry.raw() >> addr::PAGE_SHIFT) as u32);
+    send(target, COMMAND_ASSERT | STARTUP | (entry.raw() >> addr::PAGE_SHIFT) as u32);
 }
 
 /// Interrupts this CPU, as soon as interrupts are on.
 pub(crate) fn kick_self() {
-    send(id(), ASSERT | u32::from(KICK));
+    send(id(), COMMAND_ASSERT | u32::from(KICK));
 }
 
 /// NMI for CPU `cpu`.
 pub(crate) fn nmi(cpu: usize) {
-    send(cpus::apic_id(cpu), ASSERT | NMI);
+    send(cpus::apic_id(cpu), COMMAND_ASSERT | NMI);
 }
 
 /// The end of an interrupt's handler.
@@ -197,7 +201,7 @@ pub(crate) fn has_deadline() -> bool {
 
 /// Has the timer interrupt at the TSC value `tsc`, or at once if that is past. Only where [`has_deadline`].
 pub(crate) fn arm_deadline(tsc: u64) {
-    write(Register::Timer, DEADLINE_MODE | u32::from(TIMER));
+    write(Register::Timer, LVT_TSC_DEADLINE | u32::from(TIMER));
     // The mode has to be in effect before the deadline is written: in xAPIC mode only a fence orders the two (SDM 11.5.4.1).
     // SAFETY: a fence.
     unsafe { core::arch::x86_64::_mm_mfence() };
@@ -213,13 +217,13 @@ pub(crate) fn arm_count(count: u32) {
 
 /// No timer interrupt.
 pub(crate) fn disarm() {
-    write(Register::Timer, MASKED);
+    write(Register::Timer, LVT_MASKED);
     write(Register::InitialCount, 0);
 }
 
 /// Lets the timer count down from its largest count, without an interrupt; what is left is [`count`].
 pub(crate) fn count_freely() {
-    write(Register::Timer, MASKED);
+    write(Register::Timer, LVT_MASKED);
     write(Register::InitialCount, u32::MAX);
 }
 

@@ -9,7 +9,14 @@ use core::sync::atomic::{
     fence,
 };
 
+use abi::mmio;
 use addr::Gva;
+use arch::apic::{COMMAND_ALL, COMMAND_ASSERT, COMMAND_LOGICAL, COMMAND_OTHERS, COMMAND_SELF, delivery, register};
+
+pub use arch::apic::{
+    BASE_BSP, BASE_ENABLED, BASE_X2APIC, DIVIDE_BY_1, ERROR_RECEIVE_ILLEGAL_VECTOR, ERROR_SEND_ILLEGAL_VECTOR,
+    LVT_MASKED, LVT_PERIODIC, LVT_TSC_DEADLINE, SOFTWARE_ENABLED,
+};
 
 use crate::cpuid::cpuid;
 use crate::interrupts;
@@ -17,98 +24,74 @@ use crate::msr::{self, APIC_BASE, TSC_DEADLINE};
 use crate::place::Place;
 use crate::smp::{Cpu, PerCpu};
 
-/// Where the registers are in memory, unless moved.
-pub const BASE: u64 = 0xfee0_0000;
-
-/// Bits of IA32_APIC_BASE: this is the processor that booted.
-pub const BASE_BSP: u64 = 1 << 8;
-/// x2APIC mode.
-pub const BASE_X2APIC: u64 = 1 << 10;
-/// The APIC is enabled.
-pub const BASE_ENABLED: u64 = 1 << 11;
-
-/// Registers, by their offset in memory. The x2APIC's MSR is 0x800 plus a 16th of that.
+/// Registers, by their number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 pub enum Register {
     /// The APIC ID: in bits 24 to 31 in memory, all of the MSR.
-    Id = 0x20,
+    Id = register::ID,
     /// Version and number of LVT entries.
-    Version = 0x30,
+    Version = register::VERSION,
     /// Task priority.
-    TaskPriority = 0x80,
+    TaskPriority = register::TASK_PRIORITY,
     /// Processor priority.
-    ProcessorPriority = 0xa0,
+    ProcessorPriority = register::PROCESSOR_PRIORITY,
     /// End of interrupt.
-    EndOfInterrupt = 0xb0,
+    EndOfInterrupt = register::END_OF_INTERRUPT,
     /// Logical destination.
-    LogicalDestination = 0xd0,
+    LogicalDestination = register::LOGICAL_DESTINATION,
     /// Destination format; not in x2APIC mode.
-    DestinationFormat = 0xe0,
+    DestinationFormat = register::DESTINATION_FORMAT,
     /// Spurious interrupt vector.
-    Spurious = 0xf0,
+    Spurious = register::SPURIOUS,
     /// Vectors in service, the first 32 of eight.
-    InService = 0x100,
+    InService = register::IN_SERVICE,
     /// Vectors that are level-triggered, the first 32 of eight.
-    TriggerMode = 0x180,
+    TriggerMode = register::TRIGGER_MODE,
     /// Vectors requested, the first 32 of eight.
-    Requested = 0x200,
+    Requested = register::INTERRUPT_REQUEST,
     /// Errors.
-    ErrorStatus = 0x280,
+    ErrorStatus = register::ERROR_STATUS,
     /// Interrupt command, in memory its low half.
-    Command = 0x300,
+    Command = register::COMMAND_LOW,
     /// Interrupt command's destination; not in x2APIC mode.
-    CommandHigh = 0x310,
+    CommandHigh = register::COMMAND_HIGH,
     /// Timer's vector and mode.
-    LvtTimer = 0x320,
+    LvtTimer = register::LVT_TIMER,
     /// Thermal sensor's vector.
-    LvtThermal = 0x330,
+    LvtThermal = register::LVT_THERMAL,
     /// Performance counters' vector.
-    LvtPerformance = 0x340,
+    LvtPerformance = register::LVT_PERFORMANCE,
     /// What the pin LINT0 is for.
-    LvtLint0 = 0x350,
+    LvtLint0 = register::LVT_LINT0,
     /// What the pin LINT1 is for.
-    LvtLint1 = 0x360,
+    LvtLint1 = register::LVT_LINT1,
     /// Errors' vector.
-    LvtError = 0x370,
+    LvtError = register::LVT_ERROR,
     /// The count that the timer starts from.
-    InitialCount = 0x380,
+    InitialCount = register::INITIAL_COUNT,
     /// The count where the timer is.
-    CurrentCount = 0x390,
+    CurrentCount = register::CURRENT_COUNT,
     /// The timer's divisor.
-    Divide = 0x3e0,
+    Divide = register::DIVIDE,
     /// A self-IPI; in x2APIC mode only.
-    SelfIpi = 0x3f0,
+    SelfIpi = register::SELF_IPI,
 }
 
 impl Register {
     /// The offset in memory.
     pub const fn offset(self) -> u16 {
-        self as u16
+        (self as u16) << register::OFFSET_SHIFT
     }
 
     /// The register's number among the x2APIC's MSRs.
     pub const fn number(self) -> u8 {
-        (self as u16 >> 4) as u8
+        self as u8
     }
 }
 
-/// SVR: the APIC takes interrupts.
-pub const SPURIOUS_ENABLED: u32 = 1 << 8;
-/// An LVT entry is masked.
-pub const LVT_MASKED: u32 = 1 << 16;
-/// LVT timer: it starts anew when it has reached 0.
-pub const LVT_PERIODIC: u32 = 1 << 17;
-/// LVT timer: it fires when the TSC reaches IA32_TSC_DEADLINE.
-pub const LVT_TSC_DEADLINE: u32 = 1 << 18;
 /// LVT LINT0 and LINT1: the vector is the 8259's.
-pub const LVT_EXT_INT: u32 = 7 << 8;
-/// Divide configuration: by 1.
-pub const DIVIDE_BY_1: u32 = 0b1011;
-/// ESR: an IPI with a vector below 16.
-pub const ERROR_SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
-/// ESR: an interrupt with a vector below 16.
-pub const ERROR_RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
+pub const LVT_EXT_INT: u32 = delivery::EXT_INT << delivery::SHIFT;
 
 /// The vector of spurious interrupts, unless a test chooses another.
 pub const SPURIOUS_VECTOR: u8 = 0xff;
@@ -129,17 +112,15 @@ pub enum Delivery {
 }
 
 impl Delivery {
-    const LEVEL_ASSERT: u32 = 1 << 14;
-
     fn bits(self) -> u32 {
         let (mode, vector) = match self {
-            Self::Fixed(vector) => (0, vector),
-            Self::LowestPriority(vector) => (1, vector),
-            Self::Nmi => (4, 0),
-            Self::Init => (5, 0),
-            Self::StartUp(page) => (6, page),
+            Self::Fixed(vector) => (delivery::FIXED, vector),
+            Self::LowestPriority(vector) => (delivery::LOWEST_PRIORITY, vector),
+            Self::Nmi => (delivery::NMI, 0),
+            Self::Init => (delivery::INIT, 0),
+            Self::StartUp(page) => (delivery::STARTUP, page),
         };
-        Self::LEVEL_ASSERT | mode << 8 | u32::from(vector)
+        COMMAND_ASSERT | mode << delivery::SHIFT | u32::from(vector)
     }
 }
 
@@ -165,16 +146,14 @@ impl From<Cpu> for Destination {
 }
 
 impl Destination {
-    const LOGICAL: u32 = 1 << 11;
-
     /// The destination field and the bits beside it.
     fn bits(self) -> (u32, u32) {
         match self {
             Self::Physical(id) => (id, 0),
-            Self::Logical(mask) => (mask, Self::LOGICAL),
-            Self::Myself => (0, 1 << 18),
-            Self::All => (0, 2 << 18),
-            Self::AllButMyself => (0, 3 << 18),
+            Self::Logical(mask) => (mask, COMMAND_LOGICAL),
+            Self::Myself => (0, COMMAND_SELF),
+            Self::All => (0, COMMAND_ALL),
+            Self::AllButMyself => (0, COMMAND_OTHERS),
         }
     }
 }
@@ -254,7 +233,7 @@ impl Apic {
     pub fn start() -> Self {
         X2APIC.here().store(msr::read(APIC_BASE) & BASE_X2APIC != 0, Relaxed);
         let apic = Self::here();
-        apic.write(Register::Spurious, SPURIOUS_ENABLED | u32::from(SPURIOUS_VECTOR));
+        apic.write(Register::Spurious, SOFTWARE_ENABLED | u32::from(SPURIOUS_VECTOR));
         apic
     }
 
@@ -412,11 +391,11 @@ fn set_base(value: u64) {
 
 /// The registers' page as tests may touch it.
 pub fn page() -> Place {
-    Place::in_frame(Gva::new(BASE))
+    Place::in_frame(Gva::new(mmio::LOCAL_APIC.into()))
 }
 
 /// Within the registers' page, which the one-to-one map maps and where no Rust object is: accesses to it, 32 bits wide and
 /// aligned to 16 bytes as these are, do nothing to memory.
 fn address(register: Register, index: u8) -> *mut u32 {
-    ptr::with_exposed_provenance_mut((BASE + u64::from(register.offset()) + 16 * u64::from(index)) as usize)
+    ptr::with_exposed_provenance_mut((mmio::LOCAL_APIC + u32::from(register.offset()) + 16 * u32::from(index)) as usize)
 }

@@ -2,6 +2,7 @@
 
 use crate::register::Lvt;
 use crate::{Clock, Due, Effect, LocalApic, Posted, Register, deliver};
+use arch::apic::{BASE_ENABLED, BASE_X2APIC, COMMAND_SELF, X2APIC_MSRS};
 use core::cell::Cell;
 
 struct At<'a>(&'a Cell<u64>);
@@ -15,9 +16,6 @@ impl Clock for At<'_> {
 const CPUS: usize = 3;
 pub(crate) const STEP_BYTES: usize = 8;
 const ADDRESS_BITS: u8 = 40;
-const ON: u64 = 1 << 11;
-const X2APIC: u64 = 1 << 10;
-const SELF: u32 = 1 << 18;
 
 struct World<'w> {
     posted: &'w [Posted; CPUS],
@@ -79,8 +77,8 @@ impl World<'_> {
     }
 
     fn write_msr(&mut self, cpu: usize, number: u8, value: u64) {
-        let msr = 0x800 + u32::from(number);
-        let on = self.apics[cpu].base() & (ON | X2APIC) == ON | X2APIC;
+        let msr = X2APIC_MSRS.start + u32::from(number);
+        let on = self.apics[cpu].base() & (BASE_ENABLED | BASE_X2APIC) == BASE_ENABLED | BASE_X2APIC;
         let ended = Register::new(number.into()).and_then(|register| self.ended(cpu, register));
         let (posted, clock) = (&self.posted[cpu], At(self.time));
         if let Ok(effect) = self.apics[cpu].write_msr(msr, value, posted, &clock) {
@@ -100,9 +98,10 @@ impl World<'_> {
 
     /// Mode changes are those of the manual's figure 11-27; disabling the APIC resets its registers.
     fn set_base(&mut self, cpu: usize, base: u64) {
-        let mode = |base: u64| base & (ON | X2APIC);
+        let mode = |base: u64| base & (BASE_ENABLED | BASE_X2APIC);
         let (old, new) = (mode(self.apics[cpu].base()), mode(base));
-        let allowed = matches!((old, new), (_, 0) | (0 | ON, ON)) || new == ON | X2APIC && old != 0;
+        let allowed = matches!((old, new), (_, 0) | (0 | BASE_ENABLED, BASE_ENABLED))
+            || new == BASE_ENABLED | BASE_X2APIC && old != 0;
         let done = self.apics[cpu].set_base(base, ADDRESS_BITS, &self.posted[cpu]);
         assert_eq!(done.is_ok(), allowed, "{old:#x} to {new:#x}");
         assert_eq!(mode(self.apics[cpu].base()), if allowed { new } else { old });
@@ -159,14 +158,14 @@ impl World<'_> {
 
     fn next(&mut self, cpu: usize) -> Option<u8> {
         let class = self.priority(cpu) as u8 >> 4;
-        let on = self.apics[cpu].base() & ON != 0;
+        let on = self.apics[cpu].base() & BASE_ENABLED != 0;
         self.highest(cpu, Register::InterruptRequest).filter(|vector| on && vector >> 4 > class)
     }
 
     fn carry_out(&mut self, from: usize, register: Register, value: u32, effect: Effect) {
         let command = match register {
             Register::CommandLow => value,
-            Register::SelfIpi if self.apics[from].base() & X2APIC != 0 => SELF | value & 0xff,
+            Register::SelfIpi if self.apics[from].base() & BASE_X2APIC != 0 => COMMAND_SELF | value & 0xff,
             Register::InitialCount | Register::Divide | Register::Local(Lvt::Timer) => {
                 return assert_eq!(effect, Effect::Timer);
             }
@@ -202,12 +201,12 @@ impl World<'_> {
 
     fn takes(&mut self, cpu: usize, mode: u32) -> bool {
         let software = self.read(cpu, Register::Spurious) & 1 << 8 != 0;
-        self.apics[cpu].base() & ON != 0 && (software || mode > 1)
+        self.apics[cpu].base() & BASE_ENABLED != 0 && (software || mode > 1)
     }
 
     /// Whether vCPU `cpu` is a destination of the command, by SDM sections 11.6.2 and 11.12.10.
     fn is_for(&mut self, cpu: usize, from: usize, command: u32) -> bool {
-        let sender_is_wide = self.apics[from].base() & X2APIC != 0;
+        let sender_is_wide = self.apics[from].base() & BASE_X2APIC != 0;
         let high = self.read(from, Register::CommandHigh);
         let (destination, all) = if sender_is_wide { (high, u32::MAX) } else { (high >> 24, 0xff) };
         let logical = self.read(cpu, Register::LogicalDestination);
@@ -218,7 +217,7 @@ impl World<'_> {
             3 => cpu != from,
             _ if destination == all => true,
             _ if command & 1 << 11 == 0 => destination == cpu as u32,
-            _ if self.apics[cpu].base() & X2APIC != 0 => {
+            _ if self.apics[cpu].base() & BASE_X2APIC != 0 => {
                 destination >> 16 == logical >> 16 && destination & logical & 0xffff != 0
             }
             _ if is_flat => destination & logical >> 24 != 0,

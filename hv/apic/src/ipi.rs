@@ -1,7 +1,9 @@
 //! Interprocessor interrupts (IPIs) between the vCPUs of a VM, and messages of its I/O APIC to them.
 
-use crate::local::FIRST_VECTOR;
 use crate::posted::Posted;
+use arch::apic::{
+    COMMAND_ALL, COMMAND_ASSERT, COMMAND_LEVEL, COMMAND_LOGICAL, COMMAND_OTHERS, COMMAND_SELF, FIRST_VECTOR, delivery,
+};
 
 /// The delivery mode of an IPI, with its vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,26 +54,23 @@ pub struct Ipi {
 impl Ipi {
     /// Decodes the interrupt command register (Intel SDM vol. 3, figure 11-12). None: nothing is sent.
     pub(crate) fn new(command: u32, destination: u32, x2apic: bool) -> Option<Self> {
-        const LOGICAL: u32 = 1 << 11;
-        const ASSERT: u32 = 1 << 14;
-        const LEVEL: u32 = 1 << 15;
         let vector = command as u8;
-        let message = match command >> 8 & 7 {
-            0 => Message::Fixed(vector),
-            1 => Message::LowestPriority(vector),
-            4 => Message::Nmi,
+        let message = match command >> delivery::SHIFT & delivery::MASK {
+            delivery::FIXED => Message::Fixed(vector),
+            delivery::LOWEST_PRIORITY => Message::LowestPriority(vector),
+            delivery::NMI => Message::Nmi,
             // INIT level de-assert has no effect since the Pentium 4.
-            5 if command & (ASSERT | LEVEL) == LEVEL => return None,
-            5 => Message::Init,
-            6 => Message::Startup(vector),
+            delivery::INIT if command & (COMMAND_ASSERT | COMMAND_LEVEL) == COMMAND_LEVEL => return None,
+            delivery::INIT => Message::Init,
+            delivery::STARTUP => Message::Startup(vector),
             // SMI is not supported; the others are reserved.
             _ => return None,
         };
-        let destination = match command >> 18 & 3 {
-            0 if command & LOGICAL != 0 => Destination::Logical(destination),
+        let destination = match command & COMMAND_OTHERS {
+            0 if command & COMMAND_LOGICAL != 0 => Destination::Logical(destination),
             0 => Destination::Physical(destination),
-            1 => Destination::This,
-            2 => Destination::All,
+            COMMAND_SELF => Destination::This,
+            COMMAND_ALL => Destination::All,
             _ => Destination::Others,
         };
         Some(Self { message, destination, broadcast: if x2apic { u32::MAX } else { 0xff }, trigger: Trigger::Edge })

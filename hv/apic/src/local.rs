@@ -5,6 +5,10 @@ use crate::ipi::Ipi;
 use crate::posted::{self, Posted, highest};
 use crate::register::{Lvt, Register};
 use crate::timer::{Due, Mode, Timer};
+use arch::apic::{
+    self as bits, BASE_BSP, BASE_ENABLED, COMMAND_SELF, ERROR_ILLEGAL_REGISTER, ERROR_RECEIVE_ILLEGAL_VECTOR,
+    ERROR_SEND_ILLEGAL_VECTOR, FIRST_VECTOR, LVT_MASKED, SOFTWARE_ENABLED, delivery,
+};
 
 /// What the caller has to do after a register write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,30 +42,20 @@ pub struct LocalApic {
     timer: Timer,
 }
 
-const VERSION: u32 = (Lvt::COUNT as u32 - 1) << 16 | 0x14;
-const SOFTWARE_ENABLED: u32 = 1 << 8;
-const MASKED: u32 = 1 << 16;
-const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
-const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
-const ILLEGAL_REGISTER: u32 = 1 << 7;
-const EXT_INT: u32 = 7 << 8;
-/// The destination shorthand "self" of the interrupt command register (ICR).
-const SELF: u32 = 1 << 18;
+const VERSION: u32 = (Lvt::COUNT as u32 - 1) << 16 | bits::VERSION as u32;
+const EXT_INT: u32 = delivery::EXT_INT << delivery::SHIFT;
 /// Writable bits of the ICR's lower half: not the delivery status.
 pub(crate) const COMMAND: u32 = 0x000c_cfff;
-pub(crate) const FIRST_VECTOR: u8 = 16;
 
 /// IA32_APIC_BASE after reset: the default address, enabled.
-const BASE: u64 = 0xfee0_0000 | BASE_ON;
-const BASE_ON: u64 = 1 << 11;
-const BASE_BOOT: u64 = 1 << 8;
+const BASE: u64 = abi::mmio::LOCAL_APIC as u64 | BASE_ENABLED;
 
 impl LocalApic {
     /// The APIC of vCPU `index`, as after reset. vCPU 0 is the boot vCPU.
     pub fn new(index: u32, posted: &Posted) -> Self {
         let mut apic = Self {
             index,
-            base: BASE | if index == 0 { BASE_BOOT } else { 0 },
+            base: BASE | if index == 0 { BASE_BSP } else { 0 },
             task_priority: 0,
             spurious: 0xff,
             logical: 0,
@@ -70,7 +64,7 @@ impl LocalApic {
             error_status: 0,
             errors: 0,
             command: 0,
-            local: [MASKED; Lvt::COUNT],
+            local: [LVT_MASKED; Lvt::COUNT],
             timer: Timer::new(),
         };
         apic.reset(posted);
@@ -93,7 +87,7 @@ impl LocalApic {
             error_status: 0,
             errors: 0,
             command: 0,
-            local: [MASKED; Lvt::COUNT],
+            local: [LVT_MASKED; Lvt::COUNT],
             timer: Timer::new(),
         };
         if index == 0 {
@@ -118,7 +112,7 @@ impl LocalApic {
     /// Whether guest-physical address `address` is in the APIC's register page. In x2APIC mode there is none.
     #[inline]
     pub fn is_at(&self, address: u64) -> bool {
-        self.base & !BASE_BOOT == address & !0xfff | BASE_ON
+        self.base & !BASE_BSP == address & !0xfff | BASE_ENABLED
     }
 
     /// Reads a register.
@@ -180,7 +174,7 @@ impl LocalApic {
                 return Effect::Timer;
             }
             // A self-IPI does not change the ICR.
-            Register::SelfIpi if self.is_x2apic() => return self.send(SELF | value & 0xff, 0, posted),
+            Register::SelfIpi if self.is_x2apic() => return self.send(COMMAND_SELF | value & 0xff, 0, posted),
             Register::SelfIpi => self.illegal_register(posted),
             _ => {}
         }
@@ -190,19 +184,19 @@ impl LocalApic {
 
     /// Records an access to an offset without a register as an error.
     pub fn illegal_register(&mut self, posted: &Posted) {
-        self.error(ILLEGAL_REGISTER, posted);
+        self.error(ERROR_ILLEGAL_REGISTER, posted);
     }
 
     fn set_spurious(&mut self, value: u32) {
         self.spurious = value & (SOFTWARE_ENABLED | 0xff);
         if value & SOFTWARE_ENABLED == 0 {
-            self.local.iter_mut().for_each(|entry| *entry |= MASKED);
+            self.local.iter_mut().for_each(|entry| *entry |= LVT_MASKED);
         }
     }
 
     /// Writes an LVT entry; what it was.
     fn set_local(&mut self, lvt: Lvt, value: u32) -> u32 {
-        let forced = if self.spurious & SOFTWARE_ENABLED == 0 { MASKED } else { 0 };
+        let forced = if self.spurious & SOFTWARE_ENABLED == 0 { LVT_MASKED } else { 0 };
         core::mem::replace(&mut self.local[lvt as usize], value & lvt.writable() | forced)
     }
 
@@ -221,9 +215,9 @@ impl LocalApic {
     }
 
     fn send(&mut self, command: u32, destination: u32, posted: &Posted) -> Effect {
-        let has_vector = command >> 8 & 7 <= 1;
+        let has_vector = command >> delivery::SHIFT & delivery::MASK <= delivery::LOWEST_PRIORITY;
         if has_vector && (command as u8) < FIRST_VECTOR {
-            self.error(SEND_ILLEGAL_VECTOR, posted);
+            self.error(ERROR_SEND_ILLEGAL_VECTOR, posted);
             return Effect::None;
         }
         Ipi::new(command, destination, self.is_x2apic()).map_or(Effect::None, Effect::Send)
@@ -242,14 +236,14 @@ impl LocalApic {
     /// Delivers a local interrupt as its LVT entry says.
     fn deliver_local(&mut self, lvt: Lvt, posted: &Posted) {
         let entry = self.local[lvt as usize];
-        if entry & MASKED != 0 {
+        if entry & LVT_MASKED != 0 {
             return;
         }
         if entry as u8 >= FIRST_VECTOR {
             posted.post_vector(entry as u8);
         } else {
             // If the error entry's own vector is illegal, `error` calls this function once more, and finds the error recorded.
-            self.error(RECEIVE_ILLEGAL_VECTOR, posted);
+            self.error(ERROR_RECEIVE_ILLEGAL_VECTOR, posted);
         }
     }
 
@@ -295,8 +289,8 @@ impl LocalApic {
 
     /// Whether the vCPU accepts interrupts of the 8259s: the APIC is disabled, or LINT0 is in ExtINT mode and not masked.
     pub fn accepts_ext_int(&self) -> bool {
-        const MODE: u32 = 7 << 8;
-        !self.is_on() || self.local[Lvt::Lint0 as usize] & (MODE | MASKED) == EXT_INT
+        const MODE: u32 = delivery::MASK << delivery::SHIFT;
+        !self.is_on() || self.local[Lvt::Lint0 as usize] & (MODE | LVT_MASKED) == EXT_INT
     }
 
     #[inline]

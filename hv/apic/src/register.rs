@@ -1,5 +1,7 @@
 //! The registers by name.
 
+use arch::apic::{DELIVERY_STATUS, LVT_REMOTE_IRR, register};
+
 /// A register. Its number is the offset in the xAPIC's page divided by 16 (Intel SDM vol. 3, table 11-1), and in x2APIC mode the
 /// MSR's number less 800h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +58,7 @@ impl Lvt {
 
     /// The bits that are defined, read-only ones included: a write of others is #GP in x2APIC mode.
     pub(crate) const fn defined(self) -> u32 {
-        const DELIVERY_STATUS: u32 = 1 << 12;
-        const REMOTE_IRR: u32 = 1 << 14;
-        let remote = if matches!(self, Self::Lint0 | Self::Lint1) { REMOTE_IRR } else { 0 };
+        let remote = if matches!(self, Self::Lint0 | Self::Lint1) { LVT_REMOTE_IRR } else { 0 };
         self.writable() | DELIVERY_STATUS | remote
     }
 }
@@ -68,32 +68,36 @@ impl Register {
     #[inline]
     pub const fn new(number: u16) -> Option<Self> {
         Some(match number {
-            0x02 => Self::Id,
-            0x03 => Self::Version,
-            0x08 => Self::TaskPriority,
-            0x09 => Self::ArbitrationPriority,
-            0x0a => Self::ProcessorPriority,
-            0x0b => Self::EndOfInterrupt,
-            0x0c => Self::RemoteRead,
-            0x0d => Self::LogicalDestination,
-            0x0e => Self::DestinationFormat,
-            0x0f => Self::Spurious,
-            0x10..=0x17 => Self::InService(number as u8 - 0x10),
-            0x18..=0x1f => Self::TriggerMode(number as u8 - 0x18),
-            0x20..=0x27 => Self::InterruptRequest(number as u8 - 0x20),
-            0x28 => Self::ErrorStatus,
-            0x30 => Self::CommandLow,
-            0x31 => Self::CommandHigh,
-            0x32 => Self::Local(Lvt::Timer),
-            0x33 => Self::Local(Lvt::Thermal),
-            0x34 => Self::Local(Lvt::Performance),
-            0x35 => Self::Local(Lvt::Lint0),
-            0x36 => Self::Local(Lvt::Lint1),
-            0x37 => Self::Local(Lvt::Error),
-            0x38 => Self::InitialCount,
-            0x39 => Self::CurrentCount,
-            0x3e => Self::Divide,
-            0x3f => Self::SelfIpi,
+            register::ID => Self::Id,
+            register::VERSION => Self::Version,
+            register::TASK_PRIORITY => Self::TaskPriority,
+            register::ARBITRATION_PRIORITY => Self::ArbitrationPriority,
+            register::PROCESSOR_PRIORITY => Self::ProcessorPriority,
+            register::END_OF_INTERRUPT => Self::EndOfInterrupt,
+            register::REMOTE_READ => Self::RemoteRead,
+            register::LOGICAL_DESTINATION => Self::LogicalDestination,
+            register::DESTINATION_FORMAT => Self::DestinationFormat,
+            register::SPURIOUS => Self::Spurious,
+            register::IN_SERVICE..register::TRIGGER_MODE => Self::InService((number - register::IN_SERVICE) as u8),
+            register::TRIGGER_MODE..register::INTERRUPT_REQUEST => {
+                Self::TriggerMode((number - register::TRIGGER_MODE) as u8)
+            }
+            register::INTERRUPT_REQUEST..register::ERROR_STATUS => {
+                Self::InterruptRequest((number - register::INTERRUPT_REQUEST) as u8)
+            }
+            register::ERROR_STATUS => Self::ErrorStatus,
+            register::COMMAND_LOW => Self::CommandLow,
+            register::COMMAND_HIGH => Self::CommandHigh,
+            register::LVT_TIMER => Self::Local(Lvt::Timer),
+            register::LVT_THERMAL => Self::Local(Lvt::Thermal),
+            register::LVT_PERFORMANCE => Self::Local(Lvt::Performance),
+            register::LVT_LINT0 => Self::Local(Lvt::Lint0),
+            register::LVT_LINT1 => Self::Local(Lvt::Lint1),
+            register::LVT_ERROR => Self::Local(Lvt::Error),
+            register::INITIAL_COUNT => Self::InitialCount,
+            register::CURRENT_COUNT => Self::CurrentCount,
+            register::DIVIDE => Self::Divide,
+            register::SELF_IPI => Self::SelfIpi,
             _ => return None,
         })
     }

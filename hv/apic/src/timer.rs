@@ -1,6 +1,7 @@
 //! The timer (Intel SDM vol. 3, section 11.5.4).
 
 use crate::Clock;
+use arch::apic::{LVT_PERIODIC, LVT_TSC_DEADLINE};
 
 /// When the timer is next due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,9 +23,9 @@ pub(crate) enum Mode {
 impl Mode {
     /// The mode in bits 18:17 of the timer's LVT entry.
     pub(crate) const fn new(lvt: u32) -> Self {
-        match lvt >> 17 & 3 {
+        match lvt & (LVT_PERIODIC | LVT_TSC_DEADLINE) {
             0 => Self::OneShot,
-            1 => Self::Periodic,
+            LVT_PERIODIC => Self::Periodic,
             _ => Self::Deadline,
         }
     }

@@ -4,6 +4,7 @@ use crate::Clock;
 use crate::local::{COMMAND, Effect, LocalApic};
 use crate::posted::Posted;
 use crate::register::Register;
+use arch::apic::{BASE_BSP, BASE_ENABLED, BASE_X2APIC, DELIVERY_STATUS, X2APIC_MSRS};
 use core::error::Error;
 use core::fmt;
 
@@ -19,27 +20,16 @@ impl fmt::Display for Refused {
 
 impl Error for Refused {}
 
-const ON: u64 = 1 << 11;
-const X2APIC: u64 = 1 << 10;
-const BOOT: u64 = 1 << 8;
-
-/// The ICR's delivery status. It is reserved in x2APIC mode, but a write of it is accepted, as in KVM: the guest may write back
-/// what it has read in xAPIC mode.
-const DELIVERY_STATUS: u32 = 1 << 12;
-
-/// The MSR of register 0.
-const FIRST_MSR: u32 = 0x800;
-
 impl LocalApic {
     /// Whether IA32_APIC_BASE enables the APIC, in xAPIC or x2APIC mode.
     #[inline]
     pub fn is_on(&self) -> bool {
-        self.base & ON != 0
+        self.base & BASE_ENABLED != 0
     }
 
     #[inline]
     pub(crate) fn is_x2apic(&self) -> bool {
-        self.base & X2APIC != 0
+        self.base & BASE_X2APIC != 0
     }
 
     /// Reads IA32_APIC_BASE.
@@ -54,18 +44,18 @@ impl LocalApic {
     /// mode to xAPIC mode.
     pub fn set_base(&mut self, value: u64, address_bits: u8, posted: &Posted) -> Result<(), Refused> {
         let address = ((1u64 << address_bits.clamp(32, 52)) - 1) & !0xfff;
-        let mode = |base: u64| (base & ON != 0, base & X2APIC != 0);
+        let mode = |base: u64| (base & BASE_ENABLED != 0, base & BASE_X2APIC != 0);
         let forbidden = match (mode(self.base), mode(value)) {
             (_, (on, x2apic)) if x2apic && !on => true,
             ((on, _), (true, true)) => !on,
             ((true, true), (on, x2apic)) => on && !x2apic,
             _ => false,
         };
-        if value & !(address | ON | X2APIC | BOOT) != 0 || forbidden {
+        if value & !(address | BASE_ENABLED | BASE_X2APIC | BASE_BSP) != 0 || forbidden {
             return Err(Refused);
         }
         let was_on = self.is_on();
-        self.base = value & !BOOT | self.base & BOOT;
+        self.base = value & !BASE_BSP | self.base & BASE_BSP;
         if was_on && !self.is_on() {
             self.reset(posted);
         }
@@ -96,6 +86,8 @@ impl LocalApic {
             Register::TaskPriority | Register::SelfIpi => 0xff,
             Register::EndOfInterrupt | Register::ErrorStatus => 0,
             Register::Spurious => 0x1ff,
+            // The delivery status is reserved, but a write of it is accepted, as in KVM: the guest may write back what it has read
+            // in xAPIC mode.
             Register::CommandLow => 0xffff_ffff_0000_0000 | u64::from(COMMAND | DELIVERY_STATUS),
             Register::Local(lvt) => lvt.defined().into(),
             Register::InitialCount => 0xffff_ffff,
@@ -112,7 +104,7 @@ impl LocalApic {
     }
 
     fn register(&self, msr: u32) -> Result<Register, Refused> {
-        let number = msr.wrapping_sub(FIRST_MSR);
+        let number = msr.wrapping_sub(X2APIC_MSRS.start);
         let register = u16::try_from(number).ok().and_then(Register::new).filter(|_| self.is_x2apic());
         match register.ok_or(Refused)? {
             // In this mode the ICR is one register of 64 bits, and the others do not exist.

@@ -1,5 +1,6 @@
 //! Architectural constants of x86, each written once: bits of control registers, EFER, RFLAGS and debug registers, MSR numbers,
-//! feature bits of CPUID, what registers hold after RESET and INIT, and the state in which a boot protocol enters a guest.
+//! feature bits of CPUID, bits of page-table entries, the local APIC's registers, what registers hold after RESET and INIT, and the
+//! state in which a boot protocol enters a guest.
 //!
 //! Registers are `u64`, as RDMSR and MOV give them in long mode. Bits that the `x86` crate names have its values. That crate also
 //! has the vectors of exceptions (`x86::irq`) and the numbers of all other MSRs (`x86::msr`).
@@ -20,14 +21,20 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod apic;
 mod control;
 pub mod entry;
 pub mod features;
 mod frame_pointers;
+pub mod memory_type;
 pub mod msr;
+pub mod paging;
 pub mod reset;
 pub mod segment;
 
 pub use control::*;
 pub use entry::Entry;
 pub use frame_pointers::FramePointers;
+
+/// The longest instruction. A longer one raises #GP (Intel SDM vol. 2, section 2.3.11).
+pub const MAX_INSTRUCTION: usize = 15;

@@ -8,9 +8,6 @@ use alloc::vec::Vec;
 
 /// Version 1.4.
 const SPECIFICATION: u8 = 4;
-/// The lowest bytes of the version registers of local APICs and of the IOAPIC.
-const LOCAL_APIC_VERSION: u8 = 0x14;
-const IOAPIC_VERSION: u8 = 0x20;
 
 /// The buses, by their numbers.
 const PCI: u8 = 0;
@@ -107,7 +104,7 @@ impl Entries {
         const SIGNATURE: u32 = 0xfff;
         let flags = if id == 0 { ENABLED | BOOT } else { ENABLED };
         let mut entry = [0; 20];
-        entry[1..4].copy_from_slice(&[id, LOCAL_APIC_VERSION, flags]);
+        entry[1..4].copy_from_slice(&[id, arch::apic::VERSION, flags]);
         entry[4..8].copy_from_slice(&(processor.signature & SIGNATURE).to_le_bytes());
         entry[8..12].copy_from_slice(&processor.features.to_le_bytes());
         self.add(&entry);
@@ -116,7 +113,7 @@ impl Entries {
     fn ioapic(&mut self, id: u8) {
         const ENABLED: u8 = 1;
         let [a, b, c, d] = mmio::IOAPIC.to_le_bytes();
-        self.add(&[2, id, IOAPIC_VERSION, ENABLED, a, b, c, d]);
+        self.add(&[2, id, mmio::IOAPIC_VERSION, ENABLED, a, b, c, d]);
     }
 
     /// An I/O interrupt (type 3) or a local one (type 4), to a pin of an APIC.

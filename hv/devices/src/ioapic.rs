@@ -71,7 +71,7 @@ mod index {
     pub(super) const TABLE_LAST: u8 = TABLE + 2 * super::PINS - 1;
 }
 
-const VERSION: u32 = (PINS as u32 - 1) << 16 | 0x20;
+const VERSION: u32 = (PINS as u32 - 1) << 16 | abi::mmio::IOAPIC_VERSION as u32;
 const ID_SHIFT: u32 = 24;
 const ID_MASK: u8 = 0x0f;
 

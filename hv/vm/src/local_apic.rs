@@ -6,6 +6,7 @@ use crate::msr::MsrError;
 use crate::types::Types;
 use crate::vcpu::Vcpu;
 use apic::{Due, Effect, Ipi, Message};
+use arch::apic::X2APIC_MSRS;
 use devices::{Clock, DeliveryMode, DestinationMode, InterruptMessage, Nanoseconds};
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
 
@@ -21,9 +22,6 @@ impl<C: Clock> apic::Clock for ApicClock<'_, C> {
     }
 }
 
-/// The registers' MSRs in x2APIC mode.
-const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8ff;
-
 impl From<apic::Refused> for MsrError {
     fn from(_: apic::Refused) -> Self {
         Self::Value
@@ -38,7 +36,7 @@ impl<T: Types> ExitHandler<'_, T> {
         match register {
             IA32_APIC_BASE => Ok(apic.base()),
             IA32_TSC_DEADLINE => Ok(apic.tsc_deadline()),
-            _ if X2APIC.contains(&register) => {
+            _ if X2APIC_MSRS.contains(&register) => {
                 Ok(apic.read_msr(register, &self.shared.posted, &ApicClock(self.vm.clock()))?)
             }
             _ => self.context.msrs.read(register),
@@ -69,7 +67,9 @@ impl<T: Types> ExitHandler<'_, T> {
                 apic.set_tsc_deadline(value);
                 Effect::Timer
             }
-            _ if X2APIC.contains(&register) => apic.write_msr(register, value, posted, &ApicClock(self.vm.clock()))?,
+            _ if X2APIC_MSRS.contains(&register) => {
+                apic.write_msr(register, value, posted, &ApicClock(self.vm.clock()))?
+            }
             _ => {
                 self.context.msrs.write(vcpu, register, value)?;
                 // A TSC that was set may have reached the timer's deadline, or is further from it.

@@ -1,8 +1,9 @@
 //! Registers by themselves.
 
+use arch::paging::ADDRESS;
 use guest::apic::{
-    AFTER_INIT, Apic, BASE, BASE_BSP, BASE_ENABLED, DIVIDE_BY_1, Delivery, Destination, ERROR_RECEIVED_ILLEGAL_VECTOR,
-    ERROR_SEND_ILLEGAL_VECTOR, LVT_MASKED, Register, SPURIOUS_ENABLED, SPURIOUS_VECTOR, reset_state,
+    AFTER_INIT, Apic, BASE_BSP, BASE_ENABLED, DIVIDE_BY_1, Delivery, Destination, ERROR_RECEIVE_ILLEGAL_VECTOR,
+    ERROR_SEND_ILLEGAL_VECTOR, LVT_MASKED, Register, SOFTWARE_ENABLED, SPURIOUS_VECTOR, reset_state,
 };
 use guest::boot::Boot;
 use guest::cpuid::cpuid;
@@ -12,13 +13,12 @@ use guest::{check, check_eq, processor, skip_unless, smp};
 
 use crate::{arrivals, is_exact};
 
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const ERROR_VECTOR: u8 = 0x4e;
 
 pub(crate) fn enabled_at_its_place(_: &Boot) -> Outcome {
     check!(Apic::exists());
     let base = Msr::ApicBase.read();
-    check_eq!(base & (BASE_BSP | BASE_ENABLED | ADDRESS), BASE | BASE_BSP | BASE_ENABLED);
+    check_eq!(base & (BASE_BSP | BASE_ENABLED | ADDRESS), u64::from(abi::mmio::LOCAL_APIC) | BASE_BSP | BASE_ENABLED);
     check_eq!(Apic::here().id(), cpuid(1, 0).ebx >> 24);
     Ok(())
 }
@@ -64,7 +64,7 @@ pub(crate) fn lvt_is_masked_while_disabled(_: &Boot) -> Outcome {
     apic.write(Register::LvtError, ERROR_VECTOR.into());
     let written = apic.read(Register::LvtError);
     let lint0 = apic.read(Register::LvtLint0);
-    apic.write(Register::Spurious, SPURIOUS_ENABLED | u32::from(SPURIOUS_VECTOR));
+    apic.write(Register::Spurious, SOFTWARE_ENABLED | u32::from(SPURIOUS_VECTOR));
     apic.write(Register::LvtLint0, lint0 & !LVT_MASKED);
     apic.write(Register::LvtError, LVT_MASKED);
     check_eq!(disabled, u32::from(ERROR_VECTOR) | LVT_MASKED);
@@ -91,7 +91,7 @@ pub(crate) fn cr8_is_the_task_priority(_: &Boot) -> Outcome {
 /// ESR shows what was there before it was last written; the error interrupt comes once for both.
 pub(crate) fn illegal_vector_is_an_error(_: &Boot) -> Outcome {
     skip_unless!(is_exact(), "QEMU's and KVM's have no such error");
-    const BOTH: u32 = ERROR_SEND_ILLEGAL_VECTOR | ERROR_RECEIVED_ILLEGAL_VECTOR;
+    const BOTH: u32 = ERROR_SEND_ILLEGAL_VECTOR | ERROR_RECEIVE_ILLEGAL_VECTOR;
     arrivals::expect(ERROR_VECTOR);
     let apic = Apic::here();
     apic.write(Register::ErrorStatus, 0);
