@@ -6,22 +6,13 @@ use core::ptr;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use addr::PageSize;
+use arch::paging::{ADDRESS, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE};
+
+pub use arch::paging::{ACCESSED, DIRTY};
 
 use crate::place::Place;
 use crate::processor;
 use crate::ram::{Block, Frame};
-
-/// P, W and U of an entry.
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-/// Set by the processor when it uses the entry.
-pub const ACCESSED: u64 = 1 << 5;
-/// Set by the processor when it writes to the page.
-pub const DIRTY: u64 = 1 << 6;
-const LEAF: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// What a page lets one do besides reading it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,7 +43,7 @@ pub fn map(at: Place, frame: Frame, rights: Rights) {
 /// Maps the 2 MiB page at `at` to `block`.
 pub fn map_2m(at: Place, block: Block, rights: Rights) {
     assert!(at.gva().is_aligned(PageSize::Size2M.bytes()));
-    entry(at, PageSize::Size2M).store(block.gpa().raw() | rights.0 | PRESENT | LEAF, Relaxed);
+    entry(at, PageSize::Size2M).store(block.gpa().raw() | rights.0 | PRESENT | LARGE, Relaxed);
 }
 
 /// Unmaps the page of `size` at `at`, its translation included.
@@ -79,7 +70,7 @@ fn entry(at: Place, size: PageSize) -> &'static AtomicU64 {
             let spare = (&raw const *spare()).expose_provenance() as u64;
             entry.store(spare | USER | WRITABLE | PRESENT, Relaxed);
         }
-        assert!(entry.load(Relaxed) & LEAF == 0, "{at:?} is in a larger page");
+        assert!(entry.load(Relaxed) & LARGE == 0, "{at:?} is in a larger page");
         table = table_at(entry.load(Relaxed) & ADDRESS);
     }
     unreachable!("no page of {size:?}")

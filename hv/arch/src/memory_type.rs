@@ -4,5 +4,7 @@
 pub const UNCACHED: u64 = 0;
 /// Write-through.
 pub const WRITE_THROUGH: u64 = 4;
+/// Write-protected.
+pub const WRITE_PROTECTED: u64 = 5;
 /// Write-back.
 pub const WRITE_BACK: u64 = 6;

@@ -44,6 +44,7 @@ extern crate std;
 mod tests;
 
 use addr::{Hpa, PAGE_SIZE, PageSize};
+use arch::paging::{ADDRESS, CACHE_DISABLE, GLOBAL, LARGE, NO_EXECUTE, PRESENT, WRITABLE};
 use core::fmt;
 use core::ops::Range;
 
@@ -53,15 +54,6 @@ pub const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
 pub const HIGH_HALF: u64 = 0xffff_ffff_8000_0000;
 /// Below this, what is no memory is mapped as well, uncached: device registers are there.
 pub const DEVICES_END: Hpa = Hpa::new(4 << 30);
-
-// Entry bits (Intel SDM vol. 3, table 4-15 onwards; AMD APM vol. 2, section 5.3).
-const PRESENT: u64 = 1 << 0;
-const WRITABLE: u64 = 1 << 1;
-const CACHE_DISABLE: u64 = 1 << 4;
-const LEAF: u64 = 1 << 7;
-const GLOBAL: u64 = 1 << 8;
-const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// A table: 512 entries.
 pub type Table = [u64; 512];
@@ -204,7 +196,7 @@ impl<F: Frames> Builder<F> {
         for shift in [39, 30, 21] {
             let index = index(address, shift);
             let entry = self.frames.table(table)[index];
-            if entry & LEAF != 0 {
+            if entry & LARGE != 0 {
                 let below = self.split(entry, PageSize::Size2M)?;
                 self.frames.table(table)[index] = below.raw() | PRESENT | WRITABLE;
             }
@@ -220,7 +212,7 @@ impl<F: Frames> Builder<F> {
         for shift in [39, 30, 21, 12] {
             let index = index(address, shift);
             if shift == size.shift() {
-                let leaf = if size == PageSize::Size4K { 0 } else { LEAF };
+                let leaf = if size == PageSize::Size4K { 0 } else { LARGE };
                 self.frames.table(table)[index] = to.raw() | flags | leaf | PRESENT;
                 return Ok(());
             }
@@ -253,7 +245,7 @@ impl<F: Frames> Builder<F> {
     /// A table of small pages for what `leaf` maps.
     fn split(&mut self, leaf: u64, size: PageSize) -> Result<Hpa, OutOfFrames> {
         let table = self.frames.alloc().ok_or(OutOfFrames)?;
-        let (start, flags) = (leaf & ADDRESS & !(size.bytes() - 1), leaf & !ADDRESS & !LEAF);
+        let (start, flags) = (leaf & ADDRESS & !(size.bytes() - 1), leaf & !ADDRESS & !LARGE);
         for (page, entry) in (start..).step_by(PAGE_SIZE as usize).zip(self.frames.table(table)) {
             *entry = page | flags;
         }

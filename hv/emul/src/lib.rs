@@ -44,11 +44,9 @@ pub use address::{Address, AddressSize, Base};
 pub use known::Known;
 pub use registers::{Gpr, Registers, Segment};
 
+use arch::MAX_INSTRUCTION;
 use core::fmt;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
-
-/// The longest instruction, in bytes.
-pub const MAX_INSTRUCTION: usize = 15;
 
 /// The code size, from CS.L and CS.D and the processor's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

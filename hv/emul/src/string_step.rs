@@ -1,9 +1,7 @@
 //! Iterations of string instructions: index and count registers (SDM vol. 2, REP).
 
 use crate::{AddressSize, Gpr, Registers, Width, registers::Operand};
-
-/// RFLAGS.DF: addresses descend.
-const DF: u64 = 1 << 10;
+use arch::RFLAGS_DF;
 
 /// The parameters of a string instruction's iterations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +37,7 @@ impl StringStep {
     pub(crate) fn step<R: Registers>(&self, registers: &mut R, index: Gpr, count: u64) {
         let bytes = count.wrapping_mul(self.width.bytes());
         let old = registers.gpr(index);
-        let new = if registers.rflags() & DF == 0 { old.wrapping_add(bytes) } else { old.wrapping_sub(bytes) };
+        let new = if registers.rflags() & RFLAGS_DF == 0 { old.wrapping_add(bytes) } else { old.wrapping_sub(bytes) };
         Operand::new(index).set(registers, self.register_width(), new);
     }
 
@@ -57,7 +55,7 @@ impl StringStep {
     /// first one; at least 1 if any remain. At most 1 if addresses descend.
     pub(crate) fn batch<R: Registers>(&self, registers: &R, offset: u64, page_offset: u64) -> u64 {
         let remaining = self.remaining(registers);
-        if registers.rflags() & DF != 0 {
+        if registers.rflags() & RFLAGS_DF != 0 {
             return remaining.min(1);
         }
         // The batch ends before the end of the page and before the wrap of the address.

@@ -7,6 +7,7 @@ use crate::vtlb::around;
 use crate::{NoMemory, Registers};
 use addr::{Gfn, Gva, PAGE_SIZE, PageSize};
 use alloc::vec::Vec;
+use arch::paging::{NO_EXECUTE, USER, WRITABLE};
 use core::alloc::Layout;
 use core::ops::Range;
 use walk::{Mode, Step};
@@ -105,7 +106,7 @@ const UNBOUND: Gfn = Gfn::new(u64::MAX - 1);
 
 impl Role {
     /// R/W, U/S and NX.
-    const RIGHTS: u64 = 1 << 63 | 0b110;
+    const RIGHTS: u64 = NO_EXECUTE | USER | WRITABLE;
 
     pub(crate) const fn of_directory(registers: &Registers) -> Self {
         Self(registers.meaning())

@@ -33,7 +33,7 @@ boot_entry:
 
     # Page directories: 2048 leaves of 2 MiB, present and writable.
     movl $boot_pd_low, %edi
-    movl $0x83, %eax
+    movl ${leaf}, %eax
     movl $2048, %ecx
 1:  movl %eax, (%edi)
     movl $0, 4(%edi)
@@ -42,17 +42,17 @@ boot_entry:
     loop 1b
 
     movl $boot_pdpt_low, %edi
-    movl $(boot_pd_low + 3), %eax
+    movl $(boot_pd_low + {table}), %eax
     movl $4, %ecx
 2:  movl %eax, (%edi)
     addl $4096, %eax
     addl $8, %edi
     loop 2b
 
-    movl $(boot_pd_low + 3), boot_pdpt_high_low + 510 * 8
-    movl $(boot_pdpt_low + 3), boot_pml4_low
-    movl $(boot_pdpt_low + 3), boot_pml4_low + 256 * 8
-    movl $(boot_pdpt_high_low + 3), boot_pml4_low + 511 * 8
+    movl $(boot_pd_low + {table}), boot_pdpt_high_low + {high_half_gib} * 8
+    movl $(boot_pdpt_low + {table}), boot_pml4_low
+    movl $(boot_pdpt_low + {table}), boot_pml4_low + {direct_map_entry} * 8
+    movl $(boot_pdpt_high_low + {table}), boot_pml4_low + {high_half_entry} * 8
 
     movl $boot_pml4_low, %eax
     movl %eax, %cr3
@@ -100,11 +100,11 @@ boot_entry_high:
     ud2
 
 # The tables are linked high like everything else; these are their physical addresses.
-.set boot_pml4_low, boot_pml4 - HIGH_HALF
-.set boot_pdpt_low, boot_pdpt - HIGH_HALF
-.set boot_pdpt_high_low, boot_pdpt_high - HIGH_HALF
-.set boot_pd_low, boot_pd - HIGH_HALF
-.set boot_tsc_low, boot_tsc - HIGH_HALF
+.set boot_pml4_low, boot_pml4 - {high_half}
+.set boot_pdpt_low, boot_pdpt - {high_half}
+.set boot_pdpt_high_low, boot_pdpt_high - {high_half}
+.set boot_pd_low, boot_pd - {high_half}
+.set boot_tsc_low, boot_tsc - {high_half}
 
 .section .bss.boot, "aw", @nobits
 .balign 4096

@@ -2,9 +2,11 @@
 
 use crate::paging;
 use addr::Hpa;
+use arch::paging::{LARGE, PRESENT, WRITABLE};
 use arch::{CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LME, EFER_NXE};
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU64, Ordering};
+use direct_map::{DIRECT_MAP, HIGH_HALF};
 use loader::{BootInfo, BootModule, PhysRead, Unreadable};
 use x86::controlregs::cr3;
 use x86::msr::IA32_EFER;
@@ -12,14 +14,24 @@ use x86::msr::IA32_EFER;
 global_asm!(
     include_str!("entry.s"),
     include_str!("ap.s"),
-    ".set HIGH_HALF, 0xffffffff80000000",
     cr0 = const CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG,
     cr4 = const CR4_PAE,
     efer = const IA32_EFER,
     efer_bits = const EFER_LME | EFER_NXE,
     pe = const CR0_PE,
+    high_half = const HIGH_HALF.cast_signed(),
+    table = const PRESENT | WRITABLE,
+    leaf = const PRESENT | WRITABLE | LARGE,
+    direct_map_entry = const top_entry(DIRECT_MAP),
+    high_half_entry = const top_entry(HIGH_HALF),
+    high_half_gib = const HIGH_HALF >> 30 & 511,
     options(att_syntax)
 );
+
+/// The top table's entry for `address`.
+const fn top_entry(address: u64) -> u64 {
+    address >> 39 & 511
+}
 
 unsafe extern "C" {
     static boot_tsc: u64;

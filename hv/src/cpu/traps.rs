@@ -5,6 +5,7 @@ use crate::panic;
 use crate::trap_frame::TrapFrame;
 use core::arch::global_asm;
 use x86::controlregs::cr2;
+use x86::irq::{DEBUG_VECTOR, NONMASKABLE_INTERRUPT_VECTOR, PAGE_FAULT_VECTOR};
 
 global_asm!(include_str!("traps.s"), options(att_syntax));
 
@@ -57,9 +58,9 @@ const EXCEPTIONS: [&str; 32] = [
     "reserved",
 ];
 
-const DEBUG: u64 = 1;
-const NMI: u64 = 2;
-const PAGE_FAULT: u64 = 14;
+const DEBUG: u64 = DEBUG_VECTOR as u64;
+const NMI: u64 = NONMASKABLE_INTERRUPT_VECTOR as u64;
+const PAGE_FAULT: u64 = PAGE_FAULT_VECTOR as u64;
 
 /// Where every stub leads. Exceptions are bugs of the hypervisor, and end it; but a debug trap can be a guest's, which Bochs's SVM
 /// leaves pending at an exit and delivers behind VMRUN. The hypervisor sets no breakpoint and no TF, so it is never its own.

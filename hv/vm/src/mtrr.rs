@@ -4,6 +4,7 @@
 use crate::msr::MsrError;
 use abi::mmio;
 use arch::features::{FIXED_MTRRS, VARIABLE_MTRRS};
+use arch::memory_type::{UNCACHED, WRITE_BACK, WRITE_PROTECTED};
 use x86::msr;
 
 /// IA32_MTRRCAP: eight variable ranges, fixed ranges, and write-combining as a type.
@@ -15,10 +16,6 @@ const ENABLED: u64 = 1 << 11;
 /// The lowest bits of each half of a variable range: a type, and whether the range is in use.
 const BASE_TYPE: u64 = 0xff;
 const MASK_VALID: u64 = 1 << 11;
-
-const UNCACHEABLE: u64 = 0;
-const WRITE_PROTECTED: u64 = 5;
-const WRITE_BACK: u64 = 6;
 
 /// A value with this type in all eight fields.
 const fn all(kind: u64) -> u64 {
@@ -46,11 +43,11 @@ impl Mtrrs {
         // 64 KiB registers from 0 on, 16 KiB ones from 512 KiB, 4 KiB ones from 768 KiB.
         let fixed = FIXED_MTRRS.map(|register| match register {
             0x250 | 0x258 => all(WRITE_BACK),
-            0x259 => all(UNCACHEABLE),
+            0x259 => all(UNCACHED),
             _ => all(WRITE_PROTECTED),
         });
         let mut variable = [0; VARIABLE_MTRRS];
-        variable[0] = HOLE | UNCACHEABLE;
+        variable[0] = HOLE | UNCACHED;
         variable[1] = !(HOLE_SIZE - 1) & addresses | MASK_VALID;
         Self { default: ENABLED | FIXED_ENABLED | WRITE_BACK, fixed, variable, addresses }
     }

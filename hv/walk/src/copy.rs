@@ -2,9 +2,7 @@
 
 use crate::{Access, Fault, Kind, Paging, PhysMem, Privilege, SetAccessedDirty, translate};
 use addr::{Gpa, Gva, PAGE_SIZE};
-
-/// The longest instruction, in bytes.
-pub const MAX_INSTRUCTION: usize = 15;
+use arch::MAX_INSTRUCTION;
 
 /// The bytes at an instruction pointer.
 #[derive(Clone, Copy, Debug)]

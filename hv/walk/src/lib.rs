@@ -56,11 +56,12 @@ mod ram;
 mod tests;
 
 pub use cache::{FetchCache, HandleMem, PagingRef};
-pub use copy::{Fetched, MAX_INSTRUCTION, fetch, read, write};
+pub use copy::{Fetched, fetch, read, write};
 pub use mode::{Controls, Features, Mode, Paging, PdpteError, load_pdptes};
 pub use operand::Operands;
 
 use addr::{Gpa, Gva, PageSize};
+use arch::paging::{ACCESSED, ADDRESS, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE};
 use core::fmt;
 
 /// A guest's physical memory, provided by the environment. All methods give None where there is no memory.
@@ -211,17 +212,6 @@ impl fmt::Display for Fault {
 
 impl core::error::Error for Fault {}
 
-const P: u64 = 1 << 0;
-const RW: u64 = 1 << 1;
-const US: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
-const PS: u64 = 1 << 7;
-const NX: u64 = 1 << 63;
-
-/// Bits 51:12, the address of a table or page in a 64-bit entry.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
 /// The number of attempts of a walk whose entries other CPUs change before it can set their accessed bits.
 const ATTEMPTS: usize = 8;
 
@@ -310,13 +300,13 @@ pub fn missing<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, access: Access) -
     let is_missing = match (paging.controls.mode(), paging.pdptes) {
         (Mode::Bits32, _) => {
             let pde = read(Mode::Bits32, paging.root(Mode::Bits32), 2)?;
-            pde & P == 0 || pde & PS == 0 && read(Mode::Bits32, pde, 1)? & P == 0
+            pde & PRESENT == 0 || pde & LARGE == 0 && read(Mode::Bits32, pde, 1)? & PRESENT == 0
         }
         (Mode::Pae, Some(pdptes)) => {
             let pdpte = pdptes[(linear >> 30) as usize];
-            let pde = if pdpte & P == 0 { 0 } else { read(Mode::Pae, pdpte, 2)? };
-            let odd = PS | paging.reserved(Mode::Pae, 2, None);
-            pde & P == 0 || pde & odd == 0 && read(Mode::Pae, pde, 1)? & P == 0
+            let pde = if pdpte & PRESENT == 0 { 0 } else { read(Mode::Pae, pdpte, 2)? };
+            let odd = LARGE | paging.reserved(Mode::Pae, 2, None);
+            pde & PRESENT == 0 || pde & odd == 0 && read(Mode::Pae, pde, 1)? & PRESENT == 0
         }
         _ => false,
     };
@@ -370,7 +360,7 @@ fn descend<M: PhysMem>(
                 entry
             }
         };
-        if entry & P == 0 {
+        if entry & PRESENT == 0 {
             return fault(ErrorCode::empty());
         }
         let leaf = paging.is_leaf(mode, level, entry);
@@ -378,9 +368,9 @@ fn descend<M: PhysMem>(
             return fault(ErrorCode::PRESENT | ErrorCode::RESERVED);
         }
         if mode.has_rights(level) {
-            rights.writable &= entry & RW != 0;
-            rights.user &= entry & US != 0;
-            rights.executable &= entry & NX == 0;
+            rights.writable &= entry & WRITABLE != 0;
+            rights.user &= entry & USER != 0;
+            rights.executable &= entry & NO_EXECUTE == 0;
         }
         if let Some(size) = leaf {
             if !paging.controls.permit(rights, access) {

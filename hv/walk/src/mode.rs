@@ -1,7 +1,8 @@
 //! Paging modes: how the control registers select one, and the format of its entries.
 
-use crate::{Access, ErrorCode, Kind, P, PS, PhysMem, Privilege, RW, Rights, US};
+use crate::{Access, ErrorCode, Kind, PhysMem, Privilege, Rights};
 use addr::{Gpa, Gva, PageSize};
+use arch::paging::{ACCESSED, LARGE, NO_EXECUTE, PDPTE_RESERVED, PRESENT};
 use arch::{CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE};
 use core::fmt;
 
@@ -194,7 +195,7 @@ impl Paging {
     /// The page size if the present `entry` at `level` maps a page, None if it points to a table.
     #[inline(always)]
     pub(crate) const fn is_leaf(&self, mode: Mode, level: u32, entry: u64) -> Option<PageSize> {
-        let ps = entry & PS != 0;
+        let ps = entry & LARGE != 0;
         match (mode, level) {
             (_, 1) => Some(PageSize::Size4K),
             (Mode::Bits32, 2) if ps && self.controls.cr4 & CR4_PSE != 0 => Some(PageSize::Size4M),
@@ -214,22 +215,22 @@ impl Paging {
                 _ => 0,
             };
         }
-        let nx = if self.controls.nx() { 0 } else { crate::NX };
+        let nx = if self.controls.nx() { 0 } else { NO_EXECUTE };
         let address = bits(maxphyaddr, if mode.is_long() { 51 } else { 62 }) | nx;
         let low = match (level, leaf) {
             (_, Some(size)) => bits(13, size.shift() - 1),
             // Bit 5 is reserved too, but QEMU's walk takes it for an accessed bit and sets it in the guest's memory.
-            (3, None) if matches!(mode, Mode::Pae) => return self.pdpte_reserved() & !crate::ACCESSED,
-            (3, None) => PS,
-            (4.., None) if self.features.pml4e_bit8_reserved => PS | 1 << 8,
-            (4.., None) => PS,
+            (3, None) if matches!(mode, Mode::Pae) => return self.pdpte_reserved() & !ACCESSED,
+            (3, None) => LARGE,
+            (4.., None) if self.features.pml4e_bit8_reserved => LARGE | 1 << 8,
+            (4.., None) => LARGE,
             _ => 0,
         };
         address | low
     }
 
     const fn pdpte_reserved(&self) -> u64 {
-        RW | US | bits(5, 8) | bits(self.features.maxphyaddr as u32, 63)
+        PDPTE_RESERVED | bits(self.features.maxphyaddr as u32, 63)
     }
 
     /// Width of a 4 MiB page's physical address: the manual's M of PSE-36 (SDM vol. 3, 4.3).
@@ -270,7 +271,7 @@ pub fn load_pdptes<M: PhysMem>(mem: &M, paging: &Paging) -> Result<[u64; 4], Pdp
     for (index, pdpte) in (0..).zip(&mut pdptes) {
         let at = Gpa::new(table + index * 8);
         *pdpte = mem.read_u64(at).ok_or(PdpteError::Unbacked(at))?;
-        if *pdpte & P != 0 && *pdpte & paging.pdpte_reserved() != 0 {
+        if *pdpte & PRESENT != 0 && *pdpte & paging.pdpte_reserved() != 0 {
             return Err(PdpteError::Reserved);
         }
     }

@@ -9,6 +9,13 @@ use crate::ram::Ram;
 use crate::*;
 use std::vec::Vec;
 
+// Bits as the manual numbers them, apart from those that the code has by name.
+pub(crate) const P: u64 = 1 << 0;
+pub(crate) const RW: u64 = 1 << 1;
+pub(crate) const US: u64 = 1 << 2;
+pub(crate) const PS: u64 = 1 << 7;
+pub(crate) const NX: u64 = 1 << 63;
+
 pub(crate) const PE_PG: u64 = 0x8000_0001;
 pub(crate) const WP: u64 = 1 << 16;
 pub(crate) const PSE: u64 = 1 << 4;

@@ -3,6 +3,7 @@
 
 use crate::Missing;
 use addr::PageSize;
+use arch::memory_type::WRITE_BACK;
 use core::fmt;
 use x86::msr;
 use x86::vmx::vmcs::control::{EntryControls, ExitControls, PinbasedControls, PrimaryControls, SecondaryControls};
@@ -107,7 +108,6 @@ pub(super) struct Capabilities {
 // IA32_VMX_BASIC (SDM appendix A.1).
 const BASIC_MEMORY_TYPE_SHIFT: u32 = 50;
 const BASIC_TRUE_CONTROLS: u64 = 1 << 55;
-const WRITE_BACK: u64 = 6;
 
 // IA32_VMX_EPT_VPID_CAP (SDM appendix A.10).
 const EPT_FOUR_LEVELS: u64 = 1 << 6;

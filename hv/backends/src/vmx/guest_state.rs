@@ -1,6 +1,7 @@
 //! What VM entries demand of the guest's state, to say which rule an entry broke (Intel SDM vol. 3, section 27.3.1; the
 //! subsections are given below).
 
+use arch::paging::{PDPTE_RESERVED, PRESENT};
 use arch::{
     CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_CET, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE,
     RFLAGS_FIXED, RFLAGS_IF, RFLAGS_TF, RFLAGS_VM,
@@ -373,8 +374,8 @@ fn non_register_state(state: &GuestState) -> Result<(), &'static str> {
 /// Section 27.3.1.6: with PAE paging under EPT, PDPTEs come from the VMCS.
 fn pdptes(state: &GuestState) -> Result<(), &'static str> {
     let pae_paging = state.cr0 & CR0_PG != 0 && state.cr4 & CR4_PAE != 0 && !state.long_mode;
-    let reserved = !0 << state.physical_bits | 0x1e6;
-    let valid = |pdpte: &u64| pdpte & 1 == 0 || pdpte & reserved == 0;
+    let reserved = !0 << state.physical_bits | PDPTE_RESERVED;
+    let valid = |pdpte: &u64| pdpte & PRESENT == 0 || pdpte & reserved == 0;
     first_broken(&[(!pae_paging || state.pdptes.iter().all(valid), "PDPTE: reserved bits of a present one")])
 }
 

@@ -5,12 +5,13 @@ use super::control_registers::{check_cr0, check_cr4};
 use super::unpaged::{NotDone, Pdptes};
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
-use arch::{CR0_PE, CR0_PG, CR0_TS};
+use arch::{CR0_PE, CR0_PG, CR0_TS, MAX_INSTRUCTION};
 use emul::real::{self, Exiting, Memory, Processor, Step, Table, TableRegister};
 use emul::system::{StatusWord, System, write_gpr};
 use emul::{Bitness, Width};
 use vm::{Emulated, Event, Events, Exception, Exit, Io, Registers, Segment, Size, Vcpu};
 use x86::controlregs::cr2;
+use x86::irq::GENERAL_PROTECTION_FAULT_VECTOR;
 use x86::vmx::vmcs::{control, guest};
 
 /// LMSW and SMSW: PE, MP, EM and TS.
@@ -102,14 +103,14 @@ impl<T: Translation> VmxVcpu<T> {
     }
 
     /// As many of the bytes at RIP as there are.
-    fn fetch<M: Memory>(&self, memory: &mut M) -> Result<([u8; emul::MAX_INSTRUCTION], usize), M::Error> {
-        let mut code = [0; emul::MAX_INSTRUCTION];
+    fn fetch<M: Memory>(&self, memory: &mut M) -> Result<([u8; MAX_INSTRUCTION], usize), M::Error> {
+        let mut code = [0; MAX_INSTRUCTION];
         let at = addr::Gva::new(self.segment_base(Segment::Cs).wrapping_add(self.rip()) & 0xffff_ffff);
         let in_page = (addr::PAGE_SIZE - at.page_offset()) as usize;
-        let (first, second) = code.split_at_mut(in_page.min(emul::MAX_INSTRUCTION));
+        let (first, second) = code.split_at_mut(in_page.min(MAX_INSTRUCTION));
         memory.read(at, first)?;
         let len = match second.is_empty() || memory.read(at.wrapping_add(first.len() as u64), second).is_ok() {
-            true => emul::MAX_INSTRUCTION,
+            true => MAX_INSTRUCTION,
             false => first.len(),
         };
         Ok((code, len))
@@ -133,7 +134,6 @@ impl<T: Translation> VmxVcpu<T> {
     }
 
     fn emulate_system<M: Memory>(&mut self, system: System, next: u64, memory: &mut M) -> Result<Emulated, M::Error> {
-        const GENERAL_PROTECTION: u8 = 13;
         let cr0 = self.guest_cr0();
         match system {
             System::WriteCr { cr: 0, from } => return self.emulate_cr0(self.gpr(from) & 0xffff_ffff, next, memory),
@@ -148,7 +148,7 @@ impl<T: Translation> VmxVcpu<T> {
             System::WriteCr { cr: 4, from } => {
                 let value = self.gpr(from) & 0xffff_ffff;
                 if check_cr4(value).is_err() || value & !self.capabilities.cr4_allowed != 0 {
-                    return Ok(self.raise(GENERAL_PROTECTION));
+                    return Ok(self.raise(GENERAL_PROTECTION_FAULT_VECTOR));
                 }
                 self.write_cr4(value);
             }

@@ -6,6 +6,7 @@ use super::vcpu::{Detour, VmxVcpu};
 use crate::FixedPage;
 use crate::translation::Translation;
 use addr::{Gpa, Hpa};
+use arch::paging::{ACCESSED, DIRTY, LARGE, PDPTE_RESERVED, PRESENT, USER, WRITABLE};
 use arch::{CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME};
 use vm::{Segment, Vcpu};
 use x86::vmx::vmcs::control::{self, EntryControls, PrimaryControls};
@@ -23,8 +24,7 @@ pub(super) struct Unpaged {
 
 /// 32-bit paging's directory of 4 MiB pages that map each address to itself. A guest that writes to it harms itself alone.
 pub(super) fn identity_map() -> FixedPage {
-    // Present, writable, user, accessed, dirty, large.
-    const PAGE: u32 = 0xe7;
+    const PAGE: u32 = (PRESENT | WRITABLE | USER | ACCESSED | DIRTY | LARGE) as u32;
     let mut content = [0; 4096];
     for (index, entry) in (0u32..).zip(content.chunks_exact_mut(4)) {
         entry.copy_from_slice(&(index << 22 | PAGE).to_le_bytes());
@@ -46,8 +46,8 @@ impl Pdptes {
         for (entry, bytes) in entries.iter_mut().zip(bytes.as_chunks().0) {
             *entry = u64::from_le_bytes(*bytes);
         }
-        let reserved = u64::MAX << physical_bits | 0x1e6;
-        if entries.iter().any(|entry| entry & 1 != 0 && entry & reserved != 0) {
+        let reserved = u64::MAX << physical_bits | PDPTE_RESERVED;
+        if entries.iter().any(|entry| entry & PRESENT != 0 && entry & reserved != 0) {
             Err(Refused)
         } else {
             Ok(Self(entries))

@@ -16,6 +16,7 @@ use crate::translation::Translation;
 use crate::unswitched::{self, GuestStateOwner, SharedState, UnswitchedState};
 use addr::Hpa;
 use alloc::boxed::Box;
+use arch::memory_type::WRITE_BACK;
 use arch::reset;
 use core::arch::asm;
 use core::fmt;
@@ -212,7 +213,6 @@ impl<T: Translation> VmxVcpu<T> {
 
 /// The EPT pointer: write-back tables of four levels at `root`, with accessed and dirty bits where there (SDM table 25-9).
 const fn eptp(root: Hpa, features: Features) -> u64 {
-    const WRITE_BACK: u64 = 6;
     const LEVELS: u64 = 4;
     let accessed_dirty = if features.accessed_dirty { 1 << 6 } else { 0 };
     root.raw() | accessed_dirty | (LEVELS - 1) << 3 | WRITE_BACK

@@ -4,10 +4,8 @@ use super::{Execution, Memory, Processor};
 use crate::mmio::alu::{Binary, Bit, CF, Shift, Unary};
 use crate::registers::Operand;
 use crate::{Address, Gpr, Width};
-use arch::RFLAGS_IF;
+use arch::{RFLAGS_DF, RFLAGS_IF};
 use iced_x86::{Mnemonic, OpKind};
-
-const DF: u64 = 1 << 10;
 
 impl<P: Processor, M: Memory> Execution<'_, P, M> {
     /// Executes an instruction on registers. False if it is another.
@@ -20,8 +18,8 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
         let rflags = match self.instruction.mnemonic() {
             Mnemonic::Nop | Mnemonic::Pause | Mnemonic::Wbinvd | Mnemonic::Invd => rflags,
             Mnemonic::Cli => rflags & !RFLAGS_IF,
-            Mnemonic::Cld => rflags & !DF,
-            Mnemonic::Std => rflags | DF,
+            Mnemonic::Cld => rflags & !RFLAGS_DF,
+            Mnemonic::Std => rflags | RFLAGS_DF,
             Mnemonic::Clc => rflags & !CF,
             Mnemonic::Stc => rflags | CF,
             Mnemonic::Cmc => rflags ^ CF,

@@ -5,6 +5,7 @@ use super::{Format, bit, misaligned};
 use crate::entry::{Leaf, MemoryType, Pte, Rights, Soft};
 use crate::level::Level;
 use addr::{Gpa, PAGE_SHIFT, Pfn};
+use arch::memory_type;
 use model::sync::AtomicU64;
 
 const READ: u64 = 1 << 0;
@@ -27,11 +28,11 @@ const FROZEN: u64 = 1 << 55;
 const TABLE: u64 = READ | WRITE | EXECUTE;
 const LEAF: u64 = TABLE | MEMORY | IGNORE_PAT | ACCESSED | DIRTY | LOGGED | SOFT;
 
-const UNCACHED: u64 = 0 << MEMORY_SHIFT | IGNORE_PAT;
-const WRITE_THROUGH: u64 = 4 << MEMORY_SHIFT;
-const WRITE_BACK: u64 = 6 << MEMORY_SHIFT;
+const UNCACHED: u64 = memory_type::UNCACHED << MEMORY_SHIFT | IGNORE_PAT;
+const WRITE_THROUGH: u64 = memory_type::WRITE_THROUGH << MEMORY_SHIFT;
+const WRITE_BACK: u64 = memory_type::WRITE_BACK << MEMORY_SHIFT;
 
-const _: () = assert!(LEAF & LARGE == 0 && (LEAF | LARGE) & 0x000f_ffff_ffff_f000 == 0);
+const _: () = assert!(LEAF & LARGE == 0 && (LEAF | LARGE) & arch::paging::ADDRESS == 0);
 const _: () = assert!(FROZEN & (LEAF | 1 << 10) == 0);
 
 /// Extended page tables of `LEVELS` levels, 4 or 5.

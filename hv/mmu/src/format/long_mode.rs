@@ -5,19 +5,12 @@ use super::{Format, bit, misaligned};
 use crate::entry::{Leaf, MemoryType, Pte, Rights, Soft};
 use crate::level::{Address, Level};
 use addr::{Gpa, PAGE_SHIFT, Pfn};
+use arch::paging::{
+    ACCESSED, ADDRESS, CACHE_DISABLE, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE, WRITE_THROUGH,
+};
 use core::marker::PhantomData;
 use model::sync::AtomicU64;
 
-pub(super) const PRESENT: u64 = 1 << 0;
-pub(super) const WRITE: u64 = 1 << 1;
-pub(super) const USER: u64 = 1 << 2;
-pub(super) const WRITE_THROUGH: u64 = 1 << 3;
-pub(super) const CACHE_DISABLE: u64 = 1 << 4;
-pub(super) const ACCESSED: u64 = 1 << 5;
-pub(super) const DIRTY: u64 = 1 << 6;
-/// In entries above the `pte`. In a `pte` this bit selects the upper half of the PAT, which the tree does not use.
-pub(super) const LARGE: u64 = 1 << 7;
-pub(super) const NO_EXECUTE: u64 = 1 << 63;
 // Bits 11:9 are available to software in all formats of this family; PAE has no others.
 pub(super) const LOGGED: u64 = 1 << 9;
 pub(super) const SOFT_SHIFT: u32 = 10;
@@ -25,11 +18,11 @@ pub(super) const SOFT: u64 = 3 << SOFT_SHIFT;
 /// Bit 9 is [`LOGGED`] in present entries only, and a frozen entry is not present.
 pub(super) const FROZEN: u64 = 1 << 9;
 
-const TABLE: u64 = PRESENT | WRITE | USER;
+const TABLE: u64 = PRESENT | WRITABLE | USER;
 const LEAF: u64 =
-    PRESENT | WRITE | USER | WRITE_THROUGH | CACHE_DISABLE | ACCESSED | DIRTY | LOGGED | SOFT | NO_EXECUTE;
+    PRESENT | WRITABLE | USER | WRITE_THROUGH | CACHE_DISABLE | ACCESSED | DIRTY | LOGGED | SOFT | NO_EXECUTE;
 
-const _: () = assert!(LEAF & LARGE == 0 && (LEAF | LARGE) & 0x000f_ffff_ffff_f000 == 0);
+const _: () = assert!(LEAF & LARGE == 0 && (LEAF | LARGE) & ADDRESS == 0);
 const _: () = assert!(FROZEN & (PRESENT | ACCESSED | DIRTY) == 0);
 
 /// Long-mode tables of `LEVELS` levels, 4 or 5. The host needs EFER.NXE.
@@ -75,7 +68,7 @@ impl<const LEVELS: u8, A: Address + 'static> Format for LongMode<LEVELS, A> {
 }
 
 const fn rights_bits(rights: Rights) -> u64 {
-    bit(rights.write, WRITE) | bit(rights.user, USER) | bit(!rights.execute, NO_EXECUTE)
+    bit(rights.write, WRITABLE) | bit(rights.user, USER) | bit(!rights.execute, NO_EXECUTE)
 }
 
 #[inline]
@@ -107,7 +100,7 @@ pub(super) fn decode(pte: Pte, level: Level, address: u64, misaligned: u64) -> O
     };
     Some(Leaf {
         pfn: Pfn::new((raw & address) >> PAGE_SHIFT),
-        rights: Rights { write: has(WRITE), execute: !has(NO_EXECUTE), user: has(USER) },
+        rights: Rights { write: has(WRITABLE), execute: !has(NO_EXECUTE), user: has(USER) },
         memory,
         accessed: has(ACCESSED),
         dirty: has(DIRTY),

@@ -1,10 +1,11 @@
 //! PAE tables: AMD APM vol. 2 section 5.2.3 (PAE Paging), Intel SDM vol. 3 section 4.4 and tables 4-8 to 4-11.
 
-use super::long_mode::{self as bits, ACCESSED, DIRTY, FROZEN, PRESENT, USER, WRITE};
+use super::long_mode::{self as bits, FROZEN};
 use super::{Format, misaligned};
 use crate::entry::{Leaf, Pte};
 use crate::level::{Address, Level};
 use addr::{Gva, PageSize, Pfn};
+use arch::paging::{ACCESSED, DIRTY, PDPTE_RESERVED, PRESENT, USER, WRITABLE};
 use core::marker::PhantomData;
 use model::sync::AtomicU64;
 
@@ -14,10 +15,8 @@ use model::sync::AtomicU64;
 /// processor copies all four when CR3 is loaded, so a flush has to load CR3 again.
 pub struct Pae<A = Gva>(PhantomData<A>);
 
-const TABLE: u64 = PRESENT | WRITE | USER;
+const TABLE: u64 = PRESENT | WRITABLE | USER;
 const PDPTE: u64 = PRESENT;
-/// Bits of PDPTEs that must be zero (SDM vol. 3 table 4-8), without those above MAXPHYADDR.
-const PDPTE_RESERVED: u64 = 0xfff0_0000_0000_01e6;
 
 const _: () = assert!(PDPTE & PDPTE_RESERVED == 0);
 // A frozen PDPTE may keep bits that are reserved in present ones: a load of CR3 checks reserved bits only if P is set.
