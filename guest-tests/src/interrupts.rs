@@ -9,6 +9,10 @@ use base::recovery::{Recoveries, Recovery};
 
 use crate::descriptors::{self, GateDpl};
 use crate::{pic, processor, uart};
+use x86::irq::{
+    BREAKPOINT_VECTOR, DIVIDE_ERROR_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR,
+    PAGE_FAULT_VECTOR,
+};
 
 /// What the stubs leave on the stack: the registers they save, the vector they add, the frame that the processor wrote.
 #[repr(C)]
@@ -56,15 +60,15 @@ pub struct Fault {
 }
 
 /// Divide error.
-pub const DIVIDE_ERROR: u64 = 0;
+pub const DIVIDE_ERROR: u64 = DIVIDE_ERROR_VECTOR as u64;
 /// Breakpoint.
-pub const BREAKPOINT: u64 = 3;
+pub const BREAKPOINT: u64 = BREAKPOINT_VECTOR as u64;
 /// Invalid opcode.
-pub const INVALID_OPCODE: u64 = 6;
+pub const INVALID_OPCODE: u64 = INVALID_OPCODE_VECTOR as u64;
 /// General protection.
-pub const GENERAL_PROTECTION: u64 = 13;
+pub const GENERAL_PROTECTION: u64 = GENERAL_PROTECTION_FAULT_VECTOR as u64;
 /// Page fault.
-pub const PAGE_FAULT: u64 = 14;
+pub const PAGE_FAULT: u64 = PAGE_FAULT_VECTOR as u64;
 /// A vector for INT n, which user mode may raise, too.
 pub const SOFTWARE: u64 = 0x80;
 

@@ -2,6 +2,11 @@
 
 use core::arch::{asm, naked_asm};
 
+use x86::msr::{
+    IA32_APIC_BASE, IA32_EFER, IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GSBASE, IA32_PAT, IA32_TIME_STAMP_COUNTER,
+    IA32_TSC_DEADLINE,
+};
+
 pub use base::msr::{read_x2apic, write_x2apic};
 
 pub use arch::{EFER_LMA, EFER_LME, EFER_NXE, EFER_SVME};
@@ -12,21 +17,21 @@ pub use arch::{EFER_LMA, EFER_LME, EFER_NXE, EFER_SVME};
 #[repr(u32)]
 pub enum Msr {
     /// IA32_TIME_STAMP_COUNTER.
-    Tsc = 0x10,
+    Tsc = IA32_TIME_STAMP_COUNTER,
     /// IA32_APIC_BASE.
-    ApicBase = 0x1b,
+    ApicBase = IA32_APIC_BASE,
     /// IA32_PAT.
-    Pat = 0x277,
+    Pat = IA32_PAT,
     /// IA32_TSC_DEADLINE.
-    TscDeadline = 0x6e0,
+    TscDeadline = IA32_TSC_DEADLINE,
     /// EFER.
-    Efer = 0xc000_0080,
+    Efer = IA32_EFER,
     /// FS.base.
-    FsBase = 0xc000_0100,
+    FsBase = IA32_FS_BASE,
     /// GS.base.
-    GsBase = 0xc000_0101,
+    GsBase = IA32_GS_BASE,
     /// What SWAPGS exchanges with GS.base.
-    KernelGsBase = 0xc000_0102,
+    KernelGsBase = IA32_KERNEL_GSBASE,
     /// No MSR of any processor.
     Unknown = 0xdead_beef,
 }

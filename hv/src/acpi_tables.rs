@@ -2,10 +2,11 @@
 
 use crate::cpus::MAX_CPUS;
 use crate::paging;
+use abi::acpi::RSDP_V1_BYTES;
 use acpi::AcpiTables;
 use addr::Hpa;
 use core::ptr::NonNull;
-use firmware::{PhysicalMemory, RSDP_BYTES, StaticTables};
+use firmware::{PhysicalMemory, StaticTables};
 
 /// The machine, as far as ACPI tells.
 pub(crate) type Topology = firmware::Topology<MAX_CPUS>;
@@ -23,7 +24,7 @@ impl PhysicalMemory for DirectMap {
 /// Reads the tables; None where there are none that make sense.
 pub(crate) fn read() -> Option<Topology> {
     let read = |at| {
-        let candidate = paging::direct(at).cast::<[u8; RSDP_BYTES]>();
+        let candidate = paging::direct(at).cast::<[u8; RSDP_V1_BYTES]>();
         // SAFETY: the first MiB is in the direct map, and any bytes are bytes.
         unsafe { candidate.read() }
     };

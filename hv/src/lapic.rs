@@ -3,6 +3,7 @@
 
 use crate::cpus;
 use crate::paging;
+use abi::ports::PICS;
 use addr::Hpa;
 use arch::apic::{
     BASE_ENABLED, BASE_X2APIC, COMMAND_ASSERT, DELIVERY_STATUS, DIVIDE_BY_1, LVT_MASKED, LVT_TSC_DEADLINE,
@@ -68,11 +69,9 @@ static HAS_DEADLINE: AtomicBool = AtomicBool::new(false);
 /// # Safety
 /// Once, on the boot CPU, before [`init`].
 pub(crate) unsafe fn find(page: Option<Hpa>) {
-    /// Where the 8259s' masks are.
-    const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
     // Before LINT0 is masked: QEMU does not take the request of theirs back that it has handed to the CPU by then, and raises #GP
     // when the CPU asks for the vector.
-    for port in PIC_MASKS {
+    for port in PICS.map(|command| command + 1) {
         // SAFETY: the interrupt controllers are the hypervisor's.
         unsafe { outb(port, 0xff) };
     }

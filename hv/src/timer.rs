@@ -2,6 +2,7 @@
 //! for one moment at a time.
 
 use crate::lapic;
+use abi::ports::{PIT_CHANNEL_2, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER};
 use clock::{Calibration, PIT_RELOAD, Pit, Quality, Ratio};
 use core::time::Duration;
 use raw_cpuid::{CpuId, CpuIdReaderNative};
@@ -42,11 +43,6 @@ struct Clocks {
     pm_timer: Option<u16>,
 }
 
-/// Channel 2 of the 8254: port 61h's bit 0 is its gate, bit 1 the speaker, bit 5 its output.
-const PIT_GATE: u16 = 0x61;
-const PIT_OUTPUT: u8 = 1 << 5;
-const PIT_CHANNEL_2: u16 = 0x42;
-const PIT_COMMAND: u16 = 0x43;
 /// Channel 2, low byte and high byte, mode 0: its output rises at the terminal count. And: its count is held to be read.
 const PIT_MODE_0: u8 = 0xb0;
 const PIT_LATCH: u8 = 0x80;
@@ -59,9 +55,9 @@ impl clock::Timers for Clocks {
     fn start(&mut self) {
         let [low, high] = PIT_RELOAD.to_le_bytes();
         // SAFETY: the timer and its gate are the hypervisor's.
-        let gate = unsafe { inb(PIT_GATE) } & !3;
+        let closed = unsafe { inb(PORT_B) } & !(PIT_GATE | SPEAKER);
         for (port, value) in
-            [(PIT_GATE, gate | 1), (PIT_COMMAND, PIT_MODE_0), (PIT_CHANNEL_2, low), (PIT_CHANNEL_2, high)]
+            [(PORT_B, closed | PIT_GATE), (PIT_COMMAND, PIT_MODE_0), (PIT_CHANNEL_2, low), (PIT_CHANNEL_2, high)]
         {
             // SAFETY: as above.
             unsafe { outb(port, value) };
@@ -77,7 +73,7 @@ impl clock::Timers for Clocks {
         // SAFETY: as above.
         let high = unsafe { inb(PIT_CHANNEL_2) };
         // SAFETY: as above. A machine without the timer reads ones.
-        let is_over = unsafe { inb(PIT_GATE) } & PIT_OUTPUT != 0;
+        let is_over = unsafe { inb(PORT_B) } & PIT_OUTPUT != 0;
         Pit { count: u16::from_le_bytes([low, high]), is_over }
     }
 

@@ -6,18 +6,13 @@
 use core::hint;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use abi::ports::{PIT_CHANNEL_2, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER};
+use abi::timers::PIT_HERTZ;
+
 use crate::{port, tsc};
 
-const PIT_HERTZ: u64 = 1_193_182;
-const PIT_CHANNEL_2: u16 = 0x42;
-const PIT_COMMAND: u16 = 0x43;
 /// Channel 2, both bytes, mode 0: the output rises at the end of the count.
 const ONE_COUNT: u8 = 0xb0;
-/// The channel's gate (bit 0), the speaker (bit 1) and the channel's output (bit 5).
-const PORT_B: u16 = 0x61;
-const GATE: u8 = 1 << 0;
-const SPEAKER: u8 = 1 << 1;
-const OUTPUT: u8 = 1 << 5;
 
 /// Counts of the PIT in one measurement: 2 ms. That is less than what a hypervisor gives a processor at a time, so that
 /// measurements lie in between.
@@ -31,7 +26,7 @@ pub fn ticks_per_second() -> u64 {
     match KNOWN.load(Relaxed) {
         0 => {
             let ticks = (0..MEASUREMENTS).map(|_| ticks_in_span()).min().unwrap_or_default();
-            let rate = ticks * PIT_HERTZ / u64::from(SPAN);
+            let rate = ticks * u64::from(PIT_HERTZ) / u64::from(SPAN);
             KNOWN.store(rate, Relaxed);
             rate
         }
@@ -69,14 +64,14 @@ pub fn wait_for(ticks: u64, mut condition: impl FnMut() -> bool) -> bool {
 }
 
 fn ticks_in_span() -> u64 {
-    let closed = port::read8(PORT_B) & !(GATE | SPEAKER);
+    let closed = port::read8(PORT_B) & !(PIT_GATE | SPEAKER);
     port::write8(PORT_B, closed);
     port::write8(PIT_COMMAND, ONE_COUNT);
     let [low, high] = SPAN.to_le_bytes();
     port::write8(PIT_CHANNEL_2, low);
     port::write8(PIT_CHANNEL_2, high);
     let start = tsc::read();
-    port::write8(PORT_B, closed | GATE);
-    while port::read8(PORT_B) & OUTPUT == 0 {}
+    port::write8(PORT_B, closed | PIT_GATE);
+    while port::read8(PORT_B) & PIT_OUTPUT == 0 {}
     tsc::read() - start
 }

@@ -2,6 +2,8 @@
 //!
 //! Intel 8259A data sheet, figures 7 to 9.
 
+use abi::ports::PICS as COMMAND;
+
 use crate::port;
 
 /// The vector of line 0.
@@ -14,8 +16,7 @@ pub const ELCR: u16 = 0x4d0;
 /// Bits of [`ELCR`] that can be set: lines 0, 1 and 2 are always edge-triggered.
 pub const ELCR_WRITABLE: u8 = 0xf8;
 
-const COMMAND: [u16; 2] = [0x20, 0xa0];
-const DATA: [u16; 2] = [0x21, 0xa1];
+const DATA: [u16; 2] = [COMMAND[0] + 1, COMMAND[1] + 1];
 const ICW1_INIT_WITH_ICW4: u8 = 0x11;
 const ICW4_8086: u8 = 0x01;
 /// The line of the first that the second hangs on.

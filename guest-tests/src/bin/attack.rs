@@ -49,8 +49,7 @@ fn control_registers(_: &Boot) {
 
 /// RFLAGS.TF over instructions that exit.
 fn single_step(_: &Boot) {
-    const DEBUG: u8 = 1;
-    handle(DEBUG, |_| {});
+    handle(x86::irq::DEBUG_VECTOR, |_| {});
     interrupts::enable();
     processor::single_step();
     loop {

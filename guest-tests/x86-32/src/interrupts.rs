@@ -10,6 +10,9 @@ use base::{interrupts, pic};
 use crate::descriptors::{self, GateDpl};
 use crate::memory::Page;
 use crate::processor;
+use x86::irq::{
+    BREAKPOINT_VECTOR, DIVIDE_ERROR_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR, PAGE_FAULT_VECTOR,
+};
 
 /// What the stubs leave on the stack: the registers they save (PUSHAD), the vector they add, the frame that the processor wrote.
 #[repr(C)]
@@ -38,12 +41,16 @@ pub struct Fault {
     pub cr2: u32,
 }
 
+/// Divide error.
+pub const DIVIDE_ERROR: u32 = DIVIDE_ERROR_VECTOR as u32;
+/// Breakpoint.
+pub const BREAKPOINT: u32 = BREAKPOINT_VECTOR as u32;
 /// Invalid opcode.
-pub const INVALID_OPCODE: u32 = 6;
+pub const INVALID_OPCODE: u32 = INVALID_OPCODE_VECTOR as u32;
 /// General protection.
-pub const GENERAL_PROTECTION: u32 = 13;
+pub const GENERAL_PROTECTION: u32 = GENERAL_PROTECTION_FAULT_VECTOR as u32;
 /// Page fault.
-pub const PAGE_FAULT: u32 = 14;
+pub const PAGE_FAULT: u32 = PAGE_FAULT_VECTOR as u32;
 /// A vector for INT n, which user mode may raise, too.
 pub const SOFTWARE: u32 = 0x80;
 

@@ -9,20 +9,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::memory::{END, Page, Pages};
 use crate::processor;
 
-/// P of an entry.
-pub const PRESENT: u64 = 1 << 0;
-/// R/W.
-pub const WRITABLE: u64 = 1 << 1;
-/// U/S.
-pub const USER: u64 = 1 << 2;
-/// Set by the processor when it uses the entry.
-pub const ACCESSED: u64 = 1 << 5;
-/// Set by the processor when it writes to the page.
-pub const DIRTY: u64 = 1 << 6;
-/// PS: the entry maps a large page.
-pub const LARGE: u64 = 1 << 7;
-/// NX, in PAE's entries.
-pub const NO_EXECUTE: u64 = 1 << 63;
+pub use arch::paging::{ACCESSED, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE};
+
 /// What an entry has that leads to a table.
 pub const TABLE: u64 = PRESENT | WRITABLE | USER;
 

@@ -5,8 +5,9 @@
 //! | [`hypercall`] | numbers, arguments, results and errors | guests; the hypervisor |
 //! | [`cpuid`] | how the hypervisor is found | the hypervisor; guests |
 //! | [`ports`] | console and exit ports, and what is written to them | guests and the hypervisor; emulators, the hypervisor and `xtask` |
-//! | [`mmio`] | where a PC's memory-mapped devices are | the hypervisor; guests |
+//! | [`mmio`], [`timers`] | where a PC's memory-mapped devices are, and how fast its timers count | devices; guests, the hypervisor on its own machine |
 //! | [`irq`], [`mmio`] | interrupt lines and addresses of a PC's devices | devices; the firmware's tables |
+//! | [`acpi`] | how ACPI's tables are found | the firmware's tables; guests, the hypervisor on its own machine |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
 //! | [`options`] | the words for a VM on the hypervisor's command line, and for test guests on theirs | `xtask`; the hypervisor, guests |
@@ -52,6 +53,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod acpi;
 pub mod cpuid;
 pub mod hypercall;
 pub mod irq;
@@ -62,6 +64,7 @@ pub mod options;
 pub mod ports;
 #[cfg(test)]
 mod tests;
+pub mod timers;
 pub mod typed;
 pub mod verdict;
 pub mod wire;

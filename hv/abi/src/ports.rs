@@ -3,6 +3,24 @@
 /// The first port of COM1, a 16550: the console.
 pub const COM1: u16 = 0x3f8;
 
+/// The registers of the two 8259s: of each the command and behind it the data, which are the masks when it runs.
+pub const PICS: [u16; 2] = [0x20, 0xa0];
+
+/// The first of the 8254's three channels; behind them is [`PIT_COMMAND`].
+pub const PIT: u16 = 0x40;
+/// The third channel's count.
+pub const PIT_CHANNEL_2: u16 = PIT + 2;
+/// The 8254's control words.
+pub const PIT_COMMAND: u16 = PIT + 3;
+/// What else the third channel has: its gate ([`PIT_GATE`]), the speaker ([`SPEAKER`]) and its output ([`PIT_OUTPUT`]).
+pub const PORT_B: u16 = 0x61;
+/// [`PORT_B`]: the third channel counts.
+pub const PIT_GATE: u8 = 1 << 0;
+/// [`PORT_B`]: the third channel's output goes to the speaker.
+pub const SPEAKER: u8 = 1 << 1;
+/// [`PORT_B`]: the third channel's output.
+pub const PIT_OUTPUT: u8 = 1 << 5;
+
 /// ACPI's fixed registers, where QEMU's PIIX4 has them (ACPI specification 6.5, section 4.8): status and enable words of the PM1
 /// events.
 pub const PM1_EVENT: u16 = 0x600;

@@ -85,6 +85,8 @@ pub const RFLAGS_TF: u64 = RFlags::FLAGS_TF.bits();
 pub const RFLAGS_IF: u64 = RFlags::FLAGS_IF.bits();
 /// RFLAGS.DF: string instructions go downwards.
 pub const RFLAGS_DF: u64 = RFlags::FLAGS_DF.bits();
+/// RFLAGS.IOPL: the CPL up to which I/O instructions, CLI and STI are allowed.
+pub const RFLAGS_IOPL: u64 = RFlags::FLAGS_IOPL3.bits();
 /// RFLAGS.VM: virtual-8086 mode.
 pub const RFLAGS_VM: u64 = RFlags::FLAGS_VM.bits();
 /// RFLAGS.AC: alignment checks, and supervisor accesses to user pages under SMAP.
@@ -122,7 +124,7 @@ mod tests {
         assert_eq!(CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE, 0x1ff);
         assert_eq!(CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_UMIP | CR4_LA57 | CR4_VMXE, 0x3e00);
         assert_eq!(CR4_FSGSBASE | CR4_PCIDE | CR4_OSXSAVE | CR4_SMEP | CR4_SMAP, 0x37_0000);
-        assert_eq!(RFLAGS_FIXED | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF | RFLAGS_VM | RFLAGS_AC, 0x6_0702);
+        assert_eq!(RFLAGS_FIXED | RFLAGS_TF | RFLAGS_IF | RFLAGS_DF | RFLAGS_IOPL | RFLAGS_VM | RFLAGS_AC, 0x6_3702);
         assert_eq!(RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF, 0x8d5);
     }
 }

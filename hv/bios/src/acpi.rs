@@ -1,6 +1,7 @@
 //! ACPI's tables but for the DSDT (ACPI specification 6.5, chapter 5).
 
 use crate::{Address, Area, Machine, dsdt, set_checksum};
+use abi::acpi::{RSDP_BYTES, RSDP_REVISION, RSDP_SIGNATURE, RSDP_V1_BYTES};
 use abi::irq::{self, SCI, TIMER_PIN};
 use abi::{mmio, ports};
 use acpi_tables::Aml;
@@ -57,20 +58,17 @@ fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
 
 /// Revision 2 (section 5.2.5.3): a checksum of the first 20 bytes, as ACPI 1.0 has it, and one of all.
 fn rsdp(rsdt: Address, xsdt: Address) -> Vec<u8> {
-    const REVISION: u8 = 2;
-    const LENGTH: u32 = 36;
-    /// What ACPI 1.0 knows of it.
-    const FIRST_BYTES: usize = 20;
     const CHECKSUM: usize = 8;
     const EXTENDED_CHECKSUM: usize = 32;
-    let mut bytes = b"RSD PTR \0".to_vec();
+    let mut bytes = RSDP_SIGNATURE.to_vec();
+    bytes.push(0);
     bytes.extend(OEM_ID);
-    bytes.push(REVISION);
+    bytes.push(RSDP_REVISION);
     bytes.extend(rsdt.dword().to_le_bytes());
-    bytes.extend(LENGTH.to_le_bytes());
+    bytes.extend((RSDP_BYTES as u32).to_le_bytes());
     bytes.extend(xsdt.0.raw().to_le_bytes());
     bytes.extend([0; 4]);
-    set_checksum(&mut bytes[..FIRST_BYTES], CHECKSUM);
+    set_checksum(&mut bytes[..RSDP_V1_BYTES], CHECKSUM);
     set_checksum(&mut bytes, EXTENDED_CHECKSUM);
     bytes
 }

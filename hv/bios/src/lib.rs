@@ -36,6 +36,7 @@ mod tests;
 
 pub use acpi::OEM_ID;
 
+use abi::mmio;
 use addr::Gpa;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -137,7 +138,7 @@ struct Area {
 impl Area {
     /// Of the areas that are searched for the MP floating pointer the only one that is no RAM (MP Specification 1.4, chapter 4).
     /// The RSDP is searched for there, too (ACPI 6.5, section 5.2.5.1).
-    const START: Gpa = Gpa::new(0xf_0000);
+    const START: Gpa = Gpa::new(mmio::BIOS_ROM.start as u64);
     /// As FACS has to be aligned. It suffices for all tables.
     const ALIGNMENT: usize = 64;
 

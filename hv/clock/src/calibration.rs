@@ -1,6 +1,7 @@
 //! Calibration by windows of time.
 
 use crate::interval::Interval;
+use abi::timers::{PIT_HERTZ, PM_TIMER_HERTZ, PM_TIMER_MASK};
 use core::fmt;
 
 /// The largest uncertainty of a frequency, in millionths: the width of the interval that contains the results of all references.
@@ -8,11 +9,6 @@ pub const TOLERANCE: u64 = 1000;
 
 /// The initial count of the 8254: the largest that can be told from 0 when it is read.
 pub const PIT_RELOAD: u16 = 0xffff;
-
-const PIT_HERTZ: u64 = 1_193_182;
-/// ACPI specification 6.5, section 4.8.3.3. Bits 31:24 are optional.
-const PM_HERTZ: u64 = 3_579_545;
-const PM_MASK: u32 = 0xff_ffff;
 
 /// The lengths of the windows, in milliseconds, in order. The 8254 counts for 54.9 ms.
 const WINDOWS: [u64; 7] = [10, 20, 40, 40, 40, 40, 40];
@@ -188,7 +184,7 @@ fn pit<M: Timers>(timers: &mut M) -> Option<u64> {
 }
 
 fn pm_timer<M: Timers>(timers: &mut M) -> Option<u64> {
-    timers.pm_timer().map(|value| (value & PM_MASK).into())
+    timers.pm_timer().map(|value| (value & PM_TIMER_MASK).into())
 }
 
 /// The ticks of the local APIC's timer since its start. None if it has stopped at 0.
@@ -251,12 +247,12 @@ impl Window {
 
     fn by_pit(&self) -> Option<Interval> {
         let (start, end) = (self.start.pit?, self.end.pit?);
-        Interval::rate(start.ticks_to(end)?, PIT_HERTZ, end.value.checked_sub(start.value)?)
+        Interval::rate(start.ticks_to(end)?, PIT_HERTZ.into(), end.value.checked_sub(start.value)?)
     }
 
     fn by_pm_timer(&self) -> Option<Interval> {
         let (start, end) = (self.start.pm_timer?, self.end.pm_timer?);
-        Interval::rate(start.ticks_to(end)?, PM_HERTZ, pm_periods(start.value, end.value))
+        Interval::rate(start.ticks_to(end)?, PM_TIMER_HERTZ.into(), pm_periods(start.value, end.value))
     }
 
     /// Ticks of the APIC's timer and of the TSC, if their ratio is within [`TOLERANCE`].
@@ -279,13 +275,14 @@ fn single(interval: Interval, reference: Reference, hint: Option<u64>) -> Qualit
 }
 
 fn pm_periods(start: u64, end: u64) -> u64 {
-    end.wrapping_sub(start) & u64::from(PM_MASK)
+    end.wrapping_sub(start) & u64::from(PM_TIMER_MASK)
 }
 
 /// Whether a reference shows that `milliseconds` have passed since `start`, or no reference can be read.
 fn is_over<M: Timers>(timers: &mut M, start: &Readings, milliseconds: u64) -> bool {
-    let pit = start.pit.and_then(|start| Some((pit(timers)?.saturating_sub(start.value), PIT_HERTZ)));
-    let pm_timer = start.pm_timer.and_then(|start| Some((pm_periods(start.value, pm_timer(timers)?), PM_HERTZ)));
+    let pit = start.pit.and_then(|start| Some((pit(timers)?.saturating_sub(start.value), PIT_HERTZ.into())));
+    let pm_timer =
+        start.pm_timer.and_then(|start| Some((pm_periods(start.value, pm_timer(timers)?), PM_TIMER_HERTZ.into())));
     let is_past = |(periods, hertz): (u64, u64)| periods >= milliseconds * hertz / 1000;
     let mut all = pit.into_iter().chain(pm_timer).peekable();
     all.peek().is_none() || all.any(is_past)

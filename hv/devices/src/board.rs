@@ -14,7 +14,7 @@ use crate::testdev::{self, TestDevice};
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
 use abi::irq::{self, SCI, TIMER_PIN};
-use abi::ports::{COM1, DEBUG_CONSOLE_THERE};
+use abi::ports::{COM1, DEBUG_CONSOLE_THERE, PICS};
 use addr::Gpa;
 use core::alloc::Layout;
 
@@ -125,8 +125,8 @@ const RESET_CONTROL_NOW: u8 = 1 << 2;
 /// Whether an access to `port` may bring nearer what [`next_deadline`](Board::next_deadline) gives.
 pub const fn changes_deadline(port: u16) -> bool {
     // A dword below a port reaches that, too. The delay port is between the ranges: kernels write it after many accesses.
-    const SECOND_PIC: u16 = 0xa0 - 3;
-    const SECOND_PIC_LAST: u16 = 0xa1;
+    const SECOND_PIC: u16 = PICS[1] - 3;
+    const SECOND_PIC_LAST: u16 = PICS[1] + 1;
     const EVENTS: u16 = pm::BASE - 3;
     const EVENTS_LAST: u16 = pm::BASE + 3;
     // Below 0x80 are the first interrupt controller, the timer and the clock.

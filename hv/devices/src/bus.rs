@@ -2,7 +2,9 @@
 
 use crate::Size;
 use abi::mmio;
-use abi::ports::{DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE, PM_TIMER, PM1_CONTROL, PM1_EVENT};
+use abi::ports::{
+    DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE, PICS, PIT, PIT_COMMAND, PM_TIMER, PM1_CONTROL, PM1_EVENT, PORT_B,
+};
 use addr::Gpa;
 
 /// A device on the bus.
@@ -57,15 +59,15 @@ const fn range(first: u16, last: u16, wide: Wide, device: Device) -> Range {
 /// In ascending order, for the search. The ports that are accessed most often (COM1, ELCR) are not here: a
 /// [`Board`](crate::Board) tests for them first.
 static PORTS: [Range; 21] = [
-    range(0x20, 0x21, Wide::Bytes, Device::MasterPic),
-    range(0x40, 0x43, Wide::Bytes, Device::Pit),
+    range(PICS[0], PICS[0] + 1, Wide::Bytes, Device::MasterPic),
+    range(PIT, PIT_COMMAND, Wide::Bytes, Device::Pit),
     range(0x60, 0x60, Wide::Bytes, Device::KeyboardData),
-    range(0x61, 0x61, Wide::Bytes, Device::Speaker),
+    range(PORT_B, PORT_B, Wide::Bytes, Device::Speaker),
     range(0x64, 0x64, Wide::Bytes, Device::KeyboardCommand),
     range(0x70, 0x71, Wide::Bytes, Device::Rtc),
     range(0x80, 0x80, Wide::Bytes, Device::Delay),
     range(0x92, 0x92, Wide::Bytes, Device::Port92),
-    range(0xa0, 0xa1, Wide::Bytes, Device::SlavePic),
+    range(PICS[1], PICS[1] + 1, Wide::Bytes, Device::SlavePic),
     range(0xe0, 0xe3, Wide::Whole, Device::TestScratch),
     range(0xe4, 0xe7, Wide::Whole, Device::TestFlush),
     range(DEBUG_CONSOLE, DEBUG_CONSOLE, Wide::Bytes, Device::DebugConsole),

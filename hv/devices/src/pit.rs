@@ -4,9 +4,8 @@
 //! at the end of the period.
 
 use crate::Nanoseconds;
-
-/// The clock input of a PC's timer.
-pub(crate) const HERTZ: u32 = 1_193_182;
+use abi::ports::{PIT_GATE, PIT_OUTPUT, SPEAKER};
+use abi::timers::PIT_HERTZ;
 
 /// Control word, bits 4 and 5: which bytes of the count are read and written. 0 is the latch command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,12 +311,12 @@ impl Pit {
 
     /// When the first channel's output rises next.
     pub(crate) fn next_deadline(&self) -> Option<Nanoseconds> {
-        self.next_rise.map(|tick| Nanoseconds::from_ticks(tick, HERTZ))
+        self.next_rise.map(|tick| Nanoseconds::from_ticks(tick, PIT_HERTZ))
     }
 
     /// Whether the first channel's output has risen since the last call, once or more often.
     pub(crate) fn take_rise(&mut self, now: Nanoseconds) -> bool {
-        let now = now.to_ticks(HERTZ);
+        let now = now.to_ticks(PIT_HERTZ);
         let risen = self.next_rise.is_some_and(|tick| tick <= now);
         if risen {
             self.next_rise = self.channels[0].next_rise(now);
@@ -327,14 +326,14 @@ impl Pit {
 
     /// Reads port 0x40 + `register`.
     pub(crate) fn read(&mut self, register: u16, now: Nanoseconds) -> u8 {
-        let now = now.to_ticks(HERTZ);
+        let now = now.to_ticks(PIT_HERTZ);
         // The control word is write-only.
         self.channels.get_mut(usize::from(register & 3)).map_or(0, |channel| channel.read(now))
     }
 
     /// Writes port 0x40 + `register`.
     pub(crate) fn write(&mut self, register: u16, value: u8, now: Nanoseconds) {
-        let now = now.to_ticks(HERTZ);
+        let now = now.to_ticks(PIT_HERTZ);
         match self.channels.get_mut(usize::from(register & 3)) {
             Some(channel) => channel.write(value, now),
             None => self.write_control(value, now),
@@ -369,20 +368,22 @@ impl Pit {
 
     /// Reads port 0x61: the third channel's gate and output, and the memory refresh bit, which toggles.
     pub(crate) fn read_port_61(&self, now: Nanoseconds) -> u8 {
-        let ticks = now.to_ticks(HERTZ);
+        let ticks = now.to_ticks(PIT_HERTZ);
         let channel = &self.channels[SPEAKER_CHANNEL];
         // It toggles about every 15 microseconds; programs measure delays by it.
         let refresh = (now.0 / 15_000) & 1 != 0;
-        u8::from(channel.gate)
-            | u8::from(self.speaker) << 1
-            | u8::from(refresh) << 4
-            | u8::from(channel.output(ticks)) << 5
+        const REFRESH: u8 = 1 << 4;
+        let bit = |is_set, bit| if is_set { bit } else { 0 };
+        bit(channel.gate, PIT_GATE)
+            | bit(self.speaker, SPEAKER)
+            | bit(refresh, REFRESH)
+            | bit(channel.output(ticks), PIT_OUTPUT)
     }
 
     /// Writes port 0x61.
     pub(crate) fn write_port_61(&mut self, value: u8, now: Nanoseconds) {
-        self.speaker = value & 2 != 0;
-        self.channels[SPEAKER_CHANNEL].set_gate(value & 1 != 0, now.to_ticks(HERTZ));
+        self.speaker = value & SPEAKER != 0;
+        self.channels[SPEAKER_CHANNEL].set_gate(value & PIT_GATE != 0, now.to_ticks(PIT_HERTZ));
     }
 }
 
@@ -392,7 +393,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn at(tick: u64) -> Nanoseconds {
-        Nanoseconds::from_ticks(tick, HERTZ)
+        Nanoseconds::from_ticks(tick, PIT_HERTZ)
     }
 
     fn program(pit: &mut Pit, channel: u16, mode: u8, count: u16, tick: u64) {

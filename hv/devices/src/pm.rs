@@ -7,6 +7,7 @@
 use crate::bus::{DwordWrite, part};
 use crate::{Nanoseconds, Size};
 use abi::ports::{PM_TIMER, PM1_CONTROL, PM1_EVENT, S5};
+use abi::timers::{PM_TIMER_HERTZ, PM_TIMER_MASK};
 
 /// The first port. The PIIX4's function tells it as PMBASE.
 pub(crate) const BASE: u16 = PM1_EVENT;
@@ -38,9 +39,6 @@ mod control {
 /// The sleep type of S5, as a PIIX4 has it (and, after it, QEMU): "soft off".
 pub(crate) const SLEEP_TYPE_S5: u32 = S5 as u32;
 
-/// Section 4.8.3.3: 24 bits at this frequency.
-const HERTZ: u32 = 3_579_545;
-const TIMER_MASK: u32 = 0xff_ffff;
 /// The timer's most significant bit changes each time after so many ticks, as a power of two.
 const CHANGE_SHIFT: u32 = 23;
 
@@ -67,7 +65,7 @@ impl PowerManagement {
         let dword = match (port - BASE) & !3 {
             block::EVENTS => self.enables | self.status(now),
             block::CONTROL => self.control,
-            block::TIMER => now.to_ticks(HERTZ) as u32 & TIMER_MASK,
+            block::TIMER => now.to_ticks(PM_TIMER_HERTZ) as u32 & PM_TIMER_MASK,
             _ => 0,
         };
         part(dword, port, size)
@@ -113,14 +111,14 @@ impl PowerManagement {
 
     /// When the SCI, which is low, rises, if nothing is written.
     pub(crate) fn next_deadline(&self) -> Option<Nanoseconds> {
-        let next = || Nanoseconds::from_ticks((self.changes_seen + 1) << CHANGE_SHIFT, HERTZ);
+        let next = || Nanoseconds::from_ticks((self.changes_seen + 1) << CHANGE_SHIFT, PM_TIMER_HERTZ);
         self.timer_event_enabled().then(next)
     }
 }
 
 /// How often the timer's most significant bit has changed.
 fn changes(now: Nanoseconds) -> u64 {
-    now.to_ticks(HERTZ) >> CHANGE_SHIFT
+    now.to_ticks(PM_TIMER_HERTZ) >> CHANGE_SHIFT
 }
 
 #[cfg(test)]

@@ -15,15 +15,13 @@ mod tests;
 
 pub use handler::{PhysicalMemory, StaticTables};
 
+use abi::acpi::{RSDP_SIGNATURE, RSDP_V1_BYTES};
 use acpi::sdt::fadt::Fadt;
 use acpi::sdt::madt::{Madt, MadtEntry};
 use acpi::{AcpiTables, Handler};
 use addr::Hpa;
 use arrayvec::ArrayVec;
 use core::fmt;
-
-/// Bytes of an RSDP of ACPI 1.0, which later ones begin with.
-pub const RSDP_BYTES: usize = 20;
 
 /// The machine's processors and timer.
 ///
@@ -43,11 +41,11 @@ pub struct Topology<const MAX: usize> {
 /// Looks for the RSDP where a BIOS puts it, on 16-byte boundaries (ACPI specification 6.5, section 5.2.5.1).
 ///
 /// `read` gives the bytes at an address of the first MiB.
-pub fn find_rsdp(read: impl Fn(Hpa) -> [u8; RSDP_BYTES]) -> Option<Hpa> {
+pub fn find_rsdp(read: impl Fn(Hpa) -> [u8; RSDP_V1_BYTES]) -> Option<Hpa> {
     const AREAS: [core::ops::Range<u64>; 2] = [0x9_fc00..0xa_0000, 0xe_0000..0x10_0000];
     AREAS.into_iter().flat_map(|area| area.step_by(16)).map(Hpa::new).find(|&address| {
         let bytes = read(address);
-        bytes.starts_with(b"RSD PTR ") && bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte)) == 0
+        bytes.starts_with(RSDP_SIGNATURE) && bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte)) == 0
     })
 }
 

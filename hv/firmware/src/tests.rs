@@ -1,6 +1,7 @@
 //! Tables as firmware leaves them, and as it should not.
 
-use crate::{PhysicalMemory, RSDP_BYTES, StaticTables, Topology, find_rsdp};
+use crate::{PhysicalMemory, StaticTables, Topology, find_rsdp};
+use abi::acpi::RSDP_V1_BYTES;
 use acpi::AcpiTables;
 use addr::Hpa;
 use std::boxed::Box;
@@ -83,9 +84,9 @@ fn topology<const MAX: usize>(tables: &[Vec<u8>]) -> Topology<MAX> {
     memory[at..at + rsdt.len()].copy_from_slice(&rsdt);
     let mut rsdp = b"RSD PTR \0MAKER \0".to_vec();
     rsdp.extend((at as u32).to_le_bytes());
-    memory[RSDP..RSDP + RSDP_BYTES].copy_from_slice(&checksummed(rsdp, 8));
+    memory[RSDP..RSDP + RSDP_V1_BYTES].copy_from_slice(&checksummed(rsdp, 8));
     let memory = Memory(Box::leak(memory.into_boxed_slice()));
-    let read = |at: Hpa| memory.0[at.raw() as usize..][..RSDP_BYTES].try_into().expect("as many bytes");
+    let read = |at: Hpa| memory.0[at.raw() as usize..][..RSDP_V1_BYTES].try_into().expect("as many bytes");
     assert_eq!(find_rsdp(read), Some(Hpa::new(RSDP as u64)));
     // SAFETY: an RSDP and its tables are there, as was just written.
     let tables = unsafe { AcpiTables::from_rsdp(StaticTables(memory), RSDP) }.expect("tables");

@@ -4,6 +4,7 @@ use crate::AcpiTables;
 use crate::boot_info::RegionKind;
 use crate::memory::{GuestRam, HIGH_START, LOW_END};
 use crate::ranges::{merge, overlap, subtract};
+use abi::mmio;
 use addr::Gpa;
 use alloc::{vec, vec::Vec};
 use core::ops::Range;
@@ -11,9 +12,9 @@ use core::ops::Range;
 /// The extended BIOS data area: the last KiB of conventional memory.
 pub(crate) const EBDA: Range<u64> = LOW_END - 0x400..LOW_END;
 /// The BIOS's ROM.
-const ROM: Range<u64> = 0xf_0000..HIGH_START;
+const ROM: Range<u64> = mmio::BIOS_ROM.start as u64..mmio::BIOS_ROM.end as u64;
 /// What a PC has just below 4 GiB: the ROM's other place, and below it what a hypervisor needs in the guest's memory.
-const TOP: Range<u64> = 0xfffb_c000..GuestRam::ABOVE_4G;
+const TOP: Range<u64> = mmio::IDENTITY_MAP as u64..GuestRam::ABOVE_4G;
 
 /// A range of a guest's physical memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use crate::load::{INFO_FROM, LOADER_NAME, LoadError, Module, Target};
 use crate::memory::GuestMemory;
 use crate::multiboot::{find_header, u32_at};
 use crate::multiboot1::AddressFields;
+use abi::acpi::{RSDP_BYTES, RSDP_REVISION};
 use alloc::string::String;
 use alloc::{vec, vec::Vec};
 use arch::entry::{Entry, Mode};
@@ -280,9 +281,7 @@ impl<'a> Kernel<'a> {
 }
 
 fn rsdp_tag(rsdp: &crate::Rsdp) -> RsdpV2Tag {
-    const REVISION: u8 = 2;
-    const LENGTH: u32 = 36;
-    RsdpV2Tag::new(rsdp.oem_id, REVISION, rsdp.rsdt, LENGTH, rsdp.xsdt)
+    RsdpV2Tag::new(rsdp.oem_id, RSDP_REVISION, rsdp.rsdt, RSDP_BYTES as u32, rsdp.xsdt)
 }
 
 /// Strings of boot information are UTF-8 (section 3.6.3). Other bytes are replaced.

@@ -14,9 +14,9 @@ const LAYERS: [(&str, &[&str]); 28] = [
     ("arch", &[]),
     ("model", &[]),
     ("buddy", &[]),
-    ("clock", &[]),
+    ("clock", &["abi"]),
     ("sched", &[]),
-    ("firmware", &["addr"]),
+    ("firmware", &["abi", "addr"]),
     ("direct-map", &["addr", "arch"]),
     ("devices", &["abi", "addr"]),
     ("bios", &["abi", "addr", "arch"]),
@@ -30,7 +30,7 @@ const LAYERS: [(&str, &[&str]); 28] = [
     ("shadow", &["addr", "arch", "mmu", "model", "rcu", "walk"]),
     ("vm", &["abi", "addr", "apic", "arch", "devices", "emul", "sched", "shadow", "walk"]),
     ("memory", &["abi", "addr", "buddy", "loader", "mmu", "model", "rcu", "sched", "shadow", "vm", "walk"]),
-    ("backends", &["addr", "arch", "emul", "mmu", "shadow", "vm", "walk"]),
+    ("backends", &["abi", "addr", "arch", "emul", "mmu", "shadow", "vm", "walk"]),
     (
         "hv",
         &[
@@ -58,7 +58,7 @@ const LAYERS: [(&str, &[&str]); 28] = [
     ),
     ("base", &["abi", "addr"]),
     ("guest-tests", &["abi", "addr", "arch", "base"]),
-    ("guest-tests-32", &["abi", "addr", "base"]),
+    ("guest-tests-32", &["abi", "addr", "arch", "base"]),
     ("guest-tests-linux", &[]),
     ("xtask", &["abi", "arch"]),
 ];

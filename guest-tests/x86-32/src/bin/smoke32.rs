@@ -13,7 +13,9 @@ use core::sync::atomic::Ordering::Relaxed;
 use guest32::boot::Boot;
 use guest32::cpuid::{self, Host};
 use guest32::exit::Verdict;
-use guest32::interrupts::{Fault, GENERAL_PROTECTION, PAGE_FAULT, SOFTWARE, expect_fault};
+use guest32::interrupts::{
+    BREAKPOINT, DIVIDE_ERROR, Fault, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT, SOFTWARE, expect_fault,
+};
 use guest32::ktap::{self, Outcome};
 use guest32::memory::{self, Page, Pages};
 use guest32::paging::{self, Mode, NO_EXECUTE, PRESENT, Space, USER, WRITABLE};
@@ -23,10 +25,6 @@ guest32::main!(main);
 
 const AT: u32 = 1 << 30;
 const USER_CODE: u32 = AT + 4096;
-
-const DIVIDE_ERROR: u32 = 0;
-const BREAKPOINT: u32 = 3;
-const INVALID_OPCODE: u32 = 6;
 
 fn main(boot: &Boot) -> Verdict {
     ktap::run(

@@ -12,8 +12,8 @@ use vm::{Segment, Vcpu};
 use x86::vmx::vmcs::control::{self, EntryControls, PrimaryControls};
 use x86::vmx::vmcs::guest;
 
-/// Where the identity map is in guest memory: far above RAM, just below where a PC has its ROM. KVM has its own there, too.
-pub(super) const IDENTITY_MAP: Gpa = Gpa::new(0xfffb_c000);
+/// Where the identity map is in guest memory.
+pub(super) const IDENTITY_MAP: Gpa = Gpa::new(abi::mmio::IDENTITY_MAP as u64);
 
 /// What the guest has in the registers that the identity map takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

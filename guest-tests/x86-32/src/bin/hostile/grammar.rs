@@ -1,5 +1,6 @@
 //! Instructions: bytes that are mostly valid, and mostly what a hypervisor has to see to.
 
+use abi::mmio;
 use guest32::random::Random;
 
 use crate::input::ram_end;
@@ -266,12 +267,12 @@ pub(crate) fn address(random: &mut Random) -> u32 {
                 ram_end() - 4,
                 ram_end(),
                 0x8000_0000,
-                0xfec0_0000,
-                0xfee0_0000,
-                0xfee0_0080,
-                0xfee0_0300,
-                0xfee0_0380,
-                0xfed0_0000,
+                mmio::IOAPIC,
+                mmio::LOCAL_APIC,
+                mmio::LOCAL_APIC + 0x80,
+                mmio::LOCAL_APIC + 0x300,
+                mmio::LOCAL_APIC + 0x380,
+                mmio::HPET,
                 0xffff_fffc,
                 0xf000_0000,
                 0xb8000,

@@ -2,6 +2,7 @@
 //! the seed and the input's number.
 
 use abi::hypercall::Number;
+use abi::mmio;
 use abi::options::guest::mode;
 use abi::ports::{BOCHS_SHUTDOWN, DEBUG_EXIT};
 use core::fmt;
@@ -212,7 +213,7 @@ impl Input {
                     0x7fff_ffff_ffff,
                     0x8000_0000_0000,
                     0xffff_8000_0000_0000,
-                    0x000f_ffff_ffff_f000,
+                    arch::paging::ADDRESS,
                     0xffff_ffff,
                     0x1_0000_0000,
                 ],
@@ -493,7 +494,16 @@ impl Input {
     fn mmio(&mut self) {
         let base = *pick(
             &mut self.random,
-            &[0xfee0_0000, 0xfee0_0000, 0xfec0_0000, 0xfed0_0000, ram_end(), 0xb_8000, 0xe000_0000, 0xffff_f000],
+            &[
+                mmio::LOCAL_APIC,
+                mmio::LOCAL_APIC,
+                mmio::IOAPIC,
+                mmio::HPET,
+                ram_end(),
+                0xb_8000,
+                0xe000_0000,
+                0xffff_f000,
+            ],
         );
         let offset = *pick(
             &mut self.random,
@@ -529,7 +539,7 @@ impl Input {
     fn page_table(&mut self) {
         // Beyond memory there are neither tables nor operands for every instruction: the VM may end there.
         let beyond = if self.one_in(256) {
-            *pick(&mut self.random, &[ram_end(), 0xfec0_0000, 0xfee0_0000, 0xffe0_0000])
+            *pick(&mut self.random, &[ram_end(), mmio::IOAPIC, mmio::LOCAL_APIC, 0xffe0_0000])
         } else {
             world::LDT
         };
@@ -804,7 +814,7 @@ impl Input {
             command = 0x4_4000 | command & 0x4ff;
         }
         self.code.set(EAX, destination << 24);
-        self.code.set(EBX, 0xfee0_0000);
+        self.code.set(EBX, mmio::LOCAL_APIC);
         self.code.push(&[0x89, 0x83, 0x10, 3, 0, 0]);
         self.code.set(EAX, command);
         for _ in 0..=self.random.below(3) {

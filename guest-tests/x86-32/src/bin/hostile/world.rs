@@ -1,6 +1,7 @@
 //! The memory that inputs start with: descriptor tables, task states, page tables, code and data, which are put right again
 //! after each input.
 
+use abi::mmio;
 use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::descriptors::{CODE, CODE64, DATA, USER_CODE, USER_DATA};
@@ -8,6 +9,7 @@ use guest32::memory::{Page, peek, store};
 
 use crate::enter::{self, PLAN};
 use crate::input::ram_end;
+use x86::irq::NONMASKABLE_INTERRUPT_VECTOR;
 
 /// Selectors of [`GDT`] beyond those of the library, whose numbers its own ones have, too.
 pub(crate) const USER_CODE64: u16 = 0x30 | 3;
@@ -200,7 +202,7 @@ fn write_idts() {
     gate(LEAVE_IDT + 16 * NMI, enter::return_at_once_long(), CODE64);
 }
 
-const NMI: u32 = 2;
+const NMI: u32 = NONMASKABLE_INTERRUPT_VECTOR as u32;
 
 fn write_task_states() {
     // The I/O permission bitmap is behind it, with ports that user mode has and others.
@@ -275,8 +277,7 @@ fn write_tables() {
 
 fn large_entry(linear: u32) -> u32 {
     // Memory, and the page of the IOAPIC and the local APIC.
-    const DEVICES: u32 = 0xfec0_0000;
-    let is_itself = linear < ram_end() || linear & !0x3f_ffff == DEVICES;
+    let is_itself = linear < ram_end() || linear & !0x3f_ffff == mmio::IOAPIC;
     let physical = if is_itself { linear } else { ELSEWHERE | linear & (ELSEWHERE_SIZE - 1) };
     physical | LARGE | if linear < USER_START { 3 } else { TABLE_FLAGS }
 }
