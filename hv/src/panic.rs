@@ -8,6 +8,7 @@ use crate::timer;
 use crate::trap_frame::TrapFrame;
 use crate::verdict::{self, Verdict};
 use abi::lines::Backtrace;
+use abi::reasons::Stuck;
 use arch::FramePointers;
 use core::arch::asm;
 use core::fmt;
@@ -74,11 +75,12 @@ fn die(what: fmt::Arguments<'_>, frame: Option<&TrapFrame>, rbp: u64) -> ! {
 
 /// CPU `cpu` is stuck: all show where they are, one after the other, and the machine ends.
 pub(crate) fn stuck(cpu: usize) -> ! {
+    let stuck = Stuck(cpu);
     if let Ok(()) = take_over() {
-        report!("CPU {cpu} is stuck; it and the others, in turn:");
+        report!("{stuck}; it and the others, in turn:");
         (0..cpus::online()).for_each(call);
     }
-    verdict::end(Verdict::HvPanic, format_args!("CPU {cpu} is stuck"))
+    verdict::end(Verdict::HvPanic, format_args!("{stuck}"))
 }
 
 /// Stops the other CPUs, for this one to speak alone. An error if it is doing so already. Another one may have been faster:

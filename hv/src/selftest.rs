@@ -6,6 +6,8 @@ use crate::smp;
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use crate::watchdog;
+use abi::options::{self, self_test};
+use abi::reasons;
 use core::hint::black_box;
 use loader::SelfTest;
 use x86::dtables::{DescriptorTablePointer, lidt};
@@ -13,7 +15,7 @@ use x86::dtables::{DescriptorTablePointer, lidt};
 /// Fails as asked.
 pub(crate) fn fail(how: SelfTest) -> ! {
     match how {
-        SelfTest::Panic => panic!("the self-test asked for it"),
+        SelfTest::Panic => panic!("{}", reasons::SELF_TEST),
         SelfTest::PageFault => page_fault(),
         SelfTest::StackOverflow => {
             black_box(overflow(0));
@@ -22,7 +24,7 @@ pub(crate) fn fail(how: SelfTest) -> ! {
         SelfTest::TripleFault => triple_fault(),
         SelfTest::Stuck if cpus::online() == 1 => verdict::end(
             Verdict::Usage,
-            format_args!("selftest=stuck: one CPU gets stuck and another tells, but there is one"),
+            format_args!("{}={}: {}", options::SELF_TEST, self_test::STUCK, reasons::ONE_CPU),
         ),
         SelfTest::Stuck => watch_a_stuck_cpu(),
     }

@@ -11,6 +11,7 @@ use crate::project;
 use crate::setup::{self, Tool};
 use crate::trial::{Guest, Hypervisor, Pages, Paging, Trial};
 use abi::Verdict;
+use abi::options::level;
 use anyhow::Result;
 use clap::ValueEnum;
 use std::process::ExitCode;
@@ -202,7 +203,7 @@ fn trial(host: Host, images: &Images) -> Trial {
         machine: host.machine(),
         cpus: Some(host.processors()),
         ram: None,
-        hypervisor: Some(Hypervisor { file: images.hv(), words: "log=info".to_string() }),
+        hypervisor: Some(Hypervisor::new(images.hv(), level::INFO, "")),
         guests: vec![guest],
         timeout: TIMEOUT,
         limit: None,

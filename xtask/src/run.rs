@@ -13,6 +13,7 @@ use crate::size::Size;
 use crate::symbols::Symbols;
 use crate::trial::{Guest, Hypervisor, Trial};
 use abi::Verdict;
+use abi::options::level;
 use anyhow::Result;
 use clap::ValueEnum;
 use std::io::{self, Write};
@@ -114,7 +115,7 @@ enum HostKind {
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct HvWords {
     /// The hypervisor's log level
-    #[arg(long, value_enum, default_value = "info")]
+    #[arg(long, value_enum, default_value = level::INFO)]
     log: Level,
     /// More words for the hypervisor's command line
     #[arg(long, value_name = "WORDS", default_value = "")]
@@ -124,18 +125,34 @@ pub(crate) struct HvWords {
 impl HvWords {
     /// The hypervisor with these words.
     pub(crate) fn hypervisor(&self, images: &Images) -> Hypervisor {
-        let level = self.log.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
-        Hypervisor { file: images.hv(), words: format!("log={level} {}", self.hv_words) }
+        Hypervisor::new(images.hv(), self.log.word(), &self.hv_words)
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Level {
+    #[value(name = level::ERROR)]
     Error,
+    #[value(name = level::WARN)]
     Warn,
+    #[value(name = level::INFO)]
     Info,
+    #[value(name = level::DEBUG)]
     Debug,
+    #[value(name = level::TRACE)]
     Trace,
+}
+
+impl Level {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Error => level::ERROR,
+            Self::Warn => level::WARN,
+            Self::Info => level::INFO,
+            Self::Debug => level::DEBUG,
+            Self::Trace => level::TRACE,
+        }
+    }
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {

@@ -6,6 +6,7 @@ use crate::machine::input::Input;
 use crate::machine::trace::Trace;
 use crate::machine::{Boot, Finished, Image, Images, Machine, Medium, run_folder};
 use crate::size::Size;
+use abi::cpus::spared_cpus;
 use abi::options::{self, key};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -64,6 +65,11 @@ pub(crate) struct Hypervisor {
 }
 
 impl Hypervisor {
+    /// The hypervisor in `file`, which shows messages down to this [level](options::level), with more words for it.
+    pub(crate) fn new(file: PathBuf, level: &str, words: &str) -> Self {
+        Self { file, words: format!("{}={level} {words}", options::LOG) }
+    }
+
     /// Its image and command line for these guests. The modules are a guest's image, that guest's modules, the next guest's…
     pub(crate) fn images(&self, guests: &[Guest], limit: Duration) -> Images {
         let vms = guests.iter().map(|guest| guest.word(limit));
@@ -256,7 +262,11 @@ impl Trial {
 
     /// As many processors as the machine needs for that many to run guests.
     fn machine_cpus(&self) -> u32 {
-        self.cpus() + u32::from(self.hypervisor.is_some() && self.cpus() > 1 && self.machine.spares_boot_cpu())
+        let spared = match &self.hypervisor {
+            Some(_) => spared_cpus(self.machine.is_qemu_emulation(), self.cpus() as usize),
+            None => 0,
+        };
+        self.cpus() + spared as u32
     }
 
     /// A tenth less than the time-out, and a second at least, so that it is the hypervisor that says where a guest hangs.
@@ -292,7 +302,7 @@ mod tests {
             machine: Machine::Qemu(Qemu::new(Engine::Tcg, None)),
             cpus: None,
             ram: None,
-            hypervisor: Some(Hypervisor { file: "hv".into(), words: "log=info".to_string() }),
+            hypervisor: Some(Hypervisor::new("hv".into(), options::level::INFO, "")),
             guests: vec![guest()],
             timeout: Duration::from_secs(timeout),
             limit: None,

@@ -40,9 +40,9 @@ const VECTOR: u8 = 0x90;
 
 /// Carries out the attack that the word `kind=` names: one of [`KINDS`], or of the guest's `own`.
 pub fn run(boot: &Boot, own: &[Kind]) -> Verdict {
-    let wanted = boot.words().find_map(|word| word.strip_prefix("kind=")).unwrap_or_default();
+    let wanted = boot.text_word(key::KIND).unwrap_or_default();
     let Some((name, attack)) = KINDS.iter().chain(own).find(|(name, _)| *name == wanted) else {
-        println!("Bail out! kind={wanted}: there is no such attack");
+        println!("Bail out! {}={wanted}: there is no such attack", key::KIND);
         return Verdict::FAILED;
     };
     println!("# attack: {name}");
@@ -162,7 +162,7 @@ fn dirty_log(boot: &Boot) {
 fn give_back(boot: &Boot) {
     let Some(hypervisor) = Microhv::here() else { return };
     let area = ram::largest_area(boot);
-    let most = boot.word("mib").map_or(area.frames(), |mib: u64| mib << 20 >> addr::PAGE_SHIFT);
+    let most = boot.word(key::MIB).map_or(area.frames(), |mib: u64| mib << 20 >> addr::PAGE_SHIFT);
     let area = area.part(0, most.min(area.frames()));
     interrupts::enable();
     while !is_refused(hypervisor.release(area)) {

@@ -241,7 +241,12 @@ impl Boot {
 
     /// The value of the command line's word `key=value`, if it parses.
     pub fn word<T: str::FromStr>(&self, key: &str) -> Option<T> {
-        self.words().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))?.parse().ok()
+        self.text_word(key)?.parse().ok()
+    }
+
+    /// The value of the command line's word `key=value`, as it is.
+    pub fn text_word(&self, key: &str) -> Option<&'static str> {
+        self.words().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
     }
 
     /// Whether the command line has this word, such as `--die`.

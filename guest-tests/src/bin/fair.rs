@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 use abi::lines;
+use abi::options::guest::key;
 use guest::boot::Boot;
 use guest::exit::Verdict;
 use guest::hypercall::Microhv;
@@ -31,7 +32,7 @@ struct Fairness {
 }
 
 fn main(boot: &Boot) -> Verdict {
-    let milliseconds: u64 = boot.word("ms").unwrap_or(1000);
+    let milliseconds: u64 = boot.word(key::MILLISECONDS).unwrap_or(1000);
     let millisecond = clock::microseconds(1000);
     // A hypervisor's own interrupts then get through on any host.
     interrupts::enable();
@@ -43,8 +44,8 @@ fn main(boot: &Boot) -> Verdict {
     let fairness = Fairness {
         permille: 1000 - 1000 * gaps.sum / gaps.time,
         longest_gap_us: 1000 * gaps.longest / millisecond,
-        min_share: boot.word("min_share"),
-        max_gap_us: boot.word("max_gap_us"),
+        min_share: boot.word(key::MIN_SHARE),
+        max_gap_us: boot.word(key::MAX_GAP_US),
     };
     let Fairness { permille, longest_gap_us, .. } = fairness;
     println!("{}", lines::Fairness { share_permille: permille, longest_gap_us });
@@ -74,7 +75,7 @@ struct Releases {
 
 impl Releases {
     fn wanted(boot: &Boot) -> Option<Self> {
-        let frames = boot.word::<u64>("release_mib")? << 20 >> addr::PAGE_SHIFT;
+        let frames = boot.word::<u64>(key::RELEASE_MIB)? << 20 >> addr::PAGE_SHIFT;
         Some(Self { hypervisor: Microhv::here()?, area: ram::largest_area(boot).part(0, frames) })
     }
 

@@ -6,6 +6,7 @@
 #![no_std]
 #![no_main]
 
+use abi::options::guest::key;
 use addr::Gpa;
 use guest::boot::{self, Boot, LOADER_MAGIC, Module, Region, flag};
 use guest::exit::Verdict;
@@ -94,7 +95,7 @@ fn command_line(boot: &Boot) -> Outcome {
     check!(boot.flags() & flag::COMMAND_LINE != 0);
     println!("# command line: {:?}", boot.command_line());
     check!(boot.command_line().is_some(), "it is not UTF-8 or never ends");
-    if let Some(expected) = boot.word::<usize>("words") {
+    if let Some(expected) = boot.word::<usize>(key::WORDS) {
         check_eq!(boot.words().count(), expected);
     }
     Ok(())
@@ -104,7 +105,7 @@ fn loader_name(boot: &Boot) -> Outcome {
     skip_unless!(boot.flags() & flag::LOADER_NAME != 0, "it has none");
     println!("# loader: {:?}", boot.loader_name());
     check!(boot.loader_name().is_some_and(|name| !name.is_empty()));
-    if let Some(expected) = boot.words().find_map(|word| word.strip_prefix("loader=")) {
+    if let Some(expected) = boot.text_word(key::LOADER) {
         check_eq!(boot.loader_name(), Some(expected));
     }
     Ok(())
@@ -153,7 +154,7 @@ fn image_is_in_available_memory(boot: &Boot) -> Outcome {
 /// Firmware may keep some at the end.
 fn memory_ends_where_it_should(boot: &Boot) -> Outcome {
     const FIRMWARE: u64 = MIB;
-    let Some(mib) = boot.word::<u64>("mem") else {
+    let Some(mib) = boot.word::<u64>(key::MEM) else {
         return Err(Stop::Skipped("no word `mem=`"));
     };
     let end = boot.memory_map().filter(Region::is_available).map(|region| region.end().raw()).max();
@@ -162,7 +163,7 @@ fn memory_ends_where_it_should(boot: &Boot) -> Outcome {
 }
 
 fn number_of_modules(boot: &Boot) -> Outcome {
-    let Some(expected) = boot.word::<usize>("modules") else {
+    let Some(expected) = boot.word::<usize>(key::MODULES) else {
         return Err(Stop::Skipped("no word `modules=`"));
     };
     check_eq!(boot.modules().count(), expected);

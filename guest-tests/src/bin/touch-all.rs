@@ -8,6 +8,7 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+use abi::options::guest::key;
 use guest::boot::Boot;
 use guest::exit::Verdict;
 use guest::hypercall::Microhv;
@@ -22,11 +23,11 @@ fn main(boot: &Boot) -> Verdict {
 
 fn every_page_keeps_its_number(boot: &Boot) -> Outcome {
     let (area, start) = (ram::largest_area(boot), tsc::read());
-    let wait = clock::seconds(boot.word("wait").unwrap_or(0));
+    let wait = clock::seconds(boot.word(key::WAIT).unwrap_or(0));
     while tsc::read() - start < wait {
         core::hint::spin_loop();
     }
-    for round in 1..=boot.word("rounds").unwrap_or(1u64) {
+    for round in 1..=boot.word(key::ROUNDS).unwrap_or(1u64) {
         if let Some(hypervisor) = Microhv::here().filter(|_| round > 1) {
             check_ok!(hypervisor.release(area));
         }

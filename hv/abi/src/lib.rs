@@ -4,13 +4,15 @@
 //! | --- | --- | --- |
 //! | [`hypercall`] | numbers, arguments, results and errors | guests; the hypervisor |
 //! | [`cpuid`] | how the hypervisor is found | the hypervisor; guests |
+//! | [`cpus`] | which CPUs run guests | the hypervisor; `xtask` |
 //! | [`ports`] | console and exit ports, and what is written to them | guests and the hypervisor; emulators, the hypervisor and `xtask` |
 //! | [`mmio`], [`timers`] | where a PC's memory-mapped devices are, and how fast its timers count | devices; guests, the hypervisor on its own machine |
 //! | [`irq`], [`mmio`] | interrupt lines and addresses of a PC's devices | devices; the firmware's tables |
 //! | [`acpi`] | how ACPI's tables are found | the firmware's tables; guests, the hypervisor on its own machine |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
+//! | [`reasons`] | parts of the texts of verdicts and other lines | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
-//! | [`options`] | the words for a VM on the hypervisor's command line, and for test guests on theirs | `xtask`; the hypervisor, guests |
+//! | [`options`] | the words of the hypervisor's command line, and of the test guests' | `xtask`; the hypervisor, guests |
 //! | [`typed`] | what is typed for a guest that compares it | `xtask`; that guest |
 //! | [`lines`] | lines that are read by a program | the hypervisor and guests; `xtask` |
 //!
@@ -55,6 +57,7 @@ extern crate std;
 
 pub mod acpi;
 pub mod cpuid;
+pub mod cpus;
 pub mod hypercall;
 pub mod irq;
 pub mod lines;
@@ -62,6 +65,7 @@ pub mod mmio;
 mod numbered;
 pub mod options;
 pub mod ports;
+pub mod reasons;
 #[cfg(test)]
 mod tests;
 pub mod timers;

@@ -2,6 +2,15 @@
 
 /// The word that begins a VM's keys.
 pub const VM: &str = "vm";
+/// The least important messages shown on the console: one of [`level`].
+pub const LOG: &str = "log";
+/// The failure that the hypervisor is to test: one of [`self_test`].
+pub const SELF_TEST: &str = "selftest";
+/// Seconds for which a CPU may be stuck in the hypervisor.
+pub const WATCHDOG: &str = "watchdog";
+
+/// The hypervisor's words. Each is followed by `=` and a value.
+pub const ALL: [&str; 4] = [LOG, VM, SELF_TEST, WATCHDOG];
 
 /// The most vCPUs of one VM.
 pub const MAX_VCPUS: u32 = 16;
@@ -28,6 +37,39 @@ pub mod key {
     pub const MODULES: &str = "modules";
     /// Seconds after which it ends as hung; 0 is never.
     pub const LIMIT: &str = "limit";
+}
+
+/// How important a message is.
+pub mod level {
+    /// The run's result is in doubt.
+    pub const ERROR: &str = "error";
+    /// Something is not as it should be.
+    pub const WARN: &str = "warn";
+    /// What a user wants to know.
+    pub const INFO: &str = "info";
+    /// What a developer wants to know.
+    pub const DEBUG: &str = "debug";
+    /// Everything.
+    pub const TRACE: &str = "trace";
+}
+
+/// Failures of the hypervisor that it tests.
+pub mod self_test {
+    /// A Rust panic.
+    pub const PANIC: &str = "panic";
+    /// An access to an address that is not mapped.
+    pub const PAGE_FAULT: &str = "page-fault";
+    /// Recursion into the stack's guard page.
+    pub const STACK_OVERFLOW: &str = "stack-overflow";
+    /// A double fault.
+    pub const DOUBLE_FAULT: &str = "double-fault";
+    /// A triple fault.
+    pub const TRIPLE_FAULT: &str = "triple-fault";
+    /// A CPU that stays in the hypervisor.
+    pub const STUCK: &str = "stuck";
+
+    /// All of them.
+    pub const ALL: [&str; 6] = [PANIC, PAGE_FAULT, STACK_OVERFLOW, DOUBLE_FAULT, TRIPLE_FAULT, STUCK];
 }
 
 /// How a VM's memory is translated.
@@ -87,6 +129,62 @@ pub mod guest {
 
     /// All of them.
     pub const ALL: [&str; 9] = [SEED, SECONDS, STEPS, SKIP_FLUSH, MODE, INPUTS, SHADOWED, WITHOUT_TASK_GATES, DIE];
+
+    /// Keys of the words `KEY=VALUE`.
+    pub mod key {
+        /// Which of its attacks a guest carries out.
+        pub const KIND: &str = "kind";
+        /// How much memory a guest gives back at once.
+        pub const MIB: &str = "mib";
+        /// How long a guest measures its share of the time, in milliseconds.
+        pub const MILLISECONDS: &str = "ms";
+        /// The least share of the time, in percent, that it has to get.
+        pub const MIN_SHARE: &str = "min_share";
+        /// The longest that it may not run, in microseconds.
+        pub const MAX_GAP_US: &str = "max_gap_us";
+        /// How much memory it gives back meanwhile.
+        pub const RELEASE_MIB: &str = "release_mib";
+        /// Seconds before a guest touches its memory.
+        pub const WAIT: &str = "wait";
+        /// How often it touches its memory.
+        pub const ROUNDS: &str = "rounds";
+        /// Only each so manieth combination is tried.
+        pub const STEP: &str = "step";
+        /// The first combination.
+        pub const FROM: &str = "from";
+        /// How many steps a 32-bit guest takes.
+        pub const OPS: &str = "ops";
+        /// All that a 32-bit guest tries follows from this number.
+        pub const SEED: &str = "seed";
+        /// What the processor does with PDPTEs; `held`: it reads them when CR3 is loaded.
+        pub const PDPTES: &str = "pdptes";
+        /// How many words the command line has.
+        pub const WORDS: &str = "words";
+        /// How many modules there are.
+        pub const MODULES: &str = "modules";
+        /// MiB of memory that there are.
+        pub const MEM: &str = "mem";
+        /// The boot loader's name.
+        pub const LOADER: &str = "loader";
+    }
+
+    /// The keys that the guest of this name reads. It passes over other words.
+    #[must_use]
+    pub fn keys(guest: &str) -> &'static [&'static str] {
+        use key::*;
+        match guest {
+            "access32" => &[STEP, FROM],
+            "attack" => &[KIND, MIB],
+            "attack32" => &[KIND, MIB],
+            "fair" => &[MILLISECONDS, MIN_SHARE, MAX_GAP_US, RELEASE_MIB],
+            "fork-storm" => &[OPS, SEED],
+            "multiboot" => &[WORDS, MODULES, MEM, LOADER],
+            "pae-toggle" => &[OPS],
+            "smoke32" => &[PDPTES],
+            "touch-all" => &[WAIT, ROUNDS],
+            _ => &[],
+        }
+    }
 
     /// What a hostile guest's inputs run in.
     pub mod mode {

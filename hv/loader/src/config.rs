@@ -28,7 +28,7 @@
 //! no `=`, or a `/` before it.
 
 use crate::GuestRam;
-use abi::options::{self, key};
+use abi::options::{self, key, level, self_test};
 use addr::PageSize;
 use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 use arch::features::FeatureChoice;
@@ -262,12 +262,14 @@ impl Config {
         words.next_if(|first| names_the_image(first));
         for word in words {
             match word.split_once('=') {
-                Some(("log", level)) => config.log = parse_level(level).ok_or_else(|| bad_level(word))?,
+                Some((options::LOG, level)) => config.log = parse_level(level).ok_or_else(|| bad_level(word))?,
                 Some((options::VM, keys)) => config.vms.push(VmConfig::parse(keys, config.vms.len())?),
-                Some(("selftest", how)) => {
+                Some((options::SELF_TEST, how)) => {
                     config.selftest = Some(SelfTest::parse(how).ok_or_else(|| bad_selftest(word))?);
                 }
-                Some(("watchdog", seconds)) => config.watchdog = seconds.parse().map_err(|_| bad_watchdog(word))?,
+                Some((options::WATCHDOG, seconds)) => {
+                    config.watchdog = seconds.parse().map_err(|_| bad_watchdog(word))?
+                }
                 _ => return Err(ConfigError::UnknownWord(word.to_owned())),
             }
         }
@@ -376,12 +378,12 @@ impl VmConfig {
 impl SelfTest {
     fn parse(how: &str) -> Option<Self> {
         Some(match how {
-            "panic" => Self::Panic,
-            "page-fault" => Self::PageFault,
-            "stack-overflow" => Self::StackOverflow,
-            "double-fault" => Self::DoubleFault,
-            "triple-fault" => Self::TripleFault,
-            "stuck" => Self::Stuck,
+            self_test::PANIC => Self::Panic,
+            self_test::PAGE_FAULT => Self::PageFault,
+            self_test::STACK_OVERFLOW => Self::StackOverflow,
+            self_test::DOUBLE_FAULT => Self::DoubleFault,
+            self_test::TRIPLE_FAULT => Self::TripleFault,
+            self_test::STUCK => Self::Stuck,
             _ => return None,
         })
     }
@@ -407,13 +409,13 @@ fn bad_watchdog(word: &str) -> ConfigError {
     ConfigError::BadValue { word: word.to_owned(), expected: "a number of seconds" }
 }
 
-fn parse_level(level: &str) -> Option<LevelFilter> {
-    Some(match level {
-        "error" => LevelFilter::Error,
-        "warn" => LevelFilter::Warn,
-        "info" => LevelFilter::Info,
-        "debug" => LevelFilter::Debug,
-        "trace" => LevelFilter::Trace,
+fn parse_level(word: &str) -> Option<LevelFilter> {
+    Some(match word {
+        level::ERROR => LevelFilter::Error,
+        level::WARN => LevelFilter::Warn,
+        level::INFO => LevelFilter::Info,
+        level::DEBUG => LevelFilter::Debug,
+        level::TRACE => LevelFilter::Trace,
         _ => return None,
     })
 }

@@ -6,6 +6,7 @@ use crate::memory::{HIGH_START, LOW_END};
 use crate::multiboot::HEADER_SEARCH_BYTES;
 use crate::multiboot2::{self, Multiboot2Error};
 use crate::ranges::{overlap, span};
+use abi::reasons::WRONG_CHECKSUM;
 use addr::Gpa;
 use alloc::vec::Vec;
 use core::{fmt, ops::Range};
@@ -189,7 +190,7 @@ impl fmt::Display for ImageError {
                 )
             }
             Self::Unknown { bad_checksum: Some((protocol, at)) } => {
-                write!(f, "an image of no known kind: the {protocol} header at offset {at:#x} has a wrong checksum")
+                write!(f, "an image of no known kind: the {protocol} header at offset {at:#x} {WRONG_CHECKSUM}")
             }
             Self::Linux(error) => error.fmt(f),
             Self::Multiboot2(error) => error.fmt(f),

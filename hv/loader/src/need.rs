@@ -3,6 +3,7 @@
 use crate::config::{Backing, Paging, VmConfig, VmName};
 use crate::load;
 use crate::memory::GuestRam;
+use abi::reasons;
 use addr::{PAGE_SIZE, PageSize};
 use core::alloc::Layout;
 use core::fmt;
@@ -66,9 +67,9 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { vm, kind, needed, left, of } = self;
         let what = match kind {
-            Kind::Heap => "of the hypervisor's heap",
+            Kind::Heap => reasons::HEAP,
             Kind::Memory(Backing::Touch) => "for its image and modules",
-            Kind::Memory(Backing::Reserve) => "for its memory, which is reserved",
+            Kind::Memory(Backing::Reserve) => reasons::RESERVED,
             Kind::Roots => "below 4 GiB for the roots of its shadow tables",
         };
         write!(f, "{vm} needs {needed} frames {what}: {left} of {of} are left")

@@ -3,6 +3,7 @@
 use crate::lapic;
 use crate::panic;
 use crate::trap_frame::TrapFrame;
+use abi::reasons::{self, DOUBLE_FAULT};
 use core::arch::global_asm;
 use x86::controlregs::cr2;
 use x86::irq::{DEBUG_VECTOR, NONMASKABLE_INTERRUPT_VECTOR, PAGE_FAULT_VECTOR};
@@ -32,13 +33,13 @@ const EXCEPTIONS: [&str; 32] = [
     "#BR bound range",
     "#UD invalid opcode",
     "#NM device not available",
-    "#DF double fault",
+    DOUBLE_FAULT,
     "coprocessor segment overrun",
     "#TS invalid TSS",
     "#NP segment not present",
     "#SS stack fault",
     "#GP general protection",
-    "#PF page fault",
+    reasons::PAGE_FAULT,
     "reserved",
     "#MF x87 error",
     "#AC alignment check",

@@ -4,6 +4,7 @@ use super::guest::{self, Guest};
 use super::task::CpuTask;
 use crate::frames::FRAMES;
 use crate::verdict::{self, Verdict};
+use abi::reasons::OVERCOMMITTED;
 use backends::Backend;
 use loader::need::{self, Free};
 use loader::{BootInfo, Need, VmPlan};
@@ -22,7 +23,7 @@ pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &[VmPlan
         verdict::end(Verdict::NoMemory, format_args!("the machine lacks {missing}"));
     }
     if let Some(missing) = need::overcommitted(plans.iter().map(|plan| plan.config), free.frames) {
-        log::info!("the VMs have {missing} frames of RAM more than there are: one that finds none left ends");
+        log::info!("the VMs have {missing} {OVERCOMMITTED}: one that finds none left ends");
     }
 }
 

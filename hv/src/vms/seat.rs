@@ -7,6 +7,7 @@ use super::host::{SLICE, Slice};
 use crate::rcu_domain;
 use crate::timer;
 use abi::lines::PastLimit;
+use abi::reasons::NESTED_PATH;
 use alloc::sync::Arc;
 use backends::Backend;
 use core::alloc::Layout;
@@ -181,7 +182,7 @@ fn dump<F: Nested, V: Vcpu, T: Task>(
         None => guest.report(&"code can't be fetched"),
     }
     if let Stop::Misconfigured(at) = stop {
-        guest.report(&format_args!("the nested tables on the way to {at}:\n{}", handler.memory().path(at)));
+        guest.report(&format_args!("{NESTED_PATH} {at}:\n{}", handler.memory().path(at)));
     }
 }
 

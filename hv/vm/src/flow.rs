@@ -2,7 +2,7 @@
 
 #[cfg(doc)]
 use crate::context::Activity;
-use abi::Verdict;
+use abi::{Verdict, reasons};
 use addr::Gpa;
 use core::fmt;
 
@@ -66,10 +66,10 @@ impl fmt::Display for Stop {
             Self::PoweredOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str("the guest asked for a reset"),
             Self::Halted => f.write_str("the guest halted with interrupts off: nothing can wake it"),
-            Self::OutOfMemory => f.write_str("no frame left for the guest's memory"),
-            Self::Limit => f.write_str("the guest ran past its limit"),
+            Self::OutOfMemory => f.write_str(reasons::NO_FRAME),
+            Self::Limit => f.write_str(reasons::PAST_LIMIT),
             Self::Misconfigured(at) => {
-                write!(f, "the nested tables have an entry that makes no sense, on the way to {at}")
+                write!(f, "{}, on the way to {at}", reasons::MISCONFIGURED)
             }
             Self::Unhandled(what) => f.write_str(what),
         }

@@ -7,6 +7,7 @@ use crate::memory::{Memory, Resolved};
 use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{Events, Vcpu};
+use abi::reasons::ASKS_FOR_LONG_MODE;
 use addr::{Gpa, Gva};
 use arch::{EFER_LME, EFER_NXE, EFER_SCE};
 use core::mem;
@@ -188,7 +189,7 @@ impl<T: Types> ExitHandler<'_, T> {
     #[cold]
     pub(crate) fn write_own_efer(&mut self, vcpu: &mut T::Vcpu, efer: u64) -> Result<Known, Event> {
         if efer & EFER_LME != 0 && !mem::replace(&mut self.context.told_of_long_mode, true) {
-            log::warn!("a guest asks for long mode, which CPUID does not offer without nested paging: #GP");
+            log::warn!("{ASKS_FOR_LONG_MODE}, which CPUID does not offer without nested paging: #GP");
         }
         let nxe = if self.context.cpuid.has_nx() { EFER_NXE } else { 0 };
         if efer & !(EFER_SCE | nxe) != 0 {

@@ -16,6 +16,7 @@ use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Paging, Trial};
 use abi::options::guest as word;
+use abi::options::level;
 use anyhow::Result;
 use clap::ValueEnum;
 use plan::{Mode, Round, VICTIM};
@@ -223,7 +224,7 @@ impl Campaign<'_> {
             machine: self.machine.clone(),
             cpus: Some(CPUS),
             ram: None,
-            hypervisor: Some(Hypervisor { file: self.images.hv(), words: "log=info".to_string() }),
+            hypervisor: Some(Hypervisor::new(self.images.hv(), level::INFO, "")),
             guests: std::iter::once(victim).chain(attackers).collect(),
             timeout: Duration::from_secs((limit * slowness + PATIENCE).into()),
             limit: Some(Duration::from_secs(limit.into())),

@@ -101,9 +101,8 @@ impl Machine {
         }
     }
 
-    /// Whether its first processor runs no guests if there is another: the hypervisor keeps them off where QEMU's emulation can
-    /// lose the state of that processor.
-    pub(crate) const fn spares_boot_cpu(&self) -> bool {
+    /// Whether it is QEMU's emulation.
+    pub(crate) const fn is_qemu_emulation(&self) -> bool {
         matches!(self, Self::Qemu(qemu) if !matches!(qemu.engine, qemu::Engine::Kvm))
     }
 

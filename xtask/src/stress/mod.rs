@@ -16,6 +16,7 @@ use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Report, Trial};
 use abi::Verdict;
 use abi::hypercall::FlushPoint;
+use abi::options::level;
 use anyhow::Result;
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -234,7 +235,7 @@ impl Stress<'_> {
             machine: self.machine.clone(),
             cpus: None,
             ram: None,
-            hypervisor: Some(Hypervisor { file: self.hypervisor.clone(), words: "log=info".to_string() }),
+            hypervisor: Some(Hypervisor::new(self.hypervisor.clone(), level::INFO, "")),
             guests: round.vms.iter().map(|vm| self.guest(vm)).collect(),
             timeout,
             limit: Some(limit),

@@ -1,7 +1,7 @@
 //! Boots the matrix's rows on its columns, several at once.
 
 use super::images::{self, Change};
-use super::matrix::{self, Expected, Host, PAST_LIMIT, Row, Source};
+use super::matrix::{self, Expected, Host, Row, Source};
 use super::results::{Ran, Status};
 use crate::build::{self, Images};
 use crate::iso;
@@ -18,6 +18,8 @@ use crate::symbols::Symbols;
 use crate::trial::{Backing, Guest, Hypervisor, Report, Trial};
 use abi::Verdict;
 use abi::lines::{HeapUsage, PastLimit};
+use abi::options::level;
+use abi::reasons::PAST_LIMIT;
 use abi::wire;
 use anyhow::{Context, Result};
 use std::fs;
@@ -317,7 +319,7 @@ impl Job {
             ram: row.ram,
             hypervisor: hypervisor
                 .filter(|_| self.host.with_hypervisor)
-                .map(|file| Hypervisor { file, words: format!("log=info {}", row.hv_words) }),
+                .map(|file| Hypervisor::new(file, level::INFO, row.hv_words)),
             guests: std::iter::once(guest).chain(more).chain(beside).chain(refused).collect(),
             timeout: row.timeout,
             limit: row.limit_in_real_time.filter(|_| !counts_instructions).or(row.limit),

@@ -9,6 +9,7 @@ use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
 use crate::size::Size;
 use crate::trial::{Guest, Pages, Paging};
 use abi::Verdict;
+use abi::reasons::{self, NO_FRAME, PAST_LIMIT};
 use std::time::Duration;
 
 /// A kind of machine.
@@ -168,9 +169,6 @@ pub(super) struct Row {
 /// Few instructions in a virtual second, which takes the shorter: an exit takes many thousand times as long as an instruction. Still
 /// twice as many as on Bochs.
 const SLOW_ICOUNT: Engine = Engine::TcgIcount { shift: 3 };
-
-/// What is said of a guest that the hypervisor ends at its limit.
-pub(super) const PAST_LIMIT: &str = "past its limit";
 
 const PASS: Expected = Expected::just(Verdict::Pass);
 
@@ -387,7 +385,7 @@ const ROWS: &[Row] = &[
     Row { vcpus: 1, ..shadowed("fork-storm-shadow-alone", Paging::Shadow, FORK_STORM) },
     // A 64-bit guest is told, and so are its users.
     Row {
-        hypervised: Expected { line: "asks for long mode", ..Expected::just(Verdict::GuestTripleFault) },
+        hypervised: Expected { line: reasons::ASKS_FOR_LONG_MODE, ..Expected::just(Verdict::GuestTripleFault) },
         ..shadowed("smoke-shadow", Paging::Shadow, USUAL)
     },
     EXIT_LATENCY32,
@@ -398,7 +396,7 @@ const ROWS: &[Row] = &[
         source: Source::Guest("oom"),
         words: "--die",
         beside: Some(("smoke", "")),
-        hypervised: Expected::saying(Verdict::GuestKilled, "no frame left"),
+        hypervised: Expected::saying(Verdict::GuestKilled, NO_FRAME),
         alone: None,
         ..USUAL
     },
@@ -412,8 +410,8 @@ const ROWS: &[Row] = &[
         pages: Pages::Small,
         fault_injection: true,
         hypervised: Expected {
-            line: "the nested tables on the way to",
-            ..Expected::saying(Verdict::GuestKilled, "an entry that makes no sense")
+            line: reasons::NESTED_PATH,
+            ..Expected::saying(Verdict::GuestKilled, reasons::MISCONFIGURED)
         },
         alone: None,
         ..USUAL
@@ -475,10 +473,7 @@ const ROWS: &[Row] = &[
         ram: Some(Size::mib(256)),
         beside: Some(("touch-all", "wait=1 rounds=3")),
         reserved_beside: true,
-        hypervised: Expected {
-            line: "frames of RAM more than there are",
-            ..Expected::saying(Verdict::GuestKilled, "no frame left")
-        },
+        hypervised: Expected { line: reasons::OVERCOMMITTED, ..Expected::saying(Verdict::GuestKilled, NO_FRAME) },
         alone: None,
         ..TOUCH_ALL
     },
@@ -498,7 +493,7 @@ const ROWS: &[Row] = &[
         more: 3,
         vcpus: 16,
         ram: Some(Size::mib(20)),
-        hypervised: Expected::saying(Verdict::NoMemory, "frames of the hypervisor's heap"),
+        hypervised: Expected::saying(Verdict::NoMemory, reasons::HEAP),
         ..shadowed("", Paging::Shadow, SMOKE32)
     },
     // Each refused VM is told why, and the good one runs.
@@ -509,7 +504,7 @@ const ROWS: &[Row] = &[
         ..refused("two-refused", Change::Truncated)
     },
     lacking("no-svm", "qemu64,-svm", "SVM"),
-    lacking("no-npt", "EPYC,+svm,-npt", "nested paging"),
+    lacking("no-npt", "EPYC,+svm,-npt", reasons::NESTED_PAGING),
     Row {
         words: "step=7",
         only: Some("qemu-svm"),
@@ -543,16 +538,16 @@ const ROWS: &[Row] = &[
     // Neither next-RIP save nor flushes by ASID.
     model("model-phenom", "bochs-svm", "phenom_8650_toliman", PASS),
     model("model-trinity", "bochs-svm", "trinity_apu", PASS),
-    self_test("hv-panic", "selftest=panic", "self-test", "hv::selftest::fail"),
-    self_test("hv-page-fault", "selftest=page-fault", "page fault", "hv::selftest::page_fault"),
-    self_test("hv-overflow", "selftest=stack-overflow", "double fault", "hv::selftest::overflow"),
-    self_test("hv-double-fault", "selftest=double-fault", "double fault", "hv::selftest::"),
-    Row { vcpus: 3, ..self_test("hv-panic-smp", "selftest=panic", "self-test", "hv::selftest::fail") },
+    self_test("hv-panic", "selftest=panic", reasons::SELF_TEST, "hv::selftest::fail"),
+    self_test("hv-page-fault", "selftest=page-fault", reasons::PAGE_FAULT, "hv::selftest::page_fault"),
+    self_test("hv-overflow", "selftest=stack-overflow", reasons::DOUBLE_FAULT, "hv::selftest::overflow"),
+    self_test("hv-double-fault", "selftest=double-fault", reasons::DOUBLE_FAULT, "hv::selftest::"),
+    Row { vcpus: 3, ..self_test("hv-panic-smp", "selftest=panic", reasons::SELF_TEST, "hv::selftest::fail") },
     Row { vcpus: 3, ..self_test("hv-stuck", "selftest=stuck watchdog=1", "CPU 1 is stuck", "hv::selftest::get_stuck") },
     Row {
         name: "hv-stuck-alone",
         hv_words: "selftest=stuck",
-        hypervised: Expected::saying(Verdict::Usage, "there is one"),
+        hypervised: Expected::saying(Verdict::Usage, reasons::ONE_CPU),
         alone: None,
         ..USUAL
     },
@@ -576,13 +571,48 @@ const ROWS: &[Row] = &[
 mod tests {
     use super::*;
     use crate::build;
+    use abi::options::{self, self_test};
+    use abi::reasons::Stuck;
+
+    /// The guests and their command lines.
+    fn command_lines() -> impl Iterator<Item = (&'static str, &'static str)> {
+        rows().flat_map(|row| {
+            let own = [Some(row.words), row.bochs_words].map(|words| words.map(|words| (row.guest(), words)));
+            let (beside, words) = row.beside.unzip();
+            let others = [words, row.beside_in_real_time].map(|words| beside.zip(words));
+            own.into_iter().chain(others).flatten()
+        })
+    }
 
     #[test]
     fn guests_know_the_words_of_their_rows() {
-        let words = rows().flat_map(|row| [row.words, row.bochs_words.unwrap_or("")]);
-        for word in words.flat_map(str::split_whitespace).filter(|word| word.starts_with("--")) {
-            assert!(abi::options::guest::ALL.contains(&word), "{word}");
+        for (guest, words) in command_lines() {
+            for word in words.split_whitespace() {
+                let is_known = match word.split_once('=') {
+                    Some((key, _)) => options::guest::keys(guest).contains(&key),
+                    None => !word.starts_with("--") || options::guest::ALL.contains(&word),
+                };
+                assert!(is_known, "{guest} does not know {word}");
+            }
         }
+    }
+
+    #[test]
+    fn the_hypervisor_knows_the_words_of_its_rows() {
+        for word in rows().flat_map(|row| row.hv_words.split_whitespace()) {
+            let (key, value) = word.split_once('=').unwrap();
+            assert!(options::ALL.contains(&key), "{word}");
+            assert!(key != options::SELF_TEST || self_test::ALL.contains(&value), "{word}");
+        }
+    }
+
+    /// Where numbers stand in the text.
+    #[test]
+    fn rows_say_what_the_hypervisor_says() {
+        let row = |name| rows().find(|row| row.name == name).unwrap();
+        assert_eq!(row("hv-stuck").hypervised.text, Stuck(1).to_string());
+        assert!(row("too-much-reserved").hypervised.text.ends_with(reasons::RESERVED));
+        assert!(row("two-refused").refused_beside.unwrap().1.ends_with(reasons::WRONG_CHECKSUM));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+use abi::options::guest::key;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use guest32::boot::Boot;
@@ -34,7 +35,7 @@ struct Bench {
 
 fn main(boot: &Boot) -> Verdict {
     smp::start_all();
-    let bench = Bench { ops: boot.word("ops").unwrap_or(2_000), seed: boot.word("seed").unwrap_or(1) };
+    let bench = Bench { ops: boot.word(key::OPS).unwrap_or(2_000), seed: boot.word(key::SEED).unwrap_or(1) };
     ktap::run(&bench, cases![two_level, pae])
 }
 

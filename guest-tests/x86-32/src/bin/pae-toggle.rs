@@ -7,6 +7,7 @@
 #![no_std]
 #![no_main]
 
+use abi::options::guest::key;
 use core::hint;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -67,7 +68,7 @@ struct Bench {
 }
 
 fn main(boot: &Boot) -> Verdict {
-    let flips = boot.word("ops").unwrap_or(2_000);
+    let flips = boot.word(key::OPS).unwrap_or(2_000);
     println!("# {} processors", smp::start_all());
     let pages = &mut Pages::from(memory::START);
     let space = Space::new(Mode::Pae, pages);

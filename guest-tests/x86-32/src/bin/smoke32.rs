@@ -7,6 +7,7 @@
 #![no_main]
 
 use abi::hypercall::ABI_VERSION;
+use abi::options::guest::key;
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -228,7 +229,7 @@ fn has_reserved(fault: &Fault) -> bool {
 
 /// Whether PDPTEs have to be held.
 fn are_held(boot: &Boot) -> bool {
-    boot.has_word("pdptes=held")
+    boot.text_word(key::PDPTES) == Some("held")
 }
 
 /// The load of CR3 fails, and changes nothing. With nested paging a processor may find out when it uses the PDPTE (AMD APM

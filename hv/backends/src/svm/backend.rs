@@ -84,7 +84,7 @@ impl Backend for Svm {
     }
 
     fn guest_cpus(&self, online: usize) -> Range<usize> {
-        usize::from(self.spares_boot_cpu && online > 1)..online
+        abi::cpus::spared_cpus(self.spares_boot_cpu, online)..online
     }
 
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {

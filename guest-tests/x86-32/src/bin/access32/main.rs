@@ -9,6 +9,7 @@
 mod combination;
 mod model;
 
+use abi::options::guest::key;
 use combination::{Combination, Entries, Flags};
 use guest32::boot::Boot;
 use guest32::exit::Verdict;
@@ -45,7 +46,7 @@ struct Bench {
 }
 
 fn main(boot: &Boot) -> Verdict {
-    let bench = Bench { step: boot.word("step").unwrap_or(1).max(1), from: boot.word("from").unwrap_or(0) };
+    let bench = Bench { step: boot.word(key::STEP).unwrap_or(1).max(1), from: boot.word(key::FROM).unwrap_or(0) };
     let page = Page::new(FRAME);
     page.clear();
     // RET; INT 0x80.

@@ -1,0 +1,42 @@
+//! Parts of the hypervisor's texts, of verdicts and of other lines, by which `xtask`'s tests tell one reason from another.
+
+use core::fmt;
+
+/// A VM touched memory for which there was no frame.
+pub const NO_FRAME: &str = "no frame left for the guest's memory";
+/// A VM ran longer than it may.
+pub const PAST_LIMIT: &str = "the guest ran past its limit";
+/// An entry of a VM's nested tables is none that the hypervisor writes.
+pub const MISCONFIGURED: &str = "the nested tables have an entry that makes no sense";
+/// Before the entries on the way to an address, which follow.
+pub const NESTED_PATH: &str = "the nested tables on the way to";
+/// A guest without nested paging sets EFER.LME.
+pub const ASKS_FOR_LONG_MODE: &str = "a guest asks for long mode";
+/// VMs may touch more memory than there is.
+pub const OVERCOMMITTED: &str = "frames of RAM more than there are";
+/// A VM's memory has to be there from the start, and is not.
+pub const RESERVED: &str = "for its memory, which is reserved";
+/// The hypervisor would need more for its VMs than the machine has.
+pub const HEAP: &str = "of the hypervisor's heap";
+/// The processor can't walk nested tables.
+pub const NESTED_PAGING: &str = "nested paging";
+/// An image has a header that is damaged.
+pub const WRONG_CHECKSUM: &str = "has a wrong checksum";
+/// A self-test that needs a second CPU.
+pub const ONE_CPU: &str = "one CPU gets stuck and another tells, but there is one";
+/// The text of the panic that a self-test asks for.
+pub const SELF_TEST: &str = "the self-test asked for it";
+/// The name of vector 8.
+pub const DOUBLE_FAULT: &str = "#DF double fault";
+/// The name of vector 14.
+pub const PAGE_FAULT: &str = "#PF page fault";
+
+/// This CPU stays in the hypervisor.
+#[derive(Clone, Copy, Debug)]
+pub struct Stuck(pub usize);
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CPU {} is stuck", self.0)
+    }
+}
