@@ -24,7 +24,7 @@ const RARE: [(&str, &str); 16] = [
     ("hv::watchdog::check_all", "once a second, and it is cold"),
     ("hv::vms::seat::dump", "a VM ends"),
     ("hv::vms::seat::Seat<B>::reach_limit", "a VM ends"),
-    ("<hv::vms::work::Host<B> as sched::scheduler::Cpu>::finish", "a VM ends"),
+    ("<hv::vms::work::ScheduledCpu<B> as sched::scheduler::Cpu>::finish", "a VM ends"),
     ("hv::vms::teardown::Teardown<F>::run", "a VM has ended"),
     ("sched::scheduler::Scheduler<T>::remove_if_ended", "a VM has ended"),
     ("spin::once::Once<T,R>::try_call_once_slow", "the decoder's tables, which are made before the first guest starts"),

@@ -19,9 +19,9 @@ pub(crate) enum End {
     TimedOut(Duration),
 }
 
-/// What the emulator's end can tell beyond the console.
+/// What the emulator's exit status tells beyond the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Machine {
+pub(crate) enum ExitProtocol {
     /// QEMU with the hypervisor: the exit port's value V makes the status (V << 1) | 1, a reset makes it 0.
     QemuHv,
     /// QEMU with the guest alone, and the same port.
@@ -32,7 +32,7 @@ pub(crate) enum Machine {
 
 /// All that is known of a finished run.
 pub(crate) struct Evidence<'a> {
-    pub(crate) machine: Machine,
+    pub(crate) protocol: ExitProtocol,
     /// The VMs' names, in their order.
     pub(crate) vms: &'a [String],
     /// What is demanded of each of them.
@@ -100,9 +100,9 @@ impl VmReport {
 
 /// Judges a run: the worst of what the hypervisor says and what the guests reported.
 pub(crate) fn judge(evidence: &Evidence<'_>) -> Judgement {
-    let outcome = match evidence.machine {
-        Machine::QemuBare => judge_bare(evidence),
-        Machine::QemuHv | Machine::BochsHv => judge_hv(evidence),
+    let outcome = match evidence.protocol {
+        ExitProtocol::QemuBare => judge_bare(evidence),
+        ExitProtocol::QemuHv | ExitProtocol::BochsHv => judge_hv(evidence),
     };
     if let [only] = evidence.vms {
         let vm = vm_report(evidence, 0, only, outcome);
@@ -215,7 +215,7 @@ fn judge_hv(evidence: &Evidence<'_>) -> Outcome {
         (Some(Err(why)), _) => Outcome::new(Verdict::Unknown, why),
         (Some(Ok(line)), End::Exited(status)) => {
             let told = ports::exit_status(line.verdict.status().into());
-            if evidence.machine == Machine::QemuHv && status != Some(told) {
+            if evidence.protocol == ExitProtocol::QemuHv && status != Some(told) {
                 let text = format!("the console says {}, but QEMU ended with {}", line.verdict, status_word(status));
                 return Outcome::new(Verdict::Unknown, text);
             }
@@ -226,7 +226,7 @@ fn judge_hv(evidence: &Evidence<'_>) -> Outcome {
         }
         (None, _) if evidence.processor_shut_down => hv_triple_fault(evidence),
         (None, End::TimedOut(after)) => hang(evidence, after),
-        (None, End::Exited(Some(0))) if evidence.machine == Machine::QemuHv => hv_triple_fault(evidence),
+        (None, End::Exited(Some(0))) if evidence.protocol == ExitProtocol::QemuHv => hv_triple_fault(evidence),
         (None, End::Exited(status)) => no_verdict(evidence, status),
     }
 }
@@ -286,12 +286,12 @@ mod tests {
         text.lines().map(str::to_string).collect()
     }
 
-    fn judgement(machine: Machine, vms: &[&str], end: End, console: &str, complaints: &str) -> Judgement {
+    fn judgement(protocol: ExitProtocol, vms: &[&str], end: End, console: &str, complaints: &str) -> Judgement {
         let (console, complaints) = (lines(console), lines(complaints));
         let vms: Vec<_> = vms.iter().map(|vm| (*vm).to_string()).collect();
         let demands = vec![Demands::default(); vms.len()];
         judge(&Evidence {
-            machine,
+            protocol,
             vms: &vms,
             demands: &demands,
             end,
@@ -301,12 +301,12 @@ mod tests {
         })
     }
 
-    fn verdict_of(machine: Machine, end: End, console: &str, complaints: &str) -> Outcome {
-        judgement(machine, &["vm0"], end, console, complaints).outcome
+    fn verdict_of(protocol: ExitProtocol, end: End, console: &str, complaints: &str) -> Outcome {
+        judgement(protocol, &["vm0"], end, console, complaints).outcome
     }
 
     fn hv(end: End, console: &str) -> Verdict {
-        verdict_of(Machine::QemuHv, end, console, "").verdict
+        verdict_of(ExitProtocol::QemuHv, end, console, "").verdict
     }
 
     const TIMED_OUT: End = End::TimedOut(Duration::from_secs(60));
@@ -332,7 +332,7 @@ mod tests {
         ] {
             let console = format!("hv: hello\nhv: verdict: {line}\n");
             assert_eq!(hv(exited(status), &console), verdict, "{line}");
-            assert_eq!(verdict_of(Machine::BochsHv, exited(1), &console, "").verdict, verdict, "{line}");
+            assert_eq!(verdict_of(ExitProtocol::BochsHv, exited(1), &console, "").verdict, verdict, "{line}");
             assert_eq!(hv(exited(status ^ 2), &console), Verdict::Unknown, "{line}");
         }
     }
@@ -352,9 +352,9 @@ mod tests {
         assert_eq!(hv(exited(1), "hv: hello"), Verdict::Unknown);
         assert_eq!(hv(End::Exited(None), "hv: hello"), Verdict::Unknown);
         assert_eq!(hv(exited(1), "hv: verdict: success 0"), Verdict::Unknown);
-        let hang = verdict_of(Machine::QemuHv, TIMED_OUT, "hv: hello\n\nhv: working\n\n", "");
+        let hang = verdict_of(ExitProtocol::QemuHv, TIMED_OUT, "hv: hello\n\nhv: working\n\n", "");
         assert_eq!(hang.to_string(), "FAILED: hang (status 124): no verdict within 60 s; last line: hv: working");
-        let refused = verdict_of(Machine::QemuHv, exited(1), "", "qemu: no such file");
+        let refused = verdict_of(ExitProtocol::QemuHv, exited(1), "", "qemu: no such file");
         assert_eq!(
             refused.to_string(),
             "FAILED: no-verdict (status 10): the emulator ended with status 1; qemu: no such file"
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn a_linux_that_powers_off_has_passed_unless_its_console_says_otherwise() {
         const OFF: &str = "[    9.0] reboot: Power down";
-        let told = |end, console: String| verdict_of(Machine::QemuBare, end, &console, "");
+        let told = |end, console: String| verdict_of(ExitProtocol::QemuBare, end, &console, "");
         let off = told(exited(0), format!("KTAP version 1\n1..1\nok 1 script\n{OFF}"));
         assert_eq!((off.verdict, off.text.as_str()), (Verdict::Pass, "the guest powered off"));
         let reset = told(exited(0), "[    9.0] reboot: Restarting system".to_string());
@@ -385,7 +385,7 @@ mod tests {
         let console = lines("hv: hello");
         for end in [exited(1), TIMED_OUT] {
             let evidence = Evidence {
-                machine: Machine::BochsHv,
+                protocol: ExitProtocol::BochsHv,
                 vms: &lines("vm0"),
                 demands: &[Demands::default()],
                 end,
@@ -395,12 +395,12 @@ mod tests {
             };
             assert_eq!(judge(&evidence).outcome.verdict, Verdict::HvTripleFault);
         }
-        assert_eq!(verdict_of(Machine::BochsHv, exited(0), "hv: hello", "").verdict, Verdict::Unknown);
+        assert_eq!(verdict_of(ExitProtocol::BochsHv, exited(0), "hv: hello", "").verdict, Verdict::Unknown);
     }
 
     #[test]
     fn guests_alone_are_judged_by_the_status() {
-        let bare = |end, console, complaints| verdict_of(Machine::QemuBare, end, console, complaints).verdict;
+        let bare = |end, console, complaints| verdict_of(ExitProtocol::QemuBare, end, console, complaints).verdict;
         assert_eq!(bare(exited(1), "hello", ""), Verdict::Pass);
         assert_eq!(bare(exited(1), "", ""), Verdict::Pass);
         assert_eq!(bare(exited(1), "", "qemu: could not load kernel"), Verdict::Unknown);
@@ -416,7 +416,7 @@ mod tests {
     fn each_refused_vm_has_its_own_reason() {
         let console = "hv: b: verdict: bad-image 8 no multiboot header\nhv: c: verdict: bad-image 8 cut\n\
                        hv: a: verdict: pass 0 all is well\nhv: verdict: bad-image 8 b: no multiboot header\n";
-        let judged = judgement(Machine::QemuHv, &["a", "b", "c"], exited(17), console, "");
+        let judged = judgement(ExitProtocol::QemuHv, &["a", "b", "c"], exited(17), console, "");
         let texts: Vec<_> = judged.vms.iter().map(|vm| (vm.outcome.verdict, vm.outcome.text.as_str())).collect();
         let bad = Verdict::BadImage;
         assert_eq!(texts, [(Verdict::Pass, "all is well"), (bad, "no multiboot header"), (bad, "cut")]);
@@ -426,7 +426,7 @@ mod tests {
     #[test]
     fn success_with_a_failed_test_is_failure() {
         let ktap = "KTAP version 1\n1..2\nok 1 a\nnot ok 2 b\n";
-        let outcome = verdict_of(Machine::QemuBare, exited(1), ktap, "");
+        let outcome = verdict_of(ExitProtocol::QemuBare, exited(1), ktap, "");
         assert_eq!(outcome.verdict, Verdict::GuestFailed);
         assert!(outcome.text.ends_with("not ok: b"), "{}", outcome.text);
         assert_eq!(hv(exited(1), &format!("{ktap}hv: verdict: pass 0 fine")), Verdict::GuestFailed);
@@ -452,7 +452,7 @@ mod tests {
                        longest-grace-period=0 kicks=0 operations=13 left=0\n";
 
     fn two(rest: &str, status: i32) -> Judgement {
-        judgement(Machine::QemuHv, &["a", "b"], exited(status), &format!("{TWO}{rest}"), "")
+        judgement(ExitProtocol::QemuHv, &["a", "b"], exited(status), &format!("{TWO}{rest}"), "")
     }
 
     #[test]
@@ -510,7 +510,7 @@ mod tests {
                 let mut console = Console::new(&names.clone().map(Some));
                 console.feed(&flooded(own, cut));
                 let judged = judge(&Evidence {
-                    machine: Machine::QemuHv,
+                    protocol: ExitProtocol::QemuHv,
                     vms: &names,
                     demands: &[Demands::default(), Demands::default()],
                     end: exited(1),

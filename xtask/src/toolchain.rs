@@ -3,7 +3,7 @@
 //!
 //! In this order:
 //! 1. the target's libraries are installed beside the active rustc;
-//! 2. `rustup target add`, given [`RUSTUP_PATIENCE`]. Where that fails (no network) it is not tried again for
+//! 2. `rustup target add`, given [`RUSTUP_TIMEOUT`]. Where that fails (no network) it is not tried again for
 //!    [`RUSTUP_PAUSE`], as long as another way works;
 //! 3. `-Zbuild-std` from an installed source tree: of the active toolchain (rustup's `rust-src`), or of one of the
 //!    system's (Debian's `rust-web-src`, Ubuntu's `rust-1.NN-src`);
@@ -47,7 +47,7 @@ impl Target {
 }
 
 /// How long `rustup target add` may take.
-const RUSTUP_PATIENCE: Duration = Duration::from_secs(90);
+const RUSTUP_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long its failure is remembered.
 const RUSTUP_PAUSE: Duration = Duration::from_secs(6 * 3600);
 /// The oldest minor version of Rust 1 that builds the workspace (`rust-version` in Cargo.toml).
@@ -314,7 +314,7 @@ fn rustup_add(active: &Compiler, kind: &str, name: &str) -> bool {
         .stderr(Stdio::null())
         .spawn();
     let done = child.is_ok_and(|mut child| {
-        let deadline = Instant::now() + RUSTUP_PATIENCE;
+        let deadline = Instant::now() + RUSTUP_TIMEOUT;
         loop {
             match child.try_wait() {
                 Ok(Some(status)) => break status.success(),

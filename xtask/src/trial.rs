@@ -206,10 +206,10 @@ impl Trial {
         let vms: Vec<String> = self.guests.iter().map(|guest| guest.name.clone()).collect();
         let demands: Vec<_> = self.guests.iter().map(|guest| guest.demands.clone()).collect();
         let judgement = judge::judge(&Evidence {
-            machine: match (&self.machine, &self.hypervisor) {
-                (Machine::Qemu(_), Some(_)) => judge::Machine::QemuHv,
-                (Machine::Qemu(_), None) => judge::Machine::QemuBare,
-                (Machine::Bochs(_), _) => judge::Machine::BochsHv,
+            protocol: match (&self.machine, &self.hypervisor) {
+                (Machine::Qemu(_), Some(_)) => judge::ExitProtocol::QemuHv,
+                (Machine::Qemu(_), None) => judge::ExitProtocol::QemuBare,
+                (Machine::Bochs(_), _) => judge::ExitProtocol::BochsHv,
             },
             vms: &vms,
             demands: &demands,

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Ample for what takes a moment.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// What a run may take to end after it was told to. Ample: it takes a moment.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 /// More than a pipe and all buffers hold.
 const LONG: &str = "for n in $(seq 20000); do echo \"a line that is long enough to fill the pipe: $n\"; done\n";
 /// Tells its process ID on the console, and stays.
@@ -94,7 +94,7 @@ impl Running {
     }
 
     fn end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + END_TIMEOUT;
         loop {
             if let Some(status) = self.xtask.try_wait().unwrap() {
                 return status;

@@ -1,5 +1,6 @@
 //! What costs a hypervisor dear and is the same for guests of 64 and of 32 bits, done again and again, without an end.
 
+use abi::options::guest::key;
 use core::hint;
 
 use crate::apic::{Apic, Delivery, Mode};

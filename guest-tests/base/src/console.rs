@@ -21,7 +21,7 @@ static CONSOLE: Mutex<Console> = Mutex::new(Console);
 
 /// How often a processor tries to get the console before it writes anyhow: the one that has it may be broken, or be this
 /// one, in a panic amid a line.
-const PATIENCE: u32 = 100_000_000;
+const MOST_LOCK_TRIES: u32 = 100_000_000;
 
 impl fmt::Write for Console {
     fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -43,7 +43,7 @@ pub fn print_line(line: fmt::Arguments<'_>) {
 }
 
 fn take() -> Option<MutexGuard<'static, Console>> {
-    (0..PATIENCE).find_map(|_| {
+    (0..MOST_LOCK_TRIES).find_map(|_| {
         hint::spin_loop();
         CONSOLE.try_lock()
     })

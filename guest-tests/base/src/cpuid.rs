@@ -60,7 +60,7 @@ pub fn vendor() -> Vendor {
 
 /// The hypervisor below this guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Host {
+pub enum Hypervisor {
     /// No hypervisor, or none that says so.
     Bare,
     /// This project's hypervisor.
@@ -77,13 +77,13 @@ pub fn hypervisor_bit() -> bool {
 }
 
 /// The hypervisor below this guest, by the hypervisor bit and the signature.
-pub fn host() -> Host {
+pub fn hypervisor() -> Hypervisor {
     if !hypervisor_bit() {
-        return Host::Bare;
+        return Hypervisor::Bare;
     }
     match &cpuid(HYPERVISOR_LEAF, 0).signature() {
-        SIGNATURE => Host::Microhv,
-        b"KVMKVMKVM\0\0\0" => Host::Kvm,
-        _ => Host::Other,
+        SIGNATURE => Hypervisor::Microhv,
+        b"KVMKVMKVM\0\0\0" => Hypervisor::Kvm,
+        _ => Hypervisor::Other,
     }
 }

@@ -5,7 +5,7 @@ use abi::hypercall::{TestCall, decode_result};
 use core::arch::naked_asm;
 use core::num::NonZero;
 
-use crate::cpuid::{self, Host, Vendor};
+use crate::cpuid::{self, Hypervisor, Vendor};
 use crate::ram::{Area, Block, Frame};
 
 /// Does nothing, returns 0.
@@ -85,12 +85,12 @@ hypercall!(vmcall, "vmcall");
 /// The instruction that calls the hypervisor below this guest; None on a bare machine and below a hypervisor that is not
 /// known to answer, where it would be #UD.
 pub fn instruction() -> Option<Instruction> {
-    match cpuid::host() {
-        Host::Microhv | Host::Kvm => Some(match cpuid::vendor() {
+    match cpuid::hypervisor() {
+        Hypervisor::Microhv | Hypervisor::Kvm => Some(match cpuid::vendor() {
             Vendor::Amd => Instruction::Vmmcall,
             Vendor::Other => Instruction::Vmcall,
         }),
-        Host::Bare | Host::Other => None,
+        Hypervisor::Bare | Hypervisor::Other => None,
     }
 }
 
@@ -102,7 +102,7 @@ pub struct Microhv(Instruction);
 impl Microhv {
     /// None below another hypervisor, or none.
     pub fn here() -> Option<Self> {
-        instruction().filter(|_| cpuid::host() == Host::Microhv).map(Self)
+        instruction().filter(|_| cpuid::hypervisor() == Hypervisor::Microhv).map(Self)
     }
 
     /// Gives the frames of `area` back: it reads as zeros afterwards. How many there were.

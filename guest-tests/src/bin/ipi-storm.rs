@@ -33,7 +33,7 @@ const PING: u8 = 0x60;
 const PONG: u8 = 0x70;
 
 /// How long an IPI may take: an emulator's processor may be kept waiting by the machine it runs on.
-const PATIENCE_SECONDS: u64 = 10;
+const DELIVERY_SECONDS: u64 = 10;
 
 /// IPIs from each processor to each.
 type Matrix = PerCpu<[AtomicU64; Cpu::MOST]>;
@@ -110,7 +110,7 @@ fn storm(stress: &Stress<'_>, mode: Mode) -> Outcome {
             stress.stop();
         }
         sent.wait();
-        clock::wait_for(clock::seconds(PATIENCE_SECONDS), || agree(cpu).is_ok());
+        clock::wait_for(clock::seconds(DELIVERY_SECONDS), || agree(cpu).is_ok());
         // What comes twice comes now.
         clock::wait(clock::microseconds(1_000));
         received.wait();
@@ -222,5 +222,5 @@ fn wait_for(mut condition: impl FnMut() -> bool) -> bool {
     (0..100).any(|_| {
         hint::spin_loop();
         condition()
-    }) || clock::wait_for(clock::seconds(PATIENCE_SECONDS), condition)
+    }) || clock::wait_for(clock::seconds(DELIVERY_SECONDS), condition)
 }

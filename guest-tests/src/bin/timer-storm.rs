@@ -31,7 +31,7 @@ const RESCUE: u8 = 0x91;
 /// Two milliseconds at 1 GHz.
 const LONGEST: u64 = 2_000_000;
 /// How late a timer may be: an emulator's processor may be kept waiting by the machine it runs on.
-const PATIENCE_SECONDS: u64 = 10;
+const DELAY_SECONDS: u64 = 10;
 
 /// What is known of a processor's timer.
 struct Timer {
@@ -96,7 +96,7 @@ fn look_after_next(me: Cpu) {
     let next = smp::cpus().nth((me.index() + 1) % smp::count()).filter(|next| *next != me);
     if let Some(next) = next {
         let since = TIMERS.of(next).asleep.load(Relaxed);
-        if since != 0 && tsc::read().saturating_sub(since) > clock::seconds(PATIENCE_SECONDS) {
+        if since != 0 && tsc::read().saturating_sub(since) > clock::seconds(DELAY_SECONDS) {
             Apic::here().send(Delivery::Fixed(RESCUE), next.into());
         }
     }
@@ -188,7 +188,7 @@ impl Storm {
         self.apic.start_timer(TIMER, true, count as u32);
         interrupts::enable();
         let went_on =
-            clock::wait_for(clock::seconds(PATIENCE_SECONDS), || self.timer.fired.load(Acquire) >= before + TIMES);
+            clock::wait_for(clock::seconds(DELAY_SECONDS), || self.timer.fired.load(Acquire) >= before + TIMES);
         interrupts::disable();
         self.apic.stop_timer();
         let span = tsc::read() - start;
@@ -225,7 +225,7 @@ impl Storm {
             self.timer.asleep.store(0, SeqCst);
         } else {
             interrupts::enable();
-            clock::wait_for(clock::seconds(PATIENCE_SECONDS), || fired() >= times);
+            clock::wait_for(clock::seconds(DELAY_SECONDS), || fired() >= times);
             interrupts::disable();
         }
         check_eq!(self.timer.rescued.load(Relaxed), rescued, "the processor has slept on");

@@ -42,7 +42,7 @@ pub use local::{Effect, LocalApic};
 pub use posted::{Posted, Signals};
 pub use register::Register;
 pub use timer::Due;
-pub use x2apic::Refused;
+pub use x2apic::InvalidMsrAccess;
 
 /// The clock of APIC timers. It is read only where the time is needed, because reading it may be slow.
 pub trait Clock {

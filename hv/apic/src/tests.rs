@@ -254,15 +254,15 @@ fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
     let mut cpus = Cpus::<4>::new();
     let Cpus { posted: all, apics, clock } = &mut cpus;
     let (apic, posted) = (&mut apics[3], &all[3]);
-    assert_eq!(apic.read_msr(0x802, posted, clock), Err(Refused));
-    assert_eq!(apic.set_base(0xfee0_0400, 40, posted), Err(Refused));
-    assert_eq!(apic.set_base(1 << 40 | 0xfee0_0800, 40, posted), Err(Refused));
+    assert_eq!(apic.read_msr(0x802, posted, clock), Err(InvalidMsrAccess));
+    assert_eq!(apic.set_base(0xfee0_0400, 40, posted), Err(InvalidMsrAccess));
+    assert_eq!(apic.set_base(1 << 40 | 0xfee0_0800, 40, posted), Err(InvalidMsrAccess));
     assert_eq!(apic.set_base(0xfee0_0c00, 40, posted), Ok(()));
     assert!(!apic.is_at(0xfee0_0300));
     assert_eq!(apic.read_msr(0x802, posted, clock), Ok(3));
     assert_eq!(apic.read_msr(0x80d, posted, clock), Ok(8));
     for refused in [0x80b, 0x83f, 0x80e, 0x831, 0x8ff] {
-        assert_eq!(apic.read_msr(refused, posted, clock), Err(Refused), "{refused:#x}");
+        assert_eq!(apic.read_msr(refused, posted, clock), Err(InvalidMsrAccess), "{refused:#x}");
     }
     for (msr, value) in [
         (0x80b, 1),
@@ -278,7 +278,7 @@ fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
         (0x83e, 4),
         (0x83f, 0x100),
     ] {
-        assert_eq!(apic.write_msr(msr, value, posted, clock), Err(Refused), "{msr:#x}");
+        assert_eq!(apic.write_msr(msr, value, posted, clock), Err(InvalidMsrAccess), "{msr:#x}");
     }
     assert_eq!(
         apic.write_msr(0x830, 7 << 32 | 0x1000, posted, clock),
@@ -291,10 +291,14 @@ fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
     deliver(ipi, 3, all.iter(), |hit| assert_eq!(hit, 3));
     assert_eq!(apic.acknowledge(posted), Some(0x55));
     assert_eq!(apic.read_msr(0x830, posted, clock), Ok(7 << 32), "a self-IPI does not change the ICR");
-    assert_eq!(apic.set_base(0xfee0_0800, 40, posted), Err(Refused), "x2APIC mode is left by disabling the APIC alone");
+    assert_eq!(
+        apic.set_base(0xfee0_0800, 40, posted),
+        Err(InvalidMsrAccess),
+        "x2APIC mode is left by disabling the APIC alone"
+    );
     assert_eq!(apic.set_base(0xfee0_0000, 40, posted), Ok(()));
     assert!(apic.accepts_ext_int());
-    assert_eq!(apic.set_base(0xfee0_0c00, 40, posted), Err(Refused));
+    assert_eq!(apic.set_base(0xfee0_0c00, 40, posted), Err(InvalidMsrAccess));
     assert_eq!(apic.set_base(0xfee0_0800, 40, posted), Ok(()));
     assert!(apic.is_at(0xfee0_0300) && !apic.is_at(0xfee0_1000));
 }

@@ -10,15 +10,15 @@ use core::fmt;
 
 /// The access to an MSR is invalid: the guest gets #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused;
+pub struct InvalidMsrAccess;
 
-impl fmt::Display for Refused {
+impl fmt::Display for InvalidMsrAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("invalid access to an MSR of the APIC")
     }
 }
 
-impl Error for Refused {}
+impl Error for InvalidMsrAccess {}
 
 impl LocalApic {
     /// Whether IA32_APIC_BASE enables the APIC, in xAPIC or x2APIC mode.
@@ -42,7 +42,7 @@ impl LocalApic {
     /// # Errors
     /// For reserved bits, and for mode changes that figure 11-27 does not allow: from disabled to x2APIC mode, and from x2APIC
     /// mode to xAPIC mode.
-    pub fn set_base(&mut self, value: u64, address_bits: u8, posted: &Posted) -> Result<(), Refused> {
+    pub fn set_base(&mut self, value: u64, address_bits: u8, posted: &Posted) -> Result<(), InvalidMsrAccess> {
         let address = ((1u64 << address_bits.clamp(32, 52)) - 1) & !0xfff;
         let mode = |base: u64| (base & BASE_ENABLED != 0, base & BASE_X2APIC != 0);
         let forbidden = match (mode(self.base), mode(value)) {
@@ -52,7 +52,7 @@ impl LocalApic {
             _ => false,
         };
         if value & !(address | BASE_ENABLED | BASE_X2APIC | BASE_BSP) != 0 || forbidden {
-            return Err(Refused);
+            return Err(InvalidMsrAccess);
         }
         let was_on = self.is_on();
         self.base = value & !BASE_BSP | self.base & BASE_BSP;
@@ -67,10 +67,10 @@ impl LocalApic {
     ///
     /// # Errors
     /// Outside of x2APIC mode, and for registers that do not exist or are write-only.
-    pub fn read_msr(&mut self, msr: u32, posted: &Posted, clock: &impl Clock) -> Result<u64, Refused> {
+    pub fn read_msr(&mut self, msr: u32, posted: &Posted, clock: &impl Clock) -> Result<u64, InvalidMsrAccess> {
         let register = self.register(msr)?;
         match register {
-            Register::EndOfInterrupt | Register::SelfIpi => Err(Refused),
+            Register::EndOfInterrupt | Register::SelfIpi => Err(InvalidMsrAccess),
             Register::CommandLow => Ok(self.command),
             _ => Ok(self.read(register, posted, clock).into()),
         }
@@ -80,7 +80,13 @@ impl LocalApic {
     ///
     /// # Errors
     /// Outside of x2APIC mode, for registers that do not exist or are read-only, and for reserved bits.
-    pub fn write_msr(&mut self, msr: u32, value: u64, posted: &Posted, clock: &impl Clock) -> Result<Effect, Refused> {
+    pub fn write_msr(
+        &mut self,
+        msr: u32,
+        value: u64,
+        posted: &Posted,
+        clock: &impl Clock,
+    ) -> Result<Effect, InvalidMsrAccess> {
         let register = self.register(msr)?;
         let writable: u64 = match register {
             Register::TaskPriority | Register::SelfIpi => 0xff,
@@ -92,10 +98,10 @@ impl LocalApic {
             Register::Local(lvt) => lvt.defined().into(),
             Register::InitialCount => 0xffff_ffff,
             Register::Divide => 0xb,
-            _ => return Err(Refused),
+            _ => return Err(InvalidMsrAccess),
         };
         if value & !writable != 0 {
-            return Err(Refused);
+            return Err(InvalidMsrAccess);
         }
         if register == Register::CommandLow {
             self.command = value & !0xffff_ffff;
@@ -103,15 +109,15 @@ impl LocalApic {
         Ok(self.write(register, value as u32, posted, clock))
     }
 
-    fn register(&self, msr: u32) -> Result<Register, Refused> {
+    fn register(&self, msr: u32) -> Result<Register, InvalidMsrAccess> {
         let number = msr.wrapping_sub(X2APIC_MSRS.start);
         let register = u16::try_from(number).ok().and_then(Register::new).filter(|_| self.is_x2apic());
-        match register.ok_or(Refused)? {
+        match register.ok_or(InvalidMsrAccess)? {
             // In this mode the ICR is one register of 64 bits, and the others do not exist.
             Register::CommandHigh
             | Register::DestinationFormat
             | Register::ArbitrationPriority
-            | Register::RemoteRead => Err(Refused),
+            | Register::RemoteRead => Err(InvalidMsrAccess),
             register => Ok(register),
         }
     }

@@ -1,6 +1,6 @@
 //! ACPI's tables but for the DSDT (ACPI specification 6.5, chapter 5).
 
-use crate::{Address, Area, Machine, dsdt, set_checksum};
+use crate::{Address, Area, PcConfig, dsdt, set_checksum};
 use abi::acpi::{RSDP_BYTES, RSDP_REVISION, RSDP_SIGNATURE, RSDP_V1_BYTES};
 use abi::irq::{self, SCI, TIMER_PIN};
 use abi::{mmio, ports};
@@ -26,7 +26,7 @@ pub(crate) struct Roots {
 }
 
 /// Adds all tables.
-pub(crate) fn place(machine: &Machine, area: &mut Area) -> Roots {
+pub(crate) fn place(machine: &PcConfig, area: &mut Area) -> Roots {
     let facs = area.place(&encoded(&FACS::new()));
     // Revision 2: integers have 64 bits.
     let dsdt = area.place(&table(*b"DSDT", 2, &dsdt::aml(machine)));
@@ -119,7 +119,7 @@ const HIGH_LEVEL: u16 = 0b1101;
 const BUS_DEFAULT: u16 = 0;
 
 /// Section 5.2.12.
-fn madt(machine: &Machine) -> Vec<u8> {
+fn madt(machine: &PcConfig) -> Vec<u8> {
     /// There are two 8259s.
     const PCAT_COMPAT: u32 = 1;
     const REVISION: u8 = 6;

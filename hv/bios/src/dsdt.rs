@@ -1,6 +1,6 @@
 //! The DSDT's code: names of devices, and the resources that they use (ACPI specification 6.5, chapters 6, 7 and 19).
 
-use crate::{ISA_BRIDGE, Machine, PCI_DEVICES};
+use crate::{ISA_BRIDGE, PCI_DEVICES, PcConfig};
 use abi::{mmio, ports};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Name, Package, PackageBuilder, ResourceTemplate, Scope,
@@ -10,7 +10,7 @@ use acpi_tables::{Aml, AmlSink};
 use alloc::vec::Vec;
 
 /// What follows the DSDT's header.
-pub(crate) fn aml(machine: &Machine) -> Vec<u8> {
+pub(crate) fn aml(machine: &PcConfig) -> Vec<u8> {
     let mut code = Vec::new();
     // A sleep type for each of PM1a and PM1b, and two reserved fields (section 7.4.2).
     Name::new("_S5_".into(), &Package::new(Vec::from([&ports::S5 as &dyn Aml, &ports::S5, &ZERO, &ZERO])))
@@ -37,7 +37,7 @@ impl Aml for Encoded {
 }
 
 /// The host bridge: what the buses below it may use, and where their interrupts go.
-fn pci_root(machine: &Machine) -> Encoded {
+fn pci_root(machine: &PcConfig) -> Encoded {
     const CONFIGURATION: u16 = 0xcf8;
     const CONFIGURATION_PORTS: u8 = 8;
     let buses = AddressSpace::new_bus_number(0u16, 0xff);
@@ -61,7 +61,7 @@ fn pci_root(machine: &Machine) -> Encoded {
 }
 
 /// `_PRT` (section 6.2.13): each pin of each device is wired to a pin of the IOAPIC.
-fn interrupt_routing(machine: &Machine) -> PackageBuilder {
+fn interrupt_routing(machine: &PcConfig) -> PackageBuilder {
     const ANY_FUNCTION: u32 = 0xffff;
     let mut routes = PackageBuilder::new();
     for (device, pin) in PCI_DEVICES.flat_map(|device| (0..4).map(move |pin| (device, pin))) {

@@ -4,10 +4,10 @@
 //! which operating systems search:
 //!
 //! ```
-//! use bios::{Machine, Processor, Tables};
+//! use bios::{PcConfig, Processor, Tables};
 //!
 //! let processor = Processor { signature: 0x00a2_0f10, features: 0x078b_fbff };
-//! let machine = Machine { vcpus: 4, processor, ioapic: true, hpet: None, pci_gsis: [16, 17, 18, 19] };
+//! let machine = PcConfig { vcpus: 4, processor, ioapic: true, hpet: None, pci_gsis: [16, 17, 18, 19] };
 //! let tables = Tables::new(&machine);
 //! // To be written to guest memory before the guest starts:
 //! let (at, bytes) = (tables.range().start, tables.bytes());
@@ -44,7 +44,7 @@ use core::ops::Range;
 /// What of a VM its tables describe. The devices that every VM has are described always: PIC, PIT, RTC, keyboard controller,
 /// COM1, PCI, and ACPI's fixed registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Machine {
+pub struct PcConfig {
     /// How many vCPUs there are, 1 to 254. Their APIC IDs are the first ones.
     pub vcpus: u8,
     /// What each of them is.
@@ -73,7 +73,7 @@ const ISA_BRIDGE: u8 = 1;
 /// The PCI devices whose interrupts are routed: all but the host bridge.
 const PCI_DEVICES: Range<u8> = 1..32;
 
-impl Machine {
+impl PcConfig {
     /// The GSI of `pin` (0 for INTA) of PCI device `device`.
     const fn pci_gsi(&self, device: u8, pin: u8) -> u8 {
         self.pci_gsis[((device + pin) % 4) as usize]
@@ -90,7 +90,7 @@ pub struct Tables {
 
 impl Tables {
     /// Makes the tables of `machine`.
-    pub fn new(machine: &Machine) -> Self {
+    pub fn new(machine: &PcConfig) -> Self {
         let mut area = Area { bytes: Vec::new() };
         let mp_pointer = machine.ioapic.then(|| mp::place(machine, &mut area));
         let acpi = acpi::place(machine, &mut area);

@@ -1,6 +1,6 @@
 //! The MP table (MultiProcessor Specification 1.4, chapter 4), for kernels that don't know ACPI.
 
-use crate::{Area, Machine, PCI_DEVICES, Processor, set_checksum};
+use crate::{Area, PCI_DEVICES, PcConfig, Processor, set_checksum};
 use abi::irq::{self, SCI, TIMER_PIN};
 use abi::mmio;
 use addr::Gpa;
@@ -15,7 +15,7 @@ const ISA: u8 = 1;
 const BUSES: [(u8, &[u8; 6]); 2] = [(PCI, b"PCI   "), (ISA, b"ISA   ")];
 
 /// Adds the table, and gives the place of its floating pointer.
-pub(crate) fn place(machine: &Machine, area: &mut Area) -> Gpa {
+pub(crate) fn place(machine: &PcConfig, area: &mut Area) -> Gpa {
     let table = area.place(&configuration(machine));
     area.place(&floating_pointer(table.dword())).0
 }
@@ -33,7 +33,7 @@ fn floating_pointer(table: u32) -> [u8; 16] {
 }
 
 /// Section 4.2: a header, and the entries, which are in the order of their types.
-fn configuration(machine: &Machine) -> Vec<u8> {
+fn configuration(machine: &PcConfig) -> Vec<u8> {
     const HEADER: usize = 44;
     const CHECKSUM: usize = 7;
     let entries = Entries::new(machine);
@@ -79,7 +79,7 @@ struct Entries {
 }
 
 impl Entries {
-    fn new(machine: &Machine) -> Self {
+    fn new(machine: &PcConfig) -> Self {
         let mut entries = Self::default();
         (0..machine.vcpus).for_each(|id| entries.processor(id, machine.processor));
         for (number, name) in BUSES {
@@ -124,7 +124,7 @@ impl Entries {
 
     /// ISA's, without IRQ 2, which is the cascade of the 8259s, and those that PCI has. PCI's, of which a source is device and pin
     /// (section D.3).
-    fn io_interrupts(&mut self, machine: &Machine) {
+    fn io_interrupts(&mut self, machine: &PcConfig) {
         const ENTRY: u8 = 3;
         const CASCADE: u8 = 2;
         for irq in (0..16).filter(|irq| *irq != CASCADE && !machine.pci_gsis.contains(irq)) {

@@ -1,20 +1,20 @@
 //! The tables, as an operating system reads them.
 
-use crate::{Machine, Processor, Tables};
+use crate::{PcConfig, Processor, Tables};
 use addr::Gpa;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::vec::Vec;
 
-fn machine(vcpus: u8) -> Machine {
+fn machine(vcpus: u8) -> PcConfig {
     let processor = Processor { signature: 0x00a2_0f10, features: 0x078b_fbff };
-    Machine { vcpus, processor, ioapic: true, hpet: Some(0x8086_a201), pci_gsis: [16, 17, 18, 19] }
+    PcConfig { vcpus, processor, ioapic: true, hpet: Some(0x8086_a201), pci_gsis: [16, 17, 18, 19] }
 }
 
-fn any_machine() -> impl Strategy<Value = Machine> {
+fn any_machine() -> impl Strategy<Value = PcConfig> {
     let gsis = prop::array::uniform4(prop_oneof![5u8..=5, 10u8..=11, 16u8..24]);
     (1u8..=254, any::<[u32; 2]>(), any::<bool>(), any::<Option<u32>>(), gsis).prop_map(
-        |(vcpus, [signature, features], ioapic, hpet, pci_gsis)| Machine {
+        |(vcpus, [signature, features], ioapic, hpet, pci_gsis)| PcConfig {
             vcpus,
             processor: Processor { signature, features },
             ioapic,
@@ -214,7 +214,7 @@ fn the_mp_table_routes_the_timer_to_pin_2_and_the_sci_by_level() {
 
 #[test]
 fn a_pin_that_pci_has_is_not_isas_too() {
-    let tables = Tables::new(&Machine { pci_gsis: [10, 11, 10, 11], ..machine(1) });
+    let tables = Tables::new(&PcConfig { pci_gsis: [10, 11, 10, 11], ..machine(1) });
     let (_, entries) = tables.mp().expect("an MP table");
     let pins = |bus| entries.iter().filter(move |entry| entry[0] == 3 && entry[4] == bus).map(|entry| entry[7]);
     assert_eq!(pins(0).collect::<BTreeSet<_>>(), BTreeSet::from([10, 11]));

@@ -1,7 +1,7 @@
 //! ACPICA's compiler `iasl` disassembles all tables but the RSDP, which it does not know, and compiles what it gets, without an
 //! error or a warning. Debian has it in `acpica-tools`; `cargo xtask setup` installs it.
 
-use bios::{Machine, Processor, Tables};
+use bios::{PcConfig, Processor, Tables};
 use std::path::Path;
 use std::process::Command;
 
@@ -39,7 +39,7 @@ fn assert_no_complaint(printed: &str, about: &str) {
     assert!(complaints.is_empty(), "{about}: {complaints:#?} in\n{printed}");
 }
 
-fn check(machine: &Machine) {
+fn check(machine: &PcConfig) {
     let directory = tempfile::tempdir().expect("a directory");
     let files = files(&Tables::new(machine));
     let mut expected = vec!["APIC", "DSDT", "FACP", "FACS", "RSDT", "XSDT"];
@@ -59,14 +59,14 @@ fn check(machine: &Machine) {
     }
 }
 
-fn machine(vcpus: u8) -> Machine {
+fn machine(vcpus: u8) -> PcConfig {
     let processor = Processor { signature: 0x00a2_0f10, features: 0x078b_fbff };
-    Machine { vcpus, processor, ioapic: true, hpet: Some(0x8086_a201), pci_gsis: [16, 17, 18, 19] }
+    PcConfig { vcpus, processor, ioapic: true, hpet: Some(0x8086_a201), pci_gsis: [16, 17, 18, 19] }
 }
 
 #[test]
 fn all_tables_are_disassembled_and_compiled_without_a_complaint() {
     check(&machine(1));
     check(&machine(64));
-    check(&Machine { ioapic: false, hpet: None, ..machine(2) });
+    check(&PcConfig { ioapic: false, hpet: None, ..machine(2) });
 }

@@ -5,7 +5,7 @@ use acpi::AcpiTables;
 use acpi::address::AddressSpace;
 use acpi::sdt::{fadt::Fadt, hpet::HpetTable, madt::Madt};
 use addr::{Gpa, Hpa};
-use bios::{Machine, Processor, Tables};
+use bios::{PcConfig, Processor, Tables};
 use firmware::{PhysicalMemory, StaticTables, Topology, find_rsdp};
 use std::ptr::NonNull;
 
@@ -19,12 +19,12 @@ impl PhysicalMemory for Memory {
     }
 }
 
-fn machine(vcpus: u8) -> Machine {
+fn machine(vcpus: u8) -> PcConfig {
     let processor = Processor { signature: 0x00a2_0f10, features: 0x078b_fbff };
-    Machine { vcpus, processor, ioapic: true, hpet: Some(0x8086_a201), pci_gsis: [16, 17, 18, 19] }
+    PcConfig { vcpus, processor, ioapic: true, hpet: Some(0x8086_a201), pci_gsis: [16, 17, 18, 19] }
 }
 
-fn read(machine: &Machine) -> AcpiTables<StaticTables<Memory>> {
+fn read(machine: &PcConfig) -> AcpiTables<StaticTables<Memory>> {
     let tables = Tables::new(machine);
     let mut memory = vec![0; 0x10_0000];
     let at = tables.range().start.raw() as usize;
@@ -74,5 +74,5 @@ fn the_madt_and_the_hpet_are_read() {
     let hpet = tables.find_table::<HpetTable>().expect("an HPET");
     let address = hpet.base_address.address;
     assert_eq!(address, 0xfed0_0000);
-    assert!(read(&Machine { hpet: None, ..machine(2) }).find_table::<HpetTable>().is_none());
+    assert!(read(&PcConfig { hpet: None, ..machine(2) }).find_table::<HpetTable>().is_none());
 }

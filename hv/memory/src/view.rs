@@ -38,7 +38,7 @@ pub struct View<'v, 'm, F: Nested, H: Host> {
 pub struct ViewState {
     /// Where pages that it accessed lately are, by the lowest bits of their numbers. A place is used only as long as no flush has
     /// come since it was kept.
-    places: [Cell<Place>; PLACES],
+    places: [Cell<CachedPage>; PLACES],
     /// The test hypercall of which steps are left.
     pub(crate) unfinished: Cell<Option<Unfinished>>,
     /// The page that is to be mapped next.
@@ -69,7 +69,7 @@ impl ViewState {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            places: [const { Cell::new(Place::NONE) }; PLACES],
+            places: [const { Cell::new(CachedPage::NONE) }; PLACES],
             unfinished: Cell::new(None),
             zeroing: Cell::new(None),
         }
@@ -89,13 +89,13 @@ impl Default for ViewState {
 
 /// Where a page of the guest's is in the direct map, as long as the VM's tables are of this generation ([`HandleMem`]).
 #[derive(Clone, Copy)]
-struct Place {
+struct CachedPage {
     gfn: Gfn,
     generation: u64,
     host: DirectPtr,
 }
 
-impl Place {
+impl CachedPage {
     const NONE: Self = Self { gfn: Gfn::new(0), generation: 0, host: DirectPtr::NONE };
 }
 
@@ -149,7 +149,7 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         }
         let host = self.find(at)?;
         let generation = if kept(Rule::GenerationFirst) { before } else { self.generation() };
-        place.set(Place { gfn, generation, host: host.sub(at.page_offset()) });
+        place.set(CachedPage { gfn, generation, host: host.sub(at.page_offset()) });
         Ok(host)
     }
 

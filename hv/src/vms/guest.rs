@@ -172,7 +172,7 @@ impl<F: Nested> Guest<F> {
 /// The firmware's tables of a VM with so many vCPUs.
 pub(super) fn firmware_tables(vcpus: usize) -> bios::Tables {
     let features = Table::new(crate::cpu::cpuid, Topology { index: 0, vcpus }).get(1, 0);
-    bios::Tables::new(&bios::Machine {
+    bios::Tables::new(&bios::PcConfig {
         vcpus: vcpus as u8,
         processor: bios::Processor { signature: features.eax, features: features.edx },
         ioapic: true,

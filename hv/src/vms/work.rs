@@ -87,19 +87,19 @@ impl<F: Nested> Job<F> {
         let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::period() };
         let mut scheduler = Scheduler::new(self.tasks(backend), config, timer::now());
         wait_for_all_seats(cpu.index());
-        scheduler.run(&mut Host { cpu, has_slept: false, backend: PhantomData::<B> });
+        scheduler.run(&mut ScheduledCpu { cpu, has_slept: false, backend: PhantomData::<B> });
     }
 }
 
 /// This CPU, to its schedule.
-struct Host<'c, B> {
+struct ScheduledCpu<'c, B> {
     cpu: &'c mut Cpu<'static, HostMachine>,
     /// It has slept since it last ran a task.
     has_slept: bool,
     backend: PhantomData<B>,
 }
 
-impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
+impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
     type Task = CpuTask<B>;
 
     fn now(&self) -> Instant {
@@ -140,7 +140,7 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for Host<'_, B> {
     }
 }
 
-impl<B> Host<'_, B> {
+impl<B> ScheduledCpu<'_, B> {
     /// What the machine needs of a CPU between two slices.
     fn attend(&mut self) {
         watchdog::heart(self.cpu.index()).beat();

@@ -22,8 +22,8 @@ impl<C: Clock> apic::Clock for ApicClock<'_, C> {
     }
 }
 
-impl From<apic::Refused> for MsrError {
-    fn from(_: apic::Refused) -> Self {
+impl From<apic::InvalidMsrAccess> for MsrError {
+    fn from(_: apic::InvalidMsrAccess) -> Self {
         Self::Value
     }
 }

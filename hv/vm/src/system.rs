@@ -16,18 +16,18 @@ use walk::{Controls, Operands};
 const STATUS_WORD: u64 = 0xf;
 
 /// Why an instruction is not carried out.
-pub(crate) enum Refused {
+pub(crate) enum NotExecuted {
     Event(Event),
     Trouble(Trouble),
 }
 
-impl<T: Into<Trouble>> From<T> for Refused {
+impl<T: Into<Trouble>> From<T> for NotExecuted {
     fn from(trouble: T) -> Self {
         Self::Trouble(trouble.into())
     }
 }
 
-impl From<Event> for Refused {
+impl From<Event> for NotExecuted {
     fn from(event: Event) -> Self {
         Self::Event(event)
     }
@@ -43,7 +43,7 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn execute_system(
         &mut self,
         vcpu: &mut T::Vcpu,
-        carry_out: impl FnOnce(&mut Self, &mut T::Vcpu, System) -> Result<(), Refused>,
+        carry_out: impl FnOnce(&mut Self, &mut T::Vcpu, System) -> Result<(), NotExecuted>,
     ) -> Flow {
         let bitness = Self::bitness(vcpu);
         let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
@@ -53,8 +53,8 @@ impl<T: Types> ExitHandler<'_, T> {
         });
         match done {
             Ok(flow) => flow,
-            Err(Refused::Trouble(trouble)) => trouble.tell(vcpu),
-            Err(Refused::Event(event)) => {
+            Err(NotExecuted::Trouble(trouble)) => trouble.tell(vcpu),
+            Err(NotExecuted::Event(event)) => {
                 vcpu.inject(event);
                 Flow::Resume
             }
@@ -63,7 +63,7 @@ impl<T: Types> ExitHandler<'_, T> {
 
     // A call would return all of it through memory: 50 instructions more for each such exit.
     #[inline(always)]
-    fn decode_system(&mut self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Decoded, Refused> {
+    fn decode_system(&mut self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Decoded, NotExecuted> {
         let at = Self::code_address(vcpu, bitness);
         match self.first_bytes(vcpu, at).and_then(|first| system::decode_short(first, bitness)) {
             Some(decoded) => Ok(decoded),
@@ -71,7 +71,7 @@ impl<T: Types> ExitHandler<'_, T> {
         }
     }
 
-    fn carry_out_system(&mut self, vcpu: &mut T::Vcpu, system: System) -> Result<(), Refused> {
+    fn carry_out_system(&mut self, vcpu: &mut T::Vcpu, system: System) -> Result<(), NotExecuted> {
         let Controls { cr0, cr3, cr4, .. } = Self::controls(vcpu);
         match system {
             System::Invlpg(page) => self.memory.shadow_invlpg(page.linear(vcpu)),
@@ -111,7 +111,7 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// LMSW's operand.
-    fn status_word(&self, vcpu: &T::Vcpu, from: StatusWord) -> Result<u64, Refused> {
+    fn status_word(&self, vcpu: &T::Vcpu, from: StatusWord) -> Result<u64, NotExecuted> {
         let at = match from {
             StatusWord::Register(gpr) => return Ok(vcpu.gpr(gpr)),
             StatusWord::Memory(at) => at.linear(vcpu),
@@ -122,7 +122,7 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// PG needs PE, NW needs CD, and the upper half is reserved (Intel SDM vol. 2, MOV to control registers).
-    fn write_cr0(&mut self, vcpu: &mut T::Vcpu, value: u64) -> Result<(), Refused> {
+    fn write_cr0(&mut self, vcpu: &mut T::Vcpu, value: u64) -> Result<(), NotExecuted> {
         let cr0 = value & CR0_DEFINED | CR0_ET;
         let is_reserved = value >> 32 != 0 || cr0 & (CR0_PG | CR0_PE) == CR0_PG || cr0 & (CR0_NW | CR0_CD) == CR0_NW;
         if is_reserved {
@@ -136,7 +136,7 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// Long mode is entered with PAE and from code that is not 64-bit, and left from such code, without PCIDE (Intel SDM vol. 3,
     /// sections 9.8.5 and 4.10.1).
-    fn write_nested_cr0(vcpu: &mut T::Vcpu, cr0: u64) -> Result<(), Refused> {
+    fn write_nested_cr0(vcpu: &mut T::Vcpu, cr0: u64) -> Result<(), NotExecuted> {
         let ControlRegisters { cr0: old, cr4, efer, .. } = vcpu.control();
         let is_64_bit = vcpu.segment(Segment::Cs).long;
         let is_wrong = match (old & CR0_PG != 0, cr0 & CR0_PG != 0) {
@@ -151,7 +151,7 @@ impl<T: Types> ExitHandler<'_, T> {
         Ok(())
     }
 
-    fn write_cr4(&mut self, vcpu: &mut T::Vcpu, cr4: u64) -> Result<(), Refused> {
+    fn write_cr4(&mut self, vcpu: &mut T::Vcpu, cr4: u64) -> Result<(), NotExecuted> {
         if cr4 & !self.context.cr4_bits != 0 {
             return Err(Event::GENERAL_PROTECTION.into());
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// A line of a source.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct SourceLine {
     /// Its path within the repository.
     pub(crate) file: String,
     /// From 1 on.
@@ -19,7 +19,7 @@ pub(crate) struct Place {
 /// Instructions that stand for one line, side by side.
 struct Stretch {
     addresses: Range<u64>,
-    place: Place,
+    place: SourceLine,
     /// The function whose line it is, be it inlined into another.
     function: String,
 }
@@ -27,7 +27,7 @@ struct Stretch {
 /// A function, and its lines in the image.
 pub(crate) struct Function<'a> {
     pub(crate) name: &'a str,
-    pub(crate) places: BTreeSet<&'a Place>,
+    pub(crate) places: BTreeSet<&'a SourceLine>,
 }
 
 /// The code of some crates.
@@ -47,26 +47,26 @@ impl Code {
             if prefixes.iter().any(|prefix| file.starts_with(prefix)) {
                 let addresses = begin..begin + length;
                 let function = function(&loader, begin).unwrap_or_default();
-                stretches.push(Stretch { addresses, place: Place { file, line }, function });
+                stretches.push(Stretch { addresses, place: SourceLine { file, line }, function });
             }
         }
         Ok(Self(stretches))
     }
 
     /// All lines, in order.
-    pub(crate) fn places(&self) -> impl Iterator<Item = &Place> {
+    pub(crate) fn places(&self) -> impl Iterator<Item = &SourceLine> {
         self.0.iter().map(|stretch| &stretch.place).collect::<BTreeSet<_>>().into_iter()
     }
 
     /// The lines of which an instruction is at one of these addresses.
-    pub(crate) fn reached(&self, addresses: &BTreeSet<u64>) -> BTreeSet<Place> {
+    pub(crate) fn reached(&self, addresses: &BTreeSet<u64>) -> BTreeSet<SourceLine> {
         let reached = self.0.iter().filter(|stretch| addresses.range(stretch.addresses.clone()).next().is_some());
         reached.map(|stretch| stretch.place.clone()).collect()
     }
 
     /// The functions, by file and line.
     pub(crate) fn functions(&self) -> impl Iterator<Item = Function<'_>> {
-        let mut functions: BTreeMap<(&str, &str), BTreeSet<&Place>> = BTreeMap::new();
+        let mut functions: BTreeMap<(&str, &str), BTreeSet<&SourceLine>> = BTreeMap::new();
         // A closure is named so, and not after its function.
         for stretch in self.0.iter().filter(|stretch| !stretch.function.starts_with('{')) {
             functions.entry((&stretch.place.file, &stretch.function)).or_default().insert(&stretch.place);
@@ -91,8 +91,8 @@ fn without_types(name: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn place(file: &str, line: u32) -> Place {
-        Place { file: file.to_string(), line }
+    fn place(file: &str, line: u32) -> SourceLine {
+        SourceLine { file: file.to_string(), line }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::machine::trace::Trace;
 use crate::output::outln;
 use crate::test;
 use anyhow::Result;
-use image::{Code, Place};
+use image::{Code, SourceLine};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::process::ExitCode;
@@ -143,9 +143,9 @@ fn rows(given: &[String], host: &str) -> Vec<String> {
 /// What was reached of the code.
 struct Report<'a> {
     code: &'a Code,
-    by_rows: BTreeSet<Place>,
+    by_rows: BTreeSet<SourceLine>,
     /// None: the tests were not run.
-    by_tests: Option<BTreeSet<Place>>,
+    by_tests: Option<BTreeSet<SourceLine>>,
 }
 
 /// How many lines there are, and how many were reached.
@@ -167,14 +167,14 @@ impl Count {
 }
 
 impl Report<'_> {
-    fn count(&self, place: &Place) -> Count {
+    fn count(&self, place: &SourceLine) -> Count {
         let by_rows = self.by_rows.contains(place);
         let by_tests = self.by_tests.as_ref().is_some_and(|lines| lines.contains(place));
         let number = usize::from;
         Count { lines: 1, by_rows: number(by_rows), by_tests: number(by_tests), by_either: number(by_rows || by_tests) }
     }
 
-    fn is_reached(&self, place: &Place) -> bool {
+    fn is_reached(&self, place: &SourceLine) -> bool {
         self.count(place).by_either > 0
     }
 

@@ -1,6 +1,6 @@
 //! What the crates' tests reach, by LLVM's source-based coverage.
 
-use super::image::Place;
+use super::image::SourceLine;
 use crate::leash::Folder;
 use crate::progress::Step;
 use crate::project;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The lines that the tests of these crates reach.
-pub(super) fn reached(crates: &[&str]) -> Result<BTreeSet<Place>> {
+pub(super) fn reached(crates: &[&str]) -> Result<BTreeSet<SourceLine>> {
     let tools = Llvm::find_or_get()?;
     let raw = Folder::new()?;
     let programs = test_programs(crates)?;
@@ -48,7 +48,7 @@ fn test_programs(crates: &[&str]) -> Result<Vec<PathBuf>> {
 }
 
 /// Merges the profiles and reads the lines that they count.
-fn export(tools: &Llvm, raw: &Path, programs: &[PathBuf]) -> Result<BTreeSet<Place>> {
+fn export(tools: &Llvm, raw: &Path, programs: &[PathBuf]) -> Result<BTreeSet<SourceLine>> {
     let merged = raw.join("merged.profdata");
     let profiles = fs::read_dir(raw)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     run(Command::new(&tools.profdata).args(["merge", "-sparse", "-o"]).arg(&merged).args(profiles))?;
@@ -65,7 +65,7 @@ fn run(command: &mut Command) -> Result<String> {
 }
 
 /// Reads `SF:FILE` and, below it, `DA:LINE,COUNT` (geninfo(1)).
-fn read_lcov(text: &str) -> BTreeSet<Place> {
+fn read_lcov(text: &str) -> BTreeSet<SourceLine> {
     let mut file = String::new();
     let mut reached = BTreeSet::new();
     for line in text.lines() {
@@ -74,7 +74,7 @@ fn read_lcov(text: &str) -> BTreeSet<Place> {
         } else if let Some((line, count)) = line.strip_prefix("DA:").and_then(|rest| rest.split_once(','))
             && let (Ok(line), true) = (line.parse(), count != "0")
         {
-            reached.insert(Place { file: file.clone(), line });
+            reached.insert(SourceLine { file: file.clone(), line });
         }
     }
     reached

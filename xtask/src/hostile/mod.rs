@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 const MEMORY: Size = Size::mib(12);
 /// What guests may take beyond the time that they work, by their machine's clock.
 const GRACE: u32 = 9;
-/// What an emulator may take beyond that.
-const PATIENCE: u32 = 20;
+/// What an emulator may take beyond that, in seconds.
+const EMULATOR_MARGIN: u32 = 20;
 /// On Bochs a second of the machine's time takes about this many on the wall.
 const BOCHS_SLOWNESS: u32 = 4;
 /// How long a round's guests work by their clocks: long enough that the machine's start is a small part, and no longer than
@@ -226,7 +226,7 @@ impl Campaign<'_> {
             ram: None,
             hypervisor: Some(Hypervisor::new(self.images.hv(), level::INFO, "")),
             guests: std::iter::once(victim).chain(attackers).collect(),
-            timeout: Duration::from_secs((limit * slowness + PATIENCE).into()),
+            timeout: Duration::from_secs((limit * slowness + EMULATOR_MARGIN).into()),
             limit: Some(Duration::from_secs(limit.into())),
         }
     }

@@ -30,8 +30,8 @@ use std::time::{Duration, Instant};
 const MEMORY: Size = Size::mib(128);
 /// What guests may take beyond the time that they work, by their machine's clock.
 const GRACE: u32 = 20;
-/// What an emulator may take beyond that.
-const PATIENCE: u32 = 30;
+/// What an emulator may take beyond that, in seconds.
+const EMULATOR_MARGIN: u32 = 30;
 /// On Bochs a second of the machine's time takes about this many on the wall, with four processors.
 const BOCHS_SLOWNESS: u32 = 4;
 /// How many of a console's last lines are shown of a round that failed.
@@ -226,7 +226,7 @@ impl Stress<'_> {
     fn patience(&self, round: &Round) -> (Duration, Duration) {
         let limit = 2 * round.seconds + GRACE;
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-        (seconds(limit), seconds(limit * self.slowness() + PATIENCE))
+        (seconds(limit), seconds(limit * self.slowness() + EMULATOR_MARGIN))
     }
 
     fn trial(&self, round: &Round) -> Trial {

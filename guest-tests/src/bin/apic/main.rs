@@ -14,7 +14,7 @@ mod timer;
 mod wake;
 
 use guest::boot::Boot;
-use guest::cpuid::{Host, host};
+use guest::cpuid::{Hypervisor, hypervisor};
 use guest::exit::Verdict;
 use guest::{cases, ktap, println, smp};
 
@@ -69,5 +69,5 @@ fn main(boot: &Boot) -> Verdict {
 /// Whether the APIC is held to all of the manual. QEMU's knows neither errors nor being disabled again, and KVM's has no
 /// error for vectors.
 fn is_exact() -> bool {
-    matches!(host(), Host::Bare | Host::Microhv)
+    matches!(hypervisor(), Hypervisor::Bare | Hypervisor::Microhv)
 }

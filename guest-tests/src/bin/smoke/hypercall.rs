@@ -3,7 +3,7 @@
 use abi::hypercall::ABI_VERSION;
 use addr::Gva;
 use guest::boot::Boot;
-use guest::cpuid::{Host, host};
+use guest::cpuid::{Hypervisor, hypervisor};
 use guest::hypercall::{Instruction, NOP, Refused, UNKNOWN, VERSION, instruction};
 use guest::interrupts::SOFTWARE;
 use guest::ktap::{Outcome, Stop};
@@ -53,8 +53,8 @@ pub(crate) fn user_mode_is_denied(boot: &Boot) -> Outcome {
 }
 
 fn ours() -> Result<Instruction, Stop> {
-    match (host(), instruction()) {
-        (Host::Microhv, Some(instruction)) => Ok(instruction),
+    match (hypervisor(), instruction()) {
+        (Hypervisor::Microhv, Some(instruction)) => Ok(instruction),
         _ => Err(Stop::Skipped("not under this hypervisor")),
     }
 }

@@ -1,7 +1,7 @@
 //! Model-specific registers.
 
 use guest::boot::Boot;
-use guest::cpuid::{Host, host};
+use guest::cpuid::{Hypervisor, hypervisor};
 use guest::interrupts::{GENERAL_PROTECTION, expect_fault};
 use guest::ktap::Outcome;
 use guest::msr::{EFER_LMA, EFER_LME, EFER_SVME, Msr, read_through_fs, read_through_gs, swapgs};
@@ -56,7 +56,7 @@ pub(crate) fn swapgs_exchanges_the_bases(boot: &Boot) -> Outcome {
 
 /// The MSR is the counter that RDTSC reads.
 pub(crate) fn tsc_advances(_: &Boot) -> Outcome {
-    skip_unless!(host() == Host::Microhv || Msr::Tsc.read() != 0, "an emulator without this MSR");
+    skip_unless!(hypervisor() == Hypervisor::Microhv || Msr::Tsc.read() != 0, "an emulator without this MSR");
     for _ in 0..10 {
         let (before, between, after) = (tsc::read(), Msr::Tsc.read(), tsc::read());
         check!((before..=after).contains(&between), "{before} {between} {after}");
@@ -66,7 +66,7 @@ pub(crate) fn tsc_advances(_: &Boot) -> Outcome {
 
 /// Emulators ignore MSRs that they do not know.
 pub(crate) fn unknown_one_faults(_: &Boot) -> Outcome {
-    skip_unless!(host() == Host::Microhv, "only this hypervisor promises it");
+    skip_unless!(hypervisor() == Hypervisor::Microhv, "only this hypervisor promises it");
     let told =
         |access: fn()| expect_fault(access).map(|fault| (fault.frame.vector, fault.frame.error, fault.frame.rip));
     check_eq!(told(|| _ = Msr::Unknown.read()), Some((GENERAL_PROTECTION, 0, Msr::read_rip())));

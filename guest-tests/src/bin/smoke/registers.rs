@@ -1,7 +1,7 @@
 //! That an exit changes what its instruction changes, and nothing else.
 
 use guest::boot::Boot;
-use guest::cpuid::{Host, cpuid, host};
+use guest::cpuid::{Hypervisor, cpuid, hypervisor};
 use guest::hypercall::NOP;
 use guest::ktap::Outcome;
 use guest::msr::Msr;
@@ -104,7 +104,7 @@ pub(crate) fn kept_across_wrmsr(_: &Boot) -> Outcome {
 }
 
 pub(crate) fn kept_across_hypercall(_: &Boot) -> Outcome {
-    skip_unless!(host() == Host::Microhv, "not under this hypervisor");
+    skip_unless!(hypervisor() == Hypervisor::Microhv, "not under this hypervisor");
     for step in [registers::VMMCALL, registers::VMCALL] {
         across(step, |before| before.rax = NOP, |after| after.rax = 0)?;
     }

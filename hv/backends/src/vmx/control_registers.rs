@@ -32,7 +32,7 @@ const CR4_GUESTS: u64 = CR4_VME
 
 /// A write that the processor would answer with #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Refused;
+pub(super) struct GeneralProtection;
 
 /// A control register with bits that are not the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,13 +80,13 @@ impl MaskedRegister {
 
 /// Whether CR0 takes `value`, as far as the bits that are not the guest's own have to do with it (Intel SDM vol. 2, MOV to
 /// control registers).
-pub(super) const fn check_cr0(value: u64) -> Result<(), Refused> {
-    if value >> 32 != 0 || value & (CR0_NW | CR0_CD) == CR0_NW { Err(Refused) } else { Ok(()) }
+pub(super) const fn check_cr0(value: u64) -> Result<(), GeneralProtection> {
+    if value >> 32 != 0 || value & (CR0_NW | CR0_CD) == CR0_NW { Err(GeneralProtection) } else { Ok(()) }
 }
 
 /// The same for CR4.
-pub(super) const fn check_cr4(value: u64) -> Result<(), Refused> {
-    if value & !(CR4_GUESTS | CR4_MCE) != 0 { Err(Refused) } else { Ok(()) }
+pub(super) const fn check_cr4(value: u64) -> Result<(), GeneralProtection> {
+    if value & !(CR4_GUESTS | CR4_MCE) != 0 { Err(GeneralProtection) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(check_cr4(0x20 | CR4_MCE), Ok(()));
         // VMXE, PCIDE, OSXSAVE, LA57, reserved.
         for bit in [13, 17, 18, 12, 63] {
-            assert_eq!(check_cr4(1 << bit), Err(Refused), "bit {bit}");
+            assert_eq!(check_cr4(1 << bit), Err(GeneralProtection), "bit {bit}");
         }
     }
 
@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn no_write_through_without_cache_disable() {
-        assert_eq!(check_cr0(CR0_PE | CR0_NW), Err(Refused));
+        assert_eq!(check_cr0(CR0_PE | CR0_NW), Err(GeneralProtection));
         assert_eq!(check_cr0(CR0_PE | CR0_NW | CR0_CD), Ok(()));
-        assert_eq!(check_cr0(1 << 32), Err(Refused));
+        assert_eq!(check_cr0(1 << 32), Err(GeneralProtection));
     }
 }

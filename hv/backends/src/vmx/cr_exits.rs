@@ -1,6 +1,6 @@
 //! Exits for control registers: but for CR8, the backend deals with them by itself, and enters the guest again.
 
-use super::control_registers::{self, Refused};
+use super::control_registers::{self, GeneralProtection};
 use super::reason::{self, CrAccess};
 use super::unpaged::NotDone;
 use super::vcpu::VmxVcpu;
@@ -22,11 +22,11 @@ impl<T: Translation> VmxVcpu<T> {
             // The task priority is not the backend's.
             CrAccess::Write { cr: 8, .. } | CrAccess::Read { cr: 8, .. } => return false,
             // The other registers and forms have no bits that exit.
-            _ => Err(NotDone::Refused),
+            _ => Err(NotDone::GeneralProtection),
         };
         match done {
             Ok(()) => true,
-            Err(NotDone::Refused) => {
+            Err(NotDone::GeneralProtection) => {
                 self.inject(Event::GENERAL_PROTECTION);
                 true
             }
@@ -75,7 +75,7 @@ impl<T: Translation> VmxVcpu<T> {
     }
 
     /// Has the guest read `value` if that passed its check; then the instruction runs again.
-    fn shadow(&mut self, field: u32, value: u64, checked: Result<(), Refused>) -> Result<(), NotDone> {
+    fn shadow(&mut self, field: u32, value: u64, checked: Result<(), GeneralProtection>) -> Result<(), NotDone> {
         checked?;
         self.vmcs.write(field, value);
         Ok(())

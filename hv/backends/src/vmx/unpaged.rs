@@ -1,7 +1,7 @@
 //! Unpaged code on a processor that can't turn a guest's paging off (one without unrestricted guest): paging stays on, over
 //! an identity map; real mode is carried out in software, with the registers as they would be on that map. The guest reads of CR0, CR3, CR4 and EFER what it wrote.
 
-use super::control_registers::Refused;
+use super::control_registers::GeneralProtection;
 use super::vcpu::{Detour, VmxVcpu};
 use crate::FixedPage;
 use crate::translation::Translation;
@@ -40,15 +40,15 @@ impl Pdptes {
     /// The entries as they are in memory (Intel SDM vol. 3, section 4.4.1).
     ///
     /// # Errors
-    /// [`Refused`] if one that is present has reserved bits set.
-    pub(super) fn new(bytes: &[u8; 32], physical_bits: u8) -> Result<Self, Refused> {
+    /// [`GeneralProtection`] if one that is present has reserved bits set.
+    pub(super) fn new(bytes: &[u8; 32], physical_bits: u8) -> Result<Self, GeneralProtection> {
         let mut entries = [0; 4];
         for (entry, bytes) in entries.iter_mut().zip(bytes.as_chunks().0) {
             *entry = u64::from_le_bytes(*bytes);
         }
         let reserved = u64::MAX << physical_bits | PDPTE_RESERVED;
         if entries.iter().any(|entry| entry & PRESENT != 0 && entry & reserved != 0) {
-            Err(Refused)
+            Err(GeneralProtection)
         } else {
             Ok(Self(entries))
         }
@@ -59,14 +59,14 @@ impl Pdptes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotDone {
     /// The processor would answer with #GP.
-    Refused,
+    GeneralProtection,
     /// It would be right, but PAE's four top entries have to come from the guest's memory first.
     NeedsPdptes,
 }
 
-impl From<Refused> for NotDone {
-    fn from(_: Refused) -> Self {
-        Self::Refused
+impl From<GeneralProtection> for NotDone {
+    fn from(_: GeneralProtection) -> Self {
+        Self::GeneralProtection
     }
 }
 
@@ -82,7 +82,7 @@ enum PagingMode {
 fn paging_mode(cr4: u64, efer: u64, code_has_l: bool) -> Result<PagingMode, NotDone> {
     match (efer & EFER_LME != 0, cr4 & CR4_PAE != 0) {
         (true, true) if !code_has_l => Ok(PagingMode::Long),
-        (true, _) => Err(NotDone::Refused),
+        (true, _) => Err(NotDone::GeneralProtection),
         (false, true) => Ok(PagingMode::Pae),
         (false, false) => Ok(PagingMode::ThirtyTwoBit),
     }
@@ -103,7 +103,7 @@ impl<T: Translation> VmxVcpu<T> {
             (_, false) if self.translation.shadow().is_some() => {}
             (true, true) => self.turn_paging_on(pdptes)?,
             (_, false) => self.turn_paging_off()?,
-            (false, true) => return Err(NotDone::Refused),
+            (false, true) => return Err(NotDone::GeneralProtection),
         }
         self.write_cr0(value);
         self.set_detour(Detour::RealMode, value & CR0_PE == 0);
@@ -146,7 +146,7 @@ impl<T: Translation> VmxVcpu<T> {
         }
         let (cr3, cr4, efer) = (self.vmcs.read(guest::CR3), self.guest_cr4(), self.vmcs.read(guest::IA32_EFER_FULL));
         if efer & EFER_LMA != 0 && self.code_is_64_bit() || cr4 & CR4_PCIDE != 0 {
-            return Err(NotDone::Refused);
+            return Err(NotDone::GeneralProtection);
         }
         self.set_long_mode(false, efer);
         self.enter_identity_map(Unpaged { cr3, efer: efer & !EFER_LMA }, cr4);
@@ -228,8 +228,8 @@ mod tests {
     fn paging_comes_on_as_the_registers_say() {
         assert_eq!(paging_mode(0, 0, false), Ok(PagingMode::ThirtyTwoBit));
         assert_eq!(paging_mode(CR4_PAE, EFER_LME, false), Ok(PagingMode::Long));
-        assert_eq!(paging_mode(0, EFER_LME, false), Err(NotDone::Refused));
-        assert_eq!(paging_mode(CR4_PAE, EFER_LME, true), Err(NotDone::Refused));
+        assert_eq!(paging_mode(0, EFER_LME, false), Err(NotDone::GeneralProtection));
+        assert_eq!(paging_mode(CR4_PAE, EFER_LME, true), Err(NotDone::GeneralProtection));
         assert_eq!(paging_mode(CR4_PAE, 0, false), Ok(PagingMode::Pae));
     }
 
@@ -240,8 +240,8 @@ mod tests {
         // Not present: it may be anything.
         bytes[24..32].copy_from_slice(&(!1u64).to_le_bytes());
         assert_eq!(Pdptes::new(&bytes, 36), Ok(Pdptes([0, 0x0000_000f_1234_5001, 0, !1])));
-        assert_eq!(Pdptes::new(&bytes, 35), Err(Refused));
+        assert_eq!(Pdptes::new(&bytes, 35), Err(GeneralProtection));
         bytes[8] |= 2;
-        assert_eq!(Pdptes::new(&bytes, 36), Err(Refused));
+        assert_eq!(Pdptes::new(&bytes, 36), Err(GeneralProtection));
     }
 }
