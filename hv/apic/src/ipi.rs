@@ -1,9 +1,11 @@
 //! Interprocessor interrupts (IPIs) between the vCPUs of a VM, and messages of its I/O APIC to them.
 
 use crate::posted::Posted;
+use crate::rules::Rule;
 use arch::apic::{
     COMMAND_ALL, COMMAND_ASSERT, COMMAND_LEVEL, COMMAND_LOGICAL, COMMAND_OTHERS, COMMAND_SELF, FIRST_VECTOR, delivery,
 };
+use model::kept;
 
 /// The delivery mode of an IPI, with its vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,8 +126,16 @@ impl Ipi {
 /// accepted it, which has to look at its [`Posted`] then.
 pub fn deliver<'p>(ipi: Ipi, from: usize, vcpus: impl IntoIterator<Item = &'p Posted>, mut notify: impl FnMut(usize)) {
     for (index, posted) in vcpus.into_iter().enumerate() {
-        if ipi.is_for(index, from, posted) && ipi.post(posted) {
+        if !ipi.is_for(index, from, posted) {
+            continue;
+        }
+        if !kept(Rule::RaiseLast) {
             notify(index);
+        }
+        if ipi.post(posted) {
+            if kept(Rule::RaiseLast) {
+                notify(index);
+            }
             if matches!(ipi.message, Message::LowestPriority(_)) {
                 return;
             }

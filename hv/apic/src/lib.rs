@@ -1,8 +1,8 @@
 //! A guest's local APICs (Intel SDM vol. 3, chapter 11; AMD APM vol. 2, chapter 16), as xAPIC and x2APIC.
 //!
 //! Each vCPU owns a [`LocalApic`], and shares a [`Posted`] with the other vCPUs: an interrupt to another vCPU is one atomic bit
-//! there. There is no lock, and no vCPU waits for another. After posting, the sender must make the target look at its [`Posted`]
-//! (`vm` raises a request to that vCPU).
+//! there. There is no lock, and no vCPU waits for another. After posting, the sender must make the target look at its [`Posted`]:
+//! it raises a [`Request`] to that vCPU.
 //!
 //! ```
 //! use apic::{Clock, Effect, LocalApic, Posted, Register};
@@ -31,6 +31,7 @@ mod local;
 mod models;
 mod posted;
 mod register;
+mod request;
 mod rules;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -41,6 +42,7 @@ pub use ipi::{Ipi, Message, Trigger, deliver};
 pub use local::{Effect, LocalApic};
 pub use posted::{Posted, Signals};
 pub use register::Register;
+pub use request::Request;
 pub use timer::Due;
 pub use x2apic::InvalidMsrAccess;
 

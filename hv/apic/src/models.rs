@@ -1,15 +1,20 @@
-//! Models of [`Posted`], in every interleaving and with every stale read, up to loom's preemption bound.
+//! Models of [`Posted`] and [`Request`], in every interleaving and with every stale read, up to loom's preemption bound.
 //!
 //! Each `loom_*` model has [mutants](model#mutants), each with one rule broken, which loom must catch. Run them with
 //! `RUSTFLAGS="--cfg loom" cargo test -p apic --release --lib`.
 
-use crate::posted::Posted;
+use crate::ipi::{Ipi, Message, Trigger, deliver};
+use crate::posted::{Mode, Posted};
+use crate::request::Request;
 use crate::rules::Rule;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
-use loom::sync::atomic::{AtomicBool, fence};
-use loom::sync::{Arc, Condvar, Mutex};
+use addr::Pfn;
+use core::sync::atomic::Ordering::Relaxed;
+use loom::sync::atomic::AtomicBool;
+use loom::sync::{Condvar, Mutex};
 use loom::thread;
-use model::{Explorer, kept, loom_tests};
+use model::{Explorer, loom_tests};
+use rcu::{Cpu, CpuData, Domain, Head, Platform, Space, Tlb};
+use std::sync::Arc;
 use std::vec::Vec;
 
 const LOST: &str = "a vector is lost or taken twice";
@@ -130,83 +135,141 @@ loom_tests! {
     mutant_signals_taken_in_two_steps breaks [TakeAtOnce]
 }
 
-/// A vCPU with a request beside its APIC, as in `vm`. An owner that is away (in guest mode or asleep) is kicked.
+/// A vCPU that is owned by CPU 0, whose interrupts it takes, and the other CPUs' means to reach it.
 struct Vcpu {
     posted: Posted,
-    request: AtomicBool,
-    away: AtomicBool,
+    request: Request,
+    domain: Domain<Kicks, [CpuData; 1]>,
+    space: Space,
+}
+
+/// A CPU in guest mode or asleep is blocked until it is kicked.
+struct Kicks {
     kicked: Mutex<bool>,
     interrupt: Condvar,
 }
 
-impl Vcpu {
-    /// Posts a vector and raises the request. Only a sender that found the request clear tests whether the owner is away.
-    fn send(&self, vector: u8) {
-        if kept(Rule::RaiseLast) {
-            self.posted.post_vector(vector);
-        }
-        let was_clear = !self.request.swap(true, AcqRel);
-        if !kept(Rule::RaiseLast) {
-            self.posted.post_vector(vector);
-        }
-        if !was_clear {
-            return;
-        }
-        if kept(Rule::FenceAtRaise) {
-            fence(SeqCst);
-        }
-        if self.away.load(Relaxed) {
-            *self.kicked.lock().unwrap() = true;
-            self.interrupt.notify_one();
-        }
+impl Platform for Kicks {
+    fn head(&self, _: Pfn) -> &Head {
+        unreachable!("nothing is freed")
     }
 
-    /// The owner is in guest mode or asleep until it is kicked, unless a request is pending.
-    fn leave(&self) {
-        self.away.store(true, Relaxed);
-        if kept(Rule::FenceAtEntry) {
-            fence(SeqCst);
-        }
-        if !self.request.load(Relaxed) {
-            let mut kicked = self.kicked.lock().unwrap();
-            while !*kicked {
-                kicked = self.interrupt.wait(kicked).unwrap();
-            }
-            *kicked = false;
-        }
-        self.away.store(false, Relaxed);
+    fn kick(&self, _: usize) {
+        *self.kicked.lock().unwrap() = true;
+        self.interrupt.notify_one();
+    }
+
+    fn now(&self) -> u64 {
+        0
     }
 }
 
-fn requests_vs_leaving() {
-    let vcpu = Arc::new(Vcpu {
-        posted: Posted::new(0),
-        request: AtomicBool::new(false),
-        away: AtomicBool::new(false),
-        kicked: Mutex::new(false),
-        interrupt: Condvar::new(),
-    });
-    let senders = [0x20, 0x41].map(|vector| {
-        let vcpu = Arc::clone(&vcpu);
-        thread::spawn(move || vcpu.send(vector))
-    });
-    let mut taken = Vec::new();
-    while taken.len() < 2 {
-        vcpu.leave();
-        vcpu.request.swap(false, AcqRel);
-        while vcpu.posted.highest().is_some() {
-            take(&vcpu.posted, &mut taken);
+impl Kicks {
+    fn stay(&self) {
+        let mut kicked = self.kicked.lock().unwrap();
+        while !*kicked {
+            kicked = self.interrupt.wait(kicked).unwrap();
+        }
+        *kicked = false;
+    }
+}
+
+impl Vcpu {
+    fn new() -> Self {
+        let posted = Posted::new(0);
+        posted.set_mode(Mode { hardware: true, software: true, x2apic: false, accepts_ext_int: false });
+        let domain = Domain::new(Kicks { kicked: Mutex::new(false), interrupt: Condvar::new() }, 1);
+        let space = Space::new(&domain);
+        Self { posted, request: Request::new(), domain, space }
+    }
+
+    /// Sends an IPI, as `vm` does. Only a sender that found the request clear tests whether the owner is away.
+    fn send(&self, vector: u8) {
+        let ipi = Ipi::from_io_apic(Message::Fixed(vector), 0, false, Trigger::Edge);
+        deliver(ipi, 1, [&self.posted], |_| {
+            if self.request.raise() && self.domain.is_away(0) {
+                self.domain.platform().kick(0);
+            }
+        });
+    }
+
+    fn take_both(&self, leave: fn(&Vcpu, &mut Cpu<'_, Kicks>, &mut Tlb)) {
+        let Ok(mut cpu) = self.domain.register(0) else { unreachable!("it is registered once") };
+        let (mut tlb, mut taken) = (Tlb::new(), Vec::new());
+        while taken.len() < 2 {
+            leave(self, &mut cpu, &mut tlb);
+            self.request.clear();
+            while self.posted.highest().is_some() {
+                take(&self.posted, &mut taken);
+            }
+        }
+        taken.sort_unstable();
+        assert_eq!(taken, [0x20, 0x41], "{LOST}");
+    }
+
+    /// What the owner does before it enters the guest or sleeps, and meanwhile.
+    fn leave(&self) {
+        if !self.request.is_pending() {
+            self.domain.platform().stay();
         }
     }
-    senders.into_iter().for_each(|sender| sender.join().unwrap());
-    taken.sort_unstable();
-    assert_eq!(taken, [0x20, 0x41], "{LOST}");
+}
+
+/// Two vectors are sent while the owner leaves the hypervisor, by `leave`, until it has taken both.
+fn requests_vs(leave: fn(&Vcpu, &mut Cpu<'_, Kicks>, &mut Tlb)) {
+    let vcpu = Arc::new(Vcpu::new());
+    let owner = {
+        let vcpu = Arc::clone(&vcpu);
+        thread::spawn(move || vcpu.take_both(leave))
+    };
+    let sender = {
+        let vcpu = Arc::clone(&vcpu);
+        thread::spawn(move || vcpu.send(0x20))
+    };
+    vcpu.send(0x41);
+    sender.join().unwrap();
+    owner.join().unwrap();
+}
+
+fn requests_vs_entry() {
+    requests_vs(|vcpu, cpu, tlb| cpu.guest(&vcpu.space, tlb, |_| vcpu.leave()));
+}
+
+fn requests_vs_sleep() {
+    requests_vs(|vcpu, cpu, _| cpu.idle(|| vcpu.leave()));
 }
 
 loom_tests! {
-    /// The owner never sleeps while a vector is pending, although two senders at once kick only once.
-    loom_requests_vs_leaving = requests_vs_leaving;
-    mutant_raise_before_posting sleeps_without [RaiseLast],
-    mutant_raise_without_fence sleeps_without [FenceAtRaise],
-    mutant_entry_without_fence sleeps_without [FenceAtEntry]
+    /// The owner never stays in guest mode while a vector is pending, although two senders at once kick only once.
+    loom_requests_vs_entry = requests_vs_entry;
+    mutant_raise_before_posting sleeps_without [RaiseLast]
+}
+
+loom_tests! {
+    /// The owner never sleeps while a vector is pending.
+    loom_requests_vs_sleep = requests_vs_sleep;
+    mutant_raise_before_posting_to_a_sleeper sleeps_without [RaiseLast]
+}
+
+/// The rules of `rcu` without which a request is not seen.
+mod rules_of_rcu {
+    use super::{requests_vs_entry, requests_vs_sleep};
+    use crate::models::EXPLORER;
+    use model::Ending;
+    use rcu::rules::Rule;
+
+    #[test]
+    fn mutant_raise_without_fence() {
+        EXPLORER.must_fail(&[Rule::FenceAtPost], requests_vs_entry, Ending::Asleep);
+    }
+
+    #[test]
+    fn mutant_entry_without_fence() {
+        EXPLORER.must_fail(&[Rule::FenceAtEntry], requests_vs_entry, Ending::Asleep);
+    }
+
+    #[test]
+    fn mutant_sleep_without_fence() {
+        EXPLORER.must_fail(&[Rule::FenceAtIdle], requests_vs_sleep, Ending::Asleep);
+    }
 }

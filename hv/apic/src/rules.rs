@@ -1,6 +1,6 @@
 //! The rules of this crate, by name. [Mutants](model#mutants) of the models break them, to show that each is needed.
 
-/// A rule of [`Posted`](crate::Posted), or of requests to a vCPU, which `vm` has beside it.
+/// A rule of [`Posted`](crate::Posted), or of the [`Request`](crate::Request) beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// A CPU that posts a vector sets its bit in the IRR first, and the summary's bit last.
@@ -13,13 +13,6 @@ pub(crate) enum Rule {
     ClearSummaryFirst,
     /// The owner takes all signals in one atomic step.
     TakeAtOnce,
-    /// Requests: the sender raises the request after it has posted.
-    #[cfg(loom)]
+    /// The sender of an IPI has the request raised after it has posted.
     RaiseLast,
-    /// Requests: the sender fences after it has raised the request, and then tests whether the owner is away.
-    #[cfg(loom)]
-    FenceAtRaise,
-    /// Requests: the owner announces that it is away, fences, and then tests for a request.
-    #[cfg(loom)]
-    FenceAtEntry,
 }

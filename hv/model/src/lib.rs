@@ -63,6 +63,16 @@ pub use mutant::{breaking, failure, kept};
 #[cfg(shuttle)]
 pub use random::run;
 
+/// Whether this thread unwinds, because loom has given up a mutant. Code that runs when something is dropped leaves atomics alone then:
+/// loom can't carry out an access any more. False outside of loom's models.
+#[inline(always)]
+pub fn unwinds() -> bool {
+    #[cfg(loom)]
+    return std::thread::panicking();
+    #[cfg(not(loom))]
+    false
+}
+
 /// Whether `rule` is kept: always, but in a mutant.
 #[cfg(not(any(loom, shuttle)))]
 #[inline(always)]

@@ -10,8 +10,8 @@ use addr::Pfn;
 use core::cell::Cell;
 use core::marker::PhantomData;
 use core::ops::{Deref, RangeInclusive};
-use model::kept;
 use model::sync::{self, AtomicU64, Ordering, fence};
+use model::{kept, unwinds};
 
 /// The handle of this CPU. Neither `Send` nor `Sync`; one exists per index. Dropping it takes the CPU offline, and
 /// other CPUs free the pages that were queued on it.
@@ -473,6 +473,9 @@ impl<P: Platform> Cpu<'_, P> {
 /// Goes offline: an extended quiescent state. Any CPU may adopt the pages that were queued here.
 impl<P: Platform> Drop for Cpu<'_, P> {
     fn drop(&mut self) {
+        if unwinds() {
+            return;
+        }
         let platform = &self.domain.platform;
         let own = self.deferred.get().into_list(platform);
         // `orphaned` grows before `done` does, so that a barrier counts the pages in at least one of them.
@@ -491,7 +494,9 @@ struct Online<'c, 'd, P: Platform>(&'c Cpu<'d, P>);
 
 impl<P: Platform> Drop for Online<'_, '_, P> {
     fn drop(&mut self) {
-        self.0.come_online();
+        if !unwinds() {
+            self.0.come_online();
+        }
     }
 }
 

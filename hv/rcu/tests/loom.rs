@@ -13,7 +13,6 @@ use loom::thread::{self, JoinHandle};
 use model::{Ending, Explorer, loom_tests};
 use rcu::rules::Rule;
 use rcu::{Backlog, Cpu, CpuData, Domain, Flush, Guard, Head, Platform, Space, Tlb};
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool as Flag;
 
@@ -152,8 +151,8 @@ impl<const CPUS: usize> World<CPUS> {
         self.domain.platform()
     }
 
-    fn cpu(&self, index: usize) -> Handle<'_> {
-        Handle(self.domain.register(index).ok())
+    fn cpu(&self, index: usize) -> Cpu<'_, TestPlatform> {
+        self.domain.register(index).unwrap_or_else(|_| unreachable!("it is registered once"))
     }
 
     /// Everything before this on one CPU happens before the end of [`wait_until_ready`](Self::wait_until_ready) on
@@ -190,31 +189,6 @@ impl<const CPUS: usize> World<CPUS> {
         cpu.barrier(|page| self.platform().free(page));
         let stats = self.domain.stats();
         assert_eq!((stats.backlog, stats.deferred), (0, stats.freed), "pages are lost");
-    }
-}
-
-/// A CPU that does not go offline when its thread panics: loom runs no other threads then.
-struct Handle<'w>(Option<Cpu<'w, TestPlatform>>);
-
-impl<'w> Deref for Handle<'w> {
-    type Target = Cpu<'w, TestPlatform>;
-
-    fn deref(&self) -> &Self::Target {
-        self.0.as_ref().expect("registered")
-    }
-}
-
-impl DerefMut for Handle<'_> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        self.0.as_mut().expect("registered")
-    }
-}
-
-impl Drop for Handle<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            std::mem::forget(self.0.take());
-        }
     }
 }
 

@@ -140,7 +140,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let turn = host.interrupted(vcpu);
         self.memory.poll();
         // `serve_request`, before the next entry, looks at the time as well.
-        if !self.shared.request_pending() {
+        if !self.shared.request.is_pending() {
             self.time_passes(vcpu, host);
         }
         match turn {
@@ -164,7 +164,7 @@ impl<T: Types> ExitHandler<'_, T> {
         if !was_wakeable {
             self.vm.add_wakeable();
         }
-        self.shared.clear_request();
+        self.shared.request.clear();
         let flow = self.take_signals(vcpu);
         if !self.context.activity.is_wakeable() && !self.vm.remove_wakeable() {
             return self.go(Flow::Stop(Stop::Halted));
@@ -233,7 +233,7 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// At the begin of a slice: whether the vCPU has something to execute, after what time and others have brought.
     pub(crate) fn wakes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
-        let ends = self.shared.request_pending()
+        let ends = self.shared.request.is_pending()
             && self.serve_request(vcpu, host).is_break()
             && (self.left() != Flow::Yield || self.vm.stopped().is_some());
         if ends {

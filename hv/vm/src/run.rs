@@ -32,7 +32,7 @@ fn turn<T: Types>(vcpu: &mut T::Vcpu, handler: &mut ExitHandler<'_, T>, host: &m
             vcpu.flush();
         }
         // A request that is raised from here on comes with a kick: its sender sees that this CPU is in guest mode.
-        let entered = !shared.request_pending();
+        let entered = !shared.request.is_pending();
         if entered {
             vcpu.enter();
         }

@@ -2,7 +2,7 @@
 
 use crate::flow::Stop;
 use alloc::boxed::Box;
-use apic::Posted;
+use apic::{Posted, Request};
 use core::alloc::Layout;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use devices::{Clock, Sink};
@@ -23,35 +23,15 @@ pub struct Vm<S, C> {
 }
 
 /// One vCPU's state that other vCPUs and the host write.
-///
-/// A request is never lost. The sender stores its message, raises the request, and kicks the vCPU's CPU if that CPU is in guest
-/// mode or asleep; a fence separates the request from that test. The vCPU's CPU announces guest mode or sleep, fences (`rcu`'s
-/// guest entry and idle do both), and then tests for a request before it enters or sleeps. So at least one side sees the other.
 #[repr(align(64))]
 pub(crate) struct VcpuShared {
-    request: AtomicBool,
+    pub(crate) request: Request,
     pub(crate) posted: Posted,
 }
 
 impl VcpuShared {
     fn new(index: usize) -> Self {
-        Self { request: AtomicBool::new(false), posted: Posted::new(index as u32) }
-    }
-
-    /// Whether a request is pending.
-    #[inline]
-    pub(crate) fn request_pending(&self) -> bool {
-        self.request.load(Ordering::Relaxed)
-    }
-
-    /// Clears the request. The vCPU reads messages only afterwards: a message that comes later raises the request again.
-    pub(crate) fn clear_request(&self) {
-        self.request.swap(false, Ordering::AcqRel);
-    }
-
-    /// Raises the request. False if it was pending already.
-    fn raise_request(&self) -> bool {
-        !self.request.swap(true, Ordering::AcqRel)
+        Self { request: Request::new(), posted: Posted::new(index as u32) }
     }
 }
 
@@ -97,12 +77,12 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
     }
 
     fn raise_all(&self, kick: impl FnMut(usize)) {
-        (0..self.vcpus.len()).filter(|&vcpu| self.vcpus[vcpu].raise_request()).for_each(kick);
+        (0..self.vcpus.len()).filter(|&vcpu| self.vcpus[vcpu].request.raise()).for_each(kick);
     }
 
     /// Whether a request to vCPU `vcpu` is pending.
     pub fn request_pending(&self, vcpu: usize) -> bool {
-        self.vcpus[vcpu].request_pending()
+        self.vcpus[vcpu].request.is_pending()
     }
 
     /// The devices, held.
@@ -128,7 +108,7 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
 
     /// Raises the request to vCPU `vcpu`. False if it was pending already.
     pub(crate) fn raise_request(&self, vcpu: usize) -> bool {
-        self.vcpus[vcpu].raise_request()
+        self.vcpus[vcpu].request.raise()
     }
 
     /// Whether to ask the 8259s. SeqCst, because of [`Posted::accepts_ext_int`].
@@ -157,6 +137,6 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
     /// NMI or INIT, and no request is pending.
     pub(crate) fn remove_wakeable(&self) -> bool {
         let wakeable = self.wakeable.fetch_sub(1, Ordering::SeqCst) - 1;
-        wakeable != 0 || self.vcpus.iter().any(|vcpu| vcpu.request.load(Ordering::SeqCst))
+        wakeable != 0 || self.vcpus.iter().any(|vcpu| vcpu.request.is_pending_in_order())
     }
 }
