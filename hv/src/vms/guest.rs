@@ -162,7 +162,7 @@ impl<F: Nested> Guest<F> {
             stats: Some(self.stats.into_inner()),
             shadow: self.memory.shadow_counts(),
             memory: Some(self.memory.end()),
-            patience: timer::after(teardown::PATIENCE),
+            patience: timer::after(teardown::GRACE_TIMEOUT),
             due: None,
             result: None,
         }

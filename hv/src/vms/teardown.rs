@@ -21,7 +21,7 @@ const WAIT: Duration = Duration::from_millis(1);
 const QUIET: Duration = Duration::from_millis(1);
 
 /// How long pages may wait for their grace period. One that has not come back by then is lost, which the verdict tells.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const GRACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A VM that is taken apart.
 pub(super) struct Teardown<F: Nested> {
