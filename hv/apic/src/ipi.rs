@@ -2,9 +2,7 @@
 
 use crate::posted::Posted;
 use crate::rules::Rule;
-use arch::apic::{
-    COMMAND_ALL, COMMAND_ASSERT, COMMAND_LEVEL, COMMAND_LOGICAL, COMMAND_OTHERS, COMMAND_SELF, FIRST_VECTOR, delivery,
-};
+use arch::apic::{COMMAND_ASSERT, COMMAND_LEVEL, COMMAND_LOGICAL, FIRST_VECTOR, SHORTHAND_SHIFT, delivery};
 use model::kept;
 
 /// The delivery mode of an IPI, with its vector.
@@ -68,11 +66,11 @@ impl Ipi {
             // SMI is not supported; the others are reserved.
             _ => return None,
         };
-        let destination = match command & COMMAND_OTHERS {
+        let destination = match command >> SHORTHAND_SHIFT & 3 {
             0 if command & COMMAND_LOGICAL != 0 => Destination::Logical(destination),
             0 => Destination::Physical(destination),
-            COMMAND_SELF => Destination::This,
-            COMMAND_ALL => Destination::All,
+            1 => Destination::This,
+            2 => Destination::All,
             _ => Destination::Others,
         };
         Some(Self { message, destination, broadcast: if x2apic { u32::MAX } else { 0xff }, trigger: Trigger::Edge })

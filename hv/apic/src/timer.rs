@@ -1,7 +1,7 @@
 //! The timer (Intel SDM vol. 3, section 11.5.4).
 
 use crate::Clock;
-use arch::apic::{LVT_PERIODIC, LVT_TSC_DEADLINE};
+use arch::apic::TIMER_MODE_SHIFT;
 
 /// When the timer is next due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +23,9 @@ pub(crate) enum Mode {
 impl Mode {
     /// The mode in bits 18:17 of the timer's LVT entry.
     pub(crate) const fn new(lvt: u32) -> Self {
-        match lvt & (LVT_PERIODIC | LVT_TSC_DEADLINE) {
+        match lvt >> TIMER_MODE_SHIFT & 3 {
             0 => Self::OneShot,
-            LVT_PERIODIC => Self::Periodic,
+            1 => Self::Periodic,
             _ => Self::Deadline,
         }
     }

@@ -124,10 +124,12 @@ pub const COMMAND_OTHERS: u32 = 3 << SHORTHAND_SHIFT;
 pub const LVT_REMOTE_IRR: u32 = 1 << 14;
 /// LVT: masked.
 pub const LVT_MASKED: u32 = 1 << 16;
+/// Where the LVT timer's mode begins, of two bits.
+pub const TIMER_MODE_SHIFT: u32 = 17;
 /// LVT timer: it starts anew when it has reached 0.
-pub const LVT_PERIODIC: u32 = 1 << 17;
+pub const LVT_PERIODIC: u32 = 1 << TIMER_MODE_SHIFT;
 /// LVT timer: it interrupts when the TSC reaches IA32_TSC_DEADLINE.
-pub const LVT_TSC_DEADLINE: u32 = 1 << 18;
+pub const LVT_TSC_DEADLINE: u32 = 2 << TIMER_MODE_SHIFT;
 
 /// Divide configuration: by 1 (SDM figure 11-10).
 pub const DIVIDE_BY_1: u32 = 0b1011;
