@@ -10,8 +10,7 @@ use base::recovery::{Recoveries, Recovery};
 use crate::descriptors::{self, GateDpl};
 use crate::{pic, processor, uart};
 use x86::irq::{
-    BREAKPOINT_VECTOR, DIVIDE_ERROR_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR,
-    PAGE_FAULT_VECTOR,
+    BREAKPOINT_VECTOR, DIVIDE_ERROR_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR, PAGE_FAULT_VECTOR,
 };
 
 /// What the stubs leave on the stack: the registers they save, the vector they add, the frame that the processor wrote.

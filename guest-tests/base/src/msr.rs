@@ -9,7 +9,7 @@ pub const APIC_BASE: u32 = 0x1b;
 /// IA32_TSC_DEADLINE.
 pub const TSC_DEADLINE: u32 = 0x6e0;
 /// The first of the x2APIC's 256 MSRs.
-const X2APIC: u32 = 0x800;
+const X2APIC: u32 = arch::apic::X2APIC_MSRS.start;
 
 /// RDMSR.
 pub fn read(index: u32) -> u64 {

@@ -6,12 +6,9 @@ use crate::msr::MsrError;
 use crate::types::Types;
 use crate::vcpu::Vcpu;
 use apic::{Due, Effect, Ipi, Message};
-use arch::apic::X2APIC_MSRS;
+use arch::apic::{BASE_X2APIC, X2APIC_MSRS};
 use devices::{Clock, DeliveryMode, DestinationMode, InterruptMessage, Nanoseconds};
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
-
-/// IA32_APIC_BASE.EXTD: x2APIC mode.
-const BASE_EXTD: u64 = 1 << 10;
 
 /// The VM's clock, as the timers of its APICs see it.
 pub(crate) struct ApicClock<'c, C>(pub(crate) &'c C);
@@ -55,7 +52,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let (apic, posted) = (&mut self.context.apic, &self.shared.posted);
         let effect = match register {
             // The bit is reserved there (Intel SDM vol. 3, section 11.12.1).
-            IA32_APIC_BASE if value & BASE_EXTD != 0 && !self.context.cpuid.has_x2apic() => {
+            IA32_APIC_BASE if value & BASE_X2APIC != 0 && !self.context.cpuid.has_x2apic() => {
                 return Err(MsrError::Value);
             }
             IA32_APIC_BASE => {

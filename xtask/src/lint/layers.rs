@@ -56,7 +56,7 @@ const LAYERS: [(&str, &[&str]); 28] = [
             "walk",
         ],
     ),
-    ("base", &["abi", "addr"]),
+    ("base", &["abi", "addr", "arch"]),
     ("guest-tests", &["abi", "addr", "arch", "base"]),
     ("guest-tests-32", &["abi", "addr", "arch", "base"]),
     ("guest-tests-linux", &[]),

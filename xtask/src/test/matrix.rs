@@ -633,7 +633,7 @@ mod tests {
                 row.name
             );
             let usual = |host: &&str| row.only.is_none_or(|only| only == *host) && !row.rare_on.contains(host);
-            assert!(names.iter().any(|host| usual(host)), "{} is never booted", row.name);
+            assert!(names.iter().any(usual), "{} is never booted", row.name);
         }
     }
 

@@ -12,7 +12,7 @@ use core::arch::naked_asm;
 use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::boot::Boot;
-use guest32::cpuid::{self, Host};
+use guest32::cpuid::{self, Hypervisor};
 use guest32::exit::Verdict;
 use guest32::interrupts::{
     BREAKPOINT, DIVIDE_ERROR, Fault, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT, SOFTWARE, expect_fault,
@@ -345,7 +345,7 @@ hypercall!(vmcall, "vmcall");
 
 /// Whether it is this hypervisor that runs the guest.
 fn is_ours() -> bool {
-    cpuid::host() == Host::Microhv
+    cpuid::hypervisor() == Hypervisor::Microhv
 }
 
 fn hypercalls(_: &Boot) -> Outcome {
