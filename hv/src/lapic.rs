@@ -14,13 +14,13 @@ use raw_cpuid::{CpuId, CpuIdReaderNative};
 use x86::io::outb;
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, rdmsr, wrmsr};
 
-/// Does nothing but interrupt: a CPU in guest mode or asleep looks around.
+/// A kick, which has no handler of its own: a CPU in guest mode exits, one asleep wakes, and then it looks at its requests.
 pub(crate) const KICK: u8 = 0xf1;
 /// The timer's interrupt.
 pub(crate) const TIMER: u8 = 0xf2;
 /// An error of the APIC itself.
 pub(crate) const ERROR: u8 = 0xf3;
-/// What is delivered when an interrupt goes away while it is acknowledged. It wants no end of interrupt.
+/// What is delivered when an interrupt goes away while it is acknowledged. Software sends no end of interrupt for it.
 pub(crate) const SPURIOUS: u8 = 0xff;
 
 /// Registers, by their number.

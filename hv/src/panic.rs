@@ -25,8 +25,8 @@ unsafe extern "C" {
 /// The longest backtrace that is printed.
 const MAX_FRAMES: usize = 32;
 
-/// The number of the CPU that speaks for the dying hypervisor, plus 1: a panic within a panic says just that, and the others
-/// stop.
+/// The CPU that writes the panic's report, plus 1; 0 if there is none yet. A second panic on this CPU prints one line, and the other
+/// CPUs halt.
 static SPEAKER: AtomicUsize = AtomicUsize::new(0);
 
 /// The other CPUs that have stopped, a bit each.

@@ -21,7 +21,7 @@ use spin::Once;
 /// Each CPU's stack, in pages; the lowest is a guard that is not mapped.
 const STACK_PAGES: usize = 32;
 
-/// What is left of them.
+/// The rest of them, in bytes.
 const STACK_SIZE: u64 = (STACK_PAGES as u64 - 1) * PAGE_SIZE;
 
 /// Where an AP begins: a page of the first MiB that firmware does not use.

@@ -16,7 +16,7 @@ use guest::{cpuid, ram, smp};
 
 guest::main!(main);
 
-/// The attacks of 64-bit guests alone, and those whose instructions are.
+/// The attacks that only 64-bit guests have, or whose code differs with the mode.
 const KINDS: [Kind; 3] =
     [("string-io", string_io), ("control-registers", control_registers), ("single-step", single_step)];
 

@@ -148,7 +148,7 @@ pub mod guest {
         pub const WAIT: &str = "wait";
         /// How often it touches its memory.
         pub const ROUNDS: &str = "rounds";
-        /// Only each so manieth combination is tried.
+        /// The guest tries each N-th combination.
         pub const STEP: &str = "step";
         /// The first combination.
         pub const FROM: &str = "from";

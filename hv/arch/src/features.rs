@@ -72,7 +72,7 @@ const STRUCTURED: u32 = 7;
 const EXTENDED: u32 = 0x8000_0001;
 const POWER: u32 = 0x8000_0007;
 
-/// The registers of all MTRRs, and of what there is of them.
+/// IA32_MTRRCAP, the default type, and all fixed and variable MTRRs.
 const MTRR: [Promise; 2 + FIXED_MTRRS.len() + VARIABLE_MTRRS] = {
     let mut promises = [Promise::ReadMsr(msr::IA32_MTRRCAP); 2 + FIXED_MTRRS.len() + VARIABLE_MTRRS];
     promises[1] = Promise::Msr(msr::IA32_MTRR_DEF_TYPE);

@@ -106,7 +106,7 @@ fn fadt(facs: Address, dsdt: Address) -> Vec<u8> {
     fadt.iapc_boot_arch = (LEGACY_DEVICES | KEYBOARD_CONTROLLER | NO_VGA).into();
     fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, ports::RESET_CONTROL.into());
     fadt.reset_value = ports::RESET_NOW;
-    // The flags of both buttons say that the PM1 event registers have none; that of the RTC, that these don't have its alarm.
+    // PwrButton, SlpButton: the PM1 event registers have no buttons. FixRtc: they have no alarm of the RTC.
     let fadt = [Flags::Wbinvd, Flags::ProcC1, Flags::PwrButton, Flags::SlpButton, Flags::FixRtc, Flags::ResetRegSup]
         .into_iter()
         .fold(fadt, FADTBuilder::flag);

@@ -20,8 +20,9 @@ pub use flow::interrupt;
 /// #UD.
 pub const UNDEFINED: u8 = 6;
 
-/// The most iterations of a string instruction in one step.
-const ITERATIONS: usize = 1024;
+/// The most iterations of a string instruction in one step: a caller that takes many steps at once has to come back to its host in
+/// time.
+const ITERATIONS: usize = 16;
 
 /// GDTR or IDTR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -77,7 +77,7 @@ impl Account {
         }
     }
 
-    /// An account that no VM has, for one of this configuration. None if what it is promised is not there.
+    /// Takes a free account for a VM of this configuration. None if all are taken, or too few frames are left to reserve.
     pub(crate) fn open<'m, H: Host>(host: &'m H, config: &VmConfig) -> Option<&'m Self> {
         let account = host.accounts().0.iter().find(|account| !account.taken.swap(true, Ordering::Acquire))?;
         let opened = account.pool.lock().open(host.frames(), prezeroed(config), config.promise() as usize);

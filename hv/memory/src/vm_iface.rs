@@ -52,6 +52,7 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
     fn load_shadow(&mut self, own: &shadow::Registers) -> Hpa {
         let Some(shadow) = self.shadow else { return Hpa::new(0) };
         shadow.load(&self.cpu, own);
+        self.bound_backlog();
         self.cpu.switch(shadow.space());
         shadow.root().start()
     }
@@ -63,6 +64,7 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
         at: Gva,
         access: Access,
     ) -> Result<shadow::FaultOutcome, NoMemory> {
+        self.bound_backlog();
         match self.resolve(own, at, access) {
             Err(NoMemory) => self.resolve_again(own, at, access),
             result => result,

@@ -5,7 +5,7 @@ use crate::resolve::{Resolved, resolve};
 use crate::{FaultOutcome, Memory, NoMemory, Registers};
 use addr::{Gva, PageSize, Pfn};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Room, Tree};
 use rcu::{Cpu, Space};
 use walk::{Access, Kind};
@@ -14,6 +14,8 @@ pub(crate) const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
 /// The largest page of a 32-bit guest: INVLPG zaps at most that much.
 const REGION: u64 = PageSize::Size4M.bytes();
 const REGIONS: usize = (1 << 32) / REGION as usize;
+/// The most tables of the last level. With one more all are zapped: what that costs is bounded.
+const TABLES: u32 = 512;
 /// One call of [`Vtlb::suspend`] in the upper half of [`Vtlb::suspended`].
 const BEGUN: u64 = 1 << 32;
 
@@ -27,6 +29,8 @@ pub struct Vtlb<E: Env<Format = Pae<Gva>>> {
     large: [AtomicU64; REGIONS / 64],
     /// Bits 31:0: how many calls of `suspend` were not followed by a `resume` yet. Bits 63:32: how many there were in total.
     suspended: AtomicU64,
+    /// The number of tables of the last level, or more.
+    tables: AtomicU32,
     counters: Counters,
 }
 
@@ -40,6 +44,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
             tree: Tree::new(env, caps)?,
             large: core::array::from_fn(|_| AtomicU64::new(0)),
             suspended: AtomicU64::new(0),
+            tables: AtomicU32::new(0),
             counters: Counters::new(),
         })
     }
@@ -160,6 +165,11 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         suspended: u64,
     ) -> Result<FaultOutcome, NoMemory> {
         let (start, size) = (room.start(), room.size());
+        if !room.is_in_table() && self.tables.fetch_add(1, Ordering::Relaxed) >= TABLES {
+            self.counters.count(Counter::ZappedAll);
+            self.zap_all(cpu);
+            return Ok(FaultOutcome::Retry);
+        }
         let pfn = Pfn::new(leaf.pfn.raw() & !(size.frames() - 1));
         // Accessed and dirty are set from the start: the guest's own bits are in its tables, and `resolve` has set them.
         match room.install(Leaf { pfn, accessed: true, dirty: leaf.rights.write, ..leaf }) {
@@ -188,6 +198,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
 
     /// Zaps all pages, by their tables: a guest may have filled hundreds of these before it loads CR3.
     fn zap_all(&self, cpu: &Cpu<'_, E::Platform>) {
+        self.tables.store(0, Ordering::Relaxed);
         let zapped = self.tree.zap_tables(cpu, WHOLE).unwrap_or_default();
         self.counters.add(Counter::Zapped, zapped.pages);
     }

@@ -90,7 +90,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
         }
         first += plan.config.vcpus;
     }
-    // When all have what they can't start without.
+    // After all VMs are built: pre-zeroed frames must not take those that a later VM needs to start.
     guests.iter().for_each(|guest| guest.memory.prezero(|| false));
     guests.into_iter().for_each(|guest| seat(&mut jobs, guest));
     report!("{}", StartToGuest(timer::tsc() - boot::start_tsc()));

@@ -1,4 +1,4 @@
-//! The end of a VM whose vCPUs have all left: its reports, and its memory's way back, in slices of its own.
+//! The end of a VM whose vCPUs have all left: it is reported on, and its memory is freed, in slices of its own.
 
 use super::clock::TscClock;
 use super::console::{About, Console};
@@ -20,7 +20,7 @@ const WAIT: Duration = Duration::from_millis(1);
 /// How long the teardown goes on without a quiescent state of its CPU, which other VMs' grace periods wait for.
 const QUIET: Duration = Duration::from_millis(1);
 
-/// How long pages may wait for their grace period. One that has not come back by then is lost, which the verdict tells.
+/// How long pages may wait for their grace period. A page that has not come back by then counts as leaked, and the verdict is `leak`.
 pub(super) const GRACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A VM that is taken apart.

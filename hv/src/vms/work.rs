@@ -162,7 +162,7 @@ fn wait_for_all_seats(cpu: usize) {
     while SEATED.load(Ordering::Acquire) < cpus::online() {
         core::hint::spin_loop();
     }
-    // One CPU has it noted before any goes on.
+    // The boot CPU notes that guests run before it releases the others, so that each later allocation is counted.
     if cpu == 0 {
         heap::guests_start();
         SEATED.store(started, Ordering::Release);

@@ -17,7 +17,7 @@ use guest32::{cpuid, interrupts, port, processor, smp};
 
 guest32::main!(main);
 
-/// The attacks of 32-bit guests alone, and those whose instructions are.
+/// The attacks that only 32-bit guests have, or whose code differs with the mode.
 const KINDS: [Kind; 9] = [
     ("string-io", string_io),
     ("control-registers", control_registers),

@@ -3,9 +3,9 @@
 use super::world::{LARGE, World, config};
 use crate::arena::Arena;
 use abi::hypercall::TestCall;
-use addr::{Gpa, Gva, PAGE_SIZE, Pfn};
+use addr::{Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use core::num::NonZero;
-use loader::Paging;
+use loader::{Paging, VmConfig};
 use shadow::{FaultOutcome, Registers};
 use vm::Memory;
 use walk::{Access, Features, Kind, Privilege};
@@ -116,4 +116,27 @@ fn a_page_whose_writes_are_logged_again_is_read_only_until_one_comes() {
         touch(world);
         assert_eq!(world.call(log), Ok(1));
     });
+}
+
+/// A guest fills shadow tables and has them zapped, again and again, while its CPU gives nothing back by itself.
+#[test]
+fn tables_that_are_zapped_do_not_take_the_machines_frames() {
+    const TABLES: u64 = 200;
+    for paging in [Paging::Vtlb, Paging::Shadow] {
+        let domain = Arena::domain(4096);
+        let small = VmConfig { pages: PageSize::Size4K, ..config(TABLES * LARGE, paging) };
+        let mut world = World::new(&domain, &small);
+        for _ in 0..20 {
+            load(&mut world);
+            for table in 0..TABLES {
+                let at = Gva::new(table * LARGE);
+                assert_eq!(world.view().shadow_fault(&registers(), at, WRITE), Ok(FaultOutcome::Mapped));
+            }
+            // A shadow that is kept is zapped by what changes the guest's frames.
+            world.view().change_frames(|| ());
+        }
+        let peak = world.memory.account().peak_backlog();
+        assert!(peak <= 64 + 2 * TABLES, "{peak} pages waited at once");
+        world.end();
+    }
 }

@@ -14,7 +14,7 @@ use std::vec::Vec;
 use walk::{Access, Controls, Kind, PhysMem, Privilege};
 
 pub(super) const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
-const FRAMES: usize = 64;
+const FRAMES: usize = 1200;
 pub(super) const VCPUS: usize = 2;
 
 /// A virtual TLB for each vCPU.
@@ -207,5 +207,17 @@ fn a_load_zaps_all_pages_by_one_flush() {
         guest.load(cpu, 0);
         assert_eq!(guest.shadows.space(0).flushes(), before + 1);
         guest.access(cpu, 0, Gva::new(0), READ, 0);
+    });
+}
+
+#[test]
+fn a_guest_that_uses_more_and_more_tables_has_them_zapped() {
+    // Each entry of the directory refers to the table in page 2.
+    let words = (0..512).map(|n| (0x1000 + n * 8, 0x2067_0000_2067)).chain([(0x2000, 0x3067)]);
+    with_guest(words.collect(), TWO_LEVELS, |guest, cpu, tables| {
+        (0..1000).for_each(|n| guest.access(cpu, 0, Gva::new(n << 22), READ, 0));
+        assert_eq!(guest.shadows.0[0].counts().get(Counter::ZappedAll), 1);
+        cpu.barrier(|table| tables.free(table));
+        assert!(tables.in_use() < 600, "{} tables", tables.in_use());
     });
 }
