@@ -28,8 +28,8 @@
 //! reused only after a grace period ([`Cpu::call_rcu`](rcu::Cpu::call_rcu)). If software writes guest memory, it must
 //! use [`Tree::write`].
 //!
-//! **At its end**: [`Tree::free_pgtables`] reports every page still mapped and frees all tables; a [`Teardown`] does it in steps. `poll` passes the
-//! tables that were deferred before; [`Cpu::barrier`](rcu::Cpu::barrier) waits for them.
+//! **At its end**: [`Tree::free_pgtables`] reports every page still mapped and frees all tables; a [`Teardown`] does it in
+//! steps. `poll` passes the tables that were deferred before; [`Cpu::barrier`](rcu::Cpu::barrier) waits for them.
 //!
 //! ```
 //! use addr::{Gpa, PageSize, Pfn};

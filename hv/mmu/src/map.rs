@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A map borrows the RCU guard that it was made under. If its table is unlinked meanwhile, the table is not reused
-//! before the guard ends; all its entries are frozen, unless [`Tree::zap_tables`] has unlinked it. Dropping a map is `pte_unmap`. A lock borrows its map, so it is
-//! released first.
+//! before the guard ends; all its entries are frozen, unless [`Tree::zap_tables`] has unlinked it. Dropping a map is
+//! `pte_unmap`. A lock borrows its map, so it is released first.
 
 use crate::Tree;
 use crate::entry::{Entry, Leaf, Pte};

@@ -11,7 +11,7 @@ use addr::{Hpa, PageSize, Pfn};
 use core::fmt;
 use model::kept;
 use model::sync::{Ordering, relax};
-use rcu::{Backlog, Cpu, Guard, Space};
+use rcu::{Backlog, Cpu, Generation, Guard, Space};
 
 /// Page tables of one guest (or of one of its address spaces), shared by all CPUs.
 ///
@@ -172,7 +172,11 @@ impl<E: Env> Tree<E> {
     pub fn flush(&self, cpu: &Cpu<'_, E::Platform>) {
         let mut gather = cpu.gather(self.space());
         gather.changed();
-        let generation = gather.finish().generation;
+        self.await_flush(cpu, gather.finish().generation);
+    }
+
+    /// Waits until the flush with this number has reached every CPU.
+    pub(crate) fn await_flush(&self, cpu: &Cpu<'_, E::Platform>, generation: Generation) {
         while !cpu.domain().is_flushed(self.space(), generation) {
             relax();
         }

@@ -69,9 +69,8 @@ impl<E: Env> Tree<E> {
             at = next_entry::<E>(at, table.level);
         }
         let retired = gather.finish();
-        while kept(Rule::Flush) && !self.skips(After::Zap) && !cpu.domain().is_flushed(self.space(), retired.generation)
-        {
-            relax();
+        if kept(Rule::Flush) && !self.skips(After::Zap) {
+            self.await_flush(cpu, retired.generation);
         }
         if retired.backlog == Backlog::Over {
             cpu.hurry();
