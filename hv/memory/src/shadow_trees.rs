@@ -71,9 +71,7 @@ impl<'m, H: Host> ShadowTrees<'m, H> {
                     match Vtlb::new(env(), caps) {
                         Ok(buffer) => buffers.push(buffer),
                         Err(error) => {
-                            buffers
-                                .into_iter()
-                                .for_each(|buffer: Vtlb<_>| buffer.into_tree().free_pgtables(|_, _, _| {}));
+                            Self::Vtlb(buffers).into_trees().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
                             return Err(error);
                         }
                     }

@@ -126,10 +126,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
     fn settle(&mut self) {
         self.cpu.quiescent();
         give_back_some(&self.cpu, 2 * STEP);
-        if self.cpu.is_over_limit() {
-            self.cpu.synchronize_expedited();
-            give_back_some(&self.cpu, 2 * STEP);
-        }
+        self.bound_backlog(2 * STEP);
     }
 
     /// Carries out a step of a call on `range`: `step` is given a part that no large page crosses, and tells what the call returns

@@ -3,7 +3,7 @@
 //! All of a [`View`]'s methods that take `&self` are within an RCU read section, because no quiescent state can be reported before
 //! they end.
 
-use crate::account::{POLL_IDLE, give_back, give_back_some};
+use crate::account::{give_back, give_back_some};
 use crate::host::Host;
 use crate::raw::{self, DirectPtr};
 use crate::rules::Rule;
@@ -304,20 +304,20 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         }
     }
 
-    /// Gives back some of the pages that wait on this CPU, if too many do. A guest that has its shadow tables zapped again and again
+    /// Gives back pages that wait on this CPU, if too many do, until `most` bytes are filled with poison. A guest that has its shadow tables zapped again and again
     /// does this at its own cost: between two slices the CPU gives back a few only, and the tables would take all of the machine's
     /// frames. A guest makes no more tables by a fault than this gives back.
     #[inline]
-    pub(crate) fn bound_backlog(&mut self) {
+    pub(crate) fn bound_backlog(&mut self, most: u64) {
         if self.cpu.is_over_limit() {
-            self.give_back_backlog();
+            self.give_back_backlog(most);
         }
     }
 
     #[cold]
-    fn give_back_backlog(&mut self) {
+    fn give_back_backlog(&mut self, most: u64) {
         self.cpu.synchronize_expedited();
-        give_back_some(&self.cpu, POLL_IDLE);
+        give_back_some(&self.cpu, most);
     }
 
     /// Waits until all that this VM has waiting for a grace period has come back.

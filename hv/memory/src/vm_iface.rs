@@ -1,6 +1,6 @@
 //! What the exits' handlers, the loader and walks of a guest's tables are offered of a VM's memory.
 
-use crate::account::{POLL, give_back_some};
+use crate::account::{POLL, POLL_IDLE, give_back_some};
 use crate::host::Host;
 use crate::raw::DirectPtr;
 use crate::tree_env::Nested;
@@ -52,7 +52,7 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
     fn load_shadow(&mut self, own: &shadow::Registers) -> Hpa {
         let Some(shadow) = self.shadow else { return Hpa::new(0) };
         shadow.load(&self.cpu, own);
-        self.bound_backlog();
+        self.bound_backlog(POLL_IDLE);
         self.cpu.switch(shadow.space());
         shadow.root().start()
     }
@@ -64,7 +64,7 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
         at: Gva,
         access: Access,
     ) -> Result<shadow::FaultOutcome, NoMemory> {
-        self.bound_backlog();
+        self.bound_backlog(POLL_IDLE);
         match self.resolve(own, at, access) {
             Err(NoMemory) => self.resolve_again(own, at, access),
             result => result,
