@@ -11,7 +11,7 @@ use crate::output::outln;
 use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::symbols::Symbols;
-use crate::trial::{Guest, Hypervisor, Trial};
+use crate::trial::{Guest, Hypervisor, Trial, word_of};
 use abi::Verdict;
 use abi::options::level;
 use anyhow::Result;
@@ -125,7 +125,7 @@ pub(crate) struct HvWords {
 impl HvWords {
     /// The hypervisor with these words.
     pub(crate) fn hypervisor(&self, images: &Images) -> Hypervisor {
-        Hypervisor::new(images.hv(), self.log.word(), &self.hv_words)
+        Hypervisor::new(images.hv(), &word_of(self.log), &self.hv_words)
     }
 }
 
@@ -141,18 +141,6 @@ enum Level {
     Debug,
     #[value(name = level::TRACE)]
     Trace,
-}
-
-impl Level {
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Error => level::ERROR,
-            Self::Warn => level::WARN,
-            Self::Info => level::INFO,
-            Self::Debug => level::DEBUG,
-            Self::Trace => level::TRACE,
-        }
-    }
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {

@@ -143,7 +143,7 @@ impl Guest {
 }
 
 /// The value as it is written on a command line.
-fn word_of(value: impl ValueEnum) -> String {
+pub(crate) fn word_of(value: impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
 }
 
