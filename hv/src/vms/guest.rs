@@ -2,6 +2,8 @@
 
 use super::clock::TscClock;
 use super::console::{self, About, Console};
+use super::firmware::cpuid;
+use super::place::Place;
 use super::teardown::{self, Teardown};
 use super::verdicts::Why;
 use crate::boot;
@@ -10,39 +12,28 @@ use crate::timer;
 use crate::verdict::Verdict;
 use addr::Gpa;
 use alloc::vec::Vec;
+use arch::features::{Feature, FeatureChoice, FeatureSet};
 use backends::{Backend, Start};
 use core::alloc::Layout;
 use core::fmt;
 use core::time::Duration;
 use devices::BoardConfig;
 use loader::{
-    AcpiTables, BootInfo, GuestMemory, LoadError, MemoryError, Module, Paging, Platform, Rsdp, VmConfig, VmName, VmPlan,
+    AcpiTables, BootInfo, GuestMemory, LoadError, MemoryError, Module, Paging, Platform, Rsdp, VmConfig, VmPlan,
 };
 use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
-use sched::{Instant, Placement};
+use sched::Instant;
 use spin::Mutex;
-use vm::cpuid::{CpuModel, Table, Topology};
+use vm::cpuid::CpuModel;
 use vm::{Stats, Vm};
 
 /// A VM's memory on this machine.
 type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
 
-/// A VM's place among the VMs.
-pub(super) struct Place {
-    pub(super) number: usize,
-    pub(super) placement: Placement,
-    /// On the console, if there are several VMs.
-    pub(super) name: Option<VmName>,
-}
-
 /// What all vCPUs of a VM share.
 pub(super) struct Guest<F: Nested> {
-    /// Its place among the VMs.
-    pub(super) number: usize,
-    pub(super) placement: Placement,
-    /// On the console, if there are several VMs.
-    pub(super) name: Option<VmName>,
+    pub(super) place: Place,
     pub(super) vm: Vm<Console, TscClock>,
     pub(super) clock: TscClock,
     pub(super) memory: VmMemory<F>,
@@ -67,6 +58,7 @@ impl<F: Nested> Guest<F> {
         cpu: &mut Cpu<'static, HostMachine>,
         boot: &BootInfo,
         plan: &VmPlan,
+        firmware: &bios::Tables,
         place: Place,
     ) -> Result<Self, (Verdict, Why)> {
         let module = |index: usize| {
@@ -76,8 +68,7 @@ impl<F: Nested> Guest<F> {
         let config = &plan.config;
         let vcpus = config.vcpus;
         let model = CpuModel { long_mode: config.paging == Paging::Nested, hidden: config.cpuid.hidden };
-        let shown = Table::new(crate::cpu::cpuid, Topology { index: 0, vcpus }).of_model(model);
-        if let Some(feature) = shown.missing(config.cpuid.required) {
+        if let Some(feature) = missing_feature(config, model) {
             return Err((Verdict::NoVirtualization, Why::NoFeature(feature.name)));
         }
         let caps = backend.caps(config.pages);
@@ -91,14 +82,13 @@ impl<F: Nested> Guest<F> {
         let fixed = fixed.as_ref().map(|page| (page.at, &page.content));
         let memory =
             VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
-        let tables = firmware_tables(vcpus);
         let platform =
-            Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(acpi(&tables)) };
+            Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(acpi(firmware)) };
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, state) = (Tlb::new(), ViewState::new());
         let mut view = memory.view(cpu, &mut tlb, &state);
         let loaded = view
-            .write(tables.range().start, tables.bytes())
+            .write(firmware.range().start, firmware.bytes())
             .map_err(LoadError::from)
             .and_then(|()| loader::load(module(plan.image), &modules, &platform, &mut view));
         memory.forget(&state);
@@ -117,9 +107,7 @@ impl<F: Nested> Guest<F> {
         let (console, about) = console::console(place.name, config.input);
         let devices = devices::Board::new(devices, console, clock);
         Ok(Self {
-            number: place.number,
-            placement: place.placement,
-            name: place.name,
+            place,
             vm: Vm::new(devices, clock, vcpus),
             clock,
             memory,
@@ -155,30 +143,24 @@ impl<F: Nested> Guest<F> {
     /// Ends the VM, when no vCPU of it is left. It is still to be taken apart.
     pub(super) fn end(self) -> Teardown<F> {
         Teardown {
-            number: self.number,
-            name: self.name,
+            place: self.place,
             about: self.about,
             vm: self.vm,
             stats: Some(self.stats.into_inner()),
             shadow: self.memory.shadow_counts(),
             memory: Some(self.memory.end()),
-            patience: timer::after(teardown::GRACE_TIMEOUT),
+            give_up_at: timer::after(teardown::GRACE_TIMEOUT),
             due: None,
             result: None,
         }
     }
 }
 
-/// The firmware's tables of a VM with so many vCPUs.
-pub(super) fn firmware_tables(vcpus: usize) -> bios::Tables {
-    let features = Table::new(crate::cpu::cpuid, Topology { index: 0, vcpus }).get(1, 0);
-    bios::Tables::new(&bios::PcConfig {
-        vcpus: vcpus as u8,
-        processor: bios::Processor { signature: features.eax, features: features.edx },
-        ioapic: true,
-        hpet: Some(devices::HPET_CAPABILITIES),
-        pci_gsis: [16, 17, 18, 19],
-    })
+/// A feature that the VM must have, and can't have on this machine.
+fn missing_feature(config: &VmConfig, model: CpuModel) -> Option<&'static Feature> {
+    let FeatureChoice { required, .. } = config.cpuid;
+    // To make the table takes dozens of CPUID instructions, which most VMs need not wait for.
+    (required != FeatureSet::EMPTY).then(|| cpuid(config.vcpus).of_model(model).missing(required)).flatten()
 }
 
 /// Where the tables are, for boot protocols. They lie in what every map of memory shows as ROM.

@@ -45,7 +45,7 @@ impl<F: Nested, T: Task> Host for Slice<'_, '_, F, T> {
     }
 
     fn kick(&mut self, vcpu: usize) {
-        rcu_domain::kick_if_away(self.guest.placement.cpu_of(vcpu));
+        rcu_domain::kick_if_away(self.guest.place.placement.cpu_of(vcpu));
     }
 
     fn nanoseconds(&self, ticks: u64) -> u64 {

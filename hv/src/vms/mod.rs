@@ -15,8 +15,10 @@
 
 mod clock;
 mod console;
+mod firmware;
 mod guest;
 mod host;
+mod place;
 mod plan;
 mod seat;
 mod task;
@@ -37,9 +39,10 @@ use alloc::vec::Vec;
 use backends::Backend;
 use backends::svm::Svm;
 use backends::vmx::Vmx;
-use guest::{Guest, Place};
+use guest::Guest;
 use loader::{BootInfo, Config, VmPlan};
 use memory::Nested;
+use place::Place;
 use rcu::Cpu;
 use sched::Placement;
 use work::Job;
@@ -70,7 +73,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     }
     // The decoder's tables, which all VMs share, are on the heap before what the VMs need of it is counted.
     emul::warm_up();
-    plan::check::<B>(boot, plans);
+    let firmware = plan::check::<B>(boot, plans);
     let mut cpu = rcu_domain::register(0);
     work::expect(plans.len());
     let mut jobs = Job::for_cpus(cpus::online());
@@ -83,6 +86,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
             &mut cpu,
             boot,
             plan,
+            firmware.tables(plan.config.vcpus),
             Place { number, placement: Placement { first, cpus: guest_cpus.clone() }, name },
         ) {
             Ok(guest) => guests.push(Arc::new(guest)),
@@ -102,7 +106,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
 /// Gives each of a VM's vCPUs to its CPU.
 fn seat<F: Nested>(jobs: &mut [Job<F>], guest: Arc<Guest<F>>) {
     for index in 0..guest.vm.vcpus() {
-        let cpu = guest.placement.cpu_of(index);
+        let cpu = guest.place.placement.cpu_of(index);
         jobs[cpu].add(Arc::clone(&guest), index);
     }
 }

@@ -1,6 +1,7 @@
 //! Whether the machine has the memory that the VMs need: told before the first of them is built.
 
-use super::guest::{self, Guest};
+use super::firmware::Firmware;
+use super::guest::Guest;
 use super::task::CpuTask;
 use crate::frames::FRAMES;
 use crate::verdict::{self, Verdict};
@@ -10,10 +11,13 @@ use loader::need::{self, Free};
 use loader::{BootInfo, Need, VmPlan};
 use memory::Nested;
 
-/// Ends the run if there is too little memory for some VM, and sets aside what all need in common.
-pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &[VmPlan]) {
+/// Ends the run if there is too little memory for some VM, and sets aside what all need in common. Returns the firmware's tables,
+/// which it has counted.
+pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &[VmPlan]) -> Firmware {
     let free = Free { frames: FRAMES.available() as u64, low: FRAMES.available_for_roots() as u64 };
-    let needs = plans.iter().map(|plan| (plan.config, need_of::<B>(boot, plan)));
+    let firmware = Firmware::of(plans);
+    let tables = |plan: &VmPlan| firmware.tables(plan.config.vcpus);
+    let needs = plans.iter().map(|plan| (plan.config, need_of::<B>(boot, plan, tables(plan))));
     if let Err(shortage) = need::check(needs, free) {
         verdict::end(Verdict::NoMemory, format_args!("{shortage}"));
     }
@@ -25,12 +29,13 @@ pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &[VmPlan
     if let Some(missing) = need::overcommitted(plans.iter().map(|plan| plan.config), free.frames) {
         log::info!("the VMs have {missing} {OVERCOMMITTED}: one that finds none left ends");
     }
+    firmware
 }
 
-fn need_of<B: Backend<Tables: Nested>>(boot: &BootInfo, plan: &VmPlan) -> Need {
+fn need_of<B: Backend<Tables: Nested>>(boot: &BootInfo, plan: &VmPlan, firmware: &bios::Tables) -> Need {
     let modules = plan.modules.clone().chain([plan.image]).map(|module| &boot.modules[module].range);
     let files = modules.map(|range| range.end.raw() - range.start.raw());
-    let firmware = guest::firmware_tables(plan.config.vcpus).bytes().len() as u64;
     let vcpus = (0..plan.config.vcpus).flat_map(|_| CpuTask::<B>::allocations());
-    plan.config.need(files.chain([firmware]), Guest::<B::Tables>::allocations(&plan.config).chain(vcpus))
+    plan.config
+        .need(files.chain([firmware.bytes().len() as u64]), Guest::<B::Tables>::allocations(&plan.config).chain(vcpus))
 }

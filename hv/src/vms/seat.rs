@@ -83,7 +83,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     #[inline(never)]
     pub(super) fn reach_limit<T: Task>(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>) {
         let guest = &*self.guest;
-        if !guest.vm.end(Stop::Limit, |vcpu| rcu_domain::kick_if_away(guest.placement.cpu_of(vcpu))) {
+        if !guest.vm.end(Stop::Limit, |vcpu| rcu_domain::kick_if_away(guest.place.placement.cpu_of(vcpu))) {
             return;
         }
         guest.report(&PastLimit { us: timer::nanoseconds(timer::now().since(guest.limit)) / 1000 });
@@ -112,7 +112,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
 
 impl<B: Backend<Tables: Nested>> Task for Seat<B> {
     fn vm(&self) -> usize {
-        self.guest.number
+        self.guest.place.number
     }
 
     fn has_ended(&self) -> bool {

@@ -68,7 +68,7 @@ impl<B: Backend<Tables: Nested>> Task for CpuTask<B> {
     fn vm(&self) -> usize {
         match self {
             Self::Vcpu(seat) => seat.vm(),
-            Self::Teardown(teardown) => teardown.number,
+            Self::Teardown(teardown) => teardown.place.number,
             // It shares no time with a VM's tasks.
             Self::Done => usize::MAX,
         }

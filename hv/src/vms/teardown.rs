@@ -2,12 +2,12 @@
 
 use super::clock::TscClock;
 use super::console::{About, Console};
+use super::place::Place;
 use super::verdicts::Why;
 use crate::rcu_domain::HostMachine;
 use crate::timer;
 use crate::verdict::Verdict;
 use core::time::Duration;
-use loader::VmName;
 use memory::{Ending, Freed, Nested, Step};
 use rcu::Cpu;
 use sched::{Instant, Slice, Task};
@@ -25,10 +25,7 @@ pub(super) const GRACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A VM that is taken apart.
 pub(super) struct Teardown<F: Nested> {
-    /// Its place among the VMs.
-    pub(super) number: usize,
-    /// On the console, if there are several VMs.
-    pub(super) name: Option<VmName>,
+    pub(super) place: Place,
     pub(super) about: About,
     pub(super) vm: Vm<Console, TscClock>,
     /// What the exits have cost, until it is reported.
@@ -37,7 +34,7 @@ pub(super) struct Teardown<F: Nested> {
     /// Until all of it is back.
     pub(super) memory: Option<Ending<'static, F, HostMachine>>,
     /// When a page that has not come back from its grace period is given up.
-    pub(super) patience: Instant,
+    pub(super) give_up_at: Instant,
     /// When it goes on, if it waits.
     pub(super) due: Option<Instant>,
     /// Known when all is done.
@@ -63,7 +60,7 @@ impl<F: Nested> Teardown<F> {
                 self.result = freed.map(|freed| self.judge(&freed));
             }
             Step::Preempted => _ = slice.interrupted(timer::now()),
-            Step::WaitsForGracePeriod if timer::now() >= self.patience => memory.give_up(),
+            Step::WaitsForGracePeriod if timer::now() >= self.give_up_at => memory.give_up(),
             Step::WaitsForGracePeriod => self.due = Some(timer::after(WAIT)),
         }
     }

@@ -131,8 +131,8 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
     #[cold]
     #[inline(never)]
     fn finish(&mut self, task: &mut CpuTask<B>) {
-        if let Some(Teardown { number, name, result: Some(result), .. }) = task.finish() {
-            ended(number, name, result);
+        if let Some(Teardown { place, result: Some(result), .. }) = task.finish() {
+            ended(place.number, place.name, result);
         }
         // Many VMs that end at once, at the same limit, would keep the watchdog waiting.
         watchdog::heart(self.cpu.index()).beat();
