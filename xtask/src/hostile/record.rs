@@ -255,20 +255,30 @@ impl Tally {
         format!("{} inputs, {:.0}/s", self.inputs(), self.inputs() as f64 / self.seconds.max(1.0))
     }
 
-    /// An emulator that ends is no fault of the hypervisor's; but something has to have been shown.
+    /// The modes in which no input was counted: they show nothing.
+    fn untried(&self) -> Vec<&str> {
+        let is_tried = |mode: &str| self.rounds.iter().any(|round| round.mode == mode && round.inputs() > 0);
+        self.modes().into_iter().filter(|mode| !is_tried(mode)).collect()
+    }
+
+    /// An emulator that ends is no fault of the hypervisor's; but each mode has to have shown something.
     pub(super) fn is_good(&self) -> bool {
-        self.failed == 0 && self.passed > 0
+        self.failed == 0 && self.passed > 0 && self.untried().is_empty()
     }
 
     /// The last line.
     pub(super) fn verdict(&self) -> String {
         let Self { passed, emulator_ended, failed, .. } = self;
         let word = if self.is_good() { "passed" } else { "FAILED" };
-        format!(
+        let mut text = format!(
             "{word}: {} inputs in {:.0} s; {passed} rounds passed, {failed} failed, in {emulator_ended} a guest ended the emulator",
             self.inputs(),
             self.seconds
-        )
+        );
+        if let untried @ [_, ..] = &self.untried()[..] {
+            text += &format!("; without an input: {}", untried.join(", "));
+        }
+        text
     }
 
     pub(super) fn save(&self, file: &Path) -> Result<()> {
@@ -428,6 +438,21 @@ mod tests {
             tally.add(Record::new(&round, &report, "cargo xtask hostile".to_string()), Duration::from_secs(10));
         }
         tally
+    }
+
+    #[test]
+    fn a_mode_without_an_input_shows_nothing() {
+        let mut tally = tally(&[Verdict::Pass]);
+        assert!(tally.is_good());
+        let silent = report("", Verdict::Pass, Verdict::GuestKilled, Verdict::GuestKilled, EXITED);
+        let record = |number, mode, report| Record::new(&Round::new(number, 1, mode, 1), report, String::new());
+        let quiet = Record { ended: Ended::Passed, ..record(2, Mode::P32, &silent) };
+        tally.add(quiet, Duration::from_secs(1));
+        assert!(!tally.is_good());
+        assert!(tally.verdict().ends_with("without an input: p32"), "{}", tally.verdict());
+        let loud = report(CONSOLE, Verdict::Pass, Verdict::GuestKilled, Verdict::GuestKilled, EXITED);
+        tally.add(record(3, Mode::P32, &loud), Duration::from_secs(1));
+        assert!(tally.is_good());
     }
 
     #[test]
