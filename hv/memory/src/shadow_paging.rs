@@ -3,11 +3,11 @@
 use crate::host::Host;
 use crate::shadow_trees::{ShadowTrees, VcpuTree};
 use crate::tree_env::Nested;
-use crate::view::View;
+use crate::view::{Touched, View};
 use addr::{Gpa, Gva, PageSize};
 use loader::MemoryError;
 use mmu::Fault;
-use shadow::{BackingPage, FaultOutcome, NoMemory, Registers, Vtlb, Writer};
+use shadow::{Backing, BackingPage, FaultOutcome, NoMemory, Registers, Vtlb, Writer};
 use walk::Access;
 
 impl<F: Nested, H: Host> View<'_, '_, F, H> {
@@ -68,16 +68,17 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
 impl<F: Nested, H: Host> shadow::Memory for View<'_, '_, F, H> {
     /// The dirty bits of the VM's own tables are set here, as no processor walks them: a page that is not dirty yet is not to be
     /// written without asking.
-    fn backing(&self, at: Gpa, write: bool) -> Result<Option<BackingPage>, NoMemory> {
+    fn backing(&self, at: Gpa, write: bool) -> Result<Backing, NoMemory> {
         loop {
             let found = match self.vm.tree.fault(self.cpu.read(), at, PageSize::Size4K) {
                 Ok(Fault::Present(found)) => found,
                 Ok(Fault::Room(_)) => match self.touch(at, write) {
-                    Ok(()) => continue,
-                    Err(MemoryError::Outside(_)) => return Ok(None),
+                    Ok(Touched::Mapped) => continue,
+                    Ok(Touched::Begun) => return Ok(Backing::Pending),
+                    Err(MemoryError::Outside(_)) => return Ok(Backing::None),
                     Err(MemoryError::NoFrames) => return Err(NoMemory),
                 },
-                Err(mmu::OutOfRange) => return Ok(None),
+                Err(mmu::OutOfRange) => return Ok(Backing::None),
             };
             let dirty = found.leaf.dirty && found.leaf.rights.write;
             if write && !dirty {
@@ -87,7 +88,7 @@ impl<F: Nested, H: Host> shadow::Memory for View<'_, '_, F, H> {
                     Err(MemoryError::NoFrames) => return Err(NoMemory),
                 }
             }
-            return Ok(Some(BackingPage { pfn: found.hpa.frame(), write: dirty, size: found.size }));
+            return Ok(Backing::Page(BackingPage { pfn: found.hpa.frame(), write: dirty, size: found.size }));
         }
     }
 }

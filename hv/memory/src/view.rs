@@ -58,6 +58,15 @@ enum Zeroed {
     Wholly(Pfn),
 }
 
+/// What a touch has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Touched {
+    /// The page is mapped.
+    Mapped,
+    /// A part of a large page is filled with zeroes: the next touch goes on.
+    Begun,
+}
+
 /// So many bytes of a large page are filled with zeroes in one exit.
 const ZEROED_AT_ONCE: u64 = 128 * PAGE_SIZE;
 
@@ -183,26 +192,46 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
     }
 
     /// [`touch`](Self::touch) by software, which can't wait for a grace period: a second try after what can be had at once.
+    ///
+    /// Nor can it come back in the midst of a large page, so that the page is a small one. A walk of the guest's tables and the
+    /// access behind it may touch five pages in one exit; five large ones would keep the CPU for as long as a slice.
     #[cold]
     fn touch_for_software(&self, at: Gpa) -> Result<(), MemoryError> {
-        match self.touch(at, false) {
+        let touch = || self.touch_at_most(at, PageSize::Size4K, false).map(|_| ());
+        match touch() {
             Err(MemoryError::NoFrames) => {
                 self.cpu.hurry();
                 give_back_some(&self.cpu, STEP);
-                self.touch(at, false)
+                touch()
             }
             result => result,
         }
     }
 
+    /// Maps the pages of these bytes with the largest size that there is room for, before a guest runs.
+    pub(crate) fn populate(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < bytes {
+            let gpa = at.checked_add(done).ok_or(MemoryError::Outside(at))?;
+            while self.touch(gpa, false)? == Touched::Begun {}
+            done += PAGE_SIZE - gpa.page_offset();
+        }
+        Ok(())
+    }
+
     /// Maps the page at `at`, if that is memory and nothing is mapped; lets a write through that the dirty log waits for.
     #[inline]
-    pub(crate) fn touch(&self, at: Gpa, write: bool) -> Result<(), MemoryError> {
+    pub(crate) fn touch(&self, at: Gpa, write: bool) -> Result<Touched, MemoryError> {
+        self.touch_at_most(at, PageSize::Size2M, write)
+    }
+
+    #[inline]
+    fn touch_at_most(&self, at: Gpa, most: PageSize, write: bool) -> Result<Touched, MemoryError> {
         if !self.vm.backs(at) {
             return Err(MemoryError::Outside(at));
         }
         let large = at.align_down(PageSize::Size2M.bytes()).wrapping_add(PageSize::Size2M.bytes() - 1);
-        let want = if self.vm.ram.backs(large) { PageSize::Size2M } else { PageSize::Size4K };
+        let want = if self.vm.ram.backs(large) { most } else { PageSize::Size4K };
         match self.vm.tree.fault(self.cpu.read(), at, want) {
             Ok(Fault::Room(room)) => self.fill(room),
             Ok(Fault::Present(found)) => {
@@ -211,7 +240,7 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
                 if write && found.leaf.logged {
                     self.unprotect(at);
                 }
-                Ok(())
+                Ok(Touched::Mapped)
             }
             Err(mmu::OutOfRange) => Err(MemoryError::Outside(at)),
         }
@@ -225,13 +254,13 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
     }
 
     #[inline]
-    fn fill(&self, mut room: Room<'_, TreeEnv<'m, F, H>>) -> Result<(), MemoryError> {
+    fn fill(&self, mut room: Room<'_, TreeEnv<'m, F, H>>) -> Result<Touched, MemoryError> {
         let zeroed = match room.size() {
             PageSize::Size4K => None,
             size => self.zero_some(size),
         };
         let frame = match zeroed {
-            Some(Zeroed::Partly) => return Ok(()),
+            Some(Zeroed::Partly) => return Ok(Touched::Begun),
             Some(Zeroed::Wholly(frame)) => frame,
             None => {
                 room = room.at_most(PageSize::Size4K);
@@ -245,7 +274,7 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         }
         match result {
             // Another CPU's page will do as well.
-            Ok(()) | Err(MapError::Raced | MapError::Present) => Ok(()),
+            Ok(()) | Err(MapError::Raced | MapError::Present) => Ok(Touched::Mapped),
             Err(MapError::NoMemory | MapError::Invalid) => Err(MemoryError::NoFrames),
         }
     }
@@ -298,7 +327,7 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
     pub(crate) fn touch_again(&mut self, fault: NestedFault) -> Resolved {
         self.reclaim();
         match self.touch(fault.address(), fault.is_write()) {
-            Ok(()) => Resolved::Retry,
+            Ok(_) => Resolved::Retry,
             Err(MemoryError::Outside(_)) => Resolved::NotMemory,
             Err(MemoryError::NoFrames) => Resolved::OutOfMemory,
         }

@@ -15,10 +15,12 @@ use walk::{Access, HandleMem, PhysMem};
 
 impl<F: Nested, H: Host> GuestMemory for View<'_, '_, F, H> {
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.populate(at, bytes.len() as u64)?;
         self.write_bytes(at, bytes)
     }
 
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
+        self.populate(at, bytes)?;
         self.zero_bytes(at, bytes)
     }
 }
@@ -27,7 +29,7 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
     #[inline]
     fn fault(&mut self, fault: NestedFault) -> Resolved {
         match self.touch(fault.address(), fault.is_write()) {
-            Ok(()) => Resolved::Retry,
+            Ok(_) => Resolved::Retry,
             Err(MemoryError::Outside(_)) => Resolved::NotMemory,
             Err(MemoryError::NoFrames) => self.touch_again(fault),
         }

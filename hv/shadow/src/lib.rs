@@ -23,7 +23,7 @@
 //! ```
 //! use addr::{Gpa, Gva, PageSize, Pfn};
 //! use mmu::{Caps, Pae, pool};
-//! use shadow::{BackingPage, Change, FaultOutcome, NoMemory, Reason, Registers, Shadow, Writer};
+//! use shadow::{Backing, BackingPage, Change, FaultOutcome, NoMemory, Reason, Registers, Shadow, Writer};
 //! use walk::{Access, Controls, Features, Kind, PhysMem, Privilege};
 //!
 //! /// Guest memory of 4 pages, each of them in the frame with the same number.
@@ -55,9 +55,9 @@
 //! #     }
 //! # }
 //! impl shadow::Memory for Ram {
-//!     fn backing(&self, at: Gpa, _write: bool) -> Result<Option<BackingPage>, NoMemory> {
-//!         let backing = BackingPage { pfn: Pfn::new(at.frame().raw()), write: true, size: PageSize::Size4K };
-//!         Ok((at.raw() < 0x4000).then_some(backing))
+//!     fn backing(&self, at: Gpa, _write: bool) -> Result<Backing, NoMemory> {
+//!         let page = BackingPage { pfn: Pfn::new(at.frame().raw()), write: true, size: PageSize::Size4K };
+//!         Ok(if at.raw() < 0x4000 { Backing::Page(page) } else { Backing::None })
 //!     }
 //! }
 //!
@@ -127,12 +127,23 @@ use walk::{ErrorCode, PhysMem};
 
 /// The guest's physical memory, and the host's frames behind it.
 pub trait Memory: PhysMem {
-    /// The frame of the page at `at`; allocates one if the page has none. `write`: the guest is about to write, so a dirty log
-    /// marks the page. None if there is no memory at this address, but a device or nothing.
+    /// What is behind the page at `at`; allocates a frame if the page has none. `write`: the guest is about to write, so a dirty
+    /// log marks the page.
     ///
     /// # Errors
     /// [`NoMemory`]: no frame is free.
-    fn backing(&self, at: Gpa, write: bool) -> Result<Option<BackingPage>, NoMemory>;
+    fn backing(&self, at: Gpa, write: bool) -> Result<Backing, NoMemory>;
+}
+
+/// What is behind a guest-physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Memory.
+    Page(BackingPage),
+    /// Memory whose page is being prepared, which takes long: the access faults again until it is there.
+    Pending,
+    /// No memory, but a device or nothing.
+    None,
 }
 
 /// A guest page's frame.

@@ -1,6 +1,6 @@
 //! The first part of a page fault, common to both shadows: the walk of the guest's own tables.
 
-use crate::{BackingPage, FaultOutcome, Reason, Registers};
+use crate::{Backing, BackingPage, FaultOutcome, Reason, Registers};
 use addr::{Gpa, Gva, PageSize};
 use mmu::Rights;
 use walk::{Access, Fault, Kind, Mode, PhysMem, Privilege, SetAccessedDirty, Steps, missing, trace};
@@ -41,14 +41,14 @@ pub(crate) fn resolve<M: PhysMem>(
 
 impl Resolved {
     /// The frame and the rights of a shadow entry for the page, whose memory is `backing`; or why the access must be emulated.
-    pub(crate) fn entry(
-        &self,
-        backing: Option<BackingPage>,
-        write: bool,
-    ) -> Result<(BackingPage, Rights), FaultOutcome> {
+    pub(crate) fn entry(&self, backing: Backing, write: bool) -> Result<(BackingPage, Rights), FaultOutcome> {
         let emulate = |reason| FaultOutcome::Emulate { gpa: self.gpa, reason };
         let rights = self.rights.ok_or(emulate(Reason::WriteProtect))?;
-        let backing = backing.ok_or(emulate(Reason::Mmio))?;
+        let backing = match backing {
+            Backing::Page(page) => page,
+            Backing::Pending => return Err(FaultOutcome::Retry),
+            Backing::None => return Err(emulate(Reason::Mmio)),
+        };
         if write && !backing.write {
             return Err(emulate(Reason::ReadOnly));
         }

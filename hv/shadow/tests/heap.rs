@@ -6,7 +6,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::cell::{Cell, RefCell};
 use mmu::pool::{Memory, Pool, domain};
 use mmu::{Caps, NoMemory, Pae};
-use shadow::{BackingPage, Counter, Registers, Shadow, Writer};
+use shadow::{Backing, BackingPage, Counter, Registers, Shadow, Writer};
 use std::alloc::System;
 use walk::{Access, Features, Kind, PhysMem, Privilege};
 
@@ -79,8 +79,8 @@ impl PhysMem for Zeroes {
 }
 
 impl shadow::Memory for Zeroes {
-    fn backing(&self, at: Gpa, write: bool) -> Result<Option<BackingPage>, NoMemory> {
-        Ok(Some(BackingPage { pfn: Pfn::new(at.frame().raw()), write, size: PageSize::Size4K }))
+    fn backing(&self, at: Gpa, write: bool) -> Result<Backing, NoMemory> {
+        Ok(Backing::Page(BackingPage { pfn: Pfn::new(at.frame().raw()), write, size: PageSize::Size4K }))
     }
 }
 

@@ -54,6 +54,24 @@ fn walked(world: &World<'_>) -> Option<Pfn> {
     Some(table)
 }
 
+/// Each fault fills a part of the large page with zeroes: all of it at once would keep the CPU for as long as a slice.
+#[test]
+fn a_large_page_of_a_shadowed_guest_is_cleared_in_several_faults() {
+    for paging in [Paging::Shadow, Paging::Vtlb] {
+        let domain = Arena::domain(4096);
+        let mut world = World::new(&domain, &config(2 * LARGE, paging));
+        load(&mut world);
+        for _ in 0..3 {
+            let outcome = world.view().shadow_fault(&registers(), Gva::new(PAGE), WRITE);
+            assert_eq!((outcome, world.is_mapped(PAGE)), (Ok(FaultOutcome::Retry), false), "{paging:?}");
+        }
+        let outcome = world.view().shadow_fault(&registers(), Gva::new(PAGE), WRITE);
+        assert_eq!(outcome, Ok(FaultOutcome::Mapped), "{paging:?}");
+        assert!(world.is_mapped(LARGE - 1));
+        world.end();
+    }
+}
+
 fn with(paging: Paging, test: fn(&mut World<'_>)) {
     let domain = Arena::domain(4096);
     let mut world = World::new(&domain, &config(2 * LARGE, paging));

@@ -5,10 +5,10 @@ use crate::arena::Arena;
 use crate::pool::PlannedFailures;
 use crate::{Ending, Host, Step};
 use abi::hypercall::{Mapped, Refused, TestCall};
-use addr::{PAGE_SIZE, PageSize};
+use addr::{Gpa, PAGE_SIZE, PageSize};
 use core::iter;
 use core::num::NonZero;
-use loader::{Paging, VmConfig};
+use loader::{GuestMemory, Paging, VmConfig};
 use mmu::Npt;
 use rcu::Cpu;
 use std::vec::Vec;
@@ -57,6 +57,20 @@ fn each_step_of_a_log_clears_its_part_of_the_bitmap() {
         // Bits behind the range stay as they are, but for those of its last byte.
         assert_eq!(is_set, dirty.contains(&page) || bit >= pages.next_multiple_of(8), "page {page}");
     }
+    world.end();
+}
+
+/// Software's access can't fault again, and clears no more than a small page in each.
+#[test]
+fn software_clears_a_small_page_and_the_loader_a_large_one() {
+    let domain = Arena::domain(4096);
+    let mut world = World::new(&domain, &config(8 * MIB, Paging::Nested));
+    assert_eq!(world.read(MIB), 0);
+    world.write(3 * MIB, 1);
+    assert_eq!(world.call(TestCall::Report), Ok(Mapped { small: 2, large: 0 }.into()));
+    GuestMemory::write(&mut world.view(), Gpa::new(4 * MIB), &[1; 8]).unwrap();
+    GuestMemory::zero(&mut world.view(), Gpa::new(6 * MIB - 1), 2).unwrap();
+    assert_eq!(world.call(TestCall::Report), Ok(Mapped { small: 2, large: 2 }.into()));
     world.end();
 }
 

@@ -1,6 +1,6 @@
 //! A guest's memory: a few pages for tables and data, and two pages of 2 MiB.
 
-use crate::{BackingPage, Memory, NoMemory};
+use crate::{Backing, BackingPage, Memory, NoMemory};
 use addr::{Gpa, Hpa, PAGE_SIZE, PageSize, Pfn};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -127,12 +127,12 @@ impl PhysMem for GuestMemory {
 }
 
 impl Memory for GuestMemory {
-    fn backing(&self, at: Gpa, _write: bool) -> Result<Option<BackingPage>, NoMemory> {
+    fn backing(&self, at: Gpa, _write: bool) -> Result<Backing, NoMemory> {
         if let Some(budget) = self.budget.get() {
             self.budget.set(Some(budget.checked_sub(1).ok_or(NoMemory)?));
         }
         let size = if at.raw() < LARGE { PageSize::Size4K } else { PageSize::Size2M };
-        let backing = BackingPage { pfn: self.frame(at.raw()), write: at.frame().raw() != ROM, size };
-        Ok(backed(at.raw()).then_some(backing))
+        let page = BackingPage { pfn: self.frame(at.raw()), write: at.frame().raw() != ROM, size };
+        Ok(if backed(at.raw()) { Backing::Page(page) } else { Backing::None })
     }
 }

@@ -3,7 +3,7 @@
 //! Each `shuttle_*` model has [mutants](model#mutants), which must fail.
 
 use crate::rules::Rule;
-use crate::{BackingPage, FaultOutcome, Memory, NoMemory, Reason, Registers, Shadow, View, Writer};
+use crate::{Backing, BackingPage, FaultOutcome, Memory, NoMemory, Reason, Registers, Shadow, View, Writer};
 use addr::{Gpa, Gva, PageSize, Pfn};
 use mmu::pool::{self, Pool, PoolPlatform};
 use mmu::{AtomicU64, Caps, Pae};
@@ -77,9 +77,9 @@ impl PhysMem for GuestMemory {
 }
 
 impl Memory for GuestMemory {
-    fn backing(&self, at: Gpa, _: bool) -> Result<Option<BackingPage>, NoMemory> {
+    fn backing(&self, at: Gpa, _: bool) -> Result<Backing, NoMemory> {
         let pfn = Pfn::new(Self::frame(at.raw()));
-        Ok(Some(BackingPage { pfn, write: true, size: PageSize::Size4K }))
+        Ok(Backing::Page(BackingPage { pfn, write: true, size: PageSize::Size4K }))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// All rows of attacks.
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> + Clone {
-    let groups = [WITNESSES, MEASURED, FAULTING, CLEARING, SHADOWED, &[OTHERS]];
+    let groups = [WITNESSES, MEASURED, FAULTING, SHADOWED, &[OTHERS]];
     groups.into_iter().flatten().copied().flatten()
 }
 
@@ -31,10 +31,6 @@ const fn shadow(attack: Row) -> Row {
 
 const fn vtlb(attack: Row) -> Row {
     Row { source: Source::Guest("attack32"), paging: Paging::Vtlb, rare_on: &["bochs-vmx", "bochs-svm"], ..attack }
-}
-
-const fn shadow_on_qemu(attack: Row) -> Row {
-    Row { only: Some("qemu-svm"), ..shadow(attack) }
 }
 
 const fn vtlb_on_qemu(attack: Row) -> Row {
@@ -128,19 +124,14 @@ const MEASURED: &[&[Row]] = beside_fair! { shadow, vtlb_on_qemu;
 
 /// They have the hypervisor change its tables, or switch between them.
 const FAULTING: &[&[Row]] = beside_fair! { shadow, vtlb;
+    "dirty-log": attack("kind=dirty-log"),
+    "give-back-2m": attack("kind=give-back"),
     "control-registers": attack("kind=control-registers"),
     // Not all: it would take longer than is measured.
     "give-back-4k": Row { pages: Pages::Small, ..attack("kind=give-back mib=16") },
     "first-touch": Row { pages: Pages::Small, ..attack("kind=first-touch") },
     "nowhere": attack("kind=nowhere"),
     "delivery": DELIVERY,
-};
-
-/// They have large pages cleared, which alone takes Bochs more than 5 ms: it counts each eight bytes as an instruction. A turn that
-/// ends in the midst of that is twice as long as a slice and more.
-const CLEARING: &[&[Row]] = beside_fair! { shadow_on_qemu, vtlb_on_qemu;
-    "dirty-log": attack("kind=dirty-log"),
-    "give-back-2m": attack("kind=give-back"),
 };
 
 const SHADOWED: &[&[Row]] = shadowed_beside_fair! {
