@@ -21,11 +21,15 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         }
     }
 
-    /// [`resolve`](Self::resolve) again, when what waited for a grace period has come back.
+    /// [`resolve`](Self::resolve) again, after what can be had at once. The guest faults again as long as some of its pages wait
+    /// for a grace period.
     #[cold]
-    pub(crate) fn resolve_again(&mut self, own: &Registers, at: Gva, access: Access) -> Result<FaultOutcome, NoMemory> {
-        self.reclaim();
-        self.resolve(own, at, access)
+    pub(crate) fn resolve_again(&self, own: &Registers, at: Gva, access: Access) -> Result<FaultOutcome, NoMemory> {
+        let waited = self.hurry_back();
+        match self.resolve(own, at, access) {
+            Err(NoMemory) if waited => Ok(FaultOutcome::Retry),
+            result => result,
+        }
     }
 
     /// Runs `change`, which gives the guest's memory other frames or other rights to them. In the meantime no processor uses any

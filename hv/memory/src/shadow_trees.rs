@@ -16,6 +16,11 @@ pub(crate) type Env<'m, H> = TreeEnv<'m, Pae<Gva>, H>;
 /// How many of the guest's frames can be known as its tables at once.
 const MAX_TABLES: u32 = 4096;
 
+/// The most tables that all virtual TLBs of a VM have together, and that one of them has. A change of the VM's frames zaps all of
+/// them in one exit.
+const VTLB_TABLES: u32 = 2048;
+const VTLB_TABLES_OF_ONE: u32 = 512;
+
 /// A VM's shadow trees.
 pub(crate) enum ShadowTrees<'m, H: Host> {
     /// There is nested paging.
@@ -66,9 +71,10 @@ impl<'m, H: Host> ShadowTrees<'m, H> {
         Ok(match config.paging {
             Paging::Nested => Self::None,
             Paging::Vtlb => {
+                let most = (VTLB_TABLES / trees.max(1) as u32).min(VTLB_TABLES_OF_ONE);
                 let mut buffers = Vec::with_capacity(trees);
                 while buffers.len() < trees {
-                    match Vtlb::new(env(), caps) {
+                    match Vtlb::new(env(), caps, most) {
                         Ok(buffer) => buffers.push(buffer),
                         Err(error) => {
                             Self::Vtlb(buffers).into_trees().for_each(|tree| tree.free_pgtables(|_, _, _| {}));

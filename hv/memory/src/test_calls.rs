@@ -65,6 +65,8 @@ pub(crate) struct Unfinished {
 /// How far a call on a range has come.
 #[derive(Clone, Copy, Default)]
 struct Progress {
+    /// Bytes of the dirty log's bitmap that are mapped.
+    bitmap: u64,
     /// Bytes of the range that are done.
     done: u64,
     /// What the call returns of them.
@@ -88,15 +90,16 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         let planned = self.vm.account().pool.lock().is_to_fail();
         let mut result = self.attempt(call, so_far);
         // No operation fails for want of a frame that only waits for its grace period, unless it is to fail.
-        if matches!(result, Err(Refused::NoMemory)) && !planned && self.vm.account().backlog() != 0 {
-            self.reclaim();
-            result = self.attempt(call, so_far);
+        if matches!(result, Err(Refused::NoMemory)) && !planned && self.hurry_back() {
+            result = Ok(Step::More(so_far));
         }
         self.settle();
         match result {
             Ok(Step::Last(value)) => Some(Ok(value)),
             Ok(Step::More(so_far)) => {
-                self.state.unfinished.set(Some(Unfinished { call, so_far }));
+                if call.has_steps() {
+                    self.state.unfinished.set(Some(Unfinished { call, so_far }));
+                }
                 None
             }
             Err(refused) => Some(Err(refused)),
@@ -143,7 +146,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         let end = start.align_down(size).wrapping_add(size).min(range.end);
         let value = so_far.value + step(start..end)?;
         Ok(match end < range.end {
-            true => Step::More(Progress { done: end.raw() - range.start.raw(), value }),
+            true => Step::More(Progress { done: end.raw() - range.start.raw(), value, ..so_far }),
             false => Step::Last(value),
         })
     }
@@ -273,21 +276,27 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         start: u64,
         bytes: u64,
         bitmap: Option<NonZero<u64>>,
-        so_far: Progress,
+        mut so_far: Progress,
     ) -> Result<Step, Refused> {
         let range = self.ram_range(start, bytes)?;
         let bitmap_bytes = (bytes / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE);
         let bitmap = bitmap.map(|at| self.ram_range(at.get(), bitmap_bytes)).transpose()?;
-        if let Some(bitmap) = bitmap.as_ref().filter(|_| so_far.done == 0) {
-            self.map_for_writing(bitmap)?;
+        // All pages of the bitmap are mapped before anything is logged: a log whose bits have no place would be lost.
+        if let Some(bitmap) = bitmap.as_ref().filter(|_| so_far.bitmap < bitmap_bytes) {
+            let start = bitmap.start.wrapping_add(so_far.bitmap);
+            so_far.bitmap = bitmap_bytes.min(so_far.bitmap + STEP);
+            self.map_for_writing(&(start..bitmap.start.wrapping_add(so_far.bitmap)))?;
+            if so_far.bitmap < bitmap_bytes {
+                return Ok(Step::More(so_far));
+            }
         }
         let bitmap = bitmap.map(|range| range.start);
         self.step(&range, so_far, |part| self.log_dirty_part(&range, part, bitmap))
     }
 
-    /// Maps the pages of a bitmap before anything is logged: a log whose bits have no place would be lost.
-    fn map_for_writing(&self, bitmap: &Range<Gpa>) -> Result<(), Refused> {
-        let pages = (bitmap.start.raw()..bitmap.end.raw()).step_by(PAGE_SIZE as usize).map(Gpa::new);
+    /// Maps these pages, for software to write them.
+    fn map_for_writing(&self, range: &Range<Gpa>) -> Result<(), Refused> {
+        let pages = (range.start.raw()..range.end.raw()).step_by(PAGE_SIZE as usize).map(Gpa::new);
         for page in pages {
             self.write_with(page, |_| {}).map_err(|_| Refused::NoMemory)?;
         }
@@ -340,7 +349,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
             Mapped { small: report.pages(PageSize::Size4K) as u32, large: report.pages(PageSize::Size2M) as u32 };
         let value = so_far.value + u64::from(mapped);
         match end < self.vm.ram.end() {
-            true => Step::More(Progress { done: end.raw(), value }),
+            true => Step::More(Progress { done: end.raw(), value, ..so_far }),
             false => Step::Last(value),
         }
     }

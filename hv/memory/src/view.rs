@@ -3,7 +3,7 @@
 //! All of a [`View`]'s methods that take `&self` are within an RCU read section, because no quiescent state can be reported before
 //! they end.
 
-use crate::account::{give_back, give_back_some};
+use crate::account::give_back_some;
 use crate::host::Host;
 use crate::raw::{self, DirectPtr};
 use crate::rules::Rule;
@@ -322,13 +322,15 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         pool.alloc(self.vm.host().frames(), size)
     }
 
-    /// [`touch`](Self::touch) again, when what waited for a grace period has come back.
+    /// [`touch`](Self::touch) again, after what can be had at once. The guest faults again as long as some of its pages wait for a
+    /// grace period.
     #[cold]
-    pub(crate) fn touch_again(&mut self, fault: NestedFault) -> Resolved {
-        self.reclaim();
+    pub(crate) fn touch_again(&self, fault: NestedFault) -> Resolved {
+        let waited = self.hurry_back();
         match self.touch(fault.address(), fault.is_write()) {
             Ok(_) => Resolved::Retry,
             Err(MemoryError::Outside(_)) => Resolved::NotMemory,
+            Err(MemoryError::NoFrames) if waited => Resolved::Retry,
             Err(MemoryError::NoFrames) => Resolved::OutOfMemory,
         }
     }
@@ -349,12 +351,15 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         give_back_some(&self.cpu, most);
     }
 
-    /// Waits until all that this VM has waiting for a grace period has come back.
-    pub(crate) fn reclaim(&mut self) {
-        if self.vm.account().backlog() != 0 {
-            let host = self.vm.host();
-            self.cpu.barrier(|page| _ = give_back(host, page));
+    /// Hurries the grace periods that this VM's pages wait for, and gives some of them back. Whether any waited: then what found
+    /// no frame is to be tried again in another exit. To wait here until all are back would keep this CPU from its other guests.
+    pub(crate) fn hurry_back(&self) -> bool {
+        let waited = self.vm.account().backlog() != 0;
+        if waited {
+            self.cpu.expedite();
+            give_back_some(&self.cpu, STEP);
         }
+        waited
     }
 
     pub(crate) fn write_bytes(&self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {

@@ -9,7 +9,7 @@ use abi::hypercall::{Refused, TestCall};
 use addr::{Gpa, Gva, Hpa};
 use loader::{GuestMemory, MemoryError};
 use rcu::Flush;
-use shadow::{NoMemory, Writer};
+use shadow::{FaultOutcome, NoMemory, Writer};
 use vm::{NestedFault, Resolved};
 use walk::{Access, HandleMem, PhysMem};
 
@@ -60,12 +60,7 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
     }
 
     #[inline]
-    fn shadow_fault(
-        &mut self,
-        own: &shadow::Registers,
-        at: Gva,
-        access: Access,
-    ) -> Result<shadow::FaultOutcome, NoMemory> {
+    fn shadow_fault(&mut self, own: &shadow::Registers, at: Gva, access: Access) -> Result<FaultOutcome, NoMemory> {
         self.bound_backlog(POLL_IDLE);
         match self.resolve(own, at, access) {
             Err(NoMemory) => self.resolve_again(own, at, access),

@@ -14,8 +14,6 @@ pub(crate) const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
 /// The largest page of a 32-bit guest: INVLPG zaps at most that much.
 const REGION: u64 = PageSize::Size4M.bytes();
 const REGIONS: usize = (1 << 32) / REGION as usize;
-/// The most tables of the last level. With one more all are zapped: what that costs is bounded.
-const TABLES: u32 = 512;
 /// One call of [`Vtlb::suspend`] in the upper half of [`Vtlb::suspended`].
 const BEGUN: u64 = 1 << 32;
 
@@ -31,20 +29,23 @@ pub struct Vtlb<E: Env<Format = Pae<Gva>>> {
     suspended: AtomicU64,
     /// The number of tables of the last level, or more.
     tables: AtomicU32,
+    max_tables: u32,
     counters: Counters,
 }
 
 impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
-    /// An empty shadow.
+    /// An empty shadow of at most `max_tables` tables of the last level: with one more all are zapped, which bounds what that
+    /// costs.
     ///
     /// # Errors
     /// [`NoMemory`]: no frame for the root.
-    pub fn new(env: E, caps: Caps) -> Result<Self, NoMemory> {
+    pub fn new(env: E, caps: Caps, max_tables: u32) -> Result<Self, NoMemory> {
         Ok(Self {
             tree: Tree::new(env, caps)?,
             large: core::array::from_fn(|_| AtomicU64::new(0)),
             suspended: AtomicU64::new(0),
             tables: AtomicU32::new(0),
+            max_tables,
             counters: Counters::new(),
         })
     }
@@ -165,7 +166,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         suspended: u64,
     ) -> Result<FaultOutcome, NoMemory> {
         let (start, size) = (room.start(), room.size());
-        if !room.is_in_table() && self.tables.fetch_add(1, Ordering::Relaxed) >= TABLES {
+        if !room.is_in_table() && self.tables.fetch_add(1, Ordering::Relaxed) >= self.max_tables {
             self.counters.count(Counter::ZappedAll);
             self.zap_all(cpu);
             return Ok(FaultOutcome::Retry);

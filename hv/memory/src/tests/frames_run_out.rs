@@ -2,10 +2,12 @@
 
 use super::world::{LARGE, World};
 use crate::arena::Arena;
+use crate::{ViewState, poll_idle};
 use abi::hypercall::{Refused, TestCall};
-use addr::{PAGE_SIZE, PageSize};
+use addr::{Gpa, PAGE_SIZE, PageSize};
 use loader::{Paging, VmConfig};
-use vm::Resolved;
+use rcu::Tlb;
+use vm::{Memory, NestedFault, Resolved};
 
 /// Fewer than the 1024 pages of the guest.
 const FRAMES: usize = 600;
@@ -56,8 +58,30 @@ fn an_operation_waits_for_frames_that_wait_for_a_grace_period() {
 }
 
 #[test]
+fn a_fault_does_not_wait_for_pages_of_another_cpu() {
+    let domain = Arena::domain(FRAMES);
+    let mut world = World::new(&domain, &config());
+    let pages = fill(&mut world);
+    let mut other = domain.register(1).unwrap();
+    let (mut tlb, state) = (Tlb::new(), ViewState::new());
+    let mut view = world.memory.view_of(0, &mut other, &mut tlb, &state);
+    // The grace period ends with the next quiescent state of CPU 0, and the pages come back when CPU 1 polls.
+    assert_eq!(view.test_call(TestCall::Release { start: 0, bytes: 100 * PAGE_SIZE }), Some(Ok(100)));
+    let fault = NestedFault::new(Gpa::new(pages * PAGE_SIZE), true, false, false);
+    assert_eq!(world.view().fault(fault), Resolved::Retry);
+    assert!(!world.is_mapped(pages * PAGE_SIZE), "all frames wait");
+    assert_eq!(world.view().test_call(TestCall::Replace { at: (pages - 1) * PAGE_SIZE }), None, "it waits as well");
+    world.cpu.quiescent();
+    other.quiescent();
+    poll_idle(&other);
+    assert_eq!(world.fault(pages * PAGE_SIZE), Resolved::Retry);
+    assert!(world.is_mapped(pages * PAGE_SIZE));
+    drop(other);
+    world.end();
+}
+
+#[test]
 fn software_that_finds_no_frame_is_told_so() {
-    use addr::Gpa;
     use walk::PhysMem;
     let domain = Arena::domain(FRAMES);
     let mut world = World::new(&domain, &config());

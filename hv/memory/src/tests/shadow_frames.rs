@@ -1,11 +1,14 @@
 //! Without nested paging: the guest's memory gets other frames while a vCPU's shadow tree maps the old ones.
 
 use super::world::{LARGE, World, config};
+use crate::ViewState;
+use crate::account::give_back;
 use crate::arena::Arena;
 use abi::hypercall::TestCall;
 use addr::{Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use core::num::NonZero;
 use loader::{Paging, VmConfig};
+use rcu::Tlb;
 use shadow::{FaultOutcome, Registers};
 use vm::Memory;
 use walk::{Access, Features, Kind, Privilege};
@@ -157,4 +160,28 @@ fn tables_that_are_zapped_do_not_take_the_machines_frames() {
         assert!(peak <= 64 + 2 * TABLES, "{peak} pages waited at once");
         world.end();
     }
+}
+
+/// A change of frames zaps the tables of all vCPUs in one exit.
+#[test]
+fn the_vcpus_of_a_vm_share_a_budget_of_tables() {
+    const VCPUS: usize = 16;
+    let domain = Arena::domain(8192);
+    let small = VmConfig { pages: PageSize::Size4K, vcpus: VCPUS, ..config(256 * LARGE, Paging::Vtlb) };
+    let world = World::new(&domain, &small);
+    let World { mut cpu, memory, .. } = world;
+    let mut most = 0;
+    for vcpu in 0..VCPUS {
+        let (mut tlb, state) = (Tlb::new(), ViewState::new());
+        let mut view = memory.view_of(vcpu, &mut cpu, &mut tlb, &state);
+        let _ = view.load_shadow(&registers());
+        for table in 0..256 {
+            while view.shadow_fault(&registers(), Gva::new(table * LARGE), WRITE) != Ok(FaultOutcome::Mapped) {}
+        }
+        cpu.barrier(|page| _ = give_back(memory.host(), page));
+        most = most.max(memory.account().pool.lock().outstanding());
+    }
+    // Each page of the guest's, its nested table, and what the trees have.
+    assert!(most < 2 * 256 + 2048 + 5 * VCPUS as u64, "{most} frames");
+    assert_eq!(memory.free(&mut cpu).accounts.left, 0);
 }

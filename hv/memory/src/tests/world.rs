@@ -1,5 +1,6 @@
 //! A machine with one CPU and one VM on it.
 
+use crate::account::give_back;
 use crate::arena::{Arena, CPUS};
 use crate::pool::PlannedFailures;
 use crate::{Freed, Host, View, ViewState, VmMemory};
@@ -89,7 +90,8 @@ impl<'m> World<'m> {
 
     /// Frames that the VM has, but for those that wait for a grace period.
     pub(super) fn outstanding(&mut self) -> u64 {
-        self.view().reclaim();
+        let Self { memory, cpu, .. } = self;
+        cpu.barrier(|page| _ = give_back(memory.host(), page));
         self.memory.account().pool.lock().outstanding()
     }
 

@@ -15,6 +15,7 @@ use walk::{Access, Controls, Kind, PhysMem, Privilege};
 
 pub(super) const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
 const FRAMES: usize = 1200;
+const MAX_TABLES: u32 = 512;
 pub(super) const VCPUS: usize = 2;
 
 /// A virtual TLB for each vCPU.
@@ -66,7 +67,7 @@ pub(super) fn with_guest(
     let tables = Tables::new(FRAMES);
     let domain = pool::domain::<Format, 1>(&tables);
     let mut cpu = domain.register(0).expect("it is the first");
-    let vtlbs = (0..VCPUS).map(|_| Vtlb::new(Pool::new(&tables, &domain), CAPS));
+    let vtlbs = (0..VCPUS).map(|_| Vtlb::new(Pool::new(&tables, &domain), CAPS, MAX_TABLES));
     let vtlbs = Vtlbs(vtlbs.collect::<Result<_, _>>().expect("there are frames"));
     let memory = GuestMemory::new(words.clone());
     let registers = sequences::registers(&memory, controls);
