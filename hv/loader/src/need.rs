@@ -12,6 +12,8 @@ use core::fmt;
 const KEPT: usize = 16;
 /// The number of address spaces that it keeps per vCPU, each for a process.
 const KEPT_EACH: usize = 4;
+/// The frames of a large page.
+const LARGE: u64 = PageSize::Size2M.frames();
 /// The number of tables of a walk to a page: one of each level.
 const LEVELS: u64 = 4;
 /// The most tables that an operation of a vCPU allocates in advance.
@@ -22,8 +24,10 @@ const SPARE: u64 = 4;
 pub struct Need {
     /// Bytes of the hypervisor's heap.
     pub heap: u64,
-    /// Frames for its memory and for the tables that map it.
+    /// Frames for its memory and for the tables that map it, by 4 KiB pages.
     pub frames: u64,
+    /// The same if each page that it is loaded to is the largest that its configuration allows.
+    pub frames_by_large_pages: u64,
     /// Frames below 4 GiB for the roots of shadow tables.
     pub roots: u64,
 }
@@ -104,11 +108,18 @@ impl VmConfig {
     #[must_use]
     pub fn need(&self, files: impl IntoIterator<Item = u64>, heap: impl IntoIterator<Item = Layout>) -> Need {
         let heap = heap.into_iter().map(|layout| heap_block(layout) as u64).sum();
+        let (small, large) = files.into_iter().fold((load::PAGES + LEVELS, LEVELS + LARGE), |(small, large), bytes| {
+            (small + frames_of_file(bytes), large + (bytes.div_ceil(PageSize::Size2M.bytes()) + 1) * LARGE)
+        });
         let frames = match self.backing {
-            Backing::Touch => files.into_iter().map(frames_of_file).sum::<u64>() + load::PAGES + LEVELS,
+            Backing::Touch => small,
             Backing::Reserve => self.promise(),
         };
-        Need { heap, frames, roots: self.trees() as u64 }
+        let frames_by_large_pages = match self.pages {
+            PageSize::Size4K => frames,
+            _ => large.min(pages(self.ram) + tables(self.ram)).max(frames),
+        };
+        Need { heap, frames, frames_by_large_pages, roots: self.trees() as u64 }
     }
 }
 
@@ -160,6 +171,13 @@ pub fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Res
     Ok(())
 }
 
+/// Whether the VMs can be loaded to large pages: then what one takes beyond its need is not missing when another is loaded.
+#[must_use]
+pub fn has_room_for_large_pages(vms: impl IntoIterator<Item = Need>, free: Free) -> bool {
+    let of = |need: Need| need.frames_by_large_pages + need.roots + need.heap.div_ceil(PAGE_SIZE);
+    vms.into_iter().map(of).sum::<u64>() <= free.frames
+}
+
 /// The number of frames that the VMs may use for their memory beyond those that are `free`; None if there are enough.
 #[must_use]
 pub fn overcommitted(vms: impl IntoIterator<Item = VmConfig>, free: u64) -> Option<u64> {
@@ -186,7 +204,11 @@ mod tests {
     #[test]
     fn memory_that_is_touched_need_not_be_there_and_what_is_reserved_must() {
         let touch = vm(0, Paging::Nested, Backing::Touch);
-        assert_eq!(touch.need([8193], bytes(5000)), Need { heap: 8192, frames: 3 + 2 + 11 + 4, roots: 0 });
+        let large = 2 * 512 + 512 + 4;
+        assert_eq!(
+            touch.need([8193], bytes(5000)),
+            Need { heap: 8192, frames: 3 + 2 + 11 + 4, frames_by_large_pages: large, roots: 0 }
+        );
         assert_eq!(
             touch.need([5 << 20, 1], []).frames,
             (1280 + 3 + 1) + (1 + 1 + 1) + 11 + 4,
@@ -201,6 +223,21 @@ mod tests {
         assert_eq!(check(many.map(|vm| (vm, vm.need([], []))), FREE), Ok(()));
         assert_eq!(overcommitted(many, FREE.frames), Some(3 * 16_384 - 20_000));
         assert_eq!(overcommitted([touch], FREE.frames), None);
+    }
+
+    #[test]
+    fn large_pages_are_for_machines_with_room_for_those_of_all_vms() {
+        let large = vm(0, Paging::Nested, Backing::Touch);
+        let small = VmConfig { pages: PageSize::Size4K, ..large };
+        let frames = |vm: VmConfig| vm.need([8193], bytes(4096)).frames_by_large_pages;
+        assert_eq!((frames(large), frames(small)), (1540, 20));
+        let tiny = VmConfig { ram: GuestRam::new(1 << 20).unwrap(), ..large };
+        assert_eq!(frames(tiny), 256 + tables(tiny.ram), "no more than all of its memory");
+        let has_room = |vm: VmConfig, frames| {
+            has_room_for_large_pages([vm, vm].map(|vm| vm.need([8193], bytes(4096))), Free { frames, low: 0 })
+        };
+        assert!(has_room(large, 2 * 1541) && !has_room(large, 2 * 1541 - 1));
+        assert!(has_room(small, 2 * 21));
     }
 
     #[test]

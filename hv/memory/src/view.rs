@@ -210,13 +210,23 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
 
     /// Maps the pages of these bytes with the largest size that there is room for, before a guest runs.
     pub(crate) fn populate(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
-        let mut done = 0;
-        while done < bytes {
-            let gpa = at.checked_add(done).ok_or(MemoryError::Outside(at))?;
+        self.for_each_page(at, bytes, |gpa, _| {
             while self.touch(gpa, false)? == Touched::Begun {}
-            done += PAGE_SIZE - gpa.page_offset();
-        }
-        Ok(())
+            Ok(())
+        })
+    }
+
+    /// Has these bytes read as zeroes, before a guest runs: those of pages that are not mapped do already, and stay as they are.
+    pub(crate) fn clear(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
+        self.for_each_page(at, bytes, |gpa, length| {
+            if !self.vm.backs(gpa) {
+                return Err(MemoryError::Outside(gpa));
+            }
+            match self.vm.tree.translate(self.cpu.read(), gpa) {
+                Some(_) => self.zero_bytes(gpa, length),
+                None => Ok(()),
+            }
+        })
     }
 
     /// Maps the page at `at`, if that is memory and nothing is mapped; lets a write through that the dirty log waits for.
@@ -378,11 +388,26 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         mut write: impl FnMut(DirectPtr, core::ops::Range<usize>),
     ) -> Result<(), MemoryError> {
         let mut done = 0;
+        self.for_each_page(at, bytes, |gpa, length| {
+            let range = done..done + length as usize;
+            done = range.end;
+            let piece = |host: DirectPtr| write(host, range.clone());
+            self.stored(gpa, length as usize, Writer::Software, || self.write_with(gpa, piece))
+        })
+    }
+
+    /// Runs `act` on each part of `bytes` bytes from `at` on that is in one page: its address and its length.
+    fn for_each_page(
+        &self,
+        at: Gpa,
+        bytes: u64,
+        mut act: impl FnMut(Gpa, u64) -> Result<(), MemoryError>,
+    ) -> Result<(), MemoryError> {
+        let mut done = 0;
         while done < bytes {
             let gpa = at.checked_add(done).ok_or(MemoryError::Outside(at))?;
             let length = (PAGE_SIZE - gpa.page_offset()).min(bytes - done);
-            let piece = |host: DirectPtr| write(host, done as usize..(done + length) as usize);
-            self.stored(gpa, length as usize, Writer::Software, || self.write_with(gpa, piece))?;
+            act(gpa, length)?;
             done += length;
         }
         Ok(())

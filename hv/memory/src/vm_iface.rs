@@ -20,8 +20,7 @@ impl<F: Nested, H: Host> GuestMemory for View<'_, '_, F, H> {
     }
 
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
-        self.populate(at, bytes)?;
-        self.zero_bytes(at, bytes)
+        self.clear(at, bytes)
     }
 }
 

@@ -129,7 +129,8 @@ impl<T: Task> Scheduler<T> {
         scheduler
     }
 
-    /// Runs the tasks in turn until each has ended.
+    /// Runs the tasks in turn until each has ended. It is not inlined: its caller allocates, and what runs guests must not.
+    #[inline(never)]
     pub fn run(&mut self, cpu: &mut impl Cpu<Task = T>) {
         while !self.entries.is_empty() {
             let now = cpu.now();

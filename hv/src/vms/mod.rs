@@ -49,23 +49,23 @@ use work::Job;
 
 /// Builds and runs what `config` describes, with the first backend that this machine has all for, and ends with the verdict.
 pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
-    let plans = config
+    let mut plans = config
         .plan(boot.modules.len())
         .unwrap_or_else(|error| verdict::end(Verdict::Usage, format_args!("command line: {error}")));
     // SAFETY: this is the boot CPU, at ring 0 with interrupts off.
     let no_svm = match unsafe { Svm::enable(paging::physical) } {
-        Ok(svm) => run_plans(svm, boot, &plans),
+        Ok(svm) => run_plans(svm, boot, &mut plans),
         Err(missing) => missing,
     };
     // SAFETY: as above.
     let no_vmx = match unsafe { Vmx::enable(paging::physical) } {
-        Ok(vmx) => run_plans(vmx, boot, &plans),
+        Ok(vmx) => run_plans(vmx, boot, &mut plans),
         Err(missing) => missing,
     };
     verdict::end(Verdict::NoVirtualization, format_args!("this machine lacks {no_svm}; it lacks {no_vmx}"))
 }
 
-fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, plans: &[VmPlan]) -> ! {
+fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, plans: &mut [VmPlan]) -> ! {
     log::info!("backend: {backend}");
     let guest_cpus = backend.guest_cpus(cpus::online());
     if guest_cpus.start > 0 {

@@ -6,28 +6,33 @@ use super::task::CpuTask;
 use crate::frames::FRAMES;
 use crate::verdict::{self, Verdict};
 use abi::reasons::OVERCOMMITTED;
+use addr::PageSize;
 use backends::Backend;
 use loader::need::{self, Free};
 use loader::{BootInfo, Need, VmPlan};
 use memory::Nested;
 
-/// Ends the run if there is too little memory for some VM, and sets aside what all need in common. Returns the firmware's tables,
-/// which it has counted.
-pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &[VmPlan]) -> Firmware {
-    let free = Free { frames: FRAMES.available() as u64, low: FRAMES.available_for_roots() as u64 };
+/// Ends the run if there is too little memory for some VM, sets aside what all need in common, and has the VMs use small pages
+/// where there is too little for large ones. Returns the firmware's tables, which it has counted.
+pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &mut [VmPlan]) -> Firmware {
     let firmware = Firmware::of(plans);
-    let tables = |plan: &VmPlan| firmware.tables(plan.config.vcpus);
-    let needs = plans.iter().map(|plan| (plan.config, need_of::<B>(boot, plan, tables(plan))));
-    if let Err(shortage) = need::check(needs, free) {
+    let free = Free { frames: FRAMES.available() as u64, low: FRAMES.available_for_roots() as u64 };
+    let needs = || plans.iter().map(|plan| need_of::<B>(boot, plan, firmware.tables(plan.config.vcpus)));
+    let configs = || plans.iter().map(|plan| plan.config);
+    if let Err(shortage) = need::check(configs().zip(needs()), free) {
         verdict::end(Verdict::NoMemory, format_args!("{shortage}"));
     }
-    let roots = plans.iter().map(|plan| plan.config.trees()).sum();
+    let roots = configs().map(|config| config.trees()).sum();
     if roots != 0 && FRAMES.keep_roots(roots).is_none() {
         let missing = format_args!("{roots} frames in a row below 4 GiB, for the roots of shadow tables");
         verdict::end(Verdict::NoMemory, format_args!("the machine lacks {missing}"));
     }
-    if let Some(missing) = need::overcommitted(plans.iter().map(|plan| plan.config), free.frames) {
+    if let Some(missing) = need::overcommitted(configs(), free.frames) {
         log::info!("the VMs have {missing} {OVERCOMMITTED}: one that finds none left ends");
+    }
+    if !need::has_room_for_large_pages(needs(), free) {
+        log::info!("the VMs get small pages: {} frames are too few for large ones", free.frames);
+        plans.iter_mut().for_each(|plan| plan.config.pages = PageSize::Size4K);
     }
     firmware
 }

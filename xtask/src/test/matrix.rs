@@ -492,8 +492,17 @@ const ROWS: &[Row] = &[
         name: "too-many-shadows",
         more: 3,
         vcpus: 16,
-        ram: Some(Size::mib(20)),
+        ram: Some(Size::mib(22)),
         hypervised: Expected::saying(Verdict::NoMemory, reasons::HEAP),
+        ..shadowed("", Paging::Shadow, SMOKE32)
+    },
+    // What one takes beyond its need is not missing when another is loaded.
+    Row {
+        name: "few-frames",
+        more: 3,
+        vcpus: 16,
+        ram: Some(Size::mib(26)),
+        only: Some("qemu-svm"),
         ..shadowed("", Paging::Shadow, SMOKE32)
     },
     // Each refused VM is told why, and the good one runs.

@@ -66,7 +66,7 @@ fn a_fault_does_not_wait_for_pages_of_another_cpu() {
     let (mut tlb, state) = (Tlb::new(), ViewState::new());
     let mut view = world.memory.view_of(0, &mut other, &mut tlb, &state);
     // The grace period ends with the next quiescent state of CPU 0, and the pages come back when CPU 1 polls.
-    assert_eq!(view.test_call(TestCall::Release { start: 0, bytes: 100 * PAGE_SIZE }), Some(Ok(100)));
+    assert_eq!(view.test_call(TestCall::Release { start: 0, bytes: 32 * PAGE_SIZE }), Some(Ok(32)));
     let fault = NestedFault::new(Gpa::new(pages * PAGE_SIZE), true, false, false);
     assert_eq!(world.view().fault(fault), Resolved::Retry);
     assert!(!world.is_mapped(pages * PAGE_SIZE), "all frames wait");

@@ -69,8 +69,12 @@ fn software_clears_a_small_page_and_the_loader_a_large_one() {
     world.write(3 * MIB, 1);
     assert_eq!(world.call(TestCall::Report), Ok(Mapped { small: 2, large: 0 }.into()));
     GuestMemory::write(&mut world.view(), Gpa::new(4 * MIB), &[1; 8]).unwrap();
-    GuestMemory::zero(&mut world.view(), Gpa::new(6 * MIB - 1), 2).unwrap();
-    assert_eq!(world.call(TestCall::Report), Ok(Mapped { small: 2, large: 2 }.into()));
+    GuestMemory::zero(&mut world.view(), Gpa::new(6 * MIB), PAGE_SIZE).unwrap();
+    assert_eq!(world.call(TestCall::Report), Ok(Mapped { small: 2, large: 1 }.into()), "nothing to clear");
+    world.write(6 * MIB - 8, 1);
+    GuestMemory::zero(&mut world.view(), Gpa::new(6 * MIB - 8), 16).unwrap();
+    assert_eq!(world.read(6 * MIB - 8), 0);
+    assert!(GuestMemory::zero(&mut world.view(), Gpa::new(8 * MIB - 8), 16).is_err(), "the RAM ends");
     world.end();
 }
 
