@@ -492,7 +492,7 @@ const ROWS: &[Row] = &[
         name: "too-many-shadows",
         more: 3,
         vcpus: 16,
-        ram: Some(Size::mib(22)),
+        ram: Some(Size::mib(21)),
         hypervised: Expected::saying(Verdict::NoMemory, reasons::HEAP),
         ..shadowed("", Paging::Shadow, SMOKE32)
     },
