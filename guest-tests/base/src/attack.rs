@@ -9,7 +9,7 @@ use crate::exit::{self, Verdict};
 use crate::hypercall::{self, Microhv, Refused};
 use crate::interrupts::{self, NMI, handle};
 use crate::place::NOWHERE;
-use crate::ram;
+use crate::ram::{self, Area};
 use crate::smp::{self, Cpu, run_on_all};
 use crate::{clock, console, println, tsc};
 
@@ -20,7 +20,7 @@ pub type Attack = fn(&Boot);
 pub type Kind = (&'static str, Attack);
 
 /// Those that are the same in each mode.
-pub const KINDS: [Kind; 14] = [
+pub const KINDS: [Kind; 15] = [
     ("idle", idle),
     ("spin", spin),
     ("hypercall", hypercall),
@@ -33,6 +33,7 @@ pub const KINDS: [Kind; 14] = [
     ("console", console_flood),
     ("dirty-log", dirty_log),
     ("give-back", give_back),
+    ("collapse", collapse),
     ("first-touch", first_touch),
     ("nowhere", nowhere),
 ];
@@ -168,6 +169,18 @@ fn give_back(boot: &Boot) {
     interrupts::enable();
     while !is_refused(hypervisor.release(area)) {
         area.touch();
+    }
+}
+
+/// Has a large page made of 512 small ones, which copies it, and split again.
+fn collapse(boot: &Boot) {
+    let (Some(hypervisor), Some(block)) = (Microhv::here(), ram::free_block(boot)) else { return };
+    Area::from(block).touch();
+    interrupts::enable();
+    // With small pages alone it is split already.
+    let _ = hypervisor.split(block);
+    while !is_refused(hypervisor.collapse(block)) {
+        let _ = hypervisor.split(block);
     }
 }
 
