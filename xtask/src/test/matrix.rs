@@ -291,6 +291,21 @@ const HOSTILE: Row = Row {
 };
 const EXIT_LATENCY32: Row = guest32("exit-latency32", "");
 
+/// The MSRs that the guest asks for most are listed.
+const PROMISES: Row = Row {
+    name: "promises",
+    source: Source::Guest("promises"),
+    hypervised: Expected {
+        line: "MSRs that the guest does not have: 0x4856000b 12 times, 0x4856000a 11 times",
+        ..PASS
+    },
+    ..USUAL
+};
+const PROMISES32: Row = Row { name: "promises32", source: Source::Guest("promises32"), ..PROMISES };
+/// The processor has them all the same: bits of CR4 and EFER, MSRs, instructions.
+const FEW: &str =
+    "-x2apic-tsc_deadline-tsc_adjust-vme-de-tsc-mce-pge-smep-smap-umip-fsgsbase-mtrr-mca-nx-rdtscp-rdrand";
+
 const TOUCH_ALL: Row = Row { source: Source::Guest("touch-all"), ..USUAL };
 
 /// All rows.
@@ -345,6 +360,13 @@ const ROWS: &[Row] = &[
         alone: None,
         ..USUAL
     },
+    PROMISES,
+    Row { name: "promises-of-few", cpuid: FEW, alone: None, ..PROMISES },
+    PROMISES32,
+    Row { name: "promises32-of-few", cpuid: FEW, alone: None, ..PROMISES32 },
+    shadowed("promises32-shadow", Paging::Shadow, PROMISES32),
+    shadowed("promises32-vtlb", Paging::Vtlb, PROMISES32),
+    Row { cpuid: FEW, ..shadowed("promises32-of-few-shadow", Paging::Shadow, PROMISES32) },
     stress("balloon"),
     stress("collapse-storm"),
     stress("shootdown"),
