@@ -11,6 +11,7 @@ pub mod control;
 pub mod cpuid;
 pub mod exit;
 pub mod fw_cfg;
+pub mod handover;
 pub mod hypercall;
 pub mod interrupts;
 pub mod ktap;

@@ -218,6 +218,31 @@ const PATIENT: Row = Row { timeout: Duration::from_secs(120), ..ENDLESS };
 /// A guest with many processors, which take turns where the machine that runs all this has fewer.
 const LONG: Row = Row { timeout: Duration::from_secs(120), ..USUAL };
 
+/// The guest that looks at what its loader has handed over.
+const fn boot(name: &'static str) -> Row {
+    let modules: &[&[u8]] = &[b"a module, and its commas\n", &[0xa5; 10_000]];
+    Row { name, source: Source::Guest("boot"), modules, alone: None, ..USUAL }
+}
+
+const MULTIBOOT: Row = Row {
+    source: Source::Changed("boot", Change::NoMultiboot2),
+    words: "protocol=multiboot words=4 modules=2 mem=64",
+    ..boot("multiboot")
+};
+const MULTIBOOT2: Row =
+    Row { words: "protocol=multiboot2 loader=microhv words=5 modules=2 mem=64", ..boot("multiboot2") };
+const PVH: Row =
+    Row { source: Source::Changed("boot", Change::Pvh), words: "protocol=pvh words=4 modules=2 mem=64", ..boot("pvh") };
+
+/// The same with its image of 32 bits, without nested paging.
+const fn of_32_bits(name: &'static str, row: Row) -> Row {
+    let source = match row.source {
+        Source::Guest(_) => Source::Guest("boot32"),
+        Source::Changed(_, change) => Source::Changed("boot32", change),
+    };
+    shadowed(name, Paging::Shadow, Row { source, ..row })
+}
+
 /// A guest that the hypervisor must refuse.
 const fn refused(name: &'static str, change: Change) -> Row {
     let hypervised = Expected::just(Verdict::BadImage);
@@ -319,12 +344,24 @@ const ROWS: &[Row] = &[
     Row { name: "iso", iso: true, alone: None, ..USUAL },
     Row { name: "smoke-elf32", source: Source::Changed("smoke", Change::Elf32), ..USUAL },
     Row { name: "exit-latency", source: Source::Guest("exit-latency"), pages: Pages::Small, ..USUAL },
+    Row { alone: Some(PASS), ..MULTIBOOT },
+    MULTIBOOT2,
+    PVH,
+    of_32_bits("multiboot-shadow", MULTIBOOT),
+    of_32_bits("multiboot2-shadow", MULTIBOOT2),
+    of_32_bits("pvh-shadow", PVH),
+    // QEMU has one file for PVH's modules, without a string.
     Row {
-        name: "multiboot",
-        source: Source::Guest("multiboot"),
-        words: "words=3 modules=2 mem=64",
-        modules: &[b"a module, and its commas\n", &[0xa5; 10_000]],
-        ..USUAL
+        name: "pvh-without-modules",
+        words: "protocol=pvh words=4 modules=0 mem=64",
+        modules: &[],
+        alone: Some(PASS),
+        ..PVH
+    },
+    Row {
+        source: Source::Changed("boot", Change::RequiresSmbios),
+        hypervised: Expected::saying(Verdict::BadImage, "boot information of type 13 (SMBIOS tables) is required"),
+        ..boot("multiboot2-requires-smbios")
     },
     Row { name: "keys", source: Source::Guest("keys"), typed: true, ..USUAL },
     Row {
@@ -473,7 +510,14 @@ const ROWS: &[Row] = &[
     },
     refused("truncated", Change::Truncated),
     refused("beyond-memory", Change::BeyondMemory),
-    refused("not-an-elf", Change::NotAnElf),
+    Row {
+        hypervised: Expected::saying(
+            Verdict::BadImage,
+            "no Linux boot header at offset 0x202, no multiboot2 header in the first 32768 bytes, no multiboot header in the first \
+             8192 bytes, no ELF file with a PVH entry point",
+        ),
+        ..refused("not-an-elf", Change::NotAnElf)
+    },
     refused("no-header", Change::NoHeader),
     Row { name: "touch-all", ..TOUCH_ALL },
     // Each finds the frames that it starts with, and the pre-zeroed frames of others leave it those that it touches. (On Bochs
