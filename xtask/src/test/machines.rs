@@ -323,9 +323,8 @@ impl Job {
             backing: if row.reserved_beside { Backing::Reserve } else { Backing::Touch },
             ..Guest::new(Image::new(shop.images.guest(name), in_real_time.unwrap_or(words)))
         });
-        let refused = row
-            .refused_beside
-            .map(|(change, _)| shop.changed(row.guest().unwrap_or_default(), change, &folder.join(REFUSED)));
+        let refused = row.refused_beside.zip(row.guest());
+        let refused = refused.map(|((change, _), name)| shop.changed(name, change, &folder.join(REFUSED)));
         let refused =
             refused.transpose()?.map(|image| Guest { name: REFUSED.to_string(), ..Guest::new(Image::new(image, "")) });
         let hypervisor = if row.fault_injection { shop.fault_injection.clone() } else { Some(shop.images.hv()) };
