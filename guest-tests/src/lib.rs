@@ -49,5 +49,5 @@ pub mod user;
 
 pub use base::boot::EntryState;
 pub use base::{apic, attack, cpuid, hypercall, place, ram};
-pub use base::{boot, clock, console, exit, fw_cfg, ktap, latency, pic, random, stats, tsc, uart};
-pub use base::{cases, check, check_eq, check_ok, main, println, skip_unless};
+pub use base::{boot, clock, console, exit, fw_cfg, handover, ktap, latency, pic, promises, random, stats, tsc, uart};
+pub use base::{boot_headers, cases, check, check_eq, check_ok, main, println, skip_unless};

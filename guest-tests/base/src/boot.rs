@@ -1,6 +1,8 @@
-//! What the loader handed over.
-//!
-//! Multiboot specification 0.6.96, section 3.3.
+//! What the loader handed over, by whichever of three protocols.
+
+mod multiboot;
+mod multiboot2;
+mod pvh;
 
 use core::fmt;
 use core::ops::Range;
@@ -19,9 +21,9 @@ pub const HEADER_FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 16;
 #[repr(C)]
 #[derive(Debug)]
 pub struct EntryState {
-    /// EAX: 0x2badb002 from a multiboot loader.
+    /// EAX: a magic number from a loader of multiboot or multiboot2.
     pub magic: u32,
-    /// EBX: the address of the multiboot information.
+    /// EBX: the address of the information.
     pub info: u32,
     /// EFLAGS.
     pub eflags: u32,
@@ -92,67 +94,95 @@ _start:
     };
 }
 
-/// What EAX holds after a multiboot loader.
-pub const LOADER_MAGIC: u32 = 0x2bad_b002;
+/// How the image was loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Protocol {
+    /// Multiboot specification 0.6.96.
+    Multiboot,
+    /// Multiboot2 specification 2.0.
+    Multiboot2,
+    /// Xen's entry for PVH guests (docs/misc/pvh.pandoc).
+    Pvh,
+}
 
-/// Bits of [`Boot::flags`]: which of the information is valid.
-pub mod flag {
-    /// [`super::Boot::mem_lower`] and [`super::Boot::mem_upper`].
-    pub const MEMORY: u32 = 1 << 0;
-    /// [`super::Boot::command_line`].
-    pub const COMMAND_LINE: u32 = 1 << 2;
-    /// [`super::Boot::modules`].
-    pub const MODULES: u32 = 1 << 3;
-    /// [`super::Boot::memory_map`].
-    pub const MEMORY_MAP: u32 = 1 << 6;
-    /// [`super::Boot::loader_name`].
-    pub const LOADER_NAME: u32 = 1 << 9;
+impl Protocol {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Multiboot => "multiboot",
+            Self::Multiboot2 => "multiboot2",
+            Self::Pvh => "pvh",
+        }
+    }
+}
+
+/// What a protocol's information has, by number where there are several.
+trait Information {
+    /// The address of the command line.
+    fn command_line(&self) -> Option<u32>;
+    /// The address of the loader's name.
+    fn loader_name(&self) -> Option<u32>;
+    /// KiB of memory from 0 on, and from 1 MiB on.
+    fn memory_kib(&self) -> Option<[u32; 2]>;
+    /// A module's first address, the one after its last, and its string's.
+    fn module(&self, index: usize) -> Option<[u32; 3]>;
+    /// A region of the memory map.
+    fn region(&self, index: usize) -> Option<Region>;
+    /// Whether the memory map's entries fill its length exactly.
+    fn memory_map_is_whole(&self) -> bool;
+    /// The RSDP of ACPI 1.0, and that of later versions.
+    fn rsdps(&self) -> [Option<&'static [u8]>; 2];
+    /// The structures and tables that it has besides strings and modules.
+    fn tables(&self) -> [&'static [u8]; 3];
 }
 
 /// The loader's strings are read no further than this.
 const LONGEST_STRING: usize = 4096;
 
-/// The information as it lies in memory, to the last field used.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Info {
-    flags: u32,
-    mem_lower: u32,
-    mem_upper: u32,
-    boot_device: u32,
-    cmdline: u32,
-    mods_count: u32,
-    mods_addr: u32,
-    syms: [u32; 4],
-    mmap_length: u32,
-    mmap_addr: u32,
-    drives: [u32; 2],
-    config_table: u32,
-    boot_loader_name: u32,
-}
-
 /// The information, whose every string and table stays where it is: no free frame holds any of it.
 pub struct Boot {
     entry: &'static EntryState,
+    protocol: Protocol,
     info: Info,
     in_use: InUse,
 }
 
-/// Why there is no [`Boot`].
+enum Info {
+    Multiboot(multiboot::Info),
+    Multiboot2(multiboot2::Info),
+    Pvh(pvh::Info),
+}
+
+impl Info {
+    /// What `entry`'s registers point to.
+    fn new(entry: &EntryState) -> Option<(Protocol, Self)> {
+        let at = Some(entry.info).filter(|&info| info != 0 && info.is_multiple_of(4))?;
+        match entry.magic {
+            multiboot::LOADER_MAGIC => Some((Protocol::Multiboot, Self::Multiboot(multiboot::Info::at(at)))),
+            multiboot2::LOADER_MAGIC => Some((Protocol::Multiboot2, Self::Multiboot2(multiboot2::Info::at(at)?))),
+            _ => Some((Protocol::Pvh, Self::Pvh(pvh::Info::at(at)?))),
+        }
+    }
+
+    fn get(&self) -> &dyn Information {
+        match self {
+            Self::Multiboot(info) => info,
+            Self::Multiboot2(info) => info,
+            Self::Pvh(info) => info,
+        }
+    }
+}
+
+/// No protocol's information is where these registers say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BootError {
-    /// EAX, this, is not a multiboot loader's.
-    Magic(u32),
-    /// EBX, this, is not the address of the information.
-    Info(u32),
+pub struct BootError {
+    eax: u32,
+    ebx: u32,
 }
 
 impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Magic(eax) => write!(f, "not loaded by multiboot: EAX is {eax:#x}, not {LOADER_MAGIC:#x}"),
-            Self::Info(ebx) => write!(f, "no multiboot information: EBX is {ebx:#x}"),
-        }
+        write!(f, "loaded by no known protocol: EAX is {:#x}, EBX is {:#x}", self.eax, self.ebx)
     }
 }
 
@@ -193,16 +223,8 @@ pub struct Module {
 impl Boot {
     /// The boot information that `entry`'s registers point to.
     pub fn new(entry: &'static EntryState) -> Result<Self, BootError> {
-        if entry.magic != LOADER_MAGIC {
-            return Err(BootError::Magic(entry.magic));
-        }
-        if entry.info == 0 || !entry.info.is_multiple_of(4) {
-            return Err(BootError::Info(entry.info));
-        }
-        let address: *const Info = ptr::with_exposed_provenance(entry.info as usize);
-        // SAFETY: aligned, and in the first 4 GiB, which are mapped. Any bit pattern will do.
-        let info = unsafe { ptr::read_volatile(address) };
-        let mut boot = Self { entry, info, in_use: InUse::default() };
+        let (protocol, info) = Info::new(entry).ok_or(BootError { eax: entry.magic, ebx: entry.info })?;
+        let mut boot = Self { entry, protocol, info, in_use: InUse::default() };
         boot.in_use = boot.collect_in_use();
         Ok(boot)
     }
@@ -212,30 +234,32 @@ impl Boot {
         self.entry
     }
 
-    /// Which information is valid.
-    pub fn flags(&self) -> u32 {
-        self.info.flags
+    /// How the image was loaded.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// Memory from 0 on, in KiB.
     pub fn mem_lower(&self) -> Option<u32> {
-        self.has(flag::MEMORY).then_some(self.info.mem_lower)
+        self.info.get().memory_kib().map(|[lower, _]| lower)
     }
 
     /// Memory from 1 MiB on, in KiB.
     pub fn mem_upper(&self) -> Option<u32> {
-        self.has(flag::MEMORY).then_some(self.info.mem_upper)
+        self.info.get().memory_kib().map(|[_, upper]| upper)
     }
 
     /// The whole command line; None if there is none or it is not UTF-8.
     pub fn command_line(&self) -> Option<&'static str> {
-        self.has(flag::COMMAND_LINE).then(|| text(self.info.cmdline))?
+        self.info.get().command_line().and_then(text)
     }
 
-    /// The words of the command line behind the first, which names the image.
+    /// The words of the command line, behind the image's name where the protocol has that in it.
     pub fn words(&self) -> SplitAsciiWhitespace<'static> {
         let mut words = self.command_line().unwrap_or_default().split_ascii_whitespace();
-        words.next();
+        if self.protocol == Protocol::Multiboot {
+            words.next();
+        }
         words
     }
 
@@ -261,12 +285,12 @@ impl Boot {
 
     /// The loader's name.
     pub fn loader_name(&self) -> Option<&'static str> {
-        self.has(flag::LOADER_NAME).then(|| text(self.info.boot_loader_name))?
+        self.info.get().loader_name().and_then(text)
     }
 
     /// The modules in their order.
     pub fn modules(&self) -> impl Iterator<Item = Module> {
-        self.module_entries().map(|[start, end, string, _]| Module {
+        (0..).map_while(|index| self.info.get().module(index)).map(|[start, end, string]| Module {
             start: Gpa::new(start.into()),
             bytes: bytes(start, end.saturating_sub(start)),
             string: text(string),
@@ -275,21 +299,17 @@ impl Boot {
 
     /// The memory map's regions in their order.
     pub fn memory_map(&self) -> impl Iterator<Item = Region> {
-        let mut rest = self.memory_map_bytes();
-        core::iter::from_fn(move || {
-            let (region, behind) = split_region(rest)?;
-            rest = behind;
-            Some(region)
-        })
+        (0..).map_while(|index| self.info.get().region(index))
     }
 
     /// Whether the memory map's entries fill its length exactly.
     pub fn memory_map_is_whole(&self) -> bool {
-        let mut rest = self.memory_map_bytes();
-        while let Some((_, behind)) = split_region(rest) {
-            rest = behind;
-        }
-        rest.is_empty()
+        self.info.get().memory_map_is_whole()
+    }
+
+    /// The RSDP of ACPI 1.0, and that of later versions, as far as the information has them.
+    pub fn rsdps(&self) -> [Option<&'static [u8]>; 2] {
+        self.info.get().rsdps()
     }
 
     /// Whether the frame holds some of the image, of this information, or of a module.
@@ -300,11 +320,8 @@ impl Boot {
 
     fn collect_in_use(&self) -> InUse {
         let mut in_use = InUse::default();
-        let info = u64::from(self.entry.info);
         in_use.add(image());
-        in_use.add(info..info + size_of::<Info>() as u64);
-        in_use.add_bytes(self.memory_map_bytes());
-        in_use.add_bytes(self.module_list());
+        self.info.get().tables().into_iter().for_each(|table| in_use.add_bytes(table));
         in_use.add_bytes(self.command_line().unwrap_or_default().as_bytes());
         in_use.add_bytes(self.loader_name().unwrap_or_default().as_bytes());
         for module in self.modules() {
@@ -313,29 +330,12 @@ impl Boot {
         }
         in_use
     }
+}
 
-    fn has(&self, flag: u32) -> bool {
-        self.info.flags & flag != 0
-    }
-
-    fn memory_map_bytes(&self) -> &'static [u8] {
-        if self.has(flag::MEMORY_MAP) { bytes(self.info.mmap_addr, self.info.mmap_length) } else { &[] }
-    }
-
-    fn module_list(&self) -> &'static [u8] {
-        if !self.has(flag::MODULES) {
-            return &[];
-        }
-        bytes(self.info.mods_addr, self.info.mods_count.saturating_mul(16))
-    }
-
-    /// Each module's start, end, string and a word kept for later.
-    fn module_entries(&self) -> impl Iterator<Item = [u32; 4]> {
-        self.module_list().as_chunks::<16>().0.iter().map(|entry| {
-            let word = |index| u32_at(entry, index).unwrap_or_default();
-            [word(0), word(4), word(8), word(12)]
-        })
-    }
+/// An ACPI table by its address: as many bytes as its header says. None if it has another signature.
+pub fn acpi_table(address: u32, signature: &[u8; 4]) -> Option<&'static [u8]> {
+    let header = Some(bytes(address, 8)).filter(|header| header.starts_with(signature))?;
+    Some(bytes(address, u32_at(header, 4)?))
 }
 
 /// The addresses that the image and the loader's information occupy; when there are many, what lies between them, too.
@@ -367,17 +367,15 @@ impl InUse {
     }
 }
 
-/// The first region of a memory map and what lies behind it; None at the end and before a cut-off or malformed entry.
-fn split_region(map: &'static [u8]) -> Option<(Region, &'static [u8])> {
-    const SHORTEST: usize = 20;
-    let (size, behind) = map.split_first_chunk::<4>()?;
-    let size = u32::from_le_bytes(*size) as usize;
-    if size < SHORTEST {
-        return None;
-    }
-    let (entry, rest) = behind.split_at_checked(size)?;
+/// The entry of `size` bytes with this number.
+fn entry(table: &'static [u8], size: usize, index: usize) -> Option<&'static [u8]> {
+    table.get(index.checked_mul(size)?..)?.get(..size)
+}
+
+/// A region whose start, length and type are the first of these bytes.
+fn region(entry: &[u8]) -> Option<Region> {
     let wide = |at| Some(u64::from(u32_at(entry, at)?) | u64::from(u32_at(entry, at + 4)?) << 32);
-    Some((Region { start: Gpa::new(wide(0)?), length: wide(8)?, kind: u32_at(entry, 16)? }, rest))
+    Some(Region { start: Gpa::new(wide(0)?), length: wide(8)?, kind: u32_at(entry, 16)? })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

@@ -6,6 +6,8 @@ use crate::apic::Register;
 
 /// IA32_APIC_BASE.
 pub const APIC_BASE: u32 = 0x1b;
+/// EFER.
+const EFER: u32 = x86::msr::IA32_EFER;
 /// IA32_TSC_DEADLINE.
 pub const TSC_DEADLINE: u32 = 0x6e0;
 /// The first of the x2APIC's 256 MSRs.
@@ -31,6 +33,25 @@ pub unsafe fn write(index: u32, value: u64) {
         asm!("wrmsr", in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32,
             options(nostack, preserves_flags));
     }
+}
+
+/// RDMSR, and WRMSR of what it read.
+pub fn write_back(index: u32) {
+    // SAFETY: the register has what it had. (Counters lose what they count in between.)
+    unsafe { write(index, read(index)) };
+}
+
+/// What EFER holds after `bits` were set in it. They are cleared again, but for those that were set before.
+///
+/// No bit that is clear in a guest changes what its code does, while CR0.PG stays as it is.
+pub fn try_efer(bits: u64) -> u64 {
+    let before = read(EFER);
+    // SAFETY: see above.
+    unsafe { write(EFER, before | bits) };
+    let after = read(EFER);
+    // SAFETY: as it was.
+    unsafe { write(EFER, before) };
+    after
 }
 
 /// RDMSR of an x2APIC register, the `index`th from this one on.

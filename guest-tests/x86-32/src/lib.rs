@@ -19,5 +19,7 @@ pub mod smp;
 pub mod timed;
 pub mod user;
 
-pub use base::{apic, attack, boot, clock, console, cpuid, exit, ktap, latency, random, stats, tsc};
-pub use base::{cases, check, check_eq, check_ok, main, println, skip_unless};
+pub use base::{
+    apic, attack, boot, clock, console, cpuid, exit, handover, ktap, latency, promises, random, stats, tsc,
+};
+pub use base::{boot_headers, cases, check, check_eq, check_ok, main, println, skip_unless};

@@ -164,6 +164,8 @@ pub mod guest {
         pub const MODULES: &str = "modules";
         /// MiB of memory that there are.
         pub const MEM: &str = "mem";
+        /// The boot protocol's name.
+        pub const PROTOCOL: &str = "protocol";
         /// The boot loader's name.
         pub const LOADER: &str = "loader";
     }
@@ -176,9 +178,9 @@ pub mod guest {
             "access32" => &[STEP, FROM],
             "attack" => &[KIND, MIB],
             "attack32" => &[KIND, MIB],
+            "boot" | "boot32" => &[PROTOCOL, WORDS, MODULES, MEM, LOADER],
             "fair" => &[MILLISECONDS, MIN_SHARE, MAX_GAP_US, RELEASE_MIB],
             "fork-storm" => &[OPS, SEED],
-            "multiboot" => &[WORDS, MODULES, MEM, LOADER],
             "pae-toggle" => &[OPS],
             "smoke32" => &[PDPTES],
             "touch-all" => &[WAIT, ROUNDS],

@@ -41,9 +41,11 @@ pub enum Promise {
     Cr4(u64),
     /// This bit of EFER can be set.
     Efer(u64),
-    /// The processor executes this instruction of 64-bit code at CPL 0. Of memory it accesses at most 16 bytes at RSP, where
-    /// RSP has to be a multiple of 16.
+    /// The processor executes this instruction at CPL 0, which is the same in 32-bit and in 64-bit code. It leaves RBX, RSI, RDI
+    /// and RBP as they are. Of memory it accesses at most 16 bytes at RSP, where RSP has to be a multiple of 16.
     Instruction(&'static [u8]),
+    /// The same of an instruction that 64-bit code alone has.
+    Instruction64(&'static [u8]),
 }
 
 /// One feature bit.
@@ -98,7 +100,7 @@ macro_rules! features {
     ($($leaf:ident $register:ident: $($bit:literal $name:literal $shown:ident $promises:expr;)+)+) => {
         /// All features.
         pub const FEATURES: &[Feature] = {
-            use Promise::{Cr4, Efer, Instruction, Msr, OwnMsr, ReadMsr};
+            use Promise::{Cr4, Efer, Instruction, Instruction64, Msr, OwnMsr, ReadMsr};
             &[$($(Feature {
                 name: $name,
                 leaf: $leaf,
@@ -139,7 +141,7 @@ features! {
         0 "sse3" AsHost [Instruction(&[0xf2, 0x0f, 0x7c, 0xc0])];
         1 "pclmulqdq" AsHost [Instruction(&[0x66, 0x0f, 0x3a, 0x44, 0xc0, 0])];
         9 "ssse3" AsHost [Instruction(&[0x66, 0x0f, 0x38, 0x1c, 0xc0])];
-        13 "cx16" AsHost [Instruction(&[0x48, 0x0f, 0xc7, 0x0c, 0x24])];
+        13 "cx16" AsHost [Instruction64(&[0x48, 0x0f, 0xc7, 0x0c, 0x24])];
         19 "sse4_1" AsHost [Instruction(&[0x66, 0x0f, 0x38, 0x17, 0xc0])];
         20 "sse4_2" AsHost [Instruction(&[0x66, 0x0f, 0x38, 0x37, 0xc0])];
         21 "x2apic" Always [Msr(msr::IA32_APIC_BASE)];
@@ -309,7 +311,7 @@ mod tests {
         use iced_x86::{Decoder, DecoderOptions};
         for feature in FEATURES {
             for promise in feature.promises {
-                let Promise::Instruction(bytes) = promise else { continue };
+                let (Promise::Instruction(bytes) | Promise::Instruction64(bytes)) = promise else { continue };
                 let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
                 assert_eq!((instruction.is_invalid(), instruction.len()), (false, bytes.len()), "{}", feature.name);
                 let needs: std::vec::Vec<_> = instruction
@@ -319,6 +321,9 @@ mod tests {
                     .collect();
                 let name = decoders_name(feature.name);
                 assert!(needs.iter().any(|needed| needed == name), "{}: {bytes:02x?} needs {needs:?}", feature.name);
+                let in_32_bits = Decoder::new(32, bytes, DecoderOptions::NONE).decode();
+                let is_same = (in_32_bits.mnemonic(), in_32_bits.len()) == (instruction.mnemonic(), instruction.len());
+                assert_eq!(is_same, matches!(promise, Promise::Instruction(_)), "{}: {in_32_bits:?}", feature.name);
             }
         }
     }

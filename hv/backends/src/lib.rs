@@ -55,7 +55,7 @@
 //!     let backend = unsafe { B::enable(physical) }?;
 //!     backend.nested()?;
 //!     let tag = NonZeroU16::MIN;
-//!     let mut vcpu = backend.vcpu(root, tag, Start::Sipi(0x8));
+//!     let mut vcpu = backend.vcpu(root, 0, tag, Start::Sipi(0x8));
 //!     vcpu.load();
 //!     vcpu.enter();
 //!     let exit = vcpu.exit();
@@ -174,11 +174,18 @@ pub trait Backend: Sized + fmt::Display {
     }
 
     /// A new virtual CPU of this CPU, which is to run on no other; it is the loaded one ([`vm::Vcpu::load`]). It starts at
-    /// `start`, with its memory behind the nested tables at `root`. `tag` tells its translations from those of this CPU's other
-    /// vCPUs.
-    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> Self::Vcpu;
+    /// `start`, with its memory behind the nested tables at `root`. Its guest may set the bits `offered_cr4` of CR4. `tag` tells its
+    /// translations from those of this CPU's other vCPUs.
+    fn vcpu(&self, root: Hpa, offered_cr4: u64, tag: NonZeroU16, start: Start) -> Self::Vcpu;
 
     /// As [`vcpu`](Self::vcpu), without nested paging: the processor walks the shadow at `root`, below 4 GiB. `features` are what
     /// the guest is told of paging.
-    fn shadow_vcpu(&self, root: Hpa, features: Features, tag: NonZeroU16, start: Start) -> Self::ShadowVcpu;
+    fn shadow_vcpu(
+        &self,
+        root: Hpa,
+        features: Features,
+        offered_cr4: u64,
+        tag: NonZeroU16,
+        start: Start,
+    ) -> Self::ShadowVcpu;
 }

@@ -47,11 +47,11 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let start = if index == 0 { guest.start } else { Start::Sipi(0) };
         let nested = guest.paging == Paging::Nested;
         let context = Context::new(index, &guest.vm, crate::cpu::cpuid, guest.model);
-        let root = guest.memory.root(index);
+        let (root, offered_cr4) = (guest.memory.root(index), context.offered_cr4());
         let vcpu = if nested {
-            Flavour::Nested(within_slice(backend.vcpu(root, tag, start)))
+            Flavour::Nested(within_slice(backend.vcpu(root, offered_cr4, tag, start)))
         } else {
-            Flavour::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), tag, start)))
+            Flavour::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), offered_cr4, tag, start)))
         };
         Self { guest, vcpu, context, tlb: Tlb::new(), view: ViewState::new(), due: Instant::NEVER }
     }

@@ -14,8 +14,10 @@ pub struct Context<S> {
     pub(crate) index: usize,
     pub(crate) cpuid: Table,
     pub(crate) features: Features,
-    /// What CR4 may have.
-    pub(crate) cr4_bits: u64,
+    /// The bits of CR4 that the guest may set.
+    pub(crate) offered_cr4: u64,
+    /// The bits of EFER that it may set.
+    pub(crate) offered_efer: u64,
     pub(crate) code: FetchCache<S>,
     pub(crate) memo: Memo,
     pub(crate) stats: Stats,
@@ -61,7 +63,8 @@ impl<S: Copy> Context<S> {
         Self {
             index,
             features,
-            cr4_bits: cpuid.cr4_bits(),
+            offered_cr4: cpuid.cr4_bits(),
+            offered_efer: cpuid.efer_bits(),
             cpuid,
             code: FetchCache::new(),
             memo: Memo::new(),
@@ -84,6 +87,11 @@ impl<S: Copy> Context<S> {
     /// What its CPUID says of paging.
     pub fn features(&self) -> Features {
         self.features
+    }
+
+    /// The bits of CR4 that its CPUID offers.
+    pub fn offered_cr4(&self) -> u64 {
+        self.offered_cr4
     }
 
     /// What the exits have cost.

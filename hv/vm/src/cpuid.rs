@@ -346,14 +346,18 @@ impl Table {
         bits.fold(CR4_PCE, |all, bits| all | bits)
     }
 
+    /// EFER's bits that go with what CPUID offers.
+    pub(crate) fn efer_bits(&self) -> u64 {
+        let bits = self.promises().filter_map(|promise| match promise {
+            Promise::Efer(bit) => Some(bit),
+            _ => None,
+        });
+        bits.fold(0, |all, bit| all | bit)
+    }
+
     /// Whether the APIC has x2APIC mode.
     pub(crate) fn has_x2apic(&self) -> bool {
         self.get(1, 0).ecx & 1 << 21 != 0
-    }
-
-    /// Whether pages can be made not executable.
-    pub(crate) fn has_nx(&self) -> bool {
-        self.get(0x8000_0001, 0).edx & 1 << 20 != 0
     }
 
     /// The answer to CPUID with `leaf` in EAX and `subleaf` in ECX.

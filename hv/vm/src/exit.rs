@@ -34,7 +34,8 @@ pub enum Exit {
     Misconfiguration(Gpa),
     /// #PF of a vCPU under shadow paging.
     PageFault(PageFault),
-    /// Such a vCPU's access to CR0, CR3 or CR4, by whichever instruction.
+    /// Such a vCPU's access to CR0, CR3 or CR4, by whichever instruction; and with nested paging a write of CR0 or CR4 that the
+    /// processor must not carry out.
     ControlRegister,
     /// Such a vCPU's INVLPG.
     Invlpg,

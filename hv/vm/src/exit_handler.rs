@@ -168,7 +168,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
         if vcpu.own_paging().is_some() && register == x86::msr::IA32_EFER {
             return self.write_own_efer(vcpu, value);
         }
-        let written = match msr::write(vcpu, register, value) {
+        let written = match msr::write(vcpu, register, value, self.context.offered_efer) {
             Err(MsrError::Unknown) => self.write_rare_msr(vcpu, register, value, host),
             written => written,
         };

@@ -159,20 +159,20 @@ impl<T: Types> ExitHandler<'_, T> {
     /// Serves a request.
     #[cold]
     pub(crate) fn serve_request(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
-        let was_wakeable = self.context.activity.is_wakeable();
-        // Until it is clear what there is, this vCPU counts as one that may run.
-        if !was_wakeable {
+        // Until it is clear whether something wakes it, this vCPU counts as one that may run.
+        if !self.context.activity.is_wakeable() {
             self.vm.add_wakeable();
         }
         self.shared.request.clear();
         let flow = self.take_signals(vcpu);
-        if !self.context.activity.is_wakeable() && !self.vm.remove_wakeable() {
-            return self.go(Flow::Stop(Stop::Halted));
-        }
         if flow != Flow::Resume || self.vm.stopped().is_some() {
             return self.go(if flow == Flow::Resume { Flow::Yield } else { flow });
         }
         self.time_passes(vcpu, host);
+        self.end_halt(vcpu);
+        if !self.context.activity.is_wakeable() && !self.vm.remove_wakeable() {
+            return self.go(Flow::Stop(Stop::Halted));
+        }
         let next = if self.context.activity == Activity::Running { Flow::Resume } else { Flow::Yield };
         self.go(next)
     }
@@ -216,16 +216,14 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// Behind HLT.
     pub(crate) fn halted(&mut self, vcpu: &mut T::Vcpu) -> Flow {
+        // What waits can be taken now: there is no exit at the end of each shadow, and none behind an IRET with interrupts off.
+        self.deliver(vcpu);
         if vcpu.injecting() {
             return Flow::Resume;
         }
         if vcpu.rflags() & RFLAGS_IF == 0 {
             self.context.activity = Activity::Dead;
             return if self.vm.remove_wakeable() { Flow::Yield } else { Flow::Stop(Stop::Halted) };
-        }
-        if self.interrupt_pending() || self.context.nmi {
-            self.deliver(vcpu);
-            return Flow::Resume;
         }
         self.context.activity = Activity::Halted;
         Flow::Yield
@@ -240,13 +238,19 @@ impl<T: Types> ExitHandler<'_, T> {
             return ControlFlow::Break(());
         }
         self.time_passes(vcpu, host);
-        if matches!(self.context.activity, Activity::Halted | Activity::Dead) && vcpu.injecting() {
-            if self.context.activity == Activity::Dead {
-                self.vm.add_wakeable();
-            }
-            self.context.activity = Activity::Running;
+        let was_wakeable = self.context.activity.is_wakeable();
+        self.end_halt(vcpu);
+        if !was_wakeable && self.context.activity.is_wakeable() {
+            self.vm.add_wakeable();
         }
         let next = if self.context.activity == Activity::Running { Flow::Resume } else { Flow::Yield };
         self.go(next)
+    }
+
+    /// A vCPU that halts goes on if something is to be delivered to it.
+    fn end_halt(&mut self, vcpu: &T::Vcpu) {
+        if matches!(self.context.activity, Activity::Halted | Activity::Dead) && vcpu.injecting() {
+            self.context.activity = Activity::Running;
+        }
     }
 }

@@ -6,7 +6,7 @@ use arch::msr::{
     HWCR, HWCR_TSC_FREQ_SEL, HWCR_WORKAROUNDS, MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_NO_BTS, MISC_ENABLE_NO_PEBS,
     NB_CFG, PATCH_LEVEL, PERF_CTR3, PERF_EVT_SEL0, SYSCFG,
 };
-use arch::{CR0_PG, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE};
+use arch::{CR0_PG, EFER_LMA, EFER_LME};
 use core::fmt;
 use x86::msr;
 
@@ -30,8 +30,6 @@ impl fmt::Display for MsrError {
 
 impl core::error::Error for MsrError {}
 
-const EFER_WRITABLE: u64 = EFER_SCE | EFER_LME | EFER_NXE;
-
 /// IA32_MCG_CAP: no banks, and no registers beyond IA32_MCG_STATUS. The guest has no machine checks.
 const MCG_CAP: u64 = 0;
 /// IA32_MCG_STATUS: RIPV, EIPV and MCIP (Intel SDM vol. 3, section 16.3.1.2).
@@ -51,14 +49,14 @@ pub fn read(vcpu: &impl Vcpu, register: u32) -> Option<u64> {
     }
 }
 
-/// WRMSR of a common register.
+/// WRMSR of a common register. The guest may set the bits `offered_efer` of EFER.
 ///
 /// # Errors
 /// [`MsrError::Unknown`] for any other, [`MsrError::Value`] for a value that the register can't hold.
 #[inline]
-pub fn write(vcpu: &mut impl Vcpu, register: u32, value: u64) -> Result<(), MsrError> {
+pub fn write(vcpu: &mut impl Vcpu, register: u32, value: u64, offered_efer: u64) -> Result<(), MsrError> {
     match register {
-        msr::IA32_EFER => write_efer(vcpu, value),
+        msr::IA32_EFER => write_efer(vcpu, value, offered_efer),
         msr::IA32_PAT if pat_is_valid(value) => {
             vcpu.set_state_msr(StateMsr::Pat, value);
             Ok(())
@@ -151,14 +149,14 @@ const fn ignored_bits(register: u32) -> u64 {
     }
 }
 
-/// EFER takes the bits that the guest's CPUID offers; LME may not change while paging is on (AMD APM vol. 2, section 3.1.7).
-fn write_efer(vcpu: &mut impl Vcpu, value: u64) -> Result<(), MsrError> {
+/// EFER takes the bits `offered`, and LMA as it is; LME may not change while paging is on (AMD APM vol. 2, section 3.1.7).
+fn write_efer(vcpu: &mut impl Vcpu, value: u64, offered: u64) -> Result<(), MsrError> {
     let old = vcpu.state_msr(StateMsr::Efer);
     let paging = vcpu.control().cr0 & CR0_PG != 0;
-    if value & !(EFER_WRITABLE | EFER_LMA) != 0 || (paging && (old ^ value) & EFER_LME != 0) {
+    if value & !(offered | EFER_LMA) != 0 || (paging && (old ^ value) & EFER_LME != 0) {
         return Err(MsrError::Value);
     }
-    vcpu.set_state_msr(StateMsr::Efer, value & EFER_WRITABLE | old & EFER_LMA);
+    vcpu.set_state_msr(StateMsr::Efer, value & offered | old & EFER_LMA);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use crate::types::Types;
 use crate::vcpu::{Events, Vcpu};
 use abi::reasons::ASKS_FOR_LONG_MODE;
 use addr::{Gpa, Gva};
-use arch::{EFER_LME, EFER_NXE, EFER_SCE};
+use arch::EFER_LME;
 use core::mem;
 use core::ops::ControlFlow;
 use emul::mmio::{Bus, Executed, MemoryRef};
@@ -191,8 +191,7 @@ impl<T: Types> ExitHandler<'_, T> {
         if efer & EFER_LME != 0 && !mem::replace(&mut self.context.told_of_long_mode, true) {
             log::warn!("{ASKS_FOR_LONG_MODE}, which CPUID does not offer without nested paging: #GP");
         }
-        let nxe = if self.context.cpuid.has_nx() { EFER_NXE } else { 0 };
-        if efer & !(EFER_SCE | nxe) != 0 {
+        if efer & !self.context.offered_efer != 0 {
             return Err(Event::GENERAL_PROTECTION);
         }
         self.write_own_paging(vcpu, |own, memory| own.write(memory, Controls { efer, ..own.paging().controls }))?;

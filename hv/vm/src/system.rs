@@ -1,4 +1,4 @@
-//! Control registers and INVLPG under shadow paging, and writes of CR0 where they exit with nested paging.
+//! Control registers and INVLPG under shadow paging, and writes of CR0 and CR4 where they exit with nested paging.
 
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
@@ -83,7 +83,10 @@ impl<T: Types> ExitHandler<'_, T> {
                 let value = Self::register_operand(vcpu, from);
                 self.write_cr0(vcpu, value)?;
             }
-            System::WriteCr { cr: 4, from } => self.write_cr4(vcpu, dword(vcpu, from))?,
+            System::WriteCr { cr: 4, from } => {
+                let value = Self::register_operand(vcpu, from);
+                self.write_cr4(vcpu, value)?;
+            }
             System::ReadCr { cr: 0, to } => write_gpr(vcpu, to, Width::Dword, cr0),
             System::ReadCr { cr: 3, to } => write_gpr(vcpu, to, Width::Dword, cr3),
             System::ReadCr { cr: 4, to } => write_gpr(vcpu, to, Width::Dword, cr4),
@@ -151,9 +154,21 @@ impl<T: Types> ExitHandler<'_, T> {
         Ok(())
     }
 
-    fn write_cr4(&mut self, vcpu: &mut T::Vcpu, cr4: u64) -> Result<(), NotExecuted> {
-        if cr4 & !self.context.cr4_bits != 0 {
+    /// Long mode needs PAE (Intel SDM vol. 3, section 4.1.1).
+    fn write_nested_cr4(vcpu: &mut T::Vcpu, cr4: u64) -> Result<(), NotExecuted> {
+        if vcpu.control().efer & EFER_LMA != 0 && cr4 & CR4_PAE == 0 {
             return Err(Event::GENERAL_PROTECTION.into());
+        }
+        vcpu.set_cr4(cr4);
+        Ok(())
+    }
+
+    fn write_cr4(&mut self, vcpu: &mut T::Vcpu, cr4: u64) -> Result<(), NotExecuted> {
+        if cr4 & !self.context.offered_cr4 != 0 {
+            return Err(Event::GENERAL_PROTECTION.into());
+        }
+        if vcpu.own_paging().is_none() {
+            return Self::write_nested_cr4(vcpu, cr4);
         }
         Ok(self.write_own_paging(vcpu, |own, memory| own.write(memory, Controls { cr4, ..own.paging().controls }))?)
     }

@@ -184,6 +184,11 @@ pub trait Vcpu: Registers + Events {
     fn set_cr0(&mut self, cr0: u64) {
         let _ = cr0;
     }
+    /// Sets CR4 of a vCPU with nested paging, after a write that exited. The caller has checked the value. Translations go as the
+    /// change demands.
+    fn set_cr4(&mut self, cr4: u64) {
+        let _ = cr4;
+    }
     /// A segment register with its hidden part.
     fn segment(&self, register: Segment) -> SegmentState;
     /// Sets CR2, as a page fault does.

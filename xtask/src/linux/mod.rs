@@ -104,6 +104,14 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     run::show(&trial, &args.title()).map(run::exit_code)
 }
 
+/// Debian's memtest86+, which comes by apt-get where it is missing. It is booted as Linux is.
+///
+/// # Errors
+/// It can't be had.
+pub(crate) fn memtest() -> Result<PathBuf> {
+    packages::find_or_get(File::Memtest, Arch::Amd64)
+}
+
 impl Args {
     /// Whether Linux does what is typed.
     fn is_shell(&self) -> bool {

@@ -1,4 +1,4 @@
-//! Debian's kernels and its static busybox, by apt-get: into `target/linux/`, once.
+//! Debian's kernels, its static busybox and its memtest86+, by apt-get: into `target/linux/`, once.
 //!
 //! apt gets lists of its own, of the architecture that is wanted: nothing of the system is changed, and no right to it is needed.
 
@@ -50,6 +50,7 @@ impl Arch {
 pub(crate) enum File {
     Kernel,
     Busybox,
+    Memtest,
 }
 
 impl File {
@@ -58,6 +59,7 @@ impl File {
         match self {
             Self::Kernel => "vmlinuz",
             Self::Busybox => "busybox",
+            Self::Memtest => "memtest86+",
         }
     }
 
@@ -66,6 +68,7 @@ impl File {
         match self {
             Self::Kernel => "./boot/vmlinuz-*",
             Self::Busybox => "./*bin/busybox",
+            Self::Memtest => "./boot/memtest86+x64.bin",
         }
     }
 
@@ -74,6 +77,7 @@ impl File {
         match self {
             Self::Kernel => "--kernel",
             Self::Busybox => "--initrd",
+            Self::Memtest => "run --guest",
         }
     }
 }
@@ -107,6 +111,7 @@ fn get(file: File, arch: Arch, folder: &Path, to: &Path) -> Result<()> {
     let package = match file {
         File::Kernel => apt.kernel_package(arch),
         File::Busybox => Ok("busybox-static".to_string()),
+        File::Memtest => Ok("memtest86+".to_string()),
     };
     let package = package.map_err(|error| updated.err().unwrap_or(error))?;
     apt.run("apt-get", &["download", &package])?;

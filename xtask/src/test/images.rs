@@ -16,6 +16,12 @@ pub(crate) enum Change {
     NotAnElf,
     /// The multiboot header's checksum does not fit.
     NoHeader,
+    /// The multiboot2 header's checksum does not fit: the loader goes by that of multiboot.
+    NoMultiboot2,
+    /// Neither's does: the loader goes by the note of PVH.
+    Pvh,
+    /// The multiboot2 header requires a tag about SMBIOS.
+    RequiresSmbios,
 }
 
 const MULTIBOOT_MAGIC: u32 = 0x1BAD_B002;
@@ -23,6 +29,14 @@ const MULTIBOOT_MAGIC: u32 = 0x1BAD_B002;
 const MULTIBOOT_SEARCH: usize = 8192;
 const MULTIBOOT_FLAGS: usize = 4;
 const MULTIBOOT_CHECKSUM: usize = 8;
+const MULTIBOOT2_MAGIC: u32 = 0xE852_50D6;
+/// As far as the header can be (Multiboot2 specification 2.0, section 3.1.1).
+const MULTIBOOT2_SEARCH: usize = 32768;
+const MULTIBOOT2_CHECKSUM: usize = 12;
+/// The first type that the first tag requests.
+const MULTIBOOT2_REQUEST: usize = 24;
+/// The type of the tag with SMBIOS's tables.
+const SMBIOS: u32 = 13;
 /// The flag that says that the address fields are valid.
 const MULTIBOOT_ADDRESSES: u32 = 1 << 16;
 const MULTIBOOT_BSS_END: usize = 24;
@@ -61,6 +75,15 @@ pub(crate) fn changed(good: &[u8], change: Change) -> Result<Vec<u8>> {
         Change::NoHeader => {
             let at = header(&image)?;
             image[at + MULTIBOOT_CHECKSUM] ^= 1;
+        }
+        Change::NoMultiboot2 => {
+            let at = header2(&image)?;
+            image[at + MULTIBOOT2_CHECKSUM] ^= 1;
+        }
+        Change::Pvh => image = changed(&changed(good, Change::NoMultiboot2)?, Change::NoHeader)?,
+        Change::RequiresSmbios => {
+            let at = header2(&image)?;
+            put(&mut image, at + MULTIBOOT2_REQUEST, &SMBIOS.to_le_bytes())?;
         }
         Change::BeyondMemory => {
             let at = header(&image)?;
@@ -106,10 +129,16 @@ fn elf32(good: &[u8]) -> Result<Vec<u8>> {
 
 /// Where the multiboot header is.
 fn header(image: &[u8]) -> Result<usize> {
-    let found = (0..image.len().min(MULTIBOOT_SEARCH))
-        .step_by(4)
-        .find(|at| number(image, *at..*at + 4) == Some(MULTIBOOT_MAGIC.into()));
-    found.context("the image has no multiboot header")
+    find(image, MULTIBOOT_MAGIC, MULTIBOOT_SEARCH).context("the image has no multiboot header")
+}
+
+/// Where the multiboot2 header is.
+fn header2(image: &[u8]) -> Result<usize> {
+    find(image, MULTIBOOT2_MAGIC, MULTIBOOT2_SEARCH).context("the image has no multiboot2 header")
+}
+
+fn find(image: &[u8], magic: u32, within: usize) -> Option<usize> {
+    (0..image.len().min(within)).step_by(4).find(|at| number(image, *at..*at + 4) == Some(magic.into()))
 }
 
 /// Where the program headers of the segments to load are.
@@ -154,6 +183,7 @@ mod tests {
         image[0x78 + P_FILESZ + 1] = 1;
         image[0x200..0x204].copy_from_slice(&MULTIBOOT_MAGIC.to_le_bytes());
         image[0x204..0x208].copy_from_slice(&(MULTIBOOT_ADDRESSES | 3).to_le_bytes());
+        image[0x240..0x244].copy_from_slice(&MULTIBOOT2_MAGIC.to_le_bytes());
         image
     }
 
@@ -183,6 +213,14 @@ mod tests {
         assert_eq!(headless.iter().zip(&good).filter(|(a, b)| a != b).count(), 1);
         assert_ne!(headless[0x208], good[0x208]);
 
+        let differing = |change| {
+            let image = changed(&good, change).unwrap();
+            (0..image.len()).filter(|&at| image[at] != good[at]).collect::<Vec<_>>()
+        };
+        assert_eq!(differing(Change::NoMultiboot2), [0x24c]);
+        assert_eq!(differing(Change::Pvh), [0x208, 0x24c]);
+        assert_eq!(differing(Change::RequiresSmbios), [0x258]);
+
         let beyond = changed(&good, Change::BeyondMemory).unwrap();
         assert_eq!(number(&beyond, 0x200 + MULTIBOOT_BSS_END..0x204 + MULTIBOOT_BSS_END), Some(FAR));
         assert_eq!(number(&beyond, 0x78 + P_MEMSZ..0x80 + P_MEMSZ), Some(FAR));
@@ -194,6 +232,7 @@ mod tests {
         for image in [&b""[..], b"\x7fELF", &[0; 9000]] {
             assert!(changed(image, Change::BeyondMemory).is_err());
             assert!(changed(image, Change::NoHeader).is_err());
+            assert!(changed(image, Change::RequiresSmbios).is_err());
         }
         let mut outside = good();
         outside[E_PHOFF + 3] = 1;

@@ -8,6 +8,7 @@ use crate::iso;
 use crate::judge::{End, VmReport};
 use crate::ktap::{self, CaseResult};
 use crate::leash::Folder;
+use crate::linux;
 use crate::machine::Image;
 use crate::machine::input::Input;
 use crate::machine::trace::Trace;
@@ -21,7 +22,7 @@ use abi::lines::{HeapUsage, PastLimit};
 use abi::options::level;
 use abi::reasons::PAST_LIMIT;
 use abi::wire;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -72,6 +73,8 @@ pub(super) struct Workshop {
     images: Images,
     /// The hypervisor with fault injection, if a job needs it.
     fault_injection: Option<PathBuf>,
+    /// Debian's memtest86+, or why it can't be had, if a job needs it.
+    memtest: Option<Result<PathBuf, String>>,
     /// Holds the ISOs that were made.
     isos: Mutex<Folder>,
 }
@@ -82,8 +85,10 @@ impl Workshop {
         let with_hypervisor = jobs.iter().any(|job| job.host.with_hypervisor);
         let fault_injection =
             jobs.iter().any(|job| job.row.fault_injection).then(Images::build_with_fault_injection).transpose()?;
+        let memtest = jobs.iter().any(|job| job.row.source == Source::Memtest).then(linux::memtest);
+        let memtest = memtest.map(|got| got.map_err(|error| format!("{error:#}")));
         let images = if with_hypervisor { Images::build()? } else { Images::build_guests()? };
-        Ok(Self { images, fault_injection, isos: Mutex::new(Folder::new()?) })
+        Ok(Self { images, fault_injection, memtest, isos: Mutex::new(Folder::new()?) })
     }
 
     /// Writes the image of our guest `name`, changed, to `file`.
@@ -110,7 +115,7 @@ pub(super) fn all(filter: Option<&str>, thorough: bool) -> Result<Vec<Ran>> {
     setup::ensure(Tool::Bochs)?;
     let hosts = matrix::hosts();
     let guests = build::guest_names()?;
-    let jobs = jobs(&hosts).filter(|job| guests.iter().any(|guest| guest == job.row.guest()));
+    let jobs = jobs(&hosts).filter(|job| job.row.guest().is_none_or(|name| guests.iter().any(|guest| guest == name)));
     let jobs = jobs.filter(|job| thorough || filter.is_some() || !job.row.rare_on.contains(&job.host.name));
     let jobs: Vec<Job> = jobs.filter(|job| job.is_meant(filter.unwrap_or_default())).collect();
     if jobs.is_empty() {
@@ -212,6 +217,11 @@ fn indent(text: &str) -> String {
 
 impl Job {
     fn carry_out(&self, shop: &Workshop) -> Result<(Ran, Vec<Ran>)> {
+        if let (Source::Memtest, Some(Err(why))) = (self.row.source, &shop.memtest) {
+            let (suite, name) = (self.host.name.to_string(), self.row.name.to_string());
+            let status = Status::Skipped(why.clone());
+            return Ok((Ran { suite, name, time: None, status, output: String::new() }, Vec::new()));
+        }
         let folder = Folder::new()?;
         let trial = self.trial(shop, folder.path())?;
         let report = match self.row.iso {
@@ -276,6 +286,10 @@ impl Job {
         let row = self.row;
         let image = match row.source {
             Source::Guest(name) => shop.images.guest(name),
+            Source::Memtest => match &shop.memtest {
+                Some(Ok(file)) => file.clone(),
+                _ => bail!("it can't be had"),
+            },
             Source::Changed(name, change) => shop.changed(name, change, &folder.join(row.name))?,
         };
         let modules = row.modules.iter().enumerate().map(|(at, bytes)| {
@@ -309,7 +323,8 @@ impl Job {
             backing: if row.reserved_beside { Backing::Reserve } else { Backing::Touch },
             ..Guest::new(Image::new(shop.images.guest(name), in_real_time.unwrap_or(words)))
         });
-        let refused = row.refused_beside.map(|(change, _)| shop.changed(row.guest(), change, &folder.join(REFUSED)));
+        let refused = row.refused_beside.zip(row.guest());
+        let refused = refused.map(|((change, _), name)| shop.changed(name, change, &folder.join(REFUSED)));
         let refused =
             refused.transpose()?.map(|image| Guest { name: REFUSED.to_string(), ..Guest::new(Image::new(image, "")) });
         let hypervisor = if row.fault_injection { shop.fault_injection.clone() } else { Some(shop.images.hv()) };

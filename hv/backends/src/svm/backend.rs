@@ -130,15 +130,24 @@ impl Backend for Svm {
         })
     }
 
-    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> SvmVcpu<Nested> {
+    /// Writes of CR4 exit: the handlers check them.
+    fn vcpu(&self, root: Hpa, _offered_cr4: u64, tag: NonZeroU16, start: Start) -> SvmVcpu<Nested> {
         let mut vcpu = SvmVcpu::new(self, Nested, tag);
         let control = &mut vcpu.vmcb.control;
         control.nested_control = vmcb::NESTED_PAGING;
         control.nested_cr3 = root.raw();
+        control.intercept_cr |= vmcb::INTERCEPT_CR4_WRITE;
         vcpu.begin(start)
     }
 
-    fn shadow_vcpu(&self, root: Hpa, features: Features, tag: NonZeroU16, start: Start) -> SvmVcpu<Shadow> {
+    fn shadow_vcpu(
+        &self,
+        root: Hpa,
+        features: Features,
+        _offered_cr4: u64,
+        tag: NonZeroU16,
+        start: Start,
+    ) -> SvmVcpu<Shadow> {
         let mut vcpu = SvmVcpu::new(self, Shadow::new(root, features), tag);
         let control = &mut vcpu.vmcb.control;
         control.intercept_cr |= vmcb::INTERCEPT_PAGING;

@@ -33,6 +33,14 @@ impl<T: Translation> SvmVcpu<T> {
         self.flush();
     }
 
+    /// The guest's CR4 is `cr4` from now on, with what its change does to translations.
+    pub(super) fn load_cr4(&mut self, cr4: u64) {
+        if cr4 != self.vmcb.save.cr4 {
+            self.vmcb.save.cr4 = cr4;
+            self.flush();
+        }
+    }
+
     /// Takes LME out of what the processor gets where it must not have it.
     fn hold_long_mode(&mut self) {
         let save = &mut self.vmcb.save;

@@ -242,6 +242,10 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         self.load_cr0(cr0);
     }
 
+    fn set_cr4(&mut self, cr4: u64) {
+        self.load_cr4(cr4);
+    }
+
     fn set_debug_register(&mut self, register: u8, value: u64) {
         self.load_debug_register(register, value);
     }

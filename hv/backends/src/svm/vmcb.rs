@@ -141,6 +141,9 @@ pub(super) const INTERCEPT_CR8: u32 = 1 << 8 | 1 << 24;
 /// `intercept_dr`, alike: writes of DR0 to DR3 and DR7, and of DR5, which stands for DR7.
 pub(super) const INTERCEPT_BREAKPOINTS: u32 = 0xaf << 16;
 
+/// `intercept_cr`: writes of CR4. (The processor checks them by its own features, not by the guest's.)
+pub(super) const INTERCEPT_CR4_WRITE: u32 = 1 << 20;
+
 /// `intercept_cr`: CR0, CR3 and CR4.
 pub(super) const INTERCEPT_PAGING: u32 = 0x19 | 0x19 << 16;
 

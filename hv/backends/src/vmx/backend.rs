@@ -89,12 +89,20 @@ impl Backend for Vmx {
         (!self.features().unrestricted_guest).then(unpaged::identity_map)
     }
 
-    fn vcpu(&self, root: Hpa, tag: NonZeroU16, start: Start) -> VmxVcpu<Nested> {
-        VmxVcpu::new(self, Nested, self.capabilities, root, tag, start)
+    fn vcpu(&self, root: Hpa, offered_cr4: u64, tag: NonZeroU16, start: Start) -> VmxVcpu<Nested> {
+        VmxVcpu::new(self, Nested, self.capabilities, root, offered_cr4, tag, start)
     }
 
-    fn shadow_vcpu(&self, root: Hpa, features: walk::Features, tag: NonZeroU16, start: Start) -> VmxVcpu<Shadow> {
-        VmxVcpu::new(self, Shadow::new(root, features), self.capabilities.without_ept(), root, tag, start)
+    fn shadow_vcpu(
+        &self,
+        root: Hpa,
+        features: walk::Features,
+        offered_cr4: u64,
+        tag: NonZeroU16,
+        start: Start,
+    ) -> VmxVcpu<Shadow> {
+        let capabilities = self.capabilities.without_ept();
+        VmxVcpu::new(self, Shadow::new(root, features), capabilities, root, offered_cr4, tag, start)
     }
 }
 

@@ -51,9 +51,9 @@ impl MaskedRegister {
         Self { mask: ones | CR0_CD | CR0_NW, real: ones }
     }
 
-    /// CR4: the bits fixed to 1, machine checks as the host has them, and all that the guest is not offered.
-    pub(super) const fn cr4(capabilities: &Capabilities, host_cr4: u64) -> Self {
-        let mask = !CR4_GUESTS | capabilities.cr4_ones;
+    /// CR4: the bits fixed to 1, machine checks as the host has them, and all but those of `offered`, which the guest may set.
+    pub(super) const fn cr4(capabilities: &Capabilities, host_cr4: u64, offered: u64) -> Self {
+        let mask = !(CR4_GUESTS & offered) | capabilities.cr4_ones;
         Self { mask, real: capabilities.cr4_ones | host_cr4 & CR4_MCE }
     }
 
@@ -84,9 +84,9 @@ pub(super) const fn check_cr0(value: u64) -> Result<(), GeneralProtection> {
     if value >> 32 != 0 || value & (CR0_NW | CR0_CD) == CR0_NW { Err(GeneralProtection) } else { Ok(()) }
 }
 
-/// The same for CR4.
-pub(super) const fn check_cr4(value: u64) -> Result<(), GeneralProtection> {
-    if value & !(CR4_GUESTS | CR4_MCE) != 0 { Err(GeneralProtection) } else { Ok(()) }
+/// The same for CR4, of which the guest may set the bits `offered`.
+pub(super) const fn check_cr4(value: u64, offered: u64) -> Result<(), GeneralProtection> {
+    if value & !((CR4_GUESTS | CR4_MCE) & offered) != 0 { Err(GeneralProtection) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -119,19 +119,30 @@ mod tests {
 
     #[test]
     fn vmx_and_machine_checks_are_not_the_guests() {
-        let cr4 = MaskedRegister::cr4(&capabilities(), CR4_MCE);
+        let cr4 = MaskedRegister::cr4(&capabilities(), CR4_MCE, u64::MAX);
         assert_eq!(cr4.real(0x20), 0x20 | CR4_VMXE | CR4_MCE);
         assert_eq!(cr4.guest(0x20 | CR4_VMXE | CR4_MCE, 0), 0x20);
-        assert_eq!(check_cr4(0x20 | CR4_MCE), Ok(()));
+        assert_eq!(check_cr4(0x20 | CR4_MCE, u64::MAX), Ok(()));
         // VMXE, PCIDE, OSXSAVE, LA57, reserved.
         for bit in [13, 17, 18, 12, 63] {
-            assert_eq!(check_cr4(1 << bit), Err(GeneralProtection), "bit {bit}");
+            assert_eq!(check_cr4(1 << bit, u64::MAX), Err(GeneralProtection), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn bits_that_the_guest_is_not_offered_exit_and_are_refused() {
+        let offered = !(CR4_SMEP | CR4_MCE);
+        let cr4 = MaskedRegister::cr4(&capabilities(), 0, offered);
+        assert_eq!(cr4.mask & (CR4_SMEP | CR4_SMAP), CR4_SMEP);
+        assert_eq!(check_cr4(CR4_SMAP, offered), Ok(()));
+        for bit in [CR4_SMEP, CR4_MCE] {
+            assert_eq!(check_cr4(bit, offered), Err(GeneralProtection), "{bit:#x}");
         }
     }
 
     #[test]
     fn on_the_identity_map_the_guests_paging_bits_wait() {
-        let cr4 = MaskedRegister::cr4(&capabilities(), 0).on_identity_map();
+        let cr4 = MaskedRegister::cr4(&capabilities(), 0, u64::MAX).on_identity_map();
         let wanted = CR4_PAE | CR4_PGE | 1 << 9;
         assert_eq!(cr4.real(wanted), CR4_VMXE | CR4_PSE | 1 << 9);
         assert_eq!(cr4.guest(cr4.real(wanted), wanted), wanted);

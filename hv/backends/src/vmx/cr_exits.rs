@@ -16,7 +16,7 @@ impl<T: Translation> VmxVcpu<T> {
             CrAccess::Write { cr: 3, gpr } => self.load_cr3(self.gpr(Gpr::new(gpr))),
             CrAccess::Write { cr: 4, gpr } => {
                 let value = self.gpr(Gpr::new(gpr));
-                self.shadow(control::CR4_READ_SHADOW, value, control_registers::check_cr4(value))
+                self.shadow(control::CR4_READ_SHADOW, value, control_registers::check_cr4(value, self.offered_cr4))
             }
             CrAccess::Read { cr: 3, gpr } => self.store_cr3(gpr),
             // The task priority is not the backend's.

@@ -85,7 +85,7 @@ mod tests {
             match *promise {
                 Promise::OwnMsr(msr) => assert_eq!(exits(&map, msr), (false, false), "{msr:#x}"),
                 Promise::Msr(msr) | Promise::ReadMsr(msr) => assert_eq!(exits(&map, msr), (true, true), "{msr:#x}"),
-                Promise::Cr4(_) | Promise::Efer(_) | Promise::Instruction(_) => {}
+                Promise::Cr4(_) | Promise::Efer(_) | Promise::Instruction(_) | Promise::Instruction64(_) => {}
             }
         }
     }

@@ -147,7 +147,7 @@ impl<T: Translation> VmxVcpu<T> {
             System::WriteCr { cr: 3, from } => self.set_guest_cr3(self.gpr(from) & 0xffff_ffff),
             System::WriteCr { cr: 4, from } => {
                 let value = self.gpr(from) & 0xffff_ffff;
-                if check_cr4(value).is_err() || value & !self.capabilities.cr4_allowed != 0 {
+                if check_cr4(value, self.offered_cr4).is_err() {
                     return Ok(self.raise(GENERAL_PROTECTION_FAULT_VECTOR));
                 }
                 self.write_cr4(value);

@@ -64,6 +64,8 @@ pub struct VmxVcpu<T: Translation> {
     pub(super) nmi: bool,
     pub(super) cr0: MaskedRegister,
     pub(super) cr4: MaskedRegister,
+    /// The bits of CR4 that the guest may set.
+    pub(super) offered_cr4: u64,
     /// CR4 when the guest's paging is really on.
     pub(super) paged_cr4: MaskedRegister,
     /// The guest runs unpaged, on the identity map.
@@ -86,6 +88,7 @@ impl<T: Translation> VmxVcpu<T> {
         translation: T,
         capabilities: Capabilities,
         root: Hpa,
+        offered_cr4: u64,
         tag: NonZeroU16,
         start: Start,
     ) -> Self {
@@ -94,7 +97,8 @@ impl<T: Translation> VmxVcpu<T> {
             .expect("the region is a page of its own with its revision in place");
         // SAFETY: reading has no effect.
         let host_cr4 = unsafe { x86::controlregs::cr4() }.bits() as u64;
-        let paged_cr4 = MaskedRegister::cr4(&capabilities, host_cr4);
+        let offered_cr4 = offered_cr4 & capabilities.cr4_allowed;
+        let paged_cr4 = MaskedRegister::cr4(&capabilities, host_cr4, offered_cr4);
         let features = capabilities.features;
         let (cr0, cr4) = match translation.shadow() {
             Some(_) => (MaskedRegister::cr0(&capabilities).whole(), paged_cr4.whole()),
@@ -111,6 +115,7 @@ impl<T: Translation> VmxVcpu<T> {
             nmi: false,
             cr0,
             cr4,
+            offered_cr4,
             paged_cr4,
             unpaged: None,
             needs_pdptes: false,

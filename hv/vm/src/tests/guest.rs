@@ -97,7 +97,7 @@ pub(super) fn processor(leaf: u32, _subleaf: u32) -> Leaf {
         0 => Leaf { eax: 0xd, ebx: 0x6874_7541, ecx: 0x444d_4163, edx: 0x6974_6e65 },
         1 => Leaf { eax: 0x00a2_0f10, ebx: 0, ecx: 0x201, edx: 0x078b_fbff },
         0x8000_0000 => Leaf { eax: 0x8000_001f, ..Leaf::default() },
-        0x8000_0001 => Leaf { edx: 1 << 29 | 1 << 26 | 1 << 20, ..Leaf::default() },
+        0x8000_0001 => Leaf { edx: 1 << 29 | 1 << 26 | 1 << 20 | 1 << 11, ..Leaf::default() },
         0x8000_0008 => Leaf { eax: 0x3028, ..Leaf::default() },
         _ => Leaf::default(),
     }

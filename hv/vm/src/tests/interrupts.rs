@@ -1,7 +1,7 @@
 //! Interrupts of the guest's devices and of the host, and HLT.
 
 use super::guest::*;
-use crate::{Event, Exception, Exit, Stop};
+use crate::{Activity, Event, Exception, Exit, Stop};
 use std::vec;
 
 const NOP: [u8; 1] = [0x90];
@@ -53,6 +53,35 @@ fn hlt_with_interrupts_off_halts_for_ever() {
     let mut host = TestHost::new(&guest);
     assert_eq!(guest.run(&mut host), Stop::Halted);
     assert_eq!((guest.vcpu.entries, host.waits), (1, 0));
+}
+
+#[test]
+fn an_nmi_on_its_way_wakes_though_its_sender_halts_for_ever() {
+    let mut guest = Guest::new(&HLT);
+    // The other vCPU runs.
+    guest.vm.add_wakeable();
+    guest.vcpu.then(Exit::Halt, |_| {});
+    let mut host = TestHost::new(&guest);
+    assert_eq!(crate::run(&mut guest.vcpu, &mut guest.handler, &mut host), None);
+    assert_eq!(guest.handler.context.activity(), Activity::Dead);
+    // It sends an NMI, and halts with interrupts off.
+    guest.vm.shared(0).posted.post_nmi();
+    guest.vm.raise_request(0);
+    assert!(guest.vm.remove_wakeable());
+    guest.vcpu.then(Exit::Shutdown, |_| {});
+    assert_eq!(crate::run(&mut guest.vcpu, &mut guest.handler, &mut host), Some(Stop::TripleFault));
+    assert_eq!(guest.vcpu.delivered, [Event::Nmi]);
+}
+
+/// With SVM no exit tells of the end of an IRET with interrupts off: the next one may be that of a HLT.
+#[test]
+fn hlt_with_interrupts_off_is_over_when_an_nmi_waits() {
+    let mut guest = Guest::new(&HLT);
+    guest.handler.context.nmi = true;
+    guest.vcpu.nmi_handled = true;
+    guest.vcpu.then(Exit::Halt, |vcpu| vcpu.nmi_handled = false);
+    run(&mut guest);
+    assert_eq!(guest.vcpu.delivered, [Event::Nmi]);
 }
 
 #[test]

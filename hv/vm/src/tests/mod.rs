@@ -7,6 +7,7 @@
 mod any;
 mod apic;
 mod cr0;
+mod cr4;
 mod cr8;
 mod debug_registers;
 mod devices;

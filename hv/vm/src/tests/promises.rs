@@ -3,9 +3,8 @@
 use super::guest::*;
 use super::msrs::{read, write};
 use crate::cpuid::{CpuModel, Leaf, Table, Topology};
-use crate::msr;
 use arch::features::{FEATURES, FeatureSet, Promise};
-use arch::{CR4_PCE, CR4_SMEP, EFER_LMA};
+use arch::{CR4_PCE, CR4_SMEP, EFER_LMA, EFER_NXE};
 use std::vec::Vec;
 
 const ALL: Leaf = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
@@ -71,13 +70,14 @@ fn without(names: &[&str]) -> CpuModel {
 
 #[test]
 fn what_a_model_lacks_is_not_shown_and_its_bits_cannot_be_set() {
-    let names = ["x2apic", "smep", "sse2", "apic", "mmx"];
+    let names = ["x2apic", "smep", "sse2", "apic", "mmx", "nx"];
     let model = without(&names);
     let lacking = table(amd).of_model(model);
     assert_eq!(lacking.missing(model.hidden).map(|feature| feature.name), Some("apic"), "the first of them");
     let has = |table: &Table, leaf, bit: u32| table.get(leaf, 0).edx & 1 << bit != 0;
     assert!(has(&table(amd), 0x8000_0001, 23) && !has(&lacking, 0x8000_0001, 23), "AMD's copy of the bit");
     assert_eq!(table(amd).cr4_bits() & !lacking.cr4_bits(), CR4_SMEP);
+    assert_eq!(table(amd).efer_bits() & !lacking.efer_bits(), EFER_NXE);
     for feature in FEATURES {
         let mut one = FeatureSet::EMPTY;
         one.insert(feature.name);
@@ -115,8 +115,15 @@ fn every_bit_of_efer_that_a_feature_promises_can_be_set() {
         if let Promise::Efer(bit) = promise {
             let mut guest = Guest::with_cpuid(&[], amd);
             guest.vcpu.control = Guest::flat_32(&[]).vcpu.control;
-            assert_eq!(msr::write(&mut guest.vcpu, x86::msr::IA32_EFER, bit), Ok(()), "{bit:#x}");
+            assert!(write(&mut guest, x86::msr::IA32_EFER.into(), bit), "{bit:#x}");
             assert_eq!(guest.vcpu.control.efer & !EFER_LMA, bit);
         }
     }
+}
+
+#[test]
+fn a_bit_of_efer_that_is_not_shown_cannot_be_set() {
+    let mut guest = Guest::of_model(&[], without(&["nx"]));
+    guest.vcpu.control = Guest::flat_32(&[]).vcpu.control;
+    assert!(!write(&mut guest, x86::msr::IA32_EFER.into(), EFER_NXE));
 }

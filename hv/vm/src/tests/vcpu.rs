@@ -192,6 +192,9 @@ impl Vcpu for TestVcpu {
     fn set_cr0(&mut self, cr0: u64) {
         self.control.cr0 = cr0;
     }
+    fn set_cr4(&mut self, cr4: u64) {
+        self.control.cr4 = cr4;
+    }
     fn set_state_msr(&mut self, msr: StateMsr, value: u64) {
         match msr {
             StateMsr::Efer => self.control.efer = value,

@@ -1,19 +1,52 @@
-//! What the loader handed over, against the Multiboot specification 0.6.96, sections 3.2 and 3.3.
+//! What the loader handed over, against the Multiboot specification 0.6.96, sections 3.2 and 3.3, the Multiboot2 specification 2.0,
+//! sections 3.3 and 3.6, and Xen's docs/misc/pvh.pandoc. The image has [a header of each](crate::boot_headers).
 //!
 //! Words of the command line say what to expect, each checked if given:
-//! `words=N` (words behind the image's name), `modules=N`, `mem=MIB` (where memory ends, in MiB), `loader=NAME`.
+//! `protocol=multiboot|multiboot2|pvh`, `words=N` (words behind the image's name), `modules=N`, `mem=MIB` (where memory ends, in
+//! MiB), `loader=NAME`.
 //! A module's string may have a word `sum=HEX` (its bytes' sum modulo 2^32) and a word `size=BYTES`.
-#![no_std]
-#![no_main]
 
 use abi::options::guest::key;
 use addr::Gpa;
-use guest::boot::{self, Boot, LOADER_MAGIC, Module, Region, flag};
-use guest::exit::Verdict;
-use guest::ktap::{self, Outcome, Stop};
-use guest::{cases, check, check_eq, println, ram, skip_unless};
 
-guest::main!(main);
+use crate::boot::{self, Boot, Module, Protocol, Region};
+use crate::exit::Verdict;
+use crate::ktap::{self, Outcome, Stop};
+use crate::{cases, check, check_eq, println, ram, skip_unless};
+
+/// The headers of multiboot2 and PVH, for an image that has that of multiboot as well. Multiboot2's has an information request
+/// (command line, loader's name, modules, basic memory, memory map, the RSDPs of ACPI 1.0 and of later versions), and wants modules
+/// at page boundaries. PVH's note is the address of 32-bit code, of as many bits as the ELF file has (XEN_ELFNOTE_PHYS32_ENTRY).
+#[macro_export]
+macro_rules! boot_headers {
+    () => {
+        core::arch::global_asm!(
+            r#"
+.section .multiboot, "a"
+.balign 8
+multiboot2_header:
+    .long 0xe85250d6, 0, multiboot2_end - multiboot2_header, -(0xe85250d6 + multiboot2_end - multiboot2_header)
+    .short 1, 0
+    .long 36, 1, 2, 3, 4, 6, 14, 15
+    .balign 8
+    .short 6, 0
+    .long 8
+    .short 0, 0
+    .long 8
+multiboot2_end:
+
+.section .note.Xen, "a", @note
+.balign 4
+    .long 4, {bytes}, 18
+    .asciz "Xen"
+    .long _start
+    .fill {bytes} / 4 - 1, 4, 0
+.text
+"#,
+            bytes = const size_of::<usize>(),
+        );
+    };
+}
 
 const HEADER_MAGIC: u32 = 0x1bad_b002;
 const EFLAGS_IF: u32 = 1 << 9;
@@ -23,11 +56,12 @@ const CR0_PG: u32 = 1 << 31;
 const A20: u64 = 1 << 20;
 const MIB: u64 = 1 << 20;
 
-fn main(boot: &Boot) -> Verdict {
+/// Runs all tests.
+pub fn run(boot: &Boot) -> Verdict {
     ktap::run(
         boot,
         cases![
-            magic_number,
+            protocol,
             protected_mode_without_paging,
             interrupts_are_off,
             segments_have_base_0,
@@ -44,12 +78,16 @@ fn main(boot: &Boot) -> Verdict {
             modules_are_page_aligned,
             modules_lie_apart,
             modules_hold_what_they_should,
+            rsdps_are_whole,
         ],
     )
 }
 
-fn magic_number(boot: &Boot) -> Outcome {
-    check_eq!(boot.entry().magic, LOADER_MAGIC);
+fn protocol(boot: &Boot) -> Outcome {
+    println!("# loaded by {}", boot.protocol().name());
+    if let Some(expected) = boot.text_word(key::PROTOCOL) {
+        check_eq!(boot.protocol().name(), expected);
+    }
     Ok(())
 }
 
@@ -85,14 +123,13 @@ fn a20_is_on(boot: &Boot) -> Outcome {
 }
 
 fn lower_and_upper_memory(boot: &Boot) -> Outcome {
-    check!(boot.flags() & flag::MEMORY != 0);
+    skip_unless!(boot.protocol() != Protocol::Pvh, "the map tells it alone");
     check!(boot.mem_lower().is_some_and(|kib| (1..=640).contains(&kib)), "{:?} KiB", boot.mem_lower());
     check!(boot.mem_upper().is_some_and(|kib| kib > 0), "{:?} KiB", boot.mem_upper());
     Ok(())
 }
 
 fn command_line(boot: &Boot) -> Outcome {
-    check!(boot.flags() & flag::COMMAND_LINE != 0);
     println!("# command line: {:?}", boot.command_line());
     check!(boot.command_line().is_some(), "it is not UTF-8 or never ends");
     if let Some(expected) = boot.word::<usize>(key::WORDS) {
@@ -102,7 +139,7 @@ fn command_line(boot: &Boot) -> Outcome {
 }
 
 fn loader_name(boot: &Boot) -> Outcome {
-    skip_unless!(boot.flags() & flag::LOADER_NAME != 0, "it has none");
+    skip_unless!(boot.loader_name().is_some(), "it has none");
     println!("# loader: {:?}", boot.loader_name());
     check!(boot.loader_name().is_some_and(|name| !name.is_empty()));
     if let Some(expected) = boot.text_word(key::LOADER) {
@@ -112,7 +149,6 @@ fn loader_name(boot: &Boot) -> Outcome {
 }
 
 fn memory_map_is_whole(boot: &Boot) -> Outcome {
-    check!(boot.flags() & flag::MEMORY_MAP != 0);
     for region in boot.memory_map() {
         println!("# memory {:#012x}..{:#012x} type {}", region.start.raw(), region.end().raw(), region.kind);
     }
@@ -135,6 +171,7 @@ fn memory_map_regions_do_not_overlap(boot: &Boot) -> Outcome {
 
 /// Upper memory is what the map says of the memory from 1 MiB to the first hole.
 fn memory_map_agrees_with_upper_memory(boot: &Boot) -> Outcome {
+    skip_unless!(boot.mem_upper().is_some(), "the map tells it alone");
     let upper = boot.memory_map().find(|region| region.is_available() && region.start == Gpa::new(MIB));
     let upper_kib = upper.map(|region| region.length >> 10);
     check!(
@@ -205,6 +242,40 @@ fn modules_hold_what_they_should(boot: &Boot) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Signature, checksums, and the table that each leads to (ACPI 6.5, section 5.2.5.3).
+fn rsdps_are_whole(boot: &Boot) -> Outcome {
+    let [old, new] = boot.rsdps();
+    match boot.protocol() {
+        Protocol::Multiboot => return Err(Stop::Skipped("the protocol has none")),
+        Protocol::Multiboot2 => check!(old.is_some() && new.is_some(), "{old:x?} and {new:x?}"),
+        Protocol::Pvh => check!(old.is_some() || new.is_some(), "none"),
+    }
+    for rsdp in [old, new].into_iter().flatten() {
+        println!("# RSDP: {rsdp:02x?}");
+        check!(rsdp.starts_with(b"RSD PTR ") && rsdp.len() >= 20, "{rsdp:x?}");
+        check_eq!(sum(&rsdp[..20]), 0, "of the first 20 bytes");
+        check_eq!(table(&rsdp[16..20], b"RSDT"), Ok(()));
+    }
+    if let Some(rsdp) = new {
+        check_eq!((rsdp[15], &rsdp[20..24]), (2, &[36, 0, 0, 0][..]), "revision and length");
+        check_eq!(sum(rsdp), 0, "of all bytes");
+        check_eq!(&rsdp[28..32], &[0; 4], "the upper half of the XSDT's address");
+        check_eq!(table(&rsdp[24..28], b"XSDT"), Ok(()));
+    }
+    Ok(())
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+/// Whether there is a table with a right checksum at the address in `field`.
+fn table(field: &[u8], signature: &[u8; 4]) -> Result<(), &'static str> {
+    let address = field.iter().rfold(0, |word, byte| word << 8 | u32::from(*byte));
+    let table = boot::acpi_table(address, signature).ok_or("another signature")?;
+    if sum(table) == 0 { Ok(()) } else { Err("a wrong checksum") }
 }
 
 fn in_available_memory(boot: &Boot, start: Gpa, length: u64) -> bool {
