@@ -6,6 +6,7 @@
 //! | [`cpuid`] | how the hypervisor is found | the hypervisor; guests |
 //! | [`cpus`] | which CPUs run guests | the hypervisor; `xtask` |
 //! | [`ports`] | console and exit ports, and what is written to them | guests and the hypervisor; emulators, the hypervisor and `xtask` |
+//! | [`uart`] | the console's registers | the device and the hypervisor's driver; guests |
 //! | [`mmio`], [`timers`] | where a PC's memory-mapped devices are, and how fast its timers count | devices; guests, the hypervisor on its own machine |
 //! | [`irq`], [`mmio`] | interrupt lines and addresses of a PC's devices | devices; the firmware's tables |
 //! | [`acpi`] | how ACPI's tables are found | the firmware's tables; guests, the hypervisor on its own machine |
@@ -70,6 +71,7 @@ pub mod reasons;
 mod tests;
 pub mod timers;
 pub mod typed;
+pub mod uart;
 pub mod verdict;
 pub mod wire;
 

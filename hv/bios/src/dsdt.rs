@@ -1,7 +1,7 @@
 //! The DSDT's code: names of devices, and the resources that they use (ACPI specification 6.5, chapters 6, 7 and 19).
 
 use crate::{ISA_BRIDGE, PCI_DEVICES, PcConfig};
-use abi::{mmio, ports};
+use abi::{irq, mmio, ports};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Name, Package, PackageBuilder, ResourceTemplate, Scope,
     ZERO,
@@ -97,7 +97,7 @@ struct IsaDevice {
 const ISA_DEVICES: [IsaDevice; 4] = [
     IsaDevice { name: "PIT_", id: "PNP0100", ports: &[(0x40, 4)], irq: 0 },
     IsaDevice { name: "KBD_", id: "PNP0303", ports: &[(0x60, 1), (0x64, 1)], irq: 1 },
-    IsaDevice { name: "COM1", id: "PNP0501", ports: &[(ports::COM1, 8)], irq: 4 },
+    IsaDevice { name: "COM1", id: "PNP0501", ports: &[(ports::COM1, 8)], irq: irq::COM1 },
     IsaDevice { name: "RTC_", id: "PNP0B00", ports: &[(0x70, 2)], irq: 8 },
 ];
 

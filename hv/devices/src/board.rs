@@ -108,7 +108,7 @@ pub struct Board<S, C> {
 /// A global system interrupt (GSI) is a line that devices set: 0 to 15 are the 8259s' inputs (the IRQs of an ISA bus), and all are
 /// inputs of the I/O APIC of the same number, but for the timer's.
 const TIMER_GSI: u8 = irq::TIMER;
-const UART_GSI: u8 = 4;
+const UART_GSI: u8 = irq::COM1;
 const ISA_GSIS: u8 = 16;
 
 /// The time of nothing.
