@@ -2,7 +2,9 @@
 //! for one moment at a time.
 
 use crate::lapic;
-use abi::ports::{PIT_CHANNEL_2, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER};
+use abi::ports::{
+    PIT_CHANNEL_2, PIT_CHANNEL_2_LATCH, PIT_CHANNEL_2_ONCE, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER,
+};
 use clock::{Calibration, PIT_RELOAD, Pit, Quality, Ratio};
 use core::time::Duration;
 use raw_cpuid::{CpuId, CpuIdReaderNative};
@@ -43,10 +45,6 @@ struct Clocks {
     pm_timer: Option<u16>,
 }
 
-/// Channel 2, low byte and high byte, mode 0: its output rises at the terminal count. And: its count is held to be read.
-const PIT_MODE_0: u8 = 0xb0;
-const PIT_LATCH: u8 = 0x80;
-
 impl clock::Timers for Clocks {
     fn tsc(&mut self) -> u64 {
         tsc()
@@ -56,9 +54,12 @@ impl clock::Timers for Clocks {
         let [low, high] = PIT_RELOAD.to_le_bytes();
         // SAFETY: the timer and its gate are the hypervisor's.
         let closed = unsafe { inb(PORT_B) } & !(PIT_GATE | SPEAKER);
-        for (port, value) in
-            [(PORT_B, closed | PIT_GATE), (PIT_COMMAND, PIT_MODE_0), (PIT_CHANNEL_2, low), (PIT_CHANNEL_2, high)]
-        {
+        for (port, value) in [
+            (PORT_B, closed | PIT_GATE),
+            (PIT_COMMAND, PIT_CHANNEL_2_ONCE),
+            (PIT_CHANNEL_2, low),
+            (PIT_CHANNEL_2, high),
+        ] {
             // SAFETY: as above.
             unsafe { outb(port, value) };
         }
@@ -67,7 +68,7 @@ impl clock::Timers for Clocks {
 
     fn pit(&mut self) -> Pit {
         // SAFETY: as in `start`.
-        unsafe { outb(PIT_COMMAND, PIT_LATCH) };
+        unsafe { outb(PIT_COMMAND, PIT_CHANNEL_2_LATCH) };
         // SAFETY: as above.
         let low = unsafe { inb(PIT_CHANNEL_2) };
         // SAFETY: as above.

@@ -8,3 +8,7 @@ pub const TIMER: u8 = 0;
 pub const TIMER_PIN: u8 = 2;
 /// COM1's interrupt.
 pub const COM1: u8 = 4;
+/// The keyboard controller's interrupt.
+pub const KEYBOARD: u8 = 1;
+/// The clock's interrupt.
+pub const RTC: u8 = 8;
