@@ -8,18 +8,16 @@ use core::ptr;
 use core::slice;
 use core::str::{self, SplitAsciiWhitespace};
 
+use abi::multiboot::{LOADER_EAX, map_type};
 use addr::{Gfn, Gpa};
 
-/// What the image's header begins with.
-pub const HEADER_MAGIC: u32 = 0x1bad_b002;
-/// Page-aligned modules wanted (bit 0), memory map wanted (bit 1), address fields valid (bit 16).
-pub const HEADER_FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 16;
+pub use abi::multiboot::{HEADER_MAGIC, OUR_FLAGS, flag};
 
 /// The processor as the loader left it, taken down by the first instructions.
 #[repr(C)]
 #[derive(Debug)]
 pub struct EntryState {
-    /// EAX: 0x2badb002 from a multiboot loader.
+    /// EAX: [`LOADER_EAX`] from a multiboot loader.
     pub magic: u32,
     /// EBX: the address of the multiboot information.
     pub info: u32,
@@ -92,23 +90,6 @@ _start:
     };
 }
 
-/// What EAX holds after a multiboot loader.
-pub const LOADER_MAGIC: u32 = 0x2bad_b002;
-
-/// Bits of [`Boot::flags`]: which of the information is valid.
-pub mod flag {
-    /// [`super::Boot::mem_lower`] and [`super::Boot::mem_upper`].
-    pub const MEMORY: u32 = 1 << 0;
-    /// [`super::Boot::command_line`].
-    pub const COMMAND_LINE: u32 = 1 << 2;
-    /// [`super::Boot::modules`].
-    pub const MODULES: u32 = 1 << 3;
-    /// [`super::Boot::memory_map`].
-    pub const MEMORY_MAP: u32 = 1 << 6;
-    /// [`super::Boot::loader_name`].
-    pub const LOADER_NAME: u32 = 1 << 9;
-}
-
 /// The loader's strings are read no further than this.
 const LONGEST_STRING: usize = 4096;
 
@@ -150,7 +131,7 @@ pub enum BootError {
 impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Magic(eax) => write!(f, "not loaded by multiboot: EAX is {eax:#x}, not {LOADER_MAGIC:#x}"),
+            Self::Magic(eax) => write!(f, "not loaded by multiboot: EAX is {eax:#x}, not {LOADER_EAX:#x}"),
             Self::Info(ebx) => write!(f, "no multiboot information: EBX is {ebx:#x}"),
         }
     }
@@ -170,7 +151,7 @@ pub struct Region {
 impl Region {
     /// Whether it is memory that is free to use.
     pub fn is_available(&self) -> bool {
-        self.kind == 1
+        self.kind == map_type::USABLE
     }
 
     /// Where it ends, at most at the end of the address space.
@@ -193,7 +174,7 @@ pub struct Module {
 impl Boot {
     /// The boot information that `entry`'s registers point to.
     pub fn new(entry: &'static EntryState) -> Result<Self, BootError> {
-        if entry.magic != LOADER_MAGIC {
+        if entry.magic != LOADER_EAX {
             return Err(BootError::Magic(entry.magic));
         }
         if entry.info == 0 || !entry.info.is_multiple_of(4) {

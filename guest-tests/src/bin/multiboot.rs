@@ -6,16 +6,16 @@
 #![no_std]
 #![no_main]
 
+use abi::multiboot::LOADER_EAX;
 use abi::options::guest::key;
 use addr::Gpa;
-use guest::boot::{self, Boot, LOADER_MAGIC, Module, Region, flag};
+use guest::boot::{self, Boot, HEADER_MAGIC, Module, Region, flag};
 use guest::exit::Verdict;
 use guest::ktap::{self, Outcome, Stop};
 use guest::{cases, check, check_eq, println, ram, skip_unless};
 
 guest::main!(main);
 
-const HEADER_MAGIC: u32 = 0x1bad_b002;
 const EFLAGS_IF: u32 = 1 << 9;
 const EFLAGS_VM: u32 = 1 << 17;
 const CR0_PE: u32 = 1 << 0;
@@ -49,7 +49,7 @@ fn main(boot: &Boot) -> Verdict {
 }
 
 fn magic_number(boot: &Boot) -> Outcome {
-    check_eq!(boot.entry().magic, LOADER_MAGIC);
+    check_eq!(boot.entry().magic, LOADER_EAX);
     Ok(())
 }
 

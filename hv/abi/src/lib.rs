@@ -9,6 +9,7 @@
 //! | [`uart`] | the console's registers | the device and the hypervisor's driver; guests |
 //! | [`mmio`], [`timers`] | where a PC's memory-mapped devices are, and how fast its timers count | devices; guests, the hypervisor on its own machine |
 //! | [`irq`], [`mmio`] | interrupt lines and addresses of a PC's devices | devices; the firmware's tables |
+//! | [`multiboot`] | numbers of multiboot's headers and boot information | `xtask`, images, loaders; loaders, guests |
 //! | [`acpi`] | how ACPI's tables are found | the firmware's tables; guests, the hypervisor on its own machine |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`reasons`] | parts of the texts of verdicts and other lines | the hypervisor; `xtask` |
@@ -63,6 +64,7 @@ pub mod hypercall;
 pub mod irq;
 pub mod lines;
 pub mod mmio;
+pub mod multiboot;
 mod numbered;
 pub mod options;
 pub mod ports;
