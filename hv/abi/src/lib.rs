@@ -11,6 +11,7 @@
 //! | [`irq`], [`mmio`] | interrupt lines and addresses of a PC's devices | devices; the firmware's tables |
 //! | [`multiboot`] | numbers of multiboot's headers and boot information | `xtask`, images, loaders; loaders, guests |
 //! | [`acpi`] | how ACPI's tables are found | the firmware's tables; guests, the hypervisor on its own machine |
+//! | [`memory`] | what freed memory holds | the hypervisor; guests |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`reasons`] | parts of the texts of verdicts and other lines | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
@@ -63,6 +64,7 @@ pub mod cpus;
 pub mod hypercall;
 pub mod irq;
 pub mod lines;
+pub mod memory;
 pub mod mmio;
 pub mod multiboot;
 mod numbered;
