@@ -572,7 +572,7 @@ mod tests {
     use super::*;
     use crate::build;
     use abi::options::{self, self_test};
-    use abi::reasons::Stuck;
+    use abi::reasons::{Feature, Stuck};
 
     /// The guests and their command lines.
     fn command_lines() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -610,6 +610,7 @@ mod tests {
     #[test]
     fn rows_say_what_the_hypervisor_says() {
         let row = |name| rows().find(|row| row.name == name).unwrap();
+        assert_eq!(row("no-such-feature").hypervised.text, Feature("clwb").to_string());
         assert_eq!(row("hv-stuck").hypervised.text, Stuck(1).to_string());
         assert!(row("too-much-reserved").hypervised.text.ends_with(reasons::RESERVED));
         assert!(row("two-refused").refused_beside.unwrap().1.ends_with(reasons::WRONG_CHECKSUM));
