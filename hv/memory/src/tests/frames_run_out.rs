@@ -3,8 +3,9 @@
 use super::world::{LARGE, World};
 use crate::arena::Arena;
 use abi::hypercall::{Refused, TestCall};
-use addr::{PAGE_SIZE, PageSize};
+use addr::{Gpa, PAGE_SIZE, PageSize};
 use loader::{Paging, VmConfig};
+use mmu::Fault;
 use vm::Resolved;
 
 /// Fewer than the 1024 pages of the guest.
@@ -37,6 +38,27 @@ fn what_a_guest_gives_back_is_had_again_at_once() {
         assert_eq!(world.fault(page * PAGE_SIZE), Resolved::Retry, "page {page}");
         assert_eq!(world.read(page * PAGE_SIZE), 0, "page {page}");
     }
+    world.end();
+}
+
+/// Two vCPUs have found the same page missing, and each has a page for it.
+#[test]
+fn a_fault_that_is_too_late_gives_its_page_back() {
+    let domain = Arena::domain(FRAMES);
+    let mut world = World::new(&domain, &config());
+    assert_eq!(world.fault(PAGE_SIZE), Resolved::Retry);
+    let before = world.outstanding();
+
+    let view = world.view();
+    let rooms = [(); 2].map(|()| match view.vm.tree.fault(view.cpu.read(), Gpa::new(0), PageSize::Size4K) {
+        Ok(Fault::Room(room)) => room,
+        _ => panic!("there is no page"),
+    });
+    for room in rooms {
+        assert_eq!(view.fill(room), Ok(()));
+    }
+    drop(view);
+    assert_eq!(world.outstanding(), before + 1);
     world.end();
 }
 
