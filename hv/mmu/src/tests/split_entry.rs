@@ -55,6 +55,22 @@ impl LocklessSync for Reader {
 }
 
 #[test]
+fn an_entry_that_was_cleared_is_set_when_its_readers_have_ended() {
+    let (entry, cpus) = (SplitEntry::new(Pte::new(0x1_0000_0001)), Reader::default());
+    thread::scope(|threads| {
+        cpus.off(|| {
+            threads.spawn(|| entry.clear().lockless_sync(&cpus).set(Pte::new(0x2_0000_0001)));
+            let read = || entry.pmdp_get_lockless(&Alone).raw();
+            while read() == 0x1_0000_0001 {
+                thread::yield_now();
+            }
+            assert!((0..100_000).all(|_| read() & 1 == 0), "it is set while a CPU reads");
+        });
+    });
+    assert_eq!(entry.pmdp_get_lockless(&Alone).raw(), 0x2_0000_0001);
+}
+
+#[test]
 fn a_reader_on_another_cpu_gets_no_halves_of_two_values() {
     // The low half is the same in all of them.
     let values = [0x1_0000_0001, 0x2_0000_0001, 0x3_0000_0001].map(Pte::new);
