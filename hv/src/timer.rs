@@ -5,8 +5,9 @@ use crate::lapic;
 use abi::ports::{
     PIT_CHANNEL_2, PIT_CHANNEL_2_LATCH, PIT_CHANNEL_2_ONCE, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER,
 };
-use clock::{Calibration, PIT_RELOAD, Pit, Quality, Ratio};
+use clock::{Calibration, PIT_RELOAD, Pit, Ratio};
 use core::time::Duration;
+use log::Level;
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use sched::Instant;
 use x86::io::{inb, inl, outb};
@@ -27,17 +28,13 @@ static TO_APIC: Ratio = Ratio::one();
 pub(crate) unsafe fn init(pm_timer: Option<u16>) {
     let calibration = clock::calibrate(&mut Clocks { pm_timer });
     lapic::disarm();
-    let Calibration { tsc_hertz, apic, quality, .. } = calibration;
+    let Calibration { tsc_hertz, apic, .. } = calibration;
     TO_NANOSECONDS.set(NANOSECONDS, tsc_hertz);
     FROM_NANOSECONDS.set(tsc_hertz, NANOSECONDS);
     if let Some((count, ticks)) = apic {
         TO_APIC.set(count, ticks);
     }
-    match quality {
-        Quality::Doubtful | Quality::Single(_) => log::warn!("{calibration}"),
-        Quality::Agreed if apic.is_none() => log::warn!("{calibration}"),
-        Quality::Agreed => log::debug!("{calibration}"),
-    }
+    log::log!(if calibration.is_certain() { Level::Debug } else { Level::Warn }, "{calibration}");
 }
 
 /// The machine's clocks, to be calibrated.
@@ -128,9 +125,7 @@ pub(crate) fn arm(at: Instant) {
     if lapic::has_deadline() {
         lapic::arm_deadline(at.ticks());
     } else {
-        // One more: the quotient is rounded down, and a timer that is early is armed again for nothing.
-        let count = TO_APIC.convert(at.since(now())).saturating_add(1);
-        lapic::arm_count(u32::try_from(count).unwrap_or(u32::MAX));
+        lapic::arm_count(TO_APIC.timer_count(at.since(now())));
     }
 }
 
