@@ -90,7 +90,7 @@ entry_state:
 .text
 "#,
     magic = const boot::HEADER_MAGIC,
-    flags = const boot::HEADER_FLAGS,
+    flags = const boot::OUR_FLAGS,
     in_magic = const offset_of!(EntryState, magic),
     in_info = const offset_of!(EntryState, info),
     in_eflags = const offset_of!(EntryState, eflags),

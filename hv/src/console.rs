@@ -13,6 +13,7 @@
 use crate::lapic;
 use crate::timer;
 use abi::ports::COM1;
+use abi::uart::{BAUD, FIFO, IIR, LSR, fcr, iir, lsr, mcr, settings};
 use abi::wire;
 use core::alloc::Layout;
 use core::fmt::{self, Write};
@@ -24,16 +25,8 @@ use serial::{Attention, Mux, Producer, QUANTUM, Transmitter, VmQueues};
 use spin::{Mutex, Once};
 use x86::io::{inb, outb};
 
-const INTERRUPT_ID: u16 = COM1 + 2;
-const FIFOS_ON: u8 = 0xc0;
-const LINE_STATUS: u16 = COM1 + 5;
-const DATA_READY: u8 = 1 << 0;
-const TRANSMITTER_READY: u8 = 1 << 5;
-const TRANSMITTER_IDLE: u8 = 1 << 6;
-
-/// The 16550A's transmitter FIFO in bytes, and how long it takes to send them in nanoseconds: ten bits each at 115200 baud.
-const FIFO: usize = 16;
-const FIFO_TIME: u64 = FIFO as u64 * 10 * 1_000_000_000 / 115_200;
+/// How long it takes to send a FIFO, in nanoseconds: ten bits for each byte.
+const FIFO_TIME: u64 = FIFO as u64 * 10 * 1_000_000_000 / BAUD;
 
 /// How often the VM with the input looks for it: before the receiver's FIFO, which is as large and as fast as the transmitter's, can
 /// have become full.
@@ -56,18 +49,16 @@ struct Uart {
 }
 
 impl Uart {
-    /// 115200 baud, 8 data bits, no parity, one stop bit, FIFOs on, no interrupts (PC16550D data sheet, section 8).
+    /// 115200 baud, 8 data bits, no parity, one stop bit, FIFOs on, no interrupts.
     fn program() -> Self {
-        const LINE_SETTINGS: [(u16, u8); 7] =
-            [(1, 0x00), (3, 0x80), (0, 0x01), (1, 0x00), (3, 0x03), (2, 0xc7), (4, 0x03)];
-        for (offset, value) in LINE_SETTINGS {
+        for (register, value) in settings(fcr::TRIGGER_14, mcr::DTR | mcr::RTS) {
             // SAFETY: COM1's registers are the console's alone.
-            unsafe { outb(COM1 + offset, value) };
+            unsafe { outb(COM1 + register, value) };
         }
         // SAFETY: as above; the read has no effect but to clear error bits.
-        let present = unsafe { inb(LINE_STATUS) } != 0xff;
+        let present = unsafe { inb(COM1 + LSR) } != 0xff;
         // SAFETY: as above; no interrupt is enabled that the read could take back.
-        let has_fifo = unsafe { inb(INTERRUPT_ID) } & FIFOS_ON == FIFOS_ON;
+        let has_fifo = unsafe { inb(COM1 + IIR) } & iir::FIFOS_ON == iir::FIFOS_ON;
         Self { present, fifo: if has_fifo { FIFO } else { 1 } }
     }
 
@@ -75,16 +66,16 @@ impl Uart {
     /// from another reader but error bits.
     fn receive() -> Option<u8> {
         // SAFETY: as in `program`.
-        let status = unsafe { inb(LINE_STATUS) };
+        let status = unsafe { inb(COM1 + LSR) };
         // A port that is not there reads as ones.
-        let ready = status != 0xff && status & DATA_READY != 0;
+        let ready = status != 0xff && status & lsr::DATA_READY != 0;
         // SAFETY: as above; the divisor latch is not in its place any more.
         ready.then(|| unsafe { inb(COM1) })
     }
 
     fn has(&self, status: u8) -> bool {
         // SAFETY: as in `program`.
-        !self.present || unsafe { inb(LINE_STATUS) } & status != 0
+        !self.present || unsafe { inb(COM1 + LSR) } & status != 0
     }
 
     fn wait_for(&self, status: u8) {
@@ -96,7 +87,7 @@ impl Uart {
     /// Waits for each byte of `bytes` to be taken.
     fn write_bytes(&mut self, bytes: &[u8]) {
         for &byte in bytes {
-            self.wait_for(TRANSMITTER_READY);
+            self.wait_for(lsr::TRANSMITTER_READY);
             self.send(byte);
         }
     }
@@ -104,7 +95,7 @@ impl Uart {
 
 impl Transmitter for Uart {
     fn room(&mut self) -> usize {
-        if self.has(TRANSMITTER_READY) { self.fifo } else { 0 }
+        if self.has(lsr::TRANSMITTER_READY) { self.fifo } else { 0 }
     }
 
     fn send(&mut self, byte: u8) {
@@ -375,7 +366,7 @@ pub(crate) unsafe fn seize() {
 /// Waits until the last byte has left the port: an emulator that ends before loses it.
 pub(crate) fn drain() {
     if let Some(console) = CONSOLE.get() {
-        console.line.lock().uart.wait_for(TRANSMITTER_IDLE);
+        console.line.lock().uart.wait_for(lsr::TRANSMITTER_IDLE);
     }
 }
 

@@ -6,8 +6,8 @@ use crate::paging;
 use abi::ports::PICS;
 use addr::Hpa;
 use arch::apic::{
-    BASE_ENABLED, BASE_X2APIC, COMMAND_ASSERT, DELIVERY_STATUS, DIVIDE_BY_1, LVT_MASKED, LVT_TSC_DEADLINE,
-    SOFTWARE_ENABLED, X2APIC_MSRS, delivery, register,
+    BASE_ENABLED, BASE_X2APIC, DELIVERY_STATUS, DIVIDE_BY_1, LVT_MASKED, LVT_TSC_DEADLINE, SOFTWARE_ENABLED,
+    X2APIC_MSRS, command, delivery, register,
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use raw_cpuid::{CpuId, CpuIdReaderNative};
@@ -55,9 +55,8 @@ impl Register {
     }
 }
 
+/// LINT1's.
 const NMI: u32 = delivery::NMI << delivery::SHIFT;
-const INIT: u32 = delivery::INIT << delivery::SHIFT;
-const STARTUP: u32 = delivery::STARTUP << delivery::SHIFT;
 
 /// Where the xAPIC's registers are; 0 in x2APIC mode.
 static PAGE: AtomicU64 = AtomicU64::new(0);
@@ -84,9 +83,9 @@ pub(crate) unsafe fn find(page: Option<Hpa>) {
     }
 }
 
-/// Whether an interrupt can be sent to the APIC `id`: xAPIC mode has 8 bits for it, of which one value means all.
+/// Whether an interrupt can be sent to the APIC `id`.
 pub(crate) fn can_reach(id: u32) -> bool {
-    PAGE.load(Ordering::Relaxed) == 0 || id < 0xff
+    command::reaches(id, PAGE.load(Ordering::Relaxed) == 0)
 }
 
 /// Switches this CPU's APIC on.
@@ -142,13 +141,13 @@ pub(crate) fn id() -> u32 {
 fn send(target: u32, command: u32) {
     if PAGE.load(Ordering::Relaxed) == 0 {
         // SAFETY: x2APIC mode is on; the command is one of this module's.
-        unsafe { wrmsr(Register::CommandLow.msr(), u64::from(target) << 32 | u64::from(command)) };
+        unsafe { wrmsr(Register::CommandLow.msr(), command::x2apic(target, command)) };
         return;
     }
     while read(Register::CommandLow) & DELIVERY_STATUS != 0 {
         core::hint::spin_loop();
     }
-    write(Register::CommandHigh, target << 24);
+    write(Register::CommandHigh, command::xapic_high(target));
     write(Register::CommandLow, command);
 }
 
@@ -159,27 +158,27 @@ pub(crate) fn this_cpu() -> usize {
 
 /// Interrupts CPU `cpu`, to have it look around.
 pub(crate) fn kick(cpu: usize) {
-    send(cpus::apic_id(cpu), COMMAND_ASSERT | u32::from(KICK));
+    send(cpus::apic_id(cpu), command::fixed(KICK));
 }
 
 /// INIT: the CPU waits for a start-up interrupt.
 pub(crate) fn init_ipi(target: u32) {
-    send(target, COMMAND_ASSERT | INIT);
+    send(target, command::INIT);
 }
 
 /// Start-up: the CPU begins in real mode at the page at `entry`, below 1 MiB.
 pub(crate) fn startup_ipi(target: u32, entry: Hpa) {
-    send(target, COMMAND_ASSERT | STARTUP | (entry.raw() >> addr::PAGE_SHIFT) as u32);
+    send(target, command::startup(entry.frame().raw() as u8));
 }
 
 /// Interrupts this CPU, as soon as interrupts are on.
 pub(crate) fn kick_self() {
-    send(id(), COMMAND_ASSERT | u32::from(KICK));
+    send(id(), command::fixed(KICK));
 }
 
 /// NMI for CPU `cpu`.
 pub(crate) fn nmi(cpu: usize) {
-    send(cpus::apic_id(cpu), COMMAND_ASSERT | NMI);
+    send(cpus::apic_id(cpu), command::NMI);
 }
 
 /// The end of an interrupt's handler.

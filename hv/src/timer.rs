@@ -2,9 +2,12 @@
 //! for one moment at a time.
 
 use crate::lapic;
-use abi::ports::{PIT_CHANNEL_2, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER};
-use clock::{Calibration, PIT_RELOAD, Pit, Quality, Ratio};
+use abi::ports::{
+    PIT_CHANNEL_2, PIT_CHANNEL_2_LATCH, PIT_CHANNEL_2_ONCE, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER,
+};
+use clock::{Calibration, PIT_RELOAD, Pit, Ratio};
 use core::time::Duration;
+use log::Level;
 use raw_cpuid::{CpuId, CpuIdReaderNative};
 use sched::Instant;
 use x86::io::{inb, inl, outb};
@@ -25,27 +28,19 @@ static TO_APIC: Ratio = Ratio::one();
 pub(crate) unsafe fn init(pm_timer: Option<u16>) {
     let calibration = clock::calibrate(&mut Clocks { pm_timer });
     lapic::disarm();
-    let Calibration { tsc_hertz, apic, quality, .. } = calibration;
+    let Calibration { tsc_hertz, apic, .. } = calibration;
     TO_NANOSECONDS.set(NANOSECONDS, tsc_hertz);
     FROM_NANOSECONDS.set(tsc_hertz, NANOSECONDS);
     if let Some((count, ticks)) = apic {
         TO_APIC.set(count, ticks);
     }
-    match quality {
-        Quality::Doubtful | Quality::Single(_) => log::warn!("{calibration}"),
-        Quality::Agreed if apic.is_none() => log::warn!("{calibration}"),
-        Quality::Agreed => log::debug!("{calibration}"),
-    }
+    log::log!(if calibration.is_certain() { Level::Debug } else { Level::Warn }, "{calibration}");
 }
 
 /// The machine's clocks, to be calibrated.
 struct Clocks {
     pm_timer: Option<u16>,
 }
-
-/// Channel 2, low byte and high byte, mode 0: its output rises at the terminal count. And: its count is held to be read.
-const PIT_MODE_0: u8 = 0xb0;
-const PIT_LATCH: u8 = 0x80;
 
 impl clock::Timers for Clocks {
     fn tsc(&mut self) -> u64 {
@@ -56,9 +51,12 @@ impl clock::Timers for Clocks {
         let [low, high] = PIT_RELOAD.to_le_bytes();
         // SAFETY: the timer and its gate are the hypervisor's.
         let closed = unsafe { inb(PORT_B) } & !(PIT_GATE | SPEAKER);
-        for (port, value) in
-            [(PORT_B, closed | PIT_GATE), (PIT_COMMAND, PIT_MODE_0), (PIT_CHANNEL_2, low), (PIT_CHANNEL_2, high)]
-        {
+        for (port, value) in [
+            (PORT_B, closed | PIT_GATE),
+            (PIT_COMMAND, PIT_CHANNEL_2_ONCE),
+            (PIT_CHANNEL_2, low),
+            (PIT_CHANNEL_2, high),
+        ] {
             // SAFETY: as above.
             unsafe { outb(port, value) };
         }
@@ -67,7 +65,7 @@ impl clock::Timers for Clocks {
 
     fn pit(&mut self) -> Pit {
         // SAFETY: as in `start`.
-        unsafe { outb(PIT_COMMAND, PIT_LATCH) };
+        unsafe { outb(PIT_COMMAND, PIT_CHANNEL_2_LATCH) };
         // SAFETY: as above.
         let low = unsafe { inb(PIT_CHANNEL_2) };
         // SAFETY: as above.
@@ -127,9 +125,7 @@ pub(crate) fn arm(at: Instant) {
     if lapic::has_deadline() {
         lapic::arm_deadline(at.ticks());
     } else {
-        // One more: the quotient is rounded down, and a timer that is early is armed again for nothing.
-        let count = TO_APIC.convert(at.since(now())).saturating_add(1);
-        lapic::arm_count(u32::try_from(count).unwrap_or(u32::MAX));
+        lapic::arm_count(TO_APIC.timer_count(at.since(now())));
     }
 }
 

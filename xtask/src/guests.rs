@@ -6,7 +6,7 @@ use crate::machine::Image;
 use crate::machine::input::Input;
 use crate::size::Size;
 use crate::trial::{Backing, Guest, Pages, Paging};
-use abi::options::{MAX_VCPUS, key};
+use abi::options::{self, MAX_VCPUS, OneOf, key};
 use anyhow::Result;
 use arch::features::{FEATURES, FeatureChoice};
 use clap::ValueEnum;
@@ -229,15 +229,13 @@ impl Wanted {
             }
             key::SIZE => self.mem = value.parse()?,
             key::MEMORY => {
-                self.memory =
-                    Backing::from_str(value, false).map_err(|_| format!("{word}: expected touch or reserve"))?
+                self.memory = Backing::from_str(value, false).map_err(|_| expected(word, &options::memory::ALL))?;
             }
             key::PAGING => {
-                self.paging =
-                    Paging::from_str(value, false).map_err(|_| format!("{word}: expected nested, shadow or vtlb"))?
+                self.paging = Paging::from_str(value, false).map_err(|_| expected(word, &options::paging::ALL))?;
             }
             key::PAGES => {
-                self.pages = Some(Pages::from_str(value, false).map_err(|_| format!("{word}: expected 4k or 2m"))?);
+                self.pages = Some(Pages::from_str(value, false).map_err(|_| expected(word, &options::pages::ALL))?);
             }
             key::CPUID => self.cpuid = parse_cpuid(value)?,
             key::INPUT => self.input = Some(value.parse()?),
@@ -247,6 +245,10 @@ impl Wanted {
         }
         Ok(())
     }
+}
+
+fn expected(word: &str, words: &'static [&'static str]) -> String {
+    format!("{word}: expected {}", OneOf(words, ""))
 }
 
 /// Names of features, each with its sign, with or without commas between them: as the hypervisor reads them, without.

@@ -1,5 +1,7 @@
 //! KTAP, the format in which guests report (Linux, Documentation/dev-tools/ktap.rst).
 
+use abi::lines::ktap::{NOT_OK, OK, PLAN, SKIP, VERSION};
+
 /// One result line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Case {
@@ -65,14 +67,14 @@ impl Parser {
         // Two blanks a level.
         let depth = (line.len() - text.len()) / 2;
         let text = text.trim_end();
-        if text == "KTAP version 1" {
+        if text == VERSION {
             self.close_to(depth);
             self.open(depth);
         } else if let Some(note) = text.strip_prefix('#') {
             self.notes.push(note.trim().to_string());
         } else if self.levels.is_empty() {
             // Nothing before the first version line is KTAP.
-        } else if let Some(count) = text.strip_prefix("1..").and_then(|count| count.parse().ok()) {
+        } else if let Some(count) = text.strip_prefix(PLAN).and_then(|count| count.parse().ok()) {
             self.open(depth);
             self.levels[depth].planned = Some(count);
         } else if let Some((ok, rest)) = result_line(text) {
@@ -99,7 +101,7 @@ impl Parser {
         let (number, name) = rest.split_once(' ').unwrap_or((rest, ""));
         let (name, directive) = name.split_once('#').unwrap_or((name, ""));
         let name = name.trim().trim_start_matches("- ");
-        let skip = directive.trim().get(..4).is_some_and(|word| word.eq_ignore_ascii_case("skip"));
+        let skip = directive.trim().get(..SKIP.len()).is_some_and(|word| word.eq_ignore_ascii_case(SKIP));
 
         let children = self.levels.get(depth + 1).map(|level| level.first);
         self.close_to(depth + 1);
@@ -137,8 +139,8 @@ impl Parser {
 }
 
 fn result_line(text: &str) -> Option<(bool, &str)> {
-    let not_ok = text.strip_prefix("not ok ").map(|rest| (false, rest));
-    not_ok.or_else(|| text.strip_prefix("ok ").map(|rest| (true, rest)))
+    let not_ok = text.strip_prefix(NOT_OK).map(|rest| (false, rest));
+    not_ok.or_else(|| text.strip_prefix(OK).map(|rest| (true, rest)))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! `hv/DESIGN.md` has a row for each rule that a mutant breaks: its text, its code, its model and the mutant.
+//! `hv/DESIGN.md` has a row for each rule that a mutant breaks: its text, its code, its test, its model and the mutant. Each row of a
+//! table with a column for tests names one that exists. (Those that are rows of the matrix are compared where the matrix is.)
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
@@ -9,14 +10,36 @@ use std::path::{Path, PathBuf};
 /// What a cell of a table has in code font, and what it links to.
 #[derive(Default)]
 struct Cell {
+    text: String,
     names: Vec<String>,
     links: Vec<String>,
+    /// Names of rows of the matrix, which stand behind the word.
+    rows: Vec<String>,
+    /// Such a name follows.
+    rows_follow: bool,
 }
 
-/// A row of a table below a heading that names a crate.
+impl Cell {
+    fn text(&mut self, text: &str) {
+        let mut words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+        if let Some(last) = words.next_back() {
+            self.rows_follow = matches!(last, "row" | "rows" | "and") && (self.rows_follow || last != "and");
+        }
+        self.text.push_str(text);
+    }
+
+    fn code(&mut self, code: String) {
+        self.text.push_str(&code);
+        if self.rows_follow { &mut self.rows } else { &mut self.names }.push(code);
+    }
+}
+
+/// A row of a table.
 struct Row {
-    package: String,
-    rule: String,
+    /// The crate and its rule, below a heading that names the crate.
+    rule: Option<(String, String)>,
+    /// Where its tests are named.
+    tests: Option<usize>,
     cells: Vec<Cell>,
 }
 
@@ -36,38 +59,43 @@ fn variant(code: &str) -> Option<&str> {
 }
 
 fn read_page(text: &str) -> Page {
-    let (mut page, mut package, mut cells) = (Page::default(), None, Vec::<Cell>::new());
+    let (mut page, mut package, mut cells, mut tests) = (Page::default(), None, Vec::<Cell>::new(), None);
     let mut in_heading = false;
     for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
         match event {
             Event::Start(Tag::Heading { .. }) => (in_heading, package) = (true, None),
             Event::End(TagEnd::Heading(_)) => in_heading = false,
-            Event::Start(Tag::TableRow) => cells.clear(),
+            Event::Start(Tag::TableHead | Tag::TableRow) => cells.clear(),
             Event::Start(Tag::TableCell) => cells.push(Cell::default()),
             Event::Start(Tag::Link { dest_url, .. }) => {
                 if let Some(cell) = cells.last_mut() {
                     cell.links.push(dest_url.into_string());
+                    cell.rows_follow = false;
                 }
             }
+            Event::Text(text) => cells.last_mut().into_iter().for_each(|cell| cell.text(&text)),
             Event::Code(code) => {
                 page.named.extend(variant(&code).map(str::to_string));
                 if in_heading {
                     package = Some(code.to_string());
                 } else if let Some(cell) = cells.last_mut() {
-                    cell.names.push(code.into_string());
+                    cell.code(code.into_string());
                 }
             }
-            Event::End(TagEnd::TableRow) => page.rows.extend(row(package.as_deref(), &mut cells)),
+            Event::End(TagEnd::TableHead) => tests = cells.iter().position(|cell| cell.text == "test"),
+            Event::End(TagEnd::TableRow) => page.rows.push(row(package.as_deref(), tests, &mut cells)),
+            Event::End(TagEnd::Table) => cells.clear(),
             _ => {}
         }
     }
     page
 }
 
-fn row(package: Option<&str>, cells: &mut Vec<Cell>) -> Option<Row> {
+fn row(package: Option<&str>, tests: Option<usize>, cells: &mut Vec<Cell>) -> Row {
     let cells = std::mem::take(cells);
-    let rule = variant(cells.first()?.names.first()?)?.to_string();
-    Some(Row { package: package?.to_string(), rule, cells })
+    let name = cells.first().and_then(|cell| variant(cell.names.first()?));
+    let rule = package.zip(name).map(|(package, name)| (package.to_string(), name.to_string()));
+    Row { rule, tests, cells }
 }
 
 /// The variants of the crates in `folder`.
@@ -139,8 +167,40 @@ fn mentions(tokens: TokenStream, word: &str) -> bool {
     })
 }
 
-/// What is wrong with a row, whose links are relative to `folder`.
-fn faults_of_row(folder: &Path, row: &Row) -> Vec<String> {
+/// Whether `tokens` have the function `name` with `#[test]` and perhaps other attributes before it.
+fn is_test(tokens: &[TokenTree], name: &str) -> bool {
+    let is_word =
+        |token: Option<&TokenTree>, word: &str| matches!(token, Some(TokenTree::Ident(ident)) if ident == word);
+    let is_marked = |before: &[TokenTree]| {
+        let attributes = before.rchunks_exact(2).map_while(|pair| match pair {
+            [TokenTree::Punct(hash), TokenTree::Group(group)] if hash.as_char() == '#' => Some(group.stream()),
+            _ => None,
+        });
+        attributes.into_iter().any(|attribute| attribute.to_string() == "test")
+    };
+    tokens.iter().enumerate().any(|(index, token)| match token {
+        TokenTree::Ident(word) if word == "fn" => is_word(tokens.get(index + 1), name) && is_marked(&tokens[..index]),
+        TokenTree::Group(group) => is_test(&group.stream().into_iter().collect::<Vec<_>>(), name),
+        _ => false,
+    })
+}
+
+/// What is wrong with the tests that a row names.
+fn faults_of_tests(folder: &Path, row: &Row) -> Vec<String> {
+    let Some(cell) = row.tests.and_then(|column| row.cells.get(column)) else { return Vec::new() };
+    if cell.names.is_empty() && cell.rows.is_empty() {
+        return vec!["has no test".to_string()];
+    }
+    let files: Vec<_> = files(folder, cell).iter().map(|file| tokens(file)).collect();
+    let is_none = |name: &&String| !files.iter().any(|file| is_test(file, name));
+    cell.names.iter().filter(is_none).map(|name| format!("no linked file has a test `{name}`")).collect()
+}
+
+/// What is wrong with a rule's row, whose links are relative to `folder`.
+fn faults_of_rule(folder: &Path, row: &Row, rule: &str) -> Vec<String> {
+    if row.tests.is_none() {
+        return vec!["its table has no column for tests".to_string()];
+    }
     let [_, code, .., models] = &*row.cells else { return vec!["has neither code nor model".to_string()] };
     let mut faults = Vec::new();
     for cell in &row.cells[1..] {
@@ -151,13 +211,13 @@ fn faults_of_row(folder: &Path, row: &Row) -> Vec<String> {
         let is_missing = |name: &&String| !files.iter().any(|file| has_word(file, name));
         faults.extend(cell.names.iter().filter(is_missing).map(|name| format!("no linked file has `{name}`")));
     }
-    if !files(folder, code).iter().any(|file| has_word(file, &row.rule)) {
+    if !files(folder, code).iter().any(|file| has_word(file, rule)) {
         faults.push("no linked file of its code asks for it".to_string());
     }
     let files = files(folder, models);
     let breaks = |name: &String| {
         let items = files.iter().filter_map(|file| item(&tokens(file), name));
-        name.starts_with("mutant_") && items.into_iter().any(|item| mentions(item, &row.rule))
+        name.starts_with("mutant_") && items.into_iter().any(|item| mentions(item, rule))
     };
     if !models.names.iter().any(breaks) {
         faults.push("no mutant breaks it".to_string());
@@ -183,16 +243,23 @@ fn faults(path: &Path) -> Vec<String> {
     let rules = rules(folder);
     let mut faults = Vec::new();
     for (package, rule) in rules.iter().flat_map(|(package, rules)| rules.iter().map(move |rule| (package, rule))) {
-        if !page.rows.iter().any(|row| row.package == *package && row.rule == *rule) {
+        let is_its = |row: &Row| row.rule.as_ref().is_some_and(|(its, named)| its == package && named == rule);
+        if !page.rows.iter().any(is_its) {
             faults.push(format!("{package}: Rule::{rule} has no row"));
         }
     }
     for row in &page.rows {
-        let Row { package, rule, .. } = row;
+        let wrong = faults_of_tests(folder, row);
+        let Some((package, rule)) = &row.rule else {
+            let text = row.cells.first().map(|cell| &*cell.text).unwrap_or_default();
+            faults.extend(wrong.iter().map(|fault| format!("{text:.20}: {fault}")));
+            continue;
+        };
         if !rules.get(package).is_some_and(|rules| rules.contains(rule)) {
             faults.push(format!("{package}: Rule::{rule} is no variant"));
         }
-        faults.extend(faults_of_row(folder, row).iter().map(|fault| format!("{package}: Rule::{rule}: {fault}")));
+        let wrong = faults_of_rule(folder, row, rule).into_iter().chain(wrong);
+        faults.extend(wrong.map(|fault| format!("{package}: Rule::{rule}: {fault}")));
     }
     for rule in page.named.iter().filter(|rule| !rules.values().flatten().any(|known| known == *rule)) {
         faults.push(format!("Rule::{rule} is no crate's"));
@@ -217,19 +284,21 @@ fn faults_of(lines: &[&str]) -> Vec<String> {
         ("rules.rs", "pub enum Rule { /// Its text.\n First, #[cfg(loom)] Second }"),
         ("code.rs", "fn publish() { if kept(Rule::First) {} } fn look() { kept(Rule::Second) }"),
         ("models.rs", "loom_tests! { loom_all = all; mutant_one breaks [First], mutant_two hangs_without [Second] }"),
+        (
+            "tests.rs",
+            "#[test] fn holds() {} fn helps() {} proptest! { #[should_panic] #[test] fn holds_always(n: u8) {} }",
+        ),
         ("random.rs", "mod random { #[test] fn mutant_three() { must_fail(&[Rule::First], all) } }"),
     ];
     files.iter().for_each(|(name, text)| fs::write(source.join(name), text).expect("written"));
     let page = folder.path().join("page.md");
-    let table = ["# Rules of `kit`", "", "| rule | code | model |", "| --- | --- | --- |"];
+    let table = ["# Rules of `kit`", "", "| rule | code | test | model |", "| --- | --- | --- | --- |"];
     fs::write(&page, [&table, lines].concat().join("\n")).expect("written");
     faults(&page)
 }
 
-const FIRST: &str =
-    "| `Rule::First`: holds. | [`publish`](kit/src/code.rs) | [`loom_all`](kit/src/models.rs), `mutant_one` |";
-const SECOND: &str =
-    "| `Rule::Second`: holds. | [`look`](kit/src/code.rs) | [`loom_all`](kit/src/models.rs), `mutant_two` |";
+const FIRST: &str = "| `Rule::First`: holds. | [`publish`](kit/src/code.rs) | [`holds`](kit/src/tests.rs) | [`loom_all`](kit/src/models.rs), `mutant_one` |";
+const SECOND: &str = "| `Rule::Second`: holds. | [`look`](kit/src/code.rs) | rows `a` and `b` | [`loom_all`](kit/src/models.rs), `mutant_two` |";
 
 #[test]
 fn a_page_with_all_rules_is_right() {
@@ -249,6 +318,20 @@ fn a_rule_that_is_no_variant_is_found() {
     let found = faults_of(&[FIRST, SECOND, &row]);
     assert!(found.contains(&"kit: Rule::Third is no variant".to_string()), "{found:?}");
     assert_eq!(faults_of(&[FIRST, SECOND, "", "See `Rule::Fourth`."]), ["Rule::Fourth is no crate's"]);
+}
+
+#[test]
+fn a_rule_without_a_test_is_found() {
+    let second = |tests: &str| SECOND.replace("rows `a` and `b`", tests);
+    assert_eq!(faults_of(&[FIRST, &second("")]), ["kit: Rule::Second: has no test"]);
+    let other = "kit: Rule::Second: no linked file has a test `helps`";
+    assert_eq!(faults_of(&[FIRST, &second("[`helps`](kit/src/tests.rs)")]), [other], "a function without #[test]");
+    assert_eq!(faults_of(&[FIRST, &second("[`holds_always`](kit/src/tests.rs)")]), [""; 0]);
+    let table = ["", "# Others", "", "| rule | test |", "| --- | --- |", "| **Bounded.** It ends. | |"];
+    assert_eq!(faults_of(&[&[FIRST, SECOND], &table[..]].concat()), ["Bounded. It ends.: has no test"]);
+    let table = ["", "# Rules of `kit`", "", "| rule | code | model |", "| --- | --- | --- |", SECOND];
+    let found = faults_of(&[&[FIRST], &table[..]].concat());
+    assert_eq!(found, ["kit: Rule::Second: its table has no column for tests"]);
 }
 
 #[test]

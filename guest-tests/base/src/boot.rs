@@ -10,12 +10,10 @@ use core::ptr;
 use core::slice;
 use core::str::{self, SplitAsciiWhitespace};
 
+use abi::multiboot::{LOADER_EAX, map_type};
 use addr::{Gfn, Gpa};
 
-/// What the image's header begins with.
-pub const HEADER_MAGIC: u32 = 0x1bad_b002;
-/// Page-aligned modules wanted (bit 0), memory map wanted (bit 1), address fields valid (bit 16).
-pub const HEADER_FLAGS: u32 = 1 << 0 | 1 << 1 | 1 << 16;
+pub use abi::multiboot::{HEADER_MAGIC, OUR_FLAGS};
 
 /// The processor as the loader left it, taken down by the first instructions.
 #[repr(C)]
@@ -158,7 +156,7 @@ impl Info {
     fn new(entry: &EntryState) -> Option<(Protocol, Self)> {
         let at = Some(entry.info).filter(|&info| info != 0 && info.is_multiple_of(4))?;
         match entry.magic {
-            multiboot::LOADER_MAGIC => Some((Protocol::Multiboot, Self::Multiboot(multiboot::Info::at(at)))),
+            LOADER_EAX => Some((Protocol::Multiboot, Self::Multiboot(multiboot::Info::at(at)))),
             multiboot2::LOADER_MAGIC => Some((Protocol::Multiboot2, Self::Multiboot2(multiboot2::Info::at(at)?))),
             _ => Some((Protocol::Pvh, Self::Pvh(pvh::Info::at(at)?))),
         }
@@ -200,7 +198,7 @@ pub struct Region {
 impl Region {
     /// Whether it is memory that is free to use.
     pub fn is_available(&self) -> bool {
-        self.kind == 1
+        self.kind == map_type::USABLE
     }
 
     /// Where it ends, at most at the end of the address space.

@@ -6,13 +6,10 @@
 use core::hint;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use abi::ports::{PIT_CHANNEL_2, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER};
+use abi::ports::{PIT_CHANNEL_2, PIT_CHANNEL_2_ONCE, PIT_COMMAND, PIT_GATE, PIT_OUTPUT, PORT_B, SPEAKER};
 use abi::timers::PIT_HERTZ;
 
 use crate::{port, tsc};
-
-/// Channel 2, both bytes, mode 0: the output rises at the end of the count.
-const ONE_COUNT: u8 = 0xb0;
 
 /// Counts of the PIT in one measurement: 2 ms. That is less than what a hypervisor gives a processor at a time, so that
 /// measurements lie in between.
@@ -66,7 +63,7 @@ pub fn wait_for(ticks: u64, mut condition: impl FnMut() -> bool) -> bool {
 fn ticks_in_span() -> u64 {
     let closed = port::read8(PORT_B) & !(PIT_GATE | SPEAKER);
     port::write8(PORT_B, closed);
-    port::write8(PIT_COMMAND, ONE_COUNT);
+    port::write8(PIT_COMMAND, PIT_CHANNEL_2_ONCE);
     let [low, high] = SPAN.to_le_bytes();
     port::write8(PIT_CHANNEL_2, low);
     port::write8(PIT_CHANNEL_2, high);

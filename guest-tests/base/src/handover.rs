@@ -6,6 +6,7 @@
 //! MiB), `loader=NAME`.
 //! A module's string may have a word `sum=HEX` (its bytes' sum modulo 2^32) and a word `size=BYTES`.
 
+use abi::multiboot::HEADER_MAGIC;
 use abi::options::guest::key;
 use addr::Gpa;
 
@@ -48,7 +49,6 @@ multiboot2_end:
     };
 }
 
-const HEADER_MAGIC: u32 = 0x1bad_b002;
 const EFLAGS_IF: u32 = 1 << 9;
 const EFLAGS_VM: u32 = 1 << 17;
 const CR0_PE: u32 = 1 << 0;

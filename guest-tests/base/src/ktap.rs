@@ -1,5 +1,6 @@
 //! KTAP, version 1 (Linux, Documentation/dev-tools/ktap.rst).
 
+use abi::lines::ktap::{NOT_OK, OK, PLAN, SKIP, VERSION};
 use core::fmt;
 
 use crate::exit::Verdict;
@@ -27,22 +28,22 @@ pub struct Case<C> {
 
 /// Runs the tests in their order and reports them. The verdict is a failure if one failed.
 pub fn run<C>(context: &C, cases: &[Case<C>]) -> Verdict {
-    println!("KTAP version 1");
-    println!("1..{}", cases.len());
+    println!("{VERSION}");
+    println!("{PLAN}{}", cases.len());
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (Case { name, run }, number) in cases.iter().zip(1..) {
         match run(context) {
             Ok(()) => {
                 passed += 1;
-                println!("ok {number} {name}");
+                println!("{OK}{number} {name}");
             }
             Err(Stop::Failed) => {
                 failed += 1;
-                println!("not ok {number} {name}");
+                println!("{NOT_OK}{number} {name}");
             }
             Err(Stop::Skipped(reason)) => {
                 skipped += 1;
-                println!("ok {number} {name} # SKIP {reason}");
+                println!("{OK}{number} {name} # {SKIP} {reason}");
             }
         }
     }

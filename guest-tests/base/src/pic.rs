@@ -2,7 +2,7 @@
 //!
 //! Intel 8259A data sheet, figures 7 to 9.
 
-use abi::ports::PICS as COMMAND;
+use abi::ports::{ELCRS, ELCRS_WRITABLE, PICS as COMMAND};
 
 use crate::port;
 
@@ -12,9 +12,9 @@ pub const VECTOR_BASE: u8 = 0x20;
 pub const LINES: u8 = 16;
 
 /// Edge or level register of the first controller: a bit for each line, 1 for level.
-pub const ELCR: u16 = 0x4d0;
-/// Bits of [`ELCR`] that can be set: lines 0, 1 and 2 are always edge-triggered.
-pub const ELCR_WRITABLE: u8 = 0xf8;
+pub const ELCR: u16 = ELCRS[0];
+/// Bits of [`ELCR`] that can be set.
+pub const ELCR_WRITABLE: u8 = ELCRS_WRITABLE[0];
 
 const DATA: [u16; 2] = [COMMAND[0] + 1, COMMAND[1] + 1];
 const ICW1_INIT_WITH_ICW4: u8 = 0x11;

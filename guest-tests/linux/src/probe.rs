@@ -3,6 +3,7 @@
 //! The handler of SIGSEGV fills in the [`Fault`] that the probe's second argument points to, and has the probe return. A fault
 //! anywhere else ends the process as failed.
 
+use ::arch::page_fault;
 use core::ptr;
 
 use linux_raw_sys::general::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, SEGV_ACCERR, SEGV_MAPERR};
@@ -28,10 +29,10 @@ pub(crate) enum Access {
     Execute,
 }
 
-/// The bits of a page fault's error code (Intel SDM, volume 3, 4.7).
-const ERROR_WRITE: usize = 1 << 1;
-const ERROR_USER: usize = 1 << 2;
-const ERROR_FETCH: usize = 1 << 4;
+/// The bits of a page fault's error code, as wide as a signal tells it.
+const ERROR_WRITE: usize = page_fault::WRITE as usize;
+const ERROR_USER: usize = page_fault::USER as usize;
+const ERROR_FETCH: usize = page_fault::FETCH as usize;
 
 /// What the kernel said of a fault.
 #[repr(C)]

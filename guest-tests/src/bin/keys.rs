@@ -60,7 +60,7 @@ fn without_rts_nothing_comes(_: &Boot) -> Outcome {
 
 fn bytes_interrupt_a_sleeper(_: &Boot) -> Outcome {
     interrupts::handle(pic::VECTOR_BASE + uart::IRQ, |_| {
-        while uart::interrupt_source() & uart::SOURCE_DATA_MASK == uart::SOURCE_DATA {
+        while uart::interrupt_source() & uart::RECEIVED_MASK == uart::RECEIVED {
             while take() {}
         }
         pic::end_of_interrupt(uart::IRQ);

@@ -9,6 +9,7 @@
 #![no_main]
 #![forbid(unsafe_code)]
 
+use abi::memory::POISON;
 use core::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
@@ -30,8 +31,6 @@ guest::main!(main);
 const PAGES: usize = 8;
 /// Where in the page the value is; the rest of a replaced frame is never looked at.
 const WORD: usize = 77;
-/// What the hypervisor fills freed frames with.
-const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
 
 fn main(boot: &Boot) -> Verdict {
     Stress::new(boot, 2).run(cases![replaced_frames_are_not_seen, released_frames_are_not_seen])

@@ -6,9 +6,12 @@
 //! | [`cpuid`] | how the hypervisor is found | the hypervisor; guests |
 //! | [`cpus`] | which CPUs run guests | the hypervisor; `xtask` |
 //! | [`ports`] | console and exit ports, and what is written to them | guests and the hypervisor; emulators, the hypervisor and `xtask` |
+//! | [`uart`] | the console's registers | the device and the hypervisor's driver; guests |
 //! | [`mmio`], [`timers`] | where a PC's memory-mapped devices are, and how fast its timers count | devices; guests, the hypervisor on its own machine |
 //! | [`irq`], [`mmio`] | interrupt lines and addresses of a PC's devices | devices; the firmware's tables |
+//! | [`multiboot`] | numbers of multiboot's headers and boot information | `xtask`, images, loaders; loaders, guests |
 //! | [`acpi`] | how ACPI's tables are found | the firmware's tables; guests, the hypervisor on its own machine |
+//! | [`memory`] | what freed memory holds | the hypervisor; guests |
 //! | [`verdict`] | how runs end: names and exit statuses | the hypervisor; `xtask` |
 //! | [`reasons`] | parts of the texts of verdicts and other lines | the hypervisor; `xtask` |
 //! | [`wire`] | whose line of the console is whose | the hypervisor; `xtask` |
@@ -61,7 +64,9 @@ pub mod cpus;
 pub mod hypercall;
 pub mod irq;
 pub mod lines;
+pub mod memory;
 pub mod mmio;
+pub mod multiboot;
 mod numbered;
 pub mod options;
 pub mod ports;
@@ -70,6 +75,7 @@ pub mod reasons;
 mod tests;
 pub mod timers;
 pub mod typed;
+pub mod uart;
 pub mod verdict;
 pub mod wire;
 

@@ -1,5 +1,38 @@
 //! The words of command lines: a VM's on the hypervisor's, `vm=KEY=VALUE,…`, and the test guests' own.
 
+use core::fmt;
+
+/// Words of which one is expected, as an error names them.
+///
+/// ```
+/// use abi::options::{self, OneOf};
+///
+/// assert_eq!(OneOf(&options::paging::ALL, "").to_string(), "nested, shadow or vtlb");
+/// assert_eq!(OneOf(&options::ALL, "=…").to_string(), "log=…, vm=…, selftest=… or watchdog=…");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OneOf(
+    /// The words.
+    pub &'static [&'static str],
+    /// What follows each word.
+    pub &'static str,
+);
+
+impl fmt::Display for OneOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(words, behind) = self;
+        for (index, word) in words.iter().enumerate() {
+            let before = match index {
+                0 => "",
+                _ if index + 1 == words.len() => " or ",
+                _ => ", ",
+            };
+            write!(f, "{before}{word}{behind}")?;
+        }
+        Ok(())
+    }
+}
+
 /// The word that begins a VM's keys.
 pub const VM: &str = "vm";
 /// The least important messages shown on the console: one of [`level`].
@@ -37,6 +70,9 @@ pub mod key {
     pub const MODULES: &str = "modules";
     /// Seconds after which it ends as hung; 0 is never.
     pub const LIMIT: &str = "limit";
+
+    /// All of them.
+    pub const ALL: [&str; 10] = [NAME, VCPUS, PAGING, SIZE, MEMORY, PAGES, INPUT, CPUID, MODULES, LIMIT];
 }
 
 /// How important a message is.
@@ -51,6 +87,9 @@ pub mod level {
     pub const DEBUG: &str = "debug";
     /// Everything.
     pub const TRACE: &str = "trace";
+
+    /// All of them.
+    pub const ALL: [&str; 5] = [ERROR, WARN, INFO, DEBUG, TRACE];
 }
 
 /// Failures of the hypervisor that it tests.
@@ -80,6 +119,9 @@ pub mod paging {
     pub const SHADOW: &str = "shadow";
     /// By shadows of its page tables that are dropped at each load of CR3.
     pub const VTLB: &str = "vtlb";
+
+    /// All of them.
+    pub const ALL: [&str; 3] = [NESTED, SHADOW, VTLB];
 }
 
 /// When a VM's memory gets frames.
@@ -88,6 +130,9 @@ pub mod memory {
     pub const TOUCH: &str = "touch";
     /// Before the guest starts.
     pub const RESERVE: &str = "reserve";
+
+    /// All of them.
+    pub const ALL: [&str; 2] = [TOUCH, RESERVE];
 }
 
 /// The largest page that maps a VM's memory.
@@ -96,6 +141,9 @@ pub mod pages {
     pub const SMALL: &str = "4k";
     /// 2 MiB.
     pub const LARGE: &str = "2m";
+
+    /// All of them.
+    pub const ALL: [&str; 2] = [SMALL, LARGE];
 }
 
 /// Whether a VM gets what the machine receives on COM1.
@@ -104,6 +152,9 @@ pub mod input {
     pub const ON: &str = "on";
     /// It does not.
     pub const OFF: &str = "off";
+
+    /// All of them.
+    pub const ALL: [&str; 2] = [ON, OFF];
 }
 
 /// Words for the test guests, in their own command lines. Most are followed by a value: `--seed 7`.

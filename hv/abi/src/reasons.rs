@@ -31,6 +31,16 @@ pub const DOUBLE_FAULT: &str = "#DF double fault";
 /// The name of vector 14.
 pub const PAGE_FAULT: &str = "#PF page fault";
 
+/// The feature of this name, which a VM was to have.
+#[derive(Clone, Copy, Debug)]
+pub struct Feature(pub &'static str);
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the feature {}", self.0)
+    }
+}
+
 /// This CPU stays in the hypervisor.
 #[derive(Clone, Copy, Debug)]
 pub struct Stuck(pub usize);

@@ -120,6 +120,47 @@ pub const COMMAND_ALL: u32 = 2 << SHORTHAND_SHIFT;
 /// Interrupt command: to all but the sender.
 pub const COMMAND_OTHERS: u32 = 3 << SHORTHAND_SHIFT;
 
+/// Interrupt commands (the low half) to one destination, which is physical.
+pub mod command {
+    use super::{COMMAND_ASSERT, delivery};
+
+    /// An interrupt with this vector.
+    #[must_use]
+    pub const fn fixed(vector: u8) -> u32 {
+        COMMAND_ASSERT | delivery::FIXED << delivery::SHIFT | vector as u32
+    }
+
+    /// NMI.
+    pub const NMI: u32 = COMMAND_ASSERT | delivery::NMI << delivery::SHIFT;
+
+    /// INIT: the processor waits for a start-up interrupt.
+    pub const INIT: u32 = COMMAND_ASSERT | delivery::INIT << delivery::SHIFT;
+
+    /// Start-up: the processor begins in real mode at the page with this number, below 1 MiB.
+    #[must_use]
+    pub const fn startup(page: u8) -> u32 {
+        COMMAND_ASSERT | delivery::STARTUP << delivery::SHIFT | page as u32
+    }
+
+    /// The whole command in x2APIC mode.
+    #[must_use]
+    pub const fn x2apic(destination: u32, command: u32) -> u64 {
+        (destination as u64) << 32 | command as u64
+    }
+
+    /// The high half in xAPIC mode: its destination has 8 bits.
+    #[must_use]
+    pub const fn xapic_high(destination: u32) -> u32 {
+        destination << 24
+    }
+
+    /// Whether the APIC `id` is the destination of a command: in xAPIC mode the largest value of 8 bits means all.
+    #[must_use]
+    pub const fn reaches(id: u32, x2apic: bool) -> bool {
+        x2apic || id < 0xff
+    }
+}
+
 /// LVT of LINT0 and LINT1: a level-triggered interrupt is in service.
 pub const LVT_REMOTE_IRR: u32 = 1 << 14;
 /// LVT: masked.
@@ -146,6 +187,19 @@ pub const ERROR_ILLEGAL_REGISTER: u32 = 1 << 7;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// SDM figures 11-12 and 11-28, and the words of section 9.4.4.1's example.
+    #[test]
+    fn commands_are_as_the_manual_has_them() {
+        assert_eq!(
+            [command::fixed(0xf1), command::NMI, command::INIT, command::startup(8)],
+            [0x40f1, 0x4400, 0x4500, 0x4608]
+        );
+        assert_eq!(command::x2apic(0x1_0002, command::NMI), 0x0001_0002_0000_4400);
+        assert_eq!(command::xapic_high(3), 0x0300_0000);
+        assert_eq!([0xfe, 0xff, 0x100].map(|id| command::reaches(id, false)), [true, false, false]);
+        assert!(command::reaches(0xff, true));
+    }
 
     #[test]
     fn registers_are_where_the_manual_draws_them() {

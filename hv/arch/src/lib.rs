@@ -1,5 +1,5 @@
 //! Architectural constants of x86, each written once: bits of control registers, EFER, RFLAGS and debug registers, MSR numbers,
-//! feature bits of CPUID, bits of page-table entries, the local APIC's registers, what registers hold after RESET and INIT, and the
+//! feature bits of CPUID, bits of page-table entries and of page faults' error codes, the local APIC's registers, what registers hold after RESET and INIT, and the
 //! state in which a boot protocol enters a guest.
 //!
 //! Registers are `u64`, as RDMSR and MOV give them in long mode. Bits that the `x86` crate names have its values. That crate also
@@ -28,6 +28,7 @@ pub mod features;
 mod frame_pointers;
 pub mod memory_type;
 pub mod msr;
+pub mod page_fault;
 pub mod paging;
 pub mod reset;
 pub mod segment;

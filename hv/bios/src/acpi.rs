@@ -86,8 +86,6 @@ fn fadt(facs: Address, dsdt: Address) -> Vec<u8> {
     /// So slow that the processor power states C2 and C3 do not exist.
     const NO_C2: u16 = 101;
     const NO_C3: u16 = 1001;
-    /// The RTC's register for the century.
-    const CENTURY: u8 = 0x32;
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE, OEM_REVISION);
     fadt.firmware_ctrl = facs.dword().into();
     fadt.dsdt = dsdt.dword().into();
@@ -102,7 +100,7 @@ fn fadt(facs: Address, dsdt: Address) -> Vec<u8> {
     fadt.x_pm_tmr_blk = GAS::new(AddressSpace::SystemIo, 32, 0, AccessSize::DwordAccess, ports::PM_TIMER.into());
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
-    fadt.century = CENTURY;
+    fadt.century = ports::RTC_CENTURY;
     fadt.iapc_boot_arch = (LEGACY_DEVICES | KEYBOARD_CONTROLLER | NO_VGA).into();
     fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, ports::RESET_CONTROL.into());
     fadt.reset_value = ports::RESET_NOW;

@@ -1,7 +1,7 @@
 //! The DSDT's code: names of devices, and the resources that they use (ACPI specification 6.5, chapters 6, 7 and 19).
 
 use crate::{ISA_BRIDGE, PCI_DEVICES, PcConfig};
-use abi::{mmio, ports};
+use abi::{irq, mmio, ports};
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Name, Package, PackageBuilder, ResourceTemplate, Scope,
     ZERO,
@@ -38,12 +38,11 @@ impl Aml for Encoded {
 
 /// The host bridge: what the buses below it may use, and where their interrupts go.
 fn pci_root(machine: &PcConfig) -> Encoded {
-    const CONFIGURATION: u16 = 0xcf8;
     const CONFIGURATION_PORTS: u8 = 8;
     let buses = AddressSpace::new_bus_number(0u16, 0xff);
-    let configuration = IO::new(CONFIGURATION, CONFIGURATION, 1, CONFIGURATION_PORTS);
-    let low_ports = AddressSpace::new_io(0u16, CONFIGURATION - 1, None);
-    let high_ports = AddressSpace::new_io(CONFIGURATION + u16::from(CONFIGURATION_PORTS), u16::MAX, None);
+    let configuration = IO::new(ports::PCI_ADDRESS, ports::PCI_ADDRESS, 1, CONFIGURATION_PORTS);
+    let low_ports = AddressSpace::new_io(0u16, ports::PCI_ADDRESS - 1, None);
+    let high_ports = AddressSpace::new_io(ports::PCI_ADDRESS + u16::from(CONFIGURATION_PORTS), u16::MAX, None);
     let (first, last) = (mmio::PCI_WINDOW.start, mmio::PCI_WINDOW.end - 1);
     let memory = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
     let resources =
@@ -95,10 +94,15 @@ struct IsaDevice {
 }
 
 const ISA_DEVICES: [IsaDevice; 4] = [
-    IsaDevice { name: "PIT_", id: "PNP0100", ports: &[(0x40, 4)], irq: 0 },
-    IsaDevice { name: "KBD_", id: "PNP0303", ports: &[(0x60, 1), (0x64, 1)], irq: 1 },
-    IsaDevice { name: "COM1", id: "PNP0501", ports: &[(ports::COM1, 8)], irq: 4 },
-    IsaDevice { name: "RTC_", id: "PNP0B00", ports: &[(0x70, 2)], irq: 8 },
+    IsaDevice { name: "PIT_", id: "PNP0100", ports: &[(ports::PIT, 4)], irq: irq::TIMER },
+    IsaDevice {
+        name: "KBD_",
+        id: "PNP0303",
+        ports: &[(ports::KEYBOARD_DATA, 1), (ports::KEYBOARD_COMMAND, 1)],
+        irq: irq::KEYBOARD,
+    },
+    IsaDevice { name: "COM1", id: "PNP0501", ports: &[(ports::COM1, 8)], irq: irq::COM1 },
+    IsaDevice { name: "RTC_", id: "PNP0B00", ports: &[(ports::RTC, 2)], irq: irq::RTC },
 ];
 
 fn isa_bridge() -> Encoded {

@@ -87,6 +87,14 @@ pub struct Calibration {
     pub quality: Quality,
 }
 
+impl Calibration {
+    /// Whether all clocks count and agree. If not, a user has to know.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.quality == Quality::Agreed && self.apic.is_some()
+    }
+}
+
 impl fmt::Display for Calibration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (kilohertz, spread) = (self.tsc_hertz / 1000, self.spread);

@@ -23,6 +23,13 @@ impl Ratio {
         let ticks = (u128::from(ticks) * u128::from(self.0.load(Ordering::Relaxed))) >> 32;
         u64::try_from(ticks).unwrap_or(u64::MAX)
     }
+
+    /// The initial count with which a timer of 32 bits, the other clock, ends `ticks` from now at the earliest. It is one more than the
+    /// quotient, which is rounded down: a timer that is early has to be started again for nothing. A count that has too many bits
+    /// is the largest, so that the timer is early.
+    pub fn timer_count(&self, ticks: u64) -> u32 {
+        u32::try_from(self.convert(ticks).saturating_add(1)).unwrap_or(u32::MAX)
+    }
 }
 
 #[cfg(test)]
@@ -42,7 +49,22 @@ mod tests {
         assert_eq!(ratio(1, 0).convert(3), 3, "a clock that stands still counts as one tick");
     }
 
+    #[test]
+    fn a_count_that_does_not_fit_is_the_largest() {
+        assert_eq!(
+            [0, u64::from(u32::MAX), u64::MAX].map(|ticks| ratio(1, 1).timer_count(ticks)),
+            [1, u32::MAX, u32::MAX]
+        );
+    }
+
     proptest! {
+        #[test]
+        fn a_timer_is_never_early_nor_later_than_two_of_its_ticks(to in 1u64..1 << 16, from in 1u64..1 << 16, ticks in 0u64..1 << 15) {
+            // In units in which a tick of the one clock takes `to`, and one of the timer takes `from`.
+            let (wanted, waited) = (u128::from(ticks * to), u128::from(ratio(to, from).timer_count(ticks)) * u128::from(from));
+            prop_assert!(wanted <= waited && waited <= wanted + 2 * u128::from(from), "{wanted} {waited}");
+        }
+
         /// The ratio is rounded to 2⁻³², so the error stays below a millionth for clocks of 10 MHz to 10 GHz.
         #[test]
         fn there_and_back_loses_a_millionth_at_most(hertz in 10_000_000u64..10_000_000_000, ticks in 0u64..1 << 50) {

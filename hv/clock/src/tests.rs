@@ -96,6 +96,7 @@ fn two_references_agree_on_an_idle_machine() {
     let mut machine = Simulated::new(2_994_374_000);
     let calibration = calibrate(&mut machine);
     assert_eq!(calibration.quality, Quality::Agreed);
+    assert!(calibration.is_certain() && !Calibration { apic: None, ..calibration }.is_certain());
     assert!(machine.is_right(&calibration) && calibration.apic.is_some(), "{calibration}");
     assert!(machine.now < 5_020_000_000, "the first window does");
 }
@@ -111,6 +112,7 @@ fn a_machine_with_one_reference_says_so() {
         let mut machine = Simulated { pit_hertz: pit, pm_hertz: pm, ..Simulated::new(1_500_000_000) };
         let calibration = calibrate(&mut machine);
         assert_eq!(calibration.quality, Quality::Single(reference));
+        assert!(!calibration.is_certain());
         assert!(machine.is_right(&calibration));
         machine.hint = Some(1_500_000_000);
         assert_eq!(calibrate(&mut machine).quality, Quality::Agreed);

@@ -14,7 +14,7 @@ use crate::testdev::{self, TestDevice};
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
 use abi::irq::{self, SCI, TIMER_PIN};
-use abi::ports::{COM1, DEBUG_CONSOLE_THERE, PICS};
+use abi::ports::{COM1, DEBUG_CONSOLE_THERE, ELCRS, PICS};
 use addr::Gpa;
 use core::alloc::Layout;
 
@@ -108,13 +108,15 @@ pub struct Board<S, C> {
 /// A global system interrupt (GSI) is a line that devices set: 0 to 15 are the 8259s' inputs (the IRQs of an ISA bus), and all are
 /// inputs of the I/O APIC of the same number, but for the timer's.
 const TIMER_GSI: u8 = irq::TIMER;
-const UART_GSI: u8 = 4;
+const UART_GSI: u8 = irq::COM1;
 const ISA_GSIS: u8 = 16;
 
 /// The time of nothing.
 const NEVER: Nanoseconds = Nanoseconds(u64::MAX);
 
 const COM1_LAST: u16 = COM1 + 7;
+const ELCR_MASTER: u16 = ELCRS[0];
+const ELCR_SLAVE: u16 = ELCRS[1];
 
 /// Port 0x92: bit 0 resets, bit 1 enables A20, which is never disabled here.
 const PORT_92_RESET: u8 = 1 << 0;
@@ -376,8 +378,8 @@ impl<S: Sink, C: Clock> Board<S, C> {
     fn read_byte(&mut self, port: u16) -> u8 {
         match port {
             COM1..=COM1_LAST => self.read_uart(port - COM1),
-            0x4d0 => self.pic.read_elcr(Which::Master),
-            0x4d1 => self.pic.read_elcr(Which::Slave),
+            ELCR_MASTER => self.pic.read_elcr(Which::Master),
+            ELCR_SLAVE => self.pic.read_elcr(Which::Slave),
             _ => self.read_other(port),
         }
     }
@@ -441,8 +443,8 @@ impl<S: Sink, C: Clock> Board<S, C> {
     fn write_byte(&mut self, port: u16, value: u8) -> Effect {
         match port {
             COM1..=COM1_LAST => return self.write_uart(port - COM1, value),
-            0x4d0 => self.pic.write_elcr(Which::Master, value),
-            0x4d1 => self.pic.write_elcr(Which::Slave, value),
+            ELCR_MASTER => self.pic.write_elcr(Which::Master, value),
+            ELCR_SLAVE => self.pic.write_elcr(Which::Slave, value),
             _ => return self.write_other(port, value),
         }
         Effect::Continue

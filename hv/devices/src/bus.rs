@@ -3,7 +3,8 @@
 use crate::Size;
 use abi::mmio;
 use abi::ports::{
-    DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE, PICS, PIT, PIT_COMMAND, PM_TIMER, PM1_CONTROL, PM1_EVENT, PORT_B,
+    DEBUG_CONSOLE, DEBUG_EXIT, DEBUG_EXIT_SIZE, FW_CFG_DATA, FW_CFG_SELECTOR, KEYBOARD_COMMAND, KEYBOARD_DATA,
+    PCI_ADDRESS, PCI_DATA, PICS, PIT, PIT_COMMAND, PM_TIMER, PM1_CONTROL, PM1_EVENT, PORT_B, RTC,
 };
 use addr::Gpa;
 
@@ -61,10 +62,10 @@ const fn range(first: u16, last: u16, wide: Wide, device: Device) -> Range {
 static PORTS: [Range; 21] = [
     range(PICS[0], PICS[0] + 1, Wide::Bytes, Device::MasterPic),
     range(PIT, PIT_COMMAND, Wide::Bytes, Device::Pit),
-    range(0x60, 0x60, Wide::Bytes, Device::KeyboardData),
+    range(KEYBOARD_DATA, KEYBOARD_DATA, Wide::Bytes, Device::KeyboardData),
     range(PORT_B, PORT_B, Wide::Bytes, Device::Speaker),
-    range(0x64, 0x64, Wide::Bytes, Device::KeyboardCommand),
-    range(0x70, 0x71, Wide::Bytes, Device::Rtc),
+    range(KEYBOARD_COMMAND, KEYBOARD_COMMAND, Wide::Bytes, Device::KeyboardCommand),
+    range(RTC, RTC + 1, Wide::Bytes, Device::Rtc),
     range(0x80, 0x80, Wide::Bytes, Device::Delay),
     range(0x92, 0x92, Wide::Bytes, Device::Port92),
     range(PICS[1], PICS[1] + 1, Wide::Bytes, Device::SlavePic),
@@ -73,12 +74,12 @@ static PORTS: [Range; 21] = [
     range(DEBUG_CONSOLE, DEBUG_CONSOLE, Wide::Bytes, Device::DebugConsole),
     range(0xed, 0xed, Wide::Bytes, Device::Delay),
     range(DEBUG_EXIT, DEBUG_EXIT + DEBUG_EXIT_SIZE - 1, Wide::Whole, Device::DebugExit),
-    range(0x510, 0x511, Wide::Whole, Device::FwCfg),
+    range(FW_CFG_SELECTOR, FW_CFG_DATA, Wide::Whole, Device::FwCfg),
     range(PM1_EVENT, PM1_EVENT + 3, Wide::Whole, Device::PowerManagement),
     range(PM1_CONTROL, PM1_CONTROL + 1, Wide::Whole, Device::PowerManagement),
     range(PM_TIMER, PM_TIMER + 3, Wide::Whole, Device::PowerManagement),
-    range(0xcf8, 0xcfb, Wide::Dword, Device::PciAddress),
-    range(0xcfc, 0xcff, Wide::Whole, Device::PciData),
+    range(PCI_ADDRESS, PCI_ADDRESS + 3, Wide::Dword, Device::PciAddress),
+    range(PCI_DATA, PCI_DATA + 3, Wide::Whole, Device::PciData),
     range(0x2000, 0x2017, Wide::Bytes, Device::TestIrqs),
 ];
 

@@ -4,15 +4,7 @@
 //! what comes after an item's end, reads as zeros. There is no DMA interface.
 
 use crate::BoardConfig;
-
-/// Keys of items.
-mod key {
-    pub(super) const SIGNATURE: u16 = 0x00;
-    pub(super) const ID: u16 = 0x01;
-    pub(super) const RAM_SIZE: u16 = 0x03;
-    pub(super) const NB_CPUS: u16 = 0x05;
-    pub(super) const MAX_CPUS: u16 = 0x0f;
-}
+use abi::ports::fw_cfg::{self as key, QEMU};
 
 /// Feature bits of the ID item: the traditional interface, and no DMA.
 const ID: u32 = 1;
@@ -30,10 +22,10 @@ impl FwCfg {
         Self { ram_bytes: config.ram_bytes, cpus: config.cpus, rest: 0 }
     }
 
-    /// Writes a word to port 0x510.
+    /// Selects an item.
     pub(crate) fn select(&mut self, key: u16) {
         self.rest = match key {
-            key::SIGNATURE => u32::from_le_bytes(*b"QEMU").into(),
+            key::SIGNATURE => u32::from_le_bytes(QEMU).into(),
             key::ID => ID.into(),
             key::RAM_SIZE => self.ram_bytes,
             key::NB_CPUS | key::MAX_CPUS => self.cpus.into(),
@@ -41,7 +33,7 @@ impl FwCfg {
         };
     }
 
-    /// Reads a byte from port 0x511.
+    /// Reads the item's next byte.
     pub(crate) fn read(&mut self) -> u8 {
         let byte = self.rest as u8;
         self.rest >>= 8;

@@ -4,6 +4,7 @@
 //! There is no FSB interrupt delivery. As in QEMU, a timer that is routed to I/O APIC input n drives GSI n.
 
 use crate::Nanoseconds;
+use abi::irq;
 
 const TIMERS: usize = 3;
 const TICK_NANOSECONDS: u64 = 10;
@@ -51,7 +52,7 @@ mod timer {
 
 /// With legacy replacement, the first timer is interrupt 0 in place of the 8254, the second interrupt 8 in place of the clock
 /// (section 2.3.5, LEG_RT_CNF).
-const LEGACY_GSIS: [u8; 2] = [0, 8];
+const LEGACY_GSIS: [u8; 2] = [irq::TIMER, irq::RTC];
 
 /// The main counter.
 #[derive(Clone, Copy, Debug)]

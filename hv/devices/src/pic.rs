@@ -3,6 +3,8 @@
 //!
 //! As in KVM and QEMU, an edge stays pending until it is acknowledged, even if the line falls before.
 
+use abi::ports::ELCRS_WRITABLE;
+
 /// Operation command word 2: bits 7 to 5.
 mod ocw2 {
     pub(super) const ROTATE: u8 = 1 << 7;
@@ -340,8 +342,8 @@ impl Pic {
     #[inline]
     pub(crate) fn write_elcr(&mut self, which: Which, value: u8) {
         let level = match which {
-            Which::Master => value & 0xf8,
-            Which::Slave => value & 0xde,
+            Which::Master => value & ELCRS_WRITABLE[0],
+            Which::Slave => value & ELCRS_WRITABLE[1],
         };
         let chip = self.chip(which);
         if chip.level != level {

@@ -8,7 +8,7 @@ mod register {
     pub(super) const STATUS_B: u8 = 0x0b;
     pub(super) const STATUS_C: u8 = 0x0c;
     pub(super) const STATUS_D: u8 = 0x0d;
-    pub(super) const CENTURY: u8 = 0x32;
+    pub(super) use abi::ports::RTC_CENTURY as CENTURY;
 }
 
 /// A 32.768 kHz crystal, an update once a second; no update is ever in progress.

@@ -10,65 +10,19 @@
 //! OUT2 does not gate the interrupt output, unlike on a PC's board.
 
 use crate::Sink;
+use abi::uart::{DATA, FCR, FIFO, IER, IIR, LCR, LSR, MCR, MSR, SCRATCH, fcr, ier, iir, lcr, lsr, mcr, msr};
 
-/// Interrupt enable register.
-mod ier {
-    pub(super) const DATA: u8 = 1 << 0;
-    pub(super) const TRANSMITTER: u8 = 1 << 1;
-    pub(super) const LINE_STATUS: u8 = 1 << 2;
-    pub(super) const MODEM_STATUS: u8 = 1 << 3;
-    pub(super) const WRITABLE: u8 = 0x0f;
-}
+/// The bits that can be set of the interrupt enable register and of the modem control register.
+const IER_WRITABLE: u8 = 0x0f;
+const MCR_WRITABLE: u8 = 0x1f;
 
-/// Interrupt identification register.
-mod iir {
-    pub(super) const MODEM_STATUS: u8 = 0x00;
-    pub(super) const NONE: u8 = 0x01;
-    pub(super) const TRANSMITTER: u8 = 0x02;
-    pub(super) const DATA: u8 = 0x04;
-    pub(super) const LINE_STATUS: u8 = 0x06;
-    pub(super) const TIMEOUT: u8 = 0x0c;
-    pub(super) const FIFOS_ON: u8 = 0xc0;
-}
+/// Both the holding and the shift register are empty, always.
+const TRANSMITTER_EMPTY: u8 = lsr::TRANSMITTER_READY | lsr::TRANSMITTER_IDLE;
 
-/// FIFO control register.
-mod fcr {
-    pub(super) const ENABLE: u8 = 1 << 0;
-    pub(super) const CLEAR_RECEIVER: u8 = 1 << 1;
-    pub(super) const TRIGGER_SHIFT: u32 = 6;
-}
-
-/// Line control register: divisor latch access.
-const DLAB: u8 = 1 << 7;
-
-/// Modem control register.
-mod mcr {
-    pub(super) const RTS: u8 = 1 << 1;
-    pub(super) const LOOPBACK: u8 = 1 << 4;
-    pub(super) const WRITABLE: u8 = 0x1f;
-    pub(super) const OUT2: u8 = 1 << 3;
-}
-
-/// Line status register.
-mod lsr {
-    pub(super) const DATA_READY: u8 = 1 << 0;
-    pub(super) const OVERRUN: u8 = 1 << 1;
-    /// Both the holding and the shift register are empty, always.
-    pub(super) const TRANSMITTER_EMPTY: u8 = 1 << 5 | 1 << 6;
-}
-
-/// Modem status register: the inputs, and in the lower half of the byte which of them have changed.
-mod msr {
-    pub(super) const CLEAR_TO_SEND: u8 = 1 << 4;
-    pub(super) const DATA_SET_READY: u8 = 1 << 5;
-    pub(super) const RING: u8 = 1 << 6;
-    pub(super) const CARRIER_DETECT: u8 = 1 << 7;
-    /// A connected line.
-    pub(super) const CONNECTED: u8 = CARRIER_DETECT | DATA_SET_READY | CLEAR_TO_SEND;
-    pub(super) const CHANGES_SHIFT: u32 = 4;
-}
-
-const FIFO_BYTES: usize = 16;
+/// The inputs of a connected line.
+const CONNECTED: u8 = msr::CARRIER_DETECT | msr::DATA_SET_READY | msr::CLEAR_TO_SEND;
+/// The lower half of the modem status register tells which of the inputs have changed.
+const CHANGES_SHIFT: u32 = 4;
 
 #[derive(Debug)]
 pub(crate) struct Uart {
@@ -104,32 +58,32 @@ impl Uart {
     }
 
     pub(crate) fn read(&mut self, register: u16) -> u8 {
-        let divisor = self.lcr & DLAB != 0;
+        let divisor = self.lcr & lcr::DIVISOR_LATCH != 0;
         match register & 7 {
-            0 if divisor => self.divisor[0],
-            1 if divisor => self.divisor[1],
-            0 => self.received.pop().unwrap_or(0),
-            1 => self.ier,
-            2 => self.identify_interrupt(),
-            3 => self.lcr,
-            4 => self.mcr,
-            5 => self.line_status(),
-            6 => self.modem_inputs() | core::mem::take(&mut self.modem_changes),
+            DATA if divisor => self.divisor[0],
+            IER if divisor => self.divisor[1],
+            DATA => self.received.pop().unwrap_or(0),
+            IER => self.ier,
+            IIR => self.identify_interrupt(),
+            LCR => self.lcr,
+            MCR => self.mcr,
+            LSR => self.line_status(),
+            MSR => self.modem_inputs() | core::mem::take(&mut self.modem_changes),
             _ => self.scr,
         }
     }
 
     pub(crate) fn write(&mut self, register: u16, value: u8, sink: &mut impl Sink) {
-        let divisor = self.lcr & DLAB != 0;
+        let divisor = self.lcr & lcr::DIVISOR_LATCH != 0;
         match register & 7 {
-            0 if divisor => self.divisor[0] = value,
-            1 if divisor => self.divisor[1] = value,
-            0 => self.transmit(value, sink),
-            1 => self.enable_interrupts(value),
-            2 => self.control_fifos(value),
-            3 => self.lcr = value,
-            4 => self.control_modem(value),
-            7 => self.scr = value,
+            DATA if divisor => self.divisor[0] = value,
+            IER if divisor => self.divisor[1] = value,
+            DATA => self.transmit(value, sink),
+            IER => self.enable_interrupts(value),
+            FCR => self.control_fifos(value),
+            LCR => self.lcr = value,
+            MCR => self.control_modem(value),
+            SCRATCH => self.scr = value,
             // Line and modem status are read-only, except for factory tests.
             _ => {}
         }
@@ -137,7 +91,7 @@ impl Uart {
 
     /// Whether a write of `register` sends a byte on the line.
     pub(crate) fn sends(&self, register: u16) -> bool {
-        register & 7 == 0 && self.lcr & DLAB == 0 && self.mcr & mcr::LOOPBACK == 0
+        register & 7 == DATA && self.lcr & lcr::DIVISOR_LATCH == 0 && self.mcr & mcr::LOOPBACK == 0
     }
 
     /// Whether the guest is ready for a byte from the line. Before it is, its driver may clear what the receiver holds: Linux enables
@@ -199,7 +153,7 @@ impl Uart {
         if (self.ier ^ value) & ier::TRANSMITTER != 0 {
             self.transmitter_pending = value & ier::TRANSMITTER != 0;
         }
-        self.ier = value & ier::WRITABLE;
+        self.ier = value & IER_WRITABLE;
     }
 
     /// Changing FCR0 clears the FIFOs, too.
@@ -215,22 +169,22 @@ impl Uart {
     fn line_status(&mut self) -> u8 {
         let data = if self.received.length > 0 { lsr::DATA_READY } else { 0 };
         let overrun = if core::mem::take(&mut self.overrun) { lsr::OVERRUN } else { 0 };
-        data | overrun | lsr::TRANSMITTER_EMPTY
+        data | overrun | TRANSMITTER_EMPTY
     }
 
     /// Of the ring indicator, only its end counts as a change.
     fn control_modem(&mut self, value: u8) {
         let before = self.modem_inputs();
-        self.mcr = value & mcr::WRITABLE;
+        self.mcr = value & MCR_WRITABLE;
         let after = self.modem_inputs();
         let changes = (before ^ after) & !msr::RING | before & !after & msr::RING;
-        self.modem_changes |= changes >> msr::CHANGES_SHIFT;
+        self.modem_changes |= changes >> CHANGES_SHIFT;
     }
 
     /// In loopback the outputs are wired to the inputs: RTS to CTS, DTR to DSR, OUT1 to RI, OUT2 to DCD.
     fn modem_inputs(&self) -> u8 {
         if self.mcr & mcr::LOOPBACK == 0 {
-            return msr::CONNECTED;
+            return CONNECTED;
         }
         let [dtr, rts] = [self.mcr & 1, self.mcr >> 1 & 1];
         rts << 4 | dtr << 5 | (self.mcr & 0x0c) << 4
@@ -241,7 +195,7 @@ impl Uart {
     }
 
     fn capacity(&self) -> usize {
-        if self.fifos_on() { FIFO_BYTES } else { 1 }
+        if self.fifos_on() { FIFO } else { 1 }
     }
 
     fn trigger_level(&self) -> usize {
@@ -252,34 +206,34 @@ impl Uart {
 /// Received bytes, oldest first.
 #[derive(Debug)]
 struct Fifo {
-    bytes: [u8; FIFO_BYTES],
+    bytes: [u8; FIFO],
     first: usize,
     length: usize,
 }
 
 impl Fifo {
     const fn new() -> Self {
-        Self { bytes: [0; FIFO_BYTES], first: 0, length: 0 }
+        Self { bytes: [0; FIFO], first: 0, length: 0 }
     }
 
     fn push(&mut self, byte: u8, capacity: usize) -> bool {
         let room = self.length < capacity;
         if room {
-            self.bytes[(self.first + self.length) % FIFO_BYTES] = byte;
+            self.bytes[(self.first + self.length) % FIFO] = byte;
             self.length += 1;
         }
         room
     }
 
     fn pop(&mut self) -> Option<u8> {
-        let byte = self.bytes[self.first % FIFO_BYTES];
+        let byte = self.bytes[self.first % FIFO];
         self.length = self.length.checked_sub(1)?;
-        self.first = (self.first + 1) % FIFO_BYTES;
+        self.first = (self.first + 1) % FIFO;
         Some(byte)
     }
 
     fn replace_last(&mut self, byte: u8) {
-        self.bytes[(self.first + self.length + FIFO_BYTES - 1) % FIFO_BYTES] = byte;
+        self.bytes[(self.first + self.length + FIFO - 1) % FIFO] = byte;
     }
 }
 
@@ -452,6 +406,16 @@ mod tests {
         assert_eq!(uart.read(6), 0x0f);
         assert!(!uart.interrupt());
         assert_eq!([uart.read(2), uart.read(6)], [0x01, 0x00]);
+    }
+
+    #[test]
+    fn the_settings_of_our_drivers_are_those_of_the_data_sheet() {
+        let mut uart = Uart::new();
+        for (register, value) in abi::uart::settings(fcr::TRIGGER_14, mcr::DTR | mcr::RTS) {
+            assert_eq!(write(&mut uart, register, value), []);
+        }
+        assert_eq!([1, 2, 3, 4, 5].map(|register| uart.read(register)), [0x00, 0xc1, 0x03, 0x03, LSR_IDLE]);
+        assert_eq!((uart.divisor, uart.trigger_level(), uart.is_ready()), ([0x01, 0x00], 14, true));
     }
 
     /// The steps of Linux's `autoconfig` and `autoconfig_16550a` (drivers/tty/serial/8250/8250_port.c) that tell a 16550A from

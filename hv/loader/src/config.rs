@@ -28,7 +28,7 @@
 //! no `=`, or a `/` before it.
 
 use crate::GuestRam;
-use abi::options::{self, key, level, self_test};
+use abi::options::{self, OneOf, key, level, self_test};
 use addr::PageSize;
 use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 use arch::features::FeatureChoice;
@@ -140,6 +140,27 @@ pub struct VmPlan {
     pub modules: Range<usize>,
 }
 
+/// The values that a word or key can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Words.
+    OneOf(&'static [&'static str]),
+    /// The numbers from 1 to this one.
+    UpTo(usize),
+    /// Others.
+    Others(&'static str),
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::OneOf(words) => OneOf(words, "").fmt(f),
+            Self::UpTo(most) => write!(f, "a number from 1 to {most}"),
+            Self::Others(text) => f.write_str(text),
+        }
+    }
+}
+
 /// An error in the command line, or in the modules that it refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
@@ -152,7 +173,7 @@ pub enum ConfigError {
         /// The word or the key with its value.
         word: String,
         /// The valid values.
-        expected: &'static str,
+        expected: Expected,
     },
     /// Two VMs have the same name.
     SameName(VmName),
@@ -184,12 +205,8 @@ pub enum ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownWord(word) => write!(f, "`{word}`: expected log=…, vm=…, selftest=… or watchdog=…"),
-            Self::UnknownKey(word) => {
-                let keys =
-                    "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, cpuid=…, modules=… or limit=…";
-                write!(f, "`{word}` in vm=…: expected {keys}")
-            }
+            Self::UnknownWord(word) => write!(f, "`{word}`: expected {}", OneOf(&options::ALL, "=…")),
+            Self::UnknownKey(word) => write!(f, "`{word}` in vm=…: expected {}", OneOf(&key::ALL, "=…")),
             Self::BadValue { word, expected } => write!(f, "`{word}`: expected {expected}"),
             Self::SameName(name) => write!(f, "two VMs are called {name}: give them name=… that differ"),
             Self::SharedInput(first, second) => write!(f, "input=on for {first} and {second}: expected one VM at most"),
@@ -342,31 +359,40 @@ impl VmConfig {
         let mut vm = Self::nth(number);
         for word in keys.split(',').filter(|word| !word.is_empty()) {
             let bad = |expected| ConfigError::BadValue { word: word.to_owned(), expected };
+            let bad_value = |expected| bad(Expected::Others(expected));
             match word.split_once('=') {
                 Some((key::NAME, name)) => {
-                    vm.name = VmName::new(name).ok_or_else(|| bad("1 to 15 letters, digits, -, _ or ."))?;
+                    vm.name = VmName::new(name).ok_or_else(|| bad_value("1 to 15 letters, digits, -, _ or ."))?;
                 }
                 Some((key::VCPUS, count)) => {
-                    vm.vcpus = parse_vcpus(count).ok_or_else(|| bad("a number from 1 to 16"))?
+                    vm.vcpus = parse_vcpus(count).ok_or_else(|| bad(Expected::UpTo(MAX_VCPUS)))?
                 }
                 Some((key::PAGING, how)) => {
-                    vm.paging = parse_paging(how).ok_or_else(|| bad("nested, shadow or vtlb"))?
+                    vm.paging = parse_paging(how).ok_or_else(|| bad(Expected::OneOf(&options::paging::ALL)))?
                 }
                 Some((key::SIZE, size)) => {
                     vm.ram = parse_size(size)
                         .and_then(GuestRam::new)
-                        .ok_or_else(|| bad("a multiple of 4K from 1M to 64G, such as 64M, 1G or 0x4000000"))?;
+                        .ok_or_else(|| bad_value("a multiple of 4K from 1M to 64G, such as 64M, 1G or 0x4000000"))?;
                 }
-                Some((key::MEMORY, when)) => vm.backing = parse_backing(when).ok_or_else(|| bad("touch or reserve"))?,
-                Some((key::PAGES, size)) => vm.pages = parse_pages(size).ok_or_else(|| bad("4k or 2m"))?,
+                Some((key::MEMORY, when)) => {
+                    vm.backing = parse_backing(when).ok_or_else(|| bad(Expected::OneOf(&options::memory::ALL)))?
+                }
+                Some((key::PAGES, size)) => {
+                    vm.pages = parse_pages(size).ok_or_else(|| bad(Expected::OneOf(&options::pages::ALL)))?
+                }
                 Some((key::CPUID, features)) => {
                     let expected = "names of features, each after a - or a +, as in -x2apic+rdrand";
-                    vm.cpuid = FeatureChoice::parse(features).map_err(|_| bad(expected))?;
+                    vm.cpuid = FeatureChoice::parse(features).map_err(|_| bad_value(expected))?;
                 }
-                Some((key::INPUT, input)) => vm.input = parse_input(input).ok_or_else(|| bad("on or off"))?,
-                Some((key::MODULES, count)) => vm.modules = count.parse().map_err(|_| bad("a number of modules"))?,
+                Some((key::INPUT, input)) => {
+                    vm.input = parse_input(input).ok_or_else(|| bad(Expected::OneOf(&options::input::ALL)))?
+                }
+                Some((key::MODULES, count)) => {
+                    vm.modules = count.parse().map_err(|_| bad_value("a number of modules"))?
+                }
                 Some((key::LIMIT, seconds)) => {
-                    vm.limit = NonZeroU32::new(seconds.parse().map_err(|_| bad("a number of seconds"))?);
+                    vm.limit = NonZeroU32::new(seconds.parse().map_err(|_| bad_value("a number of seconds"))?);
                 }
                 _ => return Err(ConfigError::UnknownKey(word.to_owned())),
             }
@@ -397,16 +423,15 @@ fn names_the_image(first: &str) -> bool {
 }
 
 fn bad_level(word: &str) -> ConfigError {
-    ConfigError::BadValue { word: word.to_owned(), expected: "error, warn, info, debug or trace" }
+    ConfigError::BadValue { word: word.to_owned(), expected: Expected::OneOf(&level::ALL) }
 }
 
 fn bad_selftest(word: &str) -> ConfigError {
-    let expected = "panic, page-fault, stack-overflow, double-fault, triple-fault or stuck";
-    ConfigError::BadValue { word: word.to_owned(), expected }
+    ConfigError::BadValue { word: word.to_owned(), expected: Expected::OneOf(&self_test::ALL) }
 }
 
 fn bad_watchdog(word: &str) -> ConfigError {
-    ConfigError::BadValue { word: word.to_owned(), expected: "a number of seconds" }
+    ConfigError::BadValue { word: word.to_owned(), expected: Expected::Others("a number of seconds") }
 }
 
 fn parse_level(word: &str) -> Option<LevelFilter> {

@@ -67,7 +67,7 @@ mod ranges;
 mod tests;
 
 pub use boot_info::{BootInfo, BootInfoError, BootModule, MalformedRegion, PhysRead, Region, RegionKind, Unreadable};
-pub use config::{Backing, Config, ConfigError, Paging, SelfTest, VmConfig, VmName, VmPlan};
+pub use config::{Backing, Config, ConfigError, Expected, Paging, SelfTest, VmConfig, VmName, VmPlan};
 pub use image::{ImageError, Part};
 pub use linux::LinuxError;
 pub use load::{AcpiTables, LoadError, Module, Platform, Rsdp, load};

@@ -4,6 +4,7 @@ use crate::host::Host;
 use crate::pool::{CACHED, PREZEROED, Pool};
 use crate::raw;
 use crate::sync::Mutex;
+use abi::memory::POISON;
 use addr::{PAGE_SIZE, PageSize, Pfn};
 use core::alloc::Layout;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,9 +51,6 @@ impl VmAccounts {
         Self(accounts)
     }
 }
-
-/// What a freed page holds, byte by byte: Linux's POISON_FREE (include/linux/poison.h).
-const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
 
 /// Pre-zeroed frames that are of use to a VM of this configuration.
 fn prezeroed(config: &VmConfig) -> usize {

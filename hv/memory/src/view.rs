@@ -263,8 +263,9 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         }
     }
 
+    /// A page for `room`. Another CPU's page will do as well.
     #[inline]
-    fn fill(&self, mut room: Room<'_, TreeEnv<'m, F, H>>) -> Result<Touched, MemoryError> {
+    pub(crate) fn fill(&self, mut room: Room<'_, TreeEnv<'m, F, H>>) -> Result<Touched, MemoryError> {
         let zeroed = match room.size() {
             PageSize::Size4K => None,
             size => self.zero_some(size),
@@ -283,7 +284,6 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
             self.vm.tree.env().free(frame, size);
         }
         match result {
-            // Another CPU's page will do as well.
             Ok(()) | Err(MapError::Raced | MapError::Present) => Ok(Touched::Mapped),
             Err(MapError::NoMemory | MapError::Invalid) => Err(MemoryError::NoFrames),
         }

@@ -93,6 +93,27 @@ fn a_page_waits_for_every_cpu() {
     assert!(!domain.platform().heads[5].is_queued());
 }
 
+/// The second CPU has reported for the running grace period before the page is unlinked, and then walks it.
+#[test]
+fn a_page_waits_for_the_grace_period_after_the_running_one() {
+    let domain = domain();
+    let [mut first, mut second, mut third] = [0, 1, 2].map(|index| domain.register(index).unwrap());
+    first.call_rcu(page(1));
+    assert_eq!(polled(&first), [], "the grace period begins");
+    second.quiescent();
+    first.call_rcu(page(2));
+    first.quiescent();
+    third.quiescent();
+    assert_eq!(polled(&first), [1]);
+    for _ in 0..3 {
+        first.quiescent();
+        third.quiescent();
+        assert_eq!(polled(&first), [], "the second CPU walks page 2");
+    }
+    second.quiescent();
+    assert_eq!(polled(&first), [2]);
+}
+
 #[test]
 fn idle_holds_up_nothing() {
     let domain = domain();
@@ -268,6 +289,34 @@ fn orphans_are_adopted_and_wait_anew() {
     first = domain.register(0).unwrap();
     assert_eq!(turns(&mut [first, third]), []);
     assert_eq!(domain.stats().backlog, 0);
+}
+
+/// The second CPU frees its page when it is kicked, and not before.
+#[test]
+fn a_barrier_kicks_and_waits_for_a_cpu_with_a_page() {
+    let (domain, freed, deferred) = (domain(), AtomicU64::new(0), std::sync::Barrier::new(2));
+    let frees_when_kicked = || {
+        let mut second = domain.register(1).unwrap();
+        second.call_rcu(page(7));
+        deferred.wait();
+        let begun = std::time::Instant::now();
+        while freed.load(Ordering::SeqCst) == 0 {
+            second.quiescent();
+            // Without a kick the test fails after a while, rather than hang.
+            let is_late = begun.elapsed().as_secs() >= 10;
+            if kicks(&domain)[1] != 0 || is_late {
+                let told = |page: Pfn| if is_late { u64::MAX } else { page.raw() };
+                second.poll(usize::MAX, |page| freed.store(told(page), Ordering::SeqCst));
+            }
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(frees_when_kicked);
+        deferred.wait();
+        domain.register(0).unwrap().barrier(|_| panic!("the page is the second CPU's"));
+        assert_eq!(freed.load(Ordering::SeqCst), 7);
+    });
 }
 
 #[test]

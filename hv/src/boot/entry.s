@@ -4,16 +4,12 @@
 # the information structure, A20 is open, paging is off. The boot tables below map the first 4 GiB three times: where they
 # are, at the direct map, and (the first GiB) in the top 2 GiB. hv/src/paging.rs replaces them before anything else runs.
 
-.set MULTIBOOT_MAGIC, 0x1BADB002
-# Page-aligned modules, memory information, and the address fields below: QEMU takes an ELF64 only with these.
-.set MULTIBOOT_FLAGS, (1 << 0) | (1 << 1) | (1 << 16)
-
 .section .boot.header, "a"
 .balign 4
 multiboot_header:
-    .long MULTIBOOT_MAGIC
-    .long MULTIBOOT_FLAGS
-    .long -(MULTIBOOT_MAGIC + MULTIBOOT_FLAGS)
+    .long {multiboot_magic}
+    .long {multiboot_flags}
+    .long -({multiboot_magic} + {multiboot_flags})
     .long multiboot_header
     .long image_start
     .long data_end_low

@@ -1,6 +1,7 @@
 //! What the machine's boot loader leaves: this image in memory, and a description of the machine.
 
 use crate::paging;
+use abi::multiboot::{HEADER_MAGIC, OUR_FLAGS};
 use addr::Hpa;
 use arch::paging::{LARGE, PRESENT, WRITABLE};
 use arch::{CR0_ET, CR0_MP, CR0_NE, CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LME, EFER_NXE};
@@ -14,6 +15,8 @@ use x86::msr::IA32_EFER;
 global_asm!(
     include_str!("entry.s"),
     include_str!("ap.s"),
+    multiboot_magic = const HEADER_MAGIC,
+    multiboot_flags = const OUR_FLAGS,
     cr0 = const CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG,
     cr4 = const CR4_PAE,
     efer = const IA32_EFER,

@@ -77,9 +77,9 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     let mut cpu = rcu_domain::register(0);
     work::expect(plans.len());
     let mut jobs = Job::for_cpus(cpus::online());
-    let mut first = 0;
+    let placements = Placement::deal(plans.iter().map(|plan| plan.config.vcpus), guest_cpus);
     let mut guests = Vec::with_capacity(plans.len());
-    for (number, plan) in plans.iter().enumerate() {
+    for ((number, plan), placement) in plans.iter().enumerate().zip(placements) {
         let name = (plans.len() > 1).then_some(plan.config.name);
         match Guest::new(
             &backend,
@@ -87,12 +87,11 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
             boot,
             plan,
             firmware.tables(plan.config.vcpus),
-            Place { number, placement: Placement { first, cpus: guest_cpus.clone() }, name },
+            Place { number, placement, name },
         ) {
             Ok(guest) => guests.push(Arc::new(guest)),
             Err(result) => work::ended(number, name, result),
         }
-        first += plan.config.vcpus;
     }
     // After all VMs are built: pre-zeroed frames must not take those that a later VM needs to start.
     guests.iter().for_each(|guest| guest.memory.prezero(|| false));

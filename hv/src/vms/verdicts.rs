@@ -1,5 +1,6 @@
 //! What a VM's run has come to, for people and for the exit status.
 
+use abi::reasons::Feature;
 use core::fmt;
 use vm::Stop;
 
@@ -23,7 +24,7 @@ impl fmt::Display for Why {
             Self::Stopped(stop) => stop.fmt(f),
             Self::Refused(error) => write!(f, "{error}"),
             Self::NoFrames(what) => write!(f, "no frames left for the VM's {what}"),
-            Self::NoFeature(name) => write!(f, "the VM can't have the feature {name} of cpuid= on this machine"),
+            Self::NoFeature(name) => write!(f, "the VM can't have {} of cpuid= on this machine", Feature(name)),
             Self::Lacking(missing) => write!(f, "this machine lacks {missing}"),
             Self::Leaked(frames, stop) => {
                 write!(f, "{frames} frames of the VM did not come back; it stopped because: {stop}")

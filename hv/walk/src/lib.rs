@@ -61,6 +61,7 @@ pub use mode::{Controls, Features, Mode, Paging, PdpteError, load_pdptes};
 pub use operand::Operands;
 
 use addr::{Gpa, Gva, PageSize};
+use arch::page_fault;
 use arch::paging::{ACCESSED, ADDRESS, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE};
 use core::fmt;
 
@@ -167,15 +168,15 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct ErrorCode: u32 {
         /// P: a page was there, the access was not allowed.
-        const PRESENT = 1 << 0;
+        const PRESENT = page_fault::PRESENT;
         /// W/R: it was a write.
-        const WRITE = 1 << 1;
+        const WRITE = page_fault::WRITE;
         /// U/S: it was made at CPL 3.
-        const USER = 1 << 2;
+        const USER = page_fault::USER;
         /// RSVD: an entry has a reserved bit set.
-        const RESERVED = 1 << 3;
+        const RESERVED = page_fault::RESERVED;
         /// I/D: it was a fetch (set only if NX or SMEP is on).
-        const FETCH = 1 << 4;
+        const FETCH = page_fault::FETCH;
     }
 }
 

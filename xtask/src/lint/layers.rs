@@ -59,7 +59,7 @@ const LAYERS: [(&str, &[&str]); 28] = [
     ("base", &["abi", "addr", "arch"]),
     ("guest-tests", &["abi", "addr", "arch", "base"]),
     ("guest-tests-32", &["abi", "addr", "arch", "base"]),
-    ("guest-tests-linux", &[]),
+    ("guest-tests-linux", &["abi", "arch"]),
     ("xtask", &["abi", "arch"]),
 ];
 

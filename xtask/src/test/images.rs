@@ -1,5 +1,6 @@
 //! Images made from one of our guests: of another kind, or with something wrong.
 
+use abi::multiboot::{HAS_ADDRESS_FIELDS, HEADER_MAGIC, HEADER_SEARCH_BYTES, header};
 use anyhow::{Context, Result, bail};
 use std::ops::Range;
 
@@ -24,11 +25,6 @@ pub(crate) enum Change {
     RequiresSmbios,
 }
 
-const MULTIBOOT_MAGIC: u32 = 0x1BAD_B002;
-/// The header lies in the first 8192 bytes, 4-byte aligned (Multiboot specification 0.6.96, section 3.1).
-const MULTIBOOT_SEARCH: usize = 8192;
-const MULTIBOOT_FLAGS: usize = 4;
-const MULTIBOOT_CHECKSUM: usize = 8;
 const MULTIBOOT2_MAGIC: u32 = 0xE852_50D6;
 /// As far as the header can be (Multiboot2 specification 2.0, section 3.1.1).
 const MULTIBOOT2_SEARCH: usize = 32768;
@@ -37,9 +33,6 @@ const MULTIBOOT2_CHECKSUM: usize = 12;
 const MULTIBOOT2_REQUEST: usize = 24;
 /// The type of the tag with SMBIOS's tables.
 const SMBIOS: u32 = 13;
-/// The flag that says that the address fields are valid.
-const MULTIBOOT_ADDRESSES: u32 = 1 << 16;
-const MULTIBOOT_BSS_END: usize = 24;
 
 // The ELF64 header, and a program header's fields.
 const E_ENTRY: usize = 0x18;
@@ -73,8 +66,8 @@ pub(crate) fn changed(good: &[u8], change: Change) -> Result<Vec<u8>> {
         }
         Change::NotAnElf => image = b"this is no image of a guest\n".repeat(100),
         Change::NoHeader => {
-            let at = header(&image)?;
-            image[at + MULTIBOOT_CHECKSUM] ^= 1;
+            let at = header_at(&image)?;
+            image[at + header::CHECKSUM] ^= 1;
         }
         Change::NoMultiboot2 => {
             let at = header2(&image)?;
@@ -86,8 +79,8 @@ pub(crate) fn changed(good: &[u8], change: Change) -> Result<Vec<u8>> {
             put(&mut image, at + MULTIBOOT2_REQUEST, &SMBIOS.to_le_bytes())?;
         }
         Change::BeyondMemory => {
-            let at = header(&image)?;
-            put(&mut image, at + MULTIBOOT_BSS_END, &(FAR as u32).to_le_bytes())?;
+            let at = header_at(&image)?;
+            put(&mut image, at + header::BSS_END, &(FAR as u32).to_le_bytes())?;
             let last = load_segments(&image)?.last().copied().context("the image has no segment to load")?;
             put(&mut image, last + P_MEMSZ, &FAR.to_le_bytes())?;
         }
@@ -119,17 +112,17 @@ fn elf32(good: &[u8]) -> Result<Vec<u8>> {
     let mut image = good.to_vec();
     put(&mut image, 0, &headers)?;
 
-    let header = header(&image)?;
-    let flags = field(header + MULTIBOOT_FLAGS, 4)? as u32 & !MULTIBOOT_ADDRESSES;
-    put(&mut image, header + MULTIBOOT_FLAGS, &flags.to_le_bytes())?;
-    let checksum = 0u32.wrapping_sub(MULTIBOOT_MAGIC).wrapping_sub(flags);
-    put(&mut image, header + MULTIBOOT_CHECKSUM, &checksum.to_le_bytes())?;
+    let at = header_at(&image)?;
+    let flags = field(at + header::FLAGS, 4)? as u32 & !HAS_ADDRESS_FIELDS;
+    put(&mut image, at + header::FLAGS, &flags.to_le_bytes())?;
+    let checksum = 0u32.wrapping_sub(HEADER_MAGIC).wrapping_sub(flags);
+    put(&mut image, at + header::CHECKSUM, &checksum.to_le_bytes())?;
     Ok(image)
 }
 
 /// Where the multiboot header is.
-fn header(image: &[u8]) -> Result<usize> {
-    find(image, MULTIBOOT_MAGIC, MULTIBOOT_SEARCH).context("the image has no multiboot header")
+fn header_at(image: &[u8]) -> Result<usize> {
+    find(image, HEADER_MAGIC, HEADER_SEARCH_BYTES).context("the image has no multiboot header")
 }
 
 /// Where the multiboot2 header is.
@@ -181,8 +174,8 @@ mod tests {
         image[0x40 + 56] = 1;
         image[0x78 + P_OFFSET + 1] = 2;
         image[0x78 + P_FILESZ + 1] = 1;
-        image[0x200..0x204].copy_from_slice(&MULTIBOOT_MAGIC.to_le_bytes());
-        image[0x204..0x208].copy_from_slice(&(MULTIBOOT_ADDRESSES | 3).to_le_bytes());
+        image[0x200..0x204].copy_from_slice(&HEADER_MAGIC.to_le_bytes());
+        image[0x204..0x208].copy_from_slice(&(HAS_ADDRESS_FIELDS | 3).to_le_bytes());
         image[0x240..0x244].copy_from_slice(&MULTIBOOT2_MAGIC.to_le_bytes());
         image
     }
@@ -200,7 +193,7 @@ mod tests {
         assert_eq!(segments, [(0x200, 0x100)]);
         let [magic, flags, checksum] = [0x200, 0x204, 0x208].map(|at| number(&small, at..at + 4).unwrap());
         assert_eq!((magic + flags + checksum) as u32, 0);
-        assert_eq!(flags as u32 & MULTIBOOT_ADDRESSES, 0);
+        assert_eq!(flags as u32 & HAS_ADDRESS_FIELDS, 0);
     }
 
     #[test]
@@ -222,7 +215,7 @@ mod tests {
         assert_eq!(differing(Change::RequiresSmbios), [0x258]);
 
         let beyond = changed(&good, Change::BeyondMemory).unwrap();
-        assert_eq!(number(&beyond, 0x200 + MULTIBOOT_BSS_END..0x204 + MULTIBOOT_BSS_END), Some(FAR));
+        assert_eq!(number(&beyond, 0x200 + header::BSS_END..0x204 + header::BSS_END), Some(FAR));
         assert_eq!(number(&beyond, 0x78 + P_MEMSZ..0x80 + P_MEMSZ), Some(FAR));
         assert_eq!(number(&beyond, 0x40 + P_MEMSZ..0x48 + P_MEMSZ), Some(0));
     }

@@ -667,7 +667,7 @@ mod tests {
     use super::*;
     use crate::build;
     use abi::options::{self, self_test};
-    use abi::reasons::Stuck;
+    use abi::reasons::{Feature, Stuck};
 
     /// The guests and their command lines.
     fn command_lines() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -705,9 +705,36 @@ mod tests {
     #[test]
     fn rows_say_what_the_hypervisor_says() {
         let row = |name| rows().find(|row| row.name == name).unwrap();
+        assert_eq!(row("no-such-feature").hypervised.text, Feature("clwb").to_string());
         assert_eq!(row("hv-stuck").hypervised.text, Stuck(1).to_string());
         assert!(row("too-much-reserved").hypervised.text.ends_with(reasons::RESERVED));
         assert!(row("two-refused").refused_beside.unwrap().1.ends_with(reasons::WRONG_CHECKSUM));
+    }
+
+    /// The names of rows on a page, which stand behind the word.
+    fn named_on(page: &str) -> Vec<&str> {
+        let mut names = Vec::new();
+        for list in page.split("row `").chain(page.split("rows `")).filter(|list| !page.starts_with(list)) {
+            let mut parts = list.split('`');
+            names.extend(parts.next());
+            while let (Some(", " | " and "), Some(name)) = (parts.next(), parts.next()) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// `fair-…` are all that begin so.
+    #[test]
+    fn the_design_names_rows_that_exist() {
+        assert_eq!(named_on("row `a`, rows `b`, `c-…` and `d`; `e`"), ["a", "b", "c-…", "d"]);
+        let names = named_on(include_str!("../../../hv/DESIGN.md"));
+        assert!(names.len() > 10, "{names:?}");
+        for name in names {
+            let is_named =
+                |row: &Row| name.strip_suffix('…').map_or(row.name == name, |start| row.name.starts_with(start));
+            assert!(rows().any(is_named), "there is no row {name}");
+        }
     }
 
     #[test]

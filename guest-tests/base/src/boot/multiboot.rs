@@ -1,20 +1,9 @@
 //! Multiboot specification 0.6.96, section 3.3.
 
+use abi::multiboot::flag;
 use core::ptr;
 
 use super::{Information, Region, bytes, entry, region, u32_at};
-
-/// What EAX holds.
-pub(super) const LOADER_MAGIC: u32 = 0x2bad_b002;
-
-/// Bits of [`Info::flags`]: which of the information is valid.
-mod flag {
-    pub(super) const MEMORY: u32 = 1 << 0;
-    pub(super) const COMMAND_LINE: u32 = 1 << 2;
-    pub(super) const MODULES: u32 = 1 << 3;
-    pub(super) const MEMORY_MAP: u32 = 1 << 6;
-    pub(super) const LOADER_NAME: u32 = 1 << 9;
-}
 
 /// The information as it lies in memory, to the last field used.
 #[repr(C)]

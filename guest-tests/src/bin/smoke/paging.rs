@@ -1,6 +1,7 @@
 //! The guest's own page tables at work.
 
 use addr::{Gva, PAGE_SIZE, PageSize};
+use arch::page_fault;
 use guest::boot::Boot;
 use guest::cpuid::cpuid;
 use guest::interrupts::{PAGE_FAULT, expect_fault};
@@ -10,10 +11,10 @@ use guest::paging::{ACCESSED, DIRTY, Rights, leaf, map, map_2m, unmap};
 use guest::place::Place;
 use guest::{check_eq, processor, ram, skip_unless};
 
-/// Bits of a page fault's error code.
-const PRESENT: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const FETCH: u64 = 1 << 4;
+/// Bits of a page fault's error code, as wide as the processor pushes it.
+const PRESENT: u64 = page_fault::PRESENT as u64;
+const WRITE: u64 = page_fault::WRITE as u64;
+const FETCH: u64 = page_fault::FETCH as u64;
 
 const EDX_NX: u32 = 1 << 20;
 

@@ -6,6 +6,7 @@
 #![no_main]
 
 use abi::options::guest::key;
+use arch::page_fault;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use guest32::boot::Boot;
@@ -202,7 +203,10 @@ impl World {
         match store() {
             None => check!(old.writable, "page {index} is not to be written"),
             Some(fault) => {
-                check!(!old.writable && tells(&fault, 3, address(index)), "page {index}: {fault:x?}");
+                check!(
+                    !old.writable && tells(&fault, page_fault::PRESENT | page_fault::WRITE, address(index)),
+                    "page {index}: {fault:x?}"
+                );
                 let frame = self.new_frame();
                 (0..4).for_each(|n| frame.dword(n).store(old.frame.dword(n).load(Relaxed), Relaxed));
                 self.map(process.space, index, Slot { frame, ..slot });

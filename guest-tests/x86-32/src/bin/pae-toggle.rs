@@ -8,6 +8,7 @@
 #![no_main]
 
 use abi::options::guest::key;
+use arch::page_fault::{FETCH, PRESENT as PROTECTION};
 use core::hint;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -34,10 +35,6 @@ const CODE: u32 = 16;
 
 /// In turns of a loop.
 const LONGEST_PAUSE: u64 = 1_000;
-
-/// Bits of error codes.
-const PROTECTION: u32 = 1 << 0;
-const FETCH: u32 = 1 << 4;
 
 /// What an access yields, or the error code of its page fault.
 type Yield = Result<u32, u32>;

@@ -8,6 +8,7 @@
 
 use abi::hypercall::ABI_VERSION;
 use abi::options::guest::key;
+use arch::page_fault;
 use core::arch::naked_asm;
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -181,11 +182,10 @@ fn page_fault(_: &Boot) -> Outcome {
 
 /// From ring 3 the handler gets the stack of the TSS, and U in the error code.
 fn page_fault_in_user_mode(_: &Boot) -> Outcome {
-    const USER_READ: u32 = 1 << 2;
     in_both_modes(|world| {
         // MOV EAX, [ECX].
         let fault = world.run_in_user_mode(&[0x8b, 0x01]);
-        check_eq!((fault.frame.vector, fault.frame.error, fault.cr2), (PAGE_FAULT, USER_READ, AT));
+        check_eq!((fault.frame.vector, fault.frame.error, fault.cr2), (PAGE_FAULT, page_fault::USER, AT));
         check_eq!((fault.frame.eip, fault.frame.cs & 3), (USER_CODE, 3));
         Ok(())
     })
@@ -224,7 +224,7 @@ fn no_execute_is_reserved_without_nxe(_: &Boot) -> Outcome {
 
 /// Whether the error code of a page fault has RSVD set. QEMU's TCG leaves out P, which belongs to it.
 fn has_reserved(fault: &Fault) -> bool {
-    fault.frame.error & 1 << 3 != 0
+    fault.frame.error & page_fault::RESERVED != 0
 }
 
 /// Whether PDPTEs have to be held.

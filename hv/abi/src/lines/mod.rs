@@ -5,6 +5,7 @@
 
 mod guest;
 mod hypervisor;
+pub mod ktap;
 
 pub use guest::{Counts, Fairness, Inputs, Kinds, Latency, NumberedLine, NumberedLines, Operations};
 pub use hypervisor::{Accounts, Addresses, Backtrace, HeapUsage, PastLimit, StartToGuest, VerdictLine};

@@ -2,10 +2,12 @@
 
 use super::world::{LARGE, World};
 use crate::arena::Arena;
+use crate::view::Touched;
 use crate::{ViewState, poll_idle};
 use abi::hypercall::{Refused, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use loader::{Paging, VmConfig};
+use mmu::Fault;
 use rcu::Tlb;
 use vm::{Memory, NestedFault, Resolved};
 
@@ -39,6 +41,26 @@ fn what_a_guest_gives_back_is_had_again_at_once() {
         assert_eq!(world.fault(page * PAGE_SIZE), Resolved::Retry, "page {page}");
         assert_eq!(world.read(page * PAGE_SIZE), 0, "page {page}");
     }
+    world.end();
+}
+
+/// Two vCPUs have found the same page missing, and each has a page for it.
+#[test]
+fn a_fault_that_is_too_late_gives_its_page_back() {
+    let domain = Arena::domain(FRAMES);
+    let mut world = World::new(&domain, &config());
+    assert_eq!(world.fault(PAGE_SIZE), Resolved::Retry);
+    let before = world.outstanding();
+
+    let view = world.view();
+    let rooms = [(); 2].map(|()| match view.vm.tree.fault(view.cpu.read(), Gpa::new(0), PageSize::Size4K) {
+        Ok(Fault::Room(room)) => room,
+        _ => panic!("there is no page"),
+    });
+    for room in rooms {
+        assert_eq!(view.fill(room), Ok(Touched::Mapped));
+    }
+    assert_eq!(world.outstanding(), before + 1);
     world.end();
 }
 

@@ -339,6 +339,21 @@ fn without_accessed_and_dirty_bits_writable_means_dirty() {
 }
 
 #[test]
+fn a_page_that_software_writes_is_dirty() {
+    with_tree::<Npt>(8, |tree, cpu, _| {
+        let leaf = || tree.translate(cpu.read(), Gpa::new(0)).unwrap().leaf;
+        tree.map(cpu.read(), Gpa::new(0), page(0x8000), PageSize::Size4K).unwrap();
+        tree.dirty_log(cpu, WHOLE, |_| panic!("nothing has written it")).unwrap();
+        assert!(!leaf().dirty && !leaf().accessed);
+        assert_eq!(tree.write(cpu.read(), Gpa::new(0), |found| found.hpa), Ok(Hpa::new(0x800_0000)));
+        assert!(leaf().dirty && leaf().accessed);
+        let mut dirty = 0;
+        tree.dirty_log(cpu, WHOLE, |_| dirty += 1).unwrap();
+        assert_eq!(dirty, 1);
+    });
+}
+
+#[test]
 fn a_table_moves_with_its_pages() {
     with_tree::<Npt>(8, |tree, cpu, memory| {
         tree.map(cpu.read(), Gpa::new(0x5000), page(0x8000), PageSize::Size4K).unwrap();

@@ -406,6 +406,22 @@ fn each_of_several_shadows_of_a_table_is_write_protected() {
     }
 }
 
+/// The write comes before the table is write-protected, so that no exit tells of it.
+#[test]
+fn an_entry_that_changes_during_the_fault_is_not_mapped_as_it_was() {
+    with_guest(two_levels(0x3067), TWO_LEVELS, CAPACITY, |guest, cpu| {
+        let (at, word) = (Gpa::new(0x2000), 0x4067u32);
+        guest.memory.meanwhile.set(Some((at, word)));
+        guest.oracle.write(at, &word.to_le_bytes());
+        let registers = &guest.vcpus[0].registers;
+        let outcome = guest.shadows.fault(cpu, guest.memory, 0, registers, Gva::new(0), WRITE);
+        assert_eq!(outcome, Ok(FaultOutcome::Retry));
+        assert!(!guest.is_mapped(guest.shadows.root(0), Gva::new(0)));
+        guest.access(cpu, 0, Gva::new(0), WRITE, 5);
+        assert_eq!(guest.memory.read_u32(Gpa::new(0x4000)), Some(5));
+    });
+}
+
 /// A vCPU faults through a directory's entry whose bytes are written, before [`Shadow::write`] has handled the write.
 #[test]
 fn an_entry_whose_write_is_not_handled_yet_leaves_a_common_table_as_it_is() {

@@ -23,6 +23,8 @@ pub(super) struct GuestMemory {
     moved: RefCell<[u64; PAGES as usize]>,
     /// How many calls of `backing` succeed until one fails.
     pub(super) budget: Cell<Option<usize>>,
+    /// What another vCPU writes during the next call of `backing`.
+    pub(super) meanwhile: Cell<Option<(Gpa, u32)>>,
 }
 
 const fn backed(at: u64) -> bool {
@@ -31,7 +33,12 @@ const fn backed(at: u64) -> bool {
 
 impl GuestMemory {
     pub(super) fn new(words: Words) -> Self {
-        Self { words: RefCell::new(words), moved: RefCell::default(), budget: Cell::new(None) }
+        Self {
+            words: RefCell::new(words),
+            moved: RefCell::default(),
+            budget: Cell::new(None),
+            meanwhile: Cell::new(None),
+        }
     }
 
     /// Gives small page `page` another frame.
@@ -130,6 +137,9 @@ impl Memory for GuestMemory {
     fn backing(&self, at: Gpa, _write: bool) -> Result<Backing, NoMemory> {
         if let Some(budget) = self.budget.get() {
             self.budget.set(Some(budget.checked_sub(1).ok_or(NoMemory)?));
+        }
+        if let Some((at, word)) = self.meanwhile.take() {
+            self.write(at, &word.to_le_bytes());
         }
         let size = if at.raw() < LARGE { PageSize::Size4K } else { PageSize::Size2M };
         let page = BackingPage { pfn: self.frame(at.raw()), write: at.frame().raw() != ROM, size };

@@ -1,5 +1,8 @@
 //! What the manual says.
 
+use arch::page_fault::{FETCH, USER, WRITE};
+pub(crate) use arch::page_fault::{PRESENT, RESERVED};
+
 use crate::combination::{Combination, Flags};
 use guest32::paging::{ACCESSED, DIRTY, Mode};
 
@@ -51,13 +54,6 @@ pub(crate) struct Expected {
     pub(crate) error_code: Option<u32>,
     write: bool,
 }
-
-/// Bits of error codes.
-pub(crate) const PRESENT: u32 = 1 << 0;
-const WRITE: u32 = 1 << 1;
-const USER: u32 = 1 << 2;
-pub(crate) const RESERVED: u32 = 1 << 3;
-const FETCH: u32 = 1 << 4;
 
 /// Where a walk ends before its page.
 enum End {

@@ -4,7 +4,7 @@
 use abi::hypercall::Number;
 use abi::mmio;
 use abi::options::guest::mode;
-use abi::ports::{BOCHS_SHUTDOWN, DEBUG_EXIT};
+use abi::ports::{BOCHS_SHUTDOWN, DEBUG_EXIT, KEYBOARD_COMMAND, PCI_ADDRESS, PCI_DATA, PM1_CONTROL, RESET_CONTROL};
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -460,17 +460,19 @@ impl Input {
             0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x2f8, 0x3d4, 0x510, 0x511, 0x514, 0x608, 0xcf8, 0xcfc, 0x402,
             0xb2, 0x1ce, 0xffff,
         ];
+        const PORT_92: u16 = 0x92;
+        const ENDING: &[u16] = &[DEBUG_EXIT, KEYBOARD_COMMAND, PORT_92, RESET_CONTROL, BOCHS_SHUTDOWN, PM1_CONTROL];
         let port = match self.random.below(8) {
             0 => self.random.next_u64() as u16,
-            // These end the VM, or may.
-            1 if self.one_in(256) => *pick(&mut self.random, &[DEBUG_EXIT, 0x64, 0x92, 0xcf9, BOCHS_SHUTDOWN, 0x604]),
+            // An access there ends the VM, or may.
+            1 if self.one_in(256) => *pick(&mut self.random, ENDING),
             _ => *pick(&mut self.random, KNOWN),
         };
         if port == DEBUG_EXIT && !self.one_in(64) {
             return self.code.push_string(&mut self.random);
         }
         // A write of two bytes there is one to the port that resets the machine.
-        let port = if port == 0xcf8 && !self.one_in(64) { 0xcfc } else { port };
+        let port = if port == PCI_ADDRESS && !self.one_in(64) { PCI_DATA } else { port };
         let value = self.random.next_u64() as u32;
         self.code.set(EDX, port.into());
         self.code.set(EAX, value);
