@@ -195,8 +195,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
             config,
         } = self;
         (*pic, *uart, *pit, *keyboard) = (Pic::new(), Uart::new(), Pit::new(), Keyboard::new());
-        (*ioapic, *hpet, *pm, *pci) =
-            (IoApic::new(config.cpus as u8), Hpet::new(), PowerManagement::new(), Pci::new());
+        (*ioapic, *hpet, *pm, *pci) = (IoApic::new(config.cpus as u8), Hpet::new(), PowerManagement::new(), Pci::new());
         *fw_cfg = FwCfg::new(config);
         (*port_92, *reset_control, *levels) = (PORT_92_A20, 0, 0);
         rtc.reset(config);
@@ -663,7 +662,8 @@ mod tests {
 
     /// What a guest can read of the devices without a change to them, but for CMOS memory.
     fn shown(board: &mut Board<&mut dyn FnMut(u8), At<'_>>) -> Vec<u32> {
-        const PORTS: [u16; 14] = [0x21, 0xa1, 0x61, 0x92, 0x3f9, 0x3fb, 0x3fc, 0x3ff, 0x4d0, 0x4d1, 0xcf9, 0xe0, 0x600, 0x602];
+        const PORTS: [u16; 14] =
+            [0x21, 0xa1, 0x61, 0x92, 0x3f9, 0x3fb, 0x3fc, 0x3ff, 0x4d0, 0x4d1, 0xcf9, 0xe0, 0x600, 0x602];
         let mut shown: Vec<_> = PORTS.iter().map(|&port| board.read(port, Size::Byte)).collect();
         shown.push(board.read(0xcf8, Size::Dword));
         for at in [0xfec0_0010, 0xfed0_0010, 0xfed0_0100, 0xff00_0000] {
@@ -679,7 +679,17 @@ mod tests {
         printed(|board, time| {
             let new = shown(board);
             write_all(board, &PIC_SETUP);
-            let writes = [(0x21, 0), (0xa1, 0), (0x61, 1), (0x3fb, 3), (0x3f9, 1), (0x3fc, 0xb), (0x3ff, 7), (0x4d0, 8), (0x4d1, 8)];
+            let writes = [
+                (0x21, 0),
+                (0xa1, 0),
+                (0x61, 1),
+                (0x3fb, 3),
+                (0x3f9, 1),
+                (0x3fc, 0xb),
+                (0x3ff, 7),
+                (0x4d0, 8),
+                (0x4d1, 8),
+            ];
             write_all(board, &writes);
             write_all(board, &[(0x43, 0x34), (0x40, 1), (0x40, 1), (0x92, 2), (0xcf9, 2), (0xe0, 9), (0x602, 1)]);
             let _ = board.write(0xcf8, Size::Dword, 0x8000_0000);

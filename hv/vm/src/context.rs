@@ -4,7 +4,7 @@ use crate::cpuid::{CpuModel, HostCpuid, Table, Topology};
 use crate::msr::Msrs;
 use crate::shared::Vm;
 use crate::stats::Stats;
-use apic::LocalApic;
+use apic::{LocalApic, Posted};
 use devices::{Clock, Sink};
 use emul::mmio::Memo;
 use walk::{Features, FetchCache};
@@ -30,6 +30,8 @@ pub struct Context<S> {
     pub(crate) nmi: bool,
     /// An ExtINT message asks for an interrupt of the 8259s.
     pub(crate) ext_int: bool,
+    /// The number of the reset for which the vCPU has last left its guest.
+    pub(crate) resets: u64,
 }
 
 /// What a vCPU does between its exits (Intel SDM vol. 3, section 25.4.2: the activity states).
@@ -46,6 +48,11 @@ pub enum Activity {
 }
 
 impl Activity {
+    /// What the vCPU of this number does after a reset.
+    const fn at_reset(index: usize) -> Self {
+        if index == 0 { Self::Running } else { Self::AwaitingSipi }
+    }
+
     /// Whether an interrupt ends it, or nothing is there to be ended.
     pub(crate) const fn is_wakeable(self) -> bool {
         matches!(self, Self::Running | Self::Halted)
@@ -66,14 +73,41 @@ impl<S: Copy> Context<S> {
             code: FetchCache::new(),
             memo: Memo::new(),
             stats: Stats::default(),
-            activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
+            activity: Activity::at_reset(index),
             apic: LocalApic::new(index as u32, posted),
             msrs: Msrs::new(features.maxphyaddr),
             given_up: 0,
             told_of_long_mode: false,
             nmi: false,
             ext_int: false,
+            resets: 0,
         }
+    }
+
+    /// As [`new`](Self::new) makes it, but for the account of its exits.
+    pub(crate) fn reset(&mut self, posted: &Posted) {
+        let Self {
+            index,
+            cpuid,
+            features,
+            cr4_bits: _,
+            code,
+            memo,
+            stats: _,
+            activity,
+            apic,
+            msrs,
+            given_up,
+            told_of_long_mode,
+            nmi,
+            ext_int,
+            resets: _,
+        } = self;
+        cpuid.set_apic(true);
+        (*code, *memo) = (FetchCache::new(), Memo::new());
+        *activity = Activity::at_reset(*index);
+        (*apic, *msrs) = (LocalApic::new(*index as u32, posted), Msrs::new(features.maxphyaddr));
+        (*given_up, *told_of_long_mode, *nmi, *ext_int) = (0, false, false, false);
     }
 
     /// Its number in its VM.

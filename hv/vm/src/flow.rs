@@ -18,7 +18,7 @@ pub enum Flow {
     Stop(Stop),
 }
 
-/// Why a VM has ended.
+/// Why a VM has ended, or begins anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The guest wrote this value to the exit port; 0 is success.
@@ -27,7 +27,7 @@ pub enum Stop {
     TripleFault,
     /// The guest switched its machine off.
     PoweredOff,
-    /// The guest asked for a reset, which ends a VM here.
+    /// The guest asked for a reset.
     Reset,
     /// Every vCPU is halted, and no interrupt can wake one.
     Halted,
