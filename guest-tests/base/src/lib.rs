@@ -21,6 +21,7 @@ pub mod port;
 pub mod ram;
 pub mod random;
 pub mod recovery;
+pub mod reset;
 pub mod smp;
 pub mod start;
 pub mod startup;

@@ -35,6 +35,8 @@ pub mod key {
     pub const CPUID: &str = "cpuid";
     /// The number of its modules.
     pub const MODULES: &str = "modules";
+    /// What a reset of its machine does: one of [`on_reset`](super::on_reset).
+    pub const ON_RESET: &str = "on-reset";
     /// Seconds after which it ends as hung; 0 is never.
     pub const LIMIT: &str = "limit";
 }
@@ -104,6 +106,14 @@ pub mod input {
     pub const ON: &str = "on";
     /// It does not.
     pub const OFF: &str = "off";
+}
+
+/// What a reset of a VM's machine does.
+pub mod on_reset {
+    /// It ends the VM.
+    pub const END: &str = "end";
+    /// The VM begins anew from its image.
+    pub const RESTART: &str = "restart";
 }
 
 /// Words for the test guests, in their own command lines. Most are followed by a value: `--seed 7`.

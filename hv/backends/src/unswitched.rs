@@ -83,6 +83,8 @@ impl UnswitchedState {
     }
 
     /// RESET: the registers of the processor, whose owner this state's vCPU is, are as after reset.
+    // In this module, whose code alone may touch these registers (`cargo xtask build`).
+    #[inline(never)]
     pub(crate) fn power_on(&mut self) {
         *self = Self::after_reset(self.msrs);
         self.load();

@@ -8,7 +8,8 @@ use crate::verdict::{self, Verdict};
 use abi::reasons::OVERCOMMITTED;
 use backends::Backend;
 use loader::need::{self, Free};
-use loader::{BootInfo, Need, VmPlan};
+use loader::rom::Rom;
+use loader::{BootInfo, Need, OnReset, VmPlan};
 use memory::Nested;
 
 /// Ends the run if there is too little memory for some VM, and sets aside what all need in common. Returns the firmware's tables,
@@ -36,6 +37,10 @@ fn need_of<B: Backend<Tables: Nested>>(boot: &BootInfo, plan: &VmPlan, firmware:
     let modules = plan.modules.clone().chain([plan.image]).map(|module| &boot.modules[module].range);
     let files = modules.map(|range| range.end.raw() - range.start.raw());
     let vcpus = (0..plan.config.vcpus).flat_map(|_| CpuTask::<B>::allocations());
-    plan.config
-        .need(files.chain([firmware.bytes().len() as u64]), Guest::<B::Tables>::allocations(&plan.config).chain(vcpus))
+    let restarts = plan.config.on_reset == OnReset::Restart;
+    let rom = restarts.then(|| Rom::allocations(firmware.bytes().len())).into_iter().flatten();
+    plan.config.need(
+        files.chain([firmware.bytes().len() as u64]),
+        Guest::<B::Tables>::allocations(&plan.config).chain(vcpus).chain(rom),
+    )
 }

@@ -214,7 +214,8 @@ impl Qemu {
             Engine::TcgIcount { .. } => ("tcg,thread=single", TCG_CPU),
         };
         let icount;
-        let mut arguments = vec!["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "pc"];
+        let mut arguments = vec!["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc"];
+        arguments.extend(["-action", if boot.is_reset { "reboot=reset" } else { "reboot=shutdown" }]);
         arguments.extend(["-accel", accel, "-cpu", self.cpu.as_deref().unwrap_or(cpu), "-smp", &cpus, "-m", &memory]);
         if let Engine::TcgIcount { shift } = self.engine {
             icount = format!("shift={shift},sleep=off");
@@ -286,8 +287,14 @@ mod tests {
 
     #[test]
     fn the_command_line_has_what_was_asked_for() {
-        let boot =
-            Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4, vms: Vec::new(), input: None };
+        let boot = Boot {
+            from: Medium::Iso("x".into()),
+            memory: Size::mib(512),
+            cpus: 4,
+            vms: Vec::new(),
+            input: None,
+            is_reset: false,
+        };
         let line = |engine, cpu: Option<&str>| {
             let qemu = Qemu::new(engine, cpu.map(str::to_string));
             joined(&qemu.arguments(&boot, "stdio"))
@@ -295,6 +302,10 @@ mod tests {
         let tcg = line(Engine::Tcg, None);
         assert!(tcg.contains("-cpu|EPYC,+svm|-smp|4|-m|512M"), "{tcg}");
         assert!(!tcg.contains("icount"), "{tcg}");
+        assert!(tcg.contains("-action|reboot=shutdown"), "{tcg}");
+        let reset = Boot { is_reset: true, ..boot.clone() };
+        let qemu = Qemu::new(Engine::Tcg, None);
+        assert!(joined(&qemu.arguments(&reset, "stdio")).contains("-action|reboot=reset"));
         assert!(line(Engine::ICOUNT, Some("max")).contains("-cpu|max|-smp|4|-m|512M|-icount|shift=0,sleep=off"));
         assert!(line(Engine::Kvm, None).contains("-accel|kvm|-cpu|host"));
     }

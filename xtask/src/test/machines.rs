@@ -296,6 +296,7 @@ impl Job {
             vcpus: row.vcpus,
             memory: row.memory,
             input: row.typed.then(typed).transpose()?,
+            on_reset: row.on_reset,
             ..Guest::new(Image::new(image, words))
         };
         let more = (1..=row.more).map(|number| Guest { name: format!("vm{number}"), ..guest.clone() });
