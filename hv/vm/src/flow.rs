@@ -65,7 +65,7 @@ impl fmt::Display for Stop {
             Self::TripleFault => f.write_str("triple fault in the guest"),
             Self::PoweredOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str("the guest asked for a reset"),
-            Self::Halted => f.write_str("the guest halted with interrupts off: nothing can wake it"),
+            Self::Halted => f.write_str(reasons::HALTED),
             Self::OutOfMemory => f.write_str(reasons::NO_FRAME),
             Self::Limit => f.write_str(reasons::PAST_LIMIT),
             Self::Misconfigured(at) => {

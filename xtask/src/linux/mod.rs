@@ -33,7 +33,7 @@ const TIMEOUT: u32 = 600;
 ///
 /// The kernel and busybox are Debian's, and come by apt-get into target/linux/ when they are first needed. The script runs as root
 /// with busybox's commands and our stress program: `stress seed=N ops=N threads=N`, and on amd64 `stress32`, the same with 32 bits.
-/// Linux powers off when it ends. The run has passed if the script ended with status 0, no KTAP line says 'not ok', and no line says
+/// Linux powers off when it ends; one that halts and says 'System halted' has powered off as well. The run has passed if the script ended with status 0, no KTAP line says 'not ok', and no line says
 /// 'Kernel panic' or 'BUG:'. Without --run it is a shell on this terminal: ctrl-a x leaves, `exit` powers off.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = AFTER_HELP)]
