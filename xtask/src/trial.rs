@@ -387,12 +387,9 @@ mod tests {
             Guest { name: "b".into(), vcpus: 3, memory: Size::mib(1024), ..Guest::new(Image::new("other", "c")) };
         let two = Trial { guests: vec![guest(), second.clone()], ..trial(60) };
         let images = two.images();
-        assert!(
-            images
-                .kernel
-                .words
-                .contains("limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,memory=touch,pages=2m,input=off,modules=0,on-reset=end,")
-        );
+        assert!(images.kernel.words.contains(
+            "limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,memory=touch,pages=2m,input=off,modules=0,on-reset=end,"
+        ));
         assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", ""), ("other", "c")]);
         assert_eq!((two.memory(), two.cpus()), (Size::mib(64 + 1024 + 256), 4));
         assert_eq!(Trial { ram: Some(Size::mib(128)), ..two.clone() }.memory(), Size::mib(128));

@@ -13,7 +13,7 @@ use crate::machine::{Image, Machine, run_folder};
 use crate::run::{self, MachineArgs};
 use crate::size::Size;
 use crate::toolchain::Target;
-use crate::trial::{Guest, Paging};
+use crate::trial::{Guest, OnReset, Paging};
 use abi::options::MAX_VCPUS;
 use anyhow::{Context, Result};
 use initrd::Archive;
@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// How the guest's memory is translated
     #[arg(long, value_enum, default_value = "nested")]
     paging: Paging,
+    /// What becomes of the guest when it resets its machine, by a triple fault among other ways
+    #[arg(long, value_enum, default_value = "end")]
+    on_reset: OnReset,
     #[command(flatten)]
     demands: Demands,
     #[command(flatten)]
@@ -140,6 +143,7 @@ impl Args {
             memory: self.mem,
             paging: self.paging,
             input: self.input(machine),
+            on_reset: self.on_reset,
             demands: self.demands.clone(),
             ..Guest::new(Image::new(kernel, words.trim_end()))
         })
