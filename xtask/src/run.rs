@@ -86,7 +86,8 @@ Examples:
   cargo xtask run --guest vmlinuz --initrd initrd.gz --cmdline console=ttyS0 --mem 512M
                                                             Linux on this terminal, whose keys go to it
 
-Keys go to a guest by its FILE alone, as they do with --input -: ctrl-a x leaves (status 130), ctrl-a h lists the keys.
+Keys go to a guest by its FILE alone, as they do with --input -: ctrl-a x leaves (status 130), ctrl-a c shows what the exits
+have cost so far, ctrl-a h lists the keys.
 
 Exit status:
     0  pass                the guest reported success, powered off, or halted as Linux's 'System halted' announces

@@ -45,3 +45,6 @@ impl fmt::Display for Stuck {
 
 /// Follows the reason for a reset after which the VM does not end.
 pub const BEGINS_ANEW: &str = "the VM begins anew";
+
+/// Before the table of a VM's exits that is printed while it runs.
+pub const EXITS_SO_FAR: &str = "exits so far:";

@@ -10,6 +10,7 @@ use crate::boot;
 use crate::rcu_domain::{self, HostMachine};
 use crate::timer;
 use crate::verdict::Verdict;
+use abi::reasons::EXITS_SO_FAR;
 use addr::Gpa;
 use alloc::vec::Vec;
 use arch::Entry;
@@ -50,7 +51,18 @@ pub(super) struct Guest<F: Nested> {
     /// When the VM has to end.
     pub(super) limit: Instant,
     stats: Mutex<Stats>,
+    so_far: Mutex<SoFar>,
     about: About,
+}
+
+/// What the exits have cost when a report is asked for, as each vCPU adds its own.
+#[derive(Default)]
+struct SoFar {
+    /// The number of the report.
+    report: u32,
+    /// How many vCPUs have added to it.
+    vcpus: usize,
+    stats: Stats,
 }
 
 impl<F: Nested> Guest<F> {
@@ -131,6 +143,7 @@ impl<F: Nested> Guest<F> {
                 .limit
                 .map_or(Instant::NEVER, |seconds| timer::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
+            so_far: Mutex::default(),
             about,
         })
     }
@@ -150,12 +163,33 @@ impl<F: Nested> Guest<F> {
 
     /// Ends the VM for this reason, which is no exit's. False if it has ended already.
     pub(super) fn end_now(&self, why: Stop) -> bool {
-        self.vm.end(why, |vcpu| rcu_domain::kick_if_away(self.place.placement.cpu_of(vcpu)))
+        self.vm.end(why, |vcpu| self.kick(vcpu))
+    }
+
+    /// Has the CPU of a vCPU look at the request that was raised.
+    pub(super) fn kick(&self, vcpu: usize) {
+        rcu_domain::kick_if_away(self.place.placement.cpu_of(vcpu));
     }
 
     /// Adds what the exits of one vCPU have cost.
     pub(super) fn add_stats(&self, stats: &Stats) {
         self.stats.lock().add(stats);
+    }
+
+    /// Adds what the exits of one vCPU have cost so far to the report of this number, which is printed with the last vCPU's.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn add_so_far(&self, report: u32, stats: &Stats) {
+        let mut so_far = self.so_far.lock();
+        if so_far.report != report {
+            *so_far = SoFar { report, ..SoFar::default() };
+            self.vm.raise_all(|vcpu| self.kick(vcpu));
+        }
+        so_far.vcpus += 1;
+        so_far.stats.add(stats);
+        if so_far.vcpus == self.vm.vcpus() {
+            self.report(&format_args!("{EXITS_SO_FAR}\n{}", so_far.stats));
+        }
     }
 
     /// Ends the VM, when no vCPU of it is left. It is still to be taken apart.

@@ -17,24 +17,21 @@ const QUIET: Duration = Duration::from_millis(1);
 /// How many bytes are written at once.
 const PART: u64 = 64 << 10;
 
-/// How far the reset of a VM has come.
-#[derive(Default)]
+/// How far the reset of a VM has come, whose vCPUs have left their guests.
 pub(super) enum Restart {
-    /// Some vCPUs have not left their guest.
-    #[default]
-    Waits,
     /// The memory below this address is taken away.
     Clears(Gpa),
     /// So much is written again.
     Loads(Progress),
 }
 
-impl Restart {
-    /// Whether the CPU has something to do.
-    pub(super) const fn has_begun(&self) -> bool {
-        !matches!(self, Self::Waits)
+impl Default for Restart {
+    fn default() -> Self {
+        Self::Clears(Gpa::new(0))
     }
+}
 
+impl Restart {
     /// Goes on with it until the slice is over, or the VM has begun anew. Whether it has.
     pub(super) fn run<F: Nested, T: Task>(
         &mut self,
@@ -59,7 +56,6 @@ impl Restart {
     /// A step, and what follows it; None if that is the guest.
     fn step<F: Nested>(&self, guest: &Guest<F>, view: &mut View<'_, 'static, F, HostMachine>) -> Option<Self> {
         match *self {
-            Self::Waits => Some(Self::Clears(Gpa::new(0))),
             Self::Clears(from) => Some(view.clear(from).map_or(Self::Loads(Progress::default()), Self::Clears)),
             Self::Loads(done) => {
                 let rom = guest.rom.as_ref()?;

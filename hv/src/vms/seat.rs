@@ -5,6 +5,7 @@ use super::console::Console;
 use super::guest::Guest;
 use super::host::{SLICE, Slice};
 use super::restart::Restart;
+use crate::console;
 use crate::rcu_domain;
 use crate::timer;
 use abi::lines::PastLimit;
@@ -40,8 +41,10 @@ pub(super) struct Seat<B: Backend<Tables: Nested>> {
     view: ViewState,
     /// When it wants to run again, if it sleeps.
     due: Instant,
-    /// Of a boot vCPU whose VM is being reset.
+    /// Of a boot vCPU whose VM begins anew.
     restart: Option<Restart>,
+    /// How many reports on its exits so far it has added to.
+    reports: u32,
 }
 
 impl<B: Backend<Tables: Nested>> Seat<B> {
@@ -56,7 +59,16 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         } else {
             Flavour::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), tag, start)))
         };
-        Self { guest, vcpu, context, tlb: Tlb::new(), view: ViewState::new(), due: Instant::NEVER, restart: None }
+        Self {
+            guest,
+            vcpu,
+            context,
+            tlb: Tlb::new(),
+            view: ViewState::new(),
+            due: Instant::NEVER,
+            restart: None,
+            reports: 0,
+        }
     }
 
     /// What one allocates. It is all that it ever does.
@@ -75,7 +87,11 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         }
         let guest = &*self.guest;
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
-        let host = Slice { guest, schedule: slice };
+        if console::breaks() != self.reports {
+            self.reports = console::breaks();
+            guest.add_so_far(self.reports, self.context.stats());
+        }
+        let host = Slice { guest, schedule: slice, reports: self.reports };
         match &mut self.vcpu {
             Flavour::Nested(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
             Flavour::Shadowed(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
@@ -94,16 +110,17 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         self.view = ViewState::new();
         self.due = Instant::NEVER;
         let view = guest.memory.view_of(index, cpu, &mut self.tlb, &self.view);
-        let (context, host) = (&mut self.context, Slice { guest, schedule: slice });
+        let (context, host) = (&mut self.context, Slice { guest, schedule: slice, reports: self.reports });
         let start = if is_boot { guest.start } else { Start::Sipi(0) };
         match &mut self.vcpu {
             Flavour::Nested(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
             Flavour::Shadowed(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
         }
-        if is_boot {
+        if is_boot && guest.vm.all_have_left() {
+            self.context.start();
             let mut restart = self.restart.take().unwrap_or_default();
             let mut view = guest.memory.view_of(index, cpu, &mut self.tlb, &self.view);
-            let is_done = guest.vm.all_have_left() && restart.run(guest, &mut view, slice);
+            let is_done = restart.run(guest, &mut view, slice);
             self.restart = (!is_done).then_some(restart);
         }
     }
@@ -135,6 +152,11 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         Arc::into_inner(guest)
     }
 
+    /// A report on the exits was asked for while the vCPU slept.
+    pub(super) fn ask_for_report(&self) {
+        self.guest.vm.raise_request(self.context.index());
+    }
+
     /// Does what can wait until the vCPU sleeps, until the CPU is `wanted`.
     pub(super) fn idles(&self, wanted: impl Fn() -> bool) {
         self.guest.memory.prezero(wanted);
@@ -151,9 +173,6 @@ impl<B: Backend<Tables: Nested>> Task for Seat<B> {
     }
 
     fn is_runnable(&self) -> bool {
-        if let Some(restart) = &self.restart {
-            return restart.has_begun() || self.has_request();
-        }
         self.context.activity() == Activity::Running || self.has_request()
     }
 

@@ -48,11 +48,6 @@ pub enum Activity {
 }
 
 impl Activity {
-    /// What the vCPU of this number does after a reset.
-    const fn at_reset(index: usize) -> Self {
-        if index == 0 { Self::Running } else { Self::AwaitingSipi }
-    }
-
     /// Whether an interrupt ends it, or nothing is there to be ended.
     pub(crate) const fn is_wakeable(self) -> bool {
         matches!(self, Self::Running | Self::Halted)
@@ -73,7 +68,7 @@ impl<S: Copy> Context<S> {
             code: FetchCache::new(),
             memo: Memo::new(),
             stats: Stats::default(),
-            activity: Activity::at_reset(index),
+            activity: if index == 0 { Activity::Running } else { Activity::AwaitingSipi },
             apic: LocalApic::new(index as u32, posted),
             msrs: Msrs::new(features.maxphyaddr),
             given_up: 0,
@@ -84,7 +79,7 @@ impl<S: Copy> Context<S> {
         }
     }
 
-    /// As [`new`](Self::new) makes it, but for the account of its exits.
+    /// As [`new`](Self::new) makes it, but for the account of its exits, and asleep: the boot vCPU is [started](Self::start) later.
     pub(crate) fn reset(&mut self, posted: &Posted) {
         let Self {
             index,
@@ -105,9 +100,14 @@ impl<S: Copy> Context<S> {
         } = self;
         cpuid.set_apic(true);
         (*code, *memo) = (FetchCache::new(), Memo::new());
-        *activity = Activity::at_reset(*index);
+        *activity = Activity::AwaitingSipi;
         (*apic, *msrs) = (LocalApic::new(*index as u32, posted), Msrs::new(features.maxphyaddr));
         (*given_up, *told_of_long_mode, *nmi, *ext_int) = (0, false, false, false);
+    }
+
+    /// The boot vCPU has something to do, after a reset for which [all have left](Vm::all_have_left) their guests.
+    pub fn start(&mut self) {
+        self.activity = Activity::Running;
     }
 
     /// Its number in its VM.

@@ -87,7 +87,8 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         self.stopped().is_some() || self.is_resetting()
     }
 
-    pub(crate) fn raise_all(&self, kick: impl FnMut(usize)) {
+    /// Raises the request to each vCPU. `kick` is called for each to which none was pending.
+    pub fn raise_all(&self, kick: impl FnMut(usize)) {
         (0..self.vcpus.len()).filter(|&vcpu| self.vcpus[vcpu].request.raise()).for_each(kick);
     }
 
@@ -118,7 +119,7 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
     }
 
     /// Raises the request to vCPU `vcpu`. False if it was pending already.
-    pub(crate) fn raise_request(&self, vcpu: usize) -> bool {
+    pub fn raise_request(&self, vcpu: usize) -> bool {
         self.vcpus[vcpu].request.raise()
     }
 

@@ -106,6 +106,9 @@ fn starts_on_kvm() -> bool {
     })
 }
 
+/// The console by a multiplexer, so that a break can be sent on it ([`line`](super::input::line)).
+const MULTIPLEXED: &str = "chardev:console";
+
 impl Accel {
     /// Decides for this machine.
     pub(crate) fn resolve(self, icount: bool, needs: Needs) -> Result<Engine> {
@@ -159,7 +162,8 @@ impl Qemu {
         let medium = medium(&boot.from, folder)?;
         let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
         let mut child = Leashed::spawn(&program, |command| {
-            command.args(self.arguments(boot, "stdio")).args(medium).current_dir(folder);
+            let console = if boot.input.is_some() { MULTIPLEXED } else { "stdio" };
+            command.args(self.arguments(boot, console)).args(medium).current_dir(folder);
             let input = if boot.input.is_some() { Stdio::piped() } else { Stdio::null() };
             command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         })?;
@@ -227,6 +231,9 @@ impl Qemu {
         let trace = self.trace.as_ref().map(Trace::qemu_arguments);
         arguments.extend(trace.iter().flatten().map(String::as_str));
         let exit = format!("isa-debug-exit,iobase={DEBUG_EXIT:#x},iosize={DEBUG_EXIT_SIZE:#x}");
+        if console == MULTIPLEXED {
+            arguments.extend(["-chardev", "stdio,id=console,mux=on,signal=off"]);
+        }
         arguments.extend(["-serial", console, "-device", &exit]);
         arguments.into_iter().map(OsString::from).collect()
     }

@@ -134,6 +134,8 @@ pub(super) struct Row {
     pub(super) modules: &'static [&'static [u8]],
     /// [`abi::typed`] is typed on the guest's COM1; only where the machine takes input.
     pub(super) typed: bool,
+    /// Breaks are sent on COM1; only where the machine takes input.
+    pub(super) sends_breaks: bool,
     pub(super) pages: Pages,
     pub(super) paging: Paging,
     /// Features of the first VM's processors, as in `--cpuid`, without commas.
@@ -191,6 +193,7 @@ const USUAL: Row = Row {
     ram: None,
     modules: &[],
     typed: false,
+    sends_breaks: false,
     pages: Pages::Large,
     paging: Paging::Nested,
     cpuid: "",
@@ -326,6 +329,15 @@ const ROWS: &[Row] = &[
         ..USUAL
     },
     Row { name: "keys", source: Source::Guest("keys"), typed: true, ..USUAL },
+    // vCPUs that run and such as have not started add to it.
+    Row {
+        name: "exits-so-far",
+        source: Source::Guest("hang"),
+        sends_breaks: true,
+        vcpus: 3,
+        hypervised: Expected { line: reasons::EXITS_SO_FAR, ..Expected::saying(Verdict::Hang, PAST_LIMIT) },
+        ..ENDLESS
+    },
     Row {
         name: "fail",
         source: Source::Guest("fail"),

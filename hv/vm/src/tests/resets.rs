@@ -60,6 +60,8 @@ fn the_vm_begins_anew_when_all_vcpus_have_left() {
     assert_eq!(second.context.activity(), Activity::AwaitingSipi);
 
     assert_eq!(guest.vm.devices().write(0xe0, Size::Byte, 5), devices::Effect::Continue);
+    assert_eq!(guest.handler.context.activity(), Activity::AwaitingSipi);
+    guest.handler.context.start();
     guest.vm.begin_anew();
     assert!(!guest.vm.is_resetting() && guest.vm.shared(1).posted.is_empty());
     assert_eq!(guest.vm.devices().read(0xe0, Size::Byte), 0);
@@ -75,6 +77,7 @@ fn a_vm_that_began_anew_can_be_reset_again_and_end() {
         let (mut second, mut other) = guest.second();
         second.context.resets = resets - 1;
         second.leave_for_reset(&mut other, Start::Sipi(0), &mut host);
+        guest.handler.context.start();
         guest.vm.begin_anew();
         assert_eq!(guest.vm.resets(), resets);
         guest.vcpu.then(RESET, |vcpu| vcpu.gprs[0] = 6);
