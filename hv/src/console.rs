@@ -10,6 +10,7 @@
 //! Before guests run a line waits until it is sent, so that it is seen if the next step hangs. A hypervisor that ends or panics
 //! [takes](take_line) the line for good and writes by itself.
 
+use crate::cpus;
 use crate::lapic;
 use crate::timer;
 use abi::ports::COM1;
@@ -17,7 +18,7 @@ use abi::uart::{BAUD, FIFO, IIR, LSR, fcr, iir, lsr, mcr, settings};
 use abi::wire;
 use core::alloc::Layout;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devices::Nanoseconds;
 use log::{LevelFilter, Log, Metadata, Record};
 use sched::Instant;
@@ -62,20 +63,38 @@ impl Uart {
         Self { present, fifo: if has_fifo { FIFO } else { 1 } }
     }
 
-    /// A byte that was received. It needs no lock: transmission uses other registers, and a read of the line status takes nothing
-    /// from another reader but error bits.
-    fn receive() -> Option<u8> {
+    /// The line status. A read clears the bit of a break, which therefore each reader heeds.
+    fn status() -> u8 {
         // SAFETY: as in `program`.
         let status = unsafe { inb(COM1 + LSR) };
         // A port that is not there reads as ones.
+        if status != 0xff && status & lsr::BREAK != 0 {
+            heed_break();
+        }
+        status
+    }
+
+    /// A byte that was received. It needs no lock: transmission uses other registers, and a read of the line status takes nothing
+    /// from another reader but error bits.
+    fn receive() -> Option<u8> {
+        let status = Self::status();
+        // A port that is not there reads as ones.
         let ready = status != 0xff && status & lsr::DATA_READY != 0;
-        // SAFETY: as above; the divisor latch is not in its place any more.
-        ready.then(|| unsafe { inb(COM1) })
+        // SAFETY: as in `program`; the divisor latch is not in its place any more.
+        let byte = ready.then(|| unsafe { inb(COM1) });
+        match byte {
+            None => ZEROES.store(0, Ordering::Relaxed),
+            Some(0) if ZEROES.load(Ordering::Relaxed) != 0 => {
+                ZEROES.fetch_sub(1, Ordering::Relaxed);
+                return None;
+            }
+            Some(_) => {}
+        }
+        byte
     }
 
     fn has(&self, status: u8) -> bool {
-        // SAFETY: as in `program`.
-        !self.present || unsafe { inb(COM1 + LSR) } & status != 0
+        !self.present || Self::status() & status != 0
     }
 
     fn wait_for(&self, status: u8) {
@@ -132,6 +151,13 @@ struct Line {
 static CONSOLE: Once<Console> = Once::new();
 static ATTENTION: Attention = Attention::new();
 
+/// How often a break was received while guests ran: each asks for what the exits have cost so far (as a break on a serial console
+/// begins a command to Linux, by SysRq).
+static BREAKS: AtomicU32 = AtomicU32::new(0);
+/// How many zeroes are in the receiver's FIFO that stand for breaks, and are not for a guest. (QEMU shows a break in the line status
+/// before its zero is the next byte.)
+static ZEROES: AtomicU32 = AtomicU32::new(0);
+
 /// Guests run: no CPU waits for the UART.
 static SHARED: AtomicBool = AtomicBool::new(false);
 /// The hypervisor comes to its end, and writes by itself. Read with the line held.
@@ -165,6 +191,23 @@ impl Console {
             attend();
         }
     }
+}
+
+/// A break was received. Each CPU is interrupted, so that its vCPUs add to the report that the break asks for.
+#[cold]
+#[inline(never)]
+fn heed_break() {
+    ZEROES.fetch_add(1, Ordering::Relaxed);
+    if SHARED.load(Ordering::Relaxed) {
+        BREAKS.fetch_add(1, Ordering::Relaxed);
+        (0..cpus::online()).for_each(lapic::kick);
+    }
+}
+
+/// How many reports were asked for.
+#[inline]
+pub(crate) fn breaks() -> u32 {
+    BREAKS.load(Ordering::Relaxed)
 }
 
 /// Something waits to be sent.

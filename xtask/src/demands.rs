@@ -5,6 +5,8 @@
 const KERNEL_FAILURES: [&str; 2] = ["Kernel panic", "BUG:"];
 /// What Linux says last before it turns the machine off (kernel/reboot.c).
 const POWER_DOWN: &str = "reboot: Power down";
+/// ... and before it halts its processors with interrupts off, which it does where it can't turn the machine off, or is told to.
+const HALTED: &str = "reboot: System halted";
 
 /// What is demanded of a guest's console.
 #[derive(clap::Args, Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +17,17 @@ pub(crate) struct Demands {
     /// Fail if a line of the guest has this text, as with 'Kernel panic' and 'BUG:'; may be repeated
     #[arg(long, value_name = "TEXT")]
     fail_on: Vec<String>,
+}
+
+#[cfg(test)]
+impl Demands {
+    pub(crate) fn expecting(text: &str) -> Self {
+        Self { expect: vec![text.to_string()], ..Self::default() }
+    }
+
+    pub(crate) fn failing_on(text: &str) -> Self {
+        Self { fail_on: vec![text.to_string()], ..Self::default() }
+    }
 }
 
 impl Demands {
@@ -41,6 +54,11 @@ fn has_words(line: &str, text: &str) -> bool {
 /// Whether Linux turned the machine off: an emulator ends alike when it is reset.
 pub(crate) fn is_powered_off<'l>(mut lines: impl Iterator<Item = &'l str>) -> bool {
     lines.any(|line| line.ends_with(POWER_DOWN))
+}
+
+/// Whether Linux halted, and meant to.
+pub(crate) fn is_halted<'l>(mut lines: impl Iterator<Item = &'l str>) -> bool {
+    lines.any(|line| line.trim_end().ends_with(HALTED))
 }
 
 #[cfg(test)]
@@ -76,5 +94,8 @@ mod tests {
     fn turned_off_is_not_reset() {
         assert!(is_powered_off(["x", "[    3.141592] reboot: Power down"].into_iter()));
         assert!(!is_powered_off(["[    3.141592] reboot: Restarting system"].into_iter()));
+        assert!(!is_powered_off(["[    3.141592] reboot: System halted"].into_iter()));
+        assert!(is_halted(["x", "[    3.141592] reboot: System halted\r"].into_iter()));
+        assert!(!is_halted(["echo reboot: System halted, or not"].into_iter()));
     }
 }

@@ -19,13 +19,15 @@ use std::path::Path;
 const LOOP: &str = "sched::scheduler::Scheduler<T>::run";
 
 /// Where the walk stops: the beginning of a function's name, and why what is behind it is no part of a common exit.
-const RARE: [(&str, &str); 16] = [
+const RARE: [(&str, &str); 18] = [
     ("core::panicking::", "the hypervisor ends"),
     ("core::option::", "the hypervisor ends"),
     ("core::result::", "the hypervisor ends"),
     ("core::slice::index::", "the hypervisor ends"),
     ("hv::watchdog::check_all", "once a second, and it is cold"),
     ("hv::vms::seat::dump", "a VM ends"),
+    ("hv::vms::guest::Guest<F>::add_so_far", "a report is asked for"),
+    ("hv::vms::seat::tell_of_reset", "a VM begins anew"),
     ("hv::vms::seat::Seat<B>::reach_limit", "a VM ends"),
     ("<hv::vms::work::ScheduledCpu<B> as sched::scheduler::Cpu>::finish", "a VM ends"),
     ("hv::vms::teardown::Teardown<F>::run", "a VM has ended"),

@@ -5,7 +5,7 @@ use crate::demands::Demands;
 use crate::machine::Image;
 use crate::machine::input::Input;
 use crate::size::Size;
-use crate::trial::{Backing, Guest, Pages, Paging};
+use crate::trial::{Backing, Guest, OnReset, Pages, Paging};
 use abi::options::{self, MAX_VCPUS, OneOf, key};
 use anyhow::Result;
 use arch::features::{FEATURES, FeatureChoice};
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// What `--vm` takes, for its help and its errors.
-const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, cpuid=FEATURES, input=FILE, \
+const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, cpuid=FEATURES, input=FILE, on-reset=end|restart, \
                        initrd=FILE, module=FILE WORDS, and last cmdline=WORDS";
 
 /// What guests there are to be, and what they get.
@@ -55,10 +55,13 @@ pub(crate) struct GuestArgs {
     /// What is typed on the guest's COM1; `-` is the standard input [default: this terminal's keys, for a guest by its FILE alone]
     #[arg(long, value_name = "FILE")]
     input: Option<Input>,
+    /// What becomes of the guest when it resets its machine, by a triple fault among other ways
+    #[arg(long, value_enum, default_value = "end")]
+    on_reset: OnReset,
     /// A VM of its own, beside others; may be repeated. KEYS, with commas between them: guest=FILE, name=NAME, vcpus=N,
-    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, cpuid=-x2apic+rdrand, input=FILE (one VM's), initrd=FILE, module=FILE WORDS
+    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, cpuid=-x2apic+rdrand, input=FILE (one VM's), on-reset=end|restart, initrd=FILE, module=FILE WORDS
     /// (may be repeated), and last cmdline=WORDS, which takes the rest
-    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages", "cpuid", "input"])]
+    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages", "cpuid", "input", "on_reset"])]
     vm: Vec<Wanted>,
     /// Of each guest.
     #[command(flatten)]
@@ -72,8 +75,22 @@ impl GuestArgs {
             let demands = &self.demands;
             return self.vm.iter().map(|vm| Wanted { demands: demands.clone(), ..vm.clone() }).collect();
         }
-        let Self { guest, cmdline, initrd, module, vcpus, mem, memory, paging, pages, cpuid, input, demands, .. } =
-            self.clone();
+        let Self {
+            guest,
+            cmdline,
+            initrd,
+            module,
+            vcpus,
+            mem,
+            memory,
+            paging,
+            pages,
+            cpuid,
+            input,
+            on_reset,
+            demands,
+            ..
+        } = self.clone();
         let modules = initrd.map(|file| Image::new(file, "")).into_iter().chain(module).collect();
         let guest = guest.unwrap_or_else(|| GuestImage::Ours(default.to_string()));
         vec![Wanted {
@@ -88,6 +105,7 @@ impl GuestArgs {
             pages,
             cpuid,
             input,
+            on_reset,
             demands,
         }]
     }
@@ -135,6 +153,7 @@ pub(crate) struct Wanted {
     pages: Option<Pages>,
     cpuid: String,
     input: Option<Input>,
+    on_reset: OnReset,
     demands: Demands,
 }
 
@@ -182,6 +201,7 @@ impl Wanted {
             paging: self.paging,
             cpuid: self.cpuid.clone(),
             input: self.input.clone(),
+            on_reset: self.on_reset,
             demands: self.demands.clone(),
         }
     }
@@ -210,6 +230,7 @@ impl FromStr for Wanted {
             pages: None,
             cpuid: String::new(),
             input: None,
+            on_reset: OnReset::End,
             demands: Demands::default(),
         };
         keys.split(',').try_for_each(|word| vm.set(word))?;
@@ -238,6 +259,9 @@ impl Wanted {
                 self.pages = Some(Pages::from_str(value, false).map_err(|_| expected(word, &options::pages::ALL))?);
             }
             key::CPUID => self.cpuid = parse_cpuid(value)?,
+            key::ON_RESET => {
+                self.on_reset = OnReset::from_str(value, false).map_err(|_| expected(word, &options::on_reset::ALL))?;
+            }
             key::INPUT => self.input = Some(value.parse()?),
             "initrd" => self.modules.insert(0, Image::new(readable_file(value)?, "")),
             "module" => self.modules.push(parse_module(value)?),
@@ -304,13 +328,14 @@ mod tests {
     #[test]
     fn a_vm_is_read_key_by_key() {
         let text = format!(
-            "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,cpuid=-x2apic+sse2,input={FILE},module={FILE} x,cmdline=--seed 1,mem=2,b"
+            "guest=balloon,name=a,vcpus=2,mem=128M,memory=reserve,paging=nested,pages=4k,cpuid=-x2apic+sse2,input={FILE},on-reset=restart,module={FILE} x,cmdline=--seed 1,mem=2,b"
         );
         let vm: Wanted = text.parse().unwrap();
         let guest = vm.resolve(0, None);
         assert!(vm.is_ours());
         assert_eq!((guest.name.as_str(), guest.vcpus, guest.memory), ("a", 2, Size::mib(128)));
         assert_eq!((guest.pages, guest.backing, guest.modules.len()), (Pages::Small, Backing::Reserve, 1));
+        assert_eq!(guest.on_reset, OnReset::Restart);
         assert_eq!(guest.image, Image::new("balloon", "--seed 1,mem=2,b"));
         assert_eq!(guest.input, Some(Input::File(FILE.into())));
         assert_eq!(
@@ -337,6 +362,7 @@ mod tests {
             ("guest=smoke,mem=64", "is no size"),
             ("guest=smoke,pages=1g", "4k or 2m"),
             ("guest=smoke,memory=all", "touch or reserve"),
+            ("guest=smoke,on-reset=reboot", "end or restart"),
             ("guest=smoke,paging=x", "expected nested"),
             ("guest=smoke,cpus=2", "expected guest=FILE"),
             ("guest=smoke,module=no/file", "no/file: No such file"),

@@ -6,6 +6,7 @@ use crate::ktap;
 use abi::Verdict;
 use abi::lines::{Operations, VerdictLine};
 use abi::ports;
+use abi::reasons;
 use abi::wire::{self, Part};
 use std::fmt;
 use std::time::Duration;
@@ -116,6 +117,11 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> Judgement {
 /// A pass stands only if it is every VM's. The hypervisor's word on the whole has to be its word on the VMs, but what a
 /// guest reported can make it worse.
 fn worst(outcome: Outcome, vms: &[VmReport]) -> Outcome {
+    let outcome = if says_halted(&outcome) && vms.iter().any(|vm| is_halt(&vm.outcome)) {
+        powered_off_by_halt()
+    } else {
+        outcome
+    };
     match vms.iter().find(|vm| vm.outcome.verdict != Verdict::Pass) {
         Some(vm) if outcome.verdict == Verdict::Pass => {
             Outcome::new(vm.outcome.verdict, format!("{}: {}", vm.name, vm.outcome.text))
@@ -149,7 +155,7 @@ fn vm_report(evidence: &Evidence<'_>, index: usize, vm: &str, outcome: Outcome) 
     VmReport {
         name: vm.to_string(),
         outcome: hold_to_accounts(
-            hold_to_demands(hold_to_ktap(outcome, &ktap), &evidence.demands[index], &lines),
+            hold_to_demands(hold_to_ktap(or_halt(outcome, &lines), &ktap), &evidence.demands[index], &lines),
             accounts.as_ref(),
         ),
         ktap,
@@ -164,6 +170,26 @@ fn unmarked<'a>(line: &'a str, vm: Option<&str>) -> Option<&'a str> {
     // Pieces were joined: a rest that is still there is the rest of nothing.
     (part == Part::Fresh).then(|| &line[line.len() - text.len()..])
 }
+
+/// A kernel that says that it halts, and then does, has powered off: it does so where it can't turn its machine off.
+fn or_halt(outcome: Outcome, lines: &[&str]) -> Outcome {
+    if says_halted(&outcome) && demands::is_halted(lines.iter().copied()) { powered_off_by_halt() } else { outcome }
+}
+
+/// Whether the hypervisor says that the guest, or one of several, halted for ever.
+fn says_halted(outcome: &Outcome) -> bool {
+    outcome.verdict == Verdict::GuestKilled && outcome.text.ends_with(reasons::HALTED)
+}
+
+fn powered_off_by_halt() -> Outcome {
+    Outcome::new(Verdict::Pass, POWERED_OFF_BY_HALT)
+}
+
+fn is_halt(outcome: &Outcome) -> bool {
+    outcome.text == POWERED_OFF_BY_HALT
+}
+
+const POWERED_OFF_BY_HALT: &str = "the guest powered off: it said that it halts, and did";
 
 /// A pass is none if the hypervisor's own account says that something did not come back.
 fn hold_to_accounts(outcome: Outcome, accounts: Option<&Result<Accounts, String>>) -> Outcome {
@@ -313,6 +339,62 @@ mod tests {
 
     const fn exited(status: i32) -> End {
         End::Exited(Some(status))
+    }
+
+    const HALTED: &str = "hv: verdict: guest-killed 4 the guest halted with interrupts off: nothing can wake it";
+    const SAYS_SO: &str = "[    9.1] reboot: System halted";
+
+    #[test]
+    fn a_kernel_that_says_that_it_halts_has_powered_off() {
+        let halted = |console: &str| hv(exited(9), &format!("{console}\n{HALTED}"));
+        assert_eq!(halted(SAYS_SO), Verdict::Pass);
+        assert_eq!(halted("nothing"), Verdict::GuestKilled);
+        assert_eq!(halted("hv: reboot: System halted"), Verdict::GuestKilled, "that is the hypervisor's");
+        for failure in ["KTAP version 1\n1..1\nnot ok 1 script", "Kernel panic - not syncing", "BUG: it"] {
+            assert_eq!(halted(&format!("{failure}\n{SAYS_SO}")), Verdict::GuestFailed, "{failure}");
+        }
+        let otherwise = "hv: verdict: guest-killed 4 the guest asked for a reset";
+        assert_eq!(hv(exited(9), &format!("{SAYS_SO}\n{otherwise}")), Verdict::GuestKilled);
+    }
+
+    #[test]
+    fn demands_hold_for_a_kernel_that_halted() {
+        let console = lines(&format!("{SAYS_SO}\n{HALTED}"));
+        let judged = |demands: Demands| {
+            let (vms, complaints) = (["vm0".to_string()], []);
+            let (protocol, end) = (ExitProtocol::QemuHv, exited(9));
+            let evidence = Evidence {
+                protocol,
+                vms: &vms,
+                demands: &[demands],
+                end,
+                console: &console,
+                complaints: &complaints,
+                processor_shut_down: false,
+            };
+            judge(&evidence).outcome.verdict
+        };
+        assert_eq!(judged(Demands::expecting("System")), Verdict::Pass);
+        assert_eq!(judged(Demands::expecting("all done")), Verdict::GuestFailed);
+        assert_eq!(judged(Demands::failing_on("System")), Verdict::GuestFailed);
+    }
+
+    #[test]
+    fn each_of_several_kernels_may_halt() {
+        let verdict = |name: &str, rest: &str| format!("hv: {name}: verdict: {rest}\n");
+        let halted = "guest-killed 4 the guest halted with interrupts off: nothing can wake it";
+        let last = "hv: verdict: guest-killed 4 a: the guest halted with interrupts off: nothing can wake it";
+        let passes = verdict("b", "pass 0 the guest powered off");
+        let console = format!("a| reboot: System halted\n{}{passes}{last}", verdict("a", halted));
+        let judged = |console: &str| {
+            let judgement = judgement(ExitProtocol::QemuHv, &["a", "b"], exited(9), console, "");
+            (judgement.outcome.verdict, judgement.vms[0].outcome.verdict)
+        };
+        assert_eq!(judged(&console), (Verdict::Pass, Verdict::Pass));
+        let other = console.replace("a| reboot", "b| reboot");
+        assert_eq!(judged(&other), (Verdict::GuestKilled, Verdict::GuestKilled), "another VM said so");
+        let failed = console.replace(&passes, &verdict("b", "guest-failed 1 the guest reported 1"));
+        assert_eq!(judged(&failed), (Verdict::GuestFailed, Verdict::Pass));
     }
 
     #[test]

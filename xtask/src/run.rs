@@ -86,10 +86,11 @@ Examples:
   cargo xtask run --guest vmlinuz --initrd initrd.gz --cmdline console=ttyS0 --mem 512M
                                                             Linux on this terminal, whose keys go to it
 
-Keys go to a guest by its FILE alone, as they do with --input -: ctrl-a x leaves (status 130), ctrl-a h lists the keys.
+Keys go to a guest by its FILE alone, as they do with --input -: ctrl-a x leaves (status 130), ctrl-a c shows what the exits
+have cost so far, ctrl-a h lists the keys.
 
 Exit status:
-    0  pass                the guest reported success, or powered off
+    0  pass                the guest reported success, powered off, or halted as Linux's 'System halted' announces
     1  guest-failed        the guest reported failure, or printed 'not ok', or its console is not as demanded
     2  usage               bad usage, or something to install
     3  guest-triple-fault  the guest shut down

@@ -1,6 +1,7 @@
 //! This terminal, whose keys go to a guest, but for those behind ctrl-a.
 
 use crate::leash;
+use crate::machine::input::line;
 use crate::output::outln;
 use rustix::process::getpgrp;
 use rustix::termios::tcgetpgrp;
@@ -13,6 +14,7 @@ const ESCAPE: u8 = 0x01;
 
 const HELP: &str = "\
 ctrl-a x       leave: the machine is ended
+ctrl-a c       what the VM exits have cost so far (a break on the line, by which the hypervisor tells that)
 ctrl-a h       this list
 ctrl-a ctrl-a  ctrl-a itself, as does ctrl-a a";
 
@@ -29,7 +31,7 @@ pub(crate) fn keys() -> Receiver<Vec<u8>> {
     thread::spawn(move || {
         let (mut keys, mut buffer) = (Keys::default(), [0; 256]);
         while let Ok(count @ 1..) = io::stdin().read(&mut buffer) {
-            let typed = buffer[..count].iter().filter_map(|&byte| carry_out(keys.typed(byte))).collect();
+            let typed = buffer[..count].iter().flat_map(|&byte| carry_out(keys.typed(byte))).collect();
             if sender.send(typed).is_err() {
                 return;
             }
@@ -38,10 +40,11 @@ pub(crate) fn keys() -> Receiver<Vec<u8>> {
     receiver
 }
 
-/// The byte for the guest, if there is one.
-fn carry_out(key: Key) -> Option<u8> {
+/// What goes to the machine's line, if anything does.
+fn carry_out(key: Key) -> Vec<u8> {
     match key {
-        Key::Guest(byte) => return Some(byte),
+        Key::Guest(byte) => return line::bytes(&[byte]),
+        Key::Report => return line::BREAK.to_vec(),
         Key::Leave => {
             outln!("\nrun: left by ctrl-a x");
             leash::leave()
@@ -49,13 +52,14 @@ fn carry_out(key: Key) -> Option<u8> {
         Key::Help => outln!("\n{HELP}"),
         Key::Nothing => {}
     }
-    None
+    Vec::new()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Key {
     Guest(u8),
     Leave,
+    Report,
     Help,
     Nothing,
 }
@@ -74,6 +78,7 @@ impl Keys {
         }
         match byte {
             b'x' => Key::Leave,
+            b'c' => Key::Report,
             b'h' | b'?' => Key::Help,
             b'a' | ESCAPE => Key::Guest(ESCAPE),
             _ => Key::Nothing,
@@ -88,10 +93,12 @@ mod tests {
     #[test]
     fn ctrl_a_begins_a_command() {
         let mut keys = Keys::default();
-        let meant: Vec<_> = b"a\x03\x01x\x01h\x01q\x01a\x01\x01x".iter().map(|&byte| keys.typed(byte)).collect();
+        let meant: Vec<_> = b"a\x03\x01x\x01c\x01h\x01q\x01a\x01\x01x".iter().map(|&byte| keys.typed(byte)).collect();
         let meant: Vec<_> = meant.into_iter().filter(|key| *key != Key::Nothing).collect();
         let ctrl_a = Key::Guest(ESCAPE);
         let (a, ctrl_c, x) = (Key::Guest(b'a'), Key::Guest(0x03), Key::Guest(b'x'));
-        assert_eq!(meant, [a, ctrl_c, Key::Leave, Key::Help, ctrl_a, ctrl_a, x]);
+        assert_eq!(carry_out(ctrl_a), [1, 1], "QEMU takes one for the begin of a command");
+        assert_eq!(carry_out(Key::Report), *b"\x01b");
+        assert_eq!(meant, [a, ctrl_c, Key::Leave, Key::Report, Key::Help, ctrl_a, ctrl_a, x]);
     }
 }

@@ -57,6 +57,17 @@ pub(crate) enum Backing {
     Reserve,
 }
 
+/// What becomes of a guest that resets its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnReset {
+    /// It ends
+    #[value(name = options::on_reset::END)]
+    End,
+    /// It begins anew from its image
+    #[value(name = options::on_reset::RESTART)]
+    Restart,
+}
+
 /// The hypervisor's image, and the words of its command line that are not about a guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Hypervisor {
@@ -98,6 +109,7 @@ pub(crate) struct Guest {
     pub(crate) cpuid: String,
     /// What is typed on its console: one guest's at most.
     pub(crate) input: Option<Input>,
+    pub(crate) on_reset: OnReset,
     /// What its console must have, and must not have.
     pub(crate) demands: Demands,
 }
@@ -119,6 +131,7 @@ impl Guest {
             paging: Paging::Nested,
             cpuid: String::new(),
             input: None,
+            on_reset: OnReset::End,
             demands: Demands::default(),
         }
     }
@@ -134,6 +147,7 @@ impl Guest {
             (key::PAGES, word_of(self.pages)),
             (key::INPUT, if self.input.is_some() { options::input::ON } else { options::input::OFF }.to_string()),
             (key::MODULES, self.modules.len().to_string()),
+            (key::ON_RESET, word_of(self.on_reset)),
             (key::LIMIT, limit.as_secs().to_string()),
         ];
         let cpuid = (!self.cpuid.is_empty()).then(|| (key::CPUID, self.cpuid.clone()));
@@ -198,7 +212,14 @@ impl Trial {
 
     fn boot(&self, from: Medium) -> Boot {
         let input = self.guests.iter().find_map(|guest| guest.input.clone());
-        Boot { from, memory: self.memory(), cpus: self.machine_cpus(), vms: self.marks(), input }
+        Boot {
+            from,
+            memory: self.memory(),
+            cpus: self.machine_cpus(),
+            vms: self.marks(),
+            input,
+            is_reset: self.hypervisor.is_none() && self.guests.iter().any(|guest| guest.on_reset == OnReset::Restart),
+        }
     }
 
     fn carry_out_from(&self, from: Medium, live: &mut dyn FnMut(&[u8])) -> Result<Report> {
@@ -318,7 +339,7 @@ mod tests {
         let images = trial(60).images();
         assert_eq!(
             images.kernel.words,
-            "log=info vm=name=vm0,vcpus=1,paging=nested,mem=64M,memory=touch,pages=4k,input=off,modules=2,limit=54"
+            "log=info vm=name=vm0,vcpus=1,paging=nested,mem=64M,memory=touch,pages=4k,input=off,modules=2,on-reset=end,limit=54"
         );
         assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", "")]);
         assert_eq!((trial(60).memory(), trial(60).cpus()), (LEAST_MEMORY, 1));
@@ -366,12 +387,9 @@ mod tests {
             Guest { name: "b".into(), vcpus: 3, memory: Size::mib(1024), ..Guest::new(Image::new("other", "c")) };
         let two = Trial { guests: vec![guest(), second.clone()], ..trial(60) };
         let images = two.images();
-        assert!(
-            images
-                .kernel
-                .words
-                .contains("limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,memory=touch,pages=2m,input=off,modules=0,")
-        );
+        assert!(images.kernel.words.contains(
+            "limit=54 vm=name=b,vcpus=3,paging=nested,mem=1G,memory=touch,pages=2m,input=off,modules=0,on-reset=end,"
+        ));
         assert_eq!(files(&images), [("guest", "a b"), ("disk", "ro"), ("conf", ""), ("other", "c")]);
         assert_eq!((two.memory(), two.cpus()), (Size::mib(64 + 1024 + 256), 4));
         assert_eq!(Trial { ram: Some(Size::mib(128)), ..two.clone() }.memory(), Size::mib(128));

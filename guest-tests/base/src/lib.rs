@@ -24,6 +24,7 @@ pub mod promises;
 pub mod ram;
 pub mod random;
 pub mod recovery;
+pub mod reset;
 pub mod smp;
 pub mod start;
 pub mod startup;

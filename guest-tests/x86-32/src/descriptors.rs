@@ -101,6 +101,13 @@ pub(crate) fn set_gate(vector: usize, handler: u32, dpl: GateDpl) {
     IDT[vector].store(handler & 0xffff | code << 16 | present_interrupt_gate | (handler >> 16) << 48, Relaxed);
 }
 
+/// Loads an IDT without a single gate, and faults: three times.
+pub fn triple_fault() {
+    let pointer = TablePointer { limit: 0, base: 0 };
+    // SAFETY: nothing is executed after that.
+    unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const pointer, options(noreturn)) };
+}
+
 /// Loads the IDT.
 pub(crate) fn load_idt() {
     let pointer = TablePointer { limit: size_of::<[AtomicU64; 256]>() as u16 - 1, base: IDT.as_ptr() as u32 };

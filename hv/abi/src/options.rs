@@ -68,11 +68,13 @@ pub mod key {
     pub const CPUID: &str = "cpuid";
     /// The number of its modules.
     pub const MODULES: &str = "modules";
+    /// What a reset of its machine does: one of [`on_reset`](super::on_reset).
+    pub const ON_RESET: &str = "on-reset";
     /// Seconds after which it ends as hung; 0 is never.
     pub const LIMIT: &str = "limit";
 
     /// All of them.
-    pub const ALL: [&str; 10] = [NAME, VCPUS, PAGING, SIZE, MEMORY, PAGES, INPUT, CPUID, MODULES, LIMIT];
+    pub const ALL: [&str; 11] = [NAME, VCPUS, PAGING, SIZE, MEMORY, PAGES, INPUT, CPUID, MODULES, ON_RESET, LIMIT];
 }
 
 /// How important a message is.
@@ -155,6 +157,17 @@ pub mod input {
 
     /// All of them.
     pub const ALL: [&str; 2] = [ON, OFF];
+}
+
+/// What a reset of a VM's machine does.
+pub mod on_reset {
+    /// It ends the VM.
+    pub const END: &str = "end";
+    /// The VM begins anew from its image.
+    pub const RESTART: &str = "restart";
+
+    /// All of them.
+    pub const ALL: [&str; 2] = [END, RESTART];
 }
 
 /// Words for the test guests, in their own command lines. Most are followed by a value: `--seed 7`.

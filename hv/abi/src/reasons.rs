@@ -4,6 +4,8 @@ use core::fmt;
 
 /// A VM touched memory for which there was no frame.
 pub const NO_FRAME: &str = "no frame left for the guest's memory";
+/// Each vCPU of a VM is halted, and nothing wakes one.
+pub const HALTED: &str = "the guest halted with interrupts off: nothing can wake it";
 /// A VM ran longer than it may.
 pub const PAST_LIMIT: &str = "the guest ran past its limit";
 /// An entry of a VM's nested tables is none that the hypervisor writes.
@@ -50,3 +52,9 @@ impl fmt::Display for Stuck {
         write!(f, "CPU {} is stuck", self.0)
     }
 }
+
+/// Follows the reason for a reset after which the VM does not end.
+pub const BEGINS_ANEW: &str = "the VM begins anew";
+
+/// Before the table of a VM's exits that is printed while it runs.
+pub const EXITS_SO_FAR: &str = "exits so far:";

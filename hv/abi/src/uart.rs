@@ -106,6 +106,8 @@ pub mod lsr {
     pub const DATA_READY: u8 = 1 << 0;
     /// A byte was lost, as there was no room for it.
     pub const OVERRUN: u8 = 1 << 1;
+    /// The line was held at zero for longer than a byte takes. A read clears it.
+    pub const BREAK: u8 = 1 << 4;
     /// The holding register, or the transmitter's FIFO, is empty: it takes [`FIFO`](super::FIFO) bytes.
     pub const TRANSMITTER_READY: u8 = 1 << 5;
     /// The shift register is empty as well: all is sent.

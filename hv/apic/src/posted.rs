@@ -191,6 +191,12 @@ impl Posted {
         !self.has_signals() && self.highest().is_none()
     }
 
+    /// Discards what is posted. For a time in which no vCPU of the VM runs.
+    pub fn discard(&self) {
+        self.signals.store(0, Ordering::Release);
+        self.clear_irr();
+    }
+
     /// Discards all vectors. For the owner alone. The summary goes first: a vector that is posted meanwhile and stays in the IRR
     /// must stay in the summary, too.
     pub(crate) fn clear_irr(&self) {

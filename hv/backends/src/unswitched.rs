@@ -75,9 +75,19 @@ pub(crate) struct UnswitchedState {
 impl UnswitchedState {
     /// As after reset. `msrs` are the model-specific registers among them, at most [`MSRS`].
     pub(crate) fn new(msrs: &'static [u32]) -> SharedState {
-        let state =
-            Self { vector: Fxsave::new(), breakpoints: [0; 4], dr6: reset::DR6, cr2: 0, msrs, values: [0; MSRS] };
-        Rc::new(RefCell::new(state))
+        Rc::new(RefCell::new(Self::after_reset(msrs)))
+    }
+
+    const fn after_reset(msrs: &'static [u32]) -> Self {
+        Self { vector: Fxsave::new(), breakpoints: [0; 4], dr6: reset::DR6, cr2: 0, msrs, values: [0; MSRS] }
+    }
+
+    /// RESET: the registers of the processor, whose owner this state's vCPU is, are as after reset.
+    // In this module, whose code alone may touch these registers (`cargo xtask build`).
+    #[inline(never)]
+    pub(crate) fn power_on(&mut self) {
+        *self = Self::after_reset(self.msrs);
+        self.load();
     }
 
     /// Reads the registers of the processor.

@@ -103,6 +103,7 @@ pub struct Board<S, C> {
     levels: Gsis,
     pci: Pci,
     test: TestDevice,
+    config: BoardConfig,
 }
 
 /// A global system interrupt (GSI) is a line that devices set: 0 to 15 are the 8259s' inputs (the IRQs of an ISA bus), and all are
@@ -165,9 +166,42 @@ impl<S: Sink, C: Clock> Board<S, C> {
             levels: 0,
             pci: Pci::new(),
             test: TestDevice::new(),
+            config,
         };
         board.input_due = board.next_input(board.clock.now());
         board
+    }
+
+    /// The machine is reset: the devices are as [`new`](Self::new) makes them, but for CMOS memory, which a battery keeps. The clock
+    /// goes on, and so does the count of [unclaimed](Self::unclaimed) bytes. Nothing is allocated.
+    pub fn reset(&mut self) {
+        let Self {
+            pic,
+            uart,
+            unclaimed: _,
+            sink: _,
+            input_due: _,
+            clock: _,
+            pit,
+            rtc,
+            keyboard,
+            fw_cfg,
+            port_92,
+            reset_control,
+            ioapic,
+            hpet,
+            pm,
+            levels,
+            pci,
+            test,
+            config,
+        } = self;
+        (*pic, *uart, *pit, *keyboard) = (Pic::new(), Uart::new(), Pit::new(), Keyboard::new());
+        (*ioapic, *hpet, *pm, *pci) = (IoApic::new(config.cpus as u8), Hpet::new(), PowerManagement::new(), Pci::new());
+        *fw_cfg = FwCfg::new(config);
+        (*port_92, *reset_control, *levels) = (PORT_92_A20, 0, 0);
+        rtc.reset(config);
+        test.reset();
     }
 
     /// IN from `port`: the value is in the low bits, the others are 0.
@@ -626,6 +660,60 @@ mod tests {
         for &(port, value) in writes {
             assert_eq!(board.write(port, Size::Byte, value.into()), Effect::Continue);
         }
+    }
+
+    /// What a guest can read of the devices without a change to them, but for CMOS memory.
+    fn shown(board: &mut Board<&mut dyn FnMut(u8), At<'_>>) -> Vec<u32> {
+        const PORTS: [u16; 14] =
+            [0x21, 0xa1, 0x61, 0x92, 0x3f9, 0x3fb, 0x3fc, 0x3ff, 0x4d0, 0x4d1, 0xcf9, 0xe0, 0x600, 0x602];
+        let mut shown: Vec<_> = PORTS.iter().map(|&port| board.read(port, Size::Byte)).collect();
+        shown.push(board.read(0xcf8, Size::Dword));
+        for at in [0xfec0_0010, 0xfed0_0010, 0xfed0_0100, 0xff00_0000] {
+            let mut bytes = [0; 4];
+            assert!(board.read_mmio(Gpa::new(at), &mut bytes));
+            shown.push(u32::from_le_bytes(bytes));
+        }
+        shown
+    }
+
+    #[test]
+    fn a_reset_leaves_nothing_of_a_guest_but_cmos_memory() {
+        printed(|board, time| {
+            let new = shown(board);
+            write_all(board, &PIC_SETUP);
+            let writes = [
+                (0x21, 0),
+                (0xa1, 0),
+                (0x61, 1),
+                (0x3fb, 3),
+                (0x3f9, 1),
+                (0x3fc, 0xb),
+                (0x3ff, 7),
+                (0x4d0, 8),
+                (0x4d1, 8),
+            ];
+            write_all(board, &writes);
+            write_all(board, &[(0x43, 0x34), (0x40, 1), (0x40, 1), (0x92, 2), (0xcf9, 2), (0xe0, 9), (0x602, 1)]);
+            let _ = board.write(0xcf8, Size::Dword, 0x8000_0000);
+            for at in [0xfec0_0000, 0xfec0_0010, 0xfed0_0010, 0xfed0_0100, 0xff00_0000] {
+                assert!(board.write_mmio(Gpa::new(at), &[0x10, 1, 0, 0]));
+            }
+            write_all(board, &[(0x70, 0x40), (0x71, 0x5a), (0x70, 0x15), (0x71, 0xff)]);
+            time.set(1 << 30);
+            board.advance();
+            assert!(board.interrupt_pending() && board.next_deadline().is_some());
+            assert_ne!(shown(board), new);
+
+            board.reset();
+            assert_eq!(shown(board), new);
+            assert!(!board.interrupt_pending() && !board.has_message());
+            assert_eq!(board.next_deadline(), None);
+            let mut cmos = |at: u8| {
+                write_all(board, &[(0x70, at)]);
+                board.read(0x71, Size::Byte)
+            };
+            assert_eq!((cmos(0x40), cmos(0x15)), (0x5a, 0x80), "the firmware's part is written anew");
+        });
     }
 
     const PIC_SETUP: [(u16, u8); 8] = [

@@ -27,7 +27,14 @@ pub(crate) struct Rtc {
 
 impl Rtc {
     pub(crate) fn new(config: &BoardConfig) -> Self {
-        let mut memory = [0; 128];
+        let mut rtc = Self { selected: 0, memory: [0; 128], boot_time: config.boot_time };
+        rtc.reset(config);
+        rtc
+    }
+
+    /// The machine is reset. A battery keeps the memory, of which the firmware writes its own part anew.
+    pub(crate) fn reset(&mut self, config: &BoardConfig) {
+        let memory = &mut self.memory;
         memory[usize::from(register::STATUS_B)] = STATUS_B_24_HOURS;
         let mut set = |at: usize, value: u16| memory[at..at + 2].copy_from_slice(&value.to_le_bytes());
         let in_units = |bytes: u64, unit: u64| u16::try_from(bytes / unit).unwrap_or(u16::MAX);
@@ -38,7 +45,7 @@ impl Rtc {
         set(0x30, in_units(above(1 << 20), 1 << 10));
         set(0x34, in_units(above(16 << 20), 64 << 10));
         memory[0x5f] = config.cpus.saturating_sub(1).min(255) as u8;
-        Self { selected: 0, memory, boot_time: config.boot_time }
+        self.selected = 0;
     }
 
     /// Writes port 0x70. Bit 7 masks NMIs, of which there are none.

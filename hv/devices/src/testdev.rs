@@ -24,6 +24,12 @@ impl TestDevice {
         Self { scratch: 0, memory: vec![0; MEMORY_BYTES].into_boxed_slice() }
     }
 
+    /// As [`new`](Self::new) makes it.
+    pub(crate) fn reset(&mut self) {
+        self.scratch = 0;
+        self.memory.fill(0);
+    }
+
     /// Reads scratch `port`.
     pub(crate) fn read(&self, port: u16, size: Size) -> u32 {
         part(self.scratch, port, size)

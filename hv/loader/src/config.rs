@@ -22,6 +22,7 @@
 //! | `input=on\|off` | whether its COM1 receives what the machine's COM1 receives; for one VM at most | `off` |
 //! | `cpuid=-x2apic+rdrand` | the features of CPUID that its processors lack, each after a `-`, and those without which it does not start, after a `+` | none |
 //! | `modules=N` | the number of modules of the hypervisor, after the guest's image, that the guest gets | 0 |
+//! | `on-reset=end\|restart` | whether a reset of its machine, or a triple fault, ends it, or has it begin anew from its image | `end` |
 //! | `limit=SECONDS` | after this time the guest is ended as hung; 0 is never | 0 |
 //!
 //! The first word is skipped if it is the hypervisor's own name, which QEMU puts there and GRUB 2 does not: if it has
@@ -91,6 +92,8 @@ pub struct VmConfig {
     pub cpuid: FeatureChoice,
     /// The number of its modules.
     pub modules: usize,
+    /// What a reset does.
+    pub on_reset: OnReset,
     /// The seconds after which it is ended as hung.
     pub limit: Option<NonZeroU32>,
 }
@@ -104,6 +107,15 @@ pub enum Paging {
     Shadow,
     /// By shadows of the guest's tables that each vCPU drops when it loads CR3, like a TLB. 32-bit guests only.
     Vtlb,
+}
+
+/// What becomes of a VM whose guest resets its machine, or makes its processor shut down by a triple fault, which resets a PC as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnReset {
+    /// It ends.
+    End,
+    /// It begins anew, from its image: memory as at first start, devices and vCPUs as after a reset.
+    Restart,
 }
 
 /// When frames are allocated for a guest's memory.
@@ -350,6 +362,7 @@ impl VmConfig {
             input: false,
             cpuid: FeatureChoice::default(),
             modules: 0,
+            on_reset: OnReset::End,
             limit: None,
         }
     }
@@ -390,6 +403,9 @@ impl VmConfig {
                 }
                 Some((key::MODULES, count)) => {
                     vm.modules = count.parse().map_err(|_| bad_value("a number of modules"))?
+                }
+                Some((key::ON_RESET, what)) => {
+                    vm.on_reset = parse_on_reset(what).ok_or_else(|| bad(Expected::OneOf(&options::on_reset::ALL)))?
                 }
                 Some((key::LIMIT, seconds)) => {
                     vm.limit = NonZeroU32::new(seconds.parse().map_err(|_| bad_value("a number of seconds"))?);
@@ -466,6 +482,14 @@ fn parse_backing(when: &str) -> Option<Backing> {
     }
 }
 
+fn parse_on_reset(what: &str) -> Option<OnReset> {
+    match what {
+        options::on_reset::END => Some(OnReset::End),
+        options::on_reset::RESTART => Some(OnReset::Restart),
+        _ => None,
+    }
+}
+
 fn parse_pages(size: &str) -> Option<PageSize> {
     match size {
         options::pages::SMALL => Some(PageSize::Size4K),
@@ -520,13 +544,13 @@ mod tests {
         let vm = Config::parse("hv vm=").unwrap().vms[0];
         assert_eq!((vm.ram.bytes(), vm.pages, vm.modules, vm.limit), (64 << 20, PageSize::Size2M, 0, None));
         assert_eq!((vm.name.as_str(), vm.vcpus, vm.paging), ("vm0", 1, Paging::Nested));
-        assert_eq!(vm.backing, Backing::Touch);
+        assert_eq!((vm.backing, vm.on_reset), (Backing::Touch, OnReset::End));
     }
 
     #[test]
     fn every_word_and_key_is_read() {
         let config = Config::parse(
-            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,memory=reserve,pages=4k,cpuid=-x2apic+sse2,input=on,modules=2,limit=30 \
+            "/boot/hv log=trace vm=name=a,vcpus=4,paging=nested,mem=128M,memory=reserve,pages=4k,cpuid=-x2apic+sse2,input=on,modules=2,on-reset=restart,limit=30 \
              watchdog=3 selftest=stack-overflow vm=mem=0x300000",
         )
         .unwrap();
@@ -542,6 +566,7 @@ mod tests {
             cpuid: FeatureChoice::parse("-x2apic+sse2").unwrap(),
             input: true,
             modules: 2,
+            on_reset: OnReset::Restart,
             limit: NonZeroU32::new(30),
         };
         let second = VmConfig { ram: GuestRam::new(3 << 20).unwrap(), ..VmConfig::nth(1) };
@@ -561,7 +586,8 @@ mod tests {
     fn errors_name_the_word_and_what_was_expected() {
         assert_eq!(error("hv quiet"), "`quiet`: expected log=…, vm=…, selftest=… or watchdog=…");
         assert_eq!(error("log=loud"), "`log=loud`: expected error, warn, info, debug or trace");
-        let keys = "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, cpuid=…, modules=… or limit=…";
+        let keys =
+            "name=…, vcpus=…, paging=…, mem=…, memory=…, pages=…, input=…, cpuid=…, modules=…, on-reset=… or limit=…";
         assert_eq!(error("vm=cpus=2"), format!("`cpus=2` in vm=…: expected {keys}"));
         assert_eq!(error("vm=mem"), format!("`mem` in vm=…: expected {keys}"));
         assert_eq!(error("vm=name="), "`name=`: expected 1 to 15 letters, digits, -, _ or .");
@@ -573,6 +599,7 @@ mod tests {
         assert_eq!(error("vm=cpuid=-x3apic"), format!("`cpuid=-x3apic`: expected {features}"));
         assert_eq!(error("vm=input=yes"), "`input=yes`: expected on or off");
         assert_eq!(error("vm=modules=-1"), "`modules=-1`: expected a number of modules");
+        assert_eq!(error("vm=on-reset=reboot"), "`on-reset=reboot`: expected end or restart");
         assert_eq!(error("vm=limit=1s"), "`limit=1s`: expected a number of seconds");
         assert_eq!(
             error("selftest=x"),
@@ -651,7 +678,7 @@ mod tests {
         }
 
         #[test]
-        fn any_words_are_read_or_refused(text in "(log|vm|selftest|watchdog)=((name|vcpus|paging|mem|memory|pages|input|modules|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
+        fn any_words_are_read_or_refused(text in "(log|vm|selftest|watchdog)=((name|vcpus|paging|mem|memory|pages|input|modules|on-reset|limit)?=?[0-9a-zA-Z,=]{0,8}){0,4}( vm=modules=[0-9]{1,2}){0,3}") {
             fuzz::loader_config(text.as_bytes());
         }
     }

@@ -63,11 +63,12 @@ pub mod need;
 mod placer;
 mod pvh;
 mod ranges;
+pub mod rom;
 #[cfg(test)]
 mod tests;
 
 pub use boot_info::{BootInfo, BootInfoError, BootModule, MalformedRegion, PhysRead, Region, RegionKind, Unreadable};
-pub use config::{Backing, Config, ConfigError, Expected, Paging, SelfTest, VmConfig, VmName, VmPlan};
+pub use config::{Backing, Config, ConfigError, Expected, OnReset, Paging, SelfTest, VmConfig, VmName, VmPlan};
 pub use image::{ImageError, Part};
 pub use linux::LinuxError;
 pub use load::{AcpiTables, LoadError, Module, Platform, Rsdp, load};

@@ -99,6 +99,16 @@ pub trait GuestMemory {
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError>;
 }
 
+impl<M: GuestMemory + ?Sized> GuestMemory for &mut M {
+    fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        (**self).write(at, bytes)
+    }
+
+    fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
+        (**self).zero(at, bytes)
+    }
+}
+
 /// Why guest memory can't be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryError {

@@ -4,6 +4,7 @@ mod linux;
 mod memory_map;
 mod multiboot2;
 mod pvh;
+mod rom;
 mod seeds;
 
 use super::*;

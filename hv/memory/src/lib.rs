@@ -76,6 +76,7 @@ extern crate std;
 mod account;
 #[cfg(any(test, fuzzing, feature = "arena"))]
 pub mod arena;
+mod clear;
 mod ending;
 mod frames;
 #[cfg(any(test, fuzzing))]

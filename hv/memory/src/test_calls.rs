@@ -93,7 +93,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         if matches!(result, Err(Refused::NoMemory)) && !planned && self.hurry_back() {
             result = Ok(Step::More(so_far));
         }
-        self.settle();
+        self.settle(2 * STEP);
         match result {
             Ok(Step::Last(value)) => Some(Ok(value)),
             Ok(Step::More(so_far)) => {
@@ -125,11 +125,12 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         .map(Step::Last)
     }
 
-    /// Gives back what can be. A guest that makes pages wait faster than grace periods pass waits as well.
-    fn settle(&mut self) {
+    /// Gives back what can be, until `most` bytes are filled with poison. A guest that makes pages wait faster than grace periods pass
+    /// waits as well.
+    pub(crate) fn settle(&mut self, most: u64) {
         self.cpu.quiescent();
-        give_back_some(&self.cpu, 2 * STEP);
-        self.bound_backlog(2 * STEP);
+        give_back_some(&self.cpu, most);
+        self.bound_backlog(most);
     }
 
     /// Carries out a step of a call on `range`: `step` is given a part that no large page crosses, and tells what the call returns
@@ -177,7 +178,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
     }
 
     /// A page of the guest's that no entry leads to any more is to be given back.
-    fn retire(&self, page: Pfn, size: PageSize) {
+    pub(crate) fn retire(&self, page: Pfn, size: PageSize) {
         let env = self.vm.tree.env();
         if let Some(desc) = env.descriptors.get(page.raw() as usize) {
             env.account.retire(desc, size);
@@ -386,6 +387,12 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
             FlushPoint::Collapse => mmu::After::Collapse,
         }));
         Ok(0)
+    }
+
+    /// No flush is left out any more.
+    pub(crate) fn keep_flushes(&self) {
+        #[cfg(feature = "fault-injection")]
+        self.vm.tree.skip_flush(None);
     }
 
     /// Takes a page away, and puts an entry that makes no sense in its place.

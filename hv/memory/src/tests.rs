@@ -3,6 +3,8 @@
 #[cfg(not(shuttle))]
 mod arbitrary;
 #[cfg(not(shuttle))]
+mod cleared;
+#[cfg(not(shuttle))]
 mod frames_run_out;
 #[cfg(shuttle)]
 mod models;

@@ -217,7 +217,7 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
     }
 
     /// Has these bytes read as zeroes, before a guest runs: those of pages that are not mapped do already, and stay as they are.
-    pub(crate) fn clear(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
+    pub(crate) fn zero_mapped(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
         self.for_each_page(at, bytes, |gpa, length| {
             if !self.vm.backs(gpa) {
                 return Err(MemoryError::Outside(gpa));

@@ -20,7 +20,7 @@ impl<F: Nested, H: Host> GuestMemory for View<'_, '_, F, H> {
     }
 
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
-        self.clear(at, bytes)
+        self.zero_mapped(at, bytes)
     }
 }
 

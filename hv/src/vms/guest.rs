@@ -7,26 +7,30 @@ use super::place::Place;
 use super::teardown::{self, Teardown};
 use super::verdicts::Why;
 use crate::boot;
-use crate::rcu_domain::HostMachine;
+use crate::rcu_domain::{self, HostMachine};
 use crate::timer;
 use crate::verdict::Verdict;
+use abi::reasons::EXITS_SO_FAR;
 use addr::Gpa;
 use alloc::vec::Vec;
+use arch::Entry;
 use arch::features::{Feature, FeatureChoice, FeatureSet};
 use backends::{Backend, Start};
 use core::alloc::Layout;
 use core::fmt;
 use core::time::Duration;
 use devices::BoardConfig;
+use loader::rom::{Recorder, Rom};
 use loader::{
-    AcpiTables, BootInfo, GuestMemory, LoadError, MemoryError, Module, Paging, Platform, Rsdp, VmConfig, VmPlan,
+    AcpiTables, BootInfo, GuestMemory, LoadError, MemoryError, Module, OnReset, Paging, Platform, Rsdp, VmConfig,
+    VmPlan,
 };
 use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
 use spin::Mutex;
 use vm::cpuid::CpuModel;
-use vm::{Stats, Vm};
+use vm::{Stats, Stop, Vm};
 
 /// A VM's memory on this machine.
 type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
@@ -42,10 +46,23 @@ pub(super) struct Guest<F: Nested> {
     pub(super) model: CpuModel,
     /// Where its boot vCPU starts.
     pub(super) start: Start,
+    /// What its memory holds at its start, if it begins anew when it is reset.
+    pub(super) rom: Option<Rom<'static>>,
     /// When the VM has to end.
     pub(super) limit: Instant,
     stats: Mutex<Stats>,
+    so_far: Mutex<SoFar>,
     about: About,
+}
+
+/// What the exits have cost when a report is asked for, as each vCPU adds its own.
+#[derive(Default)]
+struct SoFar {
+    /// The number of the report.
+    report: u32,
+    /// How many vCPUs have added to it.
+    vcpus: usize,
+    stats: Stats,
 }
 
 impl<F: Nested> Guest<F> {
@@ -87,13 +104,19 @@ impl<F: Nested> Guest<F> {
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, state) = (Tlb::new(), ViewState::new());
         let mut view = memory.view(cpu, &mut tlb, &state);
-        let loaded = view
-            .write(firmware.range().start, firmware.bytes())
-            .map_err(LoadError::from)
-            .and_then(|()| loader::load(module(plan.image), &modules, &platform, &mut view));
+        let load = |memory: &mut dyn GuestMemory| load(firmware, module(plan.image), &modules, &platform, memory);
+        let restarts = config.on_reset == OnReset::Restart;
+        let loaded = if restarts {
+            let files: Vec<&'static [u8]> =
+                plan.modules.clone().chain([plan.image]).map(|index| boot::contents(&boot.modules[index])).collect();
+            let mut recorder = Recorder::new(&mut view, &files);
+            load(&mut recorder).map(|entry| (entry, Some(recorder.finish())))
+        } else {
+            load(&mut view).map(|entry| (entry, None))
+        };
         memory.forget(&state);
-        let entry = match loaded {
-            Ok(entry) => entry,
+        let (entry, rom) = match loaded {
+            Ok(loaded) => loaded,
             Err(error) => {
                 memory.free(cpu);
                 return Err(match error {
@@ -106,18 +129,21 @@ impl<F: Nested> Guest<F> {
         let devices = BoardConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
         let (console, about) = console::console(place.name, config.input);
         let devices = devices::Board::new(devices, console, clock);
+        let vm = Vm::new(devices, clock, vcpus);
         Ok(Self {
             place,
-            vm: Vm::new(devices, clock, vcpus),
+            vm: if restarts { vm.with_restart() } else { vm },
             clock,
             memory,
             paging: config.paging,
             model,
             start: Start::Boot(entry),
+            rom,
             limit: config
                 .limit
                 .map_or(Instant::NEVER, |seconds| timer::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
+            so_far: Mutex::default(),
             about,
         })
     }
@@ -135,9 +161,35 @@ impl<F: Nested> Guest<F> {
         self.about.report(text);
     }
 
+    /// Ends the VM for this reason, which is no exit's. False if it has ended already.
+    pub(super) fn end_now(&self, why: Stop) -> bool {
+        self.vm.end(why, |vcpu| self.kick(vcpu))
+    }
+
+    /// Has the CPU of a vCPU look at the request that was raised.
+    pub(super) fn kick(&self, vcpu: usize) {
+        rcu_domain::kick_if_away(self.place.placement.cpu_of(vcpu));
+    }
+
     /// Adds what the exits of one vCPU have cost.
     pub(super) fn add_stats(&self, stats: &Stats) {
         self.stats.lock().add(stats);
+    }
+
+    /// Adds what the exits of one vCPU have cost so far to the report of this number, which is printed with the last vCPU's.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn add_so_far(&self, report: u32, stats: &Stats) {
+        let mut so_far = self.so_far.lock();
+        if so_far.report != report {
+            *so_far = SoFar { report, ..SoFar::default() };
+            self.vm.raise_all(|vcpu| self.kick(vcpu));
+        }
+        so_far.vcpus += 1;
+        so_far.stats.add(stats);
+        if so_far.vcpus == self.vm.vcpus() {
+            self.report(&format_args!("{EXITS_SO_FAR}\n{}", so_far.stats));
+        }
     }
 
     /// Ends the VM, when no vCPU of it is left. It is still to be taken apart.
@@ -154,6 +206,18 @@ impl<F: Nested> Guest<F> {
             result: None,
         }
     }
+}
+
+/// Loads what the guest's memory holds at its start.
+fn load(
+    firmware: &bios::Tables,
+    image: Module<'_>,
+    modules: &[Module<'_>],
+    platform: &Platform,
+    mut memory: &mut dyn GuestMemory,
+) -> Result<Entry, LoadError> {
+    memory.write(firmware.range().start, firmware.bytes())?;
+    loader::load(image, modules, platform, &mut memory)
 }
 
 /// A feature that the VM must have, and can't have on this machine.

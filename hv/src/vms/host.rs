@@ -2,7 +2,6 @@
 
 use super::guest::Guest;
 use crate::console;
-use crate::rcu_domain;
 use crate::timer;
 use crate::watchdog;
 use core::time::Duration;
@@ -18,6 +17,8 @@ pub(super) const SLICE: Duration = Duration::from_millis(5);
 pub(super) struct Slice<'a, 's, F: Nested, T> {
     pub(super) guest: &'a Guest<F>,
     pub(super) schedule: &'a mut sched::Slice<'s, T>,
+    /// How many reports on its exits the vCPU has added to.
+    pub(super) reports: u32,
 }
 
 impl<F: Nested, T: Task> Host for Slice<'_, '_, F, T> {
@@ -26,6 +27,9 @@ impl<F: Nested, T: Task> Host for Slice<'_, '_, F, T> {
         watchdog::check();
         console::poll();
         let turn = self.schedule.interrupted(timer::now());
+        if console::breaks() != self.reports {
+            return Turn::Over;
+        }
         if turn == Turn::On {
             self.schedule.host_wants_at(console::next_poll());
         }
@@ -45,7 +49,7 @@ impl<F: Nested, T: Task> Host for Slice<'_, '_, F, T> {
     }
 
     fn kick(&mut self, vcpu: usize) {
-        rcu_domain::kick_if_away(self.guest.place.placement.cpu_of(vcpu));
+        self.guest.kick(vcpu);
     }
 
     fn nanoseconds(&self, ticks: u64) -> u64 {

@@ -20,6 +20,7 @@ mod guest;
 mod host;
 mod place;
 mod plan;
+mod restart;
 mod seat;
 mod task;
 mod teardown;

@@ -9,7 +9,8 @@ use abi::reasons::OVERCOMMITTED;
 use addr::PageSize;
 use backends::Backend;
 use loader::need::{self, Free};
-use loader::{BootInfo, Need, VmPlan};
+use loader::rom::Rom;
+use loader::{BootInfo, Need, OnReset, VmPlan};
 use memory::Nested;
 
 /// Ends the run if there is too little memory for some VM, sets aside what all need in common, and has the VMs use small pages
@@ -41,6 +42,10 @@ fn need_of<B: Backend<Tables: Nested>>(boot: &BootInfo, plan: &VmPlan, firmware:
     let modules = plan.modules.clone().chain([plan.image]).map(|module| &boot.modules[module].range);
     let files = modules.map(|range| range.end.raw() - range.start.raw());
     let vcpus = (0..plan.config.vcpus).flat_map(|_| CpuTask::<B>::allocations());
-    plan.config
-        .need(files.chain([firmware.bytes().len() as u64]), Guest::<B::Tables>::allocations(&plan.config).chain(vcpus))
+    let restarts = plan.config.on_reset == OnReset::Restart;
+    let rom = restarts.then(|| Rom::allocations(firmware.bytes().len())).into_iter().flatten();
+    plan.config.need(
+        files.chain([firmware.bytes().len() as u64]),
+        Guest::<B::Tables>::allocations(&plan.config).chain(vcpus).chain(rom),
+    )
 }

@@ -4,10 +4,12 @@ use super::clock::TscClock;
 use super::console::Console;
 use super::guest::Guest;
 use super::host::{SLICE, Slice};
+use super::restart::Restart;
+use crate::console;
 use crate::rcu_domain;
 use crate::timer;
 use abi::lines::PastLimit;
-use abi::reasons::NESTED_PATH;
+use abi::reasons::{BEGINS_ANEW, NESTED_PATH};
 use alloc::sync::Arc;
 use backends::Backend;
 use core::alloc::Layout;
@@ -39,6 +41,10 @@ pub(super) struct Seat<B: Backend<Tables: Nested>> {
     view: ViewState,
     /// When it wants to run again, if it sleeps.
     due: Instant,
+    /// Of a boot vCPU whose VM begins anew.
+    restart: Option<Restart>,
+    /// How many reports on its exits so far it has added to.
+    reports: u32,
 }
 
 impl<B: Backend<Tables: Nested>> Seat<B> {
@@ -53,7 +59,16 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         } else {
             Flavour::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), offered_cr4, tag, start)))
         };
-        Self { guest, vcpu, context, tlb: Tlb::new(), view: ViewState::new(), due: Instant::NEVER }
+        Self {
+            guest,
+            vcpu,
+            context,
+            tlb: Tlb::new(),
+            view: ViewState::new(),
+            due: Instant::NEVER,
+            restart: None,
+            reports: 0,
+        }
     }
 
     /// What one allocates. It is all that it ever does.
@@ -67,14 +82,47 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         cpu: &mut Cpu<'static, rcu_domain::HostMachine>,
         slice: &mut sched::Slice<'_, T>,
     ) {
+        if self.guest.vm.is_resetting() {
+            return self.reset(cpu, slice);
+        }
         let guest = &*self.guest;
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
-        let host = Slice { guest, schedule: slice };
+        if console::breaks() != self.reports {
+            self.reports = console::breaks();
+            guest.add_so_far(self.reports, self.context.stats());
+        }
+        let host = Slice { guest, schedule: slice, reports: self.reports };
         match &mut self.vcpu {
             Flavour::Nested(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
             Flavour::Shadowed(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
         }
         self.due = slice.wakes_at();
+    }
+
+    /// The VM is being reset: the vCPU leaves its guest, unless it has. The boot vCPU's CPU then has the VM begin anew, when all have.
+    #[cold]
+    #[inline(never)]
+    fn reset<T: Task>(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>, slice: &mut sched::Slice<'_, T>) {
+        let guest = &*self.guest;
+        let index = self.context.index();
+        let is_boot = index == 0;
+        guest.memory.forget(&self.view);
+        self.view = ViewState::new();
+        self.due = Instant::NEVER;
+        let view = guest.memory.view_of(index, cpu, &mut self.tlb, &self.view);
+        let (context, host) = (&mut self.context, Slice { guest, schedule: slice, reports: self.reports });
+        let start = if is_boot { guest.start } else { Start::Sipi(0) };
+        match &mut self.vcpu {
+            Flavour::Nested(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
+            Flavour::Shadowed(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
+        }
+        if is_boot && guest.vm.all_have_left() {
+            self.context.start();
+            let mut restart = self.restart.take().unwrap_or_default();
+            let mut view = guest.memory.view_of(index, cpu, &mut self.tlb, &self.view);
+            let is_done = restart.run(guest, &mut view, slice);
+            self.restart = (!is_done).then_some(restart);
+        }
     }
 
     /// Ends the VM, which has reached its limit, unless it has just ended by itself.
@@ -83,7 +131,7 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     #[inline(never)]
     pub(super) fn reach_limit<T: Task>(&mut self, cpu: &mut Cpu<'static, rcu_domain::HostMachine>) {
         let guest = &*self.guest;
-        if !guest.vm.end(Stop::Limit, |vcpu| rcu_domain::kick_if_away(guest.place.placement.cpu_of(vcpu))) {
+        if !guest.end_now(Stop::Limit) {
             return;
         }
         guest.report(&PastLimit { us: timer::nanoseconds(timer::now().since(guest.limit)) / 1000 });
@@ -102,6 +150,11 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         guest.memory.forget(&view);
         guest.add_stats(context.stats());
         Arc::into_inner(guest)
+    }
+
+    /// A report on the exits was asked for while the vCPU slept.
+    pub(super) fn ask_for_report(&self) {
+        self.guest.vm.raise_request(self.context.index());
     }
 
     /// Does what can wait until the vCPU sleeps, until the CPU is `wanted`.
@@ -163,8 +216,32 @@ fn run<'a, 's: 'a, F: Nested, V: Vcpu, T: Task>(
     let stop = vm::run(vcpu, &mut handler, &mut slice);
     vcpu.put();
     if let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_) | Stop::PoweredOff)) {
-        dump(slice.guest, vcpu, &handler, stop);
+        if slice.guest.vm.is_resetting() {
+            tell_of_reset(slice.guest, stop);
+        }
+        if slice.guest.vm.stopped().is_some() || stop == Stop::TripleFault {
+            dump(slice.guest, vcpu, &handler, stop);
+        }
     }
+}
+
+/// Tells that the VM begins anew, and why.
+#[cold]
+#[inline(never)]
+fn tell_of_reset<F: Nested>(guest: &Guest<F>, why: Stop) {
+    guest.report(&format_args!("reset {}: {why}; {BEGINS_ANEW}", guest.vm.resets()));
+}
+
+/// Has the vCPU leave its guest.
+fn leave_for_reset<'a, 's: 'a, F: Nested, V: Vcpu, T: Task>(
+    vcpu: &mut V,
+    mut handler: ExitHandler<'a, SliceTypes<'a, 's, F, V, T>>,
+    start: Start,
+    mut host: Slice<'a, 's, F, T>,
+) {
+    vcpu.load();
+    handler.leave_for_reset(vcpu, start, &mut host);
+    vcpu.put();
 }
 
 /// Tells where the vCPU is that its VM has ended at.

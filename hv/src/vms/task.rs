@@ -44,6 +44,13 @@ impl<B: Backend<Tables: Nested>> CpuTask<B> {
         }
     }
 
+    /// A report on the exits was asked for while all tasks of the CPU slept.
+    pub(super) fn ask_for_report(&self) {
+        if let Self::Vcpu(seat) = self {
+            seat.ask_for_report();
+        }
+    }
+
     /// What a vCPU allocates, in a list of tasks.
     pub(super) fn allocations() -> impl Iterator<Item = Layout> {
         Seat::<B>::allocations().chain([Scheduler::<Self>::TASK])

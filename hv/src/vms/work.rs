@@ -87,7 +87,7 @@ impl<F: Nested> Job<F> {
         let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::period() };
         let mut scheduler = Scheduler::new(self.tasks(backend), config, timer::now());
         wait_for_all_seats(cpu.index());
-        scheduler.run(&mut ScheduledCpu { cpu, has_slept: false, backend: PhantomData::<B> });
+        scheduler.run(&mut ScheduledCpu { cpu, has_slept: false, reports: 0, backend: PhantomData::<B> });
     }
 }
 
@@ -96,6 +96,8 @@ struct ScheduledCpu<'c, B> {
     cpu: &'c mut Cpu<'static, HostMachine>,
     /// It has slept since it last ran a task.
     has_slept: bool,
+    /// How many reports on the exits were asked for.
+    reports: u32,
     backend: PhantomData<B>,
 }
 
@@ -121,6 +123,10 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
         tasks.iter().for_each(|task| task.idles(|| tasks.have_request() || until <= timer::now()));
         sleep(self.cpu, until, || tasks.have_request());
         self.has_slept = true;
+        if console::breaks() != self.reports {
+            self.reports = console::breaks();
+            tasks.iter().for_each(CpuTask::ask_for_report);
+        }
     }
 
     fn reach_limit(&mut self, task: &mut CpuTask<B>) {

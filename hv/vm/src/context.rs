@@ -4,7 +4,7 @@ use crate::cpuid::{CpuModel, HostCpuid, Table, Topology};
 use crate::msr::Msrs;
 use crate::shared::Vm;
 use crate::stats::Stats;
-use apic::LocalApic;
+use apic::{LocalApic, Posted};
 use devices::{Clock, Sink};
 use emul::mmio::Memo;
 use walk::{Features, FetchCache};
@@ -32,6 +32,8 @@ pub struct Context<S> {
     pub(crate) nmi: bool,
     /// An ExtINT message asks for an interrupt of the 8259s.
     pub(crate) ext_int: bool,
+    /// The number of the reset for which the vCPU has last left its guest.
+    pub(crate) resets: u64,
 }
 
 /// What a vCPU does between its exits (Intel SDM vol. 3, section 25.4.2: the activity states).
@@ -76,7 +78,40 @@ impl<S: Copy> Context<S> {
             told_of_long_mode: false,
             nmi: false,
             ext_int: false,
+            resets: 0,
         }
+    }
+
+    /// As [`new`](Self::new) makes it, but for the account of its exits, and asleep: the boot vCPU is [started](Self::start) later.
+    pub(crate) fn reset(&mut self, posted: &Posted) {
+        let Self {
+            index,
+            cpuid,
+            features,
+            offered_cr4: _,
+            offered_efer: _,
+            code,
+            memo,
+            stats: _,
+            activity,
+            apic,
+            msrs,
+            given_up,
+            told_of_long_mode,
+            nmi,
+            ext_int,
+            resets: _,
+        } = self;
+        cpuid.set_apic(true);
+        (*code, *memo) = (FetchCache::new(), Memo::new());
+        *activity = Activity::AwaitingSipi;
+        (*apic, *msrs) = (LocalApic::new(*index as u32, posted), Msrs::new(features.maxphyaddr));
+        (*given_up, *told_of_long_mode, *nmi, *ext_int) = (0, false, false, false);
+    }
+
+    /// The boot vCPU has something to do, after a reset for which [all have left](Vm::all_have_left) their guests.
+    pub fn start(&mut self) {
+        self.activity = Activity::Running;
     }
 
     /// Its number in its VM.

@@ -18,7 +18,7 @@ pub enum Flow {
     Stop(Stop),
 }
 
-/// Why a VM has ended.
+/// Why a VM has ended, or begins anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The guest wrote this value to the exit port; 0 is success.
@@ -27,7 +27,7 @@ pub enum Stop {
     TripleFault,
     /// The guest switched its machine off.
     PoweredOff,
-    /// The guest asked for a reset, which ends a VM here.
+    /// The guest asked for a reset.
     Reset,
     /// Every vCPU is halted, and no interrupt can wake one.
     Halted,
@@ -65,7 +65,7 @@ impl fmt::Display for Stop {
             Self::TripleFault => f.write_str("triple fault in the guest"),
             Self::PoweredOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str("the guest asked for a reset"),
-            Self::Halted => f.write_str("the guest halted with interrupts off: nothing can wake it"),
+            Self::Halted => f.write_str(reasons::HALTED),
             Self::OutOfMemory => f.write_str(reasons::NO_FRAME),
             Self::Limit => f.write_str(reasons::PAST_LIMIT),
             Self::Misconfigured(at) => {

@@ -165,7 +165,7 @@ impl<T: Types> ExitHandler<'_, T> {
         }
         self.shared.request.clear();
         let flow = self.take_signals(vcpu);
-        if flow != Flow::Resume || self.vm.stopped().is_some() {
+        if flow != Flow::Resume || self.vm.is_to_be_left() {
             return self.go(if flow == Flow::Resume { Flow::Yield } else { flow });
         }
         self.time_passes(vcpu, host);
@@ -177,7 +177,8 @@ impl<T: Types> ExitHandler<'_, T> {
         self.go(next)
     }
 
-    /// NMI, INIT and start-up. The latter do nothing to the boot vCPU but end its VM: there is no firmware to begin in again.
+    /// NMI, INIT and start-up. The latter do nothing to the boot vCPU but reset its machine: there is no firmware to begin in
+    /// again.
     fn take_signals(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         let signals = self.shared.posted.take_signals();
         self.context.nmi |= signals.nmi;
@@ -233,7 +234,7 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn wakes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
         let ends = self.shared.request.is_pending()
             && self.serve_request(vcpu, host).is_break()
-            && (self.left() != Flow::Yield || self.vm.stopped().is_some());
+            && (self.left() != Flow::Yield || self.vm.is_to_be_left());
         if ends {
             return ControlFlow::Break(());
         }

@@ -62,6 +62,7 @@
 //! #     const HYPERCALL: Known = Known::Vmmcall;
 //! #     fn load(&mut self) {}
 //! #     fn reset(&mut self, _: Start) {}
+//! #     fn power_on(&mut self, _: Start) {}
 //! #     fn enter(&mut self) { (self.exit, self.gprs[0]) = self.script.pop_front().expect("the script goes on") }
 //! #     fn exit(&self) -> Exit { self.exit }
 //! #     fn flush(&mut self) {}
@@ -184,6 +185,7 @@ pub mod msr;
 mod mtrr;
 mod paging;
 mod ports;
+mod reset;
 mod run;
 mod shared;
 mod sort;

@@ -8,14 +8,14 @@ use crate::types::Types;
 use crate::vcpu::Vcpu;
 use core::ops::ControlFlow;
 
-/// Runs a vCPU until it has to wait, its turn is over, or its VM has ended. Some if this vCPU has ended it.
+/// Runs a vCPU until it has to wait, its turn is over, or its VM has ended or is reset. Some if this vCPU has ended or reset it.
 pub fn run<T: Types>(vcpu: &mut T::Vcpu, handler: &mut ExitHandler<'_, T>, host: &mut T::Host) -> Option<Stop> {
     if handler.wakes(vcpu, host).is_continue() {
         while turn(vcpu, handler, host).is_continue() {}
     }
     handler.context.stats.ended();
     match handler.left() {
-        Flow::Stop(stop) => handler.vm.end(stop, |vcpu| host.kick(vcpu)).then_some(stop),
+        Flow::Stop(stop) => handler.vm.end_or_reset(stop, |vcpu| host.kick(vcpu)).then_some(stop),
         Flow::Resume | Flow::Yield => None,
     }
 }

@@ -1,6 +1,7 @@
 //! What the vCPUs of a VM share.
 
 use crate::flow::Stop;
+use crate::reset::Resets;
 use alloc::boxed::Box;
 use apic::{Posted, Request};
 use core::alloc::Layout;
@@ -19,6 +20,9 @@ pub struct Vm<S, C> {
     vcpus: Box<[VcpuShared]>,
     /// vCPUs that run, or that an interrupt can still wake.
     wakeable: AtomicUsize,
+    /// It begins anew when it is reset.
+    pub(crate) restarts: bool,
+    pub(crate) resets: Resets,
     end: Once<Stop>,
 }
 
@@ -44,6 +48,8 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
             clock,
             vcpus: (0..vcpus).map(VcpuShared::new).collect(),
             wakeable: AtomicUsize::new(1),
+            restarts: false,
+            resets: Resets::new(),
             end: Once::new(),
         }
     }
@@ -76,7 +82,13 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         first
     }
 
-    fn raise_all(&self, kick: impl FnMut(usize)) {
+    /// Whether no vCPU may enter its guest: the VM has ended, or is being reset.
+    pub(crate) fn is_to_be_left(&self) -> bool {
+        self.stopped().is_some() || self.is_resetting()
+    }
+
+    /// Raises the request to each vCPU. `kick` is called for each to which none was pending.
+    pub fn raise_all(&self, kick: impl FnMut(usize)) {
         (0..self.vcpus.len()).filter(|&vcpu| self.vcpus[vcpu].request.raise()).for_each(kick);
     }
 
@@ -107,7 +119,7 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
     }
 
     /// Raises the request to vCPU `vcpu`. False if it was pending already.
-    pub(crate) fn raise_request(&self, vcpu: usize) -> bool {
+    pub fn raise_request(&self, vcpu: usize) -> bool {
         self.vcpus[vcpu].request.raise()
     }
 
@@ -126,6 +138,11 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
             self.legacy.store(pending, Ordering::SeqCst);
         }
         changes && pending
+    }
+
+    /// None but the boot vCPU runs, as at the start.
+    pub(crate) fn count_boot_vcpu_alone(&self) {
+        self.wakeable.store(1, Ordering::SeqCst);
     }
 
     /// Counts a vCPU that runs, or that an interrupt can wake.

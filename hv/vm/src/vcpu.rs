@@ -114,6 +114,8 @@ pub trait Vcpu: Registers + Events {
     fn load(&mut self);
     /// What INIT does to the registers, and then where `start` has the vCPU begin. What is pending for it is forgotten.
     fn reset(&mut self, start: Start);
+    /// What RESET does: the vCPU is as it was made, and begins at `start`.
+    fn power_on(&mut self, start: Start);
     /// Enters the guest and stays until the next exit.
     fn enter(&mut self);
     /// Why the guest was left.

@@ -13,7 +13,7 @@ use crate::machine::{Image, Machine, run_folder};
 use crate::run::{self, MachineArgs};
 use crate::size::Size;
 use crate::toolchain::Target;
-use crate::trial::{Guest, Paging};
+use crate::trial::{Guest, OnReset, Paging};
 use abi::options::MAX_VCPUS;
 use anyhow::{Context, Result};
 use initrd::Archive;
@@ -33,7 +33,7 @@ const TIMEOUT: u32 = 600;
 ///
 /// The kernel and busybox are Debian's, and come by apt-get into target/linux/ when they are first needed. The script runs as root
 /// with busybox's commands and our stress program: `stress seed=N ops=N threads=N`, and on amd64 `stress32`, the same with 32 bits.
-/// Linux powers off when it ends. The run has passed if the script ended with status 0, no KTAP line says 'not ok', and no line says
+/// Linux powers off when it ends; one that halts and says 'System halted' has powered off as well. The run has passed if the script ended with status 0, no KTAP line says 'not ok', and no line says
 /// 'Kernel panic' or 'BUG:'. Without --run it is a shell on this terminal: ctrl-a x leaves, `exit` powers off.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = AFTER_HELP)]
@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// How the guest's memory is translated
     #[arg(long, value_enum, default_value = "nested")]
     paging: Paging,
+    /// What becomes of the guest when it resets its machine, by a triple fault among other ways
+    #[arg(long, value_enum, default_value = "end")]
+    on_reset: OnReset,
     #[command(flatten)]
     demands: Demands,
     #[command(flatten)]
@@ -148,6 +151,7 @@ impl Args {
             memory: self.mem,
             paging: self.paging,
             input: self.input(machine),
+            on_reset: self.on_reset,
             demands: self.demands.clone(),
             ..Guest::new(Image::new(kernel, words.trim_end()))
         })

@@ -221,8 +221,14 @@ mod tests {
 
     #[test]
     fn the_configuration_names_model_processors_and_memory() {
-        let boot =
-            Boot { from: Medium::Iso("x.iso".into()), memory: Size::mib(512), cpus: 4, vms: Vec::new(), input: None };
+        let boot = Boot {
+            from: Medium::Iso("x.iso".into()),
+            memory: Size::mib(512),
+            cpus: 4,
+            vms: Vec::new(),
+            input: None,
+            is_reset: false,
+        };
         let [iso, bios, vga_bios] = ["c.iso", "/a/bios", "/b/vga"].map(Path::new);
         let text = Bochs::new(SVM_CPU).configuration(&boot, iso, bios, vga_bios);
         assert!(text.contains("megs: 512\n"));

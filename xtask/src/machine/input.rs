@@ -11,6 +11,7 @@ use std::process::ChildStdin;
 use std::str::FromStr;
 use std::sync::mpsc::Receiver;
 use std::thread;
+use std::time::Duration;
 
 /// Where what is typed comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,20 @@ pub(crate) enum Input {
     File(PathBuf),
     /// The standard input: of a terminal each key, of anything else its bytes.
     Standard,
+    /// Breaks, at each of which the hypervisor tells what the exits have cost so far: for tests.
+    Breaks,
+}
+
+/// What QEMU's multiplexer, which the console is connected by, makes of bytes: ctrl-a begins a command (`qemu-system-x86_64 -echr`).
+pub(crate) mod line {
+    const ESCAPE: u8 = 0x01;
+    /// A break.
+    pub(crate) const BREAK: &[u8] = &[ESCAPE, b'b'];
+
+    /// What has it pass on these bytes.
+    pub(crate) fn bytes(bytes: &[u8]) -> Vec<u8> {
+        bytes.iter().flat_map(|&byte| std::iter::repeat_n(byte, if byte == ESCAPE { 2 } else { 1 })).collect()
+    }
 }
 
 impl FromStr for Input {
@@ -49,20 +64,39 @@ impl Input {
                 (Source::Keys(terminal::keys()), Some(raw))
             }
             Self::Standard => (Source::Bytes(Box::new(io::stdin())), None),
+            Self::Breaks => (Source::Breaks, None),
         })
     }
 }
 
+/// The time between two breaks.
+const BETWEEN_BREAKS: Duration = Duration::from_millis(200);
+
 enum Source {
     Bytes(Box<dyn Read + Send>),
+    /// As the [`line`] has it.
     Keys(Receiver<Vec<u8>>),
+    Breaks,
 }
 
 impl Source {
     /// Types all of it. An error is the machine's end.
     fn copy(self, mut line: impl Write) -> io::Result<()> {
         match self {
-            Self::Bytes(mut bytes) => io::copy(&mut bytes, &mut line).map(drop),
+            Self::Bytes(mut bytes) => {
+                let mut buffer = [0; 4096];
+                loop {
+                    match bytes.read(&mut buffer)? {
+                        0 => return Ok(()),
+                        count => line.write_all(&line::bytes(&buffer[..count]))?,
+                    }
+                }
+            }
+            // Before guests run, which is not known here, they tell nothing.
+            Self::Breaks => loop {
+                line.write_all(line::BREAK)?;
+                thread::sleep(BETWEEN_BREAKS);
+            },
             Self::Keys(keys) => keys.into_iter().try_for_each(|keys| line.write_all(&keys)),
         }
     }

@@ -47,6 +47,8 @@ pub(crate) struct Boot {
     pub(crate) vms: Vec<Option<String>>,
     /// What is typed on its COM1.
     pub(crate) input: Option<Input>,
+    /// A reset does not end it.
+    pub(crate) is_reset: bool,
 }
 
 /// What a machine boots from.

@@ -106,6 +106,9 @@ fn starts_on_kvm() -> bool {
     })
 }
 
+/// The console by a multiplexer, so that a break can be sent on it ([`line`](super::input::line)).
+const MULTIPLEXED: &str = "chardev:console";
+
 impl Accel {
     /// Decides for this machine.
     pub(crate) fn resolve(self, icount: bool, needs: Needs) -> Result<Engine> {
@@ -159,7 +162,8 @@ impl Qemu {
         let medium = medium(&boot.from, folder)?;
         let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
         let mut child = Leashed::spawn(&program, |command| {
-            command.args(self.arguments(boot, "stdio")).args(medium).current_dir(folder);
+            let console = if boot.input.is_some() { MULTIPLEXED } else { "stdio" };
+            command.args(self.arguments(boot, console)).args(medium).current_dir(folder);
             let input = if boot.input.is_some() { Stdio::piped() } else { Stdio::null() };
             command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         })?;
@@ -214,7 +218,8 @@ impl Qemu {
             Engine::TcgIcount { .. } => ("tcg,thread=single", TCG_CPU),
         };
         let icount;
-        let mut arguments = vec!["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-machine", "pc"];
+        let mut arguments = vec!["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc"];
+        arguments.extend(["-action", if boot.is_reset { "reboot=reset" } else { "reboot=shutdown" }]);
         arguments.extend(["-accel", accel, "-cpu", self.cpu.as_deref().unwrap_or(cpu), "-smp", &cpus, "-m", &memory]);
         if let Engine::TcgIcount { shift } = self.engine {
             icount = format!("shift={shift},sleep=off");
@@ -226,6 +231,9 @@ impl Qemu {
         let trace = self.trace.as_ref().map(Trace::qemu_arguments);
         arguments.extend(trace.iter().flatten().map(String::as_str));
         let exit = format!("isa-debug-exit,iobase={DEBUG_EXIT:#x},iosize={DEBUG_EXIT_SIZE:#x}");
+        if console == MULTIPLEXED {
+            arguments.extend(["-chardev", "stdio,id=console,mux=on,signal=off"]);
+        }
         arguments.extend(["-serial", console, "-device", &exit]);
         arguments.into_iter().map(OsString::from).collect()
     }
@@ -286,8 +294,14 @@ mod tests {
 
     #[test]
     fn the_command_line_has_what_was_asked_for() {
-        let boot =
-            Boot { from: Medium::Iso("x".into()), memory: Size::mib(512), cpus: 4, vms: Vec::new(), input: None };
+        let boot = Boot {
+            from: Medium::Iso("x".into()),
+            memory: Size::mib(512),
+            cpus: 4,
+            vms: Vec::new(),
+            input: None,
+            is_reset: false,
+        };
         let line = |engine, cpu: Option<&str>| {
             let qemu = Qemu::new(engine, cpu.map(str::to_string));
             joined(&qemu.arguments(&boot, "stdio"))
@@ -295,6 +309,10 @@ mod tests {
         let tcg = line(Engine::Tcg, None);
         assert!(tcg.contains("-cpu|EPYC,+svm|-smp|4|-m|512M"), "{tcg}");
         assert!(!tcg.contains("icount"), "{tcg}");
+        assert!(tcg.contains("-action|reboot=shutdown"), "{tcg}");
+        let reset = Boot { is_reset: true, ..boot.clone() };
+        let qemu = Qemu::new(Engine::Tcg, None);
+        assert!(joined(&qemu.arguments(&reset, "stdio")).contains("-action|reboot=reset"));
         assert!(line(Engine::ICOUNT, Some("max")).contains("-cpu|max|-smp|4|-m|512M|-icount|shift=0,sleep=off"));
         assert!(line(Engine::Kvm, None).contains("-accel|kvm|-cpu|host"));
     }

@@ -157,7 +157,7 @@ pub(super) fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
     matrix::rows().flat_map(move |row| {
         let hosts = hosts.iter().filter(|host| row.only.is_none_or(|only| only == host.name));
         let hosts = hosts.filter(|host| row.except.is_none_or(|except| except != host.name));
-        let hosts = hosts.filter(|host| !row.typed || host.takes_input());
+        let hosts = hosts.filter(|host| !(row.typed || row.sends_breaks) || host.takes_input());
         hosts.filter_map(move |host| {
             let expected = if host.with_hypervisor { Some(row.hypervised) } else { row.alone };
             Some(Job { row, host: host.clone(), expected: expected?, trace: None })
@@ -309,7 +309,8 @@ impl Job {
             cpuid: row.cpuid.to_string(),
             vcpus: row.vcpus,
             memory: row.memory,
-            input: row.typed.then(typed).transpose()?,
+            input: row.typed.then(typed).transpose()?.or(row.sends_breaks.then_some(Input::Breaks)),
+            on_reset: row.on_reset,
             ..Guest::new(Image::new(image, words))
         };
         let more = (1..=row.more).map(|number| Guest { name: format!("vm{number}"), ..guest.clone() });

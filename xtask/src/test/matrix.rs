@@ -7,7 +7,7 @@ use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
 use crate::size::Size;
-use crate::trial::{Guest, Pages, Paging};
+use crate::trial::{Guest, OnReset, Pages, Paging};
 use abi::Verdict;
 use abi::reasons::{self, NO_FRAME, PAST_LIMIT};
 use std::time::Duration;
@@ -137,10 +137,14 @@ pub(super) struct Row {
     pub(super) modules: &'static [&'static [u8]],
     /// [`abi::typed`] is typed on the guest's COM1; only where the machine takes input.
     pub(super) typed: bool,
+    /// Breaks are sent on COM1; only where the machine takes input.
+    pub(super) sends_breaks: bool,
     pub(super) pages: Pages,
     pub(super) paging: Paging,
     /// Features of the first VM's processors, as in `--cpuid`, without commas.
     pub(super) cpuid: &'static str,
+    /// What becomes of the first VM when its machine is reset.
+    pub(super) on_reset: OnReset,
     /// Words for the hypervisor.
     pub(super) hv_words: &'static str,
     /// The one host that the row is about, if it is about one.
@@ -192,9 +196,11 @@ const USUAL: Row = Row {
     ram: None,
     modules: &[],
     typed: false,
+    sends_breaks: false,
     pages: Pages::Large,
     paging: Paging::Nested,
     cpuid: "",
+    on_reset: OnReset::End,
     hv_words: "",
     only: None,
     except: None,
@@ -336,6 +342,17 @@ const FEW: &str =
 
 const TOUCH_ALL: Row = Row { source: Source::Guest("touch-all"), ..USUAL };
 
+/// A guest that resets its machine, which begins anew. It does that by all ways.
+const RESET: Row = Row {
+    name: "reset",
+    source: Source::Guest("reset"),
+    vcpus: 3,
+    on_reset: OnReset::Restart,
+    hypervised: Expected { line: "reset 4: triple fault in the guest; the VM begins anew", ..PASS },
+    ..LONG
+};
+const RESET32: Row = Row { name: "reset32", source: Source::Guest("reset32"), ..RESET };
+
 /// All rows.
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> + Clone {
     ROWS.iter().chain(attacks::rows())
@@ -367,6 +384,15 @@ const ROWS: &[Row] = &[
         ..boot("multiboot2-requires-smbios")
     },
     Row { name: "keys", source: Source::Guest("keys"), typed: true, ..USUAL },
+    // vCPUs that run and such as have not started add to it.
+    Row {
+        name: "exits-so-far",
+        source: Source::Guest("hang"),
+        sends_breaks: true,
+        vcpus: 3,
+        hypervised: Expected { line: reasons::EXITS_SO_FAR, ..Expected::saying(Verdict::Hang, PAST_LIMIT) },
+        ..ENDLESS
+    },
     Row {
         name: "fail",
         source: Source::Guest("fail"),
@@ -380,6 +406,19 @@ const ROWS: &[Row] = &[
         hypervised: Expected::just(Verdict::GuestTripleFault),
         alone: Some(Expected::just(Verdict::GuestTripleFault)),
         ..USUAL
+    },
+    RESET,
+    Row { name: "reset-4k", pages: Pages::Small, vcpus: 1, beside: Some(("smoke", "")), alone: None, ..RESET },
+    RESET32,
+    shadowed("reset32-shadow", Paging::Shadow, RESET32),
+    shadowed("reset32-vtlb", Paging::Vtlb, RESET32),
+    // By default it ends.
+    Row {
+        name: "reset-ends",
+        on_reset: OnReset::End,
+        hypervised: Expected::saying(Verdict::GuestKilled, "the guest asked for a reset"),
+        alone: None,
+        ..RESET
     },
     // Bochs's SVM gives the host no interrupt while the guest has its own off: an INIT does not reach a vCPU that spins so.
     Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, except: Some("bochs-svm"), ..LONG },
@@ -707,6 +746,7 @@ mod tests {
         let row = |name| rows().find(|row| row.name == name).unwrap();
         assert_eq!(row("no-such-feature").hypervised.text, Feature("clwb").to_string());
         assert_eq!(row("hv-stuck").hypervised.text, Stuck(1).to_string());
+        assert!(row("reset").hypervised.line.ends_with(reasons::BEGINS_ANEW));
         assert!(row("too-much-reserved").hypervised.text.ends_with(reasons::RESERVED));
         assert!(row("two-refused").refused_beside.unwrap().1.ends_with(reasons::WRONG_CHECKSUM));
     }

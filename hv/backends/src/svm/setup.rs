@@ -56,6 +56,16 @@ fn flat((selector, segment): (u16, FlatSegment)) -> SegmentField {
 }
 
 impl<T: Translation> SvmVcpu<T> {
+    /// What RESET does to the registers that INIT keeps.
+    pub(super) fn write_power_on(&mut self) {
+        self.vmcb.control.tsc_offset = 0;
+        let save = &mut self.vmcb.save;
+        save.cr0 = 0;
+        save.pat = reset::PAT;
+        [save.star, save.lstar, save.cstar, save.sfmask, save.kernel_gs_base] = [0; 5];
+        [save.sysenter_cs, save.sysenter_esp, save.sysenter_eip] = [0; 3];
+    }
+
     /// What INIT leaves, but for the segments (APM table 14-1).
     pub(super) fn write_init(&mut self) {
         self.registers.gprs = [0; 16];

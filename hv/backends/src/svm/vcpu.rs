@@ -12,7 +12,7 @@ use crate::page::HardwarePage;
 use crate::translation::Translation;
 use crate::unswitched::{self, GuestStateOwner, SharedState, UnswitchedState};
 use addr::Hpa;
-use arch::{EFER_SVME, reset};
+use arch::EFER_SVME;
 use core::fmt;
 use core::num::NonZeroU16;
 use vm::{ControlRegisters, Exit, Gpr, Known, Registers, Segment, SegmentState, StateMsr, Stay, Vcpu};
@@ -61,7 +61,6 @@ impl<T: Translation> SvmVcpu<T> {
         let (asid, shares_asid) = svm.asid(tag);
         control.asid = asid;
         control.withdraw();
-        vmcb.save.pat = reset::PAT;
         Self {
             registers: Switched::default(),
             translation,
@@ -85,6 +84,7 @@ impl<T: Translation> SvmVcpu<T> {
 
     pub(super) fn begin(mut self, start: Start) -> Self {
         self.load();
+        self.write_power_on();
         self.reset(start);
         self
     }
@@ -164,6 +164,13 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
             self.apply_paging(None);
         }
         self.flush();
+    }
+
+    fn power_on(&mut self, start: Start) {
+        self.put_guest();
+        self.unswitched.borrow_mut().power_on();
+        self.write_power_on();
+        self.reset(start);
     }
 
     #[inline]

@@ -10,7 +10,7 @@ use arch::entry::{Controls, Entry, Mode, TSS_LIMIT};
 use arch::segment::FlatSegment;
 use arch::{CR0_CD, CR0_ET, CR0_NW, reset, segment};
 use core::num::NonZeroU16;
-use vm::{Gpr, Vcpu};
+use vm::{Gpr, StateMsr, Vcpu};
 use x86::irq::PAGE_FAULT_VECTOR;
 use x86::vmx::vmcs::{control, guest, host};
 
@@ -38,16 +38,12 @@ impl<T: Translation> VmxVcpu<T> {
             (control::VMEXIT_MSR_LOAD_COUNT, 0),
             (control::VMENTRY_MSR_LOAD_COUNT, 0),
             (control::VMENTRY_INTERRUPTION_INFO_FIELD, 0),
-            (control::TSC_OFFSET_FULL, 0),
             (control::MSR_BITMAPS_ADDR_FULL, self.msr_bitmap.address().raw()),
             (control::CR0_GUEST_HOST_MASK, self.cr0.mask),
             (guest::CR0, self.cr0.real(0)),
             (control::CR0_READ_SHADOW, 0),
             (control::CR4_GUEST_HOST_MASK, self.cr4.mask),
             (guest::LINK_PTR_FULL, u64::MAX),
-            (guest::IA32_SYSENTER_CS, 0),
-            (guest::IA32_SYSENTER_ESP, 0),
-            (guest::IA32_SYSENTER_EIP, 0),
             (guest::PDPTE0_FULL, 0),
             (guest::PDPTE1_FULL, 0),
             (guest::PDPTE2_FULL, 0),
@@ -60,15 +56,22 @@ impl<T: Translation> VmxVcpu<T> {
         if self.translation.shadow().is_none() {
             self.vmcs.write(control::EPTP_FULL, self.eptp);
         }
-        if self.capabilities.features.pat {
-            self.vmcs.write(guest::IA32_PAT_FULL, reset::PAT);
-        }
         if self.capabilities.features.vpid {
             // What an earlier vCPU has left under this number goes with the flush of the first entry, or comes from other
             // nested tables.
             self.vmcs.write(control::VPID, u64::from(tag.get()));
         }
         self.limit_stay(u32::MAX.into());
+    }
+
+    /// What RESET does to the registers that INIT keeps.
+    pub(super) fn write_power_on(&mut self) {
+        self.adjust_tsc(self.tsc_offset.wrapping_neg());
+        self.set_state_msr(StateMsr::Pat, reset::PAT);
+        self.write_cr0(0);
+        for field in [guest::IA32_SYSENTER_CS, guest::IA32_SYSENTER_ESP, guest::IA32_SYSENTER_EIP] {
+            self.vmcs.write(field, 0);
+        }
     }
 
     /// What INIT leaves, but for the segments (Intel SDM vol. 3, table 10-1).

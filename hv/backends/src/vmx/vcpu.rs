@@ -56,7 +56,7 @@ pub struct VmxVcpu<T: Translation> {
     pub(super) reason: u64,
     /// The primary controls as they are in the VMCS.
     primary: u32,
-    tsc_offset: u64,
+    pub(super) tsc_offset: u64,
     pub(super) eptp: u64,
     /// What has to be done before the next entry, or instead: a bit for each [`Detour`].
     detours: u8,
@@ -133,6 +133,7 @@ impl<T: Translation> VmxVcpu<T> {
         if let Some(pat) = &vcpu.pat {
             pat.install(&mut vcpu.vmcs);
         }
+        vcpu.write_power_on();
         vcpu.reset(start);
         vcpu
     }
@@ -291,6 +292,12 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         }
         self.request_window(false);
         self.flush();
+    }
+
+    fn power_on(&mut self, start: Start) {
+        self.unswitched.borrow_mut().power_on();
+        self.write_power_on();
+        self.reset(start);
     }
 
     #[inline]

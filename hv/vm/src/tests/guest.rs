@@ -151,7 +151,22 @@ impl Guest {
         Self::build(code, processor, ALL_FEATURES, prepare)
     }
 
+    /// As [`new`](Self::new), of a VM that begins anew when it is reset.
+    pub(super) fn with_restart(code: &[u8]) -> Self {
+        Self::build_vm(code, processor, ALL_FEATURES, |_| {}, Vm::with_restart)
+    }
+
     fn build(code: &[u8], host: crate::cpuid::HostCpuid, model: CpuModel, prepare: impl FnOnce(&mut Devices)) -> Self {
+        Self::build_vm(code, host, model, prepare, |vm| vm)
+    }
+
+    fn build_vm(
+        code: &[u8],
+        host: crate::cpuid::HostCpuid,
+        model: CpuModel,
+        prepare: impl FnOnce(&mut Devices),
+        change: impl FnOnce(Vm<Printed, TestClock>) -> Vm<Printed, TestClock>,
+    ) -> Self {
         let memory = TestMemory::new(PAGES);
         memory.put_u64(PML4, PDPT | PRESENT | WRITABLE | USER);
         memory.put_u64(PDPT, PD | PRESENT | WRITABLE | USER);
@@ -166,11 +181,20 @@ impl Guest {
         let control = ControlRegisters { cr0: PE | WP | PG, cr3: PML4, cr4: PAE, efer: LME | LMA, cpl: 0 };
         let vcpu = TestVcpu::new(control, code_segment(false, true));
         // Tests are short, and so is what they leak.
-        let vm: &_ = Box::leak(Box::new(Vm::new(devices, clock.clone(), VCPUS)));
+        let vm: &_ = Box::leak(Box::new(change(Vm::new(devices, clock.clone(), VCPUS))));
         let handler = ExitHandler::new(vm, Box::leak(Box::new(Context::new(0, vm, host, model))), memory);
         let mut guest = Self { vcpu, handler, vm, clock };
         guest.code_at(CODE, code);
         guest
+    }
+
+    /// The VM's second vCPU.
+    pub(super) fn second(&self) -> (ExitHandler<'static, TestTypes>, TestVcpu) {
+        let context = Box::leak(Box::new(Context::new(1, self.vm, processor, ALL_FEATURES)));
+        (
+            ExitHandler::new(self.vm, context, TestMemory::new(PAGES)),
+            TestVcpu::new(self.vcpu.control, self.vcpu.segments[1]),
+        )
     }
 
     /// Flat 32-bit protected mode without paging.

@@ -20,6 +20,7 @@ mod mmio;
 mod msrs;
 mod ports;
 mod promises;
+mod resets;
 mod stops;
 mod strings;
 mod vcpu;

@@ -42,6 +42,7 @@ pub(super) struct TestVcpu {
     pub(super) exit: Exit,
     pub(super) entries: u64,
     pub(super) puts: u64,
+    pub(super) powered_on: u64,
     /// At which entries translations were dropped.
     pub(super) flushed: Vec<u64>,
     script: VecDeque<(Exit, Stretch)>,
@@ -73,6 +74,7 @@ impl TestVcpu {
             exit: Exit::Unknown,
             entries: 0,
             puts: 0,
+            powered_on: 0,
             flushed: Vec::new(),
             script: VecDeque::new(),
             own: None,
@@ -91,6 +93,10 @@ impl TestVcpu {
             Some(event) => panic!("{event:?} in place of an exception"),
             None => None,
         }
+    }
+
+    pub(super) fn forget_script(&mut self) {
+        self.script.clear();
     }
 
     /// How many exits are left.
@@ -135,6 +141,10 @@ impl Vcpu for TestVcpu {
             self.rip = 0;
             self.segments[Segment::Cs as usize].base = u64::from(vector) << 12;
         }
+    }
+    fn power_on(&mut self, start: Start) {
+        (self.pat, self.tsc, self.powered_on) = (arch::reset::PAT, 0, self.powered_on + 1);
+        self.reset(start);
     }
     fn enter(&mut self) {
         self.entries += 1;
