@@ -9,5 +9,6 @@ fn main() {
     // On a host target the images are only checked, never linked.
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("none") {
         println!("cargo:rustc-link-arg-bins=-T{}", script.display());
+        println!("cargo:rustc-link-arg-bin=low-memory=--defsym=__base=0x10000");
     }
 }

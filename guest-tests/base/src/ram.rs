@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize};
 
-use crate::boot::Boot;
+use crate::boot::{Boot, Region};
 use crate::place::{IDENTITY_END, Place};
 
 /// Where memory begins again above the real mode's first MiB and its holes.
@@ -185,6 +185,23 @@ pub fn free(boot: &Boot) -> impl Iterator<Item = Frame> {
         .map(Gfn::new)
         .filter(|&gfn| !boot.is_in_use(gfn))
         .map(Frame)
+}
+
+/// All available frames from 4 GiB on, where the image and the loader's information never are. The one-to-one map does not have
+/// them: they are to be mapped.
+pub fn above_identity(boot: &Boot) -> impl Iterator<Item = Frame> {
+    let limit = IDENTITY_END.raw();
+    let regions = boot.memory_map().filter(move |region| region.is_available() && region.start.raw() >= limit);
+    let frames = |region: Region| region.start.raw().div_ceil(PAGE_SIZE)..region.end().raw() / PAGE_SIZE;
+    regions.flat_map(frames).map(Gfn::new).map(Frame)
+}
+
+/// The frame at `gpa`, which is in no region of the loader's map: there is nothing.
+pub fn absent(boot: &Boot, gpa: Gpa) -> Frame {
+    let frame = Frame(gpa.frame());
+    let (start, end) = (frame.gpa(), frame.0.add(1).start());
+    assert!(boot.memory_map().all(|region| region.end() <= start || end <= region.start), "{gpa} is in a region");
+    frame
 }
 
 /// A free frame above 1 MiB that was not handed out before, so that its first touch is yet to come.

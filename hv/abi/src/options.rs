@@ -243,6 +243,7 @@ pub mod guest {
             "attack" => &[KIND, MIB],
             "attack32" => &[KIND, MIB],
             "boot" | "boot32" => &[PROTOCOL, WORDS, MODULES, MEM, LOADER],
+            "far-memory" => &[MEM],
             "fair" => &[MILLISECONDS, MIN_SHARE, MAX_GAP_US, RELEASE_MIB],
             "fork-storm" => &[OPS, SEED],
             "pae-toggle" => &[OPS],

@@ -562,6 +562,28 @@ const ROWS: &[Row] = &[
     },
     refused("no-header", Change::NoHeader),
     Row { name: "touch-all", ..TOUCH_ALL },
+    // More than is below the hole for PCI, and far more than the machine has.
+    Row {
+        name: "far-memory",
+        source: Source::Guest("far-memory"),
+        words: "mem=5120",
+        memory: Size::mib(5120),
+        ram: Some(Size::mib(256)),
+        alone: None,
+        ..USUAL
+    },
+    // The machine as well has frames from 4 GiB on.
+    Row {
+        name: "far-memory-backed",
+        source: Source::Guest("far-memory"),
+        words: "mem=5120",
+        memory: Size::mib(5120),
+        ram: Some(Size::mib(6144)),
+        only: Some("qemu-svm"),
+        alone: None,
+        ..USUAL
+    },
+    Row { name: "low-memory", source: Source::Guest("low-memory"), memory: Size::mib(1), alone: None, ..USUAL },
     // Each finds the frames that it starts with, and the pre-zeroed frames of others leave it those that it touches. (On Bochs
     // their turns take minutes.)
     Row { name: "many-vms", more: 63, memory: Size::mib(2), only: Some("qemu-svm"), alone: None, ..TOUCH_ALL },
