@@ -1,7 +1,8 @@
-//! Measures what exits cost, and holds it against the figures kept in the repository.
+//! Measures what exits cost and how large the image is, and holds both against the figures kept in the repository.
 
 use crate::build::Images;
 use crate::figures::{Figures, Unit};
+use crate::image_size;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Engine, Qemu};
 use crate::machine::{Image, Machine};
@@ -100,7 +101,7 @@ impl Host {
 ///
 /// Boots the exit-latency guests where a tick is an instruction (QEMU with --icount, and Bochs), twice on each machine: the
 /// figures have to be the same. Writes target/bench/exit-latency.json (QEMU's; Bochs's beside it), and fails where a
-/// figure is more than 5 % above the one kept in xtask/baseline/.
+/// figure is more than 5 % above the one kept in xtask/baseline/, or the hypervisor's image more than 2 % larger than kept there.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -123,7 +124,7 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let hosts = if args.host.is_empty() { Host::value_variants() } else { &args.host };
     hosts.iter().try_for_each(|host| setup::ensure(host.tool()))?;
     let images = Images::build()?;
-    let mut status = 0;
+    let mut status = image_size::check(&images.hv(), args.save)?;
     for host in hosts {
         let bench = Bench { host: *host, save: args.save }.carry_out(&images)?;
         status = if status == 0 { bench } else { status };

@@ -16,6 +16,7 @@ mod fuzz;
 mod guests;
 mod gzip;
 mod hostile;
+mod image_size;
 mod iso;
 mod judge;
 mod ktap;

@@ -2,6 +2,24 @@
 //!
 //! An address type counts bytes, a frame type counts 4 KiB frames. Conversions between spaces exist only where something
 //! translates: the page tables (`mmu`), the guest's own page tables (`walk`) and the hypervisor's direct map.
+//!
+//! ```
+//! use addr::{Gpa, Hpa, Pfn};
+//!
+//! /// Where the byte at `at` of a guest is, if its page is in this frame.
+//! fn translate(at: Gpa, frame: Pfn) -> Hpa {
+//!     frame.start().wrapping_add(at.page_offset())
+//! }
+//!
+//! let at = Gpa::new(0x1_2345);
+//! assert_eq!(at.frame().raw(), 0x12);
+//! assert_eq!(translate(at, Pfn::new(0x8000)), Hpa::new(0x800_0345));
+//! ```
+//!
+//! ```compile_fail
+//! let guests = addr::Gpa::new(0x1000);
+//! let hosts: addr::Hpa = guests; // a mistake that does not compile
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 

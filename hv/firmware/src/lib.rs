@@ -2,6 +2,22 @@
 //!
 //! The crate knows no hardware. The image finds the tables ([`find_rsdp`]), says where memory is mapped
 //! ([`PhysicalMemory`]), and passes the tables to [`Topology::new`].
+//!
+//! ```
+//! use abi::acpi::{RSDP_SIGNATURE, RSDP_V1_BYTES};
+//! use addr::Hpa;
+//! use firmware::find_rsdp;
+//!
+//! // The first MiB of a machine, whose BIOS has put the pointer to its tables at 0xf5a40. All bytes of it sum up to zero.
+//! let mut memory = vec![0u8; 1 << 20];
+//! let rsdp = &mut memory[0xf_5a40..][..RSDP_V1_BYTES];
+//! rsdp[..8].copy_from_slice(RSDP_SIGNATURE);
+//! rsdp[8] = rsdp.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte)).wrapping_neg();
+//!
+//! let read = |at: Hpa| std::array::from_fn(|n| memory[at.raw() as usize + n]);
+//! assert_eq!(find_rsdp(read), Some(Hpa::new(0xf_5a40)));
+//! assert_eq!(find_rsdp(|_| [0; RSDP_V1_BYTES]), None, "a machine without ACPI");
+//! ```
 #![no_std]
 #![deny(unsafe_code)]
 
