@@ -191,6 +191,7 @@ pub mod guest {
             "multiboot" => &[WORDS, MODULES, MEM, LOADER],
             "pae-toggle" => &[OPS],
             "smoke32" => &[PDPTES],
+            "stress" => &[OPS, SEED],
             "touch-all" => &[WAIT, ROUNDS],
             _ => &[],
         }

@@ -1,8 +1,10 @@
 //! What is booted where, and what has to come of it: a row for each guest, a column for each kind of machine.
 
 mod attacks;
+mod linux;
 
 use super::images::Change;
+use crate::linux::Arch;
 use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
@@ -71,6 +73,8 @@ pub(super) enum Source {
     Guest(&'static str),
     /// One of our guests, changed.
     Changed(&'static str, Change),
+    /// Debian's kernel, which runs the stress program with the row's words.
+    Linux(Arch),
 }
 
 /// What has to come of it.
@@ -84,10 +88,16 @@ pub(super) struct Expected {
 }
 
 impl Row {
+    /// Whether it boots Linux.
+    pub(super) const fn is_linux(&self) -> bool {
+        matches!(self.source, Source::Linux(_))
+    }
+
     /// The guest whose image is booted, or changed.
     pub(super) const fn guest(&self) -> &'static str {
         match self.source {
             Source::Guest(name) | Source::Changed(name, _) => name,
+            Source::Linux(_) => "stress",
         }
     }
 }
@@ -312,7 +322,7 @@ const RESET32: Row = Row { name: "reset32", source: Source::Guest("reset32"), ..
 
 /// All rows.
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> + Clone {
-    ROWS.iter().chain(attacks::rows())
+    ROWS.iter().chain(attacks::rows()).chain(linux::ROWS)
 }
 
 const ROWS: &[Row] = &[
@@ -666,7 +676,7 @@ mod tests {
     #[test]
     fn a_row_is_usual_on_one_of_its_hosts() {
         let names = ["qemu-svm", "bochs-vmx", "bochs-svm"];
-        for row in rows() {
+        for row in rows().filter(|row| !matches!(row.source, Source::Linux(_))) {
             assert!(
                 row.rare_on.iter().chain(&row.only).chain(&row.except).all(|host| names.contains(host)),
                 "{}",
