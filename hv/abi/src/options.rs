@@ -248,6 +248,7 @@ pub mod guest {
             "fork-storm" => &[OPS, SEED],
             "pae-toggle" => &[OPS],
             "smoke32" => &[PDPTES],
+            "stress" => &[OPS, SEED],
             "touch-all" => &[WAIT, ROUNDS],
             _ => &[],
         }

@@ -2,6 +2,7 @@
 
 mod initrd;
 mod packages;
+mod warnings;
 
 use crate::build::{self, Images};
 use crate::demands::Demands;
@@ -17,13 +18,17 @@ use crate::trial::{Guest, OnReset, Paging};
 use abi::options::MAX_VCPUS;
 use anyhow::{Context, Result};
 use initrd::Archive;
-use packages::{Arch, File};
+pub(crate) use packages::Arch;
+use packages::File;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+pub(crate) use warnings::{NO_MORE_WARNINGS, script, unexpected};
 
 /// What the initial RAM disk runs first.
 const INIT: &str = include_str!("init.sh");
+/// The kernel's command line.
+const CONSOLE: &str = "console=ttyS0";
 /// Linux's memory if nothing else is said.
 const MEMORY: Size = Size::mib(512);
 /// How long it is given if nothing else is said, in seconds.
@@ -142,9 +147,9 @@ impl Args {
         };
         let initrd = match &self.initrd {
             Some(file) => file.clone(),
-            None => self.make_initrd(files.path())?,
+            None => make_initrd(self.arch, self.run.as_deref(), files.path())?,
         };
-        let words = format!("console=ttyS0 {}", self.cmdline);
+        let words = format!("{CONSOLE} {}", self.cmdline);
         Ok(Guest {
             modules: vec![Image::new(initrd, "")],
             vcpus: self.vcpus,
@@ -156,26 +161,32 @@ impl Args {
             ..Guest::new(Image::new(kernel, words.trim_end()))
         })
     }
+}
 
-    fn make_initrd(&self, folder: &Path) -> Result<PathBuf> {
-        let mut archive = Archive::default();
-        for name in ["bin", "dev", "proc", "sys", "tmp"] {
-            archive.folder(name);
-        }
-        // For the first process's output, before /dev is mounted.
-        archive.device("dev/console", 5, 1);
-        archive.program("init", INIT.as_bytes());
-        archive.program("bin/busybox", &read(&packages::find_or_get(File::Busybox, self.arch)?)?);
-        for (name, target) in stress_programs(self.arch) {
-            archive.program(&format!("bin/{name}"), &read(&build::linux_stress(*target)?)?);
-        }
-        if let Some(script) = &self.run {
-            archive.program("script", &script_text(script)?);
-        }
-        let file = folder.join("initrd.cpio");
-        fs::write(&file, archive.finish()).with_context(|| format!("can't write {}", file.display()))?;
-        Ok(file)
+/// Debian's kernel and what boots it, with its files in `folder`: it runs `script`, and powers off.
+pub(crate) fn boot(arch: Arch, script: &str, folder: &Path) -> Result<(Image, Image)> {
+    let kernel = packages::find_or_get(File::Kernel, arch)?;
+    Ok((Image::new(kernel, CONSOLE), Image::new(make_initrd(arch, Some(script), folder)?, "")))
+}
+
+fn make_initrd(arch: Arch, script: Option<&str>, folder: &Path) -> Result<PathBuf> {
+    let mut archive = Archive::default();
+    for name in ["bin", "dev", "proc", "sys", "tmp"] {
+        archive.folder(name);
     }
+    // For the first process's output, before /dev is mounted.
+    archive.device("dev/console", 5, 1);
+    archive.program("init", INIT.as_bytes());
+    archive.program("bin/busybox", &read(&packages::find_or_get(File::Busybox, arch)?)?);
+    for (name, target) in stress_programs(arch) {
+        archive.program(&format!("bin/{name}"), &read(&build::linux_stress(*target)?)?);
+    }
+    if let Some(script) = script {
+        archive.program("script", &script_text(script)?);
+    }
+    let file = folder.join("initrd.cpio");
+    fs::write(&file, archive.finish()).with_context(|| format!("can't write {}", file.display()))?;
+    Ok(file)
 }
 
 /// The stress programs for this kernel, by the names they have there.

@@ -4,11 +4,12 @@ use super::images::{self, Change};
 use super::matrix::{self, Expected, Host, Row, Source};
 use super::results::{Ran, Status};
 use crate::build::{self, Images};
+use crate::failure::Usage;
 use crate::iso;
 use crate::judge::{End, VmReport};
 use crate::ktap::{self, CaseResult};
 use crate::leash::Folder;
-use crate::linux;
+use crate::linux::{self, Arch};
 use crate::machine::Image;
 use crate::machine::input::Input;
 use crate::machine::trace::Trace;
@@ -22,7 +23,7 @@ use abi::lines::{HeapUsage, PastLimit};
 use abi::options::level;
 use abi::reasons::PAST_LIMIT;
 use abi::wire;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -52,7 +53,7 @@ impl Job {
 
     /// Whether it boots the usual image, by an emulator that can trace.
     fn can_be_traced(&self) -> bool {
-        self.host.with_hypervisor && !self.row.fault_injection && self.host.name != "kvm"
+        self.host.with_hypervisor && !self.row.fault_injection && !self.row.is_linux() && self.host.name != "kvm"
     }
 
     fn is_meant(&self, filter: &str) -> bool {
@@ -73,10 +74,10 @@ pub(super) struct Workshop {
     images: Images,
     /// The hypervisor with fault injection, if a job needs it.
     fault_injection: Option<PathBuf>,
-    /// Debian's memtest86+, or why it can't be had, if a job needs it.
-    memtest: Option<Result<PathBuf, String>>,
     /// Holds the ISOs that were made.
     isos: Mutex<Folder>,
+    /// Held by the job that looks for Debian's packages.
+    packages: Mutex<()>,
 }
 
 impl Workshop {
@@ -85,16 +86,25 @@ impl Workshop {
         let with_hypervisor = jobs.iter().any(|job| job.host.with_hypervisor);
         let fault_injection =
             jobs.iter().any(|job| job.row.fault_injection).then(Images::build_with_fault_injection).transpose()?;
-        let memtest = jobs.iter().any(|job| job.row.source == Source::Memtest).then(linux::memtest);
-        let memtest = memtest.map(|got| got.map_err(|error| format!("{error:#}")));
         let images = if with_hypervisor { Images::build()? } else { Images::build_guests()? };
-        Ok(Self { images, fault_injection, memtest, isos: Mutex::new(Folder::new()?) })
+        Ok(Self { images, fault_injection, isos: Mutex::new(Folder::new()?), packages: Mutex::new(()) })
     }
 
     /// Writes the image of our guest `name`, changed, to `file`.
     fn changed(&self, name: &str, change: Change, file: &Path) -> Result<PathBuf> {
         let good = fs::read(self.images.guest(name)).with_context(|| format!("can't read the image of {name}"))?;
         write(file, &images::changed(&good, change)?)
+    }
+
+    /// Linux and its initial RAM disk, which is put into `folder`. One at a time, so that what is missing is got once.
+    fn linux(&self, arch: Arch, stress: &str, folder: &Path) -> Result<(Image, Image)> {
+        let _alone = self.packages.lock().expect("no worker panics");
+        linux::boot(arch, &linux::script(stress), folder)
+    }
+
+    fn memtest(&self) -> Result<PathBuf> {
+        let _alone = self.packages.lock().expect("no worker panics");
+        linux::memtest()
     }
 
     /// The ISO of a row: made of what the first host that asks would boot, and the same for the others.
@@ -115,7 +125,8 @@ pub(super) fn all(filter: Option<&str>, thorough: bool) -> Result<Vec<Ran>> {
     setup::ensure(Tool::Bochs)?;
     let hosts = matrix::hosts();
     let guests = build::guest_names()?;
-    let jobs = jobs(&hosts).filter(|job| job.row.guest().is_none_or(|name| guests.iter().any(|guest| guest == name)));
+    let is_there = |row: &Row| row.guest().is_some_and(|name| guests.iter().any(|guest| guest == name));
+    let jobs = jobs(&hosts).filter(|job| job.row.is_packaged() || is_there(job.row));
     let jobs = jobs.filter(|job| thorough || filter.is_some() || !job.row.rare_on.contains(&job.host.name));
     let jobs: Vec<Job> = jobs.filter(|job| job.is_meant(filter.unwrap_or_default())).collect();
     if jobs.is_empty() {
@@ -217,13 +228,13 @@ fn indent(text: &str) -> String {
 
 impl Job {
     fn carry_out(&self, shop: &Workshop) -> Result<(Ran, Vec<Ran>)> {
-        if let (Source::Memtest, Some(Err(why))) = (self.row.source, &shop.memtest) {
-            let (suite, name) = (self.host.name.to_string(), self.row.name.to_string());
-            let status = Status::Skipped(why.clone());
-            return Ok((Ran { suite, name, time: None, status, output: String::new() }, Vec::new()));
-        }
         let folder = Folder::new()?;
-        let trial = self.trial(shop, folder.path())?;
+        let trial = match self.trial(shop, folder.path()) {
+            Err(error) if self.row.is_packaged() && error.is::<Usage>() => {
+                return Ok((self.skipped(&error), Vec::new()));
+            }
+            trial => trial?,
+        };
         let report = match self.row.iso {
             true => trial.carry_out_from_iso(&shop.iso(self.row.name, &trial)?, &mut |_| ())?,
             false => trial.carry_out(&mut |_| ())?,
@@ -232,6 +243,7 @@ impl Job {
         let judged =
             judge(self.expected, &report, &names, self.host.is_bochs()).and_then(|()| self.judge_flush(&report));
         let judged = judged.and_then(|()| self.judge_refused(&report)).and_then(|()| self.judge_limit(&report));
+        let judged = judged.and_then(|()| self.judge_warnings(&report));
         let status = judged.map_or_else(Status::Failed, |()| Status::Passed);
         let verdict = Ran {
             suite: self.host.name.to_string(),
@@ -243,6 +255,26 @@ impl Job {
         // What fails on purpose is told by the verdict alone.
         let subtests = if self.expected.verdict == Verdict::Pass { self.subtests(&report.vms) } else { Vec::new() };
         Ok((verdict, subtests))
+    }
+
+    /// Its packages can't be had.
+    fn skipped(&self, why: &anyhow::Error) -> Ran {
+        Ran {
+            suite: self.host.name.to_string(),
+            name: self.row.name.to_string(),
+            time: None,
+            status: Status::Skipped(format!("{why:#}")),
+            output: String::new(),
+        }
+    }
+
+    /// A kernel warns of nothing that it does not warn of on QEMU alone.
+    fn judge_warnings(&self, report: &Report) -> Result<(), String> {
+        let console = report.finished.console.iter().map(String::as_str);
+        match linux::unexpected(console).filter(|_| self.row.is_linux()) {
+            Some(warning) => Err(format!("the kernel warns: {warning}")),
+            None => Ok(()),
+        }
     }
 
     /// The guest's tests have to detect a flush that is left out.
@@ -284,13 +316,17 @@ impl Job {
 
     fn trial(&self, shop: &Workshop, folder: &Path) -> Result<Trial> {
         let row = self.row;
+        let words = row.bochs_words.filter(|_| self.host.is_bochs()).unwrap_or(row.words);
+        let mut initrd = None;
         let image = match row.source {
-            Source::Guest(name) => shop.images.guest(name),
-            Source::Memtest => match &shop.memtest {
-                Some(Ok(file)) => file.clone(),
-                _ => bail!("it can't be had"),
-            },
-            Source::Changed(name, change) => shop.changed(name, change, &folder.join(row.name))?,
+            Source::Guest(name) => Image::new(shop.images.guest(name), words),
+            Source::Changed(name, change) => Image::new(shop.changed(name, change, &folder.join(row.name))?, words),
+            Source::Linux(arch) => {
+                let (kernel, disk) = shop.linux(arch, words, folder)?;
+                initrd = Some(disk);
+                kernel
+            }
+            Source::Memtest => Image::new(shop.memtest()?, words),
         };
         let modules = row.modules.iter().enumerate().map(|(at, bytes)| {
             let sum = bytes.iter().fold(0u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
@@ -301,9 +337,8 @@ impl Job {
             let bytes: Vec<u8> = (0..abi::typed::BYTES).map(abi::typed::byte).collect();
             write(&folder.join("typed"), &bytes).map(Input::File)
         };
-        let words = row.bochs_words.filter(|_| self.host.is_bochs()).unwrap_or(row.words);
         let guest = Guest {
-            modules: modules.collect::<Result<_>>()?,
+            modules: initrd.into_iter().map(Ok).chain(modules).collect::<Result<_>>()?,
             pages: row.pages,
             paging: row.paging,
             cpuid: row.cpuid.to_string(),
@@ -311,7 +346,7 @@ impl Job {
             memory: row.memory,
             input: row.typed.then(typed).transpose()?.or(row.sends_breaks.then_some(Input::Breaks)),
             on_reset: row.on_reset,
-            ..Guest::new(Image::new(image, words))
+            ..Guest::new(image)
         };
         let more = (1..=row.more).map(|number| Guest { name: format!("vm{number}"), ..guest.clone() });
         let more: Vec<_> = more.filter(|_| self.host.with_hypervisor).collect();
@@ -431,7 +466,11 @@ fn print_matrix(hosts: &[Host], jobs: &[Job], done: &[Done]) {
     let cell = |row: &Row, host: &Host| {
         let at = jobs.iter().position(|job| job.row.name == row.name && job.host.name == host.name)?;
         let ran = &done.iter().find(|done| done.at == at)?.verdict;
-        let word = if ran.status == Status::Passed { "ok" } else { "FAILED" };
+        let word = match ran.status {
+            Status::Passed => "ok",
+            Status::Skipped(_) => return Some("skipped".to_string()),
+            Status::Failed(_) => "FAILED",
+        };
         Some(format!("{word} {:.1} s", ran.time.unwrap_or(Duration::ZERO).as_secs_f64()))
     };
     let hosts: Vec<_> = hosts.iter().filter(|host| jobs.iter().any(|job| job.host.name == host.name)).collect();
@@ -444,6 +483,11 @@ fn print_matrix(hosts: &[Host], jobs: &[Job], done: &[Done]) {
         outln!("{:<width$}{}", row.name, cells.trim_end());
     }
     outln!("");
+    for Done { verdict, .. } in done {
+        if let Status::Skipped(why) = &verdict.status {
+            outln!("skipped: {} on {}: {why}", verdict.name, verdict.suite);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! What is booted where, and what has to come of it: a row for each guest, a column for each kind of machine.
 
 mod attacks;
+mod linux;
 
 use super::images::Change;
+use crate::linux::Arch;
 use crate::machine::Machine;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
@@ -71,8 +73,10 @@ pub(super) enum Source {
     Guest(&'static str),
     /// One of our guests, changed.
     Changed(&'static str, Change),
-    /// Debian's memtest86+; the row is skipped where that can't be had.
+    /// Debian's memtest86+.
     Memtest,
+    /// Debian's kernel, which runs the stress program with the row's words.
+    Linux(Arch),
 }
 
 /// What has to come of it.
@@ -86,10 +90,21 @@ pub(super) struct Expected {
 }
 
 impl Row {
-    /// The guest of ours whose image is booted, or changed.
+    /// Whether it boots Linux.
+    pub(super) const fn is_linux(&self) -> bool {
+        matches!(self.source, Source::Linux(_))
+    }
+
+    /// Whether it boots what is in one of Debian's packages: it is skipped where that can't be had.
+    pub(super) const fn is_packaged(&self) -> bool {
+        matches!(self.source, Source::Linux(_) | Source::Memtest)
+    }
+
+    /// The guest that takes the row's words: one of ours, whose image is booted, or changed, or Linux's stress program.
     pub(super) const fn guest(&self) -> Option<&'static str> {
         match self.source {
             Source::Guest(name) | Source::Changed(name, _) => Some(name),
+            Source::Linux(_) => Some("stress"),
             Source::Memtest => None,
         }
     }
@@ -355,7 +370,7 @@ const RESET32: Row = Row { name: "reset32", source: Source::Guest("reset32"), ..
 
 /// All rows.
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> + Clone {
-    ROWS.iter().chain(attacks::rows())
+    ROWS.iter().chain(attacks::rows()).chain(linux::ROWS)
 }
 
 const ROWS: &[Row] = &[
@@ -810,7 +825,7 @@ mod tests {
     #[test]
     fn a_row_is_usual_on_one_of_its_hosts() {
         let names = ["qemu-svm", "bochs-vmx", "bochs-svm"];
-        for row in rows() {
+        for row in rows().filter(|row| !matches!(row.source, Source::Linux(_))) {
             assert!(
                 row.rare_on.iter().chain(&row.only).chain(&row.except).all(|host| names.contains(host)),
                 "{}",
