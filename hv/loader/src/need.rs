@@ -14,6 +14,10 @@ const KEPT: usize = 16;
 const KEPT_EACH: usize = 4;
 /// The frames of a large page.
 const LARGE: u64 = PageSize::Size2M.frames();
+/// So many small frames a VM takes at once, if as many as [`FEW`] are free.
+pub const BATCH: u64 = LARGE;
+/// With fewer free frames than this, 32 MiB, VMs take them one by one.
+pub const FEW: u64 = 16 * BATCH;
 /// The number of tables of a walk to a page: one of each level.
 const LEVELS: u64 = 4;
 /// The most tables that an operation of a vCPU allocates in advance.
@@ -166,7 +170,11 @@ pub fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Res
         if need.frames > left.frames {
             return shortage(Kind::Memory(config.backing), need.frames, left.frames, free.frames);
         }
-        left.frames -= need.frames;
+        left.frames = match config.backing {
+            // The last batch may be more than it needs.
+            Backing::Touch if left.frames >= FEW => left.frames.saturating_sub(need.frames.next_multiple_of(BATCH)),
+            _ => left.frames - need.frames,
+        };
     }
     Ok(())
 }
@@ -238,6 +246,17 @@ mod tests {
         };
         assert!(has_room(large, 2 * 1541) && !has_room(large, 2 * 1541 - 1));
         assert!(has_room(small, 2 * 21));
+    }
+
+    #[test]
+    fn a_vm_takes_frames_by_many_at_a_time_where_there_are_many() {
+        let need = |frames| Need { heap: 0, frames, frames_by_large_pages: frames, roots: 0 };
+        let check = |frames, second| {
+            let vms = [need(20), need(second)].map(|need| (vm(0, Paging::Nested, Backing::Touch), need));
+            check(vms, Free { frames, low: 0 }).is_ok()
+        };
+        assert!(check(FEW - 1, FEW - 21) && !check(FEW - 1, FEW - 20));
+        assert!(check(FEW, FEW - BATCH) && !check(FEW, FEW - BATCH + 1));
     }
 
     #[test]

@@ -117,7 +117,8 @@ impl Account {
         self.operations.load(Ordering::Relaxed) + self.pool.lock().touched()
     }
 
-    fn returned(&self) -> u64 {
+    /// Pages that have come back from there, so far.
+    pub(crate) fn returned(&self) -> u64 {
         self.returned.load(Ordering::Relaxed)
     }
 

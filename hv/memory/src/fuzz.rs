@@ -179,6 +179,6 @@ impl<'m> Guest<'_, 'm> {
     fn end(mut self) {
         self.call(0, Number::FailAllocations, [0; 4], 1);
         (0..PAGES).for_each(|page| self.check(page, 0));
-        self.vcpus.iter().for_each(|(_, state)| self.memory.forget(state));
+        self.vcpus.iter().for_each(|(_, state)| _ = self.memory.forget(state));
     }
 }

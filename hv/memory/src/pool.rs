@@ -4,6 +4,7 @@ use crate::frames::FrameAllocator;
 use addr::{PageSize, Pfn};
 use alloc::vec::Vec;
 use buddy::Share;
+use loader::need;
 
 /// One VM's frames, counted. It takes and gives back small ones by a push on a stack or a pop from it, and gets more of them from
 /// the machine's by many at a time: a fault takes no lock that another VM could hold, as a rule.
@@ -37,10 +38,10 @@ pub(crate) enum PlannedFailures {
 }
 
 /// How many small frames a pool takes from the machine's at once.
-const BATCH: usize = PageSize::Size2M.frames() as usize;
+const BATCH: usize = need::BATCH as usize;
 
 /// With fewer free frames than this, 32 MiB, pools take them one by one, and pre-zero none.
-const FEW: usize = 16 * BATCH;
+const FEW: usize = need::FEW as usize;
 
 /// Pre-zeroed frames that a pool keeps at most: 8 MiB.
 pub(crate) const PREZEROED: usize = 4 * BATCH;

@@ -28,7 +28,11 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         let waited = self.hurry_back();
         match self.resolve(own, at, access) {
             Err(NoMemory) if waited => Ok(FaultOutcome::Retry),
-            result => result,
+            Err(NoMemory) => Err(NoMemory),
+            Ok(outcome) => {
+                self.state.found_frames();
+                Ok(outcome)
+            }
         }
     }
 

@@ -90,8 +90,10 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         let planned = self.vm.account().pool.lock().is_to_fail();
         let mut result = self.attempt(call, so_far);
         // No operation fails for want of a frame that only waits for its grace period, unless it is to fail.
-        if matches!(result, Err(Refused::NoMemory)) && !planned && self.hurry_back() {
-            result = Ok(Step::More(so_far));
+        if matches!(result, Err(Refused::NoMemory)) && !planned {
+            result = if self.hurry_back() { Ok(Step::More(so_far)) } else { self.attempt(call, so_far) };
+        } else {
+            self.state.found_frames();
         }
         self.settle(2 * STEP);
         match result {

@@ -14,6 +14,7 @@ use crate::vm_memory::VmMemory;
 use addr::{Gfn, Gpa, PAGE_SIZE, PageSize, Pfn};
 use core::cell::Cell;
 use core::fmt;
+use core::num::NonZero;
 use loader::MemoryError;
 use mmu::{Fault, Leaf, MapError, Rights, Room, Translation, WriteError};
 use model::kept;
@@ -43,6 +44,8 @@ pub struct ViewState {
     pub(crate) unfinished: Cell<Option<Unfinished>>,
     /// The page that is to be mapped next.
     zeroing: Cell<Option<Zeroing>>,
+    /// What found no frame is tried again until the VM has had so many pages back.
+    awaited: Cell<Option<NonZero<u64>>>,
 }
 
 /// A large page that no entry leads to yet, of which so many bytes are zero.
@@ -81,7 +84,14 @@ impl ViewState {
             places: [const { Cell::new(CachedPage::NONE) }; PLACES],
             unfinished: Cell::new(None),
             zeroing: Cell::new(None),
+            awaited: Cell::new(None),
         }
+    }
+
+    /// What needed a frame has one.
+    #[inline]
+    pub(crate) fn found_frames(&self) {
+        self.awaited.set(None);
     }
 
     /// The large page that was begun to be filled with zeroes, if there is one. The caller has it then.
@@ -208,7 +218,7 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         }
     }
 
-    /// Maps the pages of these bytes with the largest size that there is room for, before a guest runs.
+    /// Maps the pages of these bytes with the largest size that there is room for, before the VM's guest runs.
     pub(crate) fn populate(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
         self.for_each_page(at, bytes, |gpa, _| {
             while self.touch(gpa, false)? == Touched::Begun {}
@@ -216,7 +226,7 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         })
     }
 
-    /// Has these bytes read as zeroes, before a guest runs: those of pages that are not mapped do already, and stay as they are.
+    /// Has these bytes read as zeroes, before the VM's guest runs: those of pages that are not mapped do already, and stay as they are.
     pub(crate) fn zero_mapped(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
         self.for_each_page(at, bytes, |gpa, length| {
             if !self.vm.backs(gpa) {
@@ -338,7 +348,10 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
     pub(crate) fn touch_again(&self, fault: NestedFault) -> Resolved {
         let waited = self.hurry_back();
         match self.touch(fault.address(), fault.is_write()) {
-            Ok(_) => Resolved::Retry,
+            Ok(_) => {
+                self.state.found_frames();
+                Resolved::Retry
+            }
             Err(MemoryError::Outside(_)) => Resolved::NotMemory,
             Err(MemoryError::NoFrames) if waited => Resolved::Retry,
             Err(MemoryError::NoFrames) => Resolved::OutOfMemory,
@@ -361,15 +374,23 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         give_back_some(&self.cpu, most);
     }
 
-    /// Hurries the grace periods that this VM's pages wait for, and gives some of them back. Whether any waited: then what found
+    /// Hurries the grace periods that this VM's pages wait for, and gives some of them back. Whether there were any: then what found
     /// no frame is to be tried again in another exit. To wait here until all are back would keep this CPU from its other guests.
-    pub(crate) fn hurry_back(&self) -> bool {
-        let waited = self.vm.account().backlog() != 0;
-        if waited {
-            self.cpu.expedite();
-            give_back_some(&self.cpu, STEP);
+    ///
+    /// It goes on for the pages that waited the first time: another vCPU may make more of them wait for ever.
+    pub fn hurry_back(&self) -> bool {
+        let account = self.vm.account();
+        // A page that is half zero can't be used for anything else.
+        let had_page = self.vm.forget(self.state);
+        let awaited = self.state.awaited.get().or(NonZero::new(account.deferred()));
+        if awaited.is_none_or(|awaited| account.returned() >= awaited.get()) {
+            self.state.found_frames();
+            return had_page;
         }
-        waited
+        self.state.awaited.set(awaited);
+        self.cpu.expedite();
+        give_back_some(&self.cpu, STEP);
+        true
     }
 
     pub(crate) fn write_bytes(&self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {

@@ -28,7 +28,10 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
     #[inline]
     fn fault(&mut self, fault: NestedFault) -> Resolved {
         match self.touch(fault.address(), fault.is_write()) {
-            Ok(_) => Resolved::Retry,
+            Ok(_) => {
+                self.state.found_frames();
+                Resolved::Retry
+            }
             Err(MemoryError::Outside(_)) => Resolved::NotMemory,
             Err(MemoryError::NoFrames) => self.touch_again(fault),
         }
@@ -63,7 +66,10 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
         self.bound_backlog(POLL_IDLE);
         match self.resolve(own, at, access) {
             Err(NoMemory) => self.resolve_again(own, at, access),
-            result => result,
+            Ok(outcome) => {
+                self.state.found_frames();
+                Ok(outcome)
+            }
         }
     }
 

@@ -130,11 +130,13 @@ impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
     }
 
     /// Gives back the large page that a vCPU has begun to fill with zeroes, if it has one: another vCPU was faster, or the vCPU
-    /// ends.
-    pub fn forget(&self, state: &ViewState) {
-        if let Some((frame, size)) = state.take_zeroing() {
+    /// ends. Whether it had one.
+    pub fn forget(&self, state: &ViewState) -> bool {
+        let begun = state.take_zeroing();
+        if let Some((frame, size)) = begun {
             self.tree.env().free(frame, size);
         }
+        begun.is_some()
     }
 
     /// What the shadow trees were asked for. None with nested paging.

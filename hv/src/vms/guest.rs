@@ -181,6 +181,10 @@ impl<F: Nested> Guest<F> {
     #[inline(never)]
     pub(super) fn add_so_far(&self, report: u32, stats: &Stats) {
         let mut so_far = self.so_far.lock();
+        // A vCPU that is late would begin the report before anew.
+        if report < so_far.report {
+            return;
+        }
         if so_far.report != report {
             *so_far = SoFar { report, ..SoFar::default() };
             self.vm.raise_all(|vcpu| self.kick(vcpu));

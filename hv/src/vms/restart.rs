@@ -62,6 +62,8 @@ impl Restart {
                 match rom.write_part(view, done, PART) {
                     Ok(Some(more)) => return Some(Self::Loads(more)),
                     Ok(None) => guest.vm.begin_anew(),
+                    // Its frames have not all come back yet.
+                    Err(_) if view.hurry_back() => return Some(Self::Loads(done)),
                     // What the image takes it has had before: other VMs have it now.
                     Err(_) => _ = guest.end_now(Stop::OutOfMemory),
                 }

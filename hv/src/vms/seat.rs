@@ -82,15 +82,15 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         cpu: &mut Cpu<'static, rcu_domain::HostMachine>,
         slice: &mut sched::Slice<'_, T>,
     ) {
-        if self.guest.vm.is_resetting() {
-            return self.reset(cpu, slice);
-        }
         let guest = &*self.guest;
-        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         if console::breaks() != self.reports {
             self.reports = console::breaks();
             guest.add_so_far(self.reports, self.context.stats());
         }
+        if guest.vm.is_resetting() {
+            return self.reset(cpu, slice);
+        }
+        let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let host = Slice { guest, schedule: slice, reports: self.reports };
         match &mut self.vcpu {
             Flavour::Nested(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
@@ -216,10 +216,11 @@ fn run<'a, 's: 'a, F: Nested, V: Vcpu, T: Task>(
     let stop = vm::run(vcpu, &mut handler, &mut slice);
     vcpu.put();
     if let Some(stop) = stop.filter(|stop| !matches!(stop, Stop::Exited(_) | Stop::PoweredOff)) {
-        if slice.guest.vm.is_resetting() {
+        let has_ended = slice.guest.vm.stopped().is_some();
+        if stop.is_reset() && !has_ended {
             tell_of_reset(slice.guest, stop);
         }
-        if slice.guest.vm.stopped().is_some() || stop == Stop::TripleFault {
+        if has_ended || stop == Stop::TripleFault {
             dump(slice.guest, vcpu, &handler, stop);
         }
     }

@@ -165,6 +165,10 @@ impl<T: Types> ExitHandler<'_, T> {
         }
         self.shared.request.clear();
         let flow = self.take_signals(vcpu);
+        if self.vm.is_resetting() {
+            // The request that was cleared may be the one to leave: a vCPU that sleeps would not.
+            self.shared.request.raise();
+        }
         if flow != Flow::Resume || self.vm.is_to_be_left() {
             return self.go(if flow == Flow::Resume { Flow::Yield } else { flow });
         }

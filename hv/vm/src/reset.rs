@@ -106,6 +106,10 @@ impl<T: Types> ExitHandler<'_, T> {
         self.shared.request.clear();
         let resets = self.vm.resets();
         if core::mem::replace(&mut self.context.resets, resets) == resets {
+            // The VM may have begun anew just now: then the request is of its new life.
+            if !self.vm.is_resetting() {
+                self.shared.request.raise();
+            }
             return;
         }
         vcpu.power_on(start);

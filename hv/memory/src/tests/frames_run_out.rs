@@ -2,6 +2,7 @@
 
 use super::world::{LARGE, World};
 use crate::arena::Arena;
+use crate::pool::PlannedFailures;
 use crate::view::Touched;
 use crate::{ViewState, poll_idle};
 use abi::hypercall::{Refused, TestCall};
@@ -99,6 +100,47 @@ fn a_fault_does_not_wait_for_pages_of_another_cpu() {
     assert_eq!(world.fault(pages * PAGE_SIZE), Resolved::Retry);
     assert!(world.is_mapped(pages * PAGE_SIZE));
     drop(other);
+    world.end();
+}
+
+#[test]
+fn a_call_ends_though_pages_of_another_vcpu_always_wait() {
+    let domain = Arena::domain(FRAMES);
+    let mut world = World::new(&domain, &config());
+    fill(&mut world);
+    let mut other = domain.register(1).unwrap();
+    let (mut tlb, state) = (Tlb::new(), ViewState::new());
+    let result = (0..10).find_map(|page| {
+        let mut view = world.memory.view_of(0, &mut other, &mut tlb, &state);
+        let release = TestCall::Release { start: page * PAGE_SIZE, bytes: PAGE_SIZE };
+        assert_eq!(view.test_call(release), Some(Ok(1)));
+        // There is no large page for it, whatever comes back.
+        let result = world.view().test_call(TestCall::Collapse { at: LARGE });
+        world.cpu.quiescent();
+        other.quiescent();
+        poll_idle(&other);
+        result
+    });
+    assert_eq!(result, Some(Err(Refused::NoMemory)));
+    drop(other);
+    world.end();
+}
+
+#[test]
+fn a_large_page_that_was_begun_is_given_back_when_there_is_no_frame() {
+    let domain = Arena::domain(2 * FRAMES);
+    let mut world = World::new(&domain, &super::world::config(RAM, Paging::Nested));
+    let fault = |at| NestedFault::new(Gpa::new(at), true, false, false);
+    assert_eq!(world.view().fault(fault(0)), Resolved::Retry);
+    assert!(!world.is_mapped(0), "a part of it is zero");
+    // Software is faster, by small pages.
+    [PAGE_SIZE, LARGE + PAGE_SIZE].iter().for_each(|&at| world.write(at, 1));
+    let before = world.outstanding();
+    world.fail(PlannedFailures::All);
+    assert_eq!(world.view().fault(fault(LARGE)), Resolved::Retry);
+    assert_eq!(world.outstanding(), before - LARGE / PAGE_SIZE);
+    assert_eq!(world.view().fault(fault(LARGE)), Resolved::OutOfMemory);
+    world.fail(PlannedFailures::None);
     world.end();
 }
 

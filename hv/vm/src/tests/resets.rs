@@ -69,6 +69,32 @@ fn the_vm_begins_anew_when_all_vcpus_have_left() {
 }
 
 #[test]
+fn a_vcpu_that_is_woken_as_a_reset_begins_leaves_for_it() {
+    let (guest, mut host) = reset_by(RESET);
+    let (mut second, mut other) = guest.second();
+    assert!(guest.vm.request_pending(1), "that of the reset");
+    assert_eq!(crate::run(&mut other, &mut second, &mut host), None, "it sleeps, and serves the request");
+    assert!(guest.vm.request_pending(1), "it still has to leave");
+    second.leave_for_reset(&mut other, Start::Sipi(0), &mut host);
+    assert!(!guest.vm.request_pending(1));
+}
+
+#[test]
+fn a_request_of_the_new_life_is_kept() {
+    let (mut guest, mut host) = reset_by(RESET);
+    guest.vcpu.forget_script();
+    guest.handler.leave_for_reset(&mut guest.vcpu, Start::Sipi(8), &mut host);
+    let (mut second, mut other) = guest.second();
+    second.leave_for_reset(&mut other, Start::Sipi(0), &mut host);
+    guest.handler.context.start();
+    guest.vm.begin_anew();
+    guest.vm.raise_request(1);
+    // Its CPU was late: it has seen that the VM is being reset.
+    second.leave_for_reset(&mut other, Start::Sipi(0), &mut host);
+    assert!(guest.vm.request_pending(1));
+}
+
+#[test]
 fn a_vm_that_began_anew_can_be_reset_again_and_end() {
     let (mut guest, mut host) = reset_by(RESET);
     guest.vcpu.forget_script();
