@@ -92,19 +92,82 @@ impl<T: Translation> Events for SvmVcpu<T> {
 }
 
 impl<T: Translation> SvmVcpu<T> {
-    /// Injects the event again whose delivery the exit interrupted (APM section 15.20). Software interrupts and exceptions are not
-    /// injected: their instruction runs again.
+    /// Injects the event again whose delivery the exit interrupted (APM section 15.20), unless its instruction runs again. `injected`
+    /// is what the guest was entered with.
     #[cold]
-    pub(super) fn redeliver(&mut self) {
-        let info = self.vmcb.control.exit_interrupt_info;
+    pub(super) fn redeliver(&mut self, injected: u64) {
+        match Redelivery::of(self.vmcb.control.exit_interrupt_info, injected, self.posts_interrupts) {
+            Redelivery::Instruction => {}
+            Redelivery::Posted(event) => {
+                self.vmcb.control.withdraw();
+                self.vmcb.control.event_injection = event;
+            }
+            Redelivery::Event(event) => self.vmcb.control.event_injection = event,
+        }
+    }
+}
+
+/// How an event is delivered again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Redelivery {
+    /// Its instruction runs again.
+    Instruction,
+    /// It is injected, and pending no more.
+    Posted(u64),
+    /// It is injected.
+    Event(u64),
+}
+
+impl Redelivery {
+    /// What becomes of the event `info` (EXITINTINFO). `posts`: interrupts are posted, rather than injected.
+    fn of(info: u64, injected: u64, posts: bool) -> Self {
+        const WHICH: u64 = event::VALID | event::TYPE | 0xff;
         match (info & event::TYPE, info as u8) {
-            (event::TYPE_SOFTWARE, _) | (event::TYPE_EXCEPTION, 3 | 4) => {}
+            (event::TYPE_SOFTWARE, _) | (event::TYPE_EXCEPTION, 3 | 4) => Self::Instruction,
+            // An interrupt that was not injected: Bochs has no word for INT n, and leaves zeroes.
+            (event::TYPE_INTERRUPT, _) if !posts && (info ^ injected) & WHICH != 0 => Self::Instruction,
             // No exception: QEMU's word for an interrupt that was posted, and is pending still.
             (event::TYPE_EXCEPTION, vector @ 32..) => {
-                self.vmcb.control.withdraw();
-                self.vmcb.control.event_injection = event::VALID | event::TYPE_INTERRUPT | u64::from(vector);
+                Self::Posted(event::VALID | event::TYPE_INTERRUPT | u64::from(vector))
             }
-            _ => self.vmcb.control.event_injection = info,
+            _ => Self::Event(info),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_instruction_raises_itself_is_raised_by_it_again() {
+        for event in [event::TYPE_SOFTWARE | 0x80, event::TYPE_EXCEPTION | 3, event::TYPE_EXCEPTION | 4] {
+            assert_eq!(Redelivery::of(event::VALID | event, 0, false), Redelivery::Instruction);
+        }
+    }
+
+    #[test]
+    fn faults_interrupts_and_nmis_are_injected_again() {
+        let fault = event::VALID | event::ERROR_CODE_VALID | event::TYPE_EXCEPTION | 14 | 2 << 32;
+        let interrupt = event::VALID | event::TYPE_INTERRUPT | 0x40;
+        let nmi = event::VALID | event::TYPE_NMI | 2;
+        for (event, injected) in [(fault, 0), (interrupt, interrupt), (nmi, nmi)] {
+            assert_eq!(Redelivery::of(event, injected, false), Redelivery::Event(event));
+        }
+    }
+
+    #[test]
+    fn an_interrupt_that_was_posted_is_injected() {
+        let interrupt = event::VALID | event::TYPE_INTERRUPT | 0x40;
+        assert_eq!(Redelivery::of(interrupt, 0, true), Redelivery::Event(interrupt));
+        assert_eq!(Redelivery::of(event::VALID | event::TYPE_EXCEPTION | 0x40, 0, true), Redelivery::Posted(interrupt));
+    }
+
+    #[test]
+    fn an_interrupt_from_nowhere_is_one_of_an_instruction() {
+        let injected = event::VALID | event::TYPE_INTERRUPT | 0x40;
+        for injected in [0, injected] {
+            assert_eq!(Redelivery::of(event::VALID, injected, false), Redelivery::Instruction);
         }
     }
 }

@@ -183,9 +183,9 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         unsafe { switch::vmrun(self.vmcb.address(), &mut self.registers) };
         let control = &mut self.vmcb.control;
         control.tlb_control = 0;
-        control.event_injection = 0;
+        let injected = core::mem::take(&mut control.event_injection);
         if control.exit_interrupt_info & event::VALID != 0 {
-            self.redeliver();
+            self.redeliver(injected);
         }
     }
 
