@@ -13,8 +13,8 @@ use shadow::{Counts, NoMemory, Registers, Shadow, Vtlb};
 
 pub(crate) type Env<'m, H> = TreeEnv<'m, Pae<Gva>, H>;
 
-/// How many of the guest's frames can be known as its tables at once.
-const MAX_TABLES: u32 = 4096;
+/// How many of the guest's frames can be known as its tables at once. One exit zaps them all when there are more, or when frames change.
+const MAX_TABLES: u32 = 3072;
 
 /// The most tables that all virtual TLBs of a VM have together, and that one of them has. A change of the VM's frames zaps all of
 /// them in one exit.
