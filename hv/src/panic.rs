@@ -13,8 +13,9 @@ use arch::FramePointers;
 use core::arch::asm;
 use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
+use serial::{Taken, Takeover};
 use x86::controlregs;
 
 unsafe extern "C" {
@@ -25,15 +26,8 @@ unsafe extern "C" {
 /// The longest backtrace that is printed.
 const MAX_FRAMES: usize = 32;
 
-/// The CPU that writes the panic's report, plus 1; 0 if there is none yet. A second panic on this CPU prints one line, and the other
-/// CPUs halt.
-static SPEAKER: AtomicUsize = AtomicUsize::new(0);
-
-/// The other CPUs that have stopped, a bit each.
-static STOPPED: AtomicU64 = AtomicU64::new(0);
-
-/// The stopped CPU that is to show where it was, plus 1.
-static CALLED: AtomicUsize = AtomicUsize::new(0);
+/// Which CPU writes the panic's report. A second panic on this CPU prints one line, and the other CPUs halt.
+static TAKEOVER: Takeover = Takeover::new();
 
 /// NMIs that came while nothing was wrong.
 static STRAY_NMIS: AtomicU32 = AtomicU32::new(0);
@@ -88,16 +82,16 @@ pub(crate) fn stuck(cpu: usize) -> ! {
 fn take_over() -> Result<(), ()> {
     // SAFETY: interrupts stay off from here on.
     unsafe { x86::irq::disable() };
-    let own = lapic::this_cpu() + 1;
-    let first = SPEAKER.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire);
-    match first {
-        Ok(_) => stop_others(own - 1),
-        Err(speaker) if speaker == own => {}
-        Err(_) => halt(),
+    let own = lapic::this_cpu();
+    let taken = TAKEOVER.take(own);
+    match taken {
+        Taken::Now => stop_others(own),
+        Taken::Before => {}
+        Taken::ByAnother => halt(),
     }
     // SAFETY: the other CPUs have stopped, or take no NMI, and this CPU never returns to code that may hold the port.
     unsafe { console::seize() };
-    first.map(drop).map_err(drop)
+    if taken == Taken::Now { Ok(()) } else { Err(()) }
 }
 
 /// Some can't be stopped: under SVM a CPU takes no NMI from an exit to where it waits for interrupts.
@@ -105,13 +99,9 @@ fn stop_others(own: usize) {
     let others = (0..cpus::online()).filter(|&cpu| cpu != own);
     others.clone().for_each(lapic::nmi);
     let deadline = timer::after(STOP_TIMEOUT);
-    while !others.clone().all(has_stopped) && timer::now() < deadline {
+    while !others.clone().all(|cpu| TAKEOVER.has_stopped(cpu)) && timer::now() < deadline {
         core::hint::spin_loop();
     }
-}
-
-fn has_stopped(cpu: usize) -> bool {
-    STOPPED.load(Ordering::Acquire) & 1 << cpu != 0
 }
 
 /// Has CPU `cpu` show where it was stopped, and waits for that.
@@ -119,31 +109,31 @@ fn call(cpu: usize) {
     if cpu == lapic::this_cpu() {
         return report!("CPU {cpu} noticed");
     }
-    if !has_stopped(cpu) {
+    if !TAKEOVER.has_stopped(cpu) {
         return report!("CPU {cpu} does not answer");
     }
-    CALLED.store(cpu + 1, Ordering::Release);
+    TAKEOVER.call(cpu);
     let deadline = timer::after(STOP_TIMEOUT);
-    while CALLED.load(Ordering::Acquire) != 0 && timer::now() < deadline {
+    while !TAKEOVER.has_answered() && timer::now() < deadline {
         core::hint::spin_loop();
     }
 }
 
 /// An NMI: from the CPU that speaks, or else from the machine.
 pub(crate) fn nmi(frame: &TrapFrame) {
-    if SPEAKER.load(Ordering::Acquire) == 0 {
+    if !TAKEOVER.is_taken() {
         // The interrupted code may hold the console.
         STRAY_NMIS.fetch_add(1, Ordering::Relaxed);
         return;
     }
     let own = lapic::this_cpu();
-    STOPPED.fetch_or(1 << own, Ordering::AcqRel);
-    while CALLED.load(Ordering::Acquire) != own + 1 {
+    TAKEOVER.stop(own);
+    while !TAKEOVER.is_called(own) {
         core::hint::spin_loop();
     }
     report!("CPU {own}:");
     show(Some(frame), frame.rbp);
-    CALLED.store(0, Ordering::Release);
+    TAKEOVER.answer();
     halt()
 }
 

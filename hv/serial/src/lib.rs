@@ -17,6 +17,7 @@
 //!   by one turn of each other VM.
 //! - A VM whose ring is full has to wait ([`Producer::room`]); bytes that are put without room are dropped and counted, and a line
 //!   reports their number.
+//! - A CPU that panics takes the line from all others ([`Takeover`]).
 //! - The output of the only VM is sent at once. With several VMs, a line without an end is held back for [`HOLD`].
 //!
 //! ```
@@ -51,9 +52,12 @@ mod attention;
 mod models;
 mod mux;
 mod ring;
+mod rules;
+mod takeover;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use attention::Attention;
 pub use mux::{HOLD, Mux, QUANTUM, Transmitter, VmQueues};
 pub use ring::Producer;
+pub use takeover::{Taken, Takeover};

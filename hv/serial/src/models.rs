@@ -1,11 +1,14 @@
-//! Models of the ring and of [`Attention`], in every interleaving and with every stale read, up to loom's
+//! Models of the ring, of [`Attention`] and of [`Takeover`], in every interleaving and with every stale read, up to loom's
 //! preemption bound. Run them with `RUSTFLAGS="--cfg loom" cargo test -p serial --release --lib`.
 
 use crate::Attention;
 use crate::ring::{Producer, ring};
+use crate::rules::Rule;
+use crate::{Taken, Takeover};
+use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
-use model::Explorer;
+use model::{Explorer, loom_tests};
 use std::vec::Vec;
 
 const EXPLORER: Explorer = Explorer { preemptions: 2, signs: &[] };
@@ -114,4 +117,63 @@ fn loom_what_waits_is_looked_at_while_another_sends() {
         let (another_does, is_armed) = (sender.join().unwrap(), poller.join().unwrap());
         assert!(interrupts_itself || another_does || is_armed);
     });
+}
+
+/// Two CPUs panic at once.
+fn two_take_the_line() {
+    let takeover = Arc::new(Takeover::new());
+    let other = {
+        let takeover = Arc::clone(&takeover);
+        thread::spawn(move || takeover.take(1))
+    };
+    let both = [takeover.take(0), other.join().unwrap()];
+    assert!(matches!(both, [Taken::Now, Taken::ByAnother] | [Taken::ByAnother, Taken::Now]), "{both:?}");
+}
+
+loom_tests! {
+    /// One of them has the line.
+    loom_two_take_the_line = two_take_the_line;
+    mutant_line_taken_twice breaks [TakeAtOnce]
+}
+
+/// Uses the line: loom finds an access that is not ordered with another.
+fn write(line: &UnsafeCell<()>) {
+    line.with_mut(|_| ());
+}
+
+/// A CPU that used the line is stopped, and called.
+fn speaker_vs_stopped() {
+    let shared = Arc::new((Takeover::new(), UnsafeCell::new(())));
+    let other = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            let (takeover, line) = &*shared;
+            write(line);
+            takeover.stop(1);
+            while !takeover.is_called(1) {
+                thread::yield_now();
+            }
+            write(line);
+            takeover.answer();
+        })
+    };
+    let (takeover, line) = &*shared;
+    assert_eq!(takeover.take(0), Taken::Now);
+    while !takeover.has_stopped(1) {
+        thread::yield_now();
+    }
+    write(line);
+    takeover.call(1);
+    while !takeover.has_answered() {
+        thread::yield_now();
+    }
+    write(line);
+    other.join().unwrap();
+}
+
+loom_tests! {
+    /// One CPU at a time uses the line.
+    loom_speaker_vs_stopped = speaker_vs_stopped;
+    mutant_stop_without_release breaks [StopReleases],
+    mutant_answer_without_release breaks [AnswerReleases]
 }
