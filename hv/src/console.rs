@@ -185,7 +185,18 @@ impl Console {
         }
     }
 
-    /// The same, and sees to it that what is left is sent later.
+    /// Sends this byte of the only VM, if nothing waits. Whether it did.
+    fn pass(&self, byte: u8) -> bool {
+        let Some(mut line) = self.line.try_lock() else { return false };
+        let Line { uart, mux } = &mut *line;
+        let passes = !TAKEN.load(Ordering::Relaxed) && uart.has(lsr::TRANSMITTER_READY) && mux.pass(byte);
+        if passes {
+            uart.send(byte);
+        }
+        passes
+    }
+
+    /// The same as [`send`](Self::send), and sees to it that what is left is sent later.
     fn send_and_attend(&self) {
         if self.send() {
             attend();
@@ -308,6 +319,9 @@ pub(crate) struct Output {
 
 impl devices::Sink for Output {
     fn put(&mut self, byte: u8) {
+        if self.alone && CONSOLE.get().is_some_and(|console| console.pass(byte)) {
+            return;
+        }
         self.output.put(byte);
         let is_due = self.alone || byte == b'\n' || self.output.len() >= QUANTUM;
         match CONSOLE.get() {

@@ -185,6 +185,11 @@ impl Consumer {
         self.len() == 0
     }
 
+    /// Whether there is nothing to send: neither bytes, nor a report of those that were dropped.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.is_empty() && !self.has_dropped()
+    }
+
     /// Whether an end of line is among the bytes.
     pub(crate) fn has_line(&self) -> bool {
         self.ring.lines.load(Ordering::Acquire) != self.lines

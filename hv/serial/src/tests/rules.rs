@@ -38,6 +38,45 @@ fn the_only_vms_output_is_sent_at_once_and_the_hypervisors_lines_begin_at_column
     assert_eq!(console.send().sent(), "|+root\nhello\n");
 }
 
+proptest! {
+    /// What passes by its queue is sent as if it had been in it.
+    #[test]
+    fn a_byte_that_passes_is_sent_as_if_it_were_queued(
+        steps in prop::collection::vec((0..4_u8, prop::sample::select(&b"ab\n"[..]), prop::bool::ANY), 1..60),
+    ) {
+        let [mut passes, mut queues] = [(); 2].map(|()| Console::new(&[None]));
+        for (what, byte, is_ready) in steps {
+            for (console, may_pass) in [(&mut passes, is_ready), (&mut queues, false)] {
+                match what {
+                    0 => console.log("own"),
+                    1 => console.vms[A].about.write_lines("hv: ", &"about"),
+                    _ if may_pass && console.mux.pass(byte) => console.line.bytes.push(byte),
+                    _ => _ = console.print(A, &[byte]),
+                }
+                if is_ready {
+                    console.send();
+                }
+            }
+        }
+        prop_assert_eq!(passes.send().sent(), queues.send().sent());
+    }
+}
+
+#[test]
+fn a_byte_passes_where_nothing_waits() {
+    let mut console = Console::new(&[None]);
+    assert!(console.mux.pass(b'x'));
+    console.log("own");
+    assert!(!console.mux.pass(b'x'), "a line of the hypervisor's waits");
+    console.send();
+    assert!(!console.mux.pass(b'x'), "its line was cut: the rest is marked");
+    console.print(A, b"x\n");
+    assert!(!console.mux.pass(b'x'), "the byte before it waits");
+    console.send();
+    assert!(console.mux.pass(b'x'));
+    assert!(!two().mux.pass(b'x'), "another VM may have a line open");
+}
+
 #[test]
 fn a_line_without_an_end_is_held_back_for_a_bounded_time() {
     let mut console = two();
