@@ -165,12 +165,11 @@ impl<T: Types> ExitHandler<'_, T> {
         }
         self.shared.request.clear();
         let flow = self.take_signals(vcpu);
-        if self.vm.is_resetting() {
-            // The request that was cleared may be the one to leave: a vCPU that sleeps would not.
-            self.shared.request.raise();
+        if flow != Flow::Resume {
+            return self.go(flow);
         }
-        if flow != Flow::Resume || self.vm.is_to_be_left() {
-            return self.go(if flow == Flow::Resume { Flow::Yield } else { flow });
+        if self.vm.is_to_be_left() {
+            return self.leave();
         }
         self.time_passes(vcpu, host);
         self.end_halt(vcpu);
@@ -179,6 +178,13 @@ impl<T: Types> ExitHandler<'_, T> {
         }
         let next = if self.context.activity == Activity::Running { Flow::Resume } else { Flow::Yield };
         self.go(next)
+    }
+
+    /// The request that was cleared may be the one to leave the guest for a reset: without it a vCPU that sleeps would not.
+    #[cold]
+    fn leave(&mut self) -> ControlFlow<()> {
+        self.shared.request.raise();
+        self.go(Flow::Yield)
     }
 
     /// NMI, INIT and start-up. The latter do nothing to the boot vCPU but reset its machine: there is no firmware to begin in
@@ -236,11 +242,8 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// At the begin of a slice: whether the vCPU has something to execute, after what time and others have brought.
     pub(crate) fn wakes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> ControlFlow<()> {
-        let ends = self.shared.request.is_pending()
-            && self.serve_request(vcpu, host).is_break()
-            && (self.left() != Flow::Yield || self.vm.is_to_be_left());
-        if ends {
-            return ControlFlow::Break(());
+        if self.shared.request.is_pending() {
+            return self.serve_request(vcpu, host);
         }
         self.time_passes(vcpu, host);
         let was_wakeable = self.context.activity.is_wakeable();
