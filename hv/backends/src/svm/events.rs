@@ -98,7 +98,7 @@ impl<T: Translation> SvmVcpu<T> {
     pub(super) fn redeliver(&mut self) {
         let info = self.vmcb.control.exit_interrupt_info;
         match (info & event::TYPE, info as u8) {
-            (event::TYPE_SOFTWARE, _) | (event::TYPE_EXCEPTION, 3 | 4) => {}
+            _ if event::is_by_instruction(info) => {}
             // No exception: QEMU's word for an interrupt that was posted, and is pending still.
             (event::TYPE_EXCEPTION, vector @ 32..) => {
                 self.vmcb.control.withdraw();
