@@ -218,9 +218,10 @@ fn an_error_code_is_pushed_on_the_new_stack() {
 
 #[test]
 fn a_stack_without_room_for_the_error_code_is_a_fault_of_the_new_task() {
-    // A stack up to FFFFh from above its limit, and of 16 bits.
+    // One that grows downwards to its limit, and some of 16 bits.
     for (limit, access, flags, esp, pushed) in [
-        (0x2000, 0x93, 4, 0x2004, Some(0x2000)),
+        (0x2003, 0x93, 4, 0x2004, Some(0x2000)),
+        (0x2002, 0x93, 4, 0x2004, None),
         (0x2000, 0x93, 4, 0, None),
         (0x2000, 0x93, 4, 2, None),
         (0x2003, 0x97, 4, 0x2008, Some(0x2004)),
@@ -230,10 +231,7 @@ fn a_stack_without_room_for_the_error_code_is_a_fault_of_the_new_task() {
         (0x2003, 0x97, 0, 0x1_0000, Some(0x1_fffc)),
     ] {
         let mut guest = guest();
-        describe(&guest, FREE, descriptor(0, if pushed.is_some() { limit + 4 } else { limit }, access, flags));
-        if access == 0x97 {
-            describe(&guest, FREE, descriptor(0, limit, access, flags));
-        }
+        describe(&guest, FREE, descriptor(0, limit, access, flags));
         set(&guest, field(Segment::Ss), FREE.into());
         set(&guest, 0x38, esp);
         guest.resumes(FAULT);
@@ -334,6 +332,13 @@ fn a_descriptor_that_is_none_of_a_fitting_task_is_refused_in_the_old_task() {
 }
 
 #[test]
+fn a_descriptor_is_all_within_its_table() {
+    let mut guest = guest();
+    guest.vcpu.gdt.1 = u32::from(NEW_TASK) + 6;
+    refused(guest, switch(CALL), GENERAL_PROTECTION_FAULT_VECTOR, NEW_TASK.into());
+}
+
+#[test]
 fn an_old_task_state_that_is_too_short_is_refused() {
     let mut guest = guest();
     guest.vcpu.loaded[7].limit = 0x5c;
@@ -360,7 +365,9 @@ fn what_is_not_mapped_is_a_page_fault_of_the_old_task() {
     for (source, page, flags, at, error) in [
         (CALL, NEW, 0, NEW, 0),
         (CALL, OLD, 0x61, OLD + 0x20, 3),
+        (Jump, OLD, 0x61, OLD + 0x20, 3),
         (CALL, NEW, 0x61, NEW, 3),
+        (CALL, GDT, 0x61, GDT + u64::from(NEW_TASK) + 5, 3),
         (Jump, GDT, 0x61, GDT + u64::from(OLD_TASK) + 5, 3),
         (CALL, GDT, 0, GDT + u64::from(NEW_TASK), 0),
     ] {
@@ -374,6 +381,37 @@ fn what_is_not_mapped_is_a_page_fault_of_the_old_task() {
         guest.resumes(switch(source));
         assert_eq!(guest.vcpu.cr2, at);
     }
+}
+
+#[test]
+fn a_task_state_in_two_pages_is_not_saved_by_half() {
+    let mut guest = paged();
+    guest.vcpu.control.cr0 |= super::guest::WP;
+    guest.vcpu.loaded[7].base = 0xcfc0;
+    guest.protect(0xd000, 0x61);
+    refused(guest, switch(TaskSwitchSource::Jump), PAGE_FAULT_VECTOR, 3);
+}
+
+#[test]
+fn an_error_code_is_pushed_with_the_new_tasks_privilege() {
+    let mut guest = paged();
+    for segment in [Segment::Es, Segment::Ss, Segment::Ds, Segment::Fs, Segment::Gs] {
+        set(&guest, field(segment), USER_DATA.into());
+    }
+    set(&guest, field(Segment::Cs), USER_CODE.into());
+    guest.protect(STACK - 4, 0x63);
+    guest.resumes(FAULT);
+    assert_eq!(guest.vcpu.raised(), Some((PAGE_FAULT_VECTOR, Some(7))));
+    assert!(is_entered(&guest));
+    assert_eq!((guest.vcpu.cr2, guest.get(Gpr::RSP)), (STACK - 4, STACK));
+}
+
+#[test]
+fn reserved_flags_are_not_loaded() {
+    let mut guest = guest();
+    set(&guest, 0x24, !(RFLAGS_VM as u32));
+    guest.resumes(switch(TaskSwitchSource::Jump));
+    assert_eq!(guest.vcpu.rflags, 0x003d_7fd7);
 }
 
 #[test]
