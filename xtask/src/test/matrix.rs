@@ -684,6 +684,12 @@ const ROWS: &[Row] = &[
         vcpus: 2,
         ..model("model-lynnfield-smp", "bochs-vmx", "corei5_lynnfield_750", PASS)
     },
+    // ... and entries demand more of the segments that a new task has not loaded.
+    Row {
+        source: Source::Guest("task-switch"),
+        words: "tasks=emulated",
+        ..model("model-lynnfield-task-switch", "bochs-vmx", "corei5_lynnfield_750", PASS)
+    },
     // No EPT.
     model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, "EPT")),
     Row {
