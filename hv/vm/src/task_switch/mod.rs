@@ -201,19 +201,23 @@ impl<T: Types> ExitHandler<'_, T> {
         let State { dynamic, ldtr, cr3, traps } = new.state;
         let is_virtual_8086 = dynamic.eflags & RFLAGS_VM as u32 != 0;
         let cpl = if is_virtual_8086 { 3 } else { (dynamic.segments[Segment::Cs as usize] & 3) as u8 };
-        Self::load_dynamic(vcpu, switch, new, cpl);
+        let first = SEGMENTS.map(|register| {
+            let selector = dynamic.segments[register as usize];
+            match is_virtual_8086 {
+                true => LoadedSegment::virtual_8086(selector),
+                false => LoadedSegment::unloaded(register, selector, cpl),
+            }
+        });
+        Self::load_dynamic(vcpu, switch, new, first);
         self.set_task_switched(vcpu)?;
         if let Some(cr3) = cr3.filter(|_| vcpu.control().cr0 & CR0_PG != 0) {
             self.load_cr3(vcpu, cr3.into())?;
         }
         let ldt = self.load_ldtr(vcpu, ldtr, switch)?;
-        let mut loaded = [LoadedSegment::default(); SEGMENTS.len()];
-        for register in LOAD_ORDER {
+        let mut loaded = first;
+        for register in LOAD_ORDER.into_iter().filter(|_| !is_virtual_8086) {
             let selector = dynamic.segments[register as usize];
-            let segment = match is_virtual_8086 {
-                true => LoadedSegment::virtual_8086(selector),
-                false => self.segment_of(vcpu, register, selector, &ldt, cpl, switch)?,
-            };
+            let segment = self.segment_of(vcpu, register, selector, &ldt, cpl, switch)?;
             vcpu.load_segment(SegmentRegister::Segment(register), segment);
             loaded[register as usize] = segment;
         }
@@ -231,9 +235,9 @@ impl<T: Types> ExitHandler<'_, T> {
         Ok(())
     }
 
-    /// What can't fail. The segment registers have their selectors, and no segments yet.
-    fn load_dynamic(vcpu: &mut T::Vcpu, switch: TaskSwitch, new: &Incoming, cpl: u8) {
-        let Dynamic { eip, eflags, gprs, segments } = new.state.dynamic;
+    /// What can't fail. The segment registers have their selectors, and no segments yet but in virtual-8086 mode.
+    fn load_dynamic(vcpu: &mut T::Vcpu, switch: TaskSwitch, new: &Incoming, segments: [LoadedSegment; 6]) {
+        let Dynamic { eip, eflags, gprs, .. } = new.state.dynamic;
         if switch.source() == TaskSwitchSource::Iret {
             vcpu.unblock_nmis();
         }
@@ -242,8 +246,7 @@ impl<T: Types> ExitHandler<'_, T> {
         vcpu.load_segment(SegmentRegister::Tr, new.register);
         let ldtr = LoadedSegment { selector: new.state.ldtr, ..LoadedSegment::default() };
         vcpu.load_segment(SegmentRegister::Ldtr, ldtr);
-        for (register, selector) in SEGMENTS.into_iter().zip(segments) {
-            let segment = LoadedSegment::unloaded(register, selector, cpl);
+        for (register, segment) in SEGMENTS.into_iter().zip(segments) {
             vcpu.load_segment(SegmentRegister::Segment(register), segment);
         }
         for (number, value) in (0..).zip(gprs) {
@@ -376,9 +379,9 @@ fn error(vector: u8, selector: u16, switch: TaskSwitch) -> NotExecuted {
     NotExecuted::Event(Event::Exception(Exception::new(vector, Some(u32::from(selector & !3) | external))))
 }
 
-/// Where the descriptor of `selector` is in a table.
+/// Where the descriptor of `selector` is in a table. Outside of long mode 32 bits of its base count.
 fn entry_address((base, _): (u64, u32), selector: u16) -> u64 {
-    base + u64::from(selector & INDEX)
+    (base & 0xffff_ffff) + u64::from(selector & INDEX)
 }
 
 /// How often a write is repeated that another vCPU's writes to the bytes around it come before.

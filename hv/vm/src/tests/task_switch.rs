@@ -4,6 +4,8 @@ use super::guest::{CODE, Guest, PAE, PD, PE, PG, PRESENT};
 use crate::task_switch::{LoadedSegment, SegmentRegister};
 use crate::{Event, Exit, Flow, Gpr, Segment, Stop, TaskSwitch, TaskSwitchSource};
 use arch::{CR0_TS, DR6_BT, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
+use proptest::prelude::*;
+use std::vec::Vec;
 use x86::irq::{
     DEBUG_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, PAGE_FAULT_VECTOR,
     SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
@@ -575,6 +577,17 @@ fn a_new_task_may_be_in_virtual_8086_mode() {
     assert_eq!(guest.vcpu.rflags, EFLAGS | RFLAGS_VM);
 }
 
+/// An entry with RFLAGS.VM set demands such segments, also if a fault comes first.
+#[test]
+fn virtual_8086_segments_are_loaded_first() {
+    let mut guest = guest();
+    set(&guest, 0x24, (EFLAGS | RFLAGS_VM) as u32);
+    set(&guest, 0x60, KERNEL_DATA.into());
+    guest.resumes(switch(TaskSwitchSource::Jump));
+    assert_eq!(guest.vcpu.raised(), Some((INVALID_TSS_VECTOR, Some(KERNEL_DATA.into()))));
+    assert!(guest.vcpu.loaded[..6].iter().all(|segment| segment.attributes == 0xf3));
+}
+
 #[test]
 fn an_instruction_pointer_beyond_the_code_is_a_fault_of_the_new_task() {
     let mut guest = guest();
@@ -625,4 +638,71 @@ fn a_task_may_return_to_itself() {
     // The busy bit was cleared on the way out, and IRET does not set it.
     assert_eq!(access(&guest, OLD_TASK), AVAILABLE);
     assert_eq!((guest.vcpu.rip, guest.get(Gpr::RBX)), (CODE + 1, 0xa3));
+}
+
+/// A descriptor of any kind, mostly somewhere in memory.
+fn any_descriptor() -> impl Strategy<Value = u64> {
+    let base = prop_oneof![Just(0u64), Just(NEW), Just(OLD), Just(0x1_fff0), Just(0xffff_fff0), any::<u64>()];
+    let limit = prop_oneof![Just(0x67u32), Just(0x2b), Just(0xf_ffff), 0u32..0x100];
+    let access = prop_oneof![Just(0x89u8), Just(0x8b), Just(0x81), Just(0x82), Just(0x93), Just(0x9b), any::<u8>()];
+    (base, limit, access, 0u8..16).prop_map(|(base, limit, access, flags)| descriptor(base, limit, access, flags))
+}
+
+fn any_switch() -> impl Strategy<Value = TaskSwitch> {
+    use TaskSwitchSource::{Call, Event, Iret, Jump, SoftwareInterrupt};
+    let source = prop::sample::select(&[Call, Iret, Jump, SoftwareInterrupt, Event][..]);
+    let selector = prop_oneof![4 => Just(NEW_TASK), 1 => 0u16..0x50, 1 => any::<u16>()];
+    (selector, source, any::<Option<u32>>(), any::<Option<u8>>()).prop_map(|(selector, source, error, vector)| {
+        let switch = TaskSwitch::new(selector, source, error);
+        vector.map_or(switch, |vector| switch.unless_by_int(vector))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    /// A switch is carried out, is a fault of the old task, which has not changed then, or ends the VM.
+    #[test]
+    fn a_switch_is_whole_or_none(
+        switch in any_switch(),
+        descriptors in prop::collection::vec((1u16..9, any_descriptor()), 0..4),
+        fields in prop::collection::vec((0u64..26, prop_oneof![any::<u32>(), 0u32..0x50]), 0..4),
+        entries in prop::collection::vec((0u64..16, any::<u64>()), 0..2),
+        is_paged in any::<bool>(),
+        gdt in prop_oneof![4 => Just(GDT), 1 => any::<u64>()],
+        next_rip in any::<Option<u64>>(),
+    ) {
+        let mut guest = if is_paged { paged() } else { guest() };
+        (guest.vcpu.gdt.0, guest.vcpu.next_rip) = (gdt, next_rip);
+        descriptors.into_iter().for_each(|(index, value)| describe(&guest, index << 3, value));
+        fields.into_iter().for_each(|(index, value)| set(&guest, 4 * index, value));
+        entries.into_iter().for_each(|(page, flags)| guest.protect(page << 12, flags & 0xfe7 | 0x60));
+        let memory = guest.memory().snapshot();
+        let (gprs, rip, tr) = (guest.vcpu.gprs, guest.vcpu.rip, guest.vcpu.loaded[7]);
+        match guest.handle(Exit::TaskSwitch(switch)) {
+            Flow::Resume if guest.vcpu.loaded[7] == tr && guest.vcpu.rip == rip => {
+                prop_assert!(guest.vcpu.raised().is_some());
+                prop_assert_eq!(guest.vcpu.gprs, gprs);
+                prop_assert!(without_marks(&guest.memory().snapshot()) == without_marks(&memory));
+            }
+            Flow::Resume => {
+                prop_assert_eq!(guest.vcpu.loaded[7].selector, switch.selector());
+                prop_assert_eq!(guest.vcpu.control.cr0 & CR0_TS, CR0_TS);
+                let cpl = guest.vcpu.control.cpl;
+                let [_, cs, ss, ..] = guest.vcpu.loaded;
+                // What entries demand.
+                let is_virtual_8086 = guest.vcpu.rflags & RFLAGS_VM != 0 && ss.attributes == 0xf3;
+                prop_assert!(is_virtual_8086 || cs.is_usable() && ss.selector & 3 == u16::from(cpl));
+                prop_assert!(is_virtual_8086 || cs.selector & 3 == u16::from(cpl));
+            }
+            Flow::Stop(Stop::Unhandled(_)) => {}
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+}
+
+/// All but the page table, in which a walk sets accessed and dirty bits.
+fn without_marks(memory: &[u8]) -> Vec<u8> {
+    let table = super::guest::PT as usize;
+    [&memory[..table], &memory[table + 4096..]].concat()
 }
