@@ -20,11 +20,16 @@ pub const USER_CODE: u16 = 0x20 | 3;
 /// Selector of the code segment of 64-bit mode, for guests that enter it.
 pub const CODE64: u16 = 0x28;
 
+/// How many descriptors tests may write.
+const FREE_DESCRIPTORS: usize = 16;
+
 #[repr(C)]
 pub(crate) struct Gdt {
     segments: [AtomicU64; 6],
     /// Each with as much behind it as there is in long mode, so that the selectors are the same.
     tss: [[AtomicU64; 2]; Cpu::MOST],
+    /// What tests write.
+    free: [AtomicU64; FREE_DESCRIPTORS],
 }
 
 /// Accessed bits are set from the start, so that the processor has nothing to write when it loads a selector.
@@ -38,11 +43,38 @@ pub(crate) static GDT: Gdt = Gdt {
         AtomicU64::new(0x00af_9b00_0000_ffff),
     ],
     tss: [const { [const { AtomicU64::new(0) }; 2] }; Cpu::MOST],
+    free: [const { AtomicU64::new(0) }; FREE_DESCRIPTORS],
 };
 
+/// Selector of the first descriptor that tests may write.
+const FREE: u16 = FIRST_TSS + TSS_STEP * Cpu::MOST as u16;
+
+/// Writes the descriptor of number `index` of those that are free for tests, and gives its selector.
+pub fn set_free(index: usize, descriptor: u64) -> u16 {
+    GDT.free[index].store(descriptor, Relaxed);
+    FREE + 8 * index as u16
+}
+
+/// What that descriptor is now.
+pub fn free(index: usize) -> u64 {
+    GDT.free[index].load(Relaxed)
+}
+
+/// Where that descriptor is.
+pub fn free_address(index: usize) -> u32 {
+    (&raw const GDT.free[index]).expose_provenance() as u32
+}
+
+/// The descriptor of a segment: `access` is bits 40 to 47, `flags` bits 52 to 55.
+pub const fn descriptor(base: u32, limit: u32, access: u8, flags: u8) -> u64 {
+    let (base, limit) = (base as u64, limit as u64);
+    let (low, high) = (limit & 0xffff | (base & 0xff_ffff) << 16, limit >> 16 & 0xf | (flags as u64) << 4);
+    low | (access as u64) << 40 | high << 48 | (base >> 24) << 56
+}
+
 /// The 32-bit TSS (Intel SDM vol. 3, figure 8-2).
-type Tss = [AtomicU32; 26];
-static TSS: PerCpu<Tss> = PerCpu::new([const { [const { AtomicU32::new(0) }; 26] }; Cpu::MOST]);
+pub(crate) type Tss = [AtomicU32; 26];
+pub(crate) static TSS: PerCpu<Tss> = PerCpu::new([const { [const { AtomicU32::new(0) }; 26] }; Cpu::MOST]);
 const TSS_ESP0: usize = 1;
 const TSS_SS0: usize = 2;
 /// High half: offset of the I/O permission bitmap, past the limit for none.
@@ -99,6 +131,21 @@ pub(crate) fn set_gate(vector: usize, handler: u32, dpl: GateDpl) {
     };
     let (handler, code) = (u64::from(handler), u64::from(CODE));
     IDT[vector].store(handler & 0xffff | code << 16 | present_interrupt_gate | (handler >> 16) << 48, Relaxed);
+}
+
+/// Points `vector` at the task of `tss`, by a task gate.
+pub(crate) fn set_task_gate(vector: usize, tss: u16) {
+    IDT[vector].store(task_gate(tss), Relaxed);
+}
+
+/// A task gate for the supervisor.
+pub const fn task_gate(tss: u16) -> u64 {
+    (tss as u64) << 16 | 0x85 << 40
+}
+
+/// The descriptor of the TSS of `cpu`.
+pub(crate) fn tss_descriptor(cpu: Cpu) -> u64 {
+    GDT.tss[cpu.index()][0].load(Relaxed)
 }
 
 /// Loads an IDT without a single gate, and faults: three times.

@@ -16,6 +16,7 @@ pub mod port;
 pub mod processor;
 mod runtime;
 pub mod smp;
+pub mod tasks;
 pub mod timed;
 pub mod user;
 

@@ -222,6 +222,8 @@ pub mod guest {
         pub const SEED: &str = "seed";
         /// What the processor does with PDPTEs; `held`: it reads them when CR3 is loaded.
         pub const PDPTES: &str = "pdptes";
+        /// How tasks are switched: `exact`, as the manual says but for what Bochs does otherwise, or `emulated`, by this hypervisor.
+        pub const TASKS: &str = "tasks";
         /// How many words the command line has.
         pub const WORDS: &str = "words";
         /// How many modules there are.
@@ -249,6 +251,7 @@ pub mod guest {
             "pae-toggle" => &[OPS],
             "smoke32" => &[PDPTES],
             "stress" => &[OPS, SEED],
+            "task-switch" => &[TASKS],
             "touch-all" => &[WAIT, ROUNDS],
             _ => &[],
         }

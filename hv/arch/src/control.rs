@@ -87,6 +87,10 @@ pub const RFLAGS_IF: u64 = RFlags::FLAGS_IF.bits();
 pub const RFLAGS_DF: u64 = RFlags::FLAGS_DF.bits();
 /// RFLAGS.IOPL: the CPL up to which I/O instructions, CLI and STI are allowed.
 pub const RFLAGS_IOPL: u64 = RFlags::FLAGS_IOPL3.bits();
+/// RFLAGS.NT: IRET returns to the task that the TSS names.
+pub const RFLAGS_NT: u64 = RFlags::FLAGS_NT.bits();
+/// RFLAGS.RF: no breakpoint traps at the next instruction.
+pub const RFLAGS_RF: u64 = RFlags::FLAGS_RF.bits();
 /// RFLAGS.VM: virtual-8086 mode.
 pub const RFLAGS_VM: u64 = RFlags::FLAGS_VM.bits();
 /// RFLAGS.AC: alignment checks, and supervisor accesses to user pages under SMAP.
@@ -109,6 +113,10 @@ pub const DR6_BREAKPOINTS: u64 = 0xf;
 pub const DR6_BD: u64 = 1 << 13;
 /// DR6.BS: a single step.
 pub const DR6_BS: u64 = 1 << 14;
+/// DR6.BT: a task was entered whose TSS has T set.
+pub const DR6_BT: u64 = 1 << 15;
+/// DR7.L0 to L3 and LE: breakpoints of one task.
+pub const DR7_LOCAL: u64 = 0x155;
 /// DR7.GD: accesses to debug registers trap.
 pub const DR7_GD: u64 = 1 << 13;
 

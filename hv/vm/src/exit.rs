@@ -40,7 +40,7 @@ pub enum Exit {
     /// Such a vCPU's INVLPG.
     Invlpg,
     /// A switch of tasks by hardware, which loads CR3: an exit of such a vCPU, and of all under VMX.
-    TaskSwitch,
+    TaskSwitch(TaskSwitch),
     /// The processor can't execute the guest's next instruction: [`Vcpu::emulate`](crate::Vcpu::emulate) does.
     Emulate,
     /// An exception in the guest that is intercepted.
@@ -279,6 +279,106 @@ impl fmt::Debug for PageFault {
     }
 }
 
+/// What leads to a switch of tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum TaskSwitchSource {
+    /// Far CALL.
+    Call,
+    /// IRET with RFLAGS.NT set.
+    Iret,
+    /// Far JMP.
+    Jump,
+    /// INT n, INT3, INTO or INT1, through a task gate.
+    SoftwareInterrupt,
+    /// An interrupt, an NMI or another exception, through a task gate.
+    Event,
+}
+
+impl TaskSwitchSource {
+    /// Whether the new task returns to the old one: the old one stays busy, and the new one is linked to it.
+    pub const fn nests(self) -> bool {
+        !matches!(self, Self::Iret | Self::Jump)
+    }
+
+    /// Whether the old task goes on behind an instruction.
+    pub const fn is_instruction(self) -> bool {
+        !matches!(self, Self::Event)
+    }
+}
+
+/// A switch of tasks: the selector of the new task's TSS, what leads to it, and the error code that the new task gets. One word, as
+/// [`Io`] is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TaskSwitch(u64);
+
+impl TaskSwitch {
+    const SOURCE_SHIFT: u32 = 16;
+    const HAS_ERROR_CODE: u64 = 1 << 20;
+    const RESUME_FLAG: u64 = 1 << 21;
+    const HAS_VECTOR: u64 = 1 << 22;
+    const VECTOR_SHIFT: u32 = 24;
+    const ERROR_CODE_SHIFT: u32 = 32;
+
+    /// A switch to the TSS of `selector`.
+    pub const fn new(selector: u16, source: TaskSwitchSource, error_code: Option<u32>) -> Self {
+        let error_code = match error_code {
+            Some(code) => Self::HAS_ERROR_CODE | (code as u64) << Self::ERROR_CODE_SHIFT,
+            None => 0,
+        };
+        Self(selector as u64 | (source as u64) << Self::SOURCE_SHIFT | error_code)
+    }
+
+    /// The same, with RFLAGS.RF set in what the old task's TSS gets, where [`rflags`](crate::Registers::rflags) does not have it.
+    #[must_use]
+    pub const fn with_resume_flag(self, set: bool) -> Self {
+        Self(self.0 | if set { Self::RESUME_FLAG } else { 0 })
+    }
+
+    /// The same, by the event of `vector`, unless the gate of that vector leads elsewhere: then it is by INT n.
+    #[must_use]
+    pub const fn unless_by_int(self, vector: u8) -> Self {
+        Self(self.0 | Self::HAS_VECTOR | (vector as u64) << Self::VECTOR_SHIFT)
+    }
+
+    /// Of the new task's TSS.
+    pub const fn selector(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// What leads to it.
+    pub const fn source(self) -> TaskSwitchSource {
+        match self.0 >> Self::SOURCE_SHIFT & 7 {
+            0 => TaskSwitchSource::Call,
+            1 => TaskSwitchSource::Iret,
+            2 => TaskSwitchSource::Jump,
+            3 => TaskSwitchSource::SoftwareInterrupt,
+            _ => TaskSwitchSource::Event,
+        }
+    }
+
+    /// What is pushed on the new task's stack.
+    pub const fn error_code(self) -> Option<u32> {
+        if self.0 & Self::HAS_ERROR_CODE == 0 { None } else { Some((self.0 >> Self::ERROR_CODE_SHIFT) as u32) }
+    }
+
+    /// The vector whose gate has to be looked at.
+    pub const fn vector_in_doubt(self) -> Option<u8> {
+        if self.0 & Self::HAS_VECTOR == 0 { None } else { Some((self.0 >> Self::VECTOR_SHIFT) as u8) }
+    }
+
+    /// Whether RFLAGS.RF is to be set in the old task's TSS.
+    pub const fn sets_resume_flag(self) -> bool {
+        self.0 & Self::RESUME_FLAG != 0
+    }
+}
+
+impl fmt::Debug for TaskSwitch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {:#x} by {:?} error {:?}", self.selector(), self.source(), self.error_code())
+    }
+}
+
 /// Instructions that exit and are answered alike by every guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -406,7 +506,7 @@ impl Exit {
             Self::PageFault(_) => Kind::PageFault,
             Self::ControlRegister => Kind::ControlRegister,
             Self::Invlpg => Kind::Invlpg,
-            Self::TaskSwitch => Kind::TaskSwitch,
+            Self::TaskSwitch(_) => Kind::TaskSwitch,
             Self::Emulate => Kind::Emulate,
             Self::Exception(_) => Kind::Exception,
             Self::Instruction(_) => Kind::Instruction,
@@ -423,6 +523,28 @@ impl Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_task_switch_is_one_word() {
+        use TaskSwitchSource::{Call, Event, Iret, Jump, SoftwareInterrupt};
+        for (source, nests, is_instruction) in [
+            (Call, true, true),
+            (Iret, false, true),
+            (Jump, false, true),
+            (SoftwareInterrupt, true, true),
+            (Event, true, false),
+        ] {
+            for error in [None, Some(0), Some(0xffff_fffe)] {
+                let switch = TaskSwitch::new(0xfff8, source, error).with_resume_flag(error.is_some());
+                assert_eq!((switch.selector(), switch.source(), switch.error_code()), (0xfff8, source, error));
+                assert_eq!((switch.sets_resume_flag(), switch.vector_in_doubt()), (error.is_some(), None));
+                let in_doubt = switch.unless_by_int(0xff);
+                assert_eq!((in_doubt.selector(), in_doubt.source(), in_doubt.error_code()), (0xfff8, source, error));
+                assert_eq!(in_doubt.vector_in_doubt(), Some(0xff));
+                assert_eq!((source.nests(), source.is_instruction()), (nests, is_instruction));
+            }
+        }
+    }
 
     #[test]
     fn io_is_the_same_from_both_vendors() {

@@ -117,7 +117,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             Exit::Emulate => self.emulate(vcpu, host),
             Exit::Io(io) => self.string_io(vcpu, io, host),
             Exit::ControlRegister | Exit::Invlpg => self.system(vcpu),
-            Exit::TaskSwitch => Flow::Stop(Stop::Unhandled("a switch of tasks by hardware, which is not emulated")),
+            Exit::TaskSwitch(switch) => self.task_switch(vcpu, switch, host),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
             Exit::Instruction(Instruction::Rdpmc) => {

@@ -22,7 +22,7 @@
 //! # use devices::{Clock, Nanoseconds, Sink};
 //! # use std::collections::VecDeque;
 //! # use vm::{ControlRegisters, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
-//! # use vm::{Segment, SegmentState, Start, StateMsr, Stay, Turn, Vcpu};
+//! # use vm::{LoadedSegment, Segment, SegmentRegister, SegmentState, Start, StateMsr, Stay, TaskState, Turn, Vcpu};
 //! # use walk::{HandleMem, PhysMem};
 //! # #[derive(Default)]
 //! # struct Console(String);
@@ -57,6 +57,18 @@
 //! #     fn request_window(&mut self, _: bool) {}
 //! #     fn takes_nmi(&self) -> bool { false }
 //! #     fn request_nmi_window(&mut self, _: bool) {}
+//! # }
+//! # impl TaskState for ScriptedVcpu {
+//! #     fn gdt(&self) -> (u64, u32) { (0, 0) }
+//! #     fn idt(&self) -> (u64, u32) { (0, 0) }
+//! #     fn task_register(&self) -> LoadedSegment { LoadedSegment::default() }
+//! #     fn load_segment(&mut self, _: SegmentRegister, _: LoadedSegment) {}
+//! #     fn load_cr3(&mut self, _: u64, _: Option<[u64; 4]>) {}
+//! #     fn behind_task_switch(&self) -> Option<u64> { None }
+//! #     fn complete_delivery(&mut self) {}
+//! #     fn unblock_nmis(&mut self) {}
+//! #     fn debug_status(&self) -> (u64, u64) { (0, 0) }
+//! #     fn set_debug_status(&mut self, _: u64, _: u64) {}
 //! # }
 //! # impl Vcpu for ScriptedVcpu {
 //! #     const HYPERCALL: Known = Known::Vmmcall;
@@ -191,6 +203,7 @@ mod shared;
 mod sort;
 mod stats;
 mod system;
+mod task_switch;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -200,7 +213,9 @@ mod wanted_msrs;
 
 pub use crate::context::{Activity, Context};
 pub use devices::Size;
-pub use exit::{Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault};
+pub use exit::{
+    Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,
+};
 pub use exit_handler::ExitHandler;
 pub use flow::{Flow, Stop};
 pub use host::Host;
@@ -209,6 +224,7 @@ pub use run::run;
 pub use sched::{Instant, Turn};
 pub use shared::Vm;
 pub use stats::Stats;
+pub use task_switch::{LoadedSegment, SegmentRegister, TaskState};
 pub use types::Types;
 pub use vcpu::{ControlRegisters, Emulated, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 pub use wanted_msrs::WantedMsrs;

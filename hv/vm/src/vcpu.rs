@@ -2,6 +2,7 @@
 
 use crate::cpuid::Leaf;
 use crate::exit::{Event, Exit};
+use crate::task_switch::TaskState;
 use addr::Hpa;
 use core::fmt;
 use emul::{Gpr, Known, Registers, Segment, real};
@@ -105,7 +106,7 @@ pub trait Events {
 
 /// One virtual CPU: its registers as instructions name them ([`Registers`]), and what the processor keeps besides. The
 /// handlers know the vendor by nothing else.
-pub trait Vcpu: Registers + Events {
+pub trait Vcpu: Registers + Events + TaskState {
     /// The instruction behind [`Exit::Hypercall`].
     const HYPERCALL: Known;
 
@@ -181,7 +182,7 @@ pub trait Vcpu: Registers + Events {
     fn apply_paging(&mut self, root: Option<Hpa>) {
         let _ = root;
     }
-    /// Sets CR0 of a vCPU with nested paging, after a write that exited. The caller has checked the value. Long mode becomes
+    /// Sets CR0 of a vCPU with nested paging, after a write that exited or a switch of tasks. The caller has checked the value. Long mode becomes
     /// active, or inactive, with paging.
     fn set_cr0(&mut self, cr0: u64) {
         let _ = cr0;

@@ -94,24 +94,11 @@ enum Host {
 /// What a switch of tasks by hardware comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TaskGates {
-    /// The processor carries it out.
+    /// The processor or the hypervisor carries it out.
     Switch,
-    /// The hypervisor ends the VM: one attacker alone tries them, as the others would not live for many inputs.
-    EndTheVm,
     /// QEMU's SVM carries it out although it is intercepted: without nested paging the guest's CR3 becomes the processor's
     /// own, and the machine is lost.
     LoseTheMachine,
-}
-
-impl TaskGates {
-    /// Whether attacker `index` of a round leaves them out.
-    fn are_left_out_by(self, index: usize) -> bool {
-        match self {
-            Self::Switch => false,
-            Self::EndTheVm => index > 0,
-            Self::LoseTheMachine => true,
-        }
-    }
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
@@ -173,9 +160,8 @@ impl Args {
     /// What task gates do on this machine.
     fn task_gates(&self) -> TaskGates {
         match (self.host, self.paging) {
-            (Host::Qemu, Paging::Nested) => TaskGates::Switch,
-            (Host::Qemu, _) => TaskGates::LoseTheMachine,
-            _ => TaskGates::EndTheVm,
+            (Host::Qemu, Paging::Shadow | Paging::Vtlb) => TaskGates::LoseTheMachine,
+            _ => TaskGates::Switch,
         }
     }
 }
@@ -266,7 +252,7 @@ impl Campaign<'_> {
         if self.args.paging != Paging::Nested {
             words.push(word::SHADOWED);
         }
-        if self.args.task_gates().are_left_out_by(index) {
+        if self.args.task_gates() == TaskGates::LoseTheMachine {
             words.push(word::WITHOUT_TASK_GATES);
         }
         words.join(" ")

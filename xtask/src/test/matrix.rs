@@ -324,6 +324,10 @@ const ACCESS32: Row = guest32("access32", "step=11");
 const SMOKE32: Row = guest32("smoke32", "");
 /// What only a processor without nested paging promises.
 const SMOKE32_SHADOWED: Row = Row { words: "pdptes=held", ..guest32("smoke32", "pdptes=held") };
+/// QEMU's TCG is not exact.
+const TASK_SWITCH: Row = guest32("task-switch", "tasks=exact");
+/// QEMU's SVM carries out switches of tasks although they are intercepted, and loads the guest's CR3.
+const TASK_SWITCH_SHADOWED: Row = Row { except: Some("qemu-svm"), ..guest32("task-switch", "tasks=emulated") };
 /// (The other vCPUs are never started.)
 const SELF_MAP: Row = Row { vcpus: 4, ..guest32("self-map", "") };
 const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
@@ -485,6 +489,9 @@ const ROWS: &[Row] = &[
     SMOKE32,
     shadowed("smoke32-shadow", Paging::Shadow, SMOKE32_SHADOWED),
     shadowed("smoke32-vtlb", Paging::Vtlb, SMOKE32_SHADOWED),
+    TASK_SWITCH,
+    shadowed("task-switch-shadow", Paging::Shadow, TASK_SWITCH_SHADOWED),
+    shadowed("task-switch-vtlb", Paging::Vtlb, TASK_SWITCH_SHADOWED),
     ACCESS32,
     shadowed("access32-shadow", Paging::Shadow, ACCESS32),
     shadowed("access32-vtlb", Paging::Vtlb, ACCESS32),
@@ -691,6 +698,12 @@ const ROWS: &[Row] = &[
         source: Source::Guest("apic"),
         vcpus: 2,
         ..model("model-lynnfield-smp", "bochs-vmx", "corei5_lynnfield_750", PASS)
+    },
+    // ... and entries demand more of the segments that a new task has not loaded.
+    Row {
+        source: Source::Guest("task-switch"),
+        words: "tasks=emulated",
+        ..model("model-lynnfield-task-switch", "bochs-vmx", "corei5_lynnfield_750", PASS)
     },
     // No EPT.
     model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, "EPT")),

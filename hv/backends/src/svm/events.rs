@@ -123,7 +123,7 @@ impl Redelivery {
     fn of(info: u64, injected: u64, posts: bool) -> Self {
         const WHICH: u64 = event::VALID | event::TYPE | 0xff;
         match (info & event::TYPE, info as u8) {
-            (event::TYPE_SOFTWARE, _) | (event::TYPE_EXCEPTION, 3 | 4) => Self::Instruction,
+            _ if event::is_by_instruction(info) => Self::Instruction,
             // An interrupt that was not injected: Bochs has no word for INT n, and leaves zeroes.
             (event::TYPE_INTERRUPT, _) if !posts && (info ^ injected) & WHICH != 0 => Self::Instruction,
             // No exception: QEMU's word for an interrupt that was posted, and is pending still.

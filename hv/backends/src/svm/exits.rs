@@ -1,10 +1,10 @@
 //! Why the guest was left, in the form that both vendors share (AMD64 APM vol. 2, appendix C).
 
 use super::vcpu::SvmVcpu;
-use super::vmcb::{self, exit_code};
+use super::vmcb::{self, event, exit_code};
 use crate::translation::Translation;
 use addr::{Gpa, Gva};
-use vm::{Cr8, Exception, Exit, Gpr, Instruction, Io, NestedFault, PageFault};
+use vm::{Cr8, Exception, Exit, Gpr, Instruction, Io, NestedFault, PageFault, TaskSwitch, TaskSwitchSource};
 use walk::ErrorCode;
 use x86::irq::PAGE_FAULT_VECTOR;
 
@@ -47,7 +47,11 @@ impl<T: Translation> SvmVcpu<T> {
             | exit_code::WRITE_CR4
             | exit_code::CR0_SELECTIVE => Exit::ControlRegister,
             exit_code::INVLPG => Exit::Invlpg,
-            exit_code::TASK_SWITCH => Exit::TaskSwitch,
+            exit_code::TASK_SWITCH => Exit::TaskSwitch(decode_task_switch(
+                control.exit_info1,
+                control.exit_info2,
+                control.exit_interrupt_info,
+            )),
             exit_code::READ_CR8 => Exit::Cr8(Cr8::new(false, self.cr8_operand())),
             exit_code::WRITE_CR8 => Exit::Cr8(Cr8::new(true, self.cr8_operand())),
             exit_code::WRITE_DR0..=exit_code::WRITE_DR7 => Exit::DebugRegister,
@@ -86,10 +90,45 @@ fn decode_nested_fault(error: u64, address: u64) -> NestedFault {
     NestedFault::new(Gpa::new(address), write, fetch, error.contains(ErrorCode::PRESENT))
 }
 
+/// EXITINFO1 and EXITINFO2 of a switch of tasks (APM section 15.14.1), and the event whose delivery has led to it.
+fn decode_task_switch(selector: u64, info: u64, interrupted: u64) -> TaskSwitch {
+    const IRET: u64 = 1 << 36;
+    const JUMP: u64 = 1 << 38;
+    const ERROR_CODE_VALID: u64 = 1 << 44;
+    const RESUME_FLAG: u64 = 1 << 48;
+    let source = match interrupted & event::VALID != 0 {
+        true if event::is_by_instruction(interrupted) => TaskSwitchSource::SoftwareInterrupt,
+        true => TaskSwitchSource::Event,
+        false if info & IRET != 0 => TaskSwitchSource::Iret,
+        false if info & JUMP != 0 => TaskSwitchSource::Jump,
+        false => TaskSwitchSource::Call,
+    };
+    let error_code = (info & ERROR_CODE_VALID != 0).then_some(info as u32);
+    let switch = TaskSwitch::new(selector as u16, source, error_code).with_resume_flag(info & RESUME_FLAG != 0);
+    if source == TaskSwitchSource::Event { switch.unless_by_int(interrupted as u8) } else { switch }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use vm::Size;
+
+    #[test]
+    fn task_switches_are_decoded_as_the_manual_draws_them() {
+        let source = |info, interrupted| decode_task_switch(0x138, info, interrupted).source();
+        assert_eq!(source(0, 0), TaskSwitchSource::Call);
+        assert_eq!(source(1 << 36, 0), TaskSwitchSource::Iret);
+        assert_eq!(source(1 << 38, 0), TaskSwitchSource::Jump);
+        // INT 81h, INT3, an interrupt, an NMI, #NP.
+        assert_eq!(source(0, 0x8000_0481), TaskSwitchSource::SoftwareInterrupt);
+        assert_eq!(source(0, 0x8000_0303), TaskSwitchSource::SoftwareInterrupt);
+        assert_eq!(source(0, 0x8000_0020), TaskSwitchSource::Event);
+        assert_eq!(source(0, 0x8000_0202), TaskSwitchSource::Event);
+        let fault = decode_task_switch(0x138, 1 << 44 | 1 << 48 | 0x148, 0x0148_8000_0b0b);
+        assert_eq!((fault.selector(), fault.error_code(), fault.sets_resume_flag()), (0x138, Some(0x148), true));
+        assert_eq!((fault.source(), fault.vector_in_doubt()), (TaskSwitchSource::Event, Some(0xb)));
+        assert_eq!(decode_task_switch(0x138, 0, 0x8000_0481).vector_in_doubt(), None);
+    }
 
     #[test]
     fn io_exits_are_decoded_as_the_manual_draws_them() {

@@ -10,6 +10,7 @@ mod long_mode;
 mod permissions;
 mod setup;
 mod switch;
+mod tasks;
 mod vcpu;
 mod virtual_interrupt;
 mod vmcb;

@@ -234,6 +234,11 @@ pub(super) mod event {
     pub(in crate::svm) const TYPE: u64 = 7 << 8;
     pub(in crate::svm) const ERROR_CODE_VALID: u64 = 1 << 11;
     pub(in crate::svm) const VALID: u64 = 1 << 31;
+
+    /// Whether it is of an instruction: INT n, or INT3 and INTO, which Bochs gives VMX's type.
+    pub(in crate::svm) const fn is_by_instruction(info: u64) -> bool {
+        info & TYPE >= TYPE_SOFTWARE || info & TYPE == TYPE_EXCEPTION && matches!(info as u8, 3 | 4)
+    }
 }
 
 /// EXITINFO1 of a nested page fault: an entry has a reserved bit set.

@@ -11,14 +11,14 @@ use x86::vmx::vmcs::control::PrimaryControls;
 use x86::vmx::vmcs::{control, guest, ro};
 
 // Interruption information of entries and exits, and IDT-vectoring information (SDM tables 25-17, 25-18, 25-20).
-const EVENT_VALID: u64 = 1 << 31;
+pub(super) const EVENT_VALID: u64 = 1 << 31;
 pub(super) const EVENT_VECTOR: u64 = 0xff;
 pub(super) const EVENT_TYPE: u64 = 7 << 8;
 const TYPE_INTERRUPT: u64 = 0 << 8;
 pub(super) const TYPE_NMI: u64 = 2 << 8;
 const TYPE_EXCEPTION: u64 = 3 << 8;
 /// Software interrupts and exceptions: their instruction runs again.
-const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
+pub(super) const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
 pub(super) const EVENT_ERROR_CODE: u64 = 1 << 11;
 
 /// Interruptibility: blocking by STI and by MOV SS.
@@ -139,7 +139,7 @@ impl<T: Translation> VmxVcpu<T> {
         }
     }
 
-    fn block_nmis(&mut self, blocked: bool) {
+    pub(super) fn block_nmis(&mut self, blocked: bool) {
         let state = self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & !NMI_BLOCKED;
         self.vmcs.write(guest::INTERRUPTIBILITY_STATE, state | if blocked { NMI_BLOCKED } else { 0 });
     }

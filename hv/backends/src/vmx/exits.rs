@@ -6,7 +6,7 @@ use super::switch;
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
 use addr::{Gpa, Gva};
-use vm::{Cr8, Exception, Exit, Gpr, Instruction, Io, PageFault};
+use vm::{Cr8, Exception, Exit, Gpr, Instruction, Io, PageFault, TaskSwitch};
 use x86::irq::PAGE_FAULT_VECTOR;
 use x86::vmx::vmcs::ro;
 
@@ -40,7 +40,7 @@ impl<T: Translation> VmxVcpu<T> {
             reason::CONTROL_REGISTER => self.control_register_exit(),
             reason::NOT_ENTERED => Exit::Emulate,
             reason::INVLPG => Exit::Invlpg,
-            reason::TASK_SWITCH => Exit::TaskSwitch,
+            reason::TASK_SWITCH => Exit::TaskSwitch(self.task_switch_exit()),
             reason::NMI_WINDOW => Exit::InterruptWindow,
             // The host has a look at its interrupts, which is what the timer is for.
             reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,
@@ -71,6 +71,12 @@ impl<T: Translation> VmxVcpu<T> {
             _ if self.translation.shadow().is_some() => Exit::ControlRegister,
             _ => Exit::Unknown,
         }
+    }
+
+    fn task_switch_exit(&self) -> TaskSwitch {
+        let interrupted = self.vmcs.read(ro::IDT_VECTORING_INFO);
+        let error_code = self.vmcs.read(ro::IDT_VECTORING_ERR_CODE) as u32;
+        reason::task_switch(self.qualification(), interrupted, error_code)
     }
 
     fn exception_exit(&self) -> Exit {

@@ -1,8 +1,9 @@
 //! Exit reasons and exit qualifications, and what they are in the form that both vendors share (Intel SDM vol. 3,
 //! section 28.2 and appendix C).
 
+use super::events::{EVENT_ERROR_CODE, EVENT_TYPE, EVENT_VALID, TYPE_BY_INSTRUCTION};
 use addr::Gpa;
-use vm::NestedFault;
+use vm::{NestedFault, TaskSwitch, TaskSwitchSource};
 
 /// Basic exit reasons.
 pub(super) const EXCEPTION_OR_NMI: u64 = 0;
@@ -65,6 +66,21 @@ pub(super) const fn nested_fault(qualification: u64, address: u64) -> NestedFaul
     )
 }
 
+/// The qualification of a switch of tasks (SDM table 28-2), and the event whose delivery has led to it, with its error code.
+pub(super) const fn task_switch(qualification: u64, interrupted: u64, error_code: u32) -> TaskSwitch {
+    let source = match qualification >> 30 & 3 {
+        0 => TaskSwitchSource::Call,
+        1 => TaskSwitchSource::Iret,
+        2 => TaskSwitchSource::Jump,
+        _ if interrupted & EVENT_VALID != 0 && interrupted & EVENT_TYPE >= TYPE_BY_INSTRUCTION => {
+            TaskSwitchSource::SoftwareInterrupt
+        }
+        _ => TaskSwitchSource::Event,
+    };
+    let has_error_code = interrupted & (EVENT_VALID | EVENT_ERROR_CODE) == EVENT_VALID | EVENT_ERROR_CODE;
+    TaskSwitch::new(qualification as u16, source, if has_error_code { Some(error_code) } else { None })
+}
+
 /// An access to a control register that exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CrAccess {
@@ -108,6 +124,25 @@ mod tests {
         assert_eq!(cr_access(0x0f13), CrAccess::Read { cr: 3, gpr: 15 });
         assert_eq!(cr_access(0x20), CrAccess::Clts);
         assert_eq!(cr_access(0x000b_0030), CrAccess::Lmsw(0xb));
+    }
+
+    #[test]
+    fn task_switches_tell_where_they_come_from() {
+        let source = |qualification, interrupted| task_switch(qualification, interrupted, 0).source();
+        assert_eq!(source(0x138, 0), TaskSwitchSource::Call);
+        assert_eq!(source(1 << 30 | 0x138, 0), TaskSwitchSource::Iret);
+        assert_eq!(source(2 << 30 | 0x138, 0), TaskSwitchSource::Jump);
+        // INT 81h, INT3, an interrupt, an NMI, #NP.
+        assert_eq!(source(3 << 30 | 0x138, 0x8000_0481), TaskSwitchSource::SoftwareInterrupt);
+        assert_eq!(source(3 << 30 | 0x138, 0x8000_0603), TaskSwitchSource::SoftwareInterrupt);
+        assert_eq!(source(3 << 30 | 0x138, 0x8000_0020), TaskSwitchSource::Event);
+        assert_eq!(source(3 << 30 | 0x138, 0x8000_0202), TaskSwitchSource::Event);
+        let fault = task_switch(3 << 30 | 0x138, 0x8000_0b0b, 0x148);
+        assert_eq!(
+            (fault.selector(), fault.source(), fault.error_code()),
+            (0x138, TaskSwitchSource::Event, Some(0x148))
+        );
+        assert_eq!(task_switch(0x138, 0, 0x148).error_code(), None);
     }
 
     #[test]

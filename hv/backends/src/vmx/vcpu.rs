@@ -397,6 +397,10 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         self.translation.shadow_mut().map(|shadow| &mut shadow.own)
     }
 
+    fn set_cr0(&mut self, cr0: u64) {
+        self.write_cr0(cr0);
+    }
+
     fn apply_paging(&mut self, root: Option<Hpa>) {
         self.write_shadow_paging(root);
     }

@@ -17,7 +17,7 @@ use std::vec::Vec;
 /// [`PAGES`] pages are memory.
 pub(super) const PML4: u64 = 0x1000;
 pub(super) const PDPT: u64 = 0x2000;
-const PD: u64 = 0x3000;
+pub(super) const PD: u64 = 0x3000;
 pub(super) const PT: u64 = 0x4000;
 pub(super) const CODE: u64 = 0x8000;
 pub(super) const DATA: u64 = 0x1_0000;

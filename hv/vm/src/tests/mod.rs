@@ -23,4 +23,5 @@ mod promises;
 mod resets;
 mod stops;
 mod strings;
+mod task_switch;
 mod vcpu;

@@ -1,7 +1,10 @@
 //! Exits that need no device and no memory, the ends of a VM, and the loop's accounts.
 
 use super::guest::*;
-use crate::{Cr8, Event, Exception, Exit, Flow, Gpr, Instruction, Kind, NestedFault, PageFault, Stop};
+use crate::{
+    Cr8, Event, Exception, Exit, Flow, Gpr, Instruction, Kind, NestedFault, PageFault, Stop, TaskSwitch,
+    TaskSwitchSource,
+};
 use addr::{Gpa, Gva};
 use devices::Size;
 use std::string::ToString;
@@ -78,6 +81,8 @@ fn each_kind_of_exit_is_counted() {
         Exit::ControlRegister,
         Exit::DebugRegister,
         Exit::Invlpg,
+        // To the null selector: #GP.
+        Exit::TaskSwitch(TaskSwitch::new(0, TaskSwitchSource::Jump, None)),
         Exit::NestedFault(NestedFault::new(Gpa::new(DATA), true, false, false)),
         Exit::Exception(Exception::new(1, None)),
         Exit::Instruction(Instruction::Invd),
@@ -89,7 +94,6 @@ fn each_kind_of_exit_is_counted() {
         Exit::Misconfiguration(Gpa::new(0)),
         // Of no vCPU with nested paging.
         Exit::PageFault(PageFault::new(Gva::new(DATA), 0)),
-        Exit::TaskSwitch,
         Exit::Shutdown,
         Exit::InvalidState,
         Exit::Unknown,

@@ -1,5 +1,6 @@
 //! A vCPU that plays a script.
 
+use crate::task_switch::{LoadedSegment, SegmentRegister, TaskState};
 use crate::vcpu::{ControlRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{Event, Exit, Gpr, Known, Registers, Segment};
 use arch::RFLAGS_IF;
@@ -48,6 +49,11 @@ pub(super) struct TestVcpu {
     script: VecDeque<(Exit, Stretch)>,
     /// Its paging registers, if its tables have a shadow.
     pub(super) own: Option<shadow::Registers>,
+    pub(super) gdt: (u64, u32),
+    pub(super) idt: (u64, u32),
+    /// As a switch of tasks has loaded them, LDTR and the task register last.
+    pub(super) loaded: [LoadedSegment; 8],
+    pub(super) pdptes: Option<[u64; 4]>,
 }
 
 impl TestVcpu {
@@ -78,6 +84,10 @@ impl TestVcpu {
             flushed: Vec::new(),
             script: VecDeque::new(),
             own: None,
+            gdt: (0, 0),
+            idt: (0, 0),
+            loaded: [LoadedSegment { selector: 0, base: 0, limit: 0, attributes: 0 }; 8],
+            pdptes: None,
         }
     }
 
@@ -123,6 +133,48 @@ impl Registers for TestVcpu {
     }
     fn segment_base(&self, segment: Segment) -> u64 {
         self.segments[segment as usize].base
+    }
+}
+
+impl TaskState for TestVcpu {
+    fn gdt(&self) -> (u64, u32) {
+        self.gdt
+    }
+    fn idt(&self) -> (u64, u32) {
+        self.idt
+    }
+    fn task_register(&self) -> LoadedSegment {
+        self.loaded[SegmentRegister::Tr.index()]
+    }
+    fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment) {
+        self.loaded[register.index()] = segment;
+        if let SegmentRegister::Segment(name) = register {
+            let LoadedSegment { selector, base, limit, .. } = segment;
+            let default_big = segment.is_big();
+            self.segments[name as usize] =
+                SegmentState { selector, base: base.into(), limit, default_big, long: false };
+            if name == Segment::Ss {
+                self.control.cpl = (segment.attributes >> 5 & 3) as u8;
+            }
+        }
+    }
+    fn load_cr3(&mut self, cr3: u64, pdptes: Option<[u64; 4]>) {
+        (self.control.cr3, self.pdptes) = (cr3, pdptes);
+    }
+    fn behind_task_switch(&self) -> Option<u64> {
+        self.next_rip
+    }
+    fn complete_delivery(&mut self) {
+        self.nmi_handled |= self.event.take() == Some(Event::Nmi);
+    }
+    fn unblock_nmis(&mut self) {
+        self.nmi_handled = false;
+    }
+    fn debug_status(&self) -> (u64, u64) {
+        (self.debug[6], self.debug[7])
+    }
+    fn set_debug_status(&mut self, dr6: u64, dr7: u64) {
+        (self.debug[6], self.debug[7]) = (dr6, dr7);
     }
 }
 

@@ -1,0 +1,93 @@
+//! What a switch of tasks reads and writes.
+
+use super::events::{EVENT_TYPE, EVENT_VALID, TYPE_NMI};
+use super::vcpu::VmxVcpu;
+use crate::translation::Translation;
+use crate::unswitched;
+use vm::{LoadedSegment, SegmentRegister, TaskState, Vcpu};
+use x86::vmx::vmcs::{control, guest};
+
+/// Access rights: the register can't be used.
+const UNUSABLE: u64 = 1 << 16;
+
+/// Access rights are bits 40 to 55 of a descriptor, without the limit among them (Intel SDM vol. 3, table 25-2).
+fn access_rights(segment: &LoadedSegment) -> u64 {
+    let attributes = u64::from(segment.attributes);
+    let unusable = if segment.is_usable() { 0 } else { UNUSABLE };
+    attributes & 0xff | (attributes & 0xf00) << 4 | unusable
+}
+
+impl<T: Translation> TaskState for VmxVcpu<T> {
+    fn gdt(&self) -> (u64, u32) {
+        (self.vmcs.read(guest::GDTR_BASE), self.vmcs.read(guest::GDTR_LIMIT) as u32)
+    }
+
+    fn idt(&self) -> (u64, u32) {
+        (self.vmcs.read(guest::IDTR_BASE), self.vmcs.read(guest::IDTR_LIMIT) as u32)
+    }
+
+    fn task_register(&self) -> LoadedSegment {
+        let access_rights = self.vmcs.read(guest::TR_ACCESS_RIGHTS);
+        LoadedSegment {
+            selector: self.vmcs.read(guest::TR_SELECTOR) as u16,
+            base: self.vmcs.read(guest::TR_BASE) as u32,
+            limit: self.vmcs.read(guest::TR_LIMIT) as u32,
+            attributes: (access_rights & 0xff | access_rights >> 4 & 0xf00) as u16,
+        }
+    }
+
+    fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment) {
+        let number = 2 * register.index() as u32;
+        self.vmcs.write(guest::ES_SELECTOR + number, segment.selector.into());
+        self.vmcs.write(guest::ES_BASE + number, segment.base.into());
+        self.vmcs.write(guest::ES_LIMIT + number, segment.limit.into());
+        self.vmcs.write(guest::ES_ACCESS_RIGHTS + number, access_rights(&segment));
+    }
+
+    /// Under EPT entries take the PDPTEs from the VMCS (Intel SDM vol. 3, section 27.3.2.4).
+    fn load_cr3(&mut self, cr3: u64, pdptes: Option<[u64; 4]>) {
+        for (number, entry) in (0..).zip(pdptes.into_iter().flatten()) {
+            self.vmcs.write(guest::PDPTE0_FULL + 2 * number, entry);
+        }
+        self.set_guest_cr3(cr3);
+        self.flush();
+    }
+
+    fn behind_task_switch(&self) -> Option<u64> {
+        Some(self.behind())
+    }
+
+    fn complete_delivery(&mut self) {
+        let event = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD);
+        self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, 0);
+        if event & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID | TYPE_NMI {
+            self.block_nmis(true);
+        }
+    }
+
+    fn unblock_nmis(&mut self) {
+        self.block_nmis(false);
+    }
+
+    fn debug_status(&self) -> (u64, u64) {
+        (unswitched::dr6(), self.vmcs.read(guest::DR7))
+    }
+
+    fn set_debug_status(&mut self, dr6: u64, dr7: u64) {
+        unswitched::set_dr6(dr6);
+        self.vmcs.write(guest::DR7, dr7);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn access_rights_are_where_the_manual_draws_them() {
+        let segment = |attributes| LoadedSegment { attributes, ..LoadedSegment::default() };
+        assert_eq!(access_rights(&segment(0xc9b)), 0xc09b);
+        assert_eq!(access_rights(&segment(0x8b)), 0x8b);
+        assert_eq!(access_rights(&segment(0x60)), UNUSABLE | 0x60);
+    }
+}

@@ -1,0 +1,512 @@
+//! Switches of tasks by hardware, in software (Intel SDM vol. 3, section 8.3; AMD64 APM vol. 2, section 12).
+//!
+//! The processor has checked the privilege of whatever leads to the switch before it exits, and the new TSS's descriptor as well (Intel
+//! SDM vol. 3, section 26.4.2). The descriptor is checked again: the guest may have changed it since.
+//!
+//! Up to the *commit point* a fault is the old task's, which has not changed then. From there on it is the new task's, before its first
+//! instruction.
+
+mod descriptor;
+mod tss;
+
+pub use descriptor::{LoadedSegment, SegmentRegister};
+
+use crate::exit::{Event, Exception, TaskSwitch, TaskSwitchSource};
+use crate::exit_handler::ExitHandler;
+use crate::flow::{Flow, Stop};
+use crate::system::NotExecuted;
+use crate::trouble::Trouble;
+use crate::types::Types;
+use crate::vcpu::{Events, Vcpu};
+use addr::Gva;
+use arch::{CR0_PG, CR0_TS, DR6_BT, DR7_LOCAL, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
+use descriptor::Descriptor;
+use emul::{Gpr, Registers, Segment};
+use tss::{Dynamic, Format, LARGEST, State};
+use walk::{Access, Controls, Fault, Kind, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty};
+use x86::irq::{
+    DEBUG_VECTOR, DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR,
+    PAGE_FAULT_VECTOR, SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+};
+
+/// What a switch of tasks reads and writes, besides what all handlers do. After [`Vcpu::put`].
+pub trait TaskState {
+    /// Where the GDT is, and the offset of its last byte.
+    fn gdt(&self) -> (u64, u32);
+    /// The same of the IDT.
+    fn idt(&self) -> (u64, u32);
+    /// The task register.
+    fn task_register(&self) -> LoadedSegment;
+    /// Loads a segment register. The DPL of SS is the CPL.
+    fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment);
+    /// Loads CR3 of a vCPU with nested paging, and the PDPTEs if its paging is PAE's. The caller has checked them.
+    fn load_cr3(&mut self, cr3: u64, pdptes: Option<[u64; 4]>);
+    /// Where the instruction ends that has led to the switch, if the hardware says.
+    fn behind_task_switch(&self) -> Option<u64>;
+    /// The event of which the last exit cut the delivery short is delivered: it does not come again. NMIs are blocked if it was one.
+    fn complete_delivery(&mut self);
+    /// An IRET has been carried out: the next NMI can be taken.
+    fn unblock_nmis(&mut self);
+    /// DR6 and DR7.
+    fn debug_status(&self) -> (u64, u64);
+    /// Sets them.
+    fn set_debug_status(&mut self, dr6: u64, dr7: u64);
+}
+
+/// The new task of a switch.
+struct Incoming {
+    /// What the task register gets.
+    register: LoadedSegment,
+    format: Format,
+    state: State,
+}
+
+impl<T: Types> ExitHandler<'_, T> {
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn task_switch(&mut self, vcpu: &mut T::Vcpu, switch: TaskSwitch, host: &mut T::Host) -> Flow {
+        vcpu.put();
+        let flow = self.switch_task(vcpu, switch);
+        // `put` has let the host take its interrupts.
+        if flow == Flow::Resume { self.interrupted(vcpu, host) } else { flow }
+    }
+
+    fn switch_task(&mut self, vcpu: &mut T::Vcpu, switch: TaskSwitch) -> Flow {
+        let (switch, delivered) = match self.is_by_int(vcpu, switch) {
+            true => (TaskSwitch::new(switch.selector(), TaskSwitchSource::SoftwareInterrupt, None), None),
+            false => (switch, vcpu.injected_exception()),
+        };
+        let incoming = match self.leave_task(vcpu, switch) {
+            Ok(incoming) => incoming,
+            // Another vCPU is changing tables or code: the instruction runs again, or the event comes again.
+            Err(NotExecuted::Trouble(Trouble::Fault(Fault::Contended) | Trouble::Decode(_))) => return Flow::Resume,
+            Err(fault) => return raise(vcpu, fault, delivered),
+        };
+        vcpu.complete_delivery();
+        match self.enter_task(vcpu, switch, &incoming) {
+            Ok(()) => Flow::Resume,
+            Err(fault) => raise(vcpu, fault, delivered),
+        }
+    }
+}
+
+/// Bochs's SVM (as of 2.7) notes no INT n in EXITINTINFO, which then names an earlier event.
+impl<T: Types> ExitHandler<'_, T> {
+    /// Whether the switch is by INT n although the hardware names an event.
+    fn is_by_int(&self, vcpu: &T::Vcpu, switch: TaskSwitch) -> bool {
+        switch.vector_in_doubt().is_some_and(|vector| {
+            let gate = self.tables(vcpu).descriptor(vcpu.idt(), u16::from(vector) << 3);
+            matches!(gate, Ok(entry) if entry.and_then(|(_, gate)| gate.task()) != Some(switch.selector()))
+        })
+    }
+}
+
+/// The old task: its faults, and its state.
+impl<T: Types> ExitHandler<'_, T> {
+    /// Up to the commit point.
+    fn leave_task(&mut self, vcpu: &T::Vcpu, switch: TaskSwitch) -> Result<Incoming, NotExecuted> {
+        let dynamic = self.outgoing(vcpu, switch)?;
+        let (tables, old) = (self.tables(vcpu), vcpu.task_register());
+        let old_format = Format::new(old.attributes & 1 << 3 != 0);
+        let saved = old_format.dynamic();
+        let (new_at, descriptor, format) = tables.new_tss(vcpu.gdt(), switch)?;
+        let register = descriptor.loaded(switch.selector(), descriptor.type_byte() | Descriptor::BUSY);
+        if (old.limit as usize) < saved.end - 1 {
+            return Err(error(INVALID_TSS_VECTOR, old.selector, switch));
+        }
+        let nests = switch.source().nests();
+        let old_at = entry_address(vcpu.gdt(), old.selector);
+        let mut image = [0; LARGEST];
+        // What could fail comes before the first write.
+        tables.read(register.base.into(), &mut image[..format.bytes()])?;
+        tables.check_writable(u64::from(old.base) + saved.start as u64, saved.len() as u64)?;
+        if nests {
+            tables.check_writable(register.base.into(), 2)?;
+        } else {
+            tables.check_writable(old_at + Descriptor::TYPE_BYTE, 1)?;
+        }
+        if switch.source() != TaskSwitchSource::Iret {
+            tables.check_writable(new_at + Descriptor::TYPE_BYTE, 1)?;
+        }
+
+        if !nests {
+            let byte = tables.read_wide(old_at).map(|old| Descriptor(old).type_byte())?;
+            tables.write(old_at + Descriptor::TYPE_BYTE, &[byte & !Descriptor::BUSY])?;
+        }
+        self.save(&tables, &old, old_format, &dynamic)?;
+        if nests {
+            tables.write(register.base.into(), &old.selector.to_le_bytes())?;
+        }
+        if switch.source() != TaskSwitchSource::Iret {
+            tables.write(new_at + Descriptor::TYPE_BYTE, &[register.attributes as u8])?;
+        }
+        // A task may be linked to itself.
+        tables.read(register.base.into(), &mut image[..format.bytes()])?;
+        Ok(Incoming { register, format, state: format.load(&image) })
+    }
+
+    /// What of the old task goes to its TSS.
+    fn outgoing(&self, vcpu: &T::Vcpu, switch: TaskSwitch) -> Result<Dynamic, NotExecuted> {
+        let mut eflags = vcpu.rflags() as u32;
+        if switch.source() == TaskSwitchSource::Iret {
+            eflags &= !(RFLAGS_NT as u32);
+        }
+        if switch.sets_resume_flag() {
+            eflags |= RFLAGS_RF as u32;
+        }
+        let eip = if switch.source().is_instruction() { self.behind(vcpu)? } else { vcpu.rip() };
+        Ok(Dynamic {
+            eip: eip as u32,
+            eflags,
+            gprs: core::array::from_fn(|number| vcpu.gpr(Gpr::new(number as u8)) as u32),
+            segments: SEGMENTS.map(|segment| vcpu.segment(segment).selector),
+        })
+    }
+
+    /// Where the instruction ends that has led to the switch.
+    fn behind(&self, vcpu: &T::Vcpu) -> Result<u64, NotExecuted> {
+        if let Some(next) = vcpu.behind_task_switch() {
+            return Ok(next);
+        }
+        let bitness = Self::bitness(vcpu);
+        let length = emul::length(self.fetch(vcpu, bitness)?.bytes(), bitness)?;
+        Ok(bitness.advance(vcpu.rip(), length))
+    }
+
+    /// Writes the old task's TSS, and nothing of it but what is the processor's.
+    fn save(
+        &self,
+        tables: &Tables<'_, T::Memory>,
+        old: &LoadedSegment,
+        format: Format,
+        dynamic: &Dynamic,
+    ) -> Result<(), NotExecuted> {
+        let (mut image, fields) = ([0; LARGEST], format.dynamic());
+        let at = u64::from(old.base) + fields.start as u64;
+        let image = &mut image[..fields.len()];
+        tables.read(at, image)?;
+        format.save(image, dynamic);
+        Ok(tables.write(at, image)?)
+    }
+
+    fn tables(&self, vcpu: &T::Vcpu) -> Tables<'_, T::Memory> {
+        Tables { memory: &self.memory, paging: self.paging(vcpu), privilege: Privilege::Supervisor { ac: false } }
+    }
+}
+
+/// The new task: its state, and its faults.
+impl<T: Types> ExitHandler<'_, T> {
+    /// From the commit point on.
+    fn enter_task(&mut self, vcpu: &mut T::Vcpu, switch: TaskSwitch, new: &Incoming) -> Result<(), NotExecuted> {
+        let State { dynamic, ldtr, cr3, traps } = new.state;
+        let is_virtual_8086 = dynamic.eflags & RFLAGS_VM as u32 != 0;
+        let cpl = if is_virtual_8086 { 3 } else { (dynamic.segments[Segment::Cs as usize] & 3) as u8 };
+        let first = SEGMENTS.map(|register| {
+            let selector = dynamic.segments[register as usize];
+            match is_virtual_8086 {
+                true => LoadedSegment::virtual_8086(selector),
+                false => LoadedSegment::unloaded(register, selector, cpl),
+            }
+        });
+        Self::load_dynamic(vcpu, switch, new, first);
+        self.set_task_switched(vcpu)?;
+        if let Some(cr3) = cr3.filter(|_| vcpu.control().cr0 & CR0_PG != 0) {
+            self.load_cr3(vcpu, cr3.into())?;
+        }
+        let ldt = self.load_ldtr(vcpu, ldtr, switch)?;
+        let mut loaded = first;
+        for register in LOAD_ORDER.into_iter().filter(|_| !is_virtual_8086) {
+            let selector = dynamic.segments[register as usize];
+            let segment = self.segment_of(vcpu, register, selector, &ldt, cpl, switch)?;
+            vcpu.load_segment(SegmentRegister::Segment(register), segment);
+            loaded[register as usize] = segment;
+        }
+        if let Some(code) = switch.error_code() {
+            self.push(vcpu, &loaded[Segment::Ss as usize], new.format, code, switch)?;
+        }
+        if dynamic.eip > loaded[Segment::Cs as usize].limit {
+            return Err(error(GENERAL_PROTECTION_FAULT_VECTOR, 0, switch));
+        }
+        if traps {
+            let (dr6, dr7) = vcpu.debug_status();
+            vcpu.set_debug_status(dr6 | DR6_BT, dr7);
+            vcpu.inject(Event::Exception(Exception::new(DEBUG_VECTOR, None)));
+        }
+        Ok(())
+    }
+
+    /// What can't fail. The segment registers have their selectors, and no segments yet but in virtual-8086 mode.
+    fn load_dynamic(vcpu: &mut T::Vcpu, switch: TaskSwitch, new: &Incoming, segments: [LoadedSegment; 6]) {
+        let Dynamic { eip, eflags, gprs, .. } = new.state.dynamic;
+        if switch.source() == TaskSwitchSource::Iret {
+            vcpu.unblock_nmis();
+        }
+        let (dr6, dr7) = vcpu.debug_status();
+        vcpu.set_debug_status(dr6, dr7 & !DR7_LOCAL);
+        vcpu.load_segment(SegmentRegister::Tr, new.register);
+        let ldtr = LoadedSegment { selector: new.state.ldtr, ..LoadedSegment::default() };
+        vcpu.load_segment(SegmentRegister::Ldtr, ldtr);
+        for (register, segment) in SEGMENTS.into_iter().zip(segments) {
+            vcpu.load_segment(SegmentRegister::Segment(register), segment);
+        }
+        for (number, value) in (0..).zip(gprs) {
+            vcpu.set_gpr(Gpr::new(number), value.into());
+        }
+        let nested = if switch.source().nests() { RFLAGS_NT } else { 0 };
+        vcpu.set_rflags(u64::from(eflags) | nested);
+        vcpu.resume_at(eip.into());
+    }
+
+    fn set_task_switched(&mut self, vcpu: &mut T::Vcpu) -> Result<(), Event> {
+        let cr0 = vcpu.control().cr0 | CR0_TS;
+        if vcpu.own_paging().is_some() {
+            return self
+                .write_own_paging(vcpu, |own, memory| own.write(memory, Controls { cr0, ..own.paging().controls }));
+        }
+        vcpu.set_cr0(cr0);
+        Ok(())
+    }
+
+    /// As MOV to CR3 does, with its fault.
+    fn load_cr3(&mut self, vcpu: &mut T::Vcpu, cr3: u64) -> Result<(), NotExecuted> {
+        if vcpu.own_paging().is_some() {
+            return Ok(self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3))?);
+        }
+        let Paging { controls, features, .. } = self.paging(vcpu);
+        let controls = Controls { cr3, ..controls };
+        let pdptes = match controls.mode() {
+            Mode::Pae => {
+                let loaded = walk::load_pdptes(&self.memory, &Paging { controls, pdptes: None, features });
+                Some(loaded.map_err(|error| match error {
+                    PdpteError::Reserved => NotExecuted::Event(Event::GENERAL_PROTECTION),
+                    PdpteError::Unbacked(at) => NotExecuted::Trouble(Trouble::Fault(Fault::Unbacked(at))),
+                })?)
+            }
+            _ => None,
+        };
+        vcpu.load_cr3(cr3, pdptes);
+        Ok(())
+    }
+
+    /// The LDT, which may be none.
+    fn load_ldtr(&self, vcpu: &mut T::Vcpu, selector: u16, switch: TaskSwitch) -> Result<LoadedSegment, NotExecuted> {
+        let refused = error(INVALID_TSS_VECTOR, selector, switch);
+        if selector & IN_LDT != 0 {
+            return Err(refused);
+        }
+        if selector & INDEX == 0 {
+            return Ok(LoadedSegment::default());
+        }
+        let Some((_, descriptor)) = self.tables(vcpu).descriptor(vcpu.gdt(), selector)? else { return Err(refused) };
+        if !descriptor.is_ldt() {
+            return Err(refused);
+        }
+        let ldt = descriptor.loaded(selector, descriptor.type_byte());
+        vcpu.load_segment(SegmentRegister::Ldtr, ldt);
+        Ok(ldt)
+    }
+
+    /// The segment that `selector` names for `register`; its descriptor counts as accessed from now on.
+    fn segment_of(
+        &self,
+        vcpu: &T::Vcpu,
+        register: Segment,
+        selector: u16,
+        ldt: &LoadedSegment,
+        cpl: u8,
+        switch: TaskSwitch,
+    ) -> Result<LoadedSegment, NotExecuted> {
+        let refused = |vector| error(vector, selector, switch);
+        if selector & (INDEX | IN_LDT) == 0 {
+            return match register {
+                Segment::Cs | Segment::Ss => Err(refused(INVALID_TSS_VECTOR)),
+                _ => Ok(LoadedSegment::unloaded(register, selector, cpl)),
+            };
+        }
+        let table = match selector & IN_LDT != 0 {
+            true if !ldt.is_usable() => return Err(refused(INVALID_TSS_VECTOR)),
+            true => (ldt.base.into(), ldt.limit),
+            false => vcpu.gdt(),
+        };
+        let tables = self.tables(vcpu);
+        let Some((at, descriptor)) = tables.descriptor(table, selector)? else {
+            return Err(refused(INVALID_TSS_VECTOR));
+        };
+        descriptor.check(register, (selector & 3) as u8, cpl).map_err(refused)?;
+        let type_byte = descriptor.type_byte() | Descriptor::ACCESSED;
+        if type_byte != descriptor.type_byte() {
+            tables.write(at + Descriptor::TYPE_BYTE, &[type_byte])?;
+        }
+        Ok(descriptor.loaded(selector, type_byte))
+    }
+
+    /// Pushes the error code of the exception that has led to the switch, as wide as the new task's state is.
+    fn push(
+        &self,
+        vcpu: &mut T::Vcpu,
+        stack: &LoadedSegment,
+        format: Format,
+        code: u32,
+        switch: TaskSwitch,
+    ) -> Result<(), NotExecuted> {
+        let bytes: u32 = if format == Format::Bits32 { 4 } else { 2 };
+        let mask = if stack.is_big() { u32::MAX } else { 0xffff };
+        let esp = vcpu.gpr(Gpr::RSP) as u32;
+        let top = esp.wrapping_sub(bytes) & mask;
+        if !stack.contains(top, bytes) {
+            return Err(error(STACK_SEGEMENT_FAULT_VECTOR, 0, switch));
+        }
+        let tables = Tables { privilege: Self::privilege(vcpu), ..self.tables(vcpu) };
+        tables.write(u64::from(stack.base) + u64::from(top), &code.to_le_bytes()[..bytes as usize])?;
+        vcpu.set_gpr(Gpr::RSP, (esp & !mask | top).into());
+        Ok(())
+    }
+}
+
+/// In the order of their fields.
+const SEGMENTS: [Segment; 6] = [Segment::Es, Segment::Cs, Segment::Ss, Segment::Ds, Segment::Fs, Segment::Gs];
+/// In the order in which they are loaded.
+const LOAD_ORDER: [Segment; 6] = [Segment::Cs, Segment::Ss, Segment::Ds, Segment::Es, Segment::Fs, Segment::Gs];
+
+/// TI of a selector: it is in the LDT.
+const IN_LDT: u16 = 1 << 2;
+/// The index of a selector.
+const INDEX: u16 = !7;
+
+/// An exception that names `selector`. EXT is set if what led to the switch is no instruction of the program's.
+fn error(vector: u8, selector: u16, switch: TaskSwitch) -> NotExecuted {
+    let external = u32::from(!switch.source().is_instruction());
+    NotExecuted::Event(Event::Exception(Exception::new(vector, Some(u32::from(selector & !3) | external))))
+}
+
+/// Where the descriptor of `selector` is in a table. Outside of long mode 32 bits of its base count.
+fn entry_address((base, _): (u64, u32), selector: u16) -> u64 {
+    (base & 0xffff_ffff) + u64::from(selector & INDEX)
+}
+
+/// How often a write is repeated that another vCPU's writes to the bytes around it come before.
+const ATTEMPTS: usize = 1000;
+
+/// Memory at linear addresses, for the processor itself.
+struct Tables<'a, M> {
+    memory: &'a M,
+    paging: Paging,
+    privilege: Privilege,
+}
+
+impl<M: PhysMem> Tables<'_, M> {
+    const fn operands(&self) -> Operands<'_, M> {
+        Operands { mem: self.memory, paging: &self.paging, privilege: self.privilege }
+    }
+
+    fn read(&self, at: u64, bytes: &mut [u8]) -> Result<(), Fault> {
+        self.patiently(|operands| operands.load(Gva::new(at), bytes))
+    }
+
+    fn read_wide(&self, at: u64) -> Result<u64, Fault> {
+        let mut bytes = [0; 8];
+        self.read(at, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), Fault> {
+        self.patiently(|operands| operands.store(Gva::new(at), bytes))
+    }
+
+    /// A switch can't be left half done.
+    fn patiently(&self, mut access: impl FnMut(Operands<'_, M>) -> Result<(), Fault>) -> Result<(), Fault> {
+        for _ in 0..ATTEMPTS {
+            match access(self.operands()) {
+                Err(Fault::Contended) => {}
+                done => return done,
+            }
+        }
+        Err(Fault::Contended)
+    }
+
+    /// Whether `length` bytes at `at`, which lie in two pages at most, can be written.
+    fn check_writable(&self, at: u64, length: u64) -> Result<(), Fault> {
+        let access = Access { kind: Kind::Write, privilege: self.privilege };
+        for at in [at, at + length - 1] {
+            walk::translate(self.memory, &self.paging, Gva::new(at), access, SetAccessedDirty::Yes)?;
+        }
+        Ok(())
+    }
+
+    /// The descriptor of `selector` in a table, and where it is; none beyond the table's end.
+    fn descriptor(&self, table: (u64, u32), selector: u16) -> Result<Option<(u64, Descriptor)>, Fault> {
+        if u32::from(selector | 7) > table.1 {
+            return Ok(None);
+        }
+        let at = entry_address(table, selector);
+        Ok(Some((at, Descriptor(self.read_wide(at)?))))
+    }
+
+    /// The descriptor of the new task's TSS, checked, and where it is.
+    fn new_tss(&self, gdt: (u64, u32), switch: TaskSwitch) -> Result<(u64, Descriptor, Format), NotExecuted> {
+        let selector = switch.selector();
+        let returns = switch.source() == TaskSwitchSource::Iret;
+        let wrong = error(if returns { INVALID_TSS_VECTOR } else { GENERAL_PROTECTION_FAULT_VECTOR }, selector, switch);
+        if selector & IN_LDT != 0 || selector & INDEX == 0 {
+            return Err(wrong);
+        }
+        let Some((at, descriptor)) = self.descriptor(gdt, selector)? else { return Err(wrong) };
+        let format = match descriptor.as_tss() {
+            Some((is_32_bit, is_busy)) if is_busy == returns => Format::new(is_32_bit),
+            _ => return Err(wrong),
+        };
+        if !descriptor.is_present() {
+            return Err(error(SEGMENT_NOT_PRESENT_VECTOR, selector, switch));
+        }
+        if (descriptor.limit() as usize) < format.bytes() - 1 {
+            return Err(error(INVALID_TSS_VECTOR, selector, switch));
+        }
+        Ok((at, descriptor, format))
+    }
+}
+
+/// Raises what came between, where the exception `delivered` was on its way through the task gate, if one was.
+fn raise<V: Vcpu>(vcpu: &mut V, fault: NotExecuted, delivered: Option<u8>) -> Flow {
+    let exception = match fault {
+        NotExecuted::Event(Event::Exception(exception)) => exception,
+        NotExecuted::Trouble(Trouble::Fault(Fault::Page { error_code, address })) => {
+            vcpu.set_cr2(address.raw());
+            Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))
+        }
+        NotExecuted::Trouble(Trouble::Fault(Fault::Contended)) => {
+            return Flow::Stop(Stop::Unhandled("other vCPUs keep changing what a switch of tasks writes"));
+        }
+        NotExecuted::Event(_) | NotExecuted::Trouble(_) => {
+            return Flow::Stop(Stop::Unhandled("a task state, a descriptor or a page table is not in memory"));
+        }
+    };
+    let event = match second_fault(delivered, exception) {
+        Some(event) => event,
+        None => return Flow::Stop(Stop::TripleFault),
+    };
+    vcpu.complete_delivery();
+    vcpu.inject(event);
+    Flow::Resume
+}
+
+/// What `exception` becomes during the delivery of another one; none: a shutdown (Intel SDM vol. 3, table 6-5).
+fn second_fault(delivered: Option<u8>, exception: Exception) -> Option<Event> {
+    let is_contributory = |vector| {
+        matches!(
+            vector,
+            DIVIDE_ERROR_VECTOR
+                | INVALID_TSS_VECTOR
+                | SEGMENT_NOT_PRESENT_VECTOR
+                | STACK_SEGEMENT_FAULT_VECTOR
+                | GENERAL_PROTECTION_FAULT_VECTOR
+        )
+    };
+    let vector = exception.vector();
+    let is_page_fault = vector == PAGE_FAULT_VECTOR;
+    match delivered {
+        Some(DOUBLE_FAULT_VECTOR) if is_contributory(vector) || is_page_fault => None,
+        Some(PAGE_FAULT_VECTOR) if is_contributory(vector) || is_page_fault => Some(Event::DOUBLE_FAULT),
+        Some(first) if is_contributory(first) && is_contributory(vector) => Some(Event::DOUBLE_FAULT),
+        _ => Some(Event::Exception(exception)),
+    }
+}
