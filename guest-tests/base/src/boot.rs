@@ -14,6 +14,7 @@ use abi::multiboot::{LOADER_EAX, map_type};
 use addr::{Gfn, Gpa};
 
 pub use abi::multiboot::{HEADER_MAGIC, OUR_FLAGS};
+pub use abi::multiboot2 as multiboot2_header;
 
 /// The processor as the loader left it, taken down by the first instructions.
 #[repr(C)]
@@ -157,7 +158,7 @@ impl Info {
         let at = Some(entry.info).filter(|&info| info != 0 && info.is_multiple_of(4))?;
         match entry.magic {
             LOADER_EAX => Some((Protocol::Multiboot, Self::Multiboot(multiboot::Info::at(at)))),
-            multiboot2::LOADER_MAGIC => Some((Protocol::Multiboot2, Self::Multiboot2(multiboot2::Info::at(at)?))),
+            abi::multiboot2::LOADER_EAX => Some((Protocol::Multiboot2, Self::Multiboot2(multiboot2::Info::at(at)?))),
             _ => Some((Protocol::Pvh, Self::Pvh(pvh::Info::at(at)?))),
         }
     }

@@ -26,13 +26,13 @@ macro_rules! boot_headers {
 .section .multiboot, "a"
 .balign 8
 multiboot2_header:
-    .long 0xe85250d6, 0, multiboot2_end - multiboot2_header, -(0xe85250d6 + multiboot2_end - multiboot2_header)
-    .short 1, 0
-    .long 36, 1, 2, 3, 4, 6, 14, 15
+    .long {magic}, {i386}, multiboot2_end - multiboot2_header, -({magic} + multiboot2_end - multiboot2_header)
+    .short {request}, 0
+    .long 36, {command_line}, {loader_name}, {modules}, {memory}, {memory_map}, {acpi_old}, {acpi_new}
     .balign 8
-    .short 6, 0
+    .short {module_alignment}, 0
     .long 8
-    .short 0, 0
+    .short {end}, 0
     .long 8
 multiboot2_end:
 
@@ -45,6 +45,18 @@ multiboot2_end:
 .text
 "#,
             bytes = const size_of::<usize>(),
+            magic = const $crate::boot::multiboot2_header::HEADER_MAGIC,
+            i386 = const $crate::boot::multiboot2_header::I386,
+            request = const $crate::boot::multiboot2_header::header_tag::INFORMATION_REQUEST,
+            module_alignment = const $crate::boot::multiboot2_header::header_tag::MODULE_ALIGNMENT,
+            end = const $crate::boot::multiboot2_header::header_tag::END,
+            command_line = const $crate::boot::multiboot2_header::information::COMMAND_LINE,
+            loader_name = const $crate::boot::multiboot2_header::information::LOADER_NAME,
+            modules = const $crate::boot::multiboot2_header::information::MODULES,
+            memory = const $crate::boot::multiboot2_header::information::MEMORY,
+            memory_map = const $crate::boot::multiboot2_header::information::MEMORY_MAP,
+            acpi_old = const $crate::boot::multiboot2_header::information::ACPI_OLD,
+            acpi_new = const $crate::boot::multiboot2_header::information::ACPI_NEW,
         );
     };
 }

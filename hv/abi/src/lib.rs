@@ -67,9 +67,11 @@ pub mod lines;
 pub mod memory;
 pub mod mmio;
 pub mod multiboot;
+pub mod multiboot2;
 mod numbered;
 pub mod options;
 pub mod ports;
+pub mod pvh;
 pub mod reasons;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,8 @@
 //! What a guest finds in its memory at entry, read as the protocols say: the reader for tests of all that the loader writes.
 
+use crate::linux;
 use crate::multiboot::{self, u32_at, u64_at};
-use crate::{linux, multiboot2, pvh};
+use abi::{multiboot2, pvh};
 use alloc::vec::Vec;
 use arch::Entry;
 use core::ops::Range;
@@ -137,8 +138,8 @@ impl GuestView {
     }
 
     fn pvh(memory: &Memory<'_>, start_info: usize) -> Self {
-        use pvh::{MAP_ENTRY_BYTES, MODULE_BYTES, info};
-        assert_eq!(memory.word(start_info + info::MAGIC), pvh::MAGIC as usize);
+        use pvh::{MAGIC, MAP_ENTRY_BYTES, MODULE_BYTES, info};
+        assert_eq!(memory.word(start_info + info::MAGIC), MAGIC as usize);
         assert_eq!(memory.word(start_info + info::VERSION), 1);
         let module = |n: usize| {
             let at = memory.pointer(start_info + info::MODULES_ADDR) + n * MODULE_BYTES;

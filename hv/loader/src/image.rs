@@ -4,7 +4,7 @@ use crate::GuestRam;
 use crate::linux::LinuxError;
 use crate::memory::{HIGH_START, LOW_END};
 use crate::multiboot::HEADER_SEARCH_BYTES;
-use crate::multiboot2::{self, Multiboot2Error};
+use crate::multiboot2::Multiboot2Error;
 use crate::ranges::{overlap, span};
 use abi::reasons::WRONG_CHECKSUM;
 use addr::Gpa;
@@ -185,7 +185,7 @@ impl fmt::Display for ImageError {
                     f,
                     "an image of no known kind: no Linux boot header at offset 0x202, no multiboot2 header in the first {} \
                      bytes, no multiboot header in the first {} bytes, no ELF file with a PVH entry point",
-                    multiboot2::SEARCH_BYTES,
+                    abi::multiboot2::HEADER_SEARCH_BYTES,
                     HEADER_SEARCH_BYTES
                 )
             }

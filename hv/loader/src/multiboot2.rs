@@ -8,6 +8,8 @@ use crate::memory::GuestMemory;
 use crate::multiboot::{find_header, u32_at};
 use crate::multiboot1::AddressFields;
 use abi::acpi::{RSDP_BYTES, RSDP_REVISION};
+use abi::multiboot2::header::FIXED_BYTES;
+use abi::multiboot2::{HEADER_MAGIC, HEADER_SEARCH_BYTES, I386, LOADER_EAX, header_tag, information};
 use alloc::string::String;
 use alloc::{vec, vec::Vec};
 use arch::entry::{Entry, Mode};
@@ -16,35 +18,6 @@ use multiboot2::{
     BasicMemoryInfoTag, BootLoaderNameTag, Builder, CommandLineTag, ImageLoadPhysAddrTag, MaybeDynSized, MemoryArea,
     MemoryAreaType, MemoryMapTag, ModuleTag, RsdpV1Tag, RsdpV2Tag,
 };
-
-/// "The Multiboot2 header must be contained completely within the first 32768 bytes of the OS image" (section 3.1.1).
-pub(crate) const SEARCH_BYTES: usize = 32768;
-/// The magic number in the header.
-const HEADER_MAGIC: u32 = 0xe852_50d6;
-/// EAX at entry (section 3.3).
-pub(crate) const LOADER_EAX: u32 = 0x36d7_6289;
-
-/// The architecture of a header: 32-bit protected mode.
-const I386: u32 = 0;
-/// Magic number, architecture, length, checksum.
-const FIXED_BYTES: usize = 16;
-
-/// Types of the header's tags (sections 3.1.4 to 3.1.13).
-mod header_tag {
-    pub(super) const END: u16 = 0;
-    pub(super) const INFORMATION_REQUEST: u16 = 1;
-    pub(super) const ADDRESS: u16 = 2;
-    pub(super) const ENTRY_ADDRESS: u16 = 3;
-    pub(super) const CONSOLE_FLAGS: u16 = 4;
-    pub(super) const FRAMEBUFFER: u16 = 5;
-    pub(super) const MODULE_ALIGNMENT: u16 = 6;
-    pub(super) const EFI_BOOT_SERVICES: u16 = 7;
-    pub(super) const EFI_I386_ENTRY: u16 = 8;
-    pub(super) const EFI_AMD64_ENTRY: u16 = 9;
-    pub(super) const RELOCATABLE: u16 = 10;
-    /// "If bit 0 of 'flags' (also known as 'optional') is set, the bootloader may ignore this tag if it lacks relevant support."
-    pub(super) const OPTIONAL: u16 = 1;
-}
 
 /// Bit 0 of the console flags: "at least one of supported consoles must be present and information about it must be available".
 const CONSOLE_REQUIRED: u32 = 1;
@@ -104,18 +77,6 @@ impl fmt::Display for Multiboot2Error {
 }
 
 impl core::error::Error for Multiboot2Error {}
-
-/// Types of boot information (section 3.6).
-mod information {
-    pub(super) const COMMAND_LINE: u32 = 1;
-    pub(super) const LOADER_NAME: u32 = 2;
-    pub(super) const MODULES: u32 = 3;
-    pub(super) const MEMORY: u32 = 4;
-    pub(super) const MEMORY_MAP: u32 = 6;
-    pub(super) const ACPI_OLD: u32 = 14;
-    pub(super) const ACPI_NEW: u32 = 15;
-    pub(super) const LOAD_BASE: u32 = 21;
-}
 
 fn information_name(tag: u32) -> Option<&'static str> {
     const NAMES: [&str; 21] = [
@@ -183,7 +144,7 @@ struct Tags {
 /// # Errors
 /// The offset of the first with a wrong checksum, if none has the right one.
 pub(crate) fn find(file: &[u8]) -> Result<Option<usize>, usize> {
-    find_header::<4>(file, HEADER_MAGIC, 8, SEARCH_BYTES)
+    find_header::<4>(file, HEADER_MAGIC, 8, HEADER_SEARCH_BYTES)
 }
 
 impl<'a> Kernel<'a> {
@@ -295,7 +256,7 @@ fn header(file: &[u8], offset: usize) -> Result<&[u8], Multiboot2Error> {
     if architecture != I386 {
         return Err(Multiboot2Error::Architecture(architecture));
     }
-    let searched = &file[..file.len().min(SEARCH_BYTES)];
+    let searched = &file[..file.len().min(HEADER_SEARCH_BYTES)];
     let header = searched.get(offset..).and_then(|rest| rest.get(..length as usize));
     header.filter(|header| header.len() >= FIXED_BYTES).ok_or(Multiboot2Error::Length(length))
 }

@@ -6,30 +6,8 @@ use crate::elf_file;
 use crate::image::{Image, ImageError, SEGMENT_LIMIT};
 use crate::load::{LoadError, Module, Target};
 use crate::memory::GuestMemory;
+use abi::pvh::{MAGIC, MAP_ENTRY_BYTES, MODULE_BYTES, VERSION, info};
 use arch::entry::{Entry, Mode};
-
-/// "xEn3", with bit 7 of the E set.
-pub(crate) const MAGIC: u32 = 0x336e_c578;
-/// The structure's version: the first that has a memory map.
-const VERSION: u32 = 1;
-
-/// Fields of `hvm_start_info`.
-pub(crate) mod info {
-    pub(crate) const MAGIC: usize = 0;
-    pub(crate) const VERSION: usize = 4;
-    pub(crate) const MODULES_COUNT: usize = 12;
-    pub(crate) const MODULES_ADDR: usize = 16;
-    pub(crate) const COMMAND_LINE: usize = 24;
-    pub(crate) const RSDP: usize = 32;
-    pub(crate) const MAP_ADDR: usize = 40;
-    pub(crate) const MAP_COUNT: usize = 48;
-    pub(crate) const BYTES: usize = 56;
-}
-
-/// `hvm_modlist_entry`: address, size, address of the command line, reserved; 64 bits each.
-pub(crate) const MODULE_BYTES: usize = 32;
-/// `hvm_memmap_table_entry`: address and size of 64 bits, type and a reserved field of 32 bits.
-pub(crate) const MAP_ENTRY_BYTES: usize = 24;
 
 /// The image in `file`, if that is an ELF file with a PVH entry point.
 ///

@@ -74,7 +74,7 @@ const BETWEEN_BREAKS: Duration = Duration::from_millis(200);
 
 enum Source {
     Bytes(Box<dyn Read + Send>),
-    /// As the [`line`] has it.
+    /// As the [`mod@line`] has it.
     Keys(Receiver<Vec<u8>>),
     Breaks,
 }

@@ -1,6 +1,7 @@
 //! Images made from one of our guests: of another kind, or with something wrong.
 
 use abi::multiboot::{HAS_ADDRESS_FIELDS, HEADER_MAGIC, HEADER_SEARCH_BYTES, header};
+use abi::multiboot2::{self, header as header2, information};
 use anyhow::{Context, Result, bail};
 use std::ops::Range;
 
@@ -25,14 +26,8 @@ pub(crate) enum Change {
     RequiresSmbios,
 }
 
-const MULTIBOOT2_MAGIC: u32 = 0xE852_50D6;
-/// As far as the header can be (Multiboot2 specification 2.0, section 3.1.1).
-const MULTIBOOT2_SEARCH: usize = 32768;
-const MULTIBOOT2_CHECKSUM: usize = 12;
 /// The first type that the first tag requests.
-const MULTIBOOT2_REQUEST: usize = 24;
-/// The type of the tag with SMBIOS's tables.
-const SMBIOS: u32 = 13;
+const FIRST_REQUEST: usize = header2::FIXED_BYTES + 8;
 
 // The ELF64 header, and a program header's fields.
 const E_ENTRY: usize = 0x18;
@@ -70,13 +65,13 @@ pub(crate) fn changed(good: &[u8], change: Change) -> Result<Vec<u8>> {
             image[at + header::CHECKSUM] ^= 1;
         }
         Change::NoMultiboot2 => {
-            let at = header2(&image)?;
-            image[at + MULTIBOOT2_CHECKSUM] ^= 1;
+            let at = header2_at(&image)?;
+            image[at + header2::CHECKSUM] ^= 1;
         }
         Change::Pvh => image = changed(&changed(good, Change::NoMultiboot2)?, Change::NoHeader)?,
         Change::RequiresSmbios => {
-            let at = header2(&image)?;
-            put(&mut image, at + MULTIBOOT2_REQUEST, &SMBIOS.to_le_bytes())?;
+            let at = header2_at(&image)?;
+            put(&mut image, at + FIRST_REQUEST, &information::SMBIOS.to_le_bytes())?;
         }
         Change::BeyondMemory => {
             let at = header_at(&image)?;
@@ -126,8 +121,8 @@ fn header_at(image: &[u8]) -> Result<usize> {
 }
 
 /// Where the multiboot2 header is.
-fn header2(image: &[u8]) -> Result<usize> {
-    find(image, MULTIBOOT2_MAGIC, MULTIBOOT2_SEARCH).context("the image has no multiboot2 header")
+fn header2_at(image: &[u8]) -> Result<usize> {
+    find(image, multiboot2::HEADER_MAGIC, multiboot2::HEADER_SEARCH_BYTES).context("the image has no multiboot2 header")
 }
 
 fn find(image: &[u8], magic: u32, within: usize) -> Option<usize> {
@@ -176,7 +171,7 @@ mod tests {
         image[0x78 + P_FILESZ + 1] = 1;
         image[0x200..0x204].copy_from_slice(&HEADER_MAGIC.to_le_bytes());
         image[0x204..0x208].copy_from_slice(&(HAS_ADDRESS_FIELDS | 3).to_le_bytes());
-        image[0x240..0x244].copy_from_slice(&MULTIBOOT2_MAGIC.to_le_bytes());
+        image[0x240..0x244].copy_from_slice(&multiboot2::HEADER_MAGIC.to_le_bytes());
         image
     }
 

@@ -1,21 +1,8 @@
 //! Multiboot2 specification 2.0, section 3.6.
 
+use abi::multiboot2::information as tag;
+
 use super::{Information, Region, bytes, entry, region, u32_at};
-
-/// What EAX holds.
-pub(super) const LOADER_MAGIC: u32 = 0x36d7_6289;
-
-/// Types of tags.
-mod tag {
-    pub(super) const END: u32 = 0;
-    pub(super) const COMMAND_LINE: u32 = 1;
-    pub(super) const LOADER_NAME: u32 = 2;
-    pub(super) const MODULE: u32 = 3;
-    pub(super) const MEMORY: u32 = 4;
-    pub(super) const MEMORY_MAP: u32 = 6;
-    pub(super) const ACPI_OLD: u32 = 14;
-    pub(super) const ACPI_NEW: u32 = 15;
-}
 
 /// Type and size.
 const HEAD: usize = 8;
@@ -77,7 +64,7 @@ impl Information for Info {
 
     /// Start, end, and the string itself.
     fn module(&self, index: usize) -> Option<[u32; 3]> {
-        let fields = self.tags(tag::MODULE).nth(index)?;
+        let fields = self.tags(tag::MODULES).nth(index)?;
         Some([u32_at(fields, 0)?, u32_at(fields, 4)?, address(fields) + 8])
     }
 

@@ -1,13 +1,9 @@
 //! `hvm_start_info` (Xen's xen/include/public/arch-x86/hvm/start_info.h).
 
+use abi::pvh::{MAGIC, MAP_ENTRY_BYTES, MODULE_BYTES, VERSION, info};
+
 use super::{Information, Region, bytes, entry, region, u32_at};
 
-/// "xEn3", with bit 7 of the E set.
-const MAGIC: u32 = 0x336e_c578;
-/// Bytes of the structure of version 1, the first that has a memory map.
-const BYTES: u32 = 56;
-const MODULE_BYTES: usize = 32;
-const MAP_ENTRY_BYTES: usize = 24;
 /// Bytes of the RSDP of ACPI 1.0, and of later ones.
 const RSDP_BYTES: [u32; 2] = [20, 36];
 
@@ -17,8 +13,8 @@ pub(super) struct Info(&'static [u8]);
 impl Info {
     /// The one at `at`, if it is one of version 1 or later.
     pub(super) fn at(at: u32) -> Option<Self> {
-        let info = Self(bytes(at, BYTES));
-        (info.field(0) == MAGIC && info.field(4) >= 1).then_some(info)
+        let start = Self(bytes(at, info::BYTES as u32));
+        (start.field(info::MAGIC) == MAGIC && start.field(info::VERSION) >= VERSION).then_some(start)
     }
 
     fn field(&self, at: usize) -> u32 {
@@ -30,17 +26,17 @@ impl Info {
     }
 
     fn module_list(&self) -> &'static [u8] {
-        self.table(16, 12, MODULE_BYTES)
+        self.table(info::MODULES_ADDR, info::MODULES_COUNT, MODULE_BYTES)
     }
 
     fn map(&self) -> &'static [u8] {
-        self.table(40, 48, MAP_ENTRY_BYTES)
+        self.table(info::MAP_ADDR, info::MAP_COUNT, MAP_ENTRY_BYTES)
     }
 }
 
 impl Information for Info {
     fn command_line(&self) -> Option<u32> {
-        Some(self.field(24)).filter(|&address| address != 0)
+        Some(self.field(info::COMMAND_LINE)).filter(|&address| address != 0)
     }
 
     fn loader_name(&self) -> Option<u32> {
@@ -68,7 +64,7 @@ impl Information for Info {
 
     /// One of them, by its revision.
     fn rsdps(&self) -> [Option<&'static [u8]>; 2] {
-        let at = self.field(32);
+        let at = self.field(info::RSDP);
         let [old, new] = RSDP_BYTES.map(|size| (at != 0).then(|| bytes(at, size)));
         let is_new = old.is_some_and(|rsdp| rsdp[15] >= 2);
         if is_new { [None, new] } else { [old, None] }
