@@ -2,6 +2,7 @@
 
 mod reader;
 mod rules;
+mod takeover;
 
 use crate::{HOLD, Mux, Producer, Transmitter, VmQueues};
 use std::vec::Vec;
