@@ -4,8 +4,8 @@ use crate::rules::Rule;
 use model::sync::{AtomicU64, AtomicUsize, Ordering};
 use model::{const_unless_loom, kept};
 
-/// How one CPU takes the line from all others, for good: the hypervisor panics, and whoever holds the lock on the line may never
-/// give it back.
+/// How one CPU takes the line from all others, for good: the hypervisor panics, and the CPU that holds the lock on the line may
+/// never give it back.
 ///
 /// The CPU that [takes](Self::take) it first is the speaker. It interrupts the others, each of which [stops](Self::stop), and uses
 /// the line when [all that can have](Self::has_stopped). Then it [calls](Self::call) one after the other to use the line in turn, for
@@ -25,7 +25,7 @@ pub struct Takeover {
     called: AtomicUsize,
 }
 
-/// Who has the line.
+/// Which CPU has the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     /// The CPU that asks, from now on.
@@ -38,7 +38,7 @@ pub enum Taken {
 
 impl Takeover {
     const_unless_loom! {
-        /// The line is everyone's.
+        /// Any CPU uses the line, by its lock.
         pub fn new() -> Self {
             Self { speaker: AtomicUsize::new(0), stopped: AtomicU64::new(0), called: AtomicUsize::new(0) }
         }
