@@ -226,6 +226,19 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
         })
     }
 
+    /// A step of [`populate`](Self::populate): a large page is cleared in several. Whether none was needed, because all is mapped.
+    pub(crate) fn populate_some(&self, at: Gpa, bytes: u64) -> Result<bool, MemoryError> {
+        let mut missing = None;
+        self.for_each_page(at, bytes, |gpa, _| {
+            // To touch a page that is mapped would forget the one that was begun.
+            if missing.is_none() && self.vm.tree.translate(self.cpu.read(), gpa).is_none() {
+                missing = Some(gpa);
+            }
+            Ok(())
+        })?;
+        missing.map_or(Ok(true), |gpa| self.touch(gpa, false).map(|_| false))
+    }
+
     /// Has these bytes read as zeroes, before the VM's guest runs: those of pages that are not mapped do already, and stay as they are.
     pub(crate) fn zero_mapped(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
         self.for_each_page(at, bytes, |gpa, length| {
