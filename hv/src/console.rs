@@ -41,7 +41,7 @@ const BUDGET: usize = 512;
 /// has a few KiB of them.
 const OWN_QUEUE: usize = 8 << 10;
 const OUTPUT_QUEUE: usize = 4 << 10;
-const ABOUT_QUEUE: usize = 8 << 10;
+const LOG_QUEUE: usize = 8 << 10;
 
 /// The polled 16550. A port that never gets ready (there is none) is given up on, rather than waited for.
 struct Uart {
@@ -295,7 +295,7 @@ pub(crate) fn share() {
 
 /// What [`add_vm`] allocates.
 pub(crate) fn vm_allocations() -> impl Iterator<Item = Layout> {
-    Mux::vm_allocations(OUTPUT_QUEUE, ABOUT_QUEUE)
+    Mux::vm_allocations(OUTPUT_QUEUE, LOG_QUEUE)
 }
 
 /// A VM's console, its queues allocated. `name` is None if it is the only one. `input`: it gets what the machine receives, which no
@@ -304,8 +304,8 @@ pub(crate) fn add_vm(name: Option<&str>, input: bool) -> (Output, Producer) {
     // `init` was the first thing that was done.
     let line = CONSOLE.get().map(|console| console.line.lock());
     let Some(mut line) = line else { unreachable!("the console is set up before a VM is made") };
-    let VmQueues { output, about } = line.mux.add_vm(name, OUTPUT_QUEUE, ABOUT_QUEUE);
-    (Output { output, alone: name.is_none(), input }, about)
+    let VmQueues { output, log } = line.mux.add_vm(name, OUTPUT_QUEUE, LOG_QUEUE);
+    (Output { output, alone: name.is_none(), input }, log)
 }
 
 /// Where a VM's output goes, and where its input comes from.

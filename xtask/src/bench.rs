@@ -5,7 +5,7 @@ use crate::figures::{Figures, Unit};
 use crate::image_size;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Engine, Qemu};
-use crate::machine::{Image, Machine};
+use crate::machine::{Emulator, Image};
 use crate::output::outln;
 use crate::progress::Step;
 use crate::project;
@@ -71,10 +71,10 @@ impl Host {
         }
     }
 
-    fn machine(self) -> Machine {
-        let bochs = |cpu: &str| Machine::Bochs(Bochs::new(cpu));
+    fn machine(self) -> Emulator {
+        let bochs = |cpu: &str| Emulator::Bochs(Bochs::new(cpu));
         match self {
-            Self::QemuSvm | Self::QemuSvmShadow => Machine::Qemu(Qemu::new(Engine::ICOUNT, None)),
+            Self::QemuSvm | Self::QemuSvmShadow => Emulator::Qemu(Qemu::new(Engine::ICOUNT, None)),
             Self::BochsVmx | Self::BochsVmxSmp | Self::BochsVmxShadow => bochs(bochs::VMX_CPU),
             Self::BochsSvm => bochs(bochs::SVM_CPU),
         }

@@ -47,7 +47,7 @@ pub struct Free {
 
 /// The kind of memory that is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Resource {
     /// Frames for the hypervisor's heap.
     Heap,
     /// Frames for the VM's memory.
@@ -62,7 +62,7 @@ pub struct Shortage {
     /// The first such VM.
     pub vm: VmName,
     /// The kind of memory.
-    pub kind: Kind,
+    pub kind: Resource,
     /// The number of frames that the VM needs.
     pub needed: u64,
     /// The number of frames that the VMs before it left.
@@ -75,10 +75,10 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { vm, kind, needed, left, of } = self;
         let what = match kind {
-            Kind::Heap => reasons::HEAP,
-            Kind::Memory(Backing::Touch) => "for its image and modules",
-            Kind::Memory(Backing::Reserve) => reasons::RESERVED,
-            Kind::Roots => "below 4 GiB for the roots of its shadow tables",
+            Resource::Heap => reasons::HEAP,
+            Resource::Memory(Backing::Touch) => "for its image and modules",
+            Resource::Memory(Backing::Reserve) => reasons::RESERVED,
+            Resource::Roots => "below 4 GiB for the roots of its shadow tables",
         };
         write!(f, "{vm} needs {needed} frames {what}: {left} of {of} are left")
     }
@@ -160,15 +160,15 @@ pub fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Res
         let heap = need.heap.div_ceil(PAGE_SIZE);
         let shortage = |kind, needed, left, of| Err(Shortage { vm: config.name, kind, needed, left, of });
         if need.roots > left.low.min(left.frames) {
-            return shortage(Kind::Roots, need.roots, left.low.min(left.frames), free.low);
+            return shortage(Resource::Roots, need.roots, left.low.min(left.frames), free.low);
         }
         left = Free { frames: left.frames - need.roots, low: left.low - need.roots };
         if heap > left.frames {
-            return shortage(Kind::Heap, heap, left.frames, free.frames);
+            return shortage(Resource::Heap, heap, left.frames, free.frames);
         }
         left.frames -= heap;
         if need.frames > left.frames {
-            return shortage(Kind::Memory(config.backing), need.frames, left.frames, free.frames);
+            return shortage(Resource::Memory(config.backing), need.frames, left.frames, free.frames);
         }
         left.frames = match config.backing {
             // The last batch may be more than it needs.

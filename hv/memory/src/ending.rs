@@ -1,7 +1,7 @@
 //! The end of a VM's memory, in steps, so that other VMs on the CPU have their time meanwhile.
 
 use crate::account::{POLL_IDLE, give_back_some};
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::shadow_trees::{EndedTrees, Env};
 use crate::tree_env::{Nested, TreeEnv};
 use abi::lines::Accounts;
@@ -10,7 +10,7 @@ use rcu::Cpu;
 
 /// The memory of a VM that has ended, on its way back to the machine. Its frames are lost if it is dropped before
 /// [`finish`](Self::finish).
-pub struct Ending<'m, F: Nested, H: Host> {
+pub struct Ending<'m, F: Nested, H: HostMemory> {
     nested: Teardown<TreeEnv<'m, F, H>>,
     shadows: EndedTrees<'m, H>,
     /// The shadow tree that is being freed.
@@ -22,7 +22,7 @@ pub struct Ending<'m, F: Nested, H: Host> {
 
 /// What has come of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum EndingStatus {
     /// There is no more to do but to [finish](Ending::finish).
     Done,
     /// The caller was preempted: there is more to do.
@@ -42,7 +42,7 @@ pub struct Freed {
     pub report: Report,
 }
 
-impl<'m, F: Nested, H: Host> Ending<'m, F, H> {
+impl<'m, F: Nested, H: HostMemory> Ending<'m, F, H> {
     pub(crate) fn new(nested: Teardown<TreeEnv<'m, F, H>>, shadows: EndedTrees<'m, H>, kicks: u64) -> Self {
         Self { nested, shadows, shadow: None, kicks, gave_up: false }
     }
@@ -50,21 +50,21 @@ impl<'m, F: Nested, H: Host> Ending<'m, F, H> {
     /// Gives frames back until all are, or the caller is `preempted`, which is asked after each table. CPUs that have pages which
     /// wait for a grace period are kicked, and must [`poll_idle`](crate::poll_idle) then, or [`poll`](vm::Memory::poll) a view. This
     /// CPU passes a quiescent state only here.
-    pub fn step(&mut self, cpu: &mut Cpu<'m, H>, preempted: impl Fn() -> bool) -> Step {
+    pub fn step(&mut self, cpu: &mut Cpu<'m, H>, preempted: impl Fn() -> bool) -> EndingStatus {
         let TreeEnv { host, account, .. } = *self.nested.env();
         if account.backlog() != 0 && !self.gave_up {
             cpu.quiescent();
             cpu.expedite();
             give_back_some(cpu, POLL_IDLE);
             if account.backlog() != 0 {
-                return Step::WaitsForGracePeriod;
+                return EndingStatus::WaitsForGracePeriod;
             }
         }
         if !self.free_shadows(&preempted) {
-            return Step::Preempted;
+            return EndingStatus::Preempted;
         }
         let free = |_, size, leaf: Leaf| account.pool.lock().free(host.frames(), leaf.pfn, size);
-        if self.nested.free_until(&preempted, free) { Step::Done } else { Step::Preempted }
+        if self.nested.free_until(&preempted, free) { EndingStatus::Done } else { EndingStatus::Preempted }
     }
 
     /// Gives up waiting for grace periods: a page that should have come back long ago is lost. Its frame will be missing.
@@ -86,7 +86,7 @@ impl<'m, F: Nested, H: Host> Ending<'m, F, H> {
         true
     }
 
-    /// Closes the account, after [`Step::Done`].
+    /// Closes the account, after [`EndingStatus::Done`].
     pub fn finish(self, cpu: &Cpu<'m, H>) -> Freed {
         let TreeEnv { host, account, .. } = *self.nested.env();
         let operations = account.operations();

@@ -5,9 +5,9 @@
 //!
 //! ```text
 //!   VM a ── output ──▶ ring ─┐
-//!    hypervisor about a ▶ ring ─┤
+//!    hypervisor, on a ─▶ ring ─┤
 //!   VM b ── output ──▶ ring ─┼─▶ Mux ──▶ Transmitter        a| booting
-//!    hypervisor about b ▶ ring ─┤                            hv: info: 2 CPUs
+//!    hypervisor, on b ─▶ ring ─┤                            hv: info: 2 CPUs
 //!   hypervisor ──────▶ ring ─┘                               b| KTAP version 1
 //! ```
 //!

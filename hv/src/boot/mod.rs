@@ -78,7 +78,7 @@ pub(crate) fn read(magic: u32, info: u32) -> Result<BootInfo, BootError> {
     BootInfo::parse(Hpa::new(info.into()), &BootMemory).map_err(BootError::Info)
 }
 
-/// Why there is no boot information.
+/// EndReason there is no boot information.
 #[derive(Debug)]
 pub(crate) enum BootError {
     /// EAX at entry.

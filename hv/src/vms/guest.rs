@@ -1,11 +1,11 @@
 //! One VM: made from its plan, and shared by its vCPUs.
 
 use super::clock::TscClock;
-use super::console::{self, About, Console};
+use super::console::{self, Console, VmLog};
+use super::end_reason::EndReason;
 use super::firmware::cpuid;
-use super::place::Place;
 use super::teardown::{self, Teardown};
-use super::verdicts::Why;
+use super::vm_id::VmId;
 use crate::boot;
 use crate::rcu_domain::{self, HostMachine};
 use crate::timer;
@@ -37,7 +37,7 @@ type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
 
 /// What all vCPUs of a VM share.
 pub(super) struct Guest<F: Nested> {
-    pub(super) place: Place,
+    pub(super) id: VmId,
     pub(super) vm: Vm<Console, TscClock>,
     pub(super) clock: TscClock,
     pub(super) memory: VmMemory<F>,
@@ -52,7 +52,7 @@ pub(super) struct Guest<F: Nested> {
     pub(super) limit: Instant,
     stats: Mutex<Stats>,
     so_far: Mutex<SoFar>,
-    about: About,
+    log: VmLog,
 }
 
 /// What the exits have cost when a report is asked for, as each vCPU adds its own.
@@ -76,8 +76,8 @@ impl<F: Nested> Guest<F> {
         boot: &BootInfo,
         plan: &VmPlan,
         firmware: &bios::Tables,
-        place: Place,
-    ) -> Result<Self, (Verdict, Why)> {
+        id: VmId,
+    ) -> Result<Self, (Verdict, EndReason)> {
         let module = |index: usize| {
             let module = &boot.modules[index];
             Module { bytes: boot::contents(module), string: &module.string }
@@ -86,19 +86,19 @@ impl<F: Nested> Guest<F> {
         let vcpus = config.vcpus;
         let model = CpuModel { long_mode: config.paging == Paging::Nested, hidden: config.cpuid.hidden };
         if let Some(feature) = missing_feature(config, model) {
-            return Err((Verdict::NoVirtualization, Why::NoFeature(feature.name)));
+            return Err((Verdict::NoVirtualization, EndReason::NoFeature(feature.name)));
         }
         let caps = backend.caps(config.pages);
         let (fixed, shadows) = match config.paging {
             Paging::Nested => {
-                backend.nested().map_err(|missing| (Verdict::NoVirtualization, Why::Lacking(missing)))?;
+                backend.nested().map_err(|missing| (Verdict::NoVirtualization, EndReason::Lacking(missing)))?;
                 (backend.fixed_page(), caps)
             }
             Paging::Vtlb | Paging::Shadow => (None, backend.shadow_caps(config.pages)),
         };
         let fixed = fixed.as_ref().map(|page| (page.at, &page.content));
-        let memory =
-            VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
+        let memory = VmMemory::new(cpu, config, (caps, shadows), fixed)
+            .ok_or((Verdict::NoMemory, EndReason::NoFrames("tables")))?;
         let platform =
             Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(acpi(firmware)) };
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
@@ -120,18 +120,20 @@ impl<F: Nested> Guest<F> {
             Err(error) => {
                 memory.free(cpu);
                 return Err(match error {
-                    LoadError::Memory(MemoryError::NoFrames) => (Verdict::NoMemory, Why::NoFrames("image and modules")),
-                    error => (Verdict::BadImage, Why::Refused(error)),
+                    LoadError::Memory(MemoryError::NoFrames) => {
+                        (Verdict::NoMemory, EndReason::NoFrames("image and modules"))
+                    }
+                    error => (Verdict::BadImage, EndReason::Refused(error)),
                 });
             }
         };
         let clock = TscClock::new();
         let devices = BoardConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
-        let (console, about) = console::console(place.name, config.input);
+        let (console, log) = console::console(id.name, config.input);
         let devices = devices::Board::new(devices, console, clock);
         let vm = Vm::new(devices, clock, vcpus);
         Ok(Self {
-            place,
+            id,
             vm: if restarts { vm.with_restart() } else { vm },
             clock,
             memory,
@@ -144,7 +146,7 @@ impl<F: Nested> Guest<F> {
                 .map_or(Instant::NEVER, |seconds| timer::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
             so_far: Mutex::default(),
-            about,
+            log,
         })
     }
 
@@ -158,7 +160,7 @@ impl<F: Nested> Guest<F> {
 
     /// Prints `text`, line by line, as the hypervisor's words about this VM.
     pub(super) fn report(&self, text: &dyn fmt::Display) {
-        self.about.report(text);
+        self.log.report(text);
     }
 
     /// Ends the VM for this reason, which is no exit's. False if it has ended already.
@@ -168,7 +170,7 @@ impl<F: Nested> Guest<F> {
 
     /// Has the CPU of a vCPU look at the request that was raised.
     pub(super) fn kick(&self, vcpu: usize) {
-        rcu_domain::kick_if_away(self.place.placement.cpu_of(vcpu));
+        rcu_domain::kick_if_away(self.id.placement.cpu_of(vcpu));
     }
 
     /// Adds what the exits of one vCPU have cost.
@@ -199,8 +201,8 @@ impl<F: Nested> Guest<F> {
     /// Ends the VM, when no vCPU of it is left. It is still to be taken apart.
     pub(super) fn end(self) -> Teardown<F> {
         Teardown {
-            place: self.place,
-            about: self.about,
+            id: self.id,
+            log: self.log,
             vm: self.vm,
             stats: Some(self.stats.into_inner()),
             shadow: self.memory.shadow_counts(),

@@ -1,14 +1,14 @@
 //! The end of a VM whose vCPUs have all left: it is reported on, and its memory is freed, in slices of its own.
 
 use super::clock::TscClock;
-use super::console::{About, Console};
-use super::place::Place;
-use super::verdicts::Why;
+use super::console::{Console, VmLog};
+use super::end_reason::EndReason;
+use super::vm_id::VmId;
 use crate::rcu_domain::HostMachine;
 use crate::timer;
 use crate::verdict::Verdict;
 use core::time::Duration;
-use memory::{Ending, Freed, Nested, Step};
+use memory::{Ending, EndingStatus, Freed, Nested};
 use rcu::Cpu;
 use sched::{Instant, Slice, Task};
 use shadow::Counts;
@@ -25,8 +25,8 @@ pub(super) const GRACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A VM that is taken apart.
 pub(super) struct Teardown<F: Nested> {
-    pub(super) place: Place,
-    pub(super) about: About,
+    pub(super) id: VmId,
+    pub(super) log: VmLog,
     pub(super) vm: Vm<Console, TscClock>,
     /// What the exits have cost, until it is reported.
     pub(super) stats: Option<Stats>,
@@ -38,7 +38,7 @@ pub(super) struct Teardown<F: Nested> {
     /// When it goes on, if it waits.
     pub(super) due: Option<Instant>,
     /// Known when all is done.
-    pub(super) result: Option<(Verdict, Why)>,
+    pub(super) result: Option<(Verdict, EndReason)>,
 }
 
 impl<F: Nested> Teardown<F> {
@@ -55,36 +55,36 @@ impl<F: Nested> Teardown<F> {
         let end = timer::after(QUIET);
         let step = memory.step(cpu, || timer::now() >= end || slice.is_wanted(timer::now()));
         match step {
-            Step::Done => {
+            EndingStatus::Done => {
                 let freed = self.memory.take().map(|memory| memory.finish(cpu));
                 self.result = freed.map(|freed| self.judge(&freed));
             }
-            Step::Preempted => _ = slice.interrupted(timer::now()),
-            Step::WaitsForGracePeriod if timer::now() >= self.give_up_at => memory.give_up(),
-            Step::WaitsForGracePeriod => self.due = Some(timer::after(WAIT)),
+            EndingStatus::Preempted => _ = slice.interrupted(timer::now()),
+            EndingStatus::WaitsForGracePeriod if timer::now() >= self.give_up_at => memory.give_up(),
+            EndingStatus::WaitsForGracePeriod => self.due = Some(timer::after(WAIT)),
         }
     }
 
     fn report(&self, stats: &Stats) {
-        self.about.report(stats);
+        self.log.report(stats);
         if !stats.wanted_msrs().is_empty() {
-            self.about.report(stats.wanted_msrs());
+            self.log.report(stats.wanted_msrs());
         }
     }
 
     /// Reports on the memory of the VM, which is back, and judges the VM.
-    fn judge(&self, freed: &Freed) -> (Verdict, Why) {
+    fn judge(&self, freed: &Freed) -> (Verdict, EndReason) {
         let Freed { accounts, peak, report } = freed;
-        self.about.report(&format_args!("memory: {report}"));
+        self.log.report(&format_args!("memory: {report}"));
         if let Some(counts) = self.shadow {
-            self.about.report(&format_args!("shadow: {counts}"));
+            self.log.report(&format_args!("shadow: {counts}"));
         }
-        self.about.report(&format_args!("frames: {peak} at most, {} missing at the end", accounts.left));
-        self.about.report(accounts);
+        self.log.report(&format_args!("frames: {peak} at most, {} missing at the end", accounts.left));
+        self.log.report(accounts);
         let stop = self.vm.stopped().unwrap_or(Stop::Halted);
         match accounts.left {
-            0 => (stop.verdict(), Why::Stopped(stop)),
-            frames => (Verdict::Leak, Why::Leaked(frames, stop)),
+            0 => (stop.verdict(), EndReason::Stopped(stop)),
+            frames => (Verdict::Leak, EndReason::Leaked(frames, stop)),
         }
     }
 }

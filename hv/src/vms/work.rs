@@ -1,11 +1,11 @@
 //! What each CPU has to do: its vCPUs, in turn.
 
+use super::end_reason::EndReason;
 use super::guest::Guest;
 use super::host::SLICE;
-use super::seat::Seat;
 use super::task::CpuTask;
 use super::teardown::Teardown;
-use super::verdicts::Why;
+use super::vcpu_task::VcpuTask;
 use crate::console::{self, report};
 use crate::cpus;
 use crate::heap;
@@ -31,7 +31,7 @@ use sched::{Config, Instant, Scheduler, Tasks};
 use spin::Mutex;
 
 /// The vCPUs of one CPU, before they exist.
-pub(super) struct Job<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
+pub(super) struct CpuPlan<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
 
 /// A job that has forgotten its backend.
 type Boxed = Box<dyn FnOnce() + Send>;
@@ -40,7 +40,7 @@ type Boxed = Box<dyn FnOnce() + Send>;
 static WORK: Mutex<Vec<Option<Boxed>>> = Mutex::new(Vec::new());
 
 /// The verdict on a VM, with its name if there are several.
-type Ended = (Option<VmName>, Verdict, Why);
+type Ended = (Option<VmName>, Verdict, EndReason);
 
 /// Those on the VMs that have ended.
 static RESULTS: Mutex<Vec<Option<Ended>>> = Mutex::new(Vec::new());
@@ -51,7 +51,7 @@ pub(super) fn expect(vms: usize) {
 }
 
 /// VM `number` has ended, or was refused: its verdict is printed, and the boot CPU, which waits for it, is told.
-pub(super) fn ended(number: usize, name: Option<VmName>, (verdict, why): (Verdict, Why)) {
+pub(super) fn ended(number: usize, name: Option<VmName>, (verdict, why): (Verdict, EndReason)) {
     if let Some(name) = name {
         report!("{name}: {}", VerdictLine { verdict, text: &why });
     }
@@ -63,7 +63,7 @@ fn all_have_ended() -> bool {
     RESULTS.lock().iter().all(Option::is_some)
 }
 
-impl<F: Nested> Job<F> {
+impl<F: Nested> CpuPlan<F> {
     /// Nothing to do, for each of `cpus` CPUs.
     pub(super) fn for_cpus(cpus: usize) -> Vec<Self> {
         (0..cpus).map(|_| Self(Vec::new())).collect()
@@ -78,7 +78,7 @@ impl<F: Nested> Job<F> {
     fn tasks<B: Backend<Tables = F>>(self, backend: &B) -> impl ExactSizeIterator<Item = CpuTask<B>> {
         let jobs = self.0.into_iter().enumerate();
         jobs.map(|(nth, (guest, index))| {
-            CpuTask::Vcpu(Seat::new(backend, guest, index, NonZeroU16::MIN.saturating_add(nth as u16)))
+            CpuTask::Vcpu(VcpuTask::new(backend, guest, index, NonZeroU16::MIN.saturating_add(nth as u16)))
         })
     }
 
@@ -86,7 +86,7 @@ impl<F: Nested> Job<F> {
     pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, HostMachine>) {
         let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::period() };
         let mut scheduler = Scheduler::new(self.tasks(backend), config, timer::now());
-        wait_for_all_seats(cpu.index());
+        wait_for_all_vcpus(cpu.index());
         scheduler.run(&mut ScheduledCpu { cpu, has_slept: false, reports: 0, backend: PhantomData::<B> });
     }
 }
@@ -137,8 +137,8 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
     #[cold]
     #[inline(never)]
     fn finish(&mut self, task: &mut CpuTask<B>) {
-        if let Some(Teardown { place, result: Some(result), .. }) = task.finish() {
-            ended(place.number, place.name, result);
+        if let Some(Teardown { id, result: Some(result), .. }) = task.finish() {
+            ended(id.number, id.name, result);
         }
         // Many VMs that end at once, at the same limit, would keep the watchdog waiting.
         watchdog::heart(self.cpu.index()).beat();
@@ -158,30 +158,30 @@ impl<B> ScheduledCpu<'_, B> {
 }
 
 /// CPUs that have made their vCPUs.
-static SEATED: AtomicUsize = AtomicUsize::new(0);
+static READY: AtomicUsize = AtomicUsize::new(0);
 
 /// Waits until all CPUs have made their vCPUs: what can fail for want of memory, or because a CPU lacks something, fails before
 /// the first guest starts.
-fn wait_for_all_seats(cpu: usize) {
+fn wait_for_all_vcpus(cpu: usize) {
     let started = cpus::online() + 1;
-    SEATED.fetch_add(1, Ordering::AcqRel);
-    while SEATED.load(Ordering::Acquire) < cpus::online() {
+    READY.fetch_add(1, Ordering::AcqRel);
+    while READY.load(Ordering::Acquire) < cpus::online() {
         core::hint::spin_loop();
     }
     // The boot CPU notes that guests run before it releases the others, so that each later allocation is counted.
     if cpu == 0 {
         heap::guests_start();
-        SEATED.store(started, Ordering::Release);
+        READY.store(started, Ordering::Release);
     }
-    while SEATED.load(Ordering::Acquire) < started {
+    while READY.load(Ordering::Acquire) < started {
         core::hint::spin_loop();
     }
 }
 
 /// Gives all CPUs their jobs, and the boot CPU's back.
-pub(super) fn hand_out<B: Backend<Tables: Nested> + 'static>(jobs: Vec<Job<B::Tables>>) -> Job<B::Tables> {
+pub(super) fn hand_out<B: Backend<Tables: Nested> + 'static>(jobs: Vec<CpuPlan<B::Tables>>) -> CpuPlan<B::Tables> {
     let mut jobs = jobs.into_iter();
-    let own = jobs.next().unwrap_or(Job(Vec::new()));
+    let own = jobs.next().unwrap_or(CpuPlan(Vec::new()));
     let boxed =
         (1..).zip(jobs).map(|(index, job)| -> Option<Boxed> { Some(Box::new(move || work_on::<B>(index, job))) });
     WORK.lock().extend(boxed);
@@ -198,7 +198,7 @@ fn work(index: usize) -> ! {
     unreachable!("a job leads to its CPU's rest")
 }
 
-fn work_on<B: Backend<Tables: Nested>>(index: usize, job: Job<B::Tables>) {
+fn work_on<B: Backend<Tables: Nested>>(index: usize, job: CpuPlan<B::Tables>) {
     let mut cpu = rcu_domain::register(index);
     // SAFETY: each CPU comes here once, at ring 0 with interrupts off.
     match unsafe { B::enable(paging::physical) } {

@@ -214,7 +214,7 @@ mod wanted_msrs;
 pub use crate::context::{Activity, Context};
 pub use devices::Size;
 pub use exit::{
-    Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,
+    Cr8, Event, Exception, Exit, ExitKind, Instruction, Io, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,
 };
 pub use exit_handler::ExitHandler;
 pub use flow::{Flow, Stop};

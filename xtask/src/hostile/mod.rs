@@ -8,7 +8,7 @@ use crate::failure::usage;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Engine, Qemu};
 use crate::machine::trace::Trace;
-use crate::machine::{Image, Machine};
+use crate::machine::{Emulator, Image};
 use crate::output::outln;
 use crate::progress::Live;
 use crate::project;
@@ -128,11 +128,11 @@ pub(crate) fn traced(images: &Images, trace: &Trace) -> Result<bool> {
 }
 
 impl Host {
-    fn machine(self) -> Result<Machine> {
-        let bochs = |cpu: &str| Machine::Bochs(Bochs::new(cpu));
+    fn machine(self) -> Result<Emulator> {
+        let bochs = |cpu: &str| Emulator::Bochs(Bochs::new(cpu));
         setup::ensure(if self == Self::Qemu { Tool::Qemu } else { Tool::Bochs })?;
         Ok(match self {
-            Self::Qemu => Machine::Qemu(Qemu::new(Engine::Tcg, None)),
+            Self::Qemu => Emulator::Qemu(Qemu::new(Engine::Tcg, None)),
             Self::BochsVmx => bochs(bochs::VMX_CPU),
             Self::BochsSvm => bochs(bochs::SVM_CPU),
         })
@@ -170,7 +170,7 @@ impl Args {
 struct Campaign<'a> {
     args: &'a Args,
     modes: Vec<Mode>,
-    machine: Machine,
+    machine: Emulator,
     images: &'a Images,
 }
 

@@ -5,7 +5,7 @@ mod linux;
 
 use super::images::Change;
 use crate::linux::Arch;
-use crate::machine::Machine;
+use crate::machine::Emulator;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
 use crate::size::Size;
@@ -18,7 +18,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub(super) struct Host {
     pub(super) name: &'static str,
-    machine: Machine,
+    machine: Emulator,
     /// None: the guest alone, the machine that the hypervisor is measured by.
     pub(super) with_hypervisor: bool,
 }
@@ -26,10 +26,10 @@ pub(super) struct Host {
 /// The machines that there are here.
 pub(super) fn hosts() -> Vec<Host> {
     let qemu_host = |name, engine, with_hypervisor| {
-        let machine = Machine::Qemu(Qemu::new(engine, None));
+        let machine = Emulator::Qemu(Qemu::new(engine, None));
         Host { name, machine, with_hypervisor }
     };
-    let bochs_host = |name, cpu: &str| Host { name, machine: Machine::Bochs(Bochs::new(cpu)), with_hypervisor: true };
+    let bochs_host = |name, cpu: &str| Host { name, machine: Emulator::Bochs(Bochs::new(cpu)), with_hypervisor: true };
     let mut hosts = vec![
         qemu_host("alone", Engine::Tcg, false),
         qemu_host("qemu-svm", Engine::Tcg, true),
@@ -44,14 +44,14 @@ pub(super) fn hosts() -> Vec<Host> {
 
 impl Host {
     /// The machine for this row.
-    pub(super) fn machine(&self, row: &Row) -> Machine {
+    pub(super) fn machine(&self, row: &Row) -> Emulator {
         let cpu = row.cpu.map(str::to_string);
         match &self.machine {
-            Machine::Qemu(Qemu { engine, .. }) => {
+            Emulator::Qemu(Qemu { engine, .. }) => {
                 let engine = if row.icount && *engine == Engine::Tcg { SLOW_ICOUNT } else { *engine };
-                Machine::Qemu(Qemu { is_paused: row.paused, ..Qemu::new(engine, cpu) })
+                Emulator::Qemu(Qemu { is_paused: row.paused, ..Qemu::new(engine, cpu) })
             }
-            Machine::Bochs(usual) => Machine::Bochs(Bochs::new(cpu.unwrap_or_else(|| usual.cpu.clone()))),
+            Emulator::Bochs(usual) => Emulator::Bochs(Bochs::new(cpu.unwrap_or_else(|| usual.cpu.clone()))),
         }
     }
 
@@ -62,7 +62,7 @@ impl Host {
 
     /// Whether it is Bochs, which takes long.
     pub(super) const fn is_bochs(&self) -> bool {
-        matches!(self.machine, Machine::Bochs(_))
+        matches!(self.machine, Emulator::Bochs(_))
     }
 }
 

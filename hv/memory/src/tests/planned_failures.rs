@@ -100,7 +100,7 @@ fn with_no_frame_at_all_a_fault_ends_the_guest_and_changes_nothing() {
 
 #[test]
 fn a_vm_that_lacks_a_frame_for_its_trees_is_refused_and_leaves_nothing() {
-    use crate::{Host, VmMemory};
+    use crate::{HostMemory, VmMemory};
     use addr::PageSize;
     use mmu::{Caps, Npt};
     let caps = Caps::new(40, PageSize::Size2M, true);

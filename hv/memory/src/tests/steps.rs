@@ -3,7 +3,7 @@
 use super::world::{World, config};
 use crate::arena::Arena;
 use crate::pool::PlannedFailures;
-use crate::{Ending, Host, Step};
+use crate::{Ending, EndingStatus, HostMemory};
 use abi::hypercall::{Mapped, Refused, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use core::iter;
@@ -81,10 +81,10 @@ fn software_clears_a_small_page_and_the_loader_a_large_one() {
 /// Ends the VM in steps that free one table each: their number, without those that wait.
 fn end<'m>(mut ending: Ending<'m, Npt, Arena>, cpu: &mut Cpu<'m, Arena>) -> usize {
     let steps: Vec<_> =
-        iter::repeat_with(|| ending.step(cpu, || true)).take_while(|step| *step != Step::Done).collect();
-    let waits = steps.iter().take_while(|step| **step == Step::WaitsForGracePeriod).count();
+        iter::repeat_with(|| ending.step(cpu, || true)).take_while(|step| *step != EndingStatus::Done).collect();
+    let waits = steps.iter().take_while(|step| **step == EndingStatus::WaitsForGracePeriod).count();
     assert!(waits < 3, "a grace period of one CPU has ended by then");
-    assert!(steps[waits..].iter().all(|step| *step == Step::Preempted));
+    assert!(steps[waits..].iter().all(|step| *step == EndingStatus::Preempted));
     let freed = ending.finish(cpu);
     assert_eq!((freed.accounts.left, freed.report.pages(PageSize::Size4K)), (0, 3));
     steps.len() - waits + 1
@@ -113,9 +113,9 @@ fn a_page_that_does_not_come_back_is_a_leak_and_no_endless_wait() {
     world.memory.account().retire(&domain.platform().descriptors()[lost.raw() as usize], PageSize::Size4K);
     let World { memory, mut cpu, .. } = world;
     let mut ending = memory.end();
-    (0..10).for_each(|_| assert_eq!(ending.step(&mut cpu, || false), Step::WaitsForGracePeriod));
+    (0..10).for_each(|_| assert_eq!(ending.step(&mut cpu, || false), EndingStatus::WaitsForGracePeriod));
     ending.give_up();
-    assert_eq!(ending.step(&mut cpu, || false), Step::Done);
+    assert_eq!(ending.step(&mut cpu, || false), EndingStatus::Done);
     assert_eq!(ending.finish(&cpu).accounts.left, 1);
 }
 

@@ -49,7 +49,7 @@ proptest! {
             for (console, may_pass) in [(&mut passes, is_ready), (&mut queues, false)] {
                 match what {
                     0 => console.log("own"),
-                    1 => console.vms[A].about.write_lines("hv: ", &"about"),
+                    1 => console.vms[A].log.write_lines("hv: ", &"about"),
                     _ if may_pass && console.mux.pass(byte) => console.line.bytes.push(byte),
                     _ => _ = console.print(A, &[byte]),
                 }
@@ -122,7 +122,7 @@ fn a_flood_without_ends_is_cut_only_if_other_sources_wait() {
 fn messages_about_a_vm_come_after_its_output() {
     let mut console = two();
     console.print(A, b"bye");
-    console.vms[A].about.write_lines("hv: a: ", &"verdict: pass 0\nreally");
+    console.vms[A].log.write_lines("hv: a: ", &"verdict: pass 0\nreally");
     assert_eq!(console.send_all().sent(), "a| bye\r\nhv: a: verdict: pass 0\r\nhv: a: really\r\n");
     assert_eq!(console.mux.due(console.now), None);
 }
@@ -267,7 +267,7 @@ fn carry_out(console: &mut Console, steps: &[Step]) -> (Vec<Vec<u8>>, usize) {
                 printed[*vm].extend(&bytes[..taken]);
             }
             Step::About { vm } => {
-                console.vms[*vm].about.write_lines("hv: ", &"about");
+                console.vms[*vm].log.write_lines("hv: ", &"about");
                 own += 1;
             }
             Step::Log => {

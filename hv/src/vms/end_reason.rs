@@ -4,9 +4,9 @@ use abi::reasons::Feature;
 use core::fmt;
 use vm::Stop;
 
-/// Why a verdict is what it is.
+/// EndReason a verdict is what it is.
 #[derive(Clone, Debug)]
-pub(super) enum Why {
+pub(super) enum EndReason {
     Stopped(Stop),
     Refused(loader::LoadError),
     /// There were no frames for this part of the VM, before it started.
@@ -18,7 +18,7 @@ pub(super) enum Why {
     Leaked(u64, Stop),
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for EndReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stopped(stop) => stop.fmt(f),

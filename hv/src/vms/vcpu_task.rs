@@ -27,15 +27,15 @@ use walk::HandleMem;
 type View<'v, F> = memory::View<'v, 'static, F, rcu_domain::HostMachine>;
 
 /// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
-enum Flavour<B: Backend> {
+enum AnyVcpu<B: Backend> {
     Nested(B::Vcpu),
     Shadowed(B::ShadowVcpu),
 }
 
 /// One vCPU, and its part in its VM.
-pub(super) struct Seat<B: Backend<Tables: Nested>> {
+pub(super) struct VcpuTask<B: Backend<Tables: Nested>> {
     guest: Arc<Guest<B::Tables>>,
-    vcpu: Flavour<B>,
+    vcpu: AnyVcpu<B>,
     context: Context<<View<'static, B::Tables> as HandleMem>::Handle>,
     tlb: Tlb,
     view: ViewState,
@@ -47,7 +47,7 @@ pub(super) struct Seat<B: Backend<Tables: Nested>> {
     reports: u32,
 }
 
-impl<B: Backend<Tables: Nested>> Seat<B> {
+impl<B: Backend<Tables: Nested>> VcpuTask<B> {
     /// vCPU `index` of `guest`, whose translations are marked with `tag`.
     pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize, tag: NonZeroU16) -> Self {
         let start = if index == 0 { guest.start } else { Start::Sipi(0) };
@@ -55,9 +55,9 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let context = Context::new(index, &guest.vm, crate::cpu::cpuid, guest.model);
         let (root, offered_cr4) = (guest.memory.root(index), context.offered_cr4());
         let vcpu = if nested {
-            Flavour::Nested(within_slice(backend.vcpu(root, offered_cr4, tag, start)))
+            AnyVcpu::Nested(within_slice(backend.vcpu(root, offered_cr4, tag, start)))
         } else {
-            Flavour::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), offered_cr4, tag, start)))
+            AnyVcpu::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), offered_cr4, tag, start)))
         };
         Self {
             guest,
@@ -93,8 +93,8 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let host = Slice { guest, schedule: slice, reports: self.reports };
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
-            Flavour::Shadowed(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
+            AnyVcpu::Nested(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
+            AnyVcpu::Shadowed(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
         }
         self.due = slice.wakes_at();
     }
@@ -113,8 +113,8 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let (context, host) = (&mut self.context, Slice { guest, schedule: slice, reports: self.reports });
         let start = if is_boot { guest.start } else { Start::Sipi(0) };
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
-            Flavour::Shadowed(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
+            AnyVcpu::Nested(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
+            AnyVcpu::Shadowed(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
         }
         if is_boot && guest.vm.all_have_left() {
             self.context.start();
@@ -138,8 +138,8 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let (context, stop) = (&mut self.context, Stop::Limit);
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
-            Flavour::Shadowed(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
+            AnyVcpu::Nested(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
+            AnyVcpu::Shadowed(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
         }
     }
 
@@ -163,9 +163,9 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     }
 }
 
-impl<B: Backend<Tables: Nested>> Task for Seat<B> {
+impl<B: Backend<Tables: Nested>> Task for VcpuTask<B> {
     fn vm(&self) -> usize {
-        self.guest.place.number
+        self.guest.id.number
     }
 
     fn has_ended(&self) -> bool {
