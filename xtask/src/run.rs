@@ -46,7 +46,7 @@ pub(crate) struct Args {
 pub(crate) struct MachineArgs {
     /// Emulator of the machine
     #[arg(long, value_enum, default_value = "qemu")]
-    host: HostKind,
+    host: EmulatorKind,
     /// What carries out the instructions (QEMU)
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accel,
@@ -106,8 +106,9 @@ Exit status:
   124  hang                the guest passed its limit, or the machine its time-out
 128+n  signal n ended the run, or ctrl-a x as signal 2 does: nothing is left of its files and processes";
 
+/// An emulator; which processor it is or has is another option's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum HostKind {
+pub(crate) enum EmulatorKind {
     Qemu,
     Bochs,
 }
@@ -231,17 +232,17 @@ impl MachineArgs {
     /// The machine, whose emulator is got where it is missing.
     pub(crate) fn machine(&self) -> Result<Emulator> {
         match self.host {
-            HostKind::Qemu => {
+            EmulatorKind::Qemu => {
                 let needs = if self.bare { Needs::Nothing } else { Needs::Virtualization };
                 setup::ensure(Tool::Qemu)?;
                 let engine = self.accel.resolve(self.icount, needs)?;
                 Ok(Emulator::Qemu(Qemu::new(engine, self.cpu.clone())))
             }
-            HostKind::Bochs if self.bare => Err(usage("--bare goes with QEMU alone")),
-            HostKind::Bochs if self.icount || self.accel != Accel::Auto => {
+            EmulatorKind::Bochs if self.bare => Err(usage("--bare goes with QEMU alone")),
+            EmulatorKind::Bochs if self.icount || self.accel != Accel::Auto => {
                 Err(usage("--accel and --icount are QEMU's; Bochs always counts instructions"))
             }
-            HostKind::Bochs => {
+            EmulatorKind::Bochs => {
                 setup::ensure(Tool::Bochs)?;
                 let cpu = self.cpu.clone().unwrap_or_else(|| bochs::VMX_CPU.to_string());
                 Ok(Emulator::Bochs(Bochs::new(cpu)))

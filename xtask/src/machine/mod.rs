@@ -2,6 +2,7 @@
 
 pub(crate) mod bochs;
 pub(crate) mod console;
+mod host;
 pub(crate) mod input;
 pub(crate) mod iso;
 mod pauses;
@@ -15,6 +16,7 @@ use crate::project;
 use crate::size::Size;
 use anyhow::{Context, Result};
 use console::Console;
+pub(crate) use host::Host;
 use input::Input;
 use std::ffi::OsStr;
 use std::fmt;

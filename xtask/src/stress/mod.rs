@@ -11,6 +11,7 @@ use crate::machine::{Emulator, Image};
 use crate::output::outln;
 use crate::progress::Live;
 use crate::project;
+use crate::run::EmulatorKind;
 use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Report, Trial};
@@ -18,7 +19,6 @@ use abi::Verdict;
 use abi::hypercall::FlushPoint;
 use abi::options::level;
 use anyhow::Result;
-use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use plan::{Round, Vm};
 use record::{Ended, Record, Tally};
@@ -59,7 +59,7 @@ installed, 101 if the images could not be built.")]
 pub(crate) struct Args {
     /// Emulator of the machines
     #[arg(long, value_enum, default_value = "qemu")]
-    host: Host,
+    host: EmulatorKind,
     /// What carries out the instructions (QEMU)
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accel,
@@ -85,12 +85,6 @@ fn flush_parser() -> impl TypedValueParser<Value = FlushPoint> {
     PossibleValuesParser::new(FlushPoint::ALL.iter().map(|flush| flush.name())).try_map(|name| name.parse())
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Host {
-    Qemu,
-    Bochs,
-}
-
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let machine = args.machine()?;
     // This comes first, because each build replaces the image of the other.
@@ -107,13 +101,13 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 impl Args {
     fn machine(&self) -> Result<Emulator> {
         match self.host {
-            Host::Qemu => {
+            EmulatorKind::Qemu => {
                 setup::ensure(Tool::Qemu)?;
                 let engine = self.accel.resolve(false, Needs::Virtualization)?;
                 Ok(Emulator::Qemu(Qemu::new(engine, None)))
             }
-            Host::Bochs if self.accel != Accel::Auto => Err(usage("--accel is QEMU's")),
-            Host::Bochs => {
+            EmulatorKind::Bochs if self.accel != Accel::Auto => Err(usage("--accel is QEMU's")),
+            EmulatorKind::Bochs => {
                 setup::ensure(Tool::Bochs)?;
                 Ok(Emulator::Bochs(Bochs::new(bochs::VMX_CPU)))
             }

@@ -5,44 +5,43 @@ mod linux;
 
 use super::images::Change;
 use crate::linux::Arch;
-use crate::machine::Emulator;
-use crate::machine::bochs::{self, Bochs};
+use crate::machine::bochs::Bochs;
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
+use crate::machine::{Emulator, Host};
 use crate::size::Size;
 use crate::trial::{Guest, OnReset, Pages, Paging};
 use abi::Verdict;
 use abi::reasons::{self, NO_FRAME, PAST_LIMIT};
+use clap::ValueEnum;
+use std::iter;
 use std::time::Duration;
 
-/// A kind of machine.
+/// A column of the matrix: a kind of machine, with the hypervisor or without.
 #[derive(Clone, Debug)]
-pub(super) struct Host {
+pub(super) struct Column {
     pub(super) name: &'static str,
     machine: Emulator,
-    /// None: the guest alone, the machine that the hypervisor is measured by.
+    /// Otherwise it is the guest alone, by which the hypervisor is measured.
     pub(super) with_hypervisor: bool,
 }
 
 /// The machines that there are here.
-pub(super) fn hosts() -> Vec<Host> {
-    let qemu_host = |name, engine, with_hypervisor| {
-        let machine = Emulator::Qemu(Qemu::new(engine, None));
-        Host { name, machine, with_hypervisor }
-    };
-    let bochs_host = |name, cpu: &str| Host { name, machine: Emulator::Bochs(Bochs::new(cpu)), with_hypervisor: true };
-    let mut hosts = vec![
-        qemu_host("alone", Engine::Tcg, false),
-        qemu_host("qemu-svm", Engine::Tcg, true),
-        bochs_host("bochs-vmx", bochs::VMX_CPU),
-        bochs_host("bochs-svm", bochs::SVM_CPU),
-    ];
+pub(super) fn hosts() -> Vec<Column> {
+    let alone = Column { name: "alone", machine: Host::QemuSvm.emulator(), with_hypervisor: false };
+    let emulated = Host::value_variants().iter().map(|host| Column {
+        name: host.name(),
+        machine: host.emulator(),
+        with_hypervisor: true,
+    });
+    let mut hosts: Vec<_> = iter::once(alone).chain(emulated).collect();
     if Accel::Kvm.resolve(false, Needs::Virtualization).is_ok() {
-        hosts.push(qemu_host("kvm", Engine::Kvm, true));
+        let machine = Emulator::Qemu(Qemu::new(Engine::Kvm, None));
+        hosts.push(Column { name: "kvm", machine, with_hypervisor: true });
     }
     hosts
 }
 
-impl Host {
+impl Column {
     /// The machine for this row.
     pub(super) fn machine(&self, row: &Row) -> Emulator {
         let cpu = row.cpu.map(str::to_string);
