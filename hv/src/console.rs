@@ -215,6 +215,11 @@ fn heed_break() {
     }
 }
 
+/// Heeds a break that has come while nothing was printed or typed. Called once a second by the watchdog.
+pub(crate) fn look_for_break() {
+    Uart::status();
+}
+
 /// How many reports were asked for.
 #[inline]
 pub(crate) fn breaks() -> u32 {

@@ -51,10 +51,11 @@ extern "C" fn hv_main(magic: u32, info: u32) -> ! {
     vms::run_all(&boot, &config)
 }
 
-/// What the watchdog has reported at each look.
+/// What the watchdog has done at each check.
 fn report() {
     rcu_domain::warn_of_stalls();
     panic::report_strays();
+    console::look_for_break();
 }
 
 /// Takes the processor and the machine's memory over from the loader.

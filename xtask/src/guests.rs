@@ -175,7 +175,7 @@ impl Wanted {
 
     /// Whether something is typed for it.
     pub(crate) fn has_input(&self) -> bool {
-        self.input.is_some()
+        self.input.as_ref().is_some_and(Input::is_for_guest)
     }
 
     /// Whether it is one of our guests, rather than a file.

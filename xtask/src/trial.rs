@@ -145,7 +145,15 @@ impl Guest {
             (key::SIZE, self.memory.to_string()),
             (key::MEMORY, word_of(self.backing)),
             (key::PAGES, word_of(self.pages)),
-            (key::INPUT, if self.input.is_some() { options::input::ON } else { options::input::OFF }.to_string()),
+            (
+                key::INPUT,
+                if self.input.as_ref().is_some_and(Input::is_for_guest) {
+                    options::input::ON
+                } else {
+                    options::input::OFF
+                }
+                .to_string(),
+            ),
             (key::MODULES, self.modules.len().to_string()),
             (key::ON_RESET, word_of(self.on_reset)),
             (key::LIMIT, limit.as_secs().to_string()),

@@ -116,6 +116,7 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
             self.attend();
         }
         slice.host_wants_at(console::next_poll());
+        self.ask_for_reports(slice.others());
         task.run(self.cpu, slice);
     }
 
@@ -123,10 +124,7 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
         tasks.iter().for_each(|task| task.idles(|| tasks.have_request() || until <= timer::now()));
         sleep(self.cpu, until, || tasks.have_request());
         self.has_slept = true;
-        if console::breaks() != self.reports {
-            self.reports = console::breaks();
-            tasks.iter().for_each(CpuTask::ask_for_report);
-        }
+        self.ask_for_reports(tasks.iter());
     }
 
     fn reach_limit(&mut self, task: &mut CpuTask<B>) {
@@ -146,7 +144,18 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
     }
 }
 
-impl<B> ScheduledCpu<'_, B> {
+impl<B: Backend<Tables: Nested>> ScheduledCpu<'_, B> {
+    /// Has vCPUs that sleep add to the reports that were asked for; one that runs looks for itself.
+    fn ask_for_reports<'t>(&mut self, sleeping: impl Iterator<Item = &'t CpuTask<B>>)
+    where
+        B: 't,
+    {
+        if console::breaks() != self.reports {
+            self.reports = console::breaks();
+            sleeping.for_each(CpuTask::ask_for_report);
+        }
+    }
+
     /// What the machine needs of a CPU between two slices.
     fn attend(&mut self) {
         watchdog::heart(self.cpu.index()).beat();

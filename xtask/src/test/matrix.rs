@@ -402,12 +402,13 @@ const ROWS: &[Row] = &[
         ..boot("multiboot2-requires-smbios")
     },
     Row { name: "keys", source: Source::Guest("keys"), typed: true, ..USUAL },
-    // vCPUs that run and such as have not started add to it.
+    // vCPUs that run and such as have not started add to it, while nothing is printed or typed.
     Row {
         name: "exits-so-far",
         source: Source::Guest("hang"),
         sends_breaks: true,
         vcpus: 3,
+        limit: Some(Duration::from_secs(5)),
         hypervised: Expected { line: reasons::EXITS_SO_FAR, ..Expected::saying(Verdict::Hang, PAST_LIMIT) },
         ..ENDLESS
     },
