@@ -20,6 +20,10 @@ pub const OVERCOMMITTED: &str = "frames of RAM more than there are";
 pub const RESERVED: &str = "for its memory, which is reserved";
 /// The hypervisor would need more for its VMs than the machine has.
 pub const HEAP: &str = "of the hypervisor's heap";
+/// The processor has no SVM.
+pub const SVM: &str = "SVM: CPUID 8000_0001h, ECX bit 2";
+/// The processor has VMX, but no nested paging.
+pub const EPT: &str = "EPT: IA32_VMX_PROCBASED_CTLS2 (48Bh) bit 33";
 /// The processor can't walk nested tables.
 pub const NESTED_PAGING: &str = "nested paging";
 /// An image has a header that is damaged.
@@ -40,6 +44,16 @@ pub struct Feature(pub &'static str);
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the feature {}", self.0)
+    }
+}
+
+/// This segment of an image, from 0, which was refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment(pub usize);
+
+impl fmt::Display for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "segment {}", self.0)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::project;
 use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Paging, Trial};
 use abi::options::guest as word;
-use abi::options::level;
+use abi::options::{level, paging};
 use anyhow::Result;
 use clap::ValueEnum;
 use plan::{Mode, Round, VICTIM};
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = Host::QemuSvm.name())]
     host: Host,
     /// How the hostile guests' memory is translated
-    #[arg(long, value_enum, default_value = "nested")]
+    #[arg(long, value_enum, default_value = paging::NESTED)]
     paging: Paging,
     /// What the hostile guests run in [default: each in turn]
     #[arg(long, value_enum)]

@@ -4,6 +4,7 @@ mod attacks;
 mod linux;
 
 use super::images::Change;
+use crate::judge::NO_VERDICT_WITHIN;
 use crate::linux::Arch;
 use crate::machine::bochs::Bochs;
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
@@ -568,8 +569,8 @@ const ROWS: &[Row] = &[
         source: Source::Guest("hang"),
         timeout: Duration::from_secs(4),
         limit: Some(Duration::ZERO),
-        hypervised: Expected::saying(Verdict::Hang, "no verdict within 4 s"),
-        alone: Some(Expected::saying(Verdict::Hang, "no verdict within 4 s")),
+        hypervised: Expected::saying(Verdict::Hang, NO_VERDICT_WITHIN),
+        alone: Some(Expected::saying(Verdict::Hang, NO_VERDICT_WITHIN)),
         ..USUAL
     },
     refused("truncated", Change::Truncated),
@@ -681,7 +682,7 @@ const ROWS: &[Row] = &[
         rare_on: &["qemu-svm"],
         ..LONG
     },
-    lacking("no-svm", "qemu64,-svm", "SVM"),
+    lacking("no-svm", "qemu64,-svm", reasons::SVM),
     lacking("no-npt", "EPYC,+svm,-npt", reasons::NESTED_PAGING),
     Row {
         words: "step=7",
@@ -706,7 +707,7 @@ const ROWS: &[Row] = &[
         ..model("model-lynnfield-task-switch", "bochs-vmx", "corei5_lynnfield_750", PASS)
     },
     // No EPT.
-    model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, "EPT")),
+    model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, reasons::EPT)),
     Row {
         only: Some("bochs-vmx"),
         cpu: Some("core2_penryn_t9600"),
@@ -756,7 +757,7 @@ mod tests {
     use super::*;
     use crate::build;
     use abi::options::{self, self_test};
-    use abi::reasons::{Feature, Stuck};
+    use abi::reasons::{Feature, Segment, Stuck};
 
     /// The guests and their command lines.
     fn command_lines() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -796,6 +797,7 @@ mod tests {
         let row = |name| rows().find(|row| row.name == name).unwrap();
         assert_eq!(row("no-such-feature").hypervised.text, Feature("clwb").to_string());
         assert_eq!(row("hv-stuck").hypervised.text, Stuck(1).to_string());
+        assert!(row("two-refused").hypervised.text.ends_with(&Segment(0).to_string()));
         assert!(row("reset").hypervised.line.ends_with(reasons::BEGINS_ANEW));
         assert!(row("too-much-reserved").hypervised.text.ends_with(reasons::RESERVED));
         assert!(row("two-refused").refused_beside.unwrap().1.ends_with(reasons::WRONG_CHECKSUM));
