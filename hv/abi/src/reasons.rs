@@ -32,10 +32,6 @@ pub const WRONG_CHECKSUM: &str = "has a wrong checksum";
 pub const ONE_CPU: &str = "one CPU gets stuck and another tells, but there is one";
 /// The text of the panic that a self-test asks for.
 pub const SELF_TEST: &str = "the self-test asked for it";
-/// The name of vector 8.
-pub const DOUBLE_FAULT: &str = "#DF double fault";
-/// The name of vector 14.
-pub const PAGE_FAULT: &str = "#PF page fault";
 
 /// The feature of this name, which a VM was to have.
 #[derive(Clone, Copy, Debug)]

@@ -98,7 +98,7 @@ mod vm_memory;
 
 pub use account::{VmAccounts, poll, poll_idle};
 pub use ending::{Ending, EndingStatus, Freed};
-pub use frames::FrameAllocator;
+pub use frames::{FrameAllocator, carve};
 pub use host::HostMemory;
 pub use raw::DirectPtr;
 pub use tree_env::Nested;

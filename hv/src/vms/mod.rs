@@ -70,7 +70,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     log::info!("backend: {backend}");
     let guest_cpus = backend.guest_cpus(cpus::online());
     if guest_cpus.start > 0 {
-        log::info!("CPU 0 runs no guests, as QEMU can lose its flags");
+        log::info!("CPU 0 runs no guests: this processor loses flags of the boot CPU");
     }
     // The decoder's tables, which all VMs share, are on the heap before what the VMs need of it is counted.
     emul::warm_up();

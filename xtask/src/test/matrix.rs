@@ -13,6 +13,7 @@ use crate::size::Size;
 use crate::trial::{Guest, OnReset, Pages, Paging};
 use abi::Verdict;
 use abi::reasons::{self, NO_FRAME, PAST_LIMIT};
+use arch::exceptions;
 use clap::ValueEnum;
 use std::iter;
 use std::time::Duration;
@@ -724,9 +725,9 @@ const ROWS: &[Row] = &[
     model("model-phenom", "bochs-svm", "phenom_8650_toliman", PASS),
     model("model-trinity", "bochs-svm", "trinity_apu", PASS),
     self_test("hv-panic", "selftest=panic", reasons::SELF_TEST, "hv::selftest::fail"),
-    self_test("hv-page-fault", "selftest=page-fault", reasons::PAGE_FAULT, "hv::selftest::page_fault"),
-    self_test("hv-overflow", "selftest=stack-overflow", reasons::DOUBLE_FAULT, "hv::selftest::overflow"),
-    self_test("hv-double-fault", "selftest=double-fault", reasons::DOUBLE_FAULT, "hv::selftest::"),
+    self_test("hv-page-fault", "selftest=page-fault", exceptions::PAGE_FAULT, "hv::selftest::page_fault"),
+    self_test("hv-overflow", "selftest=stack-overflow", exceptions::DOUBLE_FAULT, "hv::selftest::overflow"),
+    self_test("hv-double-fault", "selftest=double-fault", exceptions::DOUBLE_FAULT, "hv::selftest::"),
     Row { vcpus: 3, ..self_test("hv-panic-smp", "selftest=panic", reasons::SELF_TEST, "hv::selftest::fail") },
     Row { vcpus: 3, ..self_test("hv-stuck", "selftest=stuck watchdog=1", "CPU 1 is stuck", "hv::selftest::get_stuck") },
     Row {
