@@ -97,7 +97,7 @@ mod vm_iface;
 mod vm_memory;
 
 pub use account::{VmAccounts, poll, poll_idle};
-pub use ending::{Ending, EndingStatus, Freed};
+pub use ending::{Ending, EndingStatus, EndingTimes, Freed};
 pub use frames::{FrameAllocator, carve};
 pub use host::HostMemory;
 pub use raw::DirectPtr;

@@ -1,7 +1,7 @@
 //! One VM's memory, shared by its vCPUs.
 
 use crate::account::{self, Account};
-use crate::ending::{Ending, EndingStatus, Freed};
+use crate::ending::{Ending, EndingStep, Freed};
 use crate::host::HostMemory;
 use crate::raw;
 use crate::shadow_trees::{ShadowTrees, VcpuTree};
@@ -101,9 +101,9 @@ impl<'m, F: Nested, H: HostMemory> VmMemory<'m, F, H> {
         let mut ending = self.end();
         loop {
             match ending.step(cpu, || false) {
-                EndingStatus::Done => return ending.finish(cpu),
-                EndingStatus::Preempted => {}
-                EndingStatus::WaitsForGracePeriod => relax(),
+                EndingStep::Done => return ending.finish(cpu),
+                EndingStep::Preempted => {}
+                EndingStep::WaitsForGracePeriod => relax(),
             }
         }
     }

@@ -2,16 +2,13 @@
 
 use super::clock::TscClock;
 use super::console::{self, Console, VmLog};
-use super::end_reason::EndReason;
 use super::firmware::cpuid;
-use super::teardown::{self, Teardown};
+use super::teardown::Teardown;
 use super::vm_id::VmId;
 use crate::boot;
 use crate::rcu_domain::{self, HostMachine};
 use crate::timer;
-use crate::verdict::Verdict;
 use abi::reasons::EXITS_SO_FAR;
-use addr::Gpa;
 use alloc::vec::Vec;
 use arch::Entry;
 use arch::features::{Feature, FeatureChoice, FeatureSet};
@@ -21,16 +18,13 @@ use core::fmt;
 use core::time::Duration;
 use devices::BoardConfig;
 use loader::rom::{Recorder, Rom};
-use loader::{
-    AcpiTables, BootInfo, GuestMemory, LoadError, MemoryError, Module, OnReset, Paging, Platform, Rsdp, VmConfig,
-    VmPlan,
-};
+use loader::{BootInfo, GuestMemory, LoadError, Module, OnReset, Paging, Platform, VmConfig, VmPlan};
 use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
 use spin::Mutex;
 use vm::cpuid::CpuModel;
-use vm::{Stats, Stop, Vm};
+use vm::{EndReason, Stats, Stop, Vm};
 
 /// A VM's memory on this machine.
 type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
@@ -69,7 +63,7 @@ impl<F: Nested> Guest<F> {
     /// A VM of this plan, its image loaded.
     ///
     /// # Errors
-    /// The verdict on a VM that can't even start.
+    /// Why the VM can't even start.
     pub(super) fn new<B: Backend<Tables = F>>(
         backend: &B,
         cpu: &mut Cpu<'static, HostMachine>,
@@ -77,7 +71,7 @@ impl<F: Nested> Guest<F> {
         plan: &VmPlan,
         firmware: &bios::Tables,
         id: VmId,
-    ) -> Result<Self, (Verdict, EndReason)> {
+    ) -> Result<Self, EndReason> {
         let module = |index: usize| {
             let module = &boot.modules[index];
             Module { bytes: boot::contents(module), string: &module.string }
@@ -86,21 +80,20 @@ impl<F: Nested> Guest<F> {
         let vcpus = config.vcpus;
         let model = CpuModel { long_mode: config.paging == Paging::Nested, hidden: config.cpuid.hidden };
         if let Some(feature) = missing_feature(config, model) {
-            return Err((Verdict::NoVirtualization, EndReason::NoFeature(feature.name)));
+            return Err(EndReason::NoFeature(feature.name));
         }
         let caps = backend.caps(config.pages);
         let (fixed, shadows) = match config.paging {
             Paging::Nested => {
-                backend.nested().map_err(|missing| (Verdict::NoVirtualization, EndReason::Lacking(missing)))?;
+                backend.nested().map_err(|missing| EndReason::Lacking(missing.0))?;
                 (backend.fixed_page(), caps)
             }
             Paging::Vtlb | Paging::Shadow => (None, backend.shadow_caps(config.pages)),
         };
         let fixed = fixed.as_ref().map(|page| (page.at, &page.content));
-        let memory = VmMemory::new(cpu, config, (caps, shadows), fixed)
-            .ok_or((Verdict::NoMemory, EndReason::NoFrames("tables")))?;
+        let memory = VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or(EndReason::NoFrames("tables"))?;
         let platform =
-            Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(acpi(firmware)) };
+            Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(firmware.into()) };
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, state) = (Tlb::new(), ViewState::new());
         let mut view = memory.view(cpu, &mut tlb, &state);
@@ -119,12 +112,7 @@ impl<F: Nested> Guest<F> {
             Ok(loaded) => loaded,
             Err(error) => {
                 memory.free(cpu);
-                return Err(match error {
-                    LoadError::Memory(MemoryError::NoFrames) => {
-                        (Verdict::NoMemory, EndReason::NoFrames("image and modules"))
-                    }
-                    error => (Verdict::BadImage, EndReason::Refused(error)),
-                });
+                return Err(error.into());
             }
         };
         let clock = TscClock::new();
@@ -207,7 +195,6 @@ impl<F: Nested> Guest<F> {
             stats: Some(self.stats.into_inner()),
             shadow: self.memory.shadow_counts(),
             memory: Some(self.memory.end()),
-            give_up_at: timer::after(teardown::GRACE_TIMEOUT),
             due: None,
             result: None,
         }
@@ -231,11 +218,4 @@ fn missing_feature(config: &VmConfig, model: CpuModel) -> Option<&'static Featur
     let FeatureChoice { required, .. } = config.cpuid;
     // To make the table takes dozens of CPUID instructions, which most VMs need not wait for.
     (required != FeatureSet::EMPTY).then(|| cpuid(config.vcpus).of_model(model).missing(required)).flatten()
-}
-
-/// Where the tables are, for boot protocols. They lie in what every map of memory shows as ROM.
-fn acpi(tables: &bios::Tables) -> AcpiTables {
-    let nowhere = Gpa::new(0)..Gpa::new(0);
-    let rsdp = Rsdp { oem_id: bios::OEM_ID, rsdt: tables.rsdt().raw() as u32, xsdt: tables.xsdt().raw() };
-    AcpiTables { rsdp_at: tables.rsdp(), rsdp, reclaimable: nowhere.clone(), nvs: nowhere }
 }

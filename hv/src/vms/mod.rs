@@ -15,7 +15,6 @@
 
 mod clock;
 mod console;
-mod end_reason;
 mod firmware;
 mod guest;
 mod host;
@@ -45,6 +44,7 @@ use loader::{BootInfo, Config, VmPlan};
 use memory::Nested;
 use rcu::Cpu;
 use sched::Placement;
+use vm::Ended;
 use vm_id::VmId;
 use work::CpuPlan;
 
@@ -80,8 +80,8 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     let mut jobs = CpuPlan::for_cpus(cpus::online());
     let placements = Placement::deal(plans.iter().map(|plan| plan.config.vcpus), guest_cpus);
     let mut guests = Vec::with_capacity(plans.len());
-    for ((number, plan), placement) in plans.iter().enumerate().zip(placements) {
-        let name = (plans.len() > 1).then_some(plan.config.name);
+    let names = loader::console_names(plans);
+    for (((number, plan), placement), name) in plans.iter().enumerate().zip(placements).zip(names) {
         match Guest::new(
             &backend,
             &mut cpu,
@@ -91,7 +91,7 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
             VmId { number, placement, name },
         ) {
             Ok(guest) => guests.push(Arc::new(guest)),
-            Err(result) => work::ended(number, name, result),
+            Err(reason) => work::ended(number, Ended { name, reason }),
         }
     }
     // After all VMs are built: pre-zeroed frames must not take those that a later VM needs to start.

@@ -2,26 +2,14 @@
 
 use super::clock::TscClock;
 use super::console::{Console, VmLog};
-use super::end_reason::EndReason;
 use super::vm_id::VmId;
 use crate::rcu_domain::HostMachine;
 use crate::timer;
-use crate::verdict::Verdict;
-use core::time::Duration;
-use memory::{Ending, EndingStatus, Freed, Nested};
+use memory::{Ending, EndingStatus, EndingTimes, Freed, Nested};
 use rcu::Cpu;
 use sched::{Instant, Slice, Task};
 use shadow::Counts;
-use vm::{Stats, Stop, Vm};
-
-/// How long the teardown waits for the other CPUs' grace periods, whose guests it interrupts for that.
-const WAIT: Duration = Duration::from_millis(1);
-
-/// How long the teardown goes on without a quiescent state of its CPU, which other VMs' grace periods wait for.
-const QUIET: Duration = Duration::from_millis(1);
-
-/// How long pages may wait for their grace period. A page that has not come back by then counts as leaked, and the verdict is `leak`.
-pub(super) const GRACE_TIMEOUT: Duration = Duration::from_secs(10);
+use vm::{EndReason, Stats, Vm};
 
 /// A VM that is taken apart.
 pub(super) struct Teardown<F: Nested> {
@@ -33,12 +21,10 @@ pub(super) struct Teardown<F: Nested> {
     pub(super) shadow: Option<Counts>,
     /// Until all of it is back.
     pub(super) memory: Option<Ending<'static, F, HostMachine>>,
-    /// When a page that has not come back from its grace period is given up.
-    pub(super) give_up_at: Instant,
     /// When it goes on, if it waits.
     pub(super) due: Option<Instant>,
     /// Known when all is done.
-    pub(super) result: Option<(Verdict, EndReason)>,
+    pub(super) result: Option<EndReason>,
 }
 
 impl<F: Nested> Teardown<F> {
@@ -52,16 +38,13 @@ impl<F: Nested> Teardown<F> {
             self.report(&stats);
         }
         let Some(memory) = &mut self.memory else { return };
-        let end = timer::after(QUIET);
-        let step = memory.step(cpu, || timer::now() >= end || slice.is_wanted(timer::now()));
-        match step {
+        match memory.run(cpu, &EndingTimes::new(timer::ticks_of), timer::now, |now| slice.is_wanted(now)) {
             EndingStatus::Done => {
                 let freed = self.memory.take().map(|memory| memory.finish(cpu));
                 self.result = freed.map(|freed| self.judge(&freed));
             }
             EndingStatus::Preempted => _ = slice.interrupted(timer::now()),
-            EndingStatus::WaitsForGracePeriod if timer::now() >= self.give_up_at => memory.give_up(),
-            EndingStatus::WaitsForGracePeriod => self.due = Some(timer::after(WAIT)),
+            EndingStatus::WaitsUntil(at) => self.due = Some(at),
         }
     }
 
@@ -73,7 +56,7 @@ impl<F: Nested> Teardown<F> {
     }
 
     /// Reports on the memory of the VM, which is back, and judges the VM.
-    fn judge(&self, freed: &Freed) -> (Verdict, EndReason) {
+    fn judge(&self, freed: &Freed) -> EndReason {
         let Freed { accounts, peak, report } = freed;
         self.log.report(&format_args!("memory: {report}"));
         if let Some(counts) = self.shadow {
@@ -81,10 +64,6 @@ impl<F: Nested> Teardown<F> {
         }
         self.log.report(&format_args!("frames: {peak} at most, {} missing at the end", accounts.left));
         self.log.report(accounts);
-        let stop = self.vm.stopped().unwrap_or(Stop::Halted);
-        match accounts.left {
-            0 => (stop.verdict(), EndReason::Stopped(stop)),
-            frames => (Verdict::Leak, EndReason::Leaked(frames, stop)),
-        }
+        EndReason::after(self.vm.stopped(), accounts.left)
     }
 }

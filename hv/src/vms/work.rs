@@ -1,6 +1,5 @@
 //! What each CPU has to do: its vCPUs, in turn.
 
-use super::end_reason::EndReason;
 use super::guest::Guest;
 use super::host::SLICE;
 use super::task::CpuTask;
@@ -15,7 +14,6 @@ use crate::smp;
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use crate::watchdog;
-use abi::lines::VerdictLine;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -29,6 +27,7 @@ use memory::Nested;
 use rcu::Cpu;
 use sched::{Config, Instant, Scheduler, Tasks};
 use spin::Mutex;
+use vm::{Ended, Results};
 
 /// The vCPUs of one CPU, before they exist.
 pub(super) struct CpuPlan<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
@@ -39,28 +38,25 @@ type Boxed = Box<dyn FnOnce() + Send>;
 /// What the CPUs but the boot CPU are to do, by their numbers.
 static WORK: Mutex<Vec<Option<Boxed>>> = Mutex::new(Vec::new());
 
-/// The verdict on a VM, with its name if there are several.
-type Ended = (Option<VmName>, Verdict, EndReason);
-
-/// Those on the VMs that have ended.
-static RESULTS: Mutex<Vec<Option<Ended>>> = Mutex::new(Vec::new());
+/// Those of the VMs that have ended.
+static RESULTS: Mutex<Results<VmName>> = Mutex::new(Results::new());
 
 /// Prepares for so many VMs.
 pub(super) fn expect(vms: usize) {
-    RESULTS.lock().resize_with(vms, || None);
+    RESULTS.lock().expect(vms);
 }
 
 /// VM `number` has ended, or was refused: its verdict is printed, and the boot CPU, which waits for it, is told.
-pub(super) fn ended(number: usize, name: Option<VmName>, (verdict, why): (Verdict, EndReason)) {
-    if let Some(name) = name {
-        report!("{name}: {}", VerdictLine { verdict, text: &why });
+pub(super) fn ended(number: usize, ended: Ended<VmName>) {
+    if let Some(line) = ended.line() {
+        report!("{line}");
     }
-    RESULTS.lock()[number] = Some((name, verdict, why));
+    RESULTS.lock().add(number, ended);
     rcu_domain::kick_if_away(0);
 }
 
 fn all_have_ended() -> bool {
-    RESULTS.lock().iter().all(Option::is_some)
+    RESULTS.lock().are_complete()
 }
 
 impl<F: Nested> CpuPlan<F> {
@@ -135,8 +131,8 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
     #[cold]
     #[inline(never)]
     fn finish(&mut self, task: &mut CpuTask<B>) {
-        if let Some(Teardown { id, result: Some(result), .. }) = task.finish() {
-            ended(id.number, id.name, result);
+        if let Some(Teardown { id, result: Some(reason), .. }) = task.finish() {
+            ended(id.number, Ended { name: id.name, reason });
         }
         // Many VMs that end at once, at the same limit, would keep the watchdog waiting.
         watchdog::heart(self.cpu.index()).beat();
@@ -229,11 +225,8 @@ pub(super) fn wait_for_all(cpu: &mut Cpu<'static, HostMachine>) -> ! {
     }
     report!("{}", heap::usage());
     let results = RESULTS.lock();
-    match Verdict::overall(results.iter().flatten(), |(_, verdict, _)| *verdict) {
-        Some((Some(name), verdict, why)) if *verdict != Verdict::Pass => {
-            verdict::end(*verdict, format_args!("{}: {why}", name.as_str()))
-        }
-        Some((_, verdict, why)) => verdict::end(*verdict, format_args!("{why}")),
+    match results.overall() {
+        Some(ended) => verdict::end(ended.verdict(), format_args!("{ended}")),
         None => verdict::end(Verdict::Usage, format_args!("no VM")),
     }
 }
