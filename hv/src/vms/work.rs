@@ -21,11 +21,10 @@ use backends::Backend;
 use core::marker::PhantomData;
 use core::mem;
 use core::num::NonZeroU16;
-use core::sync::atomic::{AtomicUsize, Ordering};
 use loader::VmName;
 use memory::Nested;
 use rcu::Cpu;
-use sched::{Config, Instant, Scheduler, Tasks};
+use sched::{Config, Instant, Scheduler, StartBarrier, Tasks};
 use spin::Mutex;
 use vm::{Ended, Results};
 
@@ -82,7 +81,8 @@ impl<F: Nested> CpuPlan<F> {
     pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, HostMachine>) {
         let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::period() };
         let mut scheduler = Scheduler::new(self.tasks(backend), config, timer::now());
-        wait_for_all_vcpus(cpu.index());
+        // From here on each allocation is counted.
+        BARRIER.wait(cpu.index(), cpus::online(), heap::guests_start);
         scheduler.run(&mut ScheduledCpu { cpu, has_slept: false, reports: 0, backend: PhantomData::<B> });
     }
 }
@@ -162,26 +162,8 @@ impl<B: Backend<Tables: Nested>> ScheduledCpu<'_, B> {
     }
 }
 
-/// CPUs that have made their vCPUs.
-static READY: AtomicUsize = AtomicUsize::new(0);
-
-/// Waits until all CPUs have made their vCPUs: what can fail for want of memory, or because a CPU lacks something, fails before
-/// the first guest starts.
-fn wait_for_all_vcpus(cpu: usize) {
-    let started = cpus::online() + 1;
-    READY.fetch_add(1, Ordering::AcqRel);
-    while READY.load(Ordering::Acquire) < cpus::online() {
-        core::hint::spin_loop();
-    }
-    // The boot CPU notes that guests run before it releases the others, so that each later allocation is counted.
-    if cpu == 0 {
-        heap::guests_start();
-        READY.store(started, Ordering::Release);
-    }
-    while READY.load(Ordering::Acquire) < started {
-        core::hint::spin_loop();
-    }
-}
+/// For CPUs that have made their vCPUs.
+static BARRIER: StartBarrier = StartBarrier::new();
 
 /// Gives all CPUs their jobs, and the boot CPU's back.
 pub(super) fn hand_out<B: Backend<Tables: Nested> + 'static>(jobs: Vec<CpuPlan<B::Tables>>) -> CpuPlan<B::Tables> {

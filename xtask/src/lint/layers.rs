@@ -15,7 +15,7 @@ const LAYERS: [(&str, &[&str]); 28] = [
     ("model", &[]),
     ("buddy", &[]),
     ("clock", &["abi"]),
-    ("sched", &[]),
+    ("sched", &["model"]),
     ("firmware", &["abi", "addr"]),
     ("direct-map", &["addr", "arch"]),
     ("devices", &["abi", "addr"]),
