@@ -56,8 +56,10 @@ mod rules;
 mod takeover;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod uart;
 
 pub use attention::Attention;
-pub use mux::{HOLD, Mux, QUANTUM, Transmitter, VmQueues};
+pub use mux::{BUDGET, Burst, HOLD, Mux, QUANTUM, Transmitter, VmQueues};
 pub use ring::Producer;
 pub use takeover::{Taken, Takeover};
+pub use uart::{Receiver, Uart, UartPorts, line_status};

@@ -27,6 +27,18 @@ pub trait Transmitter {
     fn send(&mut self, byte: u8);
 }
 
+/// How many bytes a CPU sends at a time, before it does something else.
+pub const BUDGET: usize = 512;
+
+/// What follows a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Burst {
+    /// Another one, at once.
+    More,
+    /// None, for now. This is when the bytes that are left are due, in nanoseconds, if there are any.
+    Last(Option<u64>),
+}
+
 /// The producers of a VM's queues.
 pub struct VmQueues {
     /// The VM's output.
@@ -136,6 +148,14 @@ impl Mux {
         }
         let room = transmitter.room();
         (0..room).map_while(|_| self.next(now)).map(|byte| transmitter.send(byte)).count()
+    }
+
+    /// Sends a burst that is one of several, of [`BUDGET`] bytes together: `left` is what is left of them. Where the UART is an emulator's,
+    /// which is always ready, a CPU would else send without end.
+    pub fn next_burst(&mut self, now: u64, transmitter: &mut impl Transmitter, left: &mut usize) -> Burst {
+        let sent = self.burst(now, transmitter);
+        *left = left.saturating_sub(sent);
+        if sent == 0 || *left == 0 { Burst::Last(self.due(now)) } else { Burst::More }
     }
 
     /// Whether `byte`, of the only VM, may be sent at once, because nothing waits before it: then it counts as sent. It need not pass

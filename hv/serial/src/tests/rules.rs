@@ -3,7 +3,7 @@
 use super::reader::joined;
 use super::{CAPACITY, Console};
 use crate::mux::DROPPED_PERIOD;
-use crate::{HOLD, QUANTUM};
+use crate::{BUDGET, Burst, HOLD, Mux, QUANTUM, Transmitter};
 use abi::wire::{self, Part};
 use proptest::prelude::*;
 use std::string::{String, ToString};
@@ -372,4 +372,36 @@ impl Console {
     fn sent_bytes(&mut self) {
         self.line.bytes.clear();
     }
+}
+
+/// An emulator's UART.
+struct Ready(usize);
+
+impl Transmitter for Ready {
+    fn room(&mut self) -> usize {
+        16
+    }
+
+    fn send(&mut self, _: u8) {
+        self.0 += 1;
+    }
+}
+
+#[test]
+fn a_cpu_leaves_a_line_that_is_always_ready() {
+    let (mut mux, mut own) = Mux::new(2 * BUDGET);
+    own.write_lines("", &"x".repeat(BUDGET + 100));
+    let (mut line, mut left) = (Ready(0), BUDGET);
+    let last = loop {
+        match mux.next_burst(7, &mut line, &mut left) {
+            Burst::More => {}
+            Burst::Last(due) => break due,
+        }
+    };
+    assert!(last.is_some_and(|due| due <= 7), "the rest is due now");
+    assert_eq!(line.0, BUDGET);
+    let mut left = BUDGET;
+    while mux.next_burst(7, &mut line, &mut left) == Burst::More {}
+    assert_eq!(line.0, BUDGET + 102);
+    assert_eq!(mux.next_burst(7, &mut line, &mut left), Burst::Last(None));
 }
