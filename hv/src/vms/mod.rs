@@ -19,7 +19,6 @@ mod firmware;
 mod guest;
 mod host;
 mod plan;
-mod restart;
 mod task;
 mod teardown;
 mod vcpu_task;

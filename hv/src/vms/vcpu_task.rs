@@ -4,7 +4,6 @@ use super::clock::TscClock;
 use super::console::Console;
 use super::guest::Guest;
 use super::host::{SLICE, Slice};
-use super::restart::Restart;
 use crate::console;
 use crate::rcu_domain;
 use crate::timer;
@@ -17,7 +16,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use loader::Paging;
-use memory::{Nested, ViewState};
+use memory::{Nested, Restart, RestartStatus, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::{Instant, Task};
 use vm::{Activity, Context, ExitHandler, Start, Stop, Types, Vcpu};
@@ -118,10 +117,8 @@ impl<B: Backend<Tables: Nested>> VcpuTask<B> {
         }
         if is_boot && guest.vm.all_have_left() {
             self.context.start();
-            let mut restart = self.restart.take().unwrap_or_default();
             let mut view = guest.memory.view_of(index, cpu, &mut self.tlb, &self.view);
-            let is_done = restart.run(guest, &mut view, slice);
-            self.restart = (!is_done).then_some(restart);
+            self.restart = begin_anew(guest, &mut view, self.restart.unwrap_or_default(), slice);
         }
     }
 
@@ -231,6 +228,27 @@ fn run<'a, 's: 'a, F: Nested, V: Vcpu, T: Task>(
 #[inline(never)]
 fn tell_of_reset<F: Nested>(guest: &Guest<F>, why: Stop) {
     guest.report(&format_args!("reset {}: {why}; {BEGINS_ANEW}", guest.vm.resets()));
+}
+
+/// Goes on with the reset of the VM's memory, whose vCPUs have left their guests, until the slice is over or the VM begins anew. What is
+/// left to do.
+fn begin_anew<F: Nested, T: Task>(
+    guest: &Guest<F>,
+    view: &mut View<'_, F>,
+    mut restart: Restart,
+    slice: &mut sched::Slice<'_, T>,
+) -> Option<Restart> {
+    let rom = guest.rom.as_ref()?;
+    let quiet = timer::ticks_of(Restart::QUIET);
+    match restart.run(view, rom, quiet, timer::now, |now| slice.is_wanted(now)) {
+        RestartStatus::Done => guest.vm.begin_anew(),
+        RestartStatus::OutOfMemory => _ = guest.end_now(Stop::OutOfMemory),
+        RestartStatus::Preempted => {
+            slice.interrupted(timer::now());
+            return Some(restart);
+        }
+    }
+    None
 }
 
 /// Has the vCPU leave its guest.
