@@ -5,11 +5,11 @@ use core::hint;
 
 use crate::apic::{Apic, Delivery, Mode};
 use crate::boot::Boot;
-use crate::exit::{self, Verdict};
+use crate::exit::{self, GuestStatus};
 use crate::hypercall::{self, Microhv, Refused};
 use crate::interrupts::{self, NMI, handle};
-use crate::place::NOWHERE;
 use crate::ram::{self, Area};
+use crate::raw_gva::NOWHERE;
 use crate::reset;
 use crate::smp::{self, Cpu, run_on_all};
 use crate::{clock, console, println, tsc};
@@ -43,17 +43,17 @@ pub const KINDS: [Kind; 16] = [
 const VECTOR: u8 = 0x90;
 
 /// Carries out the attack that the word `kind=` names: one of [`KINDS`], or of the guest's `own`.
-pub fn run(boot: &Boot, own: &[Kind]) -> Verdict {
+pub fn run(boot: &Boot, own: &[Kind]) -> GuestStatus {
     let wanted = boot.text_word(key::KIND).unwrap_or_default();
     let Some((name, attack)) = KINDS.iter().chain(own).find(|(name, _)| *name == wanted) else {
         println!("Bail out! {}={wanted}: there is no such attack", key::KIND);
-        return Verdict::FAILED;
+        return GuestStatus::Failed;
     };
     println!("# attack: {name}");
     console::drain();
     attack(boot);
     println!("Bail out! {name} is not possible here");
-    Verdict::FAILED
+    GuestStatus::Failed
 }
 
 /// STI and HLT, with nothing that would wake it.

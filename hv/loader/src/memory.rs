@@ -91,7 +91,7 @@ pub trait GuestMemory {
     /// frame left for it.
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError>;
 
-    /// Does a step of what a [`write`](Self::write) of `bytes` bytes from `at` on takes beside the copy; true if nothing was left to do.
+    /// Does a step of what a [`write`](Self::write) of `bytes` bytes from `at` on takes beside the copy; whether nothing is left to do.
     /// For a caller that shares its CPU: a large page takes long to clear.
     ///
     /// # Errors

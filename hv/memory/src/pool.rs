@@ -52,6 +52,9 @@ pub(crate) const PREZEROED: usize = 4 * BATCH;
 /// Small frames that a pool keeps at most.
 pub(crate) const CACHED: usize = 2 * BATCH;
 
+/// Frames that a step of [`Pool::empty_some`] gives back.
+const EMPTIED_AT_ONCE: usize = 64;
+
 impl Pool {
     /// A pool of nothing, which can take nothing back yet.
     pub(crate) const fn new() -> Self {
@@ -249,10 +252,18 @@ impl Pool {
     }
 
     /// Gives back what is in no use.
-    fn empty(&mut self, frames: &FrameAllocator) {
+    pub(crate) fn empty(&mut self, frames: &FrameAllocator) {
+        while self.empty_some(frames) {}
+    }
+
+    /// The same in steps; whether there is more to give back. All of it takes milliseconds on slow machines, for which other VMs would
+    /// wait.
+    pub(crate) fn empty_some(&mut self, frames: &FrameAllocator) -> bool {
         self.fail(PlannedFailures::None);
-        while let Some(frame) = self.small.pop().or_else(|| self.prezeroed.pop()) {
+        for _ in 0..EMPTIED_AT_ONCE {
+            let Some(frame) = self.small.pop().or_else(|| self.prezeroed.pop()) else { return false };
             frames.give(frame, PageSize::Size4K, &mut self.share);
         }
+        true
     }
 }

@@ -184,6 +184,7 @@ mod cr8;
 mod debug_registers;
 mod device_bus;
 mod emulated;
+mod end_reason;
 mod exit;
 mod exit_handler;
 mod flow;
@@ -198,6 +199,7 @@ mod mtrr;
 mod paging;
 mod ports;
 mod reset;
+mod results;
 mod run;
 mod shared;
 mod sort;
@@ -213,13 +215,15 @@ mod wanted_msrs;
 
 pub use crate::context::{Activity, Context};
 pub use devices::Size;
+pub use end_reason::EndReason;
 pub use exit::{
-    Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,
+    Cr8, Event, Exception, Exit, ExitKind, Instruction, Io, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,
 };
 pub use exit_handler::ExitHandler;
 pub use flow::{Flow, Stop};
 pub use host::Host;
 pub use memory::{Memory, Resolved};
+pub use results::{Ended, Results};
 pub use run::run;
 pub use sched::{Instant, Turn};
 pub use shared::Vm;

@@ -2,7 +2,7 @@
 
 use super::world::{LARGE, World, config};
 use crate::arena::Arena;
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::pool::PlannedFailures;
 use abi::hypercall::{Refused, TestCall};
 use addr::PAGE_SIZE;

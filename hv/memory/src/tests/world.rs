@@ -3,7 +3,7 @@
 use crate::account::give_back;
 use crate::arena::{Arena, CPUS};
 use crate::pool::PlannedFailures;
-use crate::{Freed, Host, View, ViewState, VmMemory};
+use crate::{Freed, HostMemory, View, ViewState, VmMemory};
 use abi::hypercall::{Refused, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use core::iter;
