@@ -136,7 +136,6 @@ const FAULTING: &[&[Row]] = beside_fair! { shadow, vtlb;
     "nowhere": attack("kind=nowhere"),
     // Nearly all of its time goes to the hypervisor, which takes its memory away and writes its image again.
     "reset": RESET,
-    "reset-4k": Row { pages: Pages::Small, ..RESET },
     "delivery": DELIVERY,
 };
 
