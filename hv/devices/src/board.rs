@@ -99,7 +99,7 @@ pub struct Board<S, C> {
     ioapic: IoApic,
     hpet: Hpet,
     pm: PowerManagement,
-    /// The GSIs that the HPET and power management hold high.
+    /// The GSIs that the HPET, power management and the clock hold high.
     levels: Gsis,
     pci: Pci,
     test: TestDevice,
@@ -110,6 +110,7 @@ pub struct Board<S, C> {
 /// inputs of the I/O APIC of the same number, but for the timer's.
 const TIMER_GSI: u8 = irq::TIMER;
 const UART_GSI: u8 = irq::COM1;
+const RTC_GSI: u8 = irq::RTC;
 const ISA_GSIS: u8 = 16;
 
 /// The time of nothing.
@@ -181,7 +182,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
             unclaimed: _,
             sink: _,
             input_due: _,
-            clock: _,
+            clock,
             pit,
             rtc,
             keyboard,
@@ -200,7 +201,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
         (*ioapic, *hpet, *pm, *pci) = (IoApic::new(config.cpus as u8), Hpet::new(), PowerManagement::new(), Pci::new());
         *fw_cfg = FwCfg::new(config);
         (*port_92, *reset_control, *levels) = (PORT_92_A20, 0, 0);
-        rtc.reset(config);
+        rtc.reset(config, clock.now());
         test.reset();
     }
 
@@ -307,8 +308,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
         }
         let pm = self.pm.next_deadline().filter(|_| self.levels >> SCI & 1 == 0);
         let hpet = if self.hpet.is_idle() { None } else { self.hpet.next_deadline(|gsi| self.accepts_edge(gsi)) };
+        let rtc = if self.rtc_interrupts() && self.accepts_edge(RTC_GSI) { self.rtc.next_deadline() } else { None };
         let input = Some(self.input_due).filter(|&due| due != NEVER);
-        pit.into_iter().chain(pm).chain(hpet).chain(input).min()
+        pit.into_iter().chain(pm).chain(hpet).chain(rtc).chain(input).min()
     }
 
     /// Raises the timers' interrupts that are due, and looks for input. Several interrupts of one timer that were missed count as
@@ -330,7 +332,16 @@ impl<S: Sink, C: Clock> Board<S, C> {
     /// Whether time has a meaning for more than the PIT, which is rare: for a device that may hold its interrupt line high, or does,
     /// and for input.
     fn has_more_than_pit(&self) -> bool {
-        self.levels != 0 || self.pm.timer_event_enabled() || !self.hpet.is_idle() || self.input_due != NEVER
+        self.levels != 0
+            || self.pm.timer_event_enabled()
+            || !self.hpet.is_idle()
+            || self.rtc.is_armed()
+            || self.input_due != NEVER
+    }
+
+    /// Whether the clock may interrupt: the HPET takes its line in place of the legacy timers.
+    fn rtc_interrupts(&self) -> bool {
+        self.rtc.is_armed() && !self.hpet.replaces_legacy()
     }
 
     fn advance_more(&mut self, now: Nanoseconds) {
@@ -338,6 +349,9 @@ impl<S: Sink, C: Clock> Board<S, C> {
             for gsi in bits(self.hpet.advance(now)) {
                 self.pulse(gsi);
             }
+        }
+        if self.rtc.is_armed() {
+            self.rtc.advance(now);
         }
         self.update_levels();
         if now >= self.input_due {
@@ -366,7 +380,8 @@ impl<S: Sink, C: Clock> Board<S, C> {
 
     fn update_levels(&mut self) {
         let sci = self.pm.interrupt(|| self.clock.now());
-        let levels = self.hpet.levels() | u32::from(sci) << SCI;
+        let rtc = self.rtc_interrupts() && self.rtc.interrupt();
+        let levels = self.hpet.levels() | u32::from(sci) << SCI | u32::from(rtc) << RTC_GSI;
         let changed = levels ^ core::mem::replace(&mut self.levels, levels);
         for gsi in bits(changed) {
             self.set_gsi(gsi, levels >> gsi & 1 != 0);
@@ -442,7 +457,11 @@ impl<S: Sink, C: Clock> Board<S, C> {
             Device::KeyboardData => self.keyboard.read_data(),
             Device::KeyboardCommand => self.keyboard.status(),
             Device::Speaker => self.pit.read_port_61(self.clock.now()),
-            Device::Rtc if port & 1 == 1 => self.rtc.read(self.clock.now()),
+            Device::Rtc if port & 1 == 1 => {
+                let byte = self.rtc.read(self.clock.now());
+                self.update_levels();
+                byte
+            }
             Device::Port92 => self.port_92,
             Device::DebugConsole => DEBUG_CONSOLE_THERE,
             Device::DebugExit => 0,
@@ -508,7 +527,10 @@ impl<S: Sink, C: Clock> Board<S, C> {
             Device::KeyboardData => return self.keyboard.write_data(byte).into(),
             Device::KeyboardCommand => return self.keyboard.write_command(byte).into(),
             Device::Speaker => self.pit.write_port_61(byte, self.clock.now()),
-            Device::Rtc if port & 1 == 1 => self.rtc.write(byte),
+            Device::Rtc if port & 1 == 1 => {
+                self.rtc.write(byte, self.clock.now());
+                self.update_levels();
+            }
             Device::Rtc => self.rtc.select(byte),
             Device::Port92 => return self.write_port_92(byte),
             Device::DebugConsole if !self.sink.has_room() => return Effect::Wait,
@@ -1034,6 +1056,30 @@ mod tests {
             time.set(1000);
             board.advance();
             assert_eq!(board.acknowledge_interrupt(), 0x28);
+        });
+    }
+
+    #[test]
+    fn the_clock_holds_line_8_until_its_flags_are_read() {
+        printed(|board, time| {
+            write_all(board, &PIC_SETUP);
+            write_all(board, &[(0x21, 0xfb), (0xa1, 0x01), (0x70, 0x0b), (0x71, 0x12)]);
+            assert_eq!(board.next_deadline(), None, "masked");
+            write_all(board, &[(0xa1, 0x00)]);
+            assert_eq!(board.next_deadline(), Some(Nanoseconds(1_000_000_000)));
+            assert!(changes_deadline(0x71));
+            for second in 1..4 {
+                time.set(second * 1_000_000_000 + 5);
+                board.advance();
+                assert_eq!(board.acknowledge_interrupt(), 0x28);
+                write_all(board, &[(0xa0, 0x20), (0x20, 0x20)]);
+                assert!(!board.interrupt_pending(), "an edge is one interrupt");
+                write_all(board, &[(0x70, 0x0c)]);
+                assert_eq!(board.read(0x71, Size::Byte) & !0x40, 0x90);
+                assert_eq!(board.next_deadline(), Some(Nanoseconds((second + 1) * 1_000_000_000)));
+            }
+            write_dword(board, HPET, 0x10, 3);
+            assert_eq!(board.next_deadline(), None, "the HPET has the line");
         });
     }
 

@@ -83,6 +83,7 @@ extern crate std;
 
 mod board;
 mod bus;
+mod calendar;
 mod clock;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -1,41 +1,134 @@
-//! The clock and CMOS memory of a PC: a Motorola MC146818A without its interrupts, and IBM's layout of the memory.
+//! The clock and CMOS memory of a PC: a Motorola MC146818A (data sheet ADI1046R1), and IBM's layout of the memory. The clock's state
+//! is computed from the time when it is accessed.
+//!
+//! ```text
+//!   32.768 kHz ──▶ divider ──┬──▶ each period (A, bits 0 to 3) ──▶ PF ──┐
+//!                  (A, 4-6)  │                                          ├─ and their enables in B ──▶ IRQF, IRQ 8
+//!                            └──▶ each second: UIP, then the update ──▶ UF, AF                       until C is read
+//!                                 unless B holds it (SET)
+//! ```
 
+use crate::calendar::DateTime;
 use crate::{BoardConfig, Nanoseconds};
 
 /// Register numbers.
 mod register {
+    pub(super) const SECONDS: u8 = 0;
+    pub(super) const SECONDS_ALARM: u8 = 1;
+    pub(super) const MINUTES: u8 = 2;
+    pub(super) const MINUTES_ALARM: u8 = 3;
+    pub(super) const HOURS: u8 = 4;
+    pub(super) const HOURS_ALARM: u8 = 5;
+    pub(super) const WEEKDAY: u8 = 6;
+    pub(super) const DAY: u8 = 7;
+    pub(super) const MONTH: u8 = 8;
+    pub(super) const YEAR: u8 = 9;
     pub(super) const STATUS_A: u8 = 0x0a;
     pub(super) const STATUS_B: u8 = 0x0b;
     pub(super) const STATUS_C: u8 = 0x0c;
     pub(super) const STATUS_D: u8 = 0x0d;
     pub(super) use abi::ports::RTC_CENTURY as CENTURY;
+
+    /// The registers that the time is in.
+    pub(super) const TIME: [u8; 8] = [SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY];
 }
 
-/// A 32.768 kHz crystal, an update once a second; no update is ever in progress.
+/// Status A: an update is in progress, or will be soon.
+const UPDATE_IN_PROGRESS: u8 = 1 << 7;
+/// Status A: which oscillator there is. From [`DIVIDER_STOPPED`] on, the divider is tested or reset, and the clock stands still.
+const DIVIDER: u8 = 0x70;
+const DIVIDER_STOPPED: u8 = 0x30;
+/// Status A: how often a periodic interrupt occurs.
+const RATE: u8 = 0x0f;
+/// Status A as firmware leaves it: a 32.768 kHz crystal, and a period of 1/1024 second.
 const STATUS_A: u8 = 0x26;
-const STATUS_B_BINARY: u8 = 1 << 2;
-const STATUS_B_24_HOURS: u8 = 1 << 1;
-/// Battery good.
+
+/// Status B: the clock is held, to be set.
+const SET: u8 = 1 << 7;
+/// Status B's enables and status C's flags: each period, alarm, end of an update.
+const PERIODIC: u8 = 1 << 6;
+const ALARM: u8 = 1 << 5;
+const UPDATED: u8 = 1 << 4;
+const INTERRUPTS: u8 = PERIODIC | ALARM | UPDATED;
+const BINARY: u8 = 1 << 2;
+const HOURS_24: u8 = 1 << 1;
+
+/// Status C: some flag is set that is enabled.
+const INTERRUPT_REQUEST: u8 = 1 << 7;
+/// Status D: the battery is good.
 const STATUS_D: u8 = 0x80;
+
+/// An hour of the afternoon, in the format of 12 hours.
+const PM: u8 = 1 << 7;
+/// An alarm's register of which these bits are set matches any time.
+const ANY: u8 = 0xc0;
+
+const CRYSTAL_HERTZ: u32 = 32_768;
+const SECOND: u64 = 1_000_000_000;
+/// How long before the end of an update UIP shows it: 244 us before the update, which takes 1984 us.
+const UIP_TIME: u64 = (244 + 1984) * 1000;
+/// How soon the first update comes when the divider goes on from its reset.
+const FIRST_UPDATE: u64 = SECOND / 2;
+
+/// The divider: seconds and periods are counted from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Divider {
+    since: Nanoseconds,
+    /// How far it had counted then.
+    lead: u64,
+}
+
+impl Divider {
+    fn elapsed(self, now: Nanoseconds) -> Nanoseconds {
+        Nanoseconds((now.0 - self.since.0).saturating_add(self.lead))
+    }
+
+    /// The time at which so much has elapsed.
+    fn at(self, elapsed: Nanoseconds) -> Nanoseconds {
+        Nanoseconds(elapsed.0.saturating_sub(self.lead).saturating_add(self.since.0))
+    }
+
+    fn updates(self, now: Nanoseconds) -> u64 {
+        self.elapsed(now).seconds()
+    }
+
+    fn periods(self, now: Nanoseconds, period: u64) -> u64 {
+        self.elapsed(now).to_ticks(CRYSTAL_HERTZ) / period
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Rtc {
     selected: u8,
+    /// All registers. Those of the time are up to date while the clock is held; status A has no UIP, and C no IRQF.
     memory: [u8; 128],
-    boot_time: u64,
+    /// None while it is reset.
+    divider: Option<Divider>,
+    /// The time of day less the divider's count of updates, in seconds since 1970.
+    base: i64,
+    /// What was added to the day of the week, by a guest that counts its days otherwise.
+    weekday_offset: u8,
+    /// The flags of C are those of this time.
+    seen: Nanoseconds,
 }
 
 impl Rtc {
     pub(crate) fn new(config: &BoardConfig) -> Self {
-        let mut rtc = Self { selected: 0, memory: [0; 128], boot_time: config.boot_time };
-        rtc.reset(config);
+        let divider = Some(Divider { since: Nanoseconds(0), lead: 0 });
+        let base = i64::try_from(config.boot_time).unwrap_or_default();
+        let mut rtc =
+            Self { selected: 0, memory: [0; 128], divider, base, weekday_offset: 0, seen: Nanoseconds::default() };
+        rtc.memory[usize::from(register::STATUS_A)] = STATUS_A;
+        rtc.reset(config, Nanoseconds::default());
         rtc
     }
 
-    /// The machine is reset. A battery keeps the memory, of which the firmware writes its own part anew.
-    pub(crate) fn reset(&mut self, config: &BoardConfig) {
+    /// The machine is reset. A battery keeps the time and the memory, of which the firmware writes its own part anew.
+    pub(crate) fn reset(&mut self, config: &BoardConfig, now: Nanoseconds) {
+        self.write_register(register::STATUS_A, STATUS_A, now);
+        self.write_register(register::STATUS_B, HOURS_24, now);
+        self.memory[usize::from(register::STATUS_C)] = 0;
         let memory = &mut self.memory;
-        memory[usize::from(register::STATUS_B)] = STATUS_B_24_HOURS;
         let mut set = |at: usize, value: u16| memory[at..at + 2].copy_from_slice(&value.to_le_bytes());
         let in_units = |bytes: u64, unit: u64| u16::try_from(bytes / unit).unwrap_or(u16::MAX);
         let above = |start: u64| config.ram_bytes.saturating_sub(start);
@@ -53,138 +146,459 @@ impl Rtc {
         self.selected = value & 0x7f;
     }
 
-    /// Reads port 0x71.
-    pub(crate) fn read(&self, now: Nanoseconds) -> u8 {
-        let time = || DateTime::from_unix(self.boot_time.saturating_add(now.seconds()));
+    /// Reads port 0x71. The level of [`interrupt`](Self::interrupt) may change.
+    pub(crate) fn read(&mut self, now: Nanoseconds) -> u8 {
         match self.selected {
-            0 => self.encode(time().second),
-            2 => self.encode(time().minute),
-            4 => self.encode(time().hour),
-            6 => self.encode(time().weekday),
-            7 => self.encode(time().day),
-            8 => self.encode(time().month),
-            9 => self.encode((time().year % 100) as u8),
-            register::CENTURY => self.encode((time().year / 100 % 100) as u8),
-            register::STATUS_A => STATUS_A,
-            register::STATUS_C => 0,
+            register::STATUS_A => self.get(register::STATUS_A) | self.update_in_progress(now),
+            register::STATUS_C => {
+                self.advance(now);
+                let flags = core::mem::take(&mut self.memory[usize::from(register::STATUS_C)]);
+                if flags & self.get(register::STATUS_B) & INTERRUPTS != 0 { flags | INTERRUPT_REQUEST } else { flags }
+            }
             register::STATUS_D => STATUS_D,
-            other => self.memory[usize::from(other)],
+            other => match (register::TIME.contains(&other), self.updates(now)) {
+                (true, Some(updates)) => self.encode(other, self.time(updates)),
+                _ => self.get(other),
+            },
         }
     }
 
-    /// Writes port 0x71. The time can't be set; the format is always that of 24 hours.
-    pub(crate) fn write(&mut self, value: u8) {
-        self.memory[usize::from(self.selected)] =
-            if self.selected == register::STATUS_B { value | STATUS_B_24_HOURS } else { value };
+    /// Writes port 0x71. As for [`read`](Self::read).
+    pub(crate) fn write(&mut self, value: u8, now: Nanoseconds) {
+        self.write_register(self.selected, value, now);
     }
 
-    fn encode(&self, value: u8) -> u8 {
-        match self.memory[usize::from(register::STATUS_B)] & STATUS_B_BINARY {
-            0 => ((value / 10) << 4) | (value % 10),
-            _ => value,
+    fn write_register(&mut self, register: u8, value: u8, now: Nanoseconds) {
+        match register {
+            register::STATUS_C | register::STATUS_D => {}
+            register::STATUS_A | register::STATUS_B => self.change(now, |rtc| {
+                let value = if register == register::STATUS_A { value & !UPDATE_IN_PROGRESS } else { value };
+                rtc.memory[usize::from(register)] = value;
+                rtc.change_divider(now);
+            }),
+            _ if register::TIME.contains(&register) => self.set_time(register, value, now),
+            _ => {
+                self.advance(now);
+                self.memory[usize::from(register)] = value;
+            }
         }
     }
-}
 
-/// A day and time of the Gregorian calendar, UTC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct DateTime {
-    year: u64,
-    month: u8,
-    day: u8,
-    /// 1 is Sunday.
-    weekday: u8,
-    hour: u8,
-    minute: u8,
-    second: u8,
-}
-
-impl DateTime {
-    fn from_unix(seconds: u64) -> Self {
-        const DAY: u64 = 24 * 60 * 60;
-        let (days, second_of_day) = (seconds / DAY, seconds % DAY);
-        // Years that start in March, counted from 0000-03-01, have their leap day last; 400 of them are 146,097 days.
-        let days_from_march_0 = days + 719_468;
-        let (era, day_of_era) = (days_from_march_0 / 146_097, days_from_march_0 % 146_097);
-        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        // Five months from March or August on have 153 days.
-        let month_from_march = (5 * day_of_year + 2) / 153;
-        let month = (month_from_march + 2) % 12 + 1;
-        Self {
-            year: era * 400 + year_of_era + u64::from(month <= 2),
-            month: month as u8,
-            day: (day_of_year - (153 * month_from_march + 2) / 5 + 1) as u8,
-            weekday: ((days + 4) % 7 + 1) as u8,
-            hour: (second_of_day / 3600) as u8,
-            minute: (second_of_day / 60 % 60) as u8,
-            second: (second_of_day % 60) as u8,
+    /// Does what may hold the clock or let it go on: the time goes to its registers, or is taken from them.
+    fn change(&mut self, now: Nanoseconds, change: impl FnOnce(&mut Self)) {
+        self.advance(now);
+        let held = self.updates(now).map(|updates| {
+            let time = self.time(updates);
+            register::TIME.map(|register| self.encode(register, time))
+        });
+        change(self);
+        match (held, self.updates(now)) {
+            (Some(registers), None) => {
+                for (register, value) in register::TIME.into_iter().zip(registers) {
+                    self.memory[usize::from(register)] = value;
+                }
+            }
+            (None, Some(updates)) => self.take_time(updates),
+            _ => {}
         }
+    }
+
+    fn change_divider(&mut self, now: Nanoseconds) {
+        let runs = self.get(register::STATUS_A) & DIVIDER < DIVIDER_STOPPED;
+        self.divider = match self.divider {
+            _ if !runs => None,
+            None => Some(Divider { since: now, lead: SECOND - FIRST_UPDATE }),
+            running => running,
+        };
+    }
+
+    /// Sets one of the time's registers. While the clock runs, the others are what they are now.
+    fn set_time(&mut self, register: u8, value: u8, now: Nanoseconds) {
+        self.advance(now);
+        let updates = self.updates(now);
+        if let Some(updates) = updates {
+            let time = self.time(updates);
+            for register in register::TIME {
+                self.memory[usize::from(register)] = self.encode(register, time);
+            }
+        }
+        self.memory[usize::from(register)] = value;
+        if let Some(updates) = updates {
+            self.take_time(updates);
+        }
+    }
+
+    /// The clock goes on with the time of its registers. A month that is none counts as the nearest one.
+    fn take_time(&mut self, updates: u64) {
+        let binary = |register| self.decode(self.get(register));
+        let year = u64::from(binary(register::CENTURY)) * 100 + u64::from(binary(register::YEAR));
+        let time = DateTime {
+            year,
+            month: binary(register::MONTH).clamp(1, 12),
+            day: binary(register::DAY),
+            weekday: binary(register::WEEKDAY),
+            hour: self.decode_hour(self.get(register::HOURS)),
+            minute: binary(register::MINUTES),
+            second: binary(register::SECONDS),
+        };
+        let unix = time.to_unix();
+        self.weekday_offset = (time.weekday + 7 - DateTime::from_unix(unix).weekday % 7) % 7;
+        self.base = unix.wrapping_sub(updates as i64);
+    }
+
+    /// The level of IRQ 8, as of the last [`advance`](Self::advance).
+    pub(crate) fn interrupt(&self) -> bool {
+        self.get(register::STATUS_C) & self.get(register::STATUS_B) & INTERRUPTS != 0
+    }
+
+    /// Whether it may interrupt.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.get(register::STATUS_B) & INTERRUPTS != 0
+    }
+
+    /// When the next interrupt is due, if it can be waited for: no flag is up that only a read of C takes down.
+    pub(crate) fn next_deadline(&self) -> Option<Nanoseconds> {
+        let divider = self.divider.filter(|_| !self.interrupt())?;
+        let enabled = |flag| self.get(register::STATUS_B) & flag != 0;
+        let updates = self.updates(self.seen);
+        let second = |updates: u64| divider.at(Nanoseconds(updates.saturating_mul(SECOND)));
+        let period = self.period().filter(|_| enabled(PERIODIC)).map(|period| {
+            let next = divider.periods(self.seen, period) + 1;
+            divider.at(Nanoseconds::from_ticks(next * period, CRYSTAL_HERTZ))
+        });
+        let update = updates.filter(|_| enabled(UPDATED)).map(|updates| second(updates + 1));
+        let alarm = updates
+            .filter(|_| enabled(ALARM))
+            .and_then(|updates| Some(second(updates + self.seconds_to_alarm(self.base.wrapping_add(updates as i64))?)));
+        period.into_iter().chain(update).chain(alarm).min()
+    }
+
+    /// Sets the flags of what has happened by now.
+    pub(crate) fn advance(&mut self, now: Nanoseconds) {
+        let seen = core::mem::replace(&mut self.seen, now);
+        let Some(divider) = self.divider else { return };
+        let mut flags = 0;
+        if let Some(period) = self.period()
+            && divider.periods(seen, period) != divider.periods(now, period)
+        {
+            flags |= PERIODIC;
+        }
+        if let (Some(before), Some(updates)) = (self.updates(seen), self.updates(now))
+            && before != updates
+        {
+            flags |= UPDATED;
+            let to_alarm = self.seconds_to_alarm(self.base.wrapping_add(before as i64));
+            if to_alarm.is_some_and(|seconds| seconds <= updates - before) {
+                flags |= ALARM;
+            }
+        }
+        self.memory[usize::from(register::STATUS_C)] |= flags;
+    }
+
+    /// The divider's count of updates; none while the clock is held.
+    fn updates(&self, now: Nanoseconds) -> Option<u64> {
+        let divider = self.divider.filter(|_| self.get(register::STATUS_B) & SET == 0)?;
+        Some(divider.updates(now))
+    }
+
+    fn update_in_progress(&self, now: Nanoseconds) -> u8 {
+        let runs = self.get(register::STATUS_B) & SET == 0;
+        let elapsed = self.divider.filter(|_| runs).map(|divider| divider.elapsed(now).0 % SECOND);
+        if elapsed.is_some_and(|elapsed| elapsed >= SECOND - UIP_TIME) { UPDATE_IN_PROGRESS } else { 0 }
+    }
+
+    /// The crystal's ticks in a period; none if there is no periodic interrupt.
+    fn period(&self) -> Option<u64> {
+        match self.get(register::STATUS_A) & RATE {
+            0 => None,
+            // The two fastest rates are those of 8 and 9 with this crystal.
+            rate @ 1..=2 => Some(1 << (rate + 6)),
+            rate => Some(1 << (rate - 1)),
+        }
+    }
+
+    fn get(&self, register: u8) -> u8 {
+        self.memory[usize::from(register)]
+    }
+
+    fn time(&self, updates: u64) -> DateTime {
+        let mut time = DateTime::from_unix(self.base.wrapping_add(updates as i64));
+        time.weekday = (time.weekday - 1 + self.weekday_offset) % 7 + 1;
+        time
+    }
+
+    fn encode(&self, register: u8, time: DateTime) -> u8 {
+        self.encode_byte(match register {
+            register::SECONDS => time.second,
+            register::MINUTES => time.minute,
+            register::HOURS => return self.encode_hour(time.hour),
+            register::WEEKDAY => time.weekday,
+            register::DAY => time.day,
+            register::MONTH => time.month,
+            register::YEAR => (time.year % 100) as u8,
+            _ => (time.year / 100 % 100) as u8,
+        })
+    }
+
+    fn has(&self, format: u8) -> bool {
+        self.get(register::STATUS_B) & format != 0
+    }
+
+    fn encode_byte(&self, value: u8) -> u8 {
+        if self.has(BINARY) { value } else { ((value / 10) << 4) | (value % 10) }
+    }
+
+    fn encode_hour(&self, hour: u8) -> u8 {
+        if self.has(HOURS_24) {
+            return self.encode_byte(hour);
+        }
+        let of_12 = self.encode_byte((hour + 11) % 12 + 1);
+        if hour < 12 { of_12 } else { of_12 | PM }
+    }
+
+    fn decode(&self, byte: u8) -> u8 {
+        if self.has(BINARY) { byte } else { (byte >> 4) * 10 + (byte & 0xf) }
+    }
+
+    fn decode_hour(&self, byte: u8) -> u8 {
+        if self.has(HOURS_24) {
+            return self.decode(byte);
+        }
+        self.decode(byte & !PM) % 12 + if byte & PM != 0 { 12 } else { 0 }
+    }
+
+    /// How many seconds after `unix` the alarm's time comes; none if it never does.
+    fn seconds_to_alarm(&self, unix: i64) -> Option<u64> {
+        let matches = |register, now| self.get(register) & ANY == ANY || self.get(register) == now;
+        let mut second = 1;
+        // Each time of the day comes once a day.
+        while second <= 24 * 60 * 60 {
+            let time = DateTime::from_unix(unix.wrapping_add(second));
+            let to_next_minute = i64::from(60 - time.second);
+            if !matches(register::HOURS_ALARM, self.encode_hour(time.hour)) {
+                second += to_next_minute + 60 * i64::from(59 - time.minute);
+            } else if !matches(register::MINUTES_ALARM, self.encode_byte(time.minute)) {
+                second += to_next_minute;
+            } else if !matches(register::SECONDS_ALARM, self.encode_byte(time.second)) {
+                second += 1;
+            } else {
+                return Some(second.unsigned_abs());
+            }
+        }
+        None
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    fn rtc(ram_bytes: u64, boot_time: u64) -> Rtc {
-        Rtc::new(&BoardConfig { ram_bytes, cpus: 4, boot_time })
+    const MS: u64 = 1_000_000;
+
+    fn config(ram_bytes: u64, boot_time: u64) -> BoardConfig {
+        BoardConfig { ram_bytes, cpus: 4, boot_time }
     }
 
-    fn read(rtc: &mut Rtc, register: u8, seconds: u64) -> u8 {
+    fn rtc(boot_time: u64) -> Rtc {
+        Rtc::new(&config(64 << 20, boot_time))
+    }
+
+    fn ms(milliseconds: u64) -> Nanoseconds {
+        Nanoseconds(milliseconds * MS)
+    }
+
+    fn read(rtc: &mut Rtc, register: u8, milliseconds: u64) -> u8 {
         rtc.select(register);
-        rtc.read(Nanoseconds(seconds * 1_000_000_000))
+        rtc.read(ms(milliseconds))
     }
 
-    #[test]
-    fn the_calendar() {
-        let date = |seconds| {
-            let time = DateTime::from_unix(seconds);
-            (time.year, time.month, time.day, time.weekday, time.hour, time.minute, time.second)
-        };
-        assert_eq!(date(0), (1970, 1, 1, 5, 0, 0, 0));
-        assert_eq!(date(951_782_399), (2000, 2, 28, 2, 23, 59, 59));
-        assert_eq!(date(951_782_400), (2000, 2, 29, 3, 0, 0, 0));
-        assert_eq!(date(1_709_251_199), (2024, 2, 29, 5, 23, 59, 59));
-        assert_eq!(date(1_735_689_599), (2024, 12, 31, 3, 23, 59, 59));
-        assert_eq!(date(4_107_542_400), (2100, 3, 1, 2, 0, 0, 0));
+    fn write(rtc: &mut Rtc, register: u8, value: u8, milliseconds: u64) {
+        rtc.select(register);
+        rtc.write(value, ms(milliseconds));
     }
 
-    #[test]
-    fn days_follow_one_another() {
-        let mut before = DateTime::from_unix(0);
-        for day in 1..200_000 {
-            let now = DateTime::from_unix(day * 86_400);
-            let next_day = now.day == before.day + 1 && (now.year, now.month) == (before.year, before.month);
-            let next_month = now.day == 1 && before.day >= 28 && now.month == before.month % 12 + 1;
-            assert!(next_day || next_month, "{before:?} {now:?}");
-            assert_eq!(now.weekday, before.weekday % 7 + 1);
-            before = now;
-        }
+    const DATE: [u8; 7] = [0, 2, 4, 7, 8, 9, 0x32];
+
+    fn date(rtc: &mut Rtc, milliseconds: u64) -> [u8; 7] {
+        DATE.map(|register| read(rtc, register, milliseconds))
+    }
+
+    /// The next interrupt, and that it comes at its time and not before.
+    fn next(rtc: &mut Rtc) -> Nanoseconds {
+        let due = rtc.next_deadline().unwrap();
+        rtc.advance(Nanoseconds(due.0 - 1));
+        assert!(!rtc.interrupt(), "before {due:?}");
+        rtc.advance(due);
+        assert!(rtc.interrupt(), "at {due:?}");
+        assert_eq!(rtc.next_deadline(), None, "the line is high");
+        due
     }
 
     #[test]
     fn the_time_runs_from_the_start_in_bcd_or_binary() {
-        let mut rtc = rtc(64 << 20, 1_735_689_599);
-        let date = |rtc: &mut Rtc, seconds| [0, 2, 4, 7, 8, 9, 0x32].map(|register| read(rtc, register, seconds));
+        let mut rtc = rtc(1_735_689_599);
         assert_eq!(date(&mut rtc, 0), [0x59, 0x59, 0x23, 0x31, 0x12, 0x24, 0x20]);
-        assert_eq!(date(&mut rtc, 1), [0, 0, 0, 1, 1, 0x25, 0x20]);
-        rtc.select(0x8b);
-        rtc.write(0x04);
-        assert_eq!(read(&mut rtc, 0x0b, 0), 0x06, "24 hours stay");
-        assert_eq!(date(&mut rtc, 0), [59, 59, 23, 31, 12, 24, 20]);
+        assert_eq!(date(&mut rtc, 1000), [0, 0, 0, 1, 1, 0x25, 0x20]);
+        write(&mut rtc, 0x8b, 0x06, 1000);
+        assert_eq!(date(&mut rtc, 1000), [0, 0, 0, 1, 1, 25, 20]);
     }
 
     #[test]
-    fn no_update_is_in_progress_and_the_battery_is_good() {
-        let mut rtc = rtc(64 << 20, 0);
-        assert_eq!([0x0a, 0x0c, 0x0d].map(|register| read(&mut rtc, register, 0)), [0x26, 0, 0x80]);
+    fn hours_of_12_have_a_bit_for_the_afternoon() {
+        let mut rtc = rtc(0);
+        write(&mut rtc, 0x0b, 0, 0);
+        let hours = [0, 1, 11, 12, 13, 23].map(|hour| read(&mut rtc, 4, hour * 3_600_000));
+        assert_eq!(hours, [0x12, 0x01, 0x11, 0x92, 0x81, 0x91]);
+        for (hour, expected) in hours.into_iter().zip([0, 1, 11, 12, 13, 23]) {
+            write(&mut rtc, 4, hour, 100_000_000);
+            assert_eq!(rtc.time(rtc.updates(ms(100_000_000)).unwrap()).hour, expected);
+        }
+    }
+
+    #[test]
+    fn an_update_is_in_progress_before_each_second() {
+        let mut rtc = rtc(0);
+        let mut at = |ns| {
+            rtc.select(0x0a);
+            rtc.read(Nanoseconds(ns))
+        };
+        let [before, first, last, after] = [SECOND - UIP_TIME - 1, SECOND - UIP_TIME, SECOND - 1, SECOND].map(&mut at);
+        assert_eq!([before, first, last, after], [0x26, 0xa6, 0xa6, 0x26]);
+        write(&mut rtc, 0x0b, 0x82, 1500);
+        rtc.select(0x0a);
+        assert_eq!(rtc.read(Nanoseconds(2 * SECOND - 1)), 0x26, "the clock is held");
+    }
+
+    #[test]
+    fn flags_show_what_has_happened_until_they_are_read() {
+        let mut rtc = rtc(0);
+        write(&mut rtc, 0x0a, 0x20, 0);
+        assert_eq!(read(&mut rtc, 0x0c, 999), 0);
+        assert_eq!(read(&mut rtc, 0x0c, 1000), UPDATED);
+        assert_eq!(read(&mut rtc, 0x0c, 1001), 0, "read once");
+        write(&mut rtc, 0x0a, 0x26, 1001);
+        assert_eq!(read(&mut rtc, 0x0c, 1003), PERIODIC, "no interrupt is enabled");
+        write(&mut rtc, 0x0b, PERIODIC | HOURS_24, 1003);
+        assert_eq!(read(&mut rtc, 0x0c, 1003), 0);
+        assert_eq!(read(&mut rtc, 0x0c, 1005), INTERRUPT_REQUEST | PERIODIC);
+        assert_eq!(
+            [0x0c, 0x0d].map(|register| {
+                write(&mut rtc, register, 0xff, 1005);
+                read(&mut rtc, register, 1005)
+            }),
+            [0, 0x80],
+            "they are read-only"
+        );
+    }
+
+    #[test]
+    fn periodic_interrupts_have_the_rate_that_was_chosen() {
+        for (rate, hertz) in [(1, 256), (2, 128), (3, 8192), (6, 1024), (8, 256), (15, 2)] {
+            let mut rtc = rtc(0);
+            write(&mut rtc, 0x0a, 0x20 | rate, 0);
+            write(&mut rtc, 0x0b, PERIODIC | HOURS_24, 0);
+            for n in 1..10 {
+                assert_eq!(next(&mut rtc), Nanoseconds::from_ticks(n, hertz), "rate {rate}");
+                rtc.select(0x0c);
+                assert_eq!(rtc.read(rtc.seen) & (INTERRUPT_REQUEST | PERIODIC), INTERRUPT_REQUEST | PERIODIC);
+            }
+        }
+    }
+
+    #[test]
+    fn an_interrupt_comes_with_each_update() {
+        let mut rtc = rtc(0);
+        write(&mut rtc, 0x0b, UPDATED | HOURS_24, 300);
+        for second in 1..5 {
+            assert_eq!(next(&mut rtc), ms(second * 1000));
+            assert_eq!(read(&mut rtc, 0x0c, second * 1000 + 100) & !PERIODIC, INTERRUPT_REQUEST | UPDATED);
+        }
+        write(&mut rtc, 0x0b, SET | UPDATED | HOURS_24, 5300);
+        assert_eq!(rtc.next_deadline(), None);
+    }
+
+    #[test]
+    fn an_alarm_comes_at_its_time_and_at_any_if_that_is_wanted() {
+        let [seconds, minutes, hours] = [1, 3, 5];
+        let cases: [([u8; 3], Option<u64>); 7] = [
+            ([0x00, 0x00, 0x00], Some(86_400)),
+            ([0x01, 0x00, 0x00], Some(1)),
+            ([0x30, 0x15, 0x23], Some(23 * 3600 + 15 * 60 + 30)),
+            ([0xff, 0xc0, 0xff], Some(1)),
+            ([0x05, 0xff, 0xff], Some(5)),
+            ([0x00, 0x10, 0xff], Some(600)),
+            ([0x7a, 0xff, 0xff], None),
+        ];
+        for (alarm, expected) in cases {
+            let mut rtc = rtc(0);
+            for (register, value) in [seconds, minutes, hours].into_iter().zip(alarm) {
+                write(&mut rtc, register, value, 0);
+                assert_eq!(read(&mut rtc, register, 0), value);
+            }
+            write(&mut rtc, 0x0b, ALARM | HOURS_24, 0);
+            assert_eq!(rtc.next_deadline(), expected.map(|seconds| ms(seconds * 1000)), "{alarm:x?}");
+            if expected.is_some() {
+                next(&mut rtc);
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_is_set_at_once_or_while_the_clock_is_held() {
+        let mut rtc = rtc(1_735_689_599);
+        write(&mut rtc, 2, 0x10, 500);
+        assert_eq!(date(&mut rtc, 999), [0x59, 0x10, 0x23, 0x31, 0x12, 0x24, 0x20]);
+        assert_eq!(date(&mut rtc, 1000)[..2], [0, 0x11], "the second goes on");
+        write(&mut rtc, 0x0b, SET | HOURS_24, 1000);
+        for (register, value) in DATE.into_iter().zip([0x58, 0x59, 0x23, 0x28, 0x02, 0x00, 0x20]) {
+            write(&mut rtc, register, value, 2500);
+        }
+        assert_eq!(date(&mut rtc, 9_000_000), [0x58, 0x59, 0x23, 0x28, 0x02, 0x00, 0x20], "it is held");
+        write(&mut rtc, 0x0b, HOURS_24, 9_000_500);
+        assert_eq!(date(&mut rtc, 9_001_500), [0x59, 0x59, 0x23, 0x28, 0x02, 0x00, 0x20]);
+        assert_eq!(date(&mut rtc, 9_002_000), [0, 0, 0, 0x29, 0x02, 0x00, 0x20], "a leap year");
+    }
+
+    #[test]
+    fn the_day_of_the_week_is_the_guests() {
+        let mut rtc = rtc(0);
+        assert_eq!(read(&mut rtc, 6, 0), 5, "1970 began on a Thursday");
+        write(&mut rtc, 6, 1, 0);
+        let week = [0, 1, 5, 6, 7].map(|day| read(&mut rtc, 6, day * 86_400_000));
+        assert_eq!(week, [1, 2, 6, 7, 1]);
+    }
+
+    #[test]
+    fn the_first_update_comes_half_a_second_after_the_dividers_reset() {
+        let mut rtc = rtc(0);
+        write(&mut rtc, 0x0b, UPDATED | PERIODIC | HOURS_24, 0);
+        write(&mut rtc, 0x0a, 0x76, 100);
+        read(&mut rtc, 0x0c, 100);
+        assert_eq!(rtc.next_deadline(), None, "the divider is reset");
+        write(&mut rtc, 0, 0x30, 5000);
+        assert_eq!(read(&mut rtc, 0, 50_000), 0x30);
+        write(&mut rtc, 0x0a, 0x20, 60_250);
+        assert_eq!(next(&mut rtc), ms(60_750));
+        assert_eq!(read(&mut rtc, 0, 60_750), 0x31);
+    }
+
+    #[test]
+    fn a_reset_keeps_the_time_and_takes_the_interrupts_away() {
+        let mut rtc = rtc(0);
+        write(&mut rtc, 0x0b, INTERRUPTS | BINARY | HOURS_24, 0);
+        write(&mut rtc, 4, 17, 0);
+        write(&mut rtc, 0x40, 0xa5, 0);
+        rtc.reset(&config(64 << 20, 0), ms(1500));
+        assert!(!rtc.is_armed() && !rtc.interrupt());
+        assert_eq!(rtc.get(0x0c), 0);
+        assert_eq!([4, 0x0a, 0x0b, 0x40].map(|register| read(&mut rtc, register, 1600)), [0x17, 0x26, 2, 0xa5]);
     }
 
     #[test]
     fn memory_sizes() {
-        let mut small = rtc(8 << 20, 0);
-        let mut large = rtc(3 << 30, 0);
+        let mut small = Rtc::new(&config(8 << 20, 0));
+        let mut large = Rtc::new(&config(3 << 30, 0));
         let word = |rtc: &mut Rtc, at| u16::from_le_bytes([read(rtc, at, 0), read(rtc, at + 1, 0)]);
         assert_eq!([0x15, 0x17, 0x30, 0x34].map(|at| word(&mut small, at)), [640, 7 << 10, 7 << 10, 0]);
         assert_eq!([0x17, 0x34].map(|at| word(&mut large, at)), [0xffff, (((3 << 30) - (16 << 20)) >> 16) as u16]);
@@ -193,9 +607,27 @@ mod tests {
 
     #[test]
     fn the_rest_is_memory() {
-        let mut rtc = rtc(64 << 20, 0);
-        rtc.select(0x40);
-        rtc.write(0xa5);
+        let mut rtc = rtc(0);
+        write(&mut rtc, 0x40, 0xa5, 0);
         assert_eq!(read(&mut rtc, 0xc0, 0), 0xa5);
+    }
+
+    proptest! {
+        /// What a guest may write, at any time; a deadline is when the line goes up, and not before.
+        #[test]
+        fn a_deadline_is_when_the_next_interrupt_comes(
+            writes in prop::collection::vec((0u8..0x10, any::<u8>(), 0u64..3_000_000_000), 0..20),
+        ) {
+            let (mut rtc, mut now) = (rtc(1_735_689_599), 0);
+            for (register, value, later) in writes {
+                now += later;
+                rtc.select(register);
+                rtc.write(value, Nanoseconds(now));
+            }
+            if let Some(due) = rtc.next_deadline() {
+                prop_assert!(due.0 > rtc.seen.0);
+                next(&mut rtc);
+            }
+        }
     }
 }
