@@ -5,11 +5,13 @@
 use abi::ports::COM1;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use crate::apic::{Apic, Delivery};
 use crate::boot::Boot;
 use crate::exit::GuestStatus;
 use crate::hypercall::Microhv;
 use crate::ktap::{self, Case, Outcome};
 use crate::ram::{self, Area};
+use crate::smp::Cpu;
 use crate::{cases, check, check_eq, clock, console, port, println};
 
 /// A byte of CMOS memory that neither IBM nor SeaBIOS has a use for.
@@ -37,10 +39,11 @@ pub struct Mode {
 
 /// Resets the machine by each way, and reports on the last beginning.
 pub fn run(boot: &Boot, mode: &Mode) -> GuestStatus {
-    let ways: [(_, fn()); 4] = [
-        ("the reset control register", || port::write8(RESET_CONTROL, 6)),
+    let ways: [(_, fn()); 5] = [
+        ("the reset control register", by_reset_control),
         ("the keyboard controller", || port::write8(KEYBOARD, 0xfe)),
         ("port 0x92", || port::write8(SYSTEM_CONTROL, 3)),
+        ("INIT to the boot processor", || Apic::here().send(Delivery::Init, Cpu::new(0).into())),
         ("a triple fault", mode.triple_fault),
     ];
     let begins: &[Case<(&Boot, &Mode)>] = cases![the_machine_begins_as_at_first];
@@ -59,6 +62,11 @@ pub fn run(boot: &Boot, mode: &Mode) -> GuestStatus {
     clock::wait(clock::seconds(1));
     println!("Bail out! the machine is not reset by {name}");
     GuestStatus::Failed
+}
+
+/// Resets the machine by its reset control register, which takes a moment on some.
+pub(crate) fn by_reset_control() {
+    port::write8(RESET_CONTROL, 6);
 }
 
 /// How often this was called since the machine was switched on.

@@ -18,7 +18,7 @@ impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
     /// next, and no failure that a test has planned is left.
     pub fn clear(&mut self, from: Gpa) -> Option<Gpa> {
         if from.raw() == 0 {
-            self.vm.account().pool.lock().fail(self.vm.host().frames(), PlannedFailures::None);
+            self.vm.account().pool.lock().fail(PlannedFailures::None);
             self.keep_flushes();
         }
         let part = part(self.vm.ram, from.raw())?;

@@ -129,7 +129,15 @@ impl<'m, F: Nested, H: HostMemory> Ending<'m, F, H> {
             return EndingStep::Preempted;
         }
         let free = |_, size, leaf: Leaf| account.pool.lock().free(host.frames(), leaf.pfn, size);
-        if self.nested.free_until(&preempted, free) { EndingStep::Done } else { EndingStep::Preempted }
+        if !self.nested.free_until(&preempted, free) {
+            return EndingStep::Preempted;
+        }
+        while account.pool.lock().empty_some(host.frames()) {
+            if preempted() {
+                return EndingStep::Preempted;
+            }
+        }
+        EndingStep::Done
     }
 
     /// Gives up waiting for grace periods: a page that should have come back long ago is lost. Its frame will be missing.

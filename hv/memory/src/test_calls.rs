@@ -376,7 +376,7 @@ impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
             AllocationFailures::All => PlannedFailures::All,
             AllocationFailures::Nth(n) => PlannedFailures::Nth(n.get()),
         };
-        self.vm.account().pool.lock().fail(self.vm.host().frames(), failures);
+        self.vm.account().pool.lock().fail(failures);
         0
     }
 

@@ -226,6 +226,18 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
         })
     }
 
+    /// A step of [`populate`](Self::populate): a large page is cleared in several. Whether all is mapped.
+    pub(crate) fn populate_some(&self, at: Gpa, bytes: u64) -> Result<bool, MemoryError> {
+        let mut all = true;
+        self.for_each_page(at, bytes, |gpa, _| {
+            // To touch a page that is mapped would forget the one that was begun.
+            let is_mapped = || self.vm.tree.translate(self.cpu.read(), gpa).is_some();
+            all = all && (is_mapped() || self.touch(gpa, false)? == Touched::Mapped);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
     /// Has these bytes read as zeroes, before the VM's guest runs: those of pages that are not mapped do already, and stay as they are.
     pub(crate) fn zero_mapped(&self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
         self.for_each_page(at, bytes, |gpa, length| {

@@ -19,6 +19,10 @@ impl<F: Nested, H: HostMemory> GuestMemory for View<'_, '_, F, H> {
         self.write_bytes(at, bytes)
     }
 
+    fn prepare(&mut self, at: Gpa, bytes: u64) -> Result<bool, MemoryError> {
+        self.populate_some(at, bytes)
+    }
+
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
         self.zero_mapped(at, bytes)
     }

@@ -105,8 +105,11 @@ impl<B: Backend<Tables: Nested>> VcpuTask<B> {
         let guest = &*self.guest;
         let index = self.context.index();
         let is_boot = index == 0;
-        guest.memory.forget(&self.view);
-        self.view = ViewState::new();
+        // Later turns of a restart go on with what an earlier one has begun there.
+        if self.restart.is_none() {
+            guest.memory.forget(&self.view);
+            self.view = ViewState::new();
+        }
         self.due = Instant::NEVER;
         let view = guest.memory.view_of(index, cpu, &mut self.tlb, &self.view);
         let (context, host) = (&mut self.context, Slice { guest, schedule: slice, reports: self.reports });

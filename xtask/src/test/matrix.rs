@@ -368,7 +368,7 @@ const RESET: Row = Row {
     source: Source::Guest("reset"),
     vcpus: 3,
     on_reset: OnReset::Restart,
-    hypervised: Expected { line: "reset 4: triple fault in the guest; the VM begins anew", ..PASS },
+    hypervised: Expected { line: "reset 5: triple fault in the guest; the VM begins anew", ..PASS },
     ..LONG
 };
 const RESET32: Row = Row { name: "reset32", source: Source::Guest("reset32"), ..RESET };

@@ -81,8 +81,8 @@ fn frames_that_another_vm_has_taken_are_missing() {
     while world.view().hurry_back() {
         world.cpu.quiescent();
     }
-    world.fail(crate::pool::PlannedFailures::None);
     let frames = domain.platform().frames();
+    world.memory.account().pool.lock().empty(frames);
     let taken: Vec<_> = core::iter::from_fn(|| frames.alloc_contiguous(1)).collect();
     let statuses = loop {
         match restart.run(&mut world.view(), &rom, 1, || Instant::new(0), |_| true) {

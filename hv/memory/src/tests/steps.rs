@@ -3,7 +3,7 @@
 use super::world::{World, config};
 use crate::arena::Arena;
 use crate::ending::EndingStep;
-use crate::pool::PlannedFailures;
+use crate::pool::{PREZEROED, PlannedFailures};
 use crate::{Ending, EndingStatus, EndingTimes, HostMemory};
 use abi::hypercall::{Mapped, Refused, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize};
@@ -104,6 +104,26 @@ fn a_vm_ends_in_steps() {
         let steps = end(memory.end(), &mut cpu);
         assert!(steps >= least, "{steps} steps");
     }
+}
+
+#[test]
+fn an_ending_gives_the_frames_at_hand_back_in_steps() {
+    let domain = Arena::domain(12_000);
+    let world = World::new(&domain, &small(4 * MIB, Paging::Nested));
+    world.memory.prezero(|| false);
+    let World { memory, mut cpu, .. } = world;
+    let available = || domain.platform().frames().available();
+    let (before, mut ending) = (available(), memory.end());
+    let mut given = std::vec![before];
+    while ending.step(&mut cpu, || true) != EndingStep::Done {
+        given.push(available());
+    }
+    given.push(available());
+    assert!(available() - before >= PREZEROED / 2, "{given:?}");
+    assert!(given.windows(2).all(|step| step[1] - step[0] <= 64), "{given:?}");
+    let left = available();
+    ending.finish(&cpu);
+    assert_eq!(available(), left, "nothing is left for the last step");
 }
 
 /// A bug elsewhere: a page is taken and counted, and is on no CPU's list.
