@@ -24,7 +24,7 @@ use rcu::{Cpu, Tlb};
 use sched::Instant;
 use spin::Mutex;
 use vm::cpuid::CpuModel;
-use vm::{EndReason, Stats, Stop, Vm};
+use vm::{EndReason, Stats, StatsReport, Stop, Vm};
 
 /// A VM's memory on this machine.
 type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
@@ -45,18 +45,8 @@ pub(super) struct Guest<F: Nested> {
     /// When the VM has to end.
     pub(super) limit: Instant,
     stats: Mutex<Stats>,
-    so_far: Mutex<SoFar>,
+    so_far: Mutex<StatsReport>,
     log: VmLog,
-}
-
-/// What the exits have cost when a report is asked for, as each vCPU adds its own.
-#[derive(Default)]
-struct SoFar {
-    /// The number of the report.
-    report: u32,
-    /// How many vCPUs have added to it.
-    vcpus: usize,
-    stats: Stats,
 }
 
 impl<F: Nested> Guest<F> {
@@ -171,18 +161,12 @@ impl<F: Nested> Guest<F> {
     #[inline(never)]
     pub(super) fn add_so_far(&self, report: u32, stats: &Stats) {
         let mut so_far = self.so_far.lock();
-        // A vCPU that is late would begin the report before anew.
-        if report < so_far.report {
-            return;
-        }
-        if so_far.report != report {
-            *so_far = SoFar { report, ..SoFar::default() };
+        let added = so_far.add(report, self.vm.vcpus(), stats);
+        if added.is_first {
             self.vm.raise_all(|vcpu| self.kick(vcpu));
         }
-        so_far.vcpus += 1;
-        so_far.stats.add(stats);
-        if so_far.vcpus == self.vm.vcpus() {
-            self.report(&format_args!("{EXITS_SO_FAR}\n{}", so_far.stats));
+        if added.is_last {
+            self.report(&format_args!("{EXITS_SO_FAR}\n{}", so_far.stats()));
         }
     }
 

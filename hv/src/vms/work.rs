@@ -112,7 +112,9 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
             self.attend();
         }
         slice.host_wants_at(console::next_poll());
-        self.ask_for_reports(slice.others());
+        if console::breaks() != self.reports {
+            self.ask_for_reports(slice.others());
+        }
         task.run(self.cpu, slice);
     }
 
@@ -120,7 +122,9 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
         tasks.iter().for_each(|task| task.idles(|| tasks.have_request() || until <= timer::now()));
         sleep(self.cpu, until, || tasks.have_request());
         self.has_slept = true;
-        self.ask_for_reports(tasks.iter());
+        if console::breaks() != self.reports {
+            self.ask_for_reports(tasks.iter());
+        }
     }
 
     fn reach_limit(&mut self, task: &mut CpuTask<B>) {
@@ -142,14 +146,14 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
 
 impl<B: Backend<Tables: Nested>> ScheduledCpu<'_, B> {
     /// Has vCPUs that sleep add to the reports that were asked for; one that runs looks for itself.
+    #[cold]
+    #[inline(never)]
     fn ask_for_reports<'t>(&mut self, sleeping: impl Iterator<Item = &'t CpuTask<B>>)
     where
         B: 't,
     {
-        if console::breaks() != self.reports {
-            self.reports = console::breaks();
-            sleeping.for_each(CpuTask::ask_for_report);
-        }
+        self.reports = console::breaks();
+        sleeping.for_each(CpuTask::ask_for_report);
     }
 
     /// What the machine needs of a CPU between two slices.

@@ -38,13 +38,22 @@ impl<N> Ended<N> {
     }
 
     /// The line that is printed when the VM ends. The only VM has none: its verdict is the run's.
-    pub fn line(&self) -> Option<impl fmt::Display>
-    where
-        N: fmt::Display,
-    {
-        let name = self.name.as_ref()?;
-        let verdict = VerdictLine { verdict: self.verdict(), text: &self.reason };
-        Some(fmt::from_fn(move |f| write!(f, "{name}: {verdict}")))
+    pub fn line(&self) -> Option<VmLine<'_, N>> {
+        Some(VmLine { name: self.name.as_ref()?, reason: &self.reason })
+    }
+}
+
+/// The line about one VM of several, when it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct VmLine<'e, N> {
+    name: &'e N,
+    reason: &'e EndReason,
+}
+
+impl<N: fmt::Display> fmt::Display for VmLine<'_, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, reason } = self;
+        write!(f, "{name}: {}", VerdictLine { verdict: reason.verdict(), text: reason })
     }
 }
 

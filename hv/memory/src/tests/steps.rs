@@ -197,7 +197,10 @@ fn an_ending_waits_ten_seconds_for_a_page_a_millisecond_at_a_time() {
     let World { memory, mut cpu, .. } = world;
     let (mut ending, clock) = (memory.end(), Cell::new(7));
     let waits = iter::from_fn(|| match ending.run(&mut cpu, &times(), || Instant::new(clock.get()), |_| false) {
-        EndingStatus::WaitsUntil(at) => Some(clock.set(at.ticks())),
+        EndingStatus::WaitsUntil(at) => {
+            clock.set(at.ticks());
+            Some(())
+        }
         status => {
             assert_eq!(status, EndingStatus::Done);
             None

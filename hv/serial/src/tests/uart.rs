@@ -42,7 +42,7 @@ impl UartPorts for &Script {
         match register {
             LSR => {
                 self.looks.set(self.looks.get() + 1);
-                let ready = self.looks.get() % self.ready_each == 0;
+                let ready = self.looks.get().is_multiple_of(self.ready_each);
                 let next = self.input.borrow().front().copied();
                 let broken = next == Some(None) && !self.has_broken.replace(true);
                 let bits = [
@@ -52,13 +52,7 @@ impl UartPorts for &Script {
                 ];
                 bits.into_iter().filter(|(is_set, _)| *is_set).fold(0, |bits, (_, bit)| bits | bit)
             }
-            IIR => {
-                if self.has_fifo {
-                    iir::FIFOS_ON
-                } else {
-                    0
-                }
-            }
+            IIR if self.has_fifo => iir::FIFOS_ON,
             DATA => {
                 self.has_broken.set(false);
                 self.input.borrow_mut().pop_front().flatten().unwrap_or(0)
