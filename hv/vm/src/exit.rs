@@ -6,7 +6,7 @@ use devices::Size;
 use emul::Gpr;
 use walk::ErrorCode;
 use x86::irq::{
-    DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+    DEBUG_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
 };
 
 /// Why the processor left the guest, with what the hardware told about it.
@@ -385,6 +385,8 @@ impl fmt::Debug for TaskSwitch {
 pub enum Instruction {
     /// INVD: done as WBINVD would be, that is not at all, since the caches are the host's.
     Invd,
+    /// INT1: a trap.
+    Int1,
     /// XSETBV: not offered.
     Xsetbv,
     /// RDPMC: no counter is offered (Intel SDM vol. 2, RDPMC: #GP for one that is not there).
@@ -406,6 +408,8 @@ pub enum Event {
 
 /// Exceptions that handlers raise.
 impl Event {
+    /// #DB.
+    pub const DEBUG: Self = Self::Exception(Exception::new(DEBUG_VECTOR, None));
     /// #UD.
     pub const UNDEFINED: Self = Self::Exception(Exception::new(INVALID_OPCODE_VECTOR, None));
     /// #DF.

@@ -120,6 +120,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             Exit::TaskSwitch(switch) => self.task_switch(vcpu, switch, host),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
+            Exit::Instruction(Instruction::Int1) => self.int1(vcpu),
             Exit::Instruction(Instruction::Rdpmc) => {
                 vcpu.inject(Event::GENERAL_PROTECTION);
                 Flow::Resume

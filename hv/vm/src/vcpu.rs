@@ -4,6 +4,7 @@ use crate::cpuid::Leaf;
 use crate::exit::{Event, Exit};
 use crate::task_switch::TaskState;
 use addr::Hpa;
+use arch::DR7_GD;
 use core::fmt;
 use emul::{Gpr, Known, Registers, Segment, real};
 
@@ -78,14 +79,35 @@ pub enum Emulated {
     Unable(&'static str),
 }
 
+/// What debug exceptions come of, and tell.
+pub trait DebugRegisters {
+    /// DR6.
+    fn dr6(&self) -> u64;
+    /// Sets it.
+    fn set_dr6(&mut self, dr6: u64);
+    /// DR7.
+    fn dr7(&self) -> u64;
+    /// Sets it.
+    fn set_dr7(&mut self, dr7: u64);
+}
+
 /// Interrupts, NMIs and exceptions on their way into the guest.
-pub trait Events {
+pub trait Events: DebugRegisters {
     /// Whether an external interrupt could be taken at the current instruction.
     fn interruptible(&self) -> bool;
     /// Whether the current instruction is in the interrupt shadow of an STI or a load of SS.
     fn in_interrupt_shadow(&self) -> bool;
     /// Delivers `event` at the next entry. At most one an entry.
-    fn inject(&mut self, event: Event);
+    ///
+    /// The handler of a #DB may access the debug registers (Intel SDM vol. 3, section 18.2.4): GD is cleared.
+    fn inject(&mut self, event: Event) {
+        if event == Event::DEBUG && self.dr7() & DR7_GD != 0 {
+            self.set_dr7(self.dr7() & !DR7_GD);
+        }
+        self.set_event(event);
+    }
+    /// As [`inject`](Self::inject), and nothing besides.
+    fn set_event(&mut self, event: Event);
     /// Whether something is to be delivered at the next entry already.
     fn injecting(&self) -> bool;
     /// Whether that is an event of which the last exit cut the delivery short. For a handler that has injected none yet.

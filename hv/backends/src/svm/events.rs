@@ -4,7 +4,7 @@ use super::vcpu::SvmVcpu;
 use super::vmcb::{self, event, exit_code, misc1};
 use crate::translation::Translation;
 use arch::RFLAGS_IF;
-use vm::{Event, Events, Registers};
+use vm::{DebugRegisters, Event, Events, Registers};
 use x86::irq::NONMASKABLE_INTERRUPT_VECTOR;
 
 /// The guest's progress with its last NMI. The processor does not report it, so IRET is intercepted while an NMI is handled (as
@@ -19,6 +19,25 @@ pub(super) enum Nmi {
     Returns { from: u64 },
 }
 
+impl<T: Translation> DebugRegisters for SvmVcpu<T> {
+    fn dr6(&self) -> u64 {
+        self.vmcb.save.dr6
+    }
+
+    fn set_dr6(&mut self, dr6: u64) {
+        self.vmcb.save.dr6 = dr6;
+    }
+
+    #[inline]
+    fn dr7(&self) -> u64 {
+        self.vmcb.save.dr7
+    }
+
+    fn set_dr7(&mut self, dr7: u64) {
+        self.vmcb.save.dr7 = dr7;
+    }
+}
+
 impl<T: Translation> Events for SvmVcpu<T> {
     #[inline]
     fn interruptible(&self) -> bool {
@@ -30,7 +49,7 @@ impl<T: Translation> Events for SvmVcpu<T> {
         self.vmcb.control.interrupt_state & vmcb::INTERRUPT_SHADOW != 0
     }
 
-    fn inject(&mut self, event: Event) {
+    fn set_event(&mut self, event: Event) {
         if event == Event::Nmi {
             self.nmi = Nmi::Handled;
             self.vmcb.control.intercept_misc1 |= misc1::IRET;

@@ -64,6 +64,7 @@ impl<T: Translation> SvmVcpu<T> {
             exit_code::PAUSE => Exit::ExternalInterrupt,
             exit_code::INVD => Exit::Instruction(Instruction::Invd),
             exit_code::RDPMC => Exit::Instruction(Instruction::Rdpmc),
+            exit_code::INT1 => Exit::Instruction(Instruction::Int1),
             exit_code::XSETBV => Exit::Instruction(Instruction::Xsetbv),
             exit_code::INVLPGA
             | exit_code::VMRUN

@@ -42,7 +42,8 @@ pub(super) fn write_controls(vmcb: &mut Vmcb, svm: &Svm) {
         | misc2::SKINIT
         | misc2::MONITOR
         | misc2::MWAIT
-        | misc2::XSETBV;
+        | misc2::XSETBV
+        | misc2::INT1;
     if svm.pause_filter {
         control.intercept_misc1 |= misc1::PAUSE;
         control.pause_filter_count = PAUSES_BEFORE_EXIT;

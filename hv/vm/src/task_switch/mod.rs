@@ -11,13 +11,14 @@ mod tss;
 
 pub use descriptor::{LoadedSegment, SegmentRegister};
 
+use crate::debug_traps::raise_debug;
 use crate::exit::{Event, Exception, TaskSwitch, TaskSwitchSource};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
 use crate::system::NotExecuted;
 use crate::trouble::Trouble;
 use crate::types::Types;
-use crate::vcpu::{Events, Vcpu};
+use crate::vcpu::{DebugRegisters, Events, Vcpu};
 use addr::Gva;
 use arch::{CR0_PG, CR0_TS, DR6_BT, DR7_LOCAL, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
 use descriptor::Descriptor;
@@ -25,7 +26,7 @@ use emul::{Gpr, Registers, Segment};
 use tss::{Dynamic, Format, LARGEST, State};
 use walk::{Access, Controls, Fault, Kind, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty};
 use x86::irq::{
-    DEBUG_VECTOR, DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR,
+    DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR,
     PAGE_FAULT_VECTOR, SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
 };
 
@@ -47,10 +48,6 @@ pub trait TaskState {
     fn complete_delivery(&mut self);
     /// An IRET has been carried out: the next NMI can be taken.
     fn unblock_nmis(&mut self);
-    /// DR6 and DR7.
-    fn debug_status(&self) -> (u64, u64);
-    /// Sets them.
-    fn set_debug_status(&mut self, dr6: u64, dr7: u64);
 }
 
 /// The new task of a switch.
@@ -228,9 +225,7 @@ impl<T: Types> ExitHandler<'_, T> {
             return Err(error(GENERAL_PROTECTION_FAULT_VECTOR, 0, switch));
         }
         if traps {
-            let (dr6, dr7) = vcpu.debug_status();
-            vcpu.set_debug_status(dr6 | DR6_BT, dr7);
-            vcpu.inject(Event::Exception(Exception::new(DEBUG_VECTOR, None)));
+            raise_debug(vcpu, DR6_BT);
         }
         Ok(())
     }
@@ -241,8 +236,7 @@ impl<T: Types> ExitHandler<'_, T> {
         if switch.source() == TaskSwitchSource::Iret {
             vcpu.unblock_nmis();
         }
-        let (dr6, dr7) = vcpu.debug_status();
-        vcpu.set_debug_status(dr6, dr7 & !DR7_LOCAL);
+        vcpu.set_dr7(vcpu.dr7() & !DR7_LOCAL);
         vcpu.load_segment(SegmentRegister::Tr, new.register);
         let ldtr = LoadedSegment { selector: new.state.ldtr, ..LoadedSegment::default() };
         vcpu.load_segment(SegmentRegister::Ldtr, ldtr);

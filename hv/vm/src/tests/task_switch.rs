@@ -599,11 +599,12 @@ fn an_instruction_pointer_beyond_the_code_is_a_fault_of_the_new_task() {
 #[test]
 fn a_task_may_ask_for_a_debug_trap() {
     let mut guest = guest();
-    guest.vcpu.debug[6] = arch::reset::DR6;
+    (guest.vcpu.debug[6], guest.vcpu.debug[7]) = (arch::reset::DR6, arch::DR7_GD);
     set(&guest, 0x64, 1);
     guest.resumes(switch(CALL));
     assert_eq!(guest.vcpu.raised(), Some((DEBUG_VECTOR, None)));
     assert_eq!(guest.vcpu.debug[6], arch::reset::DR6 | DR6_BT);
+    assert_eq!(guest.vcpu.debug[7], 0, "its handler may access them");
 }
 
 #[test]

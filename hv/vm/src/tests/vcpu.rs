@@ -1,7 +1,7 @@
 //! A vCPU that plays a script.
 
 use crate::task_switch::{LoadedSegment, SegmentRegister, TaskState};
-use crate::vcpu::{ControlRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
+use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{Event, Exit, Gpr, Known, Registers, Segment};
 use arch::RFLAGS_IF;
 use core::fmt;
@@ -170,11 +170,20 @@ impl TaskState for TestVcpu {
     fn unblock_nmis(&mut self) {
         self.nmi_handled = false;
     }
-    fn debug_status(&self) -> (u64, u64) {
-        (self.debug[6], self.debug[7])
+}
+
+impl DebugRegisters for TestVcpu {
+    fn dr6(&self) -> u64 {
+        self.debug[6]
     }
-    fn set_debug_status(&mut self, dr6: u64, dr7: u64) {
-        (self.debug[6], self.debug[7]) = (dr6, dr7);
+    fn set_dr6(&mut self, dr6: u64) {
+        self.debug[6] = dr6;
+    }
+    fn dr7(&self) -> u64 {
+        self.debug[7]
+    }
+    fn set_dr7(&mut self, dr7: u64) {
+        self.debug[7] = dr7;
     }
 }
 
@@ -275,7 +284,7 @@ impl Events for TestVcpu {
     fn in_interrupt_shadow(&self) -> bool {
         self.shadow
     }
-    fn inject(&mut self, event: Event) {
+    fn set_event(&mut self, event: Event) {
         assert_eq!(self.event, None, "{event:?} comes on top");
         match event {
             Event::Exception(_) => {}
