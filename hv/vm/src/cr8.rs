@@ -1,5 +1,6 @@
 //! CR8, the task priority.
 
+use crate::debug_traps::retire;
 use crate::exit::{Cr8, Event};
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
@@ -28,7 +29,7 @@ impl<T: Types> ExitHandler<'_, T> {
             vcpu.inject(Event::GENERAL_PROTECTION);
             return Flow::Resume;
         }
-        vcpu.resume_at(next_rip);
+        retire(vcpu, next_rip);
         self.deliver(vcpu);
         Flow::Resume
     }

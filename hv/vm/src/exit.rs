@@ -6,7 +6,8 @@ use devices::Size;
 use emul::Gpr;
 use walk::ErrorCode;
 use x86::irq::{
-    DEBUG_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+    BREAKPOINT_VECTOR, DEBUG_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR,
+    MACHINE_CHECK_VECTOR, OVERFLOW_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
 };
 
 /// Why the processor left the guest, with what the hardware told about it.
@@ -235,6 +236,15 @@ impl Exception {
     /// 0 to 31.
     pub const fn vector(self) -> u8 {
         self.0 as u8
+    }
+
+    /// Whether the instruction runs again behind the handler, and does not find its own breakpoint then. #DB is counted among the
+    /// traps, since RFLAGS.RF is not set for those that are faults either (Intel SDM vol. 3, section 18.3.1.1).
+    pub const fn is_fault(self) -> bool {
+        !matches!(
+            self.vector(),
+            DEBUG_VECTOR | BREAKPOINT_VECTOR | OVERFLOW_VECTOR | DOUBLE_FAULT_VECTOR | MACHINE_CHECK_VECTOR
+        )
     }
 
     /// What the processor pushes.

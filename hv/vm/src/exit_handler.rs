@@ -1,6 +1,7 @@
 //! The handlers of one vCPU's exits.
 
 use crate::context::Context;
+use crate::debug_traps::retire;
 use crate::exit::{Event, Exception, Exit, Instruction, Kind};
 use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
@@ -230,7 +231,7 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline(always)]
     pub(crate) fn skip(&mut self, vcpu: &mut T::Vcpu, known: Known) -> ControlFlow<()> {
         if let Some(rip) = vcpu.next_rip() {
-            vcpu.resume_at(rip);
+            retire(vcpu, rip);
             return ControlFlow::Continue(());
         }
         let bitness = Self::bitness(vcpu);
@@ -238,7 +239,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let first = self.first_bytes(vcpu, at);
         match first.and_then(|first| known.length(first)) {
             Some(length) => {
-                vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                retire(vcpu, bitness.advance(vcpu.rip(), length));
                 ControlFlow::Continue(())
             }
             None => self.skip_decoded(vcpu, known, bitness),
@@ -253,7 +254,7 @@ impl<T: Types> ExitHandler<'_, T> {
             .and_then(|bytes| known.decode(bytes.bytes(), bitness).map_err(Into::into))
         {
             Ok(length) => {
-                vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                retire(vcpu, bitness.advance(vcpu.rip(), length));
                 Flow::Resume
             }
             // What the instruction did has made an interrupt deliverable, and another vCPU has unmapped the code since. The guest meets
@@ -301,7 +302,8 @@ pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> Pa
 
 /// Exceptions that are intercepted.
 impl<T: Types> ExitHandler<'_, T> {
-    /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall.
+    /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall, or INT1 (QEMU, as of 7.2, has
+    /// none).
     fn exception(&mut self, vcpu: &mut T::Vcpu, exception: Exception) -> Flow {
         if exception.vector() == x86::irq::INVALID_OPCODE_VECTOR {
             let bitness = Self::bitness(vcpu);
@@ -309,10 +311,13 @@ impl<T: Types> ExitHandler<'_, T> {
                 for known in [Known::Vmcall, Known::Vmmcall] {
                     if let Ok(length) = known.decode(bytes.bytes(), bitness) {
                         if hypercall::call(vcpu, &mut self.memory) == Call::Done {
-                            vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                            retire(vcpu, bitness.advance(vcpu.rip(), length));
                         }
                         return Flow::Resume;
                     }
+                }
+                if Known::Int1.decode(bytes.bytes(), bitness).is_ok() {
+                    return self.int1(vcpu);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Interrupts on their way into the guest, and the guest's sleep.
 
 use crate::context::Activity;
+use crate::debug_traps::retire;
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
@@ -131,7 +132,7 @@ impl<T: Types> ExitHandler<'_, T> {
         if let Ok(bytes) = self.fetch(vcpu, bitness)
             && let Ok(length) = Known::Hlt.decode(bytes.bytes(), bitness)
         {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+            retire(vcpu, bitness.advance(vcpu.rip(), length));
         }
     }
 

@@ -53,6 +53,7 @@
 //! #     fn set_dr6(&mut self, _: u64) {}
 //! #     fn dr7(&self) -> u64 { 0 }
 //! #     fn set_dr7(&mut self, _: u64) {}
+//! #     fn breakpoints(&self) -> [u64; 4] { [0; 4] }
 //! # }
 //! # impl Events for ScriptedVcpu {
 //! #     fn interruptible(&self) -> bool { false }
@@ -217,6 +218,7 @@ mod vcpu;
 mod wanted_msrs;
 
 pub use crate::context::{Activity, Context};
+pub use debug_traps::retire;
 pub use devices::Size;
 pub use exit::{
     Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,

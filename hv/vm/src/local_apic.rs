@@ -6,8 +6,10 @@ use crate::msr::MsrError;
 use crate::types::Types;
 use crate::vcpu::Vcpu;
 use apic::{Due, Effect, Ipi, Message};
+use arch::RFLAGS_TF;
 use arch::apic::{BASE_X2APIC, X2APIC_MSRS};
 use devices::{Clock, DeliveryMode, DestinationMode, InterruptMessage, Nanoseconds};
+use emul::Registers;
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
 
 /// The VM's clock, as the timers of its APICs see it.
@@ -73,7 +75,13 @@ impl<T: Types> ExitHandler<'_, T> {
                 Effect::Timer
             }
         };
-        self.carry_out(vcpu, effect, host);
+        // The WRMSR's own trap comes before an interrupt that it makes deliverable; the request has that looked at behind it.
+        if vcpu.rflags() & RFLAGS_TF != 0 {
+            self.tell_others(effect, host);
+            self.vm.raise_request(self.context.index);
+        } else {
+            self.carry_out(vcpu, effect, host);
+        }
         Ok(())
     }
 
@@ -81,12 +89,19 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline]
     pub(crate) fn carry_out(&mut self, vcpu: &mut T::Vcpu, effect: Effect, host: &mut T::Host) {
         match effect {
-            Effect::None => {}
             Effect::Timer => self.time_passes(vcpu, host),
+            _ => self.tell_others(effect, host),
+        }
+        self.deliver(vcpu);
+    }
+
+    #[inline]
+    fn tell_others(&mut self, effect: Effect, host: &mut T::Host) {
+        match effect {
+            Effect::None | Effect::Timer => {}
             Effect::Send(ipi) => self.send(ipi, host),
             Effect::BroadcastEoi(vector) => self.broadcast_eoi(vector, host),
         }
-        self.deliver(vcpu);
     }
 
     /// The I/O APIC may send the next message then.

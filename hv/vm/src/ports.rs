@@ -1,14 +1,16 @@
 //! Port I/O.
 
+use crate::debug_traps::{Watch, between_iterations, retire, retire_watched, watch_port};
 use crate::exit::Io;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
 use crate::trouble::Trouble;
 use crate::types::Types;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Events, Vcpu};
 use addr::Gva;
 use core::ops::ControlFlow;
 use devices::{Effect, Size};
+use emul::mmio::MemoryRef;
 use emul::string_io::{self, Direction, StringIo};
 use emul::{Bitness, Gpr, Registers, Segment};
 use walk::{Access, Fault, SetAccessedDirty};
@@ -28,7 +30,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// IN or OUT, which ends at `next`.
     #[inline(always)]
     pub(crate) fn port(&mut self, vcpu: &mut T::Vcpu, io: Io, next: u64, host: &mut T::Host) -> ControlFlow<()> {
-        let rax = vcpu.gpr(Gpr::RAX);
+        let (rax, hits) = (vcpu.gpr(Gpr::RAX), watch_port(vcpu, io));
         let mut devices = self.vm.devices();
         let effect = if io.is_input() {
             let value = devices.read(io.port(), io.size());
@@ -43,7 +45,7 @@ impl<T: Types> ExitHandler<'_, T> {
             // The instruction is executed again when the vCPU has its next turn.
             return self.go(Flow::Yield);
         }
-        vcpu.resume_at(next);
+        retire_watched(vcpu, next, hits);
         if pending || devices::changes_deadline(io.port()) {
             self.devices_changed(vcpu, host);
         }
@@ -66,9 +68,9 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     fn string_elements(&mut self, vcpu: &mut T::Vcpu, instruction: &StringIo, io: Io, bitness: Bitness) -> Flow {
-        let done = |vcpu: &mut T::Vcpu| vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        let next = bitness.advance(vcpu.rip(), instruction.length());
         let Some(elements) = instruction.next(vcpu) else {
-            done(vcpu);
+            retire(vcpu, next);
             return Flow::Resume;
         };
         for element in 0..elements.count.min(BATCH) {
@@ -78,11 +80,13 @@ impl<T: Types> ExitHandler<'_, T> {
                 Ok(effect) => flow(effect),
                 Err(trouble) => return trouble.tell(vcpu),
             };
+            let hits = watch_string(vcpu, instruction, io, at);
             let more = instruction.retire(vcpu, 1);
-            if !more {
-                done(vcpu);
+            match more {
+                true => between_iterations(vcpu, hits),
+                false => retire_watched(vcpu, next, hits),
             }
-            if !more || flow != Flow::Resume {
+            if !more || flow != Flow::Resume || vcpu.injecting() {
                 return flow;
             }
         }
@@ -117,6 +121,17 @@ impl<T: Types> ExitHandler<'_, T> {
             }
         }
     }
+}
+
+/// The breakpoints that an element at `at` meets, in memory and at the port.
+#[inline]
+fn watch_string<V: Vcpu>(vcpu: &V, instruction: &StringIo, io: Io, at: Gva) -> u64 {
+    let mut watch = Watch::new(vcpu, at);
+    match instruction.direction() {
+        Direction::In => watch.write(MemoryRef::Operand, instruction.width()),
+        Direction::Out(_) => watch.read(MemoryRef::Operand, instruction.width()),
+    }
+    watch.hits | watch_port(vcpu, io)
 }
 
 /// What a write to a port means for the VM.

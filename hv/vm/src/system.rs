@@ -1,5 +1,6 @@
 //! Control registers and INVLPG under shadow paging, and writes of CR0 and CR4 where they exit with nested paging.
 
+use crate::debug_traps::retire;
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
@@ -48,7 +49,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let bitness = Self::bitness(vcpu);
         let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
             carry_out(self, vcpu, decoded.system)?;
-            vcpu.resume_at(bitness.advance(vcpu.rip(), decoded.length));
+            retire(vcpu, bitness.advance(vcpu.rip(), decoded.length));
             Ok(Flow::Resume)
         });
         match done {

@@ -4,7 +4,7 @@ use crate::cpuid::Leaf;
 use crate::exit::{Event, Exit};
 use crate::task_switch::TaskState;
 use addr::Hpa;
-use arch::DR7_GD;
+use arch::{DR7_GD, RFLAGS_RF};
 use core::fmt;
 use emul::{Gpr, Known, Registers, Segment, real};
 
@@ -89,20 +89,33 @@ pub trait DebugRegisters {
     fn dr7(&self) -> u64;
     /// Sets it.
     fn set_dr7(&mut self, dr7: u64);
+    /// DR0 to DR3.
+    fn breakpoints(&self) -> [u64; 4];
+    /// What the hardware has held back until the end of the current instruction, which is carried out here, as bits of DR6: a
+    /// breakpoint that a load of SS has met. The hardware forgets it.
+    fn take_pending_traps(&mut self) -> u64 {
+        0
+    }
 }
 
 /// Interrupts, NMIs and exceptions on their way into the guest.
-pub trait Events: DebugRegisters {
+pub trait Events: Registers + DebugRegisters {
     /// Whether an external interrupt could be taken at the current instruction.
     fn interruptible(&self) -> bool;
     /// Whether the current instruction is in the interrupt shadow of an STI or a load of SS.
     fn in_interrupt_shadow(&self) -> bool;
     /// Delivers `event` at the next entry. At most one an entry.
     ///
-    /// The handler of a #DB may access the debug registers (Intel SDM vol. 3, section 18.2.4): GD is cleared.
+    /// The handler of a #DB may access the debug registers (Intel SDM vol. 3, section 18.2.4): GD is cleared. A fault pushes RF, so
+    /// that the instruction does not meet its own breakpoint again (section 18.3.1.1); injection pushes what RFLAGS is (section
+    /// 27.6.1.1).
     fn inject(&mut self, event: Event) {
-        if event == Event::DEBUG && self.dr7() & DR7_GD != 0 {
-            self.set_dr7(self.dr7() & !DR7_GD);
+        if let Event::Exception(exception) = event {
+            if exception.is_fault() {
+                self.set_rflags(self.rflags() | RFLAGS_RF);
+            } else if event == Event::DEBUG && self.dr7() & DR7_GD != 0 {
+                self.set_dr7(self.dr7() & !DR7_GD);
+            }
         }
         self.set_event(event);
     }

@@ -3,6 +3,7 @@
 use super::vcpu::SvmVcpu;
 use super::vmcb::{self, event, exit_code, misc1};
 use crate::translation::Translation;
+use crate::unswitched;
 use arch::RFLAGS_IF;
 use vm::{DebugRegisters, Event, Events, Registers};
 use x86::irq::NONMASKABLE_INTERRUPT_VECTOR;
@@ -35,6 +36,10 @@ impl<T: Translation> DebugRegisters for SvmVcpu<T> {
 
     fn set_dr7(&mut self, dr7: u64) {
         self.vmcb.save.dr7 = dr7;
+    }
+
+    fn breakpoints(&self) -> [u64; 4] {
+        unswitched::breakpoints()
     }
 }
 

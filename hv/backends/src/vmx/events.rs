@@ -47,6 +47,17 @@ impl<T: Translation> DebugRegisters for VmxVcpu<T> {
     fn set_dr7(&mut self, dr7: u64) {
         self.vmcs.write(guest::DR7, dr7);
     }
+
+    fn breakpoints(&self) -> [u64; 4] {
+        unswitched::breakpoints()
+    }
+
+    /// The bit of the single step is passed over: Bochs sets it at each exit of an instruction with TF, processors do not.
+    fn take_pending_traps(&mut self) -> u64 {
+        let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
+        self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, 0);
+        pending & DR6_BREAKPOINTS
+    }
 }
 
 impl<T: Translation> Events for VmxVcpu<T> {
@@ -65,6 +76,7 @@ impl<T: Translation> Events for VmxVcpu<T> {
             Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
             Event::Nmi => TYPE_NMI | u64::from(NONMASKABLE_INTERRUPT_VECTOR),
             Event::Exception(exception) => {
+                self.forget_step();
                 let mut info = TYPE_EXCEPTION | u64::from(exception.vector());
                 // In real mode none is pushed, and an entry with one is refused.
                 if let Some(code) = exception.error_code()
@@ -142,6 +154,15 @@ impl<T: Translation> VmxVcpu<T> {
         }
         // Bit 12 is undefined there and reserved here.
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
+    }
+
+    /// Bochs holds a single step pending at each exit of an instruction with TF. Where that instruction ends in an exception, its
+    /// handler would begin with the step.
+    fn forget_step(&mut self) {
+        let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
+        if pending & DR6_BS != 0 {
+            self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending & !DR6_BS);
+        }
     }
 
     /// Whether the exit was by an IRET that had ended an NMI's handling, and will run again.

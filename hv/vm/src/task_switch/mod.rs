@@ -26,8 +26,8 @@ use emul::{Gpr, Registers, Segment};
 use tss::{Dynamic, Format, LARGEST, State};
 use walk::{Access, Controls, Fault, Kind, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty};
 use x86::irq::{
-    DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR,
-    PAGE_FAULT_VECTOR, SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+    DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, PAGE_FAULT_VECTOR,
+    SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
 };
 
 /// What a switch of tasks reads and writes, besides what all handlers do. After [`Vcpu::put`].

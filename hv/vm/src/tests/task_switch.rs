@@ -453,7 +453,7 @@ fn fails_inside(guest: &mut Guest, exit: Exit, vector: u8, error: u32) {
     guest.resumes(exit);
     assert_eq!(guest.vcpu.raised(), Some((vector, Some(error))));
     assert!(is_entered(guest));
-    assert_eq!((guest.vcpu.rip, guest.vcpu.rflags), (EIP, EFLAGS | RFLAGS_NT));
+    assert_eq!((guest.vcpu.rip, guest.vcpu.rflags), (EIP, EFLAGS | RFLAGS_NT | RFLAGS_RF));
     assert_eq!(access(guest, NEW_TASK), BUSY);
 }
 

@@ -22,6 +22,8 @@ pub(super) struct TestVcpu {
     pub(super) cr2: u64,
     /// DR0 to DR7.
     pub(super) debug: [u64; 8],
+    /// What the hardware has held back behind a load of SS.
+    pub(super) pending_traps: u64,
     pub(super) pat: u64,
     pub(super) tsc: u64,
     pub(super) shadow: bool,
@@ -67,6 +69,7 @@ impl TestVcpu {
             segments: [data, code, data, data, data, data],
             cr2: 0,
             debug: [0; 8],
+            pending_traps: 0,
             pat: arch::reset::PAT,
             tsc: 0,
             shadow: false,
@@ -184,6 +187,13 @@ impl DebugRegisters for TestVcpu {
     }
     fn set_dr7(&mut self, dr7: u64) {
         self.debug[7] = dr7;
+    }
+    fn breakpoints(&self) -> [u64; 4] {
+        let [dr0, dr1, dr2, dr3, ..] = self.debug;
+        [dr0, dr1, dr2, dr3]
+    }
+    fn take_pending_traps(&mut self) -> u64 {
+        core::mem::take(&mut self.pending_traps)
     }
 }
 
