@@ -9,7 +9,7 @@ use crate::msr::{self, MsrError};
 use crate::shared::{VcpuShared, Vm};
 use crate::trouble::Trouble;
 use crate::types::{Handle, Types};
-use crate::vcpu::{Events, Stay, Vcpu};
+use crate::vcpu::{ControlRegisters, Events, Stay, Vcpu};
 use addr::Gva;
 use arch::{EFER_LMA, RFLAGS_AC};
 use core::ops::ControlFlow;
@@ -191,8 +191,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
 /// The exiting instruction: its mode, its address, its bytes, and where it ends.
 impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn controls(vcpu: &T::Vcpu) -> Controls {
-        let control = vcpu.control();
-        Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
+        controls(&vcpu.control())
     }
 
     pub(crate) fn privilege(vcpu: &T::Vcpu) -> Privilege {
@@ -275,27 +274,37 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline(always)]
     pub(crate) fn first_bytes(&mut self, vcpu: &T::Vcpu, at: Gva) -> Option<u32> {
         let Context { code, features, .. } = &mut *self.context;
-        code.fetch_u32(&self.memory, paging_ref(vcpu, features), at, Self::fetch_privilege(vcpu))
+        with_paging(vcpu, features, |paging| {
+            code.fetch_u32(&self.memory, paging, at, Self::fetch_privilege(vcpu))
+        })
     }
 
     /// What walks of the guest's tables go by.
     pub(crate) fn paging(&self, vcpu: &T::Vcpu) -> Paging {
         match vcpu.own_paging() {
             Some(own) => *own.paging(),
-            None => Paging { controls: Self::controls(vcpu), pdptes: None, features: self.context.features },
+            None => {
+                let (control, features) = (vcpu.control(), self.context.features);
+                Paging { controls: controls(&control), pdptes: vcpu.held_pdptes(&control), features }
+            }
         }
     }
 }
 
-/// What fetches go by; `features` are the vCPU's.
 #[inline(always)]
-pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> PagingRef<'a> {
+const fn controls(control: &ControlRegisters) -> Controls {
+    Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
+}
+
+/// Gives `fetch` what fetches go by; `features` are the vCPU's.
+#[inline(always)]
+pub(crate) fn with_paging<V: Vcpu, R>(vcpu: &V, features: &Features, fetch: impl FnOnce(PagingRef<'_>) -> R) -> R {
     match vcpu.own_paging() {
-        Some(own) => own.paging().into(),
+        Some(own) => fetch(own.paging().into()),
         None => {
             let control = vcpu.control();
-            let controls = Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer };
-            PagingRef::new(controls, None, features)
+            let pdptes = vcpu.held_pdptes(&control);
+            fetch(PagingRef::new(controls(&control), pdptes.as_ref(), features))
         }
     }
 }

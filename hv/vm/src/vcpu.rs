@@ -227,6 +227,13 @@ pub trait Vcpu: Registers + Events + TaskState {
     fn set_cr4(&mut self, cr4: u64) {
         let _ = cr4;
     }
+    /// PAE's PDPTEs, where the processor loads them with CR3 and holds them while memory changes: with EPT. `control` is what
+    /// [`control`](Self::control) tells.
+    #[inline]
+    fn held_pdptes(&self, control: &ControlRegisters) -> Option<[u64; 4]> {
+        let _ = control;
+        None
+    }
     /// A segment register with its hidden part.
     fn segment(&self, register: Segment) -> SegmentState;
     /// Sets CR2, as a page fault does.

@@ -56,6 +56,8 @@ pub(super) struct TestVcpu {
     /// As a switch of tasks has loaded them, LDTR and the task register last.
     pub(super) loaded: [LoadedSegment; 8],
     pub(super) pdptes: Option<[u64; 4]>,
+    /// What a processor with EPT holds of them.
+    pub(super) held: Option<[u64; 4]>,
 }
 
 impl TestVcpu {
@@ -91,6 +93,7 @@ impl TestVcpu {
             idt: (0, 0),
             loaded: [LoadedSegment { selector: 0, base: 0, limit: 0, attributes: 0 }; 8],
             pdptes: None,
+            held: None,
         }
     }
 
@@ -201,6 +204,9 @@ impl Vcpu for TestVcpu {
     const HYPERCALL: Known = Known::Vmmcall;
 
     fn load(&mut self) {}
+    fn held_pdptes(&self, control: &ControlRegisters) -> Option<[u64; 4]> {
+        self.held.filter(|_| control.cr0 & arch::CR0_PG != 0 && control.cr4 & arch::CR4_PAE != 0)
+    }
     fn own_paging(&self) -> Option<&shadow::Registers> {
         self.own.as_ref()
     }
