@@ -40,7 +40,7 @@ impl<T: Types> ExitHandler<'_, T> {
             return Ok(told);
         }
         let bitness = Self::bitness(vcpu);
-        let decoded = system::decode(self.fetch(vcpu, bitness)?.bytes(), bitness)?;
+        let decoded = self.decoded(vcpu, bitness, |bytes| system::decode(bytes, bitness))?;
         match (decoded.system, cr8.is_write()) {
             (System::WriteCr { cr: 8, from: gpr }, true) | (System::ReadCr { cr: 8, to: gpr }, false) => {
                 Ok((gpr, Bitness::Bits64.advance(vcpu.rip(), decoded.length)))

@@ -172,10 +172,9 @@ impl<T: Types> ExitHandler<'_, T> {
         let bitness = Self::bitness(vcpu);
         let next = match vcpu.next_rip() {
             Some(next) => Ok(next),
-            None => self.fetch(vcpu, bitness).and_then(|bytes| {
-                let length = Known::Int1.decode(bytes.bytes(), bitness)?;
-                Ok(bitness.advance(vcpu.rip(), length))
-            }),
+            None => self
+                .decoded(vcpu, bitness, |bytes| Known::Int1.decode(bytes, bitness))
+                .map(|length| bitness.advance(vcpu.rip(), length)),
         };
         match next {
             Ok(next) => {

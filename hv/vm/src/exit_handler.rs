@@ -13,7 +13,7 @@ use crate::vcpu::{ControlRegisters, Events, Stay, Vcpu};
 use addr::Gva;
 use arch::{EFER_LMA, RFLAGS_AC};
 use core::ops::ControlFlow;
-use emul::{Bitness, Gpr, Known, Registers, Segment};
+use emul::{Bitness, DecodeError, Gpr, Known, Registers, Segment};
 use walk::{Controls, Features, Fetched, Paging, PagingRef, Privilege};
 
 /// Handles the exits of one vCPU: the vCPU's own state, and what it shares with the other vCPUs of its VM.
@@ -268,6 +268,22 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn fetch(&self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Fetched, Trouble> {
         let at = Self::code_address(vcpu, bitness);
         Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::fetch_privilege(vcpu))?)
+    }
+
+    /// What `decode` makes of the exiting instruction. Where it needs bytes of a page that isn't there (another vCPU has just taken it
+    /// away), the guest gets that page's fault. For instructions of which nothing is done yet.
+    #[inline]
+    pub(crate) fn decoded<R>(
+        &self,
+        vcpu: &T::Vcpu,
+        bitness: Bitness,
+        decode: impl FnOnce(&[u8]) -> Result<R, DecodeError>,
+    ) -> Result<R, Trouble> {
+        let fetched = self.fetch(vcpu, bitness)?;
+        decode(fetched.bytes()).map_err(|error| match (error, fetched.then) {
+            (DecodeError::Truncated, Some(fault)) => Trouble::Fault(fault),
+            _ => Trouble::Decode(error),
+        })
     }
 
     /// The first four bytes of the exiting instruction, if they can be had at once.

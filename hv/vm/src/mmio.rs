@@ -16,7 +16,7 @@ use arch::DR7_ENABLED;
 use core::ops::ControlFlow;
 use devices::Clock;
 use emul::mmio::{Bus, MemoryRef, Mmio, Plain};
-use emul::{Bitness, Registers, Width};
+use emul::{Bitness, DecodeError, Registers, Width};
 
 impl<T: Types> ExitHandler<'_, T> {
     #[inline]
@@ -57,8 +57,12 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// The exiting instruction; None if it is not emulated.
     pub(crate) fn decode_mmio(&mut self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
-        let bytes = self.fetch(vcpu, bitness)?;
-        Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
+        let fetched = self.fetch(vcpu, bitness)?;
+        match (self.context.memo.decode(fetched.bytes(), bitness), fetched.then) {
+            (Ok(instruction), _) => Ok(Some(instruction)),
+            (Err(DecodeError::Truncated), Some(fault)) => Err(fault.into()),
+            (Err(_), _) => Ok(None),
+        }
     }
 
     /// An access to the page of the local APIC's registers. The MOVs that kernels use take the short way.

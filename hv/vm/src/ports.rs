@@ -58,8 +58,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// INS and OUTS: of the elements that lie in one page a batch is moved in one exit.
     pub(crate) fn string_io(&mut self, vcpu: &mut T::Vcpu, io: Io, host: &mut T::Host) -> Flow {
         let bitness = Self::bitness(vcpu);
-        let decoded = self.fetch(vcpu, bitness).and_then(|bytes| Ok(string_io::decode(bytes.bytes(), bitness)?));
-        let flow = match decoded {
+        let flow = match self.decoded(vcpu, bitness, |bytes| string_io::decode(bytes, bitness)) {
             Ok(instruction) => self.string_elements(vcpu, &instruction, io, bitness),
             Err(trouble) => trouble.tell(vcpu),
         };

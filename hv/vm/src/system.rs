@@ -68,7 +68,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let at = Self::code_address(vcpu, bitness);
         match self.first_bytes(vcpu, at).and_then(|first| system::decode_short(first, bitness)) {
             Some(decoded) => Ok(decoded),
-            None => Ok(system::decode(self.fetch(vcpu, bitness)?.bytes(), bitness)?),
+            None => Ok(self.decoded(vcpu, bitness, |bytes| system::decode(bytes, bitness))?),
         }
     }
 

@@ -166,7 +166,7 @@ impl<T: Types> ExitHandler<'_, T> {
             return Ok(next);
         }
         let bitness = Self::bitness(vcpu);
-        let length = emul::length(self.fetch(vcpu, bitness)?.bytes(), bitness)?;
+        let length = self.decoded(vcpu, bitness, |bytes| emul::length(bytes, bitness))?;
         Ok(bitness.advance(vcpu.rip(), length))
     }
 

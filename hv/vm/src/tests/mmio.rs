@@ -210,3 +210,20 @@ fn software_walks_go_by_the_pdptes_that_the_processor_holds() {
         assert_eq!((guest.vcpu.event, guest.vcpu.rip), (None, CODE + code.len() as u64), "{code:x?}");
     }
 }
+
+/// Another vCPU has taken the second page away since the exit.
+#[test]
+fn an_instruction_that_reaches_into_an_absent_page_is_a_page_fault() {
+    const NEXT: u64 = CODE + 0x1000;
+    let outs = string(0x80, Size::Byte, false);
+    let load = Exit::NestedFault(NestedFault::new(Gpa::new(HOLE), false, false, false));
+    for (code, exit) in [(&[0xf3, 0x6e], outs), (&[0x8b, 0x03], load)] {
+        let mut guest = Guest::new(&[]);
+        guest.code_at(NEXT - 1, code);
+        guest.protect(NEXT, 0);
+        guest.set(Gpr::RBX, HOLE);
+        guest.resumes(exit);
+        assert_eq!((guest.vcpu.raised(), guest.vcpu.cr2), (Some((14, Some(0))), NEXT), "{code:x?}");
+        assert_eq!(guest.vcpu.rip, NEXT - 1);
+    }
+}

@@ -386,6 +386,22 @@ fn what_is_not_mapped_is_a_page_fault_of_the_old_task() {
 }
 
 #[test]
+fn an_instruction_that_reaches_into_an_absent_page_is_a_page_fault() {
+    const NEXT: u64 = 0xd000;
+    for next_rip in [None, Some(NEXT + 1)] {
+        let mut guest = paged();
+        guest.code_at(NEXT - 1, &[0xff, 0x18]);
+        guest.vcpu.next_rip = next_rip;
+        guest.protect(NEXT, 0x60);
+        guest.resumes(switch(CALL));
+        match next_rip {
+            None => assert_eq!((guest.vcpu.raised(), guest.vcpu.cr2), (Some((PAGE_FAULT_VECTOR, Some(0))), NEXT)),
+            Some(_) => assert!(is_entered(&guest), "the hardware tells where it ends"),
+        }
+    }
+}
+
+#[test]
 fn a_task_state_in_two_pages_is_not_saved_by_half() {
     let mut guest = paged();
     guest.vcpu.control.cr0 |= super::guest::WP;
