@@ -16,7 +16,7 @@ use crate::exit::{Event, Exception, TaskSwitch, TaskSwitchSource};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
 use crate::system::NotExecuted;
-use crate::trouble::Trouble;
+use crate::trouble::{HALF_DONE, Trouble};
 use crate::types::Types;
 use crate::vcpu::{DebugRegisters, Events, Vcpu};
 use addr::Gva;
@@ -48,6 +48,44 @@ pub trait TaskState {
     fn complete_delivery(&mut self);
     /// An IRET has been carried out: the next NMI can be taken.
     fn unblock_nmis(&mut self);
+}
+
+/// What a switch writes, but for the new task's busy bit.
+struct Changes<'a> {
+    /// The new task's link to the old one, and where it is.
+    link: Option<(u64, [u8; 2])>,
+    /// Where the byte is that has the old task's busy bit, if that is cleared.
+    freed: Option<u64>,
+    /// The old task's state, and where it is in its TSS. Nothing else of that is the processor's to write.
+    state: (u64, &'a [u8]),
+}
+
+impl Changes<'_> {
+    /// Whether all of it can be written now.
+    fn check<M: PhysMem>(&self, tables: &Tables<'_, M>) -> Result<(), Fault> {
+        tables.check_writable(self.state.0, self.state.1.len() as u64)?;
+        if let Some((at, link)) = self.link {
+            tables.check_writable(at, link.len() as u64)?;
+        }
+        self.freed.map_or(Ok(()), |at| tables.check_writable(at, 1))
+    }
+
+    fn write<M: PhysMem>(&self, tables: &Tables<'_, M>) -> Result<(), Fault> {
+        if let Some(at) = self.freed {
+            tables.change_byte(at, |byte| byte & !Descriptor::BUSY)?;
+        }
+        tables.write(self.state.0, self.state.1)?;
+        self.link.map_or(Ok(()), |(at, link)| tables.write(at, &link))
+    }
+}
+
+/// A task may be linked to itself: what is `written` at `at` is part of its `image`, which is at `base`.
+fn overlay(image: &mut [u8], base: u32, written: &[u8], at: u32) {
+    for (address, byte) in (0..).map(|offset| base.wrapping_add(offset)).zip(image) {
+        if let Some(&new) = written.get(address.wrapping_sub(at) as usize) {
+            *byte = new;
+        }
+    }
 }
 
 /// The new task of a switch.
@@ -111,34 +149,28 @@ impl<T: Types> ExitHandler<'_, T> {
         if (old.limit as usize) < saved.end - 1 {
             return Err(error(INVALID_TSS_VECTOR, old.selector, switch));
         }
-        let nests = switch.source().nests();
-        let old_at = entry_address(vcpu.gdt(), old.selector);
-        let mut image = [0; LARGEST];
+        let saved_at = u64::from(old.base) + saved.start as u64;
+        let (mut image, mut written) = ([0; LARGEST], [0; LARGEST]);
+        let (image_bytes, written) = (&mut image[..format.bytes()], &mut written[..saved.len()]);
         // What could fail comes before the first write.
-        tables.read(register.base.into(), &mut image[..format.bytes()])?;
-        tables.check_writable(u64::from(old.base) + saved.start as u64, saved.len() as u64)?;
-        if nests {
-            tables.check_writable(register.base.into(), 2)?;
-        } else {
-            tables.check_writable(old_at + Descriptor::TYPE_BYTE, 1)?;
+        tables.read(register.base.into(), image_bytes)?;
+        tables.read(saved_at, written)?;
+        old_format.save(written, &dynamic);
+        overlay(image_bytes, register.base, written, saved_at as u32);
+        let changes = Changes {
+            link: switch.source().nests().then(|| (register.base.into(), old.selector.to_le_bytes())),
+            freed: (!switch.source().nests()).then(|| entry_address(vcpu.gdt(), old.selector) + Descriptor::TYPE_BYTE),
+            state: (saved_at, written),
+        };
+        changes.check(&tables)?;
+        // The first write: of two vCPUs that enter one task, one finds it busy.
+        let type_byte = descriptor.type_byte();
+        if switch.source() != TaskSwitchSource::Iret
+            && !tables.replace_byte(new_at + Descriptor::TYPE_BYTE, type_byte, type_byte | Descriptor::BUSY)?
+        {
+            return Err(Fault::Contended.into());
         }
-        if switch.source() != TaskSwitchSource::Iret {
-            tables.check_writable(new_at + Descriptor::TYPE_BYTE, 1)?;
-        }
-
-        if !nests {
-            let byte = tables.read_wide(old_at).map(|old| Descriptor(old).type_byte())?;
-            tables.write(old_at + Descriptor::TYPE_BYTE, &[byte & !Descriptor::BUSY])?;
-        }
-        self.save(&tables, &old, old_format, &dynamic)?;
-        if nests {
-            tables.write(register.base.into(), &old.selector.to_le_bytes())?;
-        }
-        if switch.source() != TaskSwitchSource::Iret {
-            tables.write(new_at + Descriptor::TYPE_BYTE, &[register.attributes as u8])?;
-        }
-        // A task may be linked to itself.
-        tables.read(register.base.into(), &mut image[..format.bytes()])?;
+        changes.write(&tables).map_err(|_| Trouble::HalfDone)?;
         Ok(Incoming { register, format, state: format.load(&image) })
     }
 
@@ -168,22 +200,6 @@ impl<T: Types> ExitHandler<'_, T> {
         let bitness = Self::bitness(vcpu);
         let length = self.decoded(vcpu, bitness, |bytes| emul::length(bytes, bitness))?;
         Ok(bitness.advance(vcpu.rip(), length))
-    }
-
-    /// Writes the old task's TSS, and nothing of it but what is the processor's.
-    fn save(
-        &self,
-        tables: &Tables<'_, T::Memory>,
-        old: &LoadedSegment,
-        format: Format,
-        dynamic: &Dynamic,
-    ) -> Result<(), NotExecuted> {
-        let (mut image, fields) = ([0; LARGEST], format.dynamic());
-        let at = u64::from(old.base) + fields.start as u64;
-        let image = &mut image[..fields.len()];
-        tables.read(at, image)?;
-        format.save(image, dynamic);
-        Ok(tables.write(at, image)?)
     }
 
     fn tables(&self, vcpu: &T::Vcpu) -> Tables<'_, T::Memory> {
@@ -329,7 +345,7 @@ impl<T: Types> ExitHandler<'_, T> {
         descriptor.check(register, (selector & 3) as u8, cpl).map_err(refused)?;
         let type_byte = descriptor.type_byte() | Descriptor::ACCESSED;
         if type_byte != descriptor.type_byte() {
-            tables.write(at + Descriptor::TYPE_BYTE, &[type_byte])?;
+            tables.change_byte(at + Descriptor::TYPE_BYTE, |byte| byte | Descriptor::ACCESSED)?;
         }
         Ok(descriptor.loaded(selector, type_byte))
     }
@@ -407,6 +423,23 @@ impl<M: PhysMem> Tables<'_, M> {
         self.patiently(|operands| operands.store(Gva::new(at), bytes))
     }
 
+    /// Has the byte at `at` be `new` if it is `old`. False if it is another one, or if another vCPU writes beside it.
+    fn replace_byte(&self, at: u64, old: u8, new: u8) -> Result<bool, Fault> {
+        self.operands().compare_exchange(Gva::new(at), &[old], &[new])
+    }
+
+    /// Changes a byte that other vCPUs may change as well, without losing what they do.
+    fn change_byte(&self, at: u64, change: impl Fn(u8) -> u8) -> Result<(), Fault> {
+        for _ in 0..ATTEMPTS {
+            let mut byte = [0];
+            self.read(at, &mut byte)?;
+            if self.replace_byte(at, byte[0], change(byte[0]))? {
+                return Ok(());
+            }
+        }
+        Err(Fault::Contended)
+    }
+
     /// A switch can't be left half done.
     fn patiently(&self, mut access: impl FnMut(Operands<'_, M>) -> Result<(), Fault>) -> Result<(), Fault> {
         for _ in 0..ATTEMPTS {
@@ -467,6 +500,7 @@ fn raise<V: Vcpu>(vcpu: &mut V, fault: NotExecuted, delivered: Option<u8>) -> Fl
             vcpu.set_cr2(address.raw());
             Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))
         }
+        NotExecuted::Trouble(Trouble::HalfDone) => return Flow::Stop(Stop::Unhandled(HALF_DONE)),
         NotExecuted::Trouble(Trouble::Fault(Fault::Contended)) => {
             return Flow::Stop(Stop::Unhandled("other vCPUs keep changing what a switch of tasks writes"));
         }

@@ -657,6 +657,39 @@ fn a_task_may_return_to_itself() {
     assert_eq!((guest.vcpu.rip, guest.get(Gpr::RBX)), (CODE + 1, 0xa3));
 }
 
+#[test]
+fn of_two_vcpus_that_enter_one_task_one_finds_it_busy() {
+    let mut guest = guest();
+    guest.memory().meanwhile.set(Some((GDT + u64::from(NEW_TASK), descriptor(NEW, 0x67, BUSY, 0))));
+    let states = |guest: &Guest| (guest.memory().bytes::<0x68>(OLD), guest.memory().bytes::<0x68>(NEW));
+    let before = states(&guest);
+    guest.resumes(switch(CALL));
+    assert_eq!((guest.vcpu.event, guest.vcpu.rip), (None, CODE), "the instruction runs again");
+    assert_eq!(states(&guest), before);
+    guest.resumes(switch(CALL));
+    assert_eq!(guest.vcpu.raised(), Some((GENERAL_PROTECTION_FAULT_VECTOR, Some(NEW_TASK.into()))));
+}
+
+#[test]
+fn what_another_vcpu_does_to_a_descriptor_is_not_lost() {
+    let mut guest = guest();
+    guest.code_at(CODE, &[0xcf]);
+    // The old task's: it becomes absent when its busy bit is cleared.
+    let at = GDT + u64::from(OLD_TASK);
+    describe(&guest, NEW_TASK, descriptor(NEW, 0x67, BUSY, 0));
+    guest.memory().meanwhile.set(Some((at, descriptor(OLD, 0x67, BUSY & 0x7f, 0))));
+    guest.resumes(switch(TaskSwitchSource::Iret));
+    assert_eq!(access(&guest, OLD_TASK), AVAILABLE & 0x7f);
+}
+
+#[test]
+fn a_switch_that_another_vcpu_makes_impossible_in_its_midst_ends_the_vm_by_name() {
+    let mut guest = paged();
+    // The page of the old task's state goes when the new task has become busy.
+    guest.memory().meanwhile.set(Some((super::guest::PT + (OLD >> 12) * 8, 0)));
+    assert!(guest.unhandled(switch(CALL)).contains("in the midst"));
+}
+
 /// A descriptor of any kind, mostly somewhere in memory.
 fn any_descriptor() -> impl Strategy<Value = u64> {
     let base = prop_oneof![Just(0u64), Just(NEW), Just(OLD), Just(0x1_fff0), Just(0xffff_fff0), any::<u64>()];
