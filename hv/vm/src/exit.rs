@@ -325,8 +325,9 @@ pub struct TaskSwitch(u64);
 impl TaskSwitch {
     const SOURCE_SHIFT: u32 = 16;
     const HAS_ERROR_CODE: u64 = 1 << 20;
-    const RESUME_FLAG: u64 = 1 << 21;
-    const HAS_VECTOR: u64 = 1 << 22;
+    const TELLS_RESUME_FLAG: u64 = 1 << 21;
+    const RESUME_FLAG: u64 = 1 << 22;
+    const HAS_VECTOR: u64 = 1 << 23;
     const VECTOR_SHIFT: u32 = 24;
     const ERROR_CODE_SHIFT: u32 = 32;
 
@@ -339,10 +340,10 @@ impl TaskSwitch {
         Self(selector as u64 | (source as u64) << Self::SOURCE_SHIFT | error_code)
     }
 
-    /// The same, with RFLAGS.RF set in what the old task's TSS gets, where [`rflags`](crate::Registers::rflags) does not have it.
+    /// The same, with what RFLAGS.RF is in the old task's TSS, where [`rflags`](crate::Registers::rflags) does not tell.
     #[must_use]
     pub const fn with_resume_flag(self, set: bool) -> Self {
-        Self(self.0 | if set { Self::RESUME_FLAG } else { 0 })
+        Self(self.0 | Self::TELLS_RESUME_FLAG | if set { Self::RESUME_FLAG } else { 0 })
     }
 
     /// The same, by the event of `vector`, unless the gate of that vector leads elsewhere: then it is by INT n.
@@ -377,9 +378,9 @@ impl TaskSwitch {
         if self.0 & Self::HAS_VECTOR == 0 { None } else { Some((self.0 >> Self::VECTOR_SHIFT) as u8) }
     }
 
-    /// Whether RFLAGS.RF is to be set in the old task's TSS.
-    pub const fn sets_resume_flag(self) -> bool {
-        self.0 & Self::RESUME_FLAG != 0
+    /// What RFLAGS.RF is in the old task's TSS, if the hardware tells.
+    pub const fn resume_flag(self) -> Option<bool> {
+        if self.0 & Self::TELLS_RESUME_FLAG == 0 { None } else { Some(self.0 & Self::RESUME_FLAG != 0) }
     }
 }
 
@@ -551,7 +552,7 @@ mod tests {
             for error in [None, Some(0), Some(0xffff_fffe)] {
                 let switch = TaskSwitch::new(0xfff8, source, error).with_resume_flag(error.is_some());
                 assert_eq!((switch.selector(), switch.source(), switch.error_code()), (0xfff8, source, error));
-                assert_eq!((switch.sets_resume_flag(), switch.vector_in_doubt()), (error.is_some(), None));
+                assert_eq!((switch.resume_flag(), switch.vector_in_doubt()), (Some(error.is_some()), None));
                 let in_doubt = switch.unless_by_int(0xff);
                 assert_eq!((in_doubt.selector(), in_doubt.source(), in_doubt.error_code()), (0xfff8, source, error));
                 assert_eq!(in_doubt.vector_in_doubt(), Some(0xff));

@@ -180,8 +180,10 @@ impl<T: Types> ExitHandler<'_, T> {
         if switch.source() == TaskSwitchSource::Iret {
             eflags &= !(RFLAGS_NT as u32);
         }
-        if switch.sets_resume_flag() {
-            eflags |= RFLAGS_RF as u32;
+        match switch.resume_flag() {
+            Some(true) => eflags |= RFLAGS_RF as u32,
+            Some(false) => eflags &= !(RFLAGS_RF as u32),
+            None => {}
         }
         let eip = if switch.source().is_instruction() { self.behind(vcpu)? } else { vcpu.rip() };
         Ok(Dynamic {

@@ -179,6 +179,17 @@ fn an_event_interrupts_the_old_task_at_its_instruction() {
 }
 
 #[test]
+fn the_resume_flag_of_the_old_task_is_what_the_hardware_tells() {
+    for (told, before, after) in [(None, 0, 0), (None, RFLAGS_RF, RFLAGS_RF), (Some(false), RFLAGS_RF, 0), (Some(true), 0, RFLAGS_RF)] {
+        let mut guest = guest();
+        guest.vcpu.rflags |= before;
+        let call = TaskSwitch::new(NEW_TASK, CALL, None);
+        guest.resumes(Exit::TaskSwitch(told.map_or(call, |told| call.with_resume_flag(told))));
+        assert_eq!(dword(&guest, OLD + 0x24) & RFLAGS_RF, after, "{told:?}");
+    }
+}
+
+#[test]
 fn a_software_interrupt_is_behind_the_old_task() {
     let mut guest = guest();
     guest.code_at(CODE, &[0xcd, 0x81]);
