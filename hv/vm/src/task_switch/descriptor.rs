@@ -100,7 +100,7 @@ impl Descriptor {
         (self.0 >> 40) as u8 & 0x1f
     }
 
-    const fn dpl(self) -> u8 {
+    pub(super) const fn dpl(self) -> u8 {
         (self.0 >> 45) as u8 & 3
     }
 

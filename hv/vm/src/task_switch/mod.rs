@@ -131,7 +131,8 @@ impl<T: Types> ExitHandler<'_, T> {
     fn is_by_int(&self, vcpu: &T::Vcpu, switch: TaskSwitch) -> bool {
         switch.vector_in_doubt().is_some_and(|vector| {
             let gate = self.tables(vcpu).descriptor(vcpu.idt(), u16::from(vector) << 3);
-            matches!(gate, Ok(entry) if entry.and_then(|(_, gate)| gate.task()) != Some(switch.selector()))
+            let index = |selector: u16| selector >> 3;
+            matches!(gate, Ok(entry) if entry.and_then(|(_, gate)| gate.task()).map(index) != Some(index(switch.selector())))
         })
     }
 }
@@ -140,6 +141,7 @@ impl<T: Types> ExitHandler<'_, T> {
 impl<T: Types> ExitHandler<'_, T> {
     /// Up to the commit point.
     fn leave_task(&mut self, vcpu: &T::Vcpu, switch: TaskSwitch) -> Result<Incoming, NotExecuted> {
+        self.check_gate(vcpu, switch)?;
         let dynamic = self.outgoing(vcpu, switch)?;
         let (tables, old) = (self.tables(vcpu), vcpu.task_register());
         let old_format = Format::new(old.attributes & 1 << 3 != 0);
@@ -172,6 +174,27 @@ impl<T: Types> ExitHandler<'_, T> {
         }
         changes.write(&tables).map_err(|_| Trouble::HalfDone)?;
         Ok(Incoming { register, format, state: format.load(&image) })
+    }
+
+    /// SVM's exit comes before the processor looks whether the gate is for the privilege of an INT n (KVM checks it, too).
+    fn check_gate(&self, vcpu: &T::Vcpu, switch: TaskSwitch) -> Result<(), NotExecuted> {
+        /// In an error code: the index is one of the IDT.
+        const IN_IDT: u32 = 1 << 1;
+        let cpl = vcpu.control().cpl;
+        if switch.source() != TaskSwitchSource::SoftwareInterrupt || cpl == 0 {
+            return Ok(());
+        }
+        let bitness = Self::bitness(vcpu);
+        let Some(vector) = self.decoded(vcpu, bitness, |bytes| emul::software_interrupt(bytes, bitness))? else {
+            return Ok(());
+        };
+        match self.tables(vcpu).descriptor(vcpu.idt(), u16::from(vector) << 3)? {
+            Some((_, gate)) if gate.dpl() >= cpl => Ok(()),
+            _ => {
+                let code = u32::from(vector) << 3 | IN_IDT;
+                Err(Event::Exception(Exception::new(GENERAL_PROTECTION_FAULT_VECTOR, Some(code))).into())
+            }
+        }
     }
 
     /// What of the old task goes to its TSS.

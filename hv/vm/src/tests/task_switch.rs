@@ -219,6 +219,42 @@ fn an_event_whose_gate_leads_elsewhere_was_a_software_interrupt() {
     }
 }
 
+#[test]
+fn the_privilege_of_a_selector_does_not_tell_tasks_apart() {
+    let mut guest = guest();
+    guest.code_at(CODE, &[0xcd, 0x81]);
+    guest.vcpu.idt = (0x5c00, 7);
+    guest.memory().put_u64(0x5c00, u64::from(NEW_TASK | 3) << 16 | 0x8500 << 32);
+    guest.resumes(Exit::TaskSwitch(TaskSwitch::new(NEW_TASK, TaskSwitchSource::Event, None).unless_by_int(0)));
+    assert_eq!(dword(&guest, OLD + 0x20), CODE, "an event it is");
+}
+
+#[test]
+fn an_int_n_needs_a_gate_for_its_privilege() {
+    const IDT: u64 = 0x5c00;
+    for (code, vector, dpl, cpl, is_refused) in [
+        (&[0xcd, 0x06][..], 6, 0, 3, true),
+        (&[0xcd, 0x06], 6, 3, 3, false),
+        (&[0xcd, 0x06], 6, 0, 0, false),
+        (&[0xcc], 3, 0, 3, true),
+        (&[0xce], 4, 2, 3, true),
+        (&[0xf1], 1, 0, 3, false),
+    ] {
+        let mut guest = guest();
+        guest.code_at(CODE, code);
+        guest.vcpu.control.cpl = cpl;
+        guest.vcpu.idt = (IDT, 8 * 8 - 1);
+        guest.memory().put_u64(IDT + 8 * vector, u64::from(NEW_TASK) << 16 | (0x85 | dpl << 5) << 40);
+        let by_int = switch(TaskSwitchSource::SoftwareInterrupt);
+        if is_refused {
+            refused(guest, by_int, GENERAL_PROTECTION_FAULT_VECTOR, (vector << 3 | 2) as u32);
+        } else {
+            guest.resumes(by_int);
+            assert!(is_entered(&guest), "{code:x?}");
+        }
+    }
+}
+
 const FAULT: Exit = Exit::TaskSwitch(TaskSwitch::new(NEW_TASK, TaskSwitchSource::Event, Some(0x1234_5678)));
 
 #[test]
