@@ -346,7 +346,11 @@ impl<T: Types> ExitHandler<'_, T> {
                 }
             }
         }
-        vcpu.inject(Event::Exception(exception));
+        if exception.vector() == x86::irq::DEBUG_VECTOR && vcpu.ends_own_step() {
+            self.deliver(vcpu);
+        } else {
+            vcpu.inject(Event::Exception(exception));
+        }
         Flow::Resume
     }
 }

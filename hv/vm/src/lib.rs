@@ -62,6 +62,7 @@
 //! #     fn injecting(&self) -> bool { false }
 //! #     fn injected_exception(&self) -> Option<u8> { None }
 //! #     fn request_window(&mut self, _: bool) {}
+//! #     fn handles_nmi(&self) -> bool { false }
 //! #     fn takes_nmi(&self) -> bool { false }
 //! #     fn request_nmi_window(&mut self, _: bool) {}
 //! # }

@@ -132,6 +132,12 @@ pub trait Events: Registers + DebugRegisters {
     /// Asks for an exit as soon as an interrupt can be taken, or no longer.
     fn request_window(&mut self, wanted: bool);
 
+    /// Whether the #DB that has just exited is the end of a single step of the backend's own, behind which it asked for an exit.
+    fn ends_own_step(&mut self) -> bool {
+        false
+    }
+    /// Whether an NMI is being handled, from its delivery to the next IRET, or is to be delivered at the next entry.
+    fn handles_nmi(&self) -> bool;
     /// Whether an NMI could be taken at the current instruction: none is being handled, from its delivery to the next IRET.
     fn takes_nmi(&self) -> bool;
     /// Asks for an exit as soon as an NMI can be taken, or no longer. After [`request_window`](Self::request_window), which may

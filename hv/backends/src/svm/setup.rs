@@ -76,6 +76,7 @@ impl<T: Translation> SvmVcpu<T> {
         control.interrupt_state = 0;
         control.intercept_misc1 &= !misc1::IRET;
         self.nmi = Nmi::None;
+        self.step = None;
         let save = &mut self.vmcb.save;
         save.cpl = 0;
         save.cr0 = save.cr0 & (CR0_CD | CR0_NW) | CR0_ET;

@@ -59,6 +59,7 @@ impl<T: Translation> TaskState for SvmVcpu<T> {
 
     fn unblock_nmis(&mut self) {
         self.nmi = Nmi::None;
+        self.step = None;
         self.vmcb.control.intercept_misc1 &= !misc1::IRET;
     }
 }

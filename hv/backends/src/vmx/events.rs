@@ -106,6 +106,12 @@ impl<T: Translation> Events for VmxVcpu<T> {
         self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), wanted);
     }
 
+    fn handles_nmi(&self) -> bool {
+        const NMI: u64 = EVENT_VALID | TYPE_NMI;
+        let event = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD);
+        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & NMI_BLOCKED != 0 || event & (EVENT_VALID | EVENT_TYPE) == NMI
+    }
+
     fn takes_nmi(&self) -> bool {
         self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & (INTERRUPT_SHADOW | NMI_BLOCKED) == 0 && !self.injecting()
     }

@@ -323,6 +323,9 @@ impl Events for TestVcpu {
         // On SVM there is one for both.
         self.nmi_window &= wanted;
     }
+    fn handles_nmi(&self) -> bool {
+        self.nmi_handled || self.event == Some(Event::Nmi)
+    }
     fn takes_nmi(&self) -> bool {
         !self.shadow && self.event.is_none() && !self.nmi_handled
     }
