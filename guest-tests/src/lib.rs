@@ -6,13 +6,13 @@
 //! #![no_main]
 //!
 //! use guest::boot::Boot;
-//! use guest::exit::Verdict;
+//! use guest::exit::GuestStatus;
 //! use guest::ktap::{self, Outcome};
 //! use guest::{cases, check_eq};
 //!
 //! guest::main!(main);
 //!
-//! fn main(boot: &Boot) -> Verdict {
+//! fn main(boot: &Boot) -> GuestStatus {
 //!     ktap::run(boot, cases![sums])
 //! }
 //!
@@ -27,7 +27,7 @@
 //! for tests.
 //!
 //! **What is unsafe here.** Rust's objects live in the image and in what the loader handed over. A guest touches any
-//! other memory only as a [`ram::Frame`] or a [`place::Place`], by volatile accesses or by assembly: deliberate faults
+//! other memory only as a [`ram::Frame`] or a [`raw_gva::RawGva`], by volatile accesses or by assembly: deliberate faults
 //! and aliases are then no affair of the compiler's, and tests need no `unsafe` of their own.
 #![no_std]
 
@@ -48,6 +48,6 @@ pub mod timed;
 pub mod user;
 
 pub use base::boot::EntryState;
-pub use base::{apic, attack, cpuid, hypercall, place, ram};
+pub use base::{apic, attack, cpuid, hypercall, ram, raw_gva};
 pub use base::{boot, clock, console, exit, fw_cfg, handover, ktap, latency, pic, promises, random, stats, tsc, uart};
 pub use base::{boot_headers, cases, check, check_eq, check_ok, main, println, skip_unless};

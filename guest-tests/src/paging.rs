@@ -10,9 +10,9 @@ use arch::paging::{ADDRESS, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE};
 
 pub use arch::paging::{ACCESSED, DIRTY};
 
-use crate::place::Place;
 use crate::processor;
 use crate::ram::{Block, Frame};
+use crate::raw_gva::RawGva;
 
 /// What a page lets one do besides reading it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,30 +36,30 @@ struct Table([AtomicU64; 512]);
 static SPARE: [Table; 24] = [const { Table([const { AtomicU64::new(0) }; 512]) }; 24];
 
 /// Maps the 4 KiB page at `at` to `frame`. A translation that was there may live on until [`processor::invlpg`].
-pub fn map(at: Place, frame: Frame, rights: Rights) {
+pub fn map(at: RawGva, frame: Frame, rights: Rights) {
     entry(at, PageSize::Size4K).store(frame.gpa().raw() | rights.0 | PRESENT, Relaxed);
 }
 
 /// Maps the 2 MiB page at `at` to `block`.
-pub fn map_2m(at: Place, block: Block, rights: Rights) {
+pub fn map_2m(at: RawGva, block: Block, rights: Rights) {
     assert!(at.gva().is_aligned(PageSize::Size2M.bytes()));
     entry(at, PageSize::Size2M).store(block.gpa().raw() | rights.0 | PRESENT | LARGE, Relaxed);
 }
 
 /// Unmaps the page of `size` at `at`, its translation included.
-pub fn unmap(at: Place, size: PageSize) {
+pub fn unmap(at: RawGva, size: PageSize) {
     entry(at, size).store(0, Relaxed);
     processor::invlpg(at.gva());
 }
 
 /// The entry of the 4 KiB page at `at`, as it stands.
-pub fn leaf(at: Place) -> u64 {
+pub fn leaf(at: RawGva) -> u64 {
     entry(at, PageSize::Size4K).load(Relaxed)
 }
 
 /// The entry that maps `at` by a page of `size`, with the tables on the way to it.
-fn entry(at: Place, size: PageSize) -> &'static AtomicU64 {
-    assert!(at.gva() >= crate::place::IDENTITY_END);
+fn entry(at: RawGva, size: PageSize) -> &'static AtomicU64 {
+    assert!(at.gva() >= crate::raw_gva::IDENTITY_END);
     let mut table = table_at(processor::cr3() & ADDRESS);
     for shift in [39, 30, 21, 12] {
         let entry = &table.0[(at.raw() >> shift) as usize & 511];

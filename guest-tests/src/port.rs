@@ -1,13 +1,13 @@
 //! Port I/O of all widths, and its string forms.
 //!
 //! No port of the machines that a guest runs on reads or writes memory by itself, so none of this can harm Rust's
-//! objects; the string forms take a [`Place`], which no object has.
+//! objects; the string forms take a [`RawGva`], which no object has.
 
 use core::arch::asm;
 
 use addr::PAGE_SIZE;
 
-use crate::place::Place;
+use crate::raw_gva::RawGva;
 
 pub use base::port::*;
 
@@ -33,7 +33,7 @@ pub struct StringEnd {
 const HIGH_HALF: u64 = 0x5a5a << 32;
 
 /// Panics if `bytes` from `at` on, in steps of `width`, may reach a Rust object.
-fn assert_reach(at: Place, direction: Direction, bytes: u64, width: u64) {
+fn assert_reach(at: RawGva, direction: Direction, bytes: u64, width: u64) {
     let offset = at.gva().page_offset();
     let inside = match direction {
         Direction::Up => offset + bytes <= PAGE_SIZE,
@@ -46,7 +46,7 @@ macro_rules! string_io {
     ($(#[$doc:meta])* $name:ident, $instruction:literal, $pointer:tt, $width:literal, $ignored:expr) => {
         $(#[$doc])*
         /// `count` elements between `port` and memory from `at` on.
-        pub fn $name(port: u16, at: Place, count: u64, direction: Direction) -> StringEnd {
+        pub fn $name(port: u16, at: RawGva, count: u64, direction: Direction) -> StringEnd {
             assert_reach(at, direction, count * $width, $width);
             assert!($ignored == 0 || !at.is_above_identity(), "{at:?} has more than 32 bits");
             let (mut left, mut next) = (count | $ignored, at.raw() | $ignored);

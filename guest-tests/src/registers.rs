@@ -4,7 +4,7 @@ use core::arch::naked_asm;
 use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
 
-use crate::place::Place;
+use crate::raw_gva::RawGva;
 
 /// The general registers and RFLAGS before or after an instruction.
 #[repr(C)]
@@ -59,9 +59,9 @@ static RSP_AFTER: AtomicU64 = AtomicU64::new(0);
 
 /// An instruction to run between loading all registers and storing them.
 #[derive(Clone, Copy)]
-pub struct Step(extern "C" fn(&mut Registers));
+pub struct RegisterTest(extern "C" fn(&mut Registers));
 
-impl Step {
+impl RegisterTest {
     /// Runs the instruction with `before` in the registers and returns what they then hold.
     pub fn run(self, before: &Registers) -> Registers {
         let mut registers = *before;
@@ -133,18 +133,18 @@ macro_rules! step {
     };
 }
 /// Stores a byte to `at`, with `before` in all registers but RBX.
-pub fn touch(at: Place, before: &Registers) -> (Registers, Registers) {
+pub fn touch(at: RawGva, before: &Registers) -> (Registers, Registers) {
     step!(code, "mov [rbx], al");
     let before = Registers { rbx: at.raw(), ..*before };
-    (before, Step(code).run(&before))
+    (before, RegisterTest(code).run(&before))
 }
 
 macro_rules! steps {
     ($($(#[$doc:meta])* $name:ident: $($instruction:literal),+;)+) => {
         $($(#[$doc])*
-        pub const $name: Step = {
+        pub const $name: RegisterTest = {
             step!(code, $($instruction),+);
-            Step(code)
+            RegisterTest(code)
         };)+
     };
 }

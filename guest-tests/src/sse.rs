@@ -3,7 +3,7 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use crate::place::Place;
+use crate::raw_gva::RawGva;
 
 /// XMM0 to XMM15 and MXCSR.
 #[repr(C)]
@@ -17,7 +17,7 @@ pub struct Sse {
 
 /// Loads `before`, causes an exit by CPUID, one by OUT and one by the first touch of `page`, and returns what the
 /// registers then hold. SSE has to be enabled.
-pub fn across_exits(before: &Sse, page: Place) -> Sse {
+pub fn across_exits(before: &Sse, page: RawGva) -> Sse {
     let mut after = Sse { xmm: [[0; 2]; 16], mxcsr: 0 };
     across(before, &mut after, page.raw());
     after

@@ -8,9 +8,9 @@ use abi::options::guest as word;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::boot::Boot;
-use crate::exit::Verdict;
+use crate::exit::GuestStatus;
 use crate::hypercall::{FlushPoint, Microhv, Refused};
-use crate::ktap::{self, Case, Outcome, Stop};
+use crate::ktap::{self, Case, NotPassed, Outcome};
 use crate::random::Random;
 use crate::smp::{self, Cpu};
 use crate::{clock, interrupts, println, tsc};
@@ -33,7 +33,7 @@ pub struct Stress<'b> {
     pub boot: &'b Boot,
     seed: u64,
     limit: Limit,
-    usable: Result<(), Stop>,
+    usable: Result<(), NotPassed>,
     stopped: AtomicBool,
     operations: AtomicU64,
 }
@@ -59,9 +59,9 @@ impl<'b> Stress<'b> {
     }
 
     /// The hypervisor, for tests that can't do without; those are skipped elsewhere.
-    pub fn hypervisor(&self) -> Result<Microhv, Stop> {
+    pub fn hypervisor(&self) -> Result<Microhv, NotPassed> {
         self.usable?;
-        Microhv::here().ok_or(Stop::Skipped("not under this hypervisor"))
+        Microhv::here().ok_or(NotPassed::Skipped("not under this hypervisor"))
     }
 
     /// Runs `body` on all processors at once, with interrupts on: a hypervisor's kick then reaches them on any host. When it fails on one, the others are told to end.
@@ -99,19 +99,19 @@ impl<'b> Stress<'b> {
     }
 
     /// Runs the tests, and reports how many operations there were.
-    pub fn run(&self, cases: &[Case<Self>]) -> Verdict {
-        let verdict = ktap::run(self, cases);
+    pub fn run(&self, cases: &[Case<Self>]) -> GuestStatus {
+        let status = ktap::run(self, cases);
         println!("{}", Operations(self.operations.load(Relaxed)));
-        verdict
+        status
     }
 }
 
-fn skip_flush(point: Option<FlushPoint>) -> Result<(), Stop> {
-    let hypervisor = Microhv::here().ok_or(Stop::Skipped("not under this hypervisor"))?;
-    match hypervisor.skip_flush(point.ok_or(Stop::Skipped("there is no such flush"))?) {
+fn skip_flush(point: Option<FlushPoint>) -> Result<(), NotPassed> {
+    let hypervisor = Microhv::here().ok_or(NotPassed::Skipped("not under this hypervisor"))?;
+    match hypervisor.skip_flush(point.ok_or(NotPassed::Skipped("there is no such flush"))?) {
         Ok(()) => Ok(()),
-        Err(Refused::NoSuchCall) => Err(Stop::Skipped("this hypervisor leaves no flush out")),
-        Err(_) => Err(Stop::Skipped("the flush can't be left out")),
+        Err(Refused::NoSuchCall) => Err(NotPassed::Skipped("this hypervisor leaves no flush out")),
+        Err(_) => Err(NotPassed::Skipped("the flush can't be left out")),
     }
 }
 

@@ -9,7 +9,7 @@ use core::mem::offset_of;
 use crate::hypercall::{self, Instruction};
 use crate::msr::Msr;
 use crate::pic;
-use crate::place::Place;
+use crate::raw_gva::RawGva;
 
 /// What the instruction finds in its registers; RSI is 0.
 #[repr(C)]
@@ -108,13 +108,13 @@ pub fn wrmsr(pat: u64) -> u64 {
 }
 
 /// 32 bits loaded from `at`.
-pub fn load(at: Place) -> u64 {
+pub fn load(at: RawGva) -> u64 {
     timed!(code, "mov eax, [rdi]");
     code(&Operands { rdi: at.raw(), ..Operands::default() })
 }
 
 /// 32 bits stored to `at`.
-pub fn store_32(at: Place, value: u32) -> u64 {
+pub fn store_32(at: RawGva, value: u32) -> u64 {
     timed!(code, "mov [rdi], eax");
     code(&Operands { eax: value, rdi: at.raw(), ..Operands::default() })
 }
@@ -132,7 +132,7 @@ pub fn wrmsr_of(number: u32, value: u32) -> u64 {
 }
 
 /// A byte stored to `at`.
-pub fn store(at: Place) -> u64 {
+pub fn store(at: RawGva) -> u64 {
     timed!(code, "mov [rdi], al");
     code(&Operands { rdi: at.raw(), ..Operands::default() })
 }

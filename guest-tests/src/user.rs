@@ -4,11 +4,11 @@ use core::arch::naked_asm;
 
 use crate::descriptors;
 use crate::interrupts::{Fault, expect_fault};
-use crate::place::Place;
+use crate::raw_gva::RawGva;
 
 /// Runs the code at `at`, in a page that user mode may execute, in ring 3 with RAX = `rax` and interrupts off, until it
 /// faults or gives up by INT 0x80.
-pub fn run(at: Place, rax: u64) -> Fault {
+pub fn run(at: RawGva, rax: u64) -> Fault {
     expect_fault(|| enter(at.raw(), rax)).expect("there is no other way back")
 }
 

@@ -14,7 +14,7 @@ use crate::cpus;
 use crate::lapic;
 use crate::timer;
 use abi::ports::COM1;
-use abi::uart::{BAUD, FIFO, IIR, LSR, fcr, iir, lsr, mcr, settings};
+use abi::uart::{BAUD, FIFO};
 use abi::wire;
 use core::alloc::Layout;
 use core::fmt::{self, Write};
@@ -22,7 +22,9 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use devices::Nanoseconds;
 use log::{LevelFilter, Log, Metadata, Record};
 use sched::Instant;
-use serial::{Attention, Mux, Producer, QUANTUM, Transmitter, VmQueues};
+use serial::{
+    Attention, BUDGET, Burst, Mux, Producer, QUANTUM, Receiver, Transmitter, Uart, UartPorts, VmQueues, line_status,
+};
 use spin::{Mutex, Once};
 use x86::io::{inb, outb};
 
@@ -34,107 +36,38 @@ const FIFO_TIME: u64 = FIFO as u64 * 10 * 1_000_000_000 / BAUD;
 const INPUT_PERIOD: Nanoseconds = Nanoseconds(1_000_000);
 const _: () = assert!(INPUT_PERIOD.0 < FIFO_TIME);
 
-/// How much is sent at a time at most, where the UART is an emulator's that is always ready.
-const BUDGET: usize = 512;
-
 /// Queues, in bytes: of the hypervisor's own lines, of a VM's output, and of the hypervisor's lines about a VM, which at its end
 /// has a few KiB of them.
 const OWN_QUEUE: usize = 8 << 10;
 const OUTPUT_QUEUE: usize = 4 << 10;
-const ABOUT_QUEUE: usize = 8 << 10;
+const LOG_QUEUE: usize = 8 << 10;
 
-/// The polled 16550. A port that never gets ready (there is none) is given up on, rather than waited for.
-struct Uart {
-    present: bool,
-    fifo: usize,
-}
+/// COM1's registers, which are the console's alone.
+struct Com1;
 
-impl Uart {
-    /// 115200 baud, 8 data bits, no parity, one stop bit, FIFOs on, no interrupts.
-    fn program() -> Self {
-        for (register, value) in settings(fcr::TRIGGER_14, mcr::DTR | mcr::RTS) {
-            // SAFETY: COM1's registers are the console's alone.
-            unsafe { outb(COM1 + register, value) };
+impl UartPorts for Com1 {
+    #[inline]
+    fn read(&self, register: u16) -> u8 {
+        // SAFETY: a read takes what was received, for the caller to use, and clears error bits; no interrupt is enabled that it could
+        // take back.
+        unsafe { inb(COM1 + register) }
+    }
+
+    #[inline]
+    fn write(&self, register: u16, value: u8) {
+        // SAFETY: the port has no effect but on the line.
+        unsafe { outb(COM1 + register, value) };
+    }
+
+    /// Each CPU is interrupted, so that its vCPUs add to the report that the break asks for.
+    #[cold]
+    #[inline(never)]
+    fn heed_break(&self) {
+        RECEIVER.expect_zero();
+        if SHARED.load(Ordering::Relaxed) {
+            BREAKS.fetch_add(1, Ordering::Relaxed);
+            (0..cpus::online()).for_each(lapic::kick);
         }
-        // SAFETY: as above; the read has no effect but to clear error bits.
-        let present = unsafe { inb(COM1 + LSR) } != 0xff;
-        // SAFETY: as above; no interrupt is enabled that the read could take back.
-        let has_fifo = unsafe { inb(COM1 + IIR) } & iir::FIFOS_ON == iir::FIFOS_ON;
-        Self { present, fifo: if has_fifo { FIFO } else { 1 } }
-    }
-
-    /// The line status. A read clears the bit of a break, which therefore each reader heeds.
-    fn status() -> u8 {
-        // SAFETY: as in `program`.
-        let status = unsafe { inb(COM1 + LSR) };
-        // A port that is not there reads as ones.
-        if status != 0xff && status & lsr::BREAK != 0 {
-            heed_break();
-        }
-        status
-    }
-
-    /// A byte that was received. It needs no lock: transmission uses other registers, and a read of the line status takes nothing
-    /// from another reader but error bits.
-    fn receive() -> Option<u8> {
-        let status = Self::status();
-        // A port that is not there reads as ones.
-        let ready = status != 0xff && status & lsr::DATA_READY != 0;
-        // SAFETY: as in `program`; the divisor latch is not in its place any more.
-        let byte = ready.then(|| unsafe { inb(COM1) });
-        match byte {
-            None => ZEROES.store(0, Ordering::Relaxed),
-            Some(0) if ZEROES.load(Ordering::Relaxed) != 0 => {
-                ZEROES.fetch_sub(1, Ordering::Relaxed);
-                return None;
-            }
-            Some(_) => {}
-        }
-        byte
-    }
-
-    fn has(&self, status: u8) -> bool {
-        !self.present || Self::status() & status != 0
-    }
-
-    fn wait_for(&self, status: u8) {
-        while !self.has(status) {
-            core::hint::spin_loop();
-        }
-    }
-
-    /// Waits for each byte of `bytes` to be taken.
-    fn write_bytes(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.wait_for(lsr::TRANSMITTER_READY);
-            self.send(byte);
-        }
-    }
-}
-
-impl Transmitter for Uart {
-    fn room(&mut self) -> usize {
-        if self.has(lsr::TRANSMITTER_READY) { self.fifo } else { 0 }
-    }
-
-    fn send(&mut self, byte: u8) {
-        // SAFETY: as in `program`.
-        unsafe { outb(COM1, byte) };
-    }
-}
-
-impl Write for Uart {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for line in text.split_inclusive('\n') {
-            match line.strip_suffix('\n') {
-                Some(line) => {
-                    self.write_bytes(line.as_bytes());
-                    self.write_bytes(wire::END);
-                }
-                None => self.write_bytes(line.as_bytes()),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -144,7 +77,7 @@ struct Console {
 }
 
 struct Line {
-    uart: Uart,
+    uart: Uart<Com1>,
     mux: Mux,
 }
 
@@ -154,9 +87,7 @@ static ATTENTION: Attention = Attention::new();
 /// How often a break was received while guests ran: each asks for what the exits have cost so far (as a break on a serial console
 /// begins a command to Linux, by SysRq).
 static BREAKS: AtomicU32 = AtomicU32::new(0);
-/// How many zeroes are in the receiver's FIFO that stand for breaks, and are not for a guest. (QEMU shows a break in the line status
-/// before its zero is the next byte.)
-static ZEROES: AtomicU32 = AtomicU32::new(0);
+static RECEIVER: Receiver = Receiver::new();
 
 /// Guests run: no CPU waits for the UART.
 static SHARED: AtomicBool = AtomicBool::new(false);
@@ -166,7 +97,7 @@ static TAKEN: AtomicBool = AtomicBool::new(false);
 impl Console {
     /// Sends what the UART takes at once. Whether something is left.
     fn send(&self) -> bool {
-        let mut budget = BUDGET;
+        let mut left = BUDGET;
         loop {
             // The holder of the lock may miss what was queued just now.
             let Some(mut line) = self.line.try_lock() else { return true };
@@ -175,10 +106,7 @@ impl Console {
             }
             ATTENTION.look();
             let (Line { uart, mux }, now) = (&mut *line, now());
-            let sent = mux.burst(now, uart);
-            budget = budget.saturating_sub(sent);
-            if sent == 0 || budget == 0 {
-                let due = mux.due(now);
+            if let Burst::Last(due) = mux.next_burst(now, uart, &mut left) {
                 due.inspect(|&due| ATTENTION.again(due));
                 return due.is_some();
             }
@@ -189,7 +117,7 @@ impl Console {
     fn pass(&self, byte: u8) -> bool {
         let Some(mut line) = self.line.try_lock() else { return false };
         let Line { uart, mux } = &mut *line;
-        let passes = !TAKEN.load(Ordering::Relaxed) && uart.has(lsr::TRANSMITTER_READY) && mux.pass(byte);
+        let passes = !TAKEN.load(Ordering::Relaxed) && uart.room() != 0 && mux.pass(byte);
         if passes {
             uart.send(byte);
         }
@@ -204,15 +132,9 @@ impl Console {
     }
 }
 
-/// A break was received. Each CPU is interrupted, so that its vCPUs add to the report that the break asks for.
-#[cold]
-#[inline(never)]
-fn heed_break() {
-    ZEROES.fetch_add(1, Ordering::Relaxed);
-    if SHARED.load(Ordering::Relaxed) {
-        BREAKS.fetch_add(1, Ordering::Relaxed);
-        (0..cpus::online()).for_each(lapic::kick);
-    }
+/// Heeds a break that has come while nothing was printed or typed. Called once a second by the watchdog.
+pub(crate) fn look_for_break() {
+    line_status(&Com1);
 }
 
 /// How many reports were asked for.
@@ -262,7 +184,7 @@ impl fmt::Display for Lower {
 pub(crate) fn init(level: LevelFilter) {
     CONSOLE.call_once(|| {
         let (mux, own) = Mux::new(OWN_QUEUE);
-        Console { line: Mutex::new(Line { uart: Uart::program(), mux }), own: Mutex::new(own) }
+        Console { line: Mutex::new(Line { uart: Uart::program(Com1), mux }), own: Mutex::new(own) }
     });
     // The only error is a second logger: `init` is called once, at boot.
     let _ = log::set_logger(&ConsoleLog);
@@ -295,7 +217,7 @@ pub(crate) fn share() {
 
 /// What [`add_vm`] allocates.
 pub(crate) fn vm_allocations() -> impl Iterator<Item = Layout> {
-    Mux::vm_allocations(OUTPUT_QUEUE, ABOUT_QUEUE)
+    Mux::vm_allocations(OUTPUT_QUEUE, LOG_QUEUE)
 }
 
 /// A VM's console, its queues allocated. `name` is None if it is the only one. `input`: it gets what the machine receives, which no
@@ -304,8 +226,8 @@ pub(crate) fn add_vm(name: Option<&str>, input: bool) -> (Output, Producer) {
     // `init` was the first thing that was done.
     let line = CONSOLE.get().map(|console| console.line.lock());
     let Some(mut line) = line else { unreachable!("the console is set up before a VM is made") };
-    let VmQueues { output, about } = line.mux.add_vm(name, OUTPUT_QUEUE, ABOUT_QUEUE);
-    (Output { output, alone: name.is_none(), input }, about)
+    let VmQueues { output, log } = line.mux.add_vm(name, OUTPUT_QUEUE, LOG_QUEUE);
+    (Output { output, alone: name.is_none(), input }, log)
 }
 
 /// Where a VM's output goes, and where its input comes from.
@@ -340,7 +262,7 @@ impl devices::Sink for Output {
     }
 
     fn take(&mut self) -> Option<u8> {
-        if self.input { Uart::receive() } else { None }
+        if self.input { RECEIVER.receive(&Com1) } else { None }
     }
 
     fn input_period(&self) -> Option<Nanoseconds> {
@@ -423,7 +345,7 @@ pub(crate) unsafe fn seize() {
 /// Waits until the last byte has left the port: an emulator that ends before loses it.
 pub(crate) fn drain() {
     if let Some(console) = CONSOLE.get() {
-        console.line.lock().uart.wait_for(lsr::TRANSMITTER_IDLE);
+        console.line.lock().uart.drain();
     }
 }
 

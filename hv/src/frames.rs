@@ -17,11 +17,8 @@ pub(crate) static FRAMES: FrameAllocator = FrameAllocator::new();
 pub(crate) unsafe fn init(usable: &mut [Range<Hpa>], top: Hpa) -> Option<()> {
     let frames = top.raw().div_ceil(PAGE_SIZE) as usize;
     let words = Buddy::words(frames);
-    let bytes = (words as u64 * size_of::<u64>() as u64).next_multiple_of(PAGE_SIZE);
-    let has_room = |range: &&mut Range<Hpa>| range.start.wrapping_add(bytes) <= range.end.min(paging::BOOT_MAP);
-    let range = usable.iter_mut().find(has_room)?;
-    let memory = paging::direct(range.start).cast::<u64>();
-    range.start = range.start.wrapping_add(bytes);
+    let array = memory::carve(usable, (words * size_of::<u64>()) as u64, paging::BOOT_MAP)?;
+    let memory = paging::direct(array).cast::<u64>();
     // SAFETY: the boot tables map the range, which is this array's from now on, and any words are valid ones.
     let memory = unsafe { core::slice::from_raw_parts_mut(memory, words) };
     FRAMES.init(Buddy::new(frames, memory)?);

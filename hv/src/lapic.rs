@@ -1,7 +1,7 @@
 //! This CPU's local APIC: interrupts for other CPUs, the timer, the end of interrupts (Intel SDM vol. 3, chapter 11; AMD APM
 //! vol. 2, chapter 16).
 
-use crate::cpus;
+use crate::cpus::{self, CPUS};
 use crate::paging;
 use abi::ports::PICS;
 use addr::Hpa;
@@ -153,12 +153,12 @@ fn send(target: u32, command: u32) {
 
 /// Which CPU this is. By its APIC ID, so that it works where nothing else is known, as in a panic.
 pub(crate) fn this_cpu() -> usize {
-    if cpus::online() == 1 { 0 } else { cpus::with_apic_id(id()) }
+    if cpus::online() == 1 { 0 } else { CPUS.with_apic_id(id()) }
 }
 
 /// Interrupts CPU `cpu`, to have it look around.
 pub(crate) fn kick(cpu: usize) {
-    send(cpus::apic_id(cpu), command::fixed(KICK));
+    send(CPUS.apic_id(cpu), command::fixed(KICK));
 }
 
 /// INIT: the CPU waits for a start-up interrupt.
@@ -178,7 +178,7 @@ pub(crate) fn kick_self() {
 
 /// NMI for CPU `cpu`.
 pub(crate) fn nmi(cpu: usize) {
-    send(cpus::apic_id(cpu), command::NMI);
+    send(CPUS.apic_id(cpu), command::NMI);
 }
 
 /// The end of an interrupt's handler.

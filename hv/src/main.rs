@@ -26,7 +26,6 @@ mod verdict;
 mod vms;
 mod watchdog;
 
-use addr::Hpa;
 use frames::FRAMES;
 use loader::{BootInfo, Config};
 use verdict::Verdict;
@@ -51,10 +50,11 @@ extern "C" fn hv_main(magic: u32, info: u32) -> ! {
     vms::run_all(&boot, &config)
 }
 
-/// What the watchdog has reported at each look.
+/// What the watchdog has done at each check.
 fn report() {
     rcu_domain::warn_of_stalls();
     panic::report_strays();
+    console::look_for_break();
 }
 
 /// Takes the processor and the machine's memory over from the loader.
@@ -93,14 +93,12 @@ fn take_frames(boot: &BootInfo) {
             format_args!("not enough memory below 4 GiB to manage the machine's page frames"),
         );
     }
-    let clamp = |at: Hpa| at.min(paging::BOOT_MAP);
-    usable.iter().for_each(|range| FRAMES.add(clamp(range.start)..clamp(range.end)));
+    FRAMES.add_below(&usable, paging::BOOT_MAP);
     // SAFETY: the boot tables are in use, and what the loader left in the lower half was copied.
     if let Err(error) = unsafe { paging::install(&boot.memory_ranges(), frames::alloc) } {
         verdict::end(Verdict::NoMemory, format_args!("{error}"));
     }
-    let above = |at: Hpa| at.max(paging::BOOT_MAP);
-    usable.iter().for_each(|range| FRAMES.add(above(range.start)..above(range.end)));
+    FRAMES.add_above(&usable, paging::BOOT_MAP);
     // SAFETY: `paging::install` was just now, and this is the only call.
     if unsafe { rcu_domain::init(top) }.is_none() {
         verdict::end(Verdict::NoMemory, format_args!("not enough memory for the descriptors of page frames"));

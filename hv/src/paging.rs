@@ -3,7 +3,7 @@
 use addr::{Hpa, PAGE_SIZE, PageSize, Pfn};
 use core::ops::Range;
 pub(crate) use direct_map::OutOfFrames;
-use direct_map::{Builder, DEVICES_END, DIRECT_MAP, Frames, HIGH_HALF, Image, Table};
+use direct_map::{Builder, DEVICES_END, Frames, HIGH_HALF, Image, Table};
 use x86::controlregs::{Cr4, cr3, cr3_write, cr4, cr4_write};
 use x86::tlb::flush;
 
@@ -49,13 +49,12 @@ pub(crate) fn is_image_data(address: u64) -> bool {
 
 /// The direct map's pointer to `address`.
 pub(crate) fn direct(address: Hpa) -> *mut u8 {
-    (address.raw() + DIRECT_MAP) as *mut u8
+    direct_map::linear(address) as *mut u8
 }
 
 /// The physical address behind a pointer into the image or the direct map (the heap is in one of them).
 pub(crate) fn physical<T>(pointer: *const T) -> Hpa {
-    let address = pointer as u64;
-    Hpa::new(if address >= HIGH_HALF { address - HIGH_HALF } else { address - DIRECT_MAP })
+    direct_map::physical(pointer as u64)
 }
 
 /// Takes a page of this size that nothing else uses, and that the boot tables map.

@@ -1,7 +1,7 @@
 //! The hypervisor's own end: where, the registers, and the way there.
 
 use crate::console::{self, report};
-use crate::cpus;
+use crate::cpus::{self, CPUS};
 use crate::lapic;
 use crate::paging;
 use crate::timer;
@@ -194,7 +194,7 @@ fn backtrace(rip: Option<u64>, rbp: u64) {
 
 /// The two words at `address`, which is aligned, if it is on a stack.
 fn read_stack(address: u64) -> Option<[u64; 2]> {
-    let is_stack = paging::is_image_data(address) || cpus::is_stack(address);
+    let is_stack = paging::is_image_data(address) || CPUS.is_stack(address, 16);
     // SAFETY: aligned, and within the image's data or a stack, which are always mapped.
     is_stack.then(|| unsafe { (address as *const [u64; 2]).read() })
 }

@@ -9,7 +9,7 @@ use crate::watchdog;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::mem::MaybeUninit;
 use core::time::Duration;
-use memory::{FrameAllocator, Host, VmAccounts};
+use memory::{FrameAllocator, HostMemory, VmAccounts};
 use mmu::TableDesc;
 use rcu::{Cpu, CpuData, Domain, Head, Platform, Stall};
 use sched::Heart;
@@ -50,7 +50,7 @@ static ACCOUNTS: VmAccounts = VmAccounts::new();
 
 // SAFETY: the direct map covers all of the machine's memory, so every frame that has a descriptor, and is linear; the frame
 // allocator was given memory alone that is in no other use (`main::take_frames`); `head` is the descriptor's.
-unsafe impl Host for HostMachine {
+unsafe impl HostMemory for HostMachine {
     #[inline]
     fn direct(&self, at: Hpa) -> *mut u8 {
         paging::direct(at)

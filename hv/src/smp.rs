@@ -3,7 +3,7 @@
 use crate::acpi_tables::Topology;
 use crate::boot;
 use crate::cpu;
-use crate::cpus::{self, MAX_CPUS};
+use crate::cpus::{self, CPUS, MAX_CPUS};
 use crate::frames::{self, FRAMES};
 use crate::lapic;
 use crate::paging;
@@ -14,6 +14,7 @@ use addr::{Hpa, PAGE_SIZE};
 use core::arch::asm;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
+use firmware::{LeftOut, StartUp};
 use loader::BootInfo;
 use rcu::Cpu;
 use spin::Once;
@@ -27,9 +28,6 @@ const STACK_SIZE: u64 = (STACK_PAGES as u64 - 1) * PAGE_SIZE;
 /// Where an AP begins: a page of the first MiB that firmware does not use.
 const TRAMPOLINE: Hpa = Hpa::new(0x8000);
 
-/// How long an AP may take to get to Rust.
-const STARTUP_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// The number of the AP that has come last.
 static ARRIVED: AtomicUsize = AtomicUsize::new(0);
 
@@ -42,13 +40,9 @@ static WORK: Once<fn(usize) -> !> = Once::new();
 /// Once, on the boot CPU, with interrupts off, when its own APIC, timer and tables are set up.
 pub(crate) unsafe fn start(boot: &BootInfo, topology: Option<&Topology>) {
     let own = lapic::id();
-    cpus::set_apic_id(0, own);
+    CPUS.set_apic_id(0, own);
     let Some(topology) = topology else { return };
-    if topology.processors > MAX_CPUS {
-        log::warn!("{} CPUs, of which at most {MAX_CPUS} are used", topology.processors);
-    }
-    let mut others = topology.apic_ids.iter().copied().filter(|&id| id != own).peekable();
-    if others.peek().is_none() {
+    if topology.apic_ids.iter().all(|&id| id == own) {
         return;
     }
     if !boot.is_free_page(TRAMPOLINE) {
@@ -58,50 +52,63 @@ pub(crate) unsafe fn start(boot: &BootInfo, topology: Option<&Topology>) {
     // SAFETY: the page is unused RAM, see `TRAMPOLINE`.
     unsafe { boot::put_trampoline(TRAMPOLINE) };
     cpu::keep_modes();
-    for id in others.take(MAX_CPUS - 1) {
-        match lapic::can_reach(id) {
-            true => start_one(id),
-            false => log::warn!("the CPU with APIC ID {id} is out of reach without x2APIC, and is left out"),
-        }
-    }
+    firmware::start_others(&mut Machine, own, topology.apic_ids.iter().copied(), topology.processors, MAX_CPUS);
 }
 
-/// INIT, start-up, and the latter again if it has not come by then (Intel SDM vol. 3, section 9.4.4.1).
-fn start_one(id: u32) {
-    let index = cpus::online();
-    let Some(stack) = FRAMES.alloc_contiguous(STACK_PAGES) else {
-        log::warn!("no memory for a stack of the CPU with APIC ID {id}");
-        return;
-    };
-    // SAFETY: the page is the lowest of a new stack, which no CPU uses yet.
-    if unsafe { paging::make_guard(stack.start(), frames::alloc) }.is_err() {
-        log::warn!("no memory for a guard below the stack of the CPU with APIC ID {id}");
-        return;
+/// This machine, to the sequence of a start.
+struct Machine;
+
+impl StartUp for Machine {
+    fn can_reach(&self, id: u32) -> bool {
+        lapic::can_reach(id)
     }
-    let bottom = paging::direct(stack.start()) as u64 + PAGE_SIZE;
-    let top = bottom + STACK_SIZE;
-    cpus::set_stack(index, bottom..top);
-    cpus::set_apic_id(index, id);
-    // SAFETY: no other AP is on its way, and the stack is this one's.
-    unsafe { boot::prepare_ap(index, top) };
-    lapic::init_ipi(id);
-    timer::wait(Duration::from_millis(10));
-    for wait in [Duration::from_micros(200), STARTUP_TIMEOUT] {
+
+    /// A stack is not reused.
+    fn prepare(&mut self, cpu: usize, id: u32) -> Result<(), &'static str> {
+        let stack = FRAMES.alloc_contiguous(STACK_PAGES).ok_or("a stack")?;
+        // SAFETY: the page is the lowest of a new stack, which no CPU uses yet.
+        unsafe { paging::make_guard(stack.start(), frames::alloc) }.map_err(|_| "a guard below the stack")?;
+        let bottom = paging::direct(stack.start()) as u64 + PAGE_SIZE;
+        let top = bottom + STACK_SIZE;
+        CPUS.set_stack(cpu, bottom..top);
+        CPUS.set_apic_id(cpu, id);
+        // SAFETY: no other AP is on its way, and the stack is this one's.
+        unsafe { boot::prepare_ap(cpu, top) };
+        Ok(())
+    }
+
+    fn init(&mut self, id: u32) {
+        lapic::init_ipi(id);
+    }
+
+    fn start(&mut self, id: u32) {
         lapic::startup_ipi(id, TRAMPOLINE);
-        let deadline = timer::after(wait);
-        while ARRIVED.load(Ordering::Acquire) != index && timer::now() < deadline {
+    }
+
+    fn wait(&mut self, delay: Duration) {
+        timer::wait(delay);
+    }
+
+    fn comes(&mut self, cpu: usize, timeout: Duration) -> bool {
+        let has_come = || ARRIVED.load(Ordering::Acquire) == cpu;
+        let deadline = timer::after(timeout);
+        while !has_come() && timer::now() < deadline {
             core::hint::spin_loop();
         }
-        if ARRIVED.load(Ordering::Acquire) == index {
-            cpus::set_online(index);
-            return;
-        }
+        has_come()
     }
-    // The CPU may still be starting. INIT stops it, so that it does not take the next CPU's number. Its stack is not reused.
-    lapic::init_ipi(id);
-    timer::wait(Duration::from_millis(10));
-    ARRIVED.store(0, Ordering::Relaxed);
-    log::warn!("the CPU with APIC ID {id} does not answer, and is left out");
+
+    fn join(&mut self, cpu: usize) {
+        CPUS.set_online(cpu);
+    }
+
+    fn forget(&mut self) {
+        ARRIVED.store(0, Ordering::Relaxed);
+    }
+
+    fn leave_out(&mut self, why: LeftOut) {
+        log::warn!("{why}");
+    }
 }
 
 /// Where `boot/ap.s` leads, in long mode on the CPU's own stack.

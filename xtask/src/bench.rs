@@ -3,13 +3,11 @@
 use crate::build::Images;
 use crate::figures::{Figures, Unit};
 use crate::image_size;
-use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Engine, Qemu};
-use crate::machine::{Image, Machine};
+use crate::machine::{Emulator, Host, Image};
 use crate::output::outln;
 use crate::progress::Step;
 use crate::project;
-use crate::setup::{self, Tool};
 use crate::trial::{Guest, Hypervisor, Pages, Paging, Trial};
 use abi::Verdict;
 use abi::options::level;
@@ -21,9 +19,9 @@ use std::time::Duration;
 /// Ample: a run takes seconds.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A machine on which a tick is an instruction, so that figures repeat exactly.
+/// What is measured: a host on which a tick is an instruction, so that figures repeat exactly, and a guest on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Host {
+enum Setup {
     /// QEMU with --icount: SVM
     QemuSvm,
     /// Bochs as an Intel processor: VMX
@@ -38,7 +36,7 @@ enum Host {
     BochsVmxShadow,
 }
 
-impl Host {
+impl Setup {
     /// The name in figures and in the names of the files that keep them.
     const fn name(self) -> &'static str {
         match self {
@@ -71,12 +69,19 @@ impl Host {
         }
     }
 
-    fn machine(self) -> Machine {
-        let bochs = |cpu: &str| Machine::Bochs(Bochs::new(cpu));
+    const fn host(self) -> Host {
         match self {
-            Self::QemuSvm | Self::QemuSvmShadow => Machine::Qemu(Qemu::new(Engine::ICOUNT, None)),
-            Self::BochsVmx | Self::BochsVmxSmp | Self::BochsVmxShadow => bochs(bochs::VMX_CPU),
-            Self::BochsSvm => bochs(bochs::SVM_CPU),
+            Self::QemuSvm | Self::QemuSvmShadow => Host::QemuSvm,
+            Self::BochsVmx | Self::BochsVmxSmp | Self::BochsVmxShadow => Host::BochsVmx,
+            Self::BochsSvm => Host::BochsSvm,
+        }
+    }
+
+    /// The host, where its processors count instructions.
+    fn machine(self) -> Emulator {
+        match self.host() {
+            Host::QemuSvm => Emulator::Qemu(Qemu::new(Engine::ICOUNT, None)),
+            host => host.emulator(),
         }
     }
 
@@ -86,13 +91,6 @@ impl Host {
             // QEMU with --icount runs one processor after the other, for as long as it pleases.
             Self::BochsVmxSmp => 2,
             _ => 1,
-        }
-    }
-
-    const fn tool(self) -> Tool {
-        match self {
-            Self::QemuSvm | Self::QemuSvmShadow => Tool::Qemu,
-            Self::BochsVmx | Self::BochsVmxSmp | Self::BochsSvm | Self::BochsVmxShadow => Tool::Bochs,
         }
     }
 }
@@ -114,35 +112,35 @@ guest does not pass, the status of its run (see `cargo xtask run --help`).")]
 pub(crate) struct Args {
     /// Measure on this machine alone; may be repeated
     #[arg(long, value_enum)]
-    host: Vec<Host>,
+    host: Vec<Setup>,
     /// Keep the measured figures in the repository, in place of comparing
     #[arg(long)]
     save: bool,
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
-    let hosts = if args.host.is_empty() { Host::value_variants() } else { &args.host };
-    hosts.iter().try_for_each(|host| setup::ensure(host.tool()))?;
+    let setups = if args.host.is_empty() { Setup::value_variants() } else { &args.host };
+    setups.iter().try_for_each(|setup| setup.host().ensure())?;
     let images = Images::build()?;
     let mut status = image_size::check(&images.hv(), args.save)?;
-    for host in hosts {
-        let bench = Bench { host: *host, save: args.save }.carry_out(&images)?;
+    for setup in setups {
+        let bench = Bench { setup: *setup, save: args.save }.carry_out(&images)?;
         status = if status == 0 { bench } else { status };
     }
     Ok(ExitCode::from(status))
 }
 
-/// The measuring of one host.
+/// The measuring of one setup.
 struct Bench {
-    host: Host,
+    setup: Setup,
     save: bool,
 }
 
 impl Bench {
     /// Measures twice, writes and compares; the exit status.
     fn carry_out(&self, images: &Images) -> Result<u8> {
-        let name = self.host.name();
-        let trial = trial(self.host, images);
+        let name = self.setup.name();
+        let trial = trial(self.setup, images);
         let (first, second) = match (self.measure(&trial, "first")?, self.measure(&trial, "second")?) {
             (Ok(first), Ok(second)) => (first, second),
             (Err(verdict), _) | (_, Err(verdict)) => return Ok(verdict.status()),
@@ -150,7 +148,7 @@ impl Bench {
         let kept_file = project::root().join(format!("xtask/baseline/exit-latency-{name}.json"));
         let kept = if self.save || !kept_file.exists() { None } else { Some(Figures::load(&kept_file)?) };
         outln!("exit latency in instructions, as the guest sees it ({name})\n{}", first.table(kept.as_ref()));
-        let file = project::reports("bench").join(self.host.report());
+        let file = project::reports("bench").join(self.setup.report());
         first.save(&file)?;
         outln!("bench: written to {}", project::short(&file));
 
@@ -179,30 +177,30 @@ impl Bench {
 
     /// The figures of one run, or how it ended if it did not pass.
     fn measure(&self, trial: &Trial, which: &str) -> Result<Result<Figures, Verdict>> {
-        let step = Step::begin(format!("measuring on {}, {which} run", self.host.name()));
+        let step = Step::begin(format!("measuring on {}, {which} run", self.setup.name()));
         let report = trial.carry_out(&mut |_| ())?;
         step.end(report.outcome.verdict.name());
         if report.outcome.verdict != Verdict::Pass {
             report.finished.console.iter().chain(&report.finished.complaints).for_each(|line| outln!("{line}"));
-            outln!("bench: {}: {}", self.host.name(), report.outcome);
+            outln!("bench: {}: {}", self.setup.name(), report.outcome);
             return Ok(Err(report.outcome.verdict));
         }
-        Figures::read(self.host.name(), Unit::Instructions, report.finished.console.iter().map(String::as_str)).map(Ok)
+        Figures::read(self.setup.name(), Unit::Instructions, report.finished.console.iter().map(String::as_str)).map(Ok)
     }
 }
 
-fn trial(host: Host, images: &Images) -> Trial {
-    let (guest, paging) = host.guest();
+fn trial(setup: Setup, images: &Images) -> Trial {
+    let (guest, paging) = setup.guest();
     let guest = Guest {
         paging,
         // So that a first touch is that of a 4 KiB page.
         pages: Pages::Small,
-        vcpus: host.processors(),
+        vcpus: setup.processors(),
         ..Guest::new(Image::new(images.guest(guest), ""))
     };
     Trial {
-        machine: host.machine(),
-        cpus: Some(host.processors()),
+        machine: setup.machine(),
+        cpus: Some(setup.processors()),
         ram: None,
         hypervisor: Some(Hypervisor::new(images.hv(), level::INFO, "")),
         guests: vec![guest],

@@ -15,8 +15,42 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// What `--vm` takes, for its help and its errors.
-const VM_KEYS: &str = "guest=FILE, name=NAME, vcpus=N, mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, cpuid=FEATURES, input=FILE, on-reset=end|restart, \
-                       initrd=FILE, module=FILE WORDS, and last cmdline=WORDS";
+fn vm_keys() -> String {
+    let words = |all: &[&str]| all.join("|");
+    let keys = [
+        ("guest", "FILE".to_string()),
+        (key::NAME, "NAME".to_string()),
+        (key::VCPUS, "N".to_string()),
+        (key::SIZE, "SIZE".to_string()),
+        (key::MEMORY, words(&options::memory::ALL)),
+        (key::PAGING, words(&options::paging::ALL)),
+        (key::PAGES, words(&options::pages::ALL)),
+        (key::CPUID, "FEATURES".to_string()),
+        (key::INPUT, "FILE".to_string()),
+        (key::ON_RESET, words(&options::on_reset::ALL)),
+        ("initrd", "FILE".to_string()),
+        ("module", "FILE WORDS".to_string()),
+    ];
+    let keys = keys.map(|(key, value)| format!("{key}={value}")).join(", ");
+    format!("{keys}, and last cmdline=WORDS")
+}
+
+/// The help of `--pages`.
+fn pages_help() -> String {
+    let (small, large) = (options::pages::SMALL, options::pages::LARGE);
+    format!(
+        "The largest page that maps the guest's memory [default: {small} for exit-latency, which touches such pages; else {large}]"
+    )
+}
+
+/// The help of `--vm`.
+fn vm_help() -> String {
+    format!(
+        "A VM of its own, beside others; may be repeated. KEYS, with commas between them: {}, which takes the rest. \
+         module= may be repeated, and one VM alone has input=",
+        vm_keys()
+    )
+}
 
 /// What guests there are to be, and what they get.
 #[derive(clap::Args, Clone, Debug)]
@@ -40,13 +74,12 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "SIZE", default_value_t = Guest::MEMORY)]
     mem: Size,
     /// When the guest's memory gets its frames
-    #[arg(long, value_enum, default_value = "touch")]
+    #[arg(long, value_enum, default_value = options::memory::TOUCH)]
     memory: Backing,
     /// How the guest's memory is translated
-    #[arg(long, value_enum, default_value = "nested")]
+    #[arg(long, value_enum, default_value = options::paging::NESTED)]
     paging: Paging,
-    /// The largest page that maps the guest's memory [default: 4k for exit-latency, which touches such pages; else 2m]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help = pages_help())]
     pages: Option<Pages>,
     /// Features of CPUID that the guest's processors lack, each after a `-`, and those without which it does not start, after a `+`:
     /// -x2apic,+rdrand
@@ -56,12 +89,9 @@ pub(crate) struct GuestArgs {
     #[arg(long, value_name = "FILE")]
     input: Option<Input>,
     /// What becomes of the guest when it resets its machine, by a triple fault among other ways
-    #[arg(long, value_enum, default_value = "end")]
+    #[arg(long, value_enum, default_value = options::on_reset::END)]
     on_reset: OnReset,
-    /// A VM of its own, beside others; may be repeated. KEYS, with commas between them: guest=FILE, name=NAME, vcpus=N,
-    /// mem=SIZE, memory=touch|reserve, paging=nested|shadow|vtlb, pages=4k|2m, cpuid=-x2apic+rdrand, input=FILE (one VM's), on-reset=end|restart, initrd=FILE, module=FILE WORDS
-    /// (may be repeated), and last cmdline=WORDS, which takes the rest
-    #[arg(long, value_name = "KEYS", conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages", "cpuid", "input", "on_reset"])]
+    #[arg(long, value_name = "KEYS", help = vm_help(), conflicts_with_all = ["guest", "cmdline", "initrd", "module", "vcpus", "mem", "memory", "paging", "pages", "cpuid", "input", "on_reset"])]
     vm: Vec<Wanted>,
     /// Of each guest.
     #[command(flatten)]
@@ -175,7 +205,7 @@ impl Wanted {
 
     /// Whether something is typed for it.
     pub(crate) fn has_input(&self) -> bool {
-        self.input.is_some()
+        self.input.as_ref().is_some_and(Input::is_for_guest)
     }
 
     /// Whether it is one of our guests, rather than a file.
@@ -217,7 +247,7 @@ impl FromStr for Wanted {
             None => text.strip_prefix("cmdline=").map_or((text, ""), |words| ("", words)),
         };
         let guest = keys.split(',').find_map(|word| word.strip_prefix("guest="));
-        let guest = guest.ok_or_else(|| format!("guest=FILE is missing; expected {VM_KEYS}"))?;
+        let guest = guest.ok_or_else(|| format!("guest=FILE is missing; expected {}", vm_keys()))?;
         let mut vm = Self {
             name: None,
             guest: guest.parse()?,
@@ -240,7 +270,7 @@ impl FromStr for Wanted {
 
 impl Wanted {
     fn set(&mut self, word: &str) -> Result<(), String> {
-        let (key, value) = word.split_once('=').ok_or_else(|| format!("'{word}': expected {VM_KEYS}"))?;
+        let (key, value) = word.split_once('=').ok_or_else(|| format!("'{word}': expected {}", vm_keys()))?;
         match key {
             "guest" => self.guest = value.parse()?,
             key::NAME => self.name = Some(value.to_string()),
@@ -265,7 +295,7 @@ impl Wanted {
             key::INPUT => self.input = Some(value.parse()?),
             "initrd" => self.modules.insert(0, Image::new(readable_file(value)?, "")),
             "module" => self.modules.push(parse_module(value)?),
-            _ => return Err(format!("'{word}': expected {VM_KEYS}")),
+            _ => return Err(format!("'{word}': expected {}", vm_keys())),
         }
         Ok(())
     }

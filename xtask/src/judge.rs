@@ -281,8 +281,11 @@ fn hv_triple_fault(evidence: &Evidence<'_>) -> Outcome {
     Outcome::new(Verdict::HvTripleFault, format!("the machine was reset without a verdict; {}", last_words(evidence)))
 }
 
+/// Begins the text of the verdict on a run that has reached its time-out.
+pub(crate) const NO_VERDICT_WITHIN: &str = "no verdict within";
+
 fn hang(evidence: &Evidence<'_>, after: Duration) -> Outcome {
-    Outcome::new(Verdict::Hang, format!("no verdict within {} s; {}", after.as_secs(), last_words(evidence)))
+    Outcome::new(Verdict::Hang, format!("{NO_VERDICT_WITHIN} {} s; {}", after.as_secs(), last_words(evidence)))
 }
 
 fn no_verdict(evidence: &Evidence<'_>, status: Option<i32>) -> Outcome {

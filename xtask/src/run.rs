@@ -3,7 +3,7 @@
 use crate::build::Images;
 use crate::failure::usage;
 use crate::guests::{GuestArgs, Wanted};
-use crate::machine::Machine;
+use crate::machine::Emulator;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::input::Input;
 use crate::machine::qemu::{Accel, Needs, Qemu};
@@ -46,7 +46,7 @@ pub(crate) struct Args {
 pub(crate) struct MachineArgs {
     /// Emulator of the machine
     #[arg(long, value_enum, default_value = "qemu")]
-    host: HostKind,
+    host: EmulatorKind,
     /// What carries out the instructions (QEMU)
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accel,
@@ -106,8 +106,9 @@ Exit status:
   124  hang                the guest passed its limit, or the machine its time-out
 128+n  signal n ended the run, or ctrl-a x as signal 2 does: nothing is left of its files and processes";
 
+/// An emulator; which processor it is or has is another option's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum HostKind {
+pub(crate) enum EmulatorKind {
     Qemu,
     Bochs,
 }
@@ -178,7 +179,7 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 }
 
 /// A guest alone gets the keys of this terminal, where it can.
-fn give_keys(guests: &mut [Wanted], machine: &Machine) {
+fn give_keys(guests: &mut [Wanted], machine: &Emulator) {
     if let [guest] = guests
         && machine.takes_input()
     {
@@ -187,7 +188,7 @@ fn give_keys(guests: &mut [Wanted], machine: &Machine) {
 }
 
 /// Fails where what is typed for so many guests would not get to them.
-pub(crate) fn check_input(machine: &Machine, typed_for: usize) -> Result<()> {
+pub(crate) fn check_input(machine: &Emulator, typed_for: usize) -> Result<()> {
     match typed_for {
         0 => Ok(()),
         1 if machine.takes_input() => Ok(()),
@@ -229,22 +230,22 @@ pub(crate) fn show(trial: &Trial, title: &str) -> Result<Verdict> {
 
 impl MachineArgs {
     /// The machine, whose emulator is got where it is missing.
-    pub(crate) fn machine(&self) -> Result<Machine> {
+    pub(crate) fn machine(&self) -> Result<Emulator> {
         match self.host {
-            HostKind::Qemu => {
+            EmulatorKind::Qemu => {
                 let needs = if self.bare { Needs::Nothing } else { Needs::Virtualization };
                 setup::ensure(Tool::Qemu)?;
                 let engine = self.accel.resolve(self.icount, needs)?;
-                Ok(Machine::Qemu(Qemu::new(engine, self.cpu.clone())))
+                Ok(Emulator::Qemu(Qemu::new(engine, self.cpu.clone())))
             }
-            HostKind::Bochs if self.bare => Err(usage("--bare goes with QEMU alone")),
-            HostKind::Bochs if self.icount || self.accel != Accel::Auto => {
+            EmulatorKind::Bochs if self.bare => Err(usage("--bare goes with QEMU alone")),
+            EmulatorKind::Bochs if self.icount || self.accel != Accel::Auto => {
                 Err(usage("--accel and --icount are QEMU's; Bochs always counts instructions"))
             }
-            HostKind::Bochs => {
+            EmulatorKind::Bochs => {
                 setup::ensure(Tool::Bochs)?;
                 let cpu = self.cpu.clone().unwrap_or_else(|| bochs::VMX_CPU.to_string());
-                Ok(Machine::Bochs(Bochs::new(cpu)))
+                Ok(Emulator::Bochs(Bochs::new(cpu)))
             }
         }
     }
@@ -252,7 +253,7 @@ impl MachineArgs {
     /// These guests on the machine; `images` has the hypervisor, if there is to be one.
     pub(crate) fn trial(
         &self,
-        machine: &Machine,
+        machine: &Emulator,
         images: Option<&Images>,
         guests: Vec<Guest>,
         timeout: Duration,
@@ -311,7 +312,7 @@ mod tests {
 
     #[test]
     fn one_guest_gets_input_and_on_qemu() {
-        let (qemu, bochs) = (Machine::Qemu(Qemu::new(Engine::Tcg, None)), Machine::Bochs(Bochs::new(bochs::VMX_CPU)));
+        let (qemu, bochs) = (Emulator::Qemu(Qemu::new(Engine::Tcg, None)), Emulator::Bochs(Bochs::new(bochs::VMX_CPU)));
         for (machine, typed_for, fits) in
             [(&qemu, 0, true), (&qemu, 1, true), (&qemu, 2, false), (&bochs, 0, true), (&bochs, 1, false)]
         {

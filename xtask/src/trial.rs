@@ -4,7 +4,7 @@ use crate::demands::Demands;
 use crate::judge::{self, Evidence, Outcome, VmReport};
 use crate::machine::input::Input;
 use crate::machine::trace::Trace;
-use crate::machine::{Boot, Finished, Image, Images, Machine, Medium, run_folder};
+use crate::machine::{Boot, Emulator, Finished, Image, Images, Medium, run_folder};
 use crate::size::Size;
 use abi::cpus::spared_cpus;
 use abi::options::{self, key};
@@ -145,7 +145,15 @@ impl Guest {
             (key::SIZE, self.memory.to_string()),
             (key::MEMORY, word_of(self.backing)),
             (key::PAGES, word_of(self.pages)),
-            (key::INPUT, if self.input.is_some() { options::input::ON } else { options::input::OFF }.to_string()),
+            (
+                key::INPUT,
+                if self.input.as_ref().is_some_and(Input::is_for_guest) {
+                    options::input::ON
+                } else {
+                    options::input::OFF
+                }
+                .to_string(),
+            ),
             (key::MODULES, self.modules.len().to_string()),
             (key::ON_RESET, word_of(self.on_reset)),
             (key::LIMIT, limit.as_secs().to_string()),
@@ -164,7 +172,7 @@ pub(crate) fn word_of(value: impl ValueEnum) -> String {
 /// Guests, a machine, and how long it may take.
 #[derive(Clone, Debug)]
 pub(crate) struct Trial {
-    pub(crate) machine: Machine,
+    pub(crate) machine: Emulator,
     /// The processors that run guests; None: as many as the guests have, up to a limit.
     pub(crate) cpus: Option<u32>,
     /// The machine's memory; None: what the guests have and some more.
@@ -206,7 +214,7 @@ impl Trial {
 
     /// Boots with the console on this terminal, and waits for the end, which is not judged: QEMU alone can do that.
     pub(crate) fn take_over(&self) -> Result<()> {
-        let Machine::Qemu(qemu) = &self.machine else { bail!("{} takes no input", self.machine) };
+        let Emulator::Qemu(qemu) = &self.machine else { bail!("{} takes no input", self.machine) };
         qemu.take_over(&self.boot(Medium::Images(self.images())), run_folder()?.path())
     }
 
@@ -228,9 +236,9 @@ impl Trial {
         let demands: Vec<_> = self.guests.iter().map(|guest| guest.demands.clone()).collect();
         let judgement = judge::judge(&Evidence {
             protocol: match (&self.machine, &self.hypervisor) {
-                (Machine::Qemu(_), Some(_)) => judge::ExitProtocol::QemuHv,
-                (Machine::Qemu(_), None) => judge::ExitProtocol::QemuBare,
-                (Machine::Bochs(_), _) => judge::ExitProtocol::BochsHv,
+                (Emulator::Qemu(_), Some(_)) => judge::ExitProtocol::QemuHv,
+                (Emulator::Qemu(_), None) => judge::ExitProtocol::QemuBare,
+                (Emulator::Bochs(_), _) => judge::ExitProtocol::BochsHv,
             },
             vms: &vms,
             demands: &demands,
@@ -246,8 +254,8 @@ impl Trial {
     pub(crate) fn traced(mut self, trace: &Trace) -> Self {
         self.limit = Some(self.guest_limit());
         self.timeout *= match self.machine {
-            Machine::Qemu(_) => QEMU_TRACE_SLOWNESS,
-            Machine::Bochs(_) => BOCHS_TRACE_SLOWNESS,
+            Emulator::Qemu(_) => QEMU_TRACE_SLOWNESS,
+            Emulator::Bochs(_) => BOCHS_TRACE_SLOWNESS,
         };
         self.machine.trace(trace);
         self
@@ -320,7 +328,7 @@ mod tests {
 
     fn trial(timeout: u64) -> Trial {
         Trial {
-            machine: Machine::Qemu(Qemu::new(Engine::Tcg, None)),
+            machine: Emulator::Qemu(Qemu::new(Engine::Tcg, None)),
             cpus: None,
             ram: None,
             hypervisor: Some(Hypervisor::new("hv".into(), options::level::INFO, "")),

@@ -1,7 +1,8 @@
 //! What a run leaves behind, and how it ends, when its output is gone or a signal ends it. The emulator is a script.
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -116,6 +117,50 @@ impl Drop for Running {
     }
 }
 
+/// A terminal with a program in its foreground.
+struct Terminal {
+    master: File,
+    child: Child,
+    /// What the terminal has shown.
+    shown: String,
+}
+
+impl Terminal {
+    fn start(mut command: Command) -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let line = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        let ends = [line.try_clone().unwrap(), line.try_clone().unwrap(), line].map(Stdio::from);
+        let [input, output, errors] = ends;
+        let child = command.stdin(input).stdout(output).stderr(errors).spawn().unwrap();
+        Self { master: master.into(), child, shown: String::new() }
+    }
+
+    fn types(&mut self, keys: &[u8]) {
+        self.master.write_all(keys).unwrap();
+    }
+
+    /// Reads on until the terminal shows this text.
+    fn shows(&mut self, text: &str) {
+        let mut buffer = [0; 256];
+        while !self.shown.contains(text) {
+            // An error is the end of the last program on the terminal.
+            let count = self.master.read(&mut buffer).unwrap_or(0);
+            assert_ne!(count, 0, "no '{text}' in: {}", self.shown);
+            self.shown.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// The output of a command of whose standard output only the first line is read.
 fn head(mut command: Command) -> ExitStatus {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -176,6 +221,22 @@ fn signals_leave_no_files_and_no_process() {
         running.assert_no_emulator();
         assert_eq!(place.leftovers(), [""; 0].map(PathBuf::from), "{name}");
     }
+}
+
+#[test]
+fn keys_of_a_terminal_go_to_the_guest_but_for_commands() {
+    let place = Place::new("echo pid $$\nhead -c 5 | od -An -tx1\nexec sleep 1000\n");
+    // The terminal is the controlling one of a session of its own, as after a login.
+    let mut terminal = Terminal::start(place.run("exec setsid --ctty --wait timeout --foreground 60"));
+    terminal.shows("pid ");
+    // ctrl-c is the guest's, as each key is that; ctrl-a c is a break to QEMU's multiplexer; ctrl-a h helps.
+    terminal.types(b"\x03k\x01c\x01h\r");
+    terminal.shows("03 6b 01 62 0d");
+    terminal.shows("ctrl-a x ");
+    terminal.types(b"\x01x");
+    terminal.shows("left by ctrl-a x");
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(130));
+    assert_eq!(place.leftovers(), [""; 0].map(PathBuf::from));
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub use arch::apic::{
 use crate::cpuid::cpuid;
 use crate::interrupts;
 use crate::msr::{self, APIC_BASE, TSC_DEADLINE};
-use crate::place::Place;
+use crate::raw_gva::RawGva;
 use crate::smp::{Cpu, PerCpu};
 
 /// Registers, by their number.
@@ -390,8 +390,8 @@ fn set_base(value: u64) {
 }
 
 /// The registers' page as tests may touch it.
-pub fn page() -> Place {
-    Place::in_frame(Gva::new(mmio::LOCAL_APIC.into()))
+pub fn page() -> RawGva {
+    RawGva::in_frame(Gva::new(mmio::LOCAL_APIC.into()))
 }
 
 /// Within the registers' page, which the one-to-one map maps and where no Rust object is: accesses to it, 32 bits wide and

@@ -5,11 +5,12 @@ use core::hint;
 
 use crate::apic::{Apic, Delivery, Mode};
 use crate::boot::Boot;
-use crate::exit::{self, Verdict};
+use crate::exit::{self, GuestStatus};
 use crate::hypercall::{self, Microhv, Refused};
 use crate::interrupts::{self, NMI, handle};
-use crate::place::NOWHERE;
 use crate::ram::{self, Area};
+use crate::raw_gva::NOWHERE;
+use crate::reset;
 use crate::smp::{self, Cpu, run_on_all};
 use crate::{clock, console, println, tsc};
 
@@ -20,7 +21,7 @@ pub type Attack = fn(&Boot);
 pub type Kind = (&'static str, Attack);
 
 /// Those that are the same in each mode.
-pub const KINDS: [Kind; 15] = [
+pub const KINDS: [Kind; 16] = [
     ("idle", idle),
     ("spin", spin),
     ("hypercall", hypercall),
@@ -36,22 +37,23 @@ pub const KINDS: [Kind; 15] = [
     ("collapse", collapse),
     ("first-touch", first_touch),
     ("nowhere", nowhere),
+    ("reset", reset),
 ];
 
 const VECTOR: u8 = 0x90;
 
 /// Carries out the attack that the word `kind=` names: one of [`KINDS`], or of the guest's `own`.
-pub fn run(boot: &Boot, own: &[Kind]) -> Verdict {
+pub fn run(boot: &Boot, own: &[Kind]) -> GuestStatus {
     let wanted = boot.text_word(key::KIND).unwrap_or_default();
     let Some((name, attack)) = KINDS.iter().chain(own).find(|(name, _)| *name == wanted) else {
         println!("Bail out! {}={wanted}: there is no such attack", key::KIND);
-        return Verdict::FAILED;
+        return GuestStatus::Failed;
     };
     println!("# attack: {name}");
     console::drain();
     attack(boot);
     println!("Bail out! {name} is not possible here");
-    Verdict::FAILED
+    GuestStatus::Failed
 }
 
 /// STI and HLT, with nothing that would wake it.
@@ -200,6 +202,14 @@ fn nowhere(_: &Boot) {
     loop {
         NOWHERE.read();
     }
+}
+
+/// Resets its machine as soon as it has touched all of its memory, which has to be zero again each time.
+fn reset(boot: &Boot) {
+    interrupts::enable();
+    ram::largest_area(boot).touch();
+    reset::by_reset_control();
+    exit::halt_for_ever()
 }
 
 /// The one whose registers cost the fewest instructions.

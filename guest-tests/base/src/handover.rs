@@ -11,8 +11,8 @@ use abi::options::guest::key;
 use addr::Gpa;
 
 use crate::boot::{self, Boot, Module, Protocol, Region};
-use crate::exit::Verdict;
-use crate::ktap::{self, Outcome, Stop};
+use crate::exit::GuestStatus;
+use crate::ktap::{self, NotPassed, Outcome};
 use crate::{cases, check, check_eq, println, ram, skip_unless};
 
 /// The headers of multiboot2 and PVH, for an image that has that of multiboot as well. Multiboot2's has an information request
@@ -69,7 +69,7 @@ const A20: u64 = 1 << 20;
 const MIB: u64 = 1 << 20;
 
 /// Runs all tests.
-pub fn run(boot: &Boot) -> Verdict {
+pub fn run(boot: &Boot) -> GuestStatus {
     ktap::run(
         boot,
         cases![
@@ -126,7 +126,7 @@ fn a20_is_on(boot: &Boot) -> Outcome {
     let odd = ram::free(boot).find(|frame| frame.gpa().raw() & A20 != 0);
     let even = odd.and_then(|odd| ram::free(boot).find(|even| even.gpa().raw() == odd.gpa().raw() ^ A20));
     let (Some(odd), Some(even)) = (odd, even) else {
-        return Err(Stop::Skipped("no two such frames are free"));
+        return Err(NotPassed::Skipped("no two such frames are free"));
     };
     odd.write(0, 1);
     even.write(0, 2);
@@ -204,7 +204,7 @@ fn image_is_in_available_memory(boot: &Boot) -> Outcome {
 fn memory_ends_where_it_should(boot: &Boot) -> Outcome {
     const FIRMWARE: u64 = MIB;
     let Some(mib) = boot.word::<u64>(key::MEM) else {
-        return Err(Stop::Skipped("no word `mem=`"));
+        return Err(NotPassed::Skipped("no word `mem=`"));
     };
     let end = boot.memory_map().filter(Region::is_available).map(|region| region.end().raw()).max();
     check!(end.is_some_and(|end| (mib * MIB - FIRMWARE..=mib * MIB).contains(&end)), "it ends at {end:x?}");
@@ -213,7 +213,7 @@ fn memory_ends_where_it_should(boot: &Boot) -> Outcome {
 
 fn number_of_modules(boot: &Boot) -> Outcome {
     let Some(expected) = boot.word::<usize>(key::MODULES) else {
-        return Err(Stop::Skipped("no word `modules=`"));
+        return Err(NotPassed::Skipped("no word `modules=`"));
     };
     check_eq!(boot.modules().count(), expected);
     Ok(())
@@ -260,7 +260,7 @@ fn modules_hold_what_they_should(boot: &Boot) -> Outcome {
 fn rsdps_are_whole(boot: &Boot) -> Outcome {
     let [old, new] = boot.rsdps();
     match boot.protocol() {
-        Protocol::Multiboot => return Err(Stop::Skipped("the protocol has none")),
+        Protocol::Multiboot => return Err(NotPassed::Skipped("the protocol has none")),
         Protocol::Multiboot2 => check!(old.is_some() && new.is_some(), "{old:x?} and {new:x?}"),
         Protocol::Pvh => check!(old.is_some() || new.is_some(), "none"),
     }

@@ -3,12 +3,12 @@
 use abi::lines::ktap::{NOT_OK, OK, PLAN, SKIP, VERSION};
 use core::fmt;
 
-use crate::exit::Verdict;
+use crate::exit::GuestStatus;
 use crate::println;
 
 /// Why a test ended early.
 #[derive(Clone, Copy, Debug)]
-pub enum Stop {
+pub enum NotPassed {
     /// A check failed, and said so.
     Failed,
     /// It does not apply here, for this reason.
@@ -16,7 +16,7 @@ pub enum Stop {
 }
 
 /// What a test returns.
-pub type Outcome = Result<(), Stop>;
+pub type Outcome = Result<(), NotPassed>;
 
 /// A test: a name, and a function that gets the suite's context.
 pub struct Case<C> {
@@ -26,8 +26,8 @@ pub struct Case<C> {
     pub run: fn(&C) -> Outcome,
 }
 
-/// Runs the tests in their order and reports them. The verdict is a failure if one failed.
-pub fn run<C>(context: &C, cases: &[Case<C>]) -> Verdict {
+/// Runs the tests in their order and reports them. The status is a failure if one failed.
+pub fn run<C>(context: &C, cases: &[Case<C>]) -> GuestStatus {
     println!("{VERSION}");
     println!("{PLAN}{}", cases.len());
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
@@ -37,18 +37,18 @@ pub fn run<C>(context: &C, cases: &[Case<C>]) -> Verdict {
                 passed += 1;
                 println!("{OK}{number} {name}");
             }
-            Err(Stop::Failed) => {
+            Err(NotPassed::Failed) => {
                 failed += 1;
                 println!("{NOT_OK}{number} {name}");
             }
-            Err(Stop::Skipped(reason)) => {
+            Err(NotPassed::Skipped(reason)) => {
                 skipped += 1;
                 println!("{OK}{number} {name} # {SKIP} {reason}");
             }
         }
     }
     println!("# Totals: pass:{passed} fail:{failed} xfail:0 xpass:0 skip:{skipped} error:0");
-    if failed == 0 { Verdict::PASSED } else { Verdict::FAILED }
+    if failed == 0 { GuestStatus::Passed } else { GuestStatus::Failed }
 }
 
 /// The tests of these functions, named by their paths.
@@ -97,7 +97,7 @@ macro_rules! check_eq {
 macro_rules! skip_unless {
     ($condition:expr, $reason:literal) => {
         if !$condition {
-            return Err($crate::ktap::Stop::Skipped($reason));
+            return Err($crate::ktap::NotPassed::Skipped($reason));
         }
     };
 }
@@ -117,7 +117,7 @@ macro_rules! check_ok {
 
 /// Prints the diagnostic of a failed check.
 #[doc(hidden)]
-pub fn failed(file: &str, line: u32, what: &str, why: fmt::Arguments<'_>) -> Stop {
+pub fn failed(file: &str, line: u32, what: &str, why: fmt::Arguments<'_>) -> NotPassed {
     println!("# {file}:{line}: {what}: {why}");
-    Stop::Failed
+    NotPassed::Failed
 }

@@ -18,11 +18,11 @@ pub mod ktap;
 pub mod latency;
 pub mod msr;
 pub mod pic;
-pub mod place;
 pub mod port;
 pub mod promises;
 pub mod ram;
 pub mod random;
+pub mod raw_gva;
 pub mod recovery;
 pub mod reset;
 pub mod smp;
@@ -37,5 +37,5 @@ use core::panic::PanicInfo;
 #[panic_handler]
 fn panic(info: &PanicInfo) -> ! {
     println!("Bail out! guest {info}");
-    exit::Verdict::PANICKED.end()
+    exit::end(exit::GuestStatus::Panicked)
 }

@@ -9,7 +9,7 @@ use x86::msr as numbers;
 
 use crate::boot::Boot;
 use crate::cpuid::{Hypervisor, cpuid, hypervisor};
-use crate::exit::Verdict;
+use crate::exit::GuestStatus;
 use crate::ktap::{self, Outcome};
 use crate::{cases, check, check_eq, control, msr, println, ram, skip_unless};
 
@@ -26,7 +26,7 @@ const UNDEFINED: Option<u8> = Some(INVALID_OPCODE_VECTOR);
 const PROTECTION: Option<u8> = Some(GENERAL_PROTECTION_FAULT_VECTOR);
 
 /// Runs all tests.
-pub fn run(boot: &Boot, vector_of: VectorOf) -> Verdict {
+pub fn run(boot: &Boot, vector_of: VectorOf) -> GuestStatus {
     ktap::run(
         &Trial { boot, vector_of },
         cases![
@@ -257,6 +257,6 @@ impl<'a> Code<'a> {
             self.frame.write_bytes(end, part);
             end += part.len() as u64;
         }
-        self.trial.vector_of(|| self.frame.place(0).call())
+        self.trial.vector_of(|| self.frame.address(0).call())
     }
 }

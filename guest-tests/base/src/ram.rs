@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize};
 
 use crate::boot::{Boot, Region};
-use crate::place::{IDENTITY_END, Place};
+use crate::raw_gva::{IDENTITY_END, RawGva};
 
 /// Where memory begins again above the real mode's first MiB and its holes.
 pub const HIGH_MEMORY: Gpa = Gpa::new(1 << 20);
@@ -23,9 +23,9 @@ impl Frame {
     }
 
     /// `offset` in the frame, by the one-to-one map.
-    pub fn place(self, offset: u64) -> Place {
+    pub fn address(self, offset: u64) -> RawGva {
         assert!(offset < PAGE_SIZE);
-        Place::in_frame(Gva::new(self.gpa().raw() + offset))
+        RawGva::in_frame(Gva::new(self.gpa().raw() + offset))
     }
 
     /// The `index`th 64-bit word.
@@ -43,7 +43,7 @@ impl Frame {
     /// Copies `bytes` to the frame from `offset` on.
     pub fn write_bytes(self, offset: u64, bytes: &[u8]) {
         for (at, byte) in (offset..).zip(bytes) {
-            self.place(at).write(*byte);
+            self.address(at).write(*byte);
         }
     }
 

@@ -6,7 +6,7 @@ use abi::ports::COM1;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::boot::Boot;
-use crate::exit::Verdict;
+use crate::exit::GuestStatus;
 use crate::hypercall::Microhv;
 use crate::ktap::{self, Case, Outcome};
 use crate::ram::{self, Area};
@@ -36,9 +36,9 @@ pub struct Mode {
 }
 
 /// Resets the machine by each way, and reports on the last beginning.
-pub fn run(boot: &Boot, mode: &Mode) -> Verdict {
+pub fn run(boot: &Boot, mode: &Mode) -> GuestStatus {
     let ways: [(_, fn()); 4] = [
-        ("the reset control register", || port::write8(RESET_CONTROL, 6)),
+        ("the reset control register", by_reset_control),
         ("the keyboard controller", || port::write8(KEYBOARD, 0xfe)),
         ("port 0x92", || port::write8(SYSTEM_CONTROL, 3)),
         ("a triple fault", mode.triple_fault),
@@ -48,7 +48,7 @@ pub fn run(boot: &Boot, mode: &Mode) -> Verdict {
         return ktap::run(&(boot, mode), begins);
     };
     if the_machine_begins_as_at_first(&(boot, mode)).is_err() {
-        return Verdict::FAILED;
+        return GuestStatus::Failed;
     }
     spoil(boot);
     (mode.spoil)(boot);
@@ -58,7 +58,12 @@ pub fn run(boot: &Boot, mode: &Mode) -> Verdict {
     // A reset may take a moment.
     clock::wait(clock::seconds(1));
     println!("Bail out! the machine is not reset by {name}");
-    Verdict::FAILED
+    GuestStatus::Failed
+}
+
+/// Resets the machine by its reset control register, which takes a moment on some.
+pub(crate) fn by_reset_control() {
+    port::write8(RESET_CONTROL, 6);
 }
 
 /// How often this was called since the machine was switched on.

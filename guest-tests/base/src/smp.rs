@@ -10,7 +10,7 @@ use core::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 
-use crate::ktap::{Outcome, Stop};
+use crate::ktap::{NotPassed, Outcome};
 
 /// Selector of the first processor's TSS, and the distance to the next one's.
 pub const FIRST_TSS: u16 = 0x30;
@@ -112,13 +112,13 @@ pub fn run_on_all(body: impl Fn(Cpu) -> Outcome + Sync) -> Outcome {
     let (failed, skipped) = (AtomicBool::new(false), AtomicBool::new(false));
     run_each(&|cpu| match body(cpu) {
         Ok(()) => {}
-        Err(Stop::Failed) => failed.store(true, Relaxed),
-        Err(Stop::Skipped(_)) => skipped.store(true, Relaxed),
+        Err(NotPassed::Failed) => failed.store(true, Relaxed),
+        Err(NotPassed::Skipped(_)) => skipped.store(true, Relaxed),
     });
     if failed.load(Relaxed) {
-        Err(Stop::Failed)
+        Err(NotPassed::Failed)
     } else if skipped.load(Relaxed) {
-        Err(Stop::Skipped("a processor says that it does not apply"))
+        Err(NotPassed::Skipped("a processor says that it does not apply"))
     } else {
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use linux_raw_sys::general::MADV_HUGEPAGE;
 
-use crate::exit::Verdict;
+use crate::exit::{self, GuestStatus};
 use crate::ktap::Outcome;
 use crate::model::{Backing, PAGES, Protection};
 use crate::sys::{self, Errno};
@@ -56,7 +56,7 @@ fn fork_chain(window: &mut Window, length: usize) -> Outcome {
             .and_then(|()| window.write(length * 8..128))
             .and_then(|()| if length > 1 { fork_chain(window, length - 1) } else { Ok(()) })
             .and_then(|()| window.verify_all());
-        if passed.is_ok() { Verdict::PASSED } else { Verdict::FAILED }.end();
+        exit::end(if passed.is_ok() { GuestStatus::Passed } else { GuestStatus::Failed });
     }
     // At the same time as the child.
     window.write(0..length * 16)?;

@@ -38,9 +38,9 @@ mod words;
 mod worker;
 
 use cases::{copy_on_write, faults, large_pages, many_threads, one_thread};
-use exit::Verdict;
+use exit::GuestStatus;
 use shootdown::shootdown;
-use window::{Place, Window};
+use window::{Reservation, Window};
 use words::{MOST_THREADS, Words};
 
 /// What all tests get.
@@ -49,20 +49,20 @@ struct Context {
     /// Whether pages without PROT_EXEC can't be executed.
     no_execute: bool,
     /// A place for each thread's window.
-    places: [Place; MOST_THREADS],
+    places: [Reservation; MOST_THREADS],
 }
 
 impl Context {
     /// A new window for this thread.
-    fn window(&self, thread: usize) -> Result<Window, ktap::Stop> {
+    fn window(&self, thread: usize) -> Result<Window, ktap::NotPassed> {
         Window::new(self.places[thread], self.words.seed << 8 | thread as u64, self.no_execute)
     }
 }
 
-fn main(words: Words) -> Verdict {
+fn main(words: Words) -> GuestStatus {
     println!("# seed {}, {} operations, {} threads", words.seed, words.operations, words.threads);
     probe::handle_faults();
-    let places = core::array::from_fn(|_| Place::take());
+    let places = core::array::from_fn(|_| Reservation::take());
     let context = Context { words, no_execute: probe::has_no_execute(), places };
     ktap::run(&context, cases![faults, copy_on_write, large_pages, one_thread, many_threads, shootdown])
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use linux_raw_sys::general::{PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE};
 
-use crate::probe::{Access, Why};
+use crate::probe::{Access, FaultCause};
 use crate::random::Random;
 
 /// The pages of a window.
@@ -108,12 +108,12 @@ impl<'f> Model<'f> {
         self.pages[index]
     }
 
-    /// Why an access there faults; None: it does not.
-    pub(crate) fn fault(&self, index: usize, access: Access) -> Option<Why> {
+    /// FaultCause an access there faults; None: it does not.
+    pub(crate) fn fault(&self, index: usize, access: Access) -> Option<FaultCause> {
         match self.pages[index] {
-            None => Some(Why::Unmapped),
+            None => Some(FaultCause::Unmapped),
             Some(page) if page.protection.permits(access, self.no_execute) => None,
-            Some(_) => Some(Why::Forbidden),
+            Some(_) => Some(FaultCause::Forbidden),
         }
     }
 

@@ -9,12 +9,12 @@ use core::ptr;
 use linux_raw_sys::general::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, SEGV_ACCERR, SEGV_MAPERR};
 
 use crate::arch::{self, SignalContext, probe_execute, probe_load, probe_store};
-use crate::exit::Verdict;
+use crate::exit::{self, GuestStatus};
 use crate::sys::{self, Mapping, SignalInfo};
 
-/// Why an access faults.
+/// FaultCause an access faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
+pub(crate) enum FaultCause {
     /// Nothing is mapped there.
     Unmapped,
     /// What is mapped does not permit it.
@@ -55,7 +55,7 @@ pub(crate) enum Probed {
     /// It was done; a load's word.
     Done(u32),
     /// It faulted for this reason.
-    Faulted(Why),
+    Faulted(FaultCause),
     /// It faulted, but si_code, si_addr, CR2 or the error code is not what this access has: these are the four.
     Odd(i32, usize, usize, usize),
 }
@@ -92,8 +92,8 @@ fn judge(access: Access, address: usize, fault: Fault) -> Probed {
         && error_code & (ERROR_USER | ERROR_WRITE) == expected
         && (!is_fetch || access == Access::Execute);
     match u32::try_from(code) {
-        Ok(SEGV_MAPERR) if fits => Probed::Faulted(Why::Unmapped),
-        Ok(SEGV_ACCERR) if fits => Probed::Faulted(Why::Forbidden),
+        Ok(SEGV_MAPERR) if fits => Probed::Faulted(FaultCause::Unmapped),
+        Ok(SEGV_ACCERR) if fits => Probed::Faulted(FaultCause::Forbidden),
         _ => Probed::Odd(code, told, cr2, error_code),
     }
 }
@@ -112,7 +112,7 @@ extern "C" fn on_sigsegv(_: i32, info: *const SignalInfo, context: *mut SignalCo
     // A fetch that faults is at its own address.
     if !arch::is_probe(instruction) && instruction != info.address {
         crate::println!("Bail out! SIGSEGV at {instruction:#x}, si_code {}, si_addr {:#x}", info.code, info.address);
-        Verdict::FAILED.end();
+        exit::end(GuestStatus::Failed);
     }
     let fault = Fault {
         happened: true,

@@ -8,9 +8,9 @@ use linux_raw_sys::general::{
     PROT_WRITE,
 };
 
-use crate::exit::Verdict;
-use crate::ktap::{Outcome, Stop};
-use crate::probe::{Access, Probed, Why, probe};
+use crate::exit::{self, GuestStatus};
+use crate::ktap::{NotPassed, Outcome};
+use crate::probe::{Access, FaultCause, Probed, probe};
 use crate::random::Random;
 use crate::sys::{self, Mapping, PAGE};
 use crate::thread::{self, Barrier};
@@ -35,9 +35,9 @@ impl Change {
     /// The access that the others make after it, and what comes of it, for a page that held `word`.
     fn expected(self, word: u32) -> (Access, Probed) {
         match self {
-            Self::Unmap | Self::MoveAway => (Access::Load, Probed::Faulted(Why::Unmapped)),
-            Self::Forbid => (Access::Load, Probed::Faulted(Why::Forbidden)),
-            Self::ForbidStores => (Access::Store, Probed::Faulted(Why::Forbidden)),
+            Self::Unmap | Self::MoveAway => (Access::Load, Probed::Faulted(FaultCause::Unmapped)),
+            Self::Forbid => (Access::Load, Probed::Faulted(FaultCause::Forbidden)),
+            Self::ForbidStores => (Access::Store, Probed::Faulted(FaultCause::Forbidden)),
             Self::Discard | Self::Replace => (Access::Load, Probed::Done(0)),
             Self::Fork => (Access::Store, Probed::Done(!word)),
         }
@@ -91,7 +91,7 @@ impl Shared<'_> {
             }
             self.barrier.wait();
         }
-        if self.failed.load(Relaxed) { Err(Stop::Failed) } else { Ok(()) }
+        if self.failed.load(Relaxed) { Err(NotPassed::Failed) } else { Ok(()) }
     }
 
     fn round(&self, thread: usize, random: &mut Random) -> Outcome {
@@ -136,7 +136,7 @@ impl Shared<'_> {
     }
 
     /// Makes the change; a forked process's number.
-    fn make(&self, change: Change, word: u32) -> Result<Option<usize>, Stop> {
+    fn make(&self, change: Change, word: u32) -> Result<Option<usize>, NotPassed> {
         let (page, beside) = (self.page, self.page + PAGE);
         let result = match change {
             // SAFETY: the window's own memory.
@@ -161,7 +161,7 @@ impl Shared<'_> {
     }
 
     /// Forks a process that sees none of the stores that this one's threads make from now on.
-    fn fork(&self, word: u32) -> Result<usize, Stop> {
+    fn fork(&self, word: u32) -> Result<usize, NotPassed> {
         let child = check_ok!(sys::fork());
         if child == 0 {
             while self.gate().load(Relaxed) == 0 {
@@ -170,9 +170,9 @@ impl Shared<'_> {
             let seen = probe(Access::Load, self.page, 0);
             if seen != Probed::Done(word) {
                 crate::println!("# a store after the fork is seen in the child: {seen:x?}, expected {word:#x}");
-                Verdict::FAILED.end();
+                exit::end(GuestStatus::Failed);
             }
-            Verdict::PASSED.end();
+            exit::end(GuestStatus::Passed);
         }
         Ok(child)
     }

@@ -3,7 +3,7 @@
 use core::ffi::{CStr, c_char};
 use core::panic::PanicInfo;
 
-use crate::exit::Verdict;
+use crate::exit::{self, GuestStatus};
 use crate::println;
 use crate::words::Words;
 
@@ -24,14 +24,14 @@ pub(crate) unsafe extern "C" fn start(stack: *const usize) -> ! {
         let word = unsafe { CStr::from_ptr(address as *const c_char) };
         if words.take(word).is_none() {
             println!("Bail out! bad word {word:?}: expected seed=N, ops=N, threads=N, inject=content or inject=fault");
-            Verdict::USAGE.end();
+            exit::end(GuestStatus::Usage);
         }
     }
-    crate::main(words).end()
+    exit::end(crate::main(words))
 }
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     println!("Bail out! {info}");
-    Verdict::PANICKED.end()
+    exit::end(GuestStatus::Panicked)
 }

@@ -9,7 +9,7 @@ use linux_raw_sys::general::{
 };
 
 use crate::arch::clone_thread;
-use crate::ktap::{Outcome, Stop};
+use crate::ktap::{NotPassed, Outcome};
 use crate::sys::{self, Mapping, PAGE};
 use crate::words::MOST_THREADS;
 
@@ -30,7 +30,7 @@ struct Task<'t> {
 
 /// Calls `body` in so many threads at once, each with its index. Fails if one of them failed.
 pub(crate) fn on_all(threads: usize, body: &(dyn Fn(usize) -> Outcome + Sync)) -> Outcome {
-    let task = |index| Task { alive: AtomicU32::new(ALIVE), index, body, outcome: Cell::new(Err(Stop::Failed)) };
+    let task = |index| Task { alive: AtomicU32::new(ALIVE), index, body, outcome: Cell::new(Err(NotPassed::Failed)) };
     let tasks: [Task<'_>; MOST_THREADS] = core::array::from_fn(task);
     let mapping =
         Mapping { protection: PROT_READ | PROT_WRITE, flags: MAP_PRIVATE | MAP_ANONYMOUS, file: 0, file_page: 0 };

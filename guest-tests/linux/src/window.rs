@@ -40,13 +40,13 @@ fn pattern(stamp: Stamp, index: usize) -> u32 {
 /// Where a window's pages are, and its file. Nothing else is ever mapped there: while there is no window, the place is reserved,
 /// and while there is one, all mappings are at fixed addresses.
 #[derive(Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct Reservation {
     start: usize,
     file: usize,
     stamps: &'static [AtomicU32; FILE_PAGES],
 }
 
-impl Place {
+impl Reservation {
     /// Takes a place.
     pub(crate) fn take() -> Self {
         // SAFETY: the kernel takes a place where nothing is.
@@ -74,7 +74,7 @@ impl Place {
 
 /// A window.
 pub(crate) struct Window {
-    place: Place,
+    place: Reservation,
     model: Model<'static>,
     random: Random,
     /// Another process has the window, too, at this time: what both see may not change.
@@ -83,7 +83,7 @@ pub(crate) struct Window {
 
 impl Window {
     /// A window at this place where nothing is mapped. What is random in it follows from `seed`.
-    pub(crate) fn new(place: Place, seed: u64, no_execute: bool) -> Result<Self, crate::ktap::Stop> {
+    pub(crate) fn new(place: Reservation, seed: u64, no_execute: bool) -> Result<Self, crate::ktap::NotPassed> {
         // SAFETY: the window's own memory.
         check_ok!(unsafe { sys::unmap(place.start, PAGES) });
         let model = Model::new(place.stamps, no_execute);

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use linux_raw_sys::general::{MADV_HUGEPAGE, MADV_NOHUGEPAGE};
 
-use crate::exit::Verdict;
+use crate::exit::{self, GuestStatus};
 use crate::ktap::Outcome;
 use crate::model::{Backing, FILE_PAGES, PAGES, Protection};
 use crate::probe::Access;
@@ -151,7 +151,7 @@ impl Worker {
             self.is_beside_parent |= beside;
             self.freeze_file();
             let passed = self.window.verify_all().and_then(|()| self.run(operations)).is_ok();
-            if passed { Verdict::PASSED } else { Verdict::FAILED }.end();
+            exit::end(if passed { GuestStatus::Passed } else { GuestStatus::Failed });
         }
         if beside {
             self.child = Some(child);

@@ -8,7 +8,7 @@
 
 use guest::attack::{self, Kind};
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::interrupts::{self, handle};
 use guest::port::{self, Direction};
 use guest::processor::{self, Cr4};
@@ -23,14 +23,14 @@ const KINDS: [Kind; 3] =
 /// A port without a device.
 const NO_DEVICE: u16 = 0x80;
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     smp::start_all(boot);
     attack::run(boot, &KINDS)
 }
 
 /// REP OUTSB, each of 4096 bytes.
 fn string_io(boot: &Boot) {
-    let page = ram::fresh(boot).place(0);
+    let page = ram::fresh(boot).address(0);
     interrupts::enable();
     loop {
         port::rep_outsb(NO_DEVICE, page, 4096, Direction::Up);

@@ -8,14 +8,14 @@
 
 use guest::balloon::Balloon;
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::ktap::Outcome;
 use guest::stress::Stress;
 use guest::{cases, check_eq, check_ok, ram};
 
 guest::main!(main);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     Stress::new(boot, 1).run(cases![released_memory_is_zero, pages_keep_what_they_hold])
 }
 

@@ -21,9 +21,9 @@ use core::sync::atomic::{
 
 use guest::boot::Boot;
 use guest::cpuid::cpuid;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::hypercall::{Microhv, Refused};
-use guest::ktap::{Outcome, Stop};
+use guest::ktap::{NotPassed, Outcome};
 use guest::ram::{self, Block, Frame};
 use guest::random::mix;
 use guest::smp::{self, Cpu, PerCpu};
@@ -41,12 +41,12 @@ const FEW: usize = 8;
 const SHORTEST_STAY: u64 = 6;
 const LONGEST_STAY: u64 = 16;
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     Stress::new(boot, 1).run(cases![quiet_log_is_exact, split_and_collapse_keep_contents, no_write_is_lost])
 }
 
 /// The blocks to work on, all of them touched, and a frame for a bitmap.
-fn blocks(stress: &Stress<'_>) -> Result<([Option<Block>; MOST_BLOCKS], usize, Frame), Stop> {
+fn blocks(stress: &Stress<'_>) -> Result<([Option<Block>; MOST_BLOCKS], usize, Frame), NotPassed> {
     let mut all = ram::largest_area(stress.boot).blocks();
     let bitmap = all.next();
     let mut blocks = [None; MOST_BLOCKS];
@@ -58,7 +58,7 @@ fn blocks(stress: &Stress<'_>) -> Result<([Option<Block>; MOST_BLOCKS], usize, F
     }
     match bitmap {
         Some(bitmap) if count > 0 => Ok((blocks, count, bitmap.frame(0))),
-        _ => Err(Stop::Skipped("too little memory")),
+        _ => Err(NotPassed::Skipped("too little memory")),
     }
 }
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::{console, uart};
 
 guest::main!(main);
@@ -11,8 +11,8 @@ guest::main!(main);
 /// So much of the line is written before the guest ends amid it: many times what is kept of it anywhere.
 const BYTES: usize = 16 << 10;
 
-fn main(_: &Boot) -> Verdict {
+fn main(_: &Boot) -> GuestStatus {
     (0..BYTES).for_each(|_| uart::send(b'x'));
     console::drain();
-    Verdict::PASSED
+    GuestStatus::Passed
 }

@@ -3,13 +3,13 @@
 #![no_main]
 
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::ktap::{self, Outcome};
 use guest::{cases, check, check_eq};
 
 guest::main!(main);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     ktap::run(boot, cases![holds, does_not_hold])
 }
 

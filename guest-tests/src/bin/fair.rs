@@ -10,7 +10,7 @@
 use abi::lines;
 use abi::options::guest::key;
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::hypercall::Microhv;
 use guest::ktap::{self, Outcome};
 use guest::ram::{self, Area};
@@ -31,7 +31,7 @@ struct Fairness {
     max_gap_us: Option<u64>,
 }
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     let milliseconds: u64 = boot.word(key::MILLISECONDS).unwrap_or(1000);
     let millisecond = clock::microseconds(1000);
     // A hypervisor's own interrupts then get through on any host.

@@ -9,11 +9,11 @@ use abi::mmio::PCI_WINDOW;
 use abi::options::guest::key;
 use addr::{Gpa, Gva, PAGE_SIZE};
 use guest::boot::{Boot, Region};
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::ktap::{self, Outcome};
 use guest::paging::{Rights, map};
-use guest::place::Place;
 use guest::ram::{self, Frame};
+use guest::raw_gva::RawGva;
 use guest::{cases, check, check_eq};
 
 guest::main!(main);
@@ -24,7 +24,7 @@ const HOLE: u64 = PCI_WINDOW.start as u64;
 /// Where frames are mapped that the one-to-one map does not have.
 const WINDOW: Gva = Gva::new(1 << 40);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     ktap::run(boot, cases![map_has_the_hole, hole_has_no_memory, each_end_keeps_its_own, nothing_is_behind_the_end])
 }
 
@@ -49,7 +49,7 @@ fn map_has_the_hole(boot: &Boot) -> Outcome {
 
 /// It takes no writes. (It reads as ones, but on QEMU alone.)
 fn hole_has_no_memory(boot: &Boot) -> Outcome {
-    let place = ram::absent(boot, Gpa::new(HOLE)).place(0);
+    let place = ram::absent(boot, Gpa::new(HOLE)).address(0);
     place.write(0x5a);
     check!(place.read() != 0x5a);
     Ok(())
@@ -59,7 +59,7 @@ fn each_end_keeps_its_own(boot: &Boot) -> Outcome {
     let below = ram::free(boot).max_by_key(|frame| frame.gpa().raw());
     let above = [ram::above_identity(boot).next(), ram::above_identity(boot).last()];
     let frames = [ram::free(boot).next(), below, above[0], above[1]];
-    let place = |index: u64| Place::above_identity(WINDOW).plus(index * PAGE_SIZE);
+    let place = |index: u64| RawGva::above_identity(WINDOW).plus(index * PAGE_SIZE);
     for (index, frame) in (0..).zip(frames) {
         check!(frame.is_some(), "number {index}");
         frame.into_iter().for_each(|frame| map(place(index), frame, Rights::WRITABLE));
@@ -69,12 +69,12 @@ fn each_end_keeps_its_own(boot: &Boot) -> Outcome {
         check_eq!(place(index).read(), 0xa0 | index as u8, "number {index}");
     }
     // The same frame, by the one-to-one map.
-    check_eq!(below.map(|frame| frame.place(0).read()), Some(0xa1));
+    check_eq!(below.map(|frame| frame.address(0).read()), Some(0xa1));
     Ok(())
 }
 
 fn nothing_is_behind_the_end(boot: &Boot) -> Outcome {
-    let place = Place::above_identity(WINDOW).plus(16 * PAGE_SIZE);
+    let place = RawGva::above_identity(WINDOW).plus(16 * PAGE_SIZE);
     map(place, ram::absent(boot, Gpa::new(end(boot))), Rights::WRITABLE);
     place.write(0x5a);
     check!(place.read() != 0x5a);

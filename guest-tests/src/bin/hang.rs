@@ -3,12 +3,12 @@
 #![no_main]
 
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::{console, println, processor};
 
 guest::main!(main);
 
-fn main(_: &Boot) -> Verdict {
+fn main(_: &Boot) -> GuestStatus {
     println!("# spinning for ever");
     console::drain();
     processor::hang()

@@ -17,7 +17,7 @@ use core::sync::atomic::{
 
 use guest::apic::{Apic, Delivery, Destination, Mode};
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::interrupts::{self, NMI, halt_until_interrupt, handle};
 use guest::ktap::Outcome;
 use guest::smp::{self, Barrier, Cpu, PerCpu};
@@ -56,7 +56,7 @@ static NMI_TAKEN: AtomicBool = AtomicBool::new(false);
 static PINGS: PerCpu<AtomicU64> = PerCpu::new([const { AtomicU64::new(0) }; Cpu::MOST]);
 static PONGS: PerCpu<AtomicU64> = PerCpu::new([const { AtomicU64::new(0) }; Cpu::MOST]);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     for sender in 0..Cpu::MOST as u8 {
         handle(SINGLE + sender, |vector| count(&RECEIVED.here()[sender_of(vector, SINGLE)]));
         handle(LOWEST + sender, |vector| count(&LOWEST_RECEIVED.iter().as_slice()[sender_of(vector, LOWEST)]));

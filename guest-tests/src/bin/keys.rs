@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use abi::typed::{self, BYTES};
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::hypercall::Microhv;
 use guest::interrupts::{self, halt_until_interrupt};
 use guest::ktap::{self, Outcome};
@@ -25,7 +25,7 @@ static READ: AtomicUsize = AtomicUsize::new(0);
 static WRONG: AtomicU64 = AtomicU64::new(0);
 static OVERRUNS: AtomicU64 = AtomicU64::new(0);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     ktap::run(
         boot,
         cases![

@@ -5,7 +5,7 @@
 
 use addr::Gpa;
 use guest::boot::{self, Boot, Region};
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::ktap::{self, Outcome};
 use guest::{cases, check, check_eq, ram};
 
@@ -14,7 +14,7 @@ guest::main!(main);
 const CONVENTIONAL: u64 = 640 << 10;
 const MIB: u64 = 1 << 20;
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     ktap::run(boot, cases![map_ends_below_640_kib, every_page_keeps_its_number, nothing_is_at_1_mib])
 }
 
@@ -36,7 +36,7 @@ fn every_page_keeps_its_number(boot: &Boot) -> Outcome {
 
 /// It reads as ones and takes no writes.
 fn nothing_is_at_1_mib(boot: &Boot) -> Outcome {
-    let place = ram::absent(boot, Gpa::new(MIB)).place(0);
+    let place = ram::absent(boot, Gpa::new(MIB)).address(0);
     place.write(0x5a);
     check_eq!(place.read(), 0xff);
     Ok(())

@@ -13,9 +13,9 @@ use abi::options::guest as word;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::hypercall::{AllocationFailures, Microhv, Refused};
-use guest::ktap::{Outcome, Stop};
+use guest::ktap::{NotPassed, Outcome};
 use guest::ram::{self, Area, Block, Frame};
 use guest::random::mix;
 use guest::stress::{Stress, Worker};
@@ -28,7 +28,7 @@ const MOST_ALLOCATIONS: u64 = 64;
 /// Pages that are touched one by one.
 const TOUCHED: u64 = 20;
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     if boot.has_word(word::DIE) {
         return Stress::new(boot, 1).run(cases![touch_without_memory]);
     }
@@ -55,7 +55,7 @@ fn one_failure_is_survived(stress: &Stress<'_>) -> Outcome {
     let area = ram::largest_area(stress.boot);
     let mut blocks = area.blocks();
     let (Some(block), Some(other)) = (blocks.next(), blocks.next()) else {
-        return Err(Stop::Skipped("too little memory"));
+        return Err(NotPassed::Skipped("too little memory"));
     };
     let test = Test { hypervisor, seed: stress.seed(), block, bitmap: other.frame(0), met: AtomicU64::new(0) };
     test.fill();

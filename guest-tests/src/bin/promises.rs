@@ -4,13 +4,13 @@
 #![forbid(unsafe_code)]
 
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::interrupts::expect_fault;
 use guest::promises;
 
 guest::main!(main);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     promises::run(boot, vector_of)
 }
 

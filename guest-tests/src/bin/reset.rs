@@ -6,7 +6,7 @@
 use base::reset::{self, Mode};
 use base::smp::{Task, assign};
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::ktap::Outcome;
 use guest::msr::Msr;
 use guest::smp::{self, Cpu};
@@ -23,7 +23,7 @@ static SPIN: Task<'static> = Task(&|_| loop {
 });
 static SLEEP: Task<'static> = Task(&|_| guest::exit::halt_for_ever());
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     reset::run(boot, &Mode { triple_fault, spoil, check })
 }
 

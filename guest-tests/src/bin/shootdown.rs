@@ -16,9 +16,9 @@ use core::sync::atomic::{
 };
 
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::hypercall::Refused;
-use guest::ktap::{Outcome, Stop};
+use guest::ktap::{NotPassed, Outcome};
 use guest::ram::{self, Frame};
 use guest::random::mix;
 use guest::smp::{self, Cpu, PerCpu};
@@ -32,7 +32,7 @@ const PAGES: usize = 8;
 /// Where in the page the value is; the rest of a replaced frame is never looked at.
 const WORD: usize = 77;
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     Stress::new(boot, 2).run(cases![replaced_frames_are_not_seen, released_frames_are_not_seen])
 }
 
@@ -72,7 +72,7 @@ struct Pages {
 
 impl Pages {
     /// In one 2 MiB page where that is how memory comes, some neighbours and some not.
-    fn new(stress: &Stress<'_>) -> Result<Self, Stop> {
+    fn new(stress: &Stress<'_>) -> Result<Self, NotPassed> {
         skip_unless!(smp::count() > 1, "one processor");
         let area = ram::largest_area(stress.boot);
         let pages = core::array::from_fn(|index| {

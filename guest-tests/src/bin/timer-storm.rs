@@ -16,9 +16,9 @@ use core::sync::atomic::{
 
 use guest::apic::{Apic, DIVIDE_BY_1, Delivery, LVT_MASKED, Mode, Register};
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::interrupts::{self, halt_until_interrupt, handle};
-use guest::ktap::{Outcome, Stop};
+use guest::ktap::{NotPassed, Outcome};
 use guest::smp::{self, Cpu, PerCpu};
 use guest::stress::{Stress, Worker};
 use guest::{cases, check, check_eq, clock, skip_unless, tsc};
@@ -51,7 +51,7 @@ static TIMERS: PerCpu<Timer> = PerCpu::new(
     }; Cpu::MOST],
 );
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     handle(TIMER, |_| {
         let timer = TIMERS.here();
         timer.at.store(tsc::read(), Relaxed);
@@ -111,7 +111,7 @@ struct Rate {
 
 impl Rate {
     /// The smallest of several: what comes between the readings of the one clock and of the other makes it larger.
-    fn measure(apic: Apic) -> Result<Self, Stop> {
+    fn measure(apic: Apic) -> Result<Self, NotPassed> {
         let once = || {
             apic.write(Register::Divide, DIVIDE_BY_1);
             apic.write(Register::LvtTimer, LVT_MASKED);

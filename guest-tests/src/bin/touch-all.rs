@@ -10,14 +10,14 @@
 
 use abi::options::guest::key;
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::hypercall::Microhv;
 use guest::ktap::{self, Outcome};
 use guest::{cases, check_eq, check_ok, clock, ram, tsc};
 
 guest::main!(main);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     ktap::run(boot, cases![every_page_keeps_its_number])
 }
 

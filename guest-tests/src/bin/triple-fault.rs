@@ -3,15 +3,15 @@
 #![no_main]
 
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::{console, descriptors, interrupts, println};
 
 guest::main!(main);
 
-fn main(_: &Boot) -> Verdict {
+fn main(_: &Boot) -> GuestStatus {
     println!("# about to fault three times");
     console::drain();
     descriptors::load_empty_idt();
     interrupts::ud2();
-    Verdict::FAILED
+    GuestStatus::Failed
 }

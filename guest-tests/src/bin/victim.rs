@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guest::apic::Apic;
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::interrupts::{self, halt_until_interrupt};
 use guest::ktap::{self, Outcome};
 use guest::pattern::Pattern;
@@ -35,7 +35,7 @@ const TICKS_PER_LINE: u64 = 5;
 
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     interrupts::handle(TIMER, |_| {
         TICKS.fetch_add(1, Relaxed);
         Apic::here().end_of_interrupt();

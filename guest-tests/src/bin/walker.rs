@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use addr::PAGE_SIZE;
 use guest::balloon::Balloon;
 use guest::boot::{Boot, Region};
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::hypercall::{Microhv, Refused};
 use guest::ktap::Outcome;
 use guest::ram::{self, Area};
@@ -26,7 +26,7 @@ guest::main!(main);
 /// Pages that stay.
 const PINNED: u64 = 300;
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     Stress::new(boot, 1).run(cases![reports_are_within_bounds])
 }
 

@@ -82,4 +82,4 @@ pub mod verdict;
 pub mod wire;
 
 pub use numbered::Unknown;
-pub use verdict::Verdict;
+pub use verdict::{GuestStatus, Verdict};

@@ -65,13 +65,13 @@ pub const DEBUG_CONSOLE: u16 = 0xe9;
 /// What [`DEBUG_CONSOLE`] reads as.
 pub const DEBUG_CONSOLE_THERE: u8 = 0xe9;
 
-/// QEMU's `isa-debug-exit` where kvm-unit-tests has it: what is written ends the VM or the machine. A guest writes [`SUCCESS`] or
-/// anything else, the hypervisor the number of its [`Verdict`](crate::Verdict).
+/// QEMU's `isa-debug-exit` where kvm-unit-tests has it: what is written ends the VM or the machine. A guest writes the number of its
+/// [`GuestStatus`](crate::GuestStatus), the hypervisor that of its [`Verdict`](crate::Verdict).
 pub const DEBUG_EXIT: u16 = 0xf4;
 /// How many ports [`DEBUG_EXIT`] is.
 pub const DEBUG_EXIT_SIZE: u16 = 4;
-/// What a guest writes to [`DEBUG_EXIT`] if all is well.
-pub const SUCCESS: u32 = 0;
+/// What a guest writes to [`DEBUG_EXIT`] if all is well: [`GuestStatus::Passed`](crate::GuestStatus::Passed).
+pub const SUCCESS: u32 = crate::GuestStatus::Passed as u32;
 
 /// QEMU's firmware configuration (docs/specs/fw_cfg): the number of an item, a word, of which [`fw_cfg`] has some.
 pub const FW_CFG_SELECTOR: u16 = 0x510;

@@ -20,6 +20,10 @@ pub const OVERCOMMITTED: &str = "frames of RAM more than there are";
 pub const RESERVED: &str = "for its memory, which is reserved";
 /// The hypervisor would need more for its VMs than the machine has.
 pub const HEAP: &str = "of the hypervisor's heap";
+/// The processor has no SVM.
+pub const SVM: &str = "SVM: CPUID 8000_0001h, ECX bit 2";
+/// The processor has VMX, but no nested paging.
+pub const EPT: &str = "EPT: IA32_VMX_PROCBASED_CTLS2 (48Bh) bit 33";
 /// The processor can't walk nested tables.
 pub const NESTED_PAGING: &str = "nested paging";
 /// An image has a header that is damaged.
@@ -28,10 +32,6 @@ pub const WRONG_CHECKSUM: &str = "has a wrong checksum";
 pub const ONE_CPU: &str = "one CPU gets stuck and another tells, but there is one";
 /// The text of the panic that a self-test asks for.
 pub const SELF_TEST: &str = "the self-test asked for it";
-/// The name of vector 8.
-pub const DOUBLE_FAULT: &str = "#DF double fault";
-/// The name of vector 14.
-pub const PAGE_FAULT: &str = "#PF page fault";
 
 /// The feature of this name, which a VM was to have.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,16 @@ pub struct Feature(pub &'static str);
 impl fmt::Display for Feature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the feature {}", self.0)
+    }
+}
+
+/// This segment of an image, from 0, which was refused.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment(pub usize);
+
+impl fmt::Display for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "segment {}", self.0)
     }
 }
 

@@ -3,6 +3,22 @@
 use crate::numbered::numbered;
 
 numbered! {
+    /// What a guest reports of itself. The number is what it writes to the [exit port](crate::ports::DEBUG_EXIT), where 0 is success
+    /// and anything else a failure; a program under Linux exits with it.
+    #[must_use]
+    pub enum GuestStatus: u8 {
+        /// All tests passed.
+        Passed = 0, "passed";
+        /// A test failed.
+        Failed = 1, "failed";
+        /// The guest's command line makes no sense.
+        Usage = 2, "usage";
+        /// The guest itself broke down: a panic, an unexpected exception, no boot information.
+        Panicked = 3, "panicked";
+    }
+}
+
+numbered! {
     /// How a run ended. The number is what the hypervisor writes to the [exit port](crate::ports::DEBUG_EXIT), and the exit status
     /// of `cargo xtask run`. README has the same table.
     pub enum Verdict: u8 {

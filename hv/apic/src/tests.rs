@@ -113,10 +113,7 @@ fn signals_are_taken_once_and_the_first_startup_counts() {
     assert_eq!(cpus.send(0, 1 << 24, 0x4608), [1]);
     assert_eq!(cpus.send(0, 1 << 24, 0x4609), [1]);
     // INIT came after the NMI.
-    assert_eq!(
-        cpus.posted[1].take_signals(),
-        Signals { nmis: 0, init: true, startup: Some(8), ..Signals::default() }
-    );
+    assert_eq!(cpus.posted[1].take_signals(), Signals { nmis: 0, init: true, startup: Some(8), ..Signals::default() });
     assert_eq!(cpus.posted[1].take_signals(), Signals::default());
 }
 

@@ -24,6 +24,7 @@ extern crate std;
 pub mod apic;
 mod control;
 pub mod entry;
+pub mod exceptions;
 pub mod features;
 mod frame_pointers;
 pub mod memory_type;

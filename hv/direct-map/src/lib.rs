@@ -55,6 +55,31 @@ pub const HIGH_HALF: u64 = 0xffff_ffff_8000_0000;
 /// Below this, what is no memory is mapped as well, uncached: device registers are there.
 pub const DEVICES_END: Hpa = Hpa::new(4 << 30);
 
+/// The linear address of `at` in the direct map.
+///
+/// ```
+/// use addr::Hpa;
+/// assert_eq!(direct_map::physical(direct_map::linear(Hpa::new(0x1000))), Hpa::new(0x1000));
+/// ```
+#[inline]
+#[must_use]
+pub const fn linear(at: Hpa) -> u64 {
+    at.raw() + DIRECT_MAP
+}
+
+/// The physical address behind `address`, which is in the image or in the direct map.
+#[inline]
+#[must_use]
+pub const fn physical(address: u64) -> Hpa {
+    Hpa::new(if address >= HIGH_HALF { address - HIGH_HALF } else { address - DIRECT_MAP })
+}
+
+/// Whether the tables that the hypervisor boots with, which map the first 4 GiB, map all of these bytes.
+#[must_use]
+pub fn is_boot_mapped(at: Hpa, bytes: u64) -> bool {
+    at.checked_add(bytes).is_some_and(|end| end <= DEVICES_END)
+}
+
 /// A table: 512 entries.
 pub type Table = [u64; 512];
 

@@ -152,3 +152,21 @@ fn data_is_what_can_be_written_but_for_the_guard() {
     assert!(image.is_data(image.guard + PAGE_SIZE, 16));
     assert!(image.is_data(image.end - 16, 16) && !image.is_data(image.end - 8, 16));
 }
+
+#[test]
+fn a_linear_address_of_the_image_or_of_the_direct_map_leads_to_its_memory() {
+    for at in [0, 0xfff, MIB, 1 << 32, (1 << 46) - 1].map(Hpa::new) {
+        assert_eq!(physical(linear(at)), at);
+    }
+    for at in [MIB, 64 * MIB, (1 << 31) - 1] {
+        assert_eq!(physical(HIGH_HALF + at), Hpa::new(at));
+    }
+}
+
+#[test]
+fn the_boot_tables_map_what_ends_at_4_gib() {
+    let end = DEVICES_END.raw();
+    assert!(is_boot_mapped(Hpa::new(end - 16), 16));
+    assert!(!is_boot_mapped(Hpa::new(end - 16), 17));
+    assert!(!is_boot_mapped(Hpa::new(u64::MAX - 1), 4), "the sum passes the end of the address space");
+}

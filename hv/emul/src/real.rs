@@ -2,7 +2,7 @@
 //!
 //! It executes boot code up to the instruction that sets CR0.PE: moves, arithmetic, stack, jumps, calls, interrupts by
 //! the vector table, descriptor tables, strings. Instructions that exit under virtualization, and those on control
-//! registers, are decoded and left to the caller. Any other instruction is [`Step::Unknown`], on which the caller ends
+//! registers, are decoded and left to the caller. Any other instruction is [`StepResult::Unknown`], on which the caller ends
 //! the guest with a message. Segment limits are not checked, and RFLAGS.TF is ignored.
 
 mod data;
@@ -87,7 +87,7 @@ pub enum Exiting {
 
 /// The result of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum StepResult {
     /// The instruction is executed, or as many of its iterations as one step allows.
     Done,
     /// The instruction raises this exception; nothing was changed.
@@ -116,18 +116,18 @@ pub fn step<P: Processor, M: Memory>(
     memory: &mut M,
     code: &[u8],
     bitness: Bitness,
-) -> Result<Step, M::Error> {
+) -> Result<StepResult, M::Error> {
     let instruction = match crate::decode(code, bitness) {
         Ok(instruction) => instruction,
-        Err(DecodeError::Invalid) => return Ok(Step::Fault(UNDEFINED)),
-        Err(_) => return Ok(Step::Unknown),
+        Err(DecodeError::Invalid) => return Ok(StepResult::Fault(UNDEFINED)),
+        Err(_) => return Ok(StepResult::Unknown),
     };
     let next = bitness.advance(processor.rip(), instruction.len() as u64);
     if let Some(exit) = exiting(&instruction, processor) {
-        return Ok(Step::Exit { exit, next });
+        return Ok(StepResult::Exit { exit, next });
     }
     if let Some(system) = system::system(&instruction, bitness) {
-        return Ok(Step::System { system, next });
+        return Ok(StepResult::System { system, next });
     }
     let mut execution = Execution { processor, memory, instruction, bitness, next };
     if let Some(step) = execution.in_memory()? {
@@ -135,10 +135,10 @@ pub fn step<P: Processor, M: Memory>(
     }
     if execution.in_registers() {
         execution.processor.jump(next);
-        return Ok(Step::Done);
+        return Ok(StepResult::Done);
     }
     match execution.on_stack()? {
-        Step::Unknown => execution.control_flow(),
+        StepResult::Unknown => execution.control_flow(),
         step => Ok(step),
     }
 }
@@ -154,7 +154,7 @@ struct Execution<'a, P, M> {
 
 impl<P: Processor, M: Memory> Execution<'_, P, M> {
     /// Executes an instruction that [`mmio`] emulates. None for another.
-    fn in_memory(&mut self) -> Result<Option<Step>, M::Error> {
+    fn in_memory(&mut self) -> Result<Option<StepResult>, M::Error> {
         let Some(instruction) = mmio::of_instruction(&self.instruction, self.bitness) else { return Ok(None) };
         // A single step is behind each.
         let iterations = if self.processor.rflags() & RFLAGS_TF != 0 { 1 } else { ITERATIONS };
@@ -165,7 +165,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
                 break;
             }
         }
-        Ok(Some(Step::Done))
+        Ok(Some(StepResult::Done))
     }
 }
 

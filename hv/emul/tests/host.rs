@@ -4,7 +4,7 @@
 
 use addr::Gva;
 use emul::mmio::{self, Bus, Executed, MemoryRef};
-use emul::real::{self, Processor, Step, Table, TableRegister};
+use emul::real::{self, Processor, StepResult, Table, TableRegister};
 use emul::{Bitness, Gpr, Registers, Segment, Width};
 use proptest::prelude::*;
 use std::ffi::{c_int, c_long, c_void};
@@ -539,7 +539,7 @@ proptest! {
     ) {
         let before = Frame { gpr: values, rflags: (flags & FLAGS) | 2 };
         let mut emulated = before.clone();
-        prop_assert_eq!(real::step(&mut emulated, &mut NoMemory, &code, Bitness::Bits64), Ok(Step::Done));
+        prop_assert_eq!(real::step(&mut emulated, &mut NoMemory, &code, Bitness::Bits64), Ok(StepResult::Done));
         let mut real = before.clone();
         // SAFETY: these instructions change only registers other than RSP and arithmetic flags.
         unsafe { Page::new().run(&code, &mut real) };

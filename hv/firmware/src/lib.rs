@@ -1,4 +1,5 @@
-//! The machine as its firmware describes it in ACPI tables: processors (MADT) and the PM timer (FADT).
+//! The machine as its firmware describes it in ACPI tables, processors (MADT) and the PM timer (FADT), and the start of the
+//! processors ([`start_others`]).
 //!
 //! The crate knows no hardware. The image finds the tables ([`find_rsdp`]), says where memory is mapped
 //! ([`PhysicalMemory`]), and passes the tables to [`Topology::new`].
@@ -24,12 +25,16 @@
 #[cfg(test)]
 extern crate std;
 
+mod cpus;
 mod handler;
+mod startup;
 #[cfg(test)]
 #[expect(unsafe_code, reason = "`AcpiTables::from_rsdp` is an unsafe function")]
 mod tests;
 
+pub use cpus::CpuTable;
 pub use handler::{PhysicalMemory, StaticTables};
+pub use startup::{LeftOut, StartUp, start_others};
 
 use abi::acpi::{RSDP_SIGNATURE, RSDP_V1_BYTES};
 use acpi::sdt::fadt::Fadt;

@@ -333,6 +333,12 @@ impl Config {
     }
 }
 
+/// The names by which the console tells these VMs apart: none for the only one.
+pub fn console_names(plans: &[VmPlan]) -> impl Iterator<Item = Option<VmName>> {
+    let several = plans.len() > 1;
+    plans.iter().map(move |plan| several.then_some(plan.config.name))
+}
+
 /// Checks the limits that concern several VMs.
 fn check_all(plan: &[VmPlan]) -> Result<(), ConfigError> {
     for (at, vm) in plan.iter().enumerate() {
@@ -535,6 +541,16 @@ mod tests {
 
     fn error(command_line: &str) -> String {
         Config::parse(command_line).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_only_vm_has_no_name_on_the_console() {
+        let names = |words: &str, modules| {
+            let plan = Config::parse(words).unwrap().plan(modules).unwrap();
+            console_names(&plan).map(|name| name.map(|name| name.to_string())).collect::<Vec<_>>()
+        };
+        assert_eq!(names("vm=name=a", 1), [None]);
+        assert_eq!(names("vm=name=a", 2), ["a", "vm1"].map(|name| Some(name.to_string())));
     }
 
     #[test]

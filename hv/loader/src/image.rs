@@ -6,7 +6,7 @@ use crate::memory::{HIGH_START, LOW_END};
 use crate::multiboot::HEADER_SEARCH_BYTES;
 use crate::multiboot2::Multiboot2Error;
 use crate::ranges::{overlap, span};
-use abi::reasons::WRONG_CHECKSUM;
+use abi::reasons::{self, WRONG_CHECKSUM};
 use addr::Gpa;
 use alloc::vec::Vec;
 use core::{fmt, ops::Range};
@@ -172,7 +172,7 @@ impl fmt::Display for Part {
             Self::ElfHeader => f.write_str("ELF header"),
             Self::ProgramHeaders => f.write_str("program headers"),
             Self::Notes => f.write_str("notes"),
-            Self::Segment(n) => write!(f, "segment {n}"),
+            Self::Segment(n) => reasons::Segment(*n).fmt(f),
         }
     }
 }
@@ -217,12 +217,16 @@ impl fmt::Display for ImageError {
                 write!(f, "{part}: {bytes:#x} bytes at {start:#x} lie beyond the file's end at {file:#x}")
             }
             Self::FileExceedsMemory { segment, file, memory } => {
-                write!(f, "segment {segment}: {file:#x} bytes in the file for {memory:#x} in memory")
+                write!(f, "{}: {file:#x} bytes in the file for {memory:#x} in memory", reasons::Segment(*segment))
             }
             Self::NoSegments => f.write_str("nothing to load"),
             Self::TooManySegments { limit } => write!(f, "more than {limit} segments to load"),
             Self::PassesEnd { segment, start, bytes } => {
-                write!(f, "segment {segment}: {bytes:#x} bytes at {start:#x} pass the end of the address space")
+                write!(
+                    f,
+                    "{}: {bytes:#x} bytes at {start:#x} pass the end of the address space",
+                    reasons::Segment(*segment)
+                )
             }
             Self::OutsideRam { segment, start, bytes, ram } => outside_ram(f, *segment, *start, *bytes, *ram),
             Self::Overlap { first, second, shared } => {
@@ -237,7 +241,7 @@ impl core::error::Error for ImageError {}
 
 fn outside_ram(f: &mut fmt::Formatter<'_>, segment: usize, start: u64, bytes: u64, ram: GuestRam) -> fmt::Result {
     let range = start..start.saturating_add(bytes);
-    write!(f, "segment {segment}: {start:#x}..{:#x} ", range.end)?;
+    write!(f, "{}: {start:#x}..{:#x} ", reasons::Segment(segment), range.end)?;
     if range.end > ram.low_end() {
         write!(f, "lies beyond the guest's {}", Size(ram.low_end()))
     } else if overlap(&range, &(LOW_END..HIGH_START)) {

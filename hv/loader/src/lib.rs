@@ -68,7 +68,9 @@ pub mod rom;
 mod tests;
 
 pub use boot_info::{BootInfo, BootInfoError, BootModule, MalformedRegion, PhysRead, Region, RegionKind, Unreadable};
-pub use config::{Backing, Config, ConfigError, Expected, OnReset, Paging, SelfTest, VmConfig, VmName, VmPlan};
+pub use config::{
+    Backing, Config, ConfigError, Expected, OnReset, Paging, SelfTest, VmConfig, VmName, VmPlan, console_names,
+};
 pub use image::{ImageError, Part};
 pub use linux::LinuxError;
 pub use load::{AcpiTables, LoadError, Module, Platform, Rsdp, load};

@@ -66,6 +66,15 @@ pub struct Rsdp {
     pub xsdt: u64,
 }
 
+/// They lie in what every map of memory shows as ROM.
+impl From<&bios::Tables> for AcpiTables {
+    fn from(tables: &bios::Tables) -> Self {
+        let nowhere = Gpa::new(0)..Gpa::new(0);
+        let rsdp = Rsdp { oem_id: bios::OEM_ID, rsdt: tables.rsdt().raw() as u32, xsdt: tables.xsdt().raw() };
+        Self { rsdp_at: tables.rsdp(), rsdp, reclaimable: nowhere.clone(), nvs: nowhere }
+    }
+}
+
 /// Why a guest could not be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoadError {

@@ -91,6 +91,15 @@ pub trait GuestMemory {
     /// frame left for it.
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError>;
 
+    /// Does a step of what a [`write`](Self::write) of `bytes` bytes from `at` on takes beside the copy; whether nothing is left to do.
+    /// For a caller that shares its CPU: a large page takes long to clear.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    fn prepare(&mut self, _at: Gpa, _bytes: u64) -> Result<bool, MemoryError> {
+        Ok(true)
+    }
+
     /// Zeroes `bytes` bytes of guest memory from `at` on. An implementation whose untouched pages read as zero need not
     /// touch them.
     ///
@@ -102,6 +111,10 @@ pub trait GuestMemory {
 impl<M: GuestMemory + ?Sized> GuestMemory for &mut M {
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
         (**self).write(at, bytes)
+    }
+
+    fn prepare(&mut self, at: Gpa, bytes: u64) -> Result<bool, MemoryError> {
+        (**self).prepare(at, bytes)
     }
 
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {

@@ -1,6 +1,6 @@
 //! The memory that the VMs need before the first of them starts, and a check that the machine has it.
 
-use crate::config::{Backing, Paging, VmConfig, VmName};
+use crate::config::{Backing, Paging, VmConfig, VmName, VmPlan};
 use crate::load;
 use crate::memory::GuestRam;
 use abi::reasons;
@@ -47,7 +47,7 @@ pub struct Free {
 
 /// The kind of memory that is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Resource {
     /// Frames for the hypervisor's heap.
     Heap,
     /// Frames for the VM's memory.
@@ -62,7 +62,7 @@ pub struct Shortage {
     /// The first such VM.
     pub vm: VmName,
     /// The kind of memory.
-    pub kind: Kind,
+    pub kind: Resource,
     /// The number of frames that the VM needs.
     pub needed: u64,
     /// The number of frames that the VMs before it left.
@@ -75,10 +75,10 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { vm, kind, needed, left, of } = self;
         let what = match kind {
-            Kind::Heap => reasons::HEAP,
-            Kind::Memory(Backing::Touch) => "for its image and modules",
-            Kind::Memory(Backing::Reserve) => reasons::RESERVED,
-            Kind::Roots => "below 4 GiB for the roots of its shadow tables",
+            Resource::Heap => reasons::HEAP,
+            Resource::Memory(Backing::Touch) => "for its image and modules",
+            Resource::Memory(Backing::Reserve) => reasons::RESERVED,
+            Resource::Roots => "below 4 GiB for the roots of its shadow tables",
         };
         write!(f, "{vm} needs {needed} frames {what}: {left} of {of} are left")
     }
@@ -150,25 +150,94 @@ const fn tables(ram: GuestRam) -> u64 {
     2 + above + last + 2
 }
 
+/// Why the VMs do not start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is not enough memory for one of them.
+    Shortage(Shortage),
+    /// There are not this many frames in a row below 4 GiB, for all roots of shadow tables.
+    Roots(usize),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shortage(shortage) => shortage.fmt(f),
+            Self::Roots(count) => {
+                write!(f, "the machine lacks {count} frames in a row below 4 GiB, for the roots of shadow tables")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Refusal {}
+
+/// What is to be told, or done, before VMs start for which there is enough memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remark {
+    /// The VMs may use this many frames for their memory beyond those that there are.
+    Overcommitted(u64),
+    /// These free frames are too few for large pages: the VMs get [small ones](use_small_pages).
+    SmallPages(u64),
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Overcommitted(missing) => {
+                write!(f, "the VMs have {missing} {}: one that finds none left ends", reasons::OVERCOMMITTED)
+            }
+            Self::SmallPages(frames) => {
+                write!(f, "the VMs get small pages: {frames} frames are too few for large ones")
+            }
+        }
+    }
+}
+
+/// Has these VMs use small pages only.
+pub fn use_small_pages<'p>(vms: impl IntoIterator<Item = &'p mut VmPlan>) {
+    vms.into_iter().for_each(|plan| plan.config.pages = PageSize::Size4K);
+}
+
+/// Checks that the VMs, in their order, can start with these free frames. `keep_roots` sets as many frames in a row below 4 GiB aside as
+/// it is told, or can't. Returns what the caller has to tell.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn admit(
+    vms: &[(VmConfig, Need)],
+    free: Free,
+    keep_roots: impl FnOnce(usize) -> bool,
+) -> Result<impl Iterator<Item = Remark>, Refusal> {
+    check(vms.iter().copied(), free).map_err(Refusal::Shortage)?;
+    let roots = vms.iter().map(|(config, _)| config.trees()).sum();
+    if roots != 0 && !keep_roots(roots) {
+        return Err(Refusal::Roots(roots));
+    }
+    let overcommitted = overcommitted(vms.iter().map(|(config, _)| *config), free.frames).map(Remark::Overcommitted);
+    let has_room = has_room_for_large_pages(vms.iter().map(|(_, need)| *need), free);
+    Ok(overcommitted.into_iter().chain((!has_room).then_some(Remark::SmallPages(free.frames))))
+}
+
 /// Checks that there is enough memory for all VMs, in their order.
 ///
 /// # Errors
 /// [`Shortage`], for the first VM without enough memory.
-pub fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Result<(), Shortage> {
+fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Result<(), Shortage> {
     let mut left = free;
     for (config, need) in vms {
         let heap = need.heap.div_ceil(PAGE_SIZE);
         let shortage = |kind, needed, left, of| Err(Shortage { vm: config.name, kind, needed, left, of });
         if need.roots > left.low.min(left.frames) {
-            return shortage(Kind::Roots, need.roots, left.low.min(left.frames), free.low);
+            return shortage(Resource::Roots, need.roots, left.low.min(left.frames), free.low);
         }
         left = Free { frames: left.frames - need.roots, low: left.low - need.roots };
         if heap > left.frames {
-            return shortage(Kind::Heap, heap, left.frames, free.frames);
+            return shortage(Resource::Heap, heap, left.frames, free.frames);
         }
         left.frames -= heap;
         if need.frames > left.frames {
-            return shortage(Kind::Memory(config.backing), need.frames, left.frames, free.frames);
+            return shortage(Resource::Memory(config.backing), need.frames, left.frames, free.frames);
         }
         left.frames = match config.backing {
             // The last batch may be more than it needs.
@@ -180,15 +249,13 @@ pub fn check(vms: impl IntoIterator<Item = (VmConfig, Need)>, free: Free) -> Res
 }
 
 /// Whether the VMs can be loaded to large pages: then what one takes beyond its need is not missing when another is loaded.
-#[must_use]
-pub fn has_room_for_large_pages(vms: impl IntoIterator<Item = Need>, free: Free) -> bool {
+fn has_room_for_large_pages(vms: impl IntoIterator<Item = Need>, free: Free) -> bool {
     let of = |need: Need| need.frames_by_large_pages + need.roots + need.heap.div_ceil(PAGE_SIZE);
     vms.into_iter().map(of).sum::<u64>() <= free.frames
 }
 
 /// The number of frames that the VMs may use for their memory beyond those that are `free`; None if there are enough.
-#[must_use]
-pub fn overcommitted(vms: impl IntoIterator<Item = VmConfig>, free: u64) -> Option<u64> {
+fn overcommitted(vms: impl IntoIterator<Item = VmConfig>, free: u64) -> Option<u64> {
     let all: u64 = vms.into_iter().map(|vm| pages(vm.ram)).sum();
     all.checked_sub(free).filter(|&missing| missing > 0)
 }
@@ -197,6 +264,7 @@ pub fn overcommitted(vms: impl IntoIterator<Item = VmConfig>, free: u64) -> Opti
 mod tests {
     use super::*;
     use alloc::string::ToString;
+    use alloc::vec::Vec;
 
     fn vm(number: usize, paging: Paging, backing: Backing) -> VmConfig {
         VmConfig { paging, backing, ..VmConfig::nth(number) }
@@ -292,5 +360,54 @@ mod tests {
         assert_eq!(largest.trees(), 80);
         assert_eq!(VmConfig { paging: Paging::Vtlb, ..largest }.trees(), 16);
         assert_eq!(VmConfig { paging: Paging::Nested, ..largest }.trees(), 0);
+    }
+
+    #[test]
+    fn vms_are_admitted_with_what_is_to_be_told() {
+        let admitted = |vms: &[(VmConfig, Need)], free| {
+            admit(vms, free, |_| panic!("no shadow tables")).map(|remarks| remarks.collect::<Vec<_>>())
+        };
+        let small = vm(0, Paging::Nested, Backing::Touch);
+        let vms = [(small, small.need([4096], bytes(4096)))];
+        let need = vms[0].1;
+        let enough = Free { frames: pages(small.ram) + need.frames_by_large_pages, low: 0 };
+        assert_eq!(admitted(&vms, enough), Ok(Vec::new()));
+        let few = Free { frames: need.frames_by_large_pages, low: 0 };
+        let missing = pages(small.ram) - few.frames;
+        let heap = need.heap.div_ceil(PAGE_SIZE);
+        assert!(heap > 0);
+        assert_eq!(
+            admitted(&vms, few),
+            Ok([Remark::Overcommitted(missing), Remark::SmallPages(few.frames)].to_vec()),
+            "the heap's frames are missing"
+        );
+        let none = Free { frames: 0, low: 0 };
+        assert!(matches!(admitted(&vms, none), Err(Refusal::Shortage(_))));
+        assert_eq!(
+            Remark::Overcommitted(3).to_string(),
+            alloc::format!("the VMs have 3 {}: one that finds none left ends", reasons::OVERCOMMITTED)
+        );
+    }
+
+    #[test]
+    fn roots_are_set_aside_at_once_for_all_vms() {
+        let shadowed = [0, 1].map(|n| vm(n, Paging::Shadow, Backing::Touch)).map(|vm| (vm, vm.need([], [])));
+        let each = shadowed[0].0.trees();
+        let mut asked = Vec::new();
+        let mut ask = |roots| {
+            asked.push(roots);
+            true
+        };
+        assert!(admit(&shadowed, FREE, &mut ask).is_ok());
+        assert_eq!(asked, [2 * each]);
+        let refused = admit(&shadowed, FREE, |_| false).err();
+        assert_eq!(refused, Some(Refusal::Roots(2 * each)));
+        assert_eq!(
+            refused.unwrap().to_string(),
+            alloc::format!(
+                "the machine lacks {} frames in a row below 4 GiB, for the roots of shadow tables",
+                2 * each
+            )
+        );
     }
 }

@@ -87,8 +87,8 @@ impl Rom<'_> {
         self.0.iter().map(|(_, piece)| if let Piece::Own(bytes) = piece { bytes.len() } else { 0 }).sum()
     }
 
-    /// Writes what follows `done`, but at most `most` bytes (not 0), and gives how much is written then; None if that is all. Nothing is
-    /// allocated.
+    /// Writes what follows `done`, but at most `most` bytes (not 0), or [prepares](GuestMemory::prepare) that; gives how much is written
+    /// then, or None if that is all. Nothing is allocated.
     ///
     /// # Errors
     /// [`MemoryError`].
@@ -102,6 +102,7 @@ impl Rom<'_> {
         let end = piece.len().min(done.bytes + most);
         let at = at.wrapping_add(done.bytes);
         match piece.bytes() {
+            Some(_) if !memory.prepare(at, end - done.bytes)? => return Ok(Some(done)),
             Some(bytes) => memory.write(at, &bytes[done.bytes as usize..end as usize])?,
             None => memory.zero(at, end - done.bytes)?,
         }

@@ -1,5 +1,6 @@
 //! Tests with images built by hand, a guest's memory in one vector, and boot information read back by its parser.
 
+mod acpi;
 mod linux;
 mod memory_map;
 mod multiboot2;

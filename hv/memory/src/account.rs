@@ -1,6 +1,6 @@
 //! What VMs have of the machine's frames, and the way back of those that they gave up.
 
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::pool::{CACHED, PREZEROED, Pool};
 use crate::raw;
 use crate::sync::Mutex;
@@ -76,7 +76,7 @@ impl Account {
     }
 
     /// Takes a free account for a VM of this configuration. None if all are taken, or too few frames are left to reserve.
-    pub(crate) fn open<'m, H: Host>(host: &'m H, config: &VmConfig) -> Option<&'m Self> {
+    pub(crate) fn open<'m, H: HostMemory>(host: &'m H, config: &VmConfig) -> Option<&'m Self> {
         let account = host.accounts().0.iter().find(|account| !account.taken.swap(true, Ordering::Acquire))?;
         let opened = account.pool.lock().open(host.frames(), prezeroed(config), config.promise() as usize);
         if opened.is_none() {
@@ -90,7 +90,7 @@ impl Account {
     }
 
     /// For another VM, unless frames are missing: they may still find their way here.
-    pub(crate) fn close<H: Host>(&self, host: &H) {
+    pub(crate) fn close<H: HostMemory>(&self, host: &H) {
         let mut pool = self.pool.lock();
         pool.close(host.frames());
         if pool.outstanding() == 0 {
@@ -146,17 +146,17 @@ pub(crate) const POLL_IDLE: u64 = 128 * PAGE_SIZE;
 
 /// Gives back pages that waited on this CPU for a grace period that has ended, whichever VMs had them. To be called before the
 /// CPU sleeps, and when it was interrupted: a kick may have asked for it.
-pub fn poll_idle<H: Host>(cpu: &Cpu<'_, H>) {
+pub fn poll_idle<H: HostMemory>(cpu: &Cpu<'_, H>) {
     give_back_some(cpu, POLL_IDLE);
 }
 
 /// The same before a guest is run, which it delays: few pages at once.
-pub fn poll<H: Host>(cpu: &Cpu<'_, H>) {
+pub fn poll<H: HostMemory>(cpu: &Cpu<'_, H>) {
     give_back_some(cpu, POLL);
 }
 
 /// Gives back pages that have waited long enough, until `most` bytes are filled with poison.
-pub(crate) fn give_back_some<H: Host>(cpu: &Cpu<'_, H>, most: u64) {
+pub(crate) fn give_back_some<H: HostMemory>(cpu: &Cpu<'_, H>, most: u64) {
     let host = cpu.domain().platform();
     let mut filled = 0;
     while filled < most && cpu.poll(1, |page| filled += give_back(host, page)) != 0 {}
@@ -167,7 +167,7 @@ const CACHE_LINE: u64 = 64;
 /// Gives a page back whose grace period is over, whichever VM had it: what every CPU's `poll` calls. Returns the number of bytes
 /// that it has filled with poison, which a CPU finds that still reads the page. Of a large page only the first cache line of each
 /// 4 KiB is filled: all of it would take hundreds of microseconds, perhaps of another VM's slice.
-pub(crate) fn give_back<H: Host>(host: &H, page: Pfn) -> u64 {
+pub(crate) fn give_back<H: HostMemory>(host: &H, page: Pfn) -> u64 {
     let Some(desc) = host.descriptors().get(page.raw() as usize) else { return 0 };
     let account = host.accounts().0.get((desc.private() >> 8) as usize);
     let size = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];

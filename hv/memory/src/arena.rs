@@ -2,7 +2,7 @@
 
 use crate::account::VmAccounts;
 use crate::frames::FrameAllocator;
-use crate::host::Host;
+use crate::host::HostMemory;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use buddy::Buddy;
 use core::alloc::Layout;
@@ -95,7 +95,7 @@ impl Platform for Arena {
 
 // SAFETY: the block has a page for each descriptor, one behind the other, and lives as long as the arena; the allocator has these
 // frames alone, and nothing else uses them; `head` is the descriptor's.
-unsafe impl Host for Arena {
+unsafe impl HostMemory for Arena {
     #[inline]
     fn direct(&self, at: Hpa) -> *mut u8 {
         self.memory.start().wrapping_add(at.raw() as usize)

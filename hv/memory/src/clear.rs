@@ -1,6 +1,6 @@
 //! A guest's memory is made what it was at the start, in steps, so that other VMs on the CPU have their time meanwhile.
 
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::pool::PlannedFailures;
 use crate::test_calls::STEP;
 use crate::tree_env::Nested;
@@ -12,13 +12,13 @@ use mmu::RangeError;
 
 const LARGE: u64 = PageSize::Size2M.bytes();
 
-impl<F: Nested, H: Host> View<'_, '_, F, H> {
+impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
     /// Takes a part of the guest's memory away, from `from` on, and gives where the next one begins; None when there is no more. To be
     /// called from address 0 on, when no vCPU enters its guest any more, and with no lock held: each page is zero when it is touched
     /// next, and no failure that a test has planned is left.
     pub fn clear(&mut self, from: Gpa) -> Option<Gpa> {
         if from.raw() == 0 {
-            self.vm.account().pool.lock().fail(self.vm.host().frames(), PlannedFailures::None);
+            self.vm.account().pool.lock().fail(PlannedFailures::None);
             self.keep_flushes();
         }
         let part = part(self.vm.ram, from.raw())?;

@@ -26,6 +26,15 @@ pub struct FrameAllocator {
 /// The number of the first frame that no root can be in.
 const END_OF_ROOTS: usize = (1 << 32) >> PAGE_SHIFT;
 
+/// Cuts `bytes` bytes, in whole pages, off the start of the first of these ranges of whole pages that has as much below `limit`.
+/// Returns where they begin; None if no range has room.
+pub fn carve(ranges: &mut [Range<Hpa>], bytes: u64, limit: Hpa) -> Option<Hpa> {
+    let bytes = bytes.checked_next_multiple_of(PAGE_SIZE)?;
+    let end_of = |range: &Range<Hpa>| range.start.checked_add(bytes).filter(|&end| end <= range.end.min(limit));
+    let (range, end) = ranges.iter_mut().find_map(|range| end_of(range).map(|end| (range, end)))?;
+    Some(core::mem::replace(&mut range.start, end))
+}
+
 const fn order(size: PageSize) -> usize {
     (size.shift() - PAGE_SHIFT) as usize
 }
@@ -57,6 +66,16 @@ impl FrameAllocator {
         {
             frames.add(first..last);
         }
+    }
+
+    /// Makes the frames of these ranges free that lie below `limit`.
+    pub fn add_below(&self, ranges: &[Range<Hpa>], limit: Hpa) {
+        ranges.iter().for_each(|range| self.add(range.start.min(limit)..range.end.min(limit)));
+    }
+
+    /// Makes the frames of these ranges free that do not lie below `limit`.
+    pub fn add_above(&self, ranges: &[Range<Hpa>], limit: Hpa) {
+        ranges.iter().for_each(|range| self.add(range.start.max(limit)..range.end.max(limit)));
     }
 
     /// How many frames are free, and promised to no VM.
@@ -139,5 +158,41 @@ impl FrameAllocator {
     /// Gives back what [`take_root`](Self::take_root) gave.
     pub(crate) fn give_root(&self, frame: Pfn) {
         self.roots.lock().push(frame);
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    fn range(from: u64, to: u64) -> Range<Hpa> {
+        Hpa::new(from << PAGE_SHIFT)..Hpa::new(to << PAGE_SHIFT)
+    }
+
+    #[test]
+    fn room_is_cut_off_the_first_range_that_has_it_below_the_limit() {
+        let mut ranges = [range(1, 3), range(10, 20), range(30, 40)];
+        let limit = Hpa::new(35 << PAGE_SHIFT);
+        assert_eq!(carve(&mut ranges, 2 * PAGE_SIZE + 1, limit), Some(ranges[0].end.wrapping_add(7 * PAGE_SIZE)));
+        assert_eq!(ranges, [range(1, 3), range(13, 20), range(30, 40)], "three whole pages");
+        assert_eq!(carve(&mut ranges, 2 * PAGE_SIZE, limit), Some(Hpa::new(PAGE_SIZE)));
+        assert_eq!(ranges[0], range(3, 3), "all of it");
+        assert_eq!(carve(&mut ranges, 8 * PAGE_SIZE, limit), None, "a part is above the limit");
+        assert_eq!(carve(&mut ranges, u64::MAX, Hpa::new(u64::MAX)), None);
+        assert_eq!(ranges, [range(3, 3), range(13, 20), range(30, 40)], "they stay");
+    }
+
+    #[test]
+    fn a_range_across_the_limit_is_added_once() {
+        let frames = FrameAllocator::new();
+        let words = vec![0; Buddy::words(64)].leak();
+        frames.init(Buddy::new(64, words).unwrap());
+        let ranges = [range(0, 4), range(8, 24), range(40, 44)];
+        let limit = Hpa::new(16 << PAGE_SHIFT);
+        frames.add_below(&ranges, limit);
+        assert_eq!(frames.available(), 4 + 8);
+        frames.add_above(&ranges, limit);
+        assert_eq!(frames.available(), 4 + 16 + 4);
     }
 }

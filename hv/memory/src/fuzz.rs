@@ -1,7 +1,7 @@
 //! Arbitrary test calls, between accesses by the guest and by software: what the fuzzer and a property test run.
 
 use crate::arena::Arena;
-use crate::{Host, View, ViewState, VmMemory};
+use crate::{HostMemory, View, ViewState, VmMemory};
 use abi::hypercall::{Number, Refused, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use core::ops::Range;

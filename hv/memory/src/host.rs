@@ -21,7 +21,7 @@ use sched::Heart;
 /// - Every frame that [`frames`](Self::frames) was given has a descriptor, and nothing but what takes it from there uses it: no
 ///   Rust object is in it, no device writes it.
 /// - [`Platform::head`] of a page is [`TableDesc::head`] of the descriptor of its first frame.
-pub unsafe trait Host: Platform + Sync {
+pub unsafe trait HostMemory: Platform + Sync {
     /// The direct map's pointer to `at`. It need not be one to memory where no frame has a descriptor.
     fn direct(&self, at: Hpa) -> *mut u8;
 

@@ -5,10 +5,10 @@
 //!                    one vCPU      shared by  ├─▶ ShadowTrees  without nested paging: what is walked (shadow)
 //!                    on one CPU    all vCPUs  └─▶ Account      the VM's pool of frames, and its figures
 //!                                                    │
-//!   Host: direct map, descriptors, CPUs ◀────────────┴─▶ FrameAllocator   all VMs' frames
+//!   HostMemory: direct map, descriptors, CPUs ◀────────────┴─▶ FrameAllocator   all VMs' frames
 //! ```
 //!
-//! [`Host`] is the machine under it: the image implements it over the real one, `arena::Arena` over a piece of the heap, for
+//! [`HostMemory`] is the machine under it: the image implements it over the real one, `arena::Arena` over a piece of the heap, for
 //! tests. It is the platform of the machine's [`rcu::Domain`], so all begins with a CPU of that.
 //!
 //! A [`View`] is what the rest of the hypervisor has of a VM's memory: [`vm::Memory`] to the handlers of exits, [`walk::PhysMem`]
@@ -18,7 +18,7 @@
 //! use addr::{Gpa, PageSize};
 //! use loader::{GuestRam, VmConfig};
 //! use memory::arena::Arena;
-//! use memory::{Host, ViewState, VmMemory};
+//! use memory::{HostMemory, ViewState, VmMemory};
 //! use mmu::{Caps, Npt};
 //! use rcu::Tlb;
 //! use vm::{Memory, NestedFault, Resolved};
@@ -84,6 +84,7 @@ pub mod fuzz;
 mod host;
 mod pool;
 mod raw;
+mod restart;
 mod rules;
 mod shadow_paging;
 mod shadow_trees;
@@ -97,10 +98,11 @@ mod vm_iface;
 mod vm_memory;
 
 pub use account::{VmAccounts, poll, poll_idle};
-pub use ending::{Ending, Freed, Step};
-pub use frames::FrameAllocator;
-pub use host::Host;
+pub use ending::{Ending, EndingStatus, EndingTimes, Freed};
+pub use frames::{FrameAllocator, carve};
+pub use host::HostMemory;
 pub use raw::DirectPtr;
+pub use restart::{Restart, RestartStatus};
 pub use tree_env::Nested;
 pub use view::{Path, View, ViewState};
 pub use vm_memory::VmMemory;

@@ -4,6 +4,7 @@ use crate::frames::FrameAllocator;
 use addr::{PageSize, Pfn};
 use alloc::vec::Vec;
 use buddy::Share;
+use core::mem;
 use loader::need;
 
 /// One VM's frames, counted. It takes and gives back small ones by a push on a stack or a pop from it, and gets more of them from
@@ -23,10 +24,12 @@ pub(crate) struct Pool {
     /// Pages taken for the guest to touch.
     touched: u64,
     failures: PlannedFailures,
+    /// What was in the stacks when a failure was planned.
+    set_aside: [Vec<Pfn>; 2],
 }
 
-/// Which allocations a test has asked to fail. While a failure is planned, both stacks stay empty, so that each allocation takes
-/// the slow path, which alone tests for it.
+/// Which allocations a test has asked to fail. While a failure is planned, the frames of both stacks are set aside, so that each
+/// allocation takes the slow path, which alone tests for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PlannedFailures {
     /// None.
@@ -49,6 +52,9 @@ pub(crate) const PREZEROED: usize = 4 * BATCH;
 /// Small frames that a pool keeps at most.
 pub(crate) const CACHED: usize = 2 * BATCH;
 
+/// Frames that a step of [`Pool::empty_some`] gives back.
+const EMPTIED_AT_ONCE: usize = 64;
+
 impl Pool {
     /// A pool of nothing, which can take nothing back yet.
     pub(crate) const fn new() -> Self {
@@ -61,6 +67,7 @@ impl Pool {
             freed: 0,
             touched: 0,
             failures: PlannedFailures::None,
+            set_aside: [const { Vec::new() }; 2],
         }
     }
 
@@ -186,7 +193,7 @@ impl Pool {
         match self.failures {
             PlannedFailures::None => false,
             PlannedFailures::Nth(1) => {
-                self.failures = PlannedFailures::None;
+                self.fail(PlannedFailures::None);
                 true
             }
             PlannedFailures::Nth(n) => {
@@ -203,8 +210,12 @@ impl Pool {
     }
 
     /// Makes allocations fail from now on, as a test wants it.
-    pub(crate) fn fail(&mut self, frames: &FrameAllocator, failures: PlannedFailures) {
-        self.empty(frames);
+    pub(crate) fn fail(&mut self, failures: PlannedFailures) {
+        if self.is_to_fail() != (failures != PlannedFailures::None) {
+            let [small, prezeroed] = &mut self.set_aside;
+            mem::swap(small, &mut self.small);
+            mem::swap(prezeroed, &mut self.prezeroed);
+        }
         self.failures = failures;
     }
 
@@ -241,9 +252,18 @@ impl Pool {
     }
 
     /// Gives back what is in no use.
-    fn empty(&mut self, frames: &FrameAllocator) {
-        while let Some(frame) = self.small.pop().or_else(|| self.prezeroed.pop()) {
+    pub(crate) fn empty(&mut self, frames: &FrameAllocator) {
+        while self.empty_some(frames) {}
+    }
+
+    /// The same in steps; whether there is more to give back. All of it takes milliseconds on slow machines, for which other VMs would
+    /// wait.
+    pub(crate) fn empty_some(&mut self, frames: &FrameAllocator) -> bool {
+        self.fail(PlannedFailures::None);
+        for _ in 0..EMPTIED_AT_ONCE {
+            let Some(frame) = self.small.pop().or_else(|| self.prezeroed.pop()) else { return false };
             frames.give(frame, PageSize::Size4K, &mut self.share);
         }
+        true
     }
 }

@@ -21,7 +21,7 @@
 //! What a caller of an `unsafe` function here promises is always the same: the frame came from the host's
 //! [`FrameAllocator`](crate::FrameAllocator), by a VM's pool, and the VM still has it.
 
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::sync::access_point;
 use addr::{Hpa, PAGE_SIZE, Pfn};
 use core::arch::asm;
@@ -48,7 +48,7 @@ impl DirectPtr {
     /// # Safety
     /// `at` is in a frame that a VM has from its pool, or had: the latter may be read, and what is read means nothing.
     #[inline]
-    pub(crate) unsafe fn new<H: Host>(host: &H, at: Hpa) -> Self {
+    pub(crate) unsafe fn new<H: HostMemory>(host: &H, at: Hpa) -> Self {
         Self(host.direct(at))
     }
 
@@ -174,7 +174,7 @@ unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
 /// The page is a VM's, by its pool, and no CPU can reach it: no entry leads to it yet, or its grace period is over. The range's
 /// ends are multiples of 8.
 #[inline]
-pub(crate) unsafe fn fill<H: Host>(host: &H, frame: Pfn, range: Range<u64>, word: u64) {
+pub(crate) unsafe fn fill<H: HostMemory>(host: &H, frame: Pfn, range: Range<u64>, word: u64) {
     let start = host.direct(frame.start().wrapping_add(range.start));
     // SAFETY: the caller's promise, and the host's, that its direct map covers the page; the direction flag is clear in Rust code.
     unsafe {
@@ -187,7 +187,7 @@ pub(crate) unsafe fn fill<H: Host>(host: &H, frame: Pfn, range: Range<u64>, word
 ///
 /// # Safety
 /// Both frames are a VM's, by its pool. Nothing writes `from`, as its entry is frozen, and no entry leads to `to` yet.
-pub(crate) unsafe fn copy_page<H: Host>(host: &H, from: Pfn, to: Pfn) {
+pub(crate) unsafe fn copy_page<H: HostMemory>(host: &H, from: Pfn, to: Pfn) {
     // SAFETY: the caller's promise, and the host's, that its direct map covers both.
     unsafe { copy(host.direct(from.start()), host.direct(to.start()), PAGE_SIZE as usize) };
 }
@@ -195,7 +195,7 @@ pub(crate) unsafe fn copy_page<H: Host>(host: &H, from: Pfn, to: Pfn) {
 /// The table in frame `table`, if a table can be there.
 #[cfg(not(shuttle))]
 #[inline]
-pub(crate) fn table<'m, H: Host>(
+pub(crate) fn table<'m, H: HostMemory>(
     host: &'m H,
     descriptors: &[mmu::TableDesc],
     table: Pfn,
@@ -210,6 +210,10 @@ pub(crate) fn table<'m, H: Host>(
 
 /// The table in frame `table`, if a table can be there.
 #[cfg(shuttle)]
-pub(crate) fn table<'m, H: Host>(host: &'m H, _: &[mmu::TableDesc], table: Pfn) -> Option<&'m [mmu::AtomicU64; 512]> {
+pub(crate) fn table<'m, H: HostMemory>(
+    host: &'m H,
+    _: &[mmu::TableDesc],
+    table: Pfn,
+) -> Option<&'m [mmu::AtomicU64; 512]> {
     host.table(table)
 }

@@ -1,6 +1,6 @@
 //! A vCPU's page faults without nested paging, and what its shadow tree has to be told.
 
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::shadow_trees::{ShadowTrees, VcpuTree};
 use crate::tree_env::Nested;
 use crate::view::{Touched, View};
@@ -10,7 +10,7 @@ use mmu::Fault;
 use shadow::{Backing, BackingPage, FaultOutcome, NoMemory, Registers, Vtlb, Writer};
 use walk::Access;
 
-impl<F: Nested, H: Host> View<'_, '_, F, H> {
+impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
     /// What becomes of a page fault.
     #[inline]
     pub(crate) fn resolve(&self, own: &Registers, at: Gva, access: Access) -> Result<FaultOutcome, NoMemory> {
@@ -73,7 +73,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
     }
 }
 
-impl<F: Nested, H: Host> shadow::Memory for View<'_, '_, F, H> {
+impl<F: Nested, H: HostMemory> shadow::Memory for View<'_, '_, F, H> {
     /// The dirty bits of the VM's own tables are set here, as no processor walks them: a page that is not dirty yet is not to be
     /// written without asking.
     fn backing(&self, at: Gpa, write: bool) -> Result<Backing, NoMemory> {

@@ -1,6 +1,6 @@
 //! Without nested paging: shadow trees of the guest's own tables, over the VM's memory.
 
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::tree_env::TreeEnv;
 use addr::{Gva, Pfn};
 use alloc::boxed::Box;
@@ -22,7 +22,7 @@ const VTLB_TABLES: u32 = 2048;
 const VTLB_TABLES_OF_ONE: u32 = 512;
 
 /// A VM's shadow trees.
-pub(crate) enum ShadowTrees<'m, H: Host> {
+pub(crate) enum ShadowTrees<'m, H: HostMemory> {
     /// There is nested paging.
     None,
     /// One for each vCPU.
@@ -32,18 +32,18 @@ pub(crate) enum ShadowTrees<'m, H: Host> {
 }
 
 /// The tree that a vCPU's processor walks.
-pub(crate) enum VcpuTree<'v, 'm, H: Host> {
+pub(crate) enum VcpuTree<'v, 'm, H: HostMemory> {
     Vtlb(&'v Vtlb<Env<'m, H>>),
     Kept(&'v Shadow<Env<'m, H>>, &'v shadow::View),
 }
 
 /// The shadow trees of a VM that has ended.
-pub(crate) struct EndedTrees<'m, H: Host> {
+pub(crate) struct EndedTrees<'m, H: HostMemory> {
     buffers: vec::IntoIter<Vtlb<Env<'m, H>>>,
     trees: vec::IntoIter<Tree<Env<'m, H>>>,
 }
 
-impl<'m, H: Host> Iterator for EndedTrees<'m, H> {
+impl<'m, H: HostMemory> Iterator for EndedTrees<'m, H> {
     type Item = Tree<Env<'m, H>>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -51,15 +51,15 @@ impl<'m, H: Host> Iterator for EndedTrees<'m, H> {
     }
 }
 
-impl<H: Host> Clone for VcpuTree<'_, '_, H> {
+impl<H: HostMemory> Clone for VcpuTree<'_, '_, H> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<H: Host> Copy for VcpuTree<'_, '_, H> {}
+impl<H: HostMemory> Copy for VcpuTree<'_, '_, H> {}
 
-impl<'m, H: Host> ShadowTrees<'m, H> {
+impl<'m, H: HostMemory> ShadowTrees<'m, H> {
     /// What a VM of this configuration has.
     pub(crate) fn new(
         cpu: &Cpu<'m, H>,
@@ -147,7 +147,7 @@ impl<'m, H: Host> ShadowTrees<'m, H> {
     }
 }
 
-impl<'v, 'm, H: Host> VcpuTree<'v, 'm, H> {
+impl<'v, 'm, H: HostMemory> VcpuTree<'v, 'm, H> {
     /// Where the processor's walks start, below 4 GiB.
     pub(crate) fn root(self) -> Pfn {
         match self {

@@ -1,7 +1,7 @@
 //! The test hypercalls: operations on the caller's own tables, while its vCPUs use them.
 
 use crate::account::{give_back, give_back_some};
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::pool::PlannedFailures;
 use crate::raw::{self, DirectPtr};
 use crate::rules::Rule;
@@ -74,12 +74,12 @@ struct Progress {
 }
 
 /// What has become of a step.
-enum Step {
+enum CallStatus {
     Last(u64),
     More(Progress),
 }
 
-impl<F: Nested, H: Host> View<'_, '_, F, H> {
+impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
     /// Carries out `call`, or a step of it; None if more are left. Waits for CPUs that use this memory: to be called with no lock
     /// held.
     pub(crate) fn operate(&mut self, call: TestCall) -> Option<Result<u64, Refused>> {
@@ -91,14 +91,14 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         let mut result = self.attempt(call, so_far);
         // No operation fails for want of a frame that only waits for its grace period, unless it is to fail.
         if matches!(result, Err(Refused::NoMemory)) && !planned {
-            result = if self.hurry_back() { Ok(Step::More(so_far)) } else { self.attempt(call, so_far) };
+            result = if self.hurry_back() { Ok(CallStatus::More(so_far)) } else { self.attempt(call, so_far) };
         } else {
             self.state.found_frames();
         }
         self.settle(2 * STEP);
         match result {
-            Ok(Step::Last(value)) => Some(Ok(value)),
-            Ok(Step::More(so_far)) => {
+            Ok(CallStatus::Last(value)) => Some(Ok(value)),
+            Ok(CallStatus::More(so_far)) => {
                 if call.has_steps() {
                     self.state.unfinished.set(Some(Unfinished { call, so_far }));
                 }
@@ -109,7 +109,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
     }
 
     /// An attempt that finds no frame leaves all as it was before this step.
-    fn attempt(&self, call: TestCall, so_far: Progress) -> Result<Step, Refused> {
+    fn attempt(&self, call: TestCall, so_far: Progress) -> Result<CallStatus, Refused> {
         match call {
             TestCall::Release { start, bytes } => return self.change_frames(|| self.release(start, bytes, so_far)),
             TestCall::Split { at } => self.split(at),
@@ -124,7 +124,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
             TestCall::SkipFlush(point) => self.skip_flush(point),
             TestCall::Misconfigure { at } => self.misconfigure(at),
         }
-        .map(Step::Last)
+        .map(CallStatus::Last)
     }
 
     /// Gives back what can be, until `most` bytes are filled with poison. A guest that makes pages wait faster than grace periods pass
@@ -142,15 +142,15 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         range: &Range<Gpa>,
         so_far: Progress,
         step: impl FnOnce(Range<Gpa>) -> Result<u64, Refused>,
-    ) -> Result<Step, Refused> {
+    ) -> Result<CallStatus, Refused> {
         let start = range.start.wrapping_add(so_far.done);
         let found = self.vm.tree.translate(self.cpu.read(), start);
         let size = if found.is_some_and(|found| found.size == PageSize::Size2M) { LARGE } else { STEP };
         let end = start.align_down(size).wrapping_add(size).min(range.end);
         let value = so_far.value + step(start..end)?;
         Ok(match end < range.end {
-            true => Step::More(Progress { done: end.raw() - range.start.raw(), value, ..so_far }),
-            false => Step::Last(value),
+            true => CallStatus::More(Progress { done: end.raw() - range.start.raw(), value, ..so_far }),
+            false => CallStatus::Last(value),
         })
     }
 
@@ -193,7 +193,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         }
     }
 
-    fn release(&self, start: u64, bytes: u64, so_far: Progress) -> Result<Step, Refused> {
+    fn release(&self, start: u64, bytes: u64, so_far: Progress) -> Result<CallStatus, Refused> {
         let range = self.ram_range(start, bytes)?;
         if so_far.done == 0 {
             self.split_at(range.end)?;
@@ -280,7 +280,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
         bytes: u64,
         bitmap: Option<NonZero<u64>>,
         mut so_far: Progress,
-    ) -> Result<Step, Refused> {
+    ) -> Result<CallStatus, Refused> {
         let range = self.ram_range(start, bytes)?;
         let bitmap_bytes = (bytes / PAGE_SIZE).div_ceil(8).next_multiple_of(PAGE_SIZE);
         let bitmap = bitmap.map(|at| self.ram_range(at.get(), bitmap_bytes)).transpose()?;
@@ -290,7 +290,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
             so_far.bitmap = bitmap_bytes.min(so_far.bitmap + STEP);
             self.map_for_writing(&(start..bitmap.start.wrapping_add(so_far.bitmap)))?;
             if so_far.bitmap < bitmap_bytes {
-                return Ok(Step::More(so_far));
+                return Ok(CallStatus::More(so_far));
             }
         }
         let bitmap = bitmap.map(|range| range.start);
@@ -344,7 +344,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
     }
 
     /// What of its RAM is mapped. The counts fit: a VM has 64 GiB at most.
-    fn report(&self, so_far: Progress) -> Step {
+    fn report(&self, so_far: Progress) -> CallStatus {
         let start = Gpa::new(so_far.done);
         let end = start.wrapping_add(REPORT_STEP);
         let report = self.vm.tree.report_range(self.cpu.read(), start..end).unwrap_or_default();
@@ -352,8 +352,8 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
             Mapped { small: report.pages(PageSize::Size4K) as u32, large: report.pages(PageSize::Size2M) as u32 };
         let value = so_far.value + u64::from(mapped);
         match end < self.vm.ram.end() {
-            true => Step::More(Progress { done: end.raw(), value, ..so_far }),
-            false => Step::Last(value),
+            true => CallStatus::More(Progress { done: end.raw(), value, ..so_far }),
+            false => CallStatus::Last(value),
         }
     }
 
@@ -376,7 +376,7 @@ impl<F: Nested, H: Host> View<'_, '_, F, H> {
             AllocationFailures::All => PlannedFailures::All,
             AllocationFailures::Nth(n) => PlannedFailures::Nth(n.get()),
         };
-        self.vm.account().pool.lock().fail(self.vm.host().frames(), failures);
+        self.vm.account().pool.lock().fail(failures);
         0
     }
 

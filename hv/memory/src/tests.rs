@@ -13,6 +13,8 @@ mod planned_failures;
 #[cfg(not(shuttle))]
 mod raw_copies;
 #[cfg(not(shuttle))]
+mod restart;
+#[cfg(not(shuttle))]
 mod shadow_frames;
 #[cfg(not(shuttle))]
 mod stale_translations;

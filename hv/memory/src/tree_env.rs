@@ -1,7 +1,7 @@
 //! The surroundings of a VM's tables: where their frames come from and go to.
 
 use crate::account::Account;
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::raw;
 use addr::{Gpa, PageSize, Pfn};
 use core::fmt;
@@ -18,7 +18,7 @@ pub(crate) struct TreeEnv<'m, F, H> {
     format: PhantomData<fn() -> F>,
 }
 
-impl<'m, F, H: Host> TreeEnv<'m, F, H> {
+impl<'m, F, H: HostMemory> TreeEnv<'m, F, H> {
     /// For a tree whose frames are counted in `account`, on the machine of `domain`.
     pub(crate) fn new(domain: &'m Domain<H>, account: &'m Account) -> Self {
         let host = domain.platform();
@@ -41,7 +41,7 @@ impl<F: Format, H> TreeEnv<'_, F, H> {
     const HAS_LOW_ROOT: bool = F::ROOT_END <= 1 << 32;
 }
 
-impl<F: Format<Table = [mmu::AtomicU64; 512], Input: fmt::Display>, H: Host> Env for TreeEnv<'_, F, H> {
+impl<F: Format<Table = [mmu::AtomicU64; 512], Input: fmt::Display>, H: HostMemory> Env for TreeEnv<'_, F, H> {
     type Format = F;
     type Platform = H;
 

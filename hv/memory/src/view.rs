@@ -4,7 +4,7 @@
 //! they end.
 
 use crate::account::give_back_some;
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::raw::{self, DirectPtr};
 use crate::rules::Rule;
 use crate::shadow_trees::VcpuTree;
@@ -25,7 +25,7 @@ use vm::{NestedFault, Resolved};
 use walk::HandleMem;
 
 /// A VM's memory as one vCPU sees it, on the CPU where its slice runs.
-pub struct View<'v, 'm, F: Nested, H: Host> {
+pub struct View<'v, 'm, F: Nested, H: HostMemory> {
     pub(crate) vm: &'v VmMemory<'m, F, H>,
     /// The vCPU's shadow tree, without nested paging.
     pub(crate) shadow: Option<VcpuTree<'v, 'm, H>>,
@@ -119,12 +119,12 @@ impl CachedPage {
 }
 
 /// The entries on the way to an address, as text.
-pub struct Path<'p, 'v, 'm, F: Nested, H: Host> {
+pub struct Path<'p, 'v, 'm, F: Nested, H: HostMemory> {
     view: &'p View<'v, 'm, F, H>,
     at: Gpa,
 }
 
-impl<F: Nested, H: Host> fmt::Display for Path<'_, '_, '_, F, H> {
+impl<F: Nested, H: HostMemory> fmt::Display for Path<'_, '_, '_, F, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let View { vm, cpu, .. } = self.view;
         let mut result = Ok(());
@@ -135,7 +135,7 @@ impl<F: Nested, H: Host> fmt::Display for Path<'_, '_, '_, F, H> {
     }
 }
 
-impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
+impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
     /// The memory `vm` on CPU `cpu`; `shadow` is the vCPU's shadow tree, if its VM has such.
     pub(crate) fn new(
         vm: &'v VmMemory<'m, F, H>,
@@ -224,6 +224,18 @@ impl<'v, 'm, F: Nested, H: Host> View<'v, 'm, F, H> {
             while self.touch(gpa, false)? == Touched::Begun {}
             Ok(())
         })
+    }
+
+    /// A step of [`populate`](Self::populate): a large page is cleared in several. Whether all is mapped.
+    pub(crate) fn populate_some(&self, at: Gpa, bytes: u64) -> Result<bool, MemoryError> {
+        let mut all = true;
+        self.for_each_page(at, bytes, |gpa, _| {
+            // To touch a page that is mapped would forget the one that was begun.
+            let is_mapped = || self.vm.tree.translate(self.cpu.read(), gpa).is_some();
+            all = all && (is_mapped() || self.touch(gpa, false)? == Touched::Mapped);
+            Ok(())
+        })?;
+        Ok(all)
     }
 
     /// Has these bytes read as zeroes, before the VM's guest runs: those of pages that are not mapped do already, and stay as they are.

@@ -1,7 +1,7 @@
 //! What the exits' handlers, the loader and walks of a guest's tables are offered of a VM's memory.
 
 use crate::account::{POLL, POLL_IDLE, give_back_some};
-use crate::host::Host;
+use crate::host::HostMemory;
 use crate::raw::DirectPtr;
 use crate::tree_env::Nested;
 use crate::view::View;
@@ -13,10 +13,14 @@ use shadow::{FaultOutcome, NoMemory, Writer};
 use vm::{NestedFault, Resolved};
 use walk::{Access, HandleMem, PhysMem};
 
-impl<F: Nested, H: Host> GuestMemory for View<'_, '_, F, H> {
+impl<F: Nested, H: HostMemory> GuestMemory for View<'_, '_, F, H> {
     fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
         self.populate(at, bytes.len() as u64)?;
         self.write_bytes(at, bytes)
+    }
+
+    fn prepare(&mut self, at: Gpa, bytes: u64) -> Result<bool, MemoryError> {
+        self.populate_some(at, bytes)
     }
 
     fn zero(&mut self, at: Gpa, bytes: u64) -> Result<(), MemoryError> {
@@ -24,7 +28,7 @@ impl<F: Nested, H: Host> GuestMemory for View<'_, '_, F, H> {
     }
 }
 
-impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
+impl<F: Nested, H: HostMemory> vm::Memory for View<'_, '_, F, H> {
     #[inline]
     fn fault(&mut self, fault: NestedFault) -> Resolved {
         match self.touch(fault.address(), fault.is_write()) {
@@ -84,7 +88,7 @@ impl<F: Nested, H: Host> vm::Memory for View<'_, '_, F, H> {
     }
 }
 
-impl<F: Nested, H: Host> PhysMem for View<'_, '_, F, H> {
+impl<F: Nested, H: HostMemory> PhysMem for View<'_, '_, F, H> {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
         Some(self.host(at).ok()?.load_u64())
     }
@@ -119,7 +123,7 @@ impl<F: Nested, H: Host> PhysMem for View<'_, '_, F, H> {
     }
 }
 
-impl<F: Nested, H: Host> HandleMem for View<'_, '_, F, H> {
+impl<F: Nested, H: HostMemory> HandleMem for View<'_, '_, F, H> {
     type Handle = DirectPtr;
 
     fn handle(&self, at: Gpa) -> Option<Self::Handle> {

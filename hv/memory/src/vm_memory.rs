@@ -1,8 +1,8 @@
 //! One VM's memory, shared by its vCPUs.
 
 use crate::account::{self, Account};
-use crate::ending::{Ending, Freed, Step};
-use crate::host::Host;
+use crate::ending::{Ending, EndingStep, Freed};
+use crate::host::HostMemory;
 use crate::raw;
 use crate::shadow_trees::{ShadowTrees, VcpuTree};
 use crate::tree_env::{Nested, TreeEnv};
@@ -17,7 +17,7 @@ use rcu::{Cpu, Tlb};
 /// One VM's memory, shared by its vCPUs. It has to be ended by [`end`](Self::end) or [`free`](Self::free).
 ///
 /// `F` is the format of the nested tables, `H` the machine, which lives for `'m`.
-pub struct VmMemory<'m, F: Nested, H: Host> {
+pub struct VmMemory<'m, F: Nested, H: HostMemory> {
     pub(crate) tree: Tree<TreeEnv<'m, F, H>>,
     /// Where there are any, no processor walks `tree`: it is what the guest's memory is.
     pub(crate) shadows: ShadowTrees<'m, H>,
@@ -26,7 +26,7 @@ pub struct VmMemory<'m, F: Nested, H: Host> {
     fixed: Option<Gfn>,
 }
 
-impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
+impl<'m, F: Nested, H: HostMemory> VmMemory<'m, F, H> {
     /// Memory in which nothing is mapped but `fixed`, a page outside of its RAM for the processor to read (address, content): VMX's
     /// page tables for a guest without paging, say. `caps` are what the processor can do with nested tables, and with shadow
     /// tables. None if the machine lacks the frames for that, those that are promised to the VM, or an account.
@@ -101,9 +101,9 @@ impl<'m, F: Nested, H: Host> VmMemory<'m, F, H> {
         let mut ending = self.end();
         loop {
             match ending.step(cpu, || false) {
-                Step::Done => return ending.finish(cpu),
-                Step::Preempted => {}
-                Step::WaitsForGracePeriod => relax(),
+                EndingStep::Done => return ending.finish(cpu),
+                EndingStep::Preempted => {}
+                EndingStep::WaitsForGracePeriod => relax(),
             }
         }
     }

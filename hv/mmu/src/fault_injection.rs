@@ -36,8 +36,8 @@ pub enum After {
     Collapse,
     /// [`Tree::move_table`]: a table was moved.
     Move,
-    /// [`Tree::unshare`]: an entry to a shared table was cleared.
-    Unshare,
+    /// [`Tree::retract`]: an entry to a shared table was cleared.
+    Retract,
 }
 
 /// The flush that is left out, if any. Zero-sized without the feature.

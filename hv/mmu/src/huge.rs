@@ -253,7 +253,7 @@ impl<E: Env> Tree<E> {
         } else {
             // The CPU that clears the last entry waits for the processors of its own tree only, so this tree's are
             // flushed here.
-            self.flush_after(cpu, After::Unshare);
+            self.flush_after(cpu, After::Retract);
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! Tables that several entries refer to: the shadows of many address spaces share the tables of the kernel's half.
 //!
-//! The descriptor counts the entries that refer to a table; the operation that clears the last one defers the table. A
+//! The descriptor counts the entries that refer to a table; the operation that clears the last one defers the table
+//! ([`Tree::zap_tables`] clears one, and leaves the table to the others). A
 //! shared table can be changed through any tree, but an operation flushes only the space of its own tree: the owner of
 //! the trees must flush the others.
 
-use crate::env::{Env, TableDesc};
-use crate::fault_injection::After;
+use crate::env::Env;
 use crate::format::{Format, FormatExt};
 use crate::level::{Address, Level};
 use crate::map::{Changed, Input, PteMapLocked, Table};
@@ -84,32 +84,6 @@ impl<E: Env> Tree<E> {
             }
             relax();
         }
-    }
-
-    /// Clears the entry of `level` for `at` if other entries refer to its table too, and flushes. The table stays for
-    /// the others. Whether the entry was cleared.
-    pub fn unshare(&self, cpu: &Cpu<'_, E::Platform>, at: Input<E>, level: Level) -> bool {
-        let Some(offset) = at.to_offset(E::Format::INPUT_BITS) else { return false };
-        loop {
-            let Some((table, pte)) = self.walk(cpu.read(), offset, level) else { return false };
-            let below = table.below_in_order(pte, offset).filter(|_| table.level == level);
-            let Some(below) = below.filter(|below| below.desc().is_some_and(TableDesc::is_shared)) else {
-                return false;
-            };
-            if let Ok(upper) = table.lock()
-                && let Ok(lower) = below.lock()
-            {
-                if !lower.desc().is_shared() {
-                    return false;
-                }
-                lower.desc().drop_sharer();
-                upper.clear(E::Format::index(offset, level));
-                break;
-            }
-            relax();
-        }
-        self.flush_after(cpu, After::Unshare);
-        true
     }
 
     fn table_below<'g>(&'g self, cpu: &'g Cpu<'_, E::Platform>, at: Input<E>, level: Level) -> Option<Table<'g, E>> {

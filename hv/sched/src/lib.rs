@@ -30,17 +30,22 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, loom))]
 extern crate std;
 
+mod barrier;
 mod instant;
+#[cfg(all(test, loom))]
+mod models;
 mod placement;
+mod rules;
 mod scheduler;
 mod slice;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod watchdog;
 
+pub use barrier::StartBarrier;
 pub use instant::Instant;
 pub use placement::Placement;
 pub use scheduler::{Config, Cpu, Scheduler, Task, Tasks};

@@ -79,6 +79,10 @@ pub(crate) struct Entry<T> {
 }
 
 impl<T: Task> Entry<T> {
+    pub(crate) fn task(&self) -> &T {
+        &self.task
+    }
+
     fn is_runnable(&self, now: Instant) -> bool {
         self.task.is_runnable() || self.task.wakes_at() <= now
     }

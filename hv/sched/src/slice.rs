@@ -112,14 +112,14 @@ impl<'a, T: Task> Slice<'a, T> {
         self.watchdog.called(now);
         self.host = self.next_host_event();
         self.next = self.host.min(self.guest);
-        let wanted = || self.others().any(|other| other.preempts(now));
+        let wanted = || self.other_entries().any(|other| other.preempts(now));
         if now >= self.end.min(self.limit) || wanted() { Turn::Over } else { Turn::On }
     }
 
     /// Whether [`interrupted`](Self::interrupted) must be called: for a task that runs in the hypervisor with interrupts off.
     #[must_use]
     pub fn is_wanted(&self, now: Instant) -> bool {
-        now >= self.next || self.others().any(|other| other.preempts(now))
+        now >= self.next || self.other_entries().any(|other| other.preempts(now))
     }
 
     /// Adds an event of the host, until the next call of [`interrupted`](Self::interrupted).
@@ -128,12 +128,17 @@ impl<'a, T: Task> Slice<'a, T> {
         self.next = self.next.min(at);
     }
 
+    /// The other tasks of the CPU.
+    pub fn others(&self) -> impl Iterator<Item = &'a T> + use<'a, T> {
+        self.other_entries().map(Entry::task)
+    }
+
     fn next_host_event(&self) -> Instant {
-        let others = self.others().map(Entry::preempts_at);
+        let others = self.other_entries().map(Entry::preempts_at);
         others.fold(self.end.min(self.limit).min(self.watchdog.at), Instant::min)
     }
 
-    fn others(&self) -> impl Iterator<Item = &'a Entry<T>> + use<'a, T> {
+    fn other_entries(&self) -> impl Iterator<Item = &'a Entry<T>> + use<'a, T> {
         let [before, after] = self.others;
         before.iter().chain(after)
     }

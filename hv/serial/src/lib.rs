@@ -5,9 +5,9 @@
 //!
 //! ```text
 //!   VM a ── output ──▶ ring ─┐
-//!    hypervisor about a ▶ ring ─┤
+//!    hypervisor, on a ─▶ ring ─┤
 //!   VM b ── output ──▶ ring ─┼─▶ Mux ──▶ Transmitter        a| booting
-//!    hypervisor about b ▶ ring ─┤                            hv: info: 2 CPUs
+//!    hypervisor, on b ─▶ ring ─┤                            hv: info: 2 CPUs
 //!   hypervisor ──────▶ ring ─┘                               b| KTAP version 1
 //! ```
 //!
@@ -56,8 +56,10 @@ mod rules;
 mod takeover;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod uart;
 
 pub use attention::Attention;
-pub use mux::{HOLD, Mux, QUANTUM, Transmitter, VmQueues};
+pub use mux::{BUDGET, Burst, HOLD, Mux, QUANTUM, Transmitter, VmQueues};
 pub use ring::Producer;
 pub use takeover::{Taken, Takeover};
+pub use uart::{Receiver, Uart, UartPorts, line_status};

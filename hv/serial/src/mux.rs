@@ -27,12 +27,24 @@ pub trait Transmitter {
     fn send(&mut self, byte: u8);
 }
 
+/// How many bytes a CPU sends at a time, before it does something else.
+pub const BUDGET: usize = 512;
+
+/// What follows a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Burst {
+    /// Another one, at once.
+    More,
+    /// None, for now. This is when the bytes that are left are due, in nanoseconds, if there are any.
+    Last(Option<u64>),
+}
+
 /// The producers of a VM's queues.
 pub struct VmQueues {
     /// The VM's output.
     pub output: Producer,
     /// The hypervisor's messages about the VM, which are sent after all of the VM's output.
-    pub about: Producer,
+    pub log: Producer,
 }
 
 /// The consumers of all queues, and the state of the serial line.
@@ -59,7 +71,7 @@ enum Source {
     /// The VM of this number.
     Vm(usize),
     /// The hypervisor, about this VM.
-    About(usize),
+    Log(usize),
 }
 
 struct Turn {
@@ -71,7 +83,7 @@ struct Vm {
     /// None: it is the only VM.
     name: Option<Box<str>>,
     output: Consumer,
-    about: Consumer,
+    log: Consumer,
     /// The last line was cut: the next bytes are its rest.
     is_cut: bool,
     /// Since when the output waits for its turn, in nanoseconds.
@@ -89,7 +101,7 @@ impl Vm {
     }
 
     fn has_dropped(&self) -> bool {
-        self.output.has_dropped() || self.about.has_dropped()
+        self.output.has_dropped() || self.log.has_dropped()
     }
 
     /// Whether dropped bytes are to be reported although there is more to send: a flood may have no end.
@@ -108,25 +120,25 @@ impl Mux {
     }
 
     /// Adds a VM, with queues of at least these capacities in bytes. `name` is None for the only VM.
-    pub fn add_vm(&mut self, name: Option<&str>, output: usize, about: usize) -> VmQueues {
+    pub fn add_vm(&mut self, name: Option<&str>, output: usize, log: usize) -> VmQueues {
         let short = |name: &str| name.chars().take(MAX_NAME).collect();
-        let (output, about) = (ring(output.max(QUANTUM)), ring(about));
+        let (output, log) = (ring(output.max(QUANTUM)), ring(log));
         self.vms.push(Vm {
             name: name.map(short),
             output: output.1,
-            about: about.1,
+            log: log.1,
             is_cut: false,
             held: None,
             reported: 0,
         });
-        VmQueues { output: output.0, about: about.0 }
+        VmQueues { output: output.0, log: log.0 }
     }
 
     /// The allocations of [`add_vm`](Self::add_vm), at most.
-    pub fn vm_allocations(output: usize, about: usize) -> impl Iterator<Item = Layout> {
+    pub fn vm_allocations(output: usize, log: usize) -> impl Iterator<Item = Layout> {
         // The list of VMs may be reallocated with twice its size.
         let listed = [Layout::new::<[u8; MAX_NAME]>(), Layout::new::<Vm>(), Layout::new::<Vm>()];
-        ring::allocations(output.max(QUANTUM)).into_iter().chain(ring::allocations(about)).chain(listed)
+        ring::allocations(output.max(QUANTUM)).into_iter().chain(ring::allocations(log)).chain(listed)
     }
 
     /// Sends as many bytes as are due at `now` (in nanoseconds) and as `transmitter` has room for. Returns their number.
@@ -138,12 +150,20 @@ impl Mux {
         (0..room).map_while(|_| self.next(now)).map(|byte| transmitter.send(byte)).count()
     }
 
+    /// Sends a burst that is one of several, of [`BUDGET`] bytes together: `left` is what is left of them. Where the UART is an emulator's,
+    /// which is always ready, a CPU would else send without end.
+    pub fn next_burst(&mut self, now: u64, transmitter: &mut impl Transmitter, left: &mut usize) -> Burst {
+        let sent = self.burst(now, transmitter);
+        *left = left.saturating_sub(sent);
+        if sent == 0 || *left == 0 { Burst::Last(self.due(now)) } else { Burst::More }
+    }
+
     /// Whether `byte`, of the only VM, may be sent at once, because nothing waits before it: then it counts as sent. It need not pass
     /// through the VM's queue, which costs several times as much.
     #[inline]
     pub fn pass(&mut self, byte: u8) -> bool {
         let [vm] = &self.vms[..] else { return false };
-        let is_quiet = self.framing.is_empty() && self.own.is_quiet() && vm.output.is_quiet() && vm.about.is_quiet();
+        let is_quiet = self.framing.is_empty() && self.own.is_quiet() && vm.output.is_quiet() && vm.log.is_quiet();
         let is_its_line = matches!(self.open, None | Some(Source::Vm(_))) && vm.name.is_none() && !vm.is_cut;
         if !is_quiet || !is_its_line || self.only_own {
             return false;
@@ -175,7 +195,7 @@ impl Mux {
     /// From now on only the hypervisor's own lines are sent. Returns the number of bytes of VMs that are left in the queues.
     pub fn silence_vms(&mut self) -> usize {
         self.only_own = true;
-        self.vms.iter().map(|vm| vm.output.len() + vm.about.len()).sum()
+        self.vms.iter().map(|vm| vm.output.len() + vm.log.len()).sum()
     }
 
     /// For a hypervisor that is about to write to the wire directly: whether a line is open, which counts as ended from now on.
@@ -220,7 +240,7 @@ impl Mux {
         match source {
             Source::Own => !self.own.is_empty(),
             Source::Vm(vm) => !self.vms[vm].output.is_empty(),
-            Source::About(vm) => !self.vms[vm].about.is_empty(),
+            Source::Log(vm) => !self.vms[vm].log.is_empty(),
         }
     }
 
@@ -245,7 +265,7 @@ impl Mux {
             return vm.is_ready(is_open, now).then_some(Source::Vm(number));
         }
         vm.held = None;
-        (!vm.about.is_empty() || vm.has_dropped()).then_some(Source::About(number))
+        (!vm.log.is_empty() || vm.has_dropped()).then_some(Source::Log(number))
     }
 
     /// Ends the open line of another source, and begins a line of `source`.
@@ -268,7 +288,7 @@ impl Mux {
                     wire::mark(vm.name.as_deref(), part).into_iter().for_each(|bytes| self.framing.push(bytes));
                 }
             }
-            Source::About(number) => self.last = number,
+            Source::Log(number) => self.last = number,
             Source::Own => {}
         }
         self.turn = self.has_bytes(source).then_some(Turn { source, spent: 0 });
@@ -291,10 +311,10 @@ impl Mux {
     fn report_dropped(&mut self, source: Source, now: u64) {
         let (name, count) = match source {
             Source::Own => (None, self.own.newly_dropped()),
-            Source::Vm(vm) | Source::About(vm) => {
+            Source::Vm(vm) | Source::Log(vm) => {
                 let vm = &mut self.vms[vm];
                 vm.reported = now;
-                (vm.name.as_deref(), vm.output.newly_dropped().wrapping_add(vm.about.newly_dropped()))
+                (vm.name.as_deref(), vm.output.newly_dropped().wrapping_add(vm.log.newly_dropped()))
             }
         };
         let framing = &mut self.framing;
@@ -308,7 +328,7 @@ impl Mux {
         let byte = match turn.source {
             Source::Own => self.own.pop(),
             Source::Vm(vm) => self.vms[vm].output.pop(),
-            Source::About(vm) => self.vms[vm].about.pop(),
+            Source::Log(vm) => self.vms[vm].log.pop(),
         }?;
         turn.spent += 1;
         self.open = Some(turn.source);

@@ -31,7 +31,7 @@ use mmu::{Caps, Env, Fault, Leaf, Level, MapError, Pae, Room, ShareError, Tree};
 use model::kept;
 use model::sync::SpinMutex as Mutex;
 use rcu::{Cpu, Space};
-use walk::{Access, Kind, Mode, PhysMem, Step};
+use walk::{Access, AccessKind, Mode, PhysMem, WalkStep};
 
 /// How often a table can be written, without a fault through it in between, until its frame is not shadowed any more: the guest
 /// probably uses it for other data by then (KVM calls this write flooding).
@@ -319,7 +319,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let outcome = match resolve(mem, registers, gva, access) {
             Ok(page) => {
                 let at = At { root: view.root.load(Ordering::Relaxed), gva: linear(gva) };
-                self.map(cpu, mem, &at, registers, &page, access.kind == Kind::Write)?
+                self.map(cpu, mem, &at, registers, &page, access.kind == AccessKind::Write)?
             }
             Err(outcome) => outcome,
         };
@@ -341,7 +341,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let backing = mem.backing(page.gpa, write)?;
         let mut state = self.state.lock();
         state.roots[at.root].used = true;
-        let changed = |step: &Step| kept(Rule::ReadAgain) && read(mem, mode, step.at) != Some(step.entry);
+        let changed = |step: &WalkStep| kept(Rule::ReadAgain) && read(mem, mode, step.at) != Some(step.entry);
         let tracked = self.track_tables(cpu, &mut state, at, registers, page.steps.as_slice(), changed);
         let table = match tracked {
             Ok(Some(table)) if state.suspended == 0 && state.suspensions == suspensions => table,
@@ -377,8 +377,8 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         state: &mut State,
         at: &At,
         registers: &Registers,
-        steps: &[Step],
-        changed: impl Fn(&Step) -> bool,
+        steps: &[WalkStep],
+        changed: impl Fn(&WalkStep) -> bool,
     ) -> Result<Option<Table>, Full> {
         let mode = registers.paging().controls.mode();
         let mut role = Role::of_directory(registers);

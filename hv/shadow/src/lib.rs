@@ -24,7 +24,7 @@
 //! use addr::{Gpa, Gva, PageSize, Pfn};
 //! use mmu::{Caps, Pae, pool};
 //! use shadow::{Backing, BackingPage, Change, FaultOutcome, NoMemory, Reason, Registers, Shadow, Writer};
-//! use walk::{Access, Controls, Features, Kind, PhysMem, Privilege};
+//! use walk::{Access, Controls, Features, AccessKind, PhysMem, Privilege};
 //!
 //! /// Guest memory of 4 pages, each of them in the frame with the same number.
 //! struct Ram(std::cell::RefCell<[u8; 0x4000]>);
@@ -85,7 +85,7 @@
 //!     shadow.load(&cpu, &view, &registers);
 //! }
 //! // An exit for #PF: the shadow is empty, and maps the page.
-//! let write = Access { kind: Kind::Write, privilege: Privilege::Supervisor { ac: false } };
+//! let write = Access { kind: AccessKind::Write, privilege: Privilege::Supervisor { ac: false } };
 //! let fault = |gva| shadow.fault(&cpu, &view, &ram, &registers, Gva::new(gva), write).unwrap();
 //! assert_eq!(fault(0), FaultOutcome::Mapped);
 //! // A write to the directory is emulated.

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use arch::paging::{NO_EXECUTE, USER, WRITABLE};
 use core::alloc::Layout;
 use core::ops::Range;
-use walk::{Mode, Step};
+use walk::{Mode, WalkStep};
 
 /// How many tables can be out of sync at once. The bound keeps loads of CR3 and INVLPG short, which search them.
 const UNSYNC: usize = 16;
@@ -135,7 +135,7 @@ impl Shape {
 
 impl TableUse {
     /// The table that this step of a walk for `gva` has read.
-    pub(crate) fn by(root: usize, gva: Gva, mode: Mode, step: &Step, role: Role) -> Self {
+    pub(crate) fn by(root: usize, gva: Gva, mode: Mode, step: &WalkStep, role: Role) -> Self {
         Self::new(root, gva, Shape::of(mode, step.level), role)
     }
 

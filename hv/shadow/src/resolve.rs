@@ -3,7 +3,7 @@
 use crate::{Backing, BackingPage, FaultOutcome, Reason, Registers};
 use addr::{Gpa, Gva, PageSize};
 use mmu::Rights;
-use walk::{Access, Fault, Kind, Mode, PhysMem, Privilege, SetAccessedDirty, Steps, missing, trace};
+use walk::{Access, AccessKind, Fault, Mode, PhysMem, Privilege, SetAccessedDirty, WalkSteps, missing, trace};
 
 /// The translation of an access that the guest's tables allow.
 pub(crate) struct Resolved {
@@ -14,7 +14,7 @@ pub(crate) struct Resolved {
     /// The most rights that a shadow entry may give. None: no entry can allow the access ([`Reason::WriteProtect`]).
     pub(crate) rights: Option<Rights>,
     /// The guest's entries that the walk has read.
-    pub(crate) steps: Steps,
+    pub(crate) steps: WalkSteps,
 }
 
 /// Walks the guest's tables as the processor does for this access, and sets accessed and dirty bits there.
@@ -62,7 +62,7 @@ impl Resolved {
 /// user's next access (as in KVM, `FNAME(fetch)`). With SMEP it is not executable then. With SMAP no entry can express this,
 /// because the access depends on EFLAGS.AC.
 fn rights(registers: &Registers, page: walk::Rights, dirty: bool, access: Access) -> Option<Rights> {
-    let supervisor_writes = access.kind == Kind::Write && access.privilege != Privilege::User;
+    let supervisor_writes = access.kind == AccessKind::Write && access.privilege != Privilege::User;
     if page.writable || registers.wp() || !supervisor_writes {
         return Some(Rights { write: page.writable && dirty, execute: page.executable, user: page.user });
     }

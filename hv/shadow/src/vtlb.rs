@@ -8,7 +8,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Room, Tree};
 use rcu::{Cpu, Space};
-use walk::{Access, Kind};
+use walk::{Access, AccessKind};
 
 pub(crate) const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
 /// The largest page of a 32-bit guest: INVLPG zaps at most that much.
@@ -129,7 +129,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         access: Access,
     ) -> Result<FaultOutcome, NoMemory> {
         let Resolved { gpa, size, .. } = page;
-        let write = access.kind == Kind::Write;
+        let write = access.kind == AccessKind::Write;
         let suspended = self.suspended.load(Ordering::Acquire);
         if suspended as u32 != 0 {
             return Ok(FaultOutcome::Retry);

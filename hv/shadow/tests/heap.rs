@@ -8,11 +8,11 @@ use mmu::pool::{Memory, Pool, domain};
 use mmu::{Caps, NoMemory, Pae};
 use shadow::{Backing, BackingPage, Counter, Registers, Shadow, Writer};
 use std::alloc::System;
-use walk::{Access, Features, Kind, PhysMem, Privilege};
+use walk::{Access, AccessKind, Features, PhysMem, Privilege};
 
 const ROOM: usize = 256;
 const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
-const WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::Supervisor { ac: false } };
+const WRITE: Access = Access { kind: AccessKind::Write, privilege: Privilege::Supervisor { ac: false } };
 
 thread_local! {
     /// The allocations of this thread since it began to record them: sizes and alignments.

@@ -56,8 +56,7 @@ struct BootMemory;
 
 impl PhysRead for BootMemory {
     fn read(&self, at: Hpa, bytes: &mut [u8]) -> Result<(), Unreadable> {
-        let end = at.checked_add(bytes.len() as u64).ok_or(Unreadable)?;
-        if end > paging::BOOT_MAP {
+        if !direct_map::is_boot_mapped(at, bytes.len() as u64) {
             return Err(Unreadable);
         }
         // SAFETY: the boot tables map all of it; what the loader wrote changes no more, and reading what is not memory gives
@@ -78,7 +77,7 @@ pub(crate) fn read(magic: u32, info: u32) -> Result<BootInfo, BootError> {
     BootInfo::parse(Hpa::new(info.into()), &BootMemory).map_err(BootError::Info)
 }
 
-/// Why there is no boot information.
+/// EndReason there is no boot information.
 #[derive(Debug)]
 pub(crate) enum BootError {
     /// EAX at entry.

@@ -3,7 +3,7 @@
 use crate::lapic;
 use crate::panic;
 use crate::trap_frame::TrapFrame;
-use abi::reasons::{self, DOUBLE_FAULT};
+use arch::exceptions;
 use core::arch::global_asm;
 use x86::controlregs::cr2;
 use x86::irq::{DEBUG_VECTOR, NONMASKABLE_INTERRUPT_VECTOR, PAGE_FAULT_VECTOR};
@@ -23,42 +23,6 @@ pub(super) fn stubs() -> impl Iterator<Item = u64> {
     (0..256).map(move |vector| first + vector * STUB_SIZE)
 }
 
-/// Names of the exceptions (Intel SDM vol. 3, table 6-1; AMD APM vol. 2, table 8-1).
-const EXCEPTIONS: [&str; 32] = [
-    "#DE divide error",
-    "#DB debug",
-    "NMI",
-    "#BP breakpoint",
-    "#OF overflow",
-    "#BR bound range",
-    "#UD invalid opcode",
-    "#NM device not available",
-    DOUBLE_FAULT,
-    "coprocessor segment overrun",
-    "#TS invalid TSS",
-    "#NP segment not present",
-    "#SS stack fault",
-    "#GP general protection",
-    reasons::PAGE_FAULT,
-    "reserved",
-    "#MF x87 error",
-    "#AC alignment check",
-    "#MC machine check",
-    "#XM SIMD error",
-    "#VE virtualization",
-    "#CP control protection",
-    "reserved",
-    "reserved",
-    "reserved",
-    "reserved",
-    "reserved",
-    "reserved",
-    "#HV hypervisor injection",
-    "#VC VMM communication",
-    "#SX security",
-    "reserved",
-];
-
 const DEBUG: u64 = DEBUG_VECTOR as u64;
 const NMI: u64 = NONMASKABLE_INTERRUPT_VECTOR as u64;
 const PAGE_FAULT: u64 = PAGE_FAULT_VECTOR as u64;
@@ -70,12 +34,14 @@ extern "C" fn hv_trap(frame: &TrapFrame) {
     match frame.vector {
         DEBUG => panic::debug_trap(),
         NMI => panic::nmi(frame),
-        vector if vector < EXCEPTIONS.len() as u64 => {
-            // SAFETY: reading CR2 has no effect.
-            let address = if vector == PAGE_FAULT { Some(unsafe { cr2() }) } else { None };
-            panic::exception(EXCEPTIONS[vector as usize], address, frame)
-        }
-        vector => interrupt(vector as u8),
+        vector => match exceptions::name(vector) {
+            Some(name) => {
+                // SAFETY: reading CR2 has no effect.
+                let address = if vector == PAGE_FAULT { Some(unsafe { cr2() }) } else { None };
+                panic::exception(name, address, frame)
+            }
+            None => interrupt(vector as u8),
+        },
     }
 }
 

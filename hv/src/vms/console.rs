@@ -14,12 +14,12 @@ use spin::Mutex;
 pub(super) use crate::console::Output as Console;
 
 /// The hypervisor's lines about one VM.
-pub(super) struct About {
+pub(super) struct VmLog {
     queue: Mutex<Producer>,
     prefix: Box<str>,
 }
 
-impl About {
+impl VmLog {
     /// Prints a text of one or several lines. Nothing is allocated.
     pub(super) fn report(&self, text: &dyn fmt::Display) {
         console::report_to(&mut self.queue.lock(), &self.prefix, text);
@@ -35,9 +35,9 @@ pub(super) fn allocations() -> impl Iterator<Item = Layout> {
 const PREFIX: usize = 64;
 
 /// A console for a VM, and the hypervisor's words about it. `input`: it gets what the machine receives.
-pub(super) fn console(name: Option<VmName>, input: bool) -> (Console, About) {
+pub(super) fn console(name: Option<VmName>, input: bool) -> (Console, VmLog) {
     let name = name.as_ref().map(VmName::as_str);
     let (console, queue) = console::add_vm(name, input);
     let prefix = wire::Own(name).to_string().into();
-    (console, About { queue: Mutex::new(queue), prefix })
+    (console, VmLog { queue: Mutex::new(queue), prefix })
 }

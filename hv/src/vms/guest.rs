@@ -1,17 +1,14 @@
 //! One VM: made from its plan, and shared by its vCPUs.
 
 use super::clock::TscClock;
-use super::console::{self, About, Console};
+use super::console::{self, Console, VmLog};
 use super::firmware::cpuid;
-use super::place::Place;
-use super::teardown::{self, Teardown};
-use super::verdicts::Why;
+use super::teardown::Teardown;
+use super::vm_id::VmId;
 use crate::boot;
 use crate::rcu_domain::{self, HostMachine};
 use crate::timer;
-use crate::verdict::Verdict;
 use abi::reasons::EXITS_SO_FAR;
-use addr::Gpa;
 use alloc::vec::Vec;
 use arch::Entry;
 use arch::features::{Feature, FeatureChoice, FeatureSet};
@@ -21,23 +18,20 @@ use core::fmt;
 use core::time::Duration;
 use devices::BoardConfig;
 use loader::rom::{Recorder, Rom};
-use loader::{
-    AcpiTables, BootInfo, GuestMemory, LoadError, MemoryError, Module, OnReset, Paging, Platform, Rsdp, VmConfig,
-    VmPlan,
-};
+use loader::{BootInfo, GuestMemory, LoadError, Module, OnReset, Paging, Platform, VmConfig, VmPlan};
 use memory::{Nested, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::Instant;
 use spin::Mutex;
 use vm::cpuid::CpuModel;
-use vm::{Stats, Stop, Vm};
+use vm::{EndReason, Stats, Stop, Vm};
 
 /// A VM's memory on this machine.
 type VmMemory<F> = memory::VmMemory<'static, F, HostMachine>;
 
 /// What all vCPUs of a VM share.
 pub(super) struct Guest<F: Nested> {
-    pub(super) place: Place,
+    pub(super) id: VmId,
     pub(super) vm: Vm<Console, TscClock>,
     pub(super) clock: TscClock,
     pub(super) memory: VmMemory<F>,
@@ -52,7 +46,7 @@ pub(super) struct Guest<F: Nested> {
     pub(super) limit: Instant,
     stats: Mutex<Stats>,
     so_far: Mutex<SoFar>,
-    about: About,
+    log: VmLog,
 }
 
 /// What the exits have cost when a report is asked for, as each vCPU adds its own.
@@ -69,15 +63,15 @@ impl<F: Nested> Guest<F> {
     /// A VM of this plan, its image loaded.
     ///
     /// # Errors
-    /// The verdict on a VM that can't even start.
+    /// Why the VM can't even start.
     pub(super) fn new<B: Backend<Tables = F>>(
         backend: &B,
         cpu: &mut Cpu<'static, HostMachine>,
         boot: &BootInfo,
         plan: &VmPlan,
         firmware: &bios::Tables,
-        place: Place,
-    ) -> Result<Self, (Verdict, Why)> {
+        id: VmId,
+    ) -> Result<Self, EndReason> {
         let module = |index: usize| {
             let module = &boot.modules[index];
             Module { bytes: boot::contents(module), string: &module.string }
@@ -86,21 +80,20 @@ impl<F: Nested> Guest<F> {
         let vcpus = config.vcpus;
         let model = CpuModel { long_mode: config.paging == Paging::Nested, hidden: config.cpuid.hidden };
         if let Some(feature) = missing_feature(config, model) {
-            return Err((Verdict::NoVirtualization, Why::NoFeature(feature.name)));
+            return Err(EndReason::NoFeature(feature.name));
         }
         let caps = backend.caps(config.pages);
         let (fixed, shadows) = match config.paging {
             Paging::Nested => {
-                backend.nested().map_err(|missing| (Verdict::NoVirtualization, Why::Lacking(missing)))?;
+                backend.nested().map_err(|missing| EndReason::Lacking(missing.0))?;
                 (backend.fixed_page(), caps)
             }
             Paging::Vtlb | Paging::Shadow => (None, backend.shadow_caps(config.pages)),
         };
         let fixed = fixed.as_ref().map(|page| (page.at, &page.content));
-        let memory =
-            VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or((Verdict::NoMemory, Why::NoFrames("tables")))?;
+        let memory = VmMemory::new(cpu, config, (caps, shadows), fixed).ok_or(EndReason::NoFrames("tables"))?;
         let platform =
-            Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(acpi(firmware)) };
+            Platform { ram: config.ram, long_mode: config.paging == Paging::Nested, acpi: Some(firmware.into()) };
         let modules: Vec<Module<'_>> = plan.modules.clone().map(module).collect();
         let (mut tlb, state) = (Tlb::new(), ViewState::new());
         let mut view = memory.view(cpu, &mut tlb, &state);
@@ -119,19 +112,16 @@ impl<F: Nested> Guest<F> {
             Ok(loaded) => loaded,
             Err(error) => {
                 memory.free(cpu);
-                return Err(match error {
-                    LoadError::Memory(MemoryError::NoFrames) => (Verdict::NoMemory, Why::NoFrames("image and modules")),
-                    error => (Verdict::BadImage, Why::Refused(error)),
-                });
+                return Err(error.into());
             }
         };
         let clock = TscClock::new();
         let devices = BoardConfig { ram_bytes: config.ram.bytes(), cpus: vcpus as u16, boot_time: 0 };
-        let (console, about) = console::console(place.name, config.input);
+        let (console, log) = console::console(id.name, config.input);
         let devices = devices::Board::new(devices, console, clock);
         let vm = Vm::new(devices, clock, vcpus);
         Ok(Self {
-            place,
+            id,
             vm: if restarts { vm.with_restart() } else { vm },
             clock,
             memory,
@@ -144,7 +134,7 @@ impl<F: Nested> Guest<F> {
                 .map_or(Instant::NEVER, |seconds| timer::after(Duration::from_secs(seconds.get().into()))),
             stats: Mutex::new(Stats::default()),
             so_far: Mutex::default(),
-            about,
+            log,
         })
     }
 
@@ -158,7 +148,7 @@ impl<F: Nested> Guest<F> {
 
     /// Prints `text`, line by line, as the hypervisor's words about this VM.
     pub(super) fn report(&self, text: &dyn fmt::Display) {
-        self.about.report(text);
+        self.log.report(text);
     }
 
     /// Ends the VM for this reason, which is no exit's. False if it has ended already.
@@ -168,7 +158,7 @@ impl<F: Nested> Guest<F> {
 
     /// Has the CPU of a vCPU look at the request that was raised.
     pub(super) fn kick(&self, vcpu: usize) {
-        rcu_domain::kick_if_away(self.place.placement.cpu_of(vcpu));
+        rcu_domain::kick_if_away(self.id.placement.cpu_of(vcpu));
     }
 
     /// Adds what the exits of one vCPU have cost.
@@ -199,13 +189,12 @@ impl<F: Nested> Guest<F> {
     /// Ends the VM, when no vCPU of it is left. It is still to be taken apart.
     pub(super) fn end(self) -> Teardown<F> {
         Teardown {
-            place: self.place,
-            about: self.about,
+            id: self.id,
+            log: self.log,
             vm: self.vm,
             stats: Some(self.stats.into_inner()),
             shadow: self.memory.shadow_counts(),
             memory: Some(self.memory.end()),
-            give_up_at: timer::after(teardown::GRACE_TIMEOUT),
             due: None,
             result: None,
         }
@@ -229,11 +218,4 @@ fn missing_feature(config: &VmConfig, model: CpuModel) -> Option<&'static Featur
     let FeatureChoice { required, .. } = config.cpuid;
     // To make the table takes dozens of CPUID instructions, which most VMs need not wait for.
     (required != FeatureSet::EMPTY).then(|| cpuid(config.vcpus).of_model(model).missing(required)).flatten()
-}
-
-/// Where the tables are, for boot protocols. They lie in what every map of memory shows as ROM.
-fn acpi(tables: &bios::Tables) -> AcpiTables {
-    let nowhere = Gpa::new(0)..Gpa::new(0);
-    let rsdp = Rsdp { oem_id: bios::OEM_ID, rsdt: tables.rsdt().raw() as u32, xsdt: tables.xsdt().raw() };
-    AcpiTables { rsdp_at: tables.rsdp(), rsdp, reclaimable: nowhere.clone(), nvs: nowhere }
 }

@@ -4,7 +4,7 @@
 //!           CPU 0         CPU 1         CPU 2         CPU 3
 //!   vm0     vCPU 0        vCPU 1
 //!   vm1                                 vCPU 0        vCPU 1        vcpus=2 each, on four CPUs
-//!           Seat          Seat          Seat          Seat          a vCPU, bound to its CPU
+//!           VcpuTask          VcpuTask          VcpuTask          VcpuTask          a vCPU, bound to its CPU
 //! ```
 //!
 //! What they need of the machine's memory is counted first; then they are built, and all CPUs make their vCPUs; then the first
@@ -18,13 +18,11 @@ mod console;
 mod firmware;
 mod guest;
 mod host;
-mod place;
 mod plan;
-mod restart;
-mod seat;
 mod task;
 mod teardown;
-mod verdicts;
+mod vcpu_task;
+mod vm_id;
 mod work;
 
 use crate::boot;
@@ -43,10 +41,11 @@ use backends::vmx::Vmx;
 use guest::Guest;
 use loader::{BootInfo, Config, VmPlan};
 use memory::Nested;
-use place::Place;
 use rcu::Cpu;
 use sched::Placement;
-use work::Job;
+use vm::Ended;
+use vm_id::VmId;
+use work::CpuPlan;
 
 /// Builds and runs what `config` describes, with the first backend that this machine has all for, and ends with the verdict.
 pub(crate) fn run_all(boot: &BootInfo, config: &Config) -> ! {
@@ -70,33 +69,33 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
     log::info!("backend: {backend}");
     let guest_cpus = backend.guest_cpus(cpus::online());
     if guest_cpus.start > 0 {
-        log::info!("CPU 0 runs no guests, as QEMU can lose its flags");
+        log::info!("CPU 0 runs no guests: this processor loses flags of the boot CPU");
     }
     // The decoder's tables, which all VMs share, are on the heap before what the VMs need of it is counted.
     emul::warm_up();
     let firmware = plan::check::<B>(boot, plans);
     let mut cpu = rcu_domain::register(0);
     work::expect(plans.len());
-    let mut jobs = Job::for_cpus(cpus::online());
+    let mut jobs = CpuPlan::for_cpus(cpus::online());
     let placements = Placement::deal(plans.iter().map(|plan| plan.config.vcpus), guest_cpus);
     let mut guests = Vec::with_capacity(plans.len());
-    for ((number, plan), placement) in plans.iter().enumerate().zip(placements) {
-        let name = (plans.len() > 1).then_some(plan.config.name);
+    let names = loader::console_names(plans);
+    for (((number, plan), placement), name) in plans.iter().enumerate().zip(placements).zip(names) {
         match Guest::new(
             &backend,
             &mut cpu,
             boot,
             plan,
             firmware.tables(plan.config.vcpus),
-            Place { number, placement, name },
+            VmId { number, placement, name },
         ) {
             Ok(guest) => guests.push(Arc::new(guest)),
-            Err(result) => work::ended(number, name, result),
+            Err(reason) => work::ended(number, Ended { name, reason }),
         }
     }
     // After all VMs are built: pre-zeroed frames must not take those that a later VM needs to start.
     guests.iter().for_each(|guest| guest.memory.prezero(|| false));
-    guests.into_iter().for_each(|guest| seat(&mut jobs, guest));
+    guests.into_iter().for_each(|guest| deal(&mut jobs, guest));
     report!("{}", StartToGuest(timer::tsc() - boot::start_tsc()));
     share();
     let own = work::hand_out::<B>(jobs);
@@ -104,14 +103,14 @@ fn run_plans<B: Backend<Tables: Nested> + 'static>(backend: B, boot: &BootInfo, 
 }
 
 /// Gives each of a VM's vCPUs to its CPU.
-fn seat<F: Nested>(jobs: &mut [Job<F>], guest: Arc<Guest<F>>) {
+fn deal<F: Nested>(jobs: &mut [CpuPlan<F>], guest: Arc<Guest<F>>) {
     for index in 0..guest.vm.vcpus() {
-        let cpu = guest.place.placement.cpu_of(index);
+        let cpu = guest.id.placement.cpu_of(index);
         jobs[cpu].add(Arc::clone(&guest), index);
     }
 }
 
-fn run_own<B: Backend<Tables: Nested>>(job: Job<B::Tables>, backend: B, mut cpu: Cpu<'static, HostMachine>) -> ! {
+fn run_own<B: Backend<Tables: Nested>>(job: CpuPlan<B::Tables>, backend: B, mut cpu: Cpu<'static, HostMachine>) -> ! {
     job.run(&backend, &mut cpu);
     work::wait_for_all(&mut cpu)
 }

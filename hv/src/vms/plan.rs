@@ -5,10 +5,9 @@ use super::guest::Guest;
 use super::task::CpuTask;
 use crate::frames::FRAMES;
 use crate::verdict::{self, Verdict};
-use abi::reasons::OVERCOMMITTED;
-use addr::PageSize;
+use alloc::vec::Vec;
 use backends::Backend;
-use loader::need::{self, Free};
+use loader::need::{self, Free, Remark};
 use loader::rom::Rom;
 use loader::{BootInfo, Need, OnReset, VmPlan};
 use memory::Nested;
@@ -17,23 +16,17 @@ use memory::Nested;
 /// where there is too little for large ones. Returns the firmware's tables, which it has counted.
 pub(super) fn check<B: Backend<Tables: Nested>>(boot: &BootInfo, plans: &mut [VmPlan]) -> Firmware {
     let firmware = Firmware::of(plans);
+    let need = |plan: &VmPlan| (plan.config, need_of::<B>(boot, plan, firmware.tables(plan.config.vcpus)));
+    let needs: Vec<_> = plans.iter().map(need).collect();
     let free = Free { frames: FRAMES.available() as u64, low: FRAMES.available_for_roots() as u64 };
-    let needs = || plans.iter().map(|plan| need_of::<B>(boot, plan, firmware.tables(plan.config.vcpus)));
-    let configs = || plans.iter().map(|plan| plan.config);
-    if let Err(shortage) = need::check(configs().zip(needs()), free) {
-        verdict::end(Verdict::NoMemory, format_args!("{shortage}"));
-    }
-    let roots = configs().map(|config| config.trees()).sum();
-    if roots != 0 && FRAMES.keep_roots(roots).is_none() {
-        let missing = format_args!("{roots} frames in a row below 4 GiB, for the roots of shadow tables");
-        verdict::end(Verdict::NoMemory, format_args!("the machine lacks {missing}"));
-    }
-    if let Some(missing) = need::overcommitted(configs(), free.frames) {
-        log::info!("the VMs have {missing} {OVERCOMMITTED}: one that finds none left ends");
-    }
-    if !need::has_room_for_large_pages(needs(), free) {
-        log::info!("the VMs get small pages: {} frames are too few for large ones", free.frames);
-        plans.iter_mut().for_each(|plan| plan.config.pages = PageSize::Size4K);
+    match need::admit(&needs, free, |roots| FRAMES.keep_roots(roots).is_some()) {
+        Ok(remarks) => remarks.for_each(|remark| {
+            log::info!("{remark}");
+            if let Remark::SmallPages(_) = remark {
+                need::use_small_pages(plans.iter_mut());
+            }
+        }),
+        Err(refusal) => verdict::end(Verdict::NoMemory, format_args!("{refusal}")),
     }
     firmware
 }

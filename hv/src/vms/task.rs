@@ -1,7 +1,7 @@
 //! What a CPU has to do in its slices: a vCPU, or the end of a VM.
 
-use super::seat::Seat;
 use super::teardown::Teardown;
+use super::vcpu_task::VcpuTask;
 use crate::rcu_domain::HostMachine;
 use backends::Backend;
 use core::alloc::Layout;
@@ -13,7 +13,7 @@ use sched::{Instant, Scheduler, Slice, Task};
 /// What a CPU has to do.
 pub(super) enum CpuTask<B: Backend<Tables: Nested>> {
     /// A vCPU runs.
-    Vcpu(Seat<B>),
+    Vcpu(VcpuTask<B>),
     /// A VM without vCPUs is taken apart, by the CPU of the last of these.
     Teardown(Teardown<B::Tables>),
     /// Nothing more.
@@ -24,7 +24,7 @@ impl<B: Backend<Tables: Nested>> CpuTask<B> {
     /// Does it until it has to wait, the `slice` is over, or it is done.
     pub(super) fn run(&mut self, cpu: &mut Cpu<'static, HostMachine>, slice: &mut Slice<'_, Self>) {
         match self {
-            Self::Vcpu(seat) => seat.run(cpu, slice),
+            Self::Vcpu(vcpu) => vcpu.run(cpu, slice),
             Self::Teardown(teardown) => teardown.run(cpu, slice),
             Self::Done => {}
         }
@@ -32,35 +32,35 @@ impl<B: Backend<Tables: Nested>> CpuTask<B> {
 
     /// Ends the vCPU's VM, which has reached its limit.
     pub(super) fn reach_limit(&mut self, cpu: &mut Cpu<'static, HostMachine>) {
-        if let Self::Vcpu(seat) = self {
-            seat.reach_limit::<Self>(cpu);
+        if let Self::Vcpu(vcpu) = self {
+            vcpu.reach_limit::<Self>(cpu);
         }
     }
 
     /// Does what can wait until a vCPU sleeps, until the CPU is `wanted`.
     pub(super) fn idles(&self, wanted: impl Fn() -> bool) {
-        if let Self::Vcpu(seat) = self {
-            seat.idles(wanted);
+        if let Self::Vcpu(vcpu) = self {
+            vcpu.idles(wanted);
         }
     }
 
     /// A report on the exits was asked for while all tasks of the CPU slept.
     pub(super) fn ask_for_report(&self) {
-        if let Self::Vcpu(seat) = self {
-            seat.ask_for_report();
+        if let Self::Vcpu(vcpu) = self {
+            vcpu.ask_for_report();
         }
     }
 
     /// What a vCPU allocates, in a list of tasks.
     pub(super) fn allocations() -> impl Iterator<Item = Layout> {
-        Seat::<B>::allocations().chain([Scheduler::<Self>::TASK])
+        VcpuTask::<B>::allocations().chain([Scheduler::<Self>::TASK])
     }
 
     /// Finishes it. After the last vCPU of a VM, its teardown is to be done; after that, the VM, which it returns, has ended.
     pub(super) fn finish(&mut self) -> Option<Teardown<B::Tables>> {
         match mem::replace(self, Self::Done) {
-            Self::Vcpu(seat) => {
-                if let Some(guest) = seat.leave() {
+            Self::Vcpu(vcpu) => {
+                if let Some(guest) = vcpu.leave() {
                     *self = Self::Teardown(guest.end());
                 }
                 None
@@ -74,8 +74,8 @@ impl<B: Backend<Tables: Nested>> CpuTask<B> {
 impl<B: Backend<Tables: Nested>> Task for CpuTask<B> {
     fn vm(&self) -> usize {
         match self {
-            Self::Vcpu(seat) => seat.vm(),
-            Self::Teardown(teardown) => teardown.place.number,
+            Self::Vcpu(vcpu) => vcpu.vm(),
+            Self::Teardown(teardown) => teardown.id.number,
             // It shares no time with a VM's tasks.
             Self::Done => usize::MAX,
         }
@@ -83,7 +83,7 @@ impl<B: Backend<Tables: Nested>> Task for CpuTask<B> {
 
     fn has_ended(&self) -> bool {
         match self {
-            Self::Vcpu(seat) => seat.has_ended(),
+            Self::Vcpu(vcpu) => vcpu.has_ended(),
             Self::Teardown(teardown) => teardown.result.is_some(),
             Self::Done => true,
         }
@@ -91,7 +91,7 @@ impl<B: Backend<Tables: Nested>> Task for CpuTask<B> {
 
     fn is_runnable(&self) -> bool {
         match self {
-            Self::Vcpu(seat) => seat.is_runnable(),
+            Self::Vcpu(vcpu) => vcpu.is_runnable(),
             Self::Teardown(teardown) => teardown.due.is_none(),
             Self::Done => false,
         }
@@ -99,14 +99,14 @@ impl<B: Backend<Tables: Nested>> Task for CpuTask<B> {
 
     fn has_request(&self) -> bool {
         match self {
-            Self::Vcpu(seat) => seat.has_request(),
+            Self::Vcpu(vcpu) => vcpu.has_request(),
             Self::Teardown(_) | Self::Done => false,
         }
     }
 
     fn wakes_at(&self) -> Instant {
         match self {
-            Self::Vcpu(seat) => seat.wakes_at(),
+            Self::Vcpu(vcpu) => vcpu.wakes_at(),
             Self::Teardown(teardown) => teardown.due.unwrap_or(Instant::NEVER),
             Self::Done => Instant::NEVER,
         }
@@ -114,7 +114,7 @@ impl<B: Backend<Tables: Nested>> Task for CpuTask<B> {
 
     fn limit(&self) -> Instant {
         match self {
-            Self::Vcpu(seat) => seat.limit(),
+            Self::Vcpu(vcpu) => vcpu.limit(),
             Self::Teardown(_) | Self::Done => Instant::NEVER,
         }
     }

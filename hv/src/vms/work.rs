@@ -2,10 +2,9 @@
 
 use super::guest::Guest;
 use super::host::SLICE;
-use super::seat::Seat;
 use super::task::CpuTask;
 use super::teardown::Teardown;
-use super::verdicts::Why;
+use super::vcpu_task::VcpuTask;
 use crate::console::{self, report};
 use crate::cpus;
 use crate::heap;
@@ -15,7 +14,6 @@ use crate::smp;
 use crate::timer;
 use crate::verdict::{self, Verdict};
 use crate::watchdog;
-use abi::lines::VerdictLine;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -23,15 +21,15 @@ use backends::Backend;
 use core::marker::PhantomData;
 use core::mem;
 use core::num::NonZeroU16;
-use core::sync::atomic::{AtomicUsize, Ordering};
 use loader::VmName;
 use memory::Nested;
 use rcu::Cpu;
-use sched::{Config, Instant, Scheduler, Tasks};
+use sched::{Config, Instant, Scheduler, StartBarrier, Tasks};
 use spin::Mutex;
+use vm::{Ended, Results};
 
 /// The vCPUs of one CPU, before they exist.
-pub(super) struct Job<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
+pub(super) struct CpuPlan<F: Nested>(Vec<(Arc<Guest<F>>, usize)>);
 
 /// A job that has forgotten its backend.
 type Boxed = Box<dyn FnOnce() + Send>;
@@ -39,31 +37,28 @@ type Boxed = Box<dyn FnOnce() + Send>;
 /// What the CPUs but the boot CPU are to do, by their numbers.
 static WORK: Mutex<Vec<Option<Boxed>>> = Mutex::new(Vec::new());
 
-/// The verdict on a VM, with its name if there are several.
-type Ended = (Option<VmName>, Verdict, Why);
-
-/// Those on the VMs that have ended.
-static RESULTS: Mutex<Vec<Option<Ended>>> = Mutex::new(Vec::new());
+/// Those of the VMs that have ended.
+static RESULTS: Mutex<Results<VmName>> = Mutex::new(Results::new());
 
 /// Prepares for so many VMs.
 pub(super) fn expect(vms: usize) {
-    RESULTS.lock().resize_with(vms, || None);
+    RESULTS.lock().expect(vms);
 }
 
 /// VM `number` has ended, or was refused: its verdict is printed, and the boot CPU, which waits for it, is told.
-pub(super) fn ended(number: usize, name: Option<VmName>, (verdict, why): (Verdict, Why)) {
-    if let Some(name) = name {
-        report!("{name}: {}", VerdictLine { verdict, text: &why });
+pub(super) fn ended(number: usize, ended: Ended<VmName>) {
+    if let Some(line) = ended.line() {
+        report!("{line}");
     }
-    RESULTS.lock()[number] = Some((name, verdict, why));
+    RESULTS.lock().add(number, ended);
     rcu_domain::kick_if_away(0);
 }
 
 fn all_have_ended() -> bool {
-    RESULTS.lock().iter().all(Option::is_some)
+    RESULTS.lock().are_complete()
 }
 
-impl<F: Nested> Job<F> {
+impl<F: Nested> CpuPlan<F> {
     /// Nothing to do, for each of `cpus` CPUs.
     pub(super) fn for_cpus(cpus: usize) -> Vec<Self> {
         (0..cpus).map(|_| Self(Vec::new())).collect()
@@ -78,7 +73,7 @@ impl<F: Nested> Job<F> {
     fn tasks<B: Backend<Tables = F>>(self, backend: &B) -> impl ExactSizeIterator<Item = CpuTask<B>> {
         let jobs = self.0.into_iter().enumerate();
         jobs.map(|(nth, (guest, index))| {
-            CpuTask::Vcpu(Seat::new(backend, guest, index, NonZeroU16::MIN.saturating_add(nth as u16)))
+            CpuTask::Vcpu(VcpuTask::new(backend, guest, index, NonZeroU16::MIN.saturating_add(nth as u16)))
         })
     }
 
@@ -86,7 +81,8 @@ impl<F: Nested> Job<F> {
     pub(super) fn run<B: Backend<Tables = F>>(self, backend: &B, cpu: &mut Cpu<'static, HostMachine>) {
         let config = Config { slice: timer::ticks_of(SLICE), watchdog_period: watchdog::period() };
         let mut scheduler = Scheduler::new(self.tasks(backend), config, timer::now());
-        wait_for_all_seats(cpu.index());
+        // From here on each allocation is counted.
+        BARRIER.wait(cpu.index(), cpus::online(), heap::guests_start);
         scheduler.run(&mut ScheduledCpu { cpu, has_slept: false, reports: 0, backend: PhantomData::<B> });
     }
 }
@@ -116,6 +112,7 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
             self.attend();
         }
         slice.host_wants_at(console::next_poll());
+        self.ask_for_reports(slice.others());
         task.run(self.cpu, slice);
     }
 
@@ -123,10 +120,7 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
         tasks.iter().for_each(|task| task.idles(|| tasks.have_request() || until <= timer::now()));
         sleep(self.cpu, until, || tasks.have_request());
         self.has_slept = true;
-        if console::breaks() != self.reports {
-            self.reports = console::breaks();
-            tasks.iter().for_each(CpuTask::ask_for_report);
-        }
+        self.ask_for_reports(tasks.iter());
     }
 
     fn reach_limit(&mut self, task: &mut CpuTask<B>) {
@@ -137,8 +131,8 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
     #[cold]
     #[inline(never)]
     fn finish(&mut self, task: &mut CpuTask<B>) {
-        if let Some(Teardown { place, result: Some(result), .. }) = task.finish() {
-            ended(place.number, place.name, result);
+        if let Some(Teardown { id, result: Some(reason), .. }) = task.finish() {
+            ended(id.number, Ended { name: id.name, reason });
         }
         // Many VMs that end at once, at the same limit, would keep the watchdog waiting.
         watchdog::heart(self.cpu.index()).beat();
@@ -146,7 +140,18 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
     }
 }
 
-impl<B> ScheduledCpu<'_, B> {
+impl<B: Backend<Tables: Nested>> ScheduledCpu<'_, B> {
+    /// Has vCPUs that sleep add to the reports that were asked for; one that runs looks for itself.
+    fn ask_for_reports<'t>(&mut self, sleeping: impl Iterator<Item = &'t CpuTask<B>>)
+    where
+        B: 't,
+    {
+        if console::breaks() != self.reports {
+            self.reports = console::breaks();
+            sleeping.for_each(CpuTask::ask_for_report);
+        }
+    }
+
     /// What the machine needs of a CPU between two slices.
     fn attend(&mut self) {
         watchdog::heart(self.cpu.index()).beat();
@@ -157,31 +162,13 @@ impl<B> ScheduledCpu<'_, B> {
     }
 }
 
-/// CPUs that have made their vCPUs.
-static SEATED: AtomicUsize = AtomicUsize::new(0);
-
-/// Waits until all CPUs have made their vCPUs: what can fail for want of memory, or because a CPU lacks something, fails before
-/// the first guest starts.
-fn wait_for_all_seats(cpu: usize) {
-    let started = cpus::online() + 1;
-    SEATED.fetch_add(1, Ordering::AcqRel);
-    while SEATED.load(Ordering::Acquire) < cpus::online() {
-        core::hint::spin_loop();
-    }
-    // The boot CPU notes that guests run before it releases the others, so that each later allocation is counted.
-    if cpu == 0 {
-        heap::guests_start();
-        SEATED.store(started, Ordering::Release);
-    }
-    while SEATED.load(Ordering::Acquire) < started {
-        core::hint::spin_loop();
-    }
-}
+/// For CPUs that have made their vCPUs.
+static BARRIER: StartBarrier = StartBarrier::new();
 
 /// Gives all CPUs their jobs, and the boot CPU's back.
-pub(super) fn hand_out<B: Backend<Tables: Nested> + 'static>(jobs: Vec<Job<B::Tables>>) -> Job<B::Tables> {
+pub(super) fn hand_out<B: Backend<Tables: Nested> + 'static>(jobs: Vec<CpuPlan<B::Tables>>) -> CpuPlan<B::Tables> {
     let mut jobs = jobs.into_iter();
-    let own = jobs.next().unwrap_or(Job(Vec::new()));
+    let own = jobs.next().unwrap_or(CpuPlan(Vec::new()));
     let boxed =
         (1..).zip(jobs).map(|(index, job)| -> Option<Boxed> { Some(Box::new(move || work_on::<B>(index, job))) });
     WORK.lock().extend(boxed);
@@ -198,7 +185,7 @@ fn work(index: usize) -> ! {
     unreachable!("a job leads to its CPU's rest")
 }
 
-fn work_on<B: Backend<Tables: Nested>>(index: usize, job: Job<B::Tables>) {
+fn work_on<B: Backend<Tables: Nested>>(index: usize, job: CpuPlan<B::Tables>) {
     let mut cpu = rcu_domain::register(index);
     // SAFETY: each CPU comes here once, at ring 0 with interrupts off.
     match unsafe { B::enable(paging::physical) } {
@@ -220,11 +207,8 @@ pub(super) fn wait_for_all(cpu: &mut Cpu<'static, HostMachine>) -> ! {
     }
     report!("{}", heap::usage());
     let results = RESULTS.lock();
-    match Verdict::overall(results.iter().flatten(), |(_, verdict, _)| *verdict) {
-        Some((Some(name), verdict, why)) if *verdict != Verdict::Pass => {
-            verdict::end(*verdict, format_args!("{}: {why}", name.as_str()))
-        }
-        Some((_, verdict, why)) => verdict::end(*verdict, format_args!("{why}")),
+    match results.overall() {
+        Some(ended) => verdict::end(ended.verdict(), format_args!("{ended}")),
         None => verdict::end(Verdict::Usage, format_args!("no VM")),
     }
 }

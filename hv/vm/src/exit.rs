@@ -435,7 +435,7 @@ impl Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "each names the variant of `Exit` that it counts")]
-pub enum Kind {
+pub enum ExitKind {
     Cpuid,
     Hypercall,
     IoIn,
@@ -465,7 +465,7 @@ pub enum Kind {
     Start,
 }
 
-impl Kind {
+impl ExitKind {
     /// How many kinds there are.
     pub const COUNT: usize = Self::Unknown as usize + 1;
 
@@ -502,35 +502,35 @@ impl Kind {
 impl Exit {
     /// What this exit is counted as.
     #[inline]
-    pub const fn kind(&self) -> Kind {
+    pub const fn kind(&self) -> ExitKind {
         match self {
-            Self::Cpuid => Kind::Cpuid,
-            Self::Hypercall => Kind::Hypercall,
+            Self::Cpuid => ExitKind::Cpuid,
+            Self::Hypercall => ExitKind::Hypercall,
             Self::Io(io) => match (io.is_string(), io.is_input()) {
-                (true, _) => Kind::IoString,
-                (false, true) => Kind::IoIn,
-                (false, false) => Kind::IoOut,
+                (true, _) => ExitKind::IoString,
+                (false, true) => ExitKind::IoIn,
+                (false, false) => ExitKind::IoOut,
             },
-            Self::ReadMsr => Kind::ReadMsr,
-            Self::WriteMsr => Kind::WriteMsr,
-            Self::Cr8(_) => Kind::Cr8,
-            Self::DebugRegister => Kind::DebugRegister,
-            Self::Halt => Kind::Halt,
-            Self::NestedFault(_) => Kind::NestedFault,
-            Self::Misconfiguration(_) => Kind::Misconfiguration,
-            Self::PageFault(_) => Kind::PageFault,
-            Self::ControlRegister => Kind::ControlRegister,
-            Self::Invlpg => Kind::Invlpg,
-            Self::TaskSwitch(_) => Kind::TaskSwitch,
-            Self::Emulate => Kind::Emulate,
-            Self::Exception(_) => Kind::Exception,
-            Self::Instruction(_) => Kind::Instruction,
-            Self::ExternalInterrupt => Kind::ExternalInterrupt,
-            Self::Nmi => Kind::Nmi,
-            Self::InterruptWindow => Kind::InterruptWindow,
-            Self::Shutdown => Kind::Shutdown,
-            Self::InvalidState => Kind::InvalidState,
-            Self::Unknown => Kind::Unknown,
+            Self::ReadMsr => ExitKind::ReadMsr,
+            Self::WriteMsr => ExitKind::WriteMsr,
+            Self::Cr8(_) => ExitKind::Cr8,
+            Self::DebugRegister => ExitKind::DebugRegister,
+            Self::Halt => ExitKind::Halt,
+            Self::NestedFault(_) => ExitKind::NestedFault,
+            Self::Misconfiguration(_) => ExitKind::Misconfiguration,
+            Self::PageFault(_) => ExitKind::PageFault,
+            Self::ControlRegister => ExitKind::ControlRegister,
+            Self::Invlpg => ExitKind::Invlpg,
+            Self::TaskSwitch(_) => ExitKind::TaskSwitch,
+            Self::Emulate => ExitKind::Emulate,
+            Self::Exception(_) => ExitKind::Exception,
+            Self::Instruction(_) => ExitKind::Instruction,
+            Self::ExternalInterrupt => ExitKind::ExternalInterrupt,
+            Self::Nmi => ExitKind::Nmi,
+            Self::InterruptWindow => ExitKind::InterruptWindow,
+            Self::Shutdown => ExitKind::Shutdown,
+            Self::InvalidState => ExitKind::InvalidState,
+            Self::Unknown => ExitKind::Unknown,
         }
     }
 }

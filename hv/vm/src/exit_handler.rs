@@ -2,7 +2,7 @@
 
 use crate::context::Context;
 use crate::debug_traps::retire;
-use crate::exit::{Event, Exception, Exit, Instruction, Kind};
+use crate::exit::{Event, Exception, Exit, ExitKind, Instruction};
 use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
 use crate::msr::{self, MsrError};
@@ -49,34 +49,34 @@ impl<'a, T: Types> ExitHandler<'a, T> {
         // Each arm counts its own exit, so that the exit is matched once.
         let done = match exit {
             Exit::Cpuid => {
-                self.context.stats.exited(Kind::Cpuid, stay);
+                self.context.stats.exited(ExitKind::Cpuid, stay);
                 self.cpuid(vcpu)
             }
             Exit::Hypercall => {
-                self.context.stats.exited(Kind::Hypercall, stay);
+                self.context.stats.exited(ExitKind::Hypercall, stay);
                 if hypercall::call(vcpu, &mut self.memory) == Call::Unfinished {
                     return ControlFlow::Continue(());
                 }
                 Ok(T::Vcpu::HYPERCALL)
             }
             Exit::ReadMsr => {
-                self.context.stats.exited(Kind::ReadMsr, stay);
+                self.context.stats.exited(ExitKind::ReadMsr, stay);
                 self.read_msr(vcpu)
             }
             Exit::WriteMsr => {
-                self.context.stats.exited(Kind::WriteMsr, stay);
+                self.context.stats.exited(ExitKind::WriteMsr, stay);
                 self.write_msr(vcpu, host)
             }
             Exit::Io(io) if !io.is_string() => {
-                self.context.stats.exited(if io.is_input() { Kind::IoIn } else { Kind::IoOut }, stay);
+                self.context.stats.exited(if io.is_input() { ExitKind::IoIn } else { ExitKind::IoOut }, stay);
                 return self.io(vcpu, io, host);
             }
             Exit::NestedFault(fault) => {
-                self.context.stats.exited(Kind::NestedFault, stay);
+                self.context.stats.exited(ExitKind::NestedFault, stay);
                 return self.nested_fault(vcpu, fault, host);
             }
             Exit::PageFault(fault) if vcpu.own_paging().is_some() => {
-                self.context.stats.exited(Kind::PageFault, stay);
+                self.context.stats.exited(ExitKind::PageFault, stay);
                 return self.page_fault(vcpu, fault, host);
             }
             _ => return self.rare(vcpu, stay, host),
@@ -290,9 +290,7 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline(always)]
     pub(crate) fn first_bytes(&mut self, vcpu: &T::Vcpu, at: Gva) -> Option<u32> {
         let Context { code, features, .. } = &mut *self.context;
-        with_paging(vcpu, features, |paging| {
-            code.fetch_u32(&self.memory, paging, at, Self::fetch_privilege(vcpu))
-        })
+        with_paging(vcpu, features, |paging| code.fetch_u32(&self.memory, paging, at, Self::fetch_privilege(vcpu)))
     }
 
     /// What walks of the guest's tables go by.

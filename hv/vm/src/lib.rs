@@ -191,6 +191,7 @@ mod debug_registers;
 mod debug_traps;
 mod device_bus;
 mod emulated;
+mod end_reason;
 mod exit;
 mod exit_handler;
 mod flow;
@@ -205,6 +206,7 @@ mod mtrr;
 mod paging;
 mod ports;
 mod reset;
+mod results;
 mod run;
 mod shared;
 mod sort;
@@ -221,13 +223,15 @@ mod wanted_msrs;
 pub use crate::context::{Activity, Context};
 pub use debug_traps::retire;
 pub use devices::Size;
+pub use end_reason::EndReason;
 pub use exit::{
-    Cr8, Event, Exception, Exit, Instruction, Io, Kind, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,
+    Cr8, Event, Exception, Exit, ExitKind, Instruction, Io, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,
 };
 pub use exit_handler::ExitHandler;
 pub use flow::{Flow, Stop};
 pub use host::Host;
 pub use memory::{Memory, Resolved};
+pub use results::{Ended, Results};
 pub use run::run;
 pub use sched::{Instant, Turn};
 pub use shared::Vm;

@@ -16,7 +16,7 @@ use core::ops::ControlFlow;
 use emul::mmio::{Bus, MemoryRef};
 use emul::{Known, Registers, Width};
 use shadow::{Change, LoadError, Reason};
-use walk::{Access, Controls, ErrorCode, Kind, Operands, PhysMem, Privilege};
+use walk::{Access, AccessKind, Controls, ErrorCode, Operands, PhysMem, Privilege};
 use x86::irq::{DOUBLE_FAULT_VECTOR, PAGE_FAULT_VECTOR};
 
 impl<T: Types> ExitHandler<'_, T> {
@@ -32,7 +32,8 @@ impl<T: Types> ExitHandler<'_, T> {
                 raise_page_fault(vcpu, error_code, address.raw())
             }
             Ok(shadow::FaultOutcome::Emulate { gpa, reason: Reason::Mmio }) => {
-                let fault = NestedFault::new(gpa, access.kind == Kind::Write, access.kind == Kind::Fetch, false);
+                let fault =
+                    NestedFault::new(gpa, access.kind == AccessKind::Write, access.kind == AccessKind::Fetch, false);
                 if self.context.apic.is_at(gpa.raw()) {
                     return self.apic_page(vcpu, fault, host);
                 }
@@ -61,9 +62,9 @@ impl<T: Types> ExitHandler<'_, T> {
     /// makes no difference (Intel SDM vol. 3, section 4.6).
     fn access(vcpu: &T::Vcpu, error_code: ErrorCode) -> Access {
         let kind = match () {
-            () if error_code.contains(ErrorCode::WRITE) => Kind::Write,
-            () if error_code.contains(ErrorCode::FETCH) => Kind::Fetch,
-            () => Kind::Read,
+            () if error_code.contains(ErrorCode::WRITE) => AccessKind::Write,
+            () if error_code.contains(ErrorCode::FETCH) => AccessKind::Fetch,
+            () => AccessKind::Read,
         };
         let privilege = match Self::privilege(vcpu) {
             _ if error_code.contains(ErrorCode::USER) => Privilege::User,

@@ -103,7 +103,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 // Whether memory takes the element has to be known before the port is read: reading may have effects.
                 // If the element crosses into a second page that faults, CR2 holds the first byte of that page.
                 for byte in [at, at.wrapping_add(element.len() as u64 - 1).align_down(addr::PAGE_SIZE)] {
-                    let access = Access { kind: walk::Kind::Write, privilege };
+                    let access = Access { kind: walk::AccessKind::Write, privilege };
                     walk::translate(&self.memory, &paging, byte, access, SetAccessedDirty::No)?;
                 }
                 let value = self.vm.devices().read(io.port(), io.size()).to_le_bytes();

@@ -1,6 +1,6 @@
 //! How often the guest left, why, and how long the hypervisor took: what `perf kvm stat` shows of KVM.
 
-use crate::exit::Kind;
+use crate::exit::ExitKind;
 use crate::sort::sort_few;
 use crate::vcpu::Stay;
 use crate::wanted_msrs::WantedMsrs;
@@ -36,22 +36,26 @@ const NOTHING: Cost = Cost { count: 0, total: 0, min: u64::MAX, span: 0 };
 #[derive(Debug)]
 pub struct Stats {
     /// One place more than there are kinds: for what comes before the first exit.
-    costs: [Cost; Kind::COUNT + 1],
+    costs: [Cost; ExitKind::COUNT + 1],
     /// The exit under way: what it was, and when.
-    current: (Kind, u64),
+    current: (ExitKind, u64),
     pub(crate) wanted_msrs: WantedMsrs,
 }
 
 impl Default for Stats {
     fn default() -> Self {
-        Self { costs: [NOTHING; Kind::COUNT + 1], current: (Kind::Start, 0), wanted_msrs: WantedMsrs::default() }
+        Self {
+            costs: [NOTHING; ExitKind::COUNT + 1],
+            current: (ExitKind::Start, 0),
+            wanted_msrs: WantedMsrs::default(),
+        }
     }
 }
 
 impl Stats {
     /// Books an exit of `kind` after a `stay` in the guest, which also says when the handling of the exit before it ended.
     #[inline]
-    pub fn exited(&mut self, kind: Kind, stay: Stay) {
+    pub fn exited(&mut self, kind: ExitKind, stay: Stay) {
         let (previous, since) = self.current;
         let ticks = stay.entry.wrapping_sub(since);
         let cost = &mut self.costs[previous as usize];
@@ -66,7 +70,7 @@ impl Stats {
 
     /// Books the last exit, after which the guest is not entered again.
     pub fn ended(&mut self) {
-        let (kind, _) = core::mem::replace(&mut self.current, (Kind::Start, 0));
+        let (kind, _) = core::mem::replace(&mut self.current, (ExitKind::Start, 0));
         self.costs[kind as usize].count += 1;
     }
 
@@ -89,7 +93,7 @@ impl Stats {
     }
 
     /// How many exits of `kind` there were.
-    pub fn count(&self, kind: Kind) -> u64 {
+    pub fn count(&self, kind: ExitKind) -> u64 {
         self.costs[kind as usize].count
     }
 }
@@ -102,7 +106,7 @@ fn permille(part: u64, whole: u64) -> u64 {
 /// The table, one line a kind, most time first.
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let costs = &self.costs[..Kind::COUNT];
+        let costs = &self.costs[..ExitKind::COUNT];
         let exits: u64 = costs.iter().map(|cost| cost.count).sum();
         let ticks: u64 = costs.iter().map(|cost| cost.total).sum();
         writeln!(
@@ -110,7 +114,7 @@ impl fmt::Display for Stats {
             "{:<14}{:>10}{:>9}{:>9}{:>10}{:>12}{:>10}",
             "exit", "count", "count%", "time%", "min", "max", "mean"
         )?;
-        let mut order: [usize; Kind::COUNT] = core::array::from_fn(|kind| kind);
+        let mut order: [usize; ExitKind::COUNT] = core::array::from_fn(|kind| kind);
         sort_few(&mut order, |&kind| core::cmp::Reverse(costs[kind].total));
         for kind in order {
             let cost = &costs[kind];
@@ -122,7 +126,7 @@ impl fmt::Display for Stats {
             writeln!(
                 f,
                 "{:<14}{:>10}{:>7}.{}{:>7}.{}{:>10}{:>12}{:>10}",
-                Kind::NAMES[kind],
+                ExitKind::NAMES[kind],
                 cost.count,
                 share / 10,
                 share % 10,
@@ -144,11 +148,11 @@ mod tests {
     #[test]
     fn an_exit_costs_from_the_exit_to_the_next_entry() {
         let mut stats = Stats::default();
-        stats.exited(Kind::Cpuid, Stay { entry: 0, exit: 100 });
-        stats.exited(Kind::Halt, Stay { entry: 130, exit: 500 });
+        stats.exited(ExitKind::Cpuid, Stay { entry: 0, exit: 100 });
+        stats.exited(ExitKind::Halt, Stay { entry: 130, exit: 500 });
         stats.ended();
-        assert_eq!(stats.costs[Kind::Cpuid as usize], Cost { count: 1, total: 30, min: 30, span: 0 });
-        assert_eq!(stats.count(Kind::Halt), 1);
+        assert_eq!(stats.costs[ExitKind::Cpuid as usize], Cost { count: 1, total: 30, min: 30, span: 0 });
+        assert_eq!(stats.count(ExitKind::Halt), 1);
         let table = std::format!("{stats}");
         assert!(table.lines().nth(1).is_some_and(|line| line.starts_with("cpuid") && line.contains("100.0")));
     }

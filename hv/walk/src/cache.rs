@@ -17,7 +17,7 @@
 //! space. That translation may change (a page of the guest is unmapped and later mapped to another frame);
 //! [`HandleMem::generation`] tells the cache when it did.
 
-use crate::{Access, Controls, Fault, Features, Kind, Mode, Paging, PhysMem, Privilege, Step, Steps};
+use crate::{Access, AccessKind, Controls, Fault, Features, Mode, Paging, PhysMem, Privilege, WalkStep, WalkSteps};
 use addr::{Gpa, Gva, PAGE_SIZE};
 use arch::CR0_PG;
 
@@ -242,12 +242,12 @@ impl<S: Copy> FetchCache<S> {
         // Read before the walk: if memory moves during the walk, the generation kept is already outdated, and no hit
         // uses a stale handle.
         let generation = mem.generation();
-        let mut steps = Steps::new();
+        let mut steps = WalkSteps::new();
         let translation = crate::walk(
             mem,
             &Paging { controls, pdptes, features },
             gva,
-            Access { kind: Kind::Fetch, privilege },
+            Access { kind: AccessKind::Fetch, privilege },
             &mut steps,
         )?;
         let Some(page) = mem.handle(translation.gpa.align_down(PAGE_SIZE)) else { return Ok(None) };
@@ -267,7 +267,7 @@ impl<S: Copy> FetchCache<S> {
 
 /// Handles and values of the entries that a walk read. None if there are more than [`ENTRIES`], if one has no handle,
 /// or if one has changed since the walk.
-fn entries<M: HandleMem>(mem: &M, mode: Mode, steps: &[Step]) -> Option<[(M::Handle, u64); ENTRIES]> {
+fn entries<M: HandleMem>(mem: &M, mode: Mode, steps: &[WalkStep]) -> Option<[(M::Handle, u64); ENTRIES]> {
     let mut kept = [handle_and_value(mem, mode, steps.last()?)?; ENTRIES];
     let (_, above) = steps.split_last()?;
     for (index, step) in above.iter().enumerate() {
@@ -278,7 +278,7 @@ fn entries<M: HandleMem>(mem: &M, mode: Mode, steps: &[Step]) -> Option<[(M::Han
 
 /// The handle of an entry and the eight bytes there. A 4-byte entry is kept with its neighbour: a change of either is a
 /// miss. None if the entry has changed since the walk.
-fn handle_and_value<M: HandleMem>(mem: &M, mode: Mode, step: &Step) -> Option<(M::Handle, u64)> {
+fn handle_and_value<M: HandleMem>(mem: &M, mode: Mode, step: &WalkStep) -> Option<(M::Handle, u64)> {
     let handle = mem.handle(step.at.align_down(8))?;
     let value = mem.load(handle);
     let entry = match mode {

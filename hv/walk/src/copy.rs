@@ -1,6 +1,6 @@
 //! Copies of bytes at linear addresses.
 
-use crate::{Access, Fault, Kind, Paging, PhysMem, Privilege, SetAccessedDirty, translate};
+use crate::{Access, AccessKind, Fault, Paging, PhysMem, Privilege, SetAccessedDirty, translate};
 use addr::{Gpa, Gva, PAGE_SIZE};
 use arch::MAX_INSTRUCTION;
 
@@ -26,7 +26,7 @@ impl Fetched {
 /// Only a fault on the first byte is an error. A fault on the second page matters only if the instruction reaches it,
 /// which the decoder finds out: [`Fetched::then`] keeps that fault.
 pub fn fetch<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, privilege: Privilege) -> Result<Fetched, Fault> {
-    let access = Access { kind: Kind::Fetch, privilege };
+    let access = Access { kind: AccessKind::Fetch, privilege };
     let mut fetched = Fetched { bytes: [0; MAX_INSTRUCTION], len: 0, then: None };
     let [first, second] = split(gva, MAX_INSTRUCTION);
     read_piece(mem, paging, gva, access, &mut fetched.bytes[..first])?;
@@ -48,7 +48,7 @@ pub fn read<M: PhysMem>(
     privilege: Privilege,
     bytes: &mut [u8],
 ) -> Result<(), Fault> {
-    let access = Access { kind: Kind::Read, privilege };
+    let access = Access { kind: AccessKind::Read, privilege };
     let pieces = both(mem, paging, gva, access, bytes.len())?;
     let (first, second) = bytes.split_at_mut(pieces[0].1);
     for ((gpa, _), piece) in pieces.into_iter().zip([first, second]).filter(|(_, piece)| !piece.is_empty()) {
@@ -60,7 +60,7 @@ pub fn read<M: PhysMem>(
 /// Writes `bytes`, at most 4096, at `gva` as an instruction of the guest does: accessed and dirty bits are set, and
 /// nothing is written if either of two pages faults.
 pub fn write<M: PhysMem>(mem: &M, paging: &Paging, gva: Gva, privilege: Privilege, bytes: &[u8]) -> Result<(), Fault> {
-    let access = Access { kind: Kind::Write, privilege };
+    let access = Access { kind: AccessKind::Write, privilege };
     let pieces = both(mem, paging, gva, access, bytes.len())?;
     let (first, second) = bytes.split_at(pieces[0].1);
     for ((gpa, _), piece) in pieces.into_iter().zip([first, second]).filter(|(_, piece)| !piece.is_empty()) {

@@ -22,7 +22,7 @@ pub fn walk_tables(data: &[u8]) {
     let controls = Controls { cr0: word(0), cr3: word(1), cr4: word(0) >> 32, efer: flags >> 16 };
     let pdptes = (flags & (1 << 11) != 0).then(|| [word(1), word(2), word(3), word(4)]);
     let access = Access {
-        kind: [Kind::Read, Kind::Write, Kind::Fetch][(flags >> 12) as usize % 3],
+        kind: [AccessKind::Read, AccessKind::Write, AccessKind::Fetch][(flags >> 12) as usize % 3],
         privilege: [Privilege::User, Privilege::Supervisor { ac: flags & (1 << 15) != 0 }][(flags >> 14) as usize & 1],
     };
 

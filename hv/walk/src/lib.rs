@@ -34,7 +34,7 @@
 //!     pdptes: None,
 //!     features: Features { maxphyaddr: 40, pages_1g: true, pse36: true, pml4e_bit8_reserved: true },
 //! };
-//! let access = Access { kind: Kind::Fetch, privilege: Privilege::Supervisor { ac: false } };
+//! let access = Access { kind: AccessKind::Fetch, privilege: Privilege::Supervisor { ac: false } };
 //! let found = translate(&ram, &paging, Gva::new(0x12_3456), access, SetAccessedDirty::No);
 //! assert_eq!(found.unwrap().gpa, Gpa::new(0x12_3456));
 //! ```
@@ -95,7 +95,7 @@ pub trait PhysMem {
 
 /// What an access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum AccessKind {
     /// A data read.
     Read,
     /// A data write.
@@ -120,7 +120,7 @@ pub enum Privilege {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// What it does.
-    pub kind: Kind,
+    pub kind: AccessKind,
     /// Its privilege.
     pub privilege: Privilege,
 }
@@ -218,7 +218,7 @@ const ATTEMPTS: usize = 8;
 
 /// One entry that a walk read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct WalkStep {
     /// Its address.
     pub at: Gpa,
     /// Its value, with the accessed and dirty bits that the walk has set. Four bytes in [`Mode::Bits32`], else eight.
@@ -230,14 +230,14 @@ pub struct Step {
 /// The entries that a walk read, from the root down: at most one for each of five levels, without PDPTEs that the
 /// processor holds.
 #[derive(Clone, Copy, Debug)]
-pub struct Steps {
-    steps: [Step; 5],
+pub struct WalkSteps {
+    steps: [WalkStep; 5],
     len: usize,
 }
 
-impl Steps {
+impl WalkSteps {
     const fn new() -> Self {
-        Self { steps: [Step { at: Gpa::new(0), entry: 0, level: 0 }; 5], len: 0 }
+        Self { steps: [WalkStep { at: Gpa::new(0), entry: 0, level: 0 }; 5], len: 0 }
     }
 
     /// Whether a write to the page needs no dirty bit to be set first: it is set already, or paging is off.
@@ -245,13 +245,13 @@ impl Steps {
         self.as_slice().last().is_none_or(|leaf| leaf.entry & DIRTY != 0)
     }
 
-    fn push(&mut self, step: Step) {
+    fn push(&mut self, step: WalkStep) {
         self.steps[self.len] = step;
         self.len += 1;
     }
 
     /// The entries.
-    pub fn as_slice(&self) -> &[Step] {
+    pub fn as_slice(&self) -> &[WalkStep] {
         &self.steps[..self.len]
     }
 }
@@ -278,9 +278,9 @@ pub fn trace<M: PhysMem>(
     gva: Gva,
     access: Access,
     set: SetAccessedDirty,
-) -> Result<(Translation, Steps), Fault> {
+) -> Result<(Translation, WalkSteps), Fault> {
     for _ in 0..ATTEMPTS {
-        let mut steps = Steps::new();
+        let mut steps = WalkSteps::new();
         let translation = walk(mem, paging, gva, access, &mut steps)?;
         if set == SetAccessedDirty::No || mark(mem, paging, &mut steps, access)? {
             return Ok((translation, steps));
@@ -320,7 +320,7 @@ fn walk<M: PhysMem>(
     paging: &Paging,
     gva: Gva,
     access: Access,
-    steps: &mut Steps,
+    steps: &mut WalkSteps,
 ) -> Result<Translation, Fault> {
     let mode = paging.controls.mode();
     let linear = mode.linear(gva).ok_or(Fault::NonCanonical)?;
@@ -341,7 +341,7 @@ fn descend<M: PhysMem>(
     mode: Mode,
     linear: u64,
     access: Access,
-    steps: &mut Steps,
+    steps: &mut WalkSteps,
 ) -> Result<Translation, Fault> {
     let mut rights = Rights::ALL;
     let fault =
@@ -357,7 +357,7 @@ fn descend<M: PhysMem>(
             None => {
                 let at = Gpa::new(table + index * mode.entry_bytes());
                 let entry = read_entry(mem, mode, at).ok_or(Fault::Unbacked(at))?;
-                steps.push(Step { at, entry, level });
+                steps.push(WalkStep { at, entry, level });
                 entry
             }
         };
@@ -392,12 +392,12 @@ fn read_entry<M: PhysMem>(mem: &M, mode: Mode, at: Gpa) -> Option<u64> {
 
 /// Sets the accessed bits of the entries of a walk and, for a write, the dirty bit of its page. False if an entry has
 /// changed since the walk read it: then the translation may be outdated.
-fn mark<M: PhysMem>(mem: &M, paging: &Paging, steps: &mut Steps, access: Access) -> Result<bool, Fault> {
+fn mark<M: PhysMem>(mem: &M, paging: &Paging, steps: &mut WalkSteps, access: Access) -> Result<bool, Fault> {
     let mode = paging.controls.mode();
     for step in steps.steps[..steps.len].iter_mut().filter(|step| mode.has_rights(step.level)) {
-        let Step { at, entry, level } = *step;
+        let WalkStep { at, entry, level } = *step;
         let leaf = paging.is_leaf(mode, level, entry).is_some();
-        let dirty = if leaf && access.kind == Kind::Write { DIRTY } else { 0 };
+        let dirty = if leaf && access.kind == AccessKind::Write { DIRTY } else { 0 };
         let marked = entry | ACCESSED | dirty;
         if marked == entry {
             continue;

@@ -1,6 +1,6 @@
 //! Paging modes: how the control registers select one, and the format of its entries.
 
-use crate::{Access, ErrorCode, Kind, PhysMem, Privilege, Rights};
+use crate::{Access, AccessKind, ErrorCode, PhysMem, Privilege, Rights};
 use addr::{Gpa, Gva, PageSize};
 use arch::paging::{ACCESSED, LARGE, NO_EXECUTE, PDPTE_RESERVED, PRESENT};
 use arch::{CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE};
@@ -87,9 +87,9 @@ impl Controls {
     #[inline(always)]
     pub(crate) fn describe(&self, access: Access) -> ErrorCode {
         let mut code = ErrorCode::empty();
-        code.set(ErrorCode::WRITE, access.kind == Kind::Write);
+        code.set(ErrorCode::WRITE, access.kind == AccessKind::Write);
         code.set(ErrorCode::USER, access.privilege == Privilege::User);
-        code.set(ErrorCode::FETCH, access.kind == Kind::Fetch && (self.nx() || self.cr4 & CR4_SMEP != 0));
+        code.set(ErrorCode::FETCH, access.kind == AccessKind::Fetch && (self.nx() || self.cr4 & CR4_SMEP != 0));
         code
     }
 
@@ -97,15 +97,15 @@ impl Controls {
     #[inline(always)]
     pub(crate) fn permit(&self, rights: Rights, access: Access) -> bool {
         match (access.privilege, access.kind) {
-            (Privilege::User, Kind::Read) => rights.user,
-            (Privilege::User, Kind::Write) => rights.user && rights.writable,
-            (Privilege::User, Kind::Fetch) => rights.user && rights.executable,
-            (Privilege::Supervisor { .. }, Kind::Fetch) => {
+            (Privilege::User, AccessKind::Read) => rights.user,
+            (Privilege::User, AccessKind::Write) => rights.user && rights.writable,
+            (Privilege::User, AccessKind::Fetch) => rights.user && rights.executable,
+            (Privilege::Supervisor { .. }, AccessKind::Fetch) => {
                 rights.executable && !(rights.user && self.cr4 & CR4_SMEP != 0)
             }
             (Privilege::Supervisor { ac }, kind) => {
                 let smap = rights.user && self.cr4 & CR4_SMAP != 0 && !ac;
-                let protected = kind == Kind::Write && !rights.writable && self.cr0 & CR0_WP != 0;
+                let protected = kind == AccessKind::Write && !rights.writable && self.cr0 & CR0_WP != 0;
                 !smap && !protected
             }
         }

@@ -4,7 +4,9 @@
 //! the operand of an instruction with a LOCK prefix. Here, accesses to operands within eight aligned bytes are atomic;
 //! those to operands across such a boundary, which are no page-table entries, are not.
 
-use crate::{ATTEMPTS, Access, Fault, Kind, Paging, PhysMem, Privilege, SetAccessedDirty, read, translate, write};
+use crate::{
+    ATTEMPTS, Access, AccessKind, Fault, Paging, PhysMem, Privilege, SetAccessedDirty, read, translate, write,
+};
 use addr::{Gpa, Gva};
 
 /// Accesses operands of an emulated instruction: sets accessed and dirty bits, and gives the faults that the guest
@@ -59,7 +61,7 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 impl<M: PhysMem> Operands<'_, M> {
-    fn part(&self, gva: Gva, kind: Kind, bytes: usize) -> Result<Option<Part>, Fault> {
+    fn part(&self, gva: Gva, kind: AccessKind, bytes: usize) -> Result<Option<Part>, Fault> {
         let access = Access { kind, privilege: self.privilege };
         let gpa = translate(self.mem, self.paging, gva, access, SetAccessedDirty::Yes)?.gpa;
         Ok(Part::of(gpa, bytes))
@@ -67,7 +69,7 @@ impl<M: PhysMem> Operands<'_, M> {
 
     /// Reads `bytes`, at most 4096.
     pub fn load(&self, gva: Gva, bytes: &mut [u8]) -> Result<(), Fault> {
-        let Some(part) = self.part(gva, Kind::Read, bytes.len())? else {
+        let Some(part) = self.part(gva, AccessKind::Read, bytes.len())? else {
             return read(self.mem, self.paging, gva, self.privilege, bytes);
         };
         let value = part.get(part.load(self.mem)?).to_le_bytes();
@@ -78,7 +80,7 @@ impl<M: PhysMem> Operands<'_, M> {
     /// Writes `bytes`, at most 4096. Concurrent writes of other CPUs to the bytes around them are not lost;
     /// [`Fault::Contended`] if these keep changing.
     pub fn store(&self, gva: Gva, bytes: &[u8]) -> Result<(), Fault> {
-        let Some(part) = self.part(gva, Kind::Write, bytes.len())? else {
+        let Some(part) = self.part(gva, AccessKind::Write, bytes.len())? else {
             return write(self.mem, self.paging, gva, self.privilege, bytes);
         };
         for _ in 0..ATTEMPTS {
@@ -93,7 +95,7 @@ impl<M: PhysMem> Operands<'_, M> {
     /// if another CPU changed the bytes around them meanwhile, so a caller that needs the reason reads again.
     pub fn compare_exchange(&self, gva: Gva, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
         debug_assert_eq!(old.len(), new.len());
-        let Some(part) = self.part(gva, Kind::Write, old.len())? else {
+        let Some(part) = self.part(gva, AccessKind::Write, old.len())? else {
             let mut found = [0; 8];
             let found = &mut found[..old.len()];
             read(self.mem, self.paging, gva, self.privilege, found)?;

@@ -35,6 +35,6 @@ pub(crate) fn paging(cr0: u64, cr3: u64, cr4: u64, efer: u64) -> Paging {
 
 pub(crate) const SUPERVISOR: Privilege = Privilege::Supervisor { ac: false };
 
-pub(crate) fn access(kind: Kind, privilege: Privilege) -> Access {
+pub(crate) fn access(kind: AccessKind, privilege: Privilege) -> Access {
     Access { kind, privilege }
 }

@@ -5,18 +5,15 @@ mod record;
 
 use crate::build::Images;
 use crate::failure::usage;
-use crate::machine::bochs::{self, Bochs};
-use crate::machine::qemu::{Engine, Qemu};
 use crate::machine::trace::Trace;
-use crate::machine::{Image, Machine};
+use crate::machine::{Emulator, Host, Image};
 use crate::output::outln;
 use crate::progress::Live;
 use crate::project;
-use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Paging, Trial};
 use abi::options::guest as word;
-use abi::options::level;
+use abi::options::{level, paging};
 use anyhow::Result;
 use clap::ValueEnum;
 use plan::{Mode, Round, VICTIM};
@@ -61,10 +58,10 @@ guest tell each input before it runs; `--first N --inputs N` pick some.
 Exit status: 0 if all is well, 1 if not, 2 if something has to be installed, 101 if the images could not be built.")]
 pub(crate) struct Args {
     /// The machines
-    #[arg(long, value_enum, default_value = "qemu")]
+    #[arg(long, value_enum, default_value = Host::QemuSvm.name())]
     host: Host,
     /// How the hostile guests' memory is translated
-    #[arg(long, value_enum, default_value = "nested")]
+    #[arg(long, value_enum, default_value = paging::NESTED)]
     paging: Paging,
     /// What the hostile guests run in [default: each in turn]
     #[arg(long, value_enum)]
@@ -83,14 +80,6 @@ pub(crate) struct Args {
     attackers: Option<u32>,
 }
 
-/// An emulator, and whose virtualization it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Host {
-    Qemu,
-    BochsVmx,
-    BochsSvm,
-}
-
 /// What a switch of tasks by hardware comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TaskGates {
@@ -103,7 +92,8 @@ enum TaskGates {
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let modes = args.modes()?;
-    let machine = args.host.machine()?;
+    args.host.ensure()?;
+    let machine = args.host.emulator();
     let images = Images::build()?;
     Campaign { args, modes, machine, images: &images }.run()
 }
@@ -113,8 +103,9 @@ pub(crate) fn traced(images: &Images, trace: &Trace) -> Result<bool> {
     let mut all_passed = true;
     for paging in [Paging::Nested, Paging::Shadow, Paging::Vtlb] {
         let args =
-            Args { host: Host::Qemu, paging, mode: None, seconds: u32::MAX, rounds: None, seed: 1, attackers: None };
-        let (modes, machine) = (args.modes()?, args.host.machine()?);
+            Args { host: Host::QemuSvm, paging, mode: None, seconds: u32::MAX, rounds: None, seed: 1, attackers: None };
+        args.host.ensure()?;
+        let (modes, machine) = (args.modes()?, args.host.emulator());
         let campaign = Campaign { args: &args, modes, machine, images };
         for (number, mode) in (1..).zip(&campaign.modes) {
             let round = Round::new(number, args.seed, *mode, args.attackers());
@@ -125,18 +116,6 @@ pub(crate) fn traced(images: &Images, trace: &Trace) -> Result<bool> {
         }
     }
     Ok(all_passed)
-}
-
-impl Host {
-    fn machine(self) -> Result<Machine> {
-        let bochs = |cpu: &str| Machine::Bochs(Bochs::new(cpu));
-        setup::ensure(if self == Self::Qemu { Tool::Qemu } else { Tool::Bochs })?;
-        Ok(match self {
-            Self::Qemu => Machine::Qemu(Qemu::new(Engine::Tcg, None)),
-            Self::BochsVmx => bochs(bochs::VMX_CPU),
-            Self::BochsSvm => bochs(bochs::SVM_CPU),
-        })
-    }
 }
 
 impl Args {
@@ -160,7 +139,7 @@ impl Args {
     /// What task gates do on this machine.
     fn task_gates(&self) -> TaskGates {
         match (self.host, self.paging) {
-            (Host::Qemu, Paging::Shadow | Paging::Vtlb) => TaskGates::LoseTheMachine,
+            (Host::QemuSvm, Paging::Shadow | Paging::Vtlb) => TaskGates::LoseTheMachine,
             _ => TaskGates::Switch,
         }
     }
@@ -170,7 +149,7 @@ impl Args {
 struct Campaign<'a> {
     args: &'a Args,
     modes: Vec<Mode>,
-    machine: Machine,
+    machine: Emulator,
     images: &'a Images,
 }
 
@@ -209,7 +188,7 @@ impl Campaign<'_> {
         let name = |value: Option<clap::builder::PossibleValue>| {
             value.map(|value| value.get_name().to_string()).unwrap_or_default()
         };
-        let (host, paging) = (name(host.to_possible_value()), name(paging.to_possible_value()));
+        let paging = name(paging.to_possible_value());
         let Round { seed, mode, .. } = round;
         format!(
             "cargo xtask hostile --host {host} --paging {paging} --mode {mode} --seed {seed} --attackers {attackers} --rounds 1"
@@ -217,7 +196,7 @@ impl Campaign<'_> {
     }
 
     fn trial(&self, round: &Round) -> Trial {
-        let slowness = if self.args.host == Host::Qemu { 1 } else { BOCHS_SLOWNESS };
+        let slowness = if self.args.host == Host::QemuSvm { 1 } else { BOCHS_SLOWNESS };
         let limit = 2 * ROUND_SECONDS + GRACE;
         let victim = Guest {
             name: VICTIM.to_string(),

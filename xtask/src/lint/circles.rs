@@ -179,21 +179,21 @@ mod tests {
     fn a_circle_by_super_is_found() {
         let found = circles(&[
             ("main.rs", "mod vms;"),
-            ("vms/mod.rs", "mod seat; mod work; use seat::Seat;"),
-            ("vms/seat.rs", "use super::work::SLICE;"),
-            ("vms/work.rs", "fn f(seat: super::seat::Seat) {}"),
+            ("vms/mod.rs", "mod vcpu; mod work; use vcpu::Vcpu;"),
+            ("vms/vcpu.rs", "use super::work::SLICE;"),
+            ("vms/work.rs", "fn f(vcpu: super::vcpu::Vcpu) {}"),
         ]);
-        assert_eq!(found, ["a circle of files: src/vms/seat.rs -> src/vms/work.rs -> src/vms/seat.rs"]);
+        assert_eq!(found, ["a circle of files: src/vms/vcpu.rs -> src/vms/work.rs -> src/vms/vcpu.rs"]);
     }
 
     #[test]
     fn a_module_that_uses_its_parents_items_is_in_a_circle_with_it() {
         let found = circles(&[
             ("main.rs", "mod vms;"),
-            ("vms/mod.rs", "mod seat; fn f() { seat::g() } struct Place;"),
-            ("vms/seat.rs", "use super::Place;"),
+            ("vms/mod.rs", "mod vcpu; fn f() { vcpu::g() } struct VmId;"),
+            ("vms/vcpu.rs", "use super::VmId;"),
         ]);
-        assert_eq!(found, ["a circle of files: src/vms/mod.rs -> src/vms/seat.rs -> src/vms/mod.rs"]);
+        assert_eq!(found, ["a circle of files: src/vms/mod.rs -> src/vms/vcpu.rs -> src/vms/mod.rs"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::failure::usage;
 use crate::guests::readable_file;
 use crate::leash::Folder;
 use crate::machine::input::Input;
-use crate::machine::{Image, Machine, run_folder};
+use crate::machine::{Emulator, Image, run_folder};
 use crate::run::{self, MachineArgs};
 use crate::size::Size;
 use crate::toolchain::Target;
@@ -127,7 +127,7 @@ impl Args {
     }
 
     /// What is typed: unless something is asked for or a script is run, the keys of this terminal. A shell can't do without them.
-    fn input(&self, machine: &Machine) -> Option<Input> {
+    fn input(&self, machine: &Emulator) -> Option<Input> {
         let takes_keys = self.is_shell() || self.run.is_none() && machine.takes_input();
         let keys = || (takes_keys && Input::Standard.is_terminal()).then_some(Input::Standard);
         self.input.clone().or_else(keys)
@@ -140,7 +140,7 @@ impl Args {
         }
     }
 
-    fn guest(&self, machine: &Machine, files: &Folder) -> Result<Guest> {
+    fn guest(&self, machine: &Emulator, files: &Folder) -> Result<Guest> {
         let kernel = match &self.kernel {
             Some(file) => file.clone(),
             None => packages::find_or_get(File::Kernel, self.arch)?,

@@ -1,7 +1,7 @@
 //! Bochs: the way to VMX where the processor has none, and a second opinion on SVM.
 
 use super::trace::Trace;
-use super::{Boot, Medium, Stop, iso};
+use super::{Boot, EmulatorExit, Medium, iso};
 use crate::leash::Leashed;
 use crate::project;
 use anyhow::{Context, Result};
@@ -72,7 +72,7 @@ impl Bochs {
         folder: &Path,
         deadline: Instant,
         live: &mut dyn FnMut(&[u8]),
-    ) -> Result<Stop> {
+    ) -> Result<EmulatorExit> {
         let iso = match &boot.from {
             Medium::Images(images) => {
                 iso::make(images, folder, &folder.join("boot.iso"))?;
@@ -131,7 +131,7 @@ impl Bochs {
 }
 
 /// Hands the console on until Bochs ends or is ended.
-fn attend(child: &mut Leashed, folder: &Path, deadline: Instant, live: &mut dyn FnMut(&[u8])) -> Result<Stop> {
+fn attend(child: &mut Leashed, folder: &Path, deadline: Instant, live: &mut dyn FnMut(&[u8])) -> Result<EmulatorExit> {
     let mut console = Tail::new(folder.join("console"));
     let log = folder.join("bochs.log");
     let mut last_heard = Instant::now();
@@ -154,7 +154,7 @@ fn attend(child: &mut Leashed, folder: &Path, deadline: Instant, live: &mut dyn 
     };
     console.forward(live)?;
     let complaints = last_lines(&text(&log), &text(&folder.join("debugger.log")));
-    Ok(Stop { exit, complaints, processor_shut_down: has_shut_down(&log) })
+    Ok(EmulatorExit { exit, complaints, processor_shut_down: has_shut_down(&log) })
 }
 
 /// Ends a Bochs past its deadline. An interrupt brings up the debugger's prompt, whose commands show where it was, twice

@@ -48,6 +48,11 @@ impl FromStr for Input {
 }
 
 impl Input {
+    /// Whether it is typed for a guest, which gets the machine's input then.
+    pub(crate) fn is_for_guest(&self) -> bool {
+        *self != Self::Breaks
+    }
+
     /// Whether someone types, who may take any time.
     pub(crate) fn is_terminal(&self) -> bool {
         *self == Self::Standard && terminal::is_there()
@@ -69,8 +74,8 @@ impl Input {
     }
 }
 
-/// The time between two breaks.
-const BETWEEN_BREAKS: Duration = Duration::from_millis(200);
+/// The time before each break: the guest has said what it says at its start by then, and the line is silent.
+const BETWEEN_BREAKS: Duration = Duration::from_secs(1);
 
 enum Source {
     Bytes(Box<dyn Read + Send>),
@@ -94,8 +99,8 @@ impl Source {
             }
             // Before guests run, which is not known here, they tell nothing.
             Self::Breaks => loop {
-                line.write_all(line::BREAK)?;
                 thread::sleep(BETWEEN_BREAKS);
+                line.write_all(line::BREAK)?;
             },
             Self::Keys(keys) => keys.into_iter().try_for_each(|keys| line.write_all(&keys)),
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod bochs;
 pub(crate) mod console;
+mod host;
 pub(crate) mod input;
 pub(crate) mod iso;
 mod pauses;
@@ -15,6 +16,7 @@ use crate::project;
 use crate::size::Size;
 use anyhow::{Context, Result};
 use console::Console;
+pub(crate) use host::Host;
 use input::Input;
 use std::ffi::OsStr;
 use std::fmt;
@@ -69,7 +71,7 @@ pub(crate) struct Images {
 
 /// A machine to boot on.
 #[derive(Clone, Debug)]
-pub(crate) enum Machine {
+pub(crate) enum Emulator {
     Qemu(qemu::Qemu),
     Bochs(bochs::Bochs),
 }
@@ -85,7 +87,7 @@ pub(crate) struct Finished {
     pub(crate) elapsed: Duration,
 }
 
-impl fmt::Display for Machine {
+impl fmt::Display for Emulator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Qemu(qemu) => write!(f, "QEMU, {}", qemu.engine),
@@ -94,7 +96,7 @@ impl fmt::Display for Machine {
     }
 }
 
-impl Machine {
+impl Emulator {
     /// Whether its time is what its processors do, and not what passes meanwhile.
     pub(crate) const fn counts_instructions(&self) -> bool {
         match self {
@@ -145,8 +147,8 @@ impl Machine {
     }
 }
 
-/// How an emulator stopped: what each kind reports to [`Machine::run`].
-struct Stop {
+/// How an emulator stopped: what each kind reports to [`Emulator::run`].
+struct EmulatorExit {
     /// The exit status; None inside if by a signal. None: it was killed at its deadline.
     exit: Option<Option<i32>>,
     complaints: Vec<String>,

@@ -47,7 +47,7 @@ fn pause(socket: &Path, deadline: Instant) -> Result<usize> {
     Ok(pauses)
 }
 
-/// A connection by QEMU's machine protocol (qemu.org, "QEMU Machine Protocol Specification").
+/// A connection by QEMU's machine protocol (qemu.org, "QEMU Emulator Protocol Specification").
 struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {

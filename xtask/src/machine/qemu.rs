@@ -3,7 +3,7 @@
 use super::input::Typist;
 use super::pauses::{self, Pauses};
 use super::trace::Trace;
-use super::{Boot, Image, Medium, Stop, gather};
+use super::{Boot, EmulatorExit, Image, Medium, gather};
 use crate::failure::usage;
 use crate::leash::{self, Leashed};
 use crate::project;
@@ -158,7 +158,7 @@ impl Qemu {
         folder: &Path,
         deadline: Instant,
         live: &mut dyn FnMut(&[u8]),
-    ) -> Result<Stop> {
+    ) -> Result<EmulatorExit> {
         let medium = medium(&boot.from, folder)?;
         let program = project::find_program(PROGRAM).with_context(|| format!("{PROGRAM} is not installed"))?;
         let mut child = Leashed::spawn(&program, |command| {
@@ -194,7 +194,7 @@ impl Qemu {
         let _ = reader.join();
         pieces.try_iter().for_each(|piece| live(&piece));
         pauses.map_or(Ok(()), Pauses::end)?;
-        Ok(Stop { exit, complaints: complaints.join().unwrap_or_default(), processor_shut_down: false })
+        Ok(EmulatorExit { exit, complaints: complaints.join().unwrap_or_default(), processor_shut_down: false })
     }
 
     /// Boots with the console, and QEMU's monitor behind ctrl-a c, on this terminal, and waits for the end.

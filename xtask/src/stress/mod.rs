@@ -7,10 +7,11 @@ use crate::build::Images;
 use crate::failure::usage;
 use crate::machine::bochs::{self, Bochs};
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
-use crate::machine::{Image, Machine};
+use crate::machine::{Emulator, Image};
 use crate::output::outln;
 use crate::progress::Live;
 use crate::project;
+use crate::run::EmulatorKind;
 use crate::setup::{self, Tool};
 use crate::size::Size;
 use crate::trial::{Guest, Hypervisor, Report, Trial};
@@ -18,7 +19,6 @@ use abi::Verdict;
 use abi::hypercall::FlushPoint;
 use abi::options::level;
 use anyhow::Result;
-use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use plan::{Round, Vm};
 use record::{Ended, Record, Tally};
@@ -59,7 +59,7 @@ installed, 101 if the images could not be built.")]
 pub(crate) struct Args {
     /// Emulator of the machines
     #[arg(long, value_enum, default_value = "qemu")]
-    host: Host,
+    host: EmulatorKind,
     /// What carries out the instructions (QEMU)
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accel,
@@ -85,12 +85,6 @@ fn flush_parser() -> impl TypedValueParser<Value = FlushPoint> {
     PossibleValuesParser::new(FlushPoint::ALL.iter().map(|flush| flush.name())).try_map(|name| name.parse())
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Host {
-    Qemu,
-    Bochs,
-}
-
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let machine = args.machine()?;
     // This comes first, because each build replaces the image of the other.
@@ -105,17 +99,17 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    fn machine(&self) -> Result<Machine> {
+    fn machine(&self) -> Result<Emulator> {
         match self.host {
-            Host::Qemu => {
+            EmulatorKind::Qemu => {
                 setup::ensure(Tool::Qemu)?;
                 let engine = self.accel.resolve(false, Needs::Virtualization)?;
-                Ok(Machine::Qemu(Qemu::new(engine, None)))
+                Ok(Emulator::Qemu(Qemu::new(engine, None)))
             }
-            Host::Bochs if self.accel != Accel::Auto => Err(usage("--accel is QEMU's")),
-            Host::Bochs => {
+            EmulatorKind::Bochs if self.accel != Accel::Auto => Err(usage("--accel is QEMU's")),
+            EmulatorKind::Bochs => {
                 setup::ensure(Tool::Bochs)?;
-                Ok(Machine::Bochs(Bochs::new(bochs::VMX_CPU)))
+                Ok(Emulator::Bochs(Bochs::new(bochs::VMX_CPU)))
             }
         }
     }
@@ -124,7 +118,7 @@ impl Args {
 /// A stress run.
 struct Stress<'a> {
     args: &'a Args,
-    machine: Machine,
+    machine: Emulator,
     images: Images,
     hypervisor: PathBuf,
 }
@@ -193,24 +187,24 @@ impl Stress<'_> {
     /// How many seconds on the wall one of the machine's takes.
     fn slowness(&self) -> u32 {
         match self.machine {
-            Machine::Qemu(_) => 1,
-            Machine::Bochs(_) => BOCHS_SLOWNESS,
+            Emulator::Qemu(_) => 1,
+            Emulator::Bochs(_) => BOCHS_SLOWNESS,
         }
     }
 
     /// A round on a fresh machine; on another one if a QEMU stopped answering. Bochs, deterministic as it is, would again.
     fn carry_out(&self, round: &Round) -> Result<Record> {
         let trial = self.trial(round);
-        let may_fall_silent = matches!(self.machine, Machine::Qemu(_));
+        let may_fall_silent = matches!(self.machine, Emulator::Qemu(_));
         let (report, ended) = record::settle(may_fall_silent, || trial.carry_out(&mut |_| ()))?;
         Ok(self.record(round, &report, ended))
     }
 
     fn record(&self, round: &Round, report: &Report, ended: Ended) -> Record {
         let host = match &self.machine {
-            Machine::Qemu(Qemu { engine: Engine::Kvm, .. }) => "--accel kvm",
-            Machine::Qemu(_) => "--accel tcg",
-            Machine::Bochs(_) => "--host bochs",
+            Emulator::Qemu(Qemu { engine: Engine::Kvm, .. }) => "--accel kvm",
+            Emulator::Qemu(_) => "--accel tcg",
+            Emulator::Bochs(_) => "--host bochs",
         };
         let (limit, timeout) = self.patience(round);
         let repeat = format!(

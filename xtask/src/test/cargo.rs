@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Crates that have models for loom.
-const MODELLED: [&str; 5] = ["model", "rcu", "mmu", "apic", "serial"];
+const MODELLED: [&str; 6] = ["model", "rcu", "mmu", "apic", "sched", "serial"];
 
 /// Crates, and which of their tests shuttle runs in random schedules.
 const SHUTTLED: [(&str, &[&str]); 5] = [

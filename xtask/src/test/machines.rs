@@ -1,7 +1,7 @@
 //! Boots the matrix's rows on its columns, several at once.
 
 use super::images::{self, Change};
-use super::matrix::{self, Expected, Host, Row, Source};
+use super::matrix::{self, Column, Expected, Row, Source};
 use super::results::{Ran, Status};
 use crate::build::{self, Images};
 use crate::failure::Usage;
@@ -40,7 +40,7 @@ const REFUSED: &str = "refused";
 /// A row on a host.
 pub(super) struct Job {
     pub(super) row: &'static Row,
-    pub(super) host: Host,
+    pub(super) host: Column,
     expected: Expected,
     /// Where the hypervisor's instructions are noted, if they are.
     trace: Option<Trace>,
@@ -164,7 +164,7 @@ pub(crate) fn traced(rows: &[String], hosts: &[String], trace: &Trace) -> Result
 }
 
 /// All rows on all hosts that they are about.
-pub(super) fn jobs(hosts: &[Host]) -> impl Iterator<Item = Job> {
+pub(super) fn jobs(hosts: &[Column]) -> impl Iterator<Item = Job> {
     matrix::rows().flat_map(move |row| {
         let hosts = hosts.iter().filter(|host| row.only.is_none_or(|only| only == host.name));
         let hosts = hosts.filter(|host| row.except.is_none_or(|except| except != host.name));
@@ -462,8 +462,8 @@ fn write(file: &Path, bytes: &[u8]) -> Result<PathBuf> {
 }
 
 /// A row for each guest, a column for each host.
-fn print_matrix(hosts: &[Host], jobs: &[Job], done: &[Done]) {
-    let cell = |row: &Row, host: &Host| {
+fn print_matrix(hosts: &[Column], jobs: &[Job], done: &[Done]) {
+    let cell = |row: &Row, host: &Column| {
         let at = jobs.iter().position(|job| job.row.name == row.name && job.host.name == host.name)?;
         let ran = &done.iter().find(|done| done.at == at)?.verdict;
         let word = match ran.status {

@@ -4,54 +4,55 @@ mod attacks;
 mod linux;
 
 use super::images::Change;
+use crate::judge::NO_VERDICT_WITHIN;
 use crate::linux::Arch;
-use crate::machine::Machine;
-use crate::machine::bochs::{self, Bochs};
+use crate::machine::bochs::Bochs;
 use crate::machine::qemu::{Accel, Engine, Needs, Qemu};
+use crate::machine::{Emulator, Host};
 use crate::size::Size;
 use crate::trial::{Guest, OnReset, Pages, Paging};
 use abi::Verdict;
 use abi::reasons::{self, NO_FRAME, PAST_LIMIT};
+use arch::exceptions;
+use clap::ValueEnum;
+use std::iter;
 use std::time::Duration;
 
-/// A kind of machine.
+/// A column of the matrix: a kind of machine, with the hypervisor or without.
 #[derive(Clone, Debug)]
-pub(super) struct Host {
+pub(super) struct Column {
     pub(super) name: &'static str,
-    machine: Machine,
-    /// None: the guest alone, the machine that the hypervisor is measured by.
+    machine: Emulator,
+    /// Otherwise it is the guest alone, by which the hypervisor is measured.
     pub(super) with_hypervisor: bool,
 }
 
 /// The machines that there are here.
-pub(super) fn hosts() -> Vec<Host> {
-    let qemu_host = |name, engine, with_hypervisor| {
-        let machine = Machine::Qemu(Qemu::new(engine, None));
-        Host { name, machine, with_hypervisor }
-    };
-    let bochs_host = |name, cpu: &str| Host { name, machine: Machine::Bochs(Bochs::new(cpu)), with_hypervisor: true };
-    let mut hosts = vec![
-        qemu_host("alone", Engine::Tcg, false),
-        qemu_host("qemu-svm", Engine::Tcg, true),
-        bochs_host("bochs-vmx", bochs::VMX_CPU),
-        bochs_host("bochs-svm", bochs::SVM_CPU),
-    ];
+pub(super) fn hosts() -> Vec<Column> {
+    let alone = Column { name: "alone", machine: Host::QemuSvm.emulator(), with_hypervisor: false };
+    let emulated = Host::value_variants().iter().map(|host| Column {
+        name: host.name(),
+        machine: host.emulator(),
+        with_hypervisor: true,
+    });
+    let mut hosts: Vec<_> = iter::once(alone).chain(emulated).collect();
     if Accel::Kvm.resolve(false, Needs::Virtualization).is_ok() {
-        hosts.push(qemu_host("kvm", Engine::Kvm, true));
+        let machine = Emulator::Qemu(Qemu::new(Engine::Kvm, None));
+        hosts.push(Column { name: "kvm", machine, with_hypervisor: true });
     }
     hosts
 }
 
-impl Host {
+impl Column {
     /// The machine for this row.
-    pub(super) fn machine(&self, row: &Row) -> Machine {
+    pub(super) fn machine(&self, row: &Row) -> Emulator {
         let cpu = row.cpu.map(str::to_string);
         match &self.machine {
-            Machine::Qemu(Qemu { engine, .. }) => {
+            Emulator::Qemu(Qemu { engine, .. }) => {
                 let engine = if row.icount && *engine == Engine::Tcg { SLOW_ICOUNT } else { *engine };
-                Machine::Qemu(Qemu { is_paused: row.paused, ..Qemu::new(engine, cpu) })
+                Emulator::Qemu(Qemu { is_paused: row.paused, ..Qemu::new(engine, cpu) })
             }
-            Machine::Bochs(usual) => Machine::Bochs(Bochs::new(cpu.unwrap_or_else(|| usual.cpu.clone()))),
+            Emulator::Bochs(usual) => Emulator::Bochs(Bochs::new(cpu.unwrap_or_else(|| usual.cpu.clone()))),
         }
     }
 
@@ -62,7 +63,7 @@ impl Host {
 
     /// Whether it is Bochs, which takes long.
     pub(super) const fn is_bochs(&self) -> bool {
-        matches!(self.machine, Machine::Bochs(_))
+        matches!(self.machine, Emulator::Bochs(_))
     }
 }
 
@@ -405,12 +406,13 @@ const ROWS: &[Row] = &[
         ..boot("multiboot2-requires-smbios")
     },
     Row { name: "keys", source: Source::Guest("keys"), typed: true, ..USUAL },
-    // vCPUs that run and such as have not started add to it.
+    // vCPUs that run and such as have not started add to it, while nothing is printed or typed.
     Row {
         name: "exits-so-far",
         source: Source::Guest("hang"),
         sends_breaks: true,
         vcpus: 3,
+        limit: Some(Duration::from_secs(5)),
         hypervised: Expected { line: reasons::EXITS_SO_FAR, ..Expected::saying(Verdict::Hang, PAST_LIMIT) },
         ..ENDLESS
     },
@@ -573,8 +575,8 @@ const ROWS: &[Row] = &[
         source: Source::Guest("hang"),
         timeout: Duration::from_secs(4),
         limit: Some(Duration::ZERO),
-        hypervised: Expected::saying(Verdict::Hang, "no verdict within 4 s"),
-        alone: Some(Expected::saying(Verdict::Hang, "no verdict within 4 s")),
+        hypervised: Expected::saying(Verdict::Hang, NO_VERDICT_WITHIN),
+        alone: Some(Expected::saying(Verdict::Hang, NO_VERDICT_WITHIN)),
         ..USUAL
     },
     refused("truncated", Change::Truncated),
@@ -686,7 +688,7 @@ const ROWS: &[Row] = &[
         rare_on: &["qemu-svm"],
         ..LONG
     },
-    lacking("no-svm", "qemu64,-svm", "SVM"),
+    lacking("no-svm", "qemu64,-svm", reasons::SVM),
     lacking("no-npt", "EPYC,+svm,-npt", reasons::NESTED_PAGING),
     Row {
         words: "step=7",
@@ -711,7 +713,7 @@ const ROWS: &[Row] = &[
         ..model("model-lynnfield-task-switch", "bochs-vmx", "corei5_lynnfield_750", PASS)
     },
     // No EPT.
-    model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, "EPT")),
+    model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, reasons::EPT)),
     Row {
         only: Some("bochs-vmx"),
         cpu: Some("core2_penryn_t9600"),
@@ -728,9 +730,9 @@ const ROWS: &[Row] = &[
     model("model-phenom", "bochs-svm", "phenom_8650_toliman", PASS),
     model("model-trinity", "bochs-svm", "trinity_apu", PASS),
     self_test("hv-panic", "selftest=panic", reasons::SELF_TEST, "hv::selftest::fail"),
-    self_test("hv-page-fault", "selftest=page-fault", reasons::PAGE_FAULT, "hv::selftest::page_fault"),
-    self_test("hv-overflow", "selftest=stack-overflow", reasons::DOUBLE_FAULT, "hv::selftest::overflow"),
-    self_test("hv-double-fault", "selftest=double-fault", reasons::DOUBLE_FAULT, "hv::selftest::"),
+    self_test("hv-page-fault", "selftest=page-fault", exceptions::PAGE_FAULT, "hv::selftest::page_fault"),
+    self_test("hv-overflow", "selftest=stack-overflow", exceptions::DOUBLE_FAULT, "hv::selftest::overflow"),
+    self_test("hv-double-fault", "selftest=double-fault", exceptions::DOUBLE_FAULT, "hv::selftest::"),
     Row { vcpus: 3, ..self_test("hv-panic-smp", "selftest=panic", reasons::SELF_TEST, "hv::selftest::fail") },
     Row { vcpus: 3, ..self_test("hv-stuck", "selftest=stuck watchdog=1", "CPU 1 is stuck", "hv::selftest::get_stuck") },
     Row {
@@ -761,7 +763,7 @@ mod tests {
     use super::*;
     use crate::build;
     use abi::options::{self, self_test};
-    use abi::reasons::{Feature, Stuck};
+    use abi::reasons::{Feature, Segment, Stuck};
 
     /// The guests and their command lines.
     fn command_lines() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -801,6 +803,7 @@ mod tests {
         let row = |name| rows().find(|row| row.name == name).unwrap();
         assert_eq!(row("no-such-feature").hypervised.text, Feature("clwb").to_string());
         assert_eq!(row("hv-stuck").hypervised.text, Stuck(1).to_string());
+        assert!(row("two-refused").hypervised.text.ends_with(&Segment(0).to_string()));
         assert!(row("reset").hypervised.line.ends_with(reasons::BEGINS_ANEW));
         assert!(row("too-much-reserved").hypervised.text.ends_with(reasons::RESERVED));
         assert!(row("two-refused").refused_beside.unwrap().1.ends_with(reasons::WRONG_CHECKSUM));

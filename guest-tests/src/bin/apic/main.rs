@@ -15,12 +15,12 @@ mod wake;
 
 use guest::boot::Boot;
 use guest::cpuid::{Hypervisor, hypervisor};
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::{cases, ktap, println, smp};
 
 guest::main!(main);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     println!("# {} processors", smp::start_all(boot));
     ktap::run(
         boot,

@@ -4,7 +4,7 @@ use guest::apic::{Apic, BASE_ENABLED, BASE_X2APIC, Delivery, Destination, LVT_EX
 use guest::boot::Boot;
 use guest::cpuid::cpuid;
 use guest::interrupts::{Fault, GENERAL_PROTECTION, expect_fault};
-use guest::ktap::{Outcome, Stop};
+use guest::ktap::{NotPassed, Outcome};
 use guest::msr::{self, Msr};
 use guest::smp::{self, Cpu};
 use guest::{check, check_eq, skip_unless};
@@ -82,7 +82,7 @@ fn between_processors() -> Outcome {
     afresh(|| {
         smp::run_on_all(|cpu| {
             let apic = Apic::switch(Mode::X2apic);
-            let next = smp::cpus().nth((cpu.index() + 1) % smp::count()).ok_or(Stop::Failed)?;
+            let next = smp::cpus().nth((cpu.index() + 1) % smp::count()).ok_or(NotPassed::Failed)?;
             apic.send(Delivery::Fixed(VECTOR), next.into());
             let came = crate::arrivals::let_in_until(1);
             let apic = Apic::switch(Mode::Xapic);

@@ -9,7 +9,7 @@ use core::sync::atomic::{
 use guest::apic::{self, Apic, Delivery, Destination, Mode, Register};
 use guest::interrupts::{self, halt_until_interrupt};
 use guest::ktap::Outcome;
-use guest::place::Place;
+use guest::raw_gva::RawGva;
 use guest::smp::{self, Cpu};
 use guest::{check, clock, skip_unless, timed, tsc};
 
@@ -40,7 +40,7 @@ fn start() -> Option<Apic> {
     Apic::exists().then(Apic::start)
 }
 
-fn register(register: Register) -> Place {
+fn register(register: Register) -> RawGva {
     apic::page().plus(register.offset().into())
 }
 

@@ -10,7 +10,7 @@
 mod apic;
 
 use guest::boot::Boot;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::ktap::{self, Outcome};
 use guest::latency::{FEWEST_SAMPLES, Latencies, WARM_UP};
 use guest::msr::Msr;
@@ -66,7 +66,7 @@ struct Bench<'a> {
     latencies: Latencies<{ Kind::NAMES.len() }>,
 }
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     let bench = Bench { boot, latencies: Latencies::new(Kind::NAMES, boot.word("samples").unwrap_or(FEWEST_SAMPLES)) };
     let verdict = ktap::run(
         &bench,
@@ -145,7 +145,7 @@ fn wrmsr(bench: &Bench<'_>) -> Outcome {
 /// Frames that nothing has touched since the machine started, one after the other.
 fn first_touch_4k(bench: &Bench<'_>) -> Outcome {
     let mut frames = ram::free(bench.boot).filter(|frame| frame.gpa() >= ram::HIGH_MEMORY);
-    bench.measure(Kind::FirstTouch4k, || frames.next().map(|frame| timed::store(frame.place(0))))
+    bench.measure(Kind::FirstTouch4k, || frames.next().map(|frame| timed::store(frame.address(0))))
 }
 
 impl Bench<'_> {

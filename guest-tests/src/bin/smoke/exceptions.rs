@@ -8,7 +8,7 @@ use guest::interrupts::{
 };
 use guest::ktap::Outcome;
 use guest::paging::{Rights, map};
-use guest::place::Place;
+use guest::raw_gva::RawGva;
 use guest::{check_eq, descriptors, ram, user};
 
 const NON_CANONICAL: Gva = Gva::new(0x8000_0000_0000);
@@ -42,16 +42,16 @@ pub(crate) fn software_interrupt(_: &Boot) -> Outcome {
 }
 
 pub(crate) fn non_canonical_access(_: &Boot) -> Outcome {
-    let place = Place::above_identity(NON_CANONICAL);
-    check_eq!(told(expect_fault(|| _ = place.read())), (GENERAL_PROTECTION, 0, Place::read_rip()));
-    check_eq!(told(expect_fault(|| place.write(0))), (GENERAL_PROTECTION, 0, Place::write_rip()));
+    let place = RawGva::above_identity(NON_CANONICAL);
+    check_eq!(told(expect_fault(|| _ = place.read())), (GENERAL_PROTECTION, 0, RawGva::read_rip()));
+    check_eq!(told(expect_fault(|| place.write(0))), (GENERAL_PROTECTION, 0, RawGva::write_rip()));
     Ok(())
 }
 
 /// From ring 3 the handler gets the stack of the TSS, the user's SS:RSP on it, and U in the error code.
 pub(crate) fn page_fault_in_user_mode(boot: &Boot) -> Outcome {
     const USER_READ: u64 = 1 << 2;
-    let (frame, code) = (ram::fresh(boot), Place::above_identity(USER_CODE));
+    let (frame, code) = (ram::fresh(boot), RawGva::above_identity(USER_CODE));
     // mov al, [rax]
     frame.write_bytes(0, &[0x8a, 0x00]);
     map(code, frame, Rights::USER);

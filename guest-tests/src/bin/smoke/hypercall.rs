@@ -6,9 +6,9 @@ use guest::boot::Boot;
 use guest::cpuid::{Hypervisor, hypervisor};
 use guest::hypercall::{Instruction, NOP, Refused, UNKNOWN, VERSION, instruction};
 use guest::interrupts::SOFTWARE;
-use guest::ktap::{Outcome, Stop};
+use guest::ktap::{NotPassed, Outcome};
 use guest::paging::{Rights, map};
-use guest::place::Place;
+use guest::raw_gva::RawGva;
 use guest::{check_eq, ram, user};
 
 const USER_CODE: Gva = Gva::new(0x80_1000_0000);
@@ -43,7 +43,7 @@ pub(crate) fn user_mode_is_denied(boot: &Boot) -> Outcome {
         Instruction::Vmmcall => 0xd9,
         Instruction::Vmcall => 0xc1,
     };
-    let (frame, code) = (ram::fresh(boot), Place::above_identity(USER_CODE));
+    let (frame, code) = (ram::fresh(boot), RawGva::above_identity(USER_CODE));
     frame.write_bytes(0, &[0x0f, 0x01, modrm, 0xcd, SOFTWARE as u8]);
     map(code, frame, Rights::USER);
     let end = user::run(code, NOP);
@@ -52,9 +52,9 @@ pub(crate) fn user_mode_is_denied(boot: &Boot) -> Outcome {
     Ok(())
 }
 
-fn ours() -> Result<Instruction, Stop> {
+fn ours() -> Result<Instruction, NotPassed> {
     match (hypervisor(), instruction()) {
         (Hypervisor::Microhv, Some(instruction)) => Ok(instruction),
-        _ => Err(Stop::Skipped("not under this hypervisor")),
+        _ => Err(NotPassed::Skipped("not under this hypervisor")),
     }
 }

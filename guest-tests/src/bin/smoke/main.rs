@@ -21,12 +21,12 @@ mod tsc;
 
 use guest::boot::Boot;
 use guest::cases;
-use guest::exit::Verdict;
+use guest::exit::GuestStatus;
 use guest::ktap;
 
 guest::main!(main);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     ktap::run(
         boot,
         cases![

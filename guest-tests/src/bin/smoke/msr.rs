@@ -29,7 +29,7 @@ pub(crate) fn pat_is_writable(_: &Boot) -> Outcome {
 pub(crate) fn fs_base(boot: &Boot) -> Outcome {
     let frame = ram::fresh(boot);
     frame.write(1, 0x4653_2e42_4153_4521);
-    let base = frame.place(8).raw();
+    let base = frame.address(8).raw();
     Msr::FsBase.write(base);
     check_eq!(Msr::FsBase.read(), base);
     check_eq!(read_through_fs(), 0x4653_2e42_4153_4521);
@@ -42,7 +42,7 @@ pub(crate) fn swapgs_exchanges_the_bases(boot: &Boot) -> Outcome {
     let frame = ram::fresh(boot);
     frame.write(0, 1);
     frame.write(1, 2);
-    let (one, two) = (frame.place(0).raw(), frame.place(8).raw());
+    let (one, two) = (frame.address(0).raw(), frame.address(8).raw());
     Msr::GsBase.write(one);
     Msr::KernelGsBase.write(two);
     check_eq!(read_through_gs(), 1);

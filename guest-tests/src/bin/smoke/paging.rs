@@ -8,7 +8,7 @@ use guest::interrupts::{PAGE_FAULT, expect_fault};
 use guest::ktap::Outcome;
 use guest::msr::{EFER_NXE, Msr};
 use guest::paging::{ACCESSED, DIRTY, Rights, leaf, map, map_2m, unmap};
-use guest::place::Place;
+use guest::raw_gva::RawGva;
 use guest::{check_eq, processor, ram, skip_unless};
 
 /// Bits of a page fault's error code, as wide as the processor pushes it.
@@ -19,8 +19,8 @@ const FETCH: u64 = page_fault::FETCH as u64;
 const EDX_NX: u32 = 1 << 20;
 
 /// A page of its own for the `n`th test, first in 2 MiB of its own.
-fn page(n: u64) -> Place {
-    Place::above_identity(Gva::new(0x80_4000_0000 + n * PageSize::Size2M.bytes()))
+fn page(n: u64) -> RawGva {
+    RawGva::above_identity(Gva::new(0x80_4000_0000 + n * PageSize::Size2M.bytes()))
 }
 
 /// Vector, error code, CR2 and RIP of what `access` leads to; None if it works.
@@ -37,7 +37,7 @@ pub(crate) fn two_addresses_for_one_frame(boot: &Boot) -> Outcome {
     check_eq!(other.plus(0x123).read(), 0xa5);
     other.plus(0xfff).write(0x5a);
     check_eq!(one.plus(0xfff).read(), 0x5a);
-    check_eq!(frame.place(0x123).read(), 0xa5);
+    check_eq!(frame.address(0x123).read(), 0xa5);
     Ok(())
 }
 
@@ -46,8 +46,8 @@ pub(crate) fn unmapped_page_faults(boot: &Boot) -> Outcome {
     map(page(1), ram::fresh(boot), Rights::WRITABLE);
     at.write(1);
     unmap(page(1), PageSize::Size4K);
-    check_eq!(fault_of(|| _ = at.read()), Some((PAGE_FAULT, 0, at.raw(), Place::read_rip())));
-    check_eq!(fault_of(|| at.write(1)), Some((PAGE_FAULT, WRITE, at.raw(), Place::write_rip())));
+    check_eq!(fault_of(|| _ = at.read()), Some((PAGE_FAULT, 0, at.raw(), RawGva::read_rip())));
+    check_eq!(fault_of(|| at.write(1)), Some((PAGE_FAULT, WRITE, at.raw(), RawGva::write_rip())));
     Ok(())
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn read_only_page_faults(boot: &Boot) -> Outcome {
     let at = page(2).plus(0xff8);
     map(page(2), ram::fresh(boot), Rights::READ_ONLY);
     check_eq!(fault_of(|| _ = at.read()), None);
-    check_eq!(fault_of(|| at.write(1)), Some((PAGE_FAULT, PRESENT | WRITE, at.raw(), Place::write_rip())));
+    check_eq!(fault_of(|| at.write(1)), Some((PAGE_FAULT, PRESENT | WRITE, at.raw(), RawGva::write_rip())));
     Ok(())
 }
 
@@ -66,8 +66,8 @@ pub(crate) fn write_protect_off(boot: &Boot) -> Outcome {
     let fault = fault_of(|| at.write(0x77));
     processor::set_write_protect(true);
     check_eq!(fault, None);
-    check_eq!(frame.place(0).read(), 0x77);
-    check_eq!(fault_of(|| at.write(1)), Some((PAGE_FAULT, PRESENT | WRITE, at.raw(), Place::write_rip())));
+    check_eq!(frame.address(0).read(), 0x77);
+    check_eq!(fault_of(|| at.write(1)), Some((PAGE_FAULT, PRESENT | WRITE, at.raw(), RawGva::write_rip())));
     Ok(())
 }
 
@@ -75,7 +75,7 @@ pub(crate) fn no_execute_page_faults(boot: &Boot) -> Outcome {
     skip_unless!(cpuid(0x8000_0001, 0).edx & EDX_NX != 0, "no NX");
     const RET: u8 = 0xc3;
     let (frame, at) = (ram::fresh(boot), page(4));
-    frame.place(0).write(RET);
+    frame.address(0).write(RET);
     Msr::Efer.write(Msr::Efer.read() | EFER_NXE);
     map(at, frame, Rights::DATA);
     let fault = fault_of(|| at.call());
@@ -96,10 +96,10 @@ pub(crate) fn cr3_load_shows_the_new_frame(boot: &Boot) -> Outcome {
     new_frame_after(boot, page(6), processor::reload_cr3)
 }
 
-fn new_frame_after(boot: &Boot, at: Place, flush: impl FnOnce()) -> Outcome {
+fn new_frame_after(boot: &Boot, at: RawGva, flush: impl FnOnce()) -> Outcome {
     let (old, new) = (ram::fresh(boot), ram::fresh(boot));
-    old.place(0).write(1);
-    new.place(0).write(2);
+    old.address(0).write(1);
+    new.address(0).write(2);
     map(at, old, Rights::WRITABLE);
     check_eq!(at.read(), 1);
     map(at, new, Rights::WRITABLE);
@@ -121,16 +121,16 @@ pub(crate) fn accessed_and_dirty_are_set(boot: &Boot) -> Outcome {
 
 pub(crate) fn large_page(boot: &Boot) -> Outcome {
     let Some(block) = ram::free_block(boot) else {
-        return Err(guest::ktap::Stop::Skipped("no 2 MiB are free"));
+        return Err(guest::ktap::NotPassed::Skipped("no 2 MiB are free"));
     };
     let at = page(8);
     map_2m(at, block, Rights::WRITABLE);
     for index in [0, 1, 511] {
         at.plus(index * PAGE_SIZE + 8).write(index as u8 ^ 0x99);
-        check_eq!(block.frame(index).place(8).read(), index as u8 ^ 0x99);
+        check_eq!(block.frame(index).address(8).read(), index as u8 ^ 0x99);
     }
     unmap(at, PageSize::Size2M);
     let last = at.plus(PageSize::Size2M.bytes() - 1);
-    check_eq!(fault_of(|| last.write(1)), Some((PAGE_FAULT, WRITE, last.raw(), Place::write_rip())));
+    check_eq!(fault_of(|| last.write(1)), Some((PAGE_FAULT, WRITE, last.raw(), RawGva::write_rip())));
     Ok(())
 }

@@ -5,7 +5,7 @@ use guest::cpuid::{Hypervisor, cpuid, hypervisor};
 use guest::hypercall::NOP;
 use guest::ktap::Outcome;
 use guest::msr::Msr;
-use guest::registers::{self, Registers, Step, touch};
+use guest::registers::{self, RegisterTest, Registers, touch};
 use guest::sse::{self, Sse};
 use guest::{check_eq, pic, port, processor, ram, skip_unless, uart};
 
@@ -16,7 +16,7 @@ const SEEDS: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 const POST: u16 = 0x80;
 
 /// Runs `step` on all patterns, after `set_up`, and compares with what `expect` makes of the registers before.
-fn across(step: Step, set_up: impl Fn(&mut Registers), expect: impl Fn(&mut Registers)) -> Outcome {
+fn across(step: RegisterTest, set_up: impl Fn(&mut Registers), expect: impl Fn(&mut Registers)) -> Outcome {
     for (seed, rflags) in SEEDS.into_iter().zip(FLAGS) {
         let mut before = Registers::pattern(seed, rflags);
         set_up(&mut before);
@@ -42,7 +42,7 @@ pub(crate) fn kept_across_cpuid_with_prefixes(_: &Boot) -> Outcome {
     Ok(())
 }
 
-fn cpuid_by(step: Step) -> Outcome {
+fn cpuid_by(step: RegisterTest) -> Outcome {
     let leaf = cpuid(0, 0);
     across(
         step,
@@ -114,7 +114,7 @@ pub(crate) fn kept_across_hypercall(_: &Boot) -> Outcome {
 pub(crate) fn kept_across_first_touch(boot: &Boot) -> Outcome {
     for (seed, rflags) in SEEDS.into_iter().zip(FLAGS) {
         let frame = ram::fresh(boot);
-        let (before, after) = touch(frame.place(8), &Registers::pattern(seed, rflags));
+        let (before, after) = touch(frame.address(8), &Registers::pattern(seed, rflags));
         check_eq!(after, before);
         check_eq!(frame.read(1) & 0xff, before.rax & 0xff);
     }
@@ -133,7 +133,7 @@ pub(crate) fn sse_kept_across_exits(boot: &Boot) -> Outcome {
         xmm: core::array::from_fn(|register| [SEEDS[0].rotate_left(register as u32 * 4), !(register as u64)]),
         mxcsr: ROUND_TO_ZERO_ALL_MASKED,
     };
-    check_eq!(sse::across_exits(&before, ram::fresh(boot).place(0)), before);
+    check_eq!(sse::across_exits(&before, ram::fresh(boot).address(0)), before);
     check_eq!(port::read8(pic::ELCR) & !pic::ELCR_WRITABLE, 0, "the machine behaves after SSE, too");
     Ok(())
 }

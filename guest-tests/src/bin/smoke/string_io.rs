@@ -5,12 +5,12 @@ use guest::boot::Boot;
 use guest::interrupts::{PAGE_FAULT, expect_fault};
 use guest::ktap::Outcome;
 use guest::paging::{Rights, map, unmap};
-use guest::place::Place;
 use guest::port::{
     Direction, StringEnd, addr32_rep_insb, addr32_rep_outsb, read8, rep_insb, rep_insd, rep_insw, rep_outsb, rep_outsd,
     rep_outsw, write8,
 };
 use guest::ram::{self, Frame};
+use guest::raw_gva::RawGva;
 use guest::{check_eq, uart};
 
 use super::ports::UNCLAIMED;
@@ -22,8 +22,8 @@ const POST: u16 = 0x80;
 const END_OF_PAGE: u64 = PAGE_SIZE - 4;
 
 /// Two pages, one behind the other, of two frames that need not be; first in 2 MiB of their own.
-fn two_pages(boot: &Boot, n: u64) -> (Place, [Frame; 2]) {
-    let at = Place::above_identity(Gva::new(0x80_8000_0000 + n * PageSize::Size2M.bytes()));
+fn two_pages(boot: &Boot, n: u64) -> (RawGva, [Frame; 2]) {
+    let at = RawGva::above_identity(Gva::new(0x80_8000_0000 + n * PageSize::Size2M.bytes()));
     let frames = [ram::fresh(boot), ram::fresh(boot)];
     map(at, frames[0], Rights::WRITABLE);
     map(at.plus(PAGE_SIZE), frames[1], Rights::WRITABLE);
@@ -31,7 +31,7 @@ fn two_pages(boot: &Boot, n: u64) -> (Place, [Frame; 2]) {
 }
 
 /// `N` bytes from `at` on.
-fn bytes<const N: usize>(at: Place) -> [u8; N] {
+fn bytes<const N: usize>(at: RawGva) -> [u8; N] {
     core::array::from_fn(|index| at.plus(index as u64).read())
 }
 
@@ -46,14 +46,14 @@ pub(crate) fn outs_to_the_console(boot: &Boot) -> Outcome {
     let frame = ram::fresh(boot);
     frame.write_bytes(0, LINE);
     uart::drain();
-    let line = frame.place(0);
+    let line = frame.address(0);
     let length = LINE.len() as u64;
     check_eq!(rep_outsb(uart::data_port(), line, length, Direction::Up), end(0, line.raw() + length));
     Ok(())
 }
 
 pub(crate) fn ins_of_all_widths(boot: &Boot) -> Outcome {
-    let at = ram::fresh(boot).place(0);
+    let at = ram::fresh(boot).address(0);
     write8(uart::SCRATCH, SCRATCH);
     check_eq!(rep_insb(uart::SCRATCH, at, 3, Direction::Up), end(0, at.raw() + 3));
     check_eq!(bytes(at), [SCRATCH, SCRATCH, SCRATCH, 0]);
@@ -73,19 +73,19 @@ pub(crate) fn ins_across_pages(boot: &Boot) -> Outcome {
     write8(uart::SCRATCH, SCRATCH);
     let start = at.plus(END_OF_PAGE);
     check_eq!(rep_insb(uart::SCRATCH, start, 6, Direction::Up), end(0, start.raw() + 6));
-    check_eq!(bytes(first.place(END_OF_PAGE - 1)), [0, SCRATCH, SCRATCH, SCRATCH, SCRATCH]);
-    check_eq!(bytes(second.place(0)), [SCRATCH, SCRATCH, 0]);
+    check_eq!(bytes(first.address(END_OF_PAGE - 1)), [0, SCRATCH, SCRATCH, SCRATCH, SCRATCH]);
+    check_eq!(bytes(second.address(0)), [SCRATCH, SCRATCH, 0]);
 
     let start = at.plus(PAGE_SIZE - 1);
     let modem = read8(uart::MODEM_STATUS);
     write8(uart::SCRATCH, !SCRATCH);
     check_eq!(rep_insw(uart::MODEM_STATUS, start, 1, Direction::Up), end(0, start.raw() + 2));
-    check_eq!((bytes(first.place(PAGE_SIZE - 1)), bytes(second.place(0))), ([modem], [!SCRATCH, SCRATCH, 0]));
+    check_eq!((bytes(first.address(PAGE_SIZE - 1)), bytes(second.address(0))), ([modem], [!SCRATCH, SCRATCH, 0]));
 
     let start = at.plus(PAGE_SIZE - 3);
     check_eq!(rep_insd(UNCLAIMED, start, 2, Direction::Up), end(0, start.raw() + 8));
-    check_eq!(bytes(first.place(END_OF_PAGE)), [SCRATCH, 0xff, 0xff, 0xff]);
-    check_eq!(bytes(second.place(0)), [0xff, 0xff, 0xff, 0xff, 0xff, 0]);
+    check_eq!(bytes(first.address(END_OF_PAGE)), [SCRATCH, 0xff, 0xff, 0xff]);
+    check_eq!(bytes(second.address(0)), [0xff, 0xff, 0xff, 0xff, 0xff, 0]);
     Ok(())
 }
 
@@ -94,12 +94,12 @@ pub(crate) fn ins_downwards(boot: &Boot) -> Outcome {
     write8(uart::SCRATCH, SCRATCH);
     let start = at.plus(PAGE_SIZE + 1);
     check_eq!(rep_insb(uart::SCRATCH, start, 4, Direction::Down), end(0, start.raw() - 4));
-    check_eq!(bytes(first.place(END_OF_PAGE)), [0, 0, SCRATCH, SCRATCH]);
-    check_eq!(bytes(second.place(0)), [SCRATCH, SCRATCH, 0]);
+    check_eq!(bytes(first.address(END_OF_PAGE)), [0, 0, SCRATCH, SCRATCH]);
+    check_eq!(bytes(second.address(0)), [SCRATCH, SCRATCH, 0]);
 
-    let start = first.place(16);
+    let start = first.address(16);
     check_eq!(rep_insd(UNCLAIMED, start, 2, Direction::Down), end(0, start.raw() - 8));
-    check_eq!(bytes(first.place(8)), [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]);
+    check_eq!(bytes(first.address(8)), [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0]);
     Ok(())
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn count_of_zero(boot: &Boot) -> Outcome {
 
 /// ECX counts, ESI and EDI point, and the high halves are 0 afterwards.
 pub(crate) fn with_32_bit_addresses(boot: &Boot) -> Outcome {
-    let at = ram::fresh(boot).place(0x20);
+    let at = ram::fresh(boot).address(0x20);
     write8(uart::SCRATCH, SCRATCH);
     check_eq!(addr32_rep_insb(uart::SCRATCH, at, 3, Direction::Up), end(0, at.raw() + 3));
     check_eq!(bytes(at), [SCRATCH, SCRATCH, SCRATCH, 0]);
@@ -154,6 +154,6 @@ pub(crate) fn ins_faults_where_the_page_ends(boot: &Boot) -> Outcome {
         fault.map(|fault| (fault.frame.vector, fault.frame.error, fault.cr2, fault.frame.rcx, fault.frame.rdi)),
         Some((PAGE_FAULT, WRITE, hole.raw(), 3, hole.raw()))
     );
-    check_eq!(bytes(first.place(END_OF_PAGE)), [SCRATCH; 4]);
+    check_eq!(bytes(first.address(END_OF_PAGE)), [SCRATCH; 4]);
     Ok(())
 }

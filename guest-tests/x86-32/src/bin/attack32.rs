@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::attack::{self, Kind};
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::memory::{self, END, Page, Pages};
 use guest32::paging::{self, LARGE_PAGE, Mode, PRESENT, Space, TABLE, WRITABLE};
 use guest32::{cpuid, interrupts, port, processor, smp};
@@ -38,7 +38,7 @@ const AT: u32 = 1 << 30;
 const LAST: u32 = 0xffc0_0000;
 
 /// With paging, so that hypervisors without nested paging have its translations to follow.
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     smp::start_all();
     // It fails on none.
     let _ = smp::run_on_all(|_| {

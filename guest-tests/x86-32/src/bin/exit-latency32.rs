@@ -14,7 +14,7 @@
 
 use guest32::boot::Boot;
 use guest32::control::CR0_WP;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::ktap::{self, Outcome};
 use guest32::latency::{FEWEST_SAMPLES, Latencies};
 use guest32::memory::{self, Page, Pages};
@@ -50,7 +50,7 @@ struct Bench {
     frame: Page,
 }
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     let mode = if boot.words().any(|word| word == "mode=two-level") { Mode::TwoLevel } else { Mode::Pae };
     let pages = &mut Pages::from(memory::START);
     let frame = pages.take();

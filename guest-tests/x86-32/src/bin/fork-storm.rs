@@ -10,7 +10,7 @@ use arch::page_fault;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::interrupts::{Fault, PAGE_FAULT, expect_fault};
 use guest32::ktap::{self, Outcome};
 use guest32::memory::{self, Page, Pages};
@@ -34,7 +34,7 @@ struct Bench {
     seed: u64,
 }
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     smp::start_all();
     let bench = Bench { ops: boot.word(key::OPS).unwrap_or(2_000), seed: boot.word(key::SEED).unwrap_or(1) };
     ktap::run(&bench, cases![two_level, pae])

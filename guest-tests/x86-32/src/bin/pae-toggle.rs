@@ -13,7 +13,7 @@ use core::hint;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::interrupts::{PAGE_FAULT, expect_fault};
 use guest32::ktap::{self, Outcome};
 use guest32::memory::{self, Page, Pages};
@@ -64,7 +64,7 @@ struct Bench {
     values: [u64; 2],
 }
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     let flips = boot.word(key::OPS).unwrap_or(2_000);
     println!("# {} processors", smp::start_all());
     let pages = &mut Pages::from(memory::START);

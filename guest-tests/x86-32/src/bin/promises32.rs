@@ -4,13 +4,13 @@
 #![forbid(unsafe_code)]
 
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::interrupts::expect_fault;
 use guest32::promises;
 
 guest32::main!(main);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     promises::run(boot, vector_of)
 }
 

@@ -6,7 +6,7 @@
 
 use base::reset::{self, Mode};
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::ktap::Outcome;
 use guest32::smp::{self, Cpu, Task};
 use guest32::{check_eq, descriptors, paging, processor};
@@ -18,7 +18,7 @@ static SPIN: Task<'static> = Task(&|_| loop {
 });
 static SLEEP: Task<'static> = Task(&|_| guest32::exit::halt_for_ever());
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     reset::run(boot, &Mode { triple_fault: descriptors::triple_fault, spoil, check })
 }
 

@@ -6,7 +6,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::interrupts::{GENERAL_PROTECTION, PAGE_FAULT, expect_fault};
 use guest32::ktap::{self, Outcome};
 use guest32::memory::{self, Page, Pages};
@@ -17,7 +17,7 @@ guest32::main!(main);
 
 const AT: u32 = 1 << 30;
 
-fn main(_: &Boot) -> Verdict {
+fn main(_: &Boot) -> GuestStatus {
     ktap::run(
         &(),
         cases![

@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::boot::Boot;
 use guest32::cpuid::{self, Hypervisor};
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::interrupts::{
     BREAKPOINT, DIVIDE_ERROR, Fault, GENERAL_PROTECTION, INVALID_OPCODE, PAGE_FAULT, SOFTWARE, expect_fault,
 };
@@ -28,7 +28,7 @@ guest32::main!(main);
 const AT: u32 = 1 << 30;
 const USER_CODE: u32 = AT + 4096;
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     ktap::run(
         boot,
         cases![

@@ -13,7 +13,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use guest32::boot::Boot;
 use guest32::descriptors::{self, CODE, DATA, USER_CODE, USER_DATA};
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::interrupts::{BREAKPOINT, GENERAL_PROTECTION, expect_fault};
 use guest32::ktap::{self, Outcome};
 use guest32::memory::{self, Page, Pages};
@@ -39,7 +39,7 @@ const LDT: usize = 5;
 const AVAILABLE_TSS: u8 = tasks::AVAILABLE_TSS;
 const AT: u32 = 1 << 30;
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     ktap::run(
         boot,
         cases![

@@ -7,6 +7,7 @@ use crate::page::HardwarePage;
 use crate::translation::{Nested, Shadow};
 use crate::unswitched::{self, GuestStateOwner};
 use crate::{Backend, Missing, Physical, Start};
+use abi::reasons;
 use addr::{Hpa, PageSize};
 use arch::EFER_SVME;
 use arch::msr::{VM_CR, VM_CR_SVMDIS, VM_HSAVE_PA};
@@ -90,7 +91,7 @@ impl Backend for Svm {
     unsafe fn enable(physical: Physical) -> Result<Self, Missing> {
         let cpuid = CpuId::with_cpuid_reader(CpuIdReaderNative);
         if !cpuid.get_extended_processor_and_feature_identifiers().is_some_and(|features| features.has_svm()) {
-            return Err(Missing("SVM: CPUID 8000_0001h, ECX bit 2"));
+            return Err(Missing(reasons::SVM));
         }
         // SAFETY: VM_CR is there where SVM is.
         if unsafe { rdmsr(VM_CR) } & VM_CR_SVMDIS != 0 {

@@ -2,6 +2,7 @@
 //! follow from it. Pure: the MSRs come from a function.
 
 use crate::Missing;
+use abi::reasons;
 use addr::PageSize;
 use arch::memory_type::WRITE_BACK;
 use core::fmt;
@@ -158,8 +159,7 @@ const ENTRY_REQUIRED: [Required; 2] = [
 ];
 
 // What guests with nested paging need besides.
-const SECONDARY_NESTED: [Required; 1] =
-    [(SecondaryControls::ENABLE_EPT.bits(), "EPT: IA32_VMX_PROCBASED_CTLS2 (48Bh) bit 33")];
+const SECONDARY_NESTED: [Required; 1] = [(SecondaryControls::ENABLE_EPT.bits(), reasons::EPT)];
 
 const EPT_NESTED: [(u64, &str); 4] = [
     (EPT_FOUR_LEVELS, "EPT of four levels: IA32_VMX_EPT_VPID_CAP (48Ch) bit 6"),
@@ -397,7 +397,7 @@ pub(super) mod tests {
             found.expect("guests without nested paging can do without").features.nested.map_err(|missing| missing.0)
         };
         let ept = name(without(msr::IA32_VMX_PROCBASED_CTLS2, 1 << 33));
-        assert_eq!(ept, Err("EPT: IA32_VMX_PROCBASED_CTLS2 (48Bh) bit 33"));
+        assert_eq!(ept, Err(reasons::EPT));
         let invept = name(without(msr::IA32_VMX_EPT_VPID_CAP, INVEPT_SINGLE | INVEPT_ALL));
         assert!(invept.is_err_and(|name| name.contains("bit 25 or 26")));
         let levels = name(without(msr::IA32_VMX_EPT_VPID_CAP, EPT_FOUR_LEVELS));

@@ -6,7 +6,7 @@ use super::unpaged::{NotDone, Pdptes};
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
 use arch::{CR0_PE, CR0_PG, CR0_TS, MAX_INSTRUCTION};
-use emul::real::{self, Exiting, Memory, Processor, Step, Table, TableRegister};
+use emul::real::{self, Exiting, Memory, Processor, StepResult, Table, TableRegister};
 use emul::system::{StatusWord, System, write_gpr};
 use emul::{Bitness, Width};
 use vm::{Emulated, Event, Events, Exception, Exit, Io, Registers, Segment, Size, Vcpu};
@@ -94,11 +94,11 @@ impl<T: Translation> VmxVcpu<T> {
         let (code, len) = self.fetch(memory)?;
         let bitness = if self.segment(Segment::Cs).default_big { Bitness::Bits32 } else { Bitness::Bits16 };
         match real::step(self, memory, &code[..len], bitness)? {
-            Step::Done => Ok(Emulated::Done),
-            Step::Fault(vector) => Ok(self.raise(vector)),
-            Step::Exit { exit: exiting, next } => Ok(Emulated::Exit { exit: exit(exiting), next }),
-            Step::System { system, next } => self.emulate_system(system, next, memory),
-            Step::Unknown => Ok(Emulated::Unable("an instruction in real mode that is not emulated")),
+            StepResult::Done => Ok(Emulated::Done),
+            StepResult::Fault(vector) => Ok(self.raise(vector)),
+            StepResult::Exit { exit: exiting, next } => Ok(Emulated::Exit { exit: exit(exiting), next }),
+            StepResult::System { system, next } => self.emulate_system(system, next, memory),
+            StepResult::Unknown => Ok(Emulated::Unable("an instruction in real mode that is not emulated")),
         }
     }
 

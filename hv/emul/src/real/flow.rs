@@ -1,7 +1,7 @@
 //! Jumps, calls, returns and interrupts.
 
 use super::stack::Stack;
-use super::{Execution, Memory, Processor, Step, Table, read};
+use super::{Execution, Memory, Processor, StepResult, Table, read};
 use crate::mmio::alu::{ZF, holds};
 use crate::registers::Operand;
 use crate::{Gpr, Segment, Width};
@@ -42,7 +42,7 @@ pub fn interrupt<P: Processor, M: Memory>(
 }
 
 impl<P: Processor, M: Memory> Execution<'_, P, M> {
-    pub(super) fn control_flow(&mut self) -> Result<Step, M::Error> {
+    pub(super) fn control_flow(&mut self) -> Result<StepResult, M::Error> {
         let known = match self.instruction.mnemonic() {
             Mnemonic::Jmp => self.jump()?,
             Mnemonic::Call => self.call()?,
@@ -52,7 +52,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
             Mnemonic::Int3 => self.interrupt(3)?,
             _ => self.branch(),
         };
-        Ok(if known { Step::Done } else { Step::Unknown })
+        Ok(if known { StepResult::Done } else { StepResult::Unknown })
     }
 
     fn jump(&mut self) -> Result<bool, M::Error> {

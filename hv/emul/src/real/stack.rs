@@ -1,6 +1,6 @@
 //! Instructions on the stack, segment registers and descriptor tables.
 
-use super::{Execution, Memory, Processor, Step, Table, TableRegister, read, write};
+use super::{Execution, Memory, Processor, StepResult, Table, TableRegister, read, write};
 use crate::registers::Operand;
 use crate::{Address, Gpr, Segment, Width};
 use addr::Gva;
@@ -46,7 +46,7 @@ impl Stack {
 }
 
 impl<P: Processor, M: Memory> Execution<'_, P, M> {
-    pub(super) fn on_stack(&mut self) -> Result<Step, M::Error> {
+    pub(super) fn on_stack(&mut self) -> Result<StepResult, M::Error> {
         let done = match self.instruction.mnemonic() {
             Mnemonic::Push | Mnemonic::Pushf | Mnemonic::Pushfd => self.push()?,
             Mnemonic::Pop | Mnemonic::Popf | Mnemonic::Popfd => self.pop()?,
@@ -57,7 +57,7 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
             Mnemonic::Sidt => self.store_table(Table::Interrupts)?,
             _ => None,
         };
-        Ok(done.map_or(Step::Unknown, |()| Step::Done))
+        Ok(done.map_or(StepResult::Unknown, |()| StepResult::Done))
     }
 
     fn push(&mut self) -> Result<Option<()>, M::Error> {

@@ -1,6 +1,6 @@
 //! Tests of the real-mode interpreter.
 
-use crate::real::{Exiting, Memory, Processor, Step, Table, TableRegister, UNDEFINED, interrupt, step};
+use crate::real::{Exiting, Memory, Processor, StepResult, Table, TableRegister, UNDEFINED, interrupt, step};
 use crate::system::System;
 use crate::tests::File;
 use crate::{Bitness, Gpr, Registers, Segment, Width};
@@ -111,17 +111,17 @@ fn machine(at: usize, code: &[u8]) -> (Vcpu, Ram) {
     (vcpu, ram)
 }
 
-fn one(vcpu: &mut Vcpu, ram: &mut Ram) -> Result<Step, Nothing> {
+fn one(vcpu: &mut Vcpu, ram: &mut Ram) -> Result<StepResult, Nothing> {
     let at = (vcpu.file.bases[Segment::Cs as usize] + vcpu.file.rip) as usize;
     let code: Vec<u8> = ram.0.iter().skip(at).take(15).copied().collect();
     step(vcpu, ram, &code, Bitness::Bits16)
 }
 
 /// Runs up to the first step that the caller has to handle.
-fn run(vcpu: &mut Vcpu, ram: &mut Ram) -> Step {
+fn run(vcpu: &mut Vcpu, ram: &mut Ram) -> StepResult {
     for _ in 0..1000 {
         match one(vcpu, ram) {
-            Ok(Step::Done) => {}
+            Ok(StepResult::Done) => {}
             Ok(step) => return step,
             Err(Nothing) => panic!("no memory at {vcpu:x?}"),
         }
@@ -184,7 +184,7 @@ fn boot_code_runs_up_to_protected_mode() {
     let (mut vcpu, mut ram) = machine(0x1000, &BOOT);
     ram.0[0x80..0x84].copy_from_slice(&[0x78, 0x10, 0, 0]);
     vcpu.file.rflags |= 1 << 10;
-    let read = Step::System { system: System::ReadCr { cr: 0, to: Gpr::RAX }, next: 0x69 };
+    let read = StepResult::System { system: System::ReadCr { cr: 0, to: Gpr::RAX }, next: 0x69 };
     assert_eq!(run(&mut vcpu, &mut ram), read);
     assert!(vcpu.shadow, "of STI");
     assert_eq!(
@@ -197,7 +197,7 @@ fn boot_code_runs_up_to_protected_mode() {
     assert_eq!((vcpu.selectors[1], vcpu.file.rflags & (IF | 1 << 10)), (0x100, IF));
     vcpu.jump(0x69);
     vcpu.set_gpr(Gpr::RAX, 0x10);
-    let write = Step::System { system: System::WriteCr { cr: 0, from: Gpr::RAX }, next: 0x70 };
+    let write = StepResult::System { system: System::WriteCr { cr: 0, from: Gpr::RAX }, next: 0x70 };
     assert_eq!((run(&mut vcpu, &mut ram), vcpu.gpr(Gpr::RAX), vcpu.shadow), (write, 0x11, false));
 }
 
@@ -217,7 +217,7 @@ fn instructions_that_exit_are_left_to_the_caller() {
         let (mut vcpu, mut ram) = machine(0x100, code);
         vcpu.set_gpr(Gpr::RDX, 0xabcd_03f8);
         let before = vcpu.clone();
-        assert_eq!(one(&mut vcpu, &mut ram), Ok(Step::Exit { exit, next: 0x100 + code.len() as u64 }));
+        assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Exit { exit, next: 0x100 + code.len() as u64 }));
         assert_eq!(vcpu, before);
     }
 }
@@ -233,7 +233,7 @@ fn interrupts_go_by_the_table_and_come_back() {
     let before = vcpu.clone();
     assert_eq!(interrupt(&mut vcpu, &mut ram, 8, 0x44), Ok(true));
     assert_eq!((vcpu.selectors[1], vcpu.file.rip, vcpu.file.rflags), (0x200, 0x10, 3));
-    assert_eq!(one(&mut vcpu, &mut ram), Ok(Step::Done));
+    assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Done));
     assert_eq!(vcpu, before);
     vcpu.set_table(Table::Interrupts, TableRegister { base: 0, limit: 0x22 });
     assert_eq!(interrupt(&mut vcpu, &mut ram, 8, 0x44), Ok(false));
@@ -258,7 +258,7 @@ fn branches_look_at_the_flags() {
                 _ => is(0x40) || is(0x80) != is(0x800),
             };
             let taken = holds != (condition & 1 == 1);
-            assert_eq!(one(&mut vcpu, &mut ram), Ok(Step::Done));
+            assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Done));
             assert_eq!(vcpu.file.rip, if taken { 0x104 } else { 0x102 }, "{condition:x} with {flags:x}");
         }
     }
@@ -270,12 +270,12 @@ fn other_instructions_are_unknown() {
     for code in [&[0xdb, 0xe3][..], &[0xf7, 0xf1], &[0x6c], &[0x0f, 0x58, 0xc1]] {
         let (mut vcpu, mut ram) = machine(0x100, code);
         let before = vcpu.clone();
-        assert_eq!((one(&mut vcpu, &mut ram), &vcpu), (Ok(Step::Unknown), &before));
+        assert_eq!((one(&mut vcpu, &mut ram), &vcpu), (Ok(StepResult::Unknown), &before));
     }
     let (mut vcpu, mut ram) = machine(0x100, &[0x0f, 0x0b]);
-    assert_eq!(one(&mut vcpu, &mut ram), Ok(Step::Unknown), "UD2 is an instruction");
+    assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Unknown), "UD2 is an instruction");
     let (mut vcpu, mut ram) = machine(0x100, &[0x0f, 0x04]);
-    assert_eq!(one(&mut vcpu, &mut ram), Ok(Step::Fault(UNDEFINED)));
+    assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Fault(UNDEFINED)));
 }
 
 proptest! {
@@ -291,7 +291,7 @@ proptest! {
         vcpu.file.rflags = u64::from(rflags) | 2;
         let before = vcpu.clone();
         let step = one(&mut vcpu, &mut ram);
-        if step != Ok(Step::Done) {
+        if step != Ok(StepResult::Done) {
             prop_assert_eq!(vcpu, before);
         }
     }

@@ -6,7 +6,7 @@ use crate::pool::PlannedFailures;
 use abi::hypercall::TestCall;
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use core::iter;
-use loader::{Backing, Paging, VmConfig};
+use loader::{Backing, GuestMemory, Paging, VmConfig};
 use std::vec::Vec;
 use vm::Resolved;
 
@@ -68,5 +68,19 @@ fn failures_that_were_planned_are_forgotten() {
     assert_eq!(world.fault(0), Resolved::OutOfMemory);
     clear(&mut world);
     assert_eq!(world.fault(0), Resolved::Retry);
+    world.end();
+}
+
+#[test]
+fn a_large_page_of_the_image_is_cleared_in_steps() {
+    let domain = Arena::domain(2048);
+    let mut world = World::new(&domain, &config(2 * LARGE, Paging::Nested));
+    let mut mapped = Vec::new();
+    while !world.view().prepare(Gpa::new(LARGE - PAGE_SIZE), 2 * PAGE_SIZE).unwrap() {
+        mapped.push([LARGE - 1, LARGE].map(|at| world.is_mapped(at)));
+    }
+    let [none, first] = [[false; 2], [true, false]];
+    assert_eq!(mapped, [none, none, none, first, first, first], "each page in four steps, and one at a time");
+    assert!(world.is_mapped(LARGE));
     world.end();
 }

@@ -4,7 +4,7 @@
 
 use crate::arena::{Arena, CPUS};
 use crate::rules::Rule;
-use crate::{Host, View, ViewState, VmMemory, poll_idle};
+use crate::{HostMemory, View, ViewState, VmMemory, poll_idle};
 use abi::hypercall::TestCall;
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use loader::{GuestRam, VmConfig};

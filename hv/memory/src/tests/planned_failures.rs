@@ -2,6 +2,7 @@
 
 use super::world::{LARGE, World, config};
 use crate::arena::Arena;
+use crate::host::HostMemory;
 use crate::pool::PlannedFailures;
 use abi::hypercall::{Refused, TestCall};
 use addr::PAGE_SIZE;
@@ -87,6 +88,24 @@ fn a_fault_without_one_of_its_frames_takes_a_smaller_page_or_a_second_try() {
     }
 }
 
+/// To give all of them back takes milliseconds, for which other VMs would wait.
+#[test]
+fn a_planned_failure_leaves_the_frames_at_hand_where_they_are() {
+    let domain = Arena::domain(2 * FRAMES);
+    let mut world = World::new(&domain, &config(RAM, Paging::Nested));
+    world.memory.prezero(|| false);
+    world.write(0, 1);
+    let free = |world: &World<'_>| world.domain.platform().frames().available();
+    let before = free(&world);
+    world.fail(PlannedFailures::Nth(1));
+    assert_eq!((world.is_to_fail(), free(&world)), (true, before));
+    assert_eq!(world.call(TestCall::Replace { at: 0 }), Err(Refused::NoMemory));
+    assert_eq!((world.is_to_fail(), free(&world)), (false, before));
+    assert_eq!(world.call(TestCall::Replace { at: 0 }), Ok(0));
+    assert!(before - free(&world) <= 1, "a frame at hand is taken again, but for one by the table");
+    world.end();
+}
+
 #[test]
 fn with_no_frame_at_all_a_fault_ends_the_guest_and_changes_nothing() {
     let domain = Arena::domain(FRAMES);
@@ -100,7 +119,7 @@ fn with_no_frame_at_all_a_fault_ends_the_guest_and_changes_nothing() {
 
 #[test]
 fn a_vm_that_lacks_a_frame_for_its_trees_is_refused_and_leaves_nothing() {
-    use crate::{Host, VmMemory};
+    use crate::VmMemory;
     use addr::PageSize;
     use mmu::{Caps, Npt};
     let caps = Caps::new(40, PageSize::Size2M, true);

@@ -11,10 +11,10 @@ use loader::{Paging, VmConfig};
 use rcu::Tlb;
 use shadow::{FaultOutcome, Registers};
 use vm::Memory;
-use walk::{Access, Features, Kind, Privilege};
+use walk::{Access, AccessKind, Features, Privilege};
 
 const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
-const WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::Supervisor { ac: false } };
+const WRITE: Access = Access { kind: AccessKind::Write, privilege: Privilege::Supervisor { ac: false } };
 const PAGE: u64 = 5 * PAGE_SIZE;
 
 /// The guest has paging off: linear addresses are physical ones.

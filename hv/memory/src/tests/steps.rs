@@ -2,8 +2,9 @@
 
 use super::world::{World, config};
 use crate::arena::Arena;
-use crate::pool::PlannedFailures;
-use crate::{Ending, Host, Step};
+use crate::ending::EndingStep;
+use crate::pool::{PREZEROED, PlannedFailures};
+use crate::{Ending, EndingStatus, EndingTimes, HostMemory};
 use abi::hypercall::{Mapped, Refused, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use core::iter;
@@ -11,6 +12,8 @@ use core::num::NonZero;
 use loader::{GuestMemory, Paging, VmConfig};
 use mmu::Npt;
 use rcu::Cpu;
+use sched::Instant;
+use std::cell::Cell;
 use std::vec::Vec;
 use vm::Memory;
 
@@ -81,10 +84,10 @@ fn software_clears_a_small_page_and_the_loader_a_large_one() {
 /// Ends the VM in steps that free one table each: their number, without those that wait.
 fn end<'m>(mut ending: Ending<'m, Npt, Arena>, cpu: &mut Cpu<'m, Arena>) -> usize {
     let steps: Vec<_> =
-        iter::repeat_with(|| ending.step(cpu, || true)).take_while(|step| *step != Step::Done).collect();
-    let waits = steps.iter().take_while(|step| **step == Step::WaitsForGracePeriod).count();
+        iter::repeat_with(|| ending.step(cpu, || true)).take_while(|step| *step != EndingStep::Done).collect();
+    let waits = steps.iter().take_while(|step| **step == EndingStep::WaitsForGracePeriod).count();
     assert!(waits < 3, "a grace period of one CPU has ended by then");
-    assert!(steps[waits..].iter().all(|step| *step == Step::Preempted));
+    assert!(steps[waits..].iter().all(|step| *step == EndingStep::Preempted));
     let freed = ending.finish(cpu);
     assert_eq!((freed.accounts.left, freed.report.pages(PageSize::Size4K)), (0, 3));
     steps.len() - waits + 1
@@ -104,18 +107,103 @@ fn a_vm_ends_in_steps() {
 }
 
 #[test]
+fn an_ending_gives_the_frames_at_hand_back_in_steps() {
+    let domain = Arena::domain(12_000);
+    let world = World::new(&domain, &small(4 * MIB, Paging::Nested));
+    world.memory.prezero(|| false);
+    let World { memory, mut cpu, .. } = world;
+    let available = || domain.platform().frames().available();
+    let (before, mut ending) = (available(), memory.end());
+    let mut given = std::vec![before];
+    while ending.step(&mut cpu, || true) != EndingStep::Done {
+        given.push(available());
+    }
+    given.push(available());
+    assert!(available() - before >= PREZEROED / 2, "{given:?}");
+    assert!(given.windows(2).all(|step| step[1] - step[0] <= 64), "{given:?}");
+    let left = available();
+    ending.finish(&cpu);
+    assert_eq!(available(), left, "nothing is left for the last step");
+}
+
+/// A bug elsewhere: a page is taken and counted, and is on no CPU's list.
+fn lose_a_page(world: &World<'_>) {
+    let lost = world.memory.tree.env().alloc(PageSize::Size4K).unwrap();
+    world.memory.account().retire(&world.memory.host().descriptors()[lost.raw() as usize], PageSize::Size4K);
+}
+
+#[test]
 fn a_page_that_does_not_come_back_is_a_leak_and_no_endless_wait() {
     let domain = Arena::domain(2048);
     let mut world = World::new(&domain, &small(4 * MIB, Paging::Nested));
     world.write(0, 1);
-    // A bug elsewhere: a page is taken and counted, and is on no CPU's list.
-    let lost = world.memory.tree.env().alloc(PageSize::Size4K).unwrap();
-    world.memory.account().retire(&domain.platform().descriptors()[lost.raw() as usize], PageSize::Size4K);
+    lose_a_page(&world);
     let World { memory, mut cpu, .. } = world;
     let mut ending = memory.end();
-    (0..10).for_each(|_| assert_eq!(ending.step(&mut cpu, || false), Step::WaitsForGracePeriod));
+    (0..10).for_each(|_| assert_eq!(ending.step(&mut cpu, || false), EndingStep::WaitsForGracePeriod));
     ending.give_up();
-    assert_eq!(ending.step(&mut cpu, || false), Step::Done);
+    assert_eq!(ending.step(&mut cpu, || false), EndingStep::Done);
+    assert_eq!(ending.finish(&cpu).accounts.left, 1);
+}
+
+/// A clock that is a millisecond later whenever it is read.
+fn ticking() -> impl Fn() -> Instant {
+    let ticks = Cell::new(0);
+    move || Instant::new(ticks.replace(ticks.get() + 1))
+}
+
+/// Milliseconds.
+fn times() -> EndingTimes {
+    EndingTimes::new(|duration| duration.as_millis() as u64)
+}
+
+#[test]
+fn an_ending_leaves_its_cpu_after_a_millisecond_and_when_another_task_is_wanted() {
+    for wanted in [false, true] {
+        let domain = Arena::domain(4096);
+        let mut world = World::new(&domain, &small(1 << 30, Paging::Nested));
+        [0, 2 * MIB, 512 * MIB, 600 * MIB].iter().for_each(|&at| world.write(at, 1));
+        let World { memory, mut cpu, .. } = world;
+        let mut ending = memory.end();
+        // A clock that stands still takes turns only because another task is wanted.
+        let (ticking, still) = (ticking(), || Instant::new(0));
+        let mut turn = || match wanted {
+            true => ending.run(&mut cpu, &times(), still, |_| true),
+            false => ending.run(&mut cpu, &times(), &ticking, |_| false),
+        };
+        let turns: Vec<_> = iter::repeat_with(&mut turn).take_while(|status| *status != EndingStatus::Done).collect();
+        assert!(turns.len() > 3 && turns.iter().all(|status| *status == EndingStatus::Preempted), "{turns:?}");
+        assert_eq!(ending.finish(&cpu).accounts.left, 0);
+    }
+}
+
+#[test]
+fn an_ending_with_nothing_in_its_way_is_one_turn() {
+    let domain = Arena::domain(4096);
+    let mut world = World::new(&domain, &small(1 << 30, Paging::Nested));
+    world.write(0, 1);
+    let World { memory, mut cpu, .. } = world;
+    let mut ending = memory.end();
+    assert_eq!(ending.run(&mut cpu, &times(), || Instant::new(0), |_| false), EndingStatus::Done);
+    assert_eq!(ending.finish(&cpu).accounts.left, 0);
+}
+
+#[test]
+fn an_ending_waits_ten_seconds_for_a_page_a_millisecond_at_a_time() {
+    let domain = Arena::domain(2048);
+    let mut world = World::new(&domain, &small(4 * MIB, Paging::Nested));
+    world.write(0, 1);
+    lose_a_page(&world);
+    let World { memory, mut cpu, .. } = world;
+    let (mut ending, clock) = (memory.end(), Cell::new(7));
+    let waits = iter::from_fn(|| match ending.run(&mut cpu, &times(), || Instant::new(clock.get()), |_| false) {
+        EndingStatus::WaitsUntil(at) => Some(clock.set(at.ticks())),
+        status => {
+            assert_eq!(status, EndingStatus::Done);
+            None
+        }
+    });
+    assert_eq!(waits.count(), 10_000);
     assert_eq!(ending.finish(&cpu).accounts.left, 1);
 }
 

@@ -3,7 +3,7 @@
 use crate::account::give_back;
 use crate::arena::{Arena, CPUS};
 use crate::pool::PlannedFailures;
-use crate::{Freed, Host, View, ViewState, VmMemory};
+use crate::{Freed, HostMemory, View, ViewState, VmMemory};
 use abi::hypercall::{Refused, TestCall};
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use core::iter;
@@ -27,7 +27,7 @@ pub(super) struct World<'m> {
     pub(super) cpu: Cpu<'m, Arena>,
     pub(super) tlb: Tlb,
     pub(super) state: ViewState,
-    domain: &'m Domain<Arena, [CpuData; CPUS]>,
+    pub(super) domain: &'m Domain<Arena, [CpuData; CPUS]>,
     /// Frames that were free before the VM.
     free: usize,
 }
@@ -80,7 +80,7 @@ impl<'m> World<'m> {
     }
 
     pub(super) fn fail(&mut self, failures: PlannedFailures) {
-        self.memory.account().pool.lock().fail(self.domain.platform().frames(), failures);
+        self.memory.account().pool.lock().fail(failures);
     }
 
     /// Whether the failure that was planned is still to come.

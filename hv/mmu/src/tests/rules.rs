@@ -428,11 +428,10 @@ fn a_shared_table_is_one_until_each_entry_has_gone() {
         );
         first.zap(cpu, Gva::new(0)..Gva::new(0x1000), |_| {}).unwrap();
         assert_eq!([pfn(first, cpu, M2), pfn(second, cpu, 0xc000_0000)], [None; 2]);
-        // A shared table stays when one tree unshares it.
-        assert!(first.unshare(cpu, at, Level::PMD));
-        assert!(first.unshare(cpu, Gva::new(0), Level::PMD));
+        // A shared table stays when one tree's entries are zapped.
+        let zapped = first.zap_tables(cpu, Gva::new(0)..Gva::new(2 * M2)).unwrap();
+        assert_eq!(zapped, ZappedTables { pages: 0, tables: 0 });
         assert_eq!([pfn(first, cpu, M2 + 0x3000), pfn(second, cpu, 0xc000_3000)], [None, Some(7)]);
-        assert!(!second.unshare(cpu, there, Level::PMD), "it is the last");
         assert_eq!(second.unmap(cpu, Gva::new(0)..Gva::new(1 << 32), |_| {}), Ok(2));
         cpu.barrier(|table| memory.free(table));
         assert_eq!(memory.in_use(), before - 1, "two roots and the first tree's directory");
@@ -454,8 +453,6 @@ fn only_a_table_is_shared_and_only_where_there_is_nothing() {
         memory.limit(None);
         share(0, 2 * M2).unwrap();
         assert_eq!(share(0, 2 * M2), Err(ShareError::Present));
-        assert!(!first.unshare(cpu, Gva::new(M2), Level::PMD));
-        assert!(!first.unshare(cpu, Gva::new(0x4000_0000), Level::PMD));
     });
 }
 
@@ -471,7 +468,7 @@ fn a_shared_table_stays_a_table() {
         assert_eq!(collapse(), Err(CollapseError::Changed));
         let into = first.collapse_into(cpu, at, PageSize::Size2M, Pfn::new(0x400), |_, _| panic!(), |_| panic!());
         assert_eq!(into, Err(CollapseError::Changed));
-        assert!(second.unshare(cpu, at, Level::PMD));
+        second.zap_tables(cpu, at..Gva::new(M2)).unwrap();
         assert_eq!(collapse(), Ok(()));
     });
 }

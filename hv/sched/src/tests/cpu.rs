@@ -260,6 +260,7 @@ impl Cpu for TestCpu {
             self.call_watchdog();
             return self.tear_down(task, left, slice);
         }
+        assert!(slice.others().all(|other| other.index != task.index), "a task is not one of the others");
         let start = self.clock.get();
         task.record.longest_wait = task.record.longest_wait.max(start - task.runnable_since());
         task.request.set(None);

@@ -1,3 +1,4 @@
+mod barrier;
 mod cpu;
 mod rules;
 mod watchdog;

@@ -3,6 +3,7 @@
 mod reader;
 mod rules;
 mod takeover;
+mod uart;
 
 use crate::{HOLD, Mux, Producer, Transmitter, VmQueues};
 use std::vec::Vec;

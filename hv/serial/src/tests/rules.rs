@@ -3,7 +3,7 @@
 use super::reader::joined;
 use super::{CAPACITY, Console};
 use crate::mux::DROPPED_PERIOD;
-use crate::{HOLD, QUANTUM};
+use crate::{BUDGET, Burst, HOLD, Mux, QUANTUM, Transmitter};
 use abi::wire::{self, Part};
 use proptest::prelude::*;
 use std::string::{String, ToString};
@@ -49,7 +49,7 @@ proptest! {
             for (console, may_pass) in [(&mut passes, is_ready), (&mut queues, false)] {
                 match what {
                     0 => console.log("own"),
-                    1 => console.vms[A].about.write_lines("hv: ", &"about"),
+                    1 => console.vms[A].log.write_lines("hv: ", &"about"),
                     _ if may_pass && console.mux.pass(byte) => console.line.bytes.push(byte),
                     _ => _ = console.print(A, &[byte]),
                 }
@@ -122,7 +122,7 @@ fn a_flood_without_ends_is_cut_only_if_other_sources_wait() {
 fn messages_about_a_vm_come_after_its_output() {
     let mut console = two();
     console.print(A, b"bye");
-    console.vms[A].about.write_lines("hv: a: ", &"verdict: pass 0\nreally");
+    console.vms[A].log.write_lines("hv: a: ", &"verdict: pass 0\nreally");
     assert_eq!(console.send_all().sent(), "a| bye\r\nhv: a: verdict: pass 0\r\nhv: a: really\r\n");
     assert_eq!(console.mux.due(console.now), None);
 }
@@ -267,7 +267,7 @@ fn carry_out(console: &mut Console, steps: &[Step]) -> (Vec<Vec<u8>>, usize) {
                 printed[*vm].extend(&bytes[..taken]);
             }
             Step::About { vm } => {
-                console.vms[*vm].about.write_lines("hv: ", &"about");
+                console.vms[*vm].log.write_lines("hv: ", &"about");
                 own += 1;
             }
             Step::Log => {
@@ -372,4 +372,36 @@ impl Console {
     fn sent_bytes(&mut self) {
         self.line.bytes.clear();
     }
+}
+
+/// An emulator's UART.
+struct Ready(usize);
+
+impl Transmitter for Ready {
+    fn room(&mut self) -> usize {
+        16
+    }
+
+    fn send(&mut self, _: u8) {
+        self.0 += 1;
+    }
+}
+
+#[test]
+fn a_cpu_leaves_a_line_that_is_always_ready() {
+    let (mut mux, mut own) = Mux::new(2 * BUDGET);
+    own.write_lines("", &"x".repeat(BUDGET + 100));
+    let (mut line, mut left) = (Ready(0), BUDGET);
+    let last = loop {
+        match mux.next_burst(7, &mut line, &mut left) {
+            Burst::More => {}
+            Burst::Last(due) => break due,
+        }
+    };
+    assert!(last.is_some_and(|due| due <= 7), "the rest is due now");
+    assert_eq!(line.0, BUDGET);
+    let mut left = BUDGET;
+    while mux.next_burst(7, &mut line, &mut left) == Burst::More {}
+    assert_eq!(line.0, BUDGET + 102);
+    assert_eq!(mux.next_burst(7, &mut line, &mut left), Burst::Last(None));
 }

@@ -9,7 +9,7 @@ use mmu::pool;
 use rcu::{Cpu, Flush, Space, Tlb};
 use std::collections::BTreeMap;
 use std::vec::Vec;
-use walk::{Access, Controls, Kind, PhysMem, Privilege};
+use walk::{Access, AccessKind, Controls, PhysMem, Privilege};
 
 pub(super) type Format = Pae<Gva>;
 pub(super) type Tables = pool::Memory<Format>;
@@ -162,7 +162,7 @@ impl<S: Shadows> Guest<'_, S> {
         self.seen.push(seen);
         // A write may change the tables that translate it.
         self.look();
-        if let (Kind::Write, Seen::Page(gpa)) = (access.kind, seen) {
+        if let (AccessKind::Write, Seen::Page(gpa)) = (access.kind, seen) {
             self.store(cpu, n, gva, gpa, access, value);
         }
         self.look();
@@ -236,8 +236,8 @@ fn permits(entry: &Translated, cr4: u64, access: Access) -> bool {
     let (smep, smap) = (cr4 >> 20 & 1 == 1, cr4 >> 21 & 1 == 1);
     let closed = match access.privilege {
         Privilege::User => !user,
-        Privilege::Supervisor { .. } if access.kind == Kind::Fetch => user && smep,
+        Privilege::Supervisor { .. } if access.kind == AccessKind::Fetch => user && smep,
         Privilege::Supervisor { ac } => user && smap && !ac,
     };
-    !closed && (access.kind != Kind::Write || write) && (access.kind != Kind::Fetch || execute)
+    !closed && (access.kind != AccessKind::Write || write) && (access.kind != AccessKind::Fetch || execute)
 }

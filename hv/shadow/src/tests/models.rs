@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::vec::Vec;
-use walk::{Access, Controls, Features, Kind, PhysMem, Privilege};
+use walk::{Access, AccessKind, Controls, Features, PhysMem, Privilege};
 
 type Format = Pae<Gva>;
 type ThisCpu<'d> = Cpu<'d, PoolPlatform<Format>>;
@@ -24,8 +24,8 @@ const RUNS: usize = 400;
 const MUTANT_RUNS: usize = 20 * RUNS;
 const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
 const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
-const READ: Access = Access { kind: Kind::Read, privilege: Privilege::User };
-const WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::User };
+const READ: Access = Access { kind: AccessKind::Read, privilege: Privilege::User };
+const WRITE: Access = Access { kind: AccessKind::Write, privilege: Privilege::User };
 /// Present, writable, user, accessed and dirty.
 const PAGE: u64 = 0x67;
 const HIGH: u64 = 1 << 32;
@@ -146,7 +146,7 @@ impl Vcpu<'_> {
     /// Calls `act` as the processor's access with its translation, or as the hypervisor's if the access is emulated.
     fn access(&mut self, gva: u64, access: Access, act: impl Fn(&GuestMemory)) -> Option<u64> {
         let World { memory, shadow, tables, .. } = self.world;
-        let (page, write) = (gva >> 12, access.kind == Kind::Write);
+        let (page, write) = (gva >> 12, access.kind == AccessKind::Write);
         loop {
             let root = shadow.root(&self.view);
             let translations = &mut self.translations;

@@ -8,7 +8,7 @@ use addr::{Gpa, Gva, PageSize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::vec::Vec;
-use walk::{Access, Fault, Kind, PhysMem, Privilege, Rights, SetAccessedDirty, trace, translate};
+use walk::{Access, AccessKind, Fault, PhysMem, Privilege, Rights, SetAccessedDirty, trace, translate};
 
 /// The result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Seen {
         let nothing = RefCell::default();
         match Plain(&nothing).read_u32(gpa) {
             None => Self::Nothing(gpa),
-            Some(_) if gpa.frame().raw() == ROM && access.kind == Kind::Write => Self::ReadOnly(gpa),
+            Some(_) if gpa.frame().raw() == ROM && access.kind == AccessKind::Write => Self::ReadOnly(gpa),
             Some(_) => Self::Page(gpa),
         }
     }
@@ -74,7 +74,7 @@ impl Oracle {
 
     /// Records the translations that a processor may cache from now on: those whose entries are present and accessed.
     pub(super) fn look(&mut self, vcpu: usize, registers: &Registers) {
-        let access = Access { kind: Kind::Read, privilege: Privilege::Supervisor { ac: true } };
+        let access = Access { kind: AccessKind::Read, privilege: Privilege::Supervisor { ac: true } };
         for page in sequences::pages() {
             let gva = Gva::new(page << 12);
             let found = trace(&Plain(&self.words), registers.paging(), gva, access, SetAccessedDirty::No);
@@ -119,7 +119,7 @@ impl Oracle {
             let gpa = cached.page.wrapping_add(gva.page_offset());
             seen == Seen::Page(gpa)
                 && permits(registers, cached.rights, access)
-                && (cached.dirty || access.kind != Kind::Write)
+                && (cached.dirty || access.kind != AccessKind::Write)
         };
         assert!(cached.iter().any(allows), "{seen:?} for {access:?} at {gva}, but there were {cached:x?}");
         assert_eq!(*words, *self.words.borrow(), "without a walk no accessed or dirty bit changes");
@@ -134,12 +134,12 @@ fn permits(registers: &Registers, page: Rights, access: Access) -> bool {
     let (smep, smap) = if controls.cr0 >> 31 == 0 { (false, false) } else { (smep, smap) };
     match (access.privilege, access.kind) {
         (Privilege::User, _) if !page.user => false,
-        (Privilege::User, Kind::Write) => page.writable,
-        (Privilege::User, Kind::Fetch) => page.executable,
-        (Privilege::User, Kind::Read) => true,
-        (Privilege::Supervisor { .. }, Kind::Fetch) => page.executable && !(page.user && smep),
+        (Privilege::User, AccessKind::Write) => page.writable,
+        (Privilege::User, AccessKind::Fetch) => page.executable,
+        (Privilege::User, AccessKind::Read) => true,
+        (Privilege::Supervisor { .. }, AccessKind::Fetch) => page.executable && !(page.user && smep),
         (Privilege::Supervisor { ac }, kind) => {
-            !(page.user && smap && !ac) && (kind == Kind::Read || page.writable || !wp)
+            !(page.user && smap && !ac) && (kind == AccessKind::Read || page.writable || !wp)
         }
     }
 }

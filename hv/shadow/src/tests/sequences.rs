@@ -7,7 +7,7 @@ use addr::{Gpa, Gva};
 use arch::{CR0_PG, CR0_WP};
 use proptest::prelude::*;
 use std::vec::Vec;
-use walk::{Access, Controls, Features, Kind, Privilege};
+use walk::{Access, AccessKind, Controls, Features, Privilege};
 
 pub(super) const FEATURES: Features =
     Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
@@ -65,7 +65,7 @@ fn gva() -> impl Strategy<Value = Gva> {
 }
 
 fn access() -> impl Strategy<Value = Access> {
-    let kind = prop_oneof![2 => Just(Kind::Read), 3 => Just(Kind::Write), 1 => Just(Kind::Fetch)];
+    let kind = prop_oneof![2 => Just(AccessKind::Read), 3 => Just(AccessKind::Write), 1 => Just(AccessKind::Fetch)];
     let privilege = prop_oneof![Just(Privilege::User), any::<bool>().prop_map(|ac| Privilege::Supervisor { ac })];
     (kind, privilege).prop_map(|(kind, privilege)| Access { kind, privilege })
 }

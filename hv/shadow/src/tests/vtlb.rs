@@ -11,7 +11,7 @@ use mmu::pool::{self, Pool};
 use proptest::prelude::*;
 use rcu::{Flush, Space};
 use std::vec::Vec;
-use walk::{Access, Controls, Kind, PhysMem, Privilege};
+use walk::{Access, AccessKind, Controls, PhysMem, Privilege};
 
 pub(super) const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
 const FRAMES: usize = 1200;
@@ -93,9 +93,9 @@ proptest! {
     }
 }
 
-pub(super) const READ: Access = Access { kind: Kind::Read, privilege: Privilege::User };
-pub(super) const WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::User };
-const SUPERVISOR_WRITE: Access = Access { kind: Kind::Write, privilege: Privilege::Supervisor { ac: false } };
+pub(super) const READ: Access = Access { kind: AccessKind::Read, privilege: Privilege::User };
+pub(super) const WRITE: Access = Access { kind: AccessKind::Write, privilege: Privilege::User };
+const SUPERVISOR_WRITE: Access = Access { kind: AccessKind::Write, privilege: Privilege::Supervisor { ac: false } };
 /// Two levels, PSE, WP.
 pub(super) const TWO_LEVELS: Controls = Controls { cr0: 0x8001_0001, cr3: 0x1000, cr4: 0x10, efer: 0 };
 
@@ -169,7 +169,7 @@ fn a_page_that_is_writable_with_clear_wp_is_the_supervisors_until_the_user_acces
 fn with_smap_no_entry_gives_what_clear_wp_allows() {
     let controls = Controls { cr0: 0x8000_0001, cr4: TWO_LEVELS.cr4 | 1 << 21, ..TWO_LEVELS };
     with_guest(two_levels(0x3005), controls, |guest, cpu, _| {
-        let write = |ac| Access { kind: Kind::Write, privilege: Privilege::Supervisor { ac } };
+        let write = |ac| Access { kind: AccessKind::Write, privilege: Privilege::Supervisor { ac } };
         guest.access(cpu, 0, Gva::new(0), write(true), 7);
         assert_eq!(guest.memory.read_u32(Gpa::new(0x3000)), Some(7));
         guest.access(cpu, 0, Gva::new(0), write(false), 8);

@@ -24,7 +24,9 @@ use arch::{CR0_PG, CR0_TS, DR6_BT, DR7_LOCAL, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
 use descriptor::Descriptor;
 use emul::{Gpr, Registers, Segment};
 use tss::{Dynamic, Format, LARGEST, State};
-use walk::{Access, Controls, Fault, Kind, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty};
+use walk::{
+    Access, AccessKind, Controls, Fault, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty,
+};
 use x86::irq::{
     DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, PAGE_FAULT_VECTOR,
     SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
@@ -478,7 +480,7 @@ impl<M: PhysMem> Tables<'_, M> {
 
     /// Whether `length` bytes at `at`, which lie in two pages at most, can be written.
     fn check_writable(&self, at: u64, length: u64) -> Result<(), Fault> {
-        let access = Access { kind: Kind::Write, privilege: self.privilege };
+        let access = Access { kind: AccessKind::Write, privilege: self.privilege };
         for at in [at, at + length - 1] {
             walk::translate(self.memory, &self.paging, Gva::new(at), access, SetAccessedDirty::Yes)?;
         }

@@ -2,7 +2,7 @@
 
 use super::guest::*;
 use crate::{
-    Cr8, Event, Exception, Exit, Flow, Gpr, Instruction, Kind, NestedFault, PageFault, Stop, TaskSwitch,
+    Cr8, Event, Exception, Exit, ExitKind, Flow, Gpr, Instruction, NestedFault, PageFault, Stop, TaskSwitch,
     TaskSwitchSource,
 };
 use addr::{Gpa, Gva};
@@ -98,7 +98,7 @@ fn each_kind_of_exit_is_counted() {
         Exit::InvalidState,
         Exit::Unknown,
     ];
-    assert_eq!(resuming.len() + stopping.len(), Kind::COUNT);
+    assert_eq!(resuming.len() + stopping.len(), ExitKind::COUNT);
 
     // OUTSB. The timer wakes HLT, and each of its interrupts ends by itself.
     let mut guest = Guest::with_devices(&[0x6e], |devices| {
@@ -139,7 +139,7 @@ fn each_kind_of_exit_is_counted() {
     }
     // After all but the one that stopped it and those that put it to sleep the guest was entered again, ten ticks later.
     let table = guest.handler.context.stats().to_string();
-    let ticks = 10 * (guest.vcpu.entries - 1 - guest.handler.context.stats().count(Kind::Halt));
+    let ticks = 10 * (guest.vcpu.entries - 1 - guest.handler.context.stats().count(ExitKind::Halt));
     assert!(table.ends_with(&std::format!(" {ticks} ticks of the TSC in the hypervisor")), "{table}");
 }
 

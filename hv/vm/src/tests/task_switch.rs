@@ -180,7 +180,9 @@ fn an_event_interrupts_the_old_task_at_its_instruction() {
 
 #[test]
 fn the_resume_flag_of_the_old_task_is_what_the_hardware_tells() {
-    for (told, before, after) in [(None, 0, 0), (None, RFLAGS_RF, RFLAGS_RF), (Some(false), RFLAGS_RF, 0), (Some(true), 0, RFLAGS_RF)] {
+    for (told, before, after) in
+        [(None, 0, 0), (None, RFLAGS_RF, RFLAGS_RF), (Some(false), RFLAGS_RF, 0), (Some(true), 0, RFLAGS_RF)]
+    {
         let mut guest = guest();
         guest.vcpu.rflags |= before;
         let call = TaskSwitch::new(NEW_TASK, CALL, None);

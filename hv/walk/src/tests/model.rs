@@ -29,7 +29,7 @@ fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Walked {
     let long = bit(efer, 10);
     let nxe = bit(efer, 11) && bit(cr4, 5);
     let (write, fetch, user) =
-        (access.kind == Kind::Write, access.kind == Kind::Fetch, access.privilege == Privilege::User);
+        (access.kind == AccessKind::Write, access.kind == AccessKind::Fetch, access.privilege == Privilege::User);
     let base = u32::from(write) << 1 | u32::from(user) << 2 | u32::from(fetch && (nxe || bit(cr4, 20))) << 4;
     let word = |at: u64| ram.read_u64(Gpa::new(at));
 
@@ -127,9 +127,9 @@ fn model(ram: &Ram, paging: &Paging, gva: u64, access: Access) -> Walked {
     } else {
         let closed = user_page && bit(cr4, 21) && access.privilege != Privilege::Supervisor { ac: true };
         match access.kind {
-            Kind::Read => closed,
-            Kind::Write => closed || !writable && bit(cr0, 16),
-            Kind::Fetch => no_execute || user_page && bit(cr4, 20),
+            AccessKind::Read => closed,
+            AccessKind::Write => closed || !writable && bit(cr0, 16),
+            AccessKind::Fetch => no_execute || user_page && bit(cr4, 20),
         }
     };
     if denied {
@@ -203,7 +203,7 @@ pub(crate) fn address() -> impl Strategy<Value = u64> {
 }
 
 pub(crate) fn any_access() -> impl Strategy<Value = Access> {
-    let kind = prop_oneof![Just(Kind::Read), Just(Kind::Write), Just(Kind::Fetch)];
+    let kind = prop_oneof![Just(AccessKind::Read), Just(AccessKind::Write), Just(AccessKind::Fetch)];
     let privilege = prop_oneof![Just(Privilege::User), any::<bool>().prop_map(|ac| Privilege::Supervisor { ac }),];
     (kind, privilege).prop_map(|(kind, privilege)| Access { kind, privilege })
 }
@@ -258,7 +258,7 @@ fn the_model_finds_pages_of_every_size() {
             &ram,
             &paging,
             Gva::new(gva),
-            access(Kind::Read, Privilege::Supervisor { ac: true }),
+            access(AccessKind::Read, Privilege::Supervisor { ac: true }),
             SetAccessedDirty::No,
         );
         if let Ok(found) = found {

@@ -1,5 +1,5 @@
 use super::*;
-use Kind::{Fetch, Read, Write};
+use AccessKind::{Fetch, Read, Write};
 use Privilege::User;
 use addr::PageSize;
 
@@ -16,12 +16,12 @@ pub(crate) fn long(flags: u64) -> (Ram, Paging) {
     (ram, paging(PE_PG | WP, 0x1000, PAE, LMA | NXE))
 }
 
-fn go(ram: &Ram, paging: &Paging, gva: u64, kind: Kind, privilege: Privilege) -> Result<Translation, Fault> {
+fn go(ram: &Ram, paging: &Paging, gva: u64, kind: AccessKind, privilege: Privilege) -> Result<Translation, Fault> {
     translate(ram, paging, Gva::new(gva), access(kind, privilege), SetAccessedDirty::No)
 }
 
 /// The error code of the fault that the access must give.
-fn code(ram: &Ram, paging: &Paging, gva: u64, kind: Kind, privilege: Privilege) -> u32 {
+fn code(ram: &Ram, paging: &Paging, gva: u64, kind: AccessKind, privilege: Privilege) -> u32 {
     match go(ram, paging, gva, kind, privilege) {
         Err(Fault::Page { error_code, address }) => {
             assert_eq!(address, Gva::new(gva));
@@ -31,7 +31,7 @@ fn code(ram: &Ram, paging: &Paging, gva: u64, kind: Kind, privilege: Privilege) 
     }
 }
 
-fn gpa(ram: &Ram, paging: &Paging, gva: u64, kind: Kind, privilege: Privilege) -> u64 {
+fn gpa(ram: &Ram, paging: &Paging, gva: u64, kind: AccessKind, privilege: Privilege) -> u64 {
     go(ram, paging, gva, kind, privilege).unwrap().gpa.raw()
 }
 
@@ -378,7 +378,7 @@ fn a_write_over_two_pages_is_whole_or_nothing() {
 
 #[test]
 fn a_missing_entry_of_either_level_is_found_at_once() {
-    let access = Access { kind: Kind::Write, privilege: Privilege::User };
+    let access = Access { kind: AccessKind::Write, privilege: Privilege::User };
     let ram = Ram::new(32);
     ram.set(0x1000, 0x2007);
     for (pae, pdptes) in [(0, None), (PAE, Some([0x1001, 0, 0, 0]))] {

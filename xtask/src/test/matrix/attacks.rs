@@ -2,7 +2,7 @@
 //! and on as many as there are vCPUs.
 
 use super::{Expected, FAIR, PASS, PAST_LIMIT, PATIENT, Row, Source};
-use crate::trial::{Pages, Paging};
+use crate::trial::{OnReset, Pages, Paging};
 use abi::Verdict;
 use std::time::Duration;
 
@@ -134,6 +134,9 @@ const FAULTING: &[&[Row]] = beside_fair! { shadow, vtlb;
     "give-back-4k": Row { pages: Pages::Small, ..attack("kind=give-back mib=16") },
     "first-touch": Row { pages: Pages::Small, ..attack("kind=first-touch") },
     "nowhere": attack("kind=nowhere"),
+    // Nearly all of its time goes to the hypervisor, which takes its memory away and writes its image again.
+    "reset": RESET,
+    "reset-4k": Row { pages: Pages::Small, ..RESET },
     "delivery": DELIVERY,
 };
 
@@ -145,6 +148,7 @@ const SHADOWED: &[&[Row]] = shadowed_beside_fair! {
     "fill": Row { pages: Pages::Small, ..attack32("kind=fill") },
 };
 
+const RESET: Row = Row { on_reset: OnReset::Restart, ..attack("kind=reset") };
 const CONSOLE: Row = attack("kind=console");
 const DEADLINE: Row = attack("kind=deadline");
 const HYPERCALLS: Row = attack("kind=hypercall");

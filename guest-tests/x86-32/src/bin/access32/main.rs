@@ -12,7 +12,7 @@ mod model;
 use abi::options::guest::key;
 use combination::{Combination, Entries, Flags};
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::interrupts::{Fault, PAGE_FAULT, SOFTWARE, expect_fault};
 use guest32::ktap::{self, Case, Outcome};
 use guest32::memory::{self, Page, Pages};
@@ -45,7 +45,7 @@ struct Bench {
     from: usize,
 }
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     let bench = Bench { step: boot.word(key::STEP).unwrap_or(1).max(1), from: boot.word(key::FROM).unwrap_or(0) };
     let page = Page::new(FRAME);
     page.clear();

@@ -5,7 +5,7 @@ use abi::lines::Inputs;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use guest32::apic::{Apic, Delivery};
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::interrupts;
 use guest32::random::{Random, mix};
 use guest32::smp::{self, Cpu, Task};
@@ -80,7 +80,7 @@ pub(crate) fn attack(campaign: Campaign) {
 }
 
 /// Has `task` run on the other processor for `ticks` of the TSC, or until it has tried the inputs from `first` to `end`.
-pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u32, end: u32) -> Verdict {
+pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u32, end: u32) -> GuestStatus {
     world::init();
     NEXT.store(first, Relaxed);
     END.store(end, Relaxed);
@@ -105,13 +105,13 @@ pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u
             if !restart(task) {
                 report();
                 println!("# the processor does not start any more");
-                return Verdict::FAILED;
+                return GuestStatus::Failed;
             }
             idle = 0;
         } else if idle > 0 {
             send(Delivery::Nmi);
         } else if random.one_in(16) && !storm(&mut random, task) {
-            return Verdict::FAILED;
+            return GuestStatus::Failed;
         }
         looks += 1;
         if u32::is_multiple_of(looks, LOOKS_PER_REPORT) {
@@ -119,7 +119,7 @@ pub(crate) fn keep(task: &'static Task<'static>, seed: u32, ticks: u64, first: u
         }
     }
     report();
-    Verdict::PASSED
+    GuestStatus::Passed
 }
 
 fn restart(task: &'static Task<'static>) -> bool {

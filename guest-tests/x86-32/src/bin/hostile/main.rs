@@ -22,7 +22,7 @@ use abi::options::guest as word;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
+use guest32::exit::GuestStatus;
 use guest32::smp::{self, Cpu, Task};
 use guest32::{clock, println};
 
@@ -50,14 +50,14 @@ fn attack(_: Cpu) {
     });
 }
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
     let Some(mode) = boot.option::<Mode>(word::MODE) else {
         println!("# --mode real|p32|pae|long|ring3 is missing");
-        return Verdict::FAILED;
+        return GuestStatus::Failed;
     };
     if smp::start_all() < 2 {
         println!("# two processors are needed");
-        return Verdict::FAILED;
+        return GuestStatus::Failed;
     }
     let seed = boot.option(word::SEED).unwrap_or(1);
     let first = boot.option("--first").unwrap_or(0);

@@ -101,20 +101,20 @@ fn two_zaps_of_tables() {
 }
 
 loom_tests! {
-    loom_unshare_under_a_processor = unshare_under_a_processor;
-    mutant_unshare_without_flush breaks [Flush]
+    loom_an_entry_of_a_shared_table_is_cleared_under_a_processor = retract_under_a_processor;
+    mutant_an_entry_of_a_shared_table_is_cleared_without_flush breaks [Flush]
 }
 
-fn unshare_under_a_processor() {
-    let shared = Shared::new(1);
+fn retract_under_a_processor() {
+    let shared = Shared::new(0);
     let other = shared.spawn(|shared, cpu| {
         // The processor walks the first tree. Meanwhile the second tree's entry, the last one, is cleared, and its
         // table waits for the second tree's processors only.
         cpu.guest(shared.world.tree.space(), &mut rcu::Tlb::new(), |_| _ = shared.world.hardware_walk(0));
     });
     shared.world.on(0, |cpu| {
-        assert!(shared.world.tree.unshare(cpu, at(0), Level::PMD));
-        shared.second.unmap(cpu, WHOLE, |_| {}).unwrap();
+        shared.world.tree.retract(cpu, WHOLE).unwrap();
+        shared.second.retract(cpu, WHOLE).unwrap();
         give_back(&shared, cpu);
     });
     other.join().unwrap();

@@ -4,7 +4,7 @@ use loader::VmName;
 use sched::Placement;
 
 /// A VM's place among the VMs.
-pub(super) struct Place {
+pub(super) struct VmId {
     pub(super) number: usize,
     pub(super) placement: Placement,
     /// On the console, if there are several VMs.

@@ -4,7 +4,6 @@ use super::clock::TscClock;
 use super::console::Console;
 use super::guest::Guest;
 use super::host::{SLICE, Slice};
-use super::restart::Restart;
 use crate::console;
 use crate::rcu_domain;
 use crate::timer;
@@ -17,7 +16,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use loader::Paging;
-use memory::{Nested, ViewState};
+use memory::{Nested, Restart, RestartStatus, ViewState};
 use rcu::{Cpu, Tlb};
 use sched::{Instant, Task};
 use vm::{Activity, Context, ExitHandler, Start, Stop, Types, Vcpu};
@@ -27,15 +26,15 @@ use walk::HandleMem;
 type View<'v, F> = memory::View<'v, 'static, F, rcu_domain::HostMachine>;
 
 /// A vCPU with nested paging or with shadow tables: each kind has a loop of its own, without a test for the other.
-enum Flavour<B: Backend> {
+enum AnyVcpu<B: Backend> {
     Nested(B::Vcpu),
     Shadowed(B::ShadowVcpu),
 }
 
 /// One vCPU, and its part in its VM.
-pub(super) struct Seat<B: Backend<Tables: Nested>> {
+pub(super) struct VcpuTask<B: Backend<Tables: Nested>> {
     guest: Arc<Guest<B::Tables>>,
-    vcpu: Flavour<B>,
+    vcpu: AnyVcpu<B>,
     context: Context<<View<'static, B::Tables> as HandleMem>::Handle>,
     tlb: Tlb,
     view: ViewState,
@@ -47,7 +46,7 @@ pub(super) struct Seat<B: Backend<Tables: Nested>> {
     reports: u32,
 }
 
-impl<B: Backend<Tables: Nested>> Seat<B> {
+impl<B: Backend<Tables: Nested>> VcpuTask<B> {
     /// vCPU `index` of `guest`, whose translations are marked with `tag`.
     pub(super) fn new(backend: &B, guest: Arc<Guest<B::Tables>>, index: usize, tag: NonZeroU16) -> Self {
         let start = if index == 0 { guest.start } else { Start::Sipi(0) };
@@ -55,9 +54,9 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let context = Context::new(index, &guest.vm, crate::cpu::cpuid, guest.model);
         let (root, offered_cr4) = (guest.memory.root(index), context.offered_cr4());
         let vcpu = if nested {
-            Flavour::Nested(within_slice(backend.vcpu(root, offered_cr4, tag, start)))
+            AnyVcpu::Nested(within_slice(backend.vcpu(root, offered_cr4, tag, start)))
         } else {
-            Flavour::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), offered_cr4, tag, start)))
+            AnyVcpu::Shadowed(within_slice(backend.shadow_vcpu(root, context.features(), offered_cr4, tag, start)))
         };
         Self {
             guest,
@@ -93,8 +92,8 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let host = Slice { guest, schedule: slice, reports: self.reports };
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
-            Flavour::Shadowed(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
+            AnyVcpu::Nested(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
+            AnyVcpu::Shadowed(vcpu) => run(vcpu, ExitHandler::new(&guest.vm, &mut self.context, view), host),
         }
         self.due = slice.wakes_at();
     }
@@ -113,15 +112,13 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let (context, host) = (&mut self.context, Slice { guest, schedule: slice, reports: self.reports });
         let start = if is_boot { guest.start } else { Start::Sipi(0) };
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
-            Flavour::Shadowed(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
+            AnyVcpu::Nested(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
+            AnyVcpu::Shadowed(vcpu) => leave_for_reset(vcpu, ExitHandler::new(&guest.vm, context, view), start, host),
         }
         if is_boot && guest.vm.all_have_left() {
             self.context.start();
-            let mut restart = self.restart.take().unwrap_or_default();
             let mut view = guest.memory.view_of(index, cpu, &mut self.tlb, &self.view);
-            let is_done = restart.run(guest, &mut view, slice);
-            self.restart = (!is_done).then_some(restart);
+            self.restart = begin_anew(guest, &mut view, self.restart.unwrap_or_default(), slice);
         }
     }
 
@@ -138,8 +135,8 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
         let view = guest.memory.view_of(self.context.index(), cpu, &mut self.tlb, &self.view);
         let (context, stop) = (&mut self.context, Stop::Limit);
         match &mut self.vcpu {
-            Flavour::Nested(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
-            Flavour::Shadowed(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
+            AnyVcpu::Nested(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
+            AnyVcpu::Shadowed(vcpu) => dump::<_, _, T>(guest, vcpu, &ExitHandler::new(&guest.vm, context, view), stop),
         }
     }
 
@@ -163,9 +160,9 @@ impl<B: Backend<Tables: Nested>> Seat<B> {
     }
 }
 
-impl<B: Backend<Tables: Nested>> Task for Seat<B> {
+impl<B: Backend<Tables: Nested>> Task for VcpuTask<B> {
     fn vm(&self) -> usize {
-        self.guest.place.number
+        self.guest.id.number
     }
 
     fn has_ended(&self) -> bool {
@@ -231,6 +228,27 @@ fn run<'a, 's: 'a, F: Nested, V: Vcpu, T: Task>(
 #[inline(never)]
 fn tell_of_reset<F: Nested>(guest: &Guest<F>, why: Stop) {
     guest.report(&format_args!("reset {}: {why}; {BEGINS_ANEW}", guest.vm.resets()));
+}
+
+/// Goes on with the reset of the VM's memory, whose vCPUs have left their guests, until the slice is over or the VM begins anew. What is
+/// left to do.
+fn begin_anew<F: Nested, T: Task>(
+    guest: &Guest<F>,
+    view: &mut View<'_, F>,
+    mut restart: Restart,
+    slice: &mut sched::Slice<'_, T>,
+) -> Option<Restart> {
+    let rom = guest.rom.as_ref()?;
+    let quiet = timer::ticks_of(Restart::QUIET);
+    match restart.run(view, rom, quiet, timer::now, |now| slice.is_wanted(now)) {
+        RestartStatus::Done => guest.vm.begin_anew(),
+        RestartStatus::OutOfMemory => _ = guest.end_now(Stop::OutOfMemory),
+        RestartStatus::Preempted => {
+            slice.interrupted(timer::now());
+            return Some(restart);
+        }
+    }
+    None
 }
 
 /// Has the vCPU leave its guest.

@@ -10,14 +10,14 @@ use access::{call, read_byte, write_byte};
 pub const IDENTITY_END: Gva = Gva::new(1 << 32);
 
 /// Where there is neither memory nor a device: above the most memory that a guest has, and below the APICs.
-pub const NOWHERE: Place = Place(Gva::new(0xd000_0000));
+pub const NOWHERE: RawGva = RawGva(Gva::new(0xd000_0000));
 
 /// An address that tests may read, write or execute, present or not, without harm to any Rust object: in a free frame
-/// of the one-to-one map ([`crate::ram::Frame::place`]), or above that map.
+/// of the one-to-one map ([`crate::ram::Frame::address`]), or above that map.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Place(Gva);
+pub struct RawGva(Gva);
 
-impl Place {
+impl RawGva {
     /// An address above the one-to-one map, canonical or not.
     pub fn above_identity(at: Gva) -> Self {
         assert!(at >= IDENTITY_END, "{at} may belong to a Rust object");
@@ -46,12 +46,12 @@ impl Place {
         if self.is_above_identity() { Self::above_identity(sum) } else { Self(sum) }
     }
 
-    /// Reads a byte, by the one instruction at [`Place::read_rip`].
+    /// Reads a byte, by the one instruction at [`RawGva::read_rip`].
     pub fn read(self) -> u8 {
         read_byte(self.raw())
     }
 
-    /// Writes a byte, by the one instruction at [`Place::write_rip`].
+    /// Writes a byte, by the one instruction at [`RawGva::write_rip`].
     pub fn write(self, value: u8) {
         write_byte(self.raw(), value);
     }
@@ -61,12 +61,12 @@ impl Place {
         call(self.raw());
     }
 
-    /// Where [`Place::read`] accesses memory.
+    /// Where [`RawGva::read`] accesses memory.
     pub fn read_rip() -> u64 {
         read_byte as *const () as u64
     }
 
-    /// Where [`Place::write`] accesses memory.
+    /// Where [`RawGva::write`] accesses memory.
     pub fn write_rip() -> u64 {
         write_byte as *const () as u64
     }
@@ -77,7 +77,7 @@ impl Place {
     }
 }
 
-impl fmt::Debug for Place {
+impl fmt::Debug for RawGva {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
