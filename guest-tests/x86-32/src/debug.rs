@@ -1,7 +1,7 @@
 //! Code that is run step by step or with breakpoints, and the debug traps that come of it (Intel SDM vol. 3, chapter 18).
 
 use core::arch::{asm, naked_asm};
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use crate::descriptors::{self, GateDpl};
 use crate::interrupts::{Fault, expect_fault, restore_gate};
@@ -128,6 +128,10 @@ static NOTED: [Noted; MOST] = [const {
     Noted { at: AtomicU32::new(0), eflags: AtomicU32::new(0), dr6: AtomicU32::new(0), dr7: AtomicU32::new(0) }
 }; MOST];
 static COUNT: AtomicU32 = AtomicU32::new(0);
+/// DR6 may have no cause although there is one.
+static INFERS: AtomicBool = AtomicBool::new(false);
+/// DR0 and DR1, where they are breakpoints at instructions.
+static INSTRUCTIONS: [AtomicU32; 2] = [const { AtomicU32::new(0) }; 2];
 /// Where the code is, and where it ends.
 static CODE: AtomicU32 = AtomicU32::new(0);
 static END: AtomicU32 = AtomicU32::new(0);
@@ -149,6 +153,10 @@ pub fn trace(page: Page, run: &Run<'_>) -> Traps {
     descriptors::set_gate(DEBUG_VECTOR.into(), debug_trap as *const () as u32, GateDpl::Kernel);
     set_dr6(DR6_NONE);
     let [dr0, dr1] = run.breakpoints;
+    for (number, (place, address)) in INSTRUCTIONS.iter().zip(run.breakpoints).enumerate() {
+        let is_execution = run.dr7 >> (2 * number) & 1 != 0 && run.dr7 >> (16 + 4 * number) & 3 == 0;
+        place.store(if is_execution { address } else { 0 }, Relaxed);
+    }
     processor::set_breakpoints([dr0, dr1, 0, 0], run.dr7);
     // SAFETY: the caller's code comes back, by the RET behind it.
     let exception = expect_fault(|| unsafe { call_with(page.address(), &run.input, run.eflags | RFLAGS_FIXED) });
@@ -242,23 +250,38 @@ extern "C" fn debug_trap() {
     )
 }
 
+/// From now on, the cause of a trap is inferred where DR6 has none.
+pub fn infer_causes(infers: bool) {
+    INFERS.store(infers, Relaxed);
+}
+
+/// DR6, or what it should be.
+fn cause(frame: &Frame) -> u32 {
+    let found = dr6();
+    if found & !DR6_NONE != 0 || !INFERS.load(Relaxed) {
+        return found;
+    }
+    let step = if frame.eflags & SINGLE_STEP != 0 { DR6_STEP } else { 0 };
+    let met = (0..).zip(&INSTRUCTIONS).filter(|(_, place)| place.load(Relaxed) == frame.eip);
+    met.fold(found | step, |found, (number, _)| found | 1 << number)
+}
+
 /// Counts first: with GD still set the accesses below trap again, and again.
 extern "C" fn note(frame: &mut Frame) {
     let number = COUNT.fetch_add(1, Relaxed) as usize;
-    let is_over = frame.eip >= END.load(Relaxed) || frame.eip < CODE.load(Relaxed);
-    if is_over || number >= MOST {
-        frame.eflags &= !SINGLE_STEP;
-    }
     let Some(noted) = NOTED.get(number) else {
-        frame.eflags |= RESUME;
+        frame.eflags = frame.eflags & !SINGLE_STEP | RESUME;
         return;
     };
     noted.at.store(frame.eip.wrapping_sub(CODE.load(Relaxed)), Relaxed);
-    noted.eflags.store(frame.eflags | if is_over { SINGLE_STEP } else { 0 }, Relaxed);
-    let found = dr6();
+    noted.eflags.store(frame.eflags, Relaxed);
+    let found = cause(frame);
     noted.dr6.store(found, Relaxed);
     noted.dr7.store(read_dr7(), Relaxed);
     set_dr6(DR6_NONE);
+    if frame.eip >= END.load(Relaxed) || frame.eip < CODE.load(Relaxed) {
+        frame.eflags &= !SINGLE_STEP;
+    }
     // An instruction breakpoint is met once.
     if found & arch::DR6_BREAKPOINTS as u32 != 0 {
         frame.eflags |= RESUME;

@@ -224,7 +224,7 @@ pub mod guest {
         pub const PDPTES: &str = "pdptes";
         /// How tasks are switched: `exact`, as the manual says but for what Bochs does otherwise, or `emulated`, by this hypervisor.
         pub const TASKS: &str = "tasks";
-        /// What becomes of breakpoints; `met`: they trap.
+        /// What becomes of breakpoints: `met`, they trap, or `untold`, they trap and DR6 has no cause.
         pub const BREAKPOINTS: &str = "breakpoints";
         /// How many words the command line has.
         pub const WORDS: &str = "words";

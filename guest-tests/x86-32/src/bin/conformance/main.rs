@@ -1,5 +1,9 @@
 //! Whether instructions that a hypervisor carries out behave as the manuals say where it is easily forgotten: debug traps, the flags
 //! that exceptions push, and NMIs.
+//!
+//! `breakpoints=met` demands what QEMU does not offer below this hypervisor, which withholds a guest's breakpoints there.
+//! `breakpoints=untold` demands it of Bochs's SVM (2.7), which does not tell in DR6 why a #DB exits: it is taken from what else the
+//! handler sees.
 #![no_std]
 #![no_main]
 
@@ -7,13 +11,15 @@ mod nmis;
 mod steps;
 mod traps;
 
+use abi::options::guest::key;
 use guest32::boot::Boot;
-use guest32::exit::Verdict;
-use guest32::{cases, ktap};
+use guest32::exit::GuestStatus;
+use guest32::{cases, debug, ktap};
 
 guest32::main!(main);
 
-fn main(boot: &Boot) -> Verdict {
+fn main(boot: &Boot) -> GuestStatus {
+    debug::infer_causes(boot.text_word(key::BREAKPOINTS) == Some("untold"));
     ktap::run(
         boot,
         cases![

@@ -42,7 +42,8 @@ pub(crate) fn traps_push_no_resume_flag(_: &Boot) -> Outcome {
 }
 
 /// The access to a debug register comes to nothing, and the handler may access them all.
-pub(crate) fn general_detect(_: &Boot) -> Outcome {
+pub(crate) fn general_detect(boot: &Boot) -> Outcome {
+    skip_unless!(boot.text_word(key::BREAKPOINTS) != Some("untold"), "Bochs's SVM does not tell of it");
     skip_unless!(!is_tcg(), "QEMU's TCG passes over GD");
     // MOV DR0, EAX. The handler comes back to it, with GD clear.
     let run =
@@ -143,7 +144,7 @@ pub(crate) fn data_breakpoint_at_a_device(_: &Boot) -> Outcome {
 
 /// The handler of the breakpoint at a CPUID returns to it with RF set, and the next instruction has a breakpoint as well.
 pub(crate) fn resume_flag_lasts_for_one_instruction(boot: &Boot) -> Outcome {
-    skip_unless!(boot.text_word(key::BREAKPOINTS) == Some("met"), "on QEMU this hypervisor withholds them");
+    skip_unless!(boot.text_word(key::BREAKPOINTS).is_some(), "on QEMU this hypervisor withholds them");
     let (code, at) = (&[0x0f, 0xa2, 0x90], page().address() + 1);
     let both = dr7(0, Kind::Execution, 1) | dr7(1, Kind::Execution, 1);
     let traps = trace(page(), &Run { code, input: NONE, eflags: 0, breakpoints: [at, at + 2], dr7: both });
