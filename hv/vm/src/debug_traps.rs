@@ -101,16 +101,24 @@ pub(crate) fn breakpoints_met(dr7: u64, addresses: [u64; 4], access: Access, at:
     met
 }
 
-/// The breakpoints that an access to a port meets. They are there with CR4.DE alone.
+/// Goes on at `next`, behind the access `io` to a port.
 #[inline(always)]
-pub(crate) fn watch_port<V: Vcpu>(vcpu: &V, io: Io) -> u64 {
-    if vcpu.dr7() & DR7_ENABLED == 0 { 0 } else { port_breakpoints(vcpu, io) }
+pub(crate) fn retire_port<V: Vcpu>(vcpu: &mut V, next: u64, io: Io) {
+    vcpu.resume_at(next);
+    if vcpu.rflags() & (RFLAGS_TF | RFLAGS_RF) | vcpu.dr7() & DR7_ENABLED != 0 {
+        end_of_port(vcpu, io);
+    }
 }
 
 #[cold]
 #[inline(never)]
-fn port_breakpoints<V: Vcpu>(vcpu: &V, io: Io) -> u64 {
-    if vcpu.control().cr4 & CR4_DE == 0 {
+fn end_of_port<V: Vcpu>(vcpu: &mut V, io: Io) {
+    end_of_instruction(vcpu, watch_port(vcpu, io));
+}
+
+/// The breakpoints that an access to a port meets. They are there with CR4.DE alone.
+pub(crate) fn watch_port<V: Vcpu>(vcpu: &V, io: Io) -> u64 {
+    if vcpu.dr7() & DR7_ENABLED == 0 || vcpu.control().cr4 & CR4_DE == 0 {
         return 0;
     }
     breakpoints_met(vcpu.dr7(), vcpu.breakpoints(), Access::Port, io.port().into(), io.size() as u64)

@@ -240,11 +240,14 @@ impl Exception {
 
     /// Whether the instruction runs again behind the handler, and does not find its own breakpoint then. #DB is counted among the
     /// traps, since RFLAGS.RF is not set for those that are faults either (Intel SDM vol. 3, section 18.3.1.1).
+    #[inline]
     pub const fn is_fault(self) -> bool {
-        !matches!(
-            self.vector(),
-            DEBUG_VECTOR | BREAKPOINT_VECTOR | OVERFLOW_VECTOR | DOUBLE_FAULT_VECTOR | MACHINE_CHECK_VECTOR
-        )
+        const OTHERS: u32 = 1 << DEBUG_VECTOR
+            | 1 << BREAKPOINT_VECTOR
+            | 1 << OVERFLOW_VECTOR
+            | 1 << DOUBLE_FAULT_VECTOR
+            | 1 << MACHINE_CHECK_VECTOR;
+        OTHERS >> (self.vector() & 31) & 1 == 0
     }
 
     /// What the processor pushes.

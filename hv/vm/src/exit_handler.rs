@@ -290,7 +290,9 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline(always)]
     pub(crate) fn first_bytes(&mut self, vcpu: &T::Vcpu, at: Gva) -> Option<u32> {
         let Context { code, features, .. } = &mut *self.context;
-        with_paging(vcpu, features, |paging| code.fetch_u32(&self.memory, paging, at, Self::fetch_privilege(vcpu)))
+        let mut held = None;
+        let paging = paging_ref(vcpu, features, &mut held);
+        code.fetch_u32(&self.memory, paging, at, Self::fetch_privilege(vcpu))
     }
 
     /// What walks of the guest's tables go by.
@@ -310,15 +312,19 @@ const fn controls(control: &ControlRegisters) -> Controls {
     Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
 }
 
-/// Gives `fetch` what fetches go by; `features` are the vCPU's.
+/// What fetches go by; `features` are the vCPU's, and `held` is for the PDPTEs that its processor holds.
 #[inline(always)]
-pub(crate) fn with_paging<V: Vcpu, R>(vcpu: &V, features: &Features, fetch: impl FnOnce(PagingRef<'_>) -> R) -> R {
+pub(crate) fn paging_ref<'a, V: Vcpu>(
+    vcpu: &'a V,
+    features: &'a Features,
+    held: &'a mut Option<[u64; 4]>,
+) -> PagingRef<'a> {
     match vcpu.own_paging() {
-        Some(own) => fetch(own.paging().into()),
+        Some(own) => own.paging().into(),
         None => {
             let control = vcpu.control();
-            let pdptes = vcpu.held_pdptes(&control);
-            fetch(PagingRef::new(controls(&control), pdptes.as_ref(), features))
+            *held = vcpu.held_pdptes(&control);
+            PagingRef::new(controls(&control), held.as_ref(), features)
         }
     }
 }

@@ -75,10 +75,8 @@ impl<T: Types> ExitHandler<'_, T> {
                 Effect::Timer
             }
         };
-        // The WRMSR's own trap comes before an interrupt that it makes deliverable; the request has that looked at behind it.
         if vcpu.rflags() & RFLAGS_TF != 0 {
-            self.tell_others(effect, host);
-            self.vm.raise_request(self.context.index);
+            self.carry_out_behind_step(effect, host);
         } else {
             self.carry_out(vcpu, effect, host);
         }
@@ -89,19 +87,24 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline]
     pub(crate) fn carry_out(&mut self, vcpu: &mut T::Vcpu, effect: Effect, host: &mut T::Host) {
         match effect {
+            Effect::None => {}
             Effect::Timer => self.time_passes(vcpu, host),
-            _ => self.tell_others(effect, host),
+            Effect::Send(ipi) => self.send(ipi, host),
+            Effect::BroadcastEoi(vector) => self.broadcast_eoi(vector, host),
         }
         self.deliver(vcpu);
     }
 
-    #[inline]
-    fn tell_others(&mut self, effect: Effect, host: &mut T::Host) {
+    /// The same of a WRMSR that is stepped over: its trap comes before an interrupt that it makes deliverable. The request has that looked
+    /// at behind it.
+    #[cold]
+    fn carry_out_behind_step(&mut self, effect: Effect, host: &mut T::Host) {
         match effect {
             Effect::None | Effect::Timer => {}
             Effect::Send(ipi) => self.send(ipi, host),
             Effect::BroadcastEoi(vector) => self.broadcast_eoi(vector, host),
         }
+        self.vm.raise_request(self.context.index);
     }
 
     /// The I/O APIC may send the next message then.

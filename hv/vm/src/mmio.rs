@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::debug_traps::{Watch, executed, retire};
 use crate::device_bus::DeviceBus;
 use crate::exit::NestedFault;
-use crate::exit_handler::{ExitHandler, with_paging};
+use crate::exit_handler::{ExitHandler, paging_ref};
 use crate::flow::{Flow, Stop};
 use crate::local_apic::ApicClock;
 use crate::memory::{Memory, Resolved};
@@ -101,12 +101,12 @@ impl<T: Types> ExitHandler<'_, T> {
         let at = Self::code_address(vcpu, bitness);
         let privilege = Self::fetch_privilege(vcpu);
         let Context { code, memo, features, .. } = &mut *self.context;
-        with_paging(vcpu, features, |paging| {
-            let mut fetch = |at| code.fetch_u64(&self.memory, paging, at, privilege);
-            let first = fetch(at)?;
-            let known = memo.get(first, || fetch(at.wrapping_add(8)), bitness)?;
-            Some((known.plain()?, known.length(), bitness))
-        })
+        let mut held = None;
+        let paging = paging_ref(vcpu, features, &mut held);
+        let mut fetch = |at| code.fetch_u64(&self.memory, paging, at, privilege);
+        let first = fetch(at)?;
+        let known = memo.get(first, || fetch(at.wrapping_add(8)), bitness)?;
+        Some((known.plain()?, known.length(), bitness))
     }
 
     /// The same for any instruction, and those that can't be carried out.

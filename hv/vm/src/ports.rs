@@ -1,6 +1,6 @@
 //! Port I/O.
 
-use crate::debug_traps::{Watch, between_iterations, retire, retire_watched, watch_port};
+use crate::debug_traps::{Watch, between_iterations, retire, retire_port, retire_watched, watch_port};
 use crate::exit::Io;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
@@ -30,7 +30,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// IN or OUT, which ends at `next`.
     #[inline(always)]
     pub(crate) fn port(&mut self, vcpu: &mut T::Vcpu, io: Io, next: u64, host: &mut T::Host) -> ControlFlow<()> {
-        let (rax, hits) = (vcpu.gpr(Gpr::RAX), watch_port(vcpu, io));
+        let rax = vcpu.gpr(Gpr::RAX);
         let mut devices = self.vm.devices();
         let effect = if io.is_input() {
             let value = devices.read(io.port(), io.size());
@@ -45,7 +45,7 @@ impl<T: Types> ExitHandler<'_, T> {
             // The instruction is executed again when the vCPU has its next turn.
             return self.go(Flow::Yield);
         }
-        retire_watched(vcpu, next, hits);
+        retire_port(vcpu, next, io);
         if pending || devices::changes_deadline(io.port()) {
             self.devices_changed(vcpu, host);
         }

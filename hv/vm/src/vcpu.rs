@@ -7,6 +7,7 @@ use addr::Hpa;
 use arch::{DR7_GD, RFLAGS_RF};
 use core::fmt;
 use emul::{Gpr, Known, Registers, Segment, real};
+use x86::irq::DEBUG_VECTOR;
 
 /// What the hidden part of a segment register says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,11 +110,12 @@ pub trait Events: Registers + DebugRegisters {
     /// The handler of a #DB may access the debug registers (Intel SDM vol. 3, section 18.2.4): GD is cleared. A fault pushes RF, so
     /// that the instruction does not meet its own breakpoint again (section 18.3.1.1); injection pushes what RFLAGS is (section
     /// 27.6.1.1).
+    #[inline]
     fn inject(&mut self, event: Event) {
         if let Event::Exception(exception) = event {
             if exception.is_fault() {
                 self.set_rflags(self.rflags() | RFLAGS_RF);
-            } else if event == Event::DEBUG && self.dr7() & DR7_GD != 0 {
+            } else if exception.vector() == DEBUG_VECTOR {
                 self.set_dr7(self.dr7() & !DR7_GD);
             }
         }
