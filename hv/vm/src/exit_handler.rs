@@ -290,8 +290,7 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline(always)]
     pub(crate) fn first_bytes(&mut self, vcpu: &T::Vcpu, at: Gva) -> Option<u32> {
         let Context { code, features, .. } = &mut *self.context;
-        let mut held = None;
-        let paging = paging_ref(vcpu, features, &mut held);
+        let paging = paging_ref(vcpu, features)?;
         code.fetch_u32(&self.memory, paging, at, Self::fetch_privilege(vcpu))
     }
 
@@ -301,7 +300,7 @@ impl<T: Types> ExitHandler<'_, T> {
             Some(own) => *own.paging(),
             None => {
                 let (control, features) = (vcpu.control(), self.context.features);
-                Paging { controls: controls(&control), pdptes: vcpu.held_pdptes(&control), features }
+                Paging { controls: controls(&control), pdptes: vcpu.holds_pdptes(&control).then(|| vcpu.held_pdptes()), features }
             }
         }
     }
@@ -312,19 +311,15 @@ const fn controls(control: &ControlRegisters) -> Controls {
     Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
 }
 
-/// What fetches go by; `features` are the vCPU's, and `held` is for the PDPTEs that its processor holds.
+/// What fetches through the cache go by; `features` are the vCPU's. None where the processor holds PDPTEs: to read them costs more than
+/// the cache saves those few guests, and any other guest would pay for the choice.
 #[inline(always)]
-pub(crate) fn paging_ref<'a, V: Vcpu>(
-    vcpu: &'a V,
-    features: &'a Features,
-    held: &'a mut Option<[u64; 4]>,
-) -> PagingRef<'a> {
+pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> Option<PagingRef<'a>> {
     match vcpu.own_paging() {
-        Some(own) => own.paging().into(),
+        Some(own) => Some(own.paging().into()),
         None => {
             let control = vcpu.control();
-            *held = vcpu.held_pdptes(&control);
-            PagingRef::new(controls(&control), held.as_ref(), features)
+            (!vcpu.holds_pdptes(&control)).then(|| PagingRef::new(controls(&control), None, features))
         }
     }
 }

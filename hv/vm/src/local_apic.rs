@@ -84,7 +84,7 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// What a write to the APIC leads to.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn carry_out(&mut self, vcpu: &mut T::Vcpu, effect: Effect, host: &mut T::Host) {
         match effect {
             Effect::None => {}

@@ -101,8 +101,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let at = Self::code_address(vcpu, bitness);
         let privilege = Self::fetch_privilege(vcpu);
         let Context { code, memo, features, .. } = &mut *self.context;
-        let mut held = None;
-        let paging = paging_ref(vcpu, features, &mut held);
+        let paging = paging_ref(vcpu, features)?;
         let mut fetch = |at| code.fetch_u64(&self.memory, paging, at, privilege);
         let first = fetch(at)?;
         let known = memo.get(first, || fetch(at.wrapping_add(8)), bitness)?;

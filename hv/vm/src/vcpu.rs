@@ -235,12 +235,16 @@ pub trait Vcpu: Registers + Events + TaskState {
     fn set_cr4(&mut self, cr4: u64) {
         let _ = cr4;
     }
-    /// PAE's PDPTEs, where the processor loads them with CR3 and holds them while memory changes: with EPT. `control` is what
+    /// Whether the processor has loaded PAE's PDPTEs with CR3, and holds them while memory changes: with EPT. `control` is what
     /// [`control`](Self::control) tells.
     #[inline]
-    fn held_pdptes(&self, control: &ControlRegisters) -> Option<[u64; 4]> {
+    fn holds_pdptes(&self, control: &ControlRegisters) -> bool {
         let _ = control;
-        None
+        false
+    }
+    /// What it holds then.
+    fn held_pdptes(&self) -> [u64; 4] {
+        [0; 4]
     }
     /// A segment register with its hidden part.
     fn segment(&self, register: Segment) -> SegmentState;

@@ -41,7 +41,7 @@ pub trait HandleMem: PhysMem {
 
 /// The last walks of one vCPU's instruction fetches, with their inputs. [`crate::cache`] explains why hits are exact.
 ///
-/// All calls must give the same [`Features`] and memory, and either all or none in a paging mode give PDPTEs. Walks of five levels are
+/// All calls must give the same [`Features`] and memory, and either all or none give PDPTEs. Walks of five levels are
 /// not kept.
 #[derive(Clone, Debug)]
 pub struct FetchCache<S> {

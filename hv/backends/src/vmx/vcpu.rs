@@ -387,11 +387,14 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         }
     }
 
-    /// Exits save them (Intel SDM vol. 3, section 28.3.1).
     #[inline]
-    fn held_pdptes(&self, control: &ControlRegisters) -> Option<[u64; 4]> {
-        let is_pae = control.cr0 & CR0_PG != 0 && control.cr4 & CR4_PAE != 0 && control.efer & EFER_LMA == 0;
-        is_pae.then(|| [0, 1, 2, 3].map(|number| self.vmcs.read(guest::PDPTE0_FULL + 2 * number)))
+    fn holds_pdptes(&self, control: &ControlRegisters) -> bool {
+        control.efer & EFER_LMA == 0 && control.cr0 & CR0_PG != 0 && control.cr4 & CR4_PAE != 0
+    }
+
+    /// Exits save them (Intel SDM vol. 3, section 28.3.1).
+    fn held_pdptes(&self) -> [u64; 4] {
+        [0, 1, 2, 3].map(|number| self.vmcs.read(guest::PDPTE0_FULL + 2 * number))
     }
 
     #[inline]

@@ -204,8 +204,11 @@ impl Vcpu for TestVcpu {
     const HYPERCALL: Known = Known::Vmmcall;
 
     fn load(&mut self) {}
-    fn held_pdptes(&self, control: &ControlRegisters) -> Option<[u64; 4]> {
-        self.held.filter(|_| control.cr0 & arch::CR0_PG != 0 && control.cr4 & arch::CR4_PAE != 0)
+    fn holds_pdptes(&self, control: &ControlRegisters) -> bool {
+        self.held.is_some() && control.cr0 & arch::CR0_PG != 0 && control.cr4 & arch::CR4_PAE != 0
+    }
+    fn held_pdptes(&self) -> [u64; 4] {
+        self.held.expect("it holds some")
     }
     fn own_paging(&self) -> Option<&shadow::Registers> {
         self.own.as_ref()
