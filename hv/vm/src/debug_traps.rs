@@ -17,14 +17,27 @@ use emul::{Known, Registers, Width};
 /// Goes on at `next`, behind an instruction that has been carried out.
 #[inline(always)]
 pub fn retire<V: Vcpu>(vcpu: &mut V, next: u64) {
-    retire_watched(vcpu, next, 0);
+    vcpu.resume_at(next);
+    if vcpu.rflags() as u32 & END_FLAGS != 0 {
+        end_of_plain(vcpu);
+    }
+}
+
+/// What there is to do behind an instruction if one of these is set.
+const END_FLAGS: u32 = (RFLAGS_TF | RFLAGS_RF) as u32;
+
+// A function of its own, so that common exits need no argument for it.
+#[cold]
+#[inline(never)]
+fn end_of_plain<V: Vcpu>(vcpu: &mut V) {
+    end_of_instruction(vcpu, 0);
 }
 
 /// The same, of an instruction that has met the breakpoints `hits` (bits of DR6).
 #[inline(always)]
 pub(crate) fn retire_watched<V: Vcpu>(vcpu: &mut V, next: u64, hits: u64) {
     vcpu.resume_at(next);
-    if vcpu.rflags() & (RFLAGS_TF | RFLAGS_RF) | hits != 0 {
+    if vcpu.rflags() as u32 & END_FLAGS != 0 || hits != 0 {
         end_of_instruction(vcpu, hits);
     }
 }
@@ -105,7 +118,7 @@ pub(crate) fn breakpoints_met(dr7: u64, addresses: [u64; 4], access: Access, at:
 #[inline(always)]
 pub(crate) fn retire_port<V: Vcpu>(vcpu: &mut V, next: u64, io: Io) {
     vcpu.resume_at(next);
-    if vcpu.rflags() & (RFLAGS_TF | RFLAGS_RF) | vcpu.dr7() & DR7_ENABLED != 0 {
+    if vcpu.rflags() as u32 & END_FLAGS != 0 || vcpu.dr7() as u8 & DR7_ENABLED as u8 != 0 {
         end_of_port(vcpu, io);
     }
 }

@@ -84,10 +84,17 @@ impl<'a, T: Types> ExitHandler<'a, T> {
         match done {
             Ok(known) => self.skip(vcpu, known),
             Err(event) => {
-                vcpu.inject(event);
+                Self::raise(vcpu, event);
                 ControlFlow::Continue(())
             }
         }
+    }
+
+    // Out of the way of what common exits execute.
+    #[cold]
+    #[inline(never)]
+    fn raise(vcpu: &mut T::Vcpu, event: Event) {
+        vcpu.inject(event);
     }
 
     /// Why the last handler broke.
