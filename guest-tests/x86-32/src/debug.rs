@@ -104,12 +104,15 @@ pub struct Traps {
     pub exception: Option<Fault>,
 }
 
+/// How many traps there were, and where each of the first ones came, with DR6.
+pub type Places<const N: usize> = (usize, [(u32, u32); N]);
+
 impl Traps {
     /// How many there were, where each came, and DR6 without what is always set; zeroes behind the last.
     ///
     /// # Errors
     /// The vector of another exception, and where it came.
-    pub fn places<const N: usize>(&self) -> Result<(usize, [(u32, u32); N]), (u32, u32)> {
+    pub fn places<const N: usize>(&self) -> Result<Places<N>, (u32, u32)> {
         match self.exception {
             Some(fault) => Err((fault.frame.vector, fault.frame.eip.wrapping_sub(CODE.load(Relaxed)))),
             None => Ok((self.count, core::array::from_fn(|n| (self.first[n].at, self.first[n].dr6 & !DR6_NONE)))),

@@ -307,7 +307,11 @@ impl<T: Types> ExitHandler<'_, T> {
             Some(own) => *own.paging(),
             None => {
                 let (control, features) = (vcpu.control(), self.context.features);
-                Paging { controls: controls(&control), pdptes: vcpu.holds_pdptes(&control).then(|| vcpu.held_pdptes()), features }
+                Paging {
+                    controls: controls(&control),
+                    pdptes: vcpu.holds_pdptes(&control).then(|| vcpu.held_pdptes()),
+                    features,
+                }
             }
         }
     }
