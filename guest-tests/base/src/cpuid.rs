@@ -87,3 +87,8 @@ pub fn hypervisor() -> Hypervisor {
         _ => Hypervisor::Other,
     }
 }
+
+/// Whether it is QEMU's TCG, and nothing between.
+pub fn is_tcg() -> bool {
+    hypervisor_bit() && &cpuid(HYPERVISOR_LEAF, 0).signature() == b"TCGTCGTCGTCG"
+}

@@ -14,6 +14,8 @@ pub const CR0_CD: u32 = arch::CR0_CD as u32;
 pub const CR0_PG: u32 = arch::CR0_PG as u32;
 /// Virtual-8086 mode extensions.
 pub const CR4_VME: u32 = arch::CR4_VME as u32;
+/// Debugging extensions: breakpoints at ports.
+pub const CR4_DE: u32 = arch::CR4_DE as u32;
 /// Page size extensions: 4 MiB pages.
 pub const CR4_PSE: u32 = arch::CR4_PSE as u32;
 /// Physical address extension.

@@ -3,7 +3,7 @@
 use core::arch::{asm, global_asm, naked_asm};
 use core::ptr;
 
-pub use base::interrupts::{enable, halt_until_interrupt, handle};
+pub use base::interrupts::{NMI, enable, halt_until_interrupt, handle};
 use base::recovery::{Recoveries, Recovery};
 use base::{interrupts, pic};
 
@@ -120,6 +120,12 @@ pub fn ignore(vector: u8) {
         naked_asm!("iretd")
     }
     descriptors::set_gate(vector.into(), back as *const () as u32, GateDpl::Kernel);
+}
+
+/// UD2.
+pub fn ud2() {
+    // SAFETY: it raises #UD, and nothing else.
+    unsafe { asm!("ud2") };
 }
 
 static RECOVERIES: Recoveries<Fault> = Recoveries::new();

@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod control;
+pub mod debug;
 pub mod descriptors;
 mod entry;
 pub mod interrupts;

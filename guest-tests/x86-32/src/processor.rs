@@ -5,7 +5,7 @@ use core::arch::asm;
 use base::cpuid::cpuid;
 use base::msr;
 
-use crate::control::{CR0_CD, EFER, EFER_LME, EFER_NXE};
+use crate::control::{CR0_CD, CR4_DE, EFER, EFER_LME, EFER_NXE};
 
 macro_rules! control_register {
     ($(#[$doc:meta])* $read:ident, $write:ident, $name:literal) => {
@@ -87,6 +87,19 @@ pub fn set_nx(on: bool) {
 /// Whether paging would be long mode's from when it is turned on; which is not to be done then.
 pub fn set_long_mode_enable(on: bool) {
     set_efer(EFER_LME, on);
+}
+
+/// Writes to EFER what it can't hold.
+pub fn write_wrong_efer() {
+    // SAFETY: it comes to nothing but #GP.
+    unsafe { msr::write(EFER, u64::MAX) };
+}
+
+/// CR4.DE: breakpoints at ports.
+pub fn set_debugging_extensions(on: bool) {
+    let value = if on { cr4() | CR4_DE } else { cr4() & !CR4_DE };
+    // SAFETY: paging stays as it is.
+    unsafe { set_cr4(value) };
 }
 
 fn set_efer(bit: u32, on: bool) {

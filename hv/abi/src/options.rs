@@ -224,6 +224,8 @@ pub mod guest {
         pub const PDPTES: &str = "pdptes";
         /// How tasks are switched: `exact`, as the manual says but for what Bochs does otherwise, or `emulated`, by this hypervisor.
         pub const TASKS: &str = "tasks";
+        /// What becomes of breakpoints: `met`, they trap, or `untold`, they trap and DR6 has no cause.
+        pub const BREAKPOINTS: &str = "breakpoints";
         /// How many words the command line has.
         pub const WORDS: &str = "words";
         /// How many modules there are.
@@ -245,6 +247,7 @@ pub mod guest {
             "attack" => &[KIND, MIB],
             "attack32" => &[KIND, MIB],
             "boot" | "boot32" => &[PROTOCOL, WORDS, MODULES, MEM, LOADER],
+            "conformance" => &[BREAKPOINTS],
             "far-memory" => &[MEM],
             "fair" => &[MILLISECONDS, MIN_SHARE, MAX_GAP_US, RELEASE_MIB],
             "fork-storm" => &[OPS, SEED],

@@ -18,7 +18,8 @@ pub struct Posted {
     summary: AtomicU32,
     /// The trigger mode register: whether a vector was level-triggered when it was posted last.
     trigger_mode: [AtomicU32; 8],
-    /// Pending NMI, INIT, start-up and ExtINT: [`NMI`], [`INIT`], [`STARTUP`], [`EXT_INT`] and the start-up's page in bits 7:0.
+    /// Pending NMIs, INIT, start-up and ExtINT: [`NMI`], [`SECOND_NMI`], [`INIT`], [`STARTUP`], [`EXT_INT`] and the start-up's page in
+    /// bits 7:0.
     signals: AtomicU32,
     pub(crate) id: u32,
     /// The mode: [`HARDWARE_ENABLED`], [`SOFTWARE_ENABLED`], [`X2APIC`], [`ACCEPTS_EXT_INT`].
@@ -32,8 +33,8 @@ pub struct Posted {
 /// Signals without a vector in the IRR that were posted since the owner last took them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Signals {
-    /// An NMI.
-    pub nmi: bool,
+    /// NMIs, at most two: a processor handles one, and keeps one more meanwhile (Intel SDM vol. 3, section 6.7.1).
+    pub nmis: u8,
     /// INIT. It discards signals that were posted before it.
     pub init: bool,
     /// A start-up interrupt (SIPI), with the number of the page to start at. After an INIT the first one counts.
@@ -46,6 +47,7 @@ const NMI: u32 = 1 << 8;
 const INIT: u32 = 1 << 9;
 const STARTUP: u32 = 1 << 10;
 const EXT_INT: u32 = 1 << 11;
+const SECOND_NMI: u32 = 1 << 12;
 
 // Bits of `state`.
 const HARDWARE_ENABLED: u32 = 1 << 0;
@@ -140,7 +142,9 @@ impl Posted {
 
     /// Posts an NMI.
     pub fn post_nmi(&self) {
-        self.signals.fetch_or(NMI, Ordering::Release);
+        let add = |old| Some(old | if old & NMI == 0 { NMI } else { SECOND_NMI });
+        // It never fails.
+        let _ = self.signals.fetch_update(Ordering::Release, Ordering::Relaxed, add);
     }
 
     /// Posts an ExtINT: the vCPU is to acknowledge an interrupt of the 8259s.
@@ -179,7 +183,7 @@ impl Posted {
             signals
         };
         Signals {
-            nmi: signals & NMI != 0,
+            nmis: (signals & (NMI | SECOND_NMI)).count_ones() as u8,
             init: signals & INIT != 0,
             startup: (signals & STARTUP != 0).then_some(signals as u8),
             ext_int: signals & EXT_INT != 0,

@@ -113,10 +113,7 @@ fn signals_are_taken_once_and_the_first_startup_counts() {
     assert_eq!(cpus.send(0, 1 << 24, 0x4608), [1]);
     assert_eq!(cpus.send(0, 1 << 24, 0x4609), [1]);
     // INIT came after the NMI.
-    assert_eq!(
-        cpus.posted[1].take_signals(),
-        Signals { nmi: false, init: true, startup: Some(8), ..Signals::default() }
-    );
+    assert_eq!(cpus.posted[1].take_signals(), Signals { nmis: 0, init: true, startup: Some(8), ..Signals::default() });
     assert_eq!(cpus.posted[1].take_signals(), Signals::default());
 }
 
@@ -404,5 +401,14 @@ proptest! {
     #[test]
     fn apics_follow_the_manuals_rules(steps in prop::collection::vec(fuzz::step(), 0..200)) {
         fuzz::apic_accesses(&steps.concat());
+    }
+}
+
+#[test]
+fn two_nmis_are_two_and_three_are_too() {
+    let mut cpus = Cpus::<2>::new();
+    for (sent, taken) in [(1, 1), (2, 2), (3, 2)] {
+        (0..sent).for_each(|_| assert_eq!(cpus.send(0, 1 << 24, 0x400), [1]));
+        assert_eq!(cpus.posted[1].take_signals(), Signals { nmis: taken, ..Signals::default() });
     }
 }

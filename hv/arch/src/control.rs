@@ -115,6 +115,8 @@ pub const DR6_BD: u64 = 1 << 13;
 pub const DR6_BS: u64 = 1 << 14;
 /// DR6.BT: a task was entered whose TSS has T set.
 pub const DR6_BT: u64 = 1 << 15;
+/// DR7.L0 to L3 and G0 to G3: one of them is set where there is a breakpoint.
+pub const DR7_ENABLED: u64 = 0xff;
 /// DR7.L0 to L3 and LE: breakpoints of one task.
 pub const DR7_LOCAL: u64 = 0x155;
 /// DR7.GD: accesses to debug registers trap.

@@ -148,7 +148,8 @@ pub(crate) fn enable_fxsave() {
     unsafe { cr4_write(cr4 | Cr4::CR4_ENABLE_SSE) };
 }
 
-fn breakpoints() -> [u64; 4] {
+/// The loaded vCPU's DR0 to DR3.
+pub(crate) fn breakpoints() -> [u64; 4] {
     let (dr0, dr1, dr2, dr3);
     // SAFETY: reading has no effect; an exit has cleared DR7, so it raises nothing.
     unsafe {

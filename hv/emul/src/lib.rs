@@ -46,7 +46,7 @@ pub use registers::{Gpr, Registers, Segment};
 
 use arch::MAX_INSTRUCTION;
 use core::fmt;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 
 /// The code size, from CS.L and CS.D and the processor's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +157,21 @@ impl core::error::Error for DecodeError {}
 /// The length in bytes of the instruction that `bytes` begin with.
 pub fn length(bytes: &[u8], bitness: Bitness) -> Result<u64, DecodeError> {
     decode(bytes, bitness).map(|instruction| instruction.len() as u64)
+}
+
+/// The vector of an INT n, INT3 or INTO, whose gate is for the privilege of the code; none of an INT1, whose gate is for all.
+///
+/// # Errors
+/// [`DecodeError::Unexpected`] for another instruction.
+pub fn software_interrupt(bytes: &[u8], bitness: Bitness) -> Result<Option<u8>, DecodeError> {
+    let instruction = decode(bytes, bitness)?;
+    match instruction.mnemonic() {
+        Mnemonic::Int => Ok(Some(instruction.immediate8())),
+        Mnemonic::Int3 => Ok(Some(3)),
+        Mnemonic::Into => Ok(Some(4)),
+        Mnemonic::Int1 => Ok(None),
+        _ => Err(DecodeError::Unexpected),
+    }
 }
 
 /// Decodes an instruction, so that the decoder allocates its tables now and not during an exit.

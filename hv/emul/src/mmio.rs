@@ -135,8 +135,9 @@ pub enum Plain {
 pub enum Executed {
     /// The instruction is complete: the caller advances RIP.
     Retired,
-    /// RIP stays: iterations of REP are left (RCX holds their number), or another CPU wrote memory between the read and
-    /// the write of a locked instruction.
+    /// One iteration is complete, and RIP stays: others are left (RCX holds their number).
+    Iterated,
+    /// Nothing was done, and RIP stays: another CPU wrote memory between the read and the write of a locked instruction.
     Again,
 }
 

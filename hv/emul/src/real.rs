@@ -13,6 +13,7 @@ use crate::mmio::{self, Bus, MemoryRef};
 use crate::system::{self, System};
 use crate::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use addr::Gva;
+use arch::RFLAGS_TF;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 pub use flow::interrupt;
@@ -155,7 +156,9 @@ impl<P: Processor, M: Memory> Execution<'_, P, M> {
     /// Executes an instruction that [`mmio`] emulates. None for another.
     fn in_memory(&mut self) -> Result<Option<StepResult>, M::Error> {
         let Some(instruction) = mmio::of_instruction(&self.instruction, self.bitness) else { return Ok(None) };
-        for _ in 0..ITERATIONS {
+        // A single step is behind each.
+        let iterations = if self.processor.rflags() & RFLAGS_TF != 0 { 1 } else { ITERATIONS };
+        for _ in 0..iterations {
             let mut bus = Data { at: instruction.linear(self.processor), memory: self.memory };
             if instruction.execute(self.processor, &mut bus)? == mmio::Executed::Retired {
                 self.processor.jump(self.next);

@@ -447,7 +447,7 @@ proptest! {
                 bus.operand = decoded.linear(&emulated).raw();
                 match decoded.execute(&mut emulated, &mut bus) {
                     Ok(Executed::Retired) => break,
-                    Ok(Executed::Again) => {}
+                    Ok(Executed::Iterated | Executed::Again) => {}
                     Err(()) => unreachable!("this bus refuses nothing"),
                 }
             }

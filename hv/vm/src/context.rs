@@ -28,8 +28,8 @@ pub struct Context<S> {
     pub(crate) given_up: u32,
     /// It was said that the guest asks for long mode and is refused.
     pub(crate) told_of_long_mode: bool,
-    /// An NMI waits to be delivered.
-    pub(crate) nmi: bool,
+    /// So many NMIs wait to be delivered.
+    pub(crate) nmis: u8,
     /// An ExtINT message asks for an interrupt of the 8259s.
     pub(crate) ext_int: bool,
     /// The number of the reset for which the vCPU has last left its guest.
@@ -76,7 +76,7 @@ impl<S: Copy> Context<S> {
             msrs: Msrs::new(features.maxphyaddr),
             given_up: 0,
             told_of_long_mode: false,
-            nmi: false,
+            nmis: 0,
             ext_int: false,
             resets: 0,
         }
@@ -98,7 +98,7 @@ impl<S: Copy> Context<S> {
             msrs,
             given_up,
             told_of_long_mode,
-            nmi,
+            nmis,
             ext_int,
             resets: _,
         } = self;
@@ -106,7 +106,7 @@ impl<S: Copy> Context<S> {
         (*code, *memo) = (FetchCache::new(), Memo::new());
         *activity = Activity::AwaitingSipi;
         (*apic, *msrs) = (LocalApic::new(*index as u32, posted), Msrs::new(features.maxphyaddr));
-        (*given_up, *told_of_long_mode, *nmi, *ext_int) = (0, false, false, false);
+        (*given_up, *told_of_long_mode, *nmis, *ext_int) = (0, false, 0, false);
     }
 
     /// The boot vCPU has something to do, after a reset for which [all have left](Vm::all_have_left) their guests.

@@ -1,5 +1,6 @@
 //! CR8, the task priority.
 
+use crate::debug_traps::retire;
 use crate::exit::{Cr8, Event};
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
@@ -28,7 +29,7 @@ impl<T: Types> ExitHandler<'_, T> {
             vcpu.inject(Event::GENERAL_PROTECTION);
             return Flow::Resume;
         }
-        vcpu.resume_at(next_rip);
+        retire(vcpu, next_rip);
         self.deliver(vcpu);
         Flow::Resume
     }
@@ -39,7 +40,7 @@ impl<T: Types> ExitHandler<'_, T> {
             return Ok(told);
         }
         let bitness = Self::bitness(vcpu);
-        let decoded = system::decode(self.fetch(vcpu, bitness)?.bytes(), bitness)?;
+        let decoded = self.decoded(vcpu, bitness, |bytes| system::decode(bytes, bitness))?;
         match (decoded.system, cr8.is_write()) {
             (System::WriteCr { cr: 8, from: gpr }, true) | (System::ReadCr { cr: 8, to: gpr }, false) => {
                 Ok((gpr, Bitness::Bits64.advance(vcpu.rip(), decoded.length)))

@@ -4,8 +4,8 @@ use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
 use crate::types::Types;
-use crate::vcpu::Vcpu;
-use arch::CR4_DE;
+use crate::vcpu::{DebugRegisters, Vcpu};
+use arch::{CR4_DE, DR6_BD, DR6_BREAKPOINTS, DR7_GD};
 use emul::DecodeError;
 use emul::system::System;
 
@@ -13,6 +13,11 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn write_debug_register(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         self.execute_system(vcpu, |_, vcpu, system| {
             let System::WriteDr { dr, from } = system else { return Err(DecodeError::Unexpected.into()) };
+            // The processor looks at GD before it exits, or it does not look at all (QEMU, as of 7.2). A fault: it writes nothing.
+            if vcpu.dr7() & DR7_GD != 0 {
+                vcpu.set_dr6(vcpu.dr6() & !DR6_BREAKPOINTS | DR6_BD);
+                return Err(Event::DEBUG.into());
+            }
             let value = Self::register_operand(vcpu, from);
             let register = Self::debug_register(vcpu, dr, value)?;
             vcpu.set_debug_register(register, value);

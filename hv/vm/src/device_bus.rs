@@ -1,6 +1,7 @@
 //! Guest physical addresses without memory: a device has them, or nothing answers. Then reads give ones and writes are lost, as on a
 //! PC's bus.
 
+use crate::debug_traps::Watch;
 use crate::shared::Vm;
 use crate::trouble::Trouble;
 use addr::{Gpa, Gva, PAGE_SIZE};
@@ -17,6 +18,7 @@ pub(crate) struct DeviceBus<'a, M, S, C> {
     pub(crate) vm: &'a Vm<S, C>,
     /// The guest-physical address of the only operand.
     pub(crate) operand: Gpa,
+    pub(crate) watch: Watch,
     /// Whether a device was accessed.
     pub(crate) accessed: bool,
 }
@@ -41,6 +43,7 @@ impl<M: PhysMem, S: Sink, C: Clock + Clone> Bus for DeviceBus<'_, M, S, C> {
     type Error = Trouble;
 
     fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Trouble> {
+        self.watch.read(at, width);
         let mut bytes = [0; 8];
         let element = &mut bytes[..width.bytes() as usize];
         match at {
@@ -57,6 +60,7 @@ impl<M: PhysMem, S: Sink, C: Clock + Clone> Bus for DeviceBus<'_, M, S, C> {
     }
 
     fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Trouble> {
+        self.watch.write(at, width);
         let element = &value.to_le_bytes()[..width.bytes() as usize];
         match at {
             MemoryRef::Operand => self.write_device(self.operand, element),

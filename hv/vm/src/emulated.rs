@@ -1,5 +1,6 @@
 //! Code that the processor can't execute: real mode, where virtualization has none.
 
+use crate::debug_traps::{raise_debug, retire};
 use crate::exit::Exit;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
@@ -8,8 +9,9 @@ use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{Emulated, Events, Vcpu};
 use addr::Gva;
+use arch::{DR6_BS, RFLAGS_TF};
 use core::ops::ControlFlow;
-use emul::{Width, real};
+use emul::{Registers, Width, real};
 use walk::{Operands, Paging, PhysMem, Privilege};
 
 /// So many instructions are carried out before the host's interrupts are looked at.
@@ -20,7 +22,17 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn emulate(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         for _ in 0..BATCH {
             let mut memory = Linear { paging: self.paging(vcpu), memory: &self.memory };
-            let flow = match vcpu.emulate(&mut memory) {
+            let steps = vcpu.rflags() & RFLAGS_TF != 0 && !vcpu.injecting();
+            let emulated = vcpu.emulate(&mut memory);
+            // INT n clears TF, and has no step behind it.
+            if steps
+                && matches!(emulated, Ok(Emulated::Done | Emulated::Ready))
+                && vcpu.rflags() & RFLAGS_TF != 0
+                && !vcpu.injecting()
+            {
+                raise_debug(vcpu, DR6_BS);
+            }
+            let flow = match emulated {
                 Ok(Emulated::Done) => continue,
                 Ok(Emulated::Ready) => return Flow::Resume,
                 Ok(Emulated::Exit { exit, next }) => self.emulated_exit(vcpu, exit, next, host),
@@ -47,7 +59,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 Ok(T::Vcpu::HYPERCALL)
             }
             Exit::Halt => {
-                vcpu.resume_at(next);
+                retire(vcpu, next);
                 return self.halted(vcpu);
             }
             Exit::Io(io) => {
@@ -59,7 +71,7 @@ impl<T: Types> ExitHandler<'_, T> {
             _ => return Flow::Stop(Stop::Unhandled("an instruction that is not emulated here")),
         };
         match done {
-            Ok(_) => vcpu.resume_at(next),
+            Ok(_) => retire(vcpu, next),
             Err(event) => vcpu.inject(event),
         }
         Flow::Resume

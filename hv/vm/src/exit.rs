@@ -6,7 +6,8 @@ use devices::Size;
 use emul::Gpr;
 use walk::ErrorCode;
 use x86::irq::{
-    DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+    BREAKPOINT_VECTOR, DEBUG_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR,
+    MACHINE_CHECK_VECTOR, OVERFLOW_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
 };
 
 /// Why the processor left the guest, with what the hardware told about it.
@@ -237,6 +238,18 @@ impl Exception {
         self.0 as u8
     }
 
+    /// Whether the instruction runs again behind the handler, and does not find its own breakpoint then. #DB is counted among the
+    /// traps, since RFLAGS.RF is not set for those that are faults either (Intel SDM vol. 3, section 18.3.1.1).
+    #[inline]
+    pub const fn is_fault(self) -> bool {
+        const OTHERS: u32 = 1 << DEBUG_VECTOR
+            | 1 << BREAKPOINT_VECTOR
+            | 1 << OVERFLOW_VECTOR
+            | 1 << DOUBLE_FAULT_VECTOR
+            | 1 << MACHINE_CHECK_VECTOR;
+        OTHERS >> (self.vector() & 31) & 1 == 0
+    }
+
     /// What the processor pushes.
     pub const fn error_code(self) -> Option<u32> {
         if self.0 & Self::HAS_ERROR_CODE == 0 { None } else { Some((self.0 >> Self::ERROR_CODE_SHIFT) as u32) }
@@ -315,8 +328,9 @@ pub struct TaskSwitch(u64);
 impl TaskSwitch {
     const SOURCE_SHIFT: u32 = 16;
     const HAS_ERROR_CODE: u64 = 1 << 20;
-    const RESUME_FLAG: u64 = 1 << 21;
-    const HAS_VECTOR: u64 = 1 << 22;
+    const TELLS_RESUME_FLAG: u64 = 1 << 21;
+    const RESUME_FLAG: u64 = 1 << 22;
+    const HAS_VECTOR: u64 = 1 << 23;
     const VECTOR_SHIFT: u32 = 24;
     const ERROR_CODE_SHIFT: u32 = 32;
 
@@ -329,10 +343,10 @@ impl TaskSwitch {
         Self(selector as u64 | (source as u64) << Self::SOURCE_SHIFT | error_code)
     }
 
-    /// The same, with RFLAGS.RF set in what the old task's TSS gets, where [`rflags`](crate::Registers::rflags) does not have it.
+    /// The same, with what RFLAGS.RF is in the old task's TSS, where [`rflags`](crate::Registers::rflags) does not tell.
     #[must_use]
     pub const fn with_resume_flag(self, set: bool) -> Self {
-        Self(self.0 | if set { Self::RESUME_FLAG } else { 0 })
+        Self(self.0 | Self::TELLS_RESUME_FLAG | if set { Self::RESUME_FLAG } else { 0 })
     }
 
     /// The same, by the event of `vector`, unless the gate of that vector leads elsewhere: then it is by INT n.
@@ -367,9 +381,9 @@ impl TaskSwitch {
         if self.0 & Self::HAS_VECTOR == 0 { None } else { Some((self.0 >> Self::VECTOR_SHIFT) as u8) }
     }
 
-    /// Whether RFLAGS.RF is to be set in the old task's TSS.
-    pub const fn sets_resume_flag(self) -> bool {
-        self.0 & Self::RESUME_FLAG != 0
+    /// What RFLAGS.RF is in the old task's TSS, if the hardware tells.
+    pub const fn resume_flag(self) -> Option<bool> {
+        if self.0 & Self::TELLS_RESUME_FLAG == 0 { None } else { Some(self.0 & Self::RESUME_FLAG != 0) }
     }
 }
 
@@ -385,6 +399,8 @@ impl fmt::Debug for TaskSwitch {
 pub enum Instruction {
     /// INVD: done as WBINVD would be, that is not at all, since the caches are the host's.
     Invd,
+    /// INT1: a trap.
+    Int1,
     /// XSETBV: not offered.
     Xsetbv,
     /// RDPMC: no counter is offered (Intel SDM vol. 2, RDPMC: #GP for one that is not there).
@@ -406,6 +422,8 @@ pub enum Event {
 
 /// Exceptions that handlers raise.
 impl Event {
+    /// #DB.
+    pub const DEBUG: Self = Self::Exception(Exception::new(DEBUG_VECTOR, None));
     /// #UD.
     pub const UNDEFINED: Self = Self::Exception(Exception::new(INVALID_OPCODE_VECTOR, None));
     /// #DF.
@@ -537,7 +555,7 @@ mod tests {
             for error in [None, Some(0), Some(0xffff_fffe)] {
                 let switch = TaskSwitch::new(0xfff8, source, error).with_resume_flag(error.is_some());
                 assert_eq!((switch.selector(), switch.source(), switch.error_code()), (0xfff8, source, error));
-                assert_eq!((switch.sets_resume_flag(), switch.vector_in_doubt()), (error.is_some(), None));
+                assert_eq!((switch.resume_flag(), switch.vector_in_doubt()), (Some(error.is_some()), None));
                 let in_doubt = switch.unless_by_int(0xff);
                 assert_eq!((in_doubt.selector(), in_doubt.source(), in_doubt.error_code()), (0xfff8, source, error));
                 assert_eq!(in_doubt.vector_in_doubt(), Some(0xff));

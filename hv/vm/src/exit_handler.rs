@@ -1,6 +1,7 @@
 //! The handlers of one vCPU's exits.
 
 use crate::context::Context;
+use crate::debug_traps::retire;
 use crate::exit::{Event, Exception, Exit, ExitKind, Instruction};
 use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
@@ -8,11 +9,11 @@ use crate::msr::{self, MsrError};
 use crate::shared::{VcpuShared, Vm};
 use crate::trouble::Trouble;
 use crate::types::{Handle, Types};
-use crate::vcpu::{Events, Stay, Vcpu};
+use crate::vcpu::{ControlRegisters, Events, Stay, Vcpu};
 use addr::Gva;
 use arch::{EFER_LMA, RFLAGS_AC};
 use core::ops::ControlFlow;
-use emul::{Bitness, Gpr, Known, Registers, Segment};
+use emul::{Bitness, DecodeError, Gpr, Known, Registers, Segment};
 use walk::{Controls, Features, Fetched, Paging, PagingRef, Privilege};
 
 /// Handles the exits of one vCPU: the vCPU's own state, and what it shares with the other vCPUs of its VM.
@@ -83,10 +84,17 @@ impl<'a, T: Types> ExitHandler<'a, T> {
         match done {
             Ok(known) => self.skip(vcpu, known),
             Err(event) => {
-                vcpu.inject(event);
+                Self::raise(vcpu, event);
                 ControlFlow::Continue(())
             }
         }
+    }
+
+    // Out of the way of what common exits execute.
+    #[cold]
+    #[inline(never)]
+    fn raise(vcpu: &mut T::Vcpu, event: Event) {
+        vcpu.inject(event);
     }
 
     /// Why the last handler broke.
@@ -120,6 +128,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             Exit::TaskSwitch(switch) => self.task_switch(vcpu, switch, host),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),
+            Exit::Instruction(Instruction::Int1) => self.int1(vcpu),
             Exit::Instruction(Instruction::Rdpmc) => {
                 vcpu.inject(Event::GENERAL_PROTECTION);
                 Flow::Resume
@@ -189,8 +198,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
 /// The exiting instruction: its mode, its address, its bytes, and where it ends.
 impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn controls(vcpu: &T::Vcpu) -> Controls {
-        let control = vcpu.control();
-        Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
+        controls(&vcpu.control())
     }
 
     pub(crate) fn privilege(vcpu: &T::Vcpu) -> Privilege {
@@ -229,7 +237,7 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline(always)]
     pub(crate) fn skip(&mut self, vcpu: &mut T::Vcpu, known: Known) -> ControlFlow<()> {
         if let Some(rip) = vcpu.next_rip() {
-            vcpu.resume_at(rip);
+            retire(vcpu, rip);
             return ControlFlow::Continue(());
         }
         let bitness = Self::bitness(vcpu);
@@ -237,7 +245,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let first = self.first_bytes(vcpu, at);
         match first.and_then(|first| known.length(first)) {
             Some(length) => {
-                vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                retire(vcpu, bitness.advance(vcpu.rip(), length));
                 ControlFlow::Continue(())
             }
             None => self.skip_decoded(vcpu, known, bitness),
@@ -252,7 +260,7 @@ impl<T: Types> ExitHandler<'_, T> {
             .and_then(|bytes| known.decode(bytes.bytes(), bitness).map_err(Into::into))
         {
             Ok(length) => {
-                vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                retire(vcpu, bitness.advance(vcpu.rip(), length));
                 Flow::Resume
             }
             // What the instruction did has made an interrupt deliverable, and another vCPU has unmapped the code since. The guest meets
@@ -269,38 +277,68 @@ impl<T: Types> ExitHandler<'_, T> {
         Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::fetch_privilege(vcpu))?)
     }
 
+    /// What `decode` makes of the exiting instruction. Where it needs bytes of a page that isn't there (another vCPU has just taken it
+    /// away), the guest gets that page's fault. For instructions of which nothing is done yet.
+    #[inline]
+    pub(crate) fn decoded<R>(
+        &self,
+        vcpu: &T::Vcpu,
+        bitness: Bitness,
+        decode: impl FnOnce(&[u8]) -> Result<R, DecodeError>,
+    ) -> Result<R, Trouble> {
+        let fetched = self.fetch(vcpu, bitness)?;
+        decode(fetched.bytes()).map_err(|error| match (error, fetched.then) {
+            (DecodeError::Truncated, Some(fault)) => Trouble::Fault(fault),
+            _ => Trouble::Decode(error),
+        })
+    }
+
     /// The first four bytes of the exiting instruction, if they can be had at once.
     #[inline(always)]
     pub(crate) fn first_bytes(&mut self, vcpu: &T::Vcpu, at: Gva) -> Option<u32> {
         let Context { code, features, .. } = &mut *self.context;
-        code.fetch_u32(&self.memory, paging_ref(vcpu, features), at, Self::fetch_privilege(vcpu))
+        let paging = paging_ref(vcpu, features)?;
+        code.fetch_u32(&self.memory, paging, at, Self::fetch_privilege(vcpu))
     }
 
     /// What walks of the guest's tables go by.
     pub(crate) fn paging(&self, vcpu: &T::Vcpu) -> Paging {
         match vcpu.own_paging() {
             Some(own) => *own.paging(),
-            None => Paging { controls: Self::controls(vcpu), pdptes: None, features: self.context.features },
+            None => {
+                let (control, features) = (vcpu.control(), self.context.features);
+                Paging {
+                    controls: controls(&control),
+                    pdptes: vcpu.holds_pdptes(&control).then(|| vcpu.held_pdptes()),
+                    features,
+                }
+            }
         }
     }
 }
 
-/// What fetches go by; `features` are the vCPU's.
 #[inline(always)]
-pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> PagingRef<'a> {
+const fn controls(control: &ControlRegisters) -> Controls {
+    Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer }
+}
+
+/// What fetches through the cache go by; `features` are the vCPU's. None where the processor holds PDPTEs: to read them costs more than
+/// the cache saves those few guests, and any other guest would pay for the choice.
+#[inline(always)]
+pub(crate) fn paging_ref<'a, V: Vcpu>(vcpu: &'a V, features: &'a Features) -> Option<PagingRef<'a>> {
     match vcpu.own_paging() {
-        Some(own) => own.paging().into(),
+        Some(own) => Some(own.paging().into()),
         None => {
             let control = vcpu.control();
-            let controls = Controls { cr0: control.cr0, cr3: control.cr3, cr4: control.cr4, efer: control.efer };
-            PagingRef::new(controls, None, features)
+            (!vcpu.holds_pdptes(&control)).then(|| PagingRef::new(controls(&control), None, features))
         }
     }
 }
 
 /// Exceptions that are intercepted.
 impl<T: Types> ExitHandler<'_, T> {
-    /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall.
+    /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall, or INT1 (QEMU, as of 7.2, has
+    /// none).
     fn exception(&mut self, vcpu: &mut T::Vcpu, exception: Exception) -> Flow {
         if exception.vector() == x86::irq::INVALID_OPCODE_VECTOR {
             let bitness = Self::bitness(vcpu);
@@ -308,14 +346,21 @@ impl<T: Types> ExitHandler<'_, T> {
                 for known in [Known::Vmcall, Known::Vmmcall] {
                     if let Ok(length) = known.decode(bytes.bytes(), bitness) {
                         if hypercall::call(vcpu, &mut self.memory) == Call::Done {
-                            vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+                            retire(vcpu, bitness.advance(vcpu.rip(), length));
                         }
                         return Flow::Resume;
                     }
                 }
+                if Known::Int1.decode(bytes.bytes(), bitness).is_ok() {
+                    return self.int1(vcpu);
+                }
             }
         }
-        vcpu.inject(Event::Exception(exception));
+        if exception.vector() == x86::irq::DEBUG_VECTOR && vcpu.ends_own_step() {
+            self.deliver(vcpu);
+        } else {
+            vcpu.inject(Event::Exception(exception));
+        }
         Flow::Resume
     }
 }

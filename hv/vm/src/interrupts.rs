@@ -1,6 +1,7 @@
 //! Interrupts on their way into the guest, and the guest's sleep.
 
 use crate::context::Activity;
+use crate::debug_traps::retire;
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
@@ -73,7 +74,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// Hands the guest an interrupt if one is pending, now or as soon as it takes one.
     #[inline]
     pub(crate) fn deliver(&mut self, vcpu: &mut T::Vcpu) {
-        if self.interrupt_pending() || self.context.nmi {
+        if self.interrupt_pending() || self.context.nmis != 0 {
             self.deliver_pending(vcpu);
         }
     }
@@ -90,10 +91,10 @@ impl<T: Types> ExitHandler<'_, T> {
     #[cold]
     fn deliver_pending(&mut self, vcpu: &mut T::Vcpu) {
         self.leave_halt_in_shadow(vcpu);
-        let nmi = self.context.nmi;
-        if nmi && vcpu.takes_nmi() {
+        let waits = self.context.nmis != 0;
+        if waits && vcpu.takes_nmi() {
             vcpu.inject(Event::Nmi);
-            self.context.nmi = false;
+            self.context.nmis -= 1;
         }
         if vcpu.interruptible()
             && let Some(vector) = self.accept_interrupt()
@@ -101,8 +102,8 @@ impl<T: Types> ExitHandler<'_, T> {
             vcpu.inject(Event::Interrupt(vector));
         }
         vcpu.request_window(self.interrupt_pending());
-        if nmi {
-            vcpu.request_nmi_window(self.context.nmi);
+        if waits {
+            vcpu.request_nmi_window(self.context.nmis != 0);
         }
     }
 
@@ -131,7 +132,7 @@ impl<T: Types> ExitHandler<'_, T> {
         if let Ok(bytes) = self.fetch(vcpu, bitness)
             && let Ok(length) = Known::Hlt.decode(bytes.bytes(), bitness)
         {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+            retire(vcpu, bitness.advance(vcpu.rip(), length));
         }
     }
 
@@ -191,7 +192,9 @@ impl<T: Types> ExitHandler<'_, T> {
     /// again.
     fn take_signals(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         let signals = self.shared.posted.take_signals();
-        self.context.nmi |= signals.nmi;
+        // While one is handled one more is kept; a processor that handles none takes the first at once.
+        let kept = if vcpu.handles_nmi() { 1 } else { 2 };
+        self.context.nmis = (self.context.nmis + signals.nmis).min(kept);
         self.context.ext_int |= signals.ext_int;
         if signals.init {
             if self.is_boot() {
@@ -199,7 +202,7 @@ impl<T: Types> ExitHandler<'_, T> {
             }
             self.reset(vcpu, Start::Sipi(0));
             self.context.apic.reset(&self.shared.posted);
-            self.context.nmi = false;
+            self.context.nmis = 0;
             self.context.ext_int = false;
             self.context.activity = Activity::AwaitingSipi;
         }

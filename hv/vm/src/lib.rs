@@ -21,7 +21,7 @@
 //! # use addr::{Gpa, Hpa};
 //! # use devices::{Clock, Nanoseconds, Sink};
 //! # use std::collections::VecDeque;
-//! # use vm::{ControlRegisters, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
+//! # use vm::{ControlRegisters, DebugRegisters, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
 //! # use vm::{LoadedSegment, Segment, SegmentRegister, SegmentState, Start, StateMsr, Stay, TaskState, Turn, Vcpu};
 //! # use walk::{HandleMem, PhysMem};
 //! # #[derive(Default)]
@@ -48,13 +48,21 @@
 //! #     fn set_rflags(&mut self, _: u64) {}
 //! #     fn segment_base(&self, _: Segment) -> u64 { 0 }
 //! # }
+//! # impl DebugRegisters for ScriptedVcpu {
+//! #     fn dr6(&self) -> u64 { 0 }
+//! #     fn set_dr6(&mut self, _: u64) {}
+//! #     fn dr7(&self) -> u64 { 0 }
+//! #     fn set_dr7(&mut self, _: u64) {}
+//! #     fn breakpoints(&self) -> [u64; 4] { [0; 4] }
+//! # }
 //! # impl Events for ScriptedVcpu {
 //! #     fn interruptible(&self) -> bool { false }
 //! #     fn in_interrupt_shadow(&self) -> bool { false }
-//! #     fn inject(&mut self, event: Event) { panic!("the script expects no {event:?}") }
+//! #     fn set_event(&mut self, event: Event) { panic!("the script expects no {event:?}") }
 //! #     fn injecting(&self) -> bool { false }
 //! #     fn injected_exception(&self) -> Option<u8> { None }
 //! #     fn request_window(&mut self, _: bool) {}
+//! #     fn handles_nmi(&self) -> bool { false }
 //! #     fn takes_nmi(&self) -> bool { false }
 //! #     fn request_nmi_window(&mut self, _: bool) {}
 //! # }
@@ -67,8 +75,6 @@
 //! #     fn behind_task_switch(&self) -> Option<u64> { None }
 //! #     fn complete_delivery(&mut self) {}
 //! #     fn unblock_nmis(&mut self) {}
-//! #     fn debug_status(&self) -> (u64, u64) { (0, 0) }
-//! #     fn set_debug_status(&mut self, _: u64, _: u64) {}
 //! # }
 //! # impl Vcpu for ScriptedVcpu {
 //! #     const HYPERCALL: Known = Known::Vmmcall;
@@ -182,6 +188,7 @@ mod context;
 pub mod cpuid;
 mod cr8;
 mod debug_registers;
+mod debug_traps;
 mod device_bus;
 mod emulated;
 mod end_reason;
@@ -215,6 +222,7 @@ mod vcpu;
 mod wanted_msrs;
 
 pub use crate::context::{Activity, Context};
+pub use debug_traps::retire;
 pub use devices::Size;
 pub use end_reason::EndReason;
 pub use exit::{
@@ -232,7 +240,7 @@ pub use stats::Stats;
 pub use stats_report::{Added, StatsReport};
 pub use task_switch::{LoadedSegment, SegmentRegister, TaskState};
 pub use types::Types;
-pub use vcpu::{ControlRegisters, Emulated, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
+pub use vcpu::{ControlRegisters, DebugRegisters, Emulated, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 pub use wanted_msrs::WantedMsrs;
 
 pub use emul::{Gpr, Known, Registers, Segment};

@@ -6,8 +6,10 @@ use crate::msr::MsrError;
 use crate::types::Types;
 use crate::vcpu::Vcpu;
 use apic::{Due, Effect, Ipi, Message};
+use arch::RFLAGS_TF;
 use arch::apic::{BASE_X2APIC, X2APIC_MSRS};
 use devices::{Clock, DeliveryMode, DestinationMode, InterruptMessage, Nanoseconds};
+use emul::Registers;
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
 
 /// The VM's clock, as the timers of its APICs see it.
@@ -73,12 +75,16 @@ impl<T: Types> ExitHandler<'_, T> {
                 Effect::Timer
             }
         };
-        self.carry_out(vcpu, effect, host);
+        if vcpu.rflags() & RFLAGS_TF != 0 {
+            self.carry_out_behind_step(effect, host);
+        } else {
+            self.carry_out(vcpu, effect, host);
+        }
         Ok(())
     }
 
     /// What a write to the APIC leads to.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn carry_out(&mut self, vcpu: &mut T::Vcpu, effect: Effect, host: &mut T::Host) {
         match effect {
             Effect::None => {}
@@ -87,6 +93,18 @@ impl<T: Types> ExitHandler<'_, T> {
             Effect::BroadcastEoi(vector) => self.broadcast_eoi(vector, host),
         }
         self.deliver(vcpu);
+    }
+
+    /// The same of a WRMSR that is stepped over: its trap comes before an interrupt that it makes deliverable. The request has that looked
+    /// at behind it.
+    #[cold]
+    fn carry_out_behind_step(&mut self, effect: Effect, host: &mut T::Host) {
+        match effect {
+            Effect::None | Effect::Timer => {}
+            Effect::Send(ipi) => self.send(ipi, host),
+            Effect::BroadcastEoi(vector) => self.broadcast_eoi(vector, host),
+        }
+        self.vm.raise_request(self.context.index);
     }
 
     /// The I/O APIC may send the next message then.

@@ -1,6 +1,7 @@
 //! Guest physical addresses that the nested tables do not translate.
 
 use crate::context::Context;
+use crate::debug_traps::{Watch, executed, retire};
 use crate::device_bus::DeviceBus;
 use crate::exit::NestedFault;
 use crate::exit_handler::{ExitHandler, paging_ref};
@@ -9,12 +10,13 @@ use crate::local_apic::ApicClock;
 use crate::memory::{Memory, Resolved};
 use crate::trouble::Trouble;
 use crate::types::Types;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{DebugRegisters, Vcpu};
 use apic::{Effect, LocalApic, Posted, Register};
+use arch::DR7_ENABLED;
 use core::ops::ControlFlow;
 use devices::Clock;
-use emul::mmio::{Bus, Executed, MemoryRef, Mmio, Plain};
-use emul::{Bitness, Registers, Width};
+use emul::mmio::{Bus, MemoryRef, Mmio, Plain};
+use emul::{Bitness, DecodeError, Registers, Width};
 
 impl<T: Types> ExitHandler<'_, T> {
     #[inline]
@@ -55,8 +57,12 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// The exiting instruction; None if it is not emulated.
     pub(crate) fn decode_mmio(&mut self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
-        let bytes = self.fetch(vcpu, bitness)?;
-        Ok(self.context.memo.decode(bytes.bytes(), bitness).ok())
+        let fetched = self.fetch(vcpu, bitness)?;
+        match (self.context.memo.decode(fetched.bytes(), bitness), fetched.then) {
+            (Ok(instruction), _) => Ok(Some(instruction)),
+            (Err(DecodeError::Truncated), Some(fault)) => Err(fault.into()),
+            (Err(_), _) => Ok(None),
+        }
     }
 
     /// An access to the page of the local APIC's registers. The MOVs that kernels use take the short way.
@@ -64,7 +70,8 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn apic_page(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> ControlFlow<()> {
         let offset = fault.address().page_offset() as u16;
         // What is fetched or pushed there is no operand of the instruction at RIP.
-        let plain = if refused(vcpu, fault).is_none() { self.plain_mmio(vcpu) } else { None };
+        let is_plain = refused(vcpu, fault).is_none() && vcpu.dr7() & DR7_ENABLED == 0;
+        let plain = if is_plain { self.plain_mmio(vcpu) } else { None };
         let Some((plain, length, bitness)) = plain else {
             return self.apic_page_anew(vcpu, fault, host);
         };
@@ -80,7 +87,7 @@ impl<T: Types> ExitHandler<'_, T> {
             Plain::Store(from) => Some(apic.write(register, vcpu.gpr(from) as u32, posted, &clock)),
             Plain::StoreImmediate(value) => Some(apic.write(register, value, posted, &clock)),
         };
-        vcpu.resume_at(bitness.advance(vcpu.rip(), length));
+        retire(vcpu, bitness.advance(vcpu.rip(), length));
         if let Some(effect) = effect {
             self.carry_out(vcpu, effect, host);
         }
@@ -94,7 +101,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let at = Self::code_address(vcpu, bitness);
         let privilege = Self::fetch_privilege(vcpu);
         let Context { code, memo, features, .. } = &mut *self.context;
-        let paging = paging_ref(vcpu, features);
+        let paging = paging_ref(vcpu, features)?;
         let mut fetch = |at| code.fetch_u64(&self.memory, paging, at, privilege);
         let first = fetch(at)?;
         let known = memo.get(first, || fetch(at.wrapping_add(8)), bitness)?;
@@ -124,11 +131,12 @@ impl<T: Types> ExitHandler<'_, T> {
             clock: ApicClock(self.vm.clock()),
             offset: fault.address().page_offset() as u16,
             effect: None,
+            watch: Watch::new(vcpu, instruction.linear(vcpu)),
         };
-        if instruction.execute(vcpu, &mut bus)? == Executed::Retired {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
-        }
-        if let Some(effect) = bus.effect {
+        let done = instruction.execute(vcpu, &mut bus)?;
+        let (effect, hits) = (bus.effect, bus.watch.hits);
+        executed(vcpu, done, bitness.advance(vcpu.rip(), instruction.length()), hits);
+        if let Some(effect) = effect {
             self.carry_out(vcpu, effect, host);
         }
         Ok(Flow::Resume)
@@ -144,12 +152,13 @@ impl<T: Types> ExitHandler<'_, T> {
             privilege: Self::privilege(vcpu),
             vm: self.vm,
             operand: fault.address(),
+            watch: Watch::new(vcpu, instruction.linear(vcpu)),
             accessed: false,
         };
-        if instruction.execute(vcpu, &mut bus)? == Executed::Retired {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
-        }
-        if bus.accessed {
+        let done = instruction.execute(vcpu, &mut bus)?;
+        let (accessed, hits) = (bus.accessed, bus.watch.hits);
+        executed(vcpu, done, bitness.advance(vcpu.rip(), instruction.length()), hits);
+        if accessed {
             self.devices_changed(vcpu, host);
         }
         Ok(Flow::Resume)
@@ -176,6 +185,7 @@ struct ApicBus<'a, C> {
     offset: u16,
     /// What the last write leads to.
     effect: Option<Effect>,
+    watch: Watch,
 }
 
 impl<C> ApicBus<'_, C> {
@@ -191,7 +201,8 @@ impl<C: Clock> Bus for ApicBus<'_, C> {
 
     /// There is one operand.
     #[inline]
-    fn read(&mut self, _: MemoryRef, width: Width) -> Result<u64, Trouble> {
+    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Trouble> {
+        self.watch.read(at, width);
         let Some(register) = Self::register(self.offset).filter(|_| self.offset & 15 < 4) else {
             self.apic.illegal_register(self.posted);
             return Ok(0);
@@ -201,7 +212,8 @@ impl<C: Clock> Bus for ApicBus<'_, C> {
     }
 
     #[inline]
-    fn write(&mut self, _: MemoryRef, width: Width, value: u64) -> Result<(), Trouble> {
+    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Trouble> {
+        self.watch.write(at, width);
         match Self::register(self.offset) {
             None => self.apic.illegal_register(self.posted),
             Some(register) if width == Width::Dword && self.offset & 15 == 0 => {

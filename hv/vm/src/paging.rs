@@ -1,5 +1,6 @@
 //! Shadow paging: page faults, and changes of the paging registers.
 
+use crate::debug_traps::{Watch, executed};
 use crate::exit::{Event, Exception, NestedFault, PageFault};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
@@ -12,7 +13,7 @@ use addr::{Gpa, Gva};
 use arch::EFER_LME;
 use core::mem;
 use core::ops::ControlFlow;
-use emul::mmio::{Bus, Executed, MemoryRef};
+use emul::mmio::{Bus, MemoryRef};
 use emul::{Known, Registers, Width};
 use shadow::{Change, LoadError, Reason};
 use walk::{Access, AccessKind, Controls, ErrorCode, Operands, PhysMem, Privilege};
@@ -83,10 +84,11 @@ impl<T: Types> ExitHandler<'_, T> {
         let Some(instruction) = instruction else { return Ok(NOT_EMULATED) };
         let paging = self.paging(vcpu);
         let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
-        let mut bus = RamBus { operands, linear: instruction.linear(vcpu) };
-        if instruction.execute(vcpu, &mut bus)? == Executed::Retired {
-            vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
-        }
+        let linear = instruction.linear(vcpu);
+        let mut bus = RamBus { operands, linear, watch: Watch::new(vcpu, linear) };
+        let done = instruction.execute(vcpu, &mut bus)?;
+        let hits = bus.watch.hits;
+        executed(vcpu, done, bitness.advance(vcpu.rip(), instruction.length()), hits);
         Ok(Flow::Resume)
     }
 }
@@ -129,6 +131,7 @@ struct RamBus<'a, M> {
     operands: Operands<'a, M>,
     /// Where the instruction's operand is.
     linear: Gva,
+    watch: Watch,
 }
 
 impl<M> RamBus<'_, M> {
@@ -146,14 +149,18 @@ impl<M: PhysMem> Bus for RamBus<'_, M> {
     fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Trouble> {
         let mut bytes = [0; 8];
         self.operands.load(self.address(at), &mut bytes[..width.bytes() as usize])?;
+        self.watch.read(at, width);
         Ok(u64::from_le_bytes(bytes))
     }
 
     fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Trouble> {
-        Ok(self.operands.store(self.address(at), &value.to_le_bytes()[..width.bytes() as usize])?)
+        self.operands.store(self.address(at), &value.to_le_bytes()[..width.bytes() as usize])?;
+        self.watch.write(at, width);
+        Ok(())
     }
 
     fn compare_exchange(&mut self, at: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, Trouble> {
+        self.watch.write(at, width);
         let bytes = width.bytes() as usize;
         let (old, new) = (old.to_le_bytes(), new.to_le_bytes());
         Ok(self.operands.compare_exchange(self.address(at), &old[..bytes], &new[..bytes])?)

@@ -1,14 +1,16 @@
 //! Port I/O.
 
+use crate::debug_traps::{Watch, between_iterations, retire, retire_port, retire_watched, watch_port};
 use crate::exit::Io;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
 use crate::trouble::Trouble;
 use crate::types::Types;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Events, Vcpu};
 use addr::Gva;
 use core::ops::ControlFlow;
 use devices::{Effect, Size};
+use emul::mmio::MemoryRef;
 use emul::string_io::{self, Direction, StringIo};
 use emul::{Bitness, Gpr, Registers, Segment};
 use walk::{Access, Fault, SetAccessedDirty};
@@ -43,7 +45,7 @@ impl<T: Types> ExitHandler<'_, T> {
             // The instruction is executed again when the vCPU has its next turn.
             return self.go(Flow::Yield);
         }
-        vcpu.resume_at(next);
+        retire_port(vcpu, next, io);
         if pending || devices::changes_deadline(io.port()) {
             self.devices_changed(vcpu, host);
         }
@@ -56,8 +58,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// INS and OUTS: of the elements that lie in one page a batch is moved in one exit.
     pub(crate) fn string_io(&mut self, vcpu: &mut T::Vcpu, io: Io, host: &mut T::Host) -> Flow {
         let bitness = Self::bitness(vcpu);
-        let decoded = self.fetch(vcpu, bitness).and_then(|bytes| Ok(string_io::decode(bytes.bytes(), bitness)?));
-        let flow = match decoded {
+        let flow = match self.decoded(vcpu, bitness, |bytes| string_io::decode(bytes, bitness)) {
             Ok(instruction) => self.string_elements(vcpu, &instruction, io, bitness),
             Err(trouble) => trouble.tell(vcpu),
         };
@@ -66,9 +67,9 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     fn string_elements(&mut self, vcpu: &mut T::Vcpu, instruction: &StringIo, io: Io, bitness: Bitness) -> Flow {
-        let done = |vcpu: &mut T::Vcpu| vcpu.resume_at(bitness.advance(vcpu.rip(), instruction.length()));
+        let next = bitness.advance(vcpu.rip(), instruction.length());
         let Some(elements) = instruction.next(vcpu) else {
-            done(vcpu);
+            retire(vcpu, next);
             return Flow::Resume;
         };
         for element in 0..elements.count.min(BATCH) {
@@ -78,11 +79,13 @@ impl<T: Types> ExitHandler<'_, T> {
                 Ok(effect) => flow(effect),
                 Err(trouble) => return trouble.tell(vcpu),
             };
+            let hits = watch_string(vcpu, instruction, io, at);
             let more = instruction.retire(vcpu, 1);
-            if !more {
-                done(vcpu);
+            match more {
+                true => between_iterations(vcpu, hits),
+                false => retire_watched(vcpu, next, hits),
             }
-            if !more || flow != Flow::Resume {
+            if !more || flow != Flow::Resume || vcpu.injecting() {
                 return flow;
             }
         }
@@ -117,6 +120,17 @@ impl<T: Types> ExitHandler<'_, T> {
             }
         }
     }
+}
+
+/// The breakpoints that an element at `at` meets, in memory and at the port.
+#[inline]
+fn watch_string<V: Vcpu>(vcpu: &V, instruction: &StringIo, io: Io, at: Gva) -> u64 {
+    let mut watch = Watch::new(vcpu, at);
+    match instruction.direction() {
+        Direction::In => watch.write(MemoryRef::Operand, instruction.width()),
+        Direction::Out(_) => watch.read(MemoryRef::Operand, instruction.width()),
+    }
+    watch.hits | watch_port(vcpu, io)
 }
 
 /// What a write to a port means for the VM.

@@ -1,5 +1,6 @@
 //! Control registers and INVLPG under shadow paging, and writes of CR0 and CR4 where they exit with nested paging.
 
+use crate::debug_traps::retire;
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
@@ -48,7 +49,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let bitness = Self::bitness(vcpu);
         let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
             carry_out(self, vcpu, decoded.system)?;
-            vcpu.resume_at(bitness.advance(vcpu.rip(), decoded.length));
+            retire(vcpu, bitness.advance(vcpu.rip(), decoded.length));
             Ok(Flow::Resume)
         });
         match done {
@@ -67,7 +68,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let at = Self::code_address(vcpu, bitness);
         match self.first_bytes(vcpu, at).and_then(|first| system::decode_short(first, bitness)) {
             Some(decoded) => Ok(decoded),
-            None => Ok(system::decode(self.fetch(vcpu, bitness)?.bytes(), bitness)?),
+            None => Ok(self.decoded(vcpu, bitness, |bytes| system::decode(bytes, bitness))?),
         }
     }
 

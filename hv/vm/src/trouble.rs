@@ -16,7 +16,12 @@ pub(crate) enum Trouble {
     Stack,
     /// The guest's own code.
     Decode(DecodeError),
+    /// Other vCPUs have made it impossible in the midst of it.
+    HalfDone,
 }
+
+/// What is said of [`Trouble::HalfDone`].
+pub(crate) const HALF_DONE: &str = "other vCPUs have changed page tables in the midst of a switch of tasks";
 
 impl From<Fault> for Trouble {
     fn from(fault: Fault) -> Self {
@@ -46,6 +51,7 @@ impl Trouble {
             Self::Decode(DecodeError::Truncated) => {
                 return Flow::Stop(Stop::Unhandled("the exiting instruction's bytes can't all be fetched"));
             }
+            Self::HalfDone => return Flow::Stop(Stop::Unhandled(HALF_DONE)),
             Self::Fault(Fault::Unbacked(_)) => {
                 return Flow::Stop(Stop::Unhandled(
                     "the exiting instruction, its operand or a page table is not in memory",

@@ -4,8 +4,10 @@ use crate::cpuid::Leaf;
 use crate::exit::{Event, Exit};
 use crate::task_switch::TaskState;
 use addr::Hpa;
+use arch::{DR7_GD, RFLAGS_RF};
 use core::fmt;
 use emul::{Gpr, Known, Registers, Segment, real};
+use x86::irq::DEBUG_VECTOR;
 
 /// What the hidden part of a segment register says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,14 +80,49 @@ pub enum Emulated {
     Unable(&'static str),
 }
 
+/// What debug exceptions come of, and tell.
+pub trait DebugRegisters {
+    /// DR6.
+    fn dr6(&self) -> u64;
+    /// Sets it.
+    fn set_dr6(&mut self, dr6: u64);
+    /// DR7.
+    fn dr7(&self) -> u64;
+    /// Sets it.
+    fn set_dr7(&mut self, dr7: u64);
+    /// DR0 to DR3.
+    fn breakpoints(&self) -> [u64; 4];
+    /// What the hardware has held back until the end of the current instruction, which is carried out here, as bits of DR6: a
+    /// breakpoint that a load of SS has met. The hardware forgets it.
+    fn take_pending_traps(&mut self) -> u64 {
+        0
+    }
+}
+
 /// Interrupts, NMIs and exceptions on their way into the guest.
-pub trait Events {
+pub trait Events: Registers + DebugRegisters {
     /// Whether an external interrupt could be taken at the current instruction.
     fn interruptible(&self) -> bool;
     /// Whether the current instruction is in the interrupt shadow of an STI or a load of SS.
     fn in_interrupt_shadow(&self) -> bool;
     /// Delivers `event` at the next entry. At most one an entry.
-    fn inject(&mut self, event: Event);
+    ///
+    /// The handler of a #DB may access the debug registers (Intel SDM vol. 3, section 18.2.4): GD is cleared. A fault pushes RF, so
+    /// that the instruction does not meet its own breakpoint again (section 18.3.1.1); injection pushes what RFLAGS is (section
+    /// 27.6.1.1).
+    #[inline]
+    fn inject(&mut self, event: Event) {
+        if let Event::Exception(exception) = event {
+            if exception.is_fault() {
+                self.set_rflags(self.rflags() | RFLAGS_RF);
+            } else if exception.vector() == DEBUG_VECTOR {
+                self.set_dr7(self.dr7() & !DR7_GD);
+            }
+        }
+        self.set_event(event);
+    }
+    /// As [`inject`](Self::inject), and nothing besides.
+    fn set_event(&mut self, event: Event);
     /// Whether something is to be delivered at the next entry already.
     fn injecting(&self) -> bool;
     /// Whether that is an event of which the last exit cut the delivery short. For a handler that has injected none yet.
@@ -97,6 +134,12 @@ pub trait Events {
     /// Asks for an exit as soon as an interrupt can be taken, or no longer.
     fn request_window(&mut self, wanted: bool);
 
+    /// Whether the #DB that has just exited is the end of a single step of the backend's own, behind which it asked for an exit.
+    fn ends_own_step(&mut self) -> bool {
+        false
+    }
+    /// Whether an NMI is being handled, from its delivery to the next IRET, or is to be delivered at the next entry.
+    fn handles_nmi(&self) -> bool;
     /// Whether an NMI could be taken at the current instruction: none is being handled, from its delivery to the next IRET.
     fn takes_nmi(&self) -> bool;
     /// Asks for an exit as soon as an NMI can be taken, or no longer. After [`request_window`](Self::request_window), which may
@@ -191,6 +234,17 @@ pub trait Vcpu: Registers + Events + TaskState {
     /// change demands.
     fn set_cr4(&mut self, cr4: u64) {
         let _ = cr4;
+    }
+    /// Whether the processor has loaded PAE's PDPTEs with CR3, and holds them while memory changes: with EPT. `control` is what
+    /// [`control`](Self::control) tells.
+    #[inline]
+    fn holds_pdptes(&self, control: &ControlRegisters) -> bool {
+        let _ = control;
+        false
+    }
+    /// What it holds then.
+    fn held_pdptes(&self) -> [u64; 4] {
+        [0; 4]
     }
     /// A segment register with its hidden part.
     fn segment(&self, register: Segment) -> SegmentState;

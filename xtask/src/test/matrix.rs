@@ -329,6 +329,11 @@ const SMOKE32_SHADOWED: Row = Row { words: "pdptes=held", ..guest32("smoke32", "
 const TASK_SWITCH: Row = guest32("task-switch", "tasks=exact");
 /// QEMU's SVM carries out switches of tasks although they are intercepted, and loads the guest's CR3.
 const TASK_SWITCH_SHADOWED: Row = Row { except: Some("qemu-svm"), ..guest32("task-switch", "tasks=emulated") };
+/// On QEMU this hypervisor withholds a guest's breakpoints.
+const CONFORMANCE: Row = Row { except: Some("bochs-svm"), ..guest32("conformance", "breakpoints=met") };
+/// Bochs's SVM does not tell in DR6 why a #DB exits.
+const CONFORMANCE_UNTOLD: Row =
+    Row { name: "conformance-untold", only: Some("bochs-svm"), ..guest32("conformance", "breakpoints=untold") };
 /// (The other vCPUs are never started.)
 const SELF_MAP: Row = Row { vcpus: 4, ..guest32("self-map", "") };
 const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
@@ -494,6 +499,12 @@ const ROWS: &[Row] = &[
     TASK_SWITCH,
     shadowed("task-switch-shadow", Paging::Shadow, TASK_SWITCH_SHADOWED),
     shadowed("task-switch-vtlb", Paging::Vtlb, TASK_SWITCH_SHADOWED),
+    CONFORMANCE,
+    shadowed("conformance-shadow", Paging::Shadow, CONFORMANCE),
+    shadowed("conformance-vtlb", Paging::Vtlb, CONFORMANCE),
+    CONFORMANCE_UNTOLD,
+    shadowed("conformance-untold-shadow", Paging::Shadow, CONFORMANCE_UNTOLD),
+    shadowed("conformance-untold-vtlb", Paging::Vtlb, CONFORMANCE_UNTOLD),
     ACCESS32,
     shadowed("access32-shadow", Paging::Shadow, ACCESS32),
     shadowed("access32-vtlb", Paging::Vtlb, ACCESS32),

@@ -3,8 +3,9 @@
 use super::vcpu::SvmVcpu;
 use super::vmcb::{self, event, exit_code, misc1};
 use crate::translation::Translation;
-use arch::RFLAGS_IF;
-use vm::{Event, Events, Registers};
+use crate::unswitched;
+use arch::{DR6_BREAKPOINTS, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF};
+use vm::{DebugRegisters, Event, Events, Registers};
 use x86::irq::NONMASKABLE_INTERRUPT_VECTOR;
 
 /// The guest's progress with its last NMI. The processor does not report it, so IRET is intercepted while an NMI is handled (as
@@ -19,6 +20,36 @@ pub(super) enum Nmi {
     Returns { from: u64 },
 }
 
+impl<T: Translation> DebugRegisters for SvmVcpu<T> {
+    fn dr6(&self) -> u64 {
+        self.vmcb.save.dr6
+    }
+
+    fn set_dr6(&mut self, dr6: u64) {
+        self.vmcb.save.dr6 = dr6;
+    }
+
+    #[inline]
+    fn dr7(&self) -> u64 {
+        self.vmcb.save.dr7
+    }
+
+    fn set_dr7(&mut self, dr7: u64) {
+        self.vmcb.save.dr7 = dr7;
+    }
+
+    fn breakpoints(&self) -> [u64; 4] {
+        unswitched::breakpoints()
+    }
+}
+
+/// A step over an IRET.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    /// What the guest has in DR6.
+    dr6: u64,
+}
+
 impl<T: Translation> Events for SvmVcpu<T> {
     #[inline]
     fn interruptible(&self) -> bool {
@@ -30,7 +61,8 @@ impl<T: Translation> Events for SvmVcpu<T> {
         self.vmcb.control.interrupt_state & vmcb::INTERRUPT_SHADOW != 0
     }
 
-    fn inject(&mut self, event: Event) {
+    fn set_event(&mut self, event: Event) {
+        self.forget_step();
         if event == Event::Nmi {
             self.nmi = Nmi::Handled;
             self.vmcb.control.intercept_misc1 |= misc1::IRET;
@@ -69,25 +101,77 @@ impl<T: Translation> Events for SvmVcpu<T> {
         self.vmcb.control.request_window(wanted);
     }
 
-    fn takes_nmi(&self) -> bool {
-        let over = match self.nmi {
-            Nmi::None => true,
-            Nmi::Handled => false,
-            Nmi::Returns { from } => self.rip() != from,
-        };
-        over && !self.in_interrupt_shadow() && !self.injecting()
+    fn ends_own_step(&mut self) -> bool {
+        self.step.take().is_some_and(|step| self.end_step(step))
     }
 
-    /// There is no such window: IRET exits while an NMI is handled, and behind it an interrupt's window opens if anything does.
+    fn handles_nmi(&self) -> bool {
+        match self.nmi {
+            Nmi::None => false,
+            Nmi::Handled => true,
+            Nmi::Returns { from } => self.rip() == from,
+        }
+    }
+
+    fn takes_nmi(&self) -> bool {
+        !self.handles_nmi() && !self.in_interrupt_shadow() && !self.injecting()
+    }
+
+    /// There is no such window: IRET exits while an NMI is handled, and is then stepped over. Where something else keeps an NMI back, the
+    /// window is an interrupt's.
     fn request_nmi_window(&mut self, wanted: bool) {
         if wanted {
-            self.request_window(true);
+            let exits = match self.nmi {
+                Nmi::Handled => true,
+                Nmi::Returns { from } => self.rip() == from && self.step_over_iret(),
+                Nmi::None => false,
+            };
+            if !exits {
+                self.request_window(true);
+            }
         } else if self.vmcb.control.exit_code == exit_code::IRET {
             if self.nmi == Nmi::Handled {
                 self.nmi = Nmi::Returns { from: self.rip() };
             }
             self.vmcb.control.intercept_misc1 &= !misc1::IRET;
         }
+    }
+}
+
+/// The step over the IRET that ends the handling of an NMI, so that there is an exit behind it (as KVM does without virtual NMIs): an
+/// interrupt's window does not open while the guest has interrupts off.
+impl<T: Translation> SvmVcpu<T> {
+    /// TF is set before the IRET, which loads the flags that come behind it. Whether that can be: an event that is delivered first
+    /// would push TF, and a step of the guest's own can't be told from this one.
+    fn step_over_iret(&mut self) -> bool {
+        let rflags = self.vmcb.save.rflags;
+        let can_step = rflags & RFLAGS_TF == 0 && !self.injecting();
+        if can_step {
+            self.step = Some(Step { dr6: self.vmcb.save.dr6 });
+            // The IRET has met its own breakpoint before it exited.
+            self.vmcb.save.rflags = rflags | RFLAGS_TF | RFLAGS_RF;
+        }
+        can_step
+    }
+
+    /// Has the next IRET exit again, before anybody sees TF.
+    pub(super) fn forget_step(&mut self) {
+        if self.step.take().is_some() {
+            self.vmcb.save.rflags &= !RFLAGS_TF;
+            self.nmi = Nmi::Handled;
+            self.vmcb.control.intercept_misc1 |= misc1::IRET;
+        }
+    }
+
+    /// DR6 is as before, but for breakpoints of the guest's that were met as well. Whether there were none.
+    fn end_step(&mut self, step: Step) -> bool {
+        let save = &mut self.vmcb.save;
+        self.nmi = Nmi::None;
+        let met = save.dr6 & DR6_BREAKPOINTS;
+        let is_enabled = |number: u64| met >> number & 1 != 0 && save.dr7 >> (2 * number) & 3 != 0;
+        let is_own = !(0..4).any(is_enabled);
+        save.dr6 = if is_own { step.dr6 } else { step.dr6 & !DR6_BREAKPOINTS | met };
+        is_own
     }
 }
 

@@ -64,6 +64,7 @@ impl<T: Translation> SvmVcpu<T> {
             exit_code::PAUSE => Exit::ExternalInterrupt,
             exit_code::INVD => Exit::Instruction(Instruction::Invd),
             exit_code::RDPMC => Exit::Instruction(Instruction::Rdpmc),
+            exit_code::INT1 => Exit::Instruction(Instruction::Int1),
             exit_code::XSETBV => Exit::Instruction(Instruction::Xsetbv),
             exit_code::INVLPGA
             | exit_code::VMRUN
@@ -125,9 +126,10 @@ mod tests {
         assert_eq!(source(0, 0x8000_0020), TaskSwitchSource::Event);
         assert_eq!(source(0, 0x8000_0202), TaskSwitchSource::Event);
         let fault = decode_task_switch(0x138, 1 << 44 | 1 << 48 | 0x148, 0x0148_8000_0b0b);
-        assert_eq!((fault.selector(), fault.error_code(), fault.sets_resume_flag()), (0x138, Some(0x148), true));
+        assert_eq!((fault.selector(), fault.error_code(), fault.resume_flag()), (0x138, Some(0x148), Some(true)));
         assert_eq!((fault.source(), fault.vector_in_doubt()), (TaskSwitchSource::Event, Some(0xb)));
         assert_eq!(decode_task_switch(0x138, 0, 0x8000_0481).vector_in_doubt(), None);
+        assert_eq!(decode_task_switch(0x138, 0, 0x8000_0481).resume_flag(), Some(false));
     }
 
     #[test]

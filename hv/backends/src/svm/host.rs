@@ -30,6 +30,7 @@ impl<T: Translation> SvmVcpu<T> {
         if !core::mem::take(&mut self.guest_loaded) {
             return;
         }
+        self.forget_step();
         // SAFETY: as in `load_guest`.
         unsafe {
             asm!("vmsave rax", in("rax") self.vmcb.address().raw(), options(nostack));

@@ -42,7 +42,8 @@ pub(super) fn write_controls(vmcb: &mut Vmcb, svm: &Svm) {
         | misc2::SKINIT
         | misc2::MONITOR
         | misc2::MWAIT
-        | misc2::XSETBV;
+        | misc2::XSETBV
+        | misc2::INT1;
     if svm.pause_filter {
         control.intercept_misc1 |= misc1::PAUSE;
         control.pause_filter_count = PAUSES_BEFORE_EXIT;
@@ -75,6 +76,7 @@ impl<T: Translation> SvmVcpu<T> {
         control.interrupt_state = 0;
         control.intercept_misc1 &= !misc1::IRET;
         self.nmi = Nmi::None;
+        self.step = None;
         let save = &mut self.vmcb.save;
         save.cpl = 0;
         save.cr0 = save.cr0 & (CR0_CD | CR0_NW) | CR0_ET;

@@ -59,14 +59,7 @@ impl<T: Translation> TaskState for SvmVcpu<T> {
 
     fn unblock_nmis(&mut self) {
         self.nmi = Nmi::None;
+        self.step = None;
         self.vmcb.control.intercept_misc1 &= !misc1::IRET;
-    }
-
-    fn debug_status(&self) -> (u64, u64) {
-        (self.vmcb.save.dr6, self.vmcb.save.dr7)
-    }
-
-    fn set_debug_status(&mut self, dr6: u64, dr7: u64) {
-        (self.vmcb.save.dr6, self.vmcb.save.dr7) = (dr6, dr7);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::backend::Svm;
 use super::dump;
-use super::events::Nmi;
+use super::events::{Nmi, Step};
 use super::permissions::{IoPermissions, MsrPermissions};
 use super::setup::write_controls;
 use super::switch::{self, Switched};
@@ -45,6 +45,8 @@ pub struct SvmVcpu<T: Translation> {
     _io_permissions: HardwarePage<IoPermissions>,
     _msr_permissions: HardwarePage<MsrPermissions>,
     pub(super) nmi: Nmi,
+    /// TF is the hypervisor's.
+    pub(super) step: Option<Step>,
 }
 
 impl<T: Translation> SvmVcpu<T> {
@@ -67,6 +69,7 @@ impl<T: Translation> SvmVcpu<T> {
             vmcb,
             host: HardwarePage::new(physical, Vmcb::zeroed()),
             nmi: Nmi::None,
+            step: None,
             guest_loaded: false,
             state_owner: svm.state_owner.clone(),
             unswitched: UnswitchedState::new(if svm.has_tsc_aux { &[x86::msr::IA32_TSC_AUX] } else { &[] }),

@@ -178,6 +178,7 @@ pub(super) mod misc2 {
     pub(in crate::svm) const STGI: u32 = 1 << 4;
     pub(in crate::svm) const CLGI: u32 = 1 << 5;
     pub(in crate::svm) const SKINIT: u32 = 1 << 6;
+    pub(in crate::svm) const INT1: u32 = 1 << 8;
     pub(in crate::svm) const MONITOR: u32 = 1 << 10;
     pub(in crate::svm) const MWAIT: u32 = 1 << 11;
     pub(in crate::svm) const XSETBV: u32 = 1 << 13;
@@ -217,6 +218,7 @@ pub(super) mod exit_code {
     pub(in crate::svm) const VMMCALL: u64 = 0x81;
     pub(in crate::svm) const VMLOAD: u64 = 0x82;
     pub(in crate::svm) const SKINIT: u64 = 0x86;
+    pub(in crate::svm) const INT1: u64 = 0x88;
     pub(in crate::svm) const MONITOR: u64 = 0x8a;
     pub(in crate::svm) const MWAIT_CONDITIONAL: u64 = 0x8c;
     pub(in crate::svm) const XSETBV: u64 = 0x8d;

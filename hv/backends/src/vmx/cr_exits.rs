@@ -5,7 +5,7 @@ use super::reason::{self, CrAccess};
 use super::unpaged::NotDone;
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
-use vm::{Event, Events, Gpr, Registers, Vcpu};
+use vm::{Event, Events, Gpr, Registers};
 use x86::vmx::vmcs::{control, guest};
 
 impl<T: Translation> VmxVcpu<T> {
@@ -82,7 +82,7 @@ impl<T: Translation> VmxVcpu<T> {
     }
 
     fn skip(&mut self) -> Result<(), NotDone> {
-        self.resume_at(self.behind());
+        vm::retire(self, self.behind());
         Ok(())
     }
 }

@@ -4,8 +4,8 @@ use super::reason;
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
 use crate::unswitched;
-use arch::{CR0_PE, DR6_BD, DR6_BREAKPOINTS, DR6_BS, DR7_GD, RFLAGS_IF};
-use vm::{Event, Events, Registers};
+use arch::{CR0_PE, DR6_BD, DR6_BREAKPOINTS, DR6_BS, RFLAGS_IF};
+use vm::{DebugRegisters, Event, Events, Registers};
 use x86::irq::{DEBUG_VECTOR, NONMASKABLE_INTERRUPT_VECTOR};
 use x86::vmx::vmcs::control::PrimaryControls;
 use x86::vmx::vmcs::{control, guest, ro};
@@ -17,6 +17,8 @@ pub(super) const EVENT_TYPE: u64 = 7 << 8;
 const TYPE_INTERRUPT: u64 = 0 << 8;
 pub(super) const TYPE_NMI: u64 = 2 << 8;
 const TYPE_EXCEPTION: u64 = 3 << 8;
+/// INT1 (Intel calls it a privileged software exception).
+pub(super) const TYPE_INT1: u64 = 5 << 8;
 /// Software interrupts and exceptions: their instruction runs again.
 pub(super) const TYPE_BY_INSTRUCTION: u64 = 4 << 8;
 pub(super) const EVENT_ERROR_CODE: u64 = 1 << 11;
@@ -27,6 +29,36 @@ pub(super) const INTERRUPT_SHADOW: u64 = 3;
 const NMI_BLOCKED: u64 = 1 << 3;
 /// Exit qualification, and interruption information of exits: the IRET that ended an NMI's handling is what exits, and will run again.
 const NMI_UNBLOCKED: u64 = 1 << 12;
+
+impl<T: Translation> DebugRegisters for VmxVcpu<T> {
+    fn dr6(&self) -> u64 {
+        unswitched::dr6()
+    }
+
+    fn set_dr6(&mut self, dr6: u64) {
+        unswitched::set_dr6(dr6);
+    }
+
+    #[inline]
+    fn dr7(&self) -> u64 {
+        self.vmcs.read(guest::DR7)
+    }
+
+    fn set_dr7(&mut self, dr7: u64) {
+        self.vmcs.write(guest::DR7, dr7);
+    }
+
+    fn breakpoints(&self) -> [u64; 4] {
+        unswitched::breakpoints()
+    }
+
+    /// The bit of the single step is passed over: Bochs sets it at each exit of an instruction with TF, processors do not.
+    fn take_pending_traps(&mut self) -> u64 {
+        let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
+        self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, 0);
+        pending & DR6_BREAKPOINTS
+    }
+}
 
 impl<T: Translation> Events for VmxVcpu<T> {
     #[inline]
@@ -39,11 +71,12 @@ impl<T: Translation> Events for VmxVcpu<T> {
         self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & INTERRUPT_SHADOW != 0
     }
 
-    fn inject(&mut self, event: Event) {
+    fn set_event(&mut self, event: Event) {
         let info = match event {
             Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
             Event::Nmi => TYPE_NMI | u64::from(NONMASKABLE_INTERRUPT_VECTOR),
             Event::Exception(exception) => {
+                self.forget_step();
                 let mut info = TYPE_EXCEPTION | u64::from(exception.vector());
                 // In real mode none is pushed, and an entry with one is refused.
                 if let Some(code) = exception.error_code()
@@ -73,6 +106,12 @@ impl<T: Translation> Events for VmxVcpu<T> {
         self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), wanted);
     }
 
+    fn handles_nmi(&self) -> bool {
+        const NMI: u64 = EVENT_VALID | TYPE_NMI;
+        let event = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD);
+        self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & NMI_BLOCKED != 0 || event & (EVENT_VALID | EVENT_TYPE) == NMI
+    }
+
     fn takes_nmi(&self) -> bool {
         self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & (INTERRUPT_SHADOW | NMI_BLOCKED) == 0 && !self.injecting()
     }
@@ -97,19 +136,15 @@ impl<T: Translation> VmxVcpu<T> {
         }
     }
 
-    /// Keeps an NMI for the host. Writes DR6 and DR7 for a #DB, which exits before the processor does (SDM section 28.1).
+    /// Keeps an NMI for the host. Writes DR6 for a #DB, which exits before the processor does (SDM section 28.1).
     pub(super) fn exception(&mut self) {
         const DR6_STATUS: u64 = DR6_BREAKPOINTS | DR6_BD | DR6_BS;
         let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
         if info & EVENT_TYPE == TYPE_NMI {
             self.nmi = true;
-        } else if info & EVENT_VECTOR == u64::from(DEBUG_VECTOR) {
+        } else if info & EVENT_VECTOR == u64::from(DEBUG_VECTOR) && info & EVENT_TYPE != TYPE_INT1 {
             let status = self.qualification() & DR6_STATUS;
             unswitched::set_dr6(unswitched::dr6() & !DR6_BREAKPOINTS | status);
-            if status & DR6_BD != 0 {
-                let dr7 = self.vmcs.read(guest::DR7);
-                self.vmcs.write(guest::DR7, dr7 & !DR7_GD);
-            }
         }
     }
 
@@ -125,6 +160,15 @@ impl<T: Translation> VmxVcpu<T> {
         }
         // Bit 12 is undefined there and reserved here.
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
+    }
+
+    /// Bochs holds a single step pending at each exit of an instruction with TF. Where that instruction ends in an exception, its
+    /// handler would begin with the step.
+    fn forget_step(&mut self) {
+        let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
+        if pending & DR6_BS != 0 {
+            self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending & !DR6_BS);
+        }
     }
 
     /// Whether the exit was by an IRET that had ended an NMI's handling, and will run again.

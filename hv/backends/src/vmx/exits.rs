@@ -1,6 +1,6 @@
 //! Why the guest was left, in the form that both vendors share (Intel SDM vol. 3, appendix C).
 
-use super::events::{EVENT_ERROR_CODE, EVENT_TYPE, EVENT_VECTOR, TYPE_NMI};
+use super::events::{EVENT_ERROR_CODE, EVENT_TYPE, EVENT_VECTOR, TYPE_INT1, TYPE_NMI};
 use super::reason::{self, CrAccess};
 use super::switch;
 use super::vcpu::VmxVcpu;
@@ -83,6 +83,9 @@ impl<T: Translation> VmxVcpu<T> {
         let info = self.vmcs.read(ro::VMEXIT_INTERRUPTION_INFO);
         if info & EVENT_TYPE == TYPE_NMI {
             return Exit::Nmi;
+        }
+        if info & EVENT_TYPE == TYPE_INT1 {
+            return Exit::Instruction(Instruction::Int1);
         }
         let error_code = self.vmcs.read(ro::VMEXIT_INTERRUPTION_ERR_CODE) as u32;
         if info & EVENT_VECTOR == u64::from(PAGE_FAULT_VECTOR) && self.translation.shadow().is_some() {

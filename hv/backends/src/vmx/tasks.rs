@@ -3,7 +3,6 @@
 use super::events::{EVENT_TYPE, EVENT_VALID, TYPE_NMI};
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
-use crate::unswitched;
 use vm::{LoadedSegment, SegmentRegister, TaskState, Vcpu};
 use x86::vmx::vmcs::{control, guest};
 
@@ -67,15 +66,6 @@ impl<T: Translation> TaskState for VmxVcpu<T> {
 
     fn unblock_nmis(&mut self) {
         self.block_nmis(false);
-    }
-
-    fn debug_status(&self) -> (u64, u64) {
-        (unswitched::dr6(), self.vmcs.read(guest::DR7))
-    }
-
-    fn set_debug_status(&mut self, dr6: u64, dr7: u64) {
-        unswitched::set_dr6(dr6);
-        self.vmcs.write(guest::DR7, dr7);
     }
 }
 

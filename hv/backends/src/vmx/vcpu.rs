@@ -17,7 +17,7 @@ use crate::unswitched::{self, GuestStateOwner, SharedState, UnswitchedState};
 use addr::Hpa;
 use alloc::boxed::Box;
 use arch::memory_type::WRITE_BACK;
-use arch::reset;
+use arch::{CR0_PG, CR4_PAE, EFER_LMA, reset};
 use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
@@ -385,6 +385,16 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
             efer: self.efer(),
             cpl: self.cpl(),
         }
+    }
+
+    #[inline]
+    fn holds_pdptes(&self, control: &ControlRegisters) -> bool {
+        control.efer & EFER_LMA == 0 && control.cr0 & CR0_PG != 0 && control.cr4 & CR4_PAE != 0
+    }
+
+    /// Exits save them (Intel SDM vol. 3, section 28.3.1).
+    fn held_pdptes(&self) -> [u64; 4] {
+        [0, 1, 2, 3].map(|number| self.vmcs.read(guest::PDPTE0_FULL + 2 * number))
     }
 
     #[inline]

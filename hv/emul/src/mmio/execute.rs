@@ -186,6 +186,6 @@ impl Mmio {
             return Ok(Executed::Retired);
         }
         once(registers)?;
-        Ok(if step.count(registers, 1) { Executed::Again } else { Executed::Retired })
+        Ok(if step.count(registers, 1) { Executed::Iterated } else { Executed::Retired })
     }
 }

@@ -124,7 +124,7 @@ fn rep_stops_after_each_iteration_and_movs_gives_both_addresses() {
     // rep movs dword ptr es:[rdi], fs:[rsi]
     let movs = mmio(&[0xf3, 0x64, 0xa5]);
     let mut device = Device { value: 5, ..Device::default() };
-    assert_eq!(movs.execute(&mut file, &mut device), Ok(Executed::Again));
+    assert_eq!(movs.execute(&mut file, &mut device), Ok(Executed::Iterated));
     let (from, to) = (MemoryRef::Linear(Gva::new(0x10_1000)), MemoryRef::Linear(Gva::new(0x2000)));
     assert_eq!(device.log, [(from, Width::Dword, None), (to, Width::Dword, Some(5))]);
     assert_eq!((file.gpr[1], file.gpr[6], file.gpr[7]), (1, 0x1004, 0x2004));

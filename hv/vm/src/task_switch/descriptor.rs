@@ -100,7 +100,7 @@ impl Descriptor {
         (self.0 >> 40) as u8 & 0x1f
     }
 
-    const fn dpl(self) -> u8 {
+    pub(super) const fn dpl(self) -> u8 {
         (self.0 >> 45) as u8 & 3
     }
 
@@ -169,28 +169,27 @@ impl Descriptor {
         self.kind() & 0x18 == 0x10 || self.kind() & 0x1a == 0x1a
     }
 
-    /// Whether a new task's `register` may have it, by a selector with this RPL, at this CPL.
+    /// Whether a new task's `register` may have it, by a selector with this RPL, at this CPL. The checks are in the order of the manual's
+    /// table: of SS and of data, whether the segment is present comes before its privilege.
     ///
     /// # Errors
     /// The vector of the exception.
     pub(super) const fn check(self, register: Segment, rpl: u8, cpl: u8) -> Result<(), u8> {
-        let dpl = self.dpl();
-        let (is_valid, absent) = match register {
+        let (dpl, is_present) = (self.dpl(), self.is_present());
+        match register {
             // The CPL is the RPL.
-            Segment::Cs => {
-                let fits = if self.is_conforming() { dpl <= rpl } else { dpl == rpl };
-                (self.is_code() && fits, SEGMENT_NOT_PRESENT_VECTOR)
-            }
-            Segment::Ss => (self.is_writable_data() && dpl == cpl && rpl == cpl, STACK_SEGEMENT_FAULT_VECTOR),
-            _ => {
-                let fits = self.is_conforming() || dpl >= cpl && dpl >= rpl;
-                (self.is_readable() && fits, SEGMENT_NOT_PRESENT_VECTOR)
-            }
-        };
-        match (is_valid, self.is_present()) {
-            (false, _) => Err(INVALID_TSS_VECTOR),
-            (true, false) => Err(absent),
-            (true, true) => Ok(()),
+            Segment::Cs if !self.is_code() => Err(INVALID_TSS_VECTOR),
+            Segment::Cs if if self.is_conforming() { dpl > rpl } else { dpl != rpl } => Err(INVALID_TSS_VECTOR),
+            Segment::Cs if !is_present => Err(SEGMENT_NOT_PRESENT_VECTOR),
+            Segment::Cs => Ok(()),
+            Segment::Ss if !self.is_writable_data() => Err(INVALID_TSS_VECTOR),
+            Segment::Ss if !is_present => Err(STACK_SEGEMENT_FAULT_VECTOR),
+            Segment::Ss if dpl != cpl || rpl != cpl => Err(INVALID_TSS_VECTOR),
+            Segment::Ss => Ok(()),
+            _ if !self.is_readable() => Err(INVALID_TSS_VECTOR),
+            _ if !is_present => Err(SEGMENT_NOT_PRESENT_VECTOR),
+            _ if !self.is_conforming() && (dpl < cpl || dpl < rpl) => Err(INVALID_TSS_VECTOR),
+            _ => Ok(()),
         }
     }
 }

@@ -11,13 +11,14 @@ mod tss;
 
 pub use descriptor::{LoadedSegment, SegmentRegister};
 
+use crate::debug_traps::raise_debug;
 use crate::exit::{Event, Exception, TaskSwitch, TaskSwitchSource};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
 use crate::system::NotExecuted;
-use crate::trouble::Trouble;
+use crate::trouble::{HALF_DONE, Trouble};
 use crate::types::Types;
-use crate::vcpu::{Events, Vcpu};
+use crate::vcpu::{DebugRegisters, Events, Vcpu};
 use addr::Gva;
 use arch::{CR0_PG, CR0_TS, DR6_BT, DR7_LOCAL, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
 use descriptor::Descriptor;
@@ -27,8 +28,8 @@ use walk::{
     Access, AccessKind, Controls, Fault, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty,
 };
 use x86::irq::{
-    DEBUG_VECTOR, DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR,
-    PAGE_FAULT_VECTOR, SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+    DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, PAGE_FAULT_VECTOR,
+    SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
 };
 
 /// What a switch of tasks reads and writes, besides what all handlers do. After [`Vcpu::put`].
@@ -49,10 +50,44 @@ pub trait TaskState {
     fn complete_delivery(&mut self);
     /// An IRET has been carried out: the next NMI can be taken.
     fn unblock_nmis(&mut self);
-    /// DR6 and DR7.
-    fn debug_status(&self) -> (u64, u64);
-    /// Sets them.
-    fn set_debug_status(&mut self, dr6: u64, dr7: u64);
+}
+
+/// What a switch writes, but for the new task's busy bit.
+struct Changes<'a> {
+    /// The new task's link to the old one, and where it is.
+    link: Option<(u64, [u8; 2])>,
+    /// Where the byte is that has the old task's busy bit, if that is cleared.
+    freed: Option<u64>,
+    /// The old task's state, and where it is in its TSS. Nothing else of that is the processor's to write.
+    state: (u64, &'a [u8]),
+}
+
+impl Changes<'_> {
+    /// Whether all of it can be written now.
+    fn check<M: PhysMem>(&self, tables: &Tables<'_, M>) -> Result<(), Fault> {
+        tables.check_writable(self.state.0, self.state.1.len() as u64)?;
+        if let Some((at, link)) = self.link {
+            tables.check_writable(at, link.len() as u64)?;
+        }
+        self.freed.map_or(Ok(()), |at| tables.check_writable(at, 1))
+    }
+
+    fn write<M: PhysMem>(&self, tables: &Tables<'_, M>) -> Result<(), Fault> {
+        if let Some(at) = self.freed {
+            tables.change_byte(at, |byte| byte & !Descriptor::BUSY)?;
+        }
+        tables.write(self.state.0, self.state.1)?;
+        self.link.map_or(Ok(()), |(at, link)| tables.write(at, &link))
+    }
+}
+
+/// A task may be linked to itself: what is `written` at `at` is part of its `image`, which is at `base`.
+fn overlay(image: &mut [u8], base: u32, written: &[u8], at: u32) {
+    for (address, byte) in (0..).map(|offset| base.wrapping_add(offset)).zip(image) {
+        if let Some(&new) = written.get(address.wrapping_sub(at) as usize) {
+            *byte = new;
+        }
+    }
 }
 
 /// The new task of a switch.
@@ -98,7 +133,8 @@ impl<T: Types> ExitHandler<'_, T> {
     fn is_by_int(&self, vcpu: &T::Vcpu, switch: TaskSwitch) -> bool {
         switch.vector_in_doubt().is_some_and(|vector| {
             let gate = self.tables(vcpu).descriptor(vcpu.idt(), u16::from(vector) << 3);
-            matches!(gate, Ok(entry) if entry.and_then(|(_, gate)| gate.task()) != Some(switch.selector()))
+            let index = |selector: u16| selector >> 3;
+            matches!(gate, Ok(entry) if entry.and_then(|(_, gate)| gate.task()).map(index) != Some(index(switch.selector())))
         })
     }
 }
@@ -107,6 +143,7 @@ impl<T: Types> ExitHandler<'_, T> {
 impl<T: Types> ExitHandler<'_, T> {
     /// Up to the commit point.
     fn leave_task(&mut self, vcpu: &T::Vcpu, switch: TaskSwitch) -> Result<Incoming, NotExecuted> {
+        self.check_gate(vcpu, switch)?;
         let dynamic = self.outgoing(vcpu, switch)?;
         let (tables, old) = (self.tables(vcpu), vcpu.task_register());
         let old_format = Format::new(old.attributes & 1 << 3 != 0);
@@ -116,35 +153,50 @@ impl<T: Types> ExitHandler<'_, T> {
         if (old.limit as usize) < saved.end - 1 {
             return Err(error(INVALID_TSS_VECTOR, old.selector, switch));
         }
-        let nests = switch.source().nests();
-        let old_at = entry_address(vcpu.gdt(), old.selector);
-        let mut image = [0; LARGEST];
+        let saved_at = u64::from(old.base) + saved.start as u64;
+        let (mut image, mut written) = ([0; LARGEST], [0; LARGEST]);
+        let (image_bytes, written) = (&mut image[..format.bytes()], &mut written[..saved.len()]);
         // What could fail comes before the first write.
-        tables.read(register.base.into(), &mut image[..format.bytes()])?;
-        tables.check_writable(u64::from(old.base) + saved.start as u64, saved.len() as u64)?;
-        if nests {
-            tables.check_writable(register.base.into(), 2)?;
-        } else {
-            tables.check_writable(old_at + Descriptor::TYPE_BYTE, 1)?;
+        tables.read(register.base.into(), image_bytes)?;
+        tables.read(saved_at, written)?;
+        old_format.save(written, &dynamic);
+        overlay(image_bytes, register.base, written, saved_at as u32);
+        let changes = Changes {
+            link: switch.source().nests().then(|| (register.base.into(), old.selector.to_le_bytes())),
+            freed: (!switch.source().nests()).then(|| entry_address(vcpu.gdt(), old.selector) + Descriptor::TYPE_BYTE),
+            state: (saved_at, written),
+        };
+        changes.check(&tables)?;
+        // The first write: of two vCPUs that enter one task, one finds it busy.
+        let type_byte = descriptor.type_byte();
+        if switch.source() != TaskSwitchSource::Iret
+            && !tables.replace_byte(new_at + Descriptor::TYPE_BYTE, type_byte, type_byte | Descriptor::BUSY)?
+        {
+            return Err(Fault::Contended.into());
         }
-        if switch.source() != TaskSwitchSource::Iret {
-            tables.check_writable(new_at + Descriptor::TYPE_BYTE, 1)?;
-        }
-
-        if !nests {
-            let byte = tables.read_wide(old_at).map(|old| Descriptor(old).type_byte())?;
-            tables.write(old_at + Descriptor::TYPE_BYTE, &[byte & !Descriptor::BUSY])?;
-        }
-        self.save(&tables, &old, old_format, &dynamic)?;
-        if nests {
-            tables.write(register.base.into(), &old.selector.to_le_bytes())?;
-        }
-        if switch.source() != TaskSwitchSource::Iret {
-            tables.write(new_at + Descriptor::TYPE_BYTE, &[register.attributes as u8])?;
-        }
-        // A task may be linked to itself.
-        tables.read(register.base.into(), &mut image[..format.bytes()])?;
+        changes.write(&tables).map_err(|_| Trouble::HalfDone)?;
         Ok(Incoming { register, format, state: format.load(&image) })
+    }
+
+    /// SVM's exit comes before the processor looks whether the gate is for the privilege of an INT n (KVM checks it, too).
+    fn check_gate(&self, vcpu: &T::Vcpu, switch: TaskSwitch) -> Result<(), NotExecuted> {
+        /// In an error code: the index is one of the IDT.
+        const IN_IDT: u32 = 1 << 1;
+        let cpl = vcpu.control().cpl;
+        if switch.source() != TaskSwitchSource::SoftwareInterrupt || cpl == 0 {
+            return Ok(());
+        }
+        let bitness = Self::bitness(vcpu);
+        let Some(vector) = self.decoded(vcpu, bitness, |bytes| emul::software_interrupt(bytes, bitness))? else {
+            return Ok(());
+        };
+        match self.tables(vcpu).descriptor(vcpu.idt(), u16::from(vector) << 3)? {
+            Some((_, gate)) if gate.dpl() >= cpl => Ok(()),
+            _ => {
+                let code = u32::from(vector) << 3 | IN_IDT;
+                Err(Event::Exception(Exception::new(GENERAL_PROTECTION_FAULT_VECTOR, Some(code))).into())
+            }
+        }
     }
 
     /// What of the old task goes to its TSS.
@@ -153,8 +205,10 @@ impl<T: Types> ExitHandler<'_, T> {
         if switch.source() == TaskSwitchSource::Iret {
             eflags &= !(RFLAGS_NT as u32);
         }
-        if switch.sets_resume_flag() {
-            eflags |= RFLAGS_RF as u32;
+        match switch.resume_flag() {
+            Some(true) => eflags |= RFLAGS_RF as u32,
+            Some(false) => eflags &= !(RFLAGS_RF as u32),
+            None => {}
         }
         let eip = if switch.source().is_instruction() { self.behind(vcpu)? } else { vcpu.rip() };
         Ok(Dynamic {
@@ -171,24 +225,8 @@ impl<T: Types> ExitHandler<'_, T> {
             return Ok(next);
         }
         let bitness = Self::bitness(vcpu);
-        let length = emul::length(self.fetch(vcpu, bitness)?.bytes(), bitness)?;
+        let length = self.decoded(vcpu, bitness, |bytes| emul::length(bytes, bitness))?;
         Ok(bitness.advance(vcpu.rip(), length))
-    }
-
-    /// Writes the old task's TSS, and nothing of it but what is the processor's.
-    fn save(
-        &self,
-        tables: &Tables<'_, T::Memory>,
-        old: &LoadedSegment,
-        format: Format,
-        dynamic: &Dynamic,
-    ) -> Result<(), NotExecuted> {
-        let (mut image, fields) = ([0; LARGEST], format.dynamic());
-        let at = u64::from(old.base) + fields.start as u64;
-        let image = &mut image[..fields.len()];
-        tables.read(at, image)?;
-        format.save(image, dynamic);
-        Ok(tables.write(at, image)?)
     }
 
     fn tables(&self, vcpu: &T::Vcpu) -> Tables<'_, T::Memory> {
@@ -230,9 +268,7 @@ impl<T: Types> ExitHandler<'_, T> {
             return Err(error(GENERAL_PROTECTION_FAULT_VECTOR, 0, switch));
         }
         if traps {
-            let (dr6, dr7) = vcpu.debug_status();
-            vcpu.set_debug_status(dr6 | DR6_BT, dr7);
-            vcpu.inject(Event::Exception(Exception::new(DEBUG_VECTOR, None)));
+            raise_debug(vcpu, DR6_BT);
         }
         Ok(())
     }
@@ -243,8 +279,7 @@ impl<T: Types> ExitHandler<'_, T> {
         if switch.source() == TaskSwitchSource::Iret {
             vcpu.unblock_nmis();
         }
-        let (dr6, dr7) = vcpu.debug_status();
-        vcpu.set_debug_status(dr6, dr7 & !DR7_LOCAL);
+        vcpu.set_dr7(vcpu.dr7() & !DR7_LOCAL);
         vcpu.load_segment(SegmentRegister::Tr, new.register);
         let ldtr = LoadedSegment { selector: new.state.ldtr, ..LoadedSegment::default() };
         vcpu.load_segment(SegmentRegister::Ldtr, ldtr);
@@ -337,7 +372,7 @@ impl<T: Types> ExitHandler<'_, T> {
         descriptor.check(register, (selector & 3) as u8, cpl).map_err(refused)?;
         let type_byte = descriptor.type_byte() | Descriptor::ACCESSED;
         if type_byte != descriptor.type_byte() {
-            tables.write(at + Descriptor::TYPE_BYTE, &[type_byte])?;
+            tables.change_byte(at + Descriptor::TYPE_BYTE, |byte| byte | Descriptor::ACCESSED)?;
         }
         Ok(descriptor.loaded(selector, type_byte))
     }
@@ -415,6 +450,23 @@ impl<M: PhysMem> Tables<'_, M> {
         self.patiently(|operands| operands.store(Gva::new(at), bytes))
     }
 
+    /// Has the byte at `at` be `new` if it is `old`. False if it is another one, or if another vCPU writes beside it.
+    fn replace_byte(&self, at: u64, old: u8, new: u8) -> Result<bool, Fault> {
+        self.operands().compare_exchange(Gva::new(at), &[old], &[new])
+    }
+
+    /// Changes a byte that other vCPUs may change as well, without losing what they do.
+    fn change_byte(&self, at: u64, change: impl Fn(u8) -> u8) -> Result<(), Fault> {
+        for _ in 0..ATTEMPTS {
+            let mut byte = [0];
+            self.read(at, &mut byte)?;
+            if self.replace_byte(at, byte[0], change(byte[0]))? {
+                return Ok(());
+            }
+        }
+        Err(Fault::Contended)
+    }
+
     /// A switch can't be left half done.
     fn patiently(&self, mut access: impl FnMut(Operands<'_, M>) -> Result<(), Fault>) -> Result<(), Fault> {
         for _ in 0..ATTEMPTS {
@@ -475,6 +527,7 @@ fn raise<V: Vcpu>(vcpu: &mut V, fault: NotExecuted, delivered: Option<u8>) -> Fl
             vcpu.set_cr2(address.raw());
             Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))
         }
+        NotExecuted::Trouble(Trouble::HalfDone) => return Flow::Stop(Stop::Unhandled(HALF_DONE)),
         NotExecuted::Trouble(Trouble::Fault(Fault::Contended)) => {
             return Flow::Stop(Stop::Unhandled("other vCPUs keep changing what a switch of tasks writes"));
         }

@@ -170,3 +170,24 @@ fn an_nmi_waits_for_the_end_of_the_one_before() {
     assert_eq!(guest.run(&mut host), Stop::TripleFault);
     assert_eq!((guest.vcpu.delivered.as_slice(), guest.vcpu.nmi_window), (&[Event::Nmi][..], false));
 }
+
+/// So many NMIs come when three are sent at once to a vCPU that handles one, or none.
+fn nmis_of_three(is_handled: bool) -> usize {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.nmi_handled = is_handled;
+    (0..3).for_each(|_| guest.vm.shared(0).posted.post_nmi());
+    guest.vm.raise_request(0);
+    for _ in 0..4 {
+        // The next window opens when the handler returns.
+        guest.vcpu.then(Exit::InterruptWindow, |vcpu| vcpu.nmi_handled = false);
+    }
+    guest.vcpu.then(Exit::Shutdown, |_| {});
+    assert_eq!(guest.run(&mut host), Stop::TripleFault);
+    assert!(guest.vcpu.delivered.iter().all(|event| *event == Event::Nmi));
+    guest.vcpu.delivered.len()
+}
+
+#[test]
+fn one_nmi_is_kept_while_another_is_handled() {
+    assert_eq!((nmis_of_three(true), nmis_of_three(false)), (1, 2));
+}

@@ -1,8 +1,8 @@
 //! Writes of debug registers that exit.
 
 use super::guest::*;
-use crate::{Exit, Flow, Gpr};
-use arch::CR4_DE;
+use crate::{Event, Exit, Flow, Gpr};
+use arch::{CR4_DE, DR6_BD, DR7_GD};
 
 /// MOV DRn, RBX.
 const fn mov(register: u8) -> [u8; 3] {
@@ -53,4 +53,13 @@ fn other_code_by_now_runs_again() {
     let mut guest = Guest::new(&[0x0f, 0x20, 0xc3]);
     assert_eq!(guest.handle(Exit::DebugRegister), Flow::Resume);
     assert_eq!((guest.vcpu.event, guest.vcpu.rip), (None, CODE));
+}
+
+#[test]
+fn general_detect_comes_first() {
+    let mut guest = Guest::new(&mov(0));
+    guest.vcpu.debug[7] = DR7_GD | 0x400;
+    guest.set(Gpr::RBX, 0x1234_5678).resumes(Exit::DebugRegister);
+    assert_eq!((guest.vcpu.event, guest.vcpu.rip), (Some(Event::DEBUG), CODE));
+    assert_eq!((guest.vcpu.debug[0], guest.vcpu.debug[6], guest.vcpu.debug[7]), (0, DR6_BD, 0x400));
 }

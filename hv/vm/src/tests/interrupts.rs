@@ -77,7 +77,7 @@ fn an_nmi_on_its_way_wakes_though_its_sender_halts_for_ever() {
 #[test]
 fn hlt_with_interrupts_off_is_over_when_an_nmi_waits() {
     let mut guest = Guest::new(&HLT);
-    guest.handler.context.nmi = true;
+    guest.handler.context.nmis = 1;
     guest.vcpu.nmi_handled = true;
     guest.vcpu.then(Exit::Halt, |vcpu| vcpu.nmi_handled = false);
     run(&mut guest);

@@ -14,6 +14,8 @@ pub(super) struct TestMemory {
     pub(super) out_of_frames: Cell<bool>,
     /// Translations have to be flushed before the next entry.
     pub(super) stale: Cell<bool>,
+    /// What another vCPU writes before the next compare-and-exchange: where, and what.
+    pub(super) meanwhile: Cell<Option<(u64, u64)>>,
     /// How often the handlers looked at memory.
     pub(super) accesses: Cell<u64>,
     /// What was a table of the guest's until it was written by something that can't be emulated.
@@ -27,6 +29,7 @@ impl TestMemory {
             hole: Cell::new(None),
             out_of_frames: Cell::new(false),
             stale: Cell::new(false),
+            meanwhile: Cell::new(None),
             accesses: Cell::new(0),
             given_up: None,
         }
@@ -102,6 +105,9 @@ impl PhysMem for TestMemory {
         self.get(at).map(u32::from_le_bytes)
     }
     fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+        if let Some((at, value)) = self.meanwhile.take() {
+            self.put_u64(at, value);
+        }
         let same = self.read_u64(at)? == old;
         if same {
             self.put(at.raw(), &new.to_le_bytes());

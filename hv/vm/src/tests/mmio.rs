@@ -3,6 +3,7 @@
 use super::guest::*;
 use crate::{Event, Exception, Exit, Flow, Gpr, NestedFault, Stop};
 use addr::Gpa;
+use devices::Size;
 
 const ARITHMETIC: u64 = 0x8d5;
 const CF_PF_AF_ZF: u64 = 0x55;
@@ -188,5 +189,41 @@ fn an_event_that_can_not_be_delivered_for_want_of_memory_ends_the_vm() {
         guest.vcpu.event = Some(event);
         guest.unhandled(READ);
         assert_eq!((guest.get(Gpr::RAX), guest.vcpu.rip), (0, CODE));
+    }
+}
+
+/// With EPT: the guest has changed its PDPTEs, and not loaded them again.
+#[test]
+fn software_walks_go_by_the_pdptes_that_the_processor_holds() {
+    for (code, exit) in [
+        (&[0x0f, 0xa2][..], Exit::Cpuid),
+        (&[0x66, 0x0f, 0xa2], Exit::Cpuid),
+        (&[0x6e], string(0x80, Size::Byte, false)),
+        (&[0x8b, 0x03], Exit::NestedFault(NestedFault::new(Gpa::new(HOLE), false, false, false))),
+    ] {
+        let mut guest = Guest::flat_32(code);
+        (guest.vcpu.control.cr0, guest.vcpu.control.cr3, guest.vcpu.control.cr4) = (PE | PG, PDPT, PAE);
+        guest.memory().put_u64(PDPT, 0);
+        guest.vcpu.held = Some([PD | PRESENT, 0, 0, 0]);
+        guest.set(Gpr::RSI, DATA).set(Gpr::RBX, HOLE);
+        guest.resumes(exit);
+        assert_eq!((guest.vcpu.event, guest.vcpu.rip), (None, CODE + code.len() as u64), "{code:x?}");
+    }
+}
+
+/// Another vCPU has taken the second page away since the exit.
+#[test]
+fn an_instruction_that_reaches_into_an_absent_page_is_a_page_fault() {
+    const NEXT: u64 = CODE + 0x1000;
+    let outs = string(0x80, Size::Byte, false);
+    let load = Exit::NestedFault(NestedFault::new(Gpa::new(HOLE), false, false, false));
+    for (code, exit) in [(&[0xf3, 0x6e], outs), (&[0x8b, 0x03], load)] {
+        let mut guest = Guest::new(&[]);
+        guest.code_at(NEXT - 1, code);
+        guest.protect(NEXT, 0);
+        guest.set(Gpr::RBX, HOLE);
+        guest.resumes(exit);
+        assert_eq!((guest.vcpu.raised(), guest.vcpu.cr2), (Some((14, Some(0))), NEXT), "{code:x?}");
+        assert_eq!(guest.vcpu.rip, NEXT - 1);
     }
 }

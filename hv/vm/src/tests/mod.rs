@@ -10,6 +10,7 @@ mod cr0;
 mod cr4;
 mod cr8;
 mod debug_registers;
+mod debug_traps;
 mod devices;
 mod guest;
 mod hypercalls;

@@ -179,6 +179,19 @@ fn an_event_interrupts_the_old_task_at_its_instruction() {
 }
 
 #[test]
+fn the_resume_flag_of_the_old_task_is_what_the_hardware_tells() {
+    for (told, before, after) in
+        [(None, 0, 0), (None, RFLAGS_RF, RFLAGS_RF), (Some(false), RFLAGS_RF, 0), (Some(true), 0, RFLAGS_RF)]
+    {
+        let mut guest = guest();
+        guest.vcpu.rflags |= before;
+        let call = TaskSwitch::new(NEW_TASK, CALL, None);
+        guest.resumes(Exit::TaskSwitch(told.map_or(call, |told| call.with_resume_flag(told))));
+        assert_eq!(dword(&guest, OLD + 0x24) & RFLAGS_RF, after, "{told:?}");
+    }
+}
+
+#[test]
 fn a_software_interrupt_is_behind_the_old_task() {
     let mut guest = guest();
     guest.code_at(CODE, &[0xcd, 0x81]);
@@ -205,6 +218,42 @@ fn an_event_whose_gate_leads_elsewhere_was_a_software_interrupt() {
         let event = TaskSwitch::new(NEW_TASK, TaskSwitchSource::Event, None).unless_by_int(vector);
         guest.resumes(Exit::TaskSwitch(event));
         assert_eq!(dword(&guest, OLD + 0x20), eip, "{vector}");
+    }
+}
+
+#[test]
+fn the_privilege_of_a_selector_does_not_tell_tasks_apart() {
+    let mut guest = guest();
+    guest.code_at(CODE, &[0xcd, 0x81]);
+    guest.vcpu.idt = (0x5c00, 7);
+    guest.memory().put_u64(0x5c00, u64::from(NEW_TASK | 3) << 16 | 0x8500 << 32);
+    guest.resumes(Exit::TaskSwitch(TaskSwitch::new(NEW_TASK, TaskSwitchSource::Event, None).unless_by_int(0)));
+    assert_eq!(dword(&guest, OLD + 0x20), CODE, "an event it is");
+}
+
+#[test]
+fn an_int_n_needs_a_gate_for_its_privilege() {
+    const IDT: u64 = 0x5c00;
+    for (code, vector, dpl, cpl, is_refused) in [
+        (&[0xcd, 0x06][..], 6, 0, 3, true),
+        (&[0xcd, 0x06], 6, 3, 3, false),
+        (&[0xcd, 0x06], 6, 0, 0, false),
+        (&[0xcc], 3, 0, 3, true),
+        (&[0xce], 4, 2, 3, true),
+        (&[0xf1], 1, 0, 3, false),
+    ] {
+        let mut guest = guest();
+        guest.code_at(CODE, code);
+        guest.vcpu.control.cpl = cpl;
+        guest.vcpu.idt = (IDT, 8 * 8 - 1);
+        guest.memory().put_u64(IDT + 8 * vector, u64::from(NEW_TASK) << 16 | (0x85 | dpl << 5) << 40);
+        let by_int = switch(TaskSwitchSource::SoftwareInterrupt);
+        if is_refused {
+            refused(guest, by_int, GENERAL_PROTECTION_FAULT_VECTOR, (vector << 3 | 2) as u32);
+        } else {
+            guest.resumes(by_int);
+            assert!(is_entered(&guest), "{code:x?}");
+        }
     }
 }
 
@@ -386,6 +435,22 @@ fn what_is_not_mapped_is_a_page_fault_of_the_old_task() {
 }
 
 #[test]
+fn an_instruction_that_reaches_into_an_absent_page_is_a_page_fault() {
+    const NEXT: u64 = 0xd000;
+    for next_rip in [None, Some(NEXT + 1)] {
+        let mut guest = paged();
+        guest.code_at(NEXT - 1, &[0xff, 0x18]);
+        guest.vcpu.next_rip = next_rip;
+        guest.protect(NEXT, 0x60);
+        guest.resumes(switch(CALL));
+        match next_rip {
+            None => assert_eq!((guest.vcpu.raised(), guest.vcpu.cr2), (Some((PAGE_FAULT_VECTOR, Some(0))), NEXT)),
+            Some(_) => assert!(is_entered(&guest), "the hardware tells where it ends"),
+        }
+    }
+}
+
+#[test]
 fn a_task_state_in_two_pages_is_not_saved_by_half() {
     let mut guest = paged();
     guest.vcpu.control.cr0 |= super::guest::WP;
@@ -453,7 +518,7 @@ fn fails_inside(guest: &mut Guest, exit: Exit, vector: u8, error: u32) {
     guest.resumes(exit);
     assert_eq!(guest.vcpu.raised(), Some((vector, Some(error))));
     assert!(is_entered(guest));
-    assert_eq!((guest.vcpu.rip, guest.vcpu.rflags), (EIP, EFLAGS | RFLAGS_NT));
+    assert_eq!((guest.vcpu.rip, guest.vcpu.rflags), (EIP, EFLAGS | RFLAGS_NT | RFLAGS_RF));
     assert_eq!(access(guest, NEW_TASK), BUSY);
 }
 
@@ -480,6 +545,12 @@ fn segments_of_the_new_task_fit_its_privilege() {
         (Ss, user(0), 0x91, Some(TS)),
         (Ss, user(0), 0x9b, Some(TS)),
         (Ss, user(0), 0x13, Some(SS)),
+        (Ss, user(3), 0x13, Some(SS)),
+        (Ss, user(0), 0x73, Some(SS)),
+        (Ss, user(0), 0x11, Some(TS)),
+        (Cs, user(0), 0x7b, Some(TS)),
+        (Gs, user(3), 0x13, Some(NP)),
+        (Gs, user(0), 0x19, Some(TS)),
         (Ds, 0, 0x93, None),
         (Ds, 3, 0x93, None),
         (Ds, user(0), 0x91, None),
@@ -599,11 +670,12 @@ fn an_instruction_pointer_beyond_the_code_is_a_fault_of_the_new_task() {
 #[test]
 fn a_task_may_ask_for_a_debug_trap() {
     let mut guest = guest();
-    guest.vcpu.debug[6] = arch::reset::DR6;
+    (guest.vcpu.debug[6], guest.vcpu.debug[7]) = (arch::reset::DR6, arch::DR7_GD);
     set(&guest, 0x64, 1);
     guest.resumes(switch(CALL));
     assert_eq!(guest.vcpu.raised(), Some((DEBUG_VECTOR, None)));
     assert_eq!(guest.vcpu.debug[6], arch::reset::DR6 | DR6_BT);
+    assert_eq!(guest.vcpu.debug[7], 0, "its handler may access them");
 }
 
 #[test]
@@ -638,6 +710,39 @@ fn a_task_may_return_to_itself() {
     // The busy bit was cleared on the way out, and IRET does not set it.
     assert_eq!(access(&guest, OLD_TASK), AVAILABLE);
     assert_eq!((guest.vcpu.rip, guest.get(Gpr::RBX)), (CODE + 1, 0xa3));
+}
+
+#[test]
+fn of_two_vcpus_that_enter_one_task_one_finds_it_busy() {
+    let mut guest = guest();
+    guest.memory().meanwhile.set(Some((GDT + u64::from(NEW_TASK), descriptor(NEW, 0x67, BUSY, 0))));
+    let states = |guest: &Guest| (guest.memory().bytes::<0x68>(OLD), guest.memory().bytes::<0x68>(NEW));
+    let before = states(&guest);
+    guest.resumes(switch(CALL));
+    assert_eq!((guest.vcpu.event, guest.vcpu.rip), (None, CODE), "the instruction runs again");
+    assert_eq!(states(&guest), before);
+    guest.resumes(switch(CALL));
+    assert_eq!(guest.vcpu.raised(), Some((GENERAL_PROTECTION_FAULT_VECTOR, Some(NEW_TASK.into()))));
+}
+
+#[test]
+fn what_another_vcpu_does_to_a_descriptor_is_not_lost() {
+    let mut guest = guest();
+    guest.code_at(CODE, &[0xcf]);
+    // The old task's: it becomes absent when its busy bit is cleared.
+    let at = GDT + u64::from(OLD_TASK);
+    describe(&guest, NEW_TASK, descriptor(NEW, 0x67, BUSY, 0));
+    guest.memory().meanwhile.set(Some((at, descriptor(OLD, 0x67, BUSY & 0x7f, 0))));
+    guest.resumes(switch(TaskSwitchSource::Iret));
+    assert_eq!(access(&guest, OLD_TASK), AVAILABLE & 0x7f);
+}
+
+#[test]
+fn a_switch_that_another_vcpu_makes_impossible_in_its_midst_ends_the_vm_by_name() {
+    let mut guest = paged();
+    // The page of the old task's state goes when the new task has become busy.
+    guest.memory().meanwhile.set(Some((super::guest::PT + (OLD >> 12) * 8, 0)));
+    assert!(guest.unhandled(switch(CALL)).contains("in the midst"));
 }
 
 /// A descriptor of any kind, mostly somewhere in memory.

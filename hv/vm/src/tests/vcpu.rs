@@ -1,7 +1,7 @@
 //! A vCPU that plays a script.
 
 use crate::task_switch::{LoadedSegment, SegmentRegister, TaskState};
-use crate::vcpu::{ControlRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
+use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{Event, Exit, Gpr, Known, Registers, Segment};
 use arch::RFLAGS_IF;
 use core::fmt;
@@ -22,6 +22,8 @@ pub(super) struct TestVcpu {
     pub(super) cr2: u64,
     /// DR0 to DR7.
     pub(super) debug: [u64; 8],
+    /// What the hardware has held back behind a load of SS.
+    pub(super) pending_traps: u64,
     pub(super) pat: u64,
     pub(super) tsc: u64,
     pub(super) shadow: bool,
@@ -54,6 +56,8 @@ pub(super) struct TestVcpu {
     /// As a switch of tasks has loaded them, LDTR and the task register last.
     pub(super) loaded: [LoadedSegment; 8],
     pub(super) pdptes: Option<[u64; 4]>,
+    /// What a processor with EPT holds of them.
+    pub(super) held: Option<[u64; 4]>,
 }
 
 impl TestVcpu {
@@ -67,6 +71,7 @@ impl TestVcpu {
             segments: [data, code, data, data, data, data],
             cr2: 0,
             debug: [0; 8],
+            pending_traps: 0,
             pat: arch::reset::PAT,
             tsc: 0,
             shadow: false,
@@ -88,6 +93,7 @@ impl TestVcpu {
             idt: (0, 0),
             loaded: [LoadedSegment { selector: 0, base: 0, limit: 0, attributes: 0 }; 8],
             pdptes: None,
+            held: None,
         }
     }
 
@@ -170,11 +176,27 @@ impl TaskState for TestVcpu {
     fn unblock_nmis(&mut self) {
         self.nmi_handled = false;
     }
-    fn debug_status(&self) -> (u64, u64) {
-        (self.debug[6], self.debug[7])
+}
+
+impl DebugRegisters for TestVcpu {
+    fn dr6(&self) -> u64 {
+        self.debug[6]
     }
-    fn set_debug_status(&mut self, dr6: u64, dr7: u64) {
-        (self.debug[6], self.debug[7]) = (dr6, dr7);
+    fn set_dr6(&mut self, dr6: u64) {
+        self.debug[6] = dr6;
+    }
+    fn dr7(&self) -> u64 {
+        self.debug[7]
+    }
+    fn set_dr7(&mut self, dr7: u64) {
+        self.debug[7] = dr7;
+    }
+    fn breakpoints(&self) -> [u64; 4] {
+        let [dr0, dr1, dr2, dr3, ..] = self.debug;
+        [dr0, dr1, dr2, dr3]
+    }
+    fn take_pending_traps(&mut self) -> u64 {
+        core::mem::take(&mut self.pending_traps)
     }
 }
 
@@ -182,6 +204,12 @@ impl Vcpu for TestVcpu {
     const HYPERCALL: Known = Known::Vmmcall;
 
     fn load(&mut self) {}
+    fn holds_pdptes(&self, control: &ControlRegisters) -> bool {
+        self.held.is_some() && control.cr0 & arch::CR0_PG != 0 && control.cr4 & arch::CR4_PAE != 0
+    }
+    fn held_pdptes(&self) -> [u64; 4] {
+        self.held.expect("it holds some")
+    }
     fn own_paging(&self) -> Option<&shadow::Registers> {
         self.own.as_ref()
     }
@@ -275,7 +303,7 @@ impl Events for TestVcpu {
     fn in_interrupt_shadow(&self) -> bool {
         self.shadow
     }
-    fn inject(&mut self, event: Event) {
+    fn set_event(&mut self, event: Event) {
         assert_eq!(self.event, None, "{event:?} comes on top");
         match event {
             Event::Exception(_) => {}
@@ -297,6 +325,9 @@ impl Events for TestVcpu {
         self.window = wanted;
         // On SVM there is one for both.
         self.nmi_window &= wanted;
+    }
+    fn handles_nmi(&self) -> bool {
+        self.nmi_handled || self.event == Some(Event::Nmi)
     }
     fn takes_nmi(&self) -> bool {
         !self.shadow && self.event.is_none() && !self.nmi_handled

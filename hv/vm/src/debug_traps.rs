@@ -1,0 +1,210 @@
+//! Debug exceptions of instructions that the processor does not carry out itself: single steps, breakpoints at ports and data, INT1
+//! (Intel SDM vol. 3, chapter 18; AMD64 APM vol. 2, section 13.1).
+//!
+//! Each of them is a trap: it comes behind the instruction, or between two iterations of a repeated one, and before an interrupt. So it
+//! is injected when the instruction is retired, and what is delivered later finds that an event is on its way already.
+
+use crate::exit::{Event, Io};
+use crate::exit_handler::ExitHandler;
+use crate::flow::Flow;
+use crate::types::Types;
+use crate::vcpu::{Events, Vcpu};
+use addr::Gva;
+use arch::{CR4_DE, DR6_BREAKPOINTS, DR6_BS, DR7_ENABLED, RFLAGS_RF, RFLAGS_TF};
+use emul::mmio::{Executed, MemoryRef};
+use emul::{Known, Registers, Width};
+
+/// Goes on at `next`, behind an instruction that has been carried out.
+#[inline(always)]
+pub fn retire<V: Vcpu>(vcpu: &mut V, next: u64) {
+    vcpu.resume_at(next);
+    if vcpu.rflags() as u32 & END_FLAGS != 0 {
+        end_of_plain(vcpu);
+    }
+}
+
+/// What there is to do behind an instruction if one of these is set.
+const END_FLAGS: u32 = (RFLAGS_TF | RFLAGS_RF) as u32;
+
+// A function of its own, so that common exits need no argument for it.
+#[cold]
+#[inline(never)]
+fn end_of_plain<V: Vcpu>(vcpu: &mut V) {
+    end_of_instruction(vcpu, 0);
+}
+
+/// The same, of an instruction that has met the breakpoints `hits` (bits of DR6).
+#[inline(always)]
+pub(crate) fn retire_watched<V: Vcpu>(vcpu: &mut V, next: u64, hits: u64) {
+    vcpu.resume_at(next);
+    if vcpu.rflags() as u32 & END_FLAGS != 0 || hits != 0 {
+        end_of_instruction(vcpu, hits);
+    }
+}
+
+/// RF is for one instruction (Intel SDM vol. 3, section 18.3.1.1).
+#[cold]
+#[inline(never)]
+fn end_of_instruction<V: Vcpu>(vcpu: &mut V, hits: u64) {
+    vcpu.set_rflags(vcpu.rflags() & !RFLAGS_RF);
+    trap(vcpu, hits);
+}
+
+/// Behind an iteration of a repeated instruction, with others to come. A trap there pushes RF, so that the instruction does not meet
+/// its own breakpoint again.
+#[inline]
+pub(crate) fn between_iterations<V: Vcpu>(vcpu: &mut V, hits: u64) {
+    let rflags = vcpu.rflags();
+    if rflags & RFLAGS_TF | hits != 0 {
+        vcpu.set_rflags(rflags | RFLAGS_RF);
+        trap(vcpu, hits);
+    }
+}
+
+fn trap<V: Vcpu>(vcpu: &mut V, hits: u64) {
+    let step = if vcpu.rflags() & RFLAGS_TF != 0 { DR6_BS } else { 0 };
+    if hits | step != 0 {
+        raise_debug(vcpu, hits | step);
+    }
+}
+
+/// What is to be done behind an instruction that ends at `next`, or behind one iteration of it.
+#[inline]
+pub(crate) fn executed<V: Vcpu>(vcpu: &mut V, executed: Executed, next: u64, hits: u64) {
+    match executed {
+        Executed::Retired => retire_watched(vcpu, next, hits),
+        Executed::Iterated => between_iterations(vcpu, hits),
+        Executed::Again => {}
+    }
+}
+
+/// Raises #DB, with `status` in DR6, and what the hardware has held back until the end of this instruction.
+#[cold]
+#[inline(never)]
+pub(crate) fn raise_debug<V: Vcpu>(vcpu: &mut V, status: u64) {
+    let status = status | vcpu.take_pending_traps();
+    vcpu.set_dr6(vcpu.dr6() & !DR6_BREAKPOINTS | status);
+    vcpu.inject(Event::DEBUG);
+}
+
+/// What a breakpoint waits for: R/W of DR7.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Write = 0b01,
+    Port = 0b10,
+    Read = 0b11,
+}
+
+/// The breakpoints, as bits of DR6, that an access to `bytes` from `at` on meets.
+pub(crate) fn breakpoints_met(dr7: u64, addresses: [u64; 4], access: Access, at: u64, bytes: u64) -> u64 {
+    let mut met = 0;
+    for (number, address) in (0..).zip(addresses) {
+        let waits_for = dr7 >> (16 + 4 * number) & 3;
+        // LEN: 1, 2, 8 and 4 bytes.
+        let length = [1, 2, 8, 4][(dr7 >> (18 + 4 * number) & 3) as usize];
+        let start = address & !(length - 1);
+        let is_enabled = dr7 >> (2 * number) & 3 != 0;
+        let is_of_kind = waits_for == access as u64 || access == Access::Write && waits_for == Access::Read as u64;
+        // Both ranges may wrap.
+        let overlaps = at.wrapping_sub(start) < length || start.wrapping_sub(at) < bytes;
+        if is_enabled && is_of_kind && overlaps {
+            met |= 1 << number;
+        }
+    }
+    met
+}
+
+/// Goes on at `next`, behind the access `io` to a port.
+#[inline(always)]
+pub(crate) fn retire_port<V: Vcpu>(vcpu: &mut V, next: u64, io: Io) {
+    vcpu.resume_at(next);
+    if vcpu.rflags() as u32 & END_FLAGS != 0 || vcpu.dr7() as u8 & DR7_ENABLED as u8 != 0 {
+        end_of_port(vcpu, io);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn end_of_port<V: Vcpu>(vcpu: &mut V, io: Io) {
+    end_of_instruction(vcpu, watch_port(vcpu, io));
+}
+
+/// The breakpoints that an access to a port meets. They are there with CR4.DE alone.
+pub(crate) fn watch_port<V: Vcpu>(vcpu: &V, io: Io) -> u64 {
+    if vcpu.dr7() & DR7_ENABLED == 0 || vcpu.control().cr4 & CR4_DE == 0 {
+        return 0;
+    }
+    breakpoints_met(vcpu.dr7(), vcpu.breakpoints(), Access::Port, io.port().into(), io.size() as u64)
+}
+
+/// Notes which breakpoints the accesses of one instruction to memory meet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watch {
+    dr7: u64,
+    addresses: [u64; 4],
+    /// Where the instruction's operand is.
+    operand: Gva,
+    /// As bits of DR6.
+    pub(crate) hits: u64,
+}
+
+impl Watch {
+    /// Of an instruction whose operand is at `operand`.
+    #[inline]
+    pub(crate) fn new<V: Vcpu>(vcpu: &V, operand: Gva) -> Self {
+        let dr7 = vcpu.dr7() & (DR7_ENABLED | 0xffff << 16);
+        let addresses = if dr7 & DR7_ENABLED == 0 { [0; 4] } else { vcpu.breakpoints() };
+        Self { dr7, addresses, operand, hits: 0 }
+    }
+
+    /// Memory was read.
+    #[inline]
+    pub(crate) fn read(&mut self, at: MemoryRef, width: Width) {
+        self.note(Access::Read, at, width);
+    }
+
+    /// Memory was written.
+    #[inline]
+    pub(crate) fn write(&mut self, at: MemoryRef, width: Width) {
+        self.note(Access::Write, at, width);
+    }
+
+    #[inline]
+    fn note(&mut self, access: Access, at: MemoryRef, width: Width) {
+        if self.dr7 & DR7_ENABLED != 0 {
+            let at = match at {
+                MemoryRef::Operand => self.operand,
+                MemoryRef::Linear(at) => at,
+            };
+            self.meet(access, at, width);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn meet(&mut self, access: Access, at: Gva, width: Width) {
+        self.hits |= breakpoints_met(self.dr7, self.addresses, access, at.raw(), width.bytes());
+    }
+}
+
+impl<T: Types> ExitHandler<'_, T> {
+    /// INT1: a trap, whose #DB has no cause in DR6.
+    pub(crate) fn int1(&mut self, vcpu: &mut T::Vcpu) -> Flow {
+        let bitness = Self::bitness(vcpu);
+        let next = match vcpu.next_rip() {
+            Some(next) => Ok(next),
+            None => self
+                .decoded(vcpu, bitness, |bytes| Known::Int1.decode(bytes, bitness))
+                .map(|length| bitness.advance(vcpu.rip(), length)),
+        };
+        match next {
+            Ok(next) => {
+                vcpu.resume_at(next);
+                vcpu.set_rflags(vcpu.rflags() & !RFLAGS_RF);
+                vcpu.inject(Event::DEBUG);
+                Flow::Resume
+            }
+            Err(trouble) => trouble.tell(vcpu),
+        }
+    }
+}
