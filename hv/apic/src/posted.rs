@@ -183,7 +183,7 @@ impl Posted {
             signals
         };
         Signals {
-            nmis: (signals & (NMI | SECOND_NMI)).count_ones() as u8,
+            nmis: u8::from(signals & NMI != 0) + u8::from(signals & SECOND_NMI != 0),
             init: signals & INIT != 0,
             startup: (signals & STARTUP != 0).then_some(signals as u8),
             ext_int: signals & EXT_INT != 0,

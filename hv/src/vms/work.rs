@@ -110,11 +110,11 @@ impl<B: Backend<Tables: Nested>> sched::Cpu for ScheduledCpu<'_, B> {
         // and the console would get no attention, so they get it here, unless they got it in its sleep.
         if !mem::take(&mut self.has_slept) {
             self.attend();
+            if console::breaks() != self.reports {
+                self.ask_for_reports(slice.others());
+            }
         }
         slice.host_wants_at(console::next_poll());
-        if console::breaks() != self.reports {
-            self.ask_for_reports(slice.others());
-        }
         task.run(self.cpu, slice);
     }
 

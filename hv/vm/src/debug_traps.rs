@@ -114,18 +114,14 @@ pub(crate) fn breakpoints_met(dr7: u64, addresses: [u64; 4], access: Access, at:
     met
 }
 
-/// Goes on at `next`, behind the access `io` to a port.
+/// Whether [`end_of_port`] has anything to do. This is asked before the access, so that the usual one has no more of it than that.
 #[inline(always)]
-pub(crate) fn retire_port<V: Vcpu>(vcpu: &mut V, next: u64, io: Io) {
-    vcpu.resume_at(next);
-    if vcpu.rflags() as u32 & END_FLAGS != 0 || vcpu.dr7() as u8 & DR7_ENABLED as u8 != 0 {
-        end_of_port(vcpu, io);
-    }
+pub(crate) fn traps_behind_port<V: Vcpu>(vcpu: &V) -> bool {
+    vcpu.rflags() as u32 & END_FLAGS != 0 || vcpu.dr7() as u8 & DR7_ENABLED as u8 != 0
 }
 
-#[cold]
-#[inline(never)]
-fn end_of_port<V: Vcpu>(vcpu: &mut V, io: Io) {
+/// Behind the access `io` to a port.
+pub(crate) fn end_of_port<V: Vcpu>(vcpu: &mut V, io: Io) {
     end_of_instruction(vcpu, watch_port(vcpu, io));
 }
 

@@ -63,7 +63,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 return self.halted(vcpu);
             }
             Exit::Io(io) => {
-                return match self.port(vcpu, io, next, host) {
+                return match self.trapping_port(vcpu, io, next, host) {
                     ControlFlow::Continue(()) => Flow::Resume,
                     ControlFlow::Break(()) => self.left(),
                 };

@@ -192,9 +192,11 @@ impl<T: Types> ExitHandler<'_, T> {
     /// again.
     fn take_signals(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         let signals = self.shared.posted.take_signals();
-        // While one is handled one more is kept; a processor that handles none takes the first at once.
-        let kept = if vcpu.handles_nmi() { 1 } else { 2 };
-        self.context.nmis = (self.context.nmis + signals.nmis).min(kept);
+        if signals.nmis != 0 {
+            // While one is handled one more is kept; a processor that handles none takes the first at once.
+            let kept = if vcpu.handles_nmi() { 1 } else { 2 };
+            self.context.nmis = (self.context.nmis + signals.nmis).min(kept);
+        }
         self.context.ext_int |= signals.ext_int;
         if signals.init {
             if self.is_boot() {

@@ -1,6 +1,8 @@
 //! Port I/O.
 
-use crate::debug_traps::{Watch, between_iterations, retire, retire_port, retire_watched, watch_port};
+use crate::debug_traps::{
+    Watch, between_iterations, end_of_port, retire, retire_watched, traps_behind_port, watch_port,
+};
 use crate::exit::Io;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
@@ -22,14 +24,34 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline]
     pub(crate) fn io(&mut self, vcpu: &mut T::Vcpu, io: Io, host: &mut T::Host) -> ControlFlow<()> {
         match vcpu.io_next_rip() {
-            Some(next) => self.port(vcpu, io, next, host),
+            Some(next) if traps_behind_port(vcpu) => self.trapping_port(vcpu, io, next, host),
+            Some(next) => self.port::<false>(vcpu, io, next, host),
             None => self.go(Flow::Stop(Stop::Unhandled("port I/O without the next instruction's address"))),
         }
     }
 
-    /// IN or OUT, which ends at `next`.
+    /// IN or OUT with debug traps.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn trapping_port(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        io: Io,
+        next: u64,
+        host: &mut T::Host,
+    ) -> ControlFlow<()> {
+        self.port::<true>(vcpu, io, next, host)
+    }
+
+    /// IN or OUT, which ends at `next`. `TRAPS`: there may be a debug trap behind it.
     #[inline(always)]
-    pub(crate) fn port(&mut self, vcpu: &mut T::Vcpu, io: Io, next: u64, host: &mut T::Host) -> ControlFlow<()> {
+    pub(crate) fn port<const TRAPS: bool>(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        io: Io,
+        next: u64,
+        host: &mut T::Host,
+    ) -> ControlFlow<()> {
         let rax = vcpu.gpr(Gpr::RAX);
         let mut devices = self.vm.devices();
         let effect = if io.is_input() {
@@ -45,7 +67,10 @@ impl<T: Types> ExitHandler<'_, T> {
             // The instruction is executed again when the vCPU has its next turn.
             return self.go(Flow::Yield);
         }
-        retire_port(vcpu, next, io);
+        vcpu.resume_at(next);
+        if TRAPS {
+            end_of_port(vcpu, io);
+        }
         if pending || devices::changes_deadline(io.port()) {
             self.devices_changed(vcpu, host);
         }

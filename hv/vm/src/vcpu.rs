@@ -4,7 +4,7 @@ use crate::cpuid::Leaf;
 use crate::exit::{Event, Exit};
 use crate::task_switch::TaskState;
 use addr::Hpa;
-use arch::{DR7_GD, RFLAGS_RF};
+use arch::{DR7_GD, RFLAGS_RF, RFLAGS_TF};
 use core::fmt;
 use emul::{Gpr, Known, Registers, Segment, real};
 use x86::irq::DEBUG_VECTOR;
@@ -113,14 +113,21 @@ pub trait Events: Registers + DebugRegisters {
     #[inline]
     fn inject(&mut self, event: Event) {
         if let Event::Exception(exception) = event {
+            let rflags = self.rflags();
+            if rflags & RFLAGS_TF != 0 {
+                self.forget_pending_step();
+            }
             if exception.is_fault() {
-                self.set_rflags(self.rflags() | RFLAGS_RF);
+                self.set_rflags(rflags | RFLAGS_RF);
             } else if exception.vector() == DEBUG_VECTOR {
                 self.set_dr7(self.dr7() & !DR7_GD);
             }
         }
         self.set_event(event);
     }
+    /// Forgets a single step that the hardware holds pending at the exit of an instruction with TF, which ends in an exception: its
+    /// handler would begin with the step.
+    fn forget_pending_step(&mut self) {}
     /// As [`inject`](Self::inject), and nothing besides.
     fn set_event(&mut self, event: Event);
     /// Whether something is to be delivered at the next entry already.

@@ -71,12 +71,19 @@ impl<T: Translation> Events for VmxVcpu<T> {
         self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & INTERRUPT_SHADOW != 0
     }
 
+    /// Bochs holds one at each such exit.
+    #[cold]
+    fn forget_pending_step(&mut self) {
+        let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
+        self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending & !DR6_BS);
+    }
+
+    #[inline]
     fn set_event(&mut self, event: Event) {
         let info = match event {
             Event::Interrupt(vector) => TYPE_INTERRUPT | u64::from(vector),
             Event::Nmi => TYPE_NMI | u64::from(NONMASKABLE_INTERRUPT_VECTOR),
             Event::Exception(exception) => {
-                self.forget_step();
                 let mut info = TYPE_EXCEPTION | u64::from(exception.vector());
                 // In real mode none is pushed, and an entry with one is refused.
                 if let Some(code) = exception.error_code()
@@ -160,15 +167,6 @@ impl<T: Translation> VmxVcpu<T> {
         }
         // Bit 12 is undefined there and reserved here.
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
-    }
-
-    /// Bochs holds a single step pending at each exit of an instruction with TF. Where that instruction ends in an exception, its
-    /// handler would begin with the step.
-    fn forget_step(&mut self) {
-        let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
-        if pending & DR6_BS != 0 {
-            self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending & !DR6_BS);
-        }
     }
 
     /// Whether the exit was by an IRET that had ended an NMI's handling, and will run again.
