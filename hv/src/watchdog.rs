@@ -2,7 +2,7 @@
 //! this machine's CPUs.
 //!
 //! Each CPU's heart beats whenever its scheduler runs (some times a second, however busy a guest keeps the CPU), whenever it has
-//! slept, and while it waits for a grace period. VmLog once a second, one of the CPUs that were interrupted or that wait
+//! slept, and while it waits for a grace period. About once a second, one of the CPUs that were interrupted or that wait
 //! [checks](check) all hearts. A CPU is stuck if it was in the hypervisor, without a beat since the last check, at as many checks
 //! in a row as the time-out has seconds: [`Hooks::stuck`] ends the machine. Long before, [`Hooks::report`] warns of the CPU that
 //! holds up a grace period.

@@ -6,6 +6,13 @@ const EPOCH: i64 = 719_468;
 /// Days of 400 years.
 const ERA: i64 = 146_097;
 
+/// Hour, minute and second so many seconds after 1970-01-01.
+pub(crate) fn time_of_day(seconds: i64) -> [u8; 3] {
+    // Below 86,400.
+    let second = seconds.rem_euclid(DAY) as u32;
+    [second / 3600, second / 60 % 60, second % 60].map(|field| field as u8)
+}
+
 /// A day and time, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DateTime {
@@ -22,7 +29,8 @@ pub(crate) struct DateTime {
 impl DateTime {
     /// The day and time so many seconds after 1970-01-01, of the year 0 or later.
     pub(crate) fn from_unix(seconds: i64) -> Self {
-        let (days, second_of_day) = (seconds.div_euclid(DAY), seconds.rem_euclid(DAY));
+        let [hour, minute, second] = time_of_day(seconds);
+        let days = seconds.div_euclid(DAY);
         // Years that start in March, counted from 0000-03-01, have their leap day last.
         let days_from_march_0 = days + EPOCH;
         let (era, day_of_era) = (days_from_march_0.div_euclid(ERA), days_from_march_0.rem_euclid(ERA));
@@ -36,9 +44,9 @@ impl DateTime {
             month: month as u8,
             day: (day_of_year - (153 * month_from_march + 2) / 5 + 1) as u8,
             weekday: ((days + 4).rem_euclid(7) + 1) as u8,
-            hour: (second_of_day / 3600) as u8,
-            minute: (second_of_day / 60 % 60) as u8,
-            second: (second_of_day % 60) as u8,
+            hour,
+            minute,
+            second,
         }
     }
 

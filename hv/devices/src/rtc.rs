@@ -8,7 +8,7 @@
 //!                                 unless B holds it (SET)
 //! ```
 
-use crate::calendar::DateTime;
+use crate::calendar::{self, DateTime};
 use crate::{BoardConfig, Nanoseconds};
 
 /// Register numbers.
@@ -80,7 +80,7 @@ struct Divider {
 
 impl Divider {
     fn elapsed(self, now: Nanoseconds) -> Nanoseconds {
-        Nanoseconds((now.0 - self.since.0).saturating_add(self.lead))
+        Nanoseconds(now.0.saturating_sub(self.since.0).saturating_add(self.lead))
     }
 
     /// The time at which so much has elapsed.
@@ -242,7 +242,7 @@ impl Rtc {
             second: binary(register::SECONDS),
         };
         let unix = time.to_unix();
-        self.weekday_offset = (time.weekday + 7 - DateTime::from_unix(unix).weekday % 7) % 7;
+        self.weekday_offset = (time.weekday % 7 + 7 - DateTime::from_unix(unix).weekday % 7) % 7;
         self.base = unix.wrapping_sub(updates as i64);
     }
 
@@ -275,6 +275,8 @@ impl Rtc {
 
     /// Sets the flags of what has happened by now.
     pub(crate) fn advance(&mut self, now: Nanoseconds) {
+        // The clocks of two processors may differ by a little.
+        let now = now.max(self.seen);
         let seen = core::mem::replace(&mut self.seen, now);
         let Some(divider) = self.divider else { return };
         let mut flags = 0;
@@ -367,25 +369,31 @@ impl Rtc {
         self.decode(byte & !PM) % 12 + if byte & PM != 0 { 12 } else { 0 }
     }
 
-    /// How many seconds after `unix` the alarm's time comes; none if it never does.
+    /// How many seconds after `unix` the alarm's time comes; none if it never does: its registers may hold what is no time. That is
+    /// looked for a field at a time, as a guest may have it done at each exit.
     fn seconds_to_alarm(&self, unix: i64) -> Option<u64> {
         let matches = |register, now| self.get(register) & ANY == ANY || self.get(register) == now;
-        let mut second = 1;
-        // Each time of the day comes once a day.
-        while second <= 24 * 60 * 60 {
-            let time = DateTime::from_unix(unix.wrapping_add(second));
-            let to_next_minute = i64::from(60 - time.second);
-            if !matches(register::HOURS_ALARM, self.encode_hour(time.hour)) {
-                second += to_next_minute + 60 * i64::from(59 - time.minute);
-            } else if !matches(register::MINUTES_ALARM, self.encode_byte(time.minute)) {
-                second += to_next_minute;
-            } else if !matches(register::SECONDS_ALARM, self.encode_byte(time.second)) {
-                second += 1;
+        let hour_matches = |hour| matches(register::HOURS_ALARM, self.encode_hour(hour));
+        let minute_matches = |minute| matches(register::MINUTES_ALARM, self.encode_byte(minute));
+        let second_matches = |second| matches(register::SECONDS_ALARM, self.encode_byte(second));
+        if !((0..24).any(hour_matches) && (0..60).any(minute_matches) && (0..60).any(second_matches)) {
+            return None;
+        }
+        let first = unix.wrapping_add(1);
+        let mut at = first;
+        loop {
+            let [hour, minute, second] = calendar::time_of_day(at);
+            let to_next_minute = 60 - i64::from(second);
+            if !hour_matches(hour) {
+                at += to_next_minute + 60 * (59 - i64::from(minute));
+            } else if !minute_matches(minute) {
+                at += to_next_minute;
+            } else if !second_matches(second) {
+                at += 1;
             } else {
-                return Some(second.unsigned_abs());
+                return Some((at - first).unsigned_abs() + 1);
             }
         }
-        None
     }
 }
 
@@ -567,6 +575,18 @@ mod tests {
         write(&mut rtc, 6, 1, 0);
         let week = [0, 1, 5, 6, 7].map(|day| read(&mut rtc, 6, day * 86_400_000));
         assert_eq!(week, [1, 2, 6, 7, 1]);
+        write(&mut rtc, 0x0b, BINARY, 0);
+        write(&mut rtc, 6, 0xff, 0);
+        assert_eq!(read(&mut rtc, 6, 0), 3, "255 is 3 and 36 weeks");
+    }
+
+    #[test]
+    fn a_clock_that_is_a_little_behind_changes_nothing() {
+        let mut rtc = rtc(0);
+        write(&mut rtc, 0x0a, 0x20, 1000);
+        read(&mut rtc, 0x0c, 1000);
+        assert_eq!(read(&mut rtc, 0x0c, 999), 0);
+        assert_eq!(read(&mut rtc, 0x0c, 1000), 0);
     }
 
     #[test]

@@ -13,7 +13,7 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn write_debug_register(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         self.execute_system(vcpu, |_, vcpu, system| {
             let System::WriteDr { dr, from } = system else { return Err(DecodeError::Unexpected.into()) };
-            // The processor looks at GD before it exits, or it does not look at all (QEMU, as of 7.2). A fault: it writes nothing.
+            // SVM's processors look at GD before they exit; QEMU, as of 7.2, does not look at all. A fault: it writes nothing.
             if vcpu.dr7() & DR7_GD != 0 {
                 vcpu.set_dr6(vcpu.dr6() & !DR6_BREAKPOINTS | DR6_BD);
                 return Err(Event::DEBUG.into());

@@ -8,7 +8,7 @@ use crate::exit::{Event, Io};
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
 use crate::types::Types;
-use crate::vcpu::{Events, Vcpu};
+use crate::vcpu::Vcpu;
 use addr::Gva;
 use arch::{CR4_DE, DR6_BREAKPOINTS, DR6_BS, DR7_ENABLED, RFLAGS_RF, RFLAGS_TF};
 use emul::mmio::{Executed, MemoryRef};
@@ -183,6 +183,13 @@ impl Watch {
     }
 }
 
+/// Behind an INT1 that ends at `next`.
+pub(crate) fn int1_ends_at<V: Vcpu>(vcpu: &mut V, next: u64) {
+    vcpu.resume_at(next);
+    vcpu.set_rflags(vcpu.rflags() & !RFLAGS_RF);
+    vcpu.inject(Event::DEBUG);
+}
+
 impl<T: Types> ExitHandler<'_, T> {
     /// INT1: a trap, whose #DB has no cause in DR6.
     pub(crate) fn int1(&mut self, vcpu: &mut T::Vcpu) -> Flow {
@@ -195,9 +202,7 @@ impl<T: Types> ExitHandler<'_, T> {
         };
         match next {
             Ok(next) => {
-                vcpu.resume_at(next);
-                vcpu.set_rflags(vcpu.rflags() & !RFLAGS_RF);
-                vcpu.inject(Event::DEBUG);
+                int1_ends_at(vcpu, next);
                 Flow::Resume
             }
             Err(trouble) => trouble.tell(vcpu),

@@ -1,7 +1,7 @@
 //! The handlers of one vCPU's exits.
 
 use crate::context::Context;
-use crate::debug_traps::retire;
+use crate::debug_traps::{int1_ends_at, retire};
 use crate::exit::{Event, Exception, Exit, ExitKind, Instruction};
 use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
@@ -351,15 +351,19 @@ impl<T: Types> ExitHandler<'_, T> {
                         return Flow::Resume;
                     }
                 }
-                if Known::Int1.decode(bytes.bytes(), bitness).is_ok() {
-                    return self.int1(vcpu);
+                if let Ok(length) = Known::Int1.decode(bytes.bytes(), bitness) {
+                    int1_ends_at(vcpu, bitness.advance(vcpu.rip(), length));
+                    return Flow::Resume;
                 }
             }
         }
-        if exception.vector() == x86::irq::DEBUG_VECTOR && vcpu.ends_own_step() {
-            self.deliver(vcpu);
-        } else {
+        let is_debug = exception.vector() == x86::irq::DEBUG_VECTOR;
+        if !(is_debug && vcpu.ends_own_step()) {
             vcpu.inject(Event::Exception(exception));
+        }
+        if is_debug {
+            // What waited for the end of a step of the backend's own is delivered, or gets another window.
+            self.deliver(vcpu);
         }
         Flow::Resume
     }

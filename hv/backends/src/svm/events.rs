@@ -5,7 +5,7 @@ use super::vmcb::{self, event, exit_code, misc1};
 use crate::translation::Translation;
 use crate::unswitched;
 use arch::{DR6_BREAKPOINTS, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF};
-use vm::{DebugRegisters, Event, Events, Registers};
+use vm::{DebugRegisters, Event, Events};
 use x86::irq::NONMASKABLE_INTERRUPT_VECTOR;
 
 /// The guest's progress with its last NMI. The processor does not report it, so IRET is intercepted while an NMI is handled (as
@@ -46,6 +46,8 @@ impl<T: Translation> DebugRegisters for SvmVcpu<T> {
 /// A step over an IRET.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
+    /// The linear address of the IRET.
+    from: u64,
     /// What the guest has in DR6.
     dr6: u64,
 }
@@ -109,7 +111,7 @@ impl<T: Translation> Events for SvmVcpu<T> {
         match self.nmi {
             Nmi::None => false,
             Nmi::Handled => true,
-            Nmi::Returns { from } => self.rip() == from,
+            Nmi::Returns { from } => self.linear_rip() == from,
         }
     }
 
@@ -123,7 +125,7 @@ impl<T: Translation> Events for SvmVcpu<T> {
         if wanted {
             let exits = match self.nmi {
                 Nmi::Handled => true,
-                Nmi::Returns { from } => self.rip() == from && self.step_over_iret(),
+                Nmi::Returns { from } => self.linear_rip() == from && self.step_over_iret(),
                 Nmi::None => false,
             };
             if !exits {
@@ -131,7 +133,7 @@ impl<T: Translation> Events for SvmVcpu<T> {
             }
         } else if self.vmcb.control.exit_code == exit_code::IRET {
             if self.nmi == Nmi::Handled {
-                self.nmi = Nmi::Returns { from: self.rip() };
+                self.nmi = Nmi::Returns { from: self.linear_rip() };
             }
             self.vmcb.control.intercept_misc1 &= !misc1::IRET;
         }
@@ -143,23 +145,32 @@ impl<T: Translation> Events for SvmVcpu<T> {
 impl<T: Translation> SvmVcpu<T> {
     /// TF is set before the IRET, which loads the flags that come behind it. Whether that can be: an event that is delivered first
     /// would push TF, and a step of the guest's own can't be told from this one.
+    ///
+    /// An IRET that faults in the guest pushes TF, as under KVM: the handler that returns to it gets one step too many.
     fn step_over_iret(&mut self) -> bool {
-        let rflags = self.vmcb.save.rflags;
-        let can_step = rflags & RFLAGS_TF == 0 && !self.injecting();
+        let can_step = self.vmcb.save.rflags & RFLAGS_TF == 0 && !self.injecting();
         if can_step {
-            self.step = Some(Step { dr6: self.vmcb.save.dr6 });
+            self.step = Some(Step { from: self.linear_rip(), dr6: self.vmcb.save.dr6 });
+            let save = &mut self.vmcb.save;
             // The IRET has met its own breakpoint before it exited.
-            self.vmcb.save.rflags = rflags | RFLAGS_TF | RFLAGS_RF;
+            save.rflags |= RFLAGS_TF | RFLAGS_RF;
+            // What is set behind it was met by it.
+            save.dr6 &= !DR6_BREAKPOINTS;
         }
         can_step
     }
 
-    /// Has the next IRET exit again, before anybody sees TF.
+    /// Has the next IRET exit again, unless the step is over: flags and NMIs are the guest's then.
     pub(super) fn forget_step(&mut self) {
-        if self.step.take().is_some() {
+        let Some(step) = self.step.take() else { return };
+        if self.linear_rip() == step.from {
             self.vmcb.save.rflags &= !RFLAGS_TF;
+            self.vmcb.save.dr6 = step.dr6;
             self.nmi = Nmi::Handled;
             self.vmcb.control.intercept_misc1 |= misc1::IRET;
+        } else {
+            self.vmcb.save.dr6 |= step.dr6;
+            self.nmi = Nmi::None;
         }
     }
 
@@ -172,6 +183,10 @@ impl<T: Translation> SvmVcpu<T> {
         let is_own = !(0..4).any(is_enabled);
         save.dr6 = if is_own { step.dr6 } else { step.dr6 & !DR6_BREAKPOINTS | met };
         is_own
+    }
+
+    fn linear_rip(&self) -> u64 {
+        self.vmcb.save.cs.base.wrapping_add(self.vmcb.save.rip)
     }
 }
 

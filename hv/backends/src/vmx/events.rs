@@ -56,6 +56,7 @@ impl<T: Translation> DebugRegisters for VmxVcpu<T> {
     fn take_pending_traps(&mut self) -> u64 {
         let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
         self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, 0);
+        self.end_shadow();
         pending & DR6_BREAKPOINTS
     }
 }
@@ -71,11 +72,12 @@ impl<T: Translation> Events for VmxVcpu<T> {
         self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & INTERRUPT_SHADOW != 0
     }
 
-    /// Bochs holds one at each such exit.
+    /// Processors do behind STI and MOV SS, Bochs at each such exit.
     #[cold]
     fn forget_pending_step(&mut self) {
         let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
         self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending & !DR6_BS);
+        self.end_shadow();
     }
 
     #[inline]
@@ -167,6 +169,13 @@ impl<T: Translation> VmxVcpu<T> {
         }
         // Bit 12 is undefined there and reserved here.
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
+    }
+
+    /// Ends the interrupt shadow, as the delivery of an exception does. An entry with a shadow and TF, but without the step pending, is
+    /// refused (SDM section 27.3.1.5).
+    fn end_shadow(&mut self) {
+        let state = self.vmcs.read(guest::INTERRUPTIBILITY_STATE);
+        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, state & !INTERRUPT_SHADOW);
     }
 
     /// Whether the exit was by an IRET that had ended an NMI's handling, and will run again.
