@@ -83,11 +83,13 @@ impl Kvm {
     const NONE: Self = Self { usable: false, nested: false };
 
     fn look() -> Self {
-        let modules = ["/sys/module/kvm_amd/parameters/nested", "/sys/module/kvm_intel/parameters/nested"];
-        let nested = modules.into_iter().filter_map(|file| fs::read_to_string(file).ok());
+        // There are KVMs without the processor's virtualization (kvm_pvm), on which a PC's kernels do not get to their first line.
+        let modules = ["/sys/module/kvm_amd", "/sys/module/kvm_intel"].map(Path::new);
+        let nested = modules.into_iter().filter_map(|module| fs::read_to_string(module.join("parameters/nested")).ok());
+        let in_hardware = modules.into_iter().any(Path::exists);
         let openable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
         Self {
-            usable: openable && starts_on_kvm(),
+            usable: openable && in_hardware && starts_on_kvm(),
             nested: nested.into_iter().any(|value| matches!(value.trim(), "1" | "Y")),
         }
     }
@@ -120,9 +122,9 @@ impl Accel {
         let suffices = kvm.usable && (kvm.nested || needs == Needs::Nothing);
         match self {
             Self::Kvm if icount => Err(usage("--icount counts TCG's instructions: it can't go with --accel kvm")),
-            Self::Kvm if !kvm.usable => {
-                Err(usage("--accel kvm: /dev/kvm is missing, not for this user, or can't run QEMU's -cpu host"))
-            }
+            Self::Kvm if !kvm.usable => Err(usage(
+                "--accel kvm: /dev/kvm is missing, not for this user, not the processor's, or can't run QEMU's -cpu host",
+            )),
             Self::Kvm if !suffices => Err(usage(
                 "--accel kvm: this machine's KVM offers its guests no SVM or VMX (/sys/module/kvm_*/parameters/nested is not 1)",
             )),
