@@ -50,7 +50,7 @@
 //! | 0x20, 0x21, 0xa0, 0xa1 | two 8259 interrupt controllers |
 //! | 0x40 to 0x43, 0x61 | 8254 timer, its third channel's gate and output |
 //! | 0x60, 0x64 | keyboard controller: no keyboard, reset by command 0xfe |
-//! | 0x70, 0x71 | clock and CMOS memory |
+//! | 0x70, 0x71 | clock, with its interrupts on IRQ 8, and CMOS memory |
 //! | 0x80, 0xed | delay ports |
 //! | 0x92, 0xcf9 | A20 and reset, reset |
 //! | 0xe0 to 0xe7 | QEMU's `pc-testdev`: scratch ports, flush port |

@@ -20,8 +20,8 @@ type Format = Pae<Gva>;
 type ThisCpu<'d> = Cpu<'d, PoolPlatform<Format>>;
 
 const RUNS: usize = 400;
-/// A mutant ends with the first run that fails.
-/// Schedules are random: so many rounds that a mutant which is usually caught in a few is not missed by chance.
+/// A mutant ends with the first run that fails. Schedules are random: so many rounds that one which is usually caught in a few is not
+/// missed by chance.
 const MUTANT_ROUNDS: usize = 100;
 const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
 const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
