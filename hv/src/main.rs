@@ -21,7 +21,6 @@ mod rcu_domain;
 mod selftest;
 mod smp;
 mod timer;
-mod trap_frame;
 mod verdict;
 mod vms;
 mod watchdog;

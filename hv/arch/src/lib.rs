@@ -33,6 +33,7 @@ pub mod page_fault;
 pub mod paging;
 pub mod reset;
 pub mod segment;
+pub mod trap_frame;
 
 pub use control::*;
 pub use entry::Entry;

@@ -2,8 +2,8 @@
 
 use crate::lapic;
 use crate::panic;
-use crate::trap_frame::TrapFrame;
 use arch::exceptions;
+use arch::trap_frame::TrapFrame;
 use core::arch::global_asm;
 use x86::controlregs::cr2;
 use x86::irq::{DEBUG_VECTOR, NONMASKABLE_INTERRUPT_VECTOR, PAGE_FAULT_VECTOR};

@@ -11,7 +11,7 @@ use std::process::Command;
 const LAYERS: [(&str, &[&str]); 28] = [
     ("abi", &[]),
     ("addr", &[]),
-    ("arch", &[]),
+    ("arch", &["abi"]),
     ("model", &[]),
     ("buddy", &[]),
     ("clock", &["abi"]),
