@@ -71,14 +71,19 @@ interrupt_stubs:
     .set vector, vector + 1
 .endr
 
-// The stack is taken as it is: `dispatch` needs no alignment. Its answer is where to go on, if not where it was.
+// The stack is taken as it is: `dispatch` needs no alignment. Its answer is where to go on, if not where it was. It copies the frame
+// by a string instruction, and tests interrupt code that has a segment of its own in ES.
 interrupt_common:
     pushal
     cld
     movl %esp, %eax
+    pushl %es
+    movl ${data}, %ecx
+    movl %ecx, %es
     pushl %eax
     call {dispatch}
     addl $4, %esp
+    popl %es
     testl %eax, %eax
     jnz 2f
     popal
@@ -88,6 +93,7 @@ interrupt_common:
     jmpl *{eip}(%eax)
 "#,
     dispatch = sym dispatch,
+    data = const descriptors::DATA,
     esp = const Recovery::<Fault>::STACK,
     eip = const Recovery::<Fault>::INSTRUCTION,
     options(att_syntax)

@@ -50,8 +50,7 @@ pub struct Address {
     pub(crate) bitness: Bitness,
 }
 
-/// The linear address of an offset in a segment. Limits and access rights of segments are not checked: the processor
-/// checks them before an access exits.
+/// The linear address of an offset in a segment. [`segmentation`](crate::segmentation) checks what the processor has not.
 #[inline]
 pub(crate) fn linear<R: Registers>(registers: &R, bitness: Bitness, segment: Segment, offset: u64) -> Gva {
     match (bitness, segment) {
@@ -82,7 +81,7 @@ impl Address {
 
     /// The offset in the segment.
     #[inline]
-    pub(crate) fn offset<R: Registers>(&self, registers: &R) -> u64 {
+    pub fn offset<R: Registers>(&self, registers: &R) -> u64 {
         let base = match self.base {
             Base::None => 0,
             Base::Gpr(gpr) => registers.gpr(gpr),

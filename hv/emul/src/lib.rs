@@ -9,6 +9,7 @@
 //! * [`string_io`]: INS and OUTS, decoded and stepped by iterations.
 //! * [`system`]: moves to and from control and debug registers, LMSW, SMSW, CLTS, INVLPG.
 //! * [`mmio`]: instructions that read and write memory, executed on a bus.
+//! * [`segmentation`]: the checks of an operand before its linear address is used.
 //! * [`real`]: code in real mode, for processors that can't run guests in real mode.
 //!
 //! The general decoder is iced-x86. It allocates its tables on the heap at its first use: call [`warm_up`] at boot.
@@ -36,6 +37,7 @@ mod known;
 pub mod mmio;
 pub mod real;
 pub mod registers;
+pub mod segmentation;
 pub mod string_io;
 mod string_step;
 pub mod system;

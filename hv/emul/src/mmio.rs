@@ -40,8 +40,9 @@ mod fast;
 mod general;
 
 use crate::registers::Operand;
+use crate::segmentation::Kind;
 use crate::string_step::StringStep;
-use crate::{Address, Bitness, DecodeError, Gpr, Registers, Width};
+use crate::{Address, Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use addr::Gva;
 use alu::{Binary, Bit, Unary};
 use iced_x86::Instruction;
@@ -266,6 +267,19 @@ impl Mmio {
     #[inline]
     pub const fn is_linear(&self) -> bool {
         matches!(self.op, Op::Movs(_))
+    }
+
+    /// The operands of the next iteration of MOVS: segment, offset, and what is done. Either may be the one that exited, and the
+    /// processor may not have come to the other. None of another instruction, or when no iteration is left.
+    #[inline]
+    pub fn moved<R: Registers>(&self, registers: &R) -> Option<[(Segment, u64, Kind); 2]> {
+        let Op::Movs(step) = self.op else { return None };
+        (step.remaining(registers) > 0).then(|| {
+            [
+                (self.address.segment, self.address.offset(registers), Kind::Read),
+                (Segment::Es, step.offset(registers, Gpr::RDI), Kind::Write),
+            ]
+        })
     }
 
     /// The width of the memory operand.

@@ -125,17 +125,26 @@ impl StringIo {
         }
     }
 
+    /// The segment of the elements in memory.
+    pub const fn segment(&self) -> Segment {
+        match self.direction {
+            Direction::In => Segment::Es,
+            Direction::Out(segment) => segment,
+        }
+    }
+
+    /// The offset of the next element in its segment.
+    pub fn offset<R: Registers>(&self, registers: &R) -> u64 {
+        self.step.offset(registers, self.index())
+    }
+
     /// The next elements. None if RCX is zero: the instruction is complete.
     ///
     /// Without REP there is always a next element; the instruction is complete after the first
     /// [`retire`](Self::retire).
     pub fn next<R: Registers>(&self, registers: &R) -> Option<Elements> {
-        let segment = match self.direction {
-            Direction::In => Segment::Es,
-            Direction::Out(segment) => segment,
-        };
-        let offset = self.step.offset(registers, self.index());
-        let at = address::linear(registers, self.bitness, segment, offset);
+        let offset = self.offset(registers);
+        let at = address::linear(registers, self.bitness, self.segment(), offset);
         let count = self.step.batch(registers, offset, at.page_offset());
         (count > 0).then_some(Elements { at, count })
     }

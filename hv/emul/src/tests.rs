@@ -1,6 +1,7 @@
 mod lengths;
 mod memory;
 mod real;
+mod segmentation;
 mod strings;
 mod systems;
 

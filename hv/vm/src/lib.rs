@@ -21,7 +21,7 @@
 //! # use addr::{Gpa, Hpa};
 //! # use devices::{Clock, Nanoseconds, Sink};
 //! # use std::collections::VecDeque;
-//! # use vm::{ControlRegisters, DebugRegisters, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
+//! # use vm::{ControlRegisters, DebugRegisters, DescriptorCache, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
 //! # use vm::{LoadedSegment, Segment, SegmentRegister, SegmentState, Start, StateMsr, Stay, TaskState, Turn, Vcpu};
 //! # use walk::{HandleMem, PhysMem};
 //! # #[derive(Default)]
@@ -91,6 +91,9 @@
 //! #     fn control(&self) -> ControlRegisters { ControlRegisters { cr0: 1, cr3: 0, cr4: 0, efer: 0, cpl: 0 } }
 //! #     fn segment(&self, _: Segment) -> SegmentState {
 //! #         SegmentState { selector: 8, base: 0, limit: u32::MAX, default_big: true, long: false }
+//! #     }
+//! #     fn descriptor_cache(&mut self, _: Segment) -> DescriptorCache {
+//! #         DescriptorCache { base: 0, limit: u32::MAX, attributes: 0xc93 }
 //! #     }
 //! #     fn set_cr2(&mut self, _: u64) {}
 //! #     fn state_msr(&self, _: StateMsr) -> u64 { 0 }
@@ -208,6 +211,7 @@ mod ports;
 mod reset;
 mod results;
 mod run;
+mod segments;
 mod shared;
 mod sort;
 mod stats;
@@ -243,4 +247,5 @@ pub use types::Types;
 pub use vcpu::{ControlRegisters, DebugRegisters, Emulated, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 pub use wanted_msrs::WantedMsrs;
 
+pub use emul::segmentation::DescriptorCache;
 pub use emul::{Gpr, Known, Registers, Segment};

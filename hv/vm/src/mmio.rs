@@ -146,6 +146,7 @@ impl<T: Types> ExitHandler<'_, T> {
     fn no_memory(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
         let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
+        Self::check_moved(vcpu, bitness, &instruction)?;
         let mut bus = DeviceBus {
             memory: &self.memory,
             paging: self.paging(vcpu),

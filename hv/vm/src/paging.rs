@@ -82,6 +82,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let bitness = Self::bitness(vcpu);
         let instruction = self.decode_mmio(vcpu, bitness)?;
         let Some(instruction) = instruction else { return Ok(NOT_EMULATED) };
+        Self::check_moved(vcpu, bitness, &instruction)?;
         let paging = self.paging(vcpu);
         let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
         let linear = instruction.linear(vcpu);

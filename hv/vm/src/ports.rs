@@ -13,9 +13,10 @@ use addr::Gva;
 use core::ops::ControlFlow;
 use devices::{Effect, Size};
 use emul::mmio::MemoryRef;
+use emul::segmentation::Kind;
 use emul::string_io::{self, Direction, StringIo};
-use emul::{Bitness, Gpr, Registers, Segment};
-use walk::{Access, Fault, SetAccessedDirty};
+use emul::{Bitness, Gpr, Registers};
+use walk::{Access, SetAccessedDirty};
 
 /// So many elements of a string are moved in one exit at most: the host's events wait meanwhile.
 const BATCH: u64 = 64;
@@ -97,8 +98,16 @@ impl<T: Types> ExitHandler<'_, T> {
             retire(vcpu, next);
             return Flow::Resume;
         };
-        for element in 0..elements.count.min(BATCH) {
-            let at = elements.at.wrapping_add(element * instruction.width().bytes());
+        let segmentation = Self::segmentation(vcpu, bitness, instruction.segment());
+        let kind = match instruction.direction() {
+            Direction::In => Kind::Write,
+            Direction::Out(_) => Kind::Read,
+        };
+        for _ in 0..elements.count.min(BATCH) {
+            let at = match segmentation.check(instruction.offset(vcpu), instruction.width().bytes(), kind) {
+                Ok(at) => at,
+                Err(fault) => return Trouble::Segment(fault).tell(vcpu),
+            };
             let flow = match self.string_element(vcpu, instruction, io, at) {
                 Ok(Effect::Wait) => return Flow::Yield,
                 Ok(effect) => flow(effect),
@@ -117,7 +126,7 @@ impl<T: Types> ExitHandler<'_, T> {
         Flow::Resume
     }
 
-    /// Moves one element between the port and memory at `at`.
+    /// Moves one element between the port and memory at `at`, an address that has been checked.
     fn string_element(&mut self, vcpu: &T::Vcpu, instruction: &StringIo, io: Io, at: Gva) -> Result<Effect, Trouble> {
         let paging = self.paging(vcpu);
         let privilege = Self::privilege(vcpu);
@@ -136,11 +145,8 @@ impl<T: Types> ExitHandler<'_, T> {
                 walk::write(&self.memory, &paging, at, privilege, element)?;
                 Ok(Effect::Continue)
             }
-            Direction::Out(segment) => {
-                walk::read(&self.memory, &paging, at, privilege, element).map_err(|fault| match (fault, segment) {
-                    (Fault::NonCanonical, Segment::Ss) => Trouble::Stack,
-                    (fault, _) => Trouble::Fault(fault),
-                })?;
+            Direction::Out(_) => {
+                walk::read(&self.memory, &paging, at, privilege, element)?;
                 Ok(self.vm.devices().write(io.port(), io.size(), u32::from_le_bytes(bytes)))
             }
         }

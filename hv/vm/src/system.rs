@@ -9,6 +9,7 @@ use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{ControlRegisters, Events, Vcpu};
 use arch::{CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME};
+use emul::segmentation::Kind;
 use emul::system::{self, Decoded, StatusWord, System, write_gpr};
 use emul::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use walk::{Controls, Operands};
@@ -98,7 +99,7 @@ impl<T: Types> ExitHandler<'_, T> {
             }
             System::Smsw { to: StatusWord::Register(to), width } => write_gpr(vcpu, to, width, cr0),
             System::Smsw { to: StatusWord::Memory(to), .. } => {
-                let (paging, at) = (self.paging(vcpu), to.linear(vcpu));
+                let (paging, at) = (self.paging(vcpu), Self::checked_word(vcpu, to, Kind::Write)?);
                 let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
                 operands.store(at, &(cr0 as u16).to_le_bytes())?;
             }
@@ -115,10 +116,10 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// LMSW's operand.
-    fn status_word(&self, vcpu: &T::Vcpu, from: StatusWord) -> Result<u64, NotExecuted> {
+    fn status_word(&self, vcpu: &mut T::Vcpu, from: StatusWord) -> Result<u64, NotExecuted> {
         let at = match from {
             StatusWord::Register(gpr) => return Ok(vcpu.gpr(gpr)),
-            StatusWord::Memory(at) => at.linear(vcpu),
+            StatusWord::Memory(at) => Self::checked_word(vcpu, at, Kind::Read)?,
         };
         let (paging, mut word) = (self.paging(vcpu), [0; 2]);
         Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) }.load(at, &mut word)?;

@@ -4,6 +4,7 @@ use crate::exit::{Event, Exception};
 use crate::flow::{Flow, Stop};
 use crate::vcpu::Vcpu;
 use emul::DecodeError;
+use emul::segmentation::SegmentFault;
 use walk::Fault;
 use x86::irq::PAGE_FAULT_VECTOR;
 
@@ -12,8 +13,8 @@ use x86::irq::PAGE_FAULT_VECTOR;
 pub(crate) enum Trouble {
     /// The guest's own tables, or where they lead.
     Fault(Fault),
-    /// An address in the stack segment that is not canonical.
-    Stack,
+    /// The segment of an operand, or what is checked with it.
+    Segment(SegmentFault),
     /// The guest's own code.
     Decode(DecodeError),
     /// Other vCPUs have made it impossible in the midst of it.
@@ -26,6 +27,12 @@ pub(crate) const HALF_DONE: &str = "other vCPUs have changed page tables in the 
 impl From<Fault> for Trouble {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
+    }
+}
+
+impl From<SegmentFault> for Trouble {
+    fn from(fault: SegmentFault) -> Self {
+        Self::Segment(fault)
     }
 }
 
@@ -44,7 +51,11 @@ impl Trouble {
                 vcpu.inject(Event::Exception(Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))));
             }
             Self::Fault(Fault::NonCanonical) => vcpu.inject(Event::GENERAL_PROTECTION),
-            Self::Stack => vcpu.inject(Event::STACK_FAULT),
+            Self::Segment(fault) => vcpu.inject(match fault {
+                SegmentFault::Stack => Event::STACK_FAULT,
+                SegmentFault::GeneralProtection => Event::GENERAL_PROTECTION,
+                SegmentFault::Alignment => Event::ALIGNMENT_CHECK,
+            }),
             Self::Decode(DecodeError::Invalid) => vcpu.inject(Event::UNDEFINED),
             // Another of the guest's CPUs is changing its tables or its code: the processor has another look.
             Self::Fault(Fault::Contended) | Self::Decode(DecodeError::Unexpected) => {}

@@ -6,6 +6,7 @@ use crate::task_switch::TaskState;
 use addr::Hpa;
 use arch::{DR7_GD, RFLAGS_RF, RFLAGS_TF};
 use core::fmt;
+use emul::segmentation::DescriptorCache;
 use emul::{Gpr, Known, Registers, Segment, real};
 use x86::irq::DEBUG_VECTOR;
 
@@ -255,6 +256,8 @@ pub trait Vcpu: Registers + Events + TaskState {
     }
     /// A segment register with its hidden part.
     fn segment(&self, register: Segment) -> SegmentState;
+    /// All of the hidden part, by which accesses are checked. Some hardware has to save it first.
+    fn descriptor_cache(&mut self, register: Segment) -> DescriptorCache;
     /// Sets CR2, as a page fault does.
     fn set_cr2(&mut self, address: u64);
     /// A register of the guest state.

@@ -24,6 +24,21 @@ impl<T: Translation> SvmVcpu<T> {
         self.guest_loaded = true;
     }
 
+    /// Has the VMCB hold what the processor has of the guest in the host's place.
+    #[cold]
+    pub(super) fn save_guest(&mut self) {
+        if self.guest_loaded {
+            self.save();
+        }
+    }
+
+    fn save(&mut self) {
+        // SAFETY: as in `load_guest`.
+        unsafe {
+            asm!("vmsave rax", in("rax") self.vmcb.address().raw(), options(nostack));
+        }
+    }
+
     /// The host's part again; its interrupts are taken as soon as GIF is 1, before this returns.
     #[cold]
     pub(super) fn put_guest(&mut self) {
@@ -31,10 +46,7 @@ impl<T: Translation> SvmVcpu<T> {
             return;
         }
         self.forget_step();
-        // SAFETY: as in `load_guest`.
-        unsafe {
-            asm!("vmsave rax", in("rax") self.vmcb.address().raw(), options(nostack));
-        }
+        self.save();
         // SAFETY: as in `load_guest`: brings back what was saved there.
         unsafe {
             asm!("vmload rax", in("rax") self.host.address().raw(), options(nostack));

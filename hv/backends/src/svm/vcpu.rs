@@ -15,7 +15,7 @@ use addr::Hpa;
 use arch::EFER_SVME;
 use core::fmt;
 use core::num::NonZeroU16;
-use vm::{ControlRegisters, Exit, Gpr, Known, Registers, Segment, SegmentState, StateMsr, Stay, Vcpu};
+use vm::{ControlRegisters, DescriptorCache, Exit, Gpr, Known, Registers, Segment, SegmentState, StateMsr, Stay, Vcpu};
 use walk::Controls;
 use x86::controlregs::cr2_write;
 use x86::msr::rdmsr;
@@ -286,6 +286,14 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
             default_big: segment.attributes & 1 << 10 != 0,
             long: segment.attributes & 1 << 9 != 0,
         }
+    }
+
+    fn descriptor_cache(&mut self, register: Segment) -> DescriptorCache {
+        if matches!(register, Segment::Fs | Segment::Gs) {
+            self.save_guest();
+        }
+        let SegmentField { base, limit, attributes, .. } = self.segment_field(register);
+        DescriptorCache { base, limit, attributes }
     }
 
     fn set_cr2(&mut self, address: u64) {

@@ -16,6 +16,12 @@ fn access_rights(segment: &LoadedSegment) -> u64 {
     attributes & 0xff | (attributes & 0xf00) << 4 | unusable
 }
 
+/// The reverse. P, like all but the DPL of SS, is undefined in a register that can't be used (Intel SDM vol. 3, section 25.4.1).
+pub(super) const fn attributes(access_rights: u64) -> u16 {
+    let attributes = (access_rights & 0xff | access_rights >> 4 & 0xf00) as u16;
+    if access_rights & UNUSABLE == 0 { attributes } else { attributes & !LoadedSegment::PRESENT }
+}
+
 impl<T: Translation> TaskState for VmxVcpu<T> {
     fn gdt(&self) -> (u64, u32) {
         (self.vmcs.read(guest::GDTR_BASE), self.vmcs.read(guest::GDTR_LIMIT) as u32)
@@ -26,12 +32,11 @@ impl<T: Translation> TaskState for VmxVcpu<T> {
     }
 
     fn task_register(&self) -> LoadedSegment {
-        let access_rights = self.vmcs.read(guest::TR_ACCESS_RIGHTS);
         LoadedSegment {
             selector: self.vmcs.read(guest::TR_SELECTOR) as u16,
             base: self.vmcs.read(guest::TR_BASE) as u32,
             limit: self.vmcs.read(guest::TR_LIMIT) as u32,
-            attributes: (access_rights & 0xff | access_rights >> 4 & 0xf00) as u16,
+            attributes: attributes(self.vmcs.read(guest::TR_ACCESS_RIGHTS)),
         }
     }
 
@@ -79,5 +84,7 @@ mod tests {
         assert_eq!(access_rights(&segment(0xc9b)), 0xc09b);
         assert_eq!(access_rights(&segment(0x8b)), 0x8b);
         assert_eq!(access_rights(&segment(0x60)), UNUSABLE | 0x60);
+        assert_eq!([0xc09b, 0x8b, UNUSABLE | 0x60].map(attributes), [0xc9b, 0x8b, 0x60]);
+        assert_eq!(attributes(UNUSABLE | 0xc0f3), 0xc73);
     }
 }

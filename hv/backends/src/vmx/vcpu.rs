@@ -8,6 +8,7 @@ use super::pat::Pat;
 use super::permissions::MsrBitmap;
 use super::reason;
 use super::switch::{self, Switched};
+use super::tasks::attributes;
 use super::unpaged::Unpaged;
 use super::vmcs::{self, Vmcs};
 use super::{dump, host};
@@ -24,7 +25,8 @@ use core::num::NonZeroU16;
 use emul::real::Memory;
 use vm::cpuid::Leaf;
 use vm::{
-    ControlRegisters, Emulated, Events, Exit, Gpr, Known, Registers, Segment, SegmentState, Start, StateMsr, Stay, Vcpu,
+    ControlRegisters, DescriptorCache, Emulated, Events, Exit, Gpr, Known, Registers, Segment, SegmentState, Start,
+    StateMsr, Stay, Vcpu,
 };
 use x86::controlregs::cr2_write;
 use x86::msr;
@@ -425,6 +427,15 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
             limit: self.vmcs.read(guest::ES_LIMIT + number) as u32,
             default_big: access_rights & DEFAULT_BIG != 0,
             long: access_rights & MODE_64 != 0,
+        }
+    }
+
+    fn descriptor_cache(&mut self, register: Segment) -> DescriptorCache {
+        let number = 2 * register as u32;
+        DescriptorCache {
+            base: self.vmcs.read(guest::ES_BASE + number),
+            limit: self.vmcs.read(guest::ES_LIMIT + number) as u32,
+            attributes: attributes(self.vmcs.read(guest::ES_ACCESS_RIGHTS + number)),
         }
     }
 

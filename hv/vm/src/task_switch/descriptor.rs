@@ -2,6 +2,7 @@
 //! exceptions in section 8.3).
 
 use emul::Segment;
+use emul::segmentation::DescriptorCache;
 use x86::irq::{INVALID_TSS_VECTOR, SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR};
 
 /// A segment register with its hidden part, as a switch of tasks loads it.
@@ -35,14 +36,8 @@ impl LoadedSegment {
 
     /// Whether the segment has the `bytes` at `offset`: above the limit, if it grows downwards.
     pub(super) const fn contains(&self, offset: u32, bytes: u32) -> bool {
-        const KIND: u16 = 0b1_1100;
-        const EXPAND_DOWN_DATA: u16 = 0b1_0100;
-        let Some(last) = offset.checked_add(bytes - 1) else { return false };
-        if self.attributes & KIND == EXPAND_DOWN_DATA {
-            let top = if self.is_big() { u32::MAX } else { 0xffff };
-            return offset > self.limit && last <= top;
-        }
-        last <= self.limit
+        let Self { base, limit, attributes, .. } = *self;
+        DescriptorCache { base: base as u64, limit, attributes }.contains(offset, bytes)
     }
 
     /// As virtual-8086 mode has it.

@@ -22,6 +22,7 @@ mod msrs;
 mod ports;
 mod promises;
 mod resets;
+mod segments;
 mod stops;
 mod strings;
 mod task_switch;

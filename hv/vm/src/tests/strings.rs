@@ -330,3 +330,147 @@ fn code_that_is_gone_faults() {
     guest.resumes(PRINT);
     assert_eq!((guest.vcpu.raised(), guest.vcpu.cr2), (Some((14, Some(0))), CODE));
 }
+
+/// What is checked before an element is moved: what a guest has, and the vector of the exception.
+struct Checked {
+    /// Attributes and limit of the segment. Its base is [`DATA`].
+    segment: (u16, u32),
+    offset: u64,
+    vector: Option<u8>,
+}
+
+const WRITABLE_DATA: u16 = 0xc93;
+const READ_ONLY: u16 = 0xc91;
+const EXPAND_DOWN: u16 = 0xc97;
+const CODE_SEGMENT: u16 = 0xc9b;
+const UNUSABLE: u16 = 0;
+
+const fn checked(segment: (u16, u32), offset: u64, vector: Option<u8>) -> Checked {
+    Checked { segment, offset, vector }
+}
+
+fn protected(mut guest: Guest, register: usize, checked: &Checked) -> Guest {
+    let Guest { vcpu, .. } = &mut guest;
+    vcpu.control = crate::ControlRegisters { cr0: 1, cr3: 0, cr4: 0, efer: 0, cpl: 0 };
+    vcpu.segments[1] = Guest::flat_32(&[]).vcpu.segments[1];
+    vcpu.segments[register] = crate::SegmentState { base: DATA, limit: checked.segment.1, ..vcpu.segments[register] };
+    vcpu.attributes[register] = checked.segment.0;
+    guest
+}
+
+#[test]
+fn ins_checks_es_before_the_port_is_read() {
+    for row in [
+        checked((WRITABLE_DATA, 0xfff), 0xffc, None),
+        checked((WRITABLE_DATA, 0xfff), 0xffd, Some(13)),
+        checked((WRITABLE_DATA, u32::MAX), 0xffff_ffff, Some(13)),
+        checked((READ_ONLY, u32::MAX), 0, Some(13)),
+        checked((CODE_SEGMENT, u32::MAX), 0, Some(13)),
+        checked((UNUSABLE, 0), 0, Some(13)),
+        checked((EXPAND_DOWN, 0xfff), 0xfff, Some(13)),
+        checked((EXPAND_DOWN, 0xfff), 0x1000, None),
+    ] {
+        let mut guest = protected(receiver(&REP_INSD, b"x"), 0, &row);
+        guest.set(Gpr::RDI, row.offset).set(Gpr::RCX, 1);
+        let before = guest.memory().snapshot();
+        guest.resumes(string(COM1, Size::Dword, true));
+        let raised = row.vector.map(|vector| (vector, Some(0)));
+        assert_eq!(guest.vcpu.raised(), raised, "{:x?} {:x}", row.segment, row.offset);
+        if raised.is_some() {
+            assert_eq!((guest.get(Gpr::RDI), guest.get(Gpr::RCX), guest.vcpu.rip), (row.offset, 1, CODE));
+            assert!(guest.memory().snapshot() == before);
+            assert_eq!(received(&mut guest), b'x');
+        }
+    }
+}
+
+#[test]
+fn outs_checks_its_segment_before_the_port_is_written() {
+    for row in [
+        checked((READ_ONLY, 0xfff), 0xfff, None),
+        checked((READ_ONLY, 0xfff), 0x1000, Some(13)),
+        checked((CODE_SEGMENT, 0xfff), 0, None),
+        checked((CODE_SEGMENT & !2, 0xfff), 0, Some(13)),
+        checked((UNUSABLE, 0), 0, Some(13)),
+        checked((EXPAND_DOWN, 0xfff), 0xfff, Some(13)),
+        checked((EXPAND_DOWN, 0xfff), 0x1000, None),
+    ] {
+        // DS, and SS and FS by a prefix.
+        for (register, code, stack) in [(3, &[0x6e][..], false), (2, &[0x36, 0x6e], true), (4, &[0x64, 0x6e], false)] {
+            let mut guest = protected(Guest::new(code), register, &row);
+            guest.set(Gpr::RSI, row.offset);
+            guest.resumes(PRINT);
+            let raised = row.vector.map(|vector| (if stack { 12 } else { vector }, Some(0)));
+            assert_eq!(guest.vcpu.raised(), raised, "{register} {:x?} {:x}", row.segment, row.offset);
+            let (rsi, printed) = if raised.is_some() { (row.offset, 0) } else { (row.offset + 1, 1) };
+            assert_eq!((guest.get(Gpr::RSI), guest.printed().len()), (rsi, printed));
+        }
+    }
+}
+
+#[test]
+fn a_limit_in_the_midst_of_a_string_is_met_there() {
+    let mut guest = protected(Guest::new(&REP_OUTSB), 3, &checked((READ_ONLY, 4), 0, None));
+    guest.memory().put(DATA, b"hello world");
+    guest.set(Gpr::RSI, 0).set(Gpr::RCX, 11);
+    guest.resumes(PRINT);
+    assert_eq!(guest.vcpu.raised(), Some((13, Some(0))));
+    assert_eq!((guest.get(Gpr::RSI), guest.get(Gpr::RCX), guest.vcpu.rip), (5, 6, CODE));
+    assert_eq!(guest.printed(), b"hello");
+}
+
+#[test]
+fn a_string_of_no_elements_has_no_segment() {
+    let mut guest = protected(Guest::new(&REP_OUTSB), 3, &checked((UNUSABLE, 0), 0, None));
+    guest.set(Gpr::RSI, 0).set(Gpr::RCX, 0);
+    guest.resumes(PRINT);
+    assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (None, CODE + 2));
+}
+
+#[test]
+fn user_mode_may_ask_for_alignment_checks_of_strings() {
+    const AM: u64 = 1 << 18;
+    const AC: u64 = 1 << 18;
+    for (am, ac, cpl, misaligned, raised) in [
+        (AM, AC, 3, 2, Some((17, Some(0)))),
+        (AM, AC, 3, 0, None),
+        (0, AC, 3, 2, None),
+        (AM, 0, 3, 2, None),
+        (AM, AC, 0, 2, None),
+    ] {
+        let mut guest = receiver(&REP_INSD, b"x");
+        guest.vcpu.control.cr0 |= am;
+        guest.vcpu.control.cpl = cpl;
+        guest.vcpu.rflags |= ac;
+        guest.set(Gpr::RDI, DATA + misaligned).set(Gpr::RCX, 1);
+        guest.resumes(string(COM1, Size::Dword, true));
+        assert_eq!(guest.vcpu.raised(), raised);
+        if raised.is_some() {
+            assert_eq!(received(&mut guest), b'x');
+        }
+    }
+}
+
+#[test]
+fn code_may_be_written_in_real_mode_but_not_beyond_its_limit() {
+    for (offset, raised) in [(0xfffc, None), (0xfffd, Some((13, Some(0))))] {
+        let mut guest = Guest::real(&[0x66, 0x6d]);
+        guest.vcpu.segments[0] = crate::SegmentState { base: DATA, limit: 0xffff, ..guest.vcpu.segments[0] };
+        guest.vcpu.attributes[0] = 0x9b;
+        guest.set(Gpr::RDI, offset);
+        guest.resumes(string(COM1, Size::Dword, true));
+        assert_eq!(guest.vcpu.raised(), raised);
+    }
+}
+
+#[test]
+fn strings_of_64_bit_code_are_at_canonical_addresses() {
+    const LAST: u64 = 0x7fff_ffff_ffff;
+    for (code, raised) in [(&[0x6f][..], 13), (&[0x64, 0x6f], 13)] {
+        let mut guest = Guest::new(code);
+        guest.vcpu.attributes = [0; 6];
+        guest.set(Gpr::RSI, LAST - 2);
+        guest.resumes(string(CONSOLE, Size::Dword, false));
+        assert_eq!((guest.vcpu.raised(), guest.printed().len()), (Some((raised, Some(0))), 0));
+    }
+}

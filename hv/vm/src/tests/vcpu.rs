@@ -2,7 +2,7 @@
 
 use crate::task_switch::{LoadedSegment, SegmentRegister, TaskState};
 use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
-use crate::{Event, Exit, Gpr, Known, Registers, Segment};
+use crate::{DescriptorCache, Event, Exit, Gpr, Known, Registers, Segment};
 use arch::RFLAGS_IF;
 use core::fmt;
 use std::boxed::Box;
@@ -19,6 +19,8 @@ pub(super) struct TestVcpu {
     pub(super) rflags: u64,
     pub(super) control: ControlRegisters,
     pub(super) segments: [SegmentState; 6],
+    /// Of the segments.
+    pub(super) attributes: [u16; 6],
     pub(super) cr2: u64,
     /// DR0 to DR7.
     pub(super) debug: [u64; 8],
@@ -69,6 +71,7 @@ impl TestVcpu {
             rflags: 2,
             control,
             segments: [data, code, data, data, data, data],
+            attributes: [0xc93, 0xc9b, 0xc93, 0xc93, 0xc93, 0xc93],
             cr2: 0,
             debug: [0; 8],
             pending_traps: 0,
@@ -260,6 +263,10 @@ impl Vcpu for TestVcpu {
     }
     fn segment(&self, register: Segment) -> SegmentState {
         self.segments[register as usize]
+    }
+    fn descriptor_cache(&mut self, register: Segment) -> DescriptorCache {
+        let SegmentState { base, limit, .. } = self.segments[register as usize];
+        DescriptorCache { base, limit, attributes: self.attributes[register as usize] }
     }
     fn set_cr2(&mut self, address: u64) {
         self.cr2 = address;

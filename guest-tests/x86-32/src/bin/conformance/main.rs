@@ -1,5 +1,5 @@
 //! Whether instructions that a hypervisor carries out behave as the manuals say where it is easily forgotten: debug traps, the flags
-//! that exceptions push, and NMIs.
+//! that exceptions push, what INS and OUTS check of their segments, and NMIs.
 //!
 //! `breakpoints=met` demands what QEMU does not offer below this hypervisor, which withholds a guest's breakpoints there.
 //! `breakpoints=untold` demands it of Bochs's SVM (2.7), which does not tell in DR6 why a #DB exits: it is taken from what else the
@@ -8,6 +8,7 @@
 #![no_main]
 
 mod nmis;
+mod segments;
 mod steps;
 mod traps;
 
@@ -57,6 +58,9 @@ fn main(boot: &Boot) -> GuestStatus {
             traps::data_breakpoint_at_outs,
             traps::data_breakpoint_at_a_device,
             traps::resume_flag_lasts_for_one_instruction,
+            segments::ins,
+            segments::outs,
+            segments::limit_in_the_midst_of_a_string,
             nmis::one_that_comes_while_another_is_handled,
             nmis::three_that_come_while_another_is_handled,
             nmis::two_at_once,
