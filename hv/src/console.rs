@@ -13,6 +13,7 @@
 use crate::cpus;
 use crate::lapic;
 use crate::timer;
+use abi::options::level;
 use abi::ports::COM1;
 use abi::uart::{BAUD, FIFO};
 use abi::wire;
@@ -163,21 +164,13 @@ impl Log for ConsoleLog {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let level = record.level().as_str();
-            report!("{}: {}", Lower(level), record.args());
+            // `Error`, the first of them, is 1.
+            let level = level::ALL[record.level() as usize - 1];
+            report!("{level}: {}", record.args());
         }
     }
 
     fn flush(&self) {}
-}
-
-/// A level's name as the command line spells it.
-struct Lower(&'static str);
-
-impl fmt::Display for Lower {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.chars().try_for_each(|c| f.write_char(c.to_ascii_lowercase()))
-    }
 }
 
 /// Programs the port and makes it `log`'s destination.
