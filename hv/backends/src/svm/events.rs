@@ -161,7 +161,16 @@ impl<T: Translation> SvmVcpu<T> {
     }
 
     /// Has the next IRET exit again, unless the step is over: flags and NMIs are the guest's then.
+    #[inline(always)]
     pub(super) fn forget_step(&mut self) {
+        if self.step.is_some() {
+            self.forget_begun_step();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn forget_begun_step(&mut self) {
         let Some(step) = self.step.take() else { return };
         if self.linear_rip() == step.from {
             self.vmcb.save.rflags &= !RFLAGS_TF;
