@@ -8,7 +8,7 @@ use core::fmt;
 /// lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-#[allow(missing_docs, reason = "the fields are named as the registers are")]
+#[expect(missing_docs, reason = "the registers' own names")]
 pub struct TrapFrame {
     pub rax: u64,
     pub rcx: u64,
