@@ -127,7 +127,7 @@ pub trait Events: Registers + DebugRegisters {
         self.set_event(event);
     }
     /// Forgets a single step that the hardware holds pending at the exit of an instruction with TF, which ends in an exception: its
-    /// handler would begin with the step.
+    /// handler would begin with the step. Ends the interrupt shadow as well, in which the hardware wants the step to be pending.
     fn forget_pending_step(&mut self) {}
     /// As [`inject`](Self::inject), and nothing besides.
     fn set_event(&mut self, event: Event);

@@ -130,6 +130,16 @@ fn a_breakpoint_that_a_load_of_ss_has_met_comes_with_the_step() {
 }
 
 #[test]
+fn a_fault_behind_a_load_of_ss_leaves_neither_shadow_nor_step() {
+    let mut guest = guest(&[0x0f, 0x30], RFLAGS_TF);
+    (guest.vcpu.shadow, guest.vcpu.pending_traps) = (true, DR6_BS);
+    guest.set(Gpr::RAX, 2);
+    guest.resumes(Exit::WriteMsr);
+    assert_eq!(guest.vcpu.raised(), Some((GENERAL_PROTECTION_FAULT_VECTOR, Some(0))));
+    assert_eq!((guest.vcpu.shadow, guest.vcpu.pending_traps), (false, 0));
+}
+
+#[test]
 fn steps_are_between_iterations() {
     for (code, exit) in [
         (&[0xf3, 0x6e][..], string(PORT, Size::Byte, false)),

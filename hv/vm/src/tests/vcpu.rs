@@ -3,7 +3,7 @@
 use crate::task_switch::{LoadedSegment, SegmentRegister, TaskState};
 use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{DescriptorCache, Event, Exit, Gpr, Known, Registers, Segment};
-use arch::RFLAGS_IF;
+use arch::{DR6_BS, RFLAGS_IF};
 use core::fmt;
 use std::boxed::Box;
 use std::collections::VecDeque;
@@ -309,6 +309,10 @@ impl Events for TestVcpu {
     }
     fn in_interrupt_shadow(&self) -> bool {
         self.shadow
+    }
+    fn forget_pending_step(&mut self) {
+        self.pending_traps &= !DR6_BS;
+        self.shadow = false;
     }
     fn set_event(&mut self, event: Event) {
         assert_eq!(self.event, None, "{event:?} comes on top");
