@@ -42,6 +42,12 @@ pub fn unmask_only(line: u8) {
     port::write8(DATA[1], 0xff);
 }
 
+/// Lets through `line` of the second controller, but masks the line of the first that it hangs on: its requests can be seen there.
+pub fn unmask_only_second(line: u8) {
+    port::write8(DATA[0], 0xff);
+    port::write8(DATA[1], !(1 << (line - 8)));
+}
+
 /// Masks all lines.
 pub fn mask_all() {
     DATA.into_iter().for_each(|data| port::write8(data, 0xff));

@@ -1,5 +1,6 @@
 //! Whether instructions that a hypervisor carries out behave as the manuals say where it is easily forgotten: debug traps, the flags
-//! that exceptions push, what INS and OUTS check of their segments, and NMIs.
+//! that exceptions push, what INS and OUTS check of their segments, NMIs, and
+//! the clock.
 //!
 //! `breakpoints=met` demands what QEMU does not offer below this hypervisor, which withholds a guest's breakpoints there.
 //! `breakpoints=untold` demands it of Bochs's SVM (2.7), which does not tell in DR6 why a #DB exits: it is taken from what else the
@@ -8,6 +9,7 @@
 #![no_main]
 
 mod nmis;
+mod rtc;
 mod segments;
 mod steps;
 mod traps;
@@ -64,6 +66,9 @@ fn main(boot: &Boot) -> GuestStatus {
             nmis::one_that_comes_while_another_is_handled,
             nmis::three_that_come_while_another_is_handled,
             nmis::two_at_once,
+            rtc::an_update_is_announced_and_told,
+            rtc::a_period_interrupts_until_the_flags_are_read,
+            rtc::the_clock_is_held_while_it_is_set,
         ],
     )
 }
