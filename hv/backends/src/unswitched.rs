@@ -4,6 +4,8 @@
 //! It stays in the processor across exits. Each CPU has a [`GuestStateOwner`], which tells the vCPU that the state in the
 //! processor belongs to. Another vCPU of the CPU saves it before it loads its own (as the kernel's lazy FPU switching did).
 
+pub(crate) mod vector;
+
 use alloc::rc::Rc;
 use arch::reset;
 use core::arch::asm;

@@ -52,7 +52,7 @@ pub struct Address {
 
 /// The linear address of an offset in a segment. [`segmentation`](crate::segmentation) checks what the processor has not.
 #[inline]
-pub(crate) fn linear<R: Registers>(registers: &R, bitness: Bitness, segment: Segment, offset: u64) -> Gva {
+pub(crate) fn linear<R: Registers + ?Sized>(registers: &R, bitness: Bitness, segment: Segment, offset: u64) -> Gva {
     match (bitness, segment) {
         (Bitness::Bits64, Segment::Fs | Segment::Gs) => Gva::new(registers.segment_base(segment).wrapping_add(offset)),
         (Bitness::Bits64, _) => Gva::new(offset),
@@ -68,20 +68,13 @@ impl Address {
 
     /// The linear address. It may be non-canonical in 64-bit mode.
     #[inline]
-    pub fn linear<R: Registers>(&self, registers: &R) -> Gva {
-        self.displaced(registers, 0)
-    }
-
-    /// The linear address of the operand plus `bytes`; the offset wraps at the address size.
-    #[inline]
-    pub(crate) fn displaced<R: Registers>(&self, registers: &R, bytes: u64) -> Gva {
-        let offset = self.offset(registers).wrapping_add(bytes) & self.size.mask();
-        linear(registers, self.bitness, self.segment, offset)
+    pub fn linear<R: Registers + ?Sized>(&self, registers: &R) -> Gva {
+        linear(registers, self.bitness, self.segment, self.offset(registers))
     }
 
     /// The offset in the segment.
     #[inline]
-    pub fn offset<R: Registers>(&self, registers: &R) -> u64 {
+    pub fn offset<R: Registers + ?Sized>(&self, registers: &R) -> u64 {
         let base = match self.base {
             Base::None => 0,
             Base::Gpr(gpr) => registers.gpr(gpr),
@@ -89,6 +82,17 @@ impl Address {
         };
         let index = self.index.map_or(0, |(gpr, scale)| registers.gpr(gpr) << scale);
         base.wrapping_add(index).wrapping_add(self.displacement) & self.size.mask()
+    }
+
+    /// The operand of XLAT, without AL.
+    pub(crate) fn of_table(instruction: &Instruction, bitness: Bitness) -> Option<Self> {
+        let size = match instruction.memory_base().size() {
+            8 => AddressSize::Bits64,
+            4 => AddressSize::Bits32,
+            _ => AddressSize::Bits16,
+        };
+        let segment = Segment::of(instruction.memory_segment())?;
+        Some(Self { base: Base::Gpr(Gpr::RBX), index: None, displacement: 0, segment, size, bitness })
     }
 
     /// The explicit memory operand of `instruction`. String instructions have implicit ones.

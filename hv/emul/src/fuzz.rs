@@ -1,7 +1,10 @@
 //! The fuzz targets, which property tests run too.
 
-use crate::mmio::{Bus, Executed, MemoryRef};
-use crate::{Bitness, Gpr, Known, Registers, Segment, Width, length, mmio, string_io, system};
+use crate::interpreter::{self, Area, Controls, Processor, StepResult, Table, TableRegister, VectorInstruction};
+use crate::mmio::Executed;
+use crate::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
+use crate::{Bitness, Gpr, Known, Memory, Registers, Segment, Width, length, mmio, string_io, system};
+use addr::Gva;
 
 const MODES: [Bitness; 3] = [Bitness::Bits16, Bitness::Bits32, Bitness::Bits64];
 
@@ -73,35 +76,131 @@ impl Registers for File {
     }
 }
 
-/// A bus that gives values from the fuzzer and refuses all accesses after a number of them.
+/// Memory that gives values from the fuzzer and refuses all accesses after a number of them.
 struct Values<'a> {
     values: &'a [u8],
     accesses: usize,
 }
 
+#[derive(Debug, PartialEq)]
 struct Refused;
 
-impl Values<'_> {
-    fn access(&mut self) -> Result<u64, Refused> {
-        let (&value, rest) = self.values.split_first().ok_or(Refused)?;
-        self.values = rest;
-        self.accesses += 1;
-        Ok(u64::from(value) * 0x0101_0101_0101_0101)
+impl From<SegmentFault> for Refused {
+    fn from(_: SegmentFault) -> Self {
+        Self
     }
 }
 
-impl Bus for Values<'_> {
-    type Error = Refused;
-    fn read(&mut self, _: MemoryRef, _: Width) -> Result<u64, Refused> {
-        self.access()
+impl Values<'_> {
+    fn access(&mut self) -> Result<u8, Refused> {
+        let (&value, rest) = self.values.split_first().ok_or(Refused)?;
+        self.values = rest;
+        self.accesses += 1;
+        Ok(value)
     }
-    fn write(&mut self, _: MemoryRef, width: Width, value: u64) -> Result<(), Refused> {
-        assert_eq!(value & !width.mask(), 0);
+}
+
+impl Memory for Values<'_> {
+    type Error = Refused;
+    fn read(&mut self, _: Gva, bytes: &mut [u8]) -> Result<(), Refused> {
+        bytes.fill(self.access()?);
+        Ok(())
+    }
+    fn write(&mut self, _: Gva, _: &[u8]) -> Result<(), Refused> {
         self.access().map(|_| ())
     }
-    fn compare_exchange(&mut self, _: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, Refused> {
+    fn compare_exchange(&mut self, _: Gva, width: Width, old: u64, new: u64) -> Result<bool, Refused> {
         assert_eq!((old | new) & !width.mask(), 0);
         self.access().map(|value| value & 1 == 1)
+    }
+}
+
+/// What the interpreter asks of a vCPU, from the fuzzer.
+#[derive(Clone, Debug, PartialEq)]
+struct Cpu {
+    file: File,
+    controls: Controls,
+}
+
+impl Registers for Cpu {
+    fn gpr(&self, gpr: Gpr) -> u64 {
+        self.file.gpr(gpr)
+    }
+    fn set_gpr(&mut self, gpr: Gpr, value: u64) {
+        self.file.set_gpr(gpr, value);
+    }
+    fn rip(&self) -> u64 {
+        self.file.rip()
+    }
+    fn rflags(&self) -> u64 {
+        self.file.rflags()
+    }
+    fn set_rflags(&mut self, value: u64) {
+        self.file.set_rflags(value);
+    }
+    fn segment_base(&self, segment: Segment) -> u64 {
+        self.file.segment_base(segment)
+    }
+}
+
+impl Processor for Cpu {
+    fn jump(&mut self, _: u64) {}
+    fn shadow(&mut self) {}
+    fn selector(&self, _: Segment) -> u16 {
+        0
+    }
+    fn load_segment(&mut self, _: Segment, _: u16) {
+        assert_eq!(self.controls.cr0 & 1, 0, "a segment is loaded without a descriptor");
+    }
+    fn segmentation(&mut self, segment: Segment, bitness: Bitness) -> Segmentation {
+        let mode = match bitness {
+            Bitness::Bits64 => Mode::Long(48),
+            _ if self.controls.cr0 & 1 == 0 => Mode::Real,
+            _ => Mode::Protected,
+        };
+        let cache = DescriptorCache { base: 0, limit: u32::MAX, attributes: 0xc93 };
+        Segmentation { segment, cache, mode, checks_alignment: false }
+    }
+    fn table(&self, _: Table) -> TableRegister {
+        TableRegister { base: 0, limit: 0xffff }
+    }
+    fn set_table(&mut self, _: Table, _: TableRegister) {
+        assert!(self.controls.cr0 & 1 == 0 || self.controls.cpl == 0, "LGDT and LIDT are privileged");
+    }
+    fn controls(&self) -> Controls {
+        self.controls
+    }
+    fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) {}
+}
+
+/// Interprets an instruction, in real mode or, with a CPL of 0 or 3, in protected mode.
+///
+/// # Panics
+/// If a refused access changes a register, if a system flag changes at CPL 3, or if code without memory operands is executed in
+/// protected mode.
+pub fn emul_interpret(data: &[u8]) {
+    /// All but arithmetic flags and those that POPF may change at CPL 3: TF, DF, NT, AC, ID.
+    const SYSTEM: u64 = !(0x8d5 | 0x24_4500);
+    let Some((&[mode, kind, ref code @ .., seed], rest)) = data.split_first_chunk::<18>() else { return };
+    let bitness = MODES[usize::from(mode) % 3];
+    let is_real = kind & 1 == 0 && bitness != Bitness::Bits64;
+    let (cr0, cpl) = (if is_real { 0 } else { 1 }, if is_real || kind & 2 == 0 { 0 } else { 3 });
+    let gpr = core::array::from_fn(|n| u64::from(seed) << (n % 32) | n as u64);
+    let rflags = 2 | u64::from(seed) & 0xd5;
+    let mut cpu = Cpu { file: File { gpr, rflags }, controls: Controls { cr0, cr4: 0x200, cpl } };
+    let before = cpu.clone();
+    let mut memory = Values { values: rest, accesses: 0 };
+    match interpreter::step(&mut cpu, &mut memory, code, bitness) {
+        Ok(StepResult::Done) => {
+            assert!(cpl == 0 || (cpu.file.rflags ^ before.file.rflags) & SYSTEM == 0, "{code:x?}");
+            assert!(is_real || length(code, bitness).is_ok());
+        }
+        Ok(StepResult::Exit { .. } | StepResult::System { .. }) => assert!(is_real, "{code:x?}"),
+        Ok(StepResult::Iterated) => {}
+        Ok(StepResult::Again | StepResult::Fault(_) | StepResult::Unknown) => assert_eq!(cpu, before, "{code:x?}"),
+        // What some iterations have done stays.
+        Err(Refused) if memory.accesses > 2 => {}
+        Err(Refused) => assert!(cpu == before || code.contains(&0xf2) || code.contains(&0xf3), "{code:x?}"),
     }
 }
 
@@ -163,6 +262,11 @@ proptest::proptest! {
     #[test]
     fn any_bytes_decode_or_do_not(data in proptest::collection::vec(proptest::num::u8::ANY, 0..20)) {
         emul_decode(&data);
+    }
+
+    #[test]
+    fn any_instruction_is_interpreted_or_refused(data in proptest::collection::vec(proptest::num::u8::ANY, 18..100)) {
+        emul_interpret(&data);
     }
 
     #[test]

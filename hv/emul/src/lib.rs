@@ -8,9 +8,9 @@
 //! * [`length`]: the length of any instruction.
 //! * [`string_io`]: INS and OUTS, decoded and stepped by iterations.
 //! * [`system`]: moves to and from control and debug registers, LMSW, SMSW, CLTS, INVLPG.
-//! * [`mmio`]: instructions that read and write memory, executed on a bus.
+//! * [`mmio`]: the instructions that drivers access devices by, decoded once and executed on [`Memory`].
 //! * [`segmentation`]: the checks of an operand before its linear address is used.
-//! * [`real`]: code in real mode, for processors that can't run guests in real mode.
+//! * [`interpreter`]: nearly all others on memory, and real mode for processors that can't run guests in it.
 //!
 //! The general decoder is iced-x86. It allocates its tables on the heap at its first use: call [`warm_up`] at boot.
 //!
@@ -33,9 +33,10 @@ extern crate std;
 mod address;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod interpreter;
 mod known;
+mod memory;
 pub mod mmio;
-pub mod real;
 pub mod registers;
 pub mod segmentation;
 pub mod string_io;
@@ -44,6 +45,7 @@ pub mod system;
 
 pub use address::{Address, AddressSize, Base};
 pub use known::Known;
+pub use memory::Memory;
 pub use registers::{Gpr, Registers, Segment};
 
 use arch::MAX_INSTRUCTION;
@@ -155,6 +157,23 @@ impl fmt::Display for DecodeError {
 }
 
 impl core::error::Error for DecodeError {}
+
+/// The name of an instruction: its mnemonic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstructionName(Mnemonic);
+
+impl InstructionName {
+    /// That of the instruction that `bytes` begin with.
+    pub fn new(bytes: &[u8], bitness: Bitness) -> Self {
+        Self(decode(bytes, bitness).map_or(Mnemonic::INVALID, |instruction| instruction.mnemonic()))
+    }
+}
+
+impl fmt::Display for InstructionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
 
 /// The length in bytes of the instruction that `bytes` begin with.
 pub fn length(bytes: &[u8], bitness: Bitness) -> Result<u64, DecodeError> {

@@ -4,8 +4,9 @@
 //! instruction), and for guests' writes to their own page tables where these are write-protected.
 //!
 //! ```
-//! use emul::{Bitness, Gpr, Registers, Segment, Width};
-//! use emul::mmio::{self, Bus, Executed, MemoryRef};
+//! use addr::Gva;
+//! use emul::{Bitness, Gpr, Memory, Registers, Segment};
+//! use emul::mmio::{self, Executed};
 //! # #[derive(Default)] struct Vcpu([u64; 16]);
 //! # impl Registers for Vcpu {
 //! #     fn gpr(&self, gpr: Gpr) -> u64 { self.0[gpr.index()] }
@@ -15,12 +16,12 @@
 //! #     fn set_rflags(&mut self, _: u64) {}
 //! #     fn segment_base(&self, _: Segment) -> u64 { 0 }
 //! # }
-//! /// A device with one register, at the address of the exit.
-//! struct Device(u64);
-//! impl Bus for Device {
+//! /// A device with one register of a byte.
+//! struct Device(u8);
+//! impl Memory for Device {
 //!     type Error = ();
-//!     fn read(&mut self, _: MemoryRef, _: Width) -> Result<u64, ()> { Ok(self.0) }
-//!     fn write(&mut self, _: MemoryRef, _: Width, value: u64) -> Result<(), ()> { self.0 = value; Ok(()) }
+//!     fn read(&mut self, _: Gva, bytes: &mut [u8]) -> Result<(), ()> { bytes.fill(self.0); Ok(()) }
+//!     fn write(&mut self, _: Gva, bytes: &[u8]) -> Result<(), ()> { self.0 = bytes[0]; Ok(()) }
 //! }
 //! # let mut vcpu = Vcpu::default();
 //! // movzx eax, byte ptr [rdi]
@@ -32,7 +33,8 @@
 //!
 //! These instructions are emulated, with memory operands of up to 64 bits: MOV, MOVNTI, MOVZX, MOVSX, MOVSXD, XCHG,
 //! XADD, CMPXCHG, CMPXCHG8B, ADD, ADC, SUB, SBB, CMP, AND, OR, XOR, TEST, INC, DEC, NEG, NOT, BT, BTS, BTR, BTC, SETcc,
-//! MOVS, STOS and LODS. MOV, MOVZX and MOVSX, which drivers use nearly exclusively, have a short decoder of their own.
+//! MOVS, STOS, LODS, CMPS and SCAS. MOV, MOVZX and MOVSX, which drivers use nearly exclusively, have a short decoder of their own.
+//! Any other instruction is the [interpreter](crate::interpreter)'s.
 
 pub(crate) mod alu;
 mod execute;
@@ -42,7 +44,7 @@ mod general;
 use crate::registers::Operand;
 use crate::segmentation::Kind;
 use crate::string_step::StringStep;
-use crate::{Address, Bitness, DecodeError, Gpr, Registers, Segment, Width};
+use crate::{Address, Bitness, DecodeError, Gpr, Registers, Segment, Width, address};
 use addr::Gva;
 use alu::{Binary, Bit, Unary};
 use iced_x86::Instruction;
@@ -53,9 +55,9 @@ pub struct Mmio {
     op: Op,
     /// The width of the memory operand.
     width: Width,
-    /// A LOCK prefix, or XCHG: memory is changed by [`Bus::compare_exchange`].
+    /// A LOCK prefix, or XCHG: memory is changed by [`Memory::compare_exchange`](crate::Memory::compare_exchange).
     locked: bool,
-    /// The memory operand; for MOVS the source.
+    /// The memory operand; for MOVS and CMPS that at RSI.
     address: Address,
     length: u64,
 }
@@ -87,37 +89,8 @@ enum Op {
     Lods(StringStep),
     Stos(StringStep),
     Movs(StringStep),
-}
-
-/// The memory that an access of an instruction is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemoryRef {
-    /// The instruction's only memory operand, whose guest-physical address the exit gives. [`Mmio::linear`] gives its
-    /// linear address.
-    Operand,
-    /// An operand of MOVS, at this linear address. Either of the two may be the one that exited.
-    Linear(Gva),
-}
-
-/// The memory and devices that one vCPU accesses.
-pub trait Bus {
-    /// The reason of a refused access.
-    type Error;
-
-    /// Reads a value of `width` at `at`. Bits above the width are ignored.
-    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Self::Error>;
-
-    /// Writes a value of `width` at `at`. Bits of `value` above the width are zero.
-    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Self::Error>;
-
-    /// Writes `new` if the memory still holds `old`, and tells whether it did. Locked instructions use this.
-    ///
-    /// The default implementation always writes, which is right for a device that no other vCPU can write between the
-    /// read and the write. Memory needs its own implementation.
-    fn compare_exchange(&mut self, at: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, Self::Error> {
-        let _ = old;
-        self.write(at, width, new).map(|()| true)
-    }
+    Cmps(StringStep),
+    Scas(StringStep),
 }
 
 /// A MOV of 32 bits, which a caller can execute itself.
@@ -130,6 +103,20 @@ pub enum Plain {
     /// Stores this value.
     StoreImmediate(u32),
 }
+
+/// A memory operand of an instruction, as its segment register checks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryOperand {
+    /// The segment.
+    pub segment: Segment,
+    /// The offset in it.
+    pub offset: u64,
+    /// What is done.
+    pub kind: Kind,
+}
+
+/// The operands of one instruction, in the order of their accesses.
+pub type Operands = [Option<MemoryOperand>; 2];
 
 /// The result of an emulation step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,23 +250,34 @@ impl Mmio {
         }
     }
 
-    /// Whether it accesses memory by [`MemoryRef::Linear`], as MOVS does.
+    /// What the processor checks before the next [`execute`](Self::execute) accesses memory. None of a repeated instruction that has no
+    /// iteration left.
     #[inline]
-    pub const fn is_linear(&self) -> bool {
-        matches!(self.op, Op::Movs(_))
+    pub fn operands<R: Registers + ?Sized>(&self, registers: &R) -> Option<Operands> {
+        let operand = |kind| MemoryOperand { segment: self.address.segment, offset: self.offset(registers), kind };
+        let at_rdi = |step: StringStep, kind| {
+            Some(MemoryOperand { segment: Segment::Es, offset: step.offset(registers, Gpr::RDI), kind })
+        };
+        let one = |kind| Some([Some(operand(kind)), None]);
+        match self.op {
+            Op::Lods(step) | Op::Stos(step) | Op::Movs(step) | Op::Cmps(step) | Op::Scas(step)
+                if step.remaining(registers) == 0 =>
+            {
+                None
+            }
+            Op::Movs(step) => Some([Some(operand(Kind::Read)), at_rdi(step, Kind::Write)]),
+            Op::Cmps(step) => Some([Some(operand(Kind::Read)), at_rdi(step, Kind::Read)]),
+            Op::Load { .. } | Op::BinaryToRegister(..) | Op::Lods(_) | Op::Scas(_) => one(Kind::Read),
+            Op::BinaryToMemory(op, _) if !op.stores() => one(Kind::Read),
+            Op::Bit(op, _) if !op.stores() => one(Kind::Read),
+            _ => one(Kind::Write),
+        }
     }
 
-    /// The operands of the next iteration of MOVS: segment, offset, and what is done. Either may be the one that exited, and the
-    /// processor may not have come to the other. None of another instruction, or when no iteration is left.
+    /// Whether it has two operands in memory. Either may be the one that exited, and the processor may not have come to the other.
     #[inline]
-    pub fn moved<R: Registers>(&self, registers: &R) -> Option<[(Segment, u64, Kind); 2]> {
-        let Op::Movs(step) = self.op else { return None };
-        (step.remaining(registers) > 0).then(|| {
-            [
-                (self.address.segment, self.address.offset(registers), Kind::Read),
-                (Segment::Es, step.offset(registers, Gpr::RDI), Kind::Write),
-            ]
-        })
+    pub const fn has_two_operands(&self) -> bool {
+        matches!(self.op, Op::Movs(_) | Op::Cmps(_))
     }
 
     /// The width of the memory operand.
@@ -288,9 +286,14 @@ impl Mmio {
         self.width
     }
 
-    /// The linear address of the memory operand (for MOVS the source) that the next [`execute`](Self::execute)
+    /// The linear address of the memory operand (for MOVS and CMPS that at RSI) that the next [`execute`](Self::execute)
     /// accesses.
-    pub fn linear<R: Registers>(&self, registers: &R) -> Gva {
+    pub fn linear<R: Registers + ?Sized>(&self, registers: &R) -> Gva {
+        address::linear(registers, self.address.bitness, self.address.segment, self.offset(registers))
+    }
+
+    /// The operand's offset in its segment, which wraps at the address size.
+    fn offset<R: Registers + ?Sized>(&self, registers: &R) -> u64 {
         let bytes = match self.op {
             // A bit offset in a register selects a word before or after the operand.
             Op::Bit(_, Source::Register(from)) => {
@@ -299,6 +302,6 @@ impl Mmio {
             }
             _ => 0,
         };
-        self.address.displaced(registers, bytes)
+        self.address.offset(registers).wrapping_add(bytes) & self.address.size.mask()
     }
 }

@@ -132,13 +132,13 @@ impl Operand {
 
     /// The operand's bits, zero-extended.
     #[inline]
-    pub(crate) fn get<R: Registers>(self, registers: &R, width: Width) -> u64 {
+    pub(crate) fn get<R: Registers + ?Sized>(self, registers: &R, width: Width) -> u64 {
         (registers.gpr(self.gpr) >> self.shift()) & width.mask()
     }
 
     /// Writes as an instruction does: writes of 8 and 16 bits keep the other bits, those of 32 bits clear them.
     #[inline]
-    pub(crate) fn set<R: Registers>(self, registers: &mut R, width: Width, value: u64) {
+    pub(crate) fn set<R: Registers + ?Sized>(self, registers: &mut R, width: Width, value: u64) {
         let value = match width {
             Width::Qword | Width::Dword => value & width.mask(),
             Width::Word | Width::Byte => {

@@ -29,7 +29,7 @@
 //! assert_eq!((moved, vcpu.gpr(Gpr::RSI), vcpu.gpr(Gpr::RCX)), (3, 0x2001, 0));
 //! ```
 
-use crate::string_step::StringStep;
+use crate::string_step::{Repeat, StringStep};
 use crate::{AddressSize, Bitness, DecodeError, Gpr, Registers, Segment, Width, address};
 use addr::Gva;
 use iced_x86::{Mnemonic, OpKind};
@@ -100,7 +100,8 @@ impl StringIo {
         bitness: Bitness,
         length: u64,
     ) -> Self {
-        Self { direction, step: StringStep { width, size, rep }, bitness, length }
+        let repeat = if rep { Repeat::Always } else { Repeat::Once };
+        Self { direction, step: StringStep { width, size, repeat }, bitness, length }
     }
 
     /// Its direction.
@@ -134,7 +135,7 @@ impl StringIo {
     }
 
     /// The offset of the next element in its segment.
-    pub fn offset<R: Registers>(&self, registers: &R) -> u64 {
+    pub fn offset<R: Registers + ?Sized>(&self, registers: &R) -> u64 {
         self.step.offset(registers, self.index())
     }
 
@@ -142,7 +143,7 @@ impl StringIo {
     ///
     /// Without REP there is always a next element; the instruction is complete after the first
     /// [`retire`](Self::retire).
-    pub fn next<R: Registers>(&self, registers: &R) -> Option<Elements> {
+    pub fn next<R: Registers + ?Sized>(&self, registers: &R) -> Option<Elements> {
         let offset = self.offset(registers);
         let at = address::linear(registers, self.bitness, self.segment(), offset);
         let count = self.step.batch(registers, offset, at.page_offset());
@@ -150,7 +151,7 @@ impl StringIo {
     }
 
     /// Advances the registers by `count` elements, at most as many as [`next`](Self::next) gave. Whether more are left.
-    pub fn retire<R: Registers>(&self, registers: &mut R, count: u64) -> bool {
+    pub fn retire<R: Registers + ?Sized>(&self, registers: &mut R, count: u64) -> bool {
         self.step.step(registers, self.index(), count);
         self.step.count(registers, count)
     }

@@ -157,7 +157,7 @@ fn status_word(instruction: &Instruction, bitness: Bitness) -> Option<StatusWord
 /// Writes `value` to `gpr` as an instruction with an operand of `width` does: writes of 8 and 16 bits keep the other
 /// bits of the register, those of 32 bits clear them. For IN, SMSW, MOV from CR and DR.
 #[inline]
-pub fn write_gpr<R: Registers>(registers: &mut R, gpr: Gpr, width: Width, value: u64) {
+pub fn write_gpr<R: Registers + ?Sized>(registers: &mut R, gpr: Gpr, width: Width, value: u64) {
     Operand::new(gpr).set(registers, width, value);
 }
 

@@ -1,6 +1,7 @@
+mod interpreter;
 mod lengths;
 mod memory;
-mod real;
+
 mod segmentation;
 mod strings;
 mod systems;

@@ -3,9 +3,10 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use addr::Gva;
-use emul::mmio::{self, Bus, Executed, MemoryRef};
-use emul::real::{self, Processor, StepResult, Table, TableRegister};
-use emul::{Bitness, Gpr, Registers, Segment, Width};
+use emul::interpreter::{self, Area, Controls, Processor, StepResult, Table, TableRegister, VectorInstruction};
+use emul::mmio::{self, Executed};
+use emul::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
+use emul::{Bitness, Gpr, Memory, Registers, Segment};
 use proptest::prelude::*;
 use std::ffi::{c_int, c_long, c_void};
 
@@ -163,29 +164,32 @@ impl Registers for Frame {
 struct Copied {
     base: u64,
     bytes: Vec<u8>,
-    operand: u64,
+}
+
+#[derive(Debug)]
+struct Refused;
+
+impl From<SegmentFault> for Refused {
+    fn from(_: SegmentFault) -> Self {
+        Self
+    }
 }
 
 impl Copied {
-    fn at(&mut self, at: MemoryRef, width: Width) -> &mut [u8] {
-        let address = match at {
-            MemoryRef::Operand => self.operand,
-            MemoryRef::Linear(address) => address.raw(),
-        };
-        let start = (address - self.base) as usize;
-        &mut self.bytes[start..start + width.bytes() as usize]
+    fn at(&mut self, at: Gva, length: usize) -> Result<&mut [u8], Refused> {
+        let start = at.raw().wrapping_sub(self.base) as usize;
+        self.bytes.get_mut(start..start.wrapping_add(length)).ok_or(Refused)
     }
 }
 
-impl Bus for Copied {
-    type Error = ();
-    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, ()> {
-        let mut value = [0; 8];
-        value[..width.bytes() as usize].copy_from_slice(self.at(at, width));
-        Ok(u64::from_le_bytes(value))
+impl Memory for Copied {
+    type Error = Refused;
+    fn read(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Refused> {
+        bytes.copy_from_slice(self.at(at, bytes.len())?);
+        Ok(())
     }
-    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), ()> {
-        self.at(at, width).copy_from_slice(&value.to_le_bytes()[..width.bytes() as usize]);
+    fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Refused> {
+        self.at(at, bytes.len())?.copy_from_slice(bytes);
         Ok(())
     }
 }
@@ -319,6 +323,38 @@ fn templates() -> Vec<Template> {
         add(&[0x0f, opcode], Some(0), 0, false, 0);
     }
     add(&[0x0f, 0xc3], None, 0, false, 0);
+    // CMOVcc.
+    for opcode in 0x40..=0x4f {
+        add(&[0x0f, opcode], None, 0, false, 0);
+    }
+    // IMUL, MUL, DIV, IDIV.
+    const PRODUCT: u64 = SF | ZF | AF | PF;
+    add(&[0x0f, 0xaf], None, 0, false, PRODUCT);
+    add(&[0x69], None, 4, false, PRODUCT);
+    add(&[0x6b], None, 1, false, PRODUCT);
+    for opcode in [0xf6, 0xf7] {
+        add(&[opcode], Some(4), 0, false, PRODUCT);
+        add(&[opcode], Some(5), 0, false, PRODUCT);
+        add(&[opcode], Some(6), 0, false, FLAGS);
+        add(&[opcode], Some(7), 0, false, FLAGS);
+    }
+    // BSF, BSR.
+    for opcode in 0xbc..=0xbd {
+        add(&[0x0f, opcode], None, 0, false, FLAGS & !ZF);
+    }
+    // Shifts and rotations by 1, by an immediate, by CL; SHLD and SHRD. Beyond the width CF is undefined.
+    for n in [0, 1, 2, 3, 4, 5, 7] {
+        let (auxiliary, carry) = (if n < 4 { 0 } else { AF }, if n < 4 || n == 7 { 0 } else { CF });
+        for wide in [0, 1] {
+            add(&[0xd0 | wide], Some(n), 0, false, auxiliary);
+            add(&[0xc0 | wide], Some(n), 1, false, auxiliary | OF | carry);
+            add(&[0xd2 | wide], Some(n), 0, false, auxiliary | OF | carry);
+        }
+    }
+    for opcode in [0xa4, 0xac] {
+        add(&[0x0f, opcode], None, 1, false, OF | AF);
+        add(&[0x0f, opcode + 1], None, 0, false, OF | AF);
+    }
     // BT, BTS, BTR, BTC.
     for (n, opcode) in [(4, 0xa3), (5, 0xab), (6, 0xb3), (7, 0xbb)] {
         let undefined = OF | SF | AF | PF;
@@ -326,6 +362,15 @@ fn templates() -> Vec<Template> {
         add(&[0x0f, 0xba], Some(n), 1, n != 4, undefined);
     }
     all
+}
+
+/// Whether an instruction shifts two operands of 16 bits by more: everything is undefined then.
+fn is_undefined(case: &Case, values: &[u64; 16]) -> bool {
+    let bytes = &case.forms[0].1;
+    let at = bytes.windows(2).position(|pair| pair[0] == 0x0f && matches!(pair[1], 0xa4 | 0xa5 | 0xac | 0xad));
+    let Some(at) = at else { return false };
+    let count = if bytes[at + 1] & 1 == 0 { u64::from(*bytes.last().unwrap()) } else { values[1] };
+    bytes.contains(&0x66) && count & 31 > 16
 }
 
 /// Any register but the stack pointer.
@@ -369,8 +414,17 @@ fn compare_exchange_8b() -> impl Strategy<Value = Case> {
     })
 }
 
+/// CMPXCHG16B of [rbx], and XLAT.
+fn others() -> impl Strategy<Value = Case> {
+    (any::<bool>(), any::<bool>()).prop_map(|(exchanges, short)| {
+        let (rex, code): (_, &[u8]) = if exchanges { (Some(0x48), &[0x0f, 0xc7, 0x4b, 0x10]) } else { (None, &[0xd7]) };
+        let prefixes = Prefixes { first: None, word: false, short, rex };
+        Case { forms: prefixes.before(code), short, undefined: 0, kind: Kind::Plain }
+    })
+}
+
 fn string() -> impl Strategy<Value = Case> {
-    let opcode = proptest::sample::select(vec![0xa4u8, 0xa5, 0xaa, 0xab, 0xac, 0xad]);
+    let opcode = proptest::sample::select(vec![0xa4u8, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf]);
     let rep = proptest::option::of(prop_oneof![Just(0xf3u8), Just(0xf2)]);
     (opcode, rep, any::<[bool; 3]>()).prop_map(|(opcode, first, [word, wide, short])| {
         let prefixes = Prefixes { first, word, short, rex: wide.then_some(0x48) };
@@ -392,7 +446,7 @@ proptest! {
 
     #[test]
     fn the_processor_agrees(
-        case in prop_oneof![16 => plain(), 1 => compare_exchange_8b(), 2 => string()],
+        case in prop_oneof![24 => plain(), 1 => compare_exchange_8b(), 1 => others(), 3 => string()],
         values in proptest::array::uniform16(value()),
         contents in proptest::array::uniform16(value()),
         equal in any::<bool>(),
@@ -404,6 +458,9 @@ proptest! {
         let base = memory.0.expose_provenance() as u64;
         let middle = base + PAGE as u64 / 2;
 
+        if is_undefined(&case, &values) {
+            return Ok(());
+        }
         let mut before = Frame { gpr: values, rflags: (flags & FLAGS) | 2 };
         // The upper half of a 32-bit address is ignored.
         before.gpr[3] = if case.short && case.kind != Kind::String { middle | values[3] << 32 } else { middle };
@@ -429,6 +486,20 @@ proptest! {
             before.gpr[2] = before.gpr[0] >> 32;
         }
 
+        let emulate = |(bitness, bytes): &(Bitness, Vec<u8>)| {
+            let mut emulated = before.clone();
+            let mut copy = Copied { base, bytes: contents.clone() };
+            let result = interpret(&mut emulated, &mut copy, bytes, *bitness);
+            emulated.rflags = (emulated.rflags & (FLAGS | DF)) & !case.undefined;
+            (emulated, copy, result)
+        };
+        let (_, _, first) = emulate(&case.forms[0]);
+        if first == StepResult::Fault(interpreter::fault::DIVIDE) {
+            // The processor would raise it as well, in this process.
+            return Ok(());
+        }
+        prop_assert_eq!(first, StepResult::Done, "{:x?}", case);
+
         memory.fill(&contents);
         let mut real = before.clone();
         // SAFETY: the operand lies within `memory`: RBX is its middle and displacements, bit offsets and string lengths
@@ -437,28 +508,34 @@ proptest! {
         // The frame's element for RSP is unused; RFLAGS has bits of the process.
         real.rflags = (real.rflags & (FLAGS | DF)) & !case.undefined;
 
-        for (bitness, bytes) in &case.forms {
-            let mut emulated = before.clone();
-            let mut bus = Copied { base, bytes: contents.clone(), operand: 0 };
-            let decoded = mmio::decode(bytes, *bitness);
-            let decoded = decoded.unwrap_or_else(|error| panic!("{error:?} {case:x?}"));
+        for form in &case.forms {
+            let (interpreted, copy, _) = emulate(form);
+            prop_assert_eq!(&interpreted, &real, "{:x?}", form);
+            prop_assert!(copy.bytes == memory.contents(), "memory differs of {form:x?}");
+            let (bitness, bytes) = form;
+            let Ok(decoded) = mmio::decode(bytes, *bitness) else { continue };
             prop_assert_eq!(decoded.length(), bytes.len() as u64);
-            loop {
-                bus.operand = decoded.linear(&emulated).raw();
-                match decoded.execute(&mut emulated, &mut bus) {
-                    Ok(Executed::Retired) => break,
-                    Ok(Executed::Iterated | Executed::Again) => {}
-                    Err(()) => unreachable!("this bus refuses nothing"),
-                }
-            }
+            let mut emulated = before.clone();
+            let mut copy = Copied { base, bytes: contents.clone() };
+            while decoded.execute(&mut emulated, &mut copy).unwrap() != Executed::Retired {}
             emulated.rflags = (emulated.rflags & (FLAGS | DF)) & !case.undefined;
             prop_assert_eq!(&emulated, &real, "{:?}", bitness);
-            prop_assert!(bus.bytes == memory.contents(), "memory differs as {bitness:?}");
+            prop_assert!(copy.bytes == memory.contents(), "memory differs as {bitness:?}");
         }
     }
 }
 
-/// A processor in real mode for instructions on registers, which are the same in all modes.
+/// Interprets one instruction to its end.
+fn interpret(frame: &mut Frame, memory: &mut Copied, code: &[u8], bitness: Bitness) -> StepResult {
+    loop {
+        match interpreter::step(frame, memory, code, bitness).unwrap() {
+            StepResult::Iterated => {}
+            result => return result,
+        }
+    }
+}
+
+/// Flat segments. In 64-bit mode, but for CR0.PE: instructions on registers are executed in real mode alone.
 impl Processor for Frame {
     fn jump(&mut self, _: u64) {}
     fn shadow(&mut self) {}
@@ -466,25 +543,19 @@ impl Processor for Frame {
         0
     }
     fn load_segment(&mut self, _: Segment, _: u16) {}
+    fn segmentation(&mut self, segment: Segment, bitness: Bitness) -> Segmentation {
+        let mode = if bitness == Bitness::Bits64 { Mode::Long(48) } else { Mode::Real };
+        let cache = DescriptorCache { base: 0, limit: u32::MAX, attributes: 0xc93 };
+        Segmentation { segment, cache, mode, checks_alignment: false }
+    }
     fn table(&self, _: Table) -> TableRegister {
         TableRegister { base: 0, limit: 0 }
     }
     fn set_table(&mut self, _: Table, _: TableRegister) {}
-}
-
-struct NoMemory;
-
-impl real::Memory for NoMemory {
-    type Error = ();
-    fn read(&mut self, _: Gva, _: &mut [u8]) -> Result<(), ()> {
-        Err(())
+    fn controls(&self) -> Controls {
+        Controls::default()
     }
-    fn write(&mut self, _: Gva, _: &[u8]) -> Result<(), ()> {
-        Err(())
-    }
-    fn compare_exchange(&mut self, _: Gva, _: Width, _: u64, _: u64) -> Result<bool, ()> {
-        Err(())
-    }
+    fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) {}
 }
 
 /// An instruction on registers, as its bytes without the prefix for 16 bits, and the flags that it leaves undefined.
@@ -508,6 +579,17 @@ fn on_registers() -> impl Strategy<Value = (Vec<u8>, u64)> {
             (vec![0xc0 | u8::from(wide), modrm(op, rm), count], carry | overflow | auxiliary)
         },
     );
+    let product = (4u8..8, any::<bool>(), register()).prop_map(move |(op, wide, rm)| {
+        (vec![0xf6 | u8::from(wide), modrm(op, rm)], if op < 6 { SF | ZF | AF | PF } else { FLAGS })
+    });
+    let through_carry = (2u8..4, any::<bool>(), register(), 0u8..40)
+        .prop_map(move |(op, wide, rm, count)| (vec![0xc0 | u8::from(wide), modrm(op, rm), count], OF));
+    let scan = (0xbcu8..=0xbd, register(), register())
+        .prop_map(move |(opcode, reg, rm)| (vec![0x0f, opcode, modrm(reg, rm)], FLAGS & !ZF));
+    let conditional = (0x40u8..0x50, register(), register())
+        .prop_map(move |(opcode, reg, rm)| (vec![0x0f, opcode, modrm(reg, rm)], 0));
+    let exchange = (prop::sample::select(vec![0xb0u8, 0xb1, 0xc0, 0xc1]), register(), register())
+        .prop_map(move |(opcode, reg, rm)| (vec![0x0f, opcode, modrm(reg, rm)], 0));
     let unary = (2u8..4, any::<bool>(), register())
         .prop_map(move |(op, wide, rm)| (vec![0xf6 | u8::from(wide), modrm(op, rm)], 0));
     let step = (0u8..2, any::<bool>(), register())
@@ -518,8 +600,10 @@ fn on_registers() -> impl Strategy<Value = (Vec<u8>, u64)> {
         .prop_map(move |(opcode, reg, rm)| (vec![0x0f, opcode, modrm(reg, rm)], 0));
     let moved = (prop::sample::select(vec![0x86u8, 0x87, 0x88, 0x89, 0x8a, 0x8b, 0x84, 0x85]), register(), register())
         .prop_map(move |(opcode, reg, rm)| (vec![opcode, modrm(reg, rm)], if opcode < 0x86 { AF } else { 0 }));
-    let convert = prop::sample::select(vec![0x98u8, 0x99, 0xf5, 0xf8, 0xf9, 0x90]).prop_map(|opcode| (vec![opcode], 0));
-    let instruction = prop_oneof![3 => binary, 2 => immediate, 3 => shift, 1 => unary, 1 => step, 1 => bit, 1 => extend, 1 => moved, 1 => convert];
+    let convert = prop::sample::select(vec![0x98u8, 0x99, 0xf5, 0xf8, 0xf9, 0x90, 0x9e, 0x9f])
+        .prop_map(|opcode| (vec![opcode], 0));
+    let instruction = prop_oneof![3 => binary, 2 => immediate, 3 => shift, 1 => unary, 1 => step, 1 => bit, 1 => extend, 1 => moved, 1 => convert,
+        2 => product, 1 => through_carry, 1 => scan, 1 => conditional, 1 => exchange];
     (instruction, any::<bool>()).prop_map(|((mut bytes, undefined), small)| {
         if small {
             bytes.insert(0, 0x66);
@@ -539,7 +623,11 @@ proptest! {
     ) {
         let before = Frame { gpr: values, rflags: (flags & FLAGS) | 2 };
         let mut emulated = before.clone();
-        prop_assert_eq!(real::step(&mut emulated, &mut NoMemory, &code, Bitness::Bits64), Ok(StepResult::Done));
+        let mut memory = Copied { base: 0, bytes: Vec::new() };
+        match interpret(&mut emulated, &mut memory, &code, Bitness::Bits64) {
+            StepResult::Fault(interpreter::fault::DIVIDE) => return Ok(()),
+            result => prop_assert_eq!(result, StepResult::Done),
+        }
         let mut real = before.clone();
         // SAFETY: these instructions change only registers other than RSP and arithmetic flags.
         unsafe { Page::new().run(&code, &mut real) };

@@ -11,8 +11,8 @@ use crate::types::Types;
 use crate::vcpu::Vcpu;
 use addr::Gva;
 use arch::{CR4_DE, DR6_BREAKPOINTS, DR6_BS, DR7_ENABLED, RFLAGS_RF, RFLAGS_TF};
-use emul::mmio::{Executed, MemoryRef};
-use emul::{Known, Registers, Width};
+use emul::mmio::Executed;
+use emul::{Known, Registers};
 
 /// Goes on at `next`, behind an instruction that has been carried out.
 #[inline(always)]
@@ -37,6 +37,14 @@ fn end_of_plain<V: Vcpu>(vcpu: &mut V) {
 #[inline(always)]
 pub(crate) fn retire_watched<V: Vcpu>(vcpu: &mut V, next: u64, hits: u64) {
     vcpu.resume_at(next);
+    if vcpu.rflags() as u32 & END_FLAGS != 0 || hits != 0 {
+        end_of_instruction(vcpu, hits);
+    }
+}
+
+/// Behind an instruction that the interpreter has carried out, with RIP behind it already.
+#[cold]
+pub(crate) fn end_of_interpreted<V: Vcpu>(vcpu: &mut V, hits: u64) {
     if vcpu.rflags() as u32 & END_FLAGS != 0 || hits != 0 {
         end_of_instruction(vcpu, hits);
     }
@@ -138,48 +146,42 @@ pub(crate) fn watch_port<V: Vcpu>(vcpu: &V, io: Io) -> u64 {
 pub(crate) struct Watch {
     dr7: u64,
     addresses: [u64; 4],
-    /// Where the instruction's operand is.
-    operand: Gva,
     /// As bits of DR6.
     pub(crate) hits: u64,
 }
 
 impl Watch {
-    /// Of an instruction whose operand is at `operand`.
+    /// Of one instruction.
     #[inline]
-    pub(crate) fn new<V: Vcpu>(vcpu: &V, operand: Gva) -> Self {
+    pub(crate) fn new<V: Vcpu>(vcpu: &V) -> Self {
         let dr7 = vcpu.dr7() & (DR7_ENABLED | 0xffff << 16);
         let addresses = if dr7 & DR7_ENABLED == 0 { [0; 4] } else { vcpu.breakpoints() };
-        Self { dr7, addresses, operand, hits: 0 }
+        Self { dr7, addresses, hits: 0 }
     }
 
-    /// Memory was read.
+    /// So many bytes of memory were read.
     #[inline]
-    pub(crate) fn read(&mut self, at: MemoryRef, width: Width) {
-        self.note(Access::Read, at, width);
+    pub(crate) fn read(&mut self, at: Gva, bytes: usize) {
+        self.note(Access::Read, at, bytes);
     }
 
-    /// Memory was written.
+    /// So many bytes of memory were written.
     #[inline]
-    pub(crate) fn write(&mut self, at: MemoryRef, width: Width) {
-        self.note(Access::Write, at, width);
+    pub(crate) fn write(&mut self, at: Gva, bytes: usize) {
+        self.note(Access::Write, at, bytes);
     }
 
     #[inline]
-    fn note(&mut self, access: Access, at: MemoryRef, width: Width) {
+    fn note(&mut self, access: Access, at: Gva, bytes: usize) {
         if self.dr7 & DR7_ENABLED != 0 {
-            let at = match at {
-                MemoryRef::Operand => self.operand,
-                MemoryRef::Linear(at) => at,
-            };
-            self.meet(access, at, width);
+            self.meet(access, at, bytes);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn meet(&mut self, access: Access, at: Gva, width: Width) {
-        self.hits |= breakpoints_met(self.dr7, self.addresses, access, at.raw(), width.bytes());
+    fn meet(&mut self, access: Access, at: Gva, bytes: usize) {
+        self.hits |= breakpoints_met(self.dr7, self.addresses, access, at.raw(), bytes as u64);
     }
 }
 

@@ -1,18 +1,15 @@
 //! Code that the processor can't execute: real mode, where virtualization has none.
 
-use crate::debug_traps::{raise_debug, retire};
-use crate::exit::Exit;
+use crate::debug_traps::{int1_ends_at, raise_debug, retire};
+use crate::exit::{Event, Exit, Instruction};
 use crate::exit_handler::ExitHandler;
-use crate::flow::{Flow, Stop};
+use crate::flow::{Flow, NotEmulated, Place, Stop};
 use crate::hypercall::{self, Call};
-use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{Emulated, Events, Vcpu};
-use addr::Gva;
 use arch::{DR6_BS, RFLAGS_TF};
 use core::ops::ControlFlow;
-use emul::{Registers, Width, real};
-use walk::{Operands, Paging, PhysMem, Privilege};
+use emul::{InstructionName, Registers};
 
 /// So many instructions are carried out before the host's interrupts are looked at.
 const BATCH: usize = 64;
@@ -21,22 +18,29 @@ impl<T: Types> ExitHandler<'_, T> {
     #[cold]
     pub(crate) fn emulate(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         for _ in 0..BATCH {
-            let mut memory = Linear { paging: self.paging(vcpu), memory: &self.memory };
             let steps = vcpu.rflags() & RFLAGS_TF != 0 && !vcpu.injecting();
-            let emulated = vcpu.emulate(&mut memory);
-            // INT n clears TF, and has no step behind it.
-            if steps
-                && matches!(emulated, Ok(Emulated::Done | Emulated::Ready))
-                && vcpu.rflags() & RFLAGS_TF != 0
-                && !vcpu.injecting()
-            {
-                raise_debug(vcpu, DR6_BS);
+            let mut space = self.address_space(vcpu);
+            let emulated = vcpu.emulate(&mut space);
+            let (outcome, hits) = (space.outcome, space.watch.hits);
+            for effect in outcome.effects() {
+                self.carry_out(vcpu, effect, host);
+            }
+            if outcome.devices {
+                self.devices_changed(vcpu, host);
+            }
+            if matches!(emulated, Ok(Emulated::Done | Emulated::Ready)) && !vcpu.injecting() {
+                // INT n clears TF, and has no step behind it.
+                let step = if steps && vcpu.rflags() & RFLAGS_TF != 0 { DR6_BS } else { 0 };
+                if hits | step != 0 {
+                    raise_debug(vcpu, hits | step);
+                }
             }
             let flow = match emulated {
                 Ok(Emulated::Done) => continue,
                 Ok(Emulated::Ready) => return Flow::Resume,
                 Ok(Emulated::Exit { exit, next }) => self.emulated_exit(vcpu, exit, next, host),
                 Ok(Emulated::Unable(why)) => Flow::Stop(Stop::Unhandled(why)),
+                Ok(Emulated::Unknown) => self.unknown(vcpu),
                 Err(trouble) => trouble.tell(vcpu),
             };
             if flow != Flow::Resume {
@@ -44,6 +48,18 @@ impl<T: Types> ExitHandler<'_, T> {
             }
         }
         self.interrupted(vcpu, host)
+    }
+
+    /// The VM ends, by the name of the instruction.
+    fn unknown(&self, vcpu: &mut T::Vcpu) -> Flow {
+        let bitness = Self::bitness(vcpu);
+        match self.fetch(vcpu, bitness) {
+            Ok(fetched) => {
+                let name = InstructionName::new(fetched.bytes(), bitness);
+                Flow::Stop(Stop::NotEmulated(NotEmulated { place: Place::RealMode, name }))
+            }
+            Err(trouble) => trouble.tell(vcpu),
+        }
     }
 
     /// As for the exit itself, but where the instruction ends is known.
@@ -62,6 +78,12 @@ impl<T: Types> ExitHandler<'_, T> {
                 retire(vcpu, next);
                 return self.halted(vcpu);
             }
+            Exit::Io(io) if io.is_string() => return self.string_io(vcpu, io, host),
+            Exit::Instruction(Instruction::Int1) => {
+                int1_ends_at(vcpu, next);
+                return Flow::Resume;
+            }
+            Exit::Instruction(Instruction::Rdpmc) => Err(Event::GENERAL_PROTECTION),
             Exit::Io(io) => {
                 return match self.trapping_port(vcpu, io, next, host) {
                     ControlFlow::Continue(()) => Flow::Resume,
@@ -75,36 +97,5 @@ impl<T: Types> ExitHandler<'_, T> {
             Err(event) => vcpu.inject(event),
         }
         Flow::Resume
-    }
-}
-
-/// The guest's memory while its paging is off: linear addresses are physical ones.
-struct Linear<'a, M> {
-    memory: &'a M,
-    paging: Paging,
-}
-
-const KERNEL: Privilege = Privilege::Supervisor { ac: false };
-
-impl<M: PhysMem> Linear<'_, M> {
-    const fn operands(&self) -> Operands<'_, M> {
-        Operands { mem: self.memory, paging: &self.paging, privilege: KERNEL }
-    }
-}
-
-impl<M: PhysMem> real::Memory for Linear<'_, M> {
-    type Error = Trouble;
-
-    fn read(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Trouble> {
-        Ok(self.operands().load(at, bytes)?)
-    }
-
-    fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Trouble> {
-        Ok(self.operands().store(at, bytes)?)
-    }
-
-    fn compare_exchange(&mut self, at: Gva, width: Width, old: u64, new: u64) -> Result<bool, Trouble> {
-        let bytes = width.bytes() as usize;
-        Ok(self.operands().compare_exchange(at, &old.to_le_bytes()[..bytes], &new.to_le_bytes()[..bytes])?)
     }
 }

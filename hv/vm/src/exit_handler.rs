@@ -6,6 +6,7 @@ use crate::exit::{Event, Exception, Exit, ExitKind, Instruction};
 use crate::flow::{Flow, Stop};
 use crate::hypercall::{self, Call};
 use crate::msr::{self, MsrError};
+use crate::open_bus::OpenBus;
 use crate::shared::{VcpuShared, Vm};
 use crate::trouble::Trouble;
 use crate::types::{Handle, Types};
@@ -274,7 +275,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// The bytes of the exiting instruction.
     pub(crate) fn fetch(&self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Fetched, Trouble> {
         let at = Self::code_address(vcpu, bitness);
-        Ok(walk::fetch(&self.memory, &self.paging(vcpu), at, Self::fetch_privilege(vcpu))?)
+        Ok(walk::fetch(&OpenBus(&self.memory), &self.paging(vcpu), at, Self::fetch_privilege(vcpu))?)
     }
 
     /// What `decode` makes of the exiting instruction. Where it needs bytes of a page that isn't there (another vCPU has just taken it

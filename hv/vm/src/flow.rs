@@ -5,6 +5,7 @@ use crate::context::Activity;
 use abi::{Verdict, reasons};
 use addr::Gpa;
 use core::fmt;
+use emul::InstructionName;
 
 /// What the vCPU loop does after an exit was handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,39 @@ pub enum Stop {
     Misconfigured(Gpa),
     /// The hypervisor does not support what the guest did; the text names it.
     Unhandled(&'static str),
+    /// The guest executed an instruction that only the processor can execute, where it can't.
+    NotEmulated(NotEmulated),
+}
+
+/// An instruction that can't be carried out for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotEmulated {
+    /// Why it has to be.
+    pub place: Place,
+    /// Its name.
+    pub name: InstructionName,
+}
+
+/// Why the processor can't execute an instruction for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It accesses an address that has no memory.
+    NoMemory,
+    /// It writes memory that no entry may make writable.
+    Watched,
+    /// It is executed in real mode, which the processor has not for guests.
+    RealMode,
+}
+
+impl fmt::Display for NotEmulated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match self.place {
+            Place::NoMemory => "on an address that has no memory",
+            Place::Watched => "on memory that it may not simply write",
+            Place::RealMode => "in real mode",
+        };
+        write!(f, "an instruction that is not emulated, {place}: {}", self.name)
+    }
 }
 
 impl Stop {
@@ -49,9 +83,12 @@ impl Stop {
             Self::Exited(_) => Verdict::GuestFailed,
             Self::TripleFault => Verdict::GuestTripleFault,
             Self::Limit => Verdict::Hang,
-            Self::Reset | Self::Halted | Self::OutOfMemory | Self::Misconfigured(_) | Self::Unhandled(_) => {
-                Verdict::GuestKilled
-            }
+            Self::Reset
+            | Self::Halted
+            | Self::OutOfMemory
+            | Self::Misconfigured(_)
+            | Self::Unhandled(_)
+            | Self::NotEmulated(_) => Verdict::GuestKilled,
         }
     }
 }
@@ -72,6 +109,7 @@ impl fmt::Display for Stop {
                 write!(f, "{}, on the way to {at}", reasons::MISCONFIGURED)
             }
             Self::Unhandled(what) => f.write_str(what),
+            Self::NotEmulated(what) => what.fmt(f),
         }
     }
 }

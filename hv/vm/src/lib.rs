@@ -23,6 +23,7 @@
 //! # use std::collections::VecDeque;
 //! # use vm::{ControlRegisters, DebugRegisters, DescriptorCache, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
 //! # use vm::{LoadedSegment, Segment, SegmentRegister, SegmentState, Start, StateMsr, Stay, TaskState, Turn, Vcpu};
+//! # use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
 //! # use walk::{HandleMem, PhysMem};
 //! # #[derive(Default)]
 //! # struct Console(String);
@@ -87,6 +88,9 @@
 //! #     fn put(&mut self) {}
 //! #     fn stay(&self) -> Stay { Stay::default() }
 //! #     fn resume_at(&mut self, rip: u64) { self.rip = rip }
+//! #     fn begin_interrupt_shadow(&mut self) {}
+//! #     fn load_table(&mut self, _: Table, _: TableRegister) {}
+//! #     fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) {}
 //! #     fn next_rip(&self) -> Option<u64> { Some(self.rip + 2) }
 //! #     fn control(&self) -> ControlRegisters { ControlRegisters { cr0: 1, cr3: 0, cr4: 0, efer: 0, cpl: 0 } }
 //! #     fn segment(&self, _: Segment) -> SegmentState {
@@ -187,12 +191,12 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod address_space;
 mod context;
 pub mod cpuid;
 mod cr8;
 mod debug_registers;
 mod debug_traps;
-mod device_bus;
 mod emulated;
 mod end_reason;
 mod exit;
@@ -200,12 +204,14 @@ mod exit_handler;
 mod flow;
 mod host;
 mod hypercall;
+mod interpreted;
 mod interrupts;
 mod local_apic;
 mod memory;
 mod mmio;
 pub mod msr;
 mod mtrr;
+mod open_bus;
 mod paging;
 mod ports;
 mod reset;
@@ -233,8 +239,9 @@ pub use exit::{
     Cr8, Event, Exception, Exit, ExitKind, Instruction, Io, NestedFault, PageFault, TaskSwitch, TaskSwitchSource,
 };
 pub use exit_handler::ExitHandler;
-pub use flow::{Flow, Stop};
+pub use flow::{Flow, NotEmulated, Place, Stop};
 pub use host::Host;
+pub use interpreted::Interpreted;
 pub use memory::{Memory, Resolved};
 pub use results::{Ended, Results, VmLine};
 pub use run::run;

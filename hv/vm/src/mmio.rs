@@ -1,22 +1,24 @@
 //! Guest physical addresses that the nested tables do not translate.
 
+use crate::address_space::{AddressSpace, Known, Outcome, apic_register};
 use crate::context::Context;
-use crate::debug_traps::{Watch, executed, retire};
-use crate::device_bus::DeviceBus;
-use crate::exit::NestedFault;
+use crate::debug_traps::{Watch, between_iterations, end_of_interpreted, executed, retire};
+use crate::exit::{Event, Exception, NestedFault};
 use crate::exit_handler::{ExitHandler, paging_ref};
-use crate::flow::{Flow, Stop};
+use crate::flow::{Flow, NotEmulated, Place, Stop};
+use crate::interpreted::Interpreted;
 use crate::local_apic::ApicClock;
 use crate::memory::{Memory, Resolved};
 use crate::trouble::Trouble;
 use crate::types::Types;
-use crate::vcpu::{DebugRegisters, Vcpu};
-use apic::{Effect, LocalApic, Posted, Register};
+use crate::vcpu::{DebugRegisters, Events, Vcpu};
+use addr::Gva;
 use arch::DR7_ENABLED;
 use core::ops::ControlFlow;
-use devices::Clock;
-use emul::mmio::{Bus, MemoryRef, Mmio, Plain};
-use emul::{Bitness, DecodeError, Registers, Width};
+use emul::interpreter::{self, StepResult, fault};
+use emul::mmio::Plain;
+use emul::{Bitness, DecodeError, InstructionName, Registers};
+use walk::Fetched;
 
 impl<T: Types> ExitHandler<'_, T> {
     #[inline]
@@ -48,21 +50,11 @@ impl<T: Types> ExitHandler<'_, T> {
             Resolved::Retry => Flow::Resume,
             Resolved::NotMemory => match refused(vcpu, fault) {
                 Some(stop) => Flow::Stop(stop),
-                None => self.no_memory(vcpu, fault, host).unwrap_or_else(|trouble| trouble.tell(vcpu)),
+                None => self.carry_out_access(vcpu, Place::NoMemory, Some(fault), host),
             },
             Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
         };
         self.go(flow)
-    }
-
-    /// The exiting instruction; None if it is not emulated.
-    pub(crate) fn decode_mmio(&mut self, vcpu: &T::Vcpu, bitness: Bitness) -> Result<Option<Mmio>, Trouble> {
-        let fetched = self.fetch(vcpu, bitness)?;
-        match (self.context.memo.decode(fetched.bytes(), bitness), fetched.then) {
-            (Ok(instruction), _) => Ok(Some(instruction)),
-            (Err(DecodeError::Truncated), Some(fault)) => Err(fault.into()),
-            (Err(_), _) => Ok(None),
-        }
     }
 
     /// An access to the page of the local APIC's registers. The MOVs that kernels use take the short way.
@@ -75,7 +67,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let Some((plain, length, bitness)) = plain else {
             return self.apic_page_anew(vcpu, fault, host);
         };
-        let Some(register) = ApicBus::<T::Clock>::register(offset).filter(|_| offset & 15 == 0) else {
+        let Some(register) = apic_register(offset).filter(|_| offset & 15 == 0) else {
             return self.apic_page_anew(vcpu, fault, host);
         };
         let (apic, posted, clock) = (&mut self.context.apic, &self.shared.posted, ApicClock(self.vm.clock()));
@@ -113,57 +105,115 @@ impl<T: Types> ExitHandler<'_, T> {
     fn apic_page_anew(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> ControlFlow<()> {
         let flow = match refused(vcpu, fault) {
             Some(stop) => Flow::Stop(stop),
-            None => self.apic_access(vcpu, fault, host).unwrap_or_else(|trouble| trouble.tell(vcpu)),
+            None => self.carry_out_access(vcpu, Place::NoMemory, Some(fault), host),
         };
         self.go(flow)
     }
 
-    fn apic_access(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> Result<Flow, Trouble> {
-        let bitness = Self::bitness(vcpu);
-        let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
-        // A string move between the registers and memory is treated like one without memory: no kernel uses it.
-        if instruction.is_linear() {
-            return self.no_memory(vcpu, fault, host);
-        }
-        let mut bus = ApicBus {
-            apic: &mut self.context.apic,
-            posted: &self.shared.posted,
-            clock: ApicClock(self.vm.clock()),
-            offset: fault.address().page_offset() as u16,
-            effect: None,
-            watch: Watch::new(vcpu, instruction.linear(vcpu)),
-        };
-        let done = instruction.execute(vcpu, &mut bus)?;
-        let (effect, hits) = (bus.effect, bus.watch.hits);
-        executed(vcpu, done, bitness.advance(vcpu.rip(), instruction.length()), hits);
-        if let Some(effect) = effect {
+    /// Carries out the instruction at RIP, which accesses an address that the processor can't access for the guest. `fault` tells where
+    /// one of its operands is.
+    pub(crate) fn carry_out_access(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        place: Place,
+        fault: Option<NestedFault>,
+        host: &mut T::Host,
+    ) -> Flow {
+        let mut outcome = Outcome::default();
+        let done = self.try_access(vcpu, place, fault, &mut outcome);
+        for effect in outcome.effects() {
             self.carry_out(vcpu, effect, host);
+        }
+        if outcome.devices {
+            self.devices_changed(vcpu, host);
+        }
+        done.unwrap_or_else(|trouble| trouble.tell(vcpu))
+    }
+
+    fn try_access(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        place: Place,
+        fault: Option<NestedFault>,
+        outcome: &mut Outcome,
+    ) -> Result<Flow, Trouble> {
+        let bitness = Self::bitness(vcpu);
+        let fetched = self.fetch(vcpu, bitness)?;
+        let instruction = match (self.context.memo.decode(fetched.bytes(), bitness), fetched.then) {
+            (Ok(instruction), _) => instruction,
+            (Err(DecodeError::Truncated), Some(fault)) => return Err(fault.into()),
+            (Err(DecodeError::Unexpected), _) => return self.interpret(vcpu, place, &fetched, outcome),
+            (Err(error), _) => return Err(error.into()),
+        };
+        Self::check_operands(vcpu, bitness, &instruction)?;
+        let linear = instruction.linear(vcpu);
+        let mut space = self.address_space(vcpu);
+        // Of two operands the exit does not say which one it was for.
+        space.known = fault.filter(|_| !instruction.has_two_operands()).and_then(|fault| known(linear, fault));
+        let done = instruction.execute(vcpu, &mut space);
+        let hits = space.watch.hits;
+        *outcome = space.outcome;
+        executed(vcpu, done?, bitness.advance(vcpu.rip(), instruction.length()), hits);
+        Ok(Flow::Resume)
+    }
+
+    /// The same of an instruction that drivers do not use.
+    #[cold]
+    #[inline(never)]
+    fn interpret(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        place: Place,
+        fetched: &Fetched,
+        outcome: &mut Outcome,
+    ) -> Result<Flow, Trouble> {
+        let bitness = Self::bitness(vcpu);
+        let mut space = self.address_space(vcpu);
+        let step = interpreter::step(&mut Interpreted(vcpu), &mut space, fetched.bytes(), bitness);
+        let hits = space.watch.hits;
+        *outcome = space.outcome;
+        match step? {
+            StepResult::Done => end_of_interpreted(vcpu, hits),
+            StepResult::Iterated => between_iterations(vcpu, hits),
+            // Another vCPU has changed the instruction to one that exits by itself.
+            StepResult::Again | StepResult::Exit { .. } => {}
+            StepResult::Fault(vector) => vcpu.inject(exception(vector)),
+            StepResult::Unknown | StepResult::System { .. } => {
+                return Ok(Flow::Stop(Stop::NotEmulated(NotEmulated {
+                    place,
+                    name: InstructionName::new(fetched.bytes(), bitness),
+                })));
+            }
         }
         Ok(Flow::Resume)
     }
 
-    /// Carries out an instruction whose operand is no memory.
-    fn no_memory(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> Result<Flow, Trouble> {
-        let bitness = Self::bitness(vcpu);
-        let Some(instruction) = self.decode_mmio(vcpu, bitness)? else { return Ok(NOT_EMULATED) };
-        Self::check_moved(vcpu, bitness, &instruction)?;
-        let mut bus = DeviceBus {
-            memory: &self.memory,
+    /// What an instruction accesses. The debug registers are those of now.
+    pub(crate) fn address_space(&mut self, vcpu: &T::Vcpu) -> AddressSpace<'_, T> {
+        AddressSpace {
             paging: self.paging(vcpu),
             privilege: Self::privilege(vcpu),
+            memory: &self.memory,
             vm: self.vm,
-            operand: fault.address(),
-            watch: Watch::new(vcpu, instruction.linear(vcpu)),
-            accessed: false,
-        };
-        let done = instruction.execute(vcpu, &mut bus)?;
-        let (accessed, hits) = (bus.accessed, bus.watch.hits);
-        executed(vcpu, done, bitness.advance(vcpu.rip(), instruction.length()), hits);
-        if accessed {
-            self.devices_changed(vcpu, host);
+            apic: &mut self.context.apic,
+            posted: &self.shared.posted,
+            known: None,
+            watch: Watch::new(vcpu),
+            outcome: Outcome::default(),
         }
-        Ok(Flow::Resume)
     }
+}
+
+/// Where the operand at `linear` is, if the exit was for its first byte.
+fn known(linear: Gva, fault: NestedFault) -> Option<Known> {
+    let is_first = !fault.is_walk() && linear.page_offset() == fault.address().page_offset();
+    is_first.then_some(Known { at: linear, gpa: fault.address(), is_writable: fault.is_write() })
+}
+
+/// An exception of an instruction, with the error code 0 if it has one.
+pub(crate) const fn exception(vector: u8) -> Event {
+    let code = if vector == fault::GENERAL_PROTECTION { Some(0) } else { None };
+    Event::Exception(Exception::new(vector, code))
 }
 
 /// Why an access to an address without memory can't be carried out, whatever the instruction is.
@@ -172,56 +222,4 @@ fn refused<V: Vcpu>(vcpu: &V, fault: NestedFault) -> Option<Stop> {
         return Some(Stop::Unhandled("an instruction fetch from an address that has no memory"));
     }
     vcpu.redelivering().then_some(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
-}
-
-const NOT_EMULATED: Flow =
-    Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on an address that has no memory"));
-
-/// The page of the local APIC's registers. They are 32 bits wide, at steps of 16 bytes (Intel SDM vol. 3, section 11.4.1):
-/// narrower reads give a part of one, wider ones nothing above it; other writes are lost.
-struct ApicBus<'a, C> {
-    apic: &'a mut LocalApic,
-    posted: &'a Posted,
-    clock: ApicClock<'a, C>,
-    offset: u16,
-    /// What the last write leads to.
-    effect: Option<Effect>,
-    watch: Watch,
-}
-
-impl<C> ApicBus<'_, C> {
-    /// The register at `offset`, or around it. [`Register::SelfIpi`] is only in x2APIC mode.
-    #[inline]
-    fn register(offset: u16) -> Option<Register> {
-        Register::new(offset >> 4).filter(|&register| register != Register::SelfIpi)
-    }
-}
-
-impl<C: Clock> Bus for ApicBus<'_, C> {
-    type Error = Trouble;
-
-    /// There is one operand.
-    #[inline]
-    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Trouble> {
-        self.watch.read(at, width);
-        let Some(register) = Self::register(self.offset).filter(|_| self.offset & 15 < 4) else {
-            self.apic.illegal_register(self.posted);
-            return Ok(0);
-        };
-        let value = self.apic.read(register, self.posted, &self.clock);
-        Ok(u64::from(value) >> (8 * (self.offset & 3)) & width.mask())
-    }
-
-    #[inline]
-    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Trouble> {
-        self.watch.write(at, width);
-        match Self::register(self.offset) {
-            None => self.apic.illegal_register(self.posted),
-            Some(register) if width == Width::Dword && self.offset & 15 == 0 => {
-                self.effect = Some(self.apic.write(register, value as u32, self.posted, &self.clock));
-            }
-            Some(_) => {}
-        }
-        Ok(())
-    }
 }

@@ -1,22 +1,19 @@
 //! Shadow paging: page faults, and changes of the paging registers.
 
-use crate::debug_traps::{Watch, executed};
 use crate::exit::{Event, Exception, NestedFault, PageFault};
 use crate::exit_handler::ExitHandler;
-use crate::flow::{Flow, Stop};
+use crate::flow::{Flow, Place, Stop};
 use crate::memory::{Memory, Resolved};
-use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{Events, Vcpu};
 use abi::reasons::ASKS_FOR_LONG_MODE;
-use addr::{Gpa, Gva};
+use addr::Gpa;
 use arch::EFER_LME;
 use core::mem;
 use core::ops::ControlFlow;
-use emul::mmio::{Bus, MemoryRef};
-use emul::{Known, Registers, Width};
+use emul::Known;
 use shadow::{Change, LoadError, Reason};
-use walk::{Access, AccessKind, Controls, ErrorCode, Operands, PhysMem, Privilege};
+use walk::{Access, AccessKind, Controls, ErrorCode, Privilege};
 use x86::irq::{DOUBLE_FAULT_VECTOR, PAGE_FAULT_VECTOR};
 
 impl<T: Types> ExitHandler<'_, T> {
@@ -41,15 +38,12 @@ impl<T: Types> ExitHandler<'_, T> {
             }
             // An event is pushed there: it is a table no more.
             Ok(shadow::FaultOutcome::Emulate { gpa, reason: Reason::Table }) if vcpu.redelivering() => {
-                self.give_up_table(gpa)
+                self.give_up_table(gpa, IN_DELIVERY)
             }
-            Ok(shadow::FaultOutcome::Emulate { gpa, reason }) => {
-                let done = self.emulate_write(vcpu);
-                match done.unwrap_or_else(|trouble| trouble.tell(vcpu)) {
-                    NOT_EMULATED if reason == Reason::Table => self.give_up_table(gpa),
-                    flow => flow,
-                }
-            }
+            Ok(shadow::FaultOutcome::Emulate { gpa, reason }) => match self.emulate_write(vcpu, host) {
+                Flow::Stop(stop @ Stop::NotEmulated(_)) if reason == Reason::Table => self.give_up_table(gpa, stop),
+                flow => flow,
+            },
             Ok(shadow::FaultOutcome::Unbacked(_)) => {
                 Flow::Stop(Stop::Unhandled("a page table of the guest's is not in memory"))
             }
@@ -75,22 +69,11 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// Carries out an instruction that writes memory which no entry may make writable.
-    fn emulate_write(&mut self, vcpu: &mut T::Vcpu) -> Result<Flow, Trouble> {
+    fn emulate_write(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         if vcpu.redelivering() {
-            return Ok(Flow::Stop(Stop::Unhandled("the delivery of an event writes memory that has to be emulated")));
+            return Flow::Stop(IN_DELIVERY);
         }
-        let bitness = Self::bitness(vcpu);
-        let instruction = self.decode_mmio(vcpu, bitness)?;
-        let Some(instruction) = instruction else { return Ok(NOT_EMULATED) };
-        Self::check_moved(vcpu, bitness, &instruction)?;
-        let paging = self.paging(vcpu);
-        let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
-        let linear = instruction.linear(vcpu);
-        let mut bus = RamBus { operands, linear, watch: Watch::new(vcpu, linear) };
-        let done = instruction.execute(vcpu, &mut bus)?;
-        let hits = bus.watch.hits;
-        executed(vcpu, done, bitness.advance(vcpu.rip(), instruction.length()), hits);
-        Ok(Flow::Resume)
+        self.carry_out_access(vcpu, Place::Watched, None, host)
     }
 }
 
@@ -98,17 +81,16 @@ impl<T: Types> ExitHandler<'_, T> {
 /// back, but not so often.
 const MAX_GIVEN_UP: u32 = 100_000;
 
-const NOT_EMULATED: Flow =
-    Flow::Stop(Stop::Unhandled("an instruction that is not emulated, on memory that it may not simply write"));
+const IN_DELIVERY: Stop = Stop::Unhandled("the delivery of an event writes memory that has to be emulated");
 
 impl<T: Types> ExitHandler<'_, T> {
     /// The instruction runs again, with the table writable. Of no use if that very table translates its operand; other vCPUs
-    /// that use the table may come between as well, but not for ever.
+    /// that use the table may come between as well, but not for ever: then the VM ends by `otherwise`.
     #[cold]
-    fn give_up_table(&mut self, gpa: Gpa) -> Flow {
+    fn give_up_table(&mut self, gpa: Gpa, otherwise: Stop) -> Flow {
         self.context.given_up += 1;
         if self.context.given_up > MAX_GIVEN_UP {
-            return NOT_EMULATED;
+            return Flow::Stop(otherwise);
         }
         self.memory.unshadow(gpa);
         Flow::Resume
@@ -125,47 +107,6 @@ fn raise_page_fault(vcpu: &mut impl Vcpu, error_code: ErrorCode, address: u64) -
         _ => Event::Exception(Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))),
     });
     Flow::Resume
-}
-
-/// Memory, at the guest's linear addresses.
-struct RamBus<'a, M> {
-    operands: Operands<'a, M>,
-    /// Where the instruction's operand is.
-    linear: Gva,
-    watch: Watch,
-}
-
-impl<M> RamBus<'_, M> {
-    const fn address(&self, at: MemoryRef) -> Gva {
-        match at {
-            MemoryRef::Operand => self.linear,
-            MemoryRef::Linear(at) => at,
-        }
-    }
-}
-
-impl<M: PhysMem> Bus for RamBus<'_, M> {
-    type Error = Trouble;
-
-    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Trouble> {
-        let mut bytes = [0; 8];
-        self.operands.load(self.address(at), &mut bytes[..width.bytes() as usize])?;
-        self.watch.read(at, width);
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Trouble> {
-        self.operands.store(self.address(at), &value.to_le_bytes()[..width.bytes() as usize])?;
-        self.watch.write(at, width);
-        Ok(())
-    }
-
-    fn compare_exchange(&mut self, at: MemoryRef, width: Width, old: u64, new: u64) -> Result<bool, Trouble> {
-        self.watch.write(at, width);
-        let bytes = width.bytes() as usize;
-        let (old, new) = (old.to_le_bytes(), new.to_le_bytes());
-        Ok(self.operands.compare_exchange(self.address(at), &old[..bytes], &new[..bytes])?)
-    }
 }
 
 /// The guest's own paging registers.

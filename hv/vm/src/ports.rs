@@ -1,22 +1,20 @@
 //! Port I/O.
 
-use crate::debug_traps::{
-    Watch, between_iterations, end_of_port, retire, retire_watched, traps_behind_port, watch_port,
-};
+use crate::address_space::Outcome;
+use crate::debug_traps::{between_iterations, end_of_port, retire, retire_watched, traps_behind_port, watch_port};
 use crate::exit::Io;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
+use crate::segments::segmentation;
 use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{Events, Vcpu};
 use addr::Gva;
 use core::ops::ControlFlow;
 use devices::{Effect, Size};
-use emul::mmio::MemoryRef;
 use emul::segmentation::Kind;
 use emul::string_io::{self, Direction, StringIo};
-use emul::{Bitness, Gpr, Registers};
-use walk::{Access, SetAccessedDirty};
+use emul::{Bitness, Gpr, Memory, Registers};
 
 /// So many elements of a string are moved in one exit at most: the host's events wait meanwhile.
 const BATCH: u64 = 64;
@@ -85,20 +83,27 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn string_io(&mut self, vcpu: &mut T::Vcpu, io: Io, host: &mut T::Host) -> Flow {
         let bitness = Self::bitness(vcpu);
         let flow = match self.decoded(vcpu, bitness, |bytes| string_io::decode(bytes, bitness)) {
-            Ok(instruction) => self.string_elements(vcpu, &instruction, io, bitness),
+            Ok(instruction) => self.string_elements(vcpu, &instruction, io, bitness, host),
             Err(trouble) => trouble.tell(vcpu),
         };
         self.devices_changed(vcpu, host);
         flow
     }
 
-    fn string_elements(&mut self, vcpu: &mut T::Vcpu, instruction: &StringIo, io: Io, bitness: Bitness) -> Flow {
+    fn string_elements(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        instruction: &StringIo,
+        io: Io,
+        bitness: Bitness,
+        host: &mut T::Host,
+    ) -> Flow {
         let next = bitness.advance(vcpu.rip(), instruction.length());
         let Some(elements) = instruction.next(vcpu) else {
             retire(vcpu, next);
             return Flow::Resume;
         };
-        let segmentation = Self::segmentation(vcpu, bitness, instruction.segment());
+        let segmentation = segmentation(vcpu, bitness, instruction.segment());
         let kind = match instruction.direction() {
             Direction::In => Kind::Write,
             Direction::Out(_) => Kind::Read,
@@ -108,16 +113,19 @@ impl<T: Types> ExitHandler<'_, T> {
                 Ok(at) => at,
                 Err(fault) => return Trouble::Segment(fault).tell(vcpu),
             };
-            let flow = match self.string_element(vcpu, instruction, io, at) {
-                Ok(Effect::Wait) => return Flow::Yield,
-                Ok(effect) => flow(effect),
+            let mut outcome = Outcome::default();
+            let (flow, hits) = match self.string_element(vcpu, instruction, io, at, &mut outcome) {
+                Ok((Effect::Wait, _)) => return Flow::Yield,
+                Ok((effect, hits)) => (flow(effect), hits | watch_port(vcpu, io)),
                 Err(trouble) => return trouble.tell(vcpu),
             };
-            let hits = watch_string(vcpu, instruction, io, at);
             let more = instruction.retire(vcpu, 1);
             match more {
                 true => between_iterations(vcpu, hits),
                 false => retire_watched(vcpu, next, hits),
+            }
+            for effect in outcome.effects() {
+                self.carry_out(vcpu, effect, host);
             }
             if !more || flow != Flow::Resume || vcpu.injecting() {
                 return flow;
@@ -126,42 +134,37 @@ impl<T: Types> ExitHandler<'_, T> {
         Flow::Resume
     }
 
-    /// Moves one element between the port and memory at `at`, an address that has been checked.
-    fn string_element(&mut self, vcpu: &T::Vcpu, instruction: &StringIo, io: Io, at: Gva) -> Result<Effect, Trouble> {
-        let paging = self.paging(vcpu);
-        let privilege = Self::privilege(vcpu);
+    /// Moves one element between the port and memory at `at`, an address that has been checked. The effect of the port, and the
+    /// breakpoints that are met in memory.
+    fn string_element(
+        &mut self,
+        vcpu: &T::Vcpu,
+        instruction: &StringIo,
+        io: Io,
+        at: Gva,
+        outcome: &mut Outcome,
+    ) -> Result<(Effect, u64), Trouble> {
+        let vm = self.vm;
+        let mut space = self.address_space(vcpu);
         let mut bytes = [0; 4];
         let element = &mut bytes[..instruction.width().bytes() as usize];
-        match instruction.direction() {
+        let effect = match instruction.direction() {
             Direction::In => {
                 // Whether memory takes the element has to be known before the port is read: reading may have effects.
-                // If the element crosses into a second page that faults, CR2 holds the first byte of that page.
-                for byte in [at, at.wrapping_add(element.len() as u64 - 1).align_down(addr::PAGE_SIZE)] {
-                    let access = Access { kind: walk::AccessKind::Write, privilege };
-                    walk::translate(&self.memory, &paging, byte, access, SetAccessedDirty::No)?;
-                }
-                let value = self.vm.devices().read(io.port(), io.size()).to_le_bytes();
+                space.prepare_write(at, element.len())?;
+                let value = vm.devices().read(io.port(), io.size()).to_le_bytes();
                 element.copy_from_slice(&value[..element.len()]);
-                walk::write(&self.memory, &paging, at, privilege, element)?;
-                Ok(Effect::Continue)
+                space.write(at, element)?;
+                Effect::Continue
             }
             Direction::Out(_) => {
-                walk::read(&self.memory, &paging, at, privilege, element)?;
-                Ok(self.vm.devices().write(io.port(), io.size(), u32::from_le_bytes(bytes)))
+                space.read(at, element)?;
+                vm.devices().write(io.port(), io.size(), u32::from_le_bytes(bytes))
             }
-        }
+        };
+        *outcome = space.outcome;
+        Ok((effect, space.watch.hits))
     }
-}
-
-/// The breakpoints that an element at `at` meets, in memory and at the port.
-#[inline]
-fn watch_string<V: Vcpu>(vcpu: &V, instruction: &StringIo, io: Io, at: Gva) -> u64 {
-    let mut watch = Watch::new(vcpu, at);
-    match instruction.direction() {
-        Direction::In => watch.write(MemoryRef::Operand, instruction.width()),
-        Direction::Out(_) => watch.read(MemoryRef::Operand, instruction.width()),
-    }
-    watch.hits | watch_port(vcpu, io)
 }
 
 /// What a write to a port means for the VM.

@@ -11,8 +11,8 @@ use crate::vcpu::{ControlRegisters, Events, Vcpu};
 use arch::{CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME};
 use emul::segmentation::Kind;
 use emul::system::{self, Decoded, StatusWord, System, write_gpr};
-use emul::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
-use walk::{Controls, Operands};
+use emul::{Bitness, DecodeError, Gpr, Memory as _, Registers, Segment, Width};
+use walk::Controls;
 
 /// What LMSW writes.
 const STATUS_WORD: u64 = 0xf;
@@ -99,9 +99,8 @@ impl<T: Types> ExitHandler<'_, T> {
             }
             System::Smsw { to: StatusWord::Register(to), width } => write_gpr(vcpu, to, width, cr0),
             System::Smsw { to: StatusWord::Memory(to), .. } => {
-                let (paging, at) = (self.paging(vcpu), Self::checked_word(vcpu, to, Kind::Write)?);
-                let operands = Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) };
-                operands.store(at, &(cr0 as u16).to_le_bytes())?;
+                let at = Self::checked_word(vcpu, to, Kind::Write)?;
+                self.address_space(vcpu).write(at, &(cr0 as u16).to_le_bytes())?;
             }
             System::WriteCr { .. } | System::ReadCr { .. } | System::WriteDr { .. } | System::ReadDr { .. } => {
                 return Err(DecodeError::Unexpected.into());
@@ -116,13 +115,13 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// LMSW's operand.
-    fn status_word(&self, vcpu: &mut T::Vcpu, from: StatusWord) -> Result<u64, NotExecuted> {
+    fn status_word(&mut self, vcpu: &mut T::Vcpu, from: StatusWord) -> Result<u64, NotExecuted> {
         let at = match from {
             StatusWord::Register(gpr) => return Ok(vcpu.gpr(gpr)),
             StatusWord::Memory(at) => Self::checked_word(vcpu, at, Kind::Read)?,
         };
-        let (paging, mut word) = (self.paging(vcpu), [0; 2]);
-        Operands { mem: &self.memory, paging: &paging, privilege: Self::privilege(vcpu) }.load(at, &mut word)?;
+        let mut word = [0; 2];
+        self.address_space(vcpu).read(at, &mut word)?;
         Ok(u16::from_le_bytes(word).into())
     }
 

@@ -64,9 +64,7 @@ impl Trouble {
             }
             Self::HalfDone => return Flow::Stop(Stop::Unhandled(HALF_DONE)),
             Self::Fault(Fault::Unbacked(_)) => {
-                return Flow::Stop(Stop::Unhandled(
-                    "the exiting instruction, its operand or a page table is not in memory",
-                ));
+                return Flow::Stop(Stop::Unhandled("the exiting instruction or its operand is not in memory"));
             }
         }
         Flow::Resume

@@ -6,8 +6,9 @@ use crate::task_switch::TaskState;
 use addr::Hpa;
 use arch::{DR7_GD, RFLAGS_RF, RFLAGS_TF};
 use core::fmt;
-use emul::segmentation::DescriptorCache;
-use emul::{Gpr, Known, Registers, Segment, real};
+use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
+use emul::segmentation::{DescriptorCache, SegmentFault};
+use emul::{Gpr, Known, Registers, Segment};
 use x86::irq::DEBUG_VECTOR;
 
 /// What the hidden part of a segment register says.
@@ -79,6 +80,8 @@ pub enum Emulated {
     },
     /// It can't be carried out, and why not.
     Unable(&'static str),
+    /// The interpreter does not know it.
+    Unknown,
 }
 
 /// What debug exceptions come of, and tell.
@@ -177,7 +180,10 @@ pub trait Vcpu: Registers + Events + TaskState {
     ///
     /// # Errors
     /// Those of `memory`.
-    fn emulate<M: real::Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
+    fn emulate<M: emul::Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error>
+    where
+        M::Error: From<SegmentFault>,
+    {
         let _ = memory;
         Ok(Emulated::Ready)
     }
@@ -205,6 +211,13 @@ pub trait Vcpu: Registers + Events + TaskState {
 
     /// Goes on at `rip`, past the exiting instruction: an interrupt shadow ends with it.
     fn resume_at(&mut self, rip: u64);
+    /// The instruction at RIP is in an interrupt shadow from now on, as behind STI.
+    fn begin_interrupt_shadow(&mut self);
+    /// Loads GDTR or IDTR.
+    fn load_table(&mut self, table: Table, register: TableRegister);
+    /// Executes an instruction on the vCPU's x87, MMX and SSE registers, which are in the processor. Nothing that could raise an exception
+    /// is asked for.
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area);
     /// Where the exiting instruction ends, if the hardware says.
     fn next_rip(&self) -> Option<u64>;
     /// As [`next_rip`](Self::next_rip), for port I/O, of which some hardware says it alone.

@@ -49,7 +49,7 @@ mod copy;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod mode;
-mod operand;
+pub mod operand;
 #[cfg(any(test, fuzzing))]
 mod ram;
 #[cfg(test)]

@@ -60,52 +60,75 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
+/// Reads `bytes`, at most as many as the page of `gpa` has from there on.
+pub fn load<M: PhysMem>(mem: &M, gpa: Gpa, bytes: &mut [u8]) -> Result<(), Fault> {
+    let Some(part) = Part::of(gpa, bytes.len()) else { return mem.read(gpa, bytes).ok_or(Fault::Unbacked(gpa)) };
+    let value = part.get(part.load(mem)?).to_le_bytes();
+    bytes.copy_from_slice(&value[..bytes.len()]);
+    Ok(())
+}
+
+/// Writes `bytes`, at most as many as the page of `gpa` has from there on. Concurrent writes of other CPUs to the bytes around them
+/// are not lost; [`Fault::Contended`] if these keep changing.
+pub fn store<M: PhysMem>(mem: &M, gpa: Gpa, bytes: &[u8]) -> Result<(), Fault> {
+    let Some(part) = Part::of(gpa, bytes.len()) else { return mem.write(gpa, bytes).ok_or(Fault::Unbacked(gpa)) };
+    for _ in 0..ATTEMPTS {
+        if part.replace(mem, part.load(mem)?, number(bytes))? {
+            return Ok(());
+        }
+    }
+    Err(Fault::Contended)
+}
+
+/// Writes `new` if the memory at `gpa` holds `old` (of the same length, at most 8 bytes, in one page), and tells whether it did. False
+/// also if another CPU changed the bytes around them meanwhile, so a caller that needs the reason reads again.
+pub fn compare_exchange<M: PhysMem>(mem: &M, gpa: Gpa, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
+    debug_assert_eq!(old.len(), new.len());
+    let Some(part) = Part::of(gpa, old.len()) else {
+        let mut found = [0; 8];
+        let found = &mut found[..old.len()];
+        mem.read(gpa, found).ok_or(Fault::Unbacked(gpa))?;
+        return if found == old { mem.write(gpa, new).map(|()| true).ok_or(Fault::Unbacked(gpa)) } else { Ok(false) };
+    };
+    let word = part.load(mem)?;
+    if part.get(word) != number(old) { Ok(false) } else { part.replace(mem, word, number(new)) }
+}
+
 impl<M: PhysMem> Operands<'_, M> {
-    fn part(&self, gva: Gva, kind: AccessKind, bytes: usize) -> Result<Option<Part>, Fault> {
+    /// Where an operand is that lies in eight aligned bytes.
+    fn whole(&self, gva: Gva, kind: AccessKind, bytes: usize) -> Result<Option<Gpa>, Fault> {
         let access = Access { kind, privilege: self.privilege };
         let gpa = translate(self.mem, self.paging, gva, access, SetAccessedDirty::Yes)?.gpa;
-        Ok(Part::of(gpa, bytes))
+        Ok(Part::of(gpa, bytes).map(|_| gpa))
     }
 
     /// Reads `bytes`, at most 4096.
     pub fn load(&self, gva: Gva, bytes: &mut [u8]) -> Result<(), Fault> {
-        let Some(part) = self.part(gva, AccessKind::Read, bytes.len())? else {
-            return read(self.mem, self.paging, gva, self.privilege, bytes);
-        };
-        let value = part.get(part.load(self.mem)?).to_le_bytes();
-        bytes.copy_from_slice(&value[..bytes.len()]);
-        Ok(())
+        match self.whole(gva, AccessKind::Read, bytes.len())? {
+            Some(gpa) => load(self.mem, gpa, bytes),
+            None => read(self.mem, self.paging, gva, self.privilege, bytes),
+        }
     }
 
     /// Writes `bytes`, at most 4096. Concurrent writes of other CPUs to the bytes around them are not lost;
     /// [`Fault::Contended`] if these keep changing.
     pub fn store(&self, gva: Gva, bytes: &[u8]) -> Result<(), Fault> {
-        let Some(part) = self.part(gva, AccessKind::Write, bytes.len())? else {
-            return write(self.mem, self.paging, gva, self.privilege, bytes);
-        };
-        for _ in 0..ATTEMPTS {
-            if part.replace(self.mem, part.load(self.mem)?, number(bytes))? {
-                return Ok(());
-            }
+        match self.whole(gva, AccessKind::Write, bytes.len())? {
+            Some(gpa) => store(self.mem, gpa, bytes),
+            None => write(self.mem, self.paging, gva, self.privilege, bytes),
         }
-        Err(Fault::Contended)
     }
 
     /// Writes `new` if memory holds `old` (of the same length, at most 8 bytes), and tells whether it did. False also
     /// if another CPU changed the bytes around them meanwhile, so a caller that needs the reason reads again.
     pub fn compare_exchange(&self, gva: Gva, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
         debug_assert_eq!(old.len(), new.len());
-        let Some(part) = self.part(gva, AccessKind::Write, old.len())? else {
-            let mut found = [0; 8];
-            let found = &mut found[..old.len()];
-            read(self.mem, self.paging, gva, self.privilege, found)?;
-            return if found == old {
-                write(self.mem, self.paging, gva, self.privilege, new).map(|()| true)
-            } else {
-                Ok(false)
-            };
-        };
-        let word = part.load(self.mem)?;
-        if part.get(word) != number(old) { Ok(false) } else { part.replace(self.mem, word, number(new)) }
+        if let Some(gpa) = self.whole(gva, AccessKind::Write, old.len())? {
+            return compare_exchange(self.mem, gpa, old, new);
+        }
+        let mut found = [0; 8];
+        let found = &mut found[..old.len()];
+        read(self.mem, self.paging, gva, self.privilege, found)?;
+        if found == old { write(self.mem, self.paging, gva, self.privilege, new).map(|()| true) } else { Ok(false) }
     }
 }

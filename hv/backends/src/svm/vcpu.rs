@@ -15,6 +15,7 @@ use addr::Hpa;
 use arch::EFER_SVME;
 use core::fmt;
 use core::num::NonZeroU16;
+use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
 use vm::{ControlRegisters, DescriptorCache, Exit, Gpr, Known, Registers, Segment, SegmentState, StateMsr, Stay, Vcpu};
 use walk::Controls;
 use x86::controlregs::cr2_write;
@@ -214,6 +215,23 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
     fn resume_at(&mut self, rip: u64) {
         self.vmcb.save.rip = rip;
         self.vmcb.control.interrupt_state = 0;
+    }
+
+    fn begin_interrupt_shadow(&mut self) {
+        self.vmcb.control.interrupt_state = vmcb::INTERRUPT_SHADOW;
+    }
+
+    fn load_table(&mut self, table: Table, register: TableRegister) {
+        let save = &mut self.vmcb.save;
+        let field = match table {
+            Table::Global => &mut save.gdtr,
+            Table::Interrupts => &mut save.idtr,
+        };
+        (field.base, field.limit) = (register.base, register.limit.into());
+    }
+
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) {
+        unswitched::vector::execute(instruction, area);
     }
 
     #[inline]

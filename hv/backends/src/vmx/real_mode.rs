@@ -6,57 +6,19 @@ use super::unpaged::{NotDone, Pdptes};
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
 use arch::{CR0_PE, CR0_PG, CR0_TS, MAX_INSTRUCTION};
-use emul::real::{self, Exiting, Memory, Processor, StepResult, Table, TableRegister};
+use emul::interpreter::{self, Exiting, StepResult};
+use emul::segmentation::SegmentFault;
 use emul::system::{StatusWord, System, write_gpr};
-use emul::{Bitness, Width};
-use vm::{Emulated, Event, Events, Exception, Exit, Io, Registers, Segment, Size, Vcpu};
+use emul::{Bitness, Memory, Width};
+use vm::{Emulated, Event, Events, Exception, Exit, Gpr, Instruction, Interpreted, Io, Registers, Segment, Size, Vcpu};
 use x86::controlregs::cr2;
 use x86::irq::GENERAL_PROTECTION_FAULT_VECTOR;
-use x86::vmx::vmcs::{control, guest};
+use x86::vmx::vmcs::control;
 
 /// LMSW and SMSW: PE, MP, EM and TS.
 const STATUS_WORD: u64 = 15;
 
-const STI_SHADOW: u64 = 1;
 const EVENT_VECTOR: u64 = 0xff;
-
-impl<T: Translation> Processor for VmxVcpu<T> {
-    fn jump(&mut self, rip: u64) {
-        self.resume_at(rip);
-    }
-
-    fn shadow(&mut self) {
-        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, STI_SHADOW);
-    }
-
-    fn selector(&self, segment: Segment) -> u16 {
-        self.segment(segment).selector
-    }
-
-    fn load_segment(&mut self, segment: Segment, selector: u16) {
-        let number = 2 * segment as u32;
-        self.vmcs.write(guest::ES_SELECTOR + number, selector.into());
-        self.vmcs.write(guest::ES_BASE + number, u64::from(selector) << 4);
-    }
-
-    fn table(&self, table: Table) -> TableRegister {
-        let (base, limit) = table_fields(table);
-        TableRegister { base: self.vmcs.read(base) as u32, limit: self.vmcs.read(limit) as u16 }
-    }
-
-    fn set_table(&mut self, table: Table, register: TableRegister) {
-        let (base, limit) = table_fields(table);
-        self.vmcs.write(base, register.base.into());
-        self.vmcs.write(limit, register.limit.into());
-    }
-}
-
-const fn table_fields(table: Table) -> (u32, u32) {
-    match table {
-        Table::Global => (guest::GDTR_BASE, guest::GDTR_LIMIT),
-        Table::Interrupts => (guest::IDTR_BASE, guest::IDTR_LIMIT),
-    }
-}
 
 const fn size(width: Width) -> Size {
     match width {
@@ -76,11 +38,19 @@ const fn exit(exiting: Exiting) -> Exit {
         Exiting::Hypercall => Exit::Hypercall,
         Exiting::In { port, width } => Exit::Io(Io::new(port, size(width), true, false)),
         Exiting::Out { port, width } => Exit::Io(Io::new(port, size(width), false, false)),
+        Exiting::String { port, width, input } => Exit::Io(Io::new(port, size(width), input, true)),
+        Exiting::Rdpmc => Exit::Instruction(Instruction::Rdpmc),
+        Exiting::Int1 => Exit::Instruction(Instruction::Int1),
+        // It does not exit elsewhere.
+        Exiting::Rdtsc => Exit::Unknown,
     }
 }
 
 impl<T: Translation> VmxVcpu<T> {
-    pub(super) fn emulate_next<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
+    pub(super) fn emulate_next<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error>
+    where
+        M::Error: From<SegmentFault>,
+    {
         if core::mem::take(&mut self.needs_pdptes) {
             let (value, next) = (self.operand_of_exit(), self.behind());
             return self.emulate_cr0(value, next, memory);
@@ -93,12 +63,19 @@ impl<T: Translation> VmxVcpu<T> {
         }
         let (code, len) = self.fetch(memory)?;
         let bitness = if self.segment(Segment::Cs).default_big { Bitness::Bits32 } else { Bitness::Bits16 };
-        match real::step(self, memory, &code[..len], bitness)? {
-            StepResult::Done => Ok(Emulated::Done),
+        match interpreter::step(&mut Interpreted(self), memory, &code[..len], bitness)? {
+            StepResult::Done | StepResult::Iterated | StepResult::Again => Ok(Emulated::Done),
             StepResult::Fault(vector) => Ok(self.raise(vector)),
+            StepResult::Exit { exit: Exiting::Rdtsc, next } => {
+                let tsc = self.tsc();
+                self.set_gpr(Gpr::RAX, tsc & 0xffff_ffff);
+                self.set_gpr(Gpr::RDX, tsc >> 32);
+                self.resume_at(next);
+                Ok(Emulated::Done)
+            }
             StepResult::Exit { exit: exiting, next } => Ok(Emulated::Exit { exit: exit(exiting), next }),
             StepResult::System { system, next } => self.emulate_system(system, next, memory),
-            StepResult::Unknown => Ok(Emulated::Unable("an instruction in real mode that is not emulated")),
+            StepResult::Unknown => Ok(Emulated::Unknown),
         }
     }
 
@@ -117,11 +94,14 @@ impl<T: Translation> VmxVcpu<T> {
     }
 
     /// By the vector table, as real mode does.
-    fn deliver<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
+    fn deliver<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error>
+    where
+        M::Error: From<SegmentFault>,
+    {
         let vector = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & EVENT_VECTOR;
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, 0);
         let back = self.rip();
-        Ok(match real::interrupt(self, memory, vector as u8, back)? {
+        Ok(match interpreter::interrupt(&mut Interpreted(self), memory, vector as u8, back)? {
             true => Emulated::Done,
             false => Emulated::Unable("an interrupt in real mode for which the vector table is too short"),
         })

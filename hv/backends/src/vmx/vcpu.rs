@@ -22,7 +22,9 @@ use arch::{CR0_PG, CR4_PAE, EFER_LMA, reset};
 use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
-use emul::real::Memory;
+use emul::Memory;
+use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
+use emul::segmentation::SegmentFault;
 use vm::cpuid::Leaf;
 use vm::{
     ControlRegisters, DescriptorCache, Emulated, Events, Exit, Gpr, Known, Registers, Segment, SegmentState, Start,
@@ -322,7 +324,10 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         self.decode_exit()
     }
 
-    fn emulate<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error> {
+    fn emulate<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error>
+    where
+        M::Error: From<SegmentFault>,
+    {
         self.emulate_next(memory)
     }
 
@@ -371,6 +376,24 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         if interruptibility & INTERRUPT_SHADOW != 0 {
             self.vmcs.write(guest::INTERRUPTIBILITY_STATE, interruptibility & !INTERRUPT_SHADOW);
         }
+    }
+
+    fn begin_interrupt_shadow(&mut self) {
+        const BLOCKING_BY_STI: u64 = 1;
+        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, BLOCKING_BY_STI);
+    }
+
+    fn load_table(&mut self, table: Table, register: TableRegister) {
+        let (base, limit) = match table {
+            Table::Global => (guest::GDTR_BASE, guest::GDTR_LIMIT),
+            Table::Interrupts => (guest::IDTR_BASE, guest::IDTR_LIMIT),
+        };
+        self.vmcs.write(base, register.base);
+        self.vmcs.write(limit, register.limit.into());
+    }
+
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) {
+        unswitched::vector::execute(instruction, area);
     }
 
     #[inline]

@@ -51,17 +51,21 @@ pub(crate) enum Shift {
     Arithmetic,
     RotateLeft,
     RotateRight,
+    /// RCL: CF is one more bit, above the operand's.
+    ThroughCarryLeft,
+    /// RCR.
+    ThroughCarryRight,
 }
 
 /// A result of the operands' width, and the new RFLAGS.
 pub(crate) type Computed = (u64, u64);
 
-fn flag(condition: bool, flag: u64) -> u64 {
+pub(crate) fn flag(condition: bool, flag: u64) -> u64 {
     if condition { flag } else { 0 }
 }
 
 /// PF, ZF and SF of a result.
-fn of_result(width: Width, result: u64) -> u64 {
+pub(crate) fn of_result(width: Width, result: u64) -> u64 {
     flag((result as u8).count_ones().is_multiple_of(2), PF)
         | flag(result == 0, ZF)
         | flag(result >> (width.bits() - 1) & 1 == 1, SF)
@@ -213,14 +217,16 @@ impl Shift {
             Mnemonic::Sar => Self::Arithmetic,
             Mnemonic::Rol => Self::RotateLeft,
             Mnemonic::Ror => Self::RotateRight,
+            Mnemonic::Rcl => Self::ThroughCarryLeft,
+            Mnemonic::Rcr => Self::ThroughCarryRight,
             _ => return None,
         })
     }
 
-    /// Shifts by the low five bits of `count`. Where the manuals leave flags undefined (OF for counts above 1, CF for
+    /// Shifts by the low five bits of `count`, or six of an operand of 64 bits. Where the manuals leave flags undefined (OF for counts above 1, CF for
     /// counts above the width, AF), the result is that of processors: OF is as for a count of 1.
     pub(crate) fn compute(self, width: Width, a: u64, count: u64, rflags: u64) -> Computed {
-        let count = count as u32 & 31;
+        let count = masked(width, count);
         if count == 0 {
             return (a, rflags);
         }
@@ -236,17 +242,52 @@ impl Shift {
             Self::Arithmetic => ((signed >> count) as u64 & width.mask(), signed >> (count - 1) & 1 == 1),
             Self::RotateLeft => (rotated(turned), rotated(turned) & 1 == 1),
             Self::RotateRight => (rotated((bits - turned) % bits), top(rotated((bits - turned) % bits))),
+            Self::ThroughCarryLeft => through_carry(width, a, count % (bits + 1), rflags),
+            Self::ThroughCarryRight => through_carry(width, a, (bits + 1 - count % (bits + 1)) % (bits + 1), rflags),
         };
         let overflow = match self {
-            Self::Left | Self::RotateLeft => top(result) != carry,
+            Self::Left | Self::RotateLeft | Self::ThroughCarryLeft => top(result) != carry,
             Self::Right => top(a),
             Self::Arithmetic => false,
-            Self::RotateRight => top(result) != top(result << 1 & width.mask()),
+            Self::RotateRight | Self::ThroughCarryRight => top(result) != top(result << 1 & width.mask()),
         };
         let changed = match self {
-            Self::RotateLeft | Self::RotateRight => rflags & !(CF | OF),
+            Self::RotateLeft | Self::RotateRight | Self::ThroughCarryLeft | Self::ThroughCarryRight => {
+                rflags & !(CF | OF)
+            }
             _ => rflags & !ARITHMETIC | of_result(width, result),
         };
         (result, changed | flag(carry, CF) | flag(overflow, OF))
     }
+}
+
+/// The part of a shift's count that counts.
+const fn masked(width: Width, count: u64) -> u32 {
+    count as u32 & if let Width::Qword = width { 63 } else { 31 }
+}
+
+/// `a` with CF above it, rotated left by `count`, at most the width: the result, and CF.
+fn through_carry(width: Width, a: u64, count: u32, rflags: u64) -> (u64, bool) {
+    let bits = width.bits();
+    let whole = u128::from(rflags & CF) << bits | u128::from(a);
+    let turned = whole << count | whole >> (bits + 1 - count);
+    (turned as u64 & width.mask(), turned >> bits & 1 == 1)
+}
+
+/// SHLD (`is_left`) and SHRD of `a`, with bits of `fill` shifted in. With counts above the width everything is undefined.
+pub(crate) fn double_shift(width: Width, is_left: bool, a: u64, fill: u64, count: u64, rflags: u64) -> Computed {
+    let (bits, count) = (width.bits(), masked(width, count));
+    if count == 0 || count > bits {
+        return (a, rflags);
+    }
+    let top = |value: u64| value >> (bits - 1) & 1 == 1;
+    let (result, carry) = if is_left {
+        let both = (u128::from(a) << bits | u128::from(fill)) << count;
+        ((both >> bits) as u64 & width.mask(), a >> (bits - count) & 1 == 1)
+    } else {
+        let both = (u128::from(fill) << bits | u128::from(a)) >> count;
+        (both as u64 & width.mask(), a >> (count - 1) & 1 == 1)
+    };
+    let overflow = top(a) != top(result);
+    (result, rflags & !ARITHMETIC | of_result(width, result) | flag(carry, CF) | flag(overflow, OF))
 }

@@ -3,7 +3,7 @@
 use super::alu::{Binary, Bit, Unary};
 use super::{Mmio, Op, Source};
 use crate::registers::Operand;
-use crate::string_step::StringStep;
+use crate::string_step::{Repeat, StringStep};
 use crate::{Address, AddressSize, Base, Bitness, DecodeError, Gpr, Segment, Width};
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 
@@ -17,13 +17,16 @@ pub(super) fn of(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
     string(instruction, bitness).or_else(|| plain(instruction, bitness))
 }
 
-/// MOVS, STOS and LODS, which have implicit operands.
+/// MOVS, STOS, LODS, CMPS and SCAS, which have implicit operands.
 fn string(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
-    let (op, memory): (fn(StringStep) -> Op, u32) = match instruction.mnemonic() {
+    let (op, memory, compares): (fn(StringStep) -> Op, u32, bool) = match instruction.mnemonic() {
         // The vector instruction of the name MOVSD has other operands, so `op_kind` excludes it below.
-        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => (Op::Movs, 1),
-        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => (Op::Stos, 0),
-        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => (Op::Lods, 1),
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => (Op::Movs, 1, false),
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => (Op::Stos, 0, false),
+        Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => (Op::Lods, 1, false),
+        // So does CMPSD.
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => (Op::Cmps, 0, true),
+        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => (Op::Scas, 1, true),
         _ => return None,
     };
     let (size, index, segment) = match instruction.op_kind(memory) {
@@ -36,10 +39,14 @@ fn string(instruction: &Instruction, bitness: Bitness) -> Option<Mmio> {
         _ => return None,
     };
     let width = Width::from_bytes(instruction.memory_size().size())?;
-    let rep = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    let repeat = match (instruction.has_rep_prefix(), instruction.has_repne_prefix()) {
+        (false, false) => Repeat::Once,
+        (is_rep, _) if compares => Repeat::While { zero: is_rep },
+        _ => Repeat::Always,
+    };
     let base = Base::Gpr(index);
     Some(Mmio {
-        op: op(StringStep { width, size, rep }),
+        op: op(StringStep { width, size, repeat }),
         width,
         locked: false,
         address: Address { base, index: None, displacement: 0, segment, size, bitness },

@@ -1,6 +1,6 @@
 use super::File;
-use crate::mmio::{Bus, Executed, MemoryRef, Mmio, decode};
-use crate::{Bitness, DecodeError, Gpr, Width};
+use crate::mmio::{Executed, Mmio, decode};
+use crate::{Bitness, DecodeError, Gpr, Memory, Width};
 use addr::Gva;
 use proptest::prelude::*;
 use std::vec::Vec;
@@ -9,36 +9,40 @@ use std::vec::Vec;
 #[derive(Default)]
 struct Device {
     value: u64,
-    log: Vec<(MemoryRef, Width, Option<u64>)>,
+    log: Vec<(Gva, Width, Option<u64>)>,
     /// All exchanges fail, as if another CPU wrote first.
     contended: bool,
 }
 
-impl Bus for Device {
+impl Memory for Device {
     type Error = &'static str;
-    fn read(&mut self, at: MemoryRef, width: Width) -> Result<u64, Self::Error> {
-        self.log.push((at, width, None));
-        Ok(self.value)
-    }
-    fn write(&mut self, at: MemoryRef, width: Width, value: u64) -> Result<(), Self::Error> {
-        self.log.push((at, width, Some(value)));
-        self.value = value;
+    fn read(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        self.log.push((at, Width::from_bytes(bytes.len()).unwrap(), None));
+        bytes.copy_from_slice(&self.value.to_le_bytes()[..bytes.len()]);
         Ok(())
     }
-    fn compare_exchange(&mut self, at: MemoryRef, width: Width, _: u64, new: u64) -> Result<bool, Self::Error> {
-        if self.contended { Ok(false) } else { self.write(at, width, new).map(|()| true) }
+    fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Self::Error> {
+        let mut value = [0; 8];
+        value[..bytes.len()].copy_from_slice(bytes);
+        self.value = u64::from_le_bytes(value);
+        self.log.push((at, Width::from_bytes(bytes.len()).unwrap(), Some(self.value)));
+        Ok(())
+    }
+    fn compare_exchange(&mut self, at: Gva, width: Width, _: u64, new: u64) -> Result<bool, Self::Error> {
+        let bytes = new.to_le_bytes();
+        if self.contended { Ok(false) } else { self.write(at, &bytes[..width.bytes() as usize]).map(|()| true) }
     }
 }
 
 /// Refuses everything.
 struct Nothing;
 
-impl Bus for Nothing {
+impl Memory for Nothing {
     type Error = ();
-    fn read(&mut self, _: MemoryRef, _: Width) -> Result<u64, ()> {
+    fn read(&mut self, _: Gva, _: &mut [u8]) -> Result<(), ()> {
         Err(())
     }
-    fn write(&mut self, _: MemoryRef, _: Width, _: u64) -> Result<(), ()> {
+    fn write(&mut self, _: Gva, _: &[u8]) -> Result<(), ()> {
         Err(())
     }
 }
@@ -84,7 +88,7 @@ fn stored(bytes: &[u8]) -> (Width, u64) {
     let mut device = Device::default();
     assert_eq!(mmio(bytes).execute(&mut file, &mut device), Ok(Executed::Retired));
     match device.log[..] {
-        [(MemoryRef::Operand, width, Some(value))] => (width, value),
+        [(_, width, Some(value))] => (width, value),
         ref other => panic!("{other:?}"),
     }
 }
@@ -110,7 +114,7 @@ fn compare_and_test_do_not_write() {
     for bytes in [&[0x39, 0x07][..], &[0x3b, 0x07], &[0x85, 0x07], &[0x0f, 0xa3, 0x07], &[0x81, 0x3f, 1, 2, 3, 4]] {
         let mut device = Device::default();
         assert_eq!(mmio(bytes).execute(&mut File::default(), &mut device), Ok(Executed::Retired));
-        assert_eq!(device.log, [(MemoryRef::Operand, Width::Dword, None)], "{bytes:x?}");
+        assert_eq!(device.log, [(Gva::new(0), Width::Dword, None)], "{bytes:x?}");
     }
 }
 
@@ -125,7 +129,7 @@ fn rep_stops_after_each_iteration_and_movs_gives_both_addresses() {
     let movs = mmio(&[0xf3, 0x64, 0xa5]);
     let mut device = Device { value: 5, ..Device::default() };
     assert_eq!(movs.execute(&mut file, &mut device), Ok(Executed::Iterated));
-    let (from, to) = (MemoryRef::Linear(Gva::new(0x10_1000)), MemoryRef::Linear(Gva::new(0x2000)));
+    let (from, to) = (Gva::new(0x10_1000), Gva::new(0x2000));
     assert_eq!(device.log, [(from, Width::Dword, None), (to, Width::Dword, Some(5))]);
     assert_eq!((file.gpr[1], file.gpr[6], file.gpr[7]), (1, 0x1004, 0x2004));
     assert_eq!(movs.execute(&mut file, &mut device), Ok(Executed::Retired));
@@ -180,7 +184,7 @@ fn setcc_stores_the_condition_without_a_read() {
         let before = file.clone();
         let mut device = Device { value: 0xff, ..Device::default() };
         assert_eq!(sete.execute(&mut file, &mut device), Ok(Executed::Retired));
-        assert_eq!(device.log, [(MemoryRef::Operand, Width::Byte, Some(value))]);
+        assert_eq!(device.log, [(Gva::new(0), Width::Byte, Some(value))]);
         assert_eq!(file, before);
     }
 }

@@ -14,7 +14,7 @@ const READ: [u8; 2] = [0x8b, 0x03];
 fn access(guest: &mut Guest, host: &mut TestHost, register: u64, write: Option<u32>) -> u64 {
     // Linear addresses below 2 MiB only are mapped: where the access goes to is what the exit tells.
     guest.code_at(CODE, if write.is_some() { &WRITE } else { &READ });
-    guest.set(Gpr::RBX, HOLE).set(Gpr::RAX, write.unwrap_or(0).into());
+    guest.set(Gpr::RBX, HOLE + register).set(Gpr::RAX, write.unwrap_or(0).into());
     let fault = NestedFault::new(Gpa::new(APIC + register), write.is_some(), false, false);
     assert_eq!(guest.handle_on(Exit::NestedFault(fault), host), Flow::Resume);
     assert_eq!(guest.vcpu.rip, CODE + 2);
@@ -190,4 +190,67 @@ fn nmis_of_three(is_handled: bool) -> usize {
 #[test]
 fn one_nmi_is_kept_while_another_is_handled() {
     assert_eq!((nmis_of_three(true), nmis_of_three(false)), (1, 2));
+}
+
+/// An instruction that exits at `register`, with its memory operand there; RSI and RDI are for those with two.
+fn at_register(code: &[u8], register: u64, is_write: bool) -> Guest {
+    let (mut guest, mut host) = ready();
+    guest.map(HOLE, APIC | PRESENT | WRITABLE | USER);
+    guest.code_at(CODE, code);
+    guest.set(Gpr::RBX, HOLE + register).set(Gpr::RSP, DATA + 0x800);
+    guest.set(Gpr::RSI, HOLE + register).set(Gpr::RDI, DATA).set(Gpr::RCX, 1);
+    let fault = NestedFault::new(Gpa::new(APIC + register), is_write, false, false);
+    assert_eq!(guest.handle_on(Exit::NestedFault(fault), &mut host), Flow::Resume, "{code:x?}");
+    assert_eq!((guest.vcpu.rip, guest.vcpu.event), (CODE + code.len() as u64, None), "{code:x?}");
+    guest
+}
+
+#[test]
+fn any_instruction_reads_a_register() {
+    const VERSION: u64 = 0x5_0014;
+    // PUSH, MOVS, IMUL by 1, CMOVNZ, BSF, MOVD XMM0.
+    let guest = at_register(&[0xff, 0x33], 0x30, false);
+    assert_eq!(u64::from_le_bytes(guest.memory().bytes(DATA + 0x7f8)), VERSION);
+    let guest = at_register(&[0xa5], 0x30, false);
+    assert_eq!(u32::from_le_bytes(guest.memory().bytes(DATA)), VERSION as u32);
+    for (code, rax) in [(&[0x6b, 0x03, 0x01][..], VERSION), (&[0x0f, 0x45, 0x03], VERSION), (&[0x0f, 0xbc, 0x03], 2)] {
+        assert_eq!(at_register(code, 0x30, false).get(Gpr::RAX), rax, "{code:x?}");
+    }
+    let (mut guest, mut host) = ready();
+    guest.vcpu.control.cr4 |= arch::CR4_OSFXSR;
+    guest.map(HOLE, APIC | PRESENT | WRITABLE);
+    guest.code_at(CODE, &[0x66, 0x0f, 0x6e, 0x03]);
+    guest.set(Gpr::RBX, HOLE + 0x30);
+    guest.vcpu.xmm[0] = u128::MAX;
+    let fault = NestedFault::new(Gpa::new(APIC + 0x30), false, false, false);
+    assert_eq!(guest.handle_on(Exit::NestedFault(fault), &mut host), Flow::Resume);
+    assert_eq!(guest.vcpu.xmm[0], VERSION.into());
+}
+
+#[test]
+fn any_instruction_writes_a_register() {
+    // POP; SHL by 4, ROL by 4.
+    let tpr = |guest: &mut Guest| {
+        let mut host = TestHost::new(guest);
+        access(guest, &mut host, 0x80, None)
+    };
+    let (mut guest, mut host) = ready();
+    guest.map(HOLE, APIC | PRESENT | WRITABLE);
+    guest.memory().put_u64(DATA, 0x50);
+    for (code, expected) in [(&[0x8f, 0x03][..], 0), (&[0xc7, 0x03, 0x50, 0, 0, 0], 0x50), (&[0xd1, 0x23], 0xa0)] {
+        guest.code_at(CODE, code);
+        guest.set(Gpr::RBX, HOLE + 0x80).set(Gpr::RSP, DATA);
+        let fault = NestedFault::new(Gpa::new(APIC + 0x80), true, false, false);
+        assert_eq!(guest.handle_on(Exit::NestedFault(fault), &mut host), Flow::Resume, "{code:x?}");
+        // POP is of 64 bits, which no register has: it is lost.
+        assert_eq!(tpr(&mut guest), expected, "{code:x?}");
+    }
+    // MOVS to the register.
+    guest.map(HOLE, APIC | PRESENT | WRITABLE);
+    guest.code_at(CODE, &[0xa5]);
+    guest.memory().put_u64(DATA, 0x60);
+    guest.set(Gpr::RSI, DATA).set(Gpr::RDI, HOLE + 0x80);
+    let fault = NestedFault::new(Gpa::new(APIC + 0x80), true, false, false);
+    assert_eq!(guest.handle_on(Exit::NestedFault(fault), &mut host), Flow::Resume);
+    assert_eq!(tpr(&mut guest), 0x60);
 }

@@ -4,6 +4,7 @@ use super::guest::*;
 use crate::{Event, Exception, Exit, Flow, Gpr, NestedFault, Stop};
 use addr::Gpa;
 use devices::Size;
+use std::string::ToString;
 
 const ARITHMETIC: u64 = 0x8d5;
 const CF_PF_AF_ZF: u64 = 0x55;
@@ -167,10 +168,100 @@ fn code_without_memory_ends_the_vm() {
 
 #[test]
 fn an_instruction_that_is_not_emulated_ends_the_vm() {
-    // PUSH RAX; FLD [RBX]; no instruction.
-    for code in [&[0x50][..], &[0xd9, 0x03], &[0x06]] {
-        assert!(at_hole(code).unhandled(READ).contains("not emulated"), "{code:02x?}");
+    // ADDPS, LDS.
+    for (code, text) in [
+        (
+            &[0x0f, 0x58, 0x03][..],
+            "an instruction that is not emulated, on an address that has no memory: Addps",
+        ),
+        (&[0x0f, 0xb2, 0x03], "an instruction that is not emulated, on an address that has no memory: Lss"),
+    ] {
+        match at_hole(code).handle(READ) {
+            Flow::Stop(stop @ Stop::NotEmulated(_)) => assert_eq!(stop.to_string(), text),
+            other => panic!("{other:?}"),
+        }
     }
+}
+
+#[test]
+fn bytes_that_are_no_instruction_are_undefined() {
+    let mut guest = at_hole(&[0x06]);
+    guest.resumes(READ);
+    assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (Some((6, None)), CODE));
+}
+
+/// Another vCPU has changed the code since the exit: the processor executes what is there now.
+#[test]
+fn an_instruction_without_memory_is_left_to_the_processor() {
+    // MOV EAX, EBX; CLI; HLT; WRMSR; MOV CR0, RAX.
+    for code in [&[0x89, 0xd8][..], &[0xfa], &[0xf4], &[0x0f, 0x30], &[0x0f, 0x22, 0xc0]] {
+        let mut guest = at_hole(code);
+        guest.vcpu.control.cpl = 3;
+        let before = (guest.vcpu.gprs, guest.vcpu.rflags);
+        guest.resumes(READ);
+        assert_eq!((guest.vcpu.gprs, guest.vcpu.rflags), before, "{code:x?}");
+        assert_eq!((guest.vcpu.rip, guest.vcpu.event), (CODE, None), "{code:x?}");
+    }
+}
+
+#[test]
+fn privileged_instructions_are_checked() {
+    // LGDT [RBX].
+    for (cpl, raised, gdt) in [(3, Some((13, Some(0))), (0, 0)), (0, None, (u64::MAX, 0xffff))] {
+        let mut guest = at_hole(&[0x0f, 0x01, 0x13]);
+        guest.vcpu.control.cpl = cpl;
+        guest.resumes(READ);
+        assert_eq!((guest.vcpu.raised(), guest.vcpu.gdt), (raised, gdt));
+    }
+}
+
+#[test]
+fn an_operand_at_the_end_of_memory_is_half_memory() {
+    let mut guest = Guest::new(&[0x8b, 0x03]);
+    guest.memory().put(END - 2, &[0x11, 0x22]);
+    guest.set(Gpr::RBX, END - 2);
+    guest.resumes(at(END, false, false));
+    assert_eq!(guest.get(Gpr::RAX), 0xffff_2211);
+    // MOV [RBX], ECX; LOCK XADD.
+    for code in [&[0x89, 0x0b][..], &[0xf0, 0x0f, 0xc1, 0x0b]] {
+        let mut guest = Guest::new(code);
+        guest.set(Gpr::RBX, END - 2).set(Gpr::RCX, 0x8877_6655);
+        guest.resumes(at(END, true, false));
+        assert_eq!((guest.memory().bytes(END - 2), guest.vcpu.event), ([0x55, 0x66], None), "{code:x?}");
+    }
+}
+
+/// The destination is looked at before a device is read.
+#[test]
+fn a_push_of_a_device_whose_stack_faults_is_that_fault() {
+    let mut guest = at_hole(&[0xff, 0x33]);
+    guest.set(Gpr::RSP, DATA + 8);
+    guest.protect(DATA, PRESENT);
+    guest.resumes(READ);
+    assert_eq!((guest.vcpu.raised(), guest.vcpu.cr2, guest.get(Gpr::RSP)), (Some((14, Some(3))), DATA, DATA + 8));
+}
+
+#[test]
+fn a_division_by_what_nothing_answers_or_by_zero_is_as_the_processors() {
+    // DIV DWORD [RBX].
+    let mut guest = at_hole(&[0xf7, 0x33]);
+    guest.set(Gpr::RAX, 7).set(Gpr::RDX, 1);
+    guest.resumes(READ);
+    assert_eq!((guest.get(Gpr::RAX), guest.get(Gpr::RDX), guest.vcpu.event), (1, 8, None));
+    guest.code_at(CODE, &[0xf7, 0x33]);
+    guest.set(Gpr::RDX, u64::MAX);
+    guest.resumes(READ);
+    assert_eq!(guest.vcpu.raised(), Some((0, None)));
+}
+
+/// An entry of the guest's tables is where no memory is: it reads as ones.
+#[test]
+fn a_walk_that_reaches_no_memory_is_a_page_fault_of_reserved_bits() {
+    let mut guest = Guest::new(&[0x8b, 0x03]);
+    guest.memory().put_u64(PD + 8, HOLE | PRESENT | WRITABLE | USER);
+    guest.set(Gpr::RBX, 0x20_0000);
+    guest.resumes(Exit::NestedFault(NestedFault::new(Gpa::new(HOLE), false, false, false).of_walk(true)));
+    assert_eq!((guest.vcpu.raised(), guest.vcpu.cr2), (Some((14, Some(9))), 0x20_0000));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Start,
 use crate::{DescriptorCache, Event, Exit, Gpr, Known, Registers, Segment};
 use arch::{DR6_BS, RFLAGS_IF};
 use core::fmt;
+use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
 use std::boxed::Box;
 use std::collections::VecDeque;
 use std::vec::Vec;
@@ -60,6 +61,7 @@ pub(super) struct TestVcpu {
     pub(super) pdptes: Option<[u64; 4]>,
     /// What a processor with EPT holds of them.
     pub(super) held: Option<[u64; 4]>,
+    pub(super) xmm: [u128; 16],
 }
 
 impl TestVcpu {
@@ -97,6 +99,7 @@ impl TestVcpu {
             loaded: [LoadedSegment { selector: 0, base: 0, limit: 0, attributes: 0 }; 8],
             pdptes: None,
             held: None,
+            xmm: [0; 16],
         }
     }
 
@@ -254,6 +257,26 @@ impl Vcpu for TestVcpu {
     fn resume_at(&mut self, rip: u64) {
         self.rip = rip;
         self.shadow = false;
+    }
+    fn begin_interrupt_shadow(&mut self) {
+        self.shadow = true;
+    }
+    fn load_table(&mut self, table: Table, register: TableRegister) {
+        let loaded = (register.base, register.limit.into());
+        match table {
+            Table::Global => self.gdt = loaded,
+            Table::Interrupts => self.idt = loaded,
+        }
+    }
+    /// XMM registers alone.
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) {
+        match instruction {
+            VectorInstruction::LoadXmm(n) => {
+                self.xmm[usize::from(n)] = u128::from_le_bytes(*area.0.first_chunk().expect("it has 512 bytes"));
+            }
+            VectorInstruction::StoreXmm(n) => area.0[..16].copy_from_slice(&self.xmm[usize::from(n)].to_le_bytes()),
+            other => panic!("{other:?} is not part of the tests"),
+        }
     }
     fn next_rip(&self) -> Option<u64> {
         self.next_rip

@@ -1,0 +1,100 @@
+//! Instructions of the guest on x87, MMX and SSE registers, executed in its place with its registers.
+
+use core::arch::{asm, naked_asm};
+use emul::interpreter::{Area, VectorInstruction};
+
+/// The length of a piece of [`x87`].
+const X87_PIECE: usize = 4;
+/// The length of a piece of the others.
+const PIECE: usize = 8;
+
+/// For each opcode from D8h to DFh, and in it for each number in ModRM: the instruction with its operand at RDI, RET and NOP. The pieces
+/// of undefined instructions are never called.
+#[unsafe(naked)]
+unsafe extern "C" fn x87() {
+    naked_asm!(
+        ".set opcode, 0xd8",
+        ".rept 8",
+        ".set modrm, 7",
+        ".rept 8",
+        ".byte opcode, modrm, 0xc3, 0x90",
+        ".set modrm, modrm + 8",
+        ".endr",
+        ".set opcode, opcode + 1",
+        ".endr",
+    )
+}
+
+/// A function with a piece for each register: the instruction, RET, and up to the piece's length nothing.
+macro_rules! pieces {
+    ($(#[$doc:meta])* $name:ident, $($instruction:literal)*) => {
+        $(#[$doc])*
+        #[unsafe(naked)]
+        unsafe extern "C" fn $name() {
+            naked_asm!($($instruction, "ret", ".balign 8",)*)
+        }
+    };
+}
+
+pieces! {
+    /// MOVQ of each MMX register to RDI.
+    store_mmx,
+    "movq [rdi], mm0" "movq [rdi], mm1" "movq [rdi], mm2" "movq [rdi], mm3"
+    "movq [rdi], mm4" "movq [rdi], mm5" "movq [rdi], mm6" "movq [rdi], mm7"
+}
+
+pieces! {
+    /// MOVQ of each MMX register from RDI.
+    load_mmx,
+    "movq mm0, [rdi]" "movq mm1, [rdi]" "movq mm2, [rdi]" "movq mm3, [rdi]"
+    "movq mm4, [rdi]" "movq mm5, [rdi]" "movq mm6, [rdi]" "movq mm7, [rdi]"
+}
+
+pieces! {
+    /// MOVDQU of each XMM register to RDI.
+    store_xmm,
+    "movdqu [rdi], xmm0" "movdqu [rdi], xmm1" "movdqu [rdi], xmm2" "movdqu [rdi], xmm3"
+    "movdqu [rdi], xmm4" "movdqu [rdi], xmm5" "movdqu [rdi], xmm6" "movdqu [rdi], xmm7"
+    "movdqu [rdi], xmm8" "movdqu [rdi], xmm9" "movdqu [rdi], xmm10" "movdqu [rdi], xmm11"
+    "movdqu [rdi], xmm12" "movdqu [rdi], xmm13" "movdqu [rdi], xmm14" "movdqu [rdi], xmm15"
+}
+
+pieces! {
+    /// MOVDQU of each XMM register from RDI.
+    load_xmm,
+    "movdqu xmm0, [rdi]" "movdqu xmm1, [rdi]" "movdqu xmm2, [rdi]" "movdqu xmm3, [rdi]"
+    "movdqu xmm4, [rdi]" "movdqu xmm5, [rdi]" "movdqu xmm6, [rdi]" "movdqu xmm7, [rdi]"
+    "movdqu xmm8, [rdi]" "movdqu xmm9, [rdi]" "movdqu xmm10, [rdi]" "movdqu xmm11, [rdi]"
+    "movdqu xmm12, [rdi]" "movdqu xmm13, [rdi]" "movdqu xmm14, [rdi]" "movdqu xmm15, [rdi]"
+}
+
+pieces! {
+    /// Those without a register.
+    others,
+    "fninit" "fnclex" "emms" "stmxcsr [rdi]" "ldmxcsr [rdi]" "fxsave [rdi]" "fxrstor [rdi]"
+}
+
+/// Executes `instruction` on the registers of the vCPU that is loaded. `area` is its memory operand.
+pub(crate) fn execute(instruction: VectorInstruction, area: &mut Area) {
+    let at = |function: unsafe extern "C" fn(), offset: usize| function as usize + offset;
+    let piece = match instruction {
+        VectorInstruction::X87 { opcode, extension } => {
+            at(x87, usize::from((opcode & 7) << 3 | extension & 7) * X87_PIECE)
+        }
+        VectorInstruction::StoreMmx(number) => at(store_mmx, usize::from(number & 7) * PIECE),
+        VectorInstruction::LoadMmx(number) => at(load_mmx, usize::from(number & 7) * PIECE),
+        VectorInstruction::StoreXmm(number) => at(store_xmm, usize::from(number & 15) * PIECE),
+        VectorInstruction::LoadXmm(number) => at(load_xmm, usize::from(number & 15) * PIECE),
+        VectorInstruction::Fninit => at(others, 0),
+        VectorInstruction::Fnclex => at(others, PIECE),
+        VectorInstruction::Emms => at(others, 2 * PIECE),
+        VectorInstruction::Stmxcsr => at(others, 3 * PIECE),
+        VectorInstruction::Ldmxcsr => at(others, 4 * PIECE),
+        VectorInstruction::Fxsave => at(others, 5 * PIECE),
+        VectorInstruction::Fxrstor => at(others, 6 * PIECE),
+    };
+    // SAFETY: the piece is one instruction and RET. It accesses no more than the area, which has the most that any of them does, and
+    // registers that the hypervisor does not use. It raises nothing: no x87 exception waits, MXCSR is valid, and the hypervisor's CR0
+    // and CR4 allow it (the callers of `Vcpu::execute_vector` and `enable_fxsave`).
+    unsafe { asm!("call {}", in(reg) piece, in("rdi") &raw mut *area) };
+}

@@ -1,0 +1,321 @@
+//! An interpreter of the instructions that the processor can't execute for the guest: those whose memory operand is a device, or a page
+//! that has to be watched, and all code in real mode where the processor has no real mode for guests.
+//!
+//! It knows the integer instructions, and the loads and stores of x87, MMX and SSE. It checks operands by their segments. Instructions
+//! that exit under virtualization, and those on control registers, are decoded and left to the caller. Any other instruction is
+//! [`StepResult::Unknown`], on which the caller ends the guest with a message. RFLAGS.TF is ignored.
+//!
+//! In protected mode it executes what accesses memory, and nothing that loads a segment register. The guest's other vCPUs may change the
+//! code between the exit and the fetch, so an instruction is never taken for one that the processor has checked: privilege is checked
+//! here as well.
+
+mod arithmetic;
+mod data;
+mod flow;
+mod operand;
+mod stack;
+mod tables;
+mod vector;
+
+use crate::memory::Memory;
+use crate::mmio::{self, Executed};
+use crate::segmentation::{SegmentFault, Segmentation};
+use crate::system::{self, System};
+use crate::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
+use arch::{CR0_PE, RFLAGS_TF, RFLAGS_VM};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+pub use flow::interrupt;
+pub use vector::{Area, VectorInstruction};
+
+/// Vectors of the exceptions that instructions raise here. An error code, of those that have one, is 0.
+pub mod fault {
+    /// #DE.
+    pub const DIVIDE: u8 = 0;
+    /// #BR.
+    pub const BOUND: u8 = 5;
+    /// #UD.
+    pub const UNDEFINED: u8 = 6;
+    /// #NM.
+    pub const DEVICE_NOT_AVAILABLE: u8 = 7;
+    /// #GP(0).
+    pub const GENERAL_PROTECTION: u8 = 13;
+    /// #MF.
+    pub const FLOATING_POINT: u8 = 16;
+}
+
+/// The most iterations of a string instruction in one step: a caller that takes many steps at once has to come back to its host in
+/// time.
+const ITERATIONS: usize = 16;
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// GDTR.
+    Global,
+    /// IDTR.
+    Interrupts,
+}
+
+/// The contents of GDTR or IDTR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRegister {
+    /// Linear address of the table.
+    pub base: u64,
+    /// Offset of its last byte.
+    pub limit: u16,
+}
+
+/// What instructions depend on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the registers' own names")]
+pub struct Controls {
+    pub cr0: u64,
+    pub cr4: u64,
+    /// Current privilege level, 0 to 3.
+    pub cpl: u8,
+}
+
+/// A vCPU whose instructions are interpreted.
+pub trait Processor: Registers {
+    /// Sets RIP; an interrupt shadow ends.
+    fn jump(&mut self, rip: u64);
+    /// Puts the instruction at RIP into an interrupt shadow.
+    fn shadow(&mut self);
+    /// The selector in a segment register.
+    fn selector(&self, segment: Segment) -> u16;
+    /// Loads a segment register as in real mode: the base becomes 16 times the selector; limit and rights stay.
+    fn load_segment(&mut self, segment: Segment, selector: u16);
+    /// What accesses through a segment register are checked by.
+    fn segmentation(&mut self, segment: Segment, bitness: Bitness) -> Segmentation;
+    /// GDTR or IDTR.
+    fn table(&self, table: Table) -> TableRegister;
+    /// Sets GDTR or IDTR.
+    fn set_table(&mut self, table: Table, register: TableRegister);
+    /// The registers that say what the vCPU may do.
+    fn controls(&self) -> Controls;
+    /// Executes an instruction on the vCPU's x87, MMX and SSE registers. `area` is its memory operand.
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area);
+}
+
+/// An instruction that exits under virtualization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the instructions' own names and operands")]
+pub enum Exiting {
+    Cpuid,
+    Rdmsr,
+    Wrmsr,
+    Rdtsc,
+    Rdpmc,
+    Halt,
+    Hypercall,
+    Int1,
+    In {
+        port: u16,
+        width: Width,
+    },
+    Out {
+        port: u16,
+        width: Width,
+    },
+    /// INS (`input`) or OUTS.
+    String {
+        port: u16,
+        width: Width,
+        input: bool,
+    },
+}
+
+/// The result of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepResult {
+    /// The instruction is executed.
+    Done,
+    /// As many of its iterations are as one step allows, and others are left.
+    Iterated,
+    /// Nothing is done: other vCPUs have changed the instruction, or its operand in the midst of it. The guest tries it again.
+    Again,
+    /// The instruction raises this exception; nothing was changed.
+    Fault(u8),
+    /// The caller has to execute this instruction and continue at `next`.
+    Exit {
+        /// The instruction.
+        exit: Exiting,
+        /// RIP after it.
+        next: u64,
+    },
+    /// The caller has to execute this instruction on control registers and continue at `next`.
+    System {
+        /// The instruction.
+        system: System,
+        /// RIP after it.
+        next: u64,
+    },
+    /// The interpreter does not know the instruction.
+    Unknown,
+}
+
+/// Executes the instruction at RIP; `code` is the bytes there. RIP is behind it then, or where it jumps to.
+///
+/// # Errors
+/// Those of `memory`, and of the operands' segments. No register has changed then, but memory may have: below the stack pointer.
+///
+/// The calls go through pointers, so that the hypervisor has the interpreter once, and not for each kind of vCPU.
+pub fn step<E: From<SegmentFault>>(
+    processor: &mut dyn Processor,
+    memory: &mut dyn Memory<Error = E>,
+    code: &[u8],
+    bitness: Bitness,
+) -> Result<StepResult, E> {
+    let instruction = match crate::decode(code, bitness) {
+        Ok(instruction) => instruction,
+        Err(DecodeError::Invalid) => return Ok(StepResult::Fault(fault::UNDEFINED)),
+        Err(_) => return Ok(StepResult::Unknown),
+    };
+    let next = bitness.advance(processor.rip(), instruction.len() as u64);
+    let Controls { cr0, cpl, .. } = processor.controls();
+    let is_real = cr0 & CR0_PE == 0;
+    if is_real {
+        if let Some(exit) = exiting(&instruction, processor) {
+            return Ok(StepResult::Exit { exit, next });
+        }
+        if let Some(system) = system::system(&instruction, bitness) {
+            return Ok(StepResult::System { system, next });
+        }
+    } else if !accesses_memory(&instruction) {
+        return Ok(StepResult::Again);
+    } else if cpl != 0 && instruction.is_privileged() {
+        return Ok(StepResult::Fault(fault::GENERAL_PROTECTION));
+    }
+    Execution { processor, memory, instruction, code, bitness, next, is_real }.execute()
+}
+
+/// Whether the instruction reads or writes memory. For those with a stack pointer, that is all it is asked of.
+fn accesses_memory(instruction: &Instruction) -> bool {
+    let is_memory = |n| {
+        matches!(
+            instruction.op_kind(n),
+            OpKind::Memory
+                | OpKind::MemorySegSI
+                | OpKind::MemorySegESI
+                | OpKind::MemorySegRSI
+                | OpKind::MemorySegDI
+                | OpKind::MemorySegEDI
+                | OpKind::MemorySegRDI
+                | OpKind::MemoryESDI
+                | OpKind::MemoryESEDI
+                | OpKind::MemoryESRDI
+        )
+    };
+    (0..instruction.op_count()).any(is_memory) || instruction.is_stack_instruction()
+}
+
+/// The execution of one instruction.
+struct Execution<'a, E> {
+    processor: &'a mut dyn Processor,
+    memory: &'a mut dyn Memory<Error = E>,
+    instruction: Instruction,
+    /// Its bytes, and others behind it.
+    code: &'a [u8],
+    bitness: Bitness,
+    next: u64,
+    /// Real mode, with CPL 0 and segments that are loaded without descriptors.
+    is_real: bool,
+}
+
+/// What comes of an instruction. None: it is another group's.
+type Done<E> = Result<Option<StepResult>, E>;
+
+const DONE: Option<StepResult> = Some(StepResult::Done);
+
+impl<E: From<SegmentFault>> Execution<'_, E> {
+    fn execute(mut self) -> Result<StepResult, E> {
+        match self.straight()? {
+            Some(StepResult::Done) => {
+                self.processor.jump(self.next);
+                self.shadow_behind_load_of_ss();
+                Ok(StepResult::Done)
+            }
+            Some(result) => Ok(result),
+            None => Ok(self.control_flow()?.unwrap_or(StepResult::Unknown)),
+        }
+    }
+
+    /// The instructions behind which the next one is executed.
+    fn straight(&mut self) -> Done<E> {
+        if let Some(result) = self.in_memory()? {
+            return Ok(Some(result));
+        }
+        if let Some(result) = self.data()? {
+            return Ok(Some(result));
+        }
+        if let Some(result) = self.arithmetic()? {
+            return Ok(Some(result));
+        }
+        if let Some(result) = self.vector()? {
+            return Ok(Some(result));
+        }
+        match self.stack()? {
+            Some(result) => Ok(Some(result)),
+            None => self.tables(),
+        }
+    }
+
+    /// Executes an instruction that [`mmio`] emulates. None for another.
+    fn in_memory(&mut self) -> Done<E> {
+        let Some(instruction) = mmio::of_instruction(&self.instruction, self.bitness) else { return Ok(None) };
+        // A single step is behind each.
+        let iterations = if self.processor.rflags() & RFLAGS_TF != 0 { 1 } else { ITERATIONS };
+        for _ in 0..iterations {
+            for operand in instruction.operands(self.processor).into_iter().flatten().flatten() {
+                let segmentation = self.processor.segmentation(operand.segment, self.bitness);
+                segmentation.check(operand.offset, instruction.width().bytes(), operand.kind)?;
+            }
+            match instruction.execute(self.processor, self.memory)? {
+                Executed::Retired => return Ok(DONE),
+                Executed::Again => return Ok(Some(StepResult::Again)),
+                Executed::Iterated => {}
+            }
+        }
+        Ok(Some(StepResult::Iterated))
+    }
+
+    /// No interrupt is taken right behind MOV SS and POP SS.
+    fn shadow_behind_load_of_ss(&mut self) {
+        let loads = matches!(self.instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Pop);
+        if loads && self.instruction.op0_register() == Register::SS {
+            self.processor.shadow();
+        }
+    }
+}
+
+fn exiting(instruction: &Instruction, processor: &dyn Processor) -> Option<Exiting> {
+    let dx = processor.gpr(Gpr::RDX) as u16;
+    let port = |n| match instruction.op_kind(n) {
+        OpKind::Register => dx,
+        _ => instruction.immediate8().into(),
+    };
+    let width = |register: Register| Width::from_bytes(register.size());
+    let string =
+        |input| Some(Exiting::String { port: dx, width: Width::from_bytes(instruction.memory_size().size())?, input });
+    Some(match instruction.mnemonic() {
+        Mnemonic::Cpuid => Exiting::Cpuid,
+        Mnemonic::Rdmsr => Exiting::Rdmsr,
+        Mnemonic::Wrmsr => Exiting::Wrmsr,
+        Mnemonic::Rdtsc => Exiting::Rdtsc,
+        Mnemonic::Rdpmc => Exiting::Rdpmc,
+        Mnemonic::Hlt => Exiting::Halt,
+        Mnemonic::Vmcall | Mnemonic::Vmmcall => Exiting::Hypercall,
+        Mnemonic::Int1 => Exiting::Int1,
+        Mnemonic::In => Exiting::In { port: port(1), width: width(instruction.op0_register())? },
+        Mnemonic::Out => Exiting::Out { port: port(0), width: width(instruction.op1_register())? },
+        Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => string(true)?,
+        Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => string(false)?,
+        _ => return None,
+    })
+}
+
+/// Whether RFLAGS.VM is set.
+const fn is_virtual_8086(rflags: u64) -> bool {
+    rflags & RFLAGS_VM != 0
+}
