@@ -25,7 +25,11 @@ impl Mmio {
     ///
     /// No register changes on an error, or when a locked exchange fails because another CPU wrote the memory.
     #[inline]
-    pub fn execute<R: Registers + ?Sized, M: Memory + ?Sized>(&self, registers: &mut R, memory: &mut M) -> Result<Executed, M::Error> {
+    pub fn execute<R: Registers + ?Sized, M: Memory + ?Sized>(
+        &self,
+        registers: &mut R,
+        memory: &mut M,
+    ) -> Result<Executed, M::Error> {
         match self.op {
             Op::Load { to, to_width, signed } => {
                 let value = read(memory, self.linear(registers), self.width)?;
@@ -42,7 +46,11 @@ impl Mmio {
     }
 
     #[inline(never)]
-    fn execute_rare<R: Registers + ?Sized, M: Memory + ?Sized>(&self, registers: &mut R, memory: &mut M) -> Result<Executed, M::Error> {
+    fn execute_rare<R: Registers + ?Sized, M: Memory + ?Sized>(
+        &self,
+        registers: &mut R,
+        memory: &mut M,
+    ) -> Result<Executed, M::Error> {
         let (width, rflags) = (self.width, registers.rflags());
         let at = self.linear(registers);
         match self.op {

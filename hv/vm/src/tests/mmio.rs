@@ -170,10 +170,7 @@ fn code_without_memory_ends_the_vm() {
 fn an_instruction_that_is_not_emulated_ends_the_vm() {
     // ADDPS, LDS.
     for (code, text) in [
-        (
-            &[0x0f, 0x58, 0x03][..],
-            "an instruction that is not emulated, on an address that has no memory: Addps",
-        ),
+        (&[0x0f, 0x58, 0x03][..], "an instruction that is not emulated, on an address that has no memory: Addps"),
         (&[0x0f, 0xb2, 0x03], "an instruction that is not emulated, on an address that has no memory: Lss"),
     ] {
         match at_hole(code).handle(READ) {
