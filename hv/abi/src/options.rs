@@ -226,6 +226,8 @@ pub mod guest {
         pub const TASKS: &str = "tasks";
         /// What becomes of breakpoints: `met`, they trap, or `untold`, they trap and DR6 has no cause.
         pub const BREAKPOINTS: &str = "breakpoints";
+        /// Whether the processor checks limits of segments in real mode: `checked`.
+        pub const LIMITS: &str = "limits";
         /// How many words the command line has.
         pub const WORDS: &str = "words";
         /// How many modules there are.
@@ -252,6 +254,7 @@ pub mod guest {
             "fair" => &[MILLISECONDS, MIN_SHARE, MAX_GAP_US, RELEASE_MIB],
             "fork-storm" => &[OPS, SEED],
             "pae-toggle" => &[OPS],
+            "real-mode" => &[LIMITS],
             "smoke32" => &[PDPTES],
             "stress" => &[OPS, SEED],
             "task-switch" => &[TASKS],

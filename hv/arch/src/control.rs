@@ -115,6 +115,10 @@ pub const DR6_BD: u64 = 1 << 13;
 pub const DR6_BS: u64 = 1 << 14;
 /// DR6.BT: a task was entered whose TSS has T set.
 pub const DR6_BT: u64 = 1 << 15;
+/// What of DR6 can be written; the rest is as after reset (Intel SDM vol. 3, figure 18-1).
+pub const DR6_DEFINED: u64 = DR6_BREAKPOINTS | DR6_BD | DR6_BS | DR6_BT;
+/// What of DR7 can be written; the rest is as after reset.
+pub const DR7_DEFINED: u64 = 0xffff_23ff;
 /// DR7.L0 to L3 and G0 to G3: one of them is set where there is a breakpoint.
 pub const DR7_ENABLED: u64 = 0xff;
 /// DR7.L0 to L3 and LE: breakpoints of one task.

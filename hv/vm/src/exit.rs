@@ -170,7 +170,6 @@ impl NestedFault {
     const WRITE: u64 = 1 << 63;
     const FETCH: u64 = 1 << 62;
     const PRESENT: u64 = 1 << 61;
-    const WALK: u64 = 1 << 60;
     /// Guest physical addresses have at most 52 bits.
     const ADDRESS: u64 = (1 << 52) - 1;
 
@@ -184,23 +183,10 @@ impl NestedFault {
         Self(address.raw() & Self::ADDRESS | bits)
     }
 
-    /// The same, of an access to the guest's page tables (`is_walk`) or to what they lead to.
-    #[inline]
-    #[must_use]
-    pub const fn of_walk(self, is_walk: bool) -> Self {
-        Self(self.0 | if is_walk { Self::WALK } else { 0 })
-    }
-
     /// Where.
     #[inline]
     pub const fn address(self) -> Gpa {
         Gpa::new(self.0 & Self::ADDRESS)
-    }
-
-    /// Whether the processor has looked for an entry of the guest's page tables there.
-    #[inline]
-    pub const fn is_walk(self) -> bool {
-        self.0 & Self::WALK != 0
     }
 
     /// Whether the access was a write.
@@ -224,12 +210,7 @@ impl NestedFault {
 
 impl fmt::Debug for NestedFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = [
-            (self.is_write(), " write"),
-            (self.is_fetch(), " fetch"),
-            (self.is_present(), " present"),
-            (self.is_walk(), " walk"),
-        ];
+        let what = [(self.is_write(), " write"), (self.is_fetch(), " fetch"), (self.is_present(), " present")];
         write!(f, "{}", self.address())?;
         what.iter().filter(|(is, _)| *is).try_for_each(|(_, name)| f.write_str(name))
     }

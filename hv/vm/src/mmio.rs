@@ -147,9 +147,11 @@ impl<T: Types> ExitHandler<'_, T> {
         };
         Self::check_operands(vcpu, bitness, &instruction)?;
         let linear = instruction.linear(vcpu);
-        let mut space = self.address_space(vcpu);
         // Of two operands the exit does not say which one it was for.
-        space.known = fault.filter(|_| !instruction.has_two_operands()).and_then(|fault| known(linear, fault));
+        let in_walk = vcpu.own_paging().is_none() && vcpu.faulted_in_walk();
+        let is_operand = !instruction.has_two_operands() && !in_walk;
+        let mut space = self.address_space(vcpu);
+        space.known = fault.filter(|_| is_operand).and_then(|fault| known(linear, fault));
         let done = instruction.execute(vcpu, &mut space);
         let hits = space.watch.hits;
         *outcome = space.outcome;
@@ -206,7 +208,7 @@ impl<T: Types> ExitHandler<'_, T> {
 
 /// Where the operand at `linear` is, if the exit was for its first byte.
 fn known(linear: Gva, fault: NestedFault) -> Option<Known> {
-    let is_first = !fault.is_walk() && linear.page_offset() == fault.address().page_offset();
+    let is_first = linear.page_offset() == fault.address().page_offset();
     is_first.then_some(Known { at: linear, gpa: fault.address(), is_writable: fault.is_write() })
 }
 

@@ -211,6 +211,10 @@ pub trait Vcpu: Registers + Events + TaskState {
 
     /// Goes on at `rip`, past the exiting instruction: an interrupt shadow ends with it.
     fn resume_at(&mut self, rip: u64);
+    /// Whether the nested fault that has just exited was of an access to the guest's own page tables, and not to what they lead to.
+    fn faulted_in_walk(&self) -> bool {
+        false
+    }
     /// The instruction at RIP is in an interrupt shadow from now on, as behind STI.
     fn begin_interrupt_shadow(&mut self);
     /// Loads GDTR or IDTR.

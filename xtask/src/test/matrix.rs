@@ -335,6 +335,8 @@ const CONFORMANCE: Row = Row { except: Some("bochs-svm"), ..guest32("conformance
 /// Bochs's SVM does not tell in DR6 why a #DB exits.
 const CONFORMANCE_UNTOLD: Row =
     Row { name: "conformance-untold", only: Some("bochs-svm"), ..guest32("conformance", "breakpoints=untold") };
+/// The code is the second vCPU's.
+const REAL_MODE: Row = Row { vcpus: 2, ..guest32("real-mode", "limits=checked") };
 /// (The other vCPUs are never started.)
 const SELF_MAP: Row = Row { vcpus: 4, ..guest32("self-map", "") };
 const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
@@ -506,6 +508,9 @@ const ROWS: &[Row] = &[
     CONFORMANCE_UNTOLD,
     shadowed("conformance-untold-shadow", Paging::Shadow, CONFORMANCE_UNTOLD),
     shadowed("conformance-untold-vtlb", Paging::Vtlb, CONFORMANCE_UNTOLD),
+    REAL_MODE,
+    shadowed("real-mode-shadow", Paging::Shadow, REAL_MODE),
+    shadowed("real-mode-vtlb", Paging::Vtlb, REAL_MODE),
     ACCESS32,
     shadowed("access32-shadow", Paging::Shadow, ACCESS32),
     shadowed("access32-vtlb", Paging::Vtlb, ACCESS32),
@@ -718,6 +723,14 @@ const ROWS: &[Row] = &[
         source: Source::Guest("task-switch"),
         words: "tasks=emulated",
         ..model("model-lynnfield-task-switch", "bochs-vmx", "corei5_lynnfield_750", PASS)
+    },
+    // ... and other code in real mode.
+    Row {
+        only: Some("bochs-vmx"),
+        cpu: Some("corei5_lynnfield_750"),
+        alone: None,
+        name: "model-lynnfield-real-mode",
+        ..REAL_MODE
     },
     // No EPT.
     model("model-penryn", "bochs-vmx", "core2_penryn_t9600", Expected::saying(Verdict::NoVirtualization, reasons::EPT)),

@@ -12,16 +12,13 @@
 use super::SvmVcpu;
 use crate::translation::Translation;
 use crate::unswitched;
-
-/// What of DR7 can be written, and what is always set (Intel SDM vol. 3, figure 18-1).
-const DR7_DEFINED: u64 = 0xffff_23ff;
-const DR7_FIXED: u64 = 1 << 10;
+use arch::{DR7_DEFINED, reset};
 
 impl<T: Translation> SvmVcpu<T> {
     /// DR0 to DR3 or DR7 is `value` from now on.
     pub(super) fn load_debug_register(&mut self, register: u8, value: u64) {
         if register == 7 {
-            self.vmcb.save.dr7 = value & DR7_DEFINED | DR7_FIXED;
+            self.vmcb.save.dr7 = value & DR7_DEFINED | reset::DR7;
         } else {
             unswitched::set_breakpoint(register.into(), value);
         }

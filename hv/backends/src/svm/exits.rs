@@ -86,11 +86,9 @@ impl<T: Translation> SvmVcpu<T> {
 /// EXITINFO1 and EXITINFO2 of a nested page fault (APM section 15.25.6): a page fault's error code, and where.
 #[inline]
 fn decode_nested_fault(error: u64, address: u64) -> NestedFault {
-    const GUEST_TABLE: u64 = 1 << 33;
-    let is_walk = error & GUEST_TABLE != 0;
     let error = ErrorCode::from_bits_retain(error as u32);
     let (write, fetch) = (error.contains(ErrorCode::WRITE), error.contains(ErrorCode::FETCH));
-    NestedFault::new(Gpa::new(address), write, fetch, error.contains(ErrorCode::PRESENT)).of_walk(is_walk)
+    NestedFault::new(Gpa::new(address), write, fetch, error.contains(ErrorCode::PRESENT))
 }
 
 /// EXITINFO1 and EXITINFO2 of a switch of tasks (APM section 15.14.1), and the event whose delivery has led to it.

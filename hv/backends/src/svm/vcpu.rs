@@ -217,6 +217,11 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         self.vmcb.control.interrupt_state = 0;
     }
 
+    fn faulted_in_walk(&self) -> bool {
+        const GUEST_TABLE: u64 = 1 << 33;
+        self.vmcb.control.exit_info1 & GUEST_TABLE != 0
+    }
+
     fn begin_interrupt_shadow(&mut self) {
         self.vmcb.control.interrupt_state = vmcb::INTERRUPT_SHADOW;
     }

@@ -5,14 +5,18 @@ use super::control_registers::{check_cr0, check_cr4};
 use super::unpaged::{NotDone, Pdptes};
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
-use arch::{CR0_PE, CR0_PG, CR0_TS, MAX_INSTRUCTION};
+use crate::unswitched;
+use arch::{CR0_PE, CR0_PG, CR0_TS, CR4_DE, DR6_DEFINED, DR7_DEFINED, MAX_INSTRUCTION, reset};
 use emul::interpreter::{self, Exiting, StepResult};
 use emul::segmentation::SegmentFault;
 use emul::system::{StatusWord, System, write_gpr};
 use emul::{Bitness, Memory, Width};
-use vm::{Emulated, Event, Events, Exception, Exit, Gpr, Instruction, Interpreted, Io, Registers, Segment, Size, Vcpu};
+use vm::{
+    DebugRegisters, Emulated, Event, Events, Exception, Exit, Gpr, Instruction, Interpreted, Io, Registers, Segment,
+    Size, Vcpu,
+};
 use x86::controlregs::cr2;
-use x86::irq::GENERAL_PROTECTION_FAULT_VECTOR;
+use x86::irq::{GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR};
 use x86::vmx::vmcs::control;
 
 /// LMSW and SMSW: PE, MP, EM and TS.
@@ -142,10 +146,43 @@ impl<T: Translation> VmxVcpu<T> {
                 memory.write(to.linear(self), &(cr0 as u16).to_le_bytes())?;
             }
             System::Invlpg(_) => {}
-            _ => return Ok(Emulated::Unable("an instruction on debug registers in real mode, which is not emulated")),
+            System::ReadDr { dr, to } => match self.debug_register(dr) {
+                Some(dr) => write_gpr(self, to, Width::Dword, self.read_debug_register(dr)),
+                None => return Ok(self.raise(INVALID_OPCODE_VECTOR)),
+            },
+            System::WriteDr { dr, from } => match self.debug_register(dr) {
+                Some(dr) => self.write_debug_register(dr, self.gpr(from) & 0xffff_ffff),
+                None => return Ok(self.raise(INVALID_OPCODE_VECTOR)),
+            },
+            _ => return Ok(Emulated::Unknown),
         }
         self.resume_at(next);
         Ok(Emulated::Done)
+    }
+
+    /// DR4 and DR5 stand for DR6 and DR7, unless CR4.DE is set (Intel SDM vol. 3, section 18.2.2).
+    fn debug_register(&self, register: u8) -> Option<u8> {
+        match register {
+            4 | 5 if self.guest_cr4() & CR4_DE != 0 => None,
+            4 | 5 => Some(register + 2),
+            _ => Some(register),
+        }
+    }
+
+    fn read_debug_register(&self, register: u8) -> u64 {
+        match register {
+            6 => self.dr6(),
+            7 => self.dr7(),
+            _ => self.breakpoints()[usize::from(register & 3)],
+        }
+    }
+
+    fn write_debug_register(&mut self, register: u8, value: u64) {
+        match register {
+            6 => self.set_dr6(value & DR6_DEFINED | reset::DR6),
+            7 => self.set_dr7(value & DR7_DEFINED | reset::DR7),
+            _ => unswitched::set_breakpoint(register.into(), value),
+        }
     }
 
     /// LMSW's operand.

@@ -58,15 +58,19 @@ pub(super) const fn nested_fault(qualification: u64, address: u64) -> NestedFaul
     const FETCH: u64 = 1 << 2;
     // What the translation allowed, if there was one.
     const READABLE_WRITABLE_EXECUTABLE: u64 = 7 << 3;
-    const LINEAR_VALID_AND_FINAL: u64 = 3 << 7;
-    const LINEAR_VALID: u64 = 1 << 7;
     NestedFault::new(
         Gpa::new(address),
         qualification & WRITE != 0,
         qualification & FETCH != 0,
         qualification & READABLE_WRITABLE_EXECUTABLE != 0,
     )
-    .of_walk(qualification & LINEAR_VALID_AND_FINAL == LINEAR_VALID)
+}
+
+/// Whether the access was one to the guest's page tables, by the same qualification: the linear address is valid, and not translated.
+pub(super) const fn is_walk(qualification: u64) -> bool {
+    const LINEAR_VALID: u64 = 1 << 7;
+    const TRANSLATED: u64 = 1 << 8;
+    qualification & (LINEAR_VALID | TRANSLATED) == LINEAR_VALID
 }
 
 /// The qualification of a switch of tasks (SDM table 28-2), and the event whose delivery has led to it, with its error code.

@@ -378,6 +378,10 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         }
     }
 
+    fn faulted_in_walk(&self) -> bool {
+        reason::is_walk(self.vmcs.read(ro::EXIT_QUALIFICATION))
+    }
+
     fn begin_interrupt_shadow(&mut self) {
         const BLOCKING_BY_STI: u64 = 1;
         self.vmcs.write(guest::INTERRUPTIBILITY_STATE, BLOCKING_BY_STI);

@@ -257,7 +257,8 @@ fn a_walk_that_reaches_no_memory_is_a_page_fault_of_reserved_bits() {
     let mut guest = Guest::new(&[0x8b, 0x03]);
     guest.memory().put_u64(PD + 8, HOLE | PRESENT | WRITABLE | USER);
     guest.set(Gpr::RBX, 0x20_0000);
-    guest.resumes(Exit::NestedFault(NestedFault::new(Gpa::new(HOLE), false, false, false).of_walk(true)));
+    guest.vcpu.faulted_in_walk = true;
+    guest.resumes(READ);
     assert_eq!((guest.vcpu.raised(), guest.vcpu.cr2), (Some((14, Some(9))), 0x20_0000));
 }
 

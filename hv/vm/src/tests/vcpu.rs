@@ -62,6 +62,8 @@ pub(super) struct TestVcpu {
     /// What a processor with EPT holds of them.
     pub(super) held: Option<[u64; 4]>,
     pub(super) xmm: [u128; 16],
+    /// The nested fault is of its tables.
+    pub(super) faulted_in_walk: bool,
 }
 
 impl TestVcpu {
@@ -100,6 +102,7 @@ impl TestVcpu {
             pdptes: None,
             held: None,
             xmm: [0; 16],
+            faulted_in_walk: false,
         }
     }
 
@@ -257,6 +260,9 @@ impl Vcpu for TestVcpu {
     fn resume_at(&mut self, rip: u64) {
         self.rip = rip;
         self.shadow = false;
+    }
+    fn faulted_in_walk(&self) -> bool {
+        self.faulted_in_walk
     }
     fn begin_interrupt_shadow(&mut self) {
         self.shadow = true;

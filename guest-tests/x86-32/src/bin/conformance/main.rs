@@ -1,6 +1,5 @@
 //! Whether instructions that a hypervisor carries out behave as the manuals say where it is easily forgotten: debug traps, the flags
-//! that exceptions push, what INS and OUTS check of their segments, NMIs, and
-//! the clock.
+//! that exceptions push, what INS and OUTS check of their segments, operands that are no memory, NMIs, and the clock.
 //!
 //! `breakpoints=met` demands what QEMU does not offer below this hypervisor, which withholds a guest's breakpoints there.
 //! `breakpoints=untold` demands it of Bochs's SVM (2.7), which does not tell in DR6 why a #DB exits: it is taken from what else the
@@ -9,6 +8,7 @@
 #![no_main]
 
 mod nmis;
+mod operands;
 mod rtc;
 mod segments;
 mod steps;
@@ -63,6 +63,10 @@ fn main(boot: &Boot) -> GuestStatus {
             segments::ins,
             segments::outs,
             segments::limit_in_the_midst_of_a_string,
+            operands::reads_of_a_device,
+            operands::writes_to_a_device,
+            operands::operands_that_lead_nowhere,
+            operands::operands_that_reach_behind_memory,
             nmis::one_that_comes_while_another_is_handled,
             nmis::three_that_come_while_another_is_handled,
             nmis::two_at_once,
