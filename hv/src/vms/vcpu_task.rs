@@ -76,6 +76,9 @@ impl<B: Backend<Tables: Nested>> VcpuTask<B> {
     }
 
     /// Lets the vCPU run until it has to wait, its `slice` is over, or its VM has ended.
+    ///
+    /// The loop's own function, in which the compiler has all registers for it, whatever is around the call.
+    #[inline(never)]
     pub(super) fn run<T: Task>(
         &mut self,
         cpu: &mut Cpu<'static, rcu_domain::HostMachine>,
