@@ -21,7 +21,7 @@ impl<T: Types> ExitHandler<'_, T> {
             let value = Self::register_operand(vcpu, from);
             let register = Self::debug_register(vcpu, dr, value)?;
             vcpu.set_debug_register(register, value);
-            Ok(())
+            Ok(0)
         })
     }
 

@@ -1,6 +1,6 @@
 //! Control registers and INVLPG under shadow paging, and writes of CR0 and CR4 where they exit with nested paging.
 
-use crate::debug_traps::retire;
+use crate::debug_traps::retire_watched;
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
@@ -16,6 +16,9 @@ use walk::Controls;
 
 /// What LMSW writes.
 const STATUS_WORD: u64 = 0xf;
+
+/// The breakpoints that an instruction's operand has met, as bits of DR6.
+pub(crate) type Hits = u64;
 
 /// Why an instruction is not carried out.
 pub(crate) enum NotExecuted {
@@ -45,12 +48,12 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn execute_system(
         &mut self,
         vcpu: &mut T::Vcpu,
-        carry_out: impl FnOnce(&mut Self, &mut T::Vcpu, System) -> Result<(), NotExecuted>,
+        carry_out: impl FnOnce(&mut Self, &mut T::Vcpu, System) -> Result<Hits, NotExecuted>,
     ) -> Flow {
         let bitness = Self::bitness(vcpu);
         let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
-            carry_out(self, vcpu, decoded.system)?;
-            retire(vcpu, bitness.advance(vcpu.rip(), decoded.length));
+            let hits = carry_out(self, vcpu, decoded.system)?;
+            retire_watched(vcpu, bitness.advance(vcpu.rip(), decoded.length), hits);
             Ok(Flow::Resume)
         });
         match done {
@@ -73,7 +76,7 @@ impl<T: Types> ExitHandler<'_, T> {
         }
     }
 
-    fn carry_out_system(&mut self, vcpu: &mut T::Vcpu, system: System) -> Result<(), NotExecuted> {
+    fn carry_out_system(&mut self, vcpu: &mut T::Vcpu, system: System) -> Result<Hits, NotExecuted> {
         let Controls { cr0, cr3, cr4, .. } = Self::controls(vcpu);
         match system {
             System::Invlpg(page) => self.memory.shadow_invlpg(page.linear(vcpu)),
@@ -94,19 +97,22 @@ impl<T: Types> ExitHandler<'_, T> {
             System::ReadCr { cr: 4, to } => write_gpr(vcpu, to, Width::Dword, cr4),
             System::Clts => self.write_cr0(vcpu, cr0 & !CR0_TS)?,
             System::Lmsw(from) => {
-                let word = self.status_word(vcpu, from)? & STATUS_WORD;
-                self.write_cr0(vcpu, cr0 & !(STATUS_WORD & !CR0_PE) | word)?;
+                let (word, hits) = self.status_word(vcpu, from)?;
+                self.write_cr0(vcpu, cr0 & !(STATUS_WORD & !CR0_PE) | word & STATUS_WORD)?;
+                return Ok(hits);
             }
             System::Smsw { to: StatusWord::Register(to), width } => write_gpr(vcpu, to, width, cr0),
             System::Smsw { to: StatusWord::Memory(to), .. } => {
                 let at = Self::checked_word(vcpu, to, Kind::Write)?;
-                self.address_space(vcpu).write(at, &(cr0 as u16).to_le_bytes())?;
+                let mut space = self.address_space(vcpu);
+                space.write(at, &(cr0 as u16).to_le_bytes())?;
+                return Ok(space.watch.hits);
             }
             System::WriteCr { .. } | System::ReadCr { .. } | System::WriteDr { .. } | System::ReadDr { .. } => {
                 return Err(DecodeError::Unexpected.into());
             }
         }
-        Ok(())
+        Ok(0)
     }
 
     /// The operand of a MOV to a control or debug register: all of `gpr` in 64-bit code, else its lower half.
@@ -114,15 +120,16 @@ impl<T: Types> ExitHandler<'_, T> {
         if Self::bitness(vcpu) == Bitness::Bits64 { vcpu.gpr(gpr) } else { dword(vcpu, gpr) }
     }
 
-    /// LMSW's operand.
-    fn status_word(&mut self, vcpu: &mut T::Vcpu, from: StatusWord) -> Result<u64, NotExecuted> {
+    /// LMSW's operand, and the breakpoints that reading it has met.
+    fn status_word(&mut self, vcpu: &mut T::Vcpu, from: StatusWord) -> Result<(u64, Hits), NotExecuted> {
         let at = match from {
-            StatusWord::Register(gpr) => return Ok(vcpu.gpr(gpr)),
+            StatusWord::Register(gpr) => return Ok((vcpu.gpr(gpr), 0)),
             StatusWord::Memory(at) => Self::checked_word(vcpu, at, Kind::Read)?,
         };
         let mut word = [0; 2];
-        self.address_space(vcpu).read(at, &mut word)?;
-        Ok(u16::from_le_bytes(word).into())
+        let mut space = self.address_space(vcpu);
+        space.read(at, &mut word)?;
+        Ok((u16::from_le_bytes(word).into(), space.watch.hits))
     }
 
     /// PG needs PE, NW needs CD, and the upper half is reserved (Intel SDM vol. 2, MOV to control registers).

@@ -254,3 +254,32 @@ proptest! {
         prop_assert_eq!(met, if is_met { 2 } else { 0 });
     }
 }
+
+/// DR7 for breakpoint 0: reads and writes of 8 bytes.
+const WATCH_8: u64 = 1 | 0b1011 << 16;
+
+#[test]
+fn a_data_breakpoint_at_the_operand_of_lmsw_and_smsw_is_behind_them() {
+    for code in [&[0x0f, 0x01, 0x33], &[0x0f, 0x01, 0x23]] {
+        let mut guest = guest(code, 0);
+        guest.set(Gpr::RBX, DATA);
+        (guest.vcpu.debug[0], guest.vcpu.debug[7]) = (DATA, WATCH_8);
+        guest.resumes(Exit::ControlRegister);
+        assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (Some((DEBUG_VECTOR, None)), CODE + 3), "{code:x?}");
+        assert_eq!(guest.vcpu.debug[6] & 0xf, 1);
+    }
+}
+
+/// PUSH [RBX], of which the processor has done nothing.
+#[test]
+fn steps_and_breakpoints_are_behind_an_instruction_that_is_interpreted() {
+    for (rflags, at, status) in [(RFLAGS_TF, 0, DR6_BS), (0, DATA, 1), (0, HOLE, 1), (RFLAGS_TF, DATA, DR6_BS | 1)] {
+        let mut guest = guest(&[0xff, 0x33], rflags | RFLAGS_RF);
+        guest.set(Gpr::RSP, DATA + 8);
+        (guest.vcpu.debug[0], guest.vcpu.debug[7]) = (at, WATCH_8);
+        guest.resumes(LOAD_FROM_HOLE);
+        assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (Some((DEBUG_VECTOR, None)), CODE + 2));
+        assert_eq!(guest.vcpu.debug[6], arch::reset::DR6 | status);
+        assert_eq!(guest.vcpu.rflags & RFLAGS_RF, 0);
+    }
+}
