@@ -170,7 +170,9 @@ impl Processor for Cpu {
     fn controls(&self) -> Controls {
         self.controls
     }
-    fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) {}
+    fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) -> u64 {
+        self.file.rflags
+    }
 }
 
 /// Interprets an instruction, in real mode or, with a CPL of 0 or 3, in protected mode.

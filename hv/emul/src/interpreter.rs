@@ -23,7 +23,7 @@ use crate::segmentation::{SegmentFault, Segmentation};
 use crate::system::{self, System};
 use crate::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
 use arch::{CR0_PE, RFLAGS_TF, RFLAGS_VM};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 pub use flow::interrupt;
 pub use vector::{Area, VectorInstruction};
@@ -94,8 +94,8 @@ pub trait Processor: Registers {
     fn set_table(&mut self, table: Table, register: TableRegister);
     /// The registers that say what the vCPU may do.
     fn controls(&self) -> Controls;
-    /// Executes an instruction on the vCPU's x87, MMX and SSE registers. `area` is its memory operand.
-    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area);
+    /// Executes an instruction on the vCPU's x87, MMX and SSE registers. `area` is its memory operand. RFLAGS behind it.
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64;
 }
 
 /// An instruction that exits under virtualization.
@@ -182,12 +182,42 @@ pub fn step<E: From<SegmentFault>>(
         if let Some(system) = system::system(&instruction, bitness) {
             return Ok(StepResult::System { system, next });
         }
+        if let Some(vector) = unknown_in_real_mode(&instruction) {
+            return Ok(StepResult::Fault(vector));
+        }
     } else if !accesses_memory(&instruction) {
         return Ok(StepResult::Again);
     } else if cpl != 0 && instruction.is_privileged() {
         return Ok(StepResult::Fault(fault::GENERAL_PROTECTION));
     }
     Execution { processor, memory, instruction, code, bitness, next, is_real }.execute()
+}
+
+/// The exception of an instruction that there is not in real mode (Intel SDM vol. 2, "Real-Address Mode Exceptions"), or that this
+/// hypervisor offers to no guest.
+fn unknown_in_real_mode(instruction: &Instruction) -> Option<u8> {
+    let is_hidden = instruction.cpuid_features().iter().any(|feature| {
+        matches!(
+            feature,
+            CpuidFeature::VMX
+                | CpuidFeature::SVM
+                | CpuidFeature::SKINIT
+                | CpuidFeature::SKINIT_or_SVM
+                | CpuidFeature::INVPCID
+                | CpuidFeature::SMX
+                | CpuidFeature::MONITOR
+                | CpuidFeature::MONITORX
+                | CpuidFeature::XSAVE
+                | CpuidFeature::FSGSBASE
+                | CpuidFeature::SYSCALL
+        )
+    });
+    match instruction.mnemonic() {
+        Mnemonic::Sysenter | Mnemonic::Sysexit => Some(fault::GENERAL_PROTECTION),
+        Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Rsm => Some(fault::UNDEFINED),
+        _ if is_hidden || instruction.code().encoding() != EncodingKind::Legacy => Some(fault::UNDEFINED),
+        _ => None,
+    }
 }
 
 /// Whether the instruction reads or writes memory. For those with a stack pointer, that is all it is asked of.

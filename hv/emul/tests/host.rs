@@ -555,7 +555,9 @@ impl Processor for Frame {
     fn controls(&self) -> Controls {
         Controls::default()
     }
-    fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) {}
+    fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) -> u64 {
+        self.rflags
+    }
 }
 
 /// An instruction on registers, as its bytes without the prefix for 16 bits, and the flags that it leaves undefined.

@@ -71,7 +71,7 @@ impl<V: Vcpu> Processor for Interpreted<'_, V> {
         Controls { cr0, cr4, cpl }
     }
 
-    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) {
-        self.0.execute_vector(instruction, area);
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64 {
+        self.0.execute_vector(instruction, area)
     }
 }

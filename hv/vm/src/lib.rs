@@ -90,7 +90,7 @@
 //! #     fn resume_at(&mut self, rip: u64) { self.rip = rip }
 //! #     fn begin_interrupt_shadow(&mut self) {}
 //! #     fn load_table(&mut self, _: Table, _: TableRegister) {}
-//! #     fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) {}
+//! #     fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) -> u64 { 2 }
 //! #     fn next_rip(&self) -> Option<u64> { Some(self.rip + 2) }
 //! #     fn control(&self) -> ControlRegisters { ControlRegisters { cr0: 1, cr3: 0, cr4: 0, efer: 0, cpl: 0 } }
 //! #     fn segment(&self, _: Segment) -> SegmentState {

@@ -220,8 +220,8 @@ pub trait Vcpu: Registers + Events + TaskState {
     /// Loads GDTR or IDTR.
     fn load_table(&mut self, table: Table, register: TableRegister);
     /// Executes an instruction on the vCPU's x87, MMX and SSE registers, which are in the processor. Nothing that could raise an exception
-    /// is asked for.
-    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area);
+    /// is asked for. RFLAGS behind it, of which some instructions read and write the arithmetic flags.
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64;
     /// Where the exiting instruction ends, if the hardware says.
     fn next_rip(&self) -> Option<u64>;
     /// As [`next_rip`](Self::next_rip), for port I/O, of which some hardware says it alone.

@@ -1,8 +1,10 @@
 //! Instructions of the guest on x87, MMX and SSE registers, executed in its place with its registers.
 
+use arch::{RFLAGS_AF, RFLAGS_CF, RFLAGS_FIXED, RFLAGS_OF, RFLAGS_PF, RFLAGS_SF, RFLAGS_ZF};
 use core::arch::{asm, naked_asm};
 use emul::interpreter::{Area, VectorInstruction};
 
+const ARITHMETIC: u64 = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF;
 /// The length of a piece of [`x87`].
 const X87_PIECE: usize = 4;
 /// The length of a piece of the others.
@@ -19,6 +21,22 @@ unsafe extern "C" fn x87() {
         ".rept 8",
         ".byte opcode, modrm, 0xc3, 0x90",
         ".set modrm, modrm + 8",
+        ".endr",
+        ".set opcode, opcode + 1",
+        ".endr",
+    )
+}
+
+/// The same of x87 instructions on registers, for each ModRM from C0h on.
+#[unsafe(naked)]
+unsafe extern "C" fn x87_registers() {
+    naked_asm!(
+        ".set opcode, 0xd8",
+        ".rept 8",
+        ".set modrm, 0xc0",
+        ".rept 64",
+        ".byte opcode, modrm, 0xc3, 0x90",
+        ".set modrm, modrm + 1",
         ".endr",
         ".set opcode, opcode + 1",
         ".endr",
@@ -71,11 +89,12 @@ pieces! {
 pieces! {
     /// Those without a register.
     others,
-    "fninit" "fnclex" "emms" "stmxcsr [rdi]" "ldmxcsr [rdi]" "fxsave [rdi]" "fxrstor [rdi]"
+    "emms" "stmxcsr [rdi]" "ldmxcsr [rdi]" "fxsave [rdi]" "fxrstor [rdi]"
 }
 
-/// Executes `instruction` on the registers of the vCPU that is loaded. `area` is its memory operand.
-pub(crate) fn execute(instruction: VectorInstruction, area: &mut Area) {
+/// Executes `instruction` on the registers of the vCPU that is loaded. `area` is its memory operand, `rflags` are its flags; those
+/// behind it.
+pub(crate) fn execute(instruction: VectorInstruction, area: &mut Area, rflags: u64) -> u64 {
     let at = |function: unsafe extern "C" fn(), offset: usize| function as usize + offset;
     let piece = match instruction {
         VectorInstruction::X87 { opcode, extension } => {
@@ -85,16 +104,31 @@ pub(crate) fn execute(instruction: VectorInstruction, area: &mut Area) {
         VectorInstruction::LoadMmx(number) => at(load_mmx, usize::from(number & 7) * PIECE),
         VectorInstruction::StoreXmm(number) => at(store_xmm, usize::from(number & 15) * PIECE),
         VectorInstruction::LoadXmm(number) => at(load_xmm, usize::from(number & 15) * PIECE),
-        VectorInstruction::Fninit => at(others, 0),
-        VectorInstruction::Fnclex => at(others, PIECE),
-        VectorInstruction::Emms => at(others, 2 * PIECE),
-        VectorInstruction::Stmxcsr => at(others, 3 * PIECE),
-        VectorInstruction::Ldmxcsr => at(others, 4 * PIECE),
-        VectorInstruction::Fxsave => at(others, 5 * PIECE),
-        VectorInstruction::Fxrstor => at(others, 6 * PIECE),
+        VectorInstruction::X87Registers { opcode, modrm } => {
+            at(x87_registers, (usize::from(opcode & 7) << 6 | usize::from(modrm & 63)) * X87_PIECE)
+        }
+        VectorInstruction::Emms => at(others, 0),
+        VectorInstruction::Stmxcsr => at(others, PIECE),
+        VectorInstruction::Ldmxcsr => at(others, 2 * PIECE),
+        VectorInstruction::Fxsave => at(others, 3 * PIECE),
+        VectorInstruction::Fxrstor => at(others, 4 * PIECE),
     };
+    // Those of the hypervisor but for the arithmetic ones: interrupts are off, and DF is clear.
+    let mut flags = RFLAGS_FIXED | rflags & ARITHMETIC;
     // SAFETY: the piece is one instruction and RET. It accesses no more than the area, which has the most that any of them does, and
     // registers that the hypervisor does not use. It raises nothing: no x87 exception waits, MXCSR is valid, and the hypervisor's CR0
-    // and CR4 allow it (the callers of `Vcpu::execute_vector` and `enable_fxsave`).
-    unsafe { asm!("call {}", in(reg) piece, in("rdi") &raw mut *area) };
+    // and CR4 allow it (the callers of `Vcpu::execute_vector` and `enable_fxsave`). The arithmetic flags mean nothing to the compiler.
+    unsafe {
+        asm!(
+            "push {flags}",
+            "popfq",
+            "call {piece}",
+            "pushfq",
+            "pop {flags}",
+            piece = in(reg) piece,
+            flags = inout(reg) flags,
+            in("rdi") &raw mut *area
+        );
+    }
+    rflags & !ARITHMETIC | flags & ARITHMETIC
 }

@@ -396,8 +396,8 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         self.vmcs.write(limit, register.limit.into());
     }
 
-    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) {
-        unswitched::vector::execute(instruction, area);
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64 {
+        unswitched::vector::execute(instruction, area, self.rflags())
     }
 
     #[inline]

@@ -29,12 +29,12 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             | Mnemonic::Clflushopt
             | Mnemonic::Clwb
             | Mnemonic::Nop
+            | Mnemonic::Reservednop
             | Mnemonic::Prefetchnta
             | Mnemonic::Prefetcht0
             | Mnemonic::Prefetcht1
             | Mnemonic::Prefetcht2
             | Mnemonic::Prefetchw => Ok(DONE),
-            Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => Ok(Some(StepResult::Fault(fault::UNDEFINED))),
             _ => self.conditional(),
         }
     }

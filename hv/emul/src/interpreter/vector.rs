@@ -22,10 +22,13 @@ pub enum VectorInstruction {
         /// The number in ModRM, 0 to 7.
         extension: u8,
     },
-    /// FNINIT.
-    Fninit,
-    /// FNCLEX.
-    Fnclex,
+    /// An x87 instruction on registers, other than FNSTSW AX. FCMOVcc reads arithmetic flags, and FCOMI and its like write them.
+    X87Registers {
+        /// The opcode's low bits: of D8h to DFh.
+        opcode: u8,
+        /// ModRM, from C0h on.
+        modrm: u8,
+    },
     /// EMMS.
     Emms,
     /// MOVQ from an MMX register, 0 to 7.
@@ -88,7 +91,10 @@ struct Move {
 impl<E: From<SegmentFault>> Execution<'_, E> {
     pub(super) fn vector(&mut self) -> Done<E> {
         if let Some((opcode, modrm)) = x87_encoding(self.code, self.bitness) {
-            return self.x87(VectorInstruction::X87 { opcode: opcode & 7, extension: modrm >> 3 & 7 });
+            return self.x87(match modrm >> 6 {
+                3 => VectorInstruction::X87Registers { opcode: opcode & 7, modrm },
+                _ => VectorInstruction::X87 { opcode: opcode & 7, extension: modrm >> 3 & 7 },
+            });
         }
         match self.instruction.mnemonic() {
             Mnemonic::Wait => self.x87(FNSTSW),
@@ -124,7 +130,6 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         area.0[0] & EXCEPTION_SUMMARY != 0
     }
 
-    /// `instruction` is that of a memory operand.
     fn x87(&mut self, instruction: VectorInstruction) -> Done<E> {
         if let Some(refused) = self.refused(true, false) {
             return Ok(Some(refused));
@@ -144,8 +149,6 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         }
         match mnemonic {
             Mnemonic::Wait => return Ok(DONE),
-            Mnemonic::Fninit => return self.without_operand(VectorInstruction::Fninit),
-            Mnemonic::Fnclex => return self.without_operand(VectorInstruction::Fnclex),
             Mnemonic::Fnstsw if self.instruction.op0_kind() == OpKind::Register => {
                 let mut area = Area::new();
                 self.processor.execute_vector(FNSTSW, &mut area);
@@ -155,8 +158,8 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             }
             _ => {}
         }
-        if self.instruction.op0_kind() != OpKind::Memory {
-            return Ok(None);
+        if let VectorInstruction::X87Registers { .. } = instruction {
+            return self.without_operand(instruction);
         }
         let bytes = self.instruction.memory_size().size();
         if !x87_writes(mnemonic) {
@@ -173,7 +176,8 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
     }
 
     fn without_operand(&mut self, instruction: VectorInstruction) -> Done<E> {
-        self.processor.execute_vector(instruction, &mut Area::new());
+        let rflags = self.processor.execute_vector(instruction, &mut Area::new());
+        self.processor.set_rflags(rflags);
         Ok(DONE)
     }
 

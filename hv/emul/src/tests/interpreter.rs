@@ -108,8 +108,9 @@ impl Processor for Vcpu {
     fn controls(&self) -> Controls {
         self.controls
     }
-    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) {
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64 {
         self.vector.execute(instruction, area);
+        self.rflags()
     }
     fn table(&self, table: Table) -> TableRegister {
         self.tables[table as usize].unwrap_or(TableRegister { base: 0, limit: 0xffff })
@@ -331,15 +332,26 @@ fn branches_look_at_the_flags() {
 
 #[test]
 fn other_instructions_are_unknown() {
-    // ADDPS, FADD of registers, CRC32.
-    for code in [&[0x0f, 0x58, 0xc1][..], &[0xd8, 0xc1], &[0xf2, 0x0f, 0x38, 0xf0, 0xc1]] {
+    // ADDPS, CRC32.
+    for code in [&[0x0f, 0x58, 0xc1][..], &[0xf2, 0x0f, 0x38, 0xf0, 0xc1]] {
         let (mut vcpu, mut ram) = machine(0x100, code);
         vcpu.controls.cr4 = 0x200;
         let before = vcpu.clone();
         assert_eq!((one(&mut vcpu, &mut ram), &vcpu), (Ok(StepResult::Unknown), &before));
     }
-    // UD2, no instruction, LLDT, MOV to CS.
-    for code in [&[0x0f, 0x0b][..], &[0x0f, 0x04], &[0x0f, 0x00, 0xd0], &[0x8e, 0xc8]] {
+    // UD2, no instruction, LLDT, MOV to CS; VMXOFF, CLGI, XGETBV, MWAIT, SYSCALL, VZEROUPPER.
+    for code in [
+        &[0x0f, 0x0b][..],
+        &[0x0f, 0x04],
+        &[0x0f, 0x00, 0xd0],
+        &[0x8e, 0xc8],
+        &[0x0f, 0x01, 0xc4],
+        &[0x0f, 0x01, 0xdd],
+        &[0x0f, 0x01, 0xd0],
+        &[0x0f, 0x01, 0xc9],
+        &[0x0f, 0x05],
+        &[0xc5, 0xf8, 0x77],
+    ] {
         let (mut vcpu, mut ram) = machine(0x100, code);
         assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Fault(fault::UNDEFINED)), "{code:x?}");
     }
@@ -555,8 +567,10 @@ fn an_x87_exception_that_waits_comes_first_and_holds_a_result_back() {
         assert_eq!(vcpu.vector.log.len(), usize::from(expected == StepResult::Done));
     }
     let (mut vcpu, mut ram) = machine(0x100, &[]);
+    execute(&mut vcpu, &mut ram, &[0xda, 0xc9]);
     execute(&mut vcpu, &mut ram, &[0xd9, 0x1e, 0x00, 0x05]);
-    assert_eq!(vcpu.vector.log, [VectorInstruction::X87 { opcode: 1, extension: 3 }]);
+    let store = VectorInstruction::X87 { opcode: 1, extension: 3 };
+    assert_eq!(vcpu.vector.log, [VectorInstruction::X87Registers { opcode: 2, modrm: 0xc9 }, store]);
     assert_eq!((ram.word(0x500), ram.word(0x502), ram.word(0x504)), (0x5a5a, 0x5a5a, 0));
 }
 

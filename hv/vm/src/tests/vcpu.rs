@@ -275,7 +275,7 @@ impl Vcpu for TestVcpu {
         }
     }
     /// XMM registers alone.
-    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) {
+    fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64 {
         match instruction {
             VectorInstruction::LoadXmm(n) => {
                 self.xmm[usize::from(n)] = u128::from_le_bytes(*area.0.first_chunk().expect("it has 512 bytes"));
@@ -283,6 +283,7 @@ impl Vcpu for TestVcpu {
             VectorInstruction::StoreXmm(n) => area.0[..16].copy_from_slice(&self.xmm[usize::from(n)].to_le_bytes()),
             other => panic!("{other:?} is not part of the tests"),
         }
+        self.rflags
     }
     fn next_rip(&self) -> Option<u64> {
         self.next_rip
