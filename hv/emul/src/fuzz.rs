@@ -199,6 +199,10 @@ pub fn emul_interpret(data: &[u8]) {
         }
         Ok(StepResult::Exit { .. } | StepResult::System { .. }) => assert!(is_real, "{code:x?}"),
         Ok(StepResult::Iterated) => {}
+        Ok(StepResult::LoadSegment { .. }) => {
+            assert!(!is_real, "{code:x?}");
+            assert_eq!(cpu, before, "{code:x?}");
+        }
         Ok(StepResult::Again | StepResult::Fault(_) | StepResult::Unknown) => assert_eq!(cpu, before, "{code:x?}"),
         // What some iterations have done stays.
         Err(Refused) if memory.accesses > 2 => {}

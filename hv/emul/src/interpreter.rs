@@ -21,7 +21,7 @@ use crate::memory::Memory;
 use crate::mmio::{self, Executed};
 use crate::segmentation::{SegmentFault, Segmentation};
 use crate::system::{self, System};
-use crate::{Bitness, DecodeError, Gpr, Registers, Segment, Width};
+use crate::{Bitness, DecodeError, Gpr, Registers, Segment, SegmentRegister, Width};
 use arch::{CR0_PE, RFLAGS_TF, RFLAGS_VM};
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
@@ -151,6 +151,17 @@ pub enum StepResult {
         /// RIP after it.
         next: u64,
     },
+    /// The caller has to load a segment register, by its descriptor, and continue at `next`.
+    LoadSegment {
+        /// The register.
+        register: SegmentRegister,
+        /// What it is loaded with.
+        selector: u16,
+        /// A general register that the instruction loads as well, and all of its value.
+        also: Option<(Gpr, u64)>,
+        /// RIP after it.
+        next: u64,
+    },
     /// The interpreter does not know the instruction.
     Unknown,
 }
@@ -249,7 +260,7 @@ struct Execution<'a, E> {
     code: &'a [u8],
     bitness: Bitness,
     next: u64,
-    /// Real mode, with CPL 0 and segments that are loaded without descriptors.
+    /// Real mode, with CPL 0.
     is_real: bool,
 }
 
@@ -308,6 +319,22 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             }
         }
         Ok(Some(StepResult::Iterated))
+    }
+
+    /// Loads a segment register, and the general register `also`: of real mode and virtual-8086 mode here, else by the caller.
+    fn load_segment(&mut self, segment: Segment, selector: u16, also: Option<(Gpr, u64)>) -> Done<E> {
+        if segment == Segment::Cs {
+            return Ok(Some(StepResult::Fault(fault::UNDEFINED)));
+        }
+        if !self.is_real && !is_virtual_8086(self.processor.rflags()) {
+            let register = SegmentRegister::Segment(segment);
+            return Ok(Some(StepResult::LoadSegment { register, selector, also, next: self.next }));
+        }
+        if let Some((gpr, value)) = also {
+            self.processor.set_gpr(gpr, value);
+        }
+        self.processor.load_segment(segment, selector);
+        Ok(DONE)
     }
 
     /// No interrupt is taken right behind MOV SS and POP SS.

@@ -46,7 +46,7 @@ pub mod system;
 pub use address::{Address, AddressSize, Base};
 pub use known::Known;
 pub use memory::Memory;
-pub use registers::{Gpr, Registers, Segment};
+pub use registers::{Gpr, Registers, Segment, SegmentRegister};
 
 use arch::MAX_INSTRUCTION;
 use core::fmt;

@@ -79,6 +79,28 @@ impl Segment {
     }
 }
 
+/// A register that has a selector, and a descriptor behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentRegister {
+    /// One that instructions name.
+    Segment(Segment),
+    /// LDTR.
+    Ldtr,
+    /// The task register.
+    Tr,
+}
+
+impl SegmentRegister {
+    /// Its number, in the VMCS's order.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Segment(segment) => segment as usize,
+            Self::Ldtr => 6,
+            Self::Tr => 7,
+        }
+    }
+}
+
 /// A vCPU's registers.
 pub trait Registers {
     /// A general register.
@@ -136,16 +158,22 @@ impl Operand {
         (registers.gpr(self.gpr) >> self.shift()) & width.mask()
     }
 
-    /// Writes as an instruction does: writes of 8 and 16 bits keep the other bits, those of 32 bits clear them.
+    /// All of the register behind a write of `value`: writes of 8 and 16 bits keep the other bits, those of 32 bits clear them.
     #[inline]
-    pub(crate) fn set<R: Registers + ?Sized>(self, registers: &mut R, width: Width, value: u64) {
-        let value = match width {
+    pub(crate) fn changed<R: Registers + ?Sized>(self, registers: &R, width: Width, value: u64) -> u64 {
+        match width {
             Width::Qword | Width::Dword => value & width.mask(),
             Width::Word | Width::Byte => {
                 let old = registers.gpr(self.gpr);
                 (old & !(width.mask() << self.shift())) | ((value & width.mask()) << self.shift())
             }
-        };
+        }
+    }
+
+    /// Writes as an instruction does.
+    #[inline]
+    pub(crate) fn set<R: Registers + ?Sized>(self, registers: &mut R, width: Width, value: u64) {
+        let value = self.changed(registers, width, value);
         registers.set_gpr(self.gpr, value);
     }
 }

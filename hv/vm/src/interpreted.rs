@@ -1,11 +1,11 @@
 //! A vCPU as the interpreter sees it.
 
 use crate::segments::segmentation;
-use crate::task_switch::{LoadedSegment, SegmentRegister};
+use crate::task_switch::LoadedSegment;
 use crate::vcpu::{ControlRegisters, Vcpu};
 use emul::interpreter::{Area, Controls, Processor, Table, TableRegister, VectorInstruction};
 use emul::segmentation::{DescriptorCache, Segmentation};
-use emul::{Bitness, Gpr, Registers, Segment};
+use emul::{Bitness, Gpr, Registers, Segment, SegmentRegister};
 
 /// A vCPU whose next instruction is interpreted.
 pub struct Interpreted<'v, V>(pub &'v mut V);

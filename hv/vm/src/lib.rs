@@ -71,6 +71,7 @@
 //! #     fn gdt(&self) -> (u64, u32) { (0, 0) }
 //! #     fn idt(&self) -> (u64, u32) { (0, 0) }
 //! #     fn task_register(&self) -> LoadedSegment { LoadedSegment::default() }
+//! #     fn local_table(&mut self) -> LoadedSegment { LoadedSegment::default() }
 //! #     fn load_segment(&mut self, _: SegmentRegister, _: LoadedSegment) {}
 //! #     fn load_cr3(&mut self, _: u64, _: Option<[u64; 4]>) {}
 //! #     fn behind_task_switch(&self) -> Option<u64> { None }
@@ -249,10 +250,10 @@ pub use sched::{Instant, Turn};
 pub use shared::Vm;
 pub use stats::Stats;
 pub use stats_report::{Added, StatsReport};
-pub use task_switch::{LoadedSegment, SegmentRegister, TaskState};
+pub use task_switch::{LoadedSegment, TaskState};
 pub use types::Types;
 pub use vcpu::{ControlRegisters, DebugRegisters, Emulated, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 pub use wanted_msrs::WantedMsrs;
 
 pub use emul::segmentation::DescriptorCache;
-pub use emul::{Gpr, Known, Registers, Segment};
+pub use emul::{Gpr, Known, Registers, Segment, SegmentRegister};

@@ -2,13 +2,14 @@
 
 use crate::address_space::{AddressSpace, Known, Outcome, apic_register};
 use crate::context::Context;
-use crate::debug_traps::{Watch, between_iterations, end_of_interpreted, executed, retire};
+use crate::debug_traps::{Watch, between_iterations, end_of_interpreted, executed, retire, retire_watched};
 use crate::exit::{Event, Exception, NestedFault};
 use crate::exit_handler::{ExitHandler, paging_ref};
 use crate::flow::{Flow, NotEmulated, Place, Stop};
 use crate::interpreted::Interpreted;
 use crate::local_apic::ApicClock;
 use crate::memory::{Memory, Resolved};
+use crate::system::NotExecuted;
 use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{DebugRegisters, Events, Vcpu};
@@ -17,7 +18,7 @@ use arch::DR7_ENABLED;
 use core::ops::ControlFlow;
 use emul::interpreter::{self, StepResult, fault};
 use emul::mmio::Plain;
-use emul::{Bitness, DecodeError, InstructionName, Registers};
+use emul::{Bitness, DecodeError, Gpr, InstructionName, Registers, Segment, SegmentRegister};
 use walk::Fetched;
 
 impl<T: Types> ExitHandler<'_, T> {
@@ -180,6 +181,13 @@ impl<T: Types> ExitHandler<'_, T> {
             // Another vCPU has changed the instruction to one that exits by itself.
             StepResult::Again | StepResult::Exit { .. } => {}
             StepResult::Fault(vector) => vcpu.inject(exception(vector)),
+            StepResult::LoadSegment { register, selector, also, next } => {
+                match self.load_by_selector(vcpu, register, selector) {
+                    Ok(()) => end_of_load(vcpu, register, also, next, hits),
+                    Err(NotExecuted::Event(event)) => vcpu.inject(event),
+                    Err(NotExecuted::Trouble(trouble)) => return Err(trouble),
+                }
+            }
             StepResult::Unknown | StepResult::System { .. } => {
                 return Ok(Flow::Stop(Stop::NotEmulated(NotEmulated {
                     place,
@@ -203,6 +211,19 @@ impl<T: Types> ExitHandler<'_, T> {
             watch: Watch::new(vcpu),
             outcome: Outcome::default(),
         }
+    }
+}
+
+/// Behind a load of a segment register. MOV SS and POP SS have an interrupt shadow behind them; LSS, which loads another general register
+/// than RSP's place on the stack, has none.
+fn end_of_load<V: Vcpu>(vcpu: &mut V, register: SegmentRegister, also: Option<(Gpr, u64)>, next: u64, hits: u64) {
+    if let Some((gpr, value)) = also {
+        vcpu.set_gpr(gpr, value);
+    }
+    retire_watched(vcpu, next, hits);
+    let is_lss = also.is_some_and(|(gpr, _)| gpr != Gpr::RSP);
+    if register == SegmentRegister::Segment(Segment::Ss) && !is_lss {
+        vcpu.begin_interrupt_shadow();
     }
 }
 

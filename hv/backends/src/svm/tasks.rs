@@ -22,7 +22,15 @@ impl<T: Translation> TaskState for SvmVcpu<T> {
         LoadedSegment { selector, base: base as u32, limit, attributes }
     }
 
+    fn local_table(&mut self) -> LoadedSegment {
+        self.put_guest();
+        let SegmentField { selector, attributes, limit, base } = self.vmcb.save.ldtr;
+        LoadedSegment { selector, base: base as u32, limit, attributes }
+    }
+
     fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment) {
+        // FS, GS, LDTR and TR may be in the processor, from where they would come back.
+        self.put_guest();
         let LoadedSegment { selector, base, limit, attributes } = segment;
         let save = &mut self.vmcb.save;
         let field = match register {

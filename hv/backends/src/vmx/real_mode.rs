@@ -79,7 +79,8 @@ impl<T: Translation> VmxVcpu<T> {
             }
             StepResult::Exit { exit: exiting, next } => Ok(Emulated::Exit { exit: exit(exiting), next }),
             StepResult::System { system, next } => self.emulate_system(system, next, memory),
-            StepResult::Unknown => Ok(Emulated::Unknown),
+            // Descriptors are for protected mode.
+            StepResult::Unknown | StepResult::LoadSegment { .. } => Ok(Emulated::Unknown),
         }
     }
 

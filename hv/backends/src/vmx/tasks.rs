@@ -40,6 +40,15 @@ impl<T: Translation> TaskState for VmxVcpu<T> {
         }
     }
 
+    fn local_table(&mut self) -> LoadedSegment {
+        LoadedSegment {
+            selector: self.vmcs.read(guest::LDTR_SELECTOR) as u16,
+            base: self.vmcs.read(guest::LDTR_BASE) as u32,
+            limit: self.vmcs.read(guest::LDTR_LIMIT) as u32,
+            attributes: attributes(self.vmcs.read(guest::LDTR_ACCESS_RIGHTS)),
+        }
+    }
+
     fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment) {
         let number = 2 * register.index() as u32;
         self.vmcs.write(guest::ES_SELECTOR + number, segment.selector.into());

@@ -120,9 +120,6 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
     fn pop(&mut self) -> Done<E> {
         let Some(width) = self.stack_width() else { return Ok(None) };
         let segment = Segment::of(self.instruction.op0_register());
-        if segment.is_some() && !self.is_real {
-            return Ok(None);
-        }
         let mut stack = Stack::of(self.processor, self.bitness);
         if self.instruction.op0_kind() == OpKind::Memory {
             let at = self.operand_behind_pop(&stack, width)?;
@@ -133,12 +130,13 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             return Ok(DONE);
         }
         let value = stack.pop(self.memory, width)?;
-        stack.commit(self.processor);
-        match (segment, Operand::of(self.instruction.op0_register())) {
-            (Some(segment), _) => self.processor.load_segment(segment, value as u16),
-            (None, Some(operand)) => operand.set(self.processor, width, value),
-            (None, None) => return Ok(None),
+        if let Some(segment) = segment {
+            let rsp = Operand::new(Gpr::RSP).changed(self.processor, stack.size, stack.sp);
+            return self.load_segment(segment, value as u16, Some((Gpr::RSP, rsp)));
         }
+        let Some(operand) = Operand::of(self.instruction.op0_register()) else { return Ok(None) };
+        stack.commit(self.processor);
+        operand.set(self.processor, width, value);
         Ok(DONE)
     }
 

@@ -4,7 +4,7 @@ use super::{Controls, DONE, Done, Execution, StepResult, Table, TableRegister, f
 use crate::memory;
 use crate::registers::Operand;
 use crate::segmentation::{Kind, SegmentFault};
-use crate::{Bitness, Segment, Width};
+use crate::{Bitness, Segment, SegmentRegister, Width};
 use iced_x86::{Code, Mnemonic};
 
 impl<E: From<SegmentFault>> Execution<'_, E> {
@@ -21,6 +21,8 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             Mnemonic::Sgdt => self.store_table(Table::Global),
             Mnemonic::Sidt => self.store_table(Table::Interrupts),
             Mnemonic::Smsw => self.store_status_word(),
+            Mnemonic::Lldt if !self.has_no_descriptors() => self.load_system(SegmentRegister::Ldtr),
+            Mnemonic::Ltr if !self.has_no_descriptors() => self.load_system(SegmentRegister::Tr),
             Mnemonic::Lldt
             | Mnemonic::Sldt
             | Mnemonic::Ltr
@@ -30,12 +32,23 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             | Mnemonic::Verr
             | Mnemonic::Verw
             | Mnemonic::Arpl
-                if self.is_real || is_virtual_8086(self.processor.rflags()) =>
+                if self.has_no_descriptors() =>
             {
                 Ok(Some(StepResult::Fault(fault::UNDEFINED)))
             }
             _ => Ok(None),
         }
+    }
+
+    fn has_no_descriptors(&self) -> bool {
+        self.is_real || is_virtual_8086(self.processor.rflags())
+    }
+
+    /// LLDT and LTR.
+    fn load_system(&mut self, register: SegmentRegister) -> Done<E> {
+        let Some(from) = self.place(0, Kind::Read)? else { return Ok(None) };
+        let selector = self.get(from, Width::Word)? as u16;
+        Ok(Some(StepResult::LoadSegment { register, selector, also: None, next: self.next }))
     }
 
     /// MOV to and from segment registers.
@@ -49,30 +62,21 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             self.put(to, if to.is_memory() { Width::Word } else { width }, selector)?;
             return Ok(DONE);
         }
-        let Some(segment) = Segment::of(to).filter(|_| self.is_real) else { return Ok(None) };
-        if segment == Segment::Cs {
-            return Ok(Some(StepResult::Fault(fault::UNDEFINED)));
-        }
-        let Some(from) = self.place(1, Kind::Read)? else { return Ok(None) };
-        let selector = self.get(from, Width::Word)?;
-        self.processor.load_segment(segment, selector as u16);
-        Ok(DONE)
+        let (Some(segment), Some(from)) = (Segment::of(to), self.place(1, Kind::Read)?) else { return Ok(None) };
+        let selector = self.get(from, Width::Word)? as u16;
+        self.load_segment(segment, selector, None)
     }
 
     /// LDS and its like.
     fn load_far_pointer(&mut self, segment: Segment) -> Done<E> {
-        if !self.is_real {
-            return Ok(None);
-        }
         let (Some(width), Some(to)) = (self.width(0), Operand::of(self.instruction.op0_register())) else {
             return Ok(None);
         };
         let Some(at) = self.linear(width.bytes() + 2, Kind::Read)? else { return Ok(None) };
         let offset = memory::read(self.memory, at, width)?;
         let selector = memory::read(self.memory, at.wrapping_add(width.bytes()), Width::Word)?;
-        to.set(self.processor, width, offset);
-        self.processor.load_segment(segment, selector as u16);
-        Ok(DONE)
+        let also = (to.gpr(), to.changed(self.processor, width, offset));
+        self.load_segment(segment, selector as u16, Some(also))
     }
 
     /// The bytes of a table register in memory: a limit, and a base of 32 bits, or 64 in 64-bit mode.

@@ -6,7 +6,7 @@ use crate::interpreter::{
 use crate::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
 use crate::system::System;
 use crate::tests::File;
-use crate::{Bitness, Gpr, Memory, Registers, Segment, Width};
+use crate::{Bitness, Gpr, Memory, Registers, Segment, SegmentRegister, Width};
 use addr::Gva;
 use proptest::prelude::*;
 use std::vec;
@@ -602,18 +602,25 @@ fn protected(code: &[u8], cpl: u8) -> (Vcpu, Ram) {
 #[test]
 fn in_protected_mode_the_code_may_not_be_what_has_exited() {
     let general = StepResult::Fault(fault::GENERAL_PROTECTION);
-    // CLI, MOV EAX, EBX, INT 3, LGDT, MOV DS from memory, a far jump through memory, POP DS, IRET.
+    let load = |register, also, next| StepResult::LoadSegment { register, selector: 0x18, also, next };
+    let [ds, ldtr, tr] = [SegmentRegister::Segment(Segment::Ds), SegmentRegister::Ldtr, SegmentRegister::Tr];
+    // CLI, MOV EAX, EBX, LGDT, MOV DS from memory, a far jump through memory, POP DS, LDS EBX, IRET, LLDT, LTR.
     for (code, cpl, expected) in [
         (&[0xfa][..], 3, StepResult::Again),
         (&[0x89, 0xd8], 0, StepResult::Again),
         (&[0x0f, 0x01, 0x15, 0, 5, 0, 0], 3, general),
         (&[0x0f, 0x01, 0x15, 0, 5, 0, 0], 0, StepResult::Done),
-        (&[0x8e, 0x1d, 0, 5, 0, 0], 0, StepResult::Unknown),
+        (&[0x8e, 0x1d, 4, 5, 0, 0], 3, load(ds, None, 0x106)),
         (&[0xff, 0x2d, 0, 5, 0, 0], 0, StepResult::Unknown),
-        (&[0x1f], 0, StepResult::Unknown),
+        (&[0x1f], 0, load(ds, Some((Gpr::RSP, 0x7004)), 0x101)),
+        (&[0xc5, 0x1d, 0, 5, 0, 0], 0, load(ds, Some((Gpr::RBX, 0x55)), 0x106)),
+        (&[0x0f, 0x00, 0x15, 4, 5, 0, 0], 0, load(ldtr, None, 0x107)),
+        (&[0x0f, 0x00, 0x1d, 4, 5, 0, 0], 0, load(tr, None, 0x107)),
+        (&[0x0f, 0x00, 0x1d, 4, 5, 0, 0], 3, general),
         (&[0xcf], 0, StepResult::Unknown),
     ] {
         let (mut vcpu, mut ram) = protected(code, cpl);
+        (ram.0[0x500], ram.0[0x504], ram.0[0x7000]) = (0x55, 0x18, 0x18);
         let bytes = ram.0[0x100..0x10f].to_vec();
         assert_eq!(step(&mut vcpu, &mut ram, &bytes, Bitness::Bits32), Ok(expected), "{code:x?} at CPL {cpl}");
     }

@@ -57,28 +57,6 @@ impl LoadedSegment {
     }
 }
 
-/// A register that a switch of tasks loads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SegmentRegister {
-    /// One that instructions name.
-    Segment(Segment),
-    /// LDTR.
-    Ldtr,
-    /// The task register.
-    Tr,
-}
-
-impl SegmentRegister {
-    /// Its number, in the VMCS's order.
-    pub const fn index(self) -> usize {
-        match self {
-            Self::Segment(segment) => segment as usize,
-            Self::Ldtr => 6,
-            Self::Tr => 7,
-        }
-    }
-}
-
 /// A descriptor of the GDT or an LDT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Descriptor(pub(super) u64);
@@ -145,7 +123,11 @@ impl Descriptor {
 
     /// Whether it is an LDT that is present.
     pub(super) const fn is_ldt(self) -> bool {
-        self.kind() == 0x02 && self.is_present()
+        self.names_ldt() && self.is_present()
+    }
+
+    pub(super) const fn names_ldt(self) -> bool {
+        self.kind() == 0x02
     }
 
     const fn is_code(self) -> bool {

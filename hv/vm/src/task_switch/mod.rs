@@ -7,9 +7,10 @@
 //! instruction.
 
 mod descriptor;
+mod selectors;
 mod tss;
 
-pub use descriptor::{LoadedSegment, SegmentRegister};
+pub use descriptor::LoadedSegment;
 
 use crate::debug_traps::raise_debug;
 use crate::exit::{Event, Exception, TaskSwitch, TaskSwitchSource};
@@ -20,9 +21,9 @@ use crate::trouble::{HALF_DONE, Trouble};
 use crate::types::Types;
 use crate::vcpu::{DebugRegisters, Events, Vcpu};
 use addr::Gva;
-use arch::{CR0_PG, CR0_TS, DR6_BT, DR7_LOCAL, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
+use arch::{CR0_PG, CR0_TS, DR6_BT, DR7_LOCAL, EFER_LMA, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
 use descriptor::Descriptor;
-use emul::{Gpr, Registers, Segment};
+use emul::{Gpr, Registers, Segment, SegmentRegister};
 use tss::{Dynamic, Format, LARGEST, State};
 use walk::{
     Access, AccessKind, Controls, Fault, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty,
@@ -40,6 +41,8 @@ pub trait TaskState {
     fn idt(&self) -> (u64, u32);
     /// The task register.
     fn task_register(&self) -> LoadedSegment;
+    /// LDTR.
+    fn local_table(&mut self) -> LoadedSegment;
     /// Loads a segment register. The DPL of SS is the CPL.
     fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment);
     /// Loads CR3 of a vCPU with nested paging, and the PDPTEs if its paging is PAE's. The caller has checked them.
@@ -492,7 +495,10 @@ impl<M: PhysMem> Tables<'_, M> {
         if u32::from(selector | 7) > table.1 {
             return Ok(None);
         }
-        let at = entry_address(table, selector);
+        let at = match self.paging.controls.efer & EFER_LMA != 0 {
+            true => table.0.wrapping_add((selector & INDEX).into()),
+            false => entry_address(table, selector),
+        };
         Ok(Some((at, Descriptor(self.read_wide(at)?))))
     }
 

@@ -254,3 +254,65 @@ fn any_instruction_writes_a_register() {
     assert_eq!(guest.handle_on(Exit::NestedFault(fault), &mut host), Flow::Resume);
     assert_eq!(tpr(&mut guest), 0x60);
 }
+
+/// Loads of segment registers with what the task priority register holds: what is raised, and what is loaded.
+#[test]
+fn segment_registers_are_loaded_from_a_register() {
+    use crate::{Segment, SegmentRegister};
+    const GDT: u64 = DATA + 0x400;
+    // Data, code that can't be read, an LDT, a TSS, data that is not present, data of CPL 0, from selector 8 on.
+    let descriptors: [u64; 6] = [
+        0x00cf_f200_1000_ffff,
+        0x00cf_f800_0000_ffff,
+        0x0000_8200_2000_0067,
+        0x0000_8900_3000_0067,
+        0x00cf_7200_0000_ffff,
+        0x00cf_9200_0000_ffff,
+    ];
+    let [ds, ss] = [Segment::Ds, Segment::Ss].map(SegmentRegister::Segment);
+    let gp = |code: u32| Some((13, Some(code)));
+    // MOV DS, [EBX]; MOV SS; LLDT; LTR; each with the selector, the CPL, and the base that is loaded.
+    let (mov_ds, mov_ss, lldt, ltr): (&[u8], &[u8], &[u8], &[u8]) =
+        (&[0x8e, 0x1b], &[0x8e, 0x13], &[0x0f, 0x00, 0x13], &[0x0f, 0x00, 0x1b]);
+    for (code, selector, cpl, raised, register, base) in [
+        (mov_ds, 0x0b, 3, None, ds, 0x1000),
+        (mov_ds, 0x13, 3, gp(0x10), ds, 0),
+        (mov_ds, 0x2b, 3, Some((11, Some(0x28))), ds, 0),
+        (mov_ds, 0x33, 3, gp(0x30), ds, 0),
+        (mov_ds, 0x38, 0, gp(0x38), ds, 0),
+        (mov_ds, 0x0c, 0, gp(0x0c), ds, 0),
+        (mov_ds, 0, 3, None, ds, 0),
+        (mov_ss, 0, 0, gp(0), ss, 0),
+        (mov_ss, 0x0b, 0, gp(0x08), ss, 0),
+        (mov_ss, 0x30, 0, None, ss, 0),
+        (lldt, 0x18, 0, None, SegmentRegister::Ldtr, 0x2000),
+        (lldt, 0x20, 0, gp(0x20), SegmentRegister::Ldtr, 0),
+        (lldt, 0, 0, None, SegmentRegister::Ldtr, 0),
+        (ltr, 0x20, 0, None, SegmentRegister::Tr, 0x3000),
+        (ltr, 0x18, 0, gp(0x18), SegmentRegister::Tr, 0),
+        (ltr, 0, 0, gp(0), SegmentRegister::Tr, 0),
+    ] {
+        let mut guest = Guest::flat_32(code);
+        let mut host = TestHost::new(&guest);
+        for (at, descriptor) in (GDT + 8..).step_by(8).zip(descriptors) {
+            guest.memory().put_u64(at, descriptor);
+        }
+        guest.vcpu.gdt = (GDT, 0x37);
+        guest.set(Gpr::RBX, APIC + 0x80).set(Gpr::RAX, selector);
+        for (code, is_write) in [(&WRITE[..], true), (code, false)] {
+            guest.code_at(CODE, code);
+            guest.vcpu.control.cpl = if is_write { 0 } else { cpl };
+            let fault = NestedFault::new(Gpa::new(APIC + 0x80), is_write, false, false);
+            assert_eq!(guest.handle_on(Exit::NestedFault(fault), &mut host), Flow::Resume);
+        }
+        let loaded = guest.vcpu.loaded[register.index()];
+        let case = (register, selector, cpl);
+        assert_eq!((case, guest.vcpu.raised(), loaded.base), (case, raised, base));
+        let next = if raised.is_none() { code.len() as u64 } else { 0 };
+        assert_eq!((case, guest.vcpu.rip), (case, CODE + next));
+        assert_eq!((case, guest.vcpu.shadow), (case, register == ss && raised.is_none()));
+        if register == SegmentRegister::Tr && raised.is_none() {
+            assert_eq!(guest.memory().bytes(GDT + 0x25), [0x8b], "it is busy");
+        }
+    }
+}

@@ -168,10 +168,13 @@ fn code_without_memory_ends_the_vm() {
 
 #[test]
 fn an_instruction_that_is_not_emulated_ends_the_vm() {
-    // ADDPS, LDS.
+    // ADDPS, CRC32.
     for (code, text) in [
         (&[0x0f, 0x58, 0x03][..], "an instruction that is not emulated, on an address that has no memory: Addps"),
-        (&[0x0f, 0xb2, 0x03], "an instruction that is not emulated, on an address that has no memory: Lss"),
+        (
+            &[0xf2, 0x0f, 0x38, 0xf1, 0x03],
+            "an instruction that is not emulated, on an address that has no memory: Crc32",
+        ),
     ] {
         match at_hole(code).handle(READ) {
             Flow::Stop(stop @ Stop::NotEmulated(_)) => assert_eq!(stop.to_string(), text),

@@ -1,7 +1,8 @@
 //! Switches of tasks by hardware: what they save and load, and whose the faults are.
 
 use super::guest::{CODE, Guest, PAE, PD, PE, PG, PRESENT};
-use crate::task_switch::{LoadedSegment, SegmentRegister};
+use crate::SegmentRegister;
+use crate::task_switch::LoadedSegment;
 use crate::{Event, Exit, Flow, Gpr, Segment, Stop, TaskSwitch, TaskSwitchSource};
 use arch::{CR0_TS, DR6_BT, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
 use proptest::prelude::*;

@@ -1,6 +1,7 @@
 //! A vCPU that plays a script.
 
-use crate::task_switch::{LoadedSegment, SegmentRegister, TaskState};
+use crate::task_switch::{LoadedSegment, TaskState};
+use emul::SegmentRegister;
 use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{DescriptorCache, Event, Exit, Gpr, Known, Registers, Segment};
 use arch::{DR6_BS, RFLAGS_IF};
@@ -160,6 +161,9 @@ impl TaskState for TestVcpu {
     }
     fn task_register(&self) -> LoadedSegment {
         self.loaded[SegmentRegister::Tr.index()]
+    }
+    fn local_table(&mut self) -> LoadedSegment {
+        self.loaded[SegmentRegister::Ldtr.index()]
     }
     fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment) {
         self.loaded[register.index()] = segment;
