@@ -212,6 +212,8 @@ pub mod guest {
         pub const WAIT: &str = "wait";
         /// How often it touches its memory.
         pub const ROUNDS: &str = "rounds";
+        /// How many pages a guest writes.
+        pub const PAGES: &str = "pages";
         /// The guest tries each N-th combination.
         pub const STEP: &str = "step";
         /// The first combination.
@@ -253,6 +255,7 @@ pub mod guest {
             "far-memory" => &[MEM],
             "fair" => &[MILLISECONDS, MIN_SHARE, MAX_GAP_US, RELEASE_MIB],
             "fork-storm" => &[OPS, SEED],
+            "many-pages" => &[PAGES, ROUNDS],
             "pae-toggle" => &[OPS],
             "real-mode" => &[LIMITS],
             "smoke32" => &[PDPTES],

@@ -2,24 +2,27 @@
 
 use crate::host::HostMemory;
 use crate::tree_env::TreeEnv;
-use addr::{Gva, Pfn};
+use addr::{Gva, PAGE_SIZE, Pfn};
 use alloc::boxed::Box;
 use alloc::vec::{self, Vec};
 use core::alloc::Layout;
 use loader::{Paging, VmConfig};
 use mmu::{Caps, Pae, Tree};
 use rcu::{Cpu, Space};
-use shadow::{Counts, NoMemory, Registers, Shadow, Vtlb};
+use shadow::{Capacity, Counts, NoMemory, Registers, Shadow, Vtlb};
 
 pub(crate) type Env<'m, H> = TreeEnv<'m, Pae<Gva>, H>;
 
-/// How many of the guest's frames can be known as its tables at once. One exit zaps them all when there are more, or when frames change.
-const MAX_TABLES: u32 = 3072;
+/// How much the shadow of a VM of this configuration knows at once. One exit zaps all of its tables when frames change.
+fn capacity(config: &VmConfig) -> Capacity {
+    Capacity::of(config.ram.bytes() / PAGE_SIZE, config.trees())
+}
 
-/// The most tables that all virtual TLBs of a VM have together, and that one of them has. A change of the VM's frames zaps all of
-/// them in one exit.
-const VTLB_TABLES: u32 = 2048;
-const VTLB_TABLES_OF_ONE: u32 = 512;
+/// The most tables that each virtual TLB of a VM of this configuration has: together as many as a shadow, since a change of the VM's
+/// frames zaps all of them in one exit.
+fn vtlb_tables(config: &VmConfig) -> u32 {
+    (capacity(config).tables / config.trees().max(1)) as u32
+}
 
 /// A VM's shadow trees.
 pub(crate) enum ShadowTrees<'m, H: HostMemory> {
@@ -71,7 +74,7 @@ impl<'m, H: HostMemory> ShadowTrees<'m, H> {
         Ok(match config.paging {
             Paging::Nested => Self::None,
             Paging::Vtlb => {
-                let most = (VTLB_TABLES / trees.max(1) as u32).min(VTLB_TABLES_OF_ONE);
+                let most = vtlb_tables(config);
                 let mut buffers = Vec::with_capacity(trees);
                 while buffers.len() < trees {
                     match Vtlb::new(env(), caps, most) {
@@ -86,7 +89,7 @@ impl<'m, H: HostMemory> ShadowTrees<'m, H> {
             }
             Paging::Shadow => {
                 let seed = cpu.domain().platform().now();
-                let shadow = Shadow::new((0..trees).map(|_| env()), caps, MAX_TABLES, seed)?;
+                let shadow = Shadow::new((0..trees).map(|_| env()), caps, capacity(config), seed)?;
                 let views = (0..config.vcpus).map_while(|_| shadow.view(cpu).ok()).collect();
                 Self::Kept(Box::new(shadow), views)
             }
@@ -97,7 +100,7 @@ impl<'m, H: HostMemory> ShadowTrees<'m, H> {
     pub(crate) fn allocations(config: &VmConfig) -> impl Iterator<Item = Layout> {
         let trees = config.trees();
         let kept = config.paging == Paging::Shadow;
-        let shadow = kept.then(|| Shadow::<Env<'m, H>>::allocations(trees, MAX_TABLES)).into_iter().flatten();
+        let shadow = kept.then(|| Shadow::<Env<'m, H>>::allocations(trees, capacity(config))).into_iter().flatten();
         let own = match config.paging {
             Paging::Nested => [None; 2],
             Paging::Vtlb => [Layout::array::<Vtlb<Env<'m, H>>>(trees).ok(), None],

@@ -16,7 +16,7 @@
 
 use crate::counters::{Counter, Counters, Counts};
 use crate::gfn_hash::{Full, GfnHash};
-use crate::metadata::{LastLevel, RmapEntry, Role, Root, State, TableUse, UNPAGED, regions, with_capacity};
+use crate::metadata::{Capacity, LastLevel, RmapEntry, Role, Root, State, TableUse, UNPAGED, regions, with_capacity};
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
 use crate::rules::Rule;
@@ -43,13 +43,17 @@ const FLOOD: u8 = 6;
 const MAPPINGS: usize = 32;
 const EXTRA_USES: usize = 16;
 
+/// How many writable mappings make way at once where there is no room for one more: one flush is for all of them. Of a small reverse
+/// map it is a part.
+const EVICTED: usize = 64;
+
 /// The shadow of a guest's address spaces, shared by its vCPUs. It has to be ended by [`into_trees`](Self::into_trees).
 pub struct Shadow<E: Env<Format = Pae<Gva>>> {
     /// One for each root. Changed under the lock of `state` only; processors walk them at any time.
     trees: Vec<Tree<E>>,
     state: Mutex<State>,
     /// The most shadow tables of the last level: what zapping them all costs is bounded, as the metadata is.
-    capacity: usize,
+    max_tables: usize,
     counters: Counters,
 }
 
@@ -71,24 +75,26 @@ pub struct View {
 }
 
 impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
-    /// A shadow with one root for each of `envs`: at least one for each vCPU; each further one caches one more address space. Its
-    /// metadata has room for `capacity` directories, as many tables of the last level, and four times as many writable mappings; there
-    /// are at most `capacity` shadow tables of the last level. When one of these is used up, all roots are zapped and built again by
-    /// faults. `seed` is a number that the guest can hardly guess: the metadata's hash tables depend on it, so that a guest does not
-    /// know which frames have the same hash.
+    /// A shadow with one root for each of `envs`: at least one for each vCPU; each further one caches one more address space.
+    /// `capacity` is how much it knows at once. When there is no room for a table or a use of one, the root that was loaded
+    /// longest ago is zapped; when there is none for a writable mapping, the oldest ones are cleared. Faults make them again.
+    /// `seed` is a number that the guest can hardly guess: the metadata's hash tables depend on it, so that a guest does not know
+    /// which frames have the same hash.
     ///
     /// # Errors
     /// [`NoMemory`]: no frames for the roots, or no heap for the metadata.
     pub fn new(
         envs: impl IntoIterator<IntoIter: ExactSizeIterator<Item = E>>,
         caps: Caps,
-        capacity: u32,
+        capacity: Capacity,
         seed: u64,
     ) -> Result<Self, NoMemory> {
         let envs = envs.into_iter();
         let (trees, state) = (with_capacity(envs.len())?, State::new(envs.len(), capacity, seed)?);
-        let capacity = capacity as usize;
-        let mut shadow = Self { trees, state: Mutex::new(state), capacity, counters: Counters::new() };
+        let counters = Counters::new();
+        counters.most(Counter::RmapRoom, state.rmap.capacity());
+        counters.most(Counter::TableRoom, capacity.tables);
+        let mut shadow = Self { trees, state: Mutex::new(state), max_tables: capacity.tables, counters };
         for env in envs {
             if let Err(error) = shadow.add(env, caps) {
                 shadow.into_trees().into_iter().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
@@ -99,7 +105,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     }
 
     /// The heap allocations of [`new`](Self::new) with `roots` environments. A shadow never makes any others.
-    pub fn allocations(roots: usize, capacity: u32) -> impl Iterator<Item = Layout> {
+    pub fn allocations(roots: usize, capacity: Capacity) -> impl Iterator<Item = Layout> {
         Layout::array::<Tree<E>>(roots).ok().into_iter().chain(State::allocations(roots, capacity))
     }
 
@@ -327,6 +333,8 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         Ok(outcome)
     }
 
+    // Out of what a fault executes that is the guest's own.
+    #[inline(never)]
     fn map<M: Memory>(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -346,7 +354,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let table = match tracked {
             Ok(Some(table)) if state.suspended == 0 && state.suspensions == suspensions => table,
             Ok(_) => return Ok(FaultOutcome::Retry),
-            Err(Full) => return Ok(self.zap_for_metadata(cpu, &mut state)),
+            Err(Full) => return Ok(self.zap_oldest_root(cpu, &mut state, at.root)),
         };
         let (backing, mut rights) = match page.entry(backing, write) {
             Ok(entry) => entry,
@@ -445,7 +453,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// To be called before a use of the table is recorded: its frame becomes read-only, and in sync.
     fn protect_table(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, table: &Table) {
         let Table { gfn, usage } = *table;
-        let other_format = |known: &TableUse| known.shape.bytes != usage.shape.bytes;
+        let other_format = |known: &TableUse| known.shape.pae != usage.shape.pae;
         if state.directories.any(gfn, other_format) || state.last.tables.any(gfn, other_format) {
             // The walk has set accessed bits in one format, which are address bits in the other: the other shadow is wrong now.
             self.unshadow_frame(cpu, state, gfn);
@@ -486,7 +494,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     ) {
         let mut cleared = false;
         for usage in entry.uses(directories, last) {
-            if self.trees[usage.root].clear_page(cpu, usage.start.wrapping_add(entry.offset)) {
+            if self.trees[usage.root].clear_page(cpu, entry.at(usage)) {
                 self.counters.count(Counter::Zapped);
                 (roots[usage.root].stale, cleared) = (true, true);
             }
@@ -505,7 +513,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         }
     }
 
-    /// Records a mapping that is about to become writable. False if the metadata is full.
+    /// Records a mapping that is about to become writable.
     fn rmap_add(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -513,12 +521,12 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         gpa: Gpa,
         room: &Room<'_, E>,
         table: &Table,
-    ) -> bool {
+    ) -> Result<(), Full> {
         let State { roots, directories, last, rmap, .. } = &mut *state;
         let entry = table.usage.rmap_entry(table.gfn, room.start());
         let first = gpa.align_down(room.size().bytes()).frame();
         if rmap.any(first, |known| *known == entry) {
-            return true;
+            return Ok(());
         }
         let oldest = rmap.iter(first).nth(MAPPINGS - 1).copied();
         if let Some(oldest) = oldest {
@@ -526,7 +534,24 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
             self.clear_mapping(cpu, roots, (directories, last), &oldest);
             self.flush_stale(cpu, roots);
         }
-        rmap.insert(first, entry) != Err(Full)
+        if rmap.is_full() {
+            self.evict_mappings(cpu, state);
+        }
+        state.rmap.insert(first, entry)?;
+        self.counters.most(Counter::Rmap, state.rmap.len());
+        Ok(())
+    }
+
+    /// The reverse map is full: clears its oldest mappings, which faults make again.
+    #[cold]
+    fn evict_mappings(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) {
+        let State { roots, directories, last, rmap, .. } = &mut *state;
+        let evicted = EVICTED.min(rmap.capacity().div_ceil(EVICTED));
+        for (_, entry) in core::iter::from_fn(|| rmap.evict()).take(evicted) {
+            self.counters.count(Counter::Evicted);
+            self.clear_mapping(cpu, roots, (directories, last), &entry);
+        }
+        self.flush_stale(cpu, roots);
     }
 
     #[expect(clippy::too_many_arguments, reason = "where, what, and how large")]
@@ -556,16 +581,17 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
                 Err(mmu::OutOfRange) => return Ok(FaultOutcome::Retry),
             };
             let needs_table = !room.is_in_table() && room.size() == PageSize::Size4K;
-            if needs_table && state.last.shadow_tables == self.capacity
-                || leaf.rights.write && !self.rmap_add(cpu, state, gpa, &room, table)
+            if needs_table && state.last.shadow_tables >= self.max_tables
+                || leaf.rights.write && self.rmap_add(cpu, state, gpa, &room, table) == Err(Full)
             {
-                return Ok(self.zap_for_metadata(cpu, state));
+                return Ok(self.zap_oldest_root(cpu, state, at.root));
             }
             let pfn = Pfn::new(leaf.pfn.raw() & !(room.size().frames() - 1));
             // Accessed and dirty are set from the start: the guest's own bits are in its tables, and `resolve` has set them.
             return match room.install(Leaf { pfn, accessed: true, dirty: leaf.rights.write, ..leaf }) {
                 Ok(()) => {
                     state.last.shadow_tables += usize::from(needs_table);
+                    self.counters.most(Counter::ShadowTables, state.last.shadow_tables);
                     Ok(FaultOutcome::Mapped)
                 }
                 Err(MapError::Raced | MapError::Present) => Ok(FaultOutcome::Retry),
@@ -654,11 +680,15 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         last.shadow_tables = last.shadow_tables.saturating_sub(zapped.tables);
     }
 
-    /// The metadata is full: zaps everything, so that it is empty. The fault is tried again.
+    /// There is no room for one more table, or for a use of one: zaps the root that was loaded longest ago, of those without a vCPU if
+    /// there is one, and `own` only if it is the last. The fault, which is in `own`, is tried again.
     #[cold]
-    fn zap_for_metadata(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) -> FaultOutcome {
-        self.counters.count(Counter::ZappedAll);
-        self.zap_all(cpu, state);
+    fn zap_oldest_root(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, own: usize) -> FaultOutcome {
+        self.counters.count(Counter::Dropped);
+        let others = (0..).zip(&state.roots).filter(|(n, root)| root.used && *n != own);
+        let oldest = others.min_by_key(|(_, root)| (root.vcpus != 0, root.loaded));
+        let oldest = oldest.map_or(own, |(n, _)| n);
+        self.zap_root(cpu, state, oldest);
         FaultOutcome::Retry
     }
 
@@ -672,15 +702,13 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         state.clear();
     }
 
-    /// Zaps a root, which gets another address space.
+    /// Zaps a root. The reverse map keeps its mappings: to look for them would take a time that grows with the guest's memory.
     fn zap_root(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, root: usize) {
         if !core::mem::take(&mut state.roots[root].used) {
             return;
         }
         self.unlink(cpu, &mut state.last, root, WHOLE);
-        let State { directories, last, rmap, .. } = state;
-        directories.retain_all(|usage| usage.root != root);
-        rmap.retain_all(|entry| entry.uses(directories, last).next().is_some());
+        state.directories.retain_all(|usage| usage.root != root);
     }
 
     fn tree(&self, view: &View) -> &Tree<E> {

@@ -39,11 +39,21 @@ pub enum Counter {
     Unsynced,
     /// Guest tables that came back in sync.
     Synced,
-    /// How often everything was zapped because the metadata was full.
-    ZappedAll,
+    /// Writable mappings that were cleared to make room for others.
+    Evicted,
+    /// How often a root, or a part of a virtual TLB, was zapped to make room for tables of others.
+    Dropped,
+    /// The most entries that the reverse map had at once.
+    Rmap,
+    /// How many it can have.
+    RmapRoom,
+    /// The most shadow tables of the last level at once.
+    ShadowTables,
+    /// How many there can be.
+    TableRoom,
 }
 
-const ALL: usize = Counter::ZappedAll as usize + 1;
+const ALL: usize = Counter::TableRoom as usize + 1;
 
 /// Names, by number.
 const NAMES: [&str; ALL] = [
@@ -62,7 +72,12 @@ const NAMES: [&str; ALL] = [
     "flooded",
     "unsynced",
     "synced",
-    "zapped-all",
+    "evicted",
+    "dropped",
+    "rmap",
+    "rmap-room",
+    "shadow-tables",
+    "shadow-table-room",
 ];
 
 /// The counters of one shadow. Other memory accesses are not ordered by them.
@@ -80,6 +95,14 @@ impl Counters {
 
     pub(crate) fn add(&self, counter: Counter, times: u64) {
         self.0[counter as usize].fetch_add(times, Ordering::Relaxed);
+    }
+
+    /// Raises a counter that is the most of something at once. Calls do not overlap.
+    pub(crate) fn most(&self, counter: Counter, now: usize) {
+        let most = &self.0[counter as usize];
+        if most.load(Ordering::Relaxed) < now as u64 {
+            most.store(now as u64, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn count_outcome(&self, outcome: FaultOutcome) {

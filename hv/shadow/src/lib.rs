@@ -23,7 +23,7 @@
 //! ```
 //! use addr::{Gpa, Gva, PageSize, Pfn};
 //! use mmu::{Caps, Pae, pool};
-//! use shadow::{Backing, BackingPage, Change, FaultOutcome, NoMemory, Reason, Registers, Shadow, Writer};
+//! use shadow::{Backing, BackingPage, Capacity, Change, FaultOutcome, NoMemory, Reason, Registers, Shadow, Writer};
 //! use walk::{Access, Controls, Features, AccessKind, PhysMem, Privilege};
 //!
 //! /// Guest memory of 4 pages, each of them in the frame with the same number.
@@ -66,7 +66,7 @@
 //! let domain = pool::domain::<Pae<Gva>, 1>(&frames);
 //! let mut cpu = domain.register(0).unwrap();
 //! let envs = (0..2).map(|_| pool::Pool::new(&frames, &domain));
-//! let shadow = Shadow::new(envs, Caps::new(40, PageSize::Size2M, true), 64, 0x5eed).unwrap();
+//! let shadow = Shadow::new(envs, Caps::new(40, PageSize::Size2M, true), Capacity::of(4, 2), 0x5eed).unwrap();
 //! // For each vCPU:
 //! let view = shadow.view(&cpu).unwrap();
 //! let features = Features { maxphyaddr: 40, pages_1g: false, pse36: false, pml4e_bit8_reserved: false };
@@ -118,6 +118,7 @@ mod vtlb;
 
 pub use cached::{Shadow, View, Writer};
 pub use counters::{Counter, Counts};
+pub use metadata::Capacity;
 pub use mmu::NoMemory;
 pub use registers::{Change, LoadError, Registers};
 pub use vtlb::Vtlb;

@@ -1,7 +1,7 @@
 //! The metadata of a cached shadow: which guest frames are page tables, and for which addresses; the address space of each root;
 //! where guest frames are mapped writable.
 
-use crate::gfn_hash::GfnHash;
+use crate::gfn_hash::{Entry, GfnHash};
 use crate::registers::Context;
 use crate::vtlb::around;
 use crate::{NoMemory, Registers};
@@ -17,6 +17,44 @@ const UNSYNC: usize = 16;
 /// How many bytes one shadow table of the last level translates.
 pub(crate) const REGION: u64 = PageSize::Size2M.bytes();
 const REGIONS: usize = (1 << 32) / REGION as usize;
+
+/// How much a shadow knows at once. Where one of these is used up, a part of what is known makes way, the oldest first: see
+/// [`Shadow`](crate::Shadow).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// The most shadow tables of the last level, in all roots. From 2048 on, the most that one root can have, no root makes
+    /// way for itself.
+    pub tables: usize,
+    /// How often the guest's frames can be used as tables of the last level, in all roots.
+    pub uses: u32,
+    /// How many entries the reverse map has, one for each writable mapping.
+    pub mappings: u32,
+}
+
+impl Capacity {
+    /// The least that a shadow has, however little memory the guest has: it may map each page again and again.
+    const LEAST: Self = Self { tables: 3072, uses: 4096, mappings: 16_384 };
+
+    /// For a guest with `pages` pages of RAM, in a shadow with `roots` roots. There is room for
+    /// - tables that map all of the memory sixteen times over, 3 % of it (KVM gives its shadow pages 2 %),
+    /// - the uses of these, and in each root those of tables that map the memory once, which roots share,
+    /// - two writable mappings of each page: a kernel's own, and a process's. They take 2 % of the memory.
+    pub fn of(pages: u64, roots: usize) -> Self {
+        /// No shadow needs more for one root: all regions, all pages.
+        const WHOLE: u64 = REGIONS as u64;
+        const PAGES: u64 = (1 << 32) / PAGE_SIZE;
+        const ENTRIES: u64 = REGION / PAGE_SIZE;
+        let roots = roots as u64;
+        let tables = (16 * pages / ENTRIES).min(roots * WHOLE);
+        let uses = (tables + roots * (pages / ENTRIES)).min(roots * WHOLE);
+        let mappings = (2 * pages).min(roots * PAGES);
+        Self {
+            tables: Self::LEAST.tables.max(tables as usize),
+            uses: Self::LEAST.uses.max(uses as u32),
+            mappings: Self::LEAST.mappings.max(mappings as u32),
+        }
+    }
+}
 
 pub(crate) struct State {
     /// By the root's number.
@@ -85,10 +123,10 @@ pub(crate) struct Role(u64);
 /// The format of a table's entries.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// The size of an entry, in bytes.
-    pub(crate) bytes: u64,
-    /// How many bytes an entry translates.
-    span: u64,
+    /// PAE's entries, of 8 bytes.
+    pub(crate) pae: bool,
+    /// A table of the last level.
+    last: bool,
 }
 
 /// A writable mapping, in all roots that shadow the table in frame `table`: `offset` bytes into the part that it translates.
@@ -96,8 +134,12 @@ pub(crate) struct Shape {
 pub(crate) struct RmapEntry {
     pub(crate) table: Gfn,
     pub(crate) shape: Shape,
-    pub(crate) offset: u64,
+    /// Below 4 GiB.
+    offset: u32,
 }
+
+// There are two for each page of the guest's memory.
+const _: () = assert!(size_of::<Entry<RmapEntry>>() == 32);
 
 /// Stands for the directory's frame where the guest has no paging.
 pub(crate) const UNPAGED: Gfn = Gfn::new(u64::MAX);
@@ -120,16 +162,29 @@ impl Role {
 
 impl Shape {
     pub(crate) fn of(mode: Mode, level: u32) -> Self {
-        let (bytes, upper) = if mode == Mode::Pae { (8, PageSize::Size2M) } else { (4, PageSize::Size4M) };
-        Self { bytes, span: if level == 1 { PAGE_SIZE } else { upper.bytes() } }
+        Self { pae: mode == Mode::Pae, last: level == 1 }
+    }
+
+    /// The size of an entry, in bytes.
+    const fn bytes(self) -> u64 {
+        if self.pae { 8 } else { 4 }
+    }
+
+    /// How many bytes an entry translates.
+    const fn span(self) -> u64 {
+        match (self.last, self.pae) {
+            (true, _) => PAGE_SIZE,
+            (false, true) => PageSize::Size2M.bytes(),
+            (false, false) => PageSize::Size4M.bytes(),
+        }
     }
 
     const fn whole(self) -> u64 {
-        PAGE_SIZE / self.bytes * self.span
+        PAGE_SIZE / self.bytes() * self.span()
     }
 
     pub(crate) const fn is_last_level(self) -> bool {
-        self.span == PAGE_SIZE
+        self.last
     }
 }
 
@@ -158,23 +213,28 @@ impl TableUse {
 
     /// The range that the entry for `gva` translates.
     pub(crate) fn entry(&self, gva: Gva) -> Range<Gva> {
-        around(gva, self.shape.span)
+        around(gva, self.shape.span())
     }
 
     /// The range that these bytes of the table translate: that of all entries that contain one of them.
     pub(crate) fn of_bytes(&self, bytes: &Range<u64>) -> Range<Gva> {
-        let Shape { bytes: size, span } = self.shape;
+        let (size, span) = (self.shape.bytes(), self.shape.span());
         let end = bytes.end.div_ceil(size) * span;
         self.start.wrapping_add(bytes.start / size * span)..self.start.wrapping_add(end)
     }
 
     /// The mapping at `gva`, by the table in frame `table`.
     pub(crate) fn rmap_entry(&self, table: Gfn, gva: Gva) -> RmapEntry {
-        RmapEntry { table, shape: self.shape, offset: gva.raw() - self.start.raw() }
+        RmapEntry { table, shape: self.shape, offset: (gva.raw() - self.start.raw()) as u32 }
     }
 }
 
 impl RmapEntry {
+    /// Where the mapping is in a root that uses the table so.
+    pub(crate) fn at(&self, usage: &TableUse) -> Gva {
+        usage.start.wrapping_add(self.offset.into())
+    }
+
     /// The uses of the table: the mapping is in each one's root, `offset` bytes behind its start.
     pub(crate) fn uses<'s>(
         &self,
@@ -187,19 +247,17 @@ impl RmapEntry {
 }
 
 impl State {
-    /// Has room for `roots` roots, `capacity` directories, as many tables of the last level, and four times as many writable
-    /// mappings.
-    pub(crate) fn new(roots: usize, capacity: u32, seed: u64) -> Result<Self, NoMemory> {
+    pub(crate) fn new(roots: usize, capacity: Capacity, seed: u64) -> Result<Self, NoMemory> {
         Ok(Self {
             roots: with_capacity(roots)?,
-            directories: GfnHash::new(capacity, seed)?,
+            directories: GfnHash::new(directories(roots), seed)?,
             last: LastLevel {
-                tables: GfnHash::new(capacity, seed)?,
+                tables: GfnHash::new(capacity.uses, seed)?,
                 unsync: with_capacity(UNSYNC)?,
                 shadow_tables: 0,
                 regions: with_capacity(roots)?,
             },
-            rmap: GfnHash::new(capacity.saturating_mul(4), seed)?,
+            rmap: GfnHash::new(capacity.mappings, seed)?,
             clock: 0,
             suspensions: 0,
             suspended: 0,
@@ -208,10 +266,10 @@ impl State {
     }
 
     /// The allocations of [`new`](Self::new), followed by [`add_root`](Self::add_root) for each root.
-    pub(crate) fn allocations(roots: usize, capacity: u32) -> impl Iterator<Item = Layout> {
+    pub(crate) fn allocations(roots: usize, capacity: Capacity) -> impl Iterator<Item = Layout> {
         let lists = [Layout::array::<Root>(roots), Layout::array::<Gfn>(UNSYNC), Layout::array::<Regions>(roots)];
-        let tables = [GfnHash::<TableUse>::allocations(capacity), GfnHash::<TableUse>::allocations(capacity)];
-        let rmap = GfnHash::<RmapEntry>::allocations(capacity.saturating_mul(4));
+        let tables = [directories(roots), capacity.uses].map(GfnHash::<TableUse>::allocations);
+        let rmap = GfnHash::<RmapEntry>::allocations(capacity.mappings);
         let regions = core::iter::repeat_n(Layout::array::<Gfn>(REGIONS), roots);
         let hashes = tables.into_iter().flatten().chain(rmap);
         lists.into_iter().chain(regions).map(Result::ok).chain(hashes).flatten()
@@ -297,6 +355,11 @@ impl LastLevel {
             self.unsync.retain(|&other| other != gfn);
         }
     }
+}
+
+/// The most directories that roots have: PAE's four each. So these never have to make way for each other.
+const fn directories(roots: usize) -> u32 {
+    4 * roots as u32
 }
 
 /// An empty list with room for `capacity` elements.

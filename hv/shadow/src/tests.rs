@@ -6,6 +6,8 @@ mod cached;
 #[cfg(not(shuttle))]
 mod guest;
 #[cfg(not(shuttle))]
+mod many_pages;
+#[cfg(not(shuttle))]
 mod memory;
 #[cfg(shuttle)]
 mod models;

@@ -5,8 +5,8 @@ use crate::resolve::{Resolved, resolve};
 use crate::{FaultOutcome, Memory, NoMemory, Registers};
 use addr::{Gva, PageSize, Pfn};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Room, Tree};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
+use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Room, Tree, ZappedTables};
 use rcu::{Cpu, Space};
 use walk::{Access, AccessKind};
 
@@ -14,6 +14,8 @@ pub(crate) const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
 /// The largest page of a 32-bit guest: INVLPG zaps at most that much.
 const REGION: u64 = PageSize::Size4M.bytes();
 const REGIONS: usize = (1 << 32) / REGION as usize;
+/// How many bytes of the address space are zapped at once to make room for another table: 32 tables' worth.
+const DROPPED: u64 = 64 << 20;
 /// One call of [`Vtlb::suspend`] in the upper half of [`Vtlb::suspended`].
 const BEGUN: u64 = 1 << 32;
 
@@ -27,26 +29,32 @@ pub struct Vtlb<E: Env<Format = Pae<Gva>>> {
     large: [AtomicU64; REGIONS / 64],
     /// Bits 31:0: how many calls of `suspend` were not followed by a `resume` yet. Bits 63:32: how many there were in total.
     suspended: AtomicU64,
-    /// The number of tables of the last level, or more.
-    tables: AtomicU32,
-    max_tables: u32,
+    /// The number of tables of the last level. (Another CPU's `suspend` may have subtracted a table that `install` is yet to
+    /// add.)
+    tables: AtomicI32,
+    max_tables: i32,
+    /// The bytes that were [dropped](Self::drop_tables) so far, modulo 4 GiB: the next ones are behind them.
+    dropped: AtomicU32,
     counters: Counters,
 }
 
 impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
-    /// An empty shadow of at most `max_tables` tables of the last level: with one more all are zapped, which bounds what that
-    /// costs.
+    /// An empty shadow of at most `max_tables` tables of the last level, which bounds what it costs to zap them all. Where there is
+    /// no room for one more, a part of them is zapped.
     ///
     /// # Errors
     /// [`NoMemory`]: no frame for the root.
     pub fn new(env: E, caps: Caps, max_tables: u32) -> Result<Self, NoMemory> {
+        let counters = Counters::new();
+        counters.most(Counter::TableRoom, max_tables as usize);
         Ok(Self {
             tree: Tree::new(env, caps)?,
             large: core::array::from_fn(|_| AtomicU64::new(0)),
             suspended: AtomicU64::new(0),
-            tables: AtomicU32::new(0),
-            max_tables,
-            counters: Counters::new(),
+            tables: AtomicI32::new(0),
+            max_tables: max_tables as i32,
+            dropped: AtomicU32::new(0),
+            counters,
         })
     }
 
@@ -166,14 +174,18 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         suspended: u64,
     ) -> Result<FaultOutcome, NoMemory> {
         let (start, size) = (room.start(), room.size());
-        if !room.is_in_table() && self.tables.fetch_add(1, Ordering::Relaxed) >= self.max_tables {
-            self.counters.count(Counter::ZappedAll);
-            self.zap_all(cpu);
+        let needs_table = !room.is_in_table() && size == PageSize::Size4K;
+        if needs_table && self.tables.load(Ordering::Relaxed) >= self.max_tables {
+            self.drop_tables(cpu);
             return Ok(FaultOutcome::Retry);
         }
         let pfn = Pfn::new(leaf.pfn.raw() & !(size.frames() - 1));
         // Accessed and dirty are set from the start: the guest's own bits are in its tables, and `resolve` has set them.
         match room.install(Leaf { pfn, accessed: true, dirty: leaf.rights.write, ..leaf }) {
+            Ok(()) if needs_table => {
+                let before = self.tables.fetch_add(1, Ordering::Relaxed);
+                self.counters.most(Counter::ShadowTables, (before + 1).max(0) as usize);
+            }
             Ok(()) => {}
             Err(MapError::Raced | MapError::Present) => return Ok(FaultOutcome::Retry),
             Err(MapError::NoMemory | MapError::Invalid) => return Err(NoMemory),
@@ -199,9 +211,27 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
 
     /// Zaps all pages, by their tables: a guest may have filled hundreds of these before it loads CR3.
     fn zap_all(&self, cpu: &Cpu<'_, E::Platform>) {
-        self.tables.store(0, Ordering::Relaxed);
-        let zapped = self.tree.zap_tables(cpu, WHOLE).unwrap_or_default();
+        self.zap_tables(cpu, WHOLE);
+    }
+
+    /// There is no room for one more table: zaps the next part of the address space that has any. A guest that walks through its
+    /// memory loses the part that it was in longest ago.
+    #[cold]
+    fn drop_tables(&self, cpu: &Cpu<'_, E::Platform>) {
+        self.counters.count(Counter::Dropped);
+        for _ in 0..WHOLE.end.raw() / DROPPED {
+            let start = self.dropped.fetch_add(DROPPED as u32, Ordering::Relaxed);
+            if self.zap_tables(cpu, around(Gva::new(start.into()), DROPPED)).tables > 0 {
+                break;
+            }
+        }
+    }
+
+    fn zap_tables(&self, cpu: &Cpu<'_, E::Platform>, range: Range<Gva>) -> ZappedTables {
+        let zapped = self.tree.zap_tables(cpu, range).unwrap_or_default();
+        self.tables.fetch_sub(zapped.tables as i32, Ordering::Relaxed);
         self.counters.add(Counter::Zapped, zapped.pages);
+        zapped
     }
 
     /// Ends it: the tree, for the caller to [free](Tree::free_pgtables). The vCPU may not run any more, and must have flushed since

@@ -6,7 +6,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::cell::{Cell, RefCell};
 use mmu::pool::{Memory, Pool, domain};
 use mmu::{Caps, NoMemory, Pae};
-use shadow::{Backing, BackingPage, Counter, Registers, Shadow, Writer};
+use shadow::{Backing, BackingPage, Capacity, Counter, Registers, Shadow, Writer};
 use std::alloc::System;
 use walk::{Access, AccessKind, Features, PhysMem, Privilege};
 
@@ -87,7 +87,7 @@ impl shadow::Memory for Zeroes {
 #[test]
 fn a_shadow_allocates_what_it_predicts_and_nothing_later() {
     const ROOTS: usize = 5;
-    const CAPACITY: u32 = 16;
+    const CAPACITY: Capacity = Capacity { tables: 16, uses: 16, mappings: 64 };
     let memory = Memory::<Pae<Gva>>::new(256);
     let domain = domain::<_, 1>(&memory);
     let cpu = domain.register(0).unwrap();
@@ -103,7 +103,7 @@ fn a_shadow_allocates_what_it_predicts_and_nothing_later() {
     let view = shadow.view(&cpu).unwrap();
     let registers = Registers::new(FEATURES);
     let ((), later) = recording(|| {
-        // More pages than the metadata has room for, so that it is full and cleared meanwhile.
+        // More pages than the metadata has room for, so that some make way for others.
         for page in 0..200 {
             let gva = Gva::new(page << 12);
             let _ = shadow.fault(&cpu, &view, &Zeroes, &registers, gva, WRITE);
@@ -115,5 +115,6 @@ fn a_shadow_allocates_what_it_predicts_and_nothing_later() {
     assert_eq!(later, []);
     assert_eq!(shadow.counts().get(Counter::Faults), 200);
     assert_ne!(shadow.counts().get(Counter::Mapped), 0);
+    assert_ne!(shadow.counts().get(Counter::Evicted), 0);
     shadow.into_trees().into_iter().for_each(|tree| tree.free_pgtables(|_, _, _| {}));
 }

@@ -340,6 +340,9 @@ const REAL_MODE: Row = Row { vcpus: 2, ..guest32("real-mode", "limits=checked") 
 /// (The other vCPUs are never started.)
 const SELF_MAP: Row = Row { vcpus: 4, ..guest32("self-map", "") };
 const PAE_TOGGLE: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("pae-toggle", "ops=100") };
+/// Far more writable pages than there are entries in a small shadow's lists. (On Bochs it would take minutes.)
+const MANY_PAGES: Row =
+    Row { words: "pages=40000 rounds=2", memory: Size::mib(256), ..guest32("many-pages", "pages=1000 rounds=2") };
 const FORK_STORM: Row = Row { words: "ops=1000", vcpus: 4, ..guest32("fork-storm", "ops=60") };
 /// The guest that measures how much of the time it gets.
 pub(super) const FAIR: &str = "fair";
@@ -521,6 +524,9 @@ const ROWS: &[Row] = &[
     shadowed("pae-toggle-shadow", Paging::Shadow, PAE_TOGGLE),
     shadowed("pae-toggle-vtlb", Paging::Vtlb, PAE_TOGGLE),
     Row { vcpus: 1, ..shadowed("pae-toggle-shadow-alone", Paging::Shadow, PAE_TOGGLE) },
+    MANY_PAGES,
+    shadowed("many-pages-shadow", Paging::Shadow, MANY_PAGES),
+    shadowed("many-pages-vtlb", Paging::Vtlb, MANY_PAGES),
     FORK_STORM,
     shadowed("fork-storm-shadow", Paging::Shadow, FORK_STORM),
     shadowed("fork-storm-vtlb", Paging::Vtlb, FORK_STORM),

@@ -38,9 +38,9 @@ pub(super) trait Shadows {
 
 /// One entry of a processor's TLB.
 #[derive(Clone, Copy)]
-struct Translated {
+pub(super) struct Translated {
     page: Pfn,
-    write: bool,
+    pub(super) write: bool,
     user: bool,
     execute: bool,
 }
@@ -69,35 +69,8 @@ impl<S: Shadows> Guest<'_, S> {
         Vcpu { registers, tag: Tlb::new(), translated: BTreeMap::new() }
     }
 
-    /// A processor's walk of the shadow tables, independent of `mmu`.
     fn walk(&self, root: Pfn, gva: Gva) -> Option<Translated> {
-        let read = |table: Pfn, index: u64| {
-            let entries = self.tables.table(table).expect("an entry refers to a table");
-            entries[index as usize].load(core::sync::atomic::Ordering::Relaxed)
-        };
-        let frame = |entry: u64| Pfn::new((entry & 0xff_ffff_f000) >> 12);
-        let gva = gva.raw();
-        let pdpte = read(root, gva >> 30);
-        if pdpte & 1 == 0 {
-            return None;
-        }
-        assert_eq!(pdpte & !0xff_ffff_f000, 1, "a PDPTE has P alone");
-        let pde = read(frame(pdpte), gva >> 21 & 511);
-        if pde & 1 == 0 {
-            return None;
-        }
-        let (entry, within) = match pde & 0x80 {
-            0 => (read(frame(pde), gva >> 12 & 511), 0),
-            _ => (pde, gva >> 12 & 511),
-        };
-        let both = entry & pde;
-        assert_eq!(entry & 0x7fff_ff00_0000_0000, 0, "reserved bits");
-        (entry & 1 != 0).then(|| Translated {
-            page: frame(entry).add(within),
-            write: both & 2 != 0,
-            user: both & USER != 0,
-            execute: (entry | pde) >> 63 == 0,
-        })
+        walk(self.tables, root, gva)
     }
 
     pub(super) fn is_mapped(&self, root: Pfn, gva: Gva) -> bool {
@@ -228,6 +201,37 @@ impl<S: Shadows> Guest<'_, S> {
             self.oracle.look(n, &vcpu.registers);
         }
     }
+}
+
+/// A processor's walk of the shadow tables, independent of `mmu`.
+pub(super) fn walk(tables: &Tables, root: Pfn, gva: Gva) -> Option<Translated> {
+    let read = |table: Pfn, index: u64| {
+        let entries = tables.table(table).expect("an entry refers to a table");
+        entries[index as usize].load(core::sync::atomic::Ordering::Relaxed)
+    };
+    let frame = |entry: u64| Pfn::new((entry & 0xff_ffff_f000) >> 12);
+    let gva = gva.raw();
+    let pdpte = read(root, gva >> 30);
+    if pdpte & 1 == 0 {
+        return None;
+    }
+    assert_eq!(pdpte & !0xff_ffff_f000, 1, "a PDPTE has P alone");
+    let pde = read(frame(pdpte), gva >> 21 & 511);
+    if pde & 1 == 0 {
+        return None;
+    }
+    let (entry, within) = match pde & 0x80 {
+        0 => (read(frame(pde), gva >> 12 & 511), 0),
+        _ => (pde, gva >> 12 & 511),
+    };
+    let both = entry & pde;
+    assert_eq!(entry & 0x7fff_ff00_0000_0000, 0, "reserved bits");
+    (entry & 1 != 0).then(|| Translated {
+        page: frame(entry).add(within),
+        write: both & 2 != 0,
+        user: both & USER != 0,
+        execute: (entry | pde) >> 63 == 0,
+    })
 }
 
 /// Whether a processor with CR0.WP set allows the access.

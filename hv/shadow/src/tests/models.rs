@@ -3,7 +3,7 @@
 //! Each `shuttle_*` model has [mutants](model#mutants), which must fail.
 
 use crate::rules::Rule;
-use crate::{Backing, BackingPage, FaultOutcome, Memory, NoMemory, Reason, Registers, Shadow, View, Writer};
+use crate::{Backing, BackingPage, Capacity, FaultOutcome, Memory, NoMemory, Reason, Registers, Shadow, View, Writer};
 use addr::{Gpa, Gva, PageSize, Pfn};
 use mmu::pool::{self, Pool, PoolPlatform};
 use mmu::{AtomicU64, Caps, Pae};
@@ -24,6 +24,7 @@ const RUNS: usize = 400;
 /// missed by chance.
 const MUTANT_ROUNDS: usize = 100;
 const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
+const CAPACITY: Capacity = Capacity { tables: 32, uses: 32, mappings: 128 };
 const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
 const READ: Access = Access { kind: AccessKind::Read, privilege: Privilege::User };
 const WRITE: Access = Access { kind: AccessKind::Write, privilege: Privilege::User };
@@ -97,7 +98,7 @@ impl World {
         let tables = pool::Memory::new(48);
         let domain = pool::domain(&tables);
         let envs: Vec<_> = (0..8).map(|_| Pool::new(&tables, &domain)).collect();
-        let shadow = Shadow::new(envs, CAPS, 32, 1).expect("there are frames");
+        let shadow = Shadow::new(envs, CAPS, CAPACITY, 1).expect("there are frames");
         Arc::new(Self { memory: GuestMemory::new(words), tables, domain, shadow, controls })
     }
 
