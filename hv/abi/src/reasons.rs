@@ -12,6 +12,8 @@ pub const PAST_LIMIT: &str = "the guest ran past its limit";
 pub const MISCONFIGURED: &str = "the nested tables have an entry that makes no sense";
 /// Before the entries on the way to an address, which follow.
 pub const NESTED_PATH: &str = "the nested tables on the way to";
+/// An event is delivered on a stack where the guest may not simply write: in a page table that translates it, say.
+pub const DELIVERY_WRITES: &str = "the delivery of an event writes memory that has to be emulated";
 /// A guest without nested paging sets EFER.LME.
 pub const ASKS_FOR_LONG_MODE: &str = "a guest asks for long mode";
 /// VMs may touch more memory than there is.

@@ -6,14 +6,14 @@ use crate::flow::{Flow, Place, Stop};
 use crate::memory::{Memory, Resolved};
 use crate::types::Types;
 use crate::vcpu::{Events, Vcpu};
-use abi::reasons::ASKS_FOR_LONG_MODE;
-use addr::Gpa;
+use abi::reasons::{ASKS_FOR_LONG_MODE, DELIVERY_WRITES};
+use addr::{Gpa, Gva};
 use arch::EFER_LME;
 use core::mem;
 use core::ops::ControlFlow;
 use emul::Known;
 use shadow::{Change, LoadError, Reason};
-use walk::{Access, AccessKind, Controls, ErrorCode, Privilege};
+use walk::{Access, AccessKind, Controls, ErrorCode, Privilege, SetAccessedDirty, trace};
 use x86::irq::{DOUBLE_FAULT_VECTOR, PAGE_FAULT_VECTOR};
 
 impl<T: Types> ExitHandler<'_, T> {
@@ -36,14 +36,9 @@ impl<T: Types> ExitHandler<'_, T> {
                 }
                 return self.no_page(vcpu, fault, Resolved::NotMemory, host);
             }
-            // An event is pushed there: it is a table no more.
-            Ok(shadow::FaultOutcome::Emulate { gpa, reason: Reason::Table }) if vcpu.redelivering() => {
-                self.give_up_table(gpa, IN_DELIVERY)
+            Ok(shadow::FaultOutcome::Emulate { gpa, reason }) => {
+                self.watched_write(vcpu, fault.address(), (gpa, reason), host)
             }
-            Ok(shadow::FaultOutcome::Emulate { gpa, reason }) => match self.emulate_write(vcpu, host) {
-                Flow::Stop(stop @ Stop::NotEmulated(_)) if reason == Reason::Table => self.give_up_table(gpa, stop),
-                flow => flow,
-            },
             Ok(shadow::FaultOutcome::Unbacked(_)) => {
                 Flow::Stop(Stop::Unhandled("a page table of the guest's is not in memory"))
             }
@@ -68,12 +63,21 @@ impl<T: Types> ExitHandler<'_, T> {
         Access { kind, privilege }
     }
 
-    /// Carries out an instruction that writes memory which no entry may make writable.
-    fn emulate_write(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
-        if vcpu.redelivering() {
-            return Flow::Stop(IN_DELIVERY);
+    /// A write at `at` to memory that no entry may make writable: the instruction is carried out. Where that can't be done, a table
+    /// becomes a page like others.
+    // Out of what other page faults execute.
+    #[inline(never)]
+    fn watched_write(&mut self, vcpu: &mut T::Vcpu, at: Gva, (gpa, reason): (Gpa, Reason), host: &mut T::Host) -> Flow {
+        let flow = match vcpu.redelivering() {
+            true => Flow::Stop(IN_DELIVERY),
+            false => self.carry_out_access(vcpu, Place::Watched, None, host),
+        };
+        match flow {
+            Flow::Stop(stop @ (IN_DELIVERY | Stop::NotEmulated(_))) if reason == Reason::Table => {
+                self.give_up_table(vcpu, at, gpa, stop)
+            }
+            flow => flow,
         }
-        self.carry_out_access(vcpu, Place::Watched, None, host)
     }
 }
 
@@ -81,19 +85,32 @@ impl<T: Types> ExitHandler<'_, T> {
 /// back, but not so often.
 const MAX_GIVEN_UP: u32 = 100_000;
 
-const IN_DELIVERY: Stop = Stop::Unhandled("the delivery of an event writes memory that has to be emulated");
+const IN_DELIVERY: Stop = Stop::Unhandled(DELIVERY_WRITES);
 
 impl<T: Types> ExitHandler<'_, T> {
-    /// The instruction runs again, with the table writable. Of no use if that very table translates its operand; other vCPUs
-    /// that use the table may come between as well, but not for ever: then the VM ends by `otherwise`.
+    /// The instruction or the delivery of an event that writes the table at `at` runs again, with the table writable. Other vCPUs that
+    /// use the table may come between, but not for ever: then the VM ends by `otherwise`.
     #[cold]
-    fn give_up_table(&mut self, gpa: Gpa, otherwise: Stop) -> Flow {
+    fn give_up_table(&mut self, vcpu: &T::Vcpu, at: Gva, table: Gpa, otherwise: Stop) -> Flow {
         self.context.given_up += 1;
-        if self.context.given_up > MAX_GIVEN_UP {
+        if self.context.given_up > MAX_GIVEN_UP || self.translates_itself(vcpu, at, table) {
             return Flow::Stop(otherwise);
         }
-        self.memory.unshadow(gpa);
+        self.memory.unshadow(table);
         Flow::Resume
+    }
+
+    /// Whether `at`, where the table is written, or the instruction that writes it is translated by way of that very table. It
+    /// would be a table again, and read-only, before it is written.
+    fn translates_itself(&self, vcpu: &T::Vcpu, at: Gva, table: Gpa) -> bool {
+        let paging = self.paging(vcpu);
+        let access = Access { kind: AccessKind::Read, privilege: Privilege::Supervisor { ac: true } };
+        let goes_through = |at| {
+            let walked = trace(&self.memory, &paging, at, access, SetAccessedDirty::No);
+            walked.is_ok_and(|(_, steps)| steps.as_slice().iter().any(|step| step.at.frame() == table.frame()))
+        };
+        let is_instruction = !vcpu.redelivering();
+        goes_through(at) || is_instruction && goes_through(Self::code_address(vcpu, Self::bitness(vcpu)))
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct TestMemory {
     pub(super) meanwhile: Cell<Option<(u64, u64)>>,
     /// How often the handlers looked at memory.
     pub(super) accesses: Cell<u64>,
+    /// The table of the guest's that all faults write; none: each its own address.
+    pub(super) table_at: Cell<Option<u64>>,
     /// What was a table of the guest's until it was written by something that can't be emulated.
     pub(super) given_up: Option<Gpa>,
 }
@@ -31,6 +33,7 @@ impl TestMemory {
             stale: Cell::new(false),
             meanwhile: Cell::new(None),
             accesses: Cell::new(0),
+            table_at: Cell::new(None),
             given_up: None,
         }
     }
@@ -76,7 +79,8 @@ impl Memory for TestMemory {
         at: Gva,
         _: Access,
     ) -> Result<shadow::FaultOutcome, shadow::NoMemory> {
-        Ok(shadow::FaultOutcome::Emulate { gpa: Gpa::new(at.raw()), reason: shadow::Reason::Table })
+        let gpa = Gpa::new(self.table_at.get().unwrap_or(at.raw()));
+        Ok(shadow::FaultOutcome::Emulate { gpa, reason: shadow::Reason::Table })
     }
     fn unshadow(&mut self, at: Gpa) {
         self.given_up = Some(at);

@@ -3,12 +3,12 @@
 
 use super::{Expected, FAIR, PASS, PAST_LIMIT, PATIENT, Row, Source};
 use crate::trial::{OnReset, Pages, Paging};
-use abi::Verdict;
+use abi::{Verdict, reasons};
 use std::time::Duration;
 
 /// All rows of attacks.
 pub(super) fn rows() -> impl Iterator<Item = &'static Row> + Clone {
-    let groups = [WITNESSES, MEASURED, FAULTING, SHADOWED, &[OTHERS]];
+    let groups = [WITNESSES, DELIVERY_WITNESSES, MEASURED, FAULTING, DELIVERY_MEASURED, SHADOWED, &[OTHERS]];
     groups.into_iter().flatten().copied().flatten()
 }
 
@@ -27,6 +27,11 @@ const fn attack32(words: &'static str) -> Row {
 /// The same by a 32-bit guest, with shadows of its tables.
 const fn shadow(attack: Row) -> Row {
     Row { source: Source::Guest("attack32"), paging: Paging::Shadow, rare_on: &["bochs-svm"], ..attack }
+}
+
+/// The same where the attack is one that shadows can't follow: the hypervisor ends the guest at once.
+const fn ended_shadow(attack: Row) -> Row {
+    Row { hypervised: Expected::saying(Verdict::GuestKilled, reasons::DELIVERY_WRITES), ..shadow(attack) }
 }
 
 const fn vtlb(attack: Row) -> Row {
@@ -84,11 +89,11 @@ macro_rules! shadowed_beside_fair {
 
 /// The rows of what once held a CPU up for ever.
 macro_rules! witnesses {
-    ($($name:literal: $attack:expr),* $(,)?) => { &[$(&[
+    ($shadow:ident; $($name:literal: $attack:expr),* $(,)?) => { &[$(&[
         watched($name, $attack),
         watched_on_one_cpu(concat!($name, "-shared"), $attack),
-        watched(concat!($name, "-shadow"), shadow($attack)),
-        watched_on_one_cpu(concat!($name, "-shadow-shared"), shadow($attack)),
+        watched(concat!($name, "-shadow"), $shadow($attack)),
+        watched_on_one_cpu(concat!($name, "-shadow-shared"), $shadow($attack)),
         watched(concat!($name, "-vtlb"), vtlb($attack)),
         watched_on_one_cpu(concat!($name, "-vtlb-shared"), vtlb($attack)),
     ]),*] };
@@ -99,12 +104,14 @@ const IDLE: Row = attack("kind=idle");
 /// The page directory maps itself, and #UD is delivered on a stack in it.
 const DELIVERY: Row = attack32("kind=delivery");
 
-const WITNESSES: &[&[Row]] = witnesses! {
+const WITNESSES: &[&[Row]] = witnesses! { shadow;
     // Each exit takes long, so that a look of the watchdog mostly finds the CPU in the hypervisor.
     "string-io": STRING_IO,
     "sleep": IDLE,
-    "delivery": DELIVERY,
 };
+
+const DELIVERY_WITNESSES: &[&[Row]] = witnesses! { ended_shadow; "delivery": DELIVERY };
+const DELIVERY_MEASURED: &[&[Row]] = beside_fair! { ended_shadow, vtlb; "delivery": DELIVERY };
 
 /// Their exits are the same with either kind of shadow, of which one is enough on Bochs, which takes long.
 const MEASURED: &[&[Row]] = beside_fair! { shadow, vtlb_on_qemu;
@@ -136,7 +143,6 @@ const FAULTING: &[&[Row]] = beside_fair! { shadow, vtlb;
     "nowhere": attack("kind=nowhere"),
     // Nearly all of its time goes to the hypervisor, which takes its memory away and writes its image again.
     "reset": RESET,
-    "delivery": DELIVERY,
 };
 
 const SHADOWED: &[&[Row]] = shadowed_beside_fair! {
