@@ -14,6 +14,8 @@ pub const MISCONFIGURED: &str = "the nested tables have an entry that makes no s
 pub const NESTED_PATH: &str = "the nested tables on the way to";
 /// An event is delivered on a stack where the guest may not simply write: in a page table that translates it, say.
 pub const DELIVERY_WRITES: &str = "the delivery of an event writes memory that has to be emulated";
+/// The processor loaded the CR3 of a guest's task, where only the shadow's may be loaded.
+pub const SWITCHED_TASKS: &str = "the processor switched tasks without an exit, which shadow paging can't follow";
 /// A guest without nested paging sets EFER.LME.
 pub const ASKS_FOR_LONG_MODE: &str = "a guest asks for long mode";
 /// VMs may touch more memory than there is.

@@ -56,6 +56,9 @@ pub enum Exit {
     InterruptWindow,
     /// A triple fault in the guest.
     Shutdown,
+    /// Whatever the exit was, the processor has left a vCPU under shadow paging with a CR3 that is not the shadow's: it walked
+    /// tables of the guest's choice since it loaded that.
+    ForeignCr3,
     /// The processor refused to enter: the hypervisor set up a state that can't be.
     InvalidState,
     /// None of the above.
@@ -464,6 +467,7 @@ pub enum ExitKind {
     Nmi,
     InterruptWindow,
     Shutdown,
+    ForeignCr3,
     InvalidState,
     Unknown,
     /// None: what comes before the first exit.
@@ -499,6 +503,7 @@ impl ExitKind {
         "nmi",
         "window",
         "shutdown",
+        "foreign-cr3",
         "invalid",
         "unknown",
     ];
@@ -534,6 +539,7 @@ impl Exit {
             Self::Nmi => ExitKind::Nmi,
             Self::InterruptWindow => ExitKind::InterruptWindow,
             Self::Shutdown => ExitKind::Shutdown,
+            Self::ForeignCr3 => ExitKind::ForeignCr3,
             Self::InvalidState => ExitKind::InvalidState,
             Self::Unknown => ExitKind::Unknown,
         }

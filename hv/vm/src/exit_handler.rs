@@ -11,6 +11,7 @@ use crate::shared::{VcpuShared, Vm};
 use crate::trouble::Trouble;
 use crate::types::{Handle, Types};
 use crate::vcpu::{ControlRegisters, Events, Stay, Vcpu};
+use abi::reasons::SWITCHED_TASKS;
 use addr::Gva;
 use arch::{EFER_LMA, RFLAGS_AC};
 use core::ops::ControlFlow;
@@ -146,6 +147,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             }
             Exit::Misconfiguration(at) => Flow::Stop(Stop::Misconfigured(at)),
             Exit::Shutdown => Flow::Stop(Stop::TripleFault),
+            Exit::ForeignCr3 => Flow::Stop(Stop::Unhandled(SWITCHED_TASKS)),
             Exit::InvalidState => Flow::Stop(Stop::Unhandled("the processor refused the guest's state")),
             _ => Flow::Stop(Stop::Unhandled("an exit that was not asked for")),
         };

@@ -330,6 +330,15 @@ const SMOKE32_SHADOWED: Row = Row { words: "pdptes=held", ..guest32("smoke32", "
 const TASK_SWITCH: Row = guest32("task-switch", "tasks=exact");
 /// QEMU's SVM carries out switches of tasks although they are intercepted, and loads the guest's CR3.
 const TASK_SWITCH_SHADOWED: Row = Row { except: Some("qemu-svm"), ..guest32("task-switch", "tasks=emulated") };
+/// ... which ends the VM, and no other. All of the guest's other ways to switch tasks are behind the first.
+const TASK_SWITCH_UNTOLD: Row = Row {
+    only: Some("qemu-svm"),
+    except: None,
+    beside: Some(("smoke", "")),
+    limit: Some(Duration::from_secs(10)),
+    hypervised: Expected::saying(Verdict::GuestKilled, reasons::SWITCHED_TASKS),
+    ..TASK_SWITCH_SHADOWED
+};
 /// On QEMU this hypervisor withholds a guest's breakpoints.
 const CONFORMANCE: Row = Row { except: Some("bochs-svm"), ..guest32("conformance", "breakpoints=met") };
 /// Bochs's SVM does not tell in DR6 why a #DB exits.
@@ -505,6 +514,8 @@ const ROWS: &[Row] = &[
     TASK_SWITCH,
     shadowed("task-switch-shadow", Paging::Shadow, TASK_SWITCH_SHADOWED),
     shadowed("task-switch-vtlb", Paging::Vtlb, TASK_SWITCH_SHADOWED),
+    shadowed("task-switch-untold-shadow", Paging::Shadow, TASK_SWITCH_UNTOLD),
+    shadowed("task-switch-untold-vtlb", Paging::Vtlb, TASK_SWITCH_UNTOLD),
     CONFORMANCE,
     shadowed("conformance-shadow", Paging::Shadow, CONFORMANCE),
     shadowed("conformance-vtlb", Paging::Vtlb, CONFORMANCE),

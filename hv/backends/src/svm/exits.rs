@@ -15,6 +15,9 @@ impl<T: Translation> SvmVcpu<T> {
     #[inline]
     pub(super) fn decode_exit(&self) -> Exit {
         let control = &self.vmcb.control;
+        if self.has_foreign_cr3() {
+            return Exit::ForeignCr3;
+        }
         match control.exit_code {
             exit_code::CPUID => Exit::Cpuid,
             exit_code::VMMCALL => Exit::Hypercall,
@@ -74,6 +77,15 @@ impl<T: Translation> SvmVcpu<T> {
             code if code as u32 == exit_code::INVALID => Exit::InvalidState,
             _ => Exit::Unknown,
         }
+    }
+
+    /// Whether the processor left the shadow's tables. QEMU (as of 7.2) does not look at the intercept of task switches
+    /// (`switch_tss_ra` in target/i386/tcg/seg_helper.c): there a guest that switches tasks loads the CR3 of its TSS, which the
+    /// processor takes for a host-physical address. It has none of the guest's pages where the guest expects them, so that mostly
+    /// the next access exits; where it does not, the host's next interrupt does.
+    #[inline]
+    fn has_foreign_cr3(&self) -> bool {
+        self.translation.shadow().is_some_and(|shadow| self.vmcb.save.cr3 != shadow.root.raw())
     }
 
     /// The operand of a MOV to or from a control register, by decode assists (APM section 15.8.1).

@@ -5,6 +5,7 @@ use crate::{
     Cr8, Event, Exception, Exit, ExitKind, Flow, Gpr, Instruction, NestedFault, PageFault, Stop, TaskSwitch,
     TaskSwitchSource,
 };
+use abi::reasons;
 use addr::{Gpa, Gva};
 use devices::Size;
 use std::string::ToString;
@@ -34,6 +35,7 @@ fn a_triple_fault_ends_the_vm() {
 
 #[test]
 fn exits_that_can_not_be_handled_end_the_vm_with_a_reason() {
+    assert!(Guest::new(&[]).unhandled(Exit::ForeignCr3).contains(reasons::SWITCHED_TASKS));
     assert!(Guest::new(&[]).unhandled(Exit::InvalidState).contains("refused"));
     assert!(Guest::new(&[]).unhandled(Exit::Unknown).contains("not asked for"));
 }
@@ -95,6 +97,7 @@ fn each_kind_of_exit_is_counted() {
         // Of no vCPU with nested paging.
         Exit::PageFault(PageFault::new(Gva::new(DATA), 0)),
         Exit::Shutdown,
+        Exit::ForeignCr3,
         Exit::InvalidState,
         Exit::Unknown,
     ];
