@@ -187,17 +187,10 @@ impl Rtc {
     /// Does what may hold the clock or let it go on: the time goes to its registers, or is taken from them.
     fn change(&mut self, now: Nanoseconds, change: impl FnOnce(&mut Self)) {
         self.advance(now);
-        let held = self.updates(now).map(|updates| {
-            let time = self.time(updates);
-            register::TIME.map(|register| self.encode(register, time))
-        });
+        let shown = self.updates(now).map(|updates| self.shown(updates));
         change(self);
-        match (held, self.updates(now)) {
-            (Some(registers), None) => {
-                for (register, value) in register::TIME.into_iter().zip(registers) {
-                    self.memory[usize::from(register)] = value;
-                }
-            }
+        match (shown, self.updates(now)) {
+            (Some(shown), None) => self.hold(shown),
             (None, Some(updates)) => self.take_time(updates),
             _ => {}
         }
@@ -217,14 +210,24 @@ impl Rtc {
         self.advance(now);
         let updates = self.updates(now);
         if let Some(updates) = updates {
-            let time = self.time(updates);
-            for register in register::TIME {
-                self.memory[usize::from(register)] = self.encode(register, time);
-            }
+            self.hold(self.shown(updates));
         }
         self.memory[usize::from(register)] = value;
         if let Some(updates) = updates {
             self.take_time(updates);
+        }
+    }
+
+    /// What the time's registers show after so many updates.
+    fn shown(&self, updates: u64) -> [u8; register::TIME.len()] {
+        let time = self.time(updates);
+        register::TIME.map(|register| self.encode(register, time))
+    }
+
+    /// Has the time's registers hold what they show.
+    fn hold(&mut self, shown: [u8; register::TIME.len()]) {
+        for (register, value) in register::TIME.into_iter().zip(shown) {
+            self.memory[usize::from(register)] = value;
         }
     }
 
