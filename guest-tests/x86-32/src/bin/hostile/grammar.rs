@@ -149,7 +149,7 @@ impl Code {
     pub(crate) fn push_access(&mut self, random: &mut Random, register: u8) {
         self.push_prefixes(random);
         self.push_rex(random);
-        let opcodes = if random.one_in(256) { ACCESSES } else { PLAIN_ACCESSES };
+        let opcodes = if random.one_in(2) { ACCESSES } else { PLAIN_ACCESSES };
         let opcode = pick::<&[u8]>(random, opcodes);
         self.push(opcode);
         // 16-bit code has no such operand for most registers: it has [bx], for the prefix of 32-bit addresses is random.
@@ -158,7 +158,7 @@ impl Code {
         let operation = if matches!(*opcode, [0xc6 | 0xc7]) { 0 } else { *pick(random, &[0, 1, 2, 3, 5, 6, 7]) };
         self.push(&[operation << 3 | memory]);
         match *opcode {
-            [0x80 | 0x83 | 0xc6] | [0x0f, 0xba] => self.push(&[random_byte(random)]),
+            [0x80 | 0x83 | 0xc1 | 0xc6] | [0x0f, 0xba] => self.push(&[random_byte(random)]),
             [0x69 | 0x81 | 0xc7] => self.push(&(random.next_u64() as u32).to_le_bytes()),
             _ => {}
         }
@@ -444,7 +444,10 @@ const ACCESSES: &[&[u8]] = &[
     &[0x8f],
     &[0xc6],
     &[0xc7],
+    &[0xc1],
+    &[0xc4],
     &[0xd1],
+    &[0xd3],
     &[0xd8],
     &[0xd9],
     &[0xdd],
@@ -466,9 +469,16 @@ const ACCESSES: &[&[u8]] = &[
     &[0xf3, 0x0f, 0x7f],
     &[0x0f, 0x01],
     &[0x0f, 0x18],
+    &[0x0f, 0x44],
     &[0x0f, 0xa3],
+    &[0x0f, 0xa5],
     &[0x0f, 0xab],
+    &[0x0f, 0xad],
     &[0x0f, 0xae],
+    &[0x0f, 0xaf],
+    &[0x0f, 0xb4],
+    &[0x0f, 0xbc],
+    &[0x0f, 0xbd],
     &[0x0f, 0xb0],
     &[0x0f, 0xb1],
     &[0x0f, 0xb2],
