@@ -107,6 +107,18 @@ pub fn wrmsr(pat: u64) -> u64 {
     code(&Operands { eax: pat as u32, ecx: Msr::Pat as u32, edx: (pat >> 32) as u32, ..Operands::default() })
 }
 
+/// CR8 read.
+pub fn mov_from_cr8() -> u64 {
+    timed!(code, "mov rax, cr8");
+    code(&Operands::default())
+}
+
+/// CR8 written: `class`, 0 to 15.
+pub fn mov_to_cr8(class: u32) -> u64 {
+    timed!(code, "mov cr8, rax");
+    code(&Operands { eax: class, ..Operands::default() })
+}
+
 /// 32 bits loaded from `at`.
 pub fn load(at: RawGva) -> u64 {
     timed!(code, "mov eax, [rdi]");

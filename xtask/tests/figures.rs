@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const EXITS: [(&str, &str); 14] = [
+const EXITS: [(&str, &str); 15] = [
     ("CPUID", "cpuid"),
     ("hypercall", "hypercall"),
     ("IN", "pio_in"),
@@ -16,6 +16,7 @@ const EXITS: [(&str, &str); 14] = [
     ("APIC register write, MMIO", "apic_write_mmio"),
     ("... by RDMSR", "apic_read_msr"),
     ("... by WRMSR", "apic_write_msr"),
+    ("MOV to CR8", "mov_to_cr8"),
     ("self-IPI to its handler", "self_ipi"),
     ("timer expiry to its handler", "timer_expiry"),
     ("HLT wake-up by the timer", "hlt_wakeup"),

@@ -169,6 +169,7 @@ impl World<'_> {
             Register::InitialCount | Register::Divide | Register::Local(Lvt::Timer) => {
                 return assert_eq!(effect, Effect::Timer);
             }
+            Register::TaskPriority => return assert_eq!(effect, Effect::TaskPriority),
             _ => return assert_eq!(effect, Effect::None),
         };
         let (vector, mode) = (command as u8, command >> 8 & 7);

@@ -22,6 +22,8 @@ pub enum Effect {
     BroadcastEoi(u8),
     /// Program the timer again: [`LocalApic::due`] has changed.
     Timer,
+    /// Tell the processor, if it keeps CR8 itself: [`LocalApic::cr8`] may have changed.
+    TaskPriority,
 }
 
 /// One vCPU's local APIC.
@@ -33,6 +35,8 @@ pub struct LocalApic {
     logical: u32,
     format: u32,
     in_service: [u32; 8],
+    /// The highest vector in service, so that it is not looked for at each delivery (KVM's `highest_isr_cache`). 0: none is.
+    served: u8,
     /// The error status register (ESR), as it is read.
     error_status: u32,
     /// Errors since the last write of the ESR, which copies them there.
@@ -61,6 +65,7 @@ impl LocalApic {
             logical: 0,
             format: u32::MAX,
             in_service: [0; 8],
+            served: 0,
             error_status: 0,
             errors: 0,
             command: 0,
@@ -84,6 +89,7 @@ impl LocalApic {
             logical: 0,
             format: u32::MAX,
             in_service: [0; 8],
+            served: 0,
             error_status: 0,
             errors: 0,
             command: 0,
@@ -147,7 +153,10 @@ impl LocalApic {
     #[inline]
     pub fn write(&mut self, register: Register, value: u32, posted: &Posted, clock: &impl Clock) -> Effect {
         match register {
-            Register::TaskPriority => self.task_priority = value & 0xff,
+            Register::TaskPriority => {
+                self.task_priority = value & 0xff;
+                return Effect::TaskPriority;
+            }
             Register::EndOfInterrupt => return self.end_of_interrupt(posted),
             Register::CommandLow => return self.command(value, posted),
             Register::CommandHigh => self.command = self.command & 0xffff_ffff | u64::from(value) << 32,
@@ -278,6 +287,7 @@ impl LocalApic {
     }
 
     /// Reads CR8: bits 7:4 of the task priority.
+    #[inline]
     pub fn cr8(&self) -> u64 {
         u64::from(self.task_priority >> 4)
     }
@@ -287,22 +297,33 @@ impl LocalApic {
         self.task_priority = (value as u32 & 0xf) << 4;
     }
 
+    /// A processor that keeps CR8 itself has `value` there. Bits 3:0 of the task priority, which hold nothing back, stay unless it is
+    /// another value: a MOV of the same one is not seen.
+    #[inline]
+    pub fn update_cr8(&mut self, value: u64) {
+        if value != self.cr8() {
+            self.set_cr8(value);
+        }
+    }
+
+    /// The class (bits 7:4) of the highest pending interrupt, if the task priority alone holds it back: it can be taken as soon as CR8
+    /// is below.
+    #[inline]
+    pub fn held_back(&self, posted: &Posted) -> Option<u8> {
+        let class = posted.highest()? >> 4;
+        (self.is_on() && self.served >> 4 < class && class <= self.task_priority as u8 >> 4).then_some(class)
+    }
+
     /// Whether the vCPU accepts interrupts of the 8259s: the APIC is disabled, or LINT0 is in ExtINT mode and not masked.
     pub fn accepts_ext_int(&self) -> bool {
         const MODE: u32 = delivery::MASK << delivery::SHIFT;
         !self.is_on() || self.local[Lvt::Lint0 as usize] & (MODE | LVT_MASKED) == EXT_INT
     }
 
-    #[inline]
-    fn in_service(&self) -> Option<u8> {
-        highest(|word| self.in_service[usize::from(word & 7)])
-    }
-
     /// The processor priority: the higher of the task priority and the class of the interrupt in service (SDM section 11.8.3.1).
     #[inline]
     fn processor_priority(&self) -> u8 {
-        let served = self.in_service().unwrap_or(0) & 0xf0;
-        let task = self.task_priority as u8;
+        let (served, task) = (self.served & 0xf0, self.task_priority as u8);
         if task >> 4 >= served >> 4 { task } else { served }
     }
 
@@ -318,13 +339,18 @@ impl LocalApic {
         let vector = self.next(posted)?;
         posted.take_vector(vector);
         self.in_service[usize::from(vector >> 5)] |= 1 << (vector & 31);
+        self.served = vector;
         Some(vector)
     }
 
     /// The EOI of a level-triggered interrupt goes to the I/O APICs, too (SDM section 11.8.5).
     fn end_of_interrupt(&mut self, posted: &Posted) -> Effect {
-        let Some(vector) = self.in_service() else { return Effect::None };
+        let vector = self.served;
+        if vector == 0 {
+            return Effect::None;
+        }
         self.in_service[usize::from(vector >> 5)] &= !(1 << (vector & 31));
+        self.served = highest(|word| self.in_service[usize::from(word & 7)]).unwrap_or(0);
         if posted.is_level(vector) { Effect::BroadcastEoi(vector) } else { Effect::None }
     }
 }

@@ -133,6 +133,12 @@ impl Posted {
         self.irr[usize::from(word & 7)].load(Ordering::Acquire)
     }
 
+    /// Whether a vector may be pending. False: none is, whose post has returned.
+    #[inline]
+    pub fn may_have_vectors(&self) -> bool {
+        self.summary.load(Ordering::Acquire) != 0
+    }
+
     /// The highest pending vector.
     #[inline]
     pub(crate) fn highest(&self) -> Option<u8> {

@@ -133,9 +133,9 @@ fn an_interrupt_waits_while_its_class_is_not_above_the_priority() {
     for vector in [0x31u8, 0x52, 0x58] {
         cpus.posted[0].post_vector(vector);
     }
-    assert_eq!(cpus.write(0, Register::TaskPriority, 0x50), Effect::None);
+    assert_eq!(cpus.write(0, Register::TaskPriority, 0x50), Effect::TaskPriority);
     assert_eq!(cpus.acknowledge(0), None);
-    assert_eq!(cpus.write(0, Register::TaskPriority, 0x4f), Effect::None);
+    assert_eq!(cpus.write(0, Register::TaskPriority, 0x4f), Effect::TaskPriority);
     assert_eq!(cpus.acknowledge(0), Some(0x58));
     assert_eq!(cpus.acknowledge(0), None, "0x52 is of the same class");
     assert_eq!(cpus.read(0, Register::ProcessorPriority), 0x50);
@@ -301,10 +301,38 @@ fn x2apic_mode_is_entered_and_left_as_the_manual_says() {
 }
 
 #[test]
+fn what_the_task_priority_alone_holds_back_waits_for_cr8_to_fall() {
+    let mut cpus = Cpus::<1>::new();
+    let held_back = |cpus: &Cpus<1>| cpus.apics[0].held_back(&cpus.posted[0]);
+    assert_eq!(held_back(&cpus), None, "nothing is pending");
+    cpus.posted[0].post_vector(0x52);
+    for (cr8, class) in [(4, None), (5, Some(5)), (15, Some(5))] {
+        cpus.apics[0].set_cr8(cr8);
+        assert_eq!(held_back(&cpus), class, "CR8 = {cr8}");
+    }
+    cpus.posted[0].post_vector(0x41);
+    assert_eq!(held_back(&cpus), Some(5), "the highest one comes first");
+    cpus.apics[0].set_cr8(0);
+    assert_eq!(cpus.acknowledge(0), Some(0x52));
+    cpus.apics[0].set_cr8(6);
+    assert_eq!(held_back(&cpus), None, "the handler of 52h holds 41h back as well");
+}
+
+#[test]
+fn the_task_prioritys_low_bits_stay_while_cr8_does() {
+    let mut cpus = Cpus::<1>::new();
+    assert_eq!(cpus.write(0, Register::TaskPriority, 0x53), Effect::TaskPriority);
+    for (cr8, register) in [(5, 0x53), (6, 0x60), (5, 0x50)] {
+        cpus.apics[0].update_cr8(cr8);
+        assert_eq!(cpus.read(0, Register::TaskPriority), register);
+    }
+}
+
+#[test]
 fn init_keeps_only_the_id_and_the_base() {
     let mut cpus = Cpus::<2>::new();
     cpus.posted[1].post_vector(0x40);
-    assert_eq!(cpus.write(1, Register::TaskPriority, 0x20), Effect::None);
+    assert_eq!(cpus.write(1, Register::TaskPriority, 0x20), Effect::TaskPriority);
     let (apic, posted) = (&mut cpus.apics[1], &cpus.posted[1]);
     apic.reset(posted);
     assert_eq!((apic.next(posted), apic.base(), apic.cr8()), (None, 0xfee0_0800, 0));

@@ -50,14 +50,18 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Those of writes to the APIC, in their order.
+    /// Those of writes to the APIC, in their order, but that a change of the task priority comes first: what is delivered for another
+    /// effect would have the APIC forget it, for the processor's CR8 of before.
     pub(crate) fn effects(&self) -> impl Iterator<Item = Effect> + use<> {
         self.effects.into_iter().flatten()
     }
 
     fn keep(&mut self, effect: Effect) {
-        if let Some(place) = self.effects.iter_mut().find(|place| place.is_none()) {
-            *place = Some(effect);
+        if let Some(place) = self.effects.iter().position(Option::is_none) {
+            self.effects[place] = Some(effect);
+            if effect == Effect::TaskPriority {
+                self.effects[..=place].rotate_right(1);
+            }
         }
     }
 }
@@ -203,5 +207,17 @@ impl<T: Types> emul::Memory for AddressSpace<'_, T> {
     fn prepare_write(&mut self, at: Gva, bytes: usize) -> Result<(), Trouble> {
         self.pieces(at, bytes, AccessKind::Write, SetAccessedDirty::No)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_the_task_priority_is_told_first() {
+        let mut outcome = Outcome::default();
+        [Effect::None, Effect::Timer, Effect::TaskPriority, Effect::None].map(|effect| outcome.keep(effect));
+        assert!(outcome.effects().eq([Effect::TaskPriority, Effect::None, Effect::Timer, Effect::None]));
     }
 }

@@ -25,6 +25,8 @@ pub enum Exit {
     WriteMsr,
     /// MOV to or from CR8.
     Cr8(Cr8),
+    /// Behind a MOV to CR8 that took it below what [`watch_cr8`](crate::Events::watch_cr8) was given.
+    TaskPriority,
     /// MOV to DR0 to DR3 or DR7, of vCPUs whose processor must not carry it out.
     DebugRegister,
     /// HLT.
@@ -523,7 +525,7 @@ impl Exit {
             },
             Self::ReadMsr => ExitKind::ReadMsr,
             Self::WriteMsr => ExitKind::WriteMsr,
-            Self::Cr8(_) => ExitKind::Cr8,
+            Self::Cr8(_) | Self::TaskPriority => ExitKind::Cr8,
             Self::DebugRegister => ExitKind::DebugRegister,
             Self::Halt => ExitKind::Halt,
             Self::NestedFault(_) => ExitKind::NestedFault,

@@ -123,6 +123,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             Exit::ExternalInterrupt | Exit::Nmi => self.interrupted(vcpu, host),
             Exit::Halt => self.halt(vcpu),
             Exit::Cr8(cr8) => self.cr8(vcpu, cr8),
+            Exit::TaskPriority => self.task_priority_fell(vcpu),
             Exit::DebugRegister => self.write_debug_register(vcpu),
             Exit::Emulate => self.emulate(vcpu, host),
             Exit::Io(io) => self.string_io(vcpu, io, host),
@@ -166,7 +167,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
         let register = vcpu.gpr(Gpr::RCX) as u32;
         let value = match msr::read(vcpu, register) {
             Some(value) => value,
-            None => self.read_rare_msr(register).map_err(|refused| self.refuse(register, refused))?,
+            None => self.read_rare_msr(vcpu, register).map_err(|refused| self.refuse(register, refused))?,
         };
         vcpu.set_gpr(Gpr::RAX, value & 0xffff_ffff);
         vcpu.set_gpr(Gpr::RDX, value >> 32);

@@ -74,7 +74,8 @@ impl<T: Types> ExitHandler<'_, T> {
     /// Hands the guest an interrupt if one is pending, now or as soon as it takes one.
     #[inline]
     pub(crate) fn deliver(&mut self, vcpu: &mut T::Vcpu) {
-        if self.interrupt_pending() || self.context.nmis != 0 {
+        // Whether a vector's priority suffices is looked at out of line: CR8 may be the processor's.
+        if self.legacy_pending() || self.shared.posted.may_have_vectors() || self.context.nmis != 0 {
             self.deliver_pending(vcpu);
         }
     }
@@ -90,8 +91,18 @@ impl<T: Types> ExitHandler<'_, T> {
 
     #[cold]
     fn deliver_pending(&mut self, vcpu: &mut T::Vcpu) {
-        self.leave_halt_in_shadow(vcpu);
+        self.update_cr8(vcpu);
         let waits = self.context.nmis != 0;
+        if waits || self.interrupt_pending() {
+            self.deliver_deliverable(vcpu, waits);
+        }
+        vcpu.watch_cr8(self.context.apic.held_back(&self.shared.posted));
+    }
+
+    /// `waits`: an NMI does.
+    #[inline(always)]
+    fn deliver_deliverable(&mut self, vcpu: &mut T::Vcpu, waits: bool) {
+        self.leave_halt_in_shadow(vcpu);
         if waits && vcpu.takes_nmi() {
             vcpu.inject(Event::Nmi);
             self.context.nmis -= 1;

@@ -4,13 +4,16 @@ use crate::exit_handler::ExitHandler;
 use crate::host::Host;
 use crate::msr::MsrError;
 use crate::types::Types;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Events, Vcpu};
 use apic::{Due, Effect, Ipi, Message};
 use arch::RFLAGS_TF;
-use arch::apic::{BASE_X2APIC, X2APIC_MSRS};
+use arch::apic::{BASE_X2APIC, X2APIC_MSRS, register};
 use devices::{Clock, DeliveryMode, DestinationMode, InterruptMessage, Nanoseconds};
 use emul::Registers;
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE};
+
+const X2APIC_TPR: u32 = X2APIC_MSRS.start + register::TASK_PRIORITY as u32;
+const X2APIC_PPR: u32 = X2APIC_MSRS.start + register::PROCESSOR_PRIORITY as u32;
 
 /// The VM's clock, as the timers of its APICs see it.
 pub(crate) struct ApicClock<'c, C>(pub(crate) &'c C);
@@ -30,12 +33,16 @@ impl From<apic::InvalidMsrAccess> for MsrError {
 impl<T: Types> ExitHandler<'_, T> {
     /// RDMSR of a register that is no common one.
     #[cold]
-    pub(crate) fn read_rare_msr(&mut self, register: u32) -> Result<u64, MsrError> {
+    pub(crate) fn read_rare_msr(&mut self, vcpu: &T::Vcpu, register: u32) -> Result<u64, MsrError> {
         let apic = &mut self.context.apic;
         match register {
             IA32_APIC_BASE => Ok(apic.base()),
             IA32_TSC_DEADLINE => Ok(apic.tsc_deadline()),
             _ if X2APIC_MSRS.contains(&register) => {
+                if matches!(register, X2APIC_TPR | X2APIC_PPR) {
+                    self.update_cr8(vcpu);
+                }
+                let apic = &mut self.context.apic;
                 Ok(apic.read_msr(register, &self.shared.posted, &ApicClock(self.vm.clock()))?)
             }
             _ => self.context.msrs.read(register),
@@ -51,6 +58,9 @@ impl<T: Types> ExitHandler<'_, T> {
         value: u64,
         host: &mut T::Host,
     ) -> Result<(), MsrError> {
+        if register == IA32_APIC_BASE {
+            self.update_cr8(vcpu);
+        }
         let (apic, posted) = (&mut self.context.apic, &self.shared.posted);
         let effect = match register {
             // The bit is reserved there (Intel SDM vol. 3, section 11.12.1).
@@ -60,6 +70,8 @@ impl<T: Types> ExitHandler<'_, T> {
             IA32_APIC_BASE => {
                 apic.set_base(value, self.context.features.maxphyaddr, posted)?;
                 self.context.cpuid.set_apic(apic.is_on());
+                // The APIC is reset when it is disabled.
+                vcpu.set_cr8(apic.cr8());
                 Effect::Timer
             }
             IA32_TSC_DEADLINE => {
@@ -76,7 +88,7 @@ impl<T: Types> ExitHandler<'_, T> {
             }
         };
         if vcpu.rflags() & RFLAGS_TF != 0 {
-            self.carry_out_behind_step(effect, host);
+            self.carry_out_behind_step(vcpu, effect, host);
         } else {
             self.carry_out(vcpu, effect, host);
         }
@@ -88,6 +100,7 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn carry_out(&mut self, vcpu: &mut T::Vcpu, effect: Effect, host: &mut T::Host) {
         match effect {
             Effect::None => {}
+            Effect::TaskPriority => self.tell_cr8(vcpu),
             Effect::Timer => self.time_passes(vcpu, host),
             Effect::Send(ipi) => self.send(ipi, host),
             Effect::BroadcastEoi(vector) => self.broadcast_eoi(vector, host),
@@ -98,9 +111,10 @@ impl<T: Types> ExitHandler<'_, T> {
     /// The same of a WRMSR that is stepped over: its trap comes before an interrupt that it makes deliverable. The request has that looked
     /// at behind it.
     #[cold]
-    fn carry_out_behind_step(&mut self, effect: Effect, host: &mut T::Host) {
+    fn carry_out_behind_step(&mut self, vcpu: &mut T::Vcpu, effect: Effect, host: &mut T::Host) {
         match effect {
             Effect::None | Effect::Timer => {}
+            Effect::TaskPriority => self.tell_cr8(vcpu),
             Effect::Send(ipi) => self.send(ipi, host),
             Effect::BroadcastEoi(vector) => self.broadcast_eoi(vector, host),
         }

@@ -14,6 +14,7 @@ use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{DebugRegisters, Events, Vcpu};
 use addr::Gva;
+use apic::Register;
 use arch::DR7_ENABLED;
 use core::ops::ControlFlow;
 use emul::interpreter::{self, StepResult, fault};
@@ -71,6 +72,9 @@ impl<T: Types> ExitHandler<'_, T> {
         let Some(register) = apic_register(offset).filter(|_| offset & 15 == 0) else {
             return self.apic_page_anew(vcpu, fault, host);
         };
+        if matches!(register, Register::TaskPriority | Register::ProcessorPriority) {
+            self.update_cr8(vcpu);
+        }
         let (apic, posted, clock) = (&mut self.context.apic, &self.shared.posted, ApicClock(self.vm.clock()));
         let effect = match plain {
             Plain::Load(to) => {
@@ -200,6 +204,7 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// What an instruction accesses. The debug registers are those of now.
     pub(crate) fn address_space(&mut self, vcpu: &T::Vcpu) -> AddressSpace<'_, T> {
+        self.update_cr8(vcpu);
         AddressSpace {
             paging: self.paging(vcpu),
             privilege: Self::privilege(vcpu),

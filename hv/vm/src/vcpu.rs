@@ -145,6 +145,22 @@ pub trait Events: Registers + DebugRegisters {
     /// Asks for an exit as soon as an interrupt can be taken, or no longer.
     fn request_window(&mut self, wanted: bool);
 
+    /// CR8, where the processor keeps it and the guest's accesses do not exit. None: each exits ([`Exit::Cr8`]).
+    #[inline]
+    fn cr8(&self) -> Option<u64> {
+        None
+    }
+    /// The processor's CR8 is `value` from now on, and no exit is asked for ([`watch_cr8`](Self::watch_cr8)).
+    fn set_cr8(&mut self, value: u64) {
+        let _ = value;
+    }
+    /// Asks for an exit when the guest takes CR8 below `class`, or no longer. It comes before the MOV ([`Exit::Cr8`]), which may then
+    /// write any value, or behind it ([`Exit::TaskPriority`]). CR8 is not below `class` yet. After [`request_window`](Self::request_window), which
+    /// may need such exits as well.
+    fn watch_cr8(&mut self, class: Option<u8>) {
+        let _ = class;
+    }
+
     /// Whether the #DB that has just exited is the end of a single step of the backend's own, behind which it asked for an exit.
     fn ends_own_step(&mut self) -> bool {
         false

@@ -463,6 +463,7 @@ const ROWS: &[Row] = &[
     },
     // Bochs's SVM gives the host no interrupt while the guest has its own off: an INIT does not reach a vCPU that spins so.
     Row { name: "apic", source: Source::Guest("apic"), vcpus: 4, except: Some("bochs-svm"), ..LONG },
+    Row { name: "apic-alone", source: Source::Guest("apic"), only: Some("bochs-svm"), alone: None, ..LONG },
     Row {
         name: "apic-without-x2apic",
         source: Source::Guest("apic"),

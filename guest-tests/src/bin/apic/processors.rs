@@ -1,12 +1,16 @@
 //! IPIs between processors, and their start.
 
 use core::hint;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use guest::apic::{Apic, Delivery, Destination, Register};
 use guest::boot::Boot;
 use guest::interrupts::{self, NMI, handle};
 use guest::ktap::Outcome;
+use guest::processor::set_cr8;
 use guest::smp::{self, Barrier, Cpu};
 use guest::{check, check_eq, clock, skip_unless};
 
@@ -101,6 +105,35 @@ pub(crate) fn lowest_priority_is_one(_: &Boot) -> Outcome {
             interrupts::disable();
             check!(came, "it reaches no processor");
             check_eq!(total(), 1);
+            Ok(())
+        })
+    })
+}
+
+/// It comes when CR8 falls, not before, also to a processor that does nothing else meanwhile.
+pub(crate) fn cr8_holds_back_what_others_send(_: &Boot) -> Outcome {
+    skip_unless!(smp::count() > 1, "one processor");
+    expect(VECTOR);
+    let (ready, sent) = (Barrier::new(), AtomicBool::new(false));
+    afresh(|| {
+        smp::run_on_all(|cpu| {
+            if cpu.is_boot() {
+                ready.wait();
+                Apic::here().send(Delivery::Fixed(VECTOR), Destination::AllButMyself);
+                sent.store(true, Release);
+                return Ok(());
+            }
+            set_cr8(u64::from(VECTOR >> 4));
+            interrupts::enable();
+            ready.wait();
+            let was_sent = clock::wait_for(clock::seconds(20), || sent.load(Acquire));
+            clock::wait(clock::microseconds(100));
+            let before = arrivals::count(cpu);
+            set_cr8(0);
+            let came = clock::wait_for(clock::seconds(20), || arrivals::count(cpu) > 0);
+            interrupts::disable();
+            check!(was_sent && came, "{cpu:?} gets none");
+            check_eq!((before, arrivals::count(cpu)), (0, 1));
             Ok(())
         })
     })

@@ -56,6 +56,15 @@ pub(super) fn write_mmio(bench: &Bench<'_>) -> Outcome {
     bench.measure(Kind::ApicWriteMmio, || Some(timed::store_32(register(Register::TaskPriority), 0)))
 }
 
+/// The task priority by CR8, which stays 0.
+pub(super) fn mov_to_cr8(bench: &Bench<'_>) -> Outcome {
+    bench.measure(Kind::MovToCr8, || Some(timed::mov_to_cr8(0)))
+}
+
+pub(super) fn mov_from_cr8(bench: &Bench<'_>) -> Outcome {
+    bench.measure(Kind::MovFromCr8, || Some(timed::mov_from_cr8()))
+}
+
 /// The same registers in x2APIC mode, which the last two cases leave behind.
 pub(super) fn read_msr(bench: &Bench<'_>) -> Outcome {
     skip_unless!(Apic::has_x2apic(), "there is no x2APIC mode");

@@ -28,6 +28,8 @@ enum Kind {
     PioOut,
     Rdmsr,
     Wrmsr,
+    MovToCr8,
+    MovFromCr8,
     FirstTouch4k,
     ApicReadMmio,
     ApicWriteMmio,
@@ -41,7 +43,7 @@ enum Kind {
 
 impl Kind {
     /// In the order of their declaration.
-    const NAMES: [&str; 16] = [
+    const NAMES: [&str; 18] = [
         "empty",
         "cpuid",
         "hypercall",
@@ -49,6 +51,8 @@ impl Kind {
         "pio_out",
         "rdmsr",
         "wrmsr",
+        "mov_to_cr8",
+        "mov_from_cr8",
         "first_touch_4k",
         "apic_read_mmio",
         "apic_write_mmio",
@@ -79,6 +83,8 @@ fn main(boot: &Boot) -> GuestStatus {
             pio_out,
             rdmsr,
             wrmsr,
+            apic::mov_to_cr8,
+            apic::mov_from_cr8,
             first_touch_4k,
             apic::read_mmio,
             apic::write_mmio,

@@ -103,6 +103,19 @@ impl<T: Translation> Events for SvmVcpu<T> {
         self.vmcb.control.request_window(wanted);
     }
 
+    #[inline]
+    fn cr8(&self) -> Option<u64> {
+        Some(self.vmcb.control.cr8())
+    }
+
+    fn set_cr8(&mut self, value: u64) {
+        self.vmcb.control.set_cr8(value);
+    }
+
+    fn watch_cr8(&mut self, class: Option<u8>) {
+        self.vmcb.control.watch_cr8(class.is_some());
+    }
+
     fn ends_own_step(&mut self) -> bool {
         self.step.take().is_some_and(|step| self.end_step(step))
     }

@@ -55,7 +55,6 @@ impl<T: Translation> SvmVcpu<T> {
                 control.exit_info2,
                 control.exit_interrupt_info,
             )),
-            exit_code::READ_CR8 => Exit::Cr8(Cr8::new(false, self.cr8_operand())),
             exit_code::WRITE_CR8 => Exit::Cr8(Cr8::new(true, self.cr8_operand())),
             exit_code::WRITE_DR0..=exit_code::WRITE_DR7 => Exit::DebugRegister,
             code @ exit_code::EXCEPTION_0..=exit_code::EXCEPTION_31 => {

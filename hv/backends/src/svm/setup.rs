@@ -18,7 +18,6 @@ const PAUSES_BEFORE_EXIT: u16 = 3000;
 /// Sets the intercepts that nested and shadow paging share.
 pub(super) fn write_controls(vmcb: &mut Vmcb, svm: &Svm) {
     let control = &mut vmcb.control;
-    control.intercept_cr = vmcb::INTERCEPT_CR8;
     control.intercept_dr = if svm.withholds_breakpoints { vmcb::INTERCEPT_BREAKPOINTS } else { 0 };
     control.intercept_exceptions = INTERCEPTED_EXCEPTIONS;
     control.intercept_misc1 = misc1::INTR
@@ -73,6 +72,7 @@ impl<T: Translation> SvmVcpu<T> {
         let control = &mut self.vmcb.control;
         control.event_injection = 0;
         control.withdraw();
+        control.set_cr8(0);
         control.interrupt_state = 0;
         control.intercept_misc1 &= !misc1::IRET;
         self.nmi = Nmi::None;

@@ -136,7 +136,7 @@ const _: () = {
 };
 
 /// `intercept_cr` (APM table B-1, offset 000h): reads in the lower half, writes in the upper.
-pub(super) const INTERCEPT_CR8: u32 = 1 << 8 | 1 << 24;
+pub(super) const INTERCEPT_CR8_WRITE: u32 = 1 << 24;
 
 /// `intercept_dr`, alike: writes of DR0 to DR3 and DR7, and of DR5, which stands for DR7.
 pub(super) const INTERCEPT_BREAKPOINTS: u32 = 0xaf << 16;
@@ -193,7 +193,6 @@ pub(super) mod exit_code {
     pub(in crate::svm) const WRITE_CR3: u64 = 0x13;
     pub(in crate::svm) const WRITE_CR4: u64 = 0x14;
     pub(in crate::svm) const CR0_SELECTIVE: u64 = 0x65;
-    pub(in crate::svm) const READ_CR8: u64 = 0x08;
     pub(in crate::svm) const WRITE_CR8: u64 = 0x18;
     pub(in crate::svm) const WRITE_DR0: u64 = 0x30;
     pub(in crate::svm) const WRITE_DR7: u64 = 0x37;

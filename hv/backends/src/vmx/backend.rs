@@ -5,6 +5,7 @@ use super::capabilities::Features;
 use super::pat::Pat;
 use super::permissions::MsrBitmap;
 use super::switch::Switched;
+use super::task_priority::TaskPriority;
 use super::unpaged;
 use super::vcpu::VmxVcpu;
 use super::vmcs::Region;
@@ -52,8 +53,13 @@ impl Backend for Vmx {
 
     type Tables = mmu::Ept;
 
-    const VCPU_ALLOCATIONS: &'static [Layout] =
-        &[Layout::new::<Region>(), Layout::new::<MsrBitmap>(), Layout::new::<Switched>(), Pat::ALLOCATION];
+    const VCPU_ALLOCATIONS: &'static [Layout] = &[
+        Layout::new::<Region>(),
+        Layout::new::<MsrBitmap>(),
+        Layout::new::<Switched>(),
+        Pat::ALLOCATION,
+        TaskPriority::ALLOCATION,
+    ];
 
     fn caps(&self, largest: PageSize) -> Caps {
         let features = self.features();

@@ -62,6 +62,8 @@ pub struct Features {
     pub preemption_timer: Option<u8>,
     /// RDTSCP runs in the guest.
     pub rdtscp: bool,
+    /// The guest's CR8 is in a page of memory, and accesses do not exit.
+    pub tpr_shadow: bool,
 }
 
 impl fmt::Display for Features {
@@ -83,6 +85,7 @@ impl fmt::Display for Features {
             (self.pat, "PAT controls"),
             (self.preemption_timer.is_some(), "preemption timer"),
             (self.rdtscp, "RDTSCP"),
+            (self.tpr_shadow, "TPR shadow"),
         ];
         for (present, name) in optional {
             write!(f, ", {}{name}", if present { "" } else { "no " })?;
@@ -132,7 +135,7 @@ const PIN_REQUIRED: [Required; 3] = [
     (PinbasedControls::VIRTUAL_NMIS.bits(), "virtual NMIs: IA32_VMX_PINBASED_CTLS (481h) bit 37"),
 ];
 
-const PRIMARY_REQUIRED: [Required; 10] = [
+const PRIMARY_REQUIRED: [Required; 8] = [
     (
         PrimaryControls::SECONDARY_CONTROLS.bits(),
         "secondary processor-based controls: IA32_VMX_PROCBASED_CTLS (482h) bit 63",
@@ -141,11 +144,15 @@ const PRIMARY_REQUIRED: [Required; 10] = [
     (PrimaryControls::UNCOND_IO_EXITING.bits(), "unconditional I/O exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 56"),
     (PrimaryControls::USE_MSR_BITMAPS.bits(), "MSR bitmaps: IA32_VMX_PROCBASED_CTLS (482h) bit 60"),
     (PrimaryControls::USE_TSC_OFFSETTING.bits(), "TSC offsetting: IA32_VMX_PROCBASED_CTLS (482h) bit 35"),
-    (PrimaryControls::CR8_LOAD_EXITING.bits(), "CR8-load exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 51"),
-    (PrimaryControls::CR8_STORE_EXITING.bits(), "CR8-store exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 52"),
     (PrimaryControls::MWAIT_EXITING.bits(), "MWAIT exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 42"),
     (PrimaryControls::RDPMC_EXITING.bits(), "RDPMC exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 43"),
     (PrimaryControls::MONITOR_EXITING.bits(), "MONITOR exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 61"),
+];
+
+/// Required of processors without TPR shadow.
+const CR8_EXITS: [Required; 2] = [
+    (PrimaryControls::CR8_LOAD_EXITING.bits(), "CR8-load exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 51"),
+    (PrimaryControls::CR8_STORE_EXITING.bits(), "CR8-store exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 52"),
 ];
 
 const EXIT_REQUIRED: [Required; 2] = [
@@ -196,7 +203,11 @@ impl Controls {
                 msr::IA32_VMX_ENTRY_CTLS,
             )
         };
-        let primary = adjust(&PRIMARY_REQUIRED, 0, msr(primary))?;
+        let tpr_shadow = PrimaryControls::USE_TPR_SHADOW.bits();
+        let mut primary_controls = adjust(&PRIMARY_REQUIRED, tpr_shadow, msr(primary))?;
+        if primary_controls & tpr_shadow == 0 {
+            primary_controls |= adjust(&CR8_EXITS, 0, msr(primary))?;
+        }
         let optional = SecondaryControls::ENABLE_EPT
             | SecondaryControls::ENABLE_VPID
             | SecondaryControls::UNRESTRICTED_GUEST
@@ -204,7 +215,7 @@ impl Controls {
         let entry_optional = EntryControls::LOAD_IA32_EFER | EntryControls::LOAD_IA32_PAT;
         Ok(Self {
             pin: adjust(&PIN_REQUIRED, PinbasedControls::VMX_PREEMPTION_TIMER.bits(), msr(pin))?,
-            primary,
+            primary: primary_controls,
             // There, as the primary controls have shown.
             secondary: adjust(&[], optional.bits(), msr(msr::IA32_VMX_PROCBASED_CTLS2))?,
             exit: adjust(&EXIT_REQUIRED, EXIT_EFER | EXIT_PAT, msr(exit))?,
@@ -303,6 +314,7 @@ impl Capabilities {
             pat,
             preemption_timer: timer.then(|| (msr(msr::IA32_VMX_MISC) & MISC_TIMER_RATE) as u8),
             rdtscp: controls.has_secondary(SecondaryControls::ENABLE_RDTSCP),
+            tpr_shadow: controls.primary & PrimaryControls::USE_TPR_SHADOW.bits() != 0,
         };
         Ok(Self {
             revision: basic as u32 & 0x7fff_ffff,
@@ -364,10 +376,11 @@ pub(super) mod tests {
             pat: true,
             preemption_timer: Some(0),
             rdtscp: true,
+            tpr_shadow: true,
         };
         assert_eq!(found.features, everything);
         // Neither CR3 exits, which the true controls spare, nor an interrupt window without a request.
-        assert_eq!(found.controls.primary, 0xb518_6dfa);
+        assert_eq!(found.controls.primary, 0xb520_6dfa);
         assert_eq!(found.controls.pin, 0x7f);
         assert_eq!(found.controls.entry & 1 << 9, 0);
     }
@@ -383,7 +396,7 @@ pub(super) mod tests {
             msr::IA32_VMX_TRUE_PROCBASED_CTLS => panic!("there are no true controls"),
             _ => skylake(register),
         });
-        assert_eq!(found.expect("nothing is missing").controls.primary, 0xb519_edfa);
+        assert_eq!(found.expect("nothing is missing").controls.primary, 0xb521_edfa);
     }
 
     #[test]
@@ -396,6 +409,8 @@ pub(super) mod tests {
         let name = |found: Result<Capabilities, Missing>| {
             found.expect("guests without nested paging can do without").features.nested.map_err(|missing| missing.0)
         };
+        let no_cr8 = without(msr::IA32_VMX_TRUE_PROCBASED_CTLS, 1 << 53 | 1 << 52);
+        assert_eq!(no_cr8, Err(Missing("CR8-store exiting: IA32_VMX_PROCBASED_CTLS (482h) bit 52")));
         let ept = name(without(msr::IA32_VMX_PROCBASED_CTLS2, 1 << 33));
         assert_eq!(ept, Err(reasons::EPT));
         let invept = name(without(msr::IA32_VMX_EPT_VPID_CAP, INVEPT_SINGLE | INVEPT_ALL));
@@ -442,6 +457,7 @@ pub(super) mod tests {
             // Loads PAT at entries, but can't at exits.
             msr::IA32_VMX_TRUE_EXIT_CTLS => skylake(register) & !(1 << 51),
             msr::IA32_VMX_TRUE_PINBASED_CTLS => skylake(register) & !(1 << 38),
+            msr::IA32_VMX_TRUE_PROCBASED_CTLS => skylake(register) & !(1 << 53),
             _ => skylake(register),
         });
         let found = found.expect("the rest suffices");
@@ -449,7 +465,9 @@ pub(super) mod tests {
         let report = found.features.to_string();
         assert_eq!(found.controls.secondary, 1 << 1);
         let nothing = "with EPT: pages up to 4K, no unrestricted guest, no VPID, no EPT accessed and dirty bits, \
-                       no single-context INVEPT, no PAT controls, no preemption timer, no RDTSCP";
+                       no single-context INVEPT, no PAT controls, no preemption timer, no RDTSCP, no TPR shadow";
         assert_eq!(report, nothing);
+        let cr8 = PrimaryControls::CR8_LOAD_EXITING | PrimaryControls::CR8_STORE_EXITING;
+        assert_eq!(found.controls.primary & cr8.bits(), cr8.bits());
     }
 }

@@ -1,6 +1,7 @@
 //! Interrupts, NMIs and exceptions on their way into the guest (Intel SDM vol. 3, sections 25.8.3 and 27.6).
 
 use super::reason;
+use super::task_priority::TaskPriority;
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
 use crate::unswitched;
@@ -113,6 +114,23 @@ impl<T: Translation> Events for VmxVcpu<T> {
     #[inline]
     fn request_window(&mut self, wanted: bool) {
         self.set_primary(PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), wanted);
+    }
+
+    #[inline]
+    fn cr8(&self) -> Option<u64> {
+        self.task_priority.as_ref().map(TaskPriority::cr8)
+    }
+
+    fn set_cr8(&mut self, value: u64) {
+        if let Some(task_priority) = &mut self.task_priority {
+            task_priority.set_cr8(&mut self.vmcs, value);
+        }
+    }
+
+    fn watch_cr8(&mut self, class: Option<u8>) {
+        if self.task_priority.is_some() {
+            TaskPriority::watch(&mut self.vmcs, class.unwrap_or(0));
+        }
     }
 
     fn handles_nmi(&self) -> bool {

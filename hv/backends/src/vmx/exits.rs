@@ -41,6 +41,7 @@ impl<T: Translation> VmxVcpu<T> {
             reason::NOT_ENTERED => Exit::Emulate,
             reason::INVLPG => Exit::Invlpg,
             reason::TASK_SWITCH => Exit::TaskSwitch(self.task_switch_exit()),
+            reason::TPR_BELOW_THRESHOLD => Exit::TaskPriority,
             reason::NMI_WINDOW => Exit::InterruptWindow,
             // The host has a look at its interrupts, which is what the timer is for.
             reason::PREEMPTION_TIMER => Exit::ExternalInterrupt,

@@ -17,6 +17,7 @@ mod real_mode;
 mod reason;
 mod setup;
 mod switch;
+mod task_priority;
 mod tasks;
 mod unpaged;
 mod vcpu;

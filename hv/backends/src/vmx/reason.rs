@@ -27,6 +27,7 @@ pub(super) const RDMSR: u64 = 31;
 pub(super) const WRMSR: u64 = 32;
 pub(super) const MWAIT: u64 = 36;
 pub(super) const MONITOR: u64 = 39;
+pub(super) const TPR_BELOW_THRESHOLD: u64 = 43;
 pub(super) const EPT_VIOLATION: u64 = 48;
 pub(super) const EPT_MISCONFIGURATION: u64 = 49;
 pub(super) const INVEPT: u64 = 50;

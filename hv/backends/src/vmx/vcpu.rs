@@ -8,6 +8,7 @@ use super::pat::Pat;
 use super::permissions::MsrBitmap;
 use super::reason;
 use super::switch::{self, Switched};
+use super::task_priority::TaskPriority;
 use super::tasks::attributes;
 use super::unpaged::Unpaged;
 use super::vmcs::{self, Vmcs};
@@ -78,6 +79,8 @@ pub struct VmxVcpu<T: Translation> {
     pub(super) needs_pdptes: bool,
     /// PAT, where it is not in the VMCS.
     pat: Option<Pat>,
+    /// CR8, where accesses do not exit.
+    pub(super) task_priority: Option<TaskPriority>,
     pub(super) capabilities: Capabilities,
     pub(super) physical_bits: u8,
     pub(super) msr_bitmap: HardwarePage<MsrBitmap>,
@@ -124,6 +127,7 @@ impl<T: Translation> VmxVcpu<T> {
             unpaged: None,
             needs_pdptes: false,
             pat: (!features.pat).then(|| Pat::new(vmx.physical, reset::PAT)),
+            task_priority: features.tpr_shadow.then(|| TaskPriority::new(vmx.physical)),
             capabilities,
             physical_bits: vmx.physical_bits,
             msr_bitmap: HardwarePage::new(vmx.physical, MsrBitmap::guest()),
@@ -136,6 +140,9 @@ impl<T: Translation> VmxVcpu<T> {
         vcpu.write_controls(tag);
         if let Some(pat) = &vcpu.pat {
             pat.install(&mut vcpu.vmcs);
+        }
+        if let Some(task_priority) = &vcpu.task_priority {
+            task_priority.install(&mut vcpu.vmcs);
         }
         vcpu.write_power_on();
         vcpu.reset(start);
@@ -295,6 +302,7 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
             Start::Sipi(page) => self.start_real(page),
         }
         self.request_window(false);
+        self.set_cr8(0);
         self.flush();
     }
 

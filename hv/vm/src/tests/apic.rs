@@ -58,6 +58,95 @@ fn a_self_ipi_comes_behind_its_instruction_and_not_before_its_priority() {
     assert!(host.kicks.is_empty());
 }
 
+/// A guest as [`ready`] gives it, whose processor keeps CR8, with a self-IPI of vector 51h held back by CR8 = 5.
+fn held_back_by_cr8() -> (Guest, TestHost) {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.cr8 = Some(5);
+    access(&mut guest, &mut host, 0x300, Some(0x4_0051));
+    assert_eq!((guest.vcpu.event, guest.vcpu.window), (None, false), "its class is not above the task priority");
+    assert_eq!(guest.vcpu.watched, Some(5));
+    (guest, host)
+}
+
+#[test]
+fn a_cr8_that_the_processor_keeps_is_the_apics() {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.cr8 = Some(0);
+    access(&mut guest, &mut host, 0x80, Some(0x53));
+    assert_eq!(guest.vcpu.cr8, Some(5));
+    assert_eq!(access(&mut guest, &mut host, 0x80, None), 0x53, "nothing has written CR8");
+    guest.vcpu.cr8 = Some(7);
+    assert_eq!(access(&mut guest, &mut host, 0x80, None), 0x70);
+    assert_eq!(access(&mut guest, &mut host, 0xa0, None), 0x70, "the processor priority");
+    // Disabled, the APIC is reset.
+    guest.vcpu.cr8 = Some(9);
+    for (base, cr8) in [(0xfee0_0900, 9), (0xfee0_0100, 0)] {
+        guest.code_at(CODE, &[0x0f, 0x30]);
+        guest.set(Gpr::RCX, 0x1b).set(Gpr::RAX, base).set(Gpr::RDX, 0);
+        assert_eq!(guest.handle_on(Exit::WriteMsr, &mut host), Flow::Resume);
+        assert_eq!(guest.vcpu.cr8, Some(cr8));
+    }
+}
+
+#[test]
+fn in_x2apic_mode_too() {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.cr8 = Some(0);
+    let mut msr = |guest: &mut Guest, exit, register, value| {
+        guest.code_at(CODE, &[0x0f, if exit == Exit::WriteMsr { 0x30 } else { 0x32 }]);
+        guest.set(Gpr::RCX, register).set(Gpr::RAX, value).set(Gpr::RDX, 0);
+        assert_eq!(guest.handle_on(exit, &mut host), Flow::Resume);
+        guest.get(Gpr::RAX)
+    };
+    msr(&mut guest, Exit::WriteMsr, 0x1b, 0xfee0_0d00);
+    for tf in [0, arch::RFLAGS_TF] {
+        guest.vcpu.rflags |= tf;
+        msr(&mut guest, Exit::WriteMsr, 0x808, 0x95 + tf);
+        assert_eq!(guest.vcpu.cr8, Some(9));
+        guest.vcpu.event = None;
+    }
+    guest.vcpu.cr8 = Some(3);
+    assert_eq!(msr(&mut guest, Exit::ReadMsr, 0x808, 0), 0x30);
+}
+
+#[test]
+fn a_fall_of_cr8_is_asked_for_while_it_holds_an_interrupt_back() {
+    // The exit is behind the MOV, or before it.
+    let (mut guest, _) = held_back_by_cr8();
+    guest.vcpu.cr8 = Some(4);
+    guest.resumes(Exit::TaskPriority);
+    assert_eq!((guest.vcpu.event, guest.vcpu.watched), (Some(Event::Interrupt(0x51)), None));
+    let (mut guest, _) = held_back_by_cr8();
+    for (value, event, watched) in [(6, None, Some(5)), (4, Some(Event::Interrupt(0x51)), None)] {
+        guest.vcpu.next_rip = Some(CODE + 4);
+        guest.set(Gpr::RDX, value).resumes(Exit::Cr8(crate::Cr8::new(true, Some(Gpr::RDX))));
+        assert_eq!((guest.vcpu.cr8, guest.vcpu.event, guest.vcpu.watched), (Some(value), event, watched));
+    }
+    // By the register.
+    let (mut guest, mut host) = held_back_by_cr8();
+    access(&mut guest, &mut host, 0x80, Some(0x40));
+    assert_eq!((guest.vcpu.event, guest.vcpu.watched), (Some(Event::Interrupt(0x51)), None));
+}
+
+#[test]
+fn what_a_handler_holds_back_as_well_waits_for_its_end_alone() {
+    let (mut guest, mut host) = held_back_by_cr8();
+    access(&mut guest, &mut host, 0x300, Some(0x4_0061));
+    assert_eq!((guest.vcpu.event.take(), guest.vcpu.watched), (Some(Event::Interrupt(0x61)), None));
+    guest.vcpu.cr8 = Some(0);
+    access(&mut guest, &mut host, 0xb0, Some(0));
+    assert_eq!(guest.vcpu.event, Some(Event::Interrupt(0x51)));
+}
+
+#[test]
+fn a_step_over_the_mov_to_cr8_comes_before_the_interrupt() {
+    let (mut guest, _) = held_back_by_cr8();
+    guest.vcpu.rflags |= arch::RFLAGS_TF;
+    guest.vcpu.cr8 = Some(0);
+    guest.resumes(Exit::TaskPriority);
+    assert_eq!((guest.vcpu.event, guest.vcpu.window), (Some(Event::DEBUG), true));
+}
+
 #[test]
 fn an_ipi_makes_one_request_to_the_other_vcpu() {
     let (mut guest, mut host) = ready();

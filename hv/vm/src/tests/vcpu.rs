@@ -43,6 +43,10 @@ pub(super) struct TestVcpu {
     pub(super) event: Option<Event>,
     /// Whether an exit was asked for as soon as an interrupt can be taken.
     pub(super) window: bool,
+    /// CR8, where the processor keeps it.
+    pub(super) cr8: Option<u64>,
+    /// Whether an exit was asked for as soon as CR8 falls below this.
+    pub(super) watched: Option<u8>,
     /// Interrupts and exceptions that the guest got.
     pub(super) delivered: Vec<Event>,
     /// The exit under way.
@@ -89,6 +93,8 @@ impl TestVcpu {
             next_rip: None,
             event: None,
             window: false,
+            cr8: None,
+            watched: None,
             delivered: Vec::new(),
             exit: Exit::Unknown,
             entries: 0,
@@ -228,7 +234,8 @@ impl Vcpu for TestVcpu {
     }
 
     fn reset(&mut self, start: Start) {
-        self.event = None;
+        (self.event, self.watched) = (None, None);
+        self.cr8 = self.cr8.map(|_| 0);
         self.shadow = false;
         if let Start::Sipi(vector) = start {
             self.rip = 0;
@@ -370,6 +377,17 @@ impl Events for TestVcpu {
         self.window = wanted;
         // On SVM there is one for both.
         self.nmi_window &= wanted;
+    }
+    fn cr8(&self) -> Option<u64> {
+        self.cr8
+    }
+    fn set_cr8(&mut self, value: u64) {
+        self.cr8 = self.cr8.map(|_| value);
+        self.watched = None;
+    }
+    fn watch_cr8(&mut self, class: Option<u8>) {
+        assert!(class.is_none_or(|class| self.cr8.is_none_or(|cr8| cr8 >= class.into())), "the entry would be refused");
+        self.watched = class;
     }
     fn handles_nmi(&self) -> bool {
         self.nmi_handled || self.event == Some(Event::Nmi)
