@@ -6,7 +6,7 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use crate::hypercall::{self, Instruction};
+use crate::hypercall::Instruction;
 use crate::msr::Msr;
 use crate::pic;
 use crate::raw_gva::RawGva;
@@ -72,21 +72,27 @@ pub fn cpuid() -> u64 {
     code(&Operands::default())
 }
 
-/// The hypercall that does nothing.
-pub fn hypercall(instruction: Instruction) -> u64 {
+/// The hypercall of this number, without arguments.
+pub fn hypercall(instruction: Instruction, number: u32) -> u64 {
     timed!(vmmcall, "vmmcall");
     timed!(vmcall, "vmcall");
     let code = match instruction {
         Instruction::Vmmcall => vmmcall,
         Instruction::Vmcall => vmcall,
     };
-    code(&Operands { eax: hypercall::NOP as u32, ..Operands::default() })
+    code(&Operands { eax: number, ..Operands::default() })
 }
 
-/// IN AL, DX from the first ELCR, a port that hypervisors handle themselves.
-pub fn pio_in() -> u64 {
+/// IN AL, DX from `port`.
+pub fn inb(port: u16) -> u64 {
     timed!(code, "in al, dx");
-    code(&Operands { edx: u32::from(pic::ELCR), ..Operands::default() })
+    code(&Operands { edx: port.into(), ..Operands::default() })
+}
+
+/// IN EAX, DX from `port`.
+pub fn inl(port: u16) -> u64 {
+    timed!(code, "in eax, dx");
+    code(&Operands { edx: port.into(), ..Operands::default() })
 }
 
 /// OUT DX, AL to the first ELCR.

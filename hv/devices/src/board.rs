@@ -14,7 +14,7 @@ use crate::testdev::{self, TestDevice};
 use crate::uart::Uart;
 use crate::{Clock, Nanoseconds, Sink};
 use abi::irq::{self, SCI, TIMER_PIN};
-use abi::ports::{COM1, DEBUG_CONSOLE_THERE, ELCRS, PICS};
+use abi::ports::{COM1, DEBUG_CONSOLE_THERE, ELCRS, PIT, PIT_CHANNEL_2, PM_TIMER, RTC};
 use addr::Gpa;
 use core::alloc::Layout;
 
@@ -104,6 +104,8 @@ pub struct Board<S, C> {
     pci: Pci,
     test: TestDevice,
     config: BoardConfig,
+    /// An access may have brought the next deadline nearer.
+    deadline_moved: bool,
 }
 
 /// A global system interrupt (GSI) is a line that devices set: 0 to 15 are the 8259s' inputs (the IRQs of an ISA bus), and all are
@@ -117,6 +119,7 @@ const ISA_GSIS: u8 = 16;
 const NEVER: Nanoseconds = Nanoseconds(u64::MAX);
 
 const COM1_LAST: u16 = COM1 + 7;
+const RTC_DATA: u16 = RTC + 1;
 const ELCR_MASTER: u16 = ELCRS[0];
 const ELCR_SLAVE: u16 = ELCRS[1];
 
@@ -125,17 +128,6 @@ const PORT_92_RESET: u8 = 1 << 0;
 const PORT_92_A20: u8 = 1 << 1;
 /// Port 0xcf9: setting bit 2 resets, in a way that bits 1 and 3 choose.
 const RESET_CONTROL_NOW: u8 = 1 << 2;
-
-/// Whether an access to `port` may bring nearer what [`next_deadline`](Board::next_deadline) gives.
-pub const fn changes_deadline(port: u16) -> bool {
-    // A dword below a port reaches that, too. The delay port is between the ranges: kernels write it after many accesses.
-    const SECOND_PIC: u16 = PICS[1] - 3;
-    const SECOND_PIC_LAST: u16 = PICS[1] + 1;
-    const EVENTS: u16 = pm::BASE - 3;
-    const EVENTS_LAST: u16 = pm::BASE + 3;
-    // Below 0x80 are the first interrupt controller, the timer and the clock.
-    matches!(port, 0..0x80 | SECOND_PIC..=SECOND_PIC_LAST | EVENTS..=EVENTS_LAST)
-}
 
 const fn pin(gsi: u8) -> u8 {
     if gsi == TIMER_GSI { TIMER_PIN } else { gsi }
@@ -168,6 +160,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
             pci: Pci::new(),
             test: TestDevice::new(),
             config,
+            deadline_moved: false,
         };
         board.input_due = board.next_input(board.clock.now());
         board
@@ -196,11 +189,12 @@ impl<S: Sink, C: Clock> Board<S, C> {
             pci,
             test,
             config,
+            deadline_moved,
         } = self;
         (*pic, *uart, *pit, *keyboard) = (Pic::new(), Uart::new(), Pit::new(), Keyboard::new());
         (*ioapic, *hpet, *pm, *pci) = (IoApic::new(config.cpus as u8), Hpet::new(), PowerManagement::new(), Pci::new());
         *fw_cfg = FwCfg::new(config);
-        (*port_92, *reset_control, *levels) = (PORT_92_A20, 0, 0);
+        (*port_92, *reset_control, *levels, *deadline_moved) = (PORT_92_A20, 0, 0, false);
         rtc.reset(config, clock.now());
         test.reset();
     }
@@ -210,6 +204,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
     pub fn read(&mut self, port: u16, size: Size) -> u32 {
         match size {
             Size::Byte => self.read_byte(port).into(),
+            Size::Dword if port == PM_TIMER => self.read_pm_timer(),
             Size::Word | Size::Dword => self.read_wide(port, size),
         }
     }
@@ -311,6 +306,13 @@ impl<S: Sink, C: Clock> Board<S, C> {
         let rtc = if self.rtc_interrupts() && self.accepts_edge(RTC_GSI) { self.rtc.next_deadline() } else { None };
         let input = Some(self.input_due).filter(|&due| due != NEVER);
         pit.into_iter().chain(pm).chain(hpet).chain(rtc).chain(input).min()
+    }
+
+    /// Whether an access to a port since the last call may have brought nearer what [`next_deadline`](Self::next_deadline) gives. Reads
+    /// of a timer do not, so that they cost no look at all timers.
+    #[inline]
+    pub fn take_deadline_moved(&mut self) -> bool {
+        core::mem::take(&mut self.deadline_moved)
     }
 
     /// Raises the timers' interrupts that are due, and looks for input. Several interrupts of one timer that were missed count as
@@ -429,8 +431,31 @@ impl<S: Sink, C: Clock> Board<S, C> {
             COM1..=COM1_LAST => self.read_uart(port - COM1),
             ELCR_MASTER => self.pic.read_elcr(Which::Master),
             ELCR_SLAVE => self.pic.read_elcr(Which::Slave),
+            PIT..=PIT_CHANNEL_2 => self.read_pit(port),
+            RTC_DATA => self.read_rtc(),
             _ => self.read_other(port),
         }
+    }
+
+    #[inline(never)]
+    fn read_pit(&mut self, port: u16) -> u8 {
+        self.pit.read(port & 3, self.clock.now())
+    }
+
+    #[inline(never)]
+    fn read_rtc(&mut self) -> u8 {
+        let byte = self.rtc.read(self.clock.now());
+        if self.rtc.has_flags_selected() {
+            // Its line is low now, and the next interrupt has a time.
+            self.update_levels();
+            self.deadline_moved = true;
+        }
+        byte
+    }
+
+    #[inline(never)]
+    fn read_pm_timer(&self) -> u32 {
+        pm::timer(self.clock.now())
     }
 
     #[inline(never)]
@@ -447,21 +472,20 @@ impl<S: Sink, C: Clock> Board<S, C> {
             Device::MasterPic => {
                 // A masked timer has no deadline, but its request must be visible in the IRR.
                 self.advance();
+                // A poll acknowledges.
+                self.deadline_moved = true;
                 self.pic.read(Which::Master, port & 1 == 1)
             }
             Device::SlavePic => {
                 self.advance();
+                self.deadline_moved = true;
                 self.pic.read(Which::Slave, port & 1 == 1)
             }
-            Device::Pit => self.pit.read(port & 3, self.clock.now()),
+            Device::Pit => self.read_pit(port),
             Device::KeyboardData => self.keyboard.read_data(),
             Device::KeyboardCommand => self.keyboard.status(),
             Device::Speaker => self.pit.read_port_61(self.clock.now()),
-            Device::Rtc if port & 1 == 1 => {
-                let byte = self.rtc.read(self.clock.now());
-                self.update_levels();
-                byte
-            }
+            Device::Rtc if port & 1 == 1 => self.read_rtc(),
             Device::Port92 => self.port_92,
             Device::DebugConsole => DEBUG_CONSOLE_THERE,
             Device::DebugExit => 0,
@@ -513,6 +537,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
 
     /// Writes `port` of `device`, in a size that it takes.
     fn write_device(&mut self, device: Device, port: u16, size: Size, value: u32) -> Effect {
+        self.deadline_moved |= device.moves_deadline();
         let byte = value as u8;
         match device {
             Device::MasterPic => {
@@ -1052,7 +1077,7 @@ mod tests {
             assert_eq!(board.next_deadline(), None, "masked");
             write_all(board, &[(0xa1, 0x00)]);
             assert_eq!(board.next_deadline(), Some(Nanoseconds(1000)));
-            assert!(changes_deadline(0xa1));
+            assert!(board.take_deadline_moved());
             time.set(1000);
             board.advance();
             assert_eq!(board.acknowledge_interrupt(), 0x28);
@@ -1067,7 +1092,7 @@ mod tests {
             assert_eq!(board.next_deadline(), None, "masked");
             write_all(board, &[(0xa1, 0x00)]);
             assert_eq!(board.next_deadline(), Some(Nanoseconds(1_000_000_000)));
-            assert!(changes_deadline(0x71));
+            assert!(board.take_deadline_moved());
             for second in 1..4 {
                 time.set(second * 1_000_000_000 + 5);
                 board.advance();

@@ -33,6 +33,15 @@ pub(crate) enum Device {
     PciData,
 }
 
+impl Device {
+    /// Whether a write may bring the next interrupt of a timer nearer: it sets the timer, or lets its interrupt through. Not the delay
+    /// ports: kernels write them after many accesses.
+    pub(crate) const fn moves_deadline(self) -> bool {
+        use Device::{MasterPic, Pit, PowerManagement, Rtc, SlavePic, Speaker};
+        matches!(self, MasterPic | SlavePic | Pit | Speaker | Rtc | PowerManagement)
+    }
+}
+
 /// How a device takes an access of more than a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wide {
@@ -58,7 +67,7 @@ const fn range(first: u16, last: u16, wide: Wide, device: Device) -> Range {
 }
 
 /// In ascending order, for the search. The ports that are accessed most often (COM1, ELCR) are not here: a
-/// [`Board`](crate::Board) tests for them first.
+/// [`Board`](crate::Board) tests for them first, as it does for reads of timers.
 static PORTS: [Range; 21] = [
     range(PICS[0], PICS[0] + 1, Wide::Bytes, Device::MasterPic),
     range(PIT, PIT_COMMAND, Wide::Bytes, Device::Pit),

@@ -100,7 +100,7 @@ mod sink;
 mod testdev;
 mod uart;
 
-pub use board::{Board, BoardConfig, Effect, Size, changes_deadline};
+pub use board::{Board, BoardConfig, Effect, Size};
 pub use clock::{Clock, Nanoseconds};
 pub use hpet::HPET_CAPABILITIES;
 pub use ioapic::{DeliveryMode, DestinationMode, InterruptMessage, Trigger};

@@ -141,7 +141,6 @@ impl Channel {
     fn value(&self, now: u64) -> u16 {
         let count = u64::from(self.count);
         let elapsed = self.elapsed(now).unwrap_or(0);
-        let modulus = if self.bcd { 10_000 } else { 0x1_0000 };
         let value = match self.mode {
             Mode::RateGenerator => count - elapsed % count,
             // Two at a time in either half; an odd count is one less to begin with.
@@ -151,10 +150,10 @@ impl Channel {
                 (count & !1) - 2 * if phase < high { phase } else { phase - high }
             }
             // It goes on counting down past zero.
-            _ => (count + modulus - elapsed % modulus) % modulus,
+            _ if self.bcd => count + BCD_MODULUS - elapsed % BCD_MODULUS,
+            _ => count.wrapping_sub(elapsed),
         };
-        let value = (value % modulus) as u16;
-        if self.bcd { to_bcd(value) } else { value }
+        if self.bcd { to_bcd((value % BCD_MODULUS) as u16) } else { value as u16 }
     }
 
     fn set_control(&mut self, word: u8, now: u64) {
@@ -280,6 +279,9 @@ impl Channel {
 }
 
 /// Encodes four decimal digits, with four bits for each.
+/// How many values a counter of four decimal digits has.
+const BCD_MODULUS: u64 = 10_000;
+
 fn to_bcd(value: u16) -> u16 {
     (value / 1000 % 10) << 12 | (value / 100 % 10) << 8 | (value / 10 % 10) << 4 | (value % 10)
 }

@@ -65,7 +65,7 @@ impl PowerManagement {
         let dword = match (port - BASE) & !3 {
             block::EVENTS => self.enables | self.status(now),
             block::CONTROL => self.control,
-            block::TIMER => now.to_ticks(PM_TIMER_HERTZ) as u32 & PM_TIMER_MASK,
+            block::TIMER => timer(now),
             _ => 0,
         };
         part(dword, port, size)
@@ -114,6 +114,12 @@ impl PowerManagement {
         let next = || Nanoseconds::from_ticks((self.changes_seen + 1) << CHANGE_SHIFT, PM_TIMER_HERTZ);
         self.timer_event_enabled().then(next)
     }
+}
+
+/// The timer.
+#[inline]
+pub(crate) fn timer(now: Nanoseconds) -> u32 {
+    now.to_ticks(PM_TIMER_HERTZ) as u32 & PM_TIMER_MASK
 }
 
 /// How often the timer's most significant bit has changed.

@@ -146,7 +146,12 @@ impl Rtc {
         self.selected = value & 0x7f;
     }
 
-    /// Reads port 0x71. The level of [`interrupt`](Self::interrupt) may change.
+    /// Whether status C is selected, whose reading clears its flags.
+    pub(crate) fn has_flags_selected(&self) -> bool {
+        self.selected == register::STATUS_C
+    }
+
+    /// Reads port 0x71. If status C is selected, the level of [`interrupt`](Self::interrupt) may change.
     pub(crate) fn read(&mut self, now: Nanoseconds) -> u8 {
         match self.selected {
             register::STATUS_A => self.get(register::STATUS_A) | self.update_in_progress(now),
@@ -157,13 +162,13 @@ impl Rtc {
             }
             register::STATUS_D => STATUS_D,
             other => match (register::TIME.contains(&other), self.updates(now)) {
-                (true, Some(updates)) => self.encode(other, self.time(updates)),
+                (true, Some(updates)) => self.encode_at(other, updates),
                 _ => self.get(other),
             },
         }
     }
 
-    /// Writes port 0x71. As for [`read`](Self::read).
+    /// Writes port 0x71. The level of [`interrupt`](Self::interrupt) may change.
     pub(crate) fn write(&mut self, value: u8, now: Nanoseconds) {
         self.write_register(self.selected, value, now);
     }
@@ -330,6 +335,17 @@ impl Rtc {
         let mut time = DateTime::from_unix(self.base.wrapping_add(updates as i64));
         time.weekday = (time.weekday - 1 + self.weekday_offset) % 7 + 1;
         time
+    }
+
+    /// As [`encode`](Self::encode), after so many updates. The registers that are read most need no calendar.
+    fn encode_at(&self, register: u8, updates: u64) -> u8 {
+        let unix = self.base.wrapping_add(updates as i64);
+        match register {
+            register::SECONDS => self.encode_byte(unix.rem_euclid(60) as u8),
+            register::MINUTES => self.encode_byte(unix.div_euclid(60).rem_euclid(60) as u8),
+            register::HOURS => self.encode_hour(unix.div_euclid(3600).rem_euclid(24) as u8),
+            _ => self.encode(register, self.time(updates)),
+        }
     }
 
     fn encode(&self, register: u8, time: DateTime) -> u8 {

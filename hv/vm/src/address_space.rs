@@ -217,7 +217,9 @@ mod tests {
     #[test]
     fn a_change_of_the_task_priority_is_told_first() {
         let mut outcome = Outcome::default();
-        [Effect::None, Effect::Timer, Effect::TaskPriority, Effect::None].map(|effect| outcome.keep(effect));
+        for effect in [Effect::None, Effect::Timer, Effect::TaskPriority, Effect::None] {
+            outcome.keep(effect);
+        }
         assert!(outcome.effects().eq([Effect::TaskPriority, Effect::None, Effect::Timer, Effect::None]));
     }
 }

@@ -344,22 +344,15 @@ impl<T: Types> ExitHandler<'_, T> {
     /// The intercepted exceptions go to the guest, but for a #UD that is the other vendor's hypercall, or INT1 (QEMU, as of 7.2, has
     /// none).
     fn exception(&mut self, vcpu: &mut T::Vcpu, exception: Exception) -> Flow {
-        if exception.vector() == x86::irq::INVALID_OPCODE_VECTOR {
-            let bitness = Self::bitness(vcpu);
-            if let Ok(bytes) = self.fetch(vcpu, bitness) {
-                for known in [Known::Vmcall, Known::Vmmcall] {
-                    if let Ok(length) = known.decode(bytes.bytes(), bitness) {
-                        if hypercall::call(vcpu, &mut self.memory) == Call::Done {
-                            retire(vcpu, bitness.advance(vcpu.rip(), length));
-                        }
-                        return Flow::Resume;
-                    }
-                }
-                if let Ok(length) = Known::Int1.decode(bytes.bytes(), bitness) {
-                    int1_ends_at(vcpu, bitness.advance(vcpu.rip(), length));
-                    return Flow::Resume;
-                }
+        if exception.vector() == x86::irq::INVALID_OPCODE_VECTOR
+            && let Some((known, next)) = self.undefined_here(vcpu)
+        {
+            if known == Known::Int1 {
+                int1_ends_at(vcpu, next);
+            } else if hypercall::call(vcpu, &mut self.memory) == Call::Done {
+                retire(vcpu, next);
             }
+            return Flow::Resume;
         }
         let is_debug = exception.vector() == x86::irq::DEBUG_VECTOR;
         if !(is_debug && vcpu.ends_own_step()) {
@@ -370,5 +363,24 @@ impl<T: Types> ExitHandler<'_, T> {
             self.deliver(vcpu);
         }
         Flow::Resume
+    }
+
+    /// Which of the instructions that the processor does not have the guest has nevertheless executed, and where it ends. Their usual
+    /// encoding is compared, as at other exits of a known instruction.
+    fn undefined_here(&mut self, vcpu: &T::Vcpu) -> Option<(Known, u64)> {
+        const UNDEFINED: [Known; 3] = [Known::Vmcall, Known::Vmmcall, Known::Int1];
+        let bitness = Self::bitness(vcpu);
+        let at = Self::code_address(vcpu, bitness);
+        let usual = self
+            .first_bytes(vcpu, at)
+            .and_then(|first| UNDEFINED.into_iter().find_map(|known| Some((known, known.length(first)?))));
+        let (known, length) = match usual {
+            Some(found) => found,
+            None => {
+                let bytes = self.fetch(vcpu, bitness).ok()?;
+                UNDEFINED.into_iter().find_map(|known| Some((known, known.decode(bytes.bytes(), bitness).ok()?)))?
+            }
+        };
+        Some((known, bitness.advance(vcpu.rip(), length)))
     }
 }

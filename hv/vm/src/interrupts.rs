@@ -52,23 +52,21 @@ impl<T: Types> ExitHandler<'_, T> {
         }
     }
 
-    /// When the guest wants to be left at the latest.
-    fn next_deadline(&self, vcpu: &T::Vcpu, host: &T::Host) -> Option<Nanoseconds> {
-        let devices = if self.is_boot() { self.vm.devices().next_deadline() } else { None };
-        devices.into_iter().chain(self.timer_due(vcpu, host)).min()
+    /// Does what time has brought, and has the guest be left when it wants to be at the latest.
+    pub(crate) fn time_passes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) {
+        let devices = if self.is_boot() { self.advance_devices(host) } else { None };
+        self.expire_timer(vcpu);
+        host.wake_at(devices.into_iter().chain(self.timer_due(vcpu, host)).min());
+        self.deliver(vcpu);
     }
 
-    /// Does what time has brought.
-    pub(crate) fn time_passes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) {
-        if self.is_boot() {
-            let vm = self.vm;
-            let mut devices = vm.devices();
-            devices.advance();
-            self.route(&mut devices, host);
-        }
-        self.expire_timer(vcpu);
-        host.wake_at(self.next_deadline(vcpu, host));
-        self.deliver(vcpu);
+    /// When the devices want attention next.
+    fn advance_devices(&mut self, host: &mut T::Host) -> Option<Nanoseconds> {
+        let vm = self.vm;
+        let mut devices = vm.devices();
+        devices.advance();
+        self.route(&mut devices, host);
+        devices.next_deadline()
     }
 
     /// Hands the guest an interrupt if one is pending, now or as soon as it takes one.

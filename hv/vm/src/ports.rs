@@ -60,7 +60,7 @@ impl<T: Types> ExitHandler<'_, T> {
         } else {
             devices.write(io.port(), io.size(), rax as u32)
         };
-        let pending = devices.interrupt_pending() || devices.has_message();
+        let changed = devices.interrupt_pending() || devices.has_message() || devices.take_deadline_moved();
         drop(devices);
         if effect == Effect::Wait {
             // The instruction is executed again when the vCPU has its next turn.
@@ -70,7 +70,7 @@ impl<T: Types> ExitHandler<'_, T> {
         if TRAPS {
             end_of_port(vcpu, io);
         }
-        if pending || devices::changes_deadline(io.port()) {
+        if changed {
             self.devices_changed(vcpu, host);
         }
         match effect {

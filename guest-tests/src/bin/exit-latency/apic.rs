@@ -130,6 +130,28 @@ pub(super) fn timer_expiry(bench: &Bench<'_>) -> Outcome {
     })
 }
 
+/// From arming a deadline to the handler: one 3000 ticks ahead, as KVM's unit tests have it, and one that is due.
+pub(super) fn tscdeadline(bench: &Bench<'_>) -> Outcome {
+    deadline_from_arming(bench, Kind::TscDeadline, 3000)
+}
+
+pub(super) fn tscdeadline_immed(bench: &Bench<'_>) -> Outcome {
+    deadline_from_arming(bench, Kind::TscDeadlineImmediate, 0)
+}
+
+fn deadline_from_arming(bench: &Bench<'_>, kind: Kind, ahead: u64) -> Outcome {
+    let apic = start();
+    skip_unless!(apic.is_some() && Apic::has_tsc_deadline(), "there are no deadlines");
+    Apic::here().start_deadline(STAMP, 0);
+    bench.measure(kind, || {
+        until_stamped(|| {
+            let from = tsc::read();
+            Apic::here().move_deadline(from + ahead);
+            from
+        })
+    })
+}
+
 /// The same from HLT.
 pub(super) fn hlt_wakeup(bench: &Bench<'_>) -> Outcome {
     let apic = start();

@@ -9,8 +9,10 @@
 
 mod apic;
 
+use abi::ports::{PIT, PM_TIMER, RTC};
 use guest::boot::Boot;
 use guest::exit::GuestStatus;
+use guest::hypercall::Instruction;
 use guest::ktap::{self, Outcome};
 use guest::latency::{FEWEST_SAMPLES, Latencies, WARM_UP};
 use guest::msr::Msr;
@@ -24,8 +26,13 @@ enum Kind {
     Empty,
     Cpuid,
     Hypercall,
+    UnknownHypercall,
+    ForeignHypercall,
     PioIn,
     PioOut,
+    InlFromPmtimer,
+    InbFromPit,
+    InbFromRtc,
     Rdmsr,
     Wrmsr,
     MovToCr8,
@@ -38,17 +45,24 @@ enum Kind {
     SelfIpi,
     IpiRoundTrip,
     TimerExpiry,
+    TscDeadline,
+    TscDeadlineImmediate,
     HltWakeup,
 }
 
 impl Kind {
     /// In the order of their declaration.
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 25] = [
         "empty",
         "cpuid",
         "hypercall",
+        "unknown_hypercall",
+        "foreign_hypercall",
         "pio_in",
         "pio_out",
+        "inl_from_pmtimer",
+        "inb_from_pit",
+        "inb_from_rtc",
         "rdmsr",
         "wrmsr",
         "mov_to_cr8",
@@ -61,6 +75,8 @@ impl Kind {
         "self_ipi",
         "ipi_round_trip",
         "timer_expiry",
+        "tscdeadline",
+        "tscdeadline_immed",
         "hlt_wakeup",
     ];
 }
@@ -79,8 +95,13 @@ fn main(boot: &Boot) -> GuestStatus {
             empty,
             cpuid,
             hypercall,
+            unknown_hypercall,
+            foreign_hypercall,
             pio_in,
             pio_out,
+            inl_from_pmtimer,
+            inb_from_pit,
+            inb_from_rtc,
             rdmsr,
             wrmsr,
             apic::mov_to_cr8,
@@ -90,6 +111,8 @@ fn main(boot: &Boot) -> GuestStatus {
             apic::write_mmio,
             apic::self_ipi,
             apic::timer_expiry,
+            apic::tscdeadline,
+            apic::tscdeadline_immed,
             apic::hlt_wakeup,
             apic::ipi_round_trip,
             apic::read_msr,
@@ -123,11 +146,44 @@ fn cpuid(bench: &Bench<'_>) -> Outcome {
 fn hypercall(bench: &Bench<'_>) -> Outcome {
     let instruction = hypercall::instruction();
     skip_unless!(instruction.is_some(), "no hypervisor answers hypercalls");
-    bench.measure(Kind::Hypercall, || instruction.map(timed::hypercall))
+    bench.measure(Kind::Hypercall, || instruction.map(|code| timed::hypercall(code, hypercall::NOP as u32)))
 }
 
+/// The other vendor's instruction, which the processor does not have.
+fn foreign_hypercall(bench: &Bench<'_>) -> Outcome {
+    let instruction = hypercall::instruction().map(|own| match own {
+        Instruction::Vmmcall => Instruction::Vmcall,
+        Instruction::Vmcall => Instruction::Vmmcall,
+    });
+    skip_unless!(instruction.is_some(), "no hypervisor answers hypercalls");
+    bench.measure(Kind::ForeignHypercall, || instruction.map(|code| timed::hypercall(code, u32::MAX)))
+}
+
+/// One that neither this hypervisor nor KVM has.
+fn unknown_hypercall(bench: &Bench<'_>) -> Outcome {
+    let instruction = hypercall::instruction();
+    skip_unless!(instruction.is_some(), "no hypervisor answers hypercalls");
+    bench.measure(Kind::UnknownHypercall, || instruction.map(|code| timed::hypercall(code, u32::MAX)))
+}
+
+/// The first ELCR, a port that hypervisors handle themselves.
 fn pio_in(bench: &Bench<'_>) -> Outcome {
-    bench.measure(Kind::PioIn, || Some(timed::pio_in()))
+    bench.measure(Kind::PioIn, || Some(timed::inb(pic::ELCR)))
+}
+
+fn inl_from_pmtimer(bench: &Bench<'_>) -> Outcome {
+    bench.measure(Kind::InlFromPmtimer, || Some(timed::inl(PM_TIMER)))
+}
+
+/// A byte of a count.
+fn inb_from_pit(bench: &Bench<'_>) -> Outcome {
+    bench.measure(Kind::InbFromPit, || Some(timed::inb(PIT)))
+}
+
+/// The seconds.
+fn inb_from_rtc(bench: &Bench<'_>) -> Outcome {
+    port::write8(RTC, 0);
+    bench.measure(Kind::InbFromRtc, || Some(timed::inb(RTC + 1)))
 }
 
 fn pio_out(bench: &Bench<'_>) -> Outcome {

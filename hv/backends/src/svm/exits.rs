@@ -6,10 +6,13 @@ use crate::translation::Translation;
 use addr::{Gpa, Gva};
 use vm::{Cr8, Exception, Exit, Gpr, Instruction, Io, NestedFault, PageFault, TaskSwitch, TaskSwitchSource};
 use walk::ErrorCode;
-use x86::irq::PAGE_FAULT_VECTOR;
+use x86::irq::{INVALID_OPCODE_VECTOR, PAGE_FAULT_VECTOR};
 
 /// #PF, where it is intercepted.
 const PAGE_FAULT: u64 = exit_code::EXCEPTION_0 + PAGE_FAULT_VECTOR as u64;
+
+/// #UD.
+const UNDEFINED: u64 = exit_code::EXCEPTION_0 + INVALID_OPCODE_VECTOR as u64;
 
 impl<T: Translation> SvmVcpu<T> {
     #[inline]
@@ -30,6 +33,8 @@ impl<T: Translation> SvmVcpu<T> {
             PAGE_FAULT if self.translation.shadow().is_some() => {
                 Exit::PageFault(PageFault::new(Gva::new(control.exit_info2), control.exit_info1 as u32))
             }
+            // The other vendor's hypercall.
+            UNDEFINED => Exit::Exception(Exception::new(INVALID_OPCODE_VECTOR, None)),
             exit_code::HLT => Exit::Halt,
             exit_code::INTR => Exit::ExternalInterrupt,
             exit_code::VINTR | exit_code::IRET => Exit::InterruptWindow,

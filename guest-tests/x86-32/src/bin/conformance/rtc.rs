@@ -31,15 +31,22 @@ fn write(register: u8, value: u8) {
     port::write8(RTC + 1, value);
 }
 
+/// An update takes two milliseconds. A machine with other work may keep the guest from running for longer, so that it misses one, or
+/// its begin.
 pub(crate) fn an_update_is_announced_and_told(_: &Boot) -> Outcome {
     let updates = || read(STATUS_A) & UPDATE_IN_PROGRESS != 0;
-    // Each second for 244 microseconds: a vCPU that has to wait then misses it.
-    check!(wait_for(seconds(20), updates), "no update is in progress in 20 seconds");
-    let before = read(SECONDS);
-    read(STATUS_C);
-    check!(wait_for(seconds(1), || !updates()), "the update does not end");
-    check_eq!(read(STATUS_C) & UPDATED, UPDATED);
-    check!(read(SECONDS) != before, "the second is still {before:#x}");
+    let mut is_told = false;
+    for _ in 0..5 {
+        check!(wait_for(seconds(20), updates), "no update is in progress in 20 seconds");
+        let before = read(SECONDS);
+        read(STATUS_C);
+        check!(wait_for(seconds(1), || !updates()), "the update does not end");
+        is_told = read(STATUS_C) & UPDATED != 0 && read(SECONDS) != before;
+        if is_told {
+            break;
+        }
+    }
+    check!(is_told, "no update of five is told by its flag and by the second");
     Ok(())
 }
 
