@@ -6,6 +6,7 @@ use base::cpuid::cpuid;
 use base::msr;
 
 use crate::control::{CR0_CD, CR4_DE, EFER, EFER_LME, EFER_NXE};
+use x86::msr::IA32_DEBUGCTL;
 
 macro_rules! control_register {
     ($(#[$doc:meta])* $read:ident, $write:ident, $name:literal) => {
@@ -77,6 +78,17 @@ pub fn set_breakpoints([dr0, dr1, dr2, dr3]: [u32; 4], dr7: u32) {
 /// EFER's low half.
 pub fn efer() -> u32 {
     msr::read(EFER) as u32
+}
+
+/// IA32_DEBUGCTL's low half.
+pub fn debugctl() -> u32 {
+    msr::read(IA32_DEBUGCTL) as u32
+}
+
+/// Sets it. Bits that it can't hold come to #GP.
+pub fn set_debugctl(value: u32) {
+    // SAFETY: it is about steps and records of branches.
+    unsafe { msr::write(IA32_DEBUGCTL, value.into()) };
 }
 
 /// Whether bit 63 of PAE's entries forbids fetches, or is reserved. For a processor that [has it](has_nx).

@@ -35,3 +35,7 @@ pub const MISC_ENABLE_FAST_STRINGS: u64 = 1 << 0;
 pub const MISC_ENABLE_NO_BTS: u64 = 1 << 11;
 /// IA32_MISC_ENABLE: there is no processor event-based sampling.
 pub const MISC_ENABLE_NO_PEBS: u64 = 1 << 12;
+/// IA32_DEBUGCTL.LBR: the last branches are recorded (Intel SDM vol. 3, section 18.4.1).
+pub const DEBUGCTL_LBR: u64 = 1 << 0;
+/// IA32_DEBUGCTL.BTF: single steps go from branch to branch.
+pub const DEBUGCTL_BTF: u64 = 1 << 1;

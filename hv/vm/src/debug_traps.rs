@@ -10,6 +10,7 @@ use crate::flow::Flow;
 use crate::types::Types;
 use crate::vcpu::Vcpu;
 use addr::Gva;
+use arch::msr::DEBUGCTL_BTF;
 use arch::{CR4_DE, DR6_BREAKPOINTS, DR6_BS, DR7_ENABLED, RFLAGS_RF, RFLAGS_TF};
 use emul::mmio::Executed;
 use emul::{Known, Registers};
@@ -64,15 +65,26 @@ fn end_of_instruction<V: Vcpu>(vcpu: &mut V, hits: u64) {
 pub(crate) fn between_iterations<V: Vcpu>(vcpu: &mut V, hits: u64) {
     let rflags = vcpu.rflags();
     if rflags & RFLAGS_TF | hits != 0 {
-        vcpu.set_rflags(rflags | RFLAGS_RF);
+        if hits | step(vcpu) != 0 {
+            vcpu.set_rflags(rflags | RFLAGS_RF);
+        }
         trap(vcpu, hits);
     }
 }
 
+/// BS if a single step is behind the instruction. With BTF only branches are stepped over (Intel SDM vol. 3, section 18.4.3), and none
+/// of those that are carried out here is one.
+fn step<V: Vcpu>(vcpu: &V) -> u64 {
+    if vcpu.rflags() & RFLAGS_TF != 0 && vcpu.debugctl() & DEBUGCTL_BTF == 0 { DR6_BS } else { 0 }
+}
+
 fn trap<V: Vcpu>(vcpu: &mut V, hits: u64) {
-    let step = if vcpu.rflags() & RFLAGS_TF != 0 { DR6_BS } else { 0 };
+    let step = step(vcpu);
     if hits | step != 0 {
         raise_debug(vcpu, hits | step);
+    } else if vcpu.rflags() & RFLAGS_TF != 0 {
+        // Bochs's VMX holds a step pending at each exit of an instruction with TF, whatever BTF is.
+        vcpu.forget_pending_step();
     }
 }
 

@@ -54,6 +54,8 @@
 //! #     fn set_dr6(&mut self, _: u64) {}
 //! #     fn dr7(&self) -> u64 { 0 }
 //! #     fn set_dr7(&mut self, _: u64) {}
+//! #     fn debugctl(&self) -> u64 { 0 }
+//! #     fn set_debugctl(&mut self, _: u64) {}
 //! #     fn breakpoints(&self) -> [u64; 4] { [0; 4] }
 //! # }
 //! # impl Events for ScriptedVcpu {

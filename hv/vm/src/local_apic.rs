@@ -45,7 +45,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 let apic = &mut self.context.apic;
                 Ok(apic.read_msr(register, &self.shared.posted, &ApicClock(self.vm.clock()))?)
             }
-            _ => self.context.msrs.read(register),
+            _ => self.context.msrs.read(vcpu, register),
         }
     }
 

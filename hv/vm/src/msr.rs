@@ -3,8 +3,8 @@
 use crate::mtrr::Mtrrs;
 use crate::vcpu::{StateMsr, Vcpu};
 use arch::msr::{
-    HWCR, HWCR_TSC_FREQ_SEL, HWCR_WORKAROUNDS, MISC_ENABLE_FAST_STRINGS, MISC_ENABLE_NO_BTS, MISC_ENABLE_NO_PEBS,
-    NB_CFG, PATCH_LEVEL, PERF_CTR3, PERF_EVT_SEL0, SYSCFG,
+    DEBUGCTL_BTF, DEBUGCTL_LBR, HWCR, HWCR_TSC_FREQ_SEL, HWCR_WORKAROUNDS, MISC_ENABLE_FAST_STRINGS,
+    MISC_ENABLE_NO_BTS, MISC_ENABLE_NO_PEBS, NB_CFG, PATCH_LEVEL, PERF_CTR3, PERF_EVT_SEL0, SYSCFG,
 };
 use arch::{CR0_PG, EFER_LMA, EFER_LME};
 use core::fmt;
@@ -34,6 +34,9 @@ impl core::error::Error for MsrError {}
 const MCG_CAP: u64 = 0;
 /// IA32_MCG_STATUS: RIPV, EIPV and MCIP (Intel SDM vol. 3, section 16.3.1.2).
 const MCG_STATUS: u64 = 7;
+/// IA32_DEBUGCTL: there is no trace of branches, nor a counter to be frozen. No last branch is shown either, but kernels set LBR and BTF
+/// without asking.
+const DEBUGCTL: u64 = DEBUGCTL_LBR | DEBUGCTL_BTF;
 const MISC_ENABLE: u64 = MISC_ENABLE_FAST_STRINGS | MISC_ENABLE_NO_BTS | MISC_ENABLE_NO_PEBS;
 /// AMD's K7 performance counters and their event selects, which no bit of CPUID announces.
 const PERFORMANCE: core::ops::RangeInclusive<u32> = PERF_EVT_SEL0..=PERF_CTR3;
@@ -67,7 +70,7 @@ pub fn write(vcpu: &mut impl Vcpu, register: u32, value: u64, offered_efer: u64)
 }
 
 /// The registers that kernels seldom access, many of them without asking CPUID first. They have no effect on the guest, but for
-/// the TSC's.
+/// the TSC's and IA32_DEBUGCTL.
 #[derive(Clone, Debug)]
 pub(crate) struct Msrs {
     /// IA32_TSC_ADJUST: what the guest has added to the TSC.
@@ -83,8 +86,9 @@ impl Msrs {
     }
 
     /// RDMSR.
-    pub(crate) fn read(&self, register: u32) -> Result<u64, MsrError> {
+    pub(crate) fn read(&self, vcpu: &impl Vcpu, register: u32) -> Result<u64, MsrError> {
         Ok(match register {
+            msr::IA32_DEBUGCTL => vcpu.debugctl(),
             msr::IA32_TSC_ADJUST => self.tsc_adjust,
             msr::IA32_MCG_STATUS => self.mcg_status,
             _ => match constant(register) {
@@ -99,6 +103,8 @@ impl Msrs {
         match register {
             msr::TSC => self.adjust_tsc(vcpu, value.wrapping_sub(vcpu.tsc())),
             msr::IA32_TSC_ADJUST => self.adjust_tsc(vcpu, value.wrapping_sub(self.tsc_adjust)),
+            msr::IA32_DEBUGCTL if value & !DEBUGCTL == 0 => vcpu.set_debugctl(value),
+            msr::IA32_DEBUGCTL => return Err(MsrError::Value),
             msr::IA32_MCG_STATUS if value & !MCG_STATUS == 0 => self.mcg_status = value,
             msr::IA32_MCG_STATUS => return Err(MsrError::Value),
             _ if is_ignored(register) => {}
@@ -124,7 +130,9 @@ fn constant(register: u32) -> Option<u64> {
         msr::IA32_MCG_CAP => MCG_CAP,
         msr::IA32_MISC_ENABLE => MISC_ENABLE,
         HWCR => HWCR_TSC_FREQ_SEL,
-        msr::MSR_PLATFORM_INFO | SYSCFG | NB_CFG | PATCH_LEVEL | msr::IA32_DEBUGCTL => 0,
+        msr::MSR_PLATFORM_INFO | SYSCFG | NB_CFG | PATCH_LEVEL => 0,
+        // Where CPUID offers machine checks (MCE), a processor without banks has the Pentium's registers.
+        msr::IA32_P5_MC_ADDR | msr::IA32_P5_MC_TYPE => 0,
         _ if PERFORMANCE.contains(&register) => 0,
         _ => return None,
     })
@@ -137,7 +145,7 @@ fn is_ignored(register: u32) -> bool {
 
 /// Whether a constant register takes its own value back.
 const fn is_writable(register: u32) -> bool {
-    !matches!(register, msr::IA32_MCG_CAP | msr::MSR_PLATFORM_INFO)
+    !matches!(register, msr::IA32_MCG_CAP | msr::MSR_PLATFORM_INFO | msr::IA32_P5_MC_ADDR | msr::IA32_P5_MC_TYPE)
 }
 
 /// Bits of a constant register that a write may change, without an effect.

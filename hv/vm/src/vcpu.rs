@@ -94,6 +94,10 @@ pub trait DebugRegisters {
     fn dr7(&self) -> u64;
     /// Sets it.
     fn set_dr7(&mut self, dr7: u64);
+    /// IA32_DEBUGCTL: LBR and BTF.
+    fn debugctl(&self) -> u64;
+    /// Sets it. Not every processor steps by it.
+    fn set_debugctl(&mut self, debugctl: u64);
     /// DR0 to DR3.
     fn breakpoints(&self) -> [u64; 4];
     /// What the hardware has held back until the end of the current instruction, which is carried out here, as bits of DR6: a
@@ -111,7 +115,8 @@ pub trait Events: Registers + DebugRegisters {
     fn in_interrupt_shadow(&self) -> bool;
     /// Delivers `event` at the next entry. At most one an entry.
     ///
-    /// The handler of a #DB may access the debug registers (Intel SDM vol. 3, section 18.2.4): GD is cleared. A fault pushes RF, so
+    /// The handler of a #DB may access the debug registers (Intel SDM vol. 3, section 18.2.4): GD is cleared. So are LBR and BTF (sections
+    /// 18.4.2 and 18.4.3), which neither an exit for a #DB nor its injection does. A fault pushes RF, so
     /// that the instruction does not meet its own breakpoint again (section 18.3.1.1); injection pushes what RFLAGS is (section
     /// 27.6.1.1).
     #[inline]
@@ -125,6 +130,7 @@ pub trait Events: Registers + DebugRegisters {
                 self.set_rflags(rflags | RFLAGS_RF);
             } else if exception.vector() == DEBUG_VECTOR {
                 self.set_dr7(self.dr7() & !DR7_GD);
+                self.set_debugctl(0);
             }
         }
         self.set_event(event);

@@ -31,6 +31,7 @@ pub struct Svm {
     pub(super) decode_assists: bool,
     pub(super) flush_by_asid: bool,
     pub(super) pause_filter: bool,
+    pub(super) lbr_virtualization: bool,
     /// Interrupts are [posted](super::virtual_interrupt), not injected.
     pub(super) posts_interrupts: bool,
     /// EFER.LME is [held back](super::long_mode) while paging is off.
@@ -121,6 +122,7 @@ impl Backend for Svm {
             decode_assists: features.has_decode_assists(),
             flush_by_asid: features.has_flush_by_asid(),
             pause_filter: features.has_pause_filter(),
+            lbr_virtualization: features.has_lbr_virtualization(),
             posts_interrupts: is_qemu,
             guards_long_mode: is_qemu,
             withholds_breakpoints: is_qemu,

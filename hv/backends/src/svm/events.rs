@@ -38,6 +38,18 @@ impl<T: Translation> DebugRegisters for SvmVcpu<T> {
         self.vmcb.save.dr7 = dr7;
     }
 
+    fn debugctl(&self) -> u64 {
+        self.vmcb.save.debug_control
+    }
+
+    /// VMRUN and exits switch it with LBR virtualization (APM section 15.23), which is on while it is not 0. Processors without that keep
+    /// what was written, and a step goes over any instruction: QEMU's (as of 7.2), which has no BTF either.
+    fn set_debugctl(&mut self, debugctl: u64) {
+        self.vmcb.save.debug_control = debugctl;
+        let switched = self.lbr_virtualization && debugctl != 0;
+        self.vmcb.control.lbr_control = if switched { vmcb::LBR_VIRTUALIZATION } else { 0 };
+    }
+
     fn breakpoints(&self) -> [u64; 4] {
         unswitched::breakpoints()
     }

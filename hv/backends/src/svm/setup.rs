@@ -9,7 +9,7 @@ use crate::translation::Translation;
 use arch::entry::{Controls, Entry, Mode, TSS_LIMIT};
 use arch::segment::FlatSegment;
 use arch::{CR0_CD, CR0_ET, CR0_NW, reset, segment};
-use vm::Gpr;
+use vm::{DebugRegisters, Gpr};
 
 /// How many PAUSEs the guest executes before one exits (KVM's `pause_filter_count`). The exit lets the host serve its
 /// interrupts: Bochs takes none of them while the guest has its own off, and a guest that spins on a lock may do so for long.
@@ -83,9 +83,9 @@ impl<T: Translation> SvmVcpu<T> {
         [save.cr2, save.cr3, save.cr4] = [0; 3];
         save.dr6 = reset::DR6;
         save.dr7 = reset::DR7;
-        save.debug_control = 0;
         save.rflags = reset::RFLAGS;
         [save.rax, save.rsp] = [0; 2];
+        self.set_debugctl(0);
         self.load_efer(0);
     }
 

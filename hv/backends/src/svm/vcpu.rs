@@ -34,6 +34,7 @@ pub struct SvmVcpu<T: Translation> {
     unswitched: SharedState,
     next_rip_save: bool,
     pub(super) decode_assists: bool,
+    pub(super) lbr_virtualization: bool,
     pub(super) posts_interrupts: bool,
     /// EFER.LME is [held back](super::long_mode) while paging is off.
     pub(super) guards_long_mode: bool,
@@ -76,6 +77,7 @@ impl<T: Translation> SvmVcpu<T> {
             unswitched: UnswitchedState::new(if svm.has_tsc_aux { &[x86::msr::IA32_TSC_AUX] } else { &[] }),
             next_rip_save: svm.next_rip_save,
             decode_assists: svm.decode_assists,
+            lbr_virtualization: svm.lbr_virtualization,
             posts_interrupts: svm.posts_interrupts,
             guards_long_mode: svm.guards_long_mode,
             held_lme: 0,

@@ -248,6 +248,8 @@ pub(super) const RESERVED_BIT: u64 = 1 << 3;
 pub(super) const MOV_CR: u64 = 1 << 63;
 /// `nested_control`: nested paging on.
 pub(super) const NESTED_PAGING: u64 = 1 << 0;
+/// `lbr_control`: VMRUN and exits switch IA32_DEBUGCTL and the last branches.
+pub(super) const LBR_VIRTUALIZATION: u64 = 1 << 0;
 /// `tlb_control`: flush the whole TLB at entry.
 pub(super) const FLUSH_ALL: u32 = 1;
 /// `tlb_control`: flush what is under the guest's ASID.

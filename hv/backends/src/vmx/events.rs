@@ -49,6 +49,15 @@ impl<T: Translation> DebugRegisters for VmxVcpu<T> {
         self.vmcs.write(guest::DR7, dr7);
     }
 
+    /// Exits save it, and have the host's be 0.
+    fn debugctl(&self) -> u64 {
+        self.vmcs.read(guest::IA32_DEBUGCTL_FULL)
+    }
+
+    fn set_debugctl(&mut self, debugctl: u64) {
+        self.vmcs.write(guest::IA32_DEBUGCTL_FULL, debugctl);
+    }
+
     fn breakpoints(&self) -> [u64; 4] {
         unswitched::breakpoints()
     }

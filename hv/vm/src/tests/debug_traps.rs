@@ -99,6 +99,31 @@ fn a_single_step_is_behind_each_instruction() {
 }
 
 #[test]
+fn none_of_them_is_a_branch_to_step_over() {
+    for (code, exit) in instructions().into_iter().filter(|(_, exit)| *exit != Exit::Halt) {
+        let mut guest = guest(code, RFLAGS_TF);
+        guest.vcpu.debugctl = 2;
+        guest.resumes(exit);
+        assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (None, CODE + code.len() as u64), "{exit:?}");
+        assert_eq!((guest.vcpu.rflags & RFLAGS_RF, guest.vcpu.debugctl), (0, 2), "{exit:?}");
+    }
+}
+
+#[test]
+fn a_debug_exception_ends_recording_and_steps_over_branches() {
+    for exit in [Exit::Instruction(Instruction::Int1), Exit::Exception(Exception::new(DEBUG_VECTOR, None))] {
+        let mut guest = guest(&[0xf1], 0);
+        guest.vcpu.debugctl = 3;
+        guest.resumes(exit);
+        assert_eq!((guest.vcpu.event, guest.vcpu.debugctl), (Some(Event::DEBUG), 0));
+    }
+    let mut guest = guest(&[0x0f, 0x0b], 0);
+    guest.vcpu.debugctl = 3;
+    guest.resumes(Exit::Exception(Exception::new(INVALID_OPCODE_VECTOR, None)));
+    assert_eq!(guest.vcpu.debugctl, 3, "no other exception does");
+}
+
+#[test]
 fn the_resume_flag_is_for_one_instruction() {
     for (code, exit) in instructions().into_iter().filter(|(_, exit)| *exit != Exit::Halt) {
         let mut guest = guest(code, RFLAGS_RF);

@@ -56,7 +56,7 @@ pub(super) fn write(guest: &mut Guest, register: u64, value: u64) -> bool {
 #[test]
 fn an_unknown_register_is_a_general_protection_fault() {
     let mut guest = Guest::new(&[]);
-    for register in [0, 0x1234, 0x800, 0xc000_0103, 0x4b56_4d00, 0xffff_ffff] {
+    for register in [2, 0x1234, 0x800, 0xc000_0103, 0x4b56_4d00, 0xffff_ffff] {
         assert_eq!(read(&mut guest, register), None, "{register:#x}");
         assert!(!write(&mut guest, register, 0), "{register:#x}");
     }
@@ -131,8 +131,8 @@ fn pat_holds_memory_types_only() {
 #[test]
 fn constant_registers_take_their_own_value_back_and_no_other() {
     let mut guest = Guest::new(&[]);
-    // MISC_ENABLE, SYSCFG, HWCR, patch level, DEBUGCTL.
-    for register in [0x1a0, 0xc001_0010, 0xc001_0015, 0x8b, 0x1d9] {
+    // MISC_ENABLE, SYSCFG, HWCR, patch level.
+    for register in [0x1a0, 0xc001_0010, 0xc001_0015, 0x8b] {
         let value = read(&mut guest, register).expect("the register is there");
         assert!(write(&mut guest, register, value), "{register:#x}");
         assert!(!write(&mut guest, register, value ^ 1 << 11), "{register:#x}");
@@ -142,10 +142,22 @@ fn constant_registers_take_their_own_value_back_and_no_other() {
 }
 
 #[test]
+fn debugctl_has_lbr_and_btf() {
+    let mut guest = Guest::new(&[]);
+    for value in [1, 2, 3, 0] {
+        assert!(write(&mut guest, 0x1d9, value));
+        assert_eq!((read(&mut guest, 0x1d9), guest.vcpu.debugctl), (Some(value), value));
+    }
+    for bit in 2..64 {
+        assert!(!write(&mut guest, 0x1d9, 1 << bit), "bit {bit}");
+    }
+}
+
+#[test]
 fn registers_of_capabilities_can_only_be_read() {
     let mut guest = Guest::new(&[]);
-    // MTRRCAP, MCG_CAP, platform info.
-    for (register, expected) in [(0xfe, 0x508), (0x179, 0), (0xce, 0)] {
+    // MTRRCAP, MCG_CAP, platform info, P5_MC_ADDR and P5_MC_TYPE.
+    for (register, expected) in [(0xfe, 0x508), (0x179, 0), (0xce, 0), (0, 0), (1, 0)] {
         assert_eq!(read(&mut guest, register), Some(expected), "{register:#x}");
         assert!(!write(&mut guest, register, expected), "{register:#x}");
     }

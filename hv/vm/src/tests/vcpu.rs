@@ -26,6 +26,7 @@ pub(super) struct TestVcpu {
     pub(super) cr2: u64,
     /// DR0 to DR7.
     pub(super) debug: [u64; 8],
+    pub(super) debugctl: u64,
     /// What the hardware has held back behind a load of SS.
     pub(super) pending_traps: u64,
     pub(super) pat: u64,
@@ -83,6 +84,7 @@ impl TestVcpu {
             attributes: [0xc93, 0xc9b, 0xc93, 0xc93, 0xc93, 0xc93],
             cr2: 0,
             debug: [0; 8],
+            debugctl: 0,
             pending_traps: 0,
             pat: arch::reset::PAT,
             tsc: 0,
@@ -209,6 +211,12 @@ impl DebugRegisters for TestVcpu {
     }
     fn set_dr7(&mut self, dr7: u64) {
         self.debug[7] = dr7;
+    }
+    fn debugctl(&self) -> u64 {
+        self.debugctl
+    }
+    fn set_debugctl(&mut self, debugctl: u64) {
+        self.debugctl = debugctl;
     }
     fn breakpoints(&self) -> [u64; 4] {
         let [dr0, dr1, dr2, dr3, ..] = self.debug;

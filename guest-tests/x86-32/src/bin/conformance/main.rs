@@ -53,6 +53,7 @@ fn main(boot: &Boot) -> GuestStatus {
             steps::repeated_ins,
             steps::repeated_stores_to_the_apic,
             steps::instruction_that_faults,
+            steps::branches_alone,
             traps::port_breakpoint,
             traps::port_breakpoint_without_debugging_extensions,
             traps::port_breakpoint_of_strings,
