@@ -57,8 +57,6 @@ pub enum ImageError {
         /// Those bits.
         flags: u32,
     },
-    /// The header requires a video mode, and there is no video.
-    VideoRequired,
     /// The header has the flag of address fields, but the file ends before them.
     AddressFieldsCut,
     /// An address field has a higher value than one that limits it.
@@ -197,9 +195,6 @@ impl fmt::Display for ImageError {
             Self::PvhEntry { bytes } => write!(f, "the PVH entry point has {bytes} bytes: expected 4 or 8"),
             Self::UnknownRequirement { flags } => {
                 write!(f, "the multiboot header requires unknown features {flags:#x}")
-            }
-            Self::VideoRequired => {
-                f.write_str("the multiboot header requires a video mode (flag 2), and there is none")
             }
             Self::AddressFieldsCut => f.write_str("the file ends within the multiboot header's address fields"),
             Self::AddressFieldOrder { low, low_value, high, high_value } => {
