@@ -50,7 +50,7 @@ pub use registers::{Gpr, Registers, Segment, SegmentRegister};
 
 use arch::MAX_INSTRUCTION;
 use core::fmt;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 /// The code size, from CS.L and CS.D and the processor's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +202,11 @@ pub fn warm_up() {
 }
 
 /// Decodes as if the instruction were at address 0.
+/// Whether the instruction may go on elsewhere than behind it: a jump, a call, a return or a software interrupt.
+pub fn is_branch(bytes: &[u8], bitness: Bitness) -> bool {
+    decode(bytes, bitness).is_ok_and(|instruction| instruction.flow_control() != FlowControl::Next)
+}
+
 fn decode(bytes: &[u8], bitness: Bitness) -> Result<Instruction, DecodeError> {
     let bytes = &bytes[..bytes.len().min(MAX_INSTRUCTION)];
     let mut decoder = Decoder::with_ip(bitness.bits(), bytes, 0, DecoderOptions::NONE);

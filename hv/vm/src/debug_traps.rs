@@ -13,7 +13,7 @@ use addr::Gva;
 use arch::msr::DEBUGCTL_BTF;
 use arch::{CR4_DE, DR6_BREAKPOINTS, DR6_BS, DR7_ENABLED, RFLAGS_RF, RFLAGS_TF};
 use emul::mmio::Executed;
-use emul::{Known, Registers};
+use emul::{Bitness, Known, Registers};
 
 /// Goes on at `next`, behind an instruction that has been carried out.
 #[inline(always)]
@@ -72,10 +72,17 @@ pub(crate) fn between_iterations<V: Vcpu>(vcpu: &mut V, hits: u64) {
     }
 }
 
-/// BS if a single step is behind the instruction. With BTF only branches are stepped over (Intel SDM vol. 3, section 18.4.3), and none
-/// of those that are carried out here is one.
+/// BS if a single step is behind the instruction. With BTF only branches are stepped over (Intel SDM vol. 3, section 18.4.3), and few
+/// instructions that are carried out here are any: see [`step_over_branch`].
 fn step<V: Vcpu>(vcpu: &V) -> u64 {
     if vcpu.rflags() & RFLAGS_TF != 0 && vcpu.debugctl() & DEBUGCTL_BTF == 0 { DR6_BS } else { 0 }
+}
+
+/// BS if BTF makes TF step over this instruction: it is a branch. (One that is not taken counts, too.)
+#[cold]
+pub(crate) fn step_over_branch<V: Vcpu>(vcpu: &V, code: &[u8], bitness: Bitness) -> u64 {
+    let looks = vcpu.rflags() & RFLAGS_TF != 0 && vcpu.debugctl() & DEBUGCTL_BTF != 0;
+    if looks && emul::is_branch(code, bitness) { DR6_BS } else { 0 }
 }
 
 fn trap<V: Vcpu>(vcpu: &mut V, hits: u64) {

@@ -1,12 +1,13 @@
 //! Code that the processor can't execute: real mode, where virtualization has none.
 
-use crate::debug_traps::{int1_ends_at, raise_debug, retire};
+use crate::debug_traps::{int1_ends_at, raise_debug, retire, step_over_branch};
 use crate::exit::{Event, Exit, Instruction};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, NotEmulated, Place, Stop};
 use crate::hypercall::{self, Call};
 use crate::types::Types;
-use crate::vcpu::{Emulated, Events, Vcpu};
+use crate::vcpu::{DebugRegisters, Emulated, Events, Vcpu};
+use arch::msr::DEBUGCTL_BTF;
 use arch::{DR6_BS, RFLAGS_TF};
 use core::ops::ControlFlow;
 use emul::{InstructionName, Registers};
@@ -18,7 +19,7 @@ impl<T: Types> ExitHandler<'_, T> {
     #[cold]
     pub(crate) fn emulate(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         for _ in 0..BATCH {
-            let steps = vcpu.rflags() & RFLAGS_TF != 0 && !vcpu.injecting();
+            let steps = vcpu.rflags() & RFLAGS_TF != 0 && !vcpu.injecting() && self.steps_over_next(vcpu);
             let mut space = self.address_space(vcpu);
             let emulated = vcpu.emulate(&mut space);
             let (outcome, hits) = (space.outcome, space.watch.hits);
@@ -48,6 +49,13 @@ impl<T: Types> ExitHandler<'_, T> {
             }
         }
         self.interrupted(vcpu, host)
+    }
+
+    /// Whether TF makes a step over the next instruction: with BTF over branches alone.
+    fn steps_over_next(&self, vcpu: &T::Vcpu) -> bool {
+        let bitness = Self::bitness(vcpu);
+        vcpu.debugctl() & DEBUGCTL_BTF == 0
+            || self.fetch(vcpu, bitness).is_ok_and(|fetched| step_over_branch(vcpu, fetched.bytes(), bitness) != 0)
     }
 
     /// The VM ends, by the name of the instruction.

@@ -2,7 +2,9 @@
 
 use crate::address_space::{AddressSpace, Known, Outcome, apic_register};
 use crate::context::Context;
-use crate::debug_traps::{Watch, between_iterations, end_of_interpreted, executed, retire, retire_watched};
+use crate::debug_traps::{
+    Watch, between_iterations, end_of_interpreted, executed, retire, retire_watched, step_over_branch,
+};
 use crate::exit::{Event, Exception, NestedFault};
 use crate::exit_handler::{ExitHandler, paging_ref};
 use crate::flow::{Flow, NotEmulated, Place, Stop};
@@ -175,12 +177,13 @@ impl<T: Types> ExitHandler<'_, T> {
         outcome: &mut Outcome,
     ) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
+        let branch = step_over_branch(vcpu, fetched.bytes(), bitness);
         let mut space = self.address_space(vcpu);
         let step = interpreter::step(&mut Interpreted(vcpu), &mut space, fetched.bytes(), bitness);
         let hits = space.watch.hits;
         *outcome = space.outcome;
         match step? {
-            StepResult::Done => end_of_interpreted(vcpu, hits),
+            StepResult::Done => end_of_interpreted(vcpu, hits | branch),
             StepResult::Iterated => between_iterations(vcpu, hits),
             // Another vCPU has changed the instruction to one that exits by itself.
             StepResult::Again | StepResult::Exit { .. } => {}

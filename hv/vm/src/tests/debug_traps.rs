@@ -308,3 +308,15 @@ fn steps_and_breakpoints_are_behind_an_instruction_that_is_interpreted() {
         assert_eq!(guest.vcpu.rflags & RFLAGS_RF, 0);
     }
 }
+
+/// PUSH [RBX] and JMP [RBX].
+#[test]
+fn with_btf_there_is_a_step_over_a_branch_that_is_interpreted_alone() {
+    for (code, step) in [([0xff, 0x33], None), ([0xff, 0x23], Some((DEBUG_VECTOR, None)))] {
+        let mut guest = guest(&code, RFLAGS_TF);
+        guest.set(Gpr::RSP, DATA + 8);
+        guest.vcpu.debugctl = 2;
+        guest.resumes(LOAD_FROM_HOLE);
+        assert_eq!((guest.vcpu.raised(), guest.vcpu.debugctl), (step, if step.is_some() { 0 } else { 2 }), "{code:x?}");
+    }
+}
