@@ -28,7 +28,9 @@ impl<T: Types> ExitHandler<'_, T> {
     ) -> Result<(), NotExecuted> {
         let loaded = match register {
             SegmentRegister::Segment(segment) => self.descriptor_segment(vcpu, segment, selector)?,
-            SegmentRegister::Ldtr if selector & (INDEX | IN_LDT) == 0 => LoadedSegment { selector, ..Default::default() },
+            SegmentRegister::Ldtr if selector & (INDEX | IN_LDT) == 0 => {
+                LoadedSegment { selector, ..Default::default() }
+            }
             SegmentRegister::Ldtr | SegmentRegister::Tr => self.system_segment(vcpu, register, selector)?,
         };
         vcpu.load_segment(register, loaded);

@@ -1,11 +1,11 @@
 //! A vCPU that plays a script.
 
 use crate::task_switch::{LoadedSegment, TaskState};
-use emul::SegmentRegister;
 use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
 use crate::{DescriptorCache, Event, Exit, Gpr, Known, Registers, Segment};
 use arch::{DR6_BS, RFLAGS_IF};
 use core::fmt;
+use emul::SegmentRegister;
 use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
 use std::boxed::Box;
 use std::collections::VecDeque;
