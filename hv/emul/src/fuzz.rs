@@ -1,6 +1,6 @@
 //! The fuzz targets, which property tests run too.
 
-use crate::interpreter::{self, Area, Controls, Processor, StepResult, Table, TableRegister, VectorInstruction};
+use crate::interpreter::{self, Area, Controls, Processor, Shadow, StepResult, Table, TableRegister, VectorInstruction};
 use crate::mmio::Executed;
 use crate::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
 use crate::{Bitness, Gpr, Known, Memory, Registers, Segment, Width, length, mmio, string_io, system};
@@ -145,7 +145,7 @@ impl Registers for Cpu {
 
 impl Processor for Cpu {
     fn jump(&mut self, _: u64) {}
-    fn shadow(&mut self) {}
+    fn shadow(&mut self, _: Shadow) {}
     fn selector(&self, _: Segment) -> u16 {
         0
     }

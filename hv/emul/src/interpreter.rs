@@ -5,7 +5,7 @@
 //! that exit under virtualization, and those on control registers, are decoded and left to the caller. Any other instruction is
 //! [`StepResult::Unknown`], on which the caller ends the guest with a message. RFLAGS.TF is ignored.
 //!
-//! In protected mode it executes what accesses memory, and nothing that loads a segment register. The guest's other vCPUs may change the
+//! In protected mode it executes what accesses memory; loads of segment registers are left to the caller, who has the descriptors. The guest's other vCPUs may change the
 //! code between the exit and the fetch, so an instruction is never taken for one that the processor has checked: privilege is checked
 //! here as well.
 
@@ -76,12 +76,21 @@ pub struct Controls {
     pub cpl: u8,
 }
 
+/// What an instruction in an interrupt shadow is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shadow {
+    /// STI.
+    Sti,
+    /// MOV or POP to SS.
+    MovSs,
+}
+
 /// A vCPU whose instructions are interpreted.
 pub trait Processor: Registers {
     /// Sets RIP; an interrupt shadow ends.
     fn jump(&mut self, rip: u64);
     /// Puts the instruction at RIP into an interrupt shadow.
-    fn shadow(&mut self);
+    fn shadow(&mut self, shadow: Shadow);
     /// The selector in a segment register.
     fn selector(&self, segment: Segment) -> u16;
     /// Loads a segment register as in real mode: the base becomes 16 times the selector; limit and rights stay.
@@ -159,6 +168,8 @@ pub enum StepResult {
         selector: u16,
         /// A general register that the instruction loads as well, and all of its value.
         also: Option<(Gpr, u64)>,
+        /// The next instruction is in an interrupt shadow.
+        shadows: bool,
         /// RIP after it.
         next: u64,
     },
@@ -169,7 +180,8 @@ pub enum StepResult {
 /// Executes the instruction at RIP; `code` is the bytes there. RIP is behind it then, or where it jumps to.
 ///
 /// # Errors
-/// Those of `memory`, and of the operands' segments. No register has changed then, but memory may have: below the stack pointer.
+/// Those of `memory`, and of the operands' segments. No register has changed then but by complete iterations, and memory may have changed
+/// below the stack pointer.
 ///
 /// The calls go through pointers, so that the hypervisor has the interpreter once, and not for each kind of vCPU.
 pub fn step<E: From<SegmentFault>>(
@@ -274,7 +286,9 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         match self.straight()? {
             Some(StepResult::Done) => {
                 self.processor.jump(self.next);
-                self.shadow_behind_load_of_ss();
+                if self.shadows_next() {
+                    self.processor.shadow(Shadow::MovSs);
+                }
                 Ok(StepResult::Done)
             }
             Some(result) => Ok(result),
@@ -328,7 +342,8 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         }
         if !self.is_real && !is_virtual_8086(self.processor.rflags()) {
             let register = SegmentRegister::Segment(segment);
-            return Ok(Some(StepResult::LoadSegment { register, selector, also, next: self.next }));
+            let shadows = self.shadows_next();
+            return Ok(Some(StepResult::LoadSegment { register, selector, also, shadows, next: self.next }));
         }
         if let Some((gpr, value)) = also {
             self.processor.set_gpr(gpr, value);
@@ -338,11 +353,9 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
     }
 
     /// No interrupt is taken right behind MOV SS and POP SS.
-    fn shadow_behind_load_of_ss(&mut self) {
+    fn shadows_next(&self) -> bool {
         let loads = matches!(self.instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Pop);
-        if loads && self.instruction.op0_register() == Register::SS {
-            self.processor.shadow();
-        }
+        loads && self.instruction.op0_register() == Register::SS
     }
 }
 

@@ -109,7 +109,7 @@ impl DescriptorCache {
 }
 
 impl Segmentation {
-    /// The linear address of the `bytes` (1, 2, 4 or 8) at `offset`, which is not above 4 GiB outside of 64-bit mode.
+    /// The linear address of the `bytes` (at least 1) at `offset`, which is not above 4 GiB outside of 64-bit mode.
     ///
     /// # Errors
     /// The access is not allowed. The manuals leave to processors whether a page fault or #AC comes first (SDM vol. 3, section 6.9):
@@ -132,9 +132,21 @@ impl Segmentation {
         match self.segment {
             Segment::Ss if !is_allowed => Err(SegmentFault::Stack),
             _ if !is_allowed => Err(SegmentFault::GeneralProtection),
-            _ if self.checks_alignment && linear & (bytes - 1) != 0 => Err(SegmentFault::Alignment),
+            _ if self.checks_alignment && linear & (alignment(bytes) - 1) != 0 => Err(SegmentFault::Alignment),
             _ => Ok(Gva::new(linear)),
         }
+    }
+}
+
+/// How an operand of so many bytes has to be aligned (Intel SDM vol. 3, table 6-7): far pointers and the x87's environments by their
+/// parts, its real numbers of 80 bits by 8. SSE's operands are checked by their instructions.
+const fn alignment(bytes: u64) -> u64 {
+    match bytes {
+        1 | 2 | 4 | 8 => bytes,
+        10 => 8,
+        14 | 94 => 2,
+        6 | 28 | 108 => 4,
+        _ => 1,
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Known {
     pub(crate) is_writable: bool,
 }
 
-/// So many effects of one instruction are kept: those of PUSHA on the APIC's page. Others are lost.
+/// So many effects of one instruction are kept. More registers of the APIC only ENTER can write at once, whose others are lost.
 const EFFECTS: usize = 8;
 
 /// What one vCPU's instruction accesses.
@@ -171,6 +171,13 @@ impl<T: Types> emul::Memory for AddressSpace<'_, T> {
             self.read_piece(gpa, &mut bytes[start..end])?;
         }
         self.watch.read(at, bytes.len());
+        Ok(())
+    }
+
+    fn fetch(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Trouble> {
+        for (gpa, start, end) in self.pieces(at, bytes.len(), AccessKind::Fetch, SetAccessedDirty::Yes)?.into_iter().flatten() {
+            operand::load(self.memory, gpa, &mut bytes[start..end])?;
+        }
         Ok(())
     }
 

@@ -26,6 +26,8 @@ pub struct Context<S> {
     pub(crate) msrs: Msrs,
     /// How often in a row page faults had a table given up as such, to be written by an instruction that is not emulated.
     pub(crate) given_up: u32,
+    /// How often in a row an instruction that accesses no memory itself was left to the processor again.
+    pub(crate) tried_again: u32,
     /// It was said that the guest asks for long mode and is refused.
     pub(crate) told_of_long_mode: bool,
     /// So many NMIs wait to be delivered.
@@ -75,6 +77,7 @@ impl<S: Copy> Context<S> {
             apic: LocalApic::new(index as u32, posted),
             msrs: Msrs::new(features.maxphyaddr),
             given_up: 0,
+            tried_again: 0,
             told_of_long_mode: false,
             nmis: 0,
             ext_int: false,
@@ -97,6 +100,7 @@ impl<S: Copy> Context<S> {
             apic,
             msrs,
             given_up,
+            tried_again,
             told_of_long_mode,
             nmis,
             ext_int,
@@ -106,7 +110,7 @@ impl<S: Copy> Context<S> {
         (*code, *memo) = (FetchCache::new(), Memo::new());
         *activity = Activity::AwaitingSipi;
         (*apic, *msrs) = (LocalApic::new(*index as u32, posted), Msrs::new(features.maxphyaddr));
-        (*given_up, *told_of_long_mode, *nmis, *ext_int) = (0, false, 0, false);
+        (*given_up, *tried_again, *told_of_long_mode, *nmis, *ext_int) = (0, 0, false, 0, false);
     }
 
     /// The boot vCPU has something to do, after a reset for which [all have left](Vm::all_have_left) their guests.

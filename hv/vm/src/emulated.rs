@@ -11,6 +11,7 @@ use arch::msr::DEBUGCTL_BTF;
 use arch::{DR6_BS, RFLAGS_TF};
 use core::ops::ControlFlow;
 use emul::{InstructionName, Registers};
+use x86::irq::DOUBLE_FAULT_VECTOR;
 
 /// So many instructions are carried out before the host's interrupts are looked at.
 const BATCH: usize = 64;
@@ -20,6 +21,7 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn emulate(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         for _ in 0..BATCH {
             let steps = vcpu.rflags() & RFLAGS_TF != 0 && !vcpu.injecting() && self.steps_over_next(vcpu);
+            let delivered = vcpu.injected_exception();
             let mut space = self.address_space(vcpu);
             let emulated = vcpu.emulate(&mut space);
             let (outcome, hits) = (space.outcome, space.watch.hits);
@@ -42,7 +44,10 @@ impl<T: Types> ExitHandler<'_, T> {
                 Ok(Emulated::Exit { exit, next }) => self.emulated_exit(vcpu, exit, next, host),
                 Ok(Emulated::Unable(why)) => Flow::Stop(Stop::Unhandled(why)),
                 Ok(Emulated::Unknown) => self.unknown(vcpu),
-                Err(trouble) => trouble.tell(vcpu),
+                Err(trouble) => match delivered {
+                    Some(vector) => Self::fault_in_delivery(vcpu, vector),
+                    None => trouble.tell(vcpu),
+                },
             };
             if flow != Flow::Resume {
                 return flow;
@@ -56,6 +61,15 @@ impl<T: Types> ExitHandler<'_, T> {
         let bitness = Self::bitness(vcpu);
         vcpu.debugctl() & DEBUGCTL_BTF == 0
             || self.fetch(vcpu, bitness).is_ok_and(|fetched| step_over_branch(vcpu, fetched.bytes(), bitness) != 0)
+    }
+
+    /// The delivery of exception `vector` has met another fault: #DF, and behind that a shutdown (Intel SDM vol. 3, table 6-5).
+    fn fault_in_delivery(vcpu: &mut T::Vcpu, vector: u8) -> Flow {
+        if vector == DOUBLE_FAULT_VECTOR {
+            return Flow::Stop(Stop::TripleFault);
+        }
+        vcpu.inject(Event::DOUBLE_FAULT);
+        Flow::Resume
     }
 
     /// The VM ends, by the name of the instruction.

@@ -3,7 +3,7 @@
 use crate::segments::segmentation;
 use crate::task_switch::LoadedSegment;
 use crate::vcpu::{ControlRegisters, Vcpu};
-use emul::interpreter::{Area, Controls, Processor, Table, TableRegister, VectorInstruction};
+use emul::interpreter::{Area, Controls, Processor, Shadow, Table, TableRegister, VectorInstruction};
 use emul::segmentation::{DescriptorCache, Segmentation};
 use emul::{Bitness, Gpr, Registers, Segment, SegmentRegister};
 
@@ -36,8 +36,8 @@ impl<V: Vcpu> Processor for Interpreted<'_, V> {
         self.0.resume_at(rip);
     }
 
-    fn shadow(&mut self) {
-        self.0.begin_interrupt_shadow();
+    fn shadow(&mut self, shadow: Shadow) {
+        self.0.begin_interrupt_shadow(shadow);
     }
 
     fn selector(&self, segment: Segment) -> u16 {

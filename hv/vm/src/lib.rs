@@ -23,7 +23,7 @@
 //! # use std::collections::VecDeque;
 //! # use vm::{ControlRegisters, DebugRegisters, DescriptorCache, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
 //! # use vm::{LoadedSegment, Segment, SegmentRegister, SegmentState, Start, StateMsr, Stay, TaskState, Turn, Vcpu};
-//! # use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
+//! # use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
 //! # use walk::{HandleMem, PhysMem};
 //! # #[derive(Default)]
 //! # struct Console(String);
@@ -73,7 +73,7 @@
 //! #     fn gdt(&self) -> (u64, u32) { (0, 0) }
 //! #     fn idt(&self) -> (u64, u32) { (0, 0) }
 //! #     fn task_register(&self) -> LoadedSegment { LoadedSegment::default() }
-//! #     fn local_table(&mut self) -> LoadedSegment { LoadedSegment::default() }
+//! #     fn local_table(&mut self) -> Option<(u64, u32)> { None }
 //! #     fn load_segment(&mut self, _: SegmentRegister, _: LoadedSegment) {}
 //! #     fn load_cr3(&mut self, _: u64, _: Option<[u64; 4]>) {}
 //! #     fn behind_task_switch(&self) -> Option<u64> { None }
@@ -91,7 +91,7 @@
 //! #     fn put(&mut self) {}
 //! #     fn stay(&self) -> Stay { Stay::default() }
 //! #     fn resume_at(&mut self, rip: u64) { self.rip = rip }
-//! #     fn begin_interrupt_shadow(&mut self) {}
+//! #     fn begin_interrupt_shadow(&mut self, _: Shadow) {}
 //! #     fn load_table(&mut self, _: Table, _: TableRegister) {}
 //! #     fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) -> u64 { 2 }
 //! #     fn next_rip(&self) -> Option<u64> { Some(self.rip + 2) }

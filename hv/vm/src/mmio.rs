@@ -19,9 +19,9 @@ use addr::Gva;
 use apic::Register;
 use arch::DR7_ENABLED;
 use core::ops::ControlFlow;
-use emul::interpreter::{self, StepResult, fault};
+use emul::interpreter::{self, Shadow, StepResult, fault};
 use emul::mmio::Plain;
-use emul::{Bitness, DecodeError, Gpr, InstructionName, Registers, Segment, SegmentRegister};
+use emul::{Bitness, DecodeError, InstructionName, Registers};
 use walk::Fetched;
 
 impl<T: Types> ExitHandler<'_, T> {
@@ -178,24 +178,36 @@ impl<T: Types> ExitHandler<'_, T> {
     ) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
         let branch = step_over_branch(vcpu, fetched.bytes(), bitness);
+        let tried_again = core::mem::take(&mut self.context.tried_again);
         let mut space = self.address_space(vcpu);
         let step = interpreter::step(&mut Interpreted(vcpu), &mut space, fetched.bytes(), bitness);
         let hits = space.watch.hits;
         *outcome = space.outcome;
+        if matches!(step, Ok(StepResult::Again | StepResult::Exit { .. })) {
+            self.context.tried_again = tried_again;
+        }
         match step? {
             StepResult::Done => end_of_interpreted(vcpu, hits | branch),
             StepResult::Iterated => between_iterations(vcpu, hits),
-            // Another vCPU has changed the instruction to one that exits by itself.
-            StepResult::Again | StepResult::Exit { .. } => {}
+            // Another vCPU has changed the instruction, or a descriptor table is where no memory is.
+            StepResult::Again | StepResult::Exit { .. } if self.tries_again() => {}
             StepResult::Fault(vector) => vcpu.inject(exception(vector)),
-            StepResult::LoadSegment { register, selector, also, next } => {
+            StepResult::LoadSegment { register, selector, also, shadows, next } => {
                 match self.load_by_selector(vcpu, register, selector) {
-                    Ok(()) => end_of_load(vcpu, register, also, next, hits),
+                    Ok(()) => {
+                        if let Some((gpr, value)) = also {
+                            vcpu.set_gpr(gpr, value);
+                        }
+                        retire_watched(vcpu, next, hits);
+                        if shadows && !vcpu.injecting() {
+                            vcpu.begin_interrupt_shadow(Shadow::MovSs);
+                        }
+                    }
                     Err(NotExecuted::Event(event)) => vcpu.inject(event),
                     Err(NotExecuted::Trouble(trouble)) => return Err(trouble),
                 }
             }
-            StepResult::Unknown | StepResult::System { .. } => {
+            _ => {
                 return Ok(Flow::Stop(Stop::NotEmulated(NotEmulated {
                     place,
                     name: InstructionName::new(fetched.bytes(), bitness),
@@ -203,6 +215,14 @@ impl<T: Types> ExitHandler<'_, T> {
             }
         }
         Ok(Flow::Resume)
+    }
+
+    /// Whether the processor is to have another look at an instruction that accesses no memory itself. It comes to an end only if other
+    /// vCPUs change it.
+    fn tries_again(&mut self) -> bool {
+        const MOST: u32 = 1000;
+        self.context.tried_again += 1;
+        self.context.tried_again < MOST
     }
 
     /// What an instruction accesses. The debug registers are those of now.
@@ -219,19 +239,6 @@ impl<T: Types> ExitHandler<'_, T> {
             watch: Watch::new(vcpu),
             outcome: Outcome::default(),
         }
-    }
-}
-
-/// Behind a load of a segment register. MOV SS and POP SS have an interrupt shadow behind them; LSS, which loads another general register
-/// than RSP's place on the stack, has none.
-fn end_of_load<V: Vcpu>(vcpu: &mut V, register: SegmentRegister, also: Option<(Gpr, u64)>, next: u64, hits: u64) {
-    if let Some((gpr, value)) = also {
-        vcpu.set_gpr(gpr, value);
-    }
-    retire_watched(vcpu, next, hits);
-    let is_lss = also.is_some_and(|(gpr, _)| gpr != Gpr::RSP);
-    if register == SegmentRegister::Segment(Segment::Ss) && !is_lss {
-        vcpu.begin_interrupt_shadow();
     }
 }
 

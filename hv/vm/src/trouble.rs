@@ -17,11 +17,11 @@ pub(crate) enum Trouble {
     Segment(SegmentFault),
     /// The guest's own code.
     Decode(DecodeError),
-    /// Other vCPUs have made it impossible in the midst of it.
-    HalfDone,
+    /// It can't be carried out, and why not.
+    Unable(&'static str),
 }
 
-/// What is said of [`Trouble::HalfDone`].
+/// Other vCPUs have made a switch of tasks impossible in the midst of it.
 pub(crate) const HALF_DONE: &str = "other vCPUs have changed page tables in the midst of a switch of tasks";
 
 impl From<Fault> for Trouble {
@@ -62,7 +62,7 @@ impl Trouble {
             Self::Decode(DecodeError::Truncated) => {
                 return Flow::Stop(Stop::Unhandled("the exiting instruction's bytes can't all be fetched"));
             }
-            Self::HalfDone => return Flow::Stop(Stop::Unhandled(HALF_DONE)),
+            Self::Unable(why) => return Flow::Stop(Stop::Unhandled(why)),
             Self::Fault(Fault::Unbacked(_)) => {
                 return Flow::Stop(Stop::Unhandled("the exiting instruction or its operand is not in memory"));
             }

@@ -6,7 +6,7 @@ use crate::task_switch::TaskState;
 use addr::Hpa;
 use arch::{DR7_GD, RFLAGS_RF, RFLAGS_TF};
 use core::fmt;
-use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
+use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
 use emul::segmentation::{DescriptorCache, SegmentFault};
 use emul::{Gpr, Known, Registers, Segment};
 use x86::irq::DEBUG_VECTOR;
@@ -237,8 +237,8 @@ pub trait Vcpu: Registers + Events + TaskState {
     fn faulted_in_walk(&self) -> bool {
         false
     }
-    /// The instruction at RIP is in an interrupt shadow from now on, as behind STI.
-    fn begin_interrupt_shadow(&mut self);
+    /// The instruction at RIP is in an interrupt shadow from now on. No event is on its way.
+    fn begin_interrupt_shadow(&mut self, shadow: Shadow);
     /// Loads GDTR or IDTR.
     fn load_table(&mut self, table: Table, register: TableRegister);
     /// Executes an instruction on the vCPU's x87, MMX and SSE registers, which are in the processor. Nothing that could raise an exception

@@ -22,10 +22,10 @@ impl<T: Translation> TaskState for SvmVcpu<T> {
         LoadedSegment { selector, base: base as u32, limit, attributes }
     }
 
-    fn local_table(&mut self) -> LoadedSegment {
+    fn local_table(&mut self) -> Option<(u64, u32)> {
         self.put_guest();
-        let SegmentField { selector, attributes, limit, base } = self.vmcb.save.ldtr;
-        LoadedSegment { selector, base: base as u32, limit, attributes }
+        let SegmentField { attributes, limit, base, .. } = self.vmcb.save.ldtr;
+        (attributes & LoadedSegment::PRESENT != 0).then_some((base, limit))
     }
 
     fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment) {

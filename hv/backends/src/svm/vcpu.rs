@@ -15,7 +15,7 @@ use addr::Hpa;
 use arch::EFER_SVME;
 use core::fmt;
 use core::num::NonZeroU16;
-use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
+use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
 use vm::{ControlRegisters, DescriptorCache, Exit, Gpr, Known, Registers, Segment, SegmentState, StateMsr, Stay, Vcpu};
 use walk::Controls;
 use x86::controlregs::cr2_write;
@@ -224,7 +224,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         self.vmcb.control.exit_info1 & GUEST_TABLE != 0
     }
 
-    fn begin_interrupt_shadow(&mut self) {
+    fn begin_interrupt_shadow(&mut self, _: Shadow) {
         self.vmcb.control.interrupt_state = vmcb::INTERRUPT_SHADOW;
     }
 

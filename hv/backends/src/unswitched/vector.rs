@@ -27,6 +27,22 @@ unsafe extern "C" fn x87() {
     )
 }
 
+/// The same with a prefix for 16-bit operands.
+#[unsafe(naked)]
+unsafe extern "C" fn x87_short() {
+    naked_asm!(
+        ".set opcode, 0xd8",
+        ".rept 8",
+        ".set modrm, 7",
+        ".rept 8",
+        ".byte 0x66, opcode, modrm, 0xc3",
+        ".set modrm, modrm + 8",
+        ".endr",
+        ".set opcode, opcode + 1",
+        ".endr",
+    )
+}
+
 /// The same of x87 instructions on registers, for each ModRM from C0h on.
 #[unsafe(naked)]
 unsafe extern "C" fn x87_registers() {
@@ -89,16 +105,37 @@ pieces! {
 pieces! {
     /// Those without a register.
     others,
-    "emms" "stmxcsr [rdi]" "ldmxcsr [rdi]" "fxsave [rdi]" "fxrstor [rdi]"
+    "emms" "stmxcsr [rdi]" "ldmxcsr [rdi]" "fxsave [rdi]" "fxrstor [rdi]" "fxsave64 [rdi]" "fxrstor64 [rdi]"
 }
 
 /// Executes `instruction` on the registers of the vCPU that is loaded. `area` is its memory operand, `rflags` are its flags; those
 /// behind it.
 pub(crate) fn execute(instruction: VectorInstruction, area: &mut Area, rflags: u64) -> u64 {
+    let rflags = call(instruction, area, rflags);
+    if let VectorInstruction::X87 { .. } | VectorInstruction::X87Registers { .. } = instruction {
+        forget_addresses();
+    }
+    rflags
+}
+
+/// The x87 keeps where its last instruction and operand were: here, in the hypervisor, which is not the guest's to know.
+fn forget_addresses() {
+    const FNSTENV: VectorInstruction = VectorInstruction::X87 { opcode: 1, extension: 6, short: false };
+    const FLDENV: VectorInstruction = VectorInstruction::X87 { opcode: 1, extension: 4, short: false };
+    /// FIP, FCS, FOP, FDP and FDS in the environment (Intel SDM vol. 1, figure 8-9).
+    const ADDRESSES: core::ops::Range<usize> = 12..28;
+    let mut environment = Area::new();
+    call(FNSTENV, &mut environment, 0);
+    environment.0[ADDRESSES].fill(0);
+    call(FLDENV, &mut environment, 0);
+}
+
+fn call(instruction: VectorInstruction, area: &mut Area, rflags: u64) -> u64 {
     let at = |function: unsafe extern "C" fn(), offset: usize| function as usize + offset;
     let piece = match instruction {
-        VectorInstruction::X87 { opcode, extension } => {
-            at(x87, usize::from((opcode & 7) << 3 | extension & 7) * X87_PIECE)
+        VectorInstruction::X87 { opcode, extension, short } => {
+            let function = if short { x87_short } else { x87 };
+            at(function, usize::from((opcode & 7) << 3 | extension & 7) * X87_PIECE)
         }
         VectorInstruction::StoreMmx(number) => at(store_mmx, usize::from(number & 7) * PIECE),
         VectorInstruction::LoadMmx(number) => at(load_mmx, usize::from(number & 7) * PIECE),
@@ -110,8 +147,10 @@ pub(crate) fn execute(instruction: VectorInstruction, area: &mut Area, rflags: u
         VectorInstruction::Emms => at(others, 0),
         VectorInstruction::Stmxcsr => at(others, PIECE),
         VectorInstruction::Ldmxcsr => at(others, 2 * PIECE),
-        VectorInstruction::Fxsave => at(others, 3 * PIECE),
-        VectorInstruction::Fxrstor => at(others, 4 * PIECE),
+        VectorInstruction::Fxsave { wide: false } => at(others, 3 * PIECE),
+        VectorInstruction::Fxrstor { wide: false } => at(others, 4 * PIECE),
+        VectorInstruction::Fxsave { wide: true } => at(others, 5 * PIECE),
+        VectorInstruction::Fxrstor { wide: true } => at(others, 6 * PIECE),
     };
     // Those of the hypervisor but for the arithmetic ones: interrupts are off, and DF is clear.
     let mut flags = RFLAGS_FIXED | rflags & ARITHMETIC;

@@ -90,8 +90,8 @@ impl<T: Translation> VmxVcpu<T> {
         let at = addr::Gva::new(self.segment_base(Segment::Cs).wrapping_add(self.rip()) & 0xffff_ffff);
         let in_page = (addr::PAGE_SIZE - at.page_offset()) as usize;
         let (first, second) = code.split_at_mut(in_page.min(MAX_INSTRUCTION));
-        memory.read(at, first)?;
-        let len = match second.is_empty() || memory.read(at.wrapping_add(first.len() as u64), second).is_ok() {
+        memory.fetch(at, first)?;
+        let len = match second.is_empty() || memory.fetch(at.wrapping_add(first.len() as u64), second).is_ok() {
             true => MAX_INSTRUCTION,
             false => first.len(),
         };

@@ -40,13 +40,9 @@ impl<T: Translation> TaskState for VmxVcpu<T> {
         }
     }
 
-    fn local_table(&mut self) -> LoadedSegment {
-        LoadedSegment {
-            selector: self.vmcs.read(guest::LDTR_SELECTOR) as u16,
-            base: self.vmcs.read(guest::LDTR_BASE) as u32,
-            limit: self.vmcs.read(guest::LDTR_LIMIT) as u32,
-            attributes: attributes(self.vmcs.read(guest::LDTR_ACCESS_RIGHTS)),
-        }
+    fn local_table(&mut self) -> Option<(u64, u32)> {
+        let is_usable = self.vmcs.read(guest::LDTR_ACCESS_RIGHTS) & UNUSABLE == 0;
+        is_usable.then(|| (self.vmcs.read(guest::LDTR_BASE), self.vmcs.read(guest::LDTR_LIMIT) as u32))
     }
 
     fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment) {

@@ -24,7 +24,7 @@ use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
 use emul::Memory;
-use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
+use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
 use emul::segmentation::SegmentFault;
 use vm::cpuid::Leaf;
 use vm::{
@@ -390,9 +390,16 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         reason::is_walk(self.vmcs.read(ro::EXIT_QUALIFICATION))
     }
 
-    fn begin_interrupt_shadow(&mut self) {
-        const BLOCKING_BY_STI: u64 = 1;
-        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, BLOCKING_BY_STI);
+    /// Entries want no blocking by STI while RFLAGS.IF is clear, and none of both kinds (Intel SDM vol. 3, section 27.3.1.5).
+    fn begin_interrupt_shadow(&mut self, shadow: Shadow) {
+        const BLOCKING_BY_STI: u64 = 1 << 0;
+        const BLOCKING_BY_MOV_SS: u64 = 1 << 1;
+        let blocking = match shadow {
+            Shadow::Sti => BLOCKING_BY_STI,
+            Shadow::MovSs => BLOCKING_BY_MOV_SS,
+        };
+        let others = self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & !INTERRUPT_SHADOW;
+        self.vmcs.write(guest::INTERRUPTIBILITY_STATE, others | blocking);
     }
 
     fn load_table(&mut self, table: Table, register: TableRegister) {

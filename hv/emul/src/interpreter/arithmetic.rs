@@ -1,8 +1,7 @@
 //! Arithmetic on registers, and all of it that has no [`mmio`](crate::mmio) form.
 
-use super::data::ARITHMETIC;
 use super::{DONE, Done, Execution, StepResult, fault};
-use crate::mmio::alu::{self, AF, Binary, Bit, CF, OF, Shift, Unary, ZF, flag, of_result};
+use crate::mmio::alu::{self, AF, ARITHMETIC, Binary, Bit, CF, OF, Shift, Unary, ZF, flag, of_result};
 use crate::segmentation::{Kind, SegmentFault};
 use crate::{Gpr, Width};
 use iced_x86::Mnemonic;

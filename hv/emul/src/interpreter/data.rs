@@ -1,9 +1,8 @@
 //! Moves, conversions and flags.
 
-use super::operand::Place;
 use super::{DONE, Done, Execution, StepResult, fault};
 use crate::memory;
-use crate::mmio::alu::{AF, CF, OF, PF, SF, ZF, holds};
+use crate::mmio::alu::{AF, CF, PF, SF, ZF, holds};
 use crate::segmentation::{Kind, SegmentFault};
 use crate::{Address, Gpr, Width};
 use arch::{RFLAGS_DF, RFLAGS_IF};
@@ -185,13 +184,3 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
 const fn swapped(width: Width, value: u64) -> u64 {
     value.swap_bytes() >> (64 - width.bits())
 }
-
-impl Place {
-    /// Whether it is in memory.
-    pub(super) const fn is_memory(self) -> bool {
-        matches!(self, Self::Memory(_))
-    }
-}
-
-/// The flags of which arithmetic tells the result.
-pub(super) const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;

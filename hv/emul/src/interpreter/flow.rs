@@ -1,7 +1,7 @@
 //! Jumps, calls, returns and interrupts.
 
 use super::stack::{INTERRUPT_CLEARS, Stack};
-use super::{Done, Execution, Processor, StepResult, Table, fault};
+use super::{Done, Execution, Processor, Shadow, StepResult, Table, fault};
 use crate::memory::{self, Memory};
 use crate::mmio::alu::{ZF, holds};
 use crate::registers::Operand;
@@ -59,16 +59,14 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
                 true
             }
             Mnemonic::Sti => self.sti(),
-            _ => self.branch(),
+            _ => return Ok(self.branch()),
         };
         Ok(known.then_some(StepResult::Done))
     }
 
-    /// A target beyond the end of the code segment is a fault of the instruction that goes there.
+    /// A target beyond the end of the code segment is a fault of the instruction that goes there. A far one is of real mode, where
+    /// the limit stays.
     fn is_code(&mut self, target: &Target) -> bool {
-        if target.selector.is_some() {
-            return true;
-        }
         let segmentation = self.processor.segmentation(Segment::Cs, self.bitness);
         segmentation.check(target.offset, 1, Kind::Read).is_ok() || self.is_execute_only(target.offset)
     }
@@ -165,7 +163,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         self.processor.set_rflags(rflags | RFLAGS_IF);
         self.processor.jump(self.next);
         if rflags & RFLAGS_IF == 0 {
-            self.processor.shadow();
+            self.processor.shadow(Shadow::Sti);
         }
         true
     }
@@ -175,27 +173,41 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
     }
 
     /// Jcc, LOOPcc and JCXZ.
-    fn branch(&mut self) -> bool {
-        let Some(offset) = self.near_target() else { return false };
+    fn branch(&mut self) -> Option<StepResult> {
+        let offset = self.near_target()?;
         let rflags = self.processor.rflags();
         let zero = rflags & ZF != 0;
-        let taken = match self.instruction.mnemonic() {
-            Mnemonic::Loop => self.count_down(),
-            Mnemonic::Loope => self.count_down() && zero,
-            Mnemonic::Loopne => self.count_down() && !zero,
-            Mnemonic::Jcxz => self.processor.gpr(Gpr::RCX) & 0xffff == 0,
-            Mnemonic::Jecxz => self.processor.gpr(Gpr::RCX) & 0xffff_ffff == 0,
+        let (mnemonic, rcx) = (self.instruction.mnemonic(), self.processor.gpr(Gpr::RCX));
+        let taken = match mnemonic {
+            Mnemonic::Loop => self.counted_down() != 0,
+            Mnemonic::Loope => self.counted_down() != 0 && zero,
+            Mnemonic::Loopne => self.counted_down() != 0 && !zero,
+            Mnemonic::Jcxz => rcx & 0xffff == 0,
+            Mnemonic::Jecxz => rcx & 0xffff_ffff == 0,
             _ => match self.instruction.condition_code() {
-                ConditionCode::None => return false,
+                ConditionCode::None => return None,
                 condition => holds(condition, rflags),
             },
         };
+        if taken && !self.is_code(&Target { selector: None, offset }) {
+            return Some(StepResult::Fault(fault::GENERAL_PROTECTION));
+        }
+        if matches!(mnemonic, Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne) {
+            let left = self.counted_down();
+            self.set_gpr(Gpr::RCX, self.counter_width(), left);
+        }
         self.processor.jump(if taken { offset } else { self.next });
-        true
+        Some(StepResult::Done)
     }
 
-    /// Decrements the counter of LOOP, CX or ECX. Whether it is not zero then.
-    fn count_down(&mut self) -> bool {
+    /// What LOOP's counter is then.
+    fn counted_down(&self) -> u64 {
+        let width = self.counter_width();
+        self.gpr(Gpr::RCX, width).wrapping_sub(1) & width.mask()
+    }
+
+    /// The counter of LOOP is CX or ECX.
+    fn counter_width(&self) -> Width {
         let small = matches!(
             self.instruction.code(),
             Code::Loop_rel8_16_CX
@@ -205,10 +217,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
                 | Code::Loopne_rel8_16_CX
                 | Code::Loopne_rel8_32_CX
         );
-        let width = if small { Width::Word } else { Width::Dword };
-        let left = self.gpr(Gpr::RCX, width).wrapping_sub(1) & width.mask();
-        self.set_gpr(Gpr::RCX, width, left);
-        left != 0
+        if small { Width::Word } else { Width::Dword }
     }
 
     /// The target of a near branch. [`crate::decode`] decodes as if the instruction were at address 0, so RIP is added.

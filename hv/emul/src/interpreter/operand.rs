@@ -16,6 +16,13 @@ pub(super) enum Place {
     Immediate(u64),
 }
 
+impl Place {
+    /// Whether it is in memory.
+    pub(super) const fn is_memory(self) -> bool {
+        matches!(self, Self::Memory(_))
+    }
+}
+
 impl<E: From<SegmentFault>> Execution<'_, E> {
     /// Operand `n`, of which the instruction does `kind`. None of a register that is not general.
     pub(super) fn place(&mut self, n: u32, kind: Kind) -> Result<Option<Place>, E> {

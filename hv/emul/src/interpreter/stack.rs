@@ -239,7 +239,9 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         }
         stack.drop(bytes.wrapping_neg());
         stack.prepare_push(self.memory, Width::Byte)?;
-        self.set_gpr(Gpr::RBP, width, frame);
+        // Of a 16-bit stack, too, all of the register is the frame pointer.
+        let pointer = Operand::new(Gpr::RSP).changed(self.processor, stack.size, frame);
+        self.set_gpr(Gpr::RBP, width, pointer);
         stack.commit(self.processor);
         Ok(DONE)
     }

@@ -5,6 +5,7 @@ use crate::memory;
 use crate::registers::Operand;
 use crate::segmentation::{Kind, SegmentFault};
 use crate::{Bitness, Segment, SegmentRegister, Width};
+use arch::CR4_UMIP;
 use iced_x86::{Code, Mnemonic};
 
 impl<E: From<SegmentFault>> Execution<'_, E> {
@@ -48,7 +49,13 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
     fn load_system(&mut self, register: SegmentRegister) -> Done<E> {
         let Some(from) = self.place(0, Kind::Read)? else { return Ok(None) };
         let selector = self.get(from, Width::Word)? as u16;
-        Ok(Some(StepResult::LoadSegment { register, selector, also: None, next: self.next }))
+        Ok(Some(StepResult::LoadSegment {
+            register,
+            selector,
+            also: None,
+            shadows: false,
+            next: self.next,
+        }))
     }
 
     /// MOV to and from segment registers.
@@ -101,7 +108,16 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         Ok(DONE)
     }
 
+    /// UMIP keeps user programs from SGDT, SIDT and SMSW (Intel SDM vol. 3, section 2.5).
+    fn is_prevented(&self) -> bool {
+        let Controls { cr4, cpl, .. } = self.processor.controls();
+        !self.is_real && cpl != 0 && cr4 & CR4_UMIP != 0
+    }
+
     fn store_table(&mut self, table: Table) -> Done<E> {
+        if self.is_prevented() {
+            return Ok(Some(StepResult::Fault(fault::GENERAL_PROTECTION)));
+        }
         let length = self.table_bytes();
         let Some(at) = self.linear(length as u64, Kind::Write)? else { return Ok(None) };
         let register = self.processor.table(table);
@@ -114,6 +130,9 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
 
     /// SMSW to memory.
     fn store_status_word(&mut self) -> Done<E> {
+        if self.is_prevented() {
+            return Ok(Some(StepResult::Fault(fault::GENERAL_PROTECTION)));
+        }
         let Some(at) = self.linear(2, Kind::Write)? else { return Ok(None) };
         let Controls { cr0, .. } = self.processor.controls();
         memory::write(self.memory, at, Width::Word, cr0)?;

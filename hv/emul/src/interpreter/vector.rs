@@ -9,8 +9,8 @@ use crate::registers::Operand;
 use crate::segmentation::{Kind, SegmentFault};
 use crate::{Bitness, Gpr, Width};
 use addr::Gva;
-use arch::{CR0_EM, CR0_TS, CR4_OSFXSR};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use arch::{CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR};
+use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
 
 /// An instruction on x87, MMX or SSE registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum VectorInstruction {
         opcode: u8,
         /// The number in ModRM, 0 to 7.
         extension: u8,
+        /// There is a prefix for 16-bit operands: FNSTENV, FLDENV, FNSAVE and FRSTOR have a shorter operand then.
+        short: bool,
     },
     /// An x87 instruction on registers, other than FNSTSW AX. FCMOVcc reads arithmetic flags, and FCOMI and its like write them.
     X87Registers {
@@ -43,10 +45,16 @@ pub enum VectorInstruction {
     Stmxcsr,
     /// LDMXCSR of a valid value.
     Ldmxcsr,
-    /// FXSAVE.
-    Fxsave,
-    /// FXRSTOR of a valid MXCSR.
-    Fxrstor,
+    /// FXSAVE, or FXSAVE64.
+    Fxsave {
+        /// With REX.W.
+        wide: bool,
+    },
+    /// FXRSTOR, or FXRSTOR64, of a valid MXCSR.
+    Fxrstor {
+        /// With REX.W.
+        wide: bool,
+    },
 }
 
 /// The memory operand of a [`VectorInstruction`].
@@ -68,11 +76,15 @@ impl Default for Area {
 }
 
 /// FNSTSW to memory.
-const FNSTSW: VectorInstruction = VectorInstruction::X87 { opcode: 5, extension: 7 };
+const FNSTSW: VectorInstruction = VectorInstruction::X87 { opcode: 5, extension: 7, short: false };
+/// FNSTCW.
+const FNSTCW: VectorInstruction = VectorInstruction::X87 { opcode: 1, extension: 7, short: false };
 /// In FSW: an exception that is not masked waits for the next instruction that looks for one.
 const EXCEPTION_SUMMARY: u8 = 1 << 7;
 /// The bits of MXCSR that exist on every processor with SSE2.
 const MXCSR_DEFINED: u32 = 0xffff;
+/// So many bytes of its area FXSAVE writes.
+const FXSAVE_WRITES: usize = 464;
 /// Where FXSAVE's area has MXCSR.
 const MXCSR_AT: usize = 24;
 
@@ -93,16 +105,22 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         if let Some((opcode, modrm)) = x87_encoding(self.code, self.bitness) {
             return self.x87(match modrm >> 6 {
                 3 => VectorInstruction::X87Registers { opcode: opcode & 7, modrm },
-                _ => VectorInstruction::X87 { opcode: opcode & 7, extension: modrm >> 3 & 7 },
+                _ => VectorInstruction::X87 {
+                    opcode: opcode & 7,
+                    extension: modrm >> 3 & 7,
+                    short: matches!(self.instruction.memory_size(), MemorySize::FpuEnv14 | MemorySize::FpuState94),
+                },
             });
         }
         match self.instruction.mnemonic() {
             Mnemonic::Wait => self.x87(FNSTSW),
-            Mnemonic::Emms => self.without_operand(VectorInstruction::Emms),
+            Mnemonic::Emms => self.end_mmx(),
             Mnemonic::Stmxcsr => self.store(VectorInstruction::Stmxcsr, 4),
             Mnemonic::Ldmxcsr => self.load_state(VectorInstruction::Ldmxcsr, 4, 0),
-            Mnemonic::Fxsave | Mnemonic::Fxsave64 => self.store(VectorInstruction::Fxsave, 512),
-            Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => self.load_state(VectorInstruction::Fxrstor, 512, MXCSR_AT),
+            Mnemonic::Fxsave => self.store(VectorInstruction::Fxsave { wide: false }, 512),
+            Mnemonic::Fxsave64 => self.store(VectorInstruction::Fxsave { wide: true }, 512),
+            Mnemonic::Fxrstor => self.load_state(VectorInstruction::Fxrstor { wide: false }, 512, MXCSR_AT),
+            Mnemonic::Fxrstor64 => self.load_state(VectorInstruction::Fxrstor { wide: true }, 512, MXCSR_AT),
             _ => match move_of(&self.instruction) {
                 Some(wanted) => self.move_vector(wanted),
                 None => Ok(None),
@@ -123,6 +141,13 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         }
     }
 
+    /// WAIT looks at TS if MP is set, and not at EM.
+    fn refused_wait(&self) -> Option<StepResult> {
+        let Controls { cr0, .. } = self.processor.controls();
+        let is_refused = cr0 & (CR0_TS | CR0_MP) == CR0_TS | CR0_MP;
+        is_refused.then_some(StepResult::Fault(fault::DEVICE_NOT_AVAILABLE))
+    }
+
     /// An exception of an earlier x87 instruction. It must not come to the hypervisor, in whose place the instruction is executed.
     fn exception_waits(&mut self) -> bool {
         let mut area = Area::new();
@@ -130,11 +155,26 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         area.0[0] & EXCEPTION_SUMMARY != 0
     }
 
+    /// Whether the last instruction has stored its result: not with an exception that is not masked, but for that of precision (Intel SDM
+    /// vol. 1, section 8.5).
+    fn has_stored(&mut self) -> bool {
+        const EXCEPTIONS: u8 = 0x3f;
+        const PRECISION: u8 = 1 << 5;
+        let (mut status, mut control) = (Area::new(), Area::new());
+        self.processor.execute_vector(FNSTSW, &mut status);
+        self.processor.execute_vector(FNSTCW, &mut control);
+        status.0[0] & !control.0[0] & EXCEPTIONS & !PRECISION == 0
+    }
+
     fn x87(&mut self, instruction: VectorInstruction) -> Done<E> {
-        if let Some(refused) = self.refused(true, false) {
-            return Ok(Some(refused));
-        }
         let mnemonic = self.instruction.mnemonic();
+        let refused = match mnemonic {
+            Mnemonic::Wait => self.refused_wait(),
+            _ => self.refused(true, false),
+        };
+        if refused.is_some() {
+            return Ok(refused);
+        }
         let waits = !matches!(
             mnemonic,
             Mnemonic::Fninit
@@ -168,8 +208,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         let Some(at) = self.prepared(bytes, false)? else { return Ok(None) };
         let mut area = Area::new();
         self.processor.execute_vector(instruction, &mut area);
-        // With an exception that is not masked, the result is not stored (Intel SDM vol. 1, section 8.5).
-        if !waits || !self.exception_waits() {
+        if !waits || self.has_stored() {
             self.memory.write(at, &area.0[..bytes])?;
         }
         Ok(DONE)
@@ -179,6 +218,16 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         let rflags = self.processor.execute_vector(instruction, &mut Area::new());
         self.processor.set_rflags(rflags);
         Ok(DONE)
+    }
+
+    fn end_mmx(&mut self) -> Done<E> {
+        if let Some(refused) = self.refused(false, false) {
+            return Ok(Some(refused));
+        }
+        if self.exception_waits() {
+            return Ok(Some(StepResult::Fault(fault::FLOATING_POINT)));
+        }
+        self.without_operand(VectorInstruction::Emms)
     }
 
     /// Where `bytes` are to be written; a fault comes before a register changes.
@@ -211,7 +260,8 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         let Some(at) = self.prepared(bytes, bytes == 512)? else { return Ok(None) };
         let mut area = Area::new();
         self.processor.execute_vector(instruction, &mut area);
-        self.memory.write(at, &area.0[..bytes])?;
+        // What is behind is for software (Intel SDM vol. 1, section 10.5.1).
+        self.memory.write(at, &area.0[..bytes.min(FXSAVE_WRITES)])?;
         Ok(DONE)
     }
 

@@ -7,7 +7,7 @@ pub(crate) use arch::{
     RFLAGS_AF as AF, RFLAGS_CF as CF, RFLAGS_OF as OF, RFLAGS_PF as PF, RFLAGS_SF as SF, RFLAGS_ZF as ZF,
 };
 
-const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
+pub(crate) const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 
 /// Instructions with two operands. CMP and TEST keep only the flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

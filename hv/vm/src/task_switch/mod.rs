@@ -41,8 +41,8 @@ pub trait TaskState {
     fn idt(&self) -> (u64, u32);
     /// The task register.
     fn task_register(&self) -> LoadedSegment;
-    /// LDTR.
-    fn local_table(&mut self) -> LoadedSegment;
+    /// Where the LDT is, and the offset of its last byte; none if there is none.
+    fn local_table(&mut self) -> Option<(u64, u32)>;
     /// Loads a segment register. The DPL of SS is the CPL.
     fn load_segment(&mut self, register: SegmentRegister, segment: LoadedSegment);
     /// Loads CR3 of a vCPU with nested paging, and the PDPTEs if its paging is PAE's. The caller has checked them.
@@ -177,7 +177,7 @@ impl<T: Types> ExitHandler<'_, T> {
         {
             return Err(Fault::Contended.into());
         }
-        changes.write(&tables).map_err(|_| Trouble::HalfDone)?;
+        changes.write(&tables).map_err(|_| Trouble::Unable(HALF_DONE))?;
         Ok(Incoming { register, format, state: format.load(&image) })
     }
 
@@ -533,7 +533,7 @@ fn raise<V: Vcpu>(vcpu: &mut V, fault: NotExecuted, delivered: Option<u8>) -> Fl
             vcpu.set_cr2(address.raw());
             Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))
         }
-        NotExecuted::Trouble(Trouble::HalfDone) => return Flow::Stop(Stop::Unhandled(HALF_DONE)),
+        NotExecuted::Trouble(Trouble::Unable(HALF_DONE)) => return Flow::Stop(Stop::Unhandled(HALF_DONE)),
         NotExecuted::Trouble(Trouble::Fault(Fault::Contended)) => {
             return Flow::Stop(Stop::Unhandled("other vCPUs keep changing what a switch of tasks writes"));
         }

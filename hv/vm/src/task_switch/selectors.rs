@@ -4,11 +4,14 @@ use super::descriptor::{Descriptor, LoadedSegment};
 use super::{ExitHandler, IN_LDT, INDEX, TaskState};
 use crate::exit::{Event, Exception};
 use crate::system::NotExecuted;
+use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::Vcpu;
 use arch::EFER_LMA;
 use emul::{Bitness, Segment, SegmentRegister};
 use x86::irq::{GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, SEGMENT_NOT_PRESENT_VECTOR};
+
+const HIGH_BASE: &str = "LLDT or LTR from a device, of a segment above 4 GiB";
 
 fn error(vector: u8, selector: u16) -> NotExecuted {
     Event::Exception(Exception::new(vector, Some(u32::from(selector & !3)))).into()
@@ -52,13 +55,7 @@ impl<T: Types> ExitHandler<'_, T> {
             return if is_allowed { Ok(LoadedSegment::unloaded(register, selector, cpl)) } else { Err(refused(0)) };
         }
         let table = match selector & IN_LDT != 0 {
-            true => {
-                let ldt = vcpu.local_table();
-                if !ldt.is_usable() {
-                    return Err(refused(selector));
-                }
-                (ldt.base.into(), ldt.limit)
-            }
+            true => vcpu.local_table().ok_or(refused(selector))?,
             false => vcpu.gdt(),
         };
         let tables = self.tables(vcpu);
@@ -75,7 +72,7 @@ impl<T: Types> ExitHandler<'_, T> {
         Ok(descriptor.loaded(selector, type_byte))
     }
 
-    /// An LDT or a TSS, whose descriptor is 16 bytes long in long mode. The part of it that has the base's upper half has to be zero.
+    /// An LDT or a TSS, whose descriptor is 16 bytes long in long mode.
     fn system_segment(
         &mut self,
         vcpu: &mut T::Vcpu,
@@ -89,9 +86,11 @@ impl<T: Types> ExitHandler<'_, T> {
         let tables = self.tables(vcpu);
         let Some((at, descriptor)) = tables.descriptor(vcpu.gdt(), selector)? else { return Err(refused(selector)) };
         if is_long {
-            match tables.descriptor(vcpu.gdt(), selector.wrapping_add(8))? {
+            let upper = selector.checked_add(8).map(|upper| tables.descriptor(vcpu.gdt(), upper)).transpose()?;
+            match upper.flatten() {
                 Some((_, Descriptor(0))) => {}
-                _ => return Err(refused(selector)),
+                Some(_) => return Err(Trouble::Unable(HIGH_BASE).into()),
+                None => return Err(refused(selector)),
             }
         }
         let is_right = match register {

@@ -221,7 +221,8 @@ proptest! {
         let event = guest.vcpu.event;
         let flow = guest.handle(exit);
 
-        prop_assert!(has_gone_on_or_stayed(&state, guest.vcpu.rip));
+        // An instruction that is carried out on an address without memory may be a jump.
+        prop_assert!(matches!(exit, Exit::NestedFault(_)) || has_gone_on_or_stayed(&state, guest.vcpu.rip));
         // A trap comes behind the instruction.
         let raised = guest.vcpu.event != event
             && matches!(guest.vcpu.event, Some(Event::Exception(_)))

@@ -319,3 +319,14 @@ fn an_instruction_that_reaches_into_an_absent_page_is_a_page_fault() {
         assert_eq!(guest.vcpu.rip, NEXT - 1);
     }
 }
+
+/// MOV DS, AX, whose GDT is where no memory is: the processor would exit there for ever.
+#[test]
+fn an_instruction_that_exits_without_an_operand_ends_the_vm_at_last() {
+    let mut guest = at_hole(&[0x8e, 0xd8]);
+    let stop = (0..2000).find_map(|_| match guest.handle(READ) {
+        Flow::Resume => None,
+        other => Some(other),
+    });
+    assert!(matches!(stop, Some(Flow::Stop(Stop::NotEmulated(_)))), "{stop:?}");
+}
