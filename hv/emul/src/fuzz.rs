@@ -1,6 +1,8 @@
 //! The fuzz targets, which property tests run too.
 
-use crate::interpreter::{self, Area, Controls, Processor, Shadow, StepResult, Table, TableRegister, VectorInstruction};
+use crate::interpreter::{
+    self, Area, Controls, Processor, Shadow, StepResult, Table, TableRegister, VectorInstruction,
+};
 use crate::mmio::Executed;
 use crate::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
 use crate::{Bitness, Gpr, Known, Memory, Registers, Segment, Width, length, mmio, string_io, system};

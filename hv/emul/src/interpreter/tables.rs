@@ -49,13 +49,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
     fn load_system(&mut self, register: SegmentRegister) -> Done<E> {
         let Some(from) = self.place(0, Kind::Read)? else { return Ok(None) };
         let selector = self.get(from, Width::Word)? as u16;
-        Ok(Some(StepResult::LoadSegment {
-            register,
-            selector,
-            also: None,
-            shadows: false,
-            next: self.next,
-        }))
+        Ok(Some(StepResult::LoadSegment { register, selector, also: None, shadows: false, next: self.next }))
     }
 
     /// MOV to and from segment registers.

@@ -1,7 +1,8 @@
 //! Tests of the interpreter.
 
 use crate::interpreter::{
-    Area, Controls, Exiting, Processor, Shadow, StepResult, Table, TableRegister, VectorInstruction, fault, interrupt, step,
+    Area, Controls, Exiting, Processor, Shadow, StepResult, Table, TableRegister, VectorInstruction, fault, interrupt,
+    step,
 };
 use crate::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
 use crate::system::System;
@@ -53,7 +54,9 @@ impl Vector {
             }
             VectorInstruction::StoreMmx(n) => area.0[..8].copy_from_slice(&self.mmx[usize::from(n)].to_le_bytes()),
             VectorInstruction::Ldmxcsr => self.mxcsr = u32::from_le_bytes(*area.0.first_chunk().unwrap()),
-            VectorInstruction::X87 { opcode: 5, extension: 7, .. } => area.0[..2].copy_from_slice(&self.fsw.to_le_bytes()),
+            VectorInstruction::X87 { opcode: 5, extension: 7, .. } => {
+                area.0[..2].copy_from_slice(&self.fsw.to_le_bytes())
+            }
             VectorInstruction::X87 { opcode: 1, extension: 7, .. } => {
                 area.0[..2].copy_from_slice(&self.fcw.to_le_bytes());
             }
@@ -660,7 +663,11 @@ fn umip_keeps_tables_from_user_programs() {
             let code = [0x0f, 0x01, modrm, 0, 5, 0, 0];
             let (mut vcpu, mut ram) = protected(&code, cpl);
             vcpu.controls.cr4 = cr4;
-            assert_eq!(step(&mut vcpu, &mut ram, &code, Bitness::Bits32), Ok(expected), "{modrm:x}, {cr4:x}, CPL {cpl}");
+            assert_eq!(
+                step(&mut vcpu, &mut ram, &code, Bitness::Bits32),
+                Ok(expected),
+                "{modrm:x}, {cr4:x}, CPL {cpl}"
+            );
         }
     }
 }
@@ -693,13 +700,7 @@ fn protected(code: &[u8], cpl: u8) -> (Vcpu, Ram) {
 #[test]
 fn in_protected_mode_the_code_may_not_be_what_has_exited() {
     let general = StepResult::Fault(fault::GENERAL_PROTECTION);
-    let load = |register, also, next| StepResult::LoadSegment {
-        register,
-        selector: 0x18,
-        also,
-        shadows: false,
-        next,
-    };
+    let load = |register, also, next| StepResult::LoadSegment { register, selector: 0x18, also, shadows: false, next };
     let [ds, ldtr, tr] = [SegmentRegister::Segment(Segment::Ds), SegmentRegister::Ldtr, SegmentRegister::Tr];
     // CLI, MOV EAX, EBX, LGDT, MOV DS from memory, a far jump through memory, POP DS, LDS EBX, IRET, LLDT, LTR.
     for (code, cpl, expected) in [
