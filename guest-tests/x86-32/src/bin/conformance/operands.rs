@@ -57,7 +57,7 @@ const fn plain(bytes: &'static [u8]) -> Operation {
     op(bytes, 0, &[])
 }
 
-/// MOV EAX, [address].
+/// MOV of four bytes to EAX.
 const fn load(address: u32) -> Operation {
     op(&[0xa1], address, &[])
 }
