@@ -25,6 +25,7 @@ mod leash;
 mod lint;
 mod linux;
 mod machine;
+mod mutants;
 mod output;
 mod progress;
 mod project;
@@ -67,6 +68,7 @@ enum Command {
     Bench(bench::Args),
     Fairness(test::fairness::Args),
     Coverage(coverage::Args),
+    Mutants(mutants::Args),
     Fuzz(fuzz::Args),
     Lint(lint::Args),
 }
@@ -94,6 +96,7 @@ fn carry_out(command: Command) -> Result<ExitCode> {
         Command::Bench(args) => bench::command(&args),
         Command::Fairness(args) => test::fairness::command(&args),
         Command::Coverage(args) => coverage::command(&args),
+        Command::Mutants(args) => mutants::command(&args),
         Command::Fuzz(args) => fuzz::command(&args),
         Command::Lint(args) => lint::command(&args),
     }

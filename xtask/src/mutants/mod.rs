@@ -1,0 +1,243 @@
+//! Breaks the crates on purpose, one change at a time, and tells which changes no test notices.
+
+mod copy;
+mod explain;
+mod programs;
+mod report;
+mod rewrite;
+
+use crate::failure::usage;
+use crate::output::outln;
+use crate::progress::Live;
+use crate::project;
+use crate::seed;
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use copy::Mutant;
+use explain::Explanations;
+use programs::{Built, Ended, Program, Stage};
+use report::{Decided, Report};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The crates that are swept, and what tests each.
+const CRATES: [(&str, &[Stage]); 9] = [
+    ("rcu", &Stage::ALL),
+    ("apic", &[Stage::Host, Stage::Loom]),
+    ("walk", &[Stage::Host]),
+    ("mmu", &Stage::ALL),
+    ("shadow", &[Stage::Host, Stage::Shuttle]),
+    ("memory", &[Stage::Host, Stage::Shuttle]),
+    ("emul", &[Stage::Host]),
+    ("devices", &[Stage::Host]),
+    ("loader", &[Stage::Host]),
+];
+/// Those that are swept where no crate is named.
+const USUAL: usize = 5;
+/// Changes that the compiler refuses are left out, and others may then be found to be refused.
+const BUILDS: usize = 12;
+
+/// Break the crates on purpose, one change at a time
+///
+/// Each change of a crate has to make one of its tests or models fail: a memory ordering that is weaker, a fence, a flush or a count
+/// that is left out, a condition that is constant, a bound that is off by one, a bit that is missing. A copy of the crate is built
+/// once with all changes, each switched by its number. What becomes of them is written to target/mutants/CRATE.json; the last line
+/// has the number of survivors that hv/CRATE/mutants.toml does not explain.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask mutants --crate rcu                        all changes of one crate
+  cargo xtask mutants --crate rcu --kind ordering,flush
+  cargo xtask mutants --only hv/rcu/src/domain.rs:76     those of one line
+  cargo xtask mutants --resume                           what is not decided yet
+  cargo xtask mutants --sample 60                        as many as a minute allows, chosen by the commit
+
+Exit status: 0 if each survivor is explained, 1 if one is not, 2 if an explanation's code has gone, 101 if the copy could not be
+built.")]
+pub(crate) struct Args {
+    /// Change these crates; rcu, apic, walk, mmu and shadow if none is named
+    #[arg(long = "crate", value_name = "CRATE", value_delimiter = ',', value_parser = CRATES.map(|(name, _)| name))]
+    crates: Vec<String>,
+    /// Make changes of these kinds alone
+    #[arg(long, value_enum, value_delimiter = ',')]
+    kind: Vec<Kind>,
+    /// Make the changes of this line alone
+    #[arg(long, value_name = "FILE:LINE")]
+    only: Option<String>,
+    /// Run this many tests at once; as many as there are processors if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Leave out what is decided in target/mutants/CRATE.json for the same source
+    #[arg(long)]
+    resume: bool,
+    /// Try changes for this long in each crate, chosen by the commit
+    #[arg(long, value_name = "SECONDS", conflicts_with = "only")]
+    sample: Option<u32>,
+    /// List the changes, and try none
+    #[arg(long)]
+    list: bool,
+}
+
+/// What kind of change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    /// A memory ordering that is weaker, a fence left out
+    Ordering,
+    /// A condition that is constant
+    Branch,
+    /// A flush, a kick or a post left out
+    Flush,
+    /// A bound that is off by one, a count left out
+    Count,
+    /// Bits left out
+    Bits,
+}
+
+pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    let mut survivors = 0;
+    for (name, stages) in args.crates()? {
+        let report = sweep(args, name, stages)?;
+        if args.list {
+            continue;
+        }
+        outln!("{report}");
+        survivors += report.survivors().count();
+    }
+    if !args.list {
+        outln!("{survivors} survivors that nothing explains");
+    }
+    Ok(ExitCode::from(u8::from(survivors > 0)))
+}
+
+impl Args {
+    fn crates(&self) -> Result<Vec<(&'static str, &'static [Stage])>> {
+        let of_line = match &self.only {
+            Some(only) => Some(only.strip_prefix("hv/").and_then(|path| path.split('/').next()).ok_or_else(|| {
+                usage(format!("{only}: a place is FILE:LINE, and its file begins with hv/"))
+            })?),
+            None => None,
+        };
+        let is_wanted = |index: usize, name: &str| match of_line {
+            Some(of_line) => name == of_line,
+            None if self.crates.is_empty() => index < USUAL,
+            None => self.crates.iter().any(|wanted| wanted == name),
+        };
+        Ok(CRATES.into_iter().enumerate().filter(|(index, (name, _))| is_wanted(*index, name)).map(|(_, it)| it).collect())
+    }
+
+    fn wants(&self, mutant: &Mutant) -> bool {
+        let place = || format!("{}:{}", mutant.file, mutant.line);
+        (self.kind.is_empty() || self.kind.contains(&mutant.kind)) && self.only.as_ref().is_none_or(|only| *only == place())
+    }
+}
+
+fn sweep(args: &Args, name: &str, stages: &[Stage]) -> Result<Report> {
+    let hash = copy::hash(name)?;
+    let (mutants, programs, refused) = prepare(name, if args.list { &[] } else { stages })?;
+    let explained = Explanations::read(name)?.explained(&mutants)?;
+    let mut wanted: Vec<_> = mutants.into_iter().filter(|mutant| args.wants(mutant)).collect();
+    if args.list {
+        wanted.iter().for_each(|it| outln!("{}:{}: {:?}: {}", it.file, it.line, it.kind, it.change));
+        return Ok(Report::new(name, hash, 0));
+    }
+    let file = project::reports("mutants").join(format!("{name}.json"));
+    let mut report = Report::new(name, hash, refused);
+    if args.resume {
+        report.resume(&file, &wanted);
+    }
+    report.explain(&explained);
+    wanted.retain(|mutant| !report.has(mutant.number));
+    let mut end = None;
+    if let Some(seconds) = args.sample {
+        let seed = commit()?;
+        wanted.sort_by_key(|mutant| seed::derive(seed, mutant.number as u32));
+        end = Some(Instant::now() + Duration::from_secs(seconds.into()));
+    }
+    let jobs = args.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let total = wanted.len();
+    let queue = Mutex::new(wanted.into_iter());
+    let report = Mutex::new(report);
+    let live = Live::begin(args.sample.unwrap_or_default());
+    thread::scope(|scope| {
+        let work = || -> Result<()> {
+            while end.is_none_or(|end| Instant::now() < end) {
+                let Some(mutant) = lock(&queue).next() else { break };
+                let started = Instant::now();
+                let ended = run(&programs, mutant.number)?;
+                let seconds = started.elapsed().as_secs_f64();
+                let explained = explained.contains(&mutant.number);
+                let decided = Decided { mutant, ended, explained, seconds };
+                let mut report = lock(&report);
+                if decided.is_survivor() {
+                    live.line(&decided);
+                }
+                report.add(decided);
+                live.say(&format!("{name}: {} of {total}", report.len()));
+                report.save(&file)?;
+            }
+            Ok(())
+        };
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a worker panicked"))))
+    })?;
+    live.end();
+    let report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.save(&file)?;
+    Ok(report)
+}
+
+/// Builds the copy until it compiles: changes, programs by stage, and the number of changes that the compiler refused.
+fn prepare(name: &str, stages: &[Stage]) -> Result<(Vec<Mutant>, Vec<Program>, usize)> {
+    let mut refused = BTreeSet::new();
+    let mut copy = copy::make(name, &refused)?;
+    let mut built = BTreeMap::new();
+    'builds: for _ in 0..BUILDS {
+        built.clear();
+        for (index, stage) in stages.iter().enumerate() {
+            match stage.build(&copy.root, name)? {
+                Built::Programs(paths) => built.insert(index, paths),
+                Built::Refused(numbers) => {
+                    refused.extend(numbers);
+                    copy = copy::make(name, &refused)?;
+                    continue 'builds;
+                }
+            };
+        }
+        break;
+    }
+    anyhow::ensure!(built.len() == stages.len(), "the copy of {name} does not compile, whatever is left out");
+    let folder = copy.root.join("hv").join(name);
+    let paths = built.into_values().flatten();
+    let programs = paths.map(|path| Program::measured(path, folder.clone())).collect::<Result<Vec<_>>>()?;
+    for program in &programs {
+        outln!("{name}: a program has {:.0} s for each change", program.limit().as_secs_f64());
+    }
+    Ok((copy.mutants, programs, refused.len()))
+}
+
+fn run(programs: &[Program], number: usize) -> Result<Ended> {
+    for program in programs {
+        match program.run(number)? {
+            Ended::Survived => {}
+            ended => return Ok(ended),
+        }
+    }
+    Ok(Ended::Survived)
+}
+
+/// The first digits of the commit's hash.
+fn commit() -> Result<u32> {
+    let output = Command::new("git").current_dir(project::root()).args(["rev-parse", "HEAD"]).output()?;
+    let hash = String::from_utf8_lossy(&output.stdout);
+    u32::from_str_radix(hash.get(..8).unwrap_or_default(), 16).context("git tells no commit")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
