@@ -52,7 +52,8 @@ impl Explanations {
         let mut all = BTreeSet::new();
         for explanation in &self.mutant {
             let Explanation { function, line, change, reason } = explanation;
-            let numbers: Vec<_> = mutants.iter().filter(|mutant| explanation.is_of(mutant)).map(|it| it.number).collect();
+            let numbers: Vec<_> =
+                mutants.iter().filter(|mutant| explanation.is_of(mutant)).map(|it| it.number).collect();
             if numbers.is_empty() {
                 return Err(usage(format!("mutants.toml: no change {change:?} in {function}, in a line {line:?}")));
             }

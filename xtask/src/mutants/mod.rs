@@ -118,9 +118,11 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 impl Args {
     fn crates(&self) -> Result<Vec<(&'static str, &'static [Stage])>> {
         let of_line = match &self.only {
-            Some(only) => Some(only.strip_prefix("hv/").and_then(|path| path.split('/').next()).ok_or_else(|| {
-                usage(format!("{only}: a place is FILE:LINE, and its file begins with hv/"))
-            })?),
+            Some(only) => Some(
+                only.strip_prefix("hv/")
+                    .and_then(|path| path.split('/').next())
+                    .ok_or_else(|| usage(format!("{only}: a place is FILE:LINE, and its file begins with hv/")))?,
+            ),
             None => None,
         };
         let is_wanted = |index: usize, name: &str| match of_line {
@@ -128,12 +130,18 @@ impl Args {
             None if self.crates.is_empty() => index < USUAL,
             None => self.crates.iter().any(|wanted| wanted == name),
         };
-        Ok(CRATES.into_iter().enumerate().filter(|(index, (name, _))| is_wanted(*index, name)).map(|(_, it)| it).collect())
+        Ok(CRATES
+            .into_iter()
+            .enumerate()
+            .filter(|(index, (name, _))| is_wanted(*index, name))
+            .map(|(_, it)| it)
+            .collect())
     }
 
     fn wants(&self, mutant: &Mutant) -> bool {
         let place = || format!("{}:{}", mutant.file, mutant.line);
-        (self.kind.is_empty() || self.kind.contains(&mutant.kind)) && self.only.as_ref().is_none_or(|only| *only == place())
+        (self.kind.is_empty() || self.kind.contains(&mutant.kind))
+            && self.only.as_ref().is_none_or(|only| *only == place())
     }
 }
 
@@ -184,7 +192,9 @@ fn sweep(args: &Args, name: &str, stages: &[Stage]) -> Result<Report> {
             Ok(())
         };
         let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a worker panicked"))))
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a worker panicked"))))
     })?;
     live.end();
     let report = report.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -71,7 +71,15 @@ impl Stage {
         let step = Step::begin(format!("building the mutants of {package} for {}", self.name()));
         let target = project::reports("mutants").join("build").join(self.name());
         let mut cargo = Command::new(project::cargo());
-        cargo.current_dir(root).args(["test", "--no-run", "--message-format=json", "--lib", "--tests", "--package", package]);
+        cargo.current_dir(root).args([
+            "test",
+            "--no-run",
+            "--message-format=json",
+            "--lib",
+            "--tests",
+            "--package",
+            package,
+        ]);
         cargo.arg("--target-dir").arg(target).stderr(Stdio::null()).stdin(Stdio::null());
         // Overflows and assertions are checked in the crates' own tests. Link-time optimization takes longer than it saves.
         cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1").env("CARGO_PROFILE_DEV_DEBUG", "false");
@@ -112,7 +120,8 @@ fn refused(root: &Path, message: &Value) -> Vec<usize> {
         let (first, last) = (line("line_start").saturating_sub(1), line("line_end").min(lines.len()));
         let here = lines.get(first..last).map(|lines| numbers(&lines.join("\n"))).unwrap_or_default();
         // What is chosen stands below the line with its number.
-        let above = || lines[..first.min(lines.len())].iter().rev().map(|line| numbers(line)).find(|found| !found.is_empty());
+        let above =
+            || lines[..first.min(lines.len())].iter().rev().map(|line| numbers(line)).find(|found| !found.is_empty());
         all.extend(if here.is_empty() { above().unwrap_or_default() } else { here });
     }
     all
@@ -146,7 +155,10 @@ impl Program {
         let limiter = project::find_program("prlimit").context("prlimit (util-linux) is missing")?;
         let mut process = Leashed::spawn(&limiter, |command| {
             command.arg(MEMORY).arg(&self.path).args(["--test-threads=1", "--skip=mutant_"]);
-            command.current_dir(&self.folder).env(VARIABLE, number.to_string()).env("PROPTEST_FAILURE_PERSISTENCE", "off");
+            command
+                .current_dir(&self.folder)
+                .env(VARIABLE, number.to_string())
+                .env("PROPTEST_FAILURE_PERSISTENCE", "off");
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         })?;
         let output = process.child.stdout.take().context("no output")?;
@@ -187,7 +199,10 @@ mod tests {
 
     #[test]
     fn the_numbers_of_a_line_are_found() {
-        assert_eq!(numbers("if crate::mutant::is(12usize) { crate::mutant::truth(3usize, 4usize, a as usize) }"), [12, 3, 4]);
+        assert_eq!(
+            numbers("if crate::mutant::is(12usize) { crate::mutant::truth(3usize, 4usize, a as usize) }"),
+            [12, 3, 4]
+        );
     }
 
     #[test]
@@ -195,7 +210,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a.rs"), "f(is(1usize))\n(if crate::mutant::is(2usize) {\n    a\n}\n").unwrap();
         let at = |line: u32| {
-            let span = serde_json::json!({"file_name": "a.rs", "line_start": line, "line_end": line, "is_primary": true});
+            let span =
+                serde_json::json!({"file_name": "a.rs", "line_start": line, "line_end": line, "is_primary": true});
             refused(folder.path(), &serde_json::json!({"message": {"level": "error", "spans": [span]}}))
         };
         assert_eq!(at(1), [1]);

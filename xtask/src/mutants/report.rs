@@ -102,7 +102,11 @@ impl Report {
 /// The table by kinds, and the survivors.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<10}{:>8}{:>8}{:>11}{:>11}{:>10}", self.name, "changes", "killed", "timed out", "explained", "survived")?;
+        writeln!(
+            f,
+            "{:<10}{:>8}{:>8}{:>11}{:>11}{:>10}",
+            self.name, "changes", "killed", "timed out", "explained", "survived"
+        )?;
         for kind in Kind::value_variants() {
             let name = kind.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
             self.row(f, &name, |of| of == *kind)?;

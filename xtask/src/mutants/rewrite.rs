@@ -64,7 +64,8 @@ pub(super) struct Change {
 /// The source with its changes, which are numbered from `first`; those in `refused` are left out, but have their numbers.
 pub(super) fn rewrite(source: &str, first: usize, refused: &BTreeSet<usize>) -> syn::Result<(String, Vec<Change>)> {
     let mut file = syn::parse_file(source)?;
-    let mut rewriter = Rewriter { source, next: first, refused, owner: None, function: String::new(), changes: Vec::new() };
+    let mut rewriter =
+        Rewriter { source, next: first, refused, owner: None, function: String::new(), changes: Vec::new() };
     rewriter.visit_file_mut(&mut file);
     Ok((prettyplease::unparse(&file), rewriter.changes))
 }

@@ -122,6 +122,79 @@ fn a_new_generation_drops_walks_of_memory_that_moved() {
 }
 
 #[test]
+fn a_walk_of_five_levels_is_walked_again() {
+    let ram = Ram::new(16);
+    (1..=5).for_each(|level| ram.set(level << 12, (level + 1) << 12 | 3));
+    (6..=7).for_each(|page| ram.set(page << 12, page));
+    let controls = Controls { cr0: PE_PG, cr3: 0x1000, cr4: PAE | LA57, efer: LMA };
+    let mut cache = FetchCache::new();
+    for page in [6, 7] {
+        ram.set(0x5000, page << 12 | 3);
+        assert_eq!(bytes_at(&mut cache, &ram, &controls, 0), Some(page as u32), "the last entry has changed");
+    }
+}
+
+/// Memory in which another CPU changes the entry at `at` behind the walk, before the cache reads it.
+struct Racing {
+    ram: Ram,
+    at: u64,
+    to: u64,
+}
+
+impl PhysMem for Racing {
+    fn read_u64(&self, at: Gpa) -> Option<u64> {
+        self.ram.read_u64(at)
+    }
+    fn read_u32(&self, at: Gpa) -> Option<u32> {
+        self.ram.read_u32(at)
+    }
+    fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+        self.ram.cmpxchg_u64(at, old, new)
+    }
+    fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
+        self.ram.cmpxchg_u32(at, old, new)
+    }
+    fn read(&self, at: Gpa, bytes: &mut [u8]) -> Option<()> {
+        self.ram.read(at, bytes)
+    }
+    fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()> {
+        self.ram.write(at, bytes)
+    }
+}
+
+impl HandleMem for Racing {
+    type Handle = usize;
+
+    fn handle(&self, at: Gpa) -> Option<usize> {
+        if at.raw() == self.at {
+            self.ram.set(self.at, self.to);
+        }
+        self.ram.handle(at)
+    }
+    fn load(&self, handle: usize) -> u64 {
+        self.ram.load(handle)
+    }
+    fn load_u32(&self, handle: usize, offset: u64) -> u32 {
+        self.ram.load_u32(handle, offset)
+    }
+    fn generation(&self) -> u64 {
+        self.ram.generation()
+    }
+}
+
+#[test]
+fn an_entry_that_changes_behind_the_walk_is_not_kept_with_its_page() {
+    let (ram, controls) = tree();
+    ram.set(0x6000, 0xfeed);
+    let racing = Racing { ram, at: 0x4000, to: 0x6000 | 3 };
+    let paging = Paging { controls, pdptes: None, features: FEATURES };
+    let mut cache = FetchCache::new();
+    let mut fetch = || cache.fetch_u32(&racing, (&paging).into(), Gva::new(0), SUPERVISOR);
+    assert_eq!(fetch(), Some(0x0302_0100), "the walk came first");
+    assert_eq!(fetch(), Some(0xfeed));
+}
+
+#[test]
 fn without_paging_bytes_come_from_the_address_itself() {
     let (ram, mut controls) = tree();
     controls.cr0 = 1;

@@ -108,6 +108,18 @@ fn an_exchange_needs_the_right_to_write_even_where_it_would_fail() {
     );
 }
 
+#[test]
+fn an_exchange_at_a_physical_address_may_cross_eight_bytes() {
+    let ram = Ram::new(1);
+    ram.set(0, 0x0201_0000_0000_0000);
+    ram.set(8, 0x0403);
+    let exchange = |old: &[u8], new: &[u8]| crate::operand::compare_exchange(&ram, Gpa::new(6), old, new);
+    assert_eq!(exchange(&[1, 2, 3, 5], &[9; 4]), Ok(false));
+    assert_eq!((ram.get(0), ram.get(8)), (0x0201_0000_0000_0000, 0x0403));
+    assert_eq!(exchange(&[1, 2, 3, 4], &[5, 6, 7, 8]), Ok(true));
+    assert_eq!((ram.get(0), ram.get(8)), (0x0605_0000_0000_0000, 0x0807));
+}
+
 proptest! {
     /// At each address and of each length, an operand is what the bytes there are one by one.
     #[test]

@@ -110,6 +110,20 @@ fn smep_closes_user_pages_to_supervisor_fetches() {
 }
 
 #[test]
+fn smep_leaves_supervisor_pages_to_the_supervisor() {
+    let (ram, mut paging) = long(P | RW);
+    paging.controls.cr4 |= SMEP;
+    assert_eq!(gpa(&ram, &paging, 0x2345, Fetch, SUPERVISOR), 0x5345);
+}
+
+#[test]
+fn smap_leaves_supervisor_pages_to_the_supervisor() {
+    let (ram, mut paging) = long(P | RW);
+    paging.controls.cr4 |= SMAP;
+    assert_eq!(gpa(&ram, &paging, 0x2345, Write, SUPERVISOR), 0x5345);
+}
+
+#[test]
 fn smap_closes_user_pages_to_supervisor_data_unless_ac() {
     let (ram, mut paging) = long(PWU);
     paging.controls.cr4 |= SMAP;
@@ -334,8 +348,47 @@ fn a_lost_race_walks_again_and_a_lasting_one_gives_up() {
     let set = || translate(&ram, &paging, Gva::new(0x2345), access(Write, User), SetAccessedDirty::Yes);
     ram.contention.set(1000);
     assert_eq!(set(), Err(Fault::Contended));
-    ram.contention.set(3);
+    ram.contention.set(ATTEMPTS - 1);
     assert!(set().is_ok());
+}
+
+#[test]
+fn a_walk_that_sets_its_bits_is_done_once() {
+    let (ram, paging) = long(PWU);
+    let set = || translate(&ram, &paging, Gva::new(0x2345), access(Write, User), SetAccessedDirty::Yes);
+    set().unwrap();
+    assert_eq!(ram.reads.get(), 4 + 4, "four entries by the walk, and each again by its exchange");
+}
+
+#[test]
+fn entries_that_are_marked_already_are_not_written() {
+    let (ram, paging) = long(PWU);
+    let set = || translate(&ram, &paging, Gva::new(0x2345), access(Write, User), SetAccessedDirty::Yes);
+    set().unwrap();
+    // Each write would fail: as it would where the guest's tables are in read-only memory.
+    ram.contention.set(1000);
+    assert!(set().is_ok());
+}
+
+#[test]
+fn nothing_is_set_unless_asked_for() {
+    let (ram, paging) = long(PWU);
+    go(&ram, &paging, 0x2345, Write, User).unwrap();
+    assert_eq!([0x1000, 0x2000, 0x3000, 0x4010].map(|at| ram.get(at) & 0x60), [0; 4]);
+}
+
+#[test]
+fn a_page_is_dirty_once_it_was_written_or_where_there_is_no_bit() {
+    let (ram, mut paging) = long(PWU);
+    let is_dirty = |paging: &Paging, kind| {
+        let traced = trace(&ram, paging, Gva::new(0x2345), access(kind, User), SetAccessedDirty::Yes);
+        traced.unwrap().1.is_dirty()
+    };
+    assert!(!is_dirty(&paging, Read));
+    assert!(is_dirty(&paging, Write));
+    assert!(is_dirty(&paging, Read), "it was written before");
+    paging.controls.cr0 = 1;
+    assert!(is_dirty(&paging, Read), "there are no entries");
 }
 
 #[test]
@@ -359,6 +412,13 @@ fn fetch_stops_where_the_second_page_faults() {
             other => other,
         }
     );
+}
+
+#[test]
+fn a_fetch_that_ends_with_its_page_needs_no_other() {
+    let (ram, paging) = long(PWU);
+    let fetched = fetch(&ram, &paging, Gva::new(0x2ff1), User).unwrap();
+    assert_eq!((fetched.bytes().len(), fetched.then), (15, None));
 }
 
 #[test]
@@ -391,5 +451,26 @@ fn a_missing_entry_of_either_level_is_found_at_once() {
         }
         ram.set(0x2000, 0x3007);
         assert_eq!(missing(&ram, &paging, Gva::new(0), access), None);
+    }
+}
+
+#[test]
+fn only_an_entry_without_the_present_bit_is_missing() {
+    const LARGE: u64 = 0x3000 | PWU | PS;
+    let access = access(Read, User);
+    for (pae, pdptes) in [(0, None), (PAE, Some([0x1001, 0x1000, 0, 0]))] {
+        let ram = Ram::new(16);
+        let paging = Paging { pdptes, ..paging(PE_PG, 0x1000, PSE | pae, 0) };
+        let is_missing = |gva| missing(&ram, &paging, Gva::new(gva), access).is_some();
+        // The other bits of an entry that is not present are the guest's, and may look like the address of a table.
+        let cases = [(0x3006, 0x5007, true), (0x3007, 0x5006, true), (0x3007, 0x5007, false), (LARGE, 0, false)];
+        for (pde, pte, expected) in cases {
+            ram.set(0x1000, pde);
+            ram.set(0x3000, pte);
+            assert_eq!(is_missing(0), expected, "{pae:#x}: {pde:#x}, {pte:#x}");
+        }
+        ram.set(0x1000, 0x3007);
+        ram.set(0x3000, 0x5007);
+        assert!(is_missing(0x4000_0000), "the PDPTE is not present; without PAE the entry is zero");
     }
 }
