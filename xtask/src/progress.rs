@@ -75,10 +75,12 @@ impl Counter {
 pub(crate) struct Live(Option<ProgressBar>);
 
 impl Live {
-    /// Begins, with this many seconds to use.
-    pub(crate) fn begin(seconds: u32) -> Self {
+    /// Begins, with this many seconds to use, if there is a limit.
+    pub(crate) fn begin(seconds: impl Into<Option<u32>>) -> Self {
+        let seconds = seconds.into();
         Self(std::io::stderr().is_terminal().then(|| {
-            let template = format!("{{spinner}} {{elapsed}} of {seconds}s  {{msg}}");
+            let limit = seconds.map(|seconds| format!(" of {seconds}s")).unwrap_or_default();
+            let template = format!("{{spinner}} {{elapsed}}{limit}  {{msg}}");
             let style = ProgressStyle::with_template(&template).expect("a valid template");
             let bar = ProgressBar::new_spinner().with_style(style);
             bar.enable_steady_tick(Duration::from_millis(250));

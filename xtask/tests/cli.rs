@@ -8,7 +8,9 @@ fn xtask(arguments: &[&str]) -> Output {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["setup", "build", "run", "linux", "iso", "test", "stress", "bench", "coverage", "fuzz", "lint"] {
+    for command in
+        ["setup", "build", "run", "linux", "iso", "test", "stress", "bench", "coverage", "mutants", "fuzz", "lint"]
+    {
         let output = xtask(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0));
@@ -46,6 +48,8 @@ fn usage_errors_have_status_2() {
         &["iso", "--guest", "no/such/file"],
         &["coverage", "no-such-row"],
         &["coverage", "--host", "alone"],
+        &["mutants", "--crate", "no-such-crate"],
+        &["mutants", "--only", "xtask/src/main.rs:1"],
         &["fuzz", "no_such_target"],
         &["fuzz", "--input", "no/such/file", "emul_decode"],
         &["fuzz", "--seconds", "0"],

@@ -11,7 +11,7 @@ use crate::output::outln;
 use crate::progress::Live;
 use crate::project;
 use crate::seed;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
 use copy::Mutant;
 use explain::Explanations;
@@ -19,9 +19,9 @@ use programs::{Built, Ended, Program, Stage};
 use report::{Decided, Report};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
             continue;
         }
         outln!("{report}");
-        survivors += report.survivors().count();
+        survivors += report.survivors().filter(|survivor| args.wants(&survivor.mutant)).count();
     }
     if !args.list {
         outln!("{survivors} survivors that nothing explains");
@@ -149,57 +149,66 @@ fn sweep(args: &Args, name: &str, stages: &[Stage]) -> Result<Report> {
     let hash = copy::hash(name)?;
     let (mutants, programs, refused) = prepare(name, if args.list { &[] } else { stages })?;
     let explained = Explanations::read(name)?.explained(&mutants)?;
+    let mut report = Report::new(name, hash, refused);
+    let file = project::reports("mutants").join(format!("{name}.json"));
+    report.take_over(&file, &mutants, &explained);
     let mut wanted: Vec<_> = mutants.into_iter().filter(|mutant| args.wants(mutant)).collect();
+    if let (Some(only), true) = (&args.only, wanted.is_empty()) {
+        return Err(usage(format!("{only}: there is nothing to change")));
+    }
     if args.list {
         wanted.iter().for_each(|it| outln!("{}:{}: {:?}: {}", it.file, it.line, it.kind, it.change));
-        return Ok(Report::new(name, hash, 0));
+        return Ok(report);
     }
-    let file = project::reports("mutants").join(format!("{name}.json"));
-    let mut report = Report::new(name, hash, refused);
-    if args.resume {
-        report.resume(&file, &wanted);
-    }
-    report.explain(&explained);
-    wanted.retain(|mutant| !report.has(mutant.number));
-    let mut end = None;
-    if let Some(seconds) = args.sample {
+    wanted.retain(|mutant| !(args.resume && report.has(mutant.number)));
+    if args.sample.is_some() {
         let seed = commit()?;
         wanted.sort_by_key(|mutant| seed::derive(seed, mutant.number as u32));
-        end = Some(Instant::now() + Duration::from_secs(seconds.into()));
     }
+    try_each(args, wanted, &programs, &explained, report, &file)
+}
+
+/// Tries the mutants in their order, several at a time. The report is saved with each, so that a run that is ended can be resumed.
+fn try_each(
+    args: &Args,
+    mutants: Vec<Mutant>,
+    programs: &[Program],
+    explained: &BTreeSet<usize>,
+    report: Report,
+    file: &Path,
+) -> Result<Report> {
+    let end = args.sample.map(|seconds| Instant::now() + Duration::from_secs(seconds.into()));
     let jobs = args.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
-    let total = wanted.len();
-    let queue = Mutex::new(wanted.into_iter());
-    let report = Mutex::new(report);
-    let live = Live::begin(args.sample.unwrap_or_default());
-    thread::scope(|scope| {
-        let work = || -> Result<()> {
-            while end.is_none_or(|end| Instant::now() < end) {
-                let Some(mutant) = lock(&queue).next() else { break };
-                let started = Instant::now();
-                let ended = run(&programs, mutant.number)?;
-                let seconds = started.elapsed().as_secs_f64();
-                let explained = explained.contains(&mutant.number);
-                let decided = Decided { mutant, ended, explained, seconds };
-                let mut report = lock(&report);
-                if decided.is_survivor() {
-                    live.line(&decided);
-                }
-                report.add(decided);
-                live.say(&format!("{name}: {} of {total}", report.len()));
-                report.save(&file)?;
+    let live = Live::begin(args.sample);
+    let total = mutants.len();
+    let (queue, report) = (Mutex::new(mutants.into_iter()), Mutex::new(report));
+    let work = || -> Result<()> {
+        while end.is_none_or(|end| Instant::now() < end) {
+            let (mutant, left) = {
+                let mut queue = lock(&queue);
+                let Some(mutant) = queue.next() else { break };
+                (mutant, queue.len())
+            };
+            live.say(&format!("{} of {total} to do; {}:{}", left + 1, mutant.file, mutant.line));
+            let started = Instant::now();
+            let ended = run(programs, mutant.number)?;
+            let (explained, seconds) = (explained.contains(&mutant.number), started.elapsed().as_secs_f64());
+            let decided = Decided { mutant, ended, explained, seconds };
+            if decided.is_survivor() {
+                live.line(&decided);
             }
-            Ok(())
-        };
+            let mut report = lock(&report);
+            report.add(decided);
+            report.save(file)?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a worker panicked"))))
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| Err(anyhow!("a worker panicked"))))
     })?;
     live.end();
-    let report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.save(&file)?;
-    Ok(report)
+    Ok(report.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Builds the copy until it compiles: changes, programs by stage, and the number of changes that the compiler refused.
@@ -221,7 +230,7 @@ fn prepare(name: &str, stages: &[Stage]) -> Result<(Vec<Mutant>, Vec<Program>, u
         }
         break;
     }
-    anyhow::ensure!(built.len() == stages.len(), "the copy of {name} does not compile, whatever is left out");
+    ensure!(built.len() == stages.len(), "the copy of {name} does not compile, whatever is left out");
     let folder = copy.root.join("hv").join(name);
     let paths = built.into_values().flatten();
     let programs = paths.map(|path| Program::measured(path, folder.clone())).collect::<Result<Vec<_>>>()?;
@@ -248,6 +257,6 @@ fn commit() -> Result<u32> {
     u32::from_str_radix(hash.get(..8).unwrap_or_default(), 16).context("git tells no commit")
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -53,26 +53,20 @@ impl Report {
         Self { name: name.to_string(), hash, refused, mutants: BTreeMap::new() }
     }
 
-    /// Takes over what was decided before for the same source.
-    pub(super) fn resume(&mut self, file: &Path, wanted: &[Mutant]) {
+    /// Takes over what an earlier run decided about these mutants of the same source.
+    pub(super) fn take_over(&mut self, file: &Path, mutants: &[Mutant], explained: &BTreeSet<usize>) {
         let before = fs::read_to_string(file).ok().and_then(|text| serde_json::from_str::<Self>(&text).ok());
         let Some(before) = before.filter(|before| before.hash == self.hash) else { return };
-        let is_wanted = |decided: &Decided| wanted.contains(&decided.mutant);
-        self.mutants.extend(before.mutants.into_iter().filter(|(_, decided)| is_wanted(decided)));
-    }
-
-    pub(super) fn explain(&mut self, explained: &BTreeSet<usize>) {
-        for (number, decided) in &mut self.mutants {
-            decided.explained = explained.contains(number);
+        for (number, mut decided) in before.mutants {
+            if mutants.contains(&decided.mutant) {
+                decided.explained = explained.contains(&number);
+                self.mutants.insert(number, decided);
+            }
         }
     }
 
     pub(super) fn has(&self, number: usize) -> bool {
         self.mutants.contains_key(&number)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.mutants.len()
     }
 
     pub(super) fn add(&mut self, decided: Decided) {
@@ -119,5 +113,64 @@ impl fmt::Display for Report {
             writeln!(f, "  explained, but a test notices it: {decided}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decided(number: usize, ended: Ended, explained: bool) -> Decided {
+        let mutant = Mutant {
+            number,
+            kind: Kind::Flush,
+            file: "hv/a/src/b.rs".to_string(),
+            line: number,
+            function: "A::f".to_string(),
+            text: "self.flush();".to_string(),
+            change: "`self.flush()` is left out".to_string(),
+        };
+        Decided { mutant, ended, explained, seconds: 1.0 }
+    }
+
+    fn report() -> Report {
+        let mut report = Report::new("a", "1".to_string(), 2);
+        report.add(decided(1, Ended::Killed("tests::flushed".to_string()), false));
+        report.add(decided(2, Ended::TimedOut("tests::flushed".to_string()), false));
+        report.add(decided(3, Ended::Survived, true));
+        report.add(decided(4, Ended::Survived, false));
+        report
+    }
+
+    #[test]
+    fn the_table_adds_up_and_names_survivors() {
+        let text = report().to_string();
+        assert!(text.contains("flush            4       1          1          1         1\n"), "{text}");
+        assert!(text.contains("  hv/a/src/b.rs:4: A::f: `self.flush()` is left out\n"), "{text}");
+        assert_eq!(report().survivors().map(|survivor| survivor.mutant.number).collect::<Vec<_>>(), [4]);
+    }
+
+    #[test]
+    fn an_explanation_that_a_test_refutes_is_told() {
+        let mut report = report();
+        report.add(decided(5, Ended::Killed("tests::flushed".to_string()), true));
+        assert!(report.to_string().contains("explained, but a test notices it: hv/a/src/b.rs:5"), "{report}");
+    }
+
+    #[test]
+    fn what_was_decided_is_taken_over_for_the_same_source_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("mutants/a.json");
+        report().save(&file).unwrap();
+        let mutants = [1, 4].map(|number| decided(number, Ended::Survived, false).mutant);
+        let taken_over = |hash: &str| {
+            let mut report = Report::new("a", hash.to_string(), 2);
+            report.take_over(&file, &mutants, &BTreeSet::from([4]));
+            report
+        };
+        let same = taken_over("1");
+        assert!(same.has(1) && !same.has(3) && same.has(4), "the third is no longer there");
+        assert_eq!(same.survivors().count(), 0, "the fourth is explained by now");
+        assert!(!taken_over("2").has(1));
     }
 }

@@ -13,9 +13,10 @@ use syn::{Attribute, BinOp, Expr, ExprLit, Lit, Stmt, UnOp, parse_quote};
 
 /// Calls that are left out: flushes and kicks, what leads to them, and what tells another CPU of something. A name that ends with `*`
 /// stands for all that begin so.
-const FLUSHES: [&str; 31] = [
+const FLUSHES: [&str; 32] = [
     "acknowledge",
     "announce",
+    "bump",
     "changed",
     "clear*",
     "come_online",
