@@ -16,13 +16,15 @@ pub(super) struct Explanations {
     mutant: Vec<Explanation>,
 }
 
-/// One reason, for each change of this kind in lines of this text in this function.
+/// One reason.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Explanation {
     function: String,
     /// The source text of the line.
     line: String,
+    /// Which of several such lines of the function, from 1. All of them if it is left out.
+    nth: Option<usize>,
     /// What the change is, as the table of survivors has it.
     change: String,
     reason: String,
@@ -51,9 +53,12 @@ impl Explanations {
     pub(super) fn explained(&self, mutants: &[Mutant]) -> Result<BTreeSet<usize>> {
         let mut all = BTreeSet::new();
         for explanation in &self.mutant {
-            let Explanation { function, line, change, reason } = explanation;
-            let numbers: Vec<_> =
-                mutants.iter().filter(|mutant| explanation.is_of(mutant)).map(|it| it.number).collect();
+            let Explanation { function, line, nth, change, reason } = explanation;
+            let alike = mutants.iter().filter(|mutant| explanation.is_of(mutant)).map(|mutant| mutant.number);
+            let numbers: Vec<_> = match nth {
+                Some(nth) => alike.skip(nth.saturating_sub(1)).take(1).collect(),
+                None => alike.collect(),
+            };
             if numbers.is_empty() {
                 return Err(usage(format!("mutants.toml: no change {change:?} in {function}, in a line {line:?}")));
             }
@@ -71,17 +76,18 @@ mod tests {
     use super::super::Kind;
     use super::*;
 
+    /// Of two lines with the same text.
     fn explained(text: &str) -> Result<BTreeSet<usize>> {
-        let mutant = Mutant {
-            number: 7,
+        let mutants = [7, 8].map(|number| Mutant {
+            number,
             kind: Kind::Ordering,
             file: "hv/a/src/b.rs".to_string(),
-            line: 3,
+            line: number,
             function: "A::f".to_string(),
             text: "self.a.load(Ordering::Acquire)".to_string(),
             change: "Acquire is Relaxed".to_string(),
-        };
-        toml::from_str::<Explanations>(text)?.explained(&[mutant])
+        });
+        toml::from_str::<Explanations>(text)?.explained(&mutants)
     }
 
     const GOOD: &str = "[[mutant]]\nfunction = \"A::f\"\nline = \"self.a.load(Ordering::Acquire)\"\n\
@@ -89,7 +95,13 @@ mod tests {
 
     #[test]
     fn an_explanation_is_found_by_function_line_and_change() {
-        assert_eq!(explained(GOOD).unwrap(), BTreeSet::from([7]));
+        assert_eq!(explained(GOOD).unwrap(), BTreeSet::from([7, 8]));
+    }
+
+    #[test]
+    fn an_explanation_may_be_of_one_of_several_lines() {
+        assert_eq!(explained(&format!("{GOOD}nth = 2\n")).unwrap(), BTreeSet::from([8]));
+        assert!(explained(&format!("{GOOD}nth = 3\n")).is_err());
     }
 
     #[test]
