@@ -4,7 +4,7 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p apic --release --lib`.
 
 use crate::ipi::{Ipi, Message, Trigger, deliver};
-use crate::posted::{Mode, Posted};
+use crate::posted::{Mode, Posted, Signals};
 use crate::request::Request;
 use crate::rules::Rule;
 use addr::Pfn;
@@ -98,6 +98,66 @@ loom_tests! {
     /// A vCPU that takes an interrupt sees the memory that its sender wrote before (as between processors: SDM section 9.2).
     loom_memory_before_interrupt = memory_before_interrupt;
     mutant_relaxed_request breaks [Publish]
+}
+
+/// A guest with interrupts off polls the IRR.
+fn memory_before_the_irrs_bit() {
+    let shared = Arc::new((Posted::new(0), AtomicBool::new(false)));
+    let sender = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            shared.1.store(true, Relaxed);
+            shared.0.post_vector(0x30);
+        })
+    };
+    if shared.0.irr_word(1) != 0 {
+        assert!(shared.1.load(Relaxed), "{STALE}");
+    }
+    sender.join().unwrap();
+}
+
+loom_tests! {
+    /// A vCPU that reads in the IRR that a vector is pending sees the memory that its sender wrote before.
+    loom_memory_before_the_irrs_bit = memory_before_the_irrs_bit;
+    mutant_relaxed_request_of_a_polled_vector breaks [Publish]
+}
+
+/// Memory that the sender writes before it posts a signal. An NMI is pending already: the owner may find that one, and take both.
+fn memory_before_signal(post: fn(&Posted), came: fn(Signals) -> bool) {
+    let shared = Arc::new((Posted::new(0), AtomicBool::new(false)));
+    shared.0.post_nmi();
+    let sender = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            shared.1.store(true, Relaxed);
+            post(&shared.0);
+        })
+    };
+    if came(shared.0.take_signals()) {
+        assert!(shared.1.load(Relaxed), "{STALE}");
+    }
+    sender.join().unwrap();
+}
+
+/// A vCPU that is started runs the code that its starter has written before.
+#[test]
+fn loom_memory_before_startup() {
+    EXPLORER.explore(|| memory_before_signal(|posted| posted.post_startup(8), |signals| signals.startup == Some(8)));
+}
+
+#[test]
+fn loom_memory_before_init() {
+    EXPLORER.explore(|| memory_before_signal(Posted::post_init, |signals| signals.init));
+}
+
+#[test]
+fn loom_memory_before_nmi() {
+    EXPLORER.explore(|| memory_before_signal(Posted::post_nmi, |signals| signals.nmis == 2));
+}
+
+#[test]
+fn loom_memory_before_ext_int() {
+    EXPLORER.explore(|| memory_before_signal(Posted::post_ext_int, |signals| signals.ext_int));
 }
 
 /// Another vCPU starts this vCPU by INIT, SIPI, SIPI, as the manuals demand, while this one takes its signals.

@@ -77,6 +77,14 @@ fn registers_after_reset() {
     let boot = LocalApic::new(0, &posted[0]);
     assert_eq!(boot.base(), 0xfee0_0900);
     assert!(boot.accepts_ext_int());
+    assert!(boot.is_at(0xfee0_0300) && !boot.is_at(0xfee0_1000));
+}
+
+#[test]
+fn only_the_spurious_vectors_defined_bits_are_kept() {
+    let mut cpus = Cpus::<1>::new();
+    assert_eq!(cpus.write(0, Register::Spurious, u32::MAX), Effect::None);
+    assert_eq!(cpus.read(0, Register::Spurious), 0x1ff);
 }
 
 #[test]
@@ -105,6 +113,44 @@ fn an_ipi_reaches_its_destinations_alone() {
 }
 
 #[test]
+fn a_logical_destination_is_eight_bits_or_a_cluster() {
+    let mut cpus = Cpus::<3>::new();
+    assert_eq!(cpus.send(0, 0xff << 24, 0x40 | 1 << 11), [0, 1, 2], "those without a logical ID, too");
+    for (cpu, logical) in [(0, 0x10), (1, 0x20), (2, 0x42)] {
+        assert_eq!(cpus.write(cpu, Register::LogicalDestination, logical << 24), Effect::None);
+    }
+    assert_eq!(cpus.send(0, 0x30 << 24, 0x41 | 1 << 11), [0, 1], "the flat model");
+    for (cpu, logical) in [(0, 0x11), (1, 0x21), (2, 0x42)] {
+        assert_eq!(cpus.write(cpu, Register::DestinationFormat, 0x0fff_ffff), Effect::None);
+        assert_eq!(cpus.write(cpu, Register::LogicalDestination, logical << 24), Effect::None);
+    }
+    assert_eq!(cpus.send(0, 0xf1 << 24, 0x42 | 1 << 11), [0, 1], "the first of each cluster");
+}
+
+#[test]
+fn in_x2apic_mode_a_destination_is_32_bits() {
+    let mut cpus = Cpus::<18>::new();
+    let Cpus { posted, apics, clock } = &mut cpus;
+    for (apic, posted) in apics.iter_mut().zip(&*posted) {
+        assert_eq!(apic.set_base(apic.base() | 0x400, 40, posted), Ok(()));
+    }
+    assert_eq!(apics[17].read_msr(0x80d, &posted[17], &*clock), Ok(1 << 16 | 1 << 1), "the logical ID");
+    let mut send = |command: u64| {
+        let sent = apics[0].write_msr(0x830, command, &posted[0], &*clock);
+        let Ok(Effect::Send(ipi)) = sent else { panic!("{command:#x}: {sent:?}") };
+        let mut hits = Vec::new();
+        deliver(ipi, 0, &*posted, |hit| hits.push(hit));
+        hits
+    };
+    assert_eq!(send(2 << 32 | 0x40), [2]);
+    assert_eq!(send(0xff << 32 | 0x41), [0usize; 0], "an ID that no vCPU has");
+    assert_eq!(send(0xffff_ffff << 32 | 0x42), (0..18).collect::<Vec<_>>());
+    assert_eq!(send(0x1_0003 << 32 | 0x43 | 1 << 11), [16, 17]);
+    assert_eq!(send(0x1_0002 << 32 | 0x44 | 1 << 11), [17]);
+    assert_eq!(send(0x0_0006 << 32 | 0x45 | 1 << 11), [1, 2]);
+}
+
+#[test]
 fn signals_are_taken_once_and_the_first_startup_counts() {
     let mut cpus = Cpus::<2>::new();
     assert_eq!(cpus.send(0, 1 << 24, 0x400), [1]);
@@ -125,6 +171,43 @@ fn an_apic_that_software_disables_accepts_no_vectors() {
     assert_eq!(cpus.send(0, 1 << 24, 0x400), [1], "an NMI is accepted");
     assert_eq!(cpus.write(1, Register::Local(Lvt::Timer), 0x30), Effect::Timer);
     assert_eq!(cpus.read(1, Register::Local(Lvt::Timer)), 0x1_0030, "LVT entries stay masked");
+}
+
+#[test]
+fn a_vector_that_was_refused_does_not_come_later() {
+    let mut cpus = Cpus::<2>::new();
+    assert_eq!(cpus.write(1, Register::Spurious, 0xff), Effect::None);
+    for trigger in [Trigger::Edge, Trigger::Level] {
+        let message = Ipi::from_io_apic(Message::Fixed(0x45), 1, false, trigger);
+        deliver(message, 0, &cpus.posted, |_| panic!("software has disabled it"));
+    }
+    assert!(cpus.posted[1].is_empty());
+}
+
+#[test]
+fn the_lowest_vector_is_16() {
+    let mut cpus = Cpus::<1>::new();
+    let mut hits = 0;
+    deliver(Ipi::from_io_apic(Message::Fixed(16), 0, false, Trigger::Edge), 0, &cpus.posted, |_| hits += 1);
+    assert_eq!((hits, cpus.acknowledge(0)), (1, Some(16)));
+    assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+    assert_eq!(timer_of_one_count(&mut cpus, 16), Some(16));
+}
+
+#[test]
+fn a_masked_timer_does_not_interrupt() {
+    let mut cpus = Cpus::<1>::new();
+    assert_eq!(timer_of_one_count(&mut cpus, 1 << 16 | 0x60), None);
+    assert!(cpus.posted[0].is_empty());
+}
+
+/// The interrupt of a timer whose LVT entry is `entry` and that has expired.
+fn timer_of_one_count(cpus: &mut Cpus<1>, entry: u32) -> Option<u8> {
+    assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), entry), Effect::Timer);
+    assert_eq!(cpus.write(0, Register::InitialCount, 1), Effect::Timer);
+    cpus.clock.nanoseconds.set(cpus.clock.nanoseconds.get() + 2);
+    cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 0);
+    cpus.acknowledge(0)
 }
 
 #[test]
@@ -236,7 +319,7 @@ fn a_deadline_is_armed_in_its_mode_only() {
     assert_eq!(cpus.write(0, Register::InitialCount, 7), Effect::Timer);
     assert_eq!(cpus.read(0, Register::InitialCount), 0);
     cpus.apics[0].set_tsc_deadline(100);
-    assert_eq!(cpus.apics[0].due(), Some(Due::Tsc(100)));
+    assert_eq!((cpus.apics[0].tsc_deadline(), cpus.apics[0].due()), (100, Some(Due::Tsc(100))));
     cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 99);
     assert_eq!(cpus.acknowledge(0), None);
     cpus.apics[0].expire(&cpus.posted[0], &cpus.clock, 100);
@@ -244,6 +327,56 @@ fn a_deadline_is_armed_in_its_mode_only() {
     cpus.apics[0].set_tsc_deadline(200);
     assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), 0x62), Effect::Timer);
     assert_eq!(cpus.apics[0].due(), None, "another mode disarms it");
+}
+
+#[test]
+fn only_a_change_to_or_from_deadlines_disarms_the_timer() {
+    let mut cpus = Cpus::<1>::new();
+    let set = |cpus: &mut Cpus<1>, entry| {
+        assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), entry), Effect::Timer);
+    };
+    assert_eq!(cpus.write(0, Register::InitialCount, 500), Effect::Timer);
+    set(&mut cpus, 1 << 17 | 0x60);
+    assert_eq!(cpus.apics[0].due(), Some(Due::Nanoseconds(1000)), "one shot to periodic");
+    set(&mut cpus, 2 << 17 | 0x60);
+    assert_eq!((cpus.apics[0].due(), cpus.read(0, Register::InitialCount)), (None, 0));
+    cpus.apics[0].set_tsc_deadline(100);
+    set(&mut cpus, 2 << 17 | 0x61);
+    assert_eq!(cpus.apics[0].due(), Some(Due::Tsc(100)), "another vector in the same mode");
+    set(&mut cpus, 0x61);
+    assert_eq!(cpus.apics[0].due(), None);
+    set(&mut cpus, 2 << 17 | 0x61);
+    assert_eq!(cpus.apics[0].tsc_deadline(), 0);
+}
+
+#[test]
+fn another_divisor_keeps_the_count_and_an_initial_count_of_0_stops_it() {
+    let mut cpus = Cpus::<1>::new();
+    assert_eq!(cpus.write(0, Register::Divide, 0xb), Effect::Timer);
+    cpus.clock.nanoseconds.set(1000);
+    assert_eq!(cpus.write(0, Register::InitialCount, 500), Effect::Timer);
+    cpus.clock.nanoseconds.set(1100);
+    assert_eq!(cpus.write(0, Register::Divide, 0), Effect::Timer);
+    assert_eq!(cpus.read(0, Register::CurrentCount), 400);
+    assert_eq!(cpus.apics[0].due(), Some(Due::Nanoseconds(1100 + 2 * 400)));
+    assert_eq!(cpus.write(0, Register::InitialCount, 0), Effect::Timer);
+    assert_eq!(cpus.apics[0].due(), None);
+}
+
+#[test]
+fn a_write_of_the_base_changes_the_mode_alone() {
+    let mut cpus = Cpus::<2>::new();
+    let Cpus { posted, apics, .. } = &mut cpus;
+    let (apic, posted) = (&mut apics[1], &posted[1]);
+    assert_eq!(apic.set_base(0xfee0_0900, 40, posted), Ok(()));
+    assert_eq!(apic.base(), 0xfee0_0800, "it does not become the boot vCPU");
+    for _ in 0..2 {
+        assert_eq!(apic.set_base(0xfee0_0c00, 40, posted), Ok(()));
+    }
+    assert_eq!(apic.set_base(0xfee0_0000, 40, posted), Ok(()));
+    apic.set_cr8(3);
+    assert_eq!(apic.set_base(0xfee0_0000, 40, posted), Ok(()));
+    assert_eq!(apic.cr8(), 3, "it was disabled already, and is not reset again");
 }
 
 #[test]
@@ -404,7 +537,8 @@ fn others_see_whether_lint0_takes_the_8259s_interrupts() {
     let accept = |cpus: &Cpus<2>| [0, 1].map(|cpu| cpus.posted[cpu].accepts_ext_int());
     assert_eq!(accept(&cpus), [true, false], "as firmware leaves it");
     assert_eq!(cpus.write(0, Register::Local(Lvt::Lint0), 0x1_0700), Effect::None);
-    assert_eq!(cpus.write(1, Register::Local(Lvt::Lint0), 0x700), Effect::None);
+    // Its vector and its polarity do not matter.
+    assert_eq!(cpus.write(1, Register::Local(Lvt::Lint0), 0x2731), Effect::None);
     assert_eq!(accept(&cpus), [false, true]);
     assert_eq!(cpus.write(1, Register::Spurious, 0xff), Effect::None);
     assert_eq!(accept(&cpus), [false, false], "software has it disabled, which masks the entry");
@@ -439,4 +573,30 @@ fn two_nmis_are_two_and_three_are_too() {
         (0..sent).for_each(|_| assert_eq!(cpus.send(0, 1 << 24, 0x400), [1]));
         assert_eq!(cpus.posted[1].take_signals(), Signals { nmis: taken, ..Signals::default() });
     }
+    cpus.posted[1].post_ext_int();
+    (0..2).for_each(|_| cpus.posted[1].post_nmi());
+    assert_eq!(cpus.posted[1].take_signals(), Signals { nmis: 2, ext_int: true, ..Signals::default() });
+}
+
+#[test]
+fn what_is_discarded_is_gone() {
+    let posted = Posted::new(0);
+    posted.post_vector(0x40);
+    posted.post_nmi();
+    posted.post_startup(8);
+    posted.discard();
+    assert!(posted.is_empty());
+    assert_eq!(posted.take_signals(), Signals::default());
+}
+
+#[test]
+fn a_request_is_raised_once_until_it_is_cleared() {
+    let request = Request::new();
+    assert!(!request.is_pending() && !request.is_pending_in_order());
+    assert!(request.raise());
+    assert!(!request.raise(), "the sender that raised it kicks");
+    assert!(request.is_pending() && request.is_pending_in_order());
+    request.clear();
+    assert!(!request.is_pending() && !request.is_pending_in_order());
+    assert!(request.raise());
 }
