@@ -79,6 +79,13 @@ fn one_handle_per_cpu() {
 }
 
 #[test]
+fn a_domain_may_have_fewer_cpus_than_data() {
+    let domain = domain().with_cpus(2);
+    assert!(domain.register(1).is_ok());
+    assert_eq!(domain.register(2).err(), Some(RegisterError::OutOfRange));
+}
+
+#[test]
 fn a_page_waits_for_every_cpu() {
     let domain = domain();
     let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
@@ -158,6 +165,29 @@ fn a_guest_is_kicked_and_counts_until_it_leaves() {
     });
     second.guest(&space, &mut tlb, |flush| assert_eq!(flush, Flush::Keep));
     assert_eq!(kicks(&domain), [0, 1, 0]);
+    assert_eq!((space.flushes(), space.kicks()), (2, 1));
+}
+
+/// An event that is posted to a CPU that a flush has found in guest mode is not to wait for that flush.
+#[test]
+fn a_cpu_is_away_in_guest_mode_though_it_is_stale_or_kicked() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let [first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    assert!(!domain.is_away(1));
+    second.guest(&space, &mut Tlb::new(), |_| {
+        assert!(domain.is_away(1));
+        let mut gather = first.gather(&space);
+        gather.changed();
+        gather.finish_lazily();
+        assert!(domain.is_away(1), "stale");
+        first.hurry();
+        assert_eq!(kicks(&domain), [0, 1, 0]);
+        assert!(domain.is_away(1), "kicked, but still there");
+    });
+    assert!(!domain.is_away(1));
+    second.idle(|| assert!(domain.is_away(1)));
+    assert!(!domain.is_away(1) && !domain.is_away(3));
 }
 
 #[test]
@@ -243,6 +273,40 @@ fn a_gather_flushes_once_and_however_it_ends() {
     cpu.synchronize();
     assert_eq!(polled(&cpu), [1, 2]);
     assert_eq!(space.generation(), after);
+}
+
+#[test]
+fn a_gather_without_pages_flushes_when_it_is_dropped() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let cpu = domain.register(0).unwrap();
+    drop(cpu.gather(&space));
+    assert_eq!(space.flushes(), 0, "nothing has changed");
+    cpu.gather(&space).changed();
+    assert_eq!(space.flushes(), 1);
+}
+
+#[test]
+fn the_backlog_is_over_above_the_limit() {
+    let domain = domain();
+    let cpu = domain.register(0).unwrap();
+    (0..4).for_each(|number| assert_eq!(cpu.call_rcu(page(number)), Backlog::Within));
+    assert!(!cpu.is_over_limit());
+    assert_eq!(cpu.call_rcu(page(4)), Backlog::Over);
+    assert!(cpu.is_over_limit());
+}
+
+#[test]
+fn to_expedite_kicks_the_other_cpus_with_pages() {
+    let domain = domain();
+    let mut cpus = [0, 1, 2].map(|index| domain.register(index).unwrap());
+    cpus[0].call_rcu(page(1));
+    cpus[1].call_rcu(page(2));
+    cpus[1].expedite();
+    assert_eq!(kicks(&domain), [1, 0, 0], "neither itself, nor one without pages");
+    assert_eq!(turns(&mut cpus), [1, 2]);
+    cpus[1].expedite();
+    assert_eq!(kicks(&domain), [1, 0, 0], "all pages are free");
 }
 
 #[test]

@@ -44,6 +44,11 @@ impl Page {
     fn free(&self) {
         self.memory.with_mut(|_| assert!(!self.freed.swap(true, Relaxed), "a page is freed twice"));
     }
+
+    /// What a barrier is for: whoever waited for it uses the memory for something else.
+    fn reuse(&self) {
+        self.memory.with_mut(|_| assert!(self.freed.load(Relaxed), "the barrier came too early"));
+    }
 }
 
 /// `CPUS` CPUs, two pages, and an entry that leads to the first.
@@ -817,7 +822,7 @@ fn barrier_vs_adopted_page() {
     let adopter = spawn(&world, |world| world.two_turns(&mut world.cpu(1)));
     let mut cpu = world.cpu(0);
     cpu.barrier(|page| world.platform().free(page));
-    assert!(world.platform().page(TABLE).freed.load(Relaxed), "the barrier came too early");
+    world.platform().page(TABLE).reuse();
     drop(cpu);
     adopter.join().unwrap();
     world.drain();
@@ -840,7 +845,7 @@ fn barrier_vs_deferring_cpu() {
     world.wait_until_ready();
     let mut cpu = world.cpu(0);
     cpu.barrier(|page| world.platform().free(page));
-    assert!(world.platform().page(TABLE).freed.load(Relaxed), "the barrier came too early");
+    world.platform().page(TABLE).reuse();
     drop(cpu);
     other.join().unwrap();
     world.drain();
@@ -882,6 +887,33 @@ loom_tests! {
     /// A barrier frees the pages of a CPU that would stay in guest mode, its own and those that it adopted.
     loom_barrier_vs_guest = barrier_vs_guest;
     mutant_barrier_without_kick hangs_without [BarrierKicks]
+}
+
+/// One thread takes CPU 1 offline, and another brings it online: it counts on from what the first has counted.
+fn cpu_changes_hands() {
+    let world = World::<2>::new(9);
+    let leaver = spawn(&world, |world| {
+        let cpu = world.cpu(1);
+        world.set_ready();
+        cpu.call_rcu(world.platform().unlink());
+    });
+    world.wait_until_ready();
+    let cpu = loop {
+        match world.domain.register(1) {
+            Ok(cpu) => break cpu,
+            Err(_) => thread::yield_now(),
+        }
+    };
+    cpu.call_rcu(OTHER);
+    drop(cpu);
+    leaver.join().unwrap();
+    world.drain();
+}
+
+/// No page of a CPU is lost, whoever it was that brought it online.
+#[test]
+fn loom_cpu_changes_hands() {
+    EXPLORER.explore(cpu_changes_hands);
 }
 
 /// CPU 1 unlinks a page and goes offline at once.
