@@ -55,7 +55,7 @@ Examples:
   cargo xtask mutants --crate rcu --kind ordering,flush
   cargo xtask mutants --only hv/rcu/src/domain.rs:76     those of one line
   cargo xtask mutants --resume                           what is not decided yet
-  cargo xtask mutants --sample 60                        as many as a minute allows, chosen by the commit
+  cargo xtask mutants --sample 30                        half a minute's, of one crate, chosen by the commit
 
 Exit status: 0 if each survivor is explained, 1 if one is not, 2 if an explanation's code has gone, 101 if the copy could not be
 built.")]
@@ -75,7 +75,7 @@ pub(crate) struct Args {
     /// Leave out what is decided in target/mutants/CRATE.json for the same source
     #[arg(long)]
     resume: bool,
-    /// Try changes for this long in each crate, chosen by the commit
+    /// Try changes of one crate for this long, both chosen by the commit
     #[arg(long, value_name = "SECONDS", conflicts_with = "only")]
     sample: Option<u32>,
     /// List the changes, and try none
@@ -101,7 +101,12 @@ enum Kind {
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let mut survivors = 0;
-    for (name, stages) in args.crates()? {
+    let mut crates = args.crates()?;
+    if args.sample.is_some() {
+        let chosen = commit()? as usize % crates.len();
+        crates = vec![crates[chosen]];
+    }
+    for (name, stages) in crates {
         let report = sweep(args, name, stages)?;
         if args.list {
             continue;
@@ -130,12 +135,12 @@ impl Args {
             None if self.crates.is_empty() => index < USUAL,
             None => self.crates.iter().any(|wanted| wanted == name),
         };
-        Ok(CRATES
-            .into_iter()
-            .enumerate()
-            .filter(|(index, (name, _))| is_wanted(*index, name))
-            .map(|(_, it)| it)
-            .collect())
+        let wanted = CRATES.into_iter().enumerate().filter(|(index, (name, _))| is_wanted(*index, name));
+        let crates: Vec<_> = wanted.map(|(_, of_crate)| of_crate).collect();
+        match &self.only {
+            Some(only) if crates.is_empty() => Err(usage(format!("{only}: there is nothing to change"))),
+            _ => Ok(crates),
+        }
     }
 
     fn wants(&self, mutant: &Mutant) -> bool {
