@@ -127,20 +127,31 @@ impl Rewriter<'_> {
         *condition = parse_quote!(crate::mutant::truth(#always, #never, #condition));
     }
 
+    /// The number of the change by which a `let` of a condition does not match.
+    fn pattern(&mut self, pattern: &mut Expr) -> Option<usize> {
+        let (at, text) = (pattern.span(), self.text(pattern));
+        self.visit_expr_mut(pattern);
+        self.number(Kind::Branch, at, format!("`{text}` never matches"))
+    }
+
     /// A condition: each part of it that `&&` and `||` connect. Comparisons have their changes wherever they stand.
     fn condition(&mut self, condition: &mut Expr) {
         match condition {
             Expr::Let(_) => {
-                let (at, text) = (condition.span(), self.text(condition));
-                self.visit_expr_mut(condition);
-                if let Some(number) = self.number(Kind::Branch, at, format!("`{text}` never matches")) {
+                if let Some(number) = self.pattern(condition) {
                     *condition = parse_quote!(!crate::mutant::is(#number) && #condition);
                 }
             }
             Expr::Paren(inner) => self.condition(&mut inner.expr),
             Expr::Binary(binary) if is_logical(&binary.op) => {
                 self.condition(&mut binary.left);
-                self.condition(&mut binary.right);
+                if !matches!(*binary.right, Expr::Let(_)) {
+                    self.condition(&mut binary.right);
+                } else if let Some(number) = self.pattern(&mut binary.right) {
+                    // No parentheses: a `let` stands in a chain alone.
+                    let (left, right) = (&binary.left, &binary.right);
+                    *condition = parse_quote!(#left && !crate::mutant::is(#number) && #right);
+                }
             }
             Expr::Binary(_) => self.visit_expr_mut(condition),
             // A rule that is broken by name has its mutants already.
@@ -537,6 +548,16 @@ mod tests {
         assert_eq!(changes("if let Some(a) = b { a }"), ["branch: `let some(a) = b` never matches"]);
         assert!(changes("if kept(Rule::A) { a }").is_empty(), "it is broken by name");
         assert_eq!(changes("match a { b if c => d, _ => e }").len(), 2);
+    }
+
+    #[test]
+    fn each_pattern_of_a_chain_stays_in_the_chain() {
+        let source = "fn f() { if let Some(a) = b && let Some(c) = d && e {} }";
+        let (text, changes) = rewrite(source, 1, &BTreeSet::new()).unwrap();
+        assert_eq!(changes.len(), 4);
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let chain = "if !crate::mutant::is(1usize) && let Some(a) = b && !crate::mutant::is(2usize) && let Some(c) = d";
+        assert!(text.contains(chain), "{text}");
     }
 
     #[test]
