@@ -350,9 +350,63 @@ fn orphans_are_adopted_and_wait_anew() {
     let mut freed = vec![];
     third.barrier(|page| freed.push(page.raw()));
     assert_eq!(freed, [1, 2]);
+    assert_eq!(kicks(&domain), [0; 3], "neither itself nor a CPU that is offline");
     first = domain.register(0).unwrap();
     assert_eq!(turns(&mut [first, third]), []);
     assert_eq!(domain.stats().backlog, 0);
+}
+
+#[test]
+fn orphans_are_adopted_when_those_before_are_free_and_by_the_budget() {
+    let domain = domain();
+    let mut first = domain.register(0).unwrap();
+    let leaves_behind = |pages: &[u64]| {
+        let second = domain.register(1).unwrap();
+        pages.iter().for_each(|&number| assert_eq!(second.call_rcu(page(number)), Backlog::Within));
+    };
+    leaves_behind(&[1, 2, 3]);
+    assert_eq!(polled(&first), []);
+    leaves_behind(&[4]);
+    assert_eq!(polled(&first), []);
+    assert_eq!(first.backlog(), 3, "the fourth waits until it is adopted");
+    first.synchronize();
+    let mut freed = vec![];
+    assert_eq!(first.poll(2, |page| freed.push(page.raw())), 2);
+    assert_eq!(freed, [1, 2]);
+    assert_eq!(turns(core::slice::from_mut(&mut first)), [3, 4]);
+}
+
+/// The running grace period could end, and pages wait for the next one.
+#[test]
+fn a_hurry_ends_the_running_grace_period_and_begins_the_next() {
+    let hurries: [fn(&Cpu<'_, TestPlatform>); 2] = [|cpu| cpu.hurry(), |cpu| cpu.expedite()];
+    for hurry in hurries {
+        let domain = domain();
+        let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+        first.call_rcu(page(1));
+        assert_eq!(polled(&first), [], "the grace period begins");
+        first.call_rcu(page(2));
+        first.quiescent();
+        second.quiescent();
+        hurry(&first);
+        first.quiescent();
+        second.quiescent();
+        assert_eq!(polled(&first), [1, 2]);
+    }
+}
+
+#[test]
+fn to_expedite_kicks_a_guest_that_a_lazy_flush_left() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let [first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    second.guest(&space, &mut Tlb::new(), |_| {
+        let mut gather = first.gather(&space);
+        gather.add(page(1));
+        gather.finish_lazily();
+        first.expedite();
+        assert_eq!(kicks(&domain), [0, 1, 0]);
+    });
 }
 
 /// The second CPU frees its page when it is kicked, and not before.
@@ -378,8 +432,10 @@ fn a_barrier_kicks_and_waits_for_a_cpu_with_a_page() {
     std::thread::scope(|threads| {
         threads.spawn(frees_when_kicked);
         deferred.wait();
-        domain.register(0).unwrap().barrier(|_| panic!("the page is the second CPU's"));
+        let wait = || domain.register(0).unwrap().barrier(|_| panic!("the page is the second CPU's"));
+        domain.register(2).unwrap().idle(wait);
         assert_eq!(freed.load(Ordering::SeqCst), 7);
+        assert_eq!(kicks(&domain)[2], 0, "it has no page");
     });
 }
 
