@@ -204,8 +204,13 @@ impl Rewriter<'_> {
 
     fn arguments(&mut self, arguments: &mut syn::punctuated::Punctuated<Expr, syn::Token![,]>, method: Method) {
         for argument in arguments {
-            let others = self.ordering(argument, method);
-            if others.is_empty() { self.visit_expr_mut(argument) } else { choose(argument, others) }
+            match argument {
+                Expr::Path(_) => {
+                    let others = self.ordering(argument, method);
+                    choose(argument, others);
+                }
+                _ => self.visit_expr_mut(argument),
+            }
         }
     }
 
@@ -244,26 +249,6 @@ impl Rewriter<'_> {
         choose(expr, others);
         if compares {
             self.constant(expr, at, &text);
-        }
-    }
-
-    /// A statement that may be left out.
-    fn removable(&self, expr: &Expr) -> Option<Kind> {
-        match expr {
-            Expr::MethodCall(call) if is_flush(&call.method.to_string()) => Some(Kind::Flush),
-            Expr::Call(call) => match &*call.func {
-                Expr::Path(path) => {
-                    let name = path.path.segments.last()?.ident.to_string();
-                    if name == "fence" { Some(Kind::Ordering) } else { is_flush(&name).then_some(Kind::Flush) }
-                }
-                _ => None,
-            },
-            Expr::Binary(binary) => match binary.op {
-                BinOp::AddAssign(_) | BinOp::SubAssign(_) => Some(Kind::Count),
-                BinOp::BitOrAssign(_) | BinOp::BitAndAssign(_) => Some(Kind::Bits),
-                _ => None,
-            },
-            _ => None,
         }
     }
 }
@@ -324,7 +309,7 @@ impl VisitMut for Rewriter<'_> {
 
     fn visit_stmt_mut(&mut self, statement: &mut Stmt) {
         if let Stmt::Expr(expr, Some(_)) = statement
-            && let Some(kind) = self.removable(expr)
+            && let Some(kind) = removable(expr)
         {
             let (at, words) = (expr.span(), format!("`{}` is left out", self.text(expr)));
             visit_mut::visit_stmt_mut(self, statement);
@@ -382,8 +367,8 @@ impl VisitMut for Rewriter<'_> {
                 self.arguments(&mut call.args, method);
             }
             Expr::Call(call) => {
-                let is_fence = matches!(&*call.func, Expr::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "fence"));
-                self.arguments(&mut call.args, if is_fence { Method::Fence } else { Method::Other });
+                let method = if is_called(call, "fence") { Method::Fence } else { Method::Other };
+                self.arguments(&mut call.args, method);
             }
             Expr::Path(_) => {
                 let others = self.ordering(expr, Method::Other);
@@ -462,12 +447,37 @@ fn is_bool(ty: &syn::Type) -> bool {
     matches!(ty, syn::Type::Path(path) if path.path.is_ident("bool"))
 }
 
+/// The kind of the change that leaves this statement out, if it may be left out.
+fn removable(expr: &Expr) -> Option<Kind> {
+    match expr {
+        Expr::MethodCall(call) if is_flush(&call.method.to_string()) => Some(Kind::Flush),
+        Expr::Call(call) if is_called(call, "fence") => Some(Kind::Ordering),
+        Expr::Call(call) => is_flush(&called(call)?.to_string()).then_some(Kind::Flush),
+        Expr::Binary(binary) => match binary.op {
+            BinOp::AddAssign(_) | BinOp::SubAssign(_) => Some(Kind::Count),
+            BinOp::BitOrAssign(_) | BinOp::BitAndAssign(_) => Some(Kind::Bits),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The last name of the path of the function that is called.
+fn called(call: &syn::ExprCall) -> Option<&syn::Ident> {
+    match &*call.func {
+        Expr::Path(path) => path.path.segments.last().map(|segment| &segment.ident),
+        _ => None,
+    }
+}
+
+fn is_called(call: &syn::ExprCall, name: &str) -> bool {
+    called(call).is_some_and(|called| called == name)
+}
+
 fn is_kept(expr: &Expr) -> bool {
     match expr {
         Expr::Unary(unary) => is_kept(&unary.expr),
-        Expr::Call(call) => {
-            matches!(&*call.func, Expr::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == "kept"))
-        }
+        Expr::Call(call) => is_called(call, "kept"),
         _ => false,
     }
 }
@@ -532,6 +542,8 @@ mod tests {
             changes("fence(Ordering::SeqCst);"),
             ["ordering: seqcst is acqrel", "ordering: `fence(ordering::seqcst)` is left out"]
         );
+        // A relaxed fence panics.
+        assert_eq!(changes("fence(Ordering::Acquire);"), ["ordering: `fence(ordering::acquire)` is left out"]);
     }
 
     #[test]
