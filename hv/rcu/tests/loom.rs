@@ -889,33 +889,6 @@ loom_tests! {
     mutant_barrier_without_kick hangs_without [BarrierKicks]
 }
 
-/// One thread takes CPU 1 offline, and another brings it online: it counts on from what the first has counted.
-fn cpu_changes_hands() {
-    let world = World::<2>::new(9);
-    let leaver = spawn(&world, |world| {
-        let cpu = world.cpu(1);
-        world.set_ready();
-        cpu.call_rcu(world.platform().unlink());
-    });
-    world.wait_until_ready();
-    let cpu = loop {
-        match world.domain.register(1) {
-            Ok(cpu) => break cpu,
-            Err(_) => thread::yield_now(),
-        }
-    };
-    cpu.call_rcu(OTHER);
-    drop(cpu);
-    leaver.join().unwrap();
-    world.drain();
-}
-
-/// No page of a CPU is lost, whoever it was that brought it online.
-#[test]
-fn loom_cpu_changes_hands() {
-    EXPLORER.explore(cpu_changes_hands);
-}
-
 /// CPU 1 unlinks a page and goes offline at once.
 fn orphans_vs_walker() {
     let world = World::<2>::new(9);
