@@ -278,10 +278,10 @@ impl Channel {
     }
 }
 
-/// Encodes four decimal digits, with four bits for each.
 /// How many values a counter of four decimal digits has.
 const BCD_MODULUS: u64 = 10_000;
 
+/// Encodes four decimal digits, with four bits for each.
 fn to_bcd(value: u16) -> u16 {
     (value / 1000 % 10) << 12 | (value / 100 % 10) << 8 | (value / 10 % 10) << 4 | (value % 10)
 }

@@ -201,12 +201,12 @@ pub fn warm_up() {
     debug_assert_eq!(nop, Ok(1));
 }
 
-/// Decodes as if the instruction were at address 0.
 /// Whether the instruction may go on elsewhere than behind it: a jump, a call, a return or a software interrupt.
 pub fn is_branch(bytes: &[u8], bitness: Bitness) -> bool {
     decode(bytes, bitness).is_ok_and(|instruction| instruction.flow_control() != FlowControl::Next)
 }
 
+/// Decodes as if the instruction were at address 0.
 fn decode(bytes: &[u8], bitness: Bitness) -> Result<Instruction, DecodeError> {
     let bytes = &bytes[..bytes.len().min(MAX_INSTRUCTION)];
     let mut decoder = Decoder::with_ip(bitness.bits(), bytes, 0, DecoderOptions::NONE);

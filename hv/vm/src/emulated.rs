@@ -25,18 +25,19 @@ impl<T: Types> ExitHandler<'_, T> {
             let mut space = self.address_space(vcpu);
             let emulated = vcpu.emulate(&mut space);
             let (outcome, hits) = (space.outcome, space.watch.hits);
-            for effect in outcome.effects() {
-                self.carry_out(vcpu, effect, host);
-            }
-            if outcome.devices {
-                self.devices_changed(vcpu, host);
-            }
+            // A trap comes before an interrupt that the instruction makes deliverable.
             if matches!(emulated, Ok(Emulated::Done | Emulated::Ready)) && !vcpu.injecting() {
                 // INT n clears TF, and has no step behind it.
                 let step = if steps && vcpu.rflags() & RFLAGS_TF != 0 { DR6_BS } else { 0 };
                 if hits | step != 0 {
                     raise_debug(vcpu, hits | step);
                 }
+            }
+            for effect in outcome.effects() {
+                self.carry_out(vcpu, effect, host);
+            }
+            if outcome.devices {
+                self.devices_changed(vcpu, host);
             }
             let flow = match emulated {
                 Ok(Emulated::Done) => continue,
