@@ -38,7 +38,7 @@ impl Capacity {
     /// For a guest with `pages` pages of RAM, in a shadow with `roots` roots. There is room for
     /// - tables that map all of the memory sixteen times over, 3 % of it (KVM gives its shadow pages 2 %),
     /// - the uses of these, and in each root those of tables that map the memory once, which roots share,
-    /// - two writable mappings of each page: a kernel's own, and a process's. They take 2 % of the memory.
+    /// - two writable mappings of each page: a kernel's own, and a process's. They take 2 to 4 % of the memory, since the table of notes is a power of two.
     pub fn of(pages: u64, roots: usize) -> Self {
         /// No shadow needs more for one root: all regions, all pages.
         const WHOLE: u64 = REGIONS as u64;
