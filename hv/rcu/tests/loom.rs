@@ -45,7 +45,7 @@ impl Page {
         self.memory.with_mut(|_| assert!(!self.freed.swap(true, Relaxed), "a page is freed twice"));
     }
 
-    /// What a barrier is for: whoever waited for it uses the memory for something else.
+    /// What a barrier is for: the memory is used for something else behind it.
     fn reuse(&self) {
         self.memory.with_mut(|_| assert!(self.freed.load(Relaxed), "the barrier came too early"));
     }
