@@ -87,12 +87,17 @@ impl DescriptorCache {
         self.attributes & attribute != 0
     }
 
+    /// D/B: 32-bit code or stack.
+    pub const fn is_big(&self) -> bool {
+        self.has(Self::DEFAULT_BIG)
+    }
+
     /// Whether the segment has the `bytes` (at least 1) at `offset`: above the limit, if it is data that grows downwards. Bytes above
     /// 4 GiB are in no segment: processors may wrap there or not (SDM vol. 3, section 5.3).
     pub const fn contains(&self, offset: u32, bytes: u32) -> bool {
         let Some(last) = offset.checked_add(bytes - 1) else { return false };
         if self.has(Self::EXPAND_DOWN) && !self.has(Self::CODE) {
-            let top = if self.has(Self::DEFAULT_BIG) { u32::MAX } else { 0xffff };
+            let top = if self.is_big() { u32::MAX } else { 0xffff };
             return offset > self.limit && last <= top;
         }
         last <= self.limit

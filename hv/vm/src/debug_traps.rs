@@ -38,14 +38,12 @@ fn end_of_plain<V: Vcpu>(vcpu: &mut V) {
 #[inline(always)]
 pub(crate) fn retire_watched<V: Vcpu>(vcpu: &mut V, next: u64, hits: u64) {
     vcpu.resume_at(next);
-    if vcpu.rflags() as u32 & END_FLAGS != 0 || hits != 0 {
-        end_of_instruction(vcpu, hits);
-    }
+    end_of_watched(vcpu, hits);
 }
 
-/// Behind an instruction that the interpreter has carried out, with RIP behind it already.
-#[cold]
-pub(crate) fn end_of_interpreted<V: Vcpu>(vcpu: &mut V, hits: u64) {
+/// The same, with RIP behind the instruction already.
+#[inline(always)]
+pub(crate) fn end_of_watched<V: Vcpu>(vcpu: &mut V, hits: u64) {
     if vcpu.rflags() as u32 & END_FLAGS != 0 || hits != 0 {
         end_of_instruction(vcpu, hits);
     }

@@ -33,12 +33,7 @@ impl<T: Types> ExitHandler<'_, T> {
                     raise_debug(vcpu, hits | step);
                 }
             }
-            for effect in outcome.effects() {
-                self.carry_out(vcpu, effect, host);
-            }
-            if outcome.devices {
-                self.devices_changed(vcpu, host);
-            }
+            self.follow_up(vcpu, &outcome, host);
             let flow = match emulated {
                 Ok(Emulated::Done) => continue,
                 Ok(Emulated::Ready) => return Flow::Resume,

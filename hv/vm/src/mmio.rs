@@ -3,7 +3,7 @@
 use crate::address_space::{AddressSpace, Known, Outcome, apic_register};
 use crate::context::Context;
 use crate::debug_traps::{
-    Watch, between_iterations, end_of_interpreted, executed, retire, retire_watched, step_over_branch,
+    Watch, between_iterations, end_of_watched, executed, retire, retire_watched, step_over_branch,
 };
 use crate::exit::{Event, Exception, NestedFault};
 use crate::exit_handler::{ExitHandler, paging_ref};
@@ -52,10 +52,7 @@ impl<T: Types> ExitHandler<'_, T> {
     ) -> ControlFlow<()> {
         let flow = match resolved {
             Resolved::Retry => Flow::Resume,
-            Resolved::NotMemory => match refused(vcpu, fault) {
-                Some(stop) => Flow::Stop(stop),
-                None => self.carry_out_access(vcpu, Place::NoMemory, Some(fault), host),
-            },
+            Resolved::NotMemory => self.access_without_memory(vcpu, fault, host),
             Resolved::OutOfMemory => Flow::Stop(Stop::OutOfMemory),
         };
         self.go(flow)
@@ -110,11 +107,17 @@ impl<T: Types> ExitHandler<'_, T> {
     /// The same for any instruction, and those that can't be carried out.
     #[cold]
     fn apic_page_anew(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> ControlFlow<()> {
-        let flow = match refused(vcpu, fault) {
+        let flow = self.access_without_memory(vcpu, fault, host);
+        self.go(flow)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn access_without_memory(&mut self, vcpu: &mut T::Vcpu, fault: NestedFault, host: &mut T::Host) -> Flow {
+        match refused(vcpu, fault) {
             Some(stop) => Flow::Stop(stop),
             None => self.carry_out_access(vcpu, Place::NoMemory, Some(fault), host),
-        };
-        self.go(flow)
+        }
     }
 
     /// Carries out the instruction at RIP, which accesses an address that the processor can't access for the guest. `fault` tells where
@@ -128,13 +131,18 @@ impl<T: Types> ExitHandler<'_, T> {
     ) -> Flow {
         let mut outcome = Outcome::default();
         let done = self.try_access(vcpu, place, fault, &mut outcome);
+        self.follow_up(vcpu, &outcome, host);
+        done.unwrap_or_else(|trouble| trouble.tell(vcpu))
+    }
+
+    /// Does what the accesses of an instruction have led to.
+    pub(crate) fn follow_up(&mut self, vcpu: &mut T::Vcpu, outcome: &Outcome, host: &mut T::Host) {
         for effect in outcome.effects() {
             self.carry_out(vcpu, effect, host);
         }
         if outcome.devices {
             self.devices_changed(vcpu, host);
         }
-        done.unwrap_or_else(|trouble| trouble.tell(vcpu))
     }
 
     fn try_access(
@@ -178,19 +186,17 @@ impl<T: Types> ExitHandler<'_, T> {
     ) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
         let branch = step_over_branch(vcpu, fetched.bytes(), bitness);
-        let tried_again = core::mem::take(&mut self.context.tried_again);
         let mut space = self.address_space(vcpu);
         let step = interpreter::step(&mut Interpreted(vcpu), &mut space, fetched.bytes(), bitness);
         let hits = space.watch.hits;
         *outcome = space.outcome;
-        if matches!(step, Ok(StepResult::Again | StepResult::Exit { .. })) {
-            self.context.tried_again = tried_again;
-        }
+        let again = matches!(step, Ok(StepResult::Again | StepResult::Exit { .. }));
+        self.context.tried_again = if again { self.context.tried_again + 1 } else { 0 };
         match step? {
-            StepResult::Done => end_of_interpreted(vcpu, hits | branch),
+            StepResult::Done => end_of_watched(vcpu, hits | branch),
             StepResult::Iterated => between_iterations(vcpu, hits),
-            // Another vCPU has changed the instruction, or a descriptor table is where no memory is.
-            StepResult::Again | StepResult::Exit { .. } if self.tries_again() => {}
+            // Another vCPU has changed the instruction, or a descriptor table is where no memory is, which nothing will change.
+            StepResult::Again | StepResult::Exit { .. } if self.context.tried_again < MAX_TRIED_AGAIN => {}
             StepResult::Fault(vector) => vcpu.inject(exception(vector)),
             StepResult::LoadSegment { register, selector, also, shadows, next } => {
                 match self.load_by_selector(vcpu, register, selector) {
@@ -217,14 +223,6 @@ impl<T: Types> ExitHandler<'_, T> {
         Ok(Flow::Resume)
     }
 
-    /// Whether the processor is to have another look at an instruction that accesses no memory itself. It comes to an end only if other
-    /// vCPUs change it.
-    fn tries_again(&mut self) -> bool {
-        const MOST: u32 = 1000;
-        self.context.tried_again += 1;
-        self.context.tried_again < MOST
-    }
-
     /// What an instruction accesses. The debug registers are those of now.
     pub(crate) fn address_space(&mut self, vcpu: &T::Vcpu) -> AddressSpace<'_, T> {
         self.update_cr8(vcpu);
@@ -241,6 +239,9 @@ impl<T: Types> ExitHandler<'_, T> {
         }
     }
 }
+
+/// So often the processor has another look at an instruction that accesses no memory itself.
+const MAX_TRIED_AGAIN: u32 = 1000;
 
 /// Where the operand at `linear` is, if the exit was for its first byte.
 fn known(linear: Gva, fault: NestedFault) -> Option<Known> {

@@ -27,11 +27,10 @@ pub(super) struct Stack {
 impl Stack {
     /// The stack of code of `bitness`.
     pub(super) fn of(processor: &mut dyn Processor, bitness: Bitness) -> Self {
-        const BIG: u16 = 1 << 10;
         let segmentation = processor.segmentation(Segment::Ss, bitness);
         let size = match bitness {
             Bitness::Bits64 => Width::Qword,
-            _ if segmentation.cache.attributes & BIG != 0 => Width::Dword,
+            _ if segmentation.cache.is_big() => Width::Dword,
             _ => Width::Word,
         };
         Self { segmentation, size, sp: processor.gpr(Gpr::RSP) & size.mask() }
