@@ -20,7 +20,7 @@ use crate::metadata::{Capacity, LastLevel, RmapEntry, Role, Root, State, TableUs
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
 use crate::rules::Rule;
-use crate::vtlb::{WHOLE, around, linear};
+use crate::vtlb::{WHOLE, around, frames_return, linear};
 use crate::{FaultOutcome, Memory, NoMemory, Reason, Registers};
 use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use alloc::vec::Vec;
@@ -311,7 +311,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// Handles a page fault of the vCPU at `gva`.
     ///
     /// # Errors
-    /// [`NoMemory`]: there is no frame for a shadow table, or none for the page.
+    /// [`NoMemory`]: there is no frame for a shadow table, or none for the page, and no table is left that could make way.
     pub fn fault<M: Memory>(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -325,7 +325,10 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let outcome = match resolve(mem, registers, gva, access) {
             Ok(page) => {
                 let at = At { root: view.root.load(Ordering::Relaxed), gva: linear(gva) };
-                self.map(cpu, mem, &at, registers, &page, access.kind == AccessKind::Write)?
+                match self.map(cpu, mem, &at, registers, &page, access.kind == AccessKind::Write) {
+                    Ok(outcome) => outcome,
+                    Err(NoMemory) => self.make_way(cpu, at.root)?,
+                }
             }
             Err(outcome) => outcome,
         };
@@ -690,6 +693,20 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let oldest = oldest.map_or(own, |(n, _)| n);
         self.zap_root(cpu, state, oldest);
         FaultOutcome::Retry
+    }
+
+    /// The host has no frame for a table or a page: a root makes way, unless frames of tables that did so already are on their way
+    /// back.
+    #[cold]
+    fn make_way(&self, cpu: &Cpu<'_, E::Platform>, own: usize) -> Result<FaultOutcome, NoMemory> {
+        if frames_return(cpu) {
+            return Ok(FaultOutcome::Retry);
+        }
+        let mut state = self.state.lock();
+        match state.last.shadow_tables {
+            0 => Err(NoMemory),
+            _ => Ok(self.zap_oldest_root(cpu, &mut state, own)),
+        }
     }
 
     fn zap_all(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) {

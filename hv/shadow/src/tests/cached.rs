@@ -37,6 +37,9 @@ impl Shadows for Cached {
     fn space(&self, vcpu: usize) -> &Space {
         self.shadow.space(&self.views[vcpu])
     }
+    fn roots(&self) -> usize {
+        ROOTS
+    }
     fn load(&self, cpu: &ThisCpu<'_>, _: &GuestMemory, vcpu: usize, registers: &Registers) -> Flush {
         self.shadow.load(cpu, &self.views[vcpu], registers);
         Flush::Keep

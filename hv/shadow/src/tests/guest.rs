@@ -19,6 +19,8 @@ pub(super) type ThisCpu<'d> = Cpu<'d, pool::PoolPlatform<Format>>;
 pub(super) trait Shadows {
     fn root(&self, vcpu: usize) -> Pfn;
     fn space(&self, vcpu: usize) -> &Space;
+    /// How many roots may make way for one fault, one in each attempt.
+    fn roots(&self) -> usize;
     fn load(&self, cpu: &ThisCpu<'_>, memory: &GuestMemory, vcpu: usize, registers: &Registers) -> Flush;
     fn invlpg(&self, cpu: &ThisCpu<'_>, memory: &GuestMemory, vcpu: usize, gva: Gva) -> Flush;
     fn fault(
@@ -110,7 +112,7 @@ impl<S: Shadows> Guest<'_, S> {
                 break Seen::Page(self.memory.reached(hpa));
             }
             exits += 1;
-            assert!(exits < 4, "the same fault again and again");
+            assert!(exits < 4 + self.shadows.roots(), "the same fault again and again");
             let (shadows, memory) = (self.shadows, self.memory);
             let outcome = shadows.fault(cpu, memory, n, &self.vcpus[n].registers, gva, access);
             match outcome.expect("there are frames") {

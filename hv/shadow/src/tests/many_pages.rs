@@ -5,10 +5,13 @@ use super::vtlb::{CAPS, TWO_LEVELS, WRITE};
 use crate::{Backing, BackingPage, Capacity, Counter, FaultOutcome, Memory, NoMemory, Registers, Shadow, View};
 use addr::{Gpa, Gva, PageSize, Pfn};
 use mmu::pool::{self, Pool};
+use std::vec::Vec;
 use walk::{Controls, Features, PhysMem};
 
 const ROOTS: usize = 6;
 const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
+/// The host's frames, for the tables of the shadow.
+const FRAMES: u64 = 256;
 /// The pages that one of the guest's tables maps.
 const TABLE: u64 = 1024;
 /// The pages that one shadow table maps.
@@ -82,12 +85,14 @@ impl Walker<'_> {
     }
 
     /// How many page faults it takes to write these pages.
-    fn write(&self, cpu: &ThisCpu<'_>, pages: impl Iterator<Item = u64>) -> u64 {
+    fn write(&self, cpu: &mut ThisCpu<'_>, pages: impl Iterator<Item = u64>) -> u64 {
         let before = self.count(Counter::Faults);
         for page in pages {
-            let fault = || self.shadow.fault(cpu, &self.view, &Ram, &self.registers, Gva::new(page << 12), WRITE);
             while !self.is_writable(page) {
-                assert!(matches!(fault(), Ok(FaultOutcome::Mapped | FaultOutcome::Retry)));
+                let fault = self.shadow.fault(cpu, &self.view, &Ram, &self.registers, Gva::new(page << 12), WRITE);
+                assert!(matches!(fault, Ok(FaultOutcome::Mapped | FaultOutcome::Retry)), "{fault:?} at page {page}");
+                cpu.quiescent();
+                cpu.poll(usize::MAX, |table| self.tables.free(table));
             }
         }
         self.count(Counter::Faults) - before
@@ -100,7 +105,7 @@ impl Walker<'_> {
 
 /// Runs `test` on a vCPU in the address space of directory 1.
 fn with_walker(capacity: Capacity, test: impl FnOnce(&mut Walker<'_>, &mut ThisCpu<'_>)) {
-    let tables = Tables::new(256);
+    let tables = Tables::new(FRAMES as usize);
     let domain = pool::domain::<Format, 1>(&tables);
     let mut cpu = domain.register(0).unwrap();
     let shadow = Shadow::new((0..ROOTS).map(|_| Pool::new(&tables, &domain)), CAPS, capacity, 1).unwrap();
@@ -166,6 +171,38 @@ fn the_address_space_that_was_loaded_longest_ago_makes_way_for_tables() {
             assert!(walker.write(cpu, tables(22)) >= 22);
         });
     }
+}
+
+#[test]
+fn tables_make_way_where_the_host_has_no_frame() {
+    with_walker(Capacity::of(65_536, ROOTS), |walker, cpu| {
+        for directory in [1, 2, 3] {
+            walker.load(cpu, directory);
+            walker.write(cpu, tables(FRAMES * 2 / 3));
+        }
+        assert_eq!(walker.write(cpu, tables(FRAMES * 2 / 3)), 0, "the last one is still there");
+        // By itself it has more than there are frames.
+        walker.write(cpu, tables(2 * FRAMES));
+    });
+}
+
+#[test]
+fn a_fault_fails_where_no_table_can_make_way() {
+    with_walker(Capacity::of(0, ROOTS), |walker, cpu| {
+        walker.write(cpu, tables(8));
+        walker.tables.limit(Some(0));
+        let mut fault = |page| {
+            let fault = walker.shadow.fault(cpu, &walker.view, &Ram, &walker.registers, Gva::new(page << 12), WRITE);
+            cpu.quiescent();
+            cpu.poll(usize::MAX, |table| walker.tables.free(table));
+            fault
+        };
+        // The tables make way once, and their frames come back after a grace period.
+        let outcomes: Vec<_> = (0..4).map(|_| fault(100 * SHADOW_TABLE)).collect();
+        assert_eq!((outcomes[0], outcomes[3]), (Ok(FaultOutcome::Retry), Err(NoMemory)));
+        walker.tables.limit(None);
+        assert_eq!(fault(100 * SHADOW_TABLE), Ok(FaultOutcome::Mapped));
+    });
 }
 
 #[test]

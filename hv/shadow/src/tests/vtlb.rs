@@ -28,6 +28,9 @@ impl Shadows for Vtlbs {
     fn space(&self, vcpu: usize) -> &Space {
         self.0[vcpu].space()
     }
+    fn roots(&self) -> usize {
+        1
+    }
     fn load(&self, cpu: &ThisCpu<'_>, _: &GuestMemory, vcpu: usize, _: &Registers) -> Flush {
         self.0[vcpu].load(cpu);
         Flush::Keep
@@ -225,5 +228,27 @@ fn a_guest_that_uses_more_and_more_tables_loses_the_first_ones() {
         assert!(tables.in_use() < 600, "{} tables", tables.in_use());
         let is_mapped = |n: u64| guest.is_mapped(guest.shadows.root(0), Gva::new(n << 22));
         assert!((1000 - u64::from(MAX_TABLES) + 16..1000).all(is_mapped), "the last ones");
+    });
+}
+
+#[test]
+fn tables_make_way_where_the_host_has_no_frame() {
+    let words = (0..512).map(|n| (0x1000 + n * 8, 0x2067_0000_2067)).chain([(0x2000, 0x3067)]);
+    with_guest(words.collect(), TWO_LEVELS, |guest, cpu, tables| {
+        (0..100).for_each(|n| guest.access(cpu, 0, Gva::new(n << 22), READ, 0));
+        tables.limit(Some(0));
+        let fault = |cpu: &mut ThisCpu<'_>| {
+            let outcome =
+                guest.shadows.fault(cpu, guest.memory, 0, &guest.vcpus[0].registers, Gva::new(200 << 22), READ);
+            cpu.barrier(|table| tables.free(table));
+            outcome
+        };
+        // 16 tables at a time.
+        for n in 0..100u64.div_ceil(16) {
+            assert_eq!(fault(cpu), Ok(FaultOutcome::Retry), "{n}");
+        }
+        assert_eq!(fault(cpu), Err(NoMemory), "none is left");
+        tables.limit(None);
+        assert_eq!(fault(cpu), Ok(FaultOutcome::Mapped));
     });
 }
