@@ -100,14 +100,15 @@ impl<T: Types> ExitHandler<'_, T> {
         Flow::Resume
     }
 
-    /// Whether `at`, where the table is written, or the instruction that writes it is translated by way of that very table. It
-    /// would be a table again, and read-only, before it is written.
+    /// Whether `at`, where the table is written, or the instruction that writes it is translated by way of that very table as a
+    /// directory. It would be one again, and read-only, before it is written. As a table of the last level it would go out of sync.
     fn translates_itself(&self, vcpu: &T::Vcpu, at: Gva, table: Gpa) -> bool {
         let paging = self.paging(vcpu);
         let access = Access { kind: AccessKind::Read, privilege: Privilege::Supervisor { ac: true } };
         let goes_through = |at| {
             let walked = trace(&self.memory, &paging, at, access, SetAccessedDirty::No);
-            walked.is_ok_and(|(_, steps)| steps.as_slice().iter().any(|step| step.at.frame() == table.frame()))
+            let mut steps = walked.iter().flat_map(|(_, steps)| steps.as_slice());
+            steps.any(|step| step.level > 1 && step.at.frame() == table.frame())
         };
         let is_instruction = !vcpu.redelivering();
         goes_through(at) || is_instruction && goes_through(Self::code_address(vcpu, Self::bitness(vcpu)))

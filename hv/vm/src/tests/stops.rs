@@ -158,16 +158,19 @@ fn an_event_is_pushed_where_a_table_was() {
     assert_eq!(guest.handler.memory.given_up, Some(Gpa::new(0x3ffc)));
 }
 
-/// A directory in page 3, by whose table in page 4 the first pages are where their linear addresses say. The code is an ADDPS, which
-/// is not emulated, and stands for one that writes.
+/// The first pages are where their linear addresses say, by the directory in page 6 and its table in page 4, and once more from
+/// 1 GiB on, by page 7 and page 5. The code is an ADDPS, which is not emulated, and stands for one that writes.
 fn shadowed() -> Guest {
     let features = walk::Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
     let mut guest = Guest::flat_32(&[0x0f, 0x58, 0x03]);
     let memory = &guest.handler.memory;
-    memory.put(0x3000, &0x4067u32.to_le_bytes());
-    (0..32u32).for_each(|page| memory.put(0x4000 + 4 * u64::from(page), &(page << 12 | 0x67).to_le_bytes()));
+    for (n, (directory, table)) in [(0x6000u64, 0x4000u64), (0x7000, 0x5000)].into_iter().enumerate() {
+        memory.put(0x3000 + 8 * n as u64, &(directory | 1).to_le_bytes());
+        memory.put(directory, &(table | 0x67).to_le_bytes());
+        (0..32).for_each(|page: u64| memory.put(table + 8 * page, &(page << 12 | 0x67).to_le_bytes()));
+    }
     let mut own = shadow::Registers::new(features);
-    let controls = walk::Controls { cr0: PG | PE, cr3: 0x3000, ..own.paging().controls };
+    let controls = walk::Controls { cr0: PG | PE, cr3: 0x3000, cr4: PAE, ..own.paging().controls };
     assert_eq!(own.write(memory, controls), Ok(shadow::Change::Context));
     guest.vcpu.own = Some(own);
     guest
@@ -190,28 +193,27 @@ fn ends_by_write(guest: &mut Guest, at: u64) -> bool {
 #[test]
 fn a_table_that_translates_its_own_address_is_not_given_up_in_vain() {
     for event in [None, Some(Event::UNDEFINED)] {
-        for table in [0x3ff0, 0x4ff0] {
-            let mut guest = shadowed();
-            guest.vcpu.event = event;
-            assert!(ends_by_write(&mut guest, table));
-        }
-        // Another address space's table.
         let mut guest = shadowed();
         guest.vcpu.event = event;
-        assert!(!ends_by_write(&mut guest, 0x5ff0));
-        assert_eq!(guest.handler.memory.given_up, Some(Gpa::new(0x5ff0)));
+        assert!(ends_by_write(&mut guest, 0x6ff0));
+        // The other gigabyte's directory; a table of the last level goes out of sync when it is one again.
+        for table in [0x7ff0, 0x4ff0] {
+            let mut guest = shadowed();
+            guest.vcpu.event = event;
+            assert!(!ends_by_write(&mut guest, table));
+            assert_eq!(guest.handler.memory.given_up, Some(Gpa::new(table)));
+        }
     }
 }
 
 #[test]
 fn a_table_that_translates_the_code_that_writes_it_is_not_given_up_in_vain() {
-    // The second 4 MiB are page 3 by a table in page 5; the code is in the first, by the one in page 4.
+    const OTHER_GIB: u64 = 1 << 30;
     let mut guest = shadowed();
-    guest.handler.memory.put(0x3004, &0x5067u32.to_le_bytes());
-    guest.handler.memory.table_at.set(Some(0x4ff0));
-    assert!(ends_by_write(&mut guest, 0x40_0ff0));
+    guest.handler.memory.table_at.set(Some(0x6ff0));
+    assert!(ends_by_write(&mut guest, OTHER_GIB | 0x6ff0));
     // An event is delivered before the next instruction is fetched.
     guest.vcpu.event = Some(Event::UNDEFINED);
-    assert!(!ends_by_write(&mut guest, 0x40_0ff0));
-    assert_eq!(guest.handler.memory.given_up, Some(Gpa::new(0x4ff0)));
+    assert!(!ends_by_write(&mut guest, OTHER_GIB | 0x6ff0));
+    assert_eq!(guest.handler.memory.given_up, Some(Gpa::new(0x6ff0)));
 }
