@@ -22,17 +22,26 @@ impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
     }
 
     /// [`resolve`](Self::resolve) again, after what can be had at once. The guest faults again as long as some of its pages wait
-    /// for a grace period.
+    /// for a grace period, and then as long as a shadow table can make way.
     #[cold]
     pub(crate) fn resolve_again(&self, own: &Registers, at: Gva, access: Access) -> Result<FaultOutcome, NoMemory> {
         let waited = self.hurry_back();
         match self.resolve(own, at, access) {
-            Err(NoMemory) if waited => Ok(FaultOutcome::Retry),
+            Err(NoMemory) if waited || self.make_way() => Ok(FaultOutcome::Retry),
             Err(NoMemory) => Err(NoMemory),
             Ok(outcome) => {
                 self.state.found_frames();
                 Ok(outcome)
             }
+        }
+    }
+
+    /// Zaps shadow tables for their frames. False if there are none.
+    fn make_way(&self) -> bool {
+        match self.shadow {
+            Some(VcpuTree::Vtlb(buffer)) => buffer.make_way(&self.cpu),
+            Some(VcpuTree::Kept(shadow, view)) => shadow.make_way(&self.cpu, view),
+            None => false,
         }
     }
 

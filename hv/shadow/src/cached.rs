@@ -20,7 +20,7 @@ use crate::metadata::{Capacity, LastLevel, RmapEntry, Role, Root, State, TableUs
 use crate::registers::Context;
 use crate::resolve::{Resolved, resolve};
 use crate::rules::Rule;
-use crate::vtlb::{WHOLE, around, frames_return, linear};
+use crate::vtlb::{WHOLE, around, linear};
 use crate::{FaultOutcome, Memory, NoMemory, Reason, Registers};
 use addr::{Gfn, Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use alloc::vec::Vec;
@@ -311,7 +311,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     /// Handles a page fault of the vCPU at `gva`.
     ///
     /// # Errors
-    /// [`NoMemory`]: there is no frame for a shadow table, or none for the page, and no table is left that could make way.
+    /// [`NoMemory`]: there is no frame for a shadow table, or none for the page. [`make_way`](Self::make_way) may help.
     pub fn fault<M: Memory>(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -325,10 +325,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let outcome = match resolve(mem, registers, gva, access) {
             Ok(page) => {
                 let at = At { root: view.root.load(Ordering::Relaxed), gva: linear(gva) };
-                match self.map(cpu, mem, &at, registers, &page, access.kind == AccessKind::Write) {
-                    Ok(outcome) => outcome,
-                    Err(NoMemory) => self.make_way(cpu, at.root)?,
-                }
+                self.map(cpu, mem, &at, registers, &page, access.kind == AccessKind::Write)?
             }
             Err(outcome) => outcome,
         };
@@ -695,18 +692,16 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         FaultOutcome::Retry
     }
 
-    /// The host has no frame for a table or a page: a root makes way, unless frames of tables that did so already are on their way
-    /// back.
+    /// The host has no frame for what the vCPU needs: zaps a root, as where there is no room. Its frames come back after a
+    /// grace period. False if no table is left.
     #[cold]
-    fn make_way(&self, cpu: &Cpu<'_, E::Platform>, own: usize) -> Result<FaultOutcome, NoMemory> {
-        if frames_return(cpu) {
-            return Ok(FaultOutcome::Retry);
-        }
+    pub fn make_way(&self, cpu: &Cpu<'_, E::Platform>, view: &View) -> bool {
         let mut state = self.state.lock();
-        match state.last.shadow_tables {
-            0 => Err(NoMemory),
-            _ => Ok(self.zap_oldest_root(cpu, &mut state, own)),
+        let has_tables = state.last.shadow_tables > 0;
+        if has_tables {
+            let _ = self.zap_oldest_root(cpu, &mut state, view.root.load(Ordering::Relaxed));
         }
+        has_tables
     }
 
     fn zap_all(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State) {

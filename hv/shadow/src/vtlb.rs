@@ -7,7 +7,7 @@ use addr::{Gva, PageSize, Pfn};
 use core::ops::Range;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
 use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Room, Tree, ZappedTables};
-use rcu::{Cpu, Platform, Space};
+use rcu::{Cpu, Space};
 use walk::{Access, AccessKind};
 
 pub(crate) const WHOLE: Range<Gva> = Gva::new(0)..Gva::new(1 << 32);
@@ -110,7 +110,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
     /// Handles a page fault of the vCPU at `gva`.
     ///
     /// # Errors
-    /// [`NoMemory`]: there is no frame for a shadow table, or none for the page, and no table is left that could make way.
+    /// [`NoMemory`]: there is no frame for a shadow table, or none for the page. [`make_way`](Self::make_way) may help.
     pub fn fault<M: Memory>(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -121,10 +121,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
     ) -> Result<FaultOutcome, NoMemory> {
         self.counters.count(Counter::Faults);
         let outcome = match resolve(mem, registers, gva, access) {
-            Ok(page) => match self.map(cpu, mem, linear(gva), page, access) {
-                Ok(outcome) => outcome,
-                Err(NoMemory) => self.make_way(cpu)?,
-            },
+            Ok(page) => self.map(cpu, mem, linear(gva), page, access)?,
             Err(outcome) => outcome,
         };
         self.counters.count_outcome(outcome);
@@ -230,16 +227,15 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         }
     }
 
-    /// The host has no frame for a table or a page: tables make way, unless frames of some that did so already are on their way back.
+    /// The host has no frame for what the vCPU needs: zaps a part of the tables, as where there is no room for one more. Their
+    /// frames come back after a grace period. False if no table is left.
     #[cold]
-    fn make_way(&self, cpu: &Cpu<'_, E::Platform>) -> Result<FaultOutcome, NoMemory> {
-        if !frames_return(cpu) {
-            if self.tables.load(Ordering::Relaxed) <= 0 {
-                return Err(NoMemory);
-            }
+    pub fn make_way(&self, cpu: &Cpu<'_, E::Platform>) -> bool {
+        let has_tables = self.tables.load(Ordering::Relaxed) > 0;
+        if has_tables {
             self.drop_tables(cpu);
         }
-        Ok(FaultOutcome::Retry)
+        has_tables
     }
 
     fn zap_tables(&self, cpu: &Cpu<'_, E::Platform>, range: Range<Gva>) -> ZappedTables {
@@ -259,15 +255,6 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
     pub(crate) fn tree(&self) -> &Tree<E> {
         &self.tree
     }
-}
-
-/// Whether frames of unlinked tables wait for a grace period, on any CPU: it is hurried, so that they come back soon.
-pub(crate) fn frames_return<P: Platform>(cpu: &Cpu<'_, P>) -> bool {
-    let awaited = cpu.domain().stats().backlog > 0;
-    if awaited {
-        cpu.hurry();
-    }
-    awaited
 }
 
 /// The linear address outside of long mode: bits 31:0.

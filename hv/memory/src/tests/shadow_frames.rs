@@ -9,7 +9,7 @@ use addr::{Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use core::num::NonZero;
 use loader::{Paging, VmConfig};
 use rcu::Tlb;
-use shadow::{Capacity, FaultOutcome, Registers};
+use shadow::{Capacity, Counter, FaultOutcome, Registers};
 use vm::Memory;
 use walk::{Access, AccessKind, Features, Privilege};
 
@@ -186,4 +186,26 @@ fn the_vcpus_of_a_vm_share_a_budget_of_tables() {
     assert!(tables < 256 * VCPUS);
     assert!(most < (2 * 256 + tables + 5 * VCPUS) as u64, "{most} frames");
     assert_eq!(memory.free(&mut cpu).accounts.left, 0);
+}
+
+/// The machine has fewer frames than the guest has pages.
+#[test]
+fn shadow_tables_make_way_where_no_frame_is_left() {
+    for paging in [Paging::Shadow, Paging::Vtlb] {
+        let domain = Arena::domain(1200);
+        let mut world = World::new(&domain, &VmConfig { pages: PageSize::Size4K, ..config(4 * LARGE, paging) });
+        load(&mut world);
+        let mut fault = |page: u64| {
+            let outcome = world.view().shadow_fault(&registers(), Gva::new(page * PAGE_SIZE), WRITE);
+            world.cpu.quiescent();
+            outcome
+        };
+        let mut written = 0;
+        while let Ok(outcome) = fault(written) {
+            written += u64::from(outcome == FaultOutcome::Mapped);
+        }
+        let dropped = world.memory.shadows.counts().map(|counts| counts.get(Counter::Dropped));
+        assert!(dropped > Some(0), "{paging:?}: ended after {written} pages");
+        world.end();
+    }
 }
