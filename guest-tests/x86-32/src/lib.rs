@@ -22,6 +22,6 @@ pub mod timed;
 pub mod user;
 
 pub use base::{
-    apic, attack, boot, clock, console, cpuid, exit, handover, ktap, latency, pic, promises, random, stats, tsc,
+    apic, attack, boot, clock, console, cpuid, exit, handover, ktap, latency, msr, pic, promises, random, stats, tsc,
 };
 pub use base::{boot_headers, cases, check, check_eq, check_ok, main, println, skip_unless};

@@ -121,6 +121,12 @@ impl LocalApic {
         self.base & !BASE_BSP == address & !0xfff | BASE_ENABLED
     }
 
+    /// The guest-physical address of its register page. In x2APIC mode, or if IA32_APIC_BASE disables it, there is none.
+    pub fn page(&self) -> Option<u64> {
+        let page = self.base & !0xfff;
+        self.is_at(page).then_some(page)
+    }
+
     /// Reads a register.
     #[inline]
     pub fn read(&mut self, register: Register, posted: &Posted, clock: &impl Clock) -> u32 {

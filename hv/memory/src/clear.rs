@@ -20,6 +20,7 @@ impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
         if from.raw() == 0 {
             self.vm.account().pool.lock().fail(PlannedFailures::None);
             self.keep_flushes();
+            self.vm.hidden.clear();
         }
         let part = part(self.vm.ram, from.raw())?;
         let end = part.end;

@@ -81,6 +81,7 @@ mod ending;
 mod frames;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod hidden_pages;
 mod host;
 mod pool;
 mod raw;

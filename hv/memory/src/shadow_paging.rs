@@ -88,9 +88,10 @@ impl<F: Nested, H: HostMemory> shadow::Memory for View<'_, '_, F, H> {
     fn backing(&self, at: Gpa, write: bool) -> Result<Backing, NoMemory> {
         loop {
             let found = match self.vm.tree.fault(self.cpu.read(), at, PageSize::Size4K) {
+                Ok(Fault::Present(found)) if !found.leaf.rights.user => return Ok(Backing::None),
                 Ok(Fault::Present(found)) => found,
                 Ok(Fault::Room(_)) => match self.touch(at, write) {
-                    Ok(Touched::Mapped) => continue,
+                    Ok(Touched::Mapped | Touched::Hidden) => continue,
                     Ok(Touched::Begun) => return Ok(Backing::Pending),
                     Err(MemoryError::Outside(_)) => return Ok(Backing::None),
                     Err(MemoryError::NoFrames) => return Err(NoMemory),

@@ -6,6 +6,8 @@ mod arbitrary;
 mod cleared;
 #[cfg(not(shuttle))]
 mod frames_run_out;
+#[cfg(not(shuttle))]
+mod hidden_pages;
 #[cfg(shuttle)]
 mod models;
 #[cfg(not(shuttle))]

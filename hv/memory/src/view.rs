@@ -16,7 +16,7 @@ use core::cell::Cell;
 use core::fmt;
 use core::num::NonZero;
 use loader::MemoryError;
-use mmu::{Fault, Leaf, MapError, Rights, Room, Translation, WriteError};
+use mmu::{Fault, Leaf, MapError, Room, Translation, WriteError};
 use model::kept;
 use rcu::{Cpu, Session, Tlb};
 use sched::Heart;
@@ -68,6 +68,8 @@ pub(crate) enum Touched {
     Mapped,
     /// A part of a large page is filled with zeroes: the next touch goes on.
     Begun,
+    /// The page is mapped for software alone.
+    Hidden,
 }
 
 /// So many bytes of a large page are filled with zeroes in one exit.
@@ -258,12 +260,13 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
     }
 
     #[inline]
-    fn touch_at_most(&self, at: Gpa, most: PageSize, write: bool) -> Result<Touched, MemoryError> {
+    pub(crate) fn touch_at_most(&self, at: Gpa, most: PageSize, write: bool) -> Result<Touched, MemoryError> {
         if !self.vm.backs(at) {
             return Err(MemoryError::Outside(at));
         }
         let large = at.align_down(PageSize::Size2M.bytes()).wrapping_add(PageSize::Size2M.bytes() - 1);
-        let want = if self.vm.ram.backs(large) { most } else { PageSize::Size4K };
+        let is_large = self.vm.ram.backs(large) && !self.vm.hidden.any_in(at.frame(), PageSize::Size2M);
+        let want = if is_large { most } else { PageSize::Size4K };
         match self.vm.tree.fault(self.cpu.read(), at, want) {
             Ok(Fault::Room(room)) => self.fill(room),
             Ok(Fault::Present(found)) => {
@@ -272,7 +275,7 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
                 if write && found.leaf.logged {
                     self.unprotect(at);
                 }
-                Ok(Touched::Mapped)
+                Ok(if found.leaf.rights.user { Touched::Mapped } else { Touched::Hidden })
             }
             Err(mmu::OutOfRange) => Err(MemoryError::Outside(at)),
         }
@@ -301,7 +304,8 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
             }
         };
         let size = room.size();
-        let result = room.install(Leaf::new(frame, Rights::ALL));
+        let rights = self.vm.hidden.rights(room.start().frame());
+        let result = room.install(Leaf::new(frame, rights));
         if result.is_err() && kept(Rule::GiveBackLoser) {
             self.vm.tree.env().free(frame, size);
         }

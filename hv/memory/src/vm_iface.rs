@@ -4,9 +4,9 @@ use crate::account::{POLL, POLL_IDLE, give_back_some};
 use crate::host::HostMemory;
 use crate::raw::DirectPtr;
 use crate::tree_env::Nested;
-use crate::view::View;
+use crate::view::{Touched, View};
 use abi::hypercall::{Refused, TestCall};
-use addr::{Gpa, Gva, Hpa};
+use addr::{Gfn, Gpa, Gva, Hpa};
 use loader::{GuestMemory, MemoryError};
 use rcu::Flush;
 use shadow::{FaultOutcome, NoMemory, Writer};
@@ -32,6 +32,7 @@ impl<F: Nested, H: HostMemory> vm::Memory for View<'_, '_, F, H> {
     #[inline]
     fn fault(&mut self, fault: NestedFault) -> Resolved {
         match self.touch(fault.address(), fault.is_write()) {
+            Ok(Touched::Hidden) => Resolved::NotMemory,
             Ok(_) => {
                 self.state.found_frames();
                 Resolved::Retry
@@ -50,6 +51,10 @@ impl<F: Nested, H: HostMemory> vm::Memory for View<'_, '_, F, H> {
     fn poll(&self) {
         self.heart.beat();
         give_back_some(&self.cpu, POLL);
+    }
+
+    fn hide(&mut self, vcpu: usize, page: Option<Gfn>) {
+        View::hide(self, vcpu, page);
     }
 
     #[cold]

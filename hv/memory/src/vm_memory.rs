@@ -2,6 +2,7 @@
 
 use crate::account::{self, Account};
 use crate::ending::{Ending, EndingStep, Freed};
+use crate::hidden_pages::HiddenPages;
 use crate::host::HostMemory;
 use crate::raw;
 use crate::shadow_trees::{ShadowTrees, VcpuTree};
@@ -22,6 +23,7 @@ pub struct VmMemory<'m, F: Nested, H: HostMemory> {
     /// Where there are any, no processor walks `tree`: it is what the guest's memory is.
     pub(crate) shadows: ShadowTrees<'m, H>,
     pub(crate) ram: GuestRam,
+    pub(crate) hidden: HiddenPages,
     /// A page outside of it.
     fixed: Option<Gfn>,
 }
@@ -46,7 +48,8 @@ impl<'m, F: Nested, H: HostMemory> VmMemory<'m, F, H> {
         let shadows = ShadowTrees::new(cpu, config, shadow_caps, || TreeEnv::new(domain, account));
         let has_shadows = shadows.is_ok();
         let shadows = shadows.unwrap_or(ShadowTrees::None);
-        let memory = Self { tree, shadows, ram: config.ram, fixed: fixed.map(|(at, _)| at.frame()) };
+        let memory =
+            Self { tree, shadows, ram: config.ram, hidden: HiddenPages::new(), fixed: fixed.map(|(at, _)| at.frame()) };
         let complete = has_shadows
             && fixed.is_none_or(|(at, content)| {
                 memory.view(cpu, &mut Tlb::new(), &ViewState::new()).write_bytes(at, content).is_ok()

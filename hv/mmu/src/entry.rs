@@ -87,15 +87,15 @@ impl Leaf {
     }
 }
 
-/// The accesses that a page allows. Every mapped page is readable.
+/// The accesses that a page allows. Every mapped page is readable by those that may access it at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rights {
     /// It can be written.
     pub write: bool,
     /// Instructions can be fetched from it.
     pub execute: bool,
-    /// User accesses are allowed. NPT treats all accesses of a guest as user accesses; EPT has no such right and allows
-    /// them.
+    /// User accesses are allowed. In nested tables all accesses of the guest are such: NPT treats them so, and with EPT a page
+    /// without this right is none to the processor.
     pub user: bool,
 }
 
@@ -104,6 +104,9 @@ impl Rights {
     pub const ALL: Self = Self { write: true, execute: true, user: true };
     /// All rights but writing.
     pub const READ_ONLY: Self = Self { write: false, ..Self::ALL };
+
+    /// In nested tables: the page is there for software alone, and each access of the guest to it exits.
+    pub const HIDDEN: Self = Self { user: false, ..Self::ALL };
 
     /// Whether these rights are a superset of `other`.
     pub const fn include(self, other: Self) -> bool {

@@ -2,9 +2,11 @@
 
 use crate::exit_handler::ExitHandler;
 use crate::host::Host;
+use crate::memory::Memory;
 use crate::msr::MsrError;
 use crate::types::Types;
 use crate::vcpu::{Events, Vcpu};
+use addr::Gpa;
 use apic::{Due, Effect, Ipi, Message};
 use arch::RFLAGS_TF;
 use arch::apic::{BASE_X2APIC, X2APIC_MSRS, register};
@@ -69,6 +71,8 @@ impl<T: Types> ExitHandler<'_, T> {
             }
             IA32_APIC_BASE => {
                 apic.set_base(value, self.context.features.maxphyaddr, posted)?;
+                let page = apic.page().map(|at| Gpa::new(at).frame());
+                self.memory.hide(self.context.index, page);
                 self.context.cpuid.set_apic(apic.is_on());
                 // The APIC is reset when it is disabled.
                 vcpu.set_cr8(apic.cr8());

@@ -2,7 +2,7 @@
 
 use crate::exit::NestedFault;
 use abi::hypercall::{Refused, TestCall};
-use addr::{Gpa, Gva, Hpa};
+use addr::{Gfn, Gpa, Gva, Hpa};
 use shadow::NoMemory;
 use walk::{Access, HandleMem};
 
@@ -56,6 +56,11 @@ pub trait Memory: HandleMem {
     /// Carries out INVLPG of a vCPU under shadow paging.
     fn shadow_invlpg(&mut self, at: Gva) {
         let _ = at;
+    }
+    /// The registers of `vcpu`'s local APIC are at `page` from now on, and no longer where they were before: where that is memory, each
+    /// access of any vCPU has to exit as if there were none, while software finds the memory as before. The caller must hold no lock.
+    fn hide(&mut self, vcpu: usize, page: Option<Gfn>) {
+        let _ = (vcpu, page);
     }
     /// Returns deferred frames that no CPU uses any more. The handlers call it after each interrupt of the CPU, because a kick
     /// may ask for it.

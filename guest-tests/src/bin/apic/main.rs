@@ -49,6 +49,7 @@ fn main(boot: &Boot) -> GuestStatus {
             timer::divisor_slows_it_down,
             timer::deadline_fires_once,
             timer::deadline_is_cleared_when_it_fires,
+            modes::over_memory,
             processors::all_started,
             processors::physical_destination,
             processors::logical_destination,

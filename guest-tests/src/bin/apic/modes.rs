@@ -6,6 +6,7 @@ use guest::cpuid::cpuid;
 use guest::interrupts::{Fault, GENERAL_PROTECTION, expect_fault};
 use guest::ktap::{NotPassed, Outcome};
 use guest::msr::{self, Msr};
+use guest::ram;
 use guest::smp::{self, Cpu};
 use guest::{check, check_eq, skip_unless};
 
@@ -111,6 +112,28 @@ pub(crate) fn transitions_that_fault(_: &Boot) -> Outcome {
     check_eq!((invalid, to_x2apic, back), (Some(GENERAL_PROTECTION), None, Some(GENERAL_PROTECTION)));
     check_eq!((off, from_off, on), (None, Some(GENERAL_PROTECTION), None));
     Ok(())
+}
+
+/// Each processor's registers lie over a page of memory, which stays the others' and is as it was when they have gone.
+pub(crate) fn over_memory(boot: &Boot) -> Outcome {
+    skip_unless!(is_exact(), "emulators leave them at their place");
+    const BYTES: u64 = 0x1234_5678_9abc_def0;
+    const VERSION: u64 = 0x30;
+    let frame = ram::fresh(boot);
+    frame.write(VERSION as usize / 8, BYTES);
+    let byte = || frame.address(VERSION).read();
+    let base = Msr::ApicBase.read();
+    let version = Apic::here().read(Register::Version) as u8;
+    Msr::ApicBase.write(base & 0xfff | frame.gpa().raw());
+    let there = byte();
+    let others = smp::run_on_all(|cpu| {
+        check!(cpu.is_boot() || byte() == BYTES as u8, "{cpu:?} does not find memory");
+        Ok(())
+    });
+    Msr::ApicBase.write(base);
+    check_eq!((there, byte()), (version, BYTES as u8));
+    check_eq!(frame.read(VERSION as usize / 8), BYTES);
+    others
 }
 
 /// CPUID says so, and it comes back reset.

@@ -9,7 +9,7 @@ use addr::{Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use core::num::NonZero;
 use loader::{Paging, VmConfig};
 use rcu::Tlb;
-use shadow::{Capacity, Counter, FaultOutcome, Registers};
+use shadow::{Capacity, Counter, FaultOutcome, Reason, Registers};
 use vm::Memory;
 use walk::{Access, AccessKind, Features, Privilege};
 
@@ -208,4 +208,18 @@ fn shadow_tables_make_way_where_no_frame_is_left() {
         assert!(dropped > Some(0), "{paging:?}: ended after {written} pages");
         world.end();
     }
+}
+
+#[test]
+fn a_page_under_an_apic_is_in_no_shadow_table() {
+    for_both(|world| {
+        let hide = |world: &mut World<'_>, page| world.view().hide(0, page);
+        hide(world, Some(Gpa::new(PAGE).frame()));
+        assert_eq!(walked(world), None);
+        let outcome = world.view().shadow_fault(&registers(), Gva::new(PAGE), WRITE);
+        assert_eq!(outcome, Ok(FaultOutcome::Emulate { gpa: Gpa::new(PAGE), reason: Reason::Mmio }));
+        hide(world, None);
+        touch(world);
+        assert_eq!(walked(world), Some(backing(world)));
+    });
 }

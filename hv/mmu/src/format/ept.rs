@@ -24,8 +24,12 @@ const LOGGED: u64 = 1 << 52;
 const SOFT_SHIFT: u32 = 53;
 const SOFT: u64 = 3 << SOFT_SHIFT;
 const FROZEN: u64 = 1 << 55;
+/// A page that the guest may not access has its bits 2:0 here: to the processor there is no page.
+const HIDDEN_SHIFT: u32 = 56;
+const HIDDEN: u64 = PRESENT << HIDDEN_SHIFT;
 
-const TABLE: u64 = READ | WRITE | EXECUTE;
+const PRESENT: u64 = READ | WRITE | EXECUTE;
+const TABLE: u64 = PRESENT;
 const LEAF: u64 = TABLE | MEMORY | IGNORE_PAT | ACCESSED | DIRTY | LOGGED | SOFT;
 
 const UNCACHED: u64 = memory_type::UNCACHED << MEMORY_SHIFT | IGNORE_PAT;
@@ -33,7 +37,7 @@ const WRITE_THROUGH: u64 = memory_type::WRITE_THROUGH << MEMORY_SHIFT;
 const WRITE_BACK: u64 = memory_type::WRITE_BACK << MEMORY_SHIFT;
 
 const _: () = assert!(LEAF & LARGE == 0 && (LEAF | LARGE) & arch::paging::ADDRESS == 0);
-const _: () = assert!(FROZEN & (LEAF | 1 << 10) == 0);
+const _: () = assert!(FROZEN & (LEAF | HIDDEN | 1 << 10) == 0 && HIDDEN & LEAF == 0);
 
 /// Extended page tables of `LEVELS` levels, 4 or 5.
 pub struct Ept<const LEVELS: u8 = 4>;
@@ -47,7 +51,7 @@ impl<const LEVELS: u8> Format for Ept<LEVELS> {
         assert!(LEVELS == 4 || LEVELS == 5);
         Level::from_number(LEVELS - 1)
     };
-    const PRESENT: u64 = READ | WRITE | EXECUTE;
+    const PRESENT: u64 = PRESENT | HIDDEN;
     const ACCESSED: u64 = ACCESSED;
     const DIRTY: u64 = DIRTY;
     const FROZEN: u64 = FROZEN;
@@ -73,12 +77,15 @@ impl<const LEVELS: u8> Format for Ept<LEVELS> {
         let state = bit(leaf.accessed, ACCESSED) | bit(leaf.dirty, DIRTY) | bit(leaf.logged, LOGGED);
         let soft = u64::from(leaf.soft.bits()) << SOFT_SHIFT;
         let large = bit(level != Level::PTE, LARGE);
-        Pte::new((leaf.pfn.raw() << PAGE_SHIFT) | READ | rights_bits(leaf.rights) | memory | state | soft | large)
+        let access = READ | bit(leaf.rights.write, WRITE) | bit(leaf.rights.execute, EXECUTE);
+        let access = if leaf.rights.user { access } else { access << HIDDEN_SHIFT };
+        Pte::new((leaf.pfn.raw() << PAGE_SHIFT) | access | memory | state | soft | large)
     }
 
     #[inline]
     fn as_leaf(pte: Pte, level: Level, address: u64) -> Option<Leaf> {
-        let raw = pte.raw();
+        let user = pte.raw() & PRESENT != 0;
+        let raw = if user { pte.raw() } else { pte.raw() & !HIDDEN | pte.raw() >> HIDDEN_SHIFT & PRESENT };
         let has = |bits: u64| raw & bits != 0;
         let large = bit(level != Level::PTE, LARGE);
         if raw & !(LEAF | address & !misaligned::<Self>(level)) != large || !has(READ) {
@@ -92,7 +99,7 @@ impl<const LEVELS: u8> Format for Ept<LEVELS> {
         };
         Some(Leaf {
             pfn: Pfn::new((raw & address) >> PAGE_SHIFT),
-            rights: Rights { write: has(WRITE), execute: has(EXECUTE), user: true },
+            rights: Rights { write: has(WRITE), execute: has(EXECUTE), user },
             memory,
             accessed: has(ACCESSED),
             dirty: has(DIRTY),
@@ -100,8 +107,4 @@ impl<const LEVELS: u8> Format for Ept<LEVELS> {
             soft: Soft::new(((raw & SOFT) >> SOFT_SHIFT) as u8),
         })
     }
-}
-
-const fn rights_bits(rights: Rights) -> u64 {
-    bit(rights.write, WRITE) | bit(rights.execute, EXECUTE)
 }

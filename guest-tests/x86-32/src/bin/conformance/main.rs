@@ -68,6 +68,7 @@ fn main(boot: &Boot) -> GuestStatus {
             operands::writes_to_a_device,
             operands::operands_that_lead_nowhere,
             operands::operands_that_reach_behind_memory,
+            operands::the_apic_lies_over_memory,
             nmis::one_that_comes_while_another_is_handled,
             nmis::three_that_come_while_another_is_handled,
             nmis::two_at_once,

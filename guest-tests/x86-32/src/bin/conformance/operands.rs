@@ -1,13 +1,17 @@
 //! Instructions whose memory operand is a register of the local APIC, or where nothing answers, or lies half behind the end of memory.
 
 use crate::steps::{BUFFER, page};
+use core::sync::atomic::Ordering::Relaxed;
 use guest32::boot::Boot;
+use guest32::cpuid::{self, Hypervisor};
 use guest32::ktap::Outcome;
-use guest32::memory::{self, START};
-use guest32::{check_eq, processor};
+use guest32::memory::{self, Page, START};
+use guest32::{check_eq, msr, processor, skip_unless};
 
 const VERSION: u32 = 0xfee0_0030;
 const TASK_PRIORITY: u32 = 0xfee0_0080;
+/// A page of memory.
+const UNDER_APIC: u32 = START + (16 << 20) + 0x5000;
 /// Nothing answers there.
 const NOWHERE: u32 = 0xfe00_0000;
 
@@ -174,5 +178,36 @@ pub(crate) fn operands_that_reach_behind_memory(boot: &Boot) -> Outcome {
         memory::store(at, value);
     }
     check_eq!(after, [1, 2]);
+    Ok(())
+}
+
+/// IA32_APIC_BASE moves the registers to a page that was in use: they answer there, and the page is as it was when they have gone.
+pub(crate) fn the_apic_lies_over_memory(_: &Boot) -> Outcome {
+    skip_unless!(
+        cpuid::hypervisor() == Hypervisor::Microhv || !cpuid::is_tcg(),
+        "QEMU's TCG leaves them at their place"
+    );
+    const BYTES: u64 = 0x1234_5678_9abc_def0;
+    let page = Page::new(UNDER_APIC);
+    let [id, version, priority] = [0x20, 0x30, 0x80].map(|offset| page.dword(offset / 4));
+    let registers = memory::peek(VERSION);
+    page.clear();
+    page.qword(0x20 / 8).store(BYTES, Relaxed);
+    version.store(1, Relaxed);
+    priority.store(2, Relaxed);
+    let base = msr::read(msr::APIC_BASE);
+    let moved = base & 0xfff | u64::from(UNDER_APIC);
+    // SAFETY: no Rust object is in the page, and no code but this function's uses the APIC meanwhile.
+    unsafe { msr::write(msr::APIC_BASE, moved) };
+    let there = version.load(Relaxed);
+    priority.store(0x50, Relaxed);
+    let set = priority.load(Relaxed);
+    priority.store(0, Relaxed);
+    let beside = Page::new(UNDER_APIC + 4096).dword(0).load(Relaxed);
+    // SAFETY: as it was.
+    unsafe { msr::write(msr::APIC_BASE, base) };
+    check_eq!((there, set, beside), (registers, 0x50, 0));
+    check_eq!((id.load(Relaxed), version.load(Relaxed), priority.load(Relaxed)), (BYTES as u32, 1, 2));
+    check_eq!(memory::peek(VERSION), registers);
     Ok(())
 }
