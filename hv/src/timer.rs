@@ -95,9 +95,9 @@ pub(crate) fn tsc() -> u64 {
     unsafe { rdtsc() }
 }
 
-/// What `ticks` of the TSC are in nanoseconds.
+/// What `ticks` of the TSC are in nanoseconds, of which 64 bits last for 584 years.
 pub(crate) fn nanoseconds(ticks: u64) -> u64 {
-    TO_NANOSECONDS.convert(ticks)
+    TO_NANOSECONDS.convert_modulo(ticks)
 }
 
 /// What `nanoseconds` are in ticks of the TSC.

@@ -431,15 +431,15 @@ impl<S: Sink, C: Clock> Board<S, C> {
             COM1..=COM1_LAST => self.read_uart(port - COM1),
             ELCR_MASTER => self.pic.read_elcr(Which::Master),
             ELCR_SLAVE => self.pic.read_elcr(Which::Slave),
-            PIT..=PIT_CHANNEL_2 => self.read_pit(port),
+            PIT..=PIT_CHANNEL_2 => self.read_pit(usize::from(port - PIT)),
             RTC_DATA => self.read_rtc(),
             _ => self.read_other(port),
         }
     }
 
     #[inline(never)]
-    fn read_pit(&mut self, port: u16) -> u8 {
-        self.pit.read(port & 3, self.clock.now())
+    fn read_pit(&mut self, register: usize) -> u8 {
+        self.pit.read(register, self.clock.now())
     }
 
     #[inline(never)]
@@ -481,7 +481,7 @@ impl<S: Sink, C: Clock> Board<S, C> {
                 self.deadline_moved = true;
                 self.pic.read(Which::Slave, port & 1 == 1)
             }
-            Device::Pit => self.read_pit(port),
+            Device::Pit => self.read_pit(usize::from(port & 3)),
             Device::KeyboardData => self.keyboard.read_data(),
             Device::KeyboardCommand => self.keyboard.status(),
             Device::Speaker => self.pit.read_port_61(self.clock.now()),

@@ -6,6 +6,7 @@
 use crate::Nanoseconds;
 use abi::ports::{PIT_GATE, PIT_OUTPUT, SPEAKER};
 use abi::timers::PIT_HERTZ;
+use core::num::NonZero;
 
 /// Control word, bits 4 and 5: which bytes of the count are read and written. 0 is the latch command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +65,8 @@ struct Channel {
     access: Access,
     mode: Mode,
     bcd: bool,
-    /// 1 to 65536.
-    count: u32,
+    /// Up to 65536.
+    count: NonZero<u32>,
     counting: Counting,
     gate: bool,
     /// The low byte of a count whose high byte is still to be written.
@@ -92,7 +93,7 @@ impl Channel {
             access: Access::LowThenHigh,
             mode: Mode::SquareWave,
             bcd: false,
-            count: 0x1_0000,
+            count: LARGEST,
             counting: if gate { Counting::Since(0) } else { Counting::Paused(0) },
             gate,
             written_low: None,
@@ -114,7 +115,7 @@ impl Channel {
     /// The level of OUT.
     fn output(&self, now: u64) -> bool {
         let Some(elapsed) = self.elapsed(now) else { return self.mode != Mode::InterruptOnTerminalCount };
-        let count = u64::from(self.count);
+        let count = self.count();
         match self.mode {
             Mode::InterruptOnTerminalCount | Mode::OneShot => elapsed >= count,
             // "If GATE goes low during an output pulse, OUT is set high immediately."
@@ -127,7 +128,7 @@ impl Channel {
     /// The first tick after `now` with which OUT rises, if nothing is written and the gate stays as it is.
     fn next_rise(&self, now: u64) -> Option<u64> {
         let Counting::Since(start) = self.counting else { return None };
-        let count = u64::from(self.count);
+        let count = self.count();
         let elapsed = now.saturating_sub(start);
         let rise = match self.mode {
             Mode::InterruptOnTerminalCount | Mode::OneShot => count,
@@ -138,22 +139,38 @@ impl Channel {
     }
 
     /// The value of the counting element, as it is read.
+    #[inline]
     fn value(&self, now: u64) -> u16 {
-        let count = u64::from(self.count);
         let elapsed = self.elapsed(now).unwrap_or(0);
-        let value = match self.mode {
-            Mode::RateGenerator => count - elapsed % count,
+        if self.bcd { self.decimal(elapsed) } else { self.binary(elapsed) as u16 }
+    }
+
+    #[inline]
+    fn binary(&self, elapsed: u64) -> u64 {
+        let (count, phase) = (self.count(), elapsed % NonZero::from(self.count));
+        match self.mode {
             // Two at a time in either half; an odd count is one less to begin with.
             Mode::SquareWave => {
                 let high = count.div_ceil(2);
-                let phase = elapsed % count;
                 (count & !1) - 2 * if phase < high { phase } else { phase - high }
             }
+            Mode::RateGenerator => count - phase,
             // It goes on counting down past zero.
-            _ if self.bcd => count + BCD_MODULUS - elapsed % BCD_MODULUS,
             _ => count.wrapping_sub(elapsed),
+        }
+    }
+
+    #[cold]
+    fn decimal(&self, elapsed: u64) -> u16 {
+        let value = match self.mode {
+            Mode::SquareWave | Mode::RateGenerator => self.binary(elapsed),
+            _ => self.count() + BCD_MODULUS - elapsed % BCD_MODULUS,
         };
-        if self.bcd { to_bcd((value % BCD_MODULUS) as u16) } else { value as u16 }
+        to_bcd((value % BCD_MODULUS) as u16)
+    }
+
+    fn count(&self) -> u64 {
+        self.count.get().into()
     }
 
     fn set_control(&mut self, word: u8, now: u64) {
@@ -200,27 +217,34 @@ impl Channel {
         self.latched_status.get_or_insert(status);
     }
 
+    #[inline]
     fn read(&mut self, now: u64) -> u8 {
+        if self.latched_status.is_some() || self.latched_count.is_some() {
+            return self.read_latched();
+        }
+        let is_high = match self.access {
+            Access::LowThenHigh => {
+                self.high_is_next = !self.high_is_next;
+                !self.high_is_next
+            }
+            access => access == Access::High,
+        };
+        (self.value(now) >> if is_high { 8 } else { 0 }) as u8
+    }
+
+    #[cold]
+    fn read_latched(&mut self) -> u8 {
         if let Some(status) = self.latched_status.take() {
             return status;
         }
         match self.latched_count.take() {
-            Some(Latched::One(byte)) => return byte,
             Some(Latched::Both(count)) => {
                 let [low, high] = count.to_le_bytes();
                 self.latched_count = Some(Latched::One(high));
-                return low;
+                low
             }
-            None => {}
-        }
-        let [low, high] = self.value(now).to_le_bytes();
-        match self.access {
-            Access::Low => low,
-            Access::High => high,
-            Access::LowThenHigh => {
-                self.high_is_next = !self.high_is_next;
-                if self.high_is_next { low } else { high }
-            }
+            Some(Latched::One(byte)) => byte,
+            None => 0,
         }
     }
 
@@ -239,15 +263,12 @@ impl Channel {
         }
     }
 
-    /// A count of 0 is the largest: 2^16, or 10^4 in BCD.
+    /// A count of 0 is the largest.
     fn load(&mut self, count: u16, now: u64) {
-        self.count = match (self.bcd, count) {
-            (false, 0) => 0x1_0000,
-            (false, count) => count.into(),
-            (true, count) => match from_bcd(count) {
-                0 => 10_000,
-                count => count.into(),
-            },
+        self.count = if self.bcd {
+            NonZero::new(from_bcd(count).into()).unwrap_or(LARGEST_DECIMAL)
+        } else {
+            NonZero::new(count.into()).unwrap_or(LARGEST)
         };
         self.null_count = false;
         if !self.mode.is_triggered() {
@@ -277,6 +298,9 @@ impl Channel {
         };
     }
 }
+
+const LARGEST: NonZero<u32> = NonZero::new(1 << 16).unwrap();
+const LARGEST_DECIMAL: NonZero<u32> = NonZero::new(10_000).unwrap();
 
 /// How many values a counter of four decimal digits has.
 const BCD_MODULUS: u64 = 10_000;
@@ -327,10 +351,10 @@ impl Pit {
     }
 
     /// Reads port 0x40 + `register`.
-    pub(crate) fn read(&mut self, register: u16, now: Nanoseconds) -> u8 {
+    pub(crate) fn read(&mut self, register: usize, now: Nanoseconds) -> u8 {
         let now = now.to_ticks(PIT_HERTZ);
         // The control word is write-only.
-        self.channels.get_mut(usize::from(register & 3)).map_or(0, |channel| channel.read(now))
+        self.channels.get_mut(register).map_or(0, |channel| channel.read(now))
     }
 
     /// Writes port 0x40 + `register`.
@@ -406,7 +430,7 @@ mod tests {
     }
 
     fn read_word(pit: &mut Pit, channel: u16, tick: u64) -> u16 {
-        u16::from_le_bytes([pit.read(channel, at(tick)), pit.read(channel, at(tick))])
+        u16::from_le_bytes([pit.read(channel.into(), at(tick)), pit.read(channel.into(), at(tick))])
     }
 
     fn output(pit: &Pit, channel: usize, tick: u64) -> bool {

@@ -155,17 +155,20 @@ impl Rtc {
     pub(crate) fn read(&mut self, now: Nanoseconds) -> u8 {
         match self.selected {
             register::STATUS_A => self.get(register::STATUS_A) | self.update_in_progress(now),
-            register::STATUS_C => {
-                self.advance(now);
-                let flags = core::mem::take(&mut self.memory[usize::from(register::STATUS_C)]);
-                if flags & self.get(register::STATUS_B) & INTERRUPTS != 0 { flags | INTERRUPT_REQUEST } else { flags }
-            }
+            register::STATUS_C => self.take_flags(now),
             register::STATUS_D => STATUS_D,
             other => match (register::TIME.contains(&other), self.updates(now)) {
                 (true, Some(updates)) => self.encode_at(other, updates),
                 _ => self.get(other),
             },
         }
+    }
+
+    #[inline(never)]
+    fn take_flags(&mut self, now: Nanoseconds) -> u8 {
+        self.advance(now);
+        let flags = core::mem::take(&mut self.memory[usize::from(register::STATUS_C)]);
+        if flags & self.get(register::STATUS_B) & INTERRUPTS != 0 { flags | INTERRUPT_REQUEST } else { flags }
     }
 
     /// Writes port 0x71. The level of [`interrupt`](Self::interrupt) may change.
@@ -344,8 +347,13 @@ impl Rtc {
             register::SECONDS => self.encode_byte(unix.rem_euclid(60) as u8),
             register::MINUTES => self.encode_byte(unix.div_euclid(60).rem_euclid(60) as u8),
             register::HOURS => self.encode_hour(unix.div_euclid(3600).rem_euclid(24) as u8),
-            _ => self.encode(register, self.time(updates)),
+            _ => self.encode_date(register, updates),
         }
+    }
+
+    #[inline(never)]
+    fn encode_date(&self, register: u8, updates: u64) -> u8 {
+        self.encode(register, self.time(updates))
     }
 
     fn encode(&self, register: u8, time: DateTime) -> u8 {
