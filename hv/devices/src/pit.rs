@@ -141,28 +141,35 @@ impl Channel {
     /// The value of the counting element, as it is read.
     #[inline]
     fn value(&self, now: u64) -> u16 {
-        let elapsed = self.elapsed(now).unwrap_or(0);
-        if self.bcd { self.decimal(elapsed) } else { self.binary(elapsed) as u16 }
+        match self.counting {
+            Counting::Since(start) if !self.bcd => self.binary(now.saturating_sub(start)) as u16,
+            _ => self.rare_value(now),
+        }
     }
 
     #[inline]
     fn binary(&self, elapsed: u64) -> u64 {
-        let (count, phase) = (self.count(), elapsed % NonZero::from(self.count));
+        let (count, phase) = (self.count(), |elapsed: u64| elapsed % NonZero::from(self.count));
         match self.mode {
-            // Two at a time in either half; an odd count is one less to begin with.
+            // Two at a time in either half.
+            Mode::SquareWave if count & 1 == 0 => count - phase(2 * elapsed),
+            // An odd count is one less to begin with.
             Mode::SquareWave => {
-                let high = count.div_ceil(2);
-                (count & !1) - 2 * if phase < high { phase } else { phase - high }
+                let (high, phase) = (count.div_ceil(2), phase(elapsed));
+                (count - 1) - 2 * if phase < high { phase } else { phase - high }
             }
-            Mode::RateGenerator => count - phase,
+            Mode::RateGenerator => count - phase(elapsed),
             // It goes on counting down past zero.
             _ => count.wrapping_sub(elapsed),
         }
     }
 
+    /// The value while the gate is low, or in decimal digits.
     #[cold]
-    fn decimal(&self, elapsed: u64) -> u16 {
+    fn rare_value(&self, now: u64) -> u16 {
+        let elapsed = self.elapsed(now).unwrap_or(0);
         let value = match self.mode {
+            _ if !self.bcd => return self.binary(elapsed) as u16,
             Mode::SquareWave | Mode::RateGenerator => self.binary(elapsed),
             _ => self.count() + BCD_MODULUS - elapsed % BCD_MODULUS,
         };
@@ -342,7 +349,7 @@ impl Pit {
 
     /// Whether the first channel's output has risen since the last call, once or more often.
     pub(crate) fn take_rise(&mut self, now: Nanoseconds) -> bool {
-        let now = now.to_ticks(PIT_HERTZ);
+        let now = now.to_ticks::<PIT_HERTZ>();
         let risen = self.next_rise.is_some_and(|tick| tick <= now);
         if risen {
             self.next_rise = self.channels[0].next_rise(now);
@@ -352,14 +359,14 @@ impl Pit {
 
     /// Reads port 0x40 + `register`.
     pub(crate) fn read(&mut self, register: usize, now: Nanoseconds) -> u8 {
-        let now = now.to_ticks(PIT_HERTZ);
+        let now = now.to_ticks::<PIT_HERTZ>();
         // The control word is write-only.
         self.channels.get_mut(register).map_or(0, |channel| channel.read(now))
     }
 
     /// Writes port 0x40 + `register`.
     pub(crate) fn write(&mut self, register: u16, value: u8, now: Nanoseconds) {
-        let now = now.to_ticks(PIT_HERTZ);
+        let now = now.to_ticks::<PIT_HERTZ>();
         match self.channels.get_mut(usize::from(register & 3)) {
             Some(channel) => channel.write(value, now),
             None => self.write_control(value, now),
@@ -394,7 +401,7 @@ impl Pit {
 
     /// Reads port 0x61: the third channel's gate and output, and the memory refresh bit, which toggles.
     pub(crate) fn read_port_61(&self, now: Nanoseconds) -> u8 {
-        let ticks = now.to_ticks(PIT_HERTZ);
+        let ticks = now.to_ticks::<PIT_HERTZ>();
         let channel = &self.channels[SPEAKER_CHANNEL];
         // It toggles about every 15 microseconds; programs measure delays by it.
         let refresh = (now.0 / 15_000) & 1 != 0;
@@ -409,7 +416,7 @@ impl Pit {
     /// Writes port 0x61.
     pub(crate) fn write_port_61(&mut self, value: u8, now: Nanoseconds) {
         self.speaker = value & SPEAKER != 0;
-        self.channels[SPEAKER_CHANNEL].set_gate(value & PIT_GATE != 0, now.to_ticks(PIT_HERTZ));
+        self.channels[SPEAKER_CHANNEL].set_gate(value & PIT_GATE != 0, now.to_ticks::<PIT_HERTZ>());
     }
 }
 

@@ -119,12 +119,12 @@ impl PowerManagement {
 /// The timer.
 #[inline]
 pub(crate) fn timer(now: Nanoseconds) -> u32 {
-    now.to_ticks(PM_TIMER_HERTZ) as u32 & PM_TIMER_MASK
+    now.to_ticks::<PM_TIMER_HERTZ>() as u32 & PM_TIMER_MASK
 }
 
 /// How often the timer's most significant bit has changed.
 fn changes(now: Nanoseconds) -> u64 {
-    now.to_ticks(PM_TIMER_HERTZ) >> CHANGE_SHIFT
+    now.to_ticks::<PM_TIMER_HERTZ>() >> CHANGE_SHIFT
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ impl Divider {
     }
 
     fn periods(self, now: Nanoseconds, period: u64) -> u64 {
-        self.elapsed(now).to_ticks(CRYSTAL_HERTZ) / period
+        self.elapsed(now).to_ticks::<CRYSTAL_HERTZ>() / period
     }
 }
 
