@@ -1,7 +1,7 @@
 //! The fuzz targets, which property tests run too.
 
 use crate::interpreter::{
-    self, Area, Controls, Processor, Shadow, StepResult, Table, TableRegister, VectorInstruction,
+    self, Area, Controls, Extensions, Processor, StepResult, Table, TableRegister, VectorInstruction,
 };
 use crate::mmio::Executed;
 use crate::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
@@ -147,7 +147,7 @@ impl Registers for Cpu {
 
 impl Processor for Cpu {
     fn jump(&mut self, _: u64) {}
-    fn shadow(&mut self, _: Shadow) {}
+    fn shadow_of_sti(&mut self) {}
     fn selector(&self, _: Segment) -> u16 {
         0
     }
@@ -172,6 +172,12 @@ impl Processor for Cpu {
     fn controls(&self) -> Controls {
         self.controls
     }
+    fn extensions(&self) -> Extensions {
+        Extensions::default()
+    }
+    fn unblock_nmis(&mut self) {
+        assert_eq!(self.controls.cr0 & 1, 0, "an IRET is executed");
+    }
     fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) -> u64 {
         self.file.rflags
     }
@@ -195,17 +201,21 @@ pub fn emul_interpret(data: &[u8]) {
     let before = cpu.clone();
     let mut memory = Values { values: rest, accesses: 0 };
     match interpreter::step(&mut cpu, &mut memory, code, bitness) {
-        Ok(StepResult::Done) => {
+        Ok(StepResult::Done | StepResult::Branched | StepResult::LoadedSs) => {
             assert!(cpl == 0 || (cpu.file.rflags ^ before.file.rflags) & SYSTEM == 0, "{code:x?}");
             assert!(is_real || length(code, bitness).is_ok());
         }
-        Ok(StepResult::Exit { .. } | StepResult::System { .. }) => assert!(is_real, "{code:x?}"),
+        Ok(StepResult::Exit { .. } | StepResult::System { .. } | StepResult::Interrupted) => {
+            assert!(is_real, "{code:x?}");
+        }
         Ok(StepResult::Iterated) => {}
         Ok(StepResult::LoadSegment { .. }) => {
             assert!(!is_real, "{code:x?}");
             assert_eq!(cpu, before, "{code:x?}");
         }
-        Ok(StepResult::Again | StepResult::Fault(_) | StepResult::Unknown) => assert_eq!(cpu, before, "{code:x?}"),
+        Ok(StepResult::Again | StepResult::Fault(_) | StepResult::Truncated | StepResult::Unknown) => {
+            assert_eq!(cpu, before, "{code:x?}");
+        }
         // What some iterations have done stays.
         Err(Refused) if memory.accesses > 2 => {}
         Err(Refused) => assert!(cpu == before || code.contains(&0xf2) || code.contains(&0xf3), "{code:x?}"),

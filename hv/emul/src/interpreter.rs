@@ -3,7 +3,8 @@
 //!
 //! It knows the integer instructions, and the loads and stores of x87, MMX and SSE. It checks operands by their segments. Instructions
 //! that exit under virtualization, and those on control registers, are decoded and left to the caller. Any other instruction is
-//! [`StepResult::Unknown`], on which the caller ends the guest with a message. RFLAGS.TF is ignored.
+//! [`StepResult::Unknown`], on which the caller ends the guest with a message. What is to be done
+//! about RFLAGS.TF is the caller's.
 //!
 //! In protected mode it executes what accesses memory; loads of segment registers are left to the caller, who has the descriptors. The guest's other vCPUs may change the
 //! code between the exit and the fetch, so an instruction is never taken for one that the processor has checked: privilege is checked
@@ -76,21 +77,40 @@ pub struct Controls {
     pub cpl: u8,
 }
 
-/// What an instruction in an interrupt shadow is behind.
+/// Instructions that not all processors have, and that are other ones, or none, for those that have them not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shadow {
-    /// STI.
-    Sti,
-    /// MOV or POP to SS.
-    MovSs,
+pub enum Extension {
+    /// TZCNT, which is BSF otherwise.
+    Bmi1,
+    /// LZCNT, which is BSR otherwise.
+    Lzcnt,
+    /// POPCNT.
+    Popcnt,
+    /// MOVBE.
+    Movbe,
+}
+
+/// A set of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extensions(u8);
+
+impl Extensions {
+    /// All of `extensions`.
+    pub fn of(extensions: impl IntoIterator<Item = Extension>) -> Self {
+        Self(extensions.into_iter().fold(0, |all, extension| all | 1 << extension as u8))
+    }
+
+    const fn has(self, extension: Extension) -> bool {
+        self.0 >> extension as u8 & 1 != 0
+    }
 }
 
 /// A vCPU whose instructions are interpreted.
 pub trait Processor: Registers {
     /// Sets RIP; an interrupt shadow ends.
     fn jump(&mut self, rip: u64);
-    /// Puts the instruction at RIP into an interrupt shadow.
-    fn shadow(&mut self, shadow: Shadow);
+    /// An STI is executed: the instruction at RIP is in an interrupt shadow.
+    fn shadow_of_sti(&mut self);
     /// The selector in a segment register.
     fn selector(&self, segment: Segment) -> u16;
     /// Loads a segment register as in real mode: the base becomes 16 times the selector; limit and rights stay.
@@ -103,6 +123,10 @@ pub trait Processor: Registers {
     fn set_table(&mut self, table: Table, register: TableRegister);
     /// The registers that say what the vCPU may do.
     fn controls(&self) -> Controls;
+    /// What the vCPU's CPUID offers.
+    fn extensions(&self) -> Extensions;
+    /// An IRET is executed: the next NMI can be taken.
+    fn unblock_nmis(&mut self);
     /// Executes an instruction on the vCPU's x87, MMX and SSE registers. `area` is its memory operand. RFLAGS behind it.
     fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64;
 }
@@ -140,6 +164,13 @@ pub enum Exiting {
 pub enum StepResult {
     /// The instruction is executed.
     Done,
+    /// The same, and it has gone elsewhere: a jump, a call, a return, or a conditional branch that was taken.
+    Branched,
+    /// The same, and it has loaded SS: the next instruction is in an interrupt shadow, and no single step is behind this one (Intel SDM
+    /// vol. 3, section 6.8.3).
+    LoadedSs,
+    /// INT n, INT3 or INTO has gone to its handler. TF is clear, and no single step is behind the instruction.
+    Interrupted,
     /// As many of its iterations are as one step allows, and others are left.
     Iterated,
     /// Nothing is done: other vCPUs have changed the instruction, or its operand in the midst of it. The guest tries it again.
@@ -168,11 +199,13 @@ pub enum StepResult {
         selector: u16,
         /// A general register that the instruction loads as well, and all of its value.
         also: Option<(Gpr, u64)>,
-        /// The next instruction is in an interrupt shadow.
+        /// As behind [`LoadedSs`](Self::LoadedSs).
         shadows: bool,
         /// RIP after it.
         next: u64,
     },
+    /// The instruction goes on behind the bytes of `code`; nothing was changed.
+    Truncated,
     /// The interpreter does not know the instruction.
     Unknown,
 }
@@ -193,7 +226,8 @@ pub fn step<E: From<SegmentFault>>(
     let instruction = match crate::decode(code, bitness) {
         Ok(instruction) => instruction,
         Err(DecodeError::Invalid) => return Ok(StepResult::Fault(fault::UNDEFINED)),
-        Err(_) => return Ok(StepResult::Unknown),
+        Err(DecodeError::Truncated) => return Ok(StepResult::Truncated),
+        Err(DecodeError::Unexpected) => return Ok(StepResult::Unknown),
     };
     let next = bitness.advance(processor.rip(), instruction.len() as u64);
     let Controls { cr0, cpl, .. } = processor.controls();
@@ -286,10 +320,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         match self.straight()? {
             Some(StepResult::Done) => {
                 self.processor.jump(self.next);
-                if self.shadows_next() {
-                    self.processor.shadow(Shadow::MovSs);
-                }
-                Ok(StepResult::Done)
+                Ok(if self.shadows_next() { StepResult::LoadedSs } else { StepResult::Done })
             }
             Some(result) => Ok(result),
             None => Ok(self.control_flow()?.unwrap_or(StepResult::Unknown)),
@@ -350,6 +381,10 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         }
         self.processor.load_segment(segment, selector);
         Ok(DONE)
+    }
+
+    fn has(&self, extension: Extension) -> bool {
+        self.processor.extensions().has(extension)
     }
 
     /// No interrupt is taken right behind MOV SS and POP SS.

@@ -50,7 +50,7 @@ pub use registers::{Gpr, Registers, Segment, SegmentRegister};
 
 use arch::MAX_INSTRUCTION;
 use core::fmt;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 
 /// The code size, from CS.L and CS.D and the processor's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,11 +199,6 @@ pub fn software_interrupt(bytes: &[u8], bitness: Bitness) -> Result<Option<u8>, 
 pub fn warm_up() {
     let nop = length(&[0x90], Bitness::Bits64);
     debug_assert_eq!(nop, Ok(1));
-}
-
-/// Whether the instruction may go on elsewhere than behind it: a jump, a call, a return or a software interrupt.
-pub fn is_branch(bytes: &[u8], bitness: Bitness) -> bool {
-    decode(bytes, bitness).is_ok_and(|instruction| instruction.flow_control() != FlowControl::Next)
 }
 
 /// Decodes as if the instruction were at address 0.

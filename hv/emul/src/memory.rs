@@ -11,11 +11,6 @@ pub trait Memory {
     /// Reads `bytes`, at most 512.
     fn read(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Self::Error>;
 
-    /// Reads `bytes` of code, which meets no breakpoint of data and is in memory alone.
-    fn fetch(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Self::Error> {
-        self.read(at, bytes)
-    }
-
     /// Writes `bytes`, at most 512.
     fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Self::Error>;
 

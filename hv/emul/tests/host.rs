@@ -3,7 +3,9 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use addr::Gva;
-use emul::interpreter::{self, Area, Controls, Processor, Shadow, StepResult, Table, TableRegister, VectorInstruction};
+use emul::interpreter::{
+    self, Area, Controls, Extensions, Processor, StepResult, Table, TableRegister, VectorInstruction,
+};
 use emul::mmio::{self, Executed};
 use emul::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
 use emul::{Bitness, Gpr, Memory, Registers, Segment};
@@ -538,7 +540,7 @@ fn interpret(frame: &mut Frame, memory: &mut Copied, code: &[u8], bitness: Bitne
 /// Flat segments. In 64-bit mode, but for CR0.PE: instructions on registers are executed in real mode alone.
 impl Processor for Frame {
     fn jump(&mut self, _: u64) {}
-    fn shadow(&mut self, _: Shadow) {}
+    fn shadow_of_sti(&mut self) {}
     fn selector(&self, _: Segment) -> u16 {
         0
     }
@@ -555,6 +557,10 @@ impl Processor for Frame {
     fn controls(&self) -> Controls {
         Controls::default()
     }
+    fn extensions(&self) -> Extensions {
+        Extensions::default()
+    }
+    fn unblock_nmis(&mut self) {}
     fn execute_vector(&mut self, _: VectorInstruction, _: &mut Area) -> u64 {
         self.rflags
     }

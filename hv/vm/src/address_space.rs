@@ -174,15 +174,6 @@ impl<T: Types> emul::Memory for AddressSpace<'_, T> {
         Ok(())
     }
 
-    fn fetch(&mut self, at: Gva, bytes: &mut [u8]) -> Result<(), Trouble> {
-        for (gpa, start, end) in
-            self.pieces(at, bytes.len(), AccessKind::Fetch, SetAccessedDirty::Yes)?.into_iter().flatten()
-        {
-            operand::load(self.memory, gpa, &mut bytes[start..end])?;
-        }
-        Ok(())
-    }
-
     #[inline]
     fn write(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Trouble> {
         for (gpa, start, end) in

@@ -6,6 +6,7 @@ use crate::shared::Vm;
 use crate::stats::Stats;
 use apic::{LocalApic, Posted};
 use devices::{Clock, Sink};
+use emul::interpreter::Extensions;
 use emul::mmio::Memo;
 use walk::{Features, FetchCache};
 
@@ -14,6 +15,7 @@ pub struct Context<S> {
     pub(crate) index: usize,
     pub(crate) cpuid: Table,
     pub(crate) features: Features,
+    pub(crate) extensions: Extensions,
     /// The bits of CR4 that the guest may set.
     pub(crate) offered_cr4: u64,
     /// The bits of EFER that it may set.
@@ -67,6 +69,7 @@ impl<S: Copy> Context<S> {
         Self {
             index,
             features,
+            extensions: cpuid.extensions(),
             offered_cr4: cpuid.cr4_bits(),
             offered_efer: cpuid.efer_bits(),
             cpuid,
@@ -91,6 +94,7 @@ impl<S: Copy> Context<S> {
             index,
             cpuid,
             features,
+            extensions: _,
             offered_cr4: _,
             offered_efer: _,
             code,

@@ -3,6 +3,7 @@
 use abi::cpuid::{LEAF as HYPERVISOR_LEAF, SIGNATURE};
 use arch::CR4_PCE;
 use arch::features::{self, FEATURES, Feature, FeatureSet, Promise, REPEATED, Register, Shown};
+use emul::interpreter::{Extension, Extensions};
 use walk::Features;
 
 /// EAX, EBX, ECX and EDX of one leaf.
@@ -319,6 +320,19 @@ impl Table {
             pse36: basic.edx & 1 << 17 != 0,
             pml4e_bit8_reserved: self.is_amd(),
         }
+    }
+
+    /// The instructions that the guest is shown, of those that are other ones elsewhere.
+    pub(crate) fn extensions(&self) -> Extensions {
+        let leaf = |leaf| if self.exists(leaf) { self.get(leaf, 0) } else { NONE };
+        let (basic, structured, extended) = (leaf(1), leaf(7), leaf(0x8000_0001));
+        let all = [
+            (Extension::Movbe, basic.ecx, 22),
+            (Extension::Popcnt, basic.ecx, 23),
+            (Extension::Bmi1, structured.ebx, 3),
+            (Extension::Lzcnt, extended.ecx, 5),
+        ];
+        Extensions::of(all.into_iter().filter(|(_, word, bit)| word >> bit & 1 != 0).map(|(extension, ..)| extension))
     }
 
     /// Whether the guest is shown the feature.

@@ -8,12 +8,12 @@ use crate::exit::{Event, Io};
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
 use crate::types::Types;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Shadow, Vcpu};
 use addr::Gva;
 use arch::msr::DEBUGCTL_BTF;
 use arch::{CR4_DE, DR6_BREAKPOINTS, DR6_BS, DR7_ENABLED, RFLAGS_RF, RFLAGS_TF};
 use emul::mmio::Executed;
-use emul::{Bitness, Known, Registers};
+use emul::{Known, Registers};
 
 /// Goes on at `next`, behind an instruction that has been carried out.
 #[inline(always)]
@@ -38,12 +38,6 @@ fn end_of_plain<V: Vcpu>(vcpu: &mut V) {
 #[inline(always)]
 pub(crate) fn retire_watched<V: Vcpu>(vcpu: &mut V, next: u64, hits: u64) {
     vcpu.resume_at(next);
-    end_of_watched(vcpu, hits);
-}
-
-/// The same, with RIP behind the instruction already.
-#[inline(always)]
-pub(crate) fn end_of_watched<V: Vcpu>(vcpu: &mut V, hits: u64) {
     if vcpu.rflags() as u32 & END_FLAGS != 0 || hits != 0 {
         end_of_instruction(vcpu, hits);
     }
@@ -63,33 +57,74 @@ fn end_of_instruction<V: Vcpu>(vcpu: &mut V, hits: u64) {
 pub(crate) fn between_iterations<V: Vcpu>(vcpu: &mut V, hits: u64) {
     let rflags = vcpu.rflags();
     if rflags & RFLAGS_TF | hits != 0 {
-        if hits | step(vcpu) != 0 {
+        if hits | Steps::over_next(vcpu).behind(false) != 0 {
             vcpu.set_rflags(rflags | RFLAGS_RF);
         }
         trap(vcpu, hits);
     }
 }
 
-/// BS if a single step is behind the instruction. With BTF only branches are stepped over (Intel SDM vol. 3, section 18.4.3), and few
-/// instructions that are carried out here are any: see [`step_over_branch`].
-fn step<V: Vcpu>(vcpu: &V) -> u64 {
-    if vcpu.rflags() & RFLAGS_TF != 0 && vcpu.debugctl() & DEBUGCTL_BTF == 0 { DR6_BS } else { 0 }
+/// Which instructions TF makes steps over (Intel SDM vol. 3, sections 18.3.1.4 and 18.4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Steps {
+    /// TF is clear.
+    None,
+    /// BTF is clear.
+    All,
+    /// Branches that are taken.
+    Branches,
 }
 
-/// BS if BTF makes TF step over this instruction: it is a branch. (One that is not taken counts, too.)
-#[cold]
-pub(crate) fn step_over_branch<V: Vcpu>(vcpu: &V, code: &[u8], bitness: Bitness) -> u64 {
-    let looks = vcpu.rflags() & RFLAGS_TF != 0 && vcpu.debugctl() & DEBUGCTL_BTF != 0;
-    if looks && emul::is_branch(code, bitness) { DR6_BS } else { 0 }
+impl Steps {
+    /// Over the instruction at RIP. One that changes TF itself is stepped over as TF was before it.
+    #[inline]
+    pub(crate) fn over_next<V: Vcpu>(vcpu: &V) -> Self {
+        match vcpu.rflags() & RFLAGS_TF != 0 {
+            false => Self::None,
+            true if vcpu.debugctl() & DEBUGCTL_BTF == 0 => Self::All,
+            true => Self::Branches,
+        }
+    }
+
+    /// BS if there is a step behind the instruction, which has branched or not.
+    const fn behind(self, has_branched: bool) -> u64 {
+        match self {
+            Self::All => DR6_BS,
+            Self::Branches if has_branched => DR6_BS,
+            Self::None | Self::Branches => 0,
+        }
+    }
 }
 
+/// Behind an instruction that is no branch, and leaves TF alone.
 fn trap<V: Vcpu>(vcpu: &mut V, hits: u64) {
-    let step = step(vcpu);
-    if hits | step != 0 {
-        raise_debug(vcpu, hits | step);
-    } else if vcpu.rflags() & RFLAGS_TF != 0 {
+    let steps = Steps::over_next(vcpu);
+    raise_traps(vcpu, steps, steps.behind(false) | hits);
+}
+
+/// Raises `status`, if that is any.
+fn raise_traps<V: Vcpu>(vcpu: &mut V, steps: Steps, status: u64) {
+    if status != 0 {
+        raise_debug(vcpu, status);
+    } else if steps != Steps::None {
         // Bochs's VMX holds a step pending at each exit of an instruction with TF, whatever BTF is.
         vcpu.forget_pending_step();
+    }
+}
+
+/// Behind an instruction that was interpreted, of which `steps` was found before it: RIP and the flags are as it leaves them.
+pub(crate) fn end_of_interpreted<V: Vcpu>(vcpu: &mut V, steps: Steps, has_branched: bool, hits: u64) {
+    vcpu.set_rflags(vcpu.rflags() & !RFLAGS_RF);
+    raise_traps(vcpu, steps, steps.behind(has_branched) | hits);
+}
+
+/// The same, of one that has loaded SS, behind which there is no step.
+pub(crate) fn end_of_ss_load<V: Vcpu>(vcpu: &mut V, hits: u64) {
+    vcpu.set_rflags(vcpu.rflags() & !RFLAGS_RF);
+    if hits == 0 {
+        vcpu.begin_interrupt_shadow(Shadow::MovSs);
+    } else {
+        raise_debug(vcpu, hits);
     }
 }
 

@@ -1,119 +1,186 @@
 //! Code that the processor can't execute: real mode, where virtualization has none.
 
-use crate::debug_traps::{int1_ends_at, raise_debug, retire, step_over_branch};
-use crate::exit::{Event, Exit, Instruction};
+use crate::debug_traps::{
+    Steps, between_iterations, end_of_interpreted, end_of_ss_load, int1_ends_at, raise_debug, retire,
+};
+use crate::exit::{Event, Io};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, NotEmulated, Place, Stop};
 use crate::hypercall::{self, Call};
+use crate::interpreted::Interpreted;
+use crate::mmio::exception;
+use crate::task_switch::TaskState;
+use crate::trouble::Trouble;
 use crate::types::Types;
-use crate::vcpu::{DebugRegisters, Emulated, Events, Vcpu};
-use arch::msr::DEBUGCTL_BTF;
-use arch::{DR6_BS, RFLAGS_TF};
+use crate::vcpu::{Events, Vcpu};
 use core::ops::ControlFlow;
-use emul::{InstructionName, Registers};
+use devices::Size;
+use emul::interpreter::{self, Exiting, StepResult};
+use emul::segmentation::SegmentFault;
+use emul::{Gpr, InstructionName, Known, Registers, Segment, Width};
+use walk::Fetched;
 use x86::irq::DOUBLE_FAULT_VECTOR;
 
 /// So many instructions are carried out before the host's interrupts are looked at.
 const BATCH: usize = 64;
 
+const SHORT_TABLE: &str = "an interrupt in real mode for which the vector table is too short";
+
 impl<T: Types> ExitHandler<'_, T> {
+    /// Carries out instructions, and delivers events, until the guest has left real mode.
     #[cold]
     pub(crate) fn emulate(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
         for _ in 0..BATCH {
-            let steps = vcpu.rflags() & RFLAGS_TF != 0 && !vcpu.injecting() && self.steps_over_next(vcpu);
-            let delivered = vcpu.injected_exception();
-            let mut space = self.address_space(vcpu);
-            let emulated = vcpu.emulate(&mut space);
-            let (outcome, hits) = (space.outcome, space.watch.hits);
-            // A trap comes before an interrupt that the instruction makes deliverable.
-            if matches!(emulated, Ok(Emulated::Done | Emulated::Ready)) && !vcpu.injecting() {
-                // INT n clears TF, and has no step behind it.
-                let step = if steps && vcpu.rflags() & RFLAGS_TF != 0 { DR6_BS } else { 0 };
-                if hits | step != 0 {
-                    raise_debug(vcpu, hits | step);
-                }
+            if !vcpu.is_emulated() {
+                return Flow::Resume;
             }
-            self.follow_up(vcpu, &outcome, host);
-            let flow = match emulated {
-                Ok(Emulated::Done) => continue,
-                Ok(Emulated::Ready) => return Flow::Resume,
-                Ok(Emulated::Exit { exit, next }) => self.emulated_exit(vcpu, exit, next, host),
-                Ok(Emulated::Unable(why)) => Flow::Stop(Stop::Unhandled(why)),
-                Ok(Emulated::Unknown) => self.unknown(vcpu),
-                Err(trouble) => match delivered {
-                    Some(vector) => Self::fault_in_delivery(vcpu, vector),
-                    None => trouble.tell(vcpu),
-                },
+            let flow = match vcpu.injected_vector() {
+                Some(vector) => self.deliver_by_table(vcpu, vector, host),
+                None => self.emulate_next(vcpu, host),
             };
             if flow != Flow::Resume {
                 return flow;
             }
+            // No exit tells when an interrupt or an NMI can be taken.
+            self.deliver(vcpu);
         }
         self.interrupted(vcpu, host)
     }
 
-    /// Whether TF makes a step over the next instruction: with BTF over branches alone.
-    fn steps_over_next(&self, vcpu: &T::Vcpu) -> bool {
-        let bitness = Self::bitness(vcpu);
-        vcpu.debugctl() & DEBUGCTL_BTF == 0
-            || self.fetch(vcpu, bitness).is_ok_and(|fetched| step_over_branch(vcpu, fetched.bytes(), bitness) != 0)
+    /// Delivers the event of `vector` by the vector table, as real mode does.
+    fn deliver_by_table(&mut self, vcpu: &mut T::Vcpu, vector: u8, host: &mut T::Host) -> Flow {
+        let (exception, back, extensions) = (vcpu.injected_exception(), vcpu.rip(), self.context.extensions);
+        vcpu.complete_delivery();
+        let mut space = self.address_space(vcpu);
+        let delivered = interpreter::interrupt(&mut Interpreted(vcpu, extensions), &mut space, vector, back);
+        let (outcome, hits) = (space.outcome, space.watch.hits);
+        let flow = match (delivered, exception) {
+            (Ok(true), _) => {
+                if hits != 0 {
+                    raise_debug(vcpu, hits);
+                }
+                Flow::Resume
+            }
+            (Ok(false), _) => Flow::Stop(Stop::Unhandled(SHORT_TABLE)),
+            // Another fault in the delivery of an exception: #DF, and behind that a shutdown (Intel SDM vol. 3, table 6-5).
+            (Err(_), Some(DOUBLE_FAULT_VECTOR)) => Flow::Stop(Stop::TripleFault),
+            (Err(_), Some(_)) => {
+                vcpu.inject(Event::DOUBLE_FAULT);
+                Flow::Resume
+            }
+            (Err(trouble), None) => trouble.tell(vcpu),
+        };
+        self.follow_up(vcpu, &outcome, host);
+        flow
     }
 
-    /// The delivery of exception `vector` has met another fault: #DF, and behind that a shutdown (Intel SDM vol. 3, table 6-5).
-    fn fault_in_delivery(vcpu: &mut T::Vcpu, vector: u8) -> Flow {
-        if vector == DOUBLE_FAULT_VECTOR {
-            return Flow::Stop(Stop::TripleFault);
-        }
-        vcpu.inject(Event::DOUBLE_FAULT);
-        Flow::Resume
-    }
-
-    /// The VM ends, by the name of the instruction.
-    fn unknown(&self, vcpu: &mut T::Vcpu) -> Flow {
-        let bitness = Self::bitness(vcpu);
-        match self.fetch(vcpu, bitness) {
-            Ok(fetched) => {
-                let name = InstructionName::new(fetched.bytes(), bitness);
+    fn emulate_next(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
+        let (bitness, steps, extensions) = (Self::bitness(vcpu), Steps::over_next(vcpu), self.context.extensions);
+        let (fetched, length) = match self.fetch_in_limit(vcpu) {
+            Ok(fetched) => fetched,
+            Err(trouble) => return trouble.tell(vcpu),
+        };
+        let code = &fetched.bytes()[..length];
+        let mut space = self.address_space(vcpu);
+        let step = interpreter::step(&mut Interpreted(vcpu, extensions), &mut space, code, bitness);
+        let (outcome, hits) = (space.outcome, space.watch.hits);
+        let flow = match step {
+            Ok(StepResult::Exit { exit, next }) => self.emulated_exit(vcpu, exit, next, host),
+            // It is decoded once more: so that the handler has one caller, and is part of it.
+            Ok(StepResult::System { .. }) => self.system(vcpu),
+            Ok(StepResult::Truncated) => match fetched.then.filter(|_| length == fetched.bytes().len()) {
+                Some(fault) => Trouble::Fault(fault).tell(vcpu),
+                None => {
+                    vcpu.inject(Event::GENERAL_PROTECTION);
+                    Flow::Resume
+                }
+            },
+            // Descriptors are for protected mode.
+            Ok(StepResult::Unknown | StepResult::LoadSegment { .. }) => {
+                let name = InstructionName::new(code, bitness);
                 Flow::Stop(Stop::NotEmulated(NotEmulated { place: Place::RealMode, name }))
             }
+            Ok(done) => {
+                match done {
+                    StepResult::Branched => end_of_interpreted(vcpu, steps, true, hits),
+                    StepResult::LoadedSs => end_of_ss_load(vcpu, hits),
+                    StepResult::Interrupted => end_of_interpreted(vcpu, Steps::None, true, hits),
+                    StepResult::Iterated => between_iterations(vcpu, hits),
+                    StepResult::Fault(vector) => vcpu.inject(exception(vector)),
+                    StepResult::Again => {}
+                    _ => end_of_interpreted(vcpu, steps, false, hits),
+                }
+                Flow::Resume
+            }
             Err(trouble) => trouble.tell(vcpu),
+        };
+        // A trap comes before an interrupt that the instruction makes deliverable.
+        self.follow_up(vcpu, &outcome, host);
+        flow
+    }
+
+    /// The bytes at RIP, and how many of them the code segment has. #GP if it has none.
+    fn fetch_in_limit(&self, vcpu: &T::Vcpu) -> Result<(Fetched, usize), Trouble> {
+        let room = (u64::from(vcpu.segment(Segment::Cs).limit) + 1).saturating_sub(vcpu.rip());
+        if room == 0 {
+            return Err(SegmentFault::GeneralProtection.into());
         }
+        let fetched = self.fetch(vcpu, Self::bitness(vcpu))?;
+        let length = room.min(fetched.bytes().len() as u64) as usize;
+        Ok((fetched, length))
     }
 
     /// As for the exit itself, but where the instruction ends is known.
-    fn emulated_exit(&mut self, vcpu: &mut T::Vcpu, exit: Exit, next: u64, host: &mut T::Host) -> Flow {
+    fn emulated_exit(&mut self, vcpu: &mut T::Vcpu, exit: Exiting, next: u64, host: &mut T::Host) -> Flow {
+        let io = |port, width, is_input, is_string| Io::new(port, size(width), is_input, is_string);
         let done = match exit {
-            Exit::Cpuid => self.cpuid(vcpu),
-            Exit::ReadMsr => self.read_msr(vcpu),
-            Exit::WriteMsr => self.write_msr(vcpu, host),
-            Exit::Hypercall => {
+            Exiting::Cpuid => self.cpuid(vcpu),
+            Exiting::Rdmsr => self.read_msr(vcpu),
+            Exiting::Wrmsr => self.write_msr(vcpu, host),
+            Exiting::Rdtsc => {
+                let tsc = vcpu.tsc();
+                vcpu.set_gpr(Gpr::RAX, tsc & 0xffff_ffff);
+                vcpu.set_gpr(Gpr::RDX, tsc >> 32);
+                Ok(Known::Rdtsc)
+            }
+            Exiting::Rdpmc => Err(Event::GENERAL_PROTECTION),
+            Exiting::Hypercall => {
                 if hypercall::call(vcpu, &mut self.memory) == Call::Unfinished {
                     return Flow::Resume;
                 }
                 Ok(T::Vcpu::HYPERCALL)
             }
-            Exit::Halt => {
+            Exiting::Halt => {
                 retire(vcpu, next);
                 return self.halted(vcpu);
             }
-            Exit::Io(io) if io.is_string() => return self.string_io(vcpu, io, host),
-            Exit::Instruction(Instruction::Int1) => {
+            Exiting::Int1 => {
                 int1_ends_at(vcpu, next);
                 return Flow::Resume;
             }
-            Exit::Instruction(Instruction::Rdpmc) => Err(Event::GENERAL_PROTECTION),
-            Exit::Io(io) => {
-                return match self.trapping_port(vcpu, io, next, host) {
-                    ControlFlow::Continue(()) => Flow::Resume,
-                    ControlFlow::Break(()) => self.left(),
-                };
-            }
-            _ => return Flow::Stop(Stop::Unhandled("an instruction that is not emulated here")),
+            Exiting::In { port, width } => return self.emulated_port(vcpu, io(port, width, true, false), next, host),
+            Exiting::Out { port, width } => return self.emulated_port(vcpu, io(port, width, false, false), next, host),
+            Exiting::String { port, width, input } => return self.string_io(vcpu, io(port, width, input, true), host),
         };
         match done {
             Ok(_) => retire(vcpu, next),
             Err(event) => vcpu.inject(event),
         }
         Flow::Resume
+    }
+
+    fn emulated_port(&mut self, vcpu: &mut T::Vcpu, io: Io, next: u64, host: &mut T::Host) -> Flow {
+        match self.trapping_port(vcpu, io, next, host) {
+            ControlFlow::Continue(()) => Flow::Resume,
+            ControlFlow::Break(()) => self.left(),
+        }
+    }
+}
+
+const fn size(width: Width) -> Size {
+    match width {
+        Width::Byte => Size::Byte,
+        Width::Word => Size::Word,
+        Width::Dword | Width::Qword => Size::Dword,
     }
 }

@@ -44,7 +44,7 @@ pub enum Exit {
     Invlpg,
     /// A switch of tasks by hardware, which loads CR3: an exit of such a vCPU, and of all under VMX.
     TaskSwitch(TaskSwitch),
-    /// The processor can't execute the guest's next instruction: [`Vcpu::emulate`](crate::Vcpu::emulate) does.
+    /// The guest is in real mode, which the processor has not for guests ([`Vcpu::is_emulated`](crate::Vcpu::is_emulated)).
     Emulate,
     /// An exception in the guest that is intercepted.
     Exception(Exception),

@@ -2,13 +2,13 @@
 
 use crate::segments::segmentation;
 use crate::task_switch::LoadedSegment;
-use crate::vcpu::{ControlRegisters, Vcpu};
-use emul::interpreter::{Area, Controls, Processor, Shadow, Table, TableRegister, VectorInstruction};
+use crate::vcpu::{ControlRegisters, Shadow, Vcpu};
+use emul::interpreter::{Area, Controls, Extensions, Processor, Table, TableRegister, VectorInstruction};
 use emul::segmentation::{DescriptorCache, Segmentation};
 use emul::{Bitness, Gpr, Registers, Segment, SegmentRegister};
 
-/// A vCPU whose next instruction is interpreted.
-pub struct Interpreted<'v, V>(pub &'v mut V);
+/// A vCPU whose next instruction is interpreted, and what its CPUID offers.
+pub(crate) struct Interpreted<'v, V>(pub(crate) &'v mut V, pub(crate) Extensions);
 
 impl<V: Vcpu> Registers for Interpreted<'_, V> {
     fn gpr(&self, gpr: Gpr) -> u64 {
@@ -36,8 +36,8 @@ impl<V: Vcpu> Processor for Interpreted<'_, V> {
         self.0.resume_at(rip);
     }
 
-    fn shadow(&mut self, shadow: Shadow) {
-        self.0.begin_interrupt_shadow(shadow);
+    fn shadow_of_sti(&mut self) {
+        self.0.begin_interrupt_shadow(Shadow::Sti);
     }
 
     fn selector(&self, segment: Segment) -> u16 {
@@ -69,6 +69,14 @@ impl<V: Vcpu> Processor for Interpreted<'_, V> {
     fn controls(&self) -> Controls {
         let ControlRegisters { cr0, cr4, cpl, .. } = self.0.control();
         Controls { cr0, cr4, cpl }
+    }
+
+    fn extensions(&self) -> Extensions {
+        self.1
+    }
+
+    fn unblock_nmis(&mut self) {
+        self.0.unblock_nmis();
     }
 
     fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64 {

@@ -22,8 +22,8 @@
 //! # use devices::{Clock, Nanoseconds, Sink};
 //! # use std::collections::VecDeque;
 //! # use vm::{ControlRegisters, DebugRegisters, DescriptorCache, Event, Events, Gpr, Host, Instant, Known, Memory, NestedFault, Registers, Resolved};
-//! # use vm::{LoadedSegment, Segment, SegmentRegister, SegmentState, Start, StateMsr, Stay, TaskState, Turn, Vcpu};
-//! # use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
+//! # use vm::{LoadedSegment, Segment, SegmentRegister, SegmentState, Shadow, Start, StateMsr, Stay, TaskState, Turn, Vcpu};
+//! # use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
 //! # use walk::{HandleMem, PhysMem};
 //! # #[derive(Default)]
 //! # struct Console(String);
@@ -102,6 +102,7 @@
 //! #     fn descriptor_cache(&mut self, _: Segment) -> DescriptorCache {
 //! #         DescriptorCache { base: 0, limit: u32::MAX, attributes: 0xc93 }
 //! #     }
+//! #     fn cr2(&self) -> u64 { 0 }
 //! #     fn set_cr2(&mut self, _: u64) {}
 //! #     fn state_msr(&self, _: StateMsr) -> u64 { 0 }
 //! #     fn set_state_msr(&mut self, _: StateMsr, _: u64) {}
@@ -244,7 +245,6 @@ pub use exit::{
 pub use exit_handler::ExitHandler;
 pub use flow::{Flow, NotEmulated, Place, Stop};
 pub use host::Host;
-pub use interpreted::Interpreted;
 pub use memory::{Memory, Resolved};
 pub use results::{Ended, Results, VmLine};
 pub use run::run;
@@ -254,7 +254,7 @@ pub use stats::Stats;
 pub use stats_report::{Added, StatsReport};
 pub use task_switch::{LoadedSegment, TaskState};
 pub use types::Types;
-pub use vcpu::{ControlRegisters, DebugRegisters, Emulated, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
+pub use vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Shadow, Start, StateMsr, Stay, Vcpu};
 pub use wanted_msrs::WantedMsrs;
 
 pub use emul::segmentation::DescriptorCache;

@@ -3,7 +3,7 @@
 use crate::address_space::{AddressSpace, Known, Outcome, apic_register};
 use crate::context::Context;
 use crate::debug_traps::{
-    Watch, between_iterations, end_of_watched, executed, retire, retire_watched, step_over_branch,
+    Steps, Watch, between_iterations, end_of_interpreted, end_of_ss_load, executed, retire, retire_watched,
 };
 use crate::exit::{Event, Exception, NestedFault};
 use crate::exit_handler::{ExitHandler, paging_ref};
@@ -19,7 +19,7 @@ use addr::Gva;
 use apic::Register;
 use arch::DR7_ENABLED;
 use core::ops::ControlFlow;
-use emul::interpreter::{self, Shadow, StepResult, fault};
+use emul::interpreter::{self, StepResult, fault};
 use emul::mmio::Plain;
 use emul::{Bitness, DecodeError, InstructionName, Registers};
 use walk::Fetched;
@@ -185,15 +185,17 @@ impl<T: Types> ExitHandler<'_, T> {
         outcome: &mut Outcome,
     ) -> Result<Flow, Trouble> {
         let bitness = Self::bitness(vcpu);
-        let branch = step_over_branch(vcpu, fetched.bytes(), bitness);
+        let (steps, extensions) = (Steps::over_next(vcpu), self.context.extensions);
         let mut space = self.address_space(vcpu);
-        let step = interpreter::step(&mut Interpreted(vcpu), &mut space, fetched.bytes(), bitness);
+        let step = interpreter::step(&mut Interpreted(vcpu, extensions), &mut space, fetched.bytes(), bitness);
         let hits = space.watch.hits;
         *outcome = space.outcome;
         let again = matches!(step, Ok(StepResult::Again | StepResult::Exit { .. }));
         self.context.tried_again = if again { self.context.tried_again + 1 } else { 0 };
         match step? {
-            StepResult::Done => end_of_watched(vcpu, hits | branch),
+            StepResult::Done => end_of_interpreted(vcpu, steps, false, hits),
+            StepResult::Branched => end_of_interpreted(vcpu, steps, true, hits),
+            StepResult::LoadedSs => end_of_ss_load(vcpu, hits),
             StepResult::Iterated => between_iterations(vcpu, hits),
             // Another vCPU has changed the instruction, or a descriptor table is where no memory is, which nothing will change.
             StepResult::Again | StepResult::Exit { .. } if self.context.tried_again < MAX_TRIED_AGAIN => {}
@@ -204,9 +206,11 @@ impl<T: Types> ExitHandler<'_, T> {
                         if let Some((gpr, value)) = also {
                             vcpu.set_gpr(gpr, value);
                         }
-                        retire_watched(vcpu, next, hits);
-                        if shadows && !vcpu.injecting() {
-                            vcpu.begin_interrupt_shadow(Shadow::MovSs);
+                        if shadows {
+                            vcpu.resume_at(next);
+                            end_of_ss_load(vcpu, hits);
+                        } else {
+                            retire_watched(vcpu, next, hits);
                         }
                     }
                     Err(NotExecuted::Event(event)) => vcpu.inject(event),

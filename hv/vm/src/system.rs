@@ -1,14 +1,17 @@
-//! Control registers and INVLPG under shadow paging, and writes of CR0 and CR4 where they exit with nested paging.
+//! Control registers, debug registers and INVLPG: under shadow paging, where they exit with nested paging, and in emulated real mode.
 
 use crate::debug_traps::retire_watched;
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
 use crate::memory::Memory;
+use crate::task_switch::TaskState;
 use crate::trouble::Trouble;
 use crate::types::Types;
 use crate::vcpu::{ControlRegisters, Events, Vcpu};
-use arch::{CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME};
+use arch::{
+    CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, CR4_UMIP, EFER_LMA, EFER_LME,
+};
 use emul::segmentation::Kind;
 use emul::system::{self, Decoded, StatusWord, System, write_gpr};
 use emul::{Bitness, DecodeError, Gpr, Memory as _, Registers, Segment, Width};
@@ -39,20 +42,11 @@ impl From<Event> for NotExecuted {
 }
 
 impl<T: Types> ExitHandler<'_, T> {
-    /// MOV to and from a control register, CLTS, LMSW, SMSW or INVLPG.
+    /// MOV to and from a control or debug register, CLTS, LMSW, SMSW or INVLPG.
     pub(crate) fn system(&mut self, vcpu: &mut T::Vcpu) -> Flow {
-        self.execute_system(vcpu, Self::carry_out_system)
-    }
-
-    /// Decodes the instruction that exited, carries it out by `carry_out`, and skips it.
-    pub(crate) fn execute_system(
-        &mut self,
-        vcpu: &mut T::Vcpu,
-        carry_out: impl FnOnce(&mut Self, &mut T::Vcpu, System) -> Result<Hits, NotExecuted>,
-    ) -> Flow {
         let bitness = Self::bitness(vcpu);
         let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
-            let hits = carry_out(self, vcpu, decoded.system)?;
+            let hits = self.carry_out_system(vcpu, decoded.system)?;
             retire_watched(vcpu, bitness.advance(vcpu.rip(), decoded.length), hits);
             Ok(Flow::Resume)
         });
@@ -77,12 +71,19 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     fn carry_out_system(&mut self, vcpu: &mut T::Vcpu, system: System) -> Result<Hits, NotExecuted> {
-        let Controls { cr0, cr3, cr4, .. } = Self::controls(vcpu);
+        let ControlRegisters { cr0, cr3, cr4, cpl, .. } = vcpu.control();
+        if cpl != 0 || vcpu.own_paging().is_none() {
+            Self::check_system(vcpu, &system)?;
+        }
         match system {
             System::Invlpg(page) => self.memory.shadow_invlpg(page.linear(vcpu)),
             System::WriteCr { cr: 3, from } => {
                 let cr3 = dword(vcpu, from);
-                self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3))?;
+                if vcpu.own_paging().is_none() {
+                    vcpu.load_cr3(cr3, None);
+                } else {
+                    self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3))?;
+                }
             }
             System::WriteCr { cr: 0, from } => {
                 let value = Self::register_operand(vcpu, from);
@@ -96,6 +97,30 @@ impl<T: Types> ExitHandler<'_, T> {
             System::ReadCr { cr: 3, to } => write_gpr(vcpu, to, Width::Dword, cr3),
             System::ReadCr { cr: 4, to } => write_gpr(vcpu, to, Width::Dword, cr4),
             System::Clts => self.write_cr0(vcpu, cr0 & !CR0_TS)?,
+            rare => return self.carry_out_rare(vcpu, rare, cr0),
+        }
+        Ok(0)
+    }
+
+    /// Those that switch neither page tables nor modes.
+    // Out of what the others execute.
+    #[cold]
+    #[inline(never)]
+    fn carry_out_rare(&mut self, vcpu: &mut T::Vcpu, system: System, cr0: u64) -> Result<Hits, NotExecuted> {
+        match system {
+            System::WriteCr { cr: 2, from } => {
+                let value = Self::register_operand(vcpu, from);
+                vcpu.set_cr2(value);
+            }
+            System::ReadCr { cr: 2, to } => Self::write_register_operand(vcpu, to, vcpu.cr2()),
+            System::WriteDr { dr, from } => {
+                let value = Self::register_operand(vcpu, from);
+                Self::write_debug_register(vcpu, dr, value)?;
+            }
+            System::ReadDr { dr, to } => {
+                let value = Self::read_debug_register(vcpu, dr)?;
+                Self::write_register_operand(vcpu, to, value);
+            }
             System::Lmsw(from) => {
                 let (word, hits) = self.status_word(vcpu, from)?;
                 self.write_cr0(vcpu, cr0 & !(STATUS_WORD & !CR0_PE) | word & STATUS_WORD)?;
@@ -108,11 +133,34 @@ impl<T: Types> ExitHandler<'_, T> {
                 space.write(at, &(cr0 as u16).to_le_bytes())?;
                 return Ok(space.watch.hits);
             }
-            System::WriteCr { .. } | System::ReadCr { .. } | System::WriteDr { .. } | System::ReadDr { .. } => {
+            System::Invlpg(_) | System::WriteCr { .. } | System::ReadCr { .. } | System::Clts => {
                 return Err(DecodeError::Unexpected.into());
             }
         }
         Ok(0)
+    }
+
+    /// What has exited may be another instruction by now: one that the CPL does not allow (of all, SMSW is allowed without UMIP), or that
+    /// the processor has to know of, as it walks the guest's own tables.
+    #[cold]
+    #[inline(never)]
+    fn check_system(vcpu: &T::Vcpu, system: &System) -> Result<(), NotExecuted> {
+        let ControlRegisters { cr0, cr4, cpl, .. } = vcpu.control();
+        if cpl != 0 && (!matches!(system, System::Smsw { .. }) || cr4 & CR4_UMIP != 0) {
+            return Err(Event::GENERAL_PROTECTION.into());
+        }
+        let is_of_translations =
+            matches!(system, System::Invlpg(_) | System::WriteCr { cr: 3, .. } | System::ReadCr { cr: 3, .. });
+        match is_of_translations && vcpu.own_paging().is_none() && cr0 & CR0_PG != 0 {
+            true => Err(DecodeError::Unexpected.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes what MOV reads from a control or debug register.
+    fn write_register_operand(vcpu: &mut T::Vcpu, gpr: Gpr, value: u64) {
+        let width = if Self::bitness(vcpu) == Bitness::Bits64 { Width::Qword } else { Width::Dword };
+        write_gpr(vcpu, gpr, width, value);
     }
 
     /// The operand of a MOV to a control or debug register: all of `gpr` in 64-bit code, else its lower half.
@@ -140,15 +188,18 @@ impl<T: Types> ExitHandler<'_, T> {
             return Err(Event::GENERAL_PROTECTION.into());
         }
         if vcpu.own_paging().is_none() {
-            return Self::write_nested_cr0(vcpu, cr0);
+            return self.write_nested_cr0(vcpu, cr0);
         }
         Ok(self.write_own_paging(vcpu, |own, memory| own.write(memory, Controls { cr0, ..own.paging().controls }))?)
     }
 
     /// Long mode is entered with PAE and from code that is not 64-bit, and left from such code, without PCIDE (Intel SDM vol. 3,
     /// sections 9.8.5 and 4.10.1).
-    fn write_nested_cr0(vcpu: &mut T::Vcpu, cr0: u64) -> Result<(), NotExecuted> {
-        let ControlRegisters { cr0: old, cr4, efer, .. } = vcpu.control();
+    #[cold]
+    #[inline(never)]
+    fn write_nested_cr0(&mut self, vcpu: &mut T::Vcpu, cr0: u64) -> Result<(), NotExecuted> {
+        let control = vcpu.control();
+        let ControlRegisters { cr0: old, cr4, efer, .. } = control;
         let is_64_bit = vcpu.segment(Segment::Cs).long;
         let is_wrong = match (old & CR0_PG != 0, cr0 & CR0_PG != 0) {
             (false, true) => efer & EFER_LME != 0 && (cr4 & CR4_PAE == 0 || is_64_bit),
@@ -158,11 +209,18 @@ impl<T: Types> ExitHandler<'_, T> {
         if is_wrong {
             return Err(Event::GENERAL_PROTECTION.into());
         }
-        vcpu.set_cr0(cr0);
+        let is_turned_on = old & CR0_PG == 0 && cr0 & CR0_PG != 0 && efer & EFER_LME == 0;
+        let pdptes = match is_turned_on && vcpu.holds_pdptes(&ControlRegisters { cr0, ..control }) {
+            true => self.pdptes(vcpu, Controls { cr0, ..Self::controls(vcpu) })?,
+            false => None,
+        };
+        vcpu.set_cr0(cr0, pdptes);
         Ok(())
     }
 
     /// Long mode needs PAE (Intel SDM vol. 3, section 4.1.1).
+    #[cold]
+    #[inline(never)]
     fn write_nested_cr4(vcpu: &mut T::Vcpu, cr4: u64) -> Result<(), NotExecuted> {
         if vcpu.control().efer & EFER_LMA != 0 && cr4 & CR4_PAE == 0 {
             return Err(Event::GENERAL_PROTECTION.into());

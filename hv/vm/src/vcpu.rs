@@ -6,8 +6,8 @@ use crate::task_switch::TaskState;
 use addr::Hpa;
 use arch::{DR7_GD, RFLAGS_RF, RFLAGS_TF};
 use core::fmt;
-use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
-use emul::segmentation::{DescriptorCache, SegmentFault};
+use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
+use emul::segmentation::DescriptorCache;
 use emul::{Gpr, Known, Registers, Segment};
 use x86::irq::DEBUG_VECTOR;
 
@@ -64,24 +64,13 @@ pub struct Stay {
     pub exit: u64,
 }
 
-/// What has become of an instruction that [`Vcpu::emulate`] was asked for.
+/// What an instruction in an interrupt shadow is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Emulated {
-    /// It is carried out, and the next one is to be emulated, too.
-    Done,
-    /// From here on the processor can go on by itself.
-    Ready,
-    /// It is one of those that exit ([`Exit::Cpuid`], [`Exit::Io`], …); it ends at `next`.
-    Exit {
-        /// As if the processor had executed it.
-        exit: Exit,
-        /// RIP behind it.
-        next: u64,
-    },
-    /// It can't be carried out, and why not.
-    Unable(&'static str),
-    /// The interpreter does not know it.
-    Unknown,
+pub enum Shadow {
+    /// STI.
+    Sti,
+    /// MOV or POP to SS, which holds back traps as well.
+    MovSs,
 }
 
 /// What debug exceptions come of, and tell.
@@ -136,7 +125,8 @@ pub trait Events: Registers + DebugRegisters {
         self.set_event(event);
     }
     /// Forgets a single step that the hardware holds pending at the exit of an instruction with TF, which ends in an exception: its
-    /// handler would begin with the step. Ends the interrupt shadow as well, in which the hardware wants the step to be pending.
+    /// handler would begin with the step. Where TF makes steps over all instructions, this ends the interrupt shadow as well, in which the
+    /// hardware wants the step to be pending then.
     fn forget_pending_step(&mut self) {}
     /// As [`inject`](Self::inject), and nothing besides.
     fn set_event(&mut self, event: Event);
@@ -148,6 +138,10 @@ pub trait Events: Registers + DebugRegisters {
     }
     /// The exception that is to be delivered at the next entry already.
     fn injected_exception(&self) -> Option<u8>;
+    /// The vector of the event that is to be delivered at the next entry already, for backends that report [`Exit::Emulate`].
+    fn injected_vector(&self) -> Option<u8> {
+        None
+    }
     /// Asks for an exit as soon as an interrupt can be taken, or no longer.
     fn request_window(&mut self, wanted: bool);
 
@@ -197,17 +191,9 @@ pub trait Vcpu: Registers + Events + TaskState {
     fn enter(&mut self);
     /// Why the guest was left.
     fn exit(&self) -> Exit;
-    /// Carries out the guest's next instruction in software, or delivers the event that waits: behind [`Exit::Emulate`], for
-    /// backends that report it.
-    ///
-    /// # Errors
-    /// Those of `memory`.
-    fn emulate<M: emul::Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error>
-    where
-        M::Error: From<SegmentFault>,
-    {
-        let _ = memory;
-        Ok(Emulated::Ready)
+    /// Whether the guest is in real mode, and the processor has none for guests: behind [`Exit::Emulate`], for backends that report it.
+    fn is_emulated(&self) -> bool {
+        false
     }
     /// Has the next entry drop every translation of the guest's memory.
     fn flush(&mut self);
@@ -250,7 +236,8 @@ pub trait Vcpu: Registers + Events + TaskState {
     fn io_next_rip(&self) -> Option<u64> {
         self.next_rip()
     }
-    /// DR0 to DR3 or DR7 is `value` from now on: behind [`Exit::DebugRegister`], for backends that report it.
+    /// DR0 to DR3 or DR7 is `value` from now on: behind [`Exit::DebugRegister`] and [`Exit::Emulate`], for backends that report one of
+    /// them.
     fn set_debug_register(&mut self, register: u8, value: u64) {
         let _ = (register, value);
     }
@@ -273,9 +260,9 @@ pub trait Vcpu: Registers + Events + TaskState {
         let _ = root;
     }
     /// Sets CR0 of a vCPU with nested paging, after a write that exited or a switch of tasks. The caller has checked the value. Long mode becomes
-    /// active, or inactive, with paging.
-    fn set_cr0(&mut self, cr0: u64) {
-        let _ = cr0;
+    /// active, or inactive, with paging. `pdptes` are PAE's, if that comes on and the processor [holds](Self::holds_pdptes) them.
+    fn set_cr0(&mut self, cr0: u64, pdptes: Option<[u64; 4]>) {
+        let _ = (cr0, pdptes);
     }
     /// Sets CR4 of a vCPU with nested paging, after a write that exited. The caller has checked the value. Translations go as the
     /// change demands.
@@ -297,6 +284,8 @@ pub trait Vcpu: Registers + Events + TaskState {
     fn segment(&self, register: Segment) -> SegmentState;
     /// All of the hidden part, by which accesses are checked. Some hardware has to save it first.
     fn descriptor_cache(&mut self, register: Segment) -> DescriptorCache;
+    /// CR2.
+    fn cr2(&self) -> u64;
     /// Sets CR2, as a page fault does.
     fn set_cr2(&mut self, address: u64);
     /// A register of the guest state.

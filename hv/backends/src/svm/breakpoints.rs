@@ -12,13 +12,12 @@
 use super::SvmVcpu;
 use crate::translation::Translation;
 use crate::unswitched;
-use arch::{DR7_DEFINED, reset};
 
 impl<T: Translation> SvmVcpu<T> {
     /// DR0 to DR3 or DR7 is `value` from now on.
     pub(super) fn load_debug_register(&mut self, register: u8, value: u64) {
         if register == 7 {
-            self.vmcb.save.dr7 = value & DR7_DEFINED | reset::DR7;
+            self.vmcb.save.dr7 = value;
         } else {
             unswitched::set_breakpoint(register.into(), value);
         }

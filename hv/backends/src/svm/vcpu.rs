@@ -15,8 +15,10 @@ use addr::Hpa;
 use arch::EFER_SVME;
 use core::fmt;
 use core::num::NonZeroU16;
-use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
-use vm::{ControlRegisters, DescriptorCache, Exit, Gpr, Known, Registers, Segment, SegmentState, StateMsr, Stay, Vcpu};
+use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
+use vm::{
+    ControlRegisters, DescriptorCache, Exit, Gpr, Known, Registers, Segment, SegmentState, Shadow, StateMsr, Stay, Vcpu,
+};
 use walk::Controls;
 use x86::controlregs::cr2_write;
 use x86::msr::rdmsr;
@@ -273,7 +275,7 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         self.translation.shadow_mut().map(|shadow| &mut shadow.own)
     }
 
-    fn set_cr0(&mut self, cr0: u64) {
+    fn set_cr0(&mut self, cr0: u64, _: Option<[u64; 4]>) {
         self.load_cr0(cr0);
     }
 
@@ -319,6 +321,10 @@ impl<T: Translation> Vcpu for SvmVcpu<T> {
         }
         let SegmentField { base, limit, attributes, .. } = self.segment_field(register);
         DescriptorCache { base, limit, attributes }
+    }
+
+    fn cr2(&self) -> u64 {
+        self.vmcb.save.cr2
     }
 
     fn set_cr2(&mut self, address: u64) {

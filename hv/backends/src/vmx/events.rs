@@ -5,7 +5,8 @@ use super::task_priority::TaskPriority;
 use super::vcpu::VmxVcpu;
 use crate::translation::Translation;
 use crate::unswitched;
-use arch::{CR0_PE, DR6_BD, DR6_BREAKPOINTS, DR6_BS, RFLAGS_IF};
+use arch::msr::DEBUGCTL_BTF;
+use arch::{CR0_PE, DR6_BD, DR6_BREAKPOINTS, DR6_BS, RFLAGS_IF, RFLAGS_TF};
 use vm::{DebugRegisters, Event, Events, Registers};
 use x86::irq::{DEBUG_VECTOR, NONMASKABLE_INTERRUPT_VECTOR};
 use x86::vmx::vmcs::control::PrimaryControls;
@@ -65,8 +66,12 @@ impl<T: Translation> DebugRegisters for VmxVcpu<T> {
     /// The bit of the single step is passed over: Bochs sets it at each exit of an instruction with TF, processors do not.
     fn take_pending_traps(&mut self) -> u64 {
         let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
-        self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, 0);
-        self.end_shadow();
+        if pending != 0 {
+            self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, 0);
+        }
+        if self.in_interrupt_shadow() {
+            self.end_shadow();
+        }
         pending & DR6_BREAKPOINTS
     }
 }
@@ -87,7 +92,9 @@ impl<T: Translation> Events for VmxVcpu<T> {
     fn forget_pending_step(&mut self) {
         let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
         self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending & !DR6_BS);
-        self.end_shadow();
+        if self.debugctl() & DEBUGCTL_BTF == 0 {
+            self.end_shadow();
+        }
     }
 
     #[inline]
@@ -118,6 +125,11 @@ impl<T: Translation> Events for VmxVcpu<T> {
     fn injected_exception(&self) -> Option<u8> {
         let info = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD);
         (info & (EVENT_VALID | EVENT_TYPE) == EVENT_VALID | TYPE_EXCEPTION).then_some(info as u8)
+    }
+
+    fn injected_vector(&self) -> Option<u8> {
+        let info = self.vmcs.read(control::VMENTRY_INTERRUPTION_INFO_FIELD);
+        (info & EVENT_VALID != 0).then_some((info & EVENT_VECTOR) as u8)
     }
 
     #[inline]
@@ -196,6 +208,13 @@ impl<T: Translation> VmxVcpu<T> {
         }
         // Bit 12 is undefined there and reserved here.
         self.vmcs.write(control::VMENTRY_INTERRUPTION_INFO_FIELD, info & !(1 << 12));
+    }
+
+    /// Has a step be pending if TF makes one behind each instruction, as in an interrupt shadow.
+    pub(super) fn hold_step(&mut self) {
+        let steps = self.rflags() & RFLAGS_TF != 0 && self.debugctl() & DEBUGCTL_BTF == 0;
+        let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS) & !DR6_BS;
+        self.vmcs.write(guest::PENDING_DBG_EXCEPTIONS, pending | if steps { DR6_BS } else { 0 });
     }
 
     /// Ends the interrupt shadow, as the delivery of an exception does. An entry with a shadow and TF, but without the step pending, is

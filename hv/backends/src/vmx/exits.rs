@@ -61,16 +61,12 @@ impl<T: Translation> VmxVcpu<T> {
         }
     }
 
-    /// Those of other control registers are not reported, but for one that needs the guest's memory.
+    /// With nested paging those of other control registers are not reported, but for changes of the mode.
     fn control_register_exit(&self) -> Exit {
-        if self.needs_pdptes {
-            return Exit::Emulate;
-        }
         match reason::cr_access(self.qualification()) {
             CrAccess::Write { cr: 8, gpr } => Exit::Cr8(Cr8::new(true, Some(Gpr::new(gpr)))),
             CrAccess::Read { cr: 8, gpr } => Exit::Cr8(Cr8::new(false, Some(Gpr::new(gpr)))),
-            _ if self.translation.shadow().is_some() => Exit::ControlRegister,
-            _ => Exit::Unknown,
+            _ => Exit::ControlRegister,
         }
     }
 

@@ -13,7 +13,6 @@ mod guest_state;
 mod host;
 mod pat;
 mod permissions;
-mod real_mode;
 mod reason;
 mod setup;
 mod switch;

@@ -78,7 +78,6 @@ impl<T: Translation> VmxVcpu<T> {
     pub(super) fn write_init(&mut self) {
         let cr0 = self.guest_cr0() & (CR0_CD | CR0_NW) | CR0_ET;
         self.unpaged = None;
-        self.needs_pdptes = false;
         self.set_detour(Detour::RealMode, false);
         self.cr4 = self.paged_cr4;
         self.set_long_mode(false, 0);

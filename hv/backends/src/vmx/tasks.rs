@@ -53,11 +53,8 @@ impl<T: Translation> TaskState for VmxVcpu<T> {
         self.vmcs.write(guest::ES_ACCESS_RIGHTS + number, access_rights(&segment));
     }
 
-    /// Under EPT entries take the PDPTEs from the VMCS (Intel SDM vol. 3, section 27.3.2.4).
     fn load_cr3(&mut self, cr3: u64, pdptes: Option<[u64; 4]>) {
-        for (number, entry) in (0..).zip(pdptes.into_iter().flatten()) {
-            self.vmcs.write(guest::PDPTE0_FULL + 2 * number, entry);
-        }
+        self.write_pdptes(pdptes);
         self.set_guest_cr3(cr3);
         self.flush();
     }
@@ -76,6 +73,15 @@ impl<T: Translation> TaskState for VmxVcpu<T> {
 
     fn unblock_nmis(&mut self) {
         self.block_nmis(false);
+    }
+}
+
+impl<T: Translation> VmxVcpu<T> {
+    /// Under EPT entries take the PDPTEs from the VMCS (Intel SDM vol. 3, section 27.3.2.4); the guest's later loads are the processor's.
+    pub(super) fn write_pdptes(&mut self, pdptes: Option<[u64; 4]>) {
+        for (number, entry) in (0..).zip(pdptes.into_iter().flatten()) {
+            self.vmcs.write(guest::PDPTE0_FULL + 2 * number, entry);
+        }
     }
 }
 

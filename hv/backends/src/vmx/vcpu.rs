@@ -23,15 +23,13 @@ use arch::{CR0_PG, CR4_PAE, EFER_LMA, reset};
 use core::arch::asm;
 use core::fmt;
 use core::num::NonZeroU16;
-use emul::Memory;
-use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
-use emul::segmentation::SegmentFault;
+use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
 use vm::cpuid::Leaf;
 use vm::{
-    ControlRegisters, DescriptorCache, Emulated, Events, Exit, Gpr, Known, Registers, Segment, SegmentState, Start,
-    StateMsr, Stay, Vcpu,
+    ControlRegisters, DebugRegisters, DescriptorCache, Events, Exit, Gpr, Known, Registers, Segment, SegmentState,
+    Shadow, Start, StateMsr, Stay, Vcpu,
 };
-use x86::controlregs::cr2_write;
+use x86::controlregs::{cr2, cr2_write};
 use x86::msr;
 use x86::vmx::vmcs::control::EntryControls;
 use x86::vmx::vmcs::{control, guest, ro};
@@ -75,8 +73,6 @@ pub struct VmxVcpu<T: Translation> {
     pub(super) paged_cr4: MaskedRegister,
     /// The guest runs unpaged, on the identity map.
     pub(super) unpaged: Option<Unpaged>,
-    /// The exit was by a MOV to CR0 that turns PAE paging on: the top entries have to be read first.
-    pub(super) needs_pdptes: bool,
     /// PAT, where it is not in the VMCS.
     pat: Option<Pat>,
     /// CR8, where accesses do not exit.
@@ -125,7 +121,6 @@ impl<T: Translation> VmxVcpu<T> {
             offered_cr4,
             paged_cr4,
             unpaged: None,
-            needs_pdptes: false,
             pat: (!features.pat).then(|| Pat::new(vmx.physical, reset::PAT)),
             task_priority: features.tpr_shadow.then(|| TaskPriority::new(vmx.physical)),
             capabilities,
@@ -332,11 +327,8 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         self.decode_exit()
     }
 
-    fn emulate<M: Memory>(&mut self, memory: &mut M) -> Result<Emulated, M::Error>
-    where
-        M::Error: From<SegmentFault>,
-    {
-        self.emulate_next(memory)
+    fn is_emulated(&self) -> bool {
+        self.is_real()
     }
 
     /// Without EPT there is no VPID either, and each entry flushes.
@@ -390,7 +382,8 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         reason::is_walk(self.vmcs.read(ro::EXIT_QUALIFICATION))
     }
 
-    /// Entries want no blocking by STI while RFLAGS.IF is clear, and none of both kinds (Intel SDM vol. 3, section 27.3.1.5).
+    /// Entries want no blocking by STI while RFLAGS.IF is clear, and none of both kinds; and with either a step has to be pending if TF makes
+    /// one behind each instruction, and none otherwise (Intel SDM vol. 3, section 27.3.1.5).
     fn begin_interrupt_shadow(&mut self, shadow: Shadow) {
         const BLOCKING_BY_STI: u64 = 1 << 0;
         const BLOCKING_BY_MOV_SS: u64 = 1 << 1;
@@ -400,6 +393,7 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         };
         let others = self.vmcs.read(guest::INTERRUPTIBILITY_STATE) & !INTERRUPT_SHADOW;
         self.vmcs.write(guest::INTERRUPTIBILITY_STATE, others | blocking);
+        self.hold_step();
     }
 
     fn load_table(&mut self, table: Table, register: TableRegister) {
@@ -451,8 +445,19 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
         self.translation.shadow_mut().map(|shadow| &mut shadow.own)
     }
 
-    fn set_cr0(&mut self, cr0: u64) {
-        self.write_cr0(cr0);
+    fn set_cr0(&mut self, cr0: u64, pdptes: Option<[u64; 4]>) {
+        self.load_cr0(cr0, pdptes);
+    }
+
+    fn set_cr4(&mut self, cr4: u64) {
+        self.write_cr4(cr4);
+    }
+
+    fn set_debug_register(&mut self, register: u8, value: u64) {
+        match register {
+            7 => self.set_dr7(value),
+            _ => unswitched::set_breakpoint(register.into(), value),
+        }
     }
 
     fn apply_paging(&mut self, root: Option<Hpa>) {
@@ -479,6 +484,11 @@ impl<T: Translation> Vcpu for VmxVcpu<T> {
             limit: self.vmcs.read(guest::ES_LIMIT + number) as u32,
             attributes: attributes(self.vmcs.read(guest::ES_ACCESS_RIGHTS + number)),
         }
+    }
+
+    fn cr2(&self) -> u64 {
+        // SAFETY: reading has no effect; the guest's is in the processor.
+        unsafe { cr2() as u64 }
     }
 
     fn set_cr2(&mut self, address: u64) {

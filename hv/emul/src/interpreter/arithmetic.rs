@@ -1,6 +1,6 @@
 //! Arithmetic on registers, and all of it that has no [`mmio`](crate::mmio) form.
 
-use super::{DONE, Done, Execution, StepResult, fault};
+use super::{DONE, Done, Execution, Extension, StepResult, fault};
 use crate::mmio::alu::{self, AF, ARITHMETIC, Binary, Bit, CF, OF, Shift, Unary, ZF, flag, of_result};
 use crate::segmentation::{Kind, SegmentFault};
 use crate::{Gpr, Width};
@@ -22,7 +22,12 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
                 (quotient >> width.bits() == 0).then_some((quotient as u64, (dividend % u128::from(divisor)) as u64))
             }),
             Mnemonic::Idiv => self.divide(signed_quotient),
-            Mnemonic::Bsf | Mnemonic::Bsr => self.scan(),
+            Mnemonic::Bsf => self.scan(u64::trailing_zeros),
+            Mnemonic::Bsr => self.scan(u64::ilog2),
+            // The prefix means nothing to other processors (Intel SDM vol. 2, TZCNT and LZCNT).
+            Mnemonic::Tzcnt if !self.has(Extension::Bmi1) => self.scan(u64::trailing_zeros),
+            Mnemonic::Lzcnt if !self.has(Extension::Lzcnt) => self.scan(u64::ilog2),
+            Mnemonic::Popcnt if !self.has(Extension::Popcnt) => Ok(Some(StepResult::Fault(fault::UNDEFINED))),
             Mnemonic::Tzcnt | Mnemonic::Lzcnt | Mnemonic::Popcnt => self.count_bits(),
             Mnemonic::Shld | Mnemonic::Shrd => self.double_shift(),
             Mnemonic::Cmpxchg => self.compare_exchange(),
@@ -122,14 +127,12 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
     }
 
     /// BSF and BSR, which leave their destination alone if there is no bit. All flags but ZF are undefined.
-    fn scan(&mut self) -> Done<E> {
+    fn scan(&mut self, find: fn(u64) -> u32) -> Done<E> {
         let (Some(width), Some(to)) = (self.width(0), self.place(0, Kind::Write)?) else { return Ok(None) };
         let Some(from) = self.place(1, Kind::Read)? else { return Ok(None) };
         let value = self.get(from, width)?;
         if value != 0 {
-            let is_forward = self.instruction.mnemonic() == Mnemonic::Bsf;
-            let bit = if is_forward { value.trailing_zeros() } else { value.ilog2() };
-            self.put(to, width, bit.into())?;
+            self.put(to, width, find(value).into())?;
         }
         let rflags = self.processor.rflags() & !ZF;
         self.processor.set_rflags(rflags | flag(value == 0, ZF));

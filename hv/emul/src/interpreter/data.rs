@@ -1,6 +1,6 @@
 //! Moves, conversions and flags.
 
-use super::{DONE, Done, Execution, StepResult, fault};
+use super::{DONE, Done, Execution, Extension, StepResult, fault};
 use crate::memory;
 use crate::mmio::alu::{AF, CF, PF, SF, ZF, holds};
 use crate::segmentation::{Kind, SegmentFault};
@@ -17,6 +17,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             return Ok(DONE);
         }
         match self.instruction.mnemonic() {
+            Mnemonic::Movbe if !self.has(Extension::Movbe) => Ok(Some(StepResult::Fault(fault::UNDEFINED))),
             Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movbe => self.transfer(|value, _| value),
             Mnemonic::Movsx | Mnemonic::Movsxd => self.transfer(|value, from| from.sign_extend(value)),
             Mnemonic::Xchg => self.exchange(),

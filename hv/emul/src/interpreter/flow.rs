@@ -1,7 +1,7 @@
 //! Jumps, calls, returns and interrupts.
 
 use super::stack::{INTERRUPT_CLEARS, Stack};
-use super::{Done, Execution, Processor, Shadow, StepResult, Table, fault};
+use super::{DONE, Done, Execution, Processor, StepResult, Table, fault};
 use crate::memory::{self, Memory};
 use crate::mmio::alu::{ZF, holds};
 use crate::registers::Operand;
@@ -10,6 +10,8 @@ use crate::{Bitness, Gpr, Segment, Width};
 use addr::Gva;
 use arch::{RFLAGS_IF, RFLAGS_OF};
 use iced_x86::{Code, ConditionCode, Mnemonic, OpKind};
+
+const BRANCHED: Option<StepResult> = Some(StepResult::Branched);
 
 /// The target of a jump or call.
 struct Target {
@@ -45,23 +47,22 @@ pub fn interrupt<E: From<SegmentFault>>(
 
 impl<E: From<SegmentFault>> Execution<'_, E> {
     pub(super) fn control_flow(&mut self) -> Done<E> {
-        let known = match self.instruction.mnemonic() {
-            Mnemonic::Jmp => return self.jump(),
-            Mnemonic::Call => return self.call(),
-            Mnemonic::Ret | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd => return self.ret(),
-            Mnemonic::Bound => return self.bound(),
-            _ if !self.is_real => false,
-            Mnemonic::Int => self.interrupt(self.instruction.immediate8())?,
-            Mnemonic::Int3 => self.interrupt(3)?,
-            Mnemonic::Into if self.processor.rflags() & RFLAGS_OF != 0 => self.interrupt(4)?,
+        match self.instruction.mnemonic() {
+            Mnemonic::Jmp => self.jump(),
+            Mnemonic::Call => self.call(),
+            Mnemonic::Ret | Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd => self.ret(),
+            Mnemonic::Bound => self.bound(),
+            _ if !self.is_real => Ok(None),
+            Mnemonic::Int => self.interrupt(self.instruction.immediate8()),
+            Mnemonic::Int3 => self.interrupt(3),
+            Mnemonic::Into if self.processor.rflags() & RFLAGS_OF != 0 => self.interrupt(4),
             Mnemonic::Into => {
                 self.processor.jump(self.next);
-                true
+                Ok(DONE)
             }
-            Mnemonic::Sti => self.sti(),
-            _ => return Ok(self.branch()),
-        };
-        Ok(known.then_some(StepResult::Done))
+            Mnemonic::Sti => Ok(self.sti()),
+            _ => Ok(self.branch()),
+        }
     }
 
     /// A target beyond the end of the code segment is a fault of the instruction that goes there. A far one is of real mode, where
@@ -83,7 +84,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             return Ok(Some(StepResult::Fault(fault::GENERAL_PROTECTION)));
         }
         self.go(target);
-        Ok(Some(StepResult::Done))
+        Ok(BRANCHED)
     }
 
     fn go(&mut self, target: Target) {
@@ -109,10 +110,10 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         stack.push(self.memory, width, self.next)?;
         stack.commit(self.processor);
         self.go(target);
-        Ok(Some(StepResult::Done))
+        Ok(BRANCHED)
     }
 
-    /// RET, and in real mode RETF and IRET.
+    /// RET, and in real mode RETF and IRET. An IRET ends the blocking of NMIs even if it faults (Intel SDM vol. 3, section 25.3).
     fn ret(&mut self) -> Done<E> {
         let (width, is_far) = match self.instruction.code() {
             Code::Retnw | Code::Retnw_imm16 => (Width::Word, false),
@@ -123,6 +124,9 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             _ => return Ok(None),
         };
         let with_flags = matches!(self.instruction.mnemonic(), Mnemonic::Iret | Mnemonic::Iretd);
+        if with_flags {
+            self.processor.unblock_nmis();
+        }
         let mut stack = Stack::of(self.processor, self.bitness);
         let offset = stack.pop(self.memory, width)?;
         let selector = if is_far { Some(stack.pop(self.memory, width)? as u16) } else { None };
@@ -139,7 +143,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             self.set_flags(rflags, width);
         }
         self.go(target);
-        Ok(Some(StepResult::Done))
+        Ok(BRANCHED)
     }
 
     /// #BR, if a signed index is not within the two bounds in memory.
@@ -154,22 +158,23 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             return Ok(Some(StepResult::Fault(fault::BOUND)));
         }
         self.processor.jump(self.next);
-        Ok(Some(StepResult::Done))
+        Ok(DONE)
     }
 
     /// STI: the next instruction is in an interrupt shadow if interrupts were disabled.
-    fn sti(&mut self) -> bool {
+    fn sti(&mut self) -> Option<StepResult> {
         let rflags = self.processor.rflags();
         self.processor.set_rflags(rflags | RFLAGS_IF);
         self.processor.jump(self.next);
         if rflags & RFLAGS_IF == 0 {
-            self.processor.shadow(Shadow::Sti);
+            self.processor.shadow_of_sti();
         }
-        true
+        DONE
     }
 
-    fn interrupt(&mut self, vector: u8) -> Result<bool, E> {
-        interrupt(self.processor, self.memory, vector, self.next)
+    fn interrupt(&mut self, vector: u8) -> Done<E> {
+        let is_done = interrupt(self.processor, self.memory, vector, self.next)?;
+        Ok(is_done.then_some(StepResult::Interrupted))
     }
 
     /// Jcc, LOOPcc and JCXZ.
@@ -197,7 +202,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
             self.set_gpr(Gpr::RCX, self.counter_width(), left);
         }
         self.processor.jump(if taken { offset } else { self.next });
-        Some(StepResult::Done)
+        if taken { BRANCHED } else { DONE }
     }
 
     /// What LOOP's counter is then.

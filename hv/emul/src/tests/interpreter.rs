@@ -1,8 +1,8 @@
 //! Tests of the interpreter.
 
 use crate::interpreter::{
-    Area, Controls, Exiting, Processor, Shadow, StepResult, Table, TableRegister, VectorInstruction, fault, interrupt,
-    step,
+    Area, Controls, Exiting, Extension, Extensions, Processor, StepResult, Table, TableRegister, VectorInstruction,
+    fault, interrupt, step,
 };
 use crate::segmentation::{DescriptorCache, Mode, SegmentFault, Segmentation};
 use crate::system::System;
@@ -22,7 +22,10 @@ struct Vcpu {
     selectors: [u16; 6],
     tables: [Option<TableRegister>; 2],
     shadow: bool,
+    /// How often.
+    unblocked_nmis: u32,
     controls: Controls,
+    extensions: Extensions,
     /// Limits and attributes that are not real mode's.
     caches: [Option<(u32, u16)>; 6],
     vector: Vector,
@@ -95,7 +98,7 @@ impl Processor for Vcpu {
         self.file.rip = rip;
         self.shadow = false;
     }
-    fn shadow(&mut self, _: Shadow) {
+    fn shadow_of_sti(&mut self) {
         self.shadow = true;
     }
     fn selector(&self, segment: Segment) -> u16 {
@@ -117,6 +120,12 @@ impl Processor for Vcpu {
     }
     fn controls(&self) -> Controls {
         self.controls
+    }
+    fn extensions(&self) -> Extensions {
+        self.extensions
+    }
+    fn unblock_nmis(&mut self) {
+        self.unblocked_nmis += 1;
     }
     fn execute_vector(&mut self, instruction: VectorInstruction, area: &mut Area) -> u64 {
         self.vector.execute(instruction, area);
@@ -197,7 +206,13 @@ fn one(vcpu: &mut Vcpu, ram: &mut Ram) -> Result<StepResult, Refusal> {
 fn run(vcpu: &mut Vcpu, ram: &mut Ram) -> StepResult {
     for _ in 0..1000 {
         match one(vcpu, ram) {
-            Ok(StepResult::Done | StepResult::Iterated) => {}
+            Ok(
+                StepResult::Done
+                | StepResult::Branched
+                | StepResult::LoadedSs
+                | StepResult::Interrupted
+                | StepResult::Iterated,
+            ) => {}
             Ok(step) => return step,
             Err(refusal) => panic!("{refusal:?} at {vcpu:x?}"),
         }
@@ -309,8 +324,8 @@ fn interrupts_go_by_the_table_and_come_back() {
     let before = vcpu.clone();
     assert_eq!(interrupt(&mut vcpu, &mut ram, 8, 0x44), Ok(true));
     assert_eq!((vcpu.selectors[1], vcpu.file.rip, vcpu.file.rflags), (0x200, 0x10, 3));
-    assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Done));
-    assert_eq!(vcpu, before);
+    assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Branched));
+    assert_eq!(vcpu, Vcpu { unblocked_nmis: 1, ..before });
     vcpu.set_table(Table::Interrupts, TableRegister { base: 0, limit: 0x22 });
     assert_eq!(interrupt(&mut vcpu, &mut ram, 8, 0x44), Ok(false));
 }
@@ -334,7 +349,7 @@ fn branches_look_at_the_flags() {
                 _ => is(0x40) || is(0x80) != is(0x800),
             };
             let taken = holds != (condition & 1 == 1);
-            assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Done));
+            assert_eq!(one(&mut vcpu, &mut ram), Ok(if taken { StepResult::Branched } else { StepResult::Done }));
             assert_eq!(vcpu.file.rip, if taken { 0x104 } else { 0x102 }, "{condition:x} with {flags:x}");
         }
     }
@@ -455,6 +470,91 @@ fn bounds_are_checked() {
         ram.0[0x500..0x504].copy_from_slice(&[0xfe, 0xff, 5, 0]);
         vcpu.set_gpr(Gpr::RAX, index);
         assert_eq!(one(&mut vcpu, &mut ram), Ok(result));
+    }
+}
+
+#[test]
+fn counts_of_bits_are_scans_where_the_processor_lacks_them() {
+    // TZCNT, LZCNT, POPCNT and MOVBE of CX or [0x500] to AX.
+    let undefined = Ok(StepResult::Fault(fault::UNDEFINED));
+    for (code, extension, with, without) in [
+        (&[0xf3, 0x0f, 0xbc, 0xc1][..], Extension::Bmi1, 4, Ok(4)),
+        (&[0xf3, 0x0f, 0xbd, 0xc1], Extension::Lzcnt, 10, Ok(5)),
+        (&[0xf3, 0x0f, 0xb8, 0xc1], Extension::Popcnt, 2, Err(undefined)),
+        (&[0x0f, 0x38, 0xf0, 0x06, 0x00, 0x05], Extension::Movbe, 0x3000, Err(undefined)),
+    ] {
+        let result = |extensions, cx| {
+            let (mut vcpu, mut ram) = machine(0x100, code);
+            ram.0[0x500] = 0x30;
+            vcpu.extensions = extensions;
+            vcpu.set_gpr(Gpr::RAX, 0x7777);
+            vcpu.set_gpr(Gpr::RCX, cx);
+            let step = one(&mut vcpu, &mut ram);
+            if step == Ok(StepResult::Done) { Ok(vcpu.gpr(Gpr::RAX)) } else { Err(step) }
+        };
+        assert_eq!(result(Extensions::of([extension]), 0x30), Ok(with), "{code:x?}");
+        assert_eq!(result(Extensions::default(), 0x30), without, "{code:x?}");
+    }
+    // Of no bit: the destination stays, and ZF is set, where TZCNT gives the width, and CF.
+    let (mut vcpu, mut ram) = machine(0x100, &[0xf3, 0x0f, 0xbc, 0xc1]);
+    vcpu.set_gpr(Gpr::RAX, 0x7777);
+    assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Done));
+    assert_eq!((vcpu.gpr(Gpr::RAX), vcpu.file.rflags & 0x41), (0x7777, 0x40));
+}
+
+#[test]
+fn branches_that_are_taken_and_loads_of_ss_are_told_from_others() {
+    let (done, taken) = (StepResult::Done, StepResult::Branched);
+    // JMP, CALL, RET, far JMP, RETF, IRET; JZ, JNZ, LOOP, JCXZ, INTO; INT 20h, INT3; BOUND, STI; MOV SS, POP SS, MOV DS.
+    for (code, expected) in [
+        (&[0xeb, 0x00][..], taken),
+        (&[0xe8, 0x00, 0x00], taken),
+        (&[0xc3], taken),
+        (&[0xea, 0x00, 0x02, 0x00, 0x00], taken),
+        (&[0xcb], taken),
+        (&[0xcf], taken),
+        (&[0x74, 0x10], taken),
+        (&[0x75, 0x10], done),
+        (&[0x74, 0x00], taken),
+        (&[0xe2, 0x10], done),
+        (&[0xe3, 0x10], done),
+        (&[0xce], done),
+        (&[0xcd, 0x20], StepResult::Interrupted),
+        (&[0xcc], StepResult::Interrupted),
+        (&[0x62, 0x06, 0x00, 0x05], done),
+        (&[0xfb], done),
+        (&[0x8e, 0xd0], StepResult::LoadedSs),
+        (&[0x17], StepResult::LoadedSs),
+        (&[0x8e, 0xd8], done),
+    ] {
+        let (mut vcpu, mut ram) = machine(0x100, code);
+        vcpu.file.rflags |= 0x40;
+        vcpu.set_gpr(Gpr::RCX, 1);
+        assert_eq!(one(&mut vcpu, &mut ram), Ok(expected), "{code:x?}");
+    }
+}
+
+#[test]
+fn an_iret_unblocks_nmis_even_if_it_faults() {
+    // IRET, RETF, IRETD to 10000h.
+    for (code, expected, times) in [
+        (&[0xcf][..], StepResult::Branched, 1),
+        (&[0xcb], StepResult::Branched, 0),
+        (&[0x66, 0xcf], StepResult::Fault(fault::GENERAL_PROTECTION), 1),
+    ] {
+        let (mut vcpu, mut ram) = machine(0x100, code);
+        ram.0[0x7002] = 1;
+        assert_eq!((one(&mut vcpu, &mut ram), vcpu.unblocked_nmis), (Ok(expected), times), "{code:x?}");
+    }
+}
+
+#[test]
+fn an_instruction_that_goes_on_behind_its_bytes_is_left_alone() {
+    let (mut vcpu, mut ram) = machine(0x100, &[]);
+    let before = vcpu.clone();
+    for code in [&[][..], &[0xb8, 0x12]] {
+        assert_eq!(step(&mut vcpu, &mut ram, code, Bitness::Bits16), Ok(StepResult::Truncated));
+        assert_eq!(vcpu, before);
     }
 }
 
@@ -749,8 +849,17 @@ proptest! {
         vcpu.file.rflags = u64::from(rflags) | 2;
         let before = vcpu.clone();
         let step = one(&mut vcpu, &mut ram);
-        if !matches!(step, Ok(StepResult::Done | StepResult::Iterated)) {
-            prop_assert_eq!(vcpu, before);
+        let unblocked_nmis = vcpu.unblocked_nmis;
+        match step {
+            Ok(
+                StepResult::Done
+                | StepResult::Branched
+                | StepResult::LoadedSs
+                | StepResult::Interrupted
+                | StepResult::Iterated,
+            ) => {}
+            // Also of an IRET that faults.
+            _ => prop_assert_eq!(vcpu, Vcpu { unblocked_nmis, ..before }),
         }
     }
 }

@@ -303,7 +303,7 @@ impl<T: Types> ExitHandler<'_, T> {
             return self
                 .write_own_paging(vcpu, |own, memory| own.write(memory, Controls { cr0, ..own.paging().controls }));
         }
-        vcpu.set_cr0(cr0);
+        vcpu.set_cr0(cr0, None);
         Ok(())
     }
 
@@ -312,20 +312,22 @@ impl<T: Types> ExitHandler<'_, T> {
         if vcpu.own_paging().is_some() {
             return Ok(self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3))?);
         }
-        let Paging { controls, features, .. } = self.paging(vcpu);
-        let controls = Controls { cr3, ..controls };
-        let pdptes = match controls.mode() {
-            Mode::Pae => {
-                let loaded = walk::load_pdptes(&self.memory, &Paging { controls, pdptes: None, features });
-                Some(loaded.map_err(|error| match error {
-                    PdpteError::Reserved => NotExecuted::Event(Event::GENERAL_PROTECTION),
-                    PdpteError::Unbacked(at) => NotExecuted::Trouble(Trouble::Fault(Fault::Unbacked(at))),
-                })?)
-            }
-            _ => None,
-        };
+        let pdptes = self.pdptes(vcpu, Controls { cr3, ..Self::controls(vcpu) })?;
         vcpu.load_cr3(cr3, pdptes);
         Ok(())
+    }
+
+    /// What the processor loads as PDPTEs with `controls`, if their paging is PAE's.
+    pub(crate) fn pdptes(&self, vcpu: &T::Vcpu, controls: Controls) -> Result<Option<[u64; 4]>, NotExecuted> {
+        if controls.mode() != Mode::Pae {
+            return Ok(None);
+        }
+        let paging = Paging { controls, pdptes: None, ..self.paging(vcpu) };
+        match walk::load_pdptes(&self.memory, &paging) {
+            Ok(pdptes) => Ok(Some(pdptes)),
+            Err(PdpteError::Reserved) => Err(Event::GENERAL_PROTECTION.into()),
+            Err(PdpteError::Unbacked(at)) => Err(Trouble::Fault(Fault::Unbacked(at)).into()),
+        }
     }
 
     /// The LDT, which may be none.

@@ -3,7 +3,7 @@
 use super::guest::{CODE, DATA, Guest, HOLE, io, string};
 use crate::{Cr8, Event, Exception, Exit, Gpr, Instruction, NestedFault};
 use addr::Gpa;
-use arch::{CR4_DE, DR6_BS, DR7_GD, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF};
+use arch::{CR4_DE, DR6_BS, DR7_GD, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM};
 use devices::Size;
 use proptest::prelude::*;
 use x86::irq::{DEBUG_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR};
@@ -318,5 +318,38 @@ fn with_btf_there_is_a_step_over_a_branch_that_is_interpreted_alone() {
         guest.vcpu.debugctl = 2;
         guest.resumes(LOAD_FROM_HOLE);
         assert_eq!((guest.vcpu.raised(), guest.vcpu.debugctl), (step, if step.is_some() { 0 } else { 2 }), "{code:x?}");
+    }
+}
+
+/// POPF from where no memory is, which sets TF.
+#[test]
+fn a_step_is_not_behind_the_popf_that_sets_tf() {
+    for (rflags, step) in [(0, None), (RFLAGS_TF, Some((DEBUG_VECTOR, None)))] {
+        let mut guest = guest(&[0x9d], rflags);
+        guest.set(Gpr::RSP, HOLE);
+        guest.resumes(LOAD_FROM_HOLE);
+        assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (step, CODE + 1));
+        assert_eq!(guest.vcpu.rflags & RFLAGS_TF, RFLAGS_TF);
+    }
+}
+
+/// POP SS and MOV SS from where no memory is, in virtual-8086 mode.
+#[test]
+fn behind_a_load_of_ss_there_is_a_shadow_and_no_step() {
+    for code in [&[0x17][..], &[0x8e, 0x17]] {
+        for debugctl in [0, 2] {
+            let mut guest = Guest::flat_32(code);
+            guest.vcpu.segments[1].default_big = false;
+            guest.vcpu.rflags |= RFLAGS_TF | RFLAGS_VM;
+            (guest.vcpu.control.cpl, guest.vcpu.debugctl) = (3, debugctl);
+            for segment in [2, 3] {
+                guest.vcpu.segments[segment].base = HOLE;
+                guest.vcpu.segments[segment].default_big = false;
+            }
+            guest.set(Gpr::RSP, 0x10);
+            guest.resumes(LOAD_FROM_HOLE);
+            assert_eq!((guest.vcpu.event, guest.vcpu.rip), (None, CODE + code.len() as u64), "{code:x?}");
+            assert!(guest.vcpu.shadow);
+        }
     }
 }

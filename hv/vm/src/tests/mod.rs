@@ -21,6 +21,7 @@ mod mmio;
 mod msrs;
 mod ports;
 mod promises;
+mod real_mode;
 mod resets;
 mod segments;
 mod stops;

@@ -1,12 +1,13 @@
 //! A vCPU that plays a script.
 
 use crate::task_switch::{LoadedSegment, TaskState};
-use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Start, StateMsr, Stay, Vcpu};
+use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Shadow, Start, StateMsr, Stay, Vcpu};
 use crate::{DescriptorCache, Event, Exit, Gpr, Known, Registers, Segment};
-use arch::{DR6_BS, RFLAGS_IF};
+use arch::msr::DEBUGCTL_BTF;
+use arch::{CR0_PE, DR6_BS, RFLAGS_IF};
 use core::fmt;
 use emul::SegmentRegister;
-use emul::interpreter::{Area, Shadow, Table, TableRegister, VectorInstruction};
+use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
 use std::boxed::Box;
 use std::collections::VecDeque;
 use std::vec::Vec;
@@ -266,6 +267,10 @@ impl Vcpu for TestVcpu {
     fn exit(&self) -> Exit {
         self.exit
     }
+    /// Behind [`Exit::Emulate`], which others do not report.
+    fn is_emulated(&self) -> bool {
+        self.control.cr0 & CR0_PE == 0
+    }
     fn flush(&mut self) {
         self.flushed.push(self.entries + 1);
     }
@@ -319,6 +324,9 @@ impl Vcpu for TestVcpu {
         let SegmentState { base, limit, .. } = self.segments[register as usize];
         DescriptorCache { base, limit, attributes: self.attributes[register as usize] }
     }
+    fn cr2(&self) -> u64 {
+        self.cr2
+    }
     fn set_cr2(&mut self, address: u64) {
         self.cr2 = address;
     }
@@ -337,8 +345,8 @@ impl Vcpu for TestVcpu {
     fn set_debug_register(&mut self, register: u8, value: u64) {
         self.debug[usize::from(register)] = value;
     }
-    fn set_cr0(&mut self, cr0: u64) {
-        self.control.cr0 = cr0;
+    fn set_cr0(&mut self, cr0: u64, pdptes: Option<[u64; 4]>) {
+        (self.control.cr0, self.pdptes) = (cr0, pdptes);
     }
     fn set_cr4(&mut self, cr4: u64) {
         self.control.cr4 = cr4;
@@ -363,7 +371,7 @@ impl Events for TestVcpu {
     }
     fn forget_pending_step(&mut self) {
         self.pending_traps &= !DR6_BS;
-        self.shadow = false;
+        self.shadow &= self.debugctl & DEBUGCTL_BTF != 0;
     }
     fn set_event(&mut self, event: Event) {
         assert_eq!(self.event, None, "{event:?} comes on top");
@@ -382,6 +390,13 @@ impl Events for TestVcpu {
             Some(Event::Exception(exception)) => Some(exception.vector()),
             _ => None,
         }
+    }
+    fn injected_vector(&self) -> Option<u8> {
+        self.event.map(|event| match event {
+            Event::Interrupt(vector) => vector,
+            Event::Nmi => x86::irq::NONMASKABLE_INTERRUPT_VECTOR,
+            Event::Exception(exception) => exception.vector(),
+        })
     }
     fn request_window(&mut self, wanted: bool) {
         self.window = wanted;
