@@ -147,6 +147,18 @@ pub(crate) fn raise_debug<V: Vcpu>(vcpu: &mut V, status: u64) {
     vcpu.inject(Event::DEBUG);
 }
 
+/// Raises what the hardware has held back until the end of an instruction that was carried out here, if that is more than a step: an
+/// entry would raise it, but not before an interrupt, and there is no entry while the vCPU sleeps.
+pub(crate) fn raise_held_back<V: Vcpu>(vcpu: &mut V) {
+    if vcpu.injecting() || vcpu.in_interrupt_shadow() {
+        return;
+    }
+    let status = vcpu.take_pending_traps();
+    if status != 0 {
+        raise_debug(vcpu, status);
+    }
+}
+
 /// What a breakpoint waits for: R/W of DR7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {

@@ -1,7 +1,7 @@
 //! Interrupts on their way into the guest, and the guest's sleep.
 
 use crate::context::Activity;
-use crate::debug_traps::retire;
+use crate::debug_traps::{raise_held_back, retire};
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
@@ -101,6 +101,7 @@ impl<T: Types> ExitHandler<'_, T> {
     #[inline(always)]
     fn deliver_deliverable(&mut self, vcpu: &mut T::Vcpu, waits: bool) {
         self.leave_halt_in_shadow(vcpu);
+        raise_held_back(vcpu);
         if waits && vcpu.takes_nmi() {
             vcpu.inject(Event::Nmi);
             self.context.nmis -= 1;
@@ -241,6 +242,7 @@ impl<T: Types> ExitHandler<'_, T> {
 
     /// Behind HLT.
     pub(crate) fn halted(&mut self, vcpu: &mut T::Vcpu) -> Flow {
+        raise_held_back(vcpu);
         // What waits can be taken now: there is no exit at the end of each shadow, and none behind an IRET with interrupts off.
         self.deliver(vcpu);
         if vcpu.injecting() {

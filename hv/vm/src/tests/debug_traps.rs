@@ -353,3 +353,36 @@ fn behind_a_load_of_ss_there_is_a_shadow_and_no_step() {
         }
     }
 }
+
+/// An interrupt waits, of which the APIC knows.
+fn interrupt_waits(guest: &mut Guest) {
+    let crate::ExitHandler { context, shared, .. } = &mut guest.handler;
+    let clock = crate::local_apic::ApicClock(guest.vm.clock());
+    let _ = context.apic.write(apic::Register::Spurious, 0x1ff, &shared.posted, &clock);
+    shared.posted.post_vector(0x40);
+}
+
+#[test]
+fn a_breakpoint_that_a_load_of_ss_has_met_comes_before_an_interrupt() {
+    for exit in [Exit::TaskPriority, Exit::Cr8(Cr8::new(true, Some(Gpr::RBX))), Exit::Halt] {
+        for (pending, event) in [(4, Event::DEBUG), (0, Event::Interrupt(0x40))] {
+            let mut guest = guest(&[0xf4], RFLAGS_IF);
+            guest.vcpu.next_rip = Some(CODE + 4);
+            (guest.vcpu.shadow, guest.vcpu.pending_traps) = (true, pending);
+            guest.set(Gpr::RBX, 0);
+            interrupt_waits(&mut guest);
+            guest.resumes(exit);
+            assert_eq!(guest.vcpu.event, Some(event), "{exit:?}");
+            assert!(pending == 0 || guest.vcpu.debug[6] == arch::reset::DR6 | pending);
+            assert_eq!(guest.vcpu.pending_traps, 0);
+        }
+    }
+}
+
+#[test]
+fn a_breakpoint_that_a_load_of_ss_has_met_ends_the_hlt_behind_it() {
+    let mut guest = guest(&[0xf4], 0);
+    (guest.vcpu.shadow, guest.vcpu.pending_traps) = (true, 4);
+    guest.resumes(Exit::Halt);
+    assert_eq!((guest.vcpu.event, guest.vcpu.rip), (Some(Event::DEBUG), CODE + 1));
+}
