@@ -12,6 +12,7 @@ use core::arch::global_asm;
 use core::{ptr, slice};
 
 use guest32::boot::Boot;
+use guest32::cpuid::cpuid;
 use guest32::exit::GuestStatus;
 use guest32::ktap::{self, Outcome};
 use guest32::{cases, check, check_eq, clock, memory, skip_unless};
@@ -38,7 +39,13 @@ fn main(boot: &Boot) -> GuestStatus {
             decimal_digits,
             tables_and_strings,
             interrupts_and_exceptions,
+            steps_are_behind_the_instruction_after_the_one_that_sets_tf,
+            counts_of_bits_are_as_cpuid_says,
+            an_nmi_waits_for_the_iret_of_another,
             limits,
+            operands_of_smsw_and_lmsw_are_checked,
+            code_ends_with_its_segment,
+            debug_registers_are_guarded,
         ],
     )
 }
@@ -60,9 +67,21 @@ fn it_runs_to_its_end(_: &Boot) -> Outcome {
     apic.send(Delivery::Init, second.into());
     clock::wait(clock::microseconds(10_000));
     apic.send(Delivery::StartUp((PAGE >> 12) as u8), second.into());
-    let done = clock::wait_for(clock::seconds(SECONDS), || result(DONE) == END);
+    let reaches = |index, value| clock::wait_for(clock::seconds(SECONDS), || result(index) == value);
+    check!(reaches(NMI_PHASE, 1), "the code does not wait for NMIs");
+    apic.send(Delivery::Nmi, second.into());
+    check!(reaches(NMI_PHASE, 2), "no NMI has come");
+    apic.send(Delivery::Nmi, second.into());
+    clock::wait(clock::microseconds(1000));
+    set_result(NMI_PHASE, 3);
+    let done = reaches(DONE, END);
     check!(done, "the code has not come to its end: {:x?}", [0, 1, 2, 3].map(|n| result(DONE - 3 + n)));
     Ok(())
+}
+
+fn set_result(index: u32, value: u32) {
+    // SAFETY: no Rust object is below the image.
+    unsafe { ptr::with_exposed_provenance_mut::<u32>((RESULTS + 4 * index) as usize).write_volatile(value) };
 }
 
 /// The code, to be copied to its page.
@@ -75,6 +94,9 @@ fn code() -> &'static [u8] {
     // SAFETY: the code between the two labels, in the image's read-only data.
     unsafe { slice::from_raw_parts(start, end as usize - start as usize) }
 }
+
+/// The number of the word by which NMIs are awaited: 1 by the code, 2 by the handler, and 3 when it may return.
+const NMI_PHASE: u32 = 48;
 
 /// The number of the last result, and what it is.
 const DONE: u32 = 63;
@@ -142,9 +164,56 @@ fn interrupts_and_exceptions(_: &Boot) -> Outcome {
     Ok(())
 }
 
+/// How many steps there are, and where the first and the last of them return to: POPF that sets TF, NOP, and four instructions up to
+/// POPF that clears it; IRET that sets TF, and two instructions up to that POPF.
+fn steps_are_behind_the_instruction_after_the_one_that_sets_tf(_: &Boot) -> Outcome {
+    check_eq!([40, 41, 42].map(result), [6, 0, 0]);
+    check_eq!([43, 44].map(result), [3, 0]);
+    Ok(())
+}
+
+/// LZCNT of 10h, or BSR.
+fn counts_of_bits_are_as_cpuid_says(_: &Boot) -> Outcome {
+    const LZCNT: u32 = 1 << 5;
+    let has_it = cpuid(0x8000_0000, 0).eax > 0x8000_0000 && cpuid(0x8000_0001, 0).ecx & LZCNT != 0;
+    check_eq!(result(39), if has_it { 27 } else { 4 });
+    Ok(())
+}
+
+/// How many came, and how many while one was handled.
+fn an_nmi_waits_for_the_iret_of_another(_: &Boot) -> Outcome {
+    check_eq!([49, 50].map(result), [2, 0]);
+    Ok(())
+}
+
 fn limits(boot: &Boot) -> Outcome {
-    skip_unless!(boot.text_word(key::LIMITS) == Some("checked"), "QEMU's TCG checks no limits");
+    skip_unless!(is_exact(boot), "QEMU's TCG checks no limits");
     check_eq!(result(30), 1);
+    Ok(())
+}
+
+fn is_exact(boot: &Boot) -> bool {
+    boot.text_word(key::LIMITS) == Some("checked")
+}
+
+/// SMSW and LMSW with operands that reach beyond DS, and beyond SS: #GP and #SS.
+fn operands_of_smsw_and_lmsw_are_checked(boot: &Boot) -> Outcome {
+    skip_unless!(is_exact(boot), "QEMU's TCG checks no limits");
+    check_eq!([31, 32].map(result), [2, 2]);
+    Ok(())
+}
+
+/// The #GP of an instruction that reaches beyond the segment, and of one that would begin there: where they return to.
+fn code_ends_with_its_segment(boot: &Boot) -> Outcome {
+    skip_unless!(is_exact(boot), "QEMU's TCG checks no limits");
+    check_eq!([33, 34].map(result), [0xfffe, 0]);
+    Ok(())
+}
+
+/// How many #DBs reading and writing raise, and what DR6.BD and DR7.GD are in the handler.
+fn debug_registers_are_guarded(boot: &Boot) -> Outcome {
+    skip_unless!(is_exact(boot), "QEMU's TCG does not look at GD");
+    check_eq!([35, 36, 37].map(result), [2, 0x2000, 0]);
     Ok(())
 }
 
@@ -281,10 +350,160 @@ real_mode_code:
     xorw %cx, %cx
     divb %cl
     // 30: the last byte of the segment and one more.
+    movw $3, 0x8e0
     movw 0xffff, %ax
+    movl 0x878, %eax
+    movl %eax, 0x8d8
+    // 31, 32: SMSW and LMSW beyond the limit, of 5 bytes, and 6 with SS.
+    movw $stack_fault - real_mode_code, %fs:4*12
+    movw %cs, %fs:4*12+2
+    movl $0, 0x878
+    movl $0, 0x880
+    movw $5, 0x8e0
+    smsw 0xffff
+    lmsw 0xffff
+    movw $6, 0x8e0
+    smsw %ss:0xffff
+    lmsw %ss:0xffff
+    movl 0x878, %eax
+    movl %eax, 0x87c
+    movl 0x8d8, %eax
+    movl %eax, 0x878
+    // 33, 34: MOV AX at the last two bytes of a segment, and NOPs there. QEMU goes on at 0, where a NOP and a far jump come back.
+    movw $beyond - real_mode_code, %fs:4*13
+    movw $0x4000, %ax
+    movw %ax, %es
+    movb $0x90, %es:0
+    movl $0x08e42eff, %es:1
+    movw %cs, 0x8e6
+    movw $0xb8, %es:0xfffe
+    movw $1f - real_mode_code, 0x8e4
+    ljmp $0x4000, $0xfffe
+1:  movl 0x8d4, %eax
+    movl %eax, 0x884
+    movw $0x9090, %es:0xfffe
+    movw $1f - real_mode_code, 0x8e4
+    ljmp $0x4000, $0xfffe
+1:  movl 0x8d4, %eax
+    movl %eax, 0x888
+    // 35 to 37: MOV from and to DR0 with GD, of 3 bytes.
+    movw $guard - real_mode_code, %fs:4*1
+    movw %cs, %fs:4*1+2
+    movl $0x2400, %eax
+    movl %eax, %db7
+    movl %db0, %ecx
+    movl %eax, %db7
+    movl %eax, %db0
+    xorl %eax, %eax
+    movl %eax, %db6
+    movl %eax, %db7
+    // 39: LZCNT ECX, EAX.
+    movl $0x10, %eax
+    .byte 0x66, 0xf3, 0x0f, 0xbd, 0xc8
+    movl %ecx, 0x89c
+    // 40 to 42: POPF sets TF, and POPF clears it.
+    movw $step - real_mode_code, %fs:4*1
+    pushfw
+    popw %ax
+    movw %ax, %cx
+    orw $0x100, %ax
+    pushw %ax
+    popfw
+    nop
+1:  pushw %cx
+    nop
+    nop
+    nop
+    popfw
+2:  movl 0x8e8, %eax
+    movl %eax, 0x8a0
+    movzwl 0x8ec, %eax
+    subw $1b - real_mode_code, %ax
+    movl %eax, 0x8a4
+    movzwl 0x8f0, %eax
+    subw $2b - real_mode_code, %ax
+    movl %eax, 0x8a8
+    // 43, 44: IRET sets TF.
+    movl $0, 0x8e8
+    movw %cx, %ax
+    orw $0x100, %ax
+    pushw %ax
+    pushw %cs
+    pushw $1f - real_mode_code
+    iretw
+1:  nop
+2:  pushw %cx
+    popfw
+    movl 0x8e8, %eax
+    movl %eax, 0x8ac
+    movzwl 0x8ec, %eax
+    subw $2b - real_mode_code, %ax
+    movl %eax, 0x8b0
+    // 49, 50: NMIs.
+    movw $nmi - real_mode_code, %fs:4*2
+    movw %cs, %fs:4*2+2
+    movl $1, 0x8c0
+1:  pause
+    cmpl $2, 0x8c4
+    jne 1b
     movl $0x600d600d, 0x8fc
 1:  hlt
     jmp 1b
+nmi:
+    incl %cs:0x8dc
+    cmpl $1, %cs:0x8dc
+    je 1f
+    incl %cs:0x8c8
+1:  cmpl $1, %cs:0x8c0
+    jne 1f
+    movl $2, %cs:0x8c0
+1:  pause
+    cmpl $3, %cs:0x8c0
+    jne 1b
+    decl %cs:0x8dc
+    incl %cs:0x8c4
+    iretw
+// The first return address, and the last one.
+step:
+    pushw %bp
+    movw %sp, %bp
+    pushw %ax
+    movw 2(%bp), %ax
+    movw %ax, 0x8f0
+    incl 0x8e8
+    cmpl $1, 0x8e8
+    jne 1f
+    movw %ax, 0x8ec
+1:  popw %ax
+    popw %bp
+    iretw
+guard:
+    incl 0x88c
+    pushl %eax
+    movl %db6, %eax
+    andl $0x2000, %eax
+    movl %eax, 0x890
+    movl %db7, %eax
+    andl $0x2000, %eax
+    movl %eax, 0x894
+    popl %eax
+    pushw %bp
+    movw %sp, %bp
+    addw $3, 2(%bp)
+    popw %bp
+    iretw
+beyond:
+    pushw %bp
+    movw %sp, %bp
+    movw 2(%bp), %ax
+    movzwl %ax, %eax
+    movl %eax, 0x8d4
+    popw %bp
+    addw $6, %sp
+    jmpw *0x8e4
+stack_fault:
+    incl 0x880
+    jmp skip
 software:
     incl 0x86c
     iretw
@@ -301,9 +520,13 @@ divide:
     iretw
 protection:
     incl 0x878
+skip:
     pushw %bp
     movw %sp, %bp
-    addw $3, 2(%bp)
+    pushw %ax
+    movw 0x8e0, %ax
+    addw %ax, 2(%bp)
+    popw %ax
     popw %bp
     iretw
 real_mode_end:
