@@ -209,7 +209,7 @@ pub fn emul_interpret(data: &[u8]) {
             assert!(is_real, "{code:x?}");
         }
         Ok(StepResult::Iterated) => {}
-        Ok(StepResult::LoadSegment { .. }) => {
+        Ok(StepResult::LoadSegment { .. } | StepResult::FarTransfer { .. }) => {
             assert!(!is_real, "{code:x?}");
             assert_eq!(cpu, before, "{code:x?}");
         }

@@ -6,7 +6,7 @@
 //! [`StepResult::Unknown`], on which the caller ends the guest with a message. What is to be done
 //! about RFLAGS.TF is the caller's.
 //!
-//! In protected mode it executes what accesses memory; loads of segment registers are left to the caller, who has the descriptors. The guest's other vCPUs may change the
+//! In protected mode it executes what accesses memory; loads of segment registers and far transfers are left to the caller, who has the descriptors. The guest's other vCPUs may change the
 //! code between the exit and the fetch, so an instruction is never taken for one that the processor has checked: privilege is checked
 //! here as well.
 
@@ -26,7 +26,7 @@ use crate::{Bitness, DecodeError, Gpr, Registers, Segment, SegmentRegister, Widt
 use arch::{CR0_PE, RFLAGS_TF, RFLAGS_VM};
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
-pub use flow::interrupt;
+pub use flow::{interrupt, push_far};
 pub use vector::{Area, VectorInstruction};
 
 /// Vectors of the exceptions that instructions raise here. An error code, of those that have one, is 0.
@@ -206,6 +206,17 @@ pub enum StepResult {
     },
     /// The instruction goes on behind the bytes of `code`; nothing was changed.
     Truncated,
+    /// The caller has to go to another code segment, by its descriptor: a far JMP or CALL in protected mode.
+    FarTransfer {
+        /// The code segment.
+        selector: u16,
+        /// RIP there.
+        offset: u64,
+        /// The width of what CALL [pushes](push_far).
+        pushes: Option<Width>,
+        /// RIP behind the instruction.
+        next: u64,
+    },
     /// The interpreter does not know the instruction.
     Unknown,
 }

@@ -156,7 +156,7 @@ const fn alignment(bytes: u64) -> u64 {
 }
 
 /// Whether the bits of a linear address from its `width` on are as the one below.
-const fn is_canonical(linear: u64, width: u32) -> bool {
+pub const fn is_canonical(linear: u64, width: u32) -> bool {
     let unused = 64 - width;
     ((linear << unused).cast_signed() >> unused).cast_unsigned() == linear
 }

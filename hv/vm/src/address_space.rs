@@ -56,6 +56,12 @@ impl Outcome {
         self.effects.into_iter().flatten()
     }
 
+    /// Adds what later accesses of the same instruction have led to.
+    pub(crate) fn add(&mut self, later: &Self) {
+        later.effects().for_each(|effect| self.keep(effect));
+        self.devices |= later.devices;
+    }
+
     fn keep(&mut self, effect: Effect) {
         if let Some(place) = self.effects.iter().position(Option::is_none) {
             self.effects[place] = Some(effect);
@@ -221,5 +227,10 @@ mod tests {
             outcome.keep(effect);
         }
         assert!(outcome.effects().eq([Effect::TaskPriority, Effect::None, Effect::Timer, Effect::None]));
+        let mut first = Outcome::default();
+        first.keep(Effect::Timer);
+        first.add(&Outcome { devices: true, ..outcome });
+        let effects = [Effect::TaskPriority, Effect::Timer, Effect::None, Effect::Timer, Effect::None];
+        assert!(first.effects().eq(effects) && first.devices);
     }
 }

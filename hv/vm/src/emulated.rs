@@ -96,7 +96,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 }
             },
             // Descriptors are for protected mode.
-            Ok(StepResult::Unknown | StepResult::LoadSegment { .. }) => {
+            Ok(StepResult::Unknown | StepResult::LoadSegment { .. } | StepResult::FarTransfer { .. }) => {
                 let name = InstructionName::new(code, bitness);
                 Flow::Stop(Stop::NotEmulated(NotEmulated { place: Place::RealMode, name }))
             }

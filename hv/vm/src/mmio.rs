@@ -217,6 +217,14 @@ impl<T: Types> ExitHandler<'_, T> {
                     Err(NotExecuted::Trouble(trouble)) => return Err(trouble),
                 }
             }
+            StepResult::FarTransfer { selector, offset, pushes, next } => {
+                let pushes = pushes.map(|width| (width, next));
+                match self.far_transfer(vcpu, selector, offset, pushes, outcome) {
+                    Ok(pushed) => end_of_interpreted(vcpu, steps, true, hits | pushed),
+                    Err(NotExecuted::Event(event)) => vcpu.inject(event),
+                    Err(NotExecuted::Trouble(trouble)) => return Err(trouble),
+                }
+            }
             _ => {
                 return Ok(Flow::Stop(Stop::NotEmulated(NotEmulated {
                     place,

@@ -45,6 +45,22 @@ pub fn interrupt<E: From<SegmentFault>>(
     Ok(true)
 }
 
+/// Pushes the selector of CS and `next`, as a far CALL of code of `bitness` does.
+pub fn push_far<E: From<SegmentFault>>(
+    processor: &mut dyn Processor,
+    memory: &mut dyn Memory<Error = E>,
+    bitness: Bitness,
+    width: Width,
+    next: u64,
+) -> Result<(), E> {
+    let mut stack = Stack::of(processor, bitness);
+    for value in [processor.selector(Segment::Cs).into(), next] {
+        stack.push(memory, width, value)?;
+    }
+    stack.commit(processor);
+    Ok(())
+}
+
 impl<E: From<SegmentFault>> Execution<'_, E> {
     pub(super) fn control_flow(&mut self) -> Done<E> {
         match self.instruction.mnemonic() {
@@ -65,8 +81,8 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         }
     }
 
-    /// A target beyond the end of the code segment is a fault of the instruction that goes there. A far one is of real mode, where
-    /// the limit stays.
+    /// A target beyond the end of the code segment is a fault of the instruction that goes there. A far one is of real mode or
+    /// virtual-8086 mode, where the limit stays.
     fn is_code(&mut self, target: &Target) -> bool {
         let segmentation = self.processor.segmentation(Segment::Cs, self.bitness);
         segmentation.check(target.offset, 1, Kind::Read).is_ok() || self.is_execute_only(target.offset)
@@ -80,11 +96,20 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
 
     fn jump(&mut self) -> Done<E> {
         let Some(target) = self.target()? else { return Ok(None) };
+        if let Some(result) = self.far_transfer(&target, None) {
+            return Ok(Some(result));
+        }
         if !self.is_code(&target) {
             return Ok(Some(StepResult::Fault(fault::GENERAL_PROTECTION)));
         }
         self.go(target);
         Ok(BRANCHED)
+    }
+
+    /// What the caller has to do of a far JMP or CALL, if there are descriptors.
+    fn far_transfer(&self, target: &Target, pushes: Option<Width>) -> Option<StepResult> {
+        let selector = target.selector.filter(|_| !self.has_no_descriptors())?;
+        Some(StepResult::FarTransfer { selector, offset: target.offset, pushes, next: self.next })
     }
 
     fn go(&mut self, target: Target) {
@@ -100,15 +125,19 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         let Some(width) = Width::from_bytes(if is_far { pushes / 2 } else { pushes }) else { return Ok(None) };
         Stack::of(self.processor, self.bitness).prepare_push(self.memory, width)?;
         let Some(target) = self.target()? else { return Ok(None) };
+        if let Some(result) = self.far_transfer(&target, Some(width)) {
+            return Ok(Some(result));
+        }
         if !self.is_code(&target) {
             return Ok(Some(StepResult::Fault(fault::GENERAL_PROTECTION)));
         }
-        let mut stack = Stack::of(self.processor, self.bitness);
-        if target.selector.is_some() {
-            stack.push(self.memory, width, self.processor.selector(Segment::Cs).into())?;
+        if is_far {
+            push_far(self.processor, self.memory, self.bitness, width, self.next)?;
+        } else {
+            let mut stack = Stack::of(self.processor, self.bitness);
+            stack.push(self.memory, width, self.next)?;
+            stack.commit(self.processor);
         }
-        stack.push(self.memory, width, self.next)?;
-        stack.commit(self.processor);
         self.go(target);
         Ok(BRANCHED)
     }
@@ -235,19 +264,15 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         Some(self.processor.rip().wrapping_add(self.instruction.near_branch_target()) & mask)
     }
 
-    /// The target of JMP or CALL. None of a far one in protected mode.
+    /// The target of JMP or CALL.
     fn target(&mut self) -> Result<Option<Target>, E> {
         let instruction = self.instruction;
         let near = |offset| Some(Target { selector: None, offset });
         let far = |selector, offset| Some(Target { selector: Some(selector), offset });
         Ok(match instruction.op0_kind() {
             OpKind::NearBranch16 | OpKind::NearBranch32 => self.near_target().and_then(near),
-            OpKind::FarBranch16 if self.is_real => {
-                far(instruction.far_branch_selector(), instruction.far_branch16().into())
-            }
-            OpKind::FarBranch32 if self.is_real => {
-                far(instruction.far_branch_selector(), instruction.far_branch32().into())
-            }
+            OpKind::FarBranch16 => far(instruction.far_branch_selector(), instruction.far_branch16().into()),
+            OpKind::FarBranch32 => far(instruction.far_branch_selector(), instruction.far_branch32().into()),
             OpKind::Register => {
                 let register = instruction.op0_register();
                 let width = Width::from_bytes(register.size());
@@ -263,9 +288,6 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         let is_far = self.instruction.is_jmp_far_indirect() || self.instruction.is_call_far_indirect();
         let bytes = self.instruction.memory_size().size();
         let Some(width) = Width::from_bytes(bytes - if is_far { 2 } else { 0 }) else { return Ok(None) };
-        if is_far && !self.is_real {
-            return Ok(None);
-        }
         let Some(at) = self.linear(bytes as u64, Kind::Read)? else { return Ok(None) };
         let offset = memory::read(self.memory, at, width)?;
         let selector = match is_far {

@@ -41,7 +41,7 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
         }
     }
 
-    fn has_no_descriptors(&self) -> bool {
+    pub(super) fn has_no_descriptors(&self) -> bool {
         self.is_real || is_virtual_8086(self.processor.rflags())
     }
 

@@ -801,15 +801,19 @@ fn protected(code: &[u8], cpl: u8) -> (Vcpu, Ram) {
 fn in_protected_mode_the_code_may_not_be_what_has_exited() {
     let general = StepResult::Fault(fault::GENERAL_PROTECTION);
     let load = |register, also, next| StepResult::LoadSegment { register, selector: 0x18, also, shadows: false, next };
+    let far = |offset, pushes, next| StepResult::FarTransfer { selector: 0x18, offset, pushes, next };
     let [ds, ldtr, tr] = [SegmentRegister::Segment(Segment::Ds), SegmentRegister::Ldtr, SegmentRegister::Tr];
-    // CLI, MOV EAX, EBX, LGDT, MOV DS from memory, a far jump through memory, POP DS, LDS EBX, IRET, LLDT, LTR.
+    // CLI, MOV EAX, EBX, LGDT, MOV DS from memory, a far JMP and CALL through memory, a far CALL and JMP, POP DS, LDS EBX, IRET, LLDT, LTR.
     for (code, cpl, expected) in [
         (&[0xfa][..], 3, StepResult::Again),
         (&[0x89, 0xd8], 0, StepResult::Again),
         (&[0x0f, 0x01, 0x15, 0, 5, 0, 0], 3, general),
         (&[0x0f, 0x01, 0x15, 0, 5, 0, 0], 0, StepResult::Done),
         (&[0x8e, 0x1d, 4, 5, 0, 0], 3, load(ds, None, 0x106)),
-        (&[0xff, 0x2d, 0, 5, 0, 0], 0, StepResult::Unknown),
+        (&[0xff, 0x2d, 0, 5, 0, 0], 3, far(0x55, None, 0x106)),
+        (&[0xff, 0x1d, 0, 5, 0, 0], 0, far(0x55, Some(Width::Dword), 0x106)),
+        (&[0x66, 0x9a, 4, 5, 0x18, 0], 0, far(0x504, Some(Width::Word), 0x106)),
+        (&[0xea, 4, 5, 0, 0, 0x18, 0], 0, StepResult::Again),
         (&[0x1f], 0, load(ds, Some((Gpr::RSP, 0x7004)), 0x101)),
         (&[0xc5, 0x1d, 0, 5, 0, 0], 0, load(ds, Some((Gpr::RBX, 0x55)), 0x106)),
         (&[0x0f, 0x00, 0x15, 4, 5, 0, 0], 0, load(ldtr, None, 0x107)),

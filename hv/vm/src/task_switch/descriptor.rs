@@ -3,7 +3,9 @@
 
 use emul::Segment;
 use emul::segmentation::DescriptorCache;
-use x86::irq::{INVALID_TSS_VECTOR, SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR};
+use x86::irq::{
+    GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+};
 
 /// A segment register with its hidden part, as a switch of tasks loads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,7 @@ pub struct LoadedSegment {
 impl LoadedSegment {
     /// P.
     pub const PRESENT: u16 = 1 << 7;
+    const LONG: u16 = 1 << 9;
     const DEFAULT_BIG: u16 = 1 << 10;
 
     /// Whether the register can be used.
@@ -32,6 +35,11 @@ impl LoadedSegment {
     /// D/B: 32-bit code or stack.
     pub const fn is_big(&self) -> bool {
         self.attributes & Self::DEFAULT_BIG != 0
+    }
+
+    /// L: 64-bit code.
+    pub(super) const fn is_long(&self) -> bool {
+        self.attributes & Self::LONG != 0
     }
 
     /// Whether the segment has the `bytes` at `offset`: above the limit, if it grows downwards.
@@ -128,6 +136,31 @@ impl Descriptor {
 
     pub(super) const fn names_ldt(self) -> bool {
         self.kind() == 0x02
+    }
+
+    /// Whether a far JMP or CALL that names it goes elsewhere than to its segment: a call gate, and outside of long mode, where the others
+    /// can't be had, a TSS or a task gate.
+    pub(super) const fn leads_elsewhere(self, is_long: bool) -> bool {
+        match self.kind() {
+            0x0c => true,
+            0x01 | 0x04 | 0x05 | 0x09 => !is_long,
+            _ => false,
+        }
+    }
+
+    /// Whether a far JMP or CALL may go there, by a selector with this RPL, at this CPL (Intel SDM vol. 2, JMP and CALL).
+    ///
+    /// # Errors
+    /// The vector of the exception.
+    pub(super) const fn check_transfer(self, rpl: u8, cpl: u8, is_long: bool) -> Result<(), u8> {
+        let dpl = self.dpl();
+        let is_wrong = if self.is_conforming() { dpl > cpl } else { rpl > cpl || dpl != cpl };
+        match () {
+            () if !self.is_code() || is_wrong => Err(GENERAL_PROTECTION_FAULT_VECTOR),
+            () if is_long && self.0 >> 53 & 3 == 3 => Err(GENERAL_PROTECTION_FAULT_VECTOR),
+            () if !self.is_present() => Err(SEGMENT_NOT_PRESENT_VECTOR),
+            () => Ok(()),
+        }
     }
 
     const fn is_code(self) -> bool {

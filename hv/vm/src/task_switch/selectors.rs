@@ -1,16 +1,22 @@
-//! Loads of segment registers by instructions that are carried out here: MOV, POP and LDS, LLDT and LTR (Intel SDM vol. 2).
+//! Loads of segment registers by instructions that are carried out here: MOV, POP and LDS, LLDT and LTR, far JMP and CALL (Intel SDM
+//! vol. 2).
 
 use super::descriptor::{Descriptor, LoadedSegment};
 use super::{ExitHandler, IN_LDT, INDEX, TaskState};
+use crate::address_space::Outcome;
 use crate::exit::{Event, Exception};
-use crate::system::NotExecuted;
+use crate::interpreted::Interpreted;
+use crate::system::{Hits, NotExecuted};
 use crate::trouble::Trouble;
 use crate::types::Types;
-use crate::vcpu::Vcpu;
-use arch::EFER_LMA;
-use emul::{Bitness, Segment, SegmentRegister};
+use crate::vcpu::{ControlRegisters, Vcpu};
+use arch::{CR4_LA57, EFER_LMA};
+use emul::interpreter;
+use emul::segmentation::is_canonical;
+use emul::{Bitness, Segment, SegmentRegister, Width};
 use x86::irq::{GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, SEGMENT_NOT_PRESENT_VECTOR};
 
+const GATE: &str = "a far transfer from a device, to a gate or to another task";
 const HIGH_BASE: &str = "LLDT or LTR from a device, of a segment above 4 GiB";
 
 fn error(vector: u8, selector: u16) -> NotExecuted {
@@ -70,6 +76,63 @@ impl<T: Types> ExitHandler<'_, T> {
             tables.change_byte(at + Descriptor::TYPE_BYTE, |byte| byte | Descriptor::ACCESSED)?;
         }
         Ok(descriptor.loaded(selector, type_byte))
+    }
+
+    /// A far JMP, or a CALL, which pushes CS and an offset (`pushes`, of this width): to the code segment of `selector`, at `offset`. The
+    /// breakpoints that the stack has met.
+    pub(crate) fn far_transfer(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        selector: u16,
+        offset: u64,
+        pushes: Option<(Width, u64)>,
+        outcome: &mut Outcome,
+    ) -> Result<Hits, NotExecuted> {
+        let code = self.code_segment(vcpu, selector, offset)?;
+        let mut hits = 0;
+        if let Some((width, next)) = pushes {
+            let (bitness, extensions) = (Self::bitness(vcpu), self.context.extensions);
+            let mut space = self.address_space(vcpu);
+            let pushed = interpreter::push_far(&mut Interpreted(vcpu, extensions), &mut space, bitness, width, next);
+            hits = space.watch.hits;
+            outcome.add(&space.outcome);
+            pushed?;
+        }
+        vcpu.load_segment(SegmentRegister::Segment(Segment::Cs), code);
+        vcpu.resume_at(offset);
+        Ok(hits)
+    }
+
+    /// The code segment that a far JMP or CALL of code at the same privilege goes to.
+    fn code_segment(&mut self, vcpu: &mut T::Vcpu, selector: u16, offset: u64) -> Result<LoadedSegment, NotExecuted> {
+        let ControlRegisters { cpl, cr4, efer, .. } = vcpu.control();
+        if selector & (INDEX | IN_LDT) == 0 {
+            return Err(refused(0));
+        }
+        let table = match selector & IN_LDT != 0 {
+            true => vcpu.local_table().ok_or(refused(selector))?,
+            false => vcpu.gdt(),
+        };
+        let tables = self.tables(vcpu);
+        let Some((at, descriptor)) = tables.descriptor(table, selector)? else { return Err(refused(selector)) };
+        let is_long = efer & EFER_LMA != 0;
+        if descriptor.leads_elsewhere(is_long) {
+            return Err(Trouble::Unable(GATE).into());
+        }
+        descriptor.check_transfer((selector & 3) as u8, cpl, is_long).map_err(|vector| error(vector, selector))?;
+        let type_byte = descriptor.type_byte() | Descriptor::ACCESSED;
+        let code = descriptor.loaded(selector & !3 | u16::from(cpl), type_byte);
+        let is_in_segment = match is_long && code.is_long() {
+            true => is_canonical(offset, if cr4 & CR4_LA57 == 0 { 48 } else { 57 }),
+            false => offset <= code.limit.into(),
+        };
+        if !is_in_segment {
+            return Err(Event::GENERAL_PROTECTION.into());
+        }
+        if type_byte != descriptor.type_byte() {
+            tables.change_byte(at + Descriptor::TYPE_BYTE, |byte| byte | Descriptor::ACCESSED)?;
+        }
+        Ok(code)
     }
 
     /// An LDT or a TSS, whose descriptor is 16 bytes long in long mode.

@@ -1,8 +1,9 @@
 //! Operands of other instructions than INS and OUTS that the processor has not checked before the exit.
 
 use super::guest::*;
-use crate::{Exit, Gpr, NestedFault, SegmentState};
+use crate::{Exit, Gpr, LoadedSegment, NestedFault, SegmentRegister, SegmentState};
 use addr::Gpa;
+use arch::RFLAGS_VM;
 
 const READ_ONLY: u16 = 0xc91;
 const EXECUTE_ONLY: u16 = 0xc99;
@@ -91,5 +92,131 @@ fn lmsw_and_smsw_check_their_operands() {
         let raised = if faults { Some((13, Some(0))) } else { None };
         assert_eq!(guest.vcpu.raised(), raised, "{code:x?} {attributes:x} {limit:x}");
         assert_eq!(guest.vcpu.control.cr0 == cr0 && guest.memory().snapshot() == before, faults);
+    }
+}
+
+/// Where memory ends: the selector of a far pointer is FFFFh if it is behind that.
+const END: u64 = (PAGES as u64) << 12;
+const SELECTOR: u64 = 0xfffc;
+/// Its descriptor.
+const ENTRY: u64 = 0xfff8;
+const CODE_3: u64 = 0x00cf_fa00_0000_ffff;
+const STACK: u64 = DATA + 0x100;
+
+/// A guest at a far JMP or CALL through [RBX], at a pointer of `bytes` bytes without the selector, of which the last are not in memory.
+fn at_far_pointer(mut guest: Guest, offset: u64, bytes: u64, descriptor: u64, cpl: u8) -> Guest {
+    guest.memory().put(END - bytes, &offset.to_le_bytes()[..bytes as usize]);
+    guest.memory().put_u64(ENTRY, descriptor);
+    guest.vcpu.loaded[SegmentRegister::Ldtr.index()] =
+        LoadedSegment { selector: 0x40, base: 0, limit: 0xffff, attributes: 0x82 };
+    guest.vcpu.control.cpl = cpl;
+    guest.set(Gpr::RBX, END - bytes).set(Gpr::RSP, STACK);
+    guest
+}
+
+const FAR: Exit = Exit::NestedFault(NestedFault::new(Gpa::new(END), false, false, false));
+
+#[test]
+fn far_transfers_through_a_device_load_the_code_segment() {
+    let gp = Some((13, Some(SELECTOR as u32)));
+    // Code of DPL 3; conforming code of DPL 0; code of another DPL than the CPL, and with an RPL above it; data; code that is not present;
+    // code that ends too early; an LDT and a busy TSS.
+    for (descriptor, cpl, raised) in [
+        (CODE_3, 3, None),
+        (CODE_3 & !(3 << 45) | 4 << 40, 3, None),
+        (CODE_3 & !(3 << 45) | 4 << 40, 0, None),
+        (CODE_3, 0, gp),
+        (CODE_3 & !(3 << 45), 3, gp),
+        (CODE_3 & !(3 << 45), 0, gp),
+        (CODE_3 & !(8 << 40), 3, gp),
+        (CODE_3 & !(1 << 47), 3, Some((11, Some(SELECTOR as u32)))),
+        (CODE_3 & !(1 << 55 | 0xf << 48), 3, Some((13, Some(0)))),
+        (0x0000_e200_0000_ffff, 3, gp),
+        (0x0000_eb00_0000_ffff, 3, gp),
+    ] {
+        // JMP, CALL.
+        for (code, pushes) in [([0xff, 0x2b], false), ([0xff, 0x1b], true)] {
+            let mut guest = at_far_pointer(Guest::flat_32(&code), 0x1_2345, 4, descriptor, cpl);
+            guest.resumes(FAR);
+            assert_eq!(guest.vcpu.raised(), raised, "{descriptor:x} at CPL {cpl}");
+            let cs = guest.vcpu.segments[1].selector;
+            let (rip, selector) =
+                if raised.is_none() { (0x1_2345, SELECTOR as u16 | u16::from(cpl)) } else { (CODE, 8) };
+            assert_eq!((guest.vcpu.rip, cs, guest.vcpu.control.cpl), (rip, selector, cpl));
+            let is_pushed = pushes && raised.is_none();
+            assert_eq!(guest.get(Gpr::RSP), if is_pushed { STACK - 8 } else { STACK });
+            let expected = if is_pushed { 8 << 32 | (CODE + 2) } else { 0 };
+            assert_eq!(u64::from_le_bytes(guest.memory().bytes(STACK - 8)), expected);
+            let [type_byte] = guest.memory().bytes(ENTRY + 5);
+            assert_eq!(type_byte & 1 != 0, raised.is_none() || descriptor >> 40 & 1 != 0, "the accessed bit");
+        }
+    }
+}
+
+#[test]
+fn far_transfers_of_64_bit_code_go_to_canonical_addresses() {
+    const CODE_64: u64 = 0x00af_fa00_0000_ffff;
+    const HIGH: u64 = 0xffff_8000_0000_1000;
+    for (descriptor, offset, raised) in [
+        (CODE_64, HIGH, None),
+        (CODE_64, 1 << 47, Some((13, Some(0)))),
+        (CODE_64 | 1 << 54, HIGH, Some((13, Some(SELECTOR as u32)))),
+        (CODE_3, 0x1_2345, None),
+        (CODE_3, 1 << 32, Some((13, Some(0)))),
+        // A TSS, which is none to go to in long mode.
+        (0x0000_e900_0000_ffff, HIGH, Some((13, Some(SELECTOR as u32)))),
+    ] {
+        let mut guest = at_far_pointer(Guest::new(&[0x48, 0xff, 0x1b]), offset, 8, descriptor, 3);
+        guest.resumes(FAR);
+        assert_eq!(guest.vcpu.raised(), raised, "{descriptor:x} {offset:x}");
+        if raised.is_none() {
+            assert_eq!((guest.vcpu.rip, guest.get(Gpr::RSP)), (offset, STACK - 16));
+            assert_eq!(guest.memory().bytes(STACK - 16), (CODE + 3).to_le_bytes());
+        }
+    }
+}
+
+#[test]
+fn a_far_call_whose_stack_faults_goes_nowhere() {
+    let mut guest = at_far_pointer(Guest::flat_32(&[0xff, 0x1b]), 0x1_2345, 4, CODE_3, 3);
+    guest.set(Gpr::RSP, 4);
+    guest.vcpu.segments[2].limit = 3;
+    guest.resumes(FAR);
+    assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (Some((12, Some(0))), CODE));
+    assert_eq!((guest.vcpu.segments[1].selector, guest.get(Gpr::RSP)), (8, 4));
+}
+
+/// A call gate, a task gate and a TSS.
+#[test]
+fn far_transfers_to_gates_and_tasks_end_the_vm_by_name() {
+    for kind in [0xec, 0xe5, 0xe9] {
+        let mut guest = at_far_pointer(Guest::flat_32(&[0xff, 0x2b]), 0, 4, kind << 40, 3);
+        assert!(guest.unhandled(FAR).contains("to a gate or to another task"));
+    }
+}
+
+/// The local APIC's page has no second register where the selector is: it is null.
+#[test]
+fn a_null_selector_is_no_code_segment() {
+    let mut guest = at_far_pointer(Guest::flat_32(&[0xff, 0x2b]), 0, 4, 0, 3);
+    guest.set(Gpr::RBX, 0xfee0_0080);
+    guest.resumes(Exit::NestedFault(NestedFault::new(Gpa::new(0xfee0_0080), false, false, false)));
+    assert_eq!((guest.vcpu.raised(), guest.vcpu.rip), (Some((13, Some(0))), CODE));
+}
+
+/// JMP FAR [BX] and CALL FAR [BX] in virtual-8086 mode, which has no descriptors.
+#[test]
+fn far_transfers_of_virtual_8086_mode_are_as_in_real_mode() {
+    for (code, rsp) in [([0xff, 0x2f], STACK), ([0xff, 0x1f], STACK - 4)] {
+        let mut guest = at_far_pointer(Guest::flat_32(&code), 0x1234, 2, 0, 3);
+        guest.vcpu.rflags |= RFLAGS_VM;
+        guest.vcpu.segments[1] = SegmentState { default_big: false, limit: 0xffff, ..guest.vcpu.segments[1] };
+        (guest.vcpu.segments[3].base, guest.vcpu.segments[2].base) = (END - 2, STACK & !0xffff);
+        guest.vcpu.segments[2].default_big = false;
+        guest.set(Gpr::RBX, 0);
+        guest.resumes(FAR);
+        let cs = guest.vcpu.segments[1];
+        assert_eq!((guest.vcpu.rip, cs.selector, cs.base, guest.vcpu.event), (0x1234, 0xffff, 0xf_fff0, None));
+        assert_eq!(guest.get(Gpr::RSP), rsp);
     }
 }
