@@ -4,7 +4,9 @@ use core::arch::{asm, global_asm, naked_asm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use base::interrupts::handled;
-pub use base::interrupts::{NMI, after_the_halt, disable, enable, halt_until_interrupt, handle, held_off};
+pub use base::interrupts::{
+    NMI, after_the_halt, disable, enable, halt_until_interrupt, handle, handle_no_more, held_off,
+};
 use base::recovery::{Recoveries, Recovery};
 
 use crate::descriptors::{self, GateDpl};

@@ -22,6 +22,11 @@ pub fn handle(vector: u8, handler: Handler) {
     HANDLERS[usize::from(vector)].store(handler as *mut (), Release);
 }
 
+/// The library handles `vector` again.
+pub fn handle_no_more(vector: u8) {
+    HANDLERS[usize::from(vector)].store(ptr::null_mut(), Release);
+}
+
 /// To be called by the library's stubs: whether `vector` has a handler of its own, which then has handled it.
 pub fn handled(vector: u8) -> bool {
     let handler = HANDLERS[usize::from(vector)].load(Acquire);

@@ -34,6 +34,8 @@ pub struct Context<S> {
     pub(crate) told_of_long_mode: bool,
     /// So many NMIs wait to be delivered.
     pub(crate) nmis: u8,
+    /// The guest is left soon, as the window for an interrupt [may be late](crate::Events::window_may_be_late).
+    pub(crate) polls_window: bool,
     /// An ExtINT message asks for an interrupt of the 8259s.
     pub(crate) ext_int: bool,
     /// The number of the reset for which the vCPU has last left its guest.
@@ -83,6 +85,7 @@ impl<S: Copy> Context<S> {
             tried_again: 0,
             told_of_long_mode: false,
             nmis: 0,
+            polls_window: false,
             ext_int: false,
             resets: 0,
         }
@@ -107,6 +110,7 @@ impl<S: Copy> Context<S> {
             tried_again,
             told_of_long_mode,
             nmis,
+            polls_window,
             ext_int,
             resets: _,
         } = self;
@@ -114,7 +118,8 @@ impl<S: Copy> Context<S> {
         (*code, *memo) = (FetchCache::new(), Memo::new());
         *activity = Activity::AwaitingSipi;
         (*apic, *msrs) = (LocalApic::new(*index as u32, posted), Msrs::new(features.maxphyaddr));
-        (*given_up, *tried_again, *told_of_long_mode, *nmis, *ext_int) = (0, 0, false, 0, false);
+        (*given_up, *tried_again, *told_of_long_mode, *nmis) = (0, 0, false, 0);
+        (*ext_int, *polls_window) = (false, false);
     }
 
     /// The boot vCPU has something to do, after a reset for which [all have left](Vm::all_have_left) their guests.

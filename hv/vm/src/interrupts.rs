@@ -10,10 +10,14 @@ use crate::memory::Memory;
 use crate::types::Types;
 use crate::vcpu::{Events, Start, Vcpu};
 use arch::RFLAGS_IF;
+use core::mem;
 use core::ops::ControlFlow;
-use devices::Nanoseconds;
+use devices::{Clock, Nanoseconds};
 use emul::{Known, Registers};
 use sched::Turn;
+
+/// How long an interrupt waits that can be taken, at most, where its window [may be late](Events::window_may_be_late).
+const WINDOW_POLL: Nanoseconds = Nanoseconds(100_000);
 
 impl<T: Types> ExitHandler<'_, T> {
     /// Whether this vCPU is the one that looks after the devices' time.
@@ -56,8 +60,15 @@ impl<T: Types> ExitHandler<'_, T> {
     pub(crate) fn time_passes(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) {
         let devices = if self.is_boot() { self.advance_devices(host) } else { None };
         self.expire_timer(vcpu);
-        host.wake_at(devices.into_iter().chain(self.timer_due(vcpu, host)).min());
         self.deliver(vcpu);
+        let window = self.next_look_for_window(vcpu);
+        host.wake_at(devices.into_iter().chain(self.timer_due(vcpu, host)).chain(window).min());
+    }
+
+    /// When the guest is left to look whether an interrupt can be taken, if that has to be looked for.
+    fn next_look_for_window(&mut self, vcpu: &T::Vcpu) -> Option<Nanoseconds> {
+        self.context.polls_window &= vcpu.window_may_be_late();
+        self.context.polls_window.then(|| Nanoseconds(self.vm.clock().now().0 + WINDOW_POLL.0))
     }
 
     /// When the devices want attention next.
@@ -112,6 +123,10 @@ impl<T: Types> ExitHandler<'_, T> {
             vcpu.inject(Event::Interrupt(vector));
         }
         vcpu.request_window(self.interrupt_pending());
+        if vcpu.window_may_be_late() && !mem::replace(&mut self.context.polls_window, true) {
+            // `time_passes`, before the next entry, says when the guest is left.
+            self.shared.request.raise();
+        }
         if waits {
             vcpu.request_nmi_window(self.context.nmis != 0);
         }

@@ -144,6 +144,11 @@ pub trait Events: Registers + DebugRegisters {
     }
     /// Asks for an exit as soon as an interrupt can be taken, or no longer.
     fn request_window(&mut self, wanted: bool);
+    /// Whether the exit that [`request_window`](Self::request_window) asked for may come late: the guest has to be left now and then, so
+    /// that it is asked for again.
+    fn window_may_be_late(&self) -> bool {
+        false
+    }
 
     /// CR8, where the processor keeps it and the guest's accesses do not exit. None: each exits ([`Exit::Cr8`]).
     #[inline]

@@ -41,6 +41,7 @@ fn main(boot: &Boot) -> GuestStatus {
             priority::requested_then_in_service_then_neither,
             priority::same_vector_merges,
             legacy::through_lint0,
+            legacy::its_handler_lets_the_apics_in,
             timer::one_shot_fires_once,
             timer::count_goes_down,
             timer::masked_one_does_not_fire,

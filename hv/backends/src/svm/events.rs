@@ -115,6 +115,10 @@ impl<T: Translation> Events for SvmVcpu<T> {
         self.vmcb.control.request_window(wanted);
     }
 
+    fn window_may_be_late(&self) -> bool {
+        self.vmcb.control.window_may_be_late()
+    }
+
     #[inline]
     fn cr8(&self) -> Option<u64> {
         Some(self.vmcb.control.cr8())

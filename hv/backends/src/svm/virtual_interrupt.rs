@@ -49,7 +49,7 @@ impl Control {
     }
 
     /// Has the guest exit as soon as it would take an interrupt, or no longer. Behind one that is posted, it exits where the
-    /// handler of that returns: if it lets interrupts in before, they wait for that or for another exit.
+    /// handler of that returns: if it lets interrupts in before, the window [is late](Self::window_may_be_late).
     #[inline]
     pub(super) fn request_window(&mut self, wanted: bool) {
         match (self.is_posted(), wanted) {
@@ -64,6 +64,11 @@ impl Control {
                 self.intercept_misc1 &= !misc1::VINTR;
             }
         }
+    }
+
+    /// Whether a window is wanted behind an interrupt that is posted.
+    pub(super) fn window_may_be_late(&self) -> bool {
+        self.is_posted() && self.intercept_misc1 & misc1::IRET != 0
     }
 
     /// The guest's CR8.
@@ -172,5 +177,8 @@ mod tests {
         control.post(0x31);
         control.request_window(true);
         assert_eq!((control.intercept_misc1, control.is_posted()), (misc1::IRET, true));
+        assert!(control.window_may_be_late());
+        control.virtual_interrupt &= !PENDING;
+        assert!(!control.window_may_be_late(), "the guest has taken it");
     }
 }

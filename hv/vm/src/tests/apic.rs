@@ -3,7 +3,7 @@
 use super::guest::*;
 use crate::{Event, Exit, Flow, Gpr, NestedFault, Stop};
 use addr::Gpa;
-use devices::Nanoseconds;
+use devices::{Clock, Nanoseconds};
 
 const APIC: u64 = 0xfee0_0000;
 /// MOV [RBX], EAX; MOV EAX, [RBX].
@@ -166,6 +166,33 @@ fn interrupts_off_ask_for_the_window() {
     guest.vcpu.rflags |= arch::RFLAGS_IF;
     guest.resumes(Exit::InterruptWindow);
     assert_eq!((guest.vcpu.event, guest.vcpu.window), (Some(Event::Interrupt(0x61)), false));
+}
+
+#[test]
+fn a_window_that_may_be_late_is_looked_for() {
+    let (mut guest, mut host) = ready();
+    guest.vcpu.late_windows = true;
+    guest.vcpu.rflags &= !arch::RFLAGS_IF;
+    {
+        let mut devices = guest.vm.devices();
+        out(&mut devices, 0x21, 0xef);
+        devices.set_gsi(4, true);
+    }
+    access(&mut guest, &mut host, 0x300, Some(0x4_0061));
+    assert_eq!(guest.handle_on(Exit::ExternalInterrupt, &mut host), Flow::Resume);
+    assert_eq!((guest.vcpu.event, host.deadline), (None, None));
+    guest.vcpu.rflags |= arch::RFLAGS_IF;
+    guest.resumes(Exit::InterruptWindow);
+    assert_eq!(guest.vcpu.event, Some(Event::Interrupt(UART_VECTOR)));
+    assert!(guest.vm.request_pending(0), "it is served before the next entry");
+    assert!(guest.handler.serve_request(&mut guest.vcpu, &mut host).is_continue());
+    for _ in 0..2 {
+        assert_eq!(host.deadline, Some(Nanoseconds(guest.clock.now().0 + 100_000)), "the guest has not taken it");
+        assert_eq!(guest.handle_on(Exit::ExternalInterrupt, &mut host), Flow::Resume);
+    }
+    guest.vcpu.event = None;
+    assert_eq!(guest.handle_on(Exit::ExternalInterrupt, &mut host), Flow::Resume);
+    assert_eq!((guest.vcpu.event, host.deadline), (Some(Event::Interrupt(0x61)), None));
 }
 
 #[test]

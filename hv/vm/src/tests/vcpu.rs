@@ -51,6 +51,8 @@ pub(super) struct TestVcpu {
     pub(super) watched: Option<u8>,
     /// Interrupts and exceptions that the guest got.
     pub(super) delivered: Vec<Event>,
+    /// The window behind an interrupt may be late.
+    pub(super) late_windows: bool,
     /// The exit under way.
     pub(super) exit: Exit,
     pub(super) entries: u64,
@@ -99,6 +101,7 @@ impl TestVcpu {
             cr8: None,
             watched: None,
             delivered: Vec::new(),
+            late_windows: false,
             exit: Exit::Unknown,
             entries: 0,
             puts: 0,
@@ -402,6 +405,9 @@ impl Events for TestVcpu {
         self.window = wanted;
         // On SVM there is one for both.
         self.nmi_window &= wanted;
+    }
+    fn window_may_be_late(&self) -> bool {
+        self.late_windows && self.window && self.event.is_some()
     }
     fn cr8(&self) -> Option<u64> {
         self.cr8
