@@ -95,9 +95,14 @@ pub(crate) fn tsc() -> u64 {
     unsafe { rdtsc() }
 }
 
-/// What `ticks` of the TSC are in nanoseconds, of which 64 bits last for 584 years.
+/// What `ticks` of the TSC are in nanoseconds.
 pub(crate) fn nanoseconds(ticks: u64) -> u64 {
-    TO_NANOSECONDS.convert_modulo(ticks)
+    TO_NANOSECONDS.convert(ticks)
+}
+
+/// The time since `start` in nanoseconds, of which 64 bits last for 584 years.
+pub(crate) fn nanoseconds_since(start: Instant) -> u64 {
+    TO_NANOSECONDS.convert_modulo(now().since(start))
 }
 
 /// What `nanoseconds` are in ticks of the TSC.

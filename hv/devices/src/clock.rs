@@ -18,7 +18,7 @@ impl Nanoseconds {
         // Divisions of 128 bits, which are a loop, would be most of what a read of a timer costs.
         let Fraction { high, low } = const { Fraction::of_a_second(HERTZ) };
         let time = self.0 as u128;
-        ((time * high as u128 + (time * low as u128 >> 64)) >> 64) as u64
+        ((time * high as u128 + ((time * low as u128) >> 64)) >> 64) as u64
     }
 
     /// The first time at which that many ticks of an oscillator of `hertz` have passed, saturating at the last.

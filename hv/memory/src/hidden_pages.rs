@@ -1,45 +1,65 @@
 //! Pages of a guest's memory that it can't access, because the registers of a vCPU's local APIC lie over them. Each access exits, and
-//! is carried out for the vCPU: on its own APIC, or on the page.
+//! is carried out for the vCPU: on its own APIC, or on the page. (Not so a fetch of instructions from it, and the delivery of an event
+//! that accesses it: they end the VM by name.)
 
+use crate::account::give_back_some;
 use crate::host::HostMemory;
 use crate::sync::Mutex;
-use crate::tree_env::Nested;
+use crate::test_calls::STEP;
+use crate::tree_env::{Nested, TreeEnv};
 use crate::view::View;
-use addr::{Gfn, PAGE_SIZE, PageSize};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use addr::{Gfn, PAGE_SIZE, PageSize, Pfn};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use loader::config::MAX_VCPUS;
-use mmu::{RangeError, Rights};
+use mmu::{Leaf, MapError, Rights, Room};
 
 /// The page that each vCPU's APIC lies over, if that is memory.
 pub(crate) struct HiddenPages {
+    /// Held while an entry is installed beside one of them, so that it gets the rights that it is to have.
     pages: Mutex<[Option<Gfn>; MAX_VCPUS]>,
     /// How many of them there are, to be read without the lock: most guests never have any.
     count: AtomicUsize,
-    /// Held while a page and its rights change, so that two vCPUs that change those of one page do not undo each other's.
+    /// Held while a page and its rights change, so that two vCPUs that change those of one page do not undo each other's. Taken before
+    /// the shadow's lock, which `pages` is taken after.
     changing: Mutex<()>,
+    /// It was said that a page can't be hidden.
+    told: AtomicBool,
 }
 
 impl HiddenPages {
     pub(crate) const fn new() -> Self {
-        Self { pages: Mutex::new([None; MAX_VCPUS]), count: AtomicUsize::new(0), changing: Mutex::new(()) }
-    }
-
-    /// The rights that a small page gets that is mapped anew.
-    #[inline]
-    pub(crate) fn rights(&self, page: Gfn) -> Rights {
-        if self.any_in(page, PageSize::Size4K) { Rights::HIDDEN } else { Rights::ALL }
+        Self {
+            pages: Mutex::new([None; MAX_VCPUS]),
+            count: AtomicUsize::new(0),
+            changing: Mutex::new(()),
+            told: AtomicBool::new(false),
+        }
     }
 
     /// Whether one of them is in the page of `size` around `page`.
     #[inline]
     pub(crate) fn any_in(&self, page: Gfn, size: PageSize) -> bool {
-        self.count.load(Ordering::Relaxed) != 0 && self.search(page, size)
+        self.count.load(Ordering::Relaxed) != 0 && in_page(&*self.pages.lock(), page, size).next().is_some()
     }
 
-    #[cold]
-    fn search(&self, page: Gfn, size: PageSize) -> bool {
-        let number = |page: Gfn| page.raw() / size.frames();
-        self.pages.lock().iter().flatten().any(|&hidden| number(hidden) == number(page))
+    /// Has `install` map the page of `size` at `page` with the rights that it is to have. Where one of them is in a large page, it
+    /// fails: the fault is to map a small one.
+    #[inline]
+    fn install(
+        &self,
+        page: Gfn,
+        size: PageSize,
+        install: impl FnOnce(Rights) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return install(Rights::ALL);
+        }
+        let pages = self.pages.lock();
+        match (in_page(&*pages, page, size).next(), size) {
+            (None, _) => install(Rights::ALL),
+            (Some(_), PageSize::Size4K) => install(Rights::HIDDEN),
+            (Some(_), _) => Err(MapError::Raced),
+        }
     }
 
     /// A VM begins anew: none is left.
@@ -49,7 +69,34 @@ impl HiddenPages {
     }
 }
 
-impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
+fn in_page(pages: &[Option<Gfn>], page: Gfn, size: PageSize) -> impl Iterator<Item = Gfn> {
+    let number = move |page: Gfn| page.raw() / size.frames();
+    pages.iter().flatten().copied().filter(move |&hidden| number(hidden) == number(page))
+}
+
+impl<'m, F: Nested, H: HostMemory> View<'_, 'm, F, H> {
+    /// Maps `frame` in `room`.
+    #[inline]
+    pub(crate) fn install(&self, room: Room<'_, TreeEnv<'m, F, H>>, frame: Pfn) -> Result<(), MapError> {
+        let (page, size, hidden) = (room.start().frame(), room.size(), &self.vm.hidden);
+        let installed = hidden.install(page, size, |rights| room.install(Leaf::new(frame, rights)));
+        // Pairs with the fence in `hide`: either that finds the entry, or this finds that there is a page to be hidden.
+        fence(Ordering::SeqCst);
+        if hidden.count.load(Ordering::Relaxed) != 0 {
+            self.hide_in(page, size);
+        }
+        installed
+    }
+
+    /// A page may have become hidden while the page around it was mapped.
+    #[cold]
+    fn hide_in(&self, page: Gfn, size: PageSize) {
+        let pages = self.vm.hidden.pages.lock();
+        for page in in_page(&*pages, page, size) {
+            self.protect(page, Rights::HIDDEN);
+        }
+    }
+
     /// The registers of `vcpu`'s APIC are at `page` from now on, and no longer where they were before.
     #[cold]
     pub(crate) fn hide(&self, vcpu: usize, page: Option<Gfn>) {
@@ -64,19 +111,24 @@ impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
         hidden.count.store(pages.iter().flatten().count(), Ordering::Relaxed);
         let shown = before.filter(|before| !pages.contains(&Some(*before)));
         drop(pages);
-        // It is mapped first: a fault that was begun before the page was hidden then finds that it has come too late.
-        let _ = page.map(|page| self.touch_at_most(page.start(), PageSize::Size4K, false));
-        for (page, rights) in [(shown, Rights::ALL), (page, Rights::HIDDEN)] {
-            if let Some(page) = page
-                && self.change_frames(|| self.protect(page, rights)).is_err()
-            {
-                log::warn!("no frame for a table: {page:?} is not where a local APIC's registers are");
-            }
-        }
+        fence(Ordering::SeqCst);
+        self.change_frames(|| {
+            shown.into_iter().for_each(|page| self.protect(page, Rights::ALL));
+            page.into_iter().for_each(|page| self.protect(page, Rights::HIDDEN));
+        });
     }
 
-    fn protect(&self, page: Gfn, rights: Rights) -> Result<(), RangeError> {
-        let start = page.start();
-        self.vm.tree.protect(&self.cpu, start..start.wrapping_add(PAGE_SIZE), rights)
+    /// Gives a small page these rights. A large page around it is split, for which one more try is made if there is no frame.
+    fn protect(&self, page: Gfn, rights: Rights) {
+        let range = page.start()..page.start().wrapping_add(PAGE_SIZE);
+        let protect = || self.vm.tree.protect(&self.cpu, range.clone(), rights);
+        let result = protect().or_else(|_| {
+            self.cpu.hurry();
+            give_back_some(&self.cpu, STEP);
+            protect()
+        });
+        if result.is_err() && !self.vm.hidden.told.swap(true, Ordering::Relaxed) {
+            log::warn!("there is no frame for a table: where a local APIC should be, {page:?} is memory");
+        }
     }
 }

@@ -16,7 +16,7 @@ use core::cell::Cell;
 use core::fmt;
 use core::num::NonZero;
 use loader::MemoryError;
-use mmu::{Fault, Leaf, MapError, Room, Translation, WriteError};
+use mmu::{Fault, MapError, Room, Translation, WriteError};
 use model::kept;
 use rcu::{Cpu, Session, Tlb};
 use sched::Heart;
@@ -260,7 +260,7 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
     }
 
     #[inline]
-    pub(crate) fn touch_at_most(&self, at: Gpa, most: PageSize, write: bool) -> Result<Touched, MemoryError> {
+    fn touch_at_most(&self, at: Gpa, most: PageSize, write: bool) -> Result<Touched, MemoryError> {
         if !self.vm.backs(at) {
             return Err(MemoryError::Outside(at));
         }
@@ -304,8 +304,7 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
             }
         };
         let size = room.size();
-        let rights = self.vm.hidden.rights(room.start().frame());
-        let result = room.install(Leaf::new(frame, rights));
+        let result = self.install(room, frame);
         if result.is_err() && kept(Rule::GiveBackLoser) {
             self.vm.tree.env().free(frame, size);
         }

@@ -23,6 +23,6 @@ impl TscClock {
 
 impl Clock for TscClock {
     fn now(&self) -> Nanoseconds {
-        Nanoseconds(timer::nanoseconds(timer::now().since(self.start)))
+        Nanoseconds(timer::nanoseconds_since(self.start))
     }
 }

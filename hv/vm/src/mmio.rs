@@ -270,7 +270,11 @@ pub(crate) const fn exception(vector: u8) -> Event {
 /// Why an access to an address without memory can't be carried out, whatever the instruction is.
 fn refused<V: Vcpu>(vcpu: &V, fault: NestedFault) -> Option<Stop> {
     if fault.is_fetch() {
-        return Some(Stop::Unhandled("an instruction fetch from an address that has no memory"));
+        return Some(Stop::Unhandled(
+            "an instruction fetch from an address that has no memory, or a local APIC over it",
+        ));
     }
-    vcpu.redelivering().then_some(Stop::Unhandled("the delivery of an event reached an address that has no memory"))
+    vcpu.redelivering().then_some(Stop::Unhandled(
+        "the delivery of an event reached an address that has no memory, or a local APIC over it",
+    ))
 }
