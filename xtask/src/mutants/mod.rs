@@ -216,7 +216,7 @@ fn try_each(
     Ok(report.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Builds the copy until it compiles: changes, programs by stage, and the number of changes that the compiler refused.
+/// Builds the copy until it compiles: changes, programs with the quickest first, and the number of changes that the compiler refused.
 fn prepare(name: &str, stages: &[Stage]) -> Result<(Vec<Mutant>, Vec<Program>, usize)> {
     let mut refused = BTreeSet::new();
     let mut copy = copy::make(name, &refused)?;
@@ -238,9 +238,11 @@ fn prepare(name: &str, stages: &[Stage]) -> Result<(Vec<Mutant>, Vec<Program>, u
     ensure!(built.len() == stages.len(), "the copy of {name} does not compile, whatever is left out");
     let folder = copy.root.join("hv").join(name);
     let paths = built.into_values().flatten();
-    let programs = paths.map(|path| Program::measured(path, folder.clone())).collect::<Result<Vec<_>>>()?;
+    let measured = paths.map(|path| Program::measured(path, folder.clone())).collect::<Result<Vec<_>>>()?;
+    let mut programs: Vec<_> = measured.into_iter().flatten().collect();
+    programs.sort_by_key(Program::limit);
     for program in &programs {
-        outln!("{name}: a program has {:.0} s for each change", program.limit().as_secs_f64());
+        outln!("{name}: {} tests have {:.0} s for each change", program.len(), program.limit().as_secs_f64());
     }
     Ok((copy.mutants, programs, refused.len()))
 }

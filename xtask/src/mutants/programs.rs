@@ -19,10 +19,12 @@ use std::time::{Duration, Instant};
 /// A mutant is given this many times the time that the unchanged crate takes, and this much at least.
 const FACTOR: u32 = 5;
 const LEAST: Duration = Duration::from_secs(5);
+/// A test that takes longer than this is run by itself, when the quick ones of all programs have passed.
+const QUICK: Duration = Duration::from_millis(500);
 /// A mutant that allocates for ever ends here.
 const MEMORY: &str = "--as=8589934592";
 
-/// What tests a mutant, in this order.
+/// What tests a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Stage {
@@ -42,10 +44,19 @@ pub(super) enum Ended {
     Survived,
 }
 
+/// Tests of one program that are run together.
 pub(super) struct Program {
     path: PathBuf,
     folder: PathBuf,
+    tests: Tests,
     limit: Duration,
+}
+
+/// Which tests of a program are run.
+enum Tests {
+    /// All but those that break a rule by name: what they show is that the rule is needed.
+    All,
+    Named(Vec<String>),
 }
 
 /// What building has come to.
@@ -134,31 +145,61 @@ fn numbers(text: &str) -> Vec<usize> {
 }
 
 impl Program {
-    /// Runs it without a change, to know how long it takes.
-    pub(super) fn measured(path: PathBuf, folder: PathBuf) -> Result<Self> {
-        let mut program = Self { path, folder, limit: Duration::from_secs(3600) };
-        let started = Instant::now();
-        let ended = program.run(0)?;
-        ensure!(ended == Ended::Survived, "{} fails without a change: {ended:?}", program.path.display());
-        program.limit = (started.elapsed() * FACTOR).max(LEAST);
-        Ok(program)
+    /// Runs it without a change, to know how long its tests take: those that are quick stay together, and each of the others is by
+    /// itself, so that it can be run last.
+    pub(super) fn measured(path: PathBuf, folder: PathBuf) -> Result<Vec<Self>> {
+        let all = Self { path, folder, tests: Tests::All, limit: Duration::from_secs(3600) };
+        let mut times = Vec::new();
+        let mut before = Instant::now();
+        let ended = all.run_and_tell(0, |test| {
+            times.push((test.to_string(), before.elapsed()));
+            before = Instant::now();
+        })?;
+        ensure!(ended == Ended::Survived, "{} fails without a change: {ended:?}", all.path.display());
+        let (quick, slow): (Vec<_>, Vec<_>) = times.into_iter().partition(|&(_, time)| time < QUICK);
+        let together =
+            [quick].into_iter().chain(slow.into_iter().map(|test| vec![test])).filter(|some| !some.is_empty());
+        let program = |tests: Vec<(String, Duration)>| {
+            let limit = (tests.iter().map(|(_, time)| *time).sum::<Duration>() * FACTOR).max(LEAST);
+            let names = tests.into_iter().map(|(name, _)| name).collect();
+            Self { path: all.path.clone(), folder: all.folder.clone(), tests: Tests::Named(names), limit }
+        };
+        Ok(together.map(program).collect())
     }
 
     pub(super) fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// Runs it with one change, up to its first failure. Tests that break a rule by name are left out: what they show is that the
-    /// rule is needed.
+    /// The number of its tests.
+    pub(super) fn len(&self) -> usize {
+        match &self.tests {
+            Tests::All => 0,
+            Tests::Named(names) => names.len(),
+        }
+    }
+
+    /// Runs it with one change, up to its first failure.
     pub(super) fn run(&self, number: usize) -> Result<Ended> {
+        self.run_and_tell(number, |_| ())
+    }
+
+    /// The same; `passed` is told of each test that has passed.
+    fn run_and_tell(&self, number: usize, mut passed: impl FnMut(&str)) -> Result<Ended> {
         let deadline = Instant::now() + self.limit;
         let limiter = project::find_program("prlimit").context("prlimit (util-linux) is missing")?;
         let mut process = Leashed::spawn(&limiter, |command| {
-            command.arg(MEMORY).arg(&self.path).args(["--test-threads=1", "--skip=mutant_"]);
+            command.arg(MEMORY).arg(&self.path).arg("--test-threads=1");
+            match &self.tests {
+                Tests::All => command.arg("--skip=mutant_"),
+                Tests::Named(names) => command.arg("--exact").args(names),
+            };
             command
                 .current_dir(&self.folder)
                 .env(VARIABLE, number.to_string())
-                .env("PROPTEST_FAILURE_PERSISTENCE", "off");
+                .env("PROPTEST_FAILURE_PERSISTENCE", "off")
+                // The same inputs each time: what one run decides another decides.
+                .env("PROPTEST_RNG_SEED", "0");
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         })?;
         let output = process.child.stdout.take().context("no output")?;
@@ -173,10 +214,12 @@ impl Program {
                 Ok(line) => {
                     let line = String::from_utf8_lossy(&line).into_owned();
                     if let Some((name, result)) = line.strip_prefix("test ").and_then(|test| test.split_once(" ... ")) {
-                        let name = name.trim_end_matches(" - should panic");
-                        last = name.to_string();
+                        last = name.trim_end_matches(" - should panic").to_string();
                         if result.ends_with("FAILED") {
                             return Ok(Ended::Killed(last));
+                        }
+                        if !result.starts_with("ignored") {
+                            passed(&last);
                         }
                     }
                 }
