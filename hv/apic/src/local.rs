@@ -280,9 +280,9 @@ impl LocalApic {
         }
     }
 
-    /// Reads IA32_TSC_DEADLINE: 0 outside of TSC-deadline mode.
+    /// Reads IA32_TSC_DEADLINE: 0 outside of TSC-deadline mode, in which none is set.
     pub fn tsc_deadline(&self) -> u64 {
-        if self.timer_mode() == Mode::Deadline { self.timer.deadline } else { 0 }
+        self.timer.deadline
     }
 
     /// Writes IA32_TSC_DEADLINE: 0 disarms the timer. Ignored outside of TSC-deadline mode.
@@ -351,10 +351,8 @@ impl LocalApic {
 
     /// The EOI of a level-triggered interrupt goes to the I/O APICs, too (SDM section 11.8.5).
     fn end_of_interrupt(&mut self, posted: &Posted) -> Effect {
+        // Without an interrupt in service this is vector 0, which no register has.
         let vector = self.served;
-        if vector == 0 {
-            return Effect::None;
-        }
         self.in_service[usize::from(vector >> 5)] &= !(1 << (vector & 31));
         self.served = highest(|word| self.in_service[usize::from(word & 7)]).unwrap_or(0);
         if posted.is_level(vector) { Effect::BroadcastEoi(vector) } else { Effect::None }

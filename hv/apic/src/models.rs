@@ -20,7 +20,8 @@ use std::vec::Vec;
 const LOST: &str = "a vector is lost or taken twice";
 const STALE: &str = "memory is older than the interrupt";
 const UNSTARTED: &str = "the start is lost";
-const EXPLORER: Explorer = Explorer { preemptions: 3, signs: &[LOST, STALE, UNSTARTED] };
+const UNSEEN: &str = "an interrupt of the 8259s is not seen";
+const EXPLORER: Explorer = Explorer { preemptions: 3, signs: &[LOST, STALE, UNSTARTED, UNSEEN] };
 
 /// The owner takes the highest vector, if there is one.
 fn take(posted: &Posted, taken: &mut Vec<u8>) {
@@ -74,7 +75,8 @@ fn request_vs_reset() {
 loom_tests! {
     /// Every vector in the IRR is in the summary.
     loom_request_vs_reset = request_vs_reset;
-    mutant_summary_cleared_last breaks [ClearSummaryFirst]
+    mutant_summary_first_at_a_reset breaks [SummaryLast],
+    mutant_word_read_once_at_a_reset breaks [ReadAgain]
 }
 
 /// Memory that the sender writes before it posts. Nothing else orders it.
@@ -158,6 +160,29 @@ fn loom_memory_before_nmi() {
 #[test]
 fn loom_memory_before_ext_int() {
     EXPLORER.explore(|| memory_before_signal(Posted::post_ext_int, |signals| signals.ext_int));
+}
+
+/// A CPU shows that the 8259s have an interrupt while a vCPU begins to accept their interrupts.
+fn ext_int_vs_mode() {
+    let shared = Arc::new((Posted::new(0), AtomicBool::new(false)));
+    let vcpu = {
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || {
+            shared.0.set_mode(Mode { hardware: true, software: true, x2apic: false, accepts_ext_int: true });
+            shared.1.load(Relaxed)
+        })
+    };
+    shared.1.store(true, Relaxed);
+    let is_told = shared.0.accepts_ext_int();
+    let has_seen = vcpu.join().unwrap();
+    assert!(is_told || has_seen, "{UNSEEN}");
+}
+
+loom_tests! {
+    /// A vCPU that begins to accept interrupts of the 8259s sees that they have one, or is told.
+    loom_ext_int_vs_mode = ext_int_vs_mode;
+    mutant_mode_without_fence breaks [FenceAtMode],
+    mutant_ext_int_without_fence breaks [FenceAtExtInt]
 }
 
 /// Another vCPU starts this vCPU by INIT, SIPI, SIPI, as the manuals demand, while this one takes its signals.

@@ -2,7 +2,7 @@
 
 use crate::rules::Rule;
 use model::kept;
-use model::sync::{AtomicU32, Ordering};
+use model::sync::{AtomicU32, Ordering, fence};
 
 /// Interrupts posted to one vCPU, as in a posted-interrupt descriptor (Intel SDM vol. 3, section 30.6), and the part of its
 /// APIC's state that decides whether an interrupt is for it.
@@ -11,6 +11,11 @@ use model::sync::{AtomicU32, Ordering};
 /// bit in the summary last. The owner clears the bit in the IRR; if the word is empty then, it clears the summary's bit, reads the
 /// word again, and sets the summary's bit again if another vector has come in between. So once a post has returned, its vector is
 /// in the summary until it is taken. The models (`loom_*`) explore every interleaving of this.
+///
+/// A post releases the sender's memory with the vector's bit, and with the signal; the owner acquires it where it reads either to take
+/// it. Nothing is read by what the summary says, nor by whether there are signals: an owner that misses a post which has not raised
+/// the owner's [`Request`](crate::Request) yet looks again when it does. So these are read in any order. The mode and the logical
+/// destination are words by themselves, too: a sender that looks a moment earlier finds the old one, as on a processor.
 pub struct Posted {
     /// The interrupt request register.
     irr: [AtomicU32; 8],
@@ -101,12 +106,10 @@ impl Posted {
     #[inline]
     fn request(&self, vector: u8) {
         let word = vector >> 5;
-        let order = if kept(Rule::Publish) { Ordering::AcqRel } else { Ordering::Relaxed };
+        let order = if kept(Rule::Publish) { Ordering::Release } else { Ordering::Relaxed };
         if !kept(Rule::SummaryLast) {
             self.summary.fetch_or(1 << word, order);
         }
-        // Acquire as well: if this bit is set after `clear_irr` cleared its word, the summary's bit must be set after
-        // `clear_irr` cleared the summary.
         self.irr[usize::from(word)].fetch_or(1 << (vector & 31), order);
         if kept(Rule::SummaryLast) {
             self.summary.fetch_or(1 << word, order);
@@ -116,14 +119,19 @@ impl Posted {
     /// Removes a vector from the IRR. For the owner alone.
     #[inline]
     pub(crate) fn take_vector(&self, vector: u8) {
-        let word = vector >> 5;
-        let old = self.irr[usize::from(word)].fetch_and(!(1 << (vector & 31)), Ordering::AcqRel);
-        if old & !(1 << (vector & 31)) == 0 {
+        self.take(vector >> 5, 1 << (vector & 31));
+    }
+
+    /// Removes the vectors `bits` from a word of the IRR. The memory of their senders was acquired where they were found.
+    #[inline]
+    fn take(&self, word: u8, bits: u32) {
+        let old = self.irr[usize::from(word & 7)].fetch_and(!bits, Ordering::Relaxed);
+        if old & !bits == 0 {
             // A vector may have been posted since `fetch_and`. If its summary bit came before this line, it is lost here: the word
-            // is read again below. If it comes after, the summary is right.
-            self.summary.fetch_and(!(1 << word), Ordering::AcqRel);
+            // is read again below, for which this acquires the vector. If it comes after, the summary is right.
+            self.summary.fetch_and(!(1 << word), Ordering::Acquire);
             if kept(Rule::ReadAgain) && self.irr_word(word) != 0 {
-                self.summary.fetch_or(1 << word, Ordering::Release);
+                self.summary.fetch_or(1 << word, Ordering::Relaxed);
             }
         }
     }
@@ -136,13 +144,13 @@ impl Posted {
     /// Whether a vector may be pending. False: none is, whose post has returned.
     #[inline]
     pub fn may_have_vectors(&self) -> bool {
-        self.summary.load(Ordering::Acquire) != 0
+        self.summary.load(Ordering::Relaxed) != 0
     }
 
     /// The highest pending vector.
     #[inline]
     pub(crate) fn highest(&self) -> Option<u8> {
-        let summary = self.summary.load(Ordering::Acquire);
+        let summary = self.summary.load(Ordering::Relaxed);
         if summary == 0 { None } else { highest(|word| if summary & 1 << word == 0 { 0 } else { self.irr_word(word) }) }
     }
 
@@ -160,20 +168,21 @@ impl Posted {
 
     /// Posts INIT, and discards signals that were posted before.
     pub fn post_init(&self) {
-        // A swap rather than a store, so that memory released with an earlier signal is visible to the owner, too.
-        self.signals.swap(INIT, Ordering::AcqRel);
+        // A swap rather than a store, so that memory released with an earlier signal is visible to the owner, too: an exchange
+        // continues the release sequences of those before it.
+        self.signals.swap(INIT, Ordering::Release);
     }
 
     /// Posts a start-up interrupt, unless one is pending.
     pub fn post_startup(&self, page: u8) {
         let add = |old| (old & STARTUP == 0).then_some(old | STARTUP | u32::from(page));
         // It fails only if one is pending.
-        let _ = self.signals.fetch_update(Ordering::AcqRel, Ordering::Relaxed, add);
+        let _ = self.signals.fetch_update(Ordering::Release, Ordering::Relaxed, add);
     }
 
     /// Whether signals are pending.
     pub fn has_signals(&self) -> bool {
-        self.signals.load(Ordering::Acquire) != 0
+        self.signals.load(Ordering::Relaxed) != 0
     }
 
     /// Takes all pending signals. For the owner alone.
@@ -182,10 +191,10 @@ impl Posted {
             return Signals::default();
         }
         let signals = if kept(Rule::TakeAtOnce) {
-            self.signals.swap(0, Ordering::AcqRel)
+            self.signals.swap(0, Ordering::Acquire)
         } else {
-            let signals = self.signals.load(Ordering::Acquire);
-            self.signals.store(0, Ordering::Release);
+            let signals = self.signals.load(Ordering::Relaxed);
+            self.signals.store(0, Ordering::Relaxed);
             signals
         };
         Signals {
@@ -203,22 +212,14 @@ impl Posted {
 
     /// Discards what is posted. For a time in which no vCPU of the VM runs.
     pub fn discard(&self) {
-        self.signals.store(0, Ordering::Release);
+        self.signals.store(0, Ordering::Relaxed);
         self.clear_irr();
     }
 
-    /// Discards all vectors. For the owner alone. The summary goes first: a vector that is posted meanwhile and stays in the IRR
-    /// must stay in the summary, too.
+    /// Discards all vectors. For the owner alone: it takes them.
     pub(crate) fn clear_irr(&self) {
-        let clear_summary = || self.summary.swap(0, Ordering::AcqRel);
-        if kept(Rule::ClearSummaryFirst) {
-            clear_summary();
-        }
-        for word in &self.irr {
-            word.swap(0, Ordering::AcqRel);
-        }
-        if !kept(Rule::ClearSummaryFirst) {
-            clear_summary();
+        for word in 0..8 {
+            self.take(word, u32::MAX);
         }
     }
 
@@ -226,40 +227,50 @@ impl Posted {
         let bit = |on, bit| if on { bit } else { 0 };
         let enabled = bit(mode.hardware, HARDWARE_ENABLED) | bit(mode.software, SOFTWARE_ENABLED);
         let state = enabled | bit(mode.x2apic, X2APIC) | bit(mode.accepts_ext_int, ACCEPTS_EXT_INT);
-        self.state.store(state, Ordering::SeqCst);
+        self.state.store(state, Ordering::Relaxed);
+        if kept(Rule::FenceAtMode) {
+            fence(Ordering::SeqCst);
+        }
     }
 
-    /// Whether the vCPU accepts interrupts of the 8259s.
+    fn state(&self) -> u32 {
+        self.state.load(Ordering::Relaxed)
+    }
+
+    /// Whether the vCPU accepts interrupts of the 8259s, for a CPU that has just stored, in any order, that they have one.
     ///
-    /// One that shows that they have an interrupt and then asks this, and a vCPU that has begun to accept them and then looks whether
-    /// they have one, do so with SeqCst: at least one of the two sees the other.
+    /// That CPU stores this, fences and loads the vCPU's mode; a vCPU that begins to accept them stores its mode, fences, and then
+    /// looks whether they have an interrupt (Dekker). At least one of the two sees the other.
     pub fn accepts_ext_int(&self) -> bool {
-        self.state.load(Ordering::SeqCst) & ACCEPTS_EXT_INT != 0
+        if kept(Rule::FenceAtExtInt) {
+            fence(Ordering::SeqCst);
+        }
+        self.state() & ACCEPTS_EXT_INT != 0
     }
 
     pub(crate) fn set_logical(&self, logical: u32, format: u32) {
-        self.logical.store(logical, Ordering::Release);
-        self.format.store(format, Ordering::Release);
+        self.logical.store(logical, Ordering::Relaxed);
+        self.format.store(format, Ordering::Relaxed);
     }
 
     pub(crate) fn is_on(&self) -> bool {
-        self.state.load(Ordering::Acquire) & HARDWARE_ENABLED != 0
+        self.state() & HARDWARE_ENABLED != 0
     }
 
     /// Whether the APIC accepts vectors: hardware and software have it enabled.
     pub(crate) fn accepts_vectors(&self) -> bool {
         const BOTH: u32 = HARDWARE_ENABLED | SOFTWARE_ENABLED;
-        self.state.load(Ordering::Acquire) & BOTH == BOTH
+        self.state() & BOTH == BOTH
     }
 
     /// Whether logical destination `destination` includes this APIC: in x2APIC mode by the ID (SDM section 11.12.10.2), otherwise
     /// by the logical destination register, in the flat or the cluster model (section 11.6.2.2).
     pub(crate) fn is_logical(&self, destination: u32) -> bool {
-        if self.state.load(Ordering::Acquire) & X2APIC != 0 {
+        if self.state() & X2APIC != 0 {
             return destination >> 16 == self.id >> 4 && destination & 1 << (self.id & 15) != 0;
         }
-        let (own, wanted) = (self.logical.load(Ordering::Acquire) >> 24, destination & 0xff);
-        if self.format.load(Ordering::Acquire) >> 28 == 0xf {
+        let (own, wanted) = (self.logical.load(Ordering::Relaxed) >> 24, destination & 0xff);
+        if self.format.load(Ordering::Relaxed) >> 28 == 0xf {
             own & wanted != 0
         } else {
             (own >> 4 == wanted >> 4 || wanted >> 4 == 0xf) && own & wanted & 0xf != 0

@@ -23,18 +23,13 @@ impl Request {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// The same, in one order with all other operations that are SeqCst.
-    pub fn is_pending_in_order(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    /// Raises it. False if it was pending already: then another sender kicks the vCPU's CPU.
+    /// Raises it, and releases the message before. False if it was pending already: then another sender kicks the vCPU's CPU.
     pub fn raise(&self) -> bool {
-        !self.0.swap(true, Ordering::AcqRel)
+        !self.0.swap(true, Ordering::Release)
     }
 
     /// Clears it. The vCPU reads messages only afterwards: a message that comes later raises the request again.
     pub fn clear(&self) {
-        self.0.swap(false, Ordering::AcqRel);
+        self.0.swap(false, Ordering::Acquire);
     }
 }

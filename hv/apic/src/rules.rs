@@ -9,10 +9,12 @@ pub(crate) enum Rule {
     Publish,
     /// The owner reads a word of the IRR again after it has cleared the summary's bit for it.
     ReadAgain,
-    /// A reset clears the summary before the IRR.
-    ClearSummaryFirst,
     /// The owner takes all signals in one atomic step.
     TakeAtOnce,
     /// The sender of an IPI has the request raised after it has posted.
     RaiseLast,
+    /// A vCPU shows its mode and fences before it looks whether the 8259s have an interrupt.
+    FenceAtMode,
+    /// A CPU that shows that the 8259s have an interrupt fences before it looks which vCPUs accept it.
+    FenceAtExtInt,
 }

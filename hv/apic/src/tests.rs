@@ -4,6 +4,7 @@ use crate::register::Lvt;
 use crate::*;
 use core::cell::Cell;
 use proptest::prelude::*;
+use std::vec;
 use std::vec::Vec;
 
 #[derive(Default)]
@@ -192,6 +193,8 @@ fn the_lowest_vector_is_16() {
     assert_eq!((hits, cpus.acknowledge(0)), (1, Some(16)));
     assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
     assert_eq!(timer_of_one_count(&mut cpus, 16), Some(16));
+    assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+    assert_eq!((cpus.send(0, 0, 16), cpus.acknowledge(0)), (vec![0], Some(16)));
 }
 
 #[test]
@@ -449,6 +452,32 @@ fn what_the_task_priority_alone_holds_back_waits_for_cr8_to_fall() {
     assert_eq!(cpus.acknowledge(0), Some(0x52));
     cpus.apics[0].set_cr8(6);
     assert_eq!(held_back(&cpus), None, "the handler of 52h holds 41h back as well");
+    cpus.posted[0].post_vector(0x58);
+    assert_eq!(held_back(&cpus), None, "and an interrupt of its own class");
+}
+
+#[test]
+fn a_disabled_apic_holds_nothing_back_until_cr8_falls() {
+    let mut cpus = Cpus::<1>::new();
+    let [posted] = &cpus.posted;
+    cpus.apics[0].set_base(0xfee0_0000, 40, posted).unwrap();
+    // By a sender that has seen it enabled.
+    posted.post_vector(0x52);
+    cpus.apics[0].set_cr8(15);
+    assert_eq!(cpus.apics[0].held_back(posted), None);
+}
+
+#[test]
+fn a_vcpu_may_have_vectors_from_the_first_post_to_the_last_acknowledgment() {
+    let mut cpus = Cpus::<1>::new();
+    assert!(!cpus.posted[0].may_have_vectors());
+    [0x41, 0x42, 0x83].into_iter().for_each(|vector| cpus.posted[0].post_vector(vector));
+    for vector in [0x83, 0x42, 0x41] {
+        assert!(cpus.posted[0].may_have_vectors());
+        assert_eq!(cpus.acknowledge(0), Some(vector));
+        assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+    }
+    assert!(!cpus.posted[0].may_have_vectors());
 }
 
 #[test]
@@ -585,18 +614,18 @@ fn what_is_discarded_is_gone() {
     posted.post_nmi();
     posted.post_startup(8);
     posted.discard();
-    assert!(posted.is_empty());
+    assert!(posted.is_empty() && !posted.may_have_vectors());
     assert_eq!(posted.take_signals(), Signals::default());
 }
 
 #[test]
 fn a_request_is_raised_once_until_it_is_cleared() {
     let request = Request::new();
-    assert!(!request.is_pending() && !request.is_pending_in_order());
+    assert!(!request.is_pending());
     assert!(request.raise());
     assert!(!request.raise(), "the sender that raised it kicks");
-    assert!(request.is_pending() && request.is_pending_in_order());
+    assert!(request.is_pending());
     request.clear();
-    assert!(!request.is_pending() && !request.is_pending_in_order());
+    assert!(!request.is_pending());
     assert!(request.raise());
 }

@@ -44,14 +44,10 @@ impl LocalApic {
     /// mode to xAPIC mode.
     pub fn set_base(&mut self, value: u64, address_bits: u8, posted: &Posted) -> Result<(), InvalidMsrAccess> {
         let address = ((1u64 << address_bits.clamp(32, 52)) - 1) & !0xfff;
-        let mode = |base: u64| (base & BASE_ENABLED != 0, base & BASE_X2APIC != 0);
-        let forbidden = match (mode(self.base), mode(value)) {
-            (_, (on, x2apic)) if x2apic && !on => true,
-            ((on, _), (true, true)) => !on,
-            ((true, true), (on, x2apic)) => on && !x2apic,
-            _ => false,
-        };
-        if value & !(address | BASE_ENABLED | BASE_X2APIC | BASE_BSP) != 0 || forbidden {
+        const X2APIC: u64 = BASE_ENABLED | BASE_X2APIC;
+        let modes = (self.base & X2APIC, value & X2APIC);
+        let allowed = matches!(modes, (_, 0) | (0 | BASE_ENABLED, BASE_ENABLED) | (BASE_ENABLED | X2APIC, X2APIC));
+        if value & !(address | X2APIC | BASE_BSP) != 0 || !allowed {
             return Err(InvalidMsrAccess);
         }
         let was_on = self.is_on();

@@ -123,10 +123,10 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         self.vcpus[vcpu].request.raise()
     }
 
-    /// Whether to ask the 8259s. SeqCst, because of [`Posted::accepts_ext_int`].
+    /// Whether to ask the 8259s. In any order, because of [`Posted::accepts_ext_int`], which fences.
     #[inline]
     pub(crate) fn has_legacy(&self) -> bool {
-        self.legacy.load(Ordering::SeqCst)
+        self.legacy.load(Ordering::Relaxed)
     }
 
     /// To be called with the devices held, when they have changed. True if they have an interrupt and had none: the vCPUs that accept
@@ -135,7 +135,7 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
         // Only one that holds the devices writes this.
         let changes = self.legacy.load(Ordering::Relaxed) != pending;
         if changes {
-            self.legacy.store(pending, Ordering::SeqCst);
+            self.legacy.store(pending, Ordering::Relaxed);
         }
         changes && pending
     }
@@ -153,7 +153,8 @@ impl<S: Sink, C: Clock + Clone> Vm<S, C> {
     /// Takes back the count of a vCPU that sleeps and that no interrupt can wake. False if no vCPU is left that could send it an
     /// NMI or INIT, and no request is pending.
     pub(crate) fn remove_wakeable(&self) -> bool {
+        // The last vCPU acquires what the others released by taking back their counts: the requests that they have raised.
         let wakeable = self.wakeable.fetch_sub(1, Ordering::SeqCst) - 1;
-        wakeable != 0 || self.vcpus.iter().any(|vcpu| vcpu.request.is_pending_in_order())
+        wakeable != 0 || self.vcpus.iter().any(|vcpu| vcpu.request.is_pending())
     }
 }
