@@ -329,7 +329,8 @@ impl<'d, P: Platform> Cpu<'d, P> {
     pub fn barrier(&mut self, mut free: impl FnMut(Pfn)) {
         for index in 0.. {
             let Some(data) = self.domain.cpu_data(index) else { break };
-            let goal = data.cpu.deferred.load(Ordering::Acquire);
+            // In any order: what is waited for comes with `done`.
+            let goal = data.cpu.deferred.load(Ordering::Relaxed);
             while data.cpu.done.load(Ordering::Acquire) < goal && kept(Rule::BarrierCountsAll) {
                 self.ripen_and_kick(index..=index, &mut free);
             }

@@ -74,7 +74,7 @@ impl CpuData {
     }
 
     pub(crate) fn take(&self) -> bool {
-        !self.taken.swap(true, Ordering::AcqRel)
+        !self.taken.swap(true, Ordering::Acquire)
     }
 
     pub(crate) fn release(&self) {
@@ -95,15 +95,18 @@ impl PerCpu {
     }
 
     /// Announces the space that the next guest mode walks, with translations as old as `flushed`.
+    ///
+    /// One that reads this or [`acknowledge`](Self::acknowledge)'s value finds all walks of earlier guest modes over: the fence of the
+    /// return from them releases these stores, which need no order of their own. The state, which is stored next, does so for this.
     #[inline]
     pub(crate) fn set_space(&self, space: &Space, flushed: u64) {
-        self.space.store(space.id(), Ordering::Release);
-        self.flushed.store(flushed, Ordering::Release);
+        self.space.store(space.id(), Ordering::Relaxed);
+        self.flushed.store(flushed, Ordering::Relaxed);
     }
 
     #[inline]
     pub(crate) fn acknowledge(&self, generation: u64) {
-        self.flushed.store(generation, Ordering::Release);
+        self.flushed.store(generation, Ordering::Relaxed);
     }
 
     /// Whether the hardware may walk `space` with translations from before `generation`.
@@ -133,9 +136,10 @@ impl PerCpu {
         }
     }
 
+    /// In any order: it makes others wait, and publishes nothing. What the CPU's own store of the state has released stays released.
     fn change_mode(&self, from: State, to: Mode) -> bool {
         let to = from.with_mode(to).raw();
-        self.state.compare_exchange(from.raw(), to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.state.compare_exchange(from.raw(), to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -296,7 +300,7 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
         // stores nearly the same time.
         self.started.fetch_max(self.platform.now(), Ordering::Relaxed);
         // If the exchange fails, another CPU has begun the grace period.
-        let _ = self.clock.compare_exchange(clock, clock + 1, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.clock.compare_exchange(clock, clock + 1, Ordering::Release, Ordering::Relaxed);
     }
 
     /// Ends the running grace period if no CPU holds it up. Returns the number of the last period that has ended.
@@ -309,12 +313,12 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
         if self.cpus().any(|(_, cpu)| holds_up(cpu.state(), running)) {
             return completed;
         }
-        match self.completed.compare_exchange(completed, running, Ordering::AcqRel, Ordering::Acquire) {
+        match self.completed.compare_exchange(completed, running, Ordering::Release, Ordering::Relaxed) {
             Ok(_) => {
                 self.longest.fetch_max(self.running_for(), Ordering::Relaxed);
                 running
             }
-            Err(newer) => newer,
+            Err(_) => self.completed(),
         }
     }
 

@@ -122,6 +122,52 @@ fn a_page_waits_for_the_grace_period_after_the_running_one() {
 }
 
 #[test]
+fn a_grace_period_begins_only_for_pages_that_wait_for_it() {
+    let domain = domain();
+    let mut cpu = domain.register(0).unwrap();
+    for number in [1, 2] {
+        cpu.call_rcu(page(number));
+        assert_eq!(turns(core::slice::from_mut(&mut cpu)), [number]);
+        assert_eq!(domain.stats().grace_periods, number);
+    }
+}
+
+/// It is what each exit from guest mode costs.
+#[test]
+fn a_poll_without_pages_looks_at_no_other_cpu() {
+    let domain = domain();
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    first.call_rcu(page(1));
+    assert_eq!(polled(&first), [], "the grace period begins");
+    first.quiescent();
+    second.quiescent();
+    assert_eq!(polled(&second), []);
+    assert_eq!(domain.stats().grace_periods, 0, "the second CPU would have found that it is over");
+    assert_eq!(polled(&first), [1]);
+}
+
+#[test]
+fn a_session_does_what_its_cpu_does() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let mut cpu = domain.register(1).unwrap();
+    let mut tlb = Tlb::new();
+    let mut session = cpu.session(&space, &mut tlb);
+    session.call_rcu(page(1));
+    assert_eq!(polled(&session), [], "the grace period begins");
+    session.quiescent();
+    assert_eq!(polled(&session), [1]);
+    session.call_rcu(page(2));
+    session.synchronize_expedited();
+    assert_eq!(polled(&session), [2]);
+    session.call_rcu(page(3));
+    let mut freed = vec![];
+    session.barrier(|page| freed.push(page.raw()));
+    assert_eq!(freed, [3]);
+    session.idle(|| assert!(domain.is_away(1)));
+}
+
+#[test]
 fn idle_holds_up_nothing() {
     let domain = domain();
     let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
@@ -237,6 +283,25 @@ fn a_flush_with_kicks_also_kicks_cpus_that_a_lazy_flush_left() {
         gather.finish();
         assert_eq!(kicks(&domain), [0, 1, 0]);
     });
+}
+
+/// The generations of another space, which the CPU has entered in between, are of no account.
+#[test]
+fn a_session_shows_how_old_its_translations_are() {
+    let domain = domain();
+    let [space, other] = [(); 2].map(|()| Space::new(&domain));
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    let mut tlb = Tlb::new();
+    second.guest(&space, &mut tlb, |flush| assert_eq!(flush, Flush::Needed));
+    (0..3).for_each(|_| first.gather(&other).changed());
+    second.guest(&other, &mut Tlb::new(), |flush| assert_eq!(flush, Flush::Needed));
+    second.guest(&space, &mut tlb, |flush| {
+        assert_eq!(flush, Flush::Keep);
+        first.defer(&space, page(5));
+        assert_eq!(kicks(&domain), [0, 1, 0]);
+        assert_eq!(turns(core::slice::from_mut(&mut first)), []);
+    });
+    assert_eq!(turns(&mut [first, second]), [5]);
 }
 
 #[test]
@@ -436,6 +501,33 @@ fn a_barrier_kicks_and_waits_for_a_cpu_with_a_page() {
         domain.register(2).unwrap().idle(wait);
         assert_eq!(freed.load(Ordering::SeqCst), 7);
         assert_eq!(kicks(&domain)[2], 0, "it has no page");
+    });
+}
+
+/// The second CPU leaves its guest when it is kicked, and not before.
+#[test]
+fn an_expedited_wait_kicks_a_guest_that_a_lazy_flush_left() {
+    let (domain, entered) = (domain(), std::sync::Barrier::new(2));
+    let space = Space::new(&domain);
+    let stays_until_kicked = || {
+        domain.register(1).unwrap().guest(&space, &mut Tlb::new(), |_| {
+            entered.wait();
+            let begun = std::time::Instant::now();
+            // Without a kick the test fails after a while, rather than hang.
+            while kicks(&domain)[1] == 0 && begun.elapsed().as_secs() < 10 {
+                std::thread::yield_now();
+            }
+        });
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(stays_until_kicked);
+        entered.wait();
+        let mut first = domain.register(0).unwrap();
+        let mut gather = first.gather(&space);
+        gather.changed();
+        gather.finish_lazily();
+        first.synchronize_expedited();
+        assert_eq!(kicks(&domain), [0, 1, 0]);
     });
 }
 

@@ -652,39 +652,74 @@ loom_tests! {
     mutant_vcpu_migrates_unflushed breaks [FlushOnMigration]
 }
 
-/// The hypervisor write-protects, flushes, and collects the guest's writes.
-fn collect_after_flush<const WAITS: bool>() {
-    let world = World::<2>::new(9);
-    let vcpu = spawn(&world, |world| {
-        let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
-        for _ in 0..2 {
-            tagged.enter(world, &mut cpu, |cached| {
-                *cached = cached.or_else(|| world.platform().load());
-                if let Some(page) = *cached {
-                    world.platform().page(page).write();
-                }
-            });
-        }
-    });
-    let cpu = world.cpu(0);
-    let mut gather = cpu.gather(&world.space);
-    let page = world.platform().unlink();
-    gather.changed();
-    let retired = gather.finish();
-    while WAITS && !world.domain.is_flushed(&world.space, retired.generation) {
-        thread::yield_now();
-    }
-    world.platform().page(page).walk();
-    drop(cpu);
-    vcpu.join().unwrap();
-}
+/// What takes three preemptions to go wrong, in models that are small enough.
+mod collecting {
+    use super::*;
 
-loom_tests! {
-    /// When the flush has reached every CPU, no guest writes by a stale translation.
-    loom_collect_after_flush = collect_after_flush::<true>;
-    mutant_collect_without_comparison breaks [CompareAtEntry]
+    const EXPLORER: Explorer = Explorer { preemptions: 3, ..super::EXPLORER };
+
+    /// The hypervisor write-protects, flushes, and collects the writes of the guest of CPU 1, which runs twice, the last time in its
+    /// own space or in another.
+    fn collect<const WAITS: bool>(last_run: fn(&World<2>, &mut Cpu<'_, TestPlatform>, &mut Tagged)) {
+        let world = World::<2>::new(9);
+        let vcpu = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
+                write_once(&world, &mut cpu, &mut tagged);
+                last_run(&world, &mut cpu, &mut tagged);
+            })
+        };
+        let cpu = world.cpu(0);
+        let mut gather = cpu.gather(&world.space);
+        let page = world.platform().unlink();
+        gather.changed();
+        let retired = gather.finish();
+        while WAITS && !world.domain.is_flushed(&world.space, retired.generation) {
+            thread::yield_now();
+        }
+        world.platform().page(page).walk();
+        drop(cpu);
+        vcpu.join().unwrap();
+    }
+
+    fn write_once(world: &World<2>, cpu: &mut Cpu<'_, TestPlatform>, tagged: &mut Tagged) {
+        tagged.enter(world, cpu, |cached| {
+            *cached = cached.or_else(|| world.platform().load());
+            if let Some(page) = *cached {
+                world.platform().page(page).write();
+            }
+        });
+    }
+
+    fn collect_after_flush() {
+        collect::<true>(write_once);
+    }
+
+    fn collect_without_waiting() {
+        collect::<false>(write_once);
+    }
+
+    fn collect_from_a_cpu_that_left() {
+        collect::<true>(|world, cpu, _| {
+            let other = Space::new(&world.domain);
+            cpu.guest(&other, &mut Tlb::new(), |_| ());
+        });
+    }
+
+    loom_tests! {
+        /// When the flush has reached every CPU, no guest writes by a stale translation.
+        loom_collect_after_flush = collect_after_flush;
+        mutant_collect_without_comparison breaks [CompareAtEntry]
+    }
+    mutant!(mutant_collect_without_waiting = collect_without_waiting);
+
+    loom_tests! {
+        /// A CPU that has gone to another space has ended its writes to this one.
+        loom_collect_from_a_cpu_that_left = collect_from_a_cpu_that_left;
+        mutant_collect_from_a_cpu_that_names_no_space breaks [SpaceAtSession]
+    }
 }
-mutant!(mutant_collect_without_waiting = collect_after_flush::<false>);
 
 // Guards, locks, backlog and barriers.
 
@@ -887,6 +922,27 @@ loom_tests! {
     /// A barrier frees the pages of a CPU that would stay in guest mode, its own and those that it adopted.
     loom_barrier_vs_guest = barrier_vs_guest;
     mutant_barrier_without_kick hangs_without [BarrierKicks]
+}
+
+/// Two threads are CPU 1, if one after the other.
+fn cpu_that_passes_to_another_thread() {
+    fn defer_one(world: &World<2>, page: Pfn) {
+        // Once, as loom can't bound a loop.
+        if let Ok(cpu) = world.domain.register(1) {
+            cpu.call_rcu(page);
+        }
+    }
+    let world = World::<2>::new(9);
+    let other = spawn(&world, |world| defer_one(world, OTHER));
+    defer_one(&world, world.platform().unlink());
+    other.join().unwrap();
+    world.drain();
+}
+
+/// Whoever is a CPU next goes on from its counts of pages.
+#[test]
+fn loom_cpu_that_passes_to_another_thread() {
+    EXPLORER.explore(cpu_that_passes_to_another_thread);
 }
 
 /// CPU 1 unlinks a page and goes offline at once.
