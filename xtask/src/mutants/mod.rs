@@ -53,6 +53,7 @@ const BUILDS: usize = 12;
 Examples:
   cargo xtask mutants --crate rcu                        all changes of one crate
   cargo xtask mutants --crate rcu --kind ordering,flush
+  cargo xtask mutants --only hv/rcu/src/domain.rs        those of one file
   cargo xtask mutants --only hv/rcu/src/domain.rs:76     those of one line
   cargo xtask mutants --resume                           what is not decided yet
   cargo xtask mutants --sample 30                        half a minute's, of one crate, chosen by the commit
@@ -66,8 +67,8 @@ pub(crate) struct Args {
     /// Make changes of these kinds alone
     #[arg(long, value_enum, value_delimiter = ',')]
     kind: Vec<Kind>,
-    /// Make the changes of this line alone
-    #[arg(long, value_name = "FILE:LINE")]
+    /// Make the changes of this file, or of this line of it, alone
+    #[arg(long, value_name = "FILE[:LINE]")]
     only: Option<String>,
     /// Run this many tests at once; as many as there are processors if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -123,11 +124,11 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
 impl Args {
     fn crates(&self) -> Result<Vec<(&'static str, &'static [Stage])>> {
         let of_line = match &self.only {
-            Some(only) => Some(
-                only.strip_prefix("hv/")
-                    .and_then(|path| path.split('/').next())
-                    .ok_or_else(|| usage(format!("{only}: a place is FILE:LINE, and its file begins with hv/")))?,
-            ),
+            Some(only) => {
+                Some(only.strip_prefix("hv/").and_then(|path| path.split('/').next()).ok_or_else(|| {
+                    usage(format!("{only}: a place is FILE or FILE:LINE, and its file begins with hv/"))
+                })?)
+            }
             None => None,
         };
         let is_wanted = |index: usize, name: &str| match of_line {
@@ -146,7 +147,7 @@ impl Args {
     fn wants(&self, mutant: &Mutant) -> bool {
         let place = || format!("{}:{}", mutant.file, mutant.line);
         (self.kind.is_empty() || self.kind.contains(&mutant.kind))
-            && self.only.as_ref().is_none_or(|only| *only == place())
+            && self.only.as_ref().is_none_or(|only| *only == mutant.file || *only == place())
     }
 }
 

@@ -5,20 +5,27 @@ use crate::leash::Leashed;
 use crate::progress::Step;
 use crate::project;
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A mutant is given this many times the time that the unchanged crate takes, and this much at least.
+/// A mutant is given this many times the time that the unchanged crate takes, and this much at least. It is the processor's time, which
+/// other programs do not take part in.
 const FACTOR: u32 = 5;
 const LEAST: Duration = Duration::from_secs(5);
+/// One that sleeps for ever is ended when this much has passed, as a multiple of its processor time.
+const PATIENCE: u32 = 6;
+/// What ends a program that has used its time.
+const OUT_OF_TIME: [i32; 2] = [Signal::XCPU.as_raw(), Signal::KILL.as_raw()];
 /// A test that takes longer than this is run by itself, when the quick ones of all programs have passed.
 const QUICK: Duration = Duration::from_millis(500);
 /// A mutant that allocates for ever ends here.
@@ -186,10 +193,11 @@ impl Program {
 
     /// The same; `passed` is told of each test that has passed.
     fn run_and_tell(&self, number: usize, mut passed: impl FnMut(&str)) -> Result<Ended> {
-        let deadline = Instant::now() + self.limit;
+        let deadline = Instant::now() + self.limit * PATIENCE;
         let limiter = project::find_program("prlimit").context("prlimit (util-linux) is missing")?;
         let mut process = Leashed::spawn(&limiter, |command| {
-            command.arg(MEMORY).arg(&self.path).arg("--test-threads=1");
+            command.arg(MEMORY).arg(format!("--cpu={}", self.limit.as_secs().max(1)));
+            command.arg(&self.path).arg("--test-threads=1");
             match &self.tests {
                 Tests::All => command.arg("--skip=mutant_"),
                 Tests::Named(names) => command.arg("--exact").args(names),
@@ -230,6 +238,9 @@ impl Program {
         let status = process.wait_until(deadline)?;
         Ok(match status {
             Some(Some(0)) => Ended::Survived,
+            Some(None) if process.child.wait()?.signal().is_some_and(|by| OUT_OF_TIME.contains(&by)) => {
+                Ended::TimedOut(format!("after {last}"))
+            }
             Some(_) => Ended::Killed(format!("after {last}")),
             None => Ended::TimedOut(format!("after {last}")),
         })
