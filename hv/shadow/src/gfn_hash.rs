@@ -267,6 +267,7 @@ mod tests {
                     for value in 0..3 {
                         let found = hash.any(Gfn::new(gfn), |&other| other == value);
                         prop_assert_eq!(found, list.contains(&(gfn, value)));
+                        prop_assert_eq!(hash.find_mut(Gfn::new(gfn), |&other| other == value).is_some(), found);
                     }
                 }
             }
