@@ -2,8 +2,9 @@
 
 use super::EXPLORER;
 use super::world::{A, B, WHOLE, World, at};
+use crate::pool::PoolPlatform;
 use crate::rules::Rule;
-use crate::{Entry, Level, NoTable};
+use crate::{Entry, Level, NoTable, Toy};
 use model::loom_tests;
 use model::sync::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -112,6 +113,22 @@ loom_tests! {
 }
 
 fn a_page_is_reused_after_the_flush() {
+    a_page_is_reused_after(|world, cpu, reuse| world.tree.zap(cpu, WHOLE, |_| reuse()).unwrap());
+}
+
+loom_tests! {
+    loom_a_page_is_reused_after_the_flush_of_its_table = a_page_is_reused_after_the_flush_of_its_table;
+    mutant_a_page_is_reused_without_flush_of_its_table breaks [Flush]
+}
+
+fn a_page_is_reused_after_the_flush_of_its_table() {
+    a_page_is_reused_after(|world, cpu, reuse| {
+        assert_eq!(world.tree.zap_tables(cpu, WHOLE).unwrap().pages, 1);
+        reuse();
+    });
+}
+
+fn a_page_is_reused_after(zap: fn(&World, &rcu::Cpu<'_, PoolPlatform<Toy<2>>>, &dyn Fn())) {
     let world = World::new(|world, cpu| world.map(cpu, 0, A));
     let reused = Arc::new(AtomicBool::new(false));
     let seen = reused.clone();
@@ -124,7 +141,7 @@ fn a_page_is_reused_after_the_flush() {
             }
         });
     });
-    world.on(0, |cpu| world.tree.zap(cpu, WHOLE, |_| reused.store(true, Ordering::Release)).unwrap());
+    world.on(0, |cpu| zap(&world, cpu, &|| reused.store(true, Ordering::Release)));
     other.join().unwrap();
 }
 
