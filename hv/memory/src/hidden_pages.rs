@@ -4,14 +4,17 @@
 
 use crate::account::give_back_some;
 use crate::host::HostMemory;
+use crate::rules::Rule;
 use crate::sync::Mutex;
 use crate::test_calls::STEP;
 use crate::tree_env::{Nested, TreeEnv};
 use crate::view::View;
 use addr::{Gfn, PAGE_SIZE, PageSize, Pfn};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicBool, Ordering};
 use loader::config::MAX_VCPUS;
 use mmu::{Leaf, MapError, Rights, Room};
+use model::kept;
+use model::sync::{AtomicUsize, fence};
 
 /// The page that each vCPU's APIC lies over, if that is memory.
 pub(crate) struct HiddenPages {
@@ -55,7 +58,9 @@ impl HiddenPages {
             return install(Rights::ALL);
         }
         let pages = self.pages.lock();
-        match (in_page(&*pages, page, size).next(), size) {
+        let any = in_page(&*pages, page, size).next();
+        let _locked = kept(Rule::InstallLocked).then_some(pages);
+        match (any, size) {
             (None, _) => install(Rights::ALL),
             (Some(_), PageSize::Size4K) => install(Rights::HIDDEN),
             (Some(_), _) => Err(MapError::Raced),
@@ -82,7 +87,7 @@ impl<'m, F: Nested, H: HostMemory> View<'_, 'm, F, H> {
         let installed = hidden.install(page, size, |rights| room.install(Leaf::new(frame, rights)));
         // Pairs with the fence in `hide`: either that finds the entry, or this finds that there is a page to be hidden.
         fence(Ordering::SeqCst);
-        if hidden.count.load(Ordering::Relaxed) != 0 {
+        if hidden.count.load(Ordering::Relaxed) != 0 && kept(Rule::LookAgain) {
             self.hide_in(page, size);
         }
         installed

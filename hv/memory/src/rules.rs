@@ -11,4 +11,8 @@ pub(crate) enum Rule {
     ZeroFirst,
     /// A fault whose page another CPU's fault was faster to map gives its own back.
     GiveBackLoser,
+    /// When a page is mapped, it is looked whether it became hidden meanwhile.
+    LookAgain,
+    /// A page is mapped beside hidden ones while these do not change.
+    InstallLocked,
 }

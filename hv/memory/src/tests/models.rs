@@ -8,7 +8,7 @@ use crate::{HostMemory, View, ViewState, VmMemory, poll_idle};
 use abi::hypercall::TestCall;
 use addr::{Gpa, PAGE_SIZE, PageSize};
 use loader::{GuestRam, VmConfig};
-use mmu::{Caps, Npt};
+use mmu::{Caps, Npt, Rights};
 use model::{failure, run};
 use rcu::{Cpu, CpuData, Domain, Tlb};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -161,6 +161,35 @@ fn two_faults_meet() {
     world.end();
 }
 
+/// A vCPU's APIC comes to lie over a page, while another vCPU touches it for the first time.
+fn hiding_meets_faults() {
+    let world = World::new();
+    let hides = world.spawn(0, |vcpu| vcpu.view().hide(0, Some(PAGE.frame())));
+    let touches = world.spawn(1, |vcpu| _ = vcpu.view().fault(NestedFault::new(PAGE, false, false, false)));
+    [hides, touches].into_iter().for_each(|thread| thread.join().expect("it has ended"));
+    world.on(0, |vcpu| {
+        let view = vcpu.view();
+        let found = view.vm.tree.translate(view.cpu.read(), PAGE);
+        assert!(found.is_none_or(|found| found.leaf.rights == Rights::HIDDEN), "{found:?}");
+    });
+    world.end();
+}
+
+/// It goes away again, while another vCPU touches the page for the first time.
+fn showing_meets_faults() {
+    let world = World::new();
+    world.on(0, |vcpu| vcpu.view().hide(0, Some(PAGE.frame())));
+    let shows = world.spawn(0, |vcpu| vcpu.view().hide(0, None));
+    let touches = world.spawn(1, |vcpu| _ = vcpu.view().fault(NestedFault::new(PAGE, false, false, false)));
+    [shows, touches].into_iter().for_each(|thread| thread.join().expect("it has ended"));
+    world.on(0, |vcpu| {
+        let view = vcpu.view();
+        let found = view.vm.tree.translate(view.cpu.read(), PAGE);
+        assert!(found.is_none_or(|found| found.leaf.rights == Rights::ALL), "{found:?}");
+    });
+    world.end();
+}
+
 fn explore(runs: usize, model: fn()) {
     run(RandomScheduler::new(runs), model);
     run(PctScheduler::new(3, runs), model);
@@ -203,4 +232,24 @@ fn shuttle_two_faults_meet() {
 #[test]
 fn mutant_fault_that_keeps_its_page() {
     must_fail(&[Rule::GiveBackLoser], two_faults_meet);
+}
+
+#[test]
+fn shuttle_hiding_meets_faults() {
+    explore(RUNS, hiding_meets_faults);
+}
+
+#[test]
+fn mutant_fault_that_does_not_look_for_hidden_pages_again() {
+    must_fail(&[Rule::LookAgain], hiding_meets_faults);
+}
+
+#[test]
+fn shuttle_showing_meets_faults() {
+    explore(RUNS, showing_meets_faults);
+}
+
+#[test]
+fn mutant_page_that_is_mapped_while_hidden_ones_change() {
+    must_fail(&[Rule::InstallLocked], showing_meets_faults);
 }
