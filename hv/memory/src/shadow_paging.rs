@@ -3,12 +3,15 @@
 use crate::host::HostMemory;
 use crate::shadow_trees::{ShadowTrees, VcpuTree};
 use crate::tree_env::Nested;
-use crate::view::{Touched, View};
+use crate::view::{MOST_WAYS, Touched, View};
 use addr::{Gpa, Gva, PageSize};
 use loader::MemoryError;
 use mmu::Fault;
 use shadow::{Backing, BackingPage, FaultOutcome, NoMemory, Registers, Vtlb, Writer};
 use walk::Access;
+
+/// How many faults have to do without tables that make way, for each that does not.
+const MAPPED: u32 = 8;
 
 impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
     /// What becomes of a page fault.
@@ -22,7 +25,7 @@ impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
     }
 
     /// [`resolve`](Self::resolve) again, after what can be had at once. The guest faults again as long as some of its pages wait
-    /// for a grace period, and then as long as a shadow table can make way.
+    /// for a grace period, and then as long as it gets on by shadow tables that make way.
     #[cold]
     pub(crate) fn resolve_again(&self, own: &Registers, at: Gva, access: Access) -> Result<FaultOutcome, NoMemory> {
         let waited = self.hurry_back();
@@ -30,18 +33,34 @@ impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
             Err(NoMemory) if waited || self.make_way() => Ok(FaultOutcome::Retry),
             Err(NoMemory) => Err(NoMemory),
             Ok(outcome) => {
-                self.state.found_frames();
+                self.resolved();
                 Ok(outcome)
             }
         }
     }
 
-    /// Zaps shadow tables for their frames. False if there are none.
+    /// Zaps shadow tables for their frames. False if there are none, or the guest does not get on so: each time has to be followed by
+    /// [`MAPPED`] faults that do without.
     fn make_way(&self) -> bool {
-        match self.shadow {
-            Some(VcpuTree::Vtlb(buffer)) => buffer.make_way(&self.cpu),
-            Some(VcpuTree::Kept(shadow, view)) => shadow.make_way(&self.cpu, view),
-            None => false,
+        let made = match (self.shadow, &self.vm.shadows) {
+            (Some(VcpuTree::Kept(shadow, view)), _) => shadow.make_way(&self.cpu, view),
+            // First of all the vCPU's own.
+            (Some(VcpuTree::Vtlb(own)), ShadowTrees::Vtlb(all)) => {
+                core::iter::once(own).chain(all).any(|buffer| buffer.make_way(&self.cpu))
+            }
+            _ => false,
+        };
+        let ways = &self.state.ways;
+        made && ways.get().checked_sub(MAPPED).map(|left| ways.set(left)).is_some()
+    }
+
+    /// A fault has found the frames that it needs.
+    #[inline]
+    pub(crate) fn resolved(&self) {
+        self.state.found_frames();
+        let ways = &self.state.ways;
+        if ways.get() < MOST_WAYS {
+            ways.set(ways.get() + 1);
         }
     }
 

@@ -46,6 +46,8 @@ pub struct ViewState {
     zeroing: Cell<Option<Zeroing>>,
     /// What found no frame is tried again until the VM has had so many pages back.
     awaited: Cell<Option<NonZero<u64>>>,
+    /// How often shadow tables may make way for lack of frames until faults have mapped pages in between.
+    pub(crate) ways: Cell<u32>,
 }
 
 /// A large page that no entry leads to yet, of which so many bytes are zero.
@@ -75,6 +77,10 @@ pub(crate) enum Touched {
 /// So many bytes of a large page are filled with zeroes in one exit.
 const ZEROED_AT_ONCE: u64 = 128 * PAGE_SIZE;
 
+/// So often tables make way for each other at most before the guest is at its end: what is left of the frames is not enough for the
+/// tables that one instruction needs.
+pub(crate) const MOST_WAYS: u32 = 64;
+
 /// Enough for the upper-level tables of a few address spaces.
 const PLACES: usize = 16;
 
@@ -87,6 +93,7 @@ impl ViewState {
             unfinished: Cell::new(None),
             zeroing: Cell::new(None),
             awaited: Cell::new(None),
+            ways: Cell::new(MOST_WAYS),
         }
     }
 

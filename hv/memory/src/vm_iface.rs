@@ -76,7 +76,7 @@ impl<F: Nested, H: HostMemory> vm::Memory for View<'_, '_, F, H> {
         match self.resolve(own, at, access) {
             Err(NoMemory) => self.resolve_again(own, at, access),
             Ok(outcome) => {
-                self.state.found_frames();
+                self.resolved();
                 Ok(outcome)
             }
         }

@@ -21,8 +21,8 @@ const BEGUN: u64 = 1 << 32;
 
 /// One vCPU's shadow: the pages that it has used since its last load of CR3, in a tree of its own.
 ///
-/// Only its vCPU calls it, except for [`suspend`](Self::suspend) and [`resume`](Self::resume). It has to be ended by
-/// [`into_tree`](Self::into_tree).
+/// Only its vCPU calls it, except for [`suspend`](Self::suspend), [`resume`](Self::resume) and [`make_way`](Self::make_way). It has to be
+/// ended by [`into_tree`](Self::into_tree).
 pub struct Vtlb<E: Env<Format = Pae<Gva>>> {
     tree: Tree<E>,
     /// A bit for each region of 4 MiB: an entry there maps a large page of the guest, or a part of one.

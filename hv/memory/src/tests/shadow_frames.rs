@@ -223,3 +223,35 @@ fn a_page_under_an_apic_is_in_no_shadow_table() {
         assert_eq!(walked(world), Some(backing(world)));
     });
 }
+
+/// Frames are left for two tables of the last level, and each round needs three.
+#[test]
+fn tables_that_make_way_for_each_other_for_ever_are_no_way_on() {
+    for paging in [Paging::Shadow, Paging::Vtlb] {
+        let domain = Arena::domain(1200);
+        let mut world = World::new(&domain, &VmConfig { pages: PageSize::Size4K, ..config(4 * LARGE, paging) });
+        load(&mut world);
+        let fault = |world: &mut World<'_>, at: u64| {
+            let outcome = world.view().shadow_fault(&registers(), Gva::new(at), WRITE);
+            world.cpu.quiescent();
+            outcome
+        };
+        let round = [0, LARGE, 2 * LARGE];
+        for at in round {
+            while fault(&mut world, at) != Ok(FaultOutcome::Mapped) {}
+        }
+        // Data takes what is left, and then one of the tables' frames.
+        let mut pages = (1..4 * LARGE / PAGE_SIZE).filter(|page| page * PAGE_SIZE % LARGE != 0);
+        let mut fill = |world: &mut World<'_>| {
+            let at = Gpa::new(pages.next().unwrap() * PAGE_SIZE);
+            walk::PhysMem::write(&world.view(), at, &[1]).is_some()
+        };
+        while fill(&mut world) {}
+        world.view().change_frames(|| ());
+        world.cpu.barrier(|page| _ = give_back(world.memory.host(), page));
+        assert!(fill(&mut world));
+        let ended = (0..10_000).any(|n| fault(&mut world, round[n % 3]).is_err());
+        assert!(ended, "{paging:?}");
+        world.end();
+    }
+}
