@@ -42,29 +42,13 @@ impl HiddenPages {
     /// Whether one of them is in the page of `size` around `page`.
     #[inline]
     pub(crate) fn any_in(&self, page: Gfn, size: PageSize) -> bool {
-        self.count.load(Ordering::Relaxed) != 0 && in_page(&*self.pages.lock(), page, size).next().is_some()
+        self.are_there_any() && in_page(&*self.pages.lock(), page, size).next().is_some()
     }
 
-    /// Has `install` map the page of `size` at `page` with the rights that it is to have. Where one of them is in a large page, it
-    /// fails: the fault is to map a small one.
+    /// Whether there is any. The answer is old when it comes.
     #[inline]
-    fn install(
-        &self,
-        page: Gfn,
-        size: PageSize,
-        install: impl FnOnce(Rights) -> Result<(), MapError>,
-    ) -> Result<(), MapError> {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return install(Rights::ALL);
-        }
-        let pages = self.pages.lock();
-        let any = in_page(&*pages, page, size).next();
-        let _locked = kept(Rule::InstallLocked).then_some(pages);
-        match (any, size) {
-            (None, _) => install(Rights::ALL),
-            (Some(_), PageSize::Size4K) => install(Rights::HIDDEN),
-            (Some(_), _) => Err(MapError::Raced),
-        }
+    fn are_there_any(&self) -> bool {
+        self.count.load(Ordering::Relaxed) != 0
     }
 
     /// A VM begins anew: none is left.
@@ -83,23 +67,39 @@ impl<'m, F: Nested, H: HostMemory> View<'_, 'm, F, H> {
     /// Maps `frame` in `room`.
     #[inline]
     pub(crate) fn install(&self, room: Room<'_, TreeEnv<'m, F, H>>, frame: Pfn) -> Result<(), MapError> {
-        let (page, size, hidden) = (room.start().frame(), room.size(), &self.vm.hidden);
-        let installed = hidden.install(page, size, |rights| room.install(Leaf::new(frame, rights)));
+        if self.vm.hidden.are_there_any() {
+            return self.install_beside_hidden(room, frame);
+        }
+        let installed = room.install(Leaf::new(frame, Rights::ALL));
         // Pairs with the fence in `hide`: either that finds the entry, or this finds that there is a page to be hidden.
         fence(Ordering::SeqCst);
-        if hidden.count.load(Ordering::Relaxed) != 0 && kept(Rule::LookAgain) {
-            self.hide_in(page, size);
+        if self.vm.hidden.are_there_any() && kept(Rule::LookAgain) {
+            self.hide_again();
         }
         installed
     }
 
-    /// A page may have become hidden while the page around it was mapped.
+    /// The same, with the rights that the page is to have. Where a hidden one is in a large page, it fails: the next fault maps a small
+    /// one.
     #[cold]
-    fn hide_in(&self, page: Gfn, size: PageSize) {
+    #[inline(never)]
+    fn install_beside_hidden(&self, room: Room<'_, TreeEnv<'m, F, H>>, frame: Pfn) -> Result<(), MapError> {
         let pages = self.vm.hidden.pages.lock();
-        for page in in_page(&*pages, page, size) {
-            self.protect(page, Rights::HIDDEN);
+        let any = in_page(&*pages, room.start().frame(), room.size()).next();
+        let _locked = kept(Rule::InstallLocked).then_some(pages);
+        match (any, room.size()) {
+            (None, _) => room.install(Leaf::new(frame, Rights::ALL)),
+            (Some(_), PageSize::Size4K) => room.install(Leaf::new(frame, Rights::HIDDEN)),
+            (Some(_), _) => Err(MapError::Raced),
         }
+    }
+
+    /// A page may have become hidden while it was mapped.
+    #[cold]
+    #[inline(never)]
+    fn hide_again(&self) {
+        let pages = self.vm.hidden.pages.lock();
+        pages.iter().flatten().for_each(|&page| self.protect(page, Rights::HIDDEN));
     }
 
     /// The registers of `vcpu`'s APIC are at `page` from now on, and no longer where they were before.

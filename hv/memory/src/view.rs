@@ -272,8 +272,7 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
             return Err(MemoryError::Outside(at));
         }
         let large = at.align_down(PageSize::Size2M.bytes()).wrapping_add(PageSize::Size2M.bytes() - 1);
-        let is_large = self.vm.ram.backs(large) && !self.vm.hidden.any_in(at.frame(), PageSize::Size2M);
-        let want = if is_large { most } else { PageSize::Size4K };
+        let want = if self.vm.ram.backs(large) { most } else { PageSize::Size4K };
         match self.vm.tree.fault(self.cpu.read(), at, want) {
             Ok(Fault::Room(room)) => self.fill(room),
             Ok(Fault::Present(found)) => {
@@ -300,6 +299,7 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
     pub(crate) fn fill(&self, mut room: Room<'_, TreeEnv<'m, F, H>>) -> Result<Touched, MemoryError> {
         let zeroed = match room.size() {
             PageSize::Size4K => None,
+            size if self.vm.hidden.any_in(room.start().frame(), size) => None,
             size => self.zero_some(size),
         };
         let frame = match zeroed {

@@ -241,7 +241,7 @@ fn tables_that_make_way_for_each_other_for_ever_are_no_way_on() {
             while fault(&mut world, at) != Ok(FaultOutcome::Mapped) {}
         }
         // Data takes what is left, and then one of the tables' frames.
-        let mut pages = (1..4 * LARGE / PAGE_SIZE).filter(|page| page * PAGE_SIZE % LARGE != 0);
+        let mut pages = (1..4 * LARGE / PAGE_SIZE).filter(|page| !(page * PAGE_SIZE).is_multiple_of(LARGE));
         let mut fill = |world: &mut World<'_>| {
             let at = Gpa::new(pages.next().unwrap() * PAGE_SIZE);
             walk::PhysMem::write(&world.view(), at, &[1]).is_some()
