@@ -10,7 +10,7 @@ use crate::hypercall::{self, Call};
 use crate::interpreted::Interpreted;
 use crate::mmio::exception;
 use crate::task_switch::TaskState;
-use crate::trouble::Trouble;
+use crate::trouble::{Trouble, second_fault, segment_exception};
 use crate::types::Types;
 use crate::vcpu::{Events, Vcpu};
 use core::ops::ControlFlow;
@@ -19,12 +19,9 @@ use emul::interpreter::{self, Exiting, StepResult};
 use emul::segmentation::SegmentFault;
 use emul::{Gpr, InstructionName, Known, Registers, Segment, Width};
 use walk::Fetched;
-use x86::irq::DOUBLE_FAULT_VECTOR;
 
 /// So many instructions are carried out before the host's interrupts are looked at.
 const BATCH: usize = 64;
-
-const SHORT_TABLE: &str = "an interrupt in real mode for which the vector table is too short";
 
 impl<T: Types> ExitHandler<'_, T> {
     /// Carries out instructions, and delivers events, until the guest has left real mode.
@@ -55,20 +52,20 @@ impl<T: Types> ExitHandler<'_, T> {
         let delivered = interpreter::interrupt(&mut Interpreted(vcpu, extensions), &mut space, vector, back);
         let (outcome, hits) = (space.outcome, space.watch.hits);
         let flow = match (delivered, exception) {
-            (Ok(true), _) => {
+            (Ok(()), _) => {
                 if hits != 0 {
                     raise_debug(vcpu, hits);
                 }
                 Flow::Resume
             }
-            (Ok(false), _) => Flow::Stop(Stop::Unhandled(SHORT_TABLE)),
-            // Another fault in the delivery of an exception: #DF, and behind that a shutdown (Intel SDM vol. 3, table 6-5).
-            (Err(_), Some(DOUBLE_FAULT_VECTOR)) => Flow::Stop(Stop::TripleFault),
-            (Err(_), Some(_)) => {
-                vcpu.inject(Event::DOUBLE_FAULT);
-                Flow::Resume
-            }
-            (Err(trouble), None) => trouble.tell(vcpu),
+            (Err(Trouble::Segment(fault)), Some(first)) => match second_fault(first, segment_exception(fault)) {
+                Some(event) => {
+                    vcpu.inject(event);
+                    Flow::Resume
+                }
+                None => Flow::Stop(Stop::TripleFault),
+            },
+            (Err(trouble), _) => trouble.tell(vcpu),
         };
         self.follow_up(vcpu, &outcome, host);
         flow

@@ -6,8 +6,8 @@ use devices::Size;
 use emul::Gpr;
 use walk::ErrorCode;
 use x86::irq::{
-    ALIGNMENT_CHECK_VECTOR, BREAKPOINT_VECTOR, DEBUG_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR,
-    INVALID_OPCODE_VECTOR, MACHINE_CHECK_VECTOR, OVERFLOW_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+    BREAKPOINT_VECTOR, DEBUG_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR,
+    MACHINE_CHECK_VECTOR, OVERFLOW_VECTOR,
 };
 
 /// Why the processor left the guest, with what the hardware told about it.
@@ -433,10 +433,6 @@ impl Event {
     pub const UNDEFINED: Self = Self::Exception(Exception::new(INVALID_OPCODE_VECTOR, None));
     /// #DF.
     pub const DOUBLE_FAULT: Self = Self::Exception(Exception::new(DOUBLE_FAULT_VECTOR, Some(0)));
-    /// #SS(0).
-    pub const STACK_FAULT: Self = Self::Exception(Exception::new(STACK_SEGEMENT_FAULT_VECTOR, Some(0)));
-    /// #AC(0).
-    pub const ALIGNMENT_CHECK: Self = Self::Exception(Exception::new(ALIGNMENT_CHECK_VECTOR, Some(0)));
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self = Self::Exception(Exception::new(GENERAL_PROTECTION_FAULT_VECTOR, Some(0)));
 }

@@ -6,7 +6,10 @@ use crate::vcpu::Vcpu;
 use emul::DecodeError;
 use emul::segmentation::SegmentFault;
 use walk::Fault;
-use x86::irq::PAGE_FAULT_VECTOR;
+use x86::irq::{
+    ALIGNMENT_CHECK_VECTOR, DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR,
+    INVALID_TSS_VECTOR, PAGE_FAULT_VECTOR, SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+};
 
 /// Something came between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +54,7 @@ impl Trouble {
                 vcpu.inject(Event::Exception(Exception::new(PAGE_FAULT_VECTOR, Some(error_code.bits()))));
             }
             Self::Fault(Fault::NonCanonical) => vcpu.inject(Event::GENERAL_PROTECTION),
-            Self::Segment(fault) => vcpu.inject(match fault {
-                SegmentFault::Stack => Event::STACK_FAULT,
-                SegmentFault::GeneralProtection => Event::GENERAL_PROTECTION,
-                SegmentFault::Alignment => Event::ALIGNMENT_CHECK,
-            }),
+            Self::Segment(fault) => vcpu.inject(Event::Exception(segment_exception(fault))),
             Self::Decode(DecodeError::Invalid) => vcpu.inject(Event::UNDEFINED),
             // Another of the guest's CPUs is changing its tables or its code: the processor has another look.
             Self::Fault(Fault::Contended) | Self::Decode(DecodeError::Unexpected) => {}
@@ -68,5 +67,37 @@ impl Trouble {
             }
         }
         Flow::Resume
+    }
+}
+
+/// What the processor raises of a fault that the segmentation finds.
+pub(crate) const fn segment_exception(fault: SegmentFault) -> Exception {
+    let vector = match fault {
+        SegmentFault::Stack => STACK_SEGEMENT_FAULT_VECTOR,
+        SegmentFault::GeneralProtection => GENERAL_PROTECTION_FAULT_VECTOR,
+        SegmentFault::Alignment => ALIGNMENT_CHECK_VECTOR,
+    };
+    Exception::new(vector, Some(0))
+}
+
+/// What `exception` becomes during the delivery of exception `first`; none: a shutdown (Intel SDM vol. 3, table 6-5).
+pub(crate) fn second_fault(first: u8, exception: Exception) -> Option<Event> {
+    let is_contributory = |vector| {
+        matches!(
+            vector,
+            DIVIDE_ERROR_VECTOR
+                | INVALID_TSS_VECTOR
+                | SEGMENT_NOT_PRESENT_VECTOR
+                | STACK_SEGEMENT_FAULT_VECTOR
+                | GENERAL_PROTECTION_FAULT_VECTOR
+        )
+    };
+    let vector = exception.vector();
+    let is_page_fault = vector == PAGE_FAULT_VECTOR;
+    match first {
+        DOUBLE_FAULT_VECTOR if is_contributory(vector) || is_page_fault => None,
+        PAGE_FAULT_VECTOR if is_contributory(vector) || is_page_fault => Some(Event::DOUBLE_FAULT),
+        _ if is_contributory(first) && is_contributory(vector) => Some(Event::DOUBLE_FAULT),
+        _ => Some(Event::Exception(exception)),
     }
 }

@@ -19,18 +19,18 @@ struct Target {
     offset: u64,
 }
 
-/// Delivers interrupt or exception `vector` by the interrupt vector table; `back` is the RIP to return to. False if the
-/// vector is beyond the limit in IDTR.
+/// Delivers interrupt or exception `vector` by the interrupt vector table; `back` is the RIP to return to. #GP if the vector is beyond
+/// the limit in IDTR.
 pub fn interrupt<E: From<SegmentFault>>(
     processor: &mut dyn Processor,
     memory: &mut dyn Memory<Error = E>,
     vector: u8,
     back: u64,
-) -> Result<bool, E> {
+) -> Result<(), E> {
     let table = processor.table(Table::Interrupts);
     let entry = u32::from(vector) * 4;
     if entry + 3 > table.limit.into() {
-        return Ok(false);
+        return Err(SegmentFault::GeneralProtection.into());
     }
     let handler = memory::read(memory, Gva::new(table.base.wrapping_add(entry.into())), Width::Dword)?;
     let rflags = processor.rflags();
@@ -42,7 +42,7 @@ pub fn interrupt<E: From<SegmentFault>>(
     processor.set_rflags(rflags & !INTERRUPT_CLEARS);
     processor.load_segment(Segment::Cs, (handler >> 16) as u16);
     processor.jump(handler & 0xffff);
-    Ok(true)
+    Ok(())
 }
 
 /// Pushes the selector of CS and `next`, as a far CALL of code of `bitness` does.
@@ -202,8 +202,8 @@ impl<E: From<SegmentFault>> Execution<'_, E> {
     }
 
     fn interrupt(&mut self, vector: u8) -> Done<E> {
-        let is_done = interrupt(self.processor, self.memory, vector, self.next)?;
-        Ok(is_done.then_some(StepResult::Interrupted))
+        interrupt(self.processor, self.memory, vector, self.next)?;
+        Ok(Some(StepResult::Interrupted))
     }
 
     /// Jcc, LOOPcc and JCXZ.

@@ -322,12 +322,12 @@ fn interrupts_go_by_the_table_and_come_back() {
     vcpu.file.rip = 0x44;
     vcpu.file.rflags = IF | 3;
     let before = vcpu.clone();
-    assert_eq!(interrupt(&mut vcpu, &mut ram, 8, 0x44), Ok(true));
+    assert_eq!(interrupt(&mut vcpu, &mut ram, 8, 0x44), Ok(()));
     assert_eq!((vcpu.selectors[1], vcpu.file.rip, vcpu.file.rflags), (0x200, 0x10, 3));
     assert_eq!(one(&mut vcpu, &mut ram), Ok(StepResult::Branched));
     assert_eq!(vcpu, Vcpu { unblocked_nmis: 1, ..before });
     vcpu.set_table(Table::Interrupts, TableRegister { base: 0, limit: 0x22 });
-    assert_eq!(interrupt(&mut vcpu, &mut ram, 8, 0x44), Ok(false));
+    assert_eq!(interrupt(&mut vcpu, &mut ram, 8, 0x44), Err(Refusal::Segment(SegmentFault::GeneralProtection)));
 }
 
 #[test]

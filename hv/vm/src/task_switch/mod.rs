@@ -17,7 +17,7 @@ use crate::exit::{Event, Exception, TaskSwitch, TaskSwitchSource};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
 use crate::system::NotExecuted;
-use crate::trouble::{HALF_DONE, Trouble};
+use crate::trouble::{HALF_DONE, Trouble, second_fault};
 use crate::types::Types;
 use crate::vcpu::{DebugRegisters, Events, Vcpu};
 use addr::Gva;
@@ -29,8 +29,8 @@ use walk::{
     Access, AccessKind, Controls, Fault, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty,
 };
 use x86::irq::{
-    DIVIDE_ERROR_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, PAGE_FAULT_VECTOR,
-    SEGMENT_NOT_PRESENT_VECTOR, STACK_SEGEMENT_FAULT_VECTOR,
+    GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, PAGE_FAULT_VECTOR, SEGMENT_NOT_PRESENT_VECTOR,
+    STACK_SEGEMENT_FAULT_VECTOR,
 };
 
 /// What a switch of tasks reads and writes, besides what all handlers do. After [`Vcpu::put`].
@@ -543,33 +543,11 @@ fn raise<V: Vcpu>(vcpu: &mut V, fault: NotExecuted, delivered: Option<u8>) -> Fl
             return Flow::Stop(Stop::Unhandled("a task state, a descriptor or a page table is not in memory"));
         }
     };
-    let event = match second_fault(delivered, exception) {
+    let event = match delivered.map_or(Some(Event::Exception(exception)), |first| second_fault(first, exception)) {
         Some(event) => event,
         None => return Flow::Stop(Stop::TripleFault),
     };
     vcpu.complete_delivery();
     vcpu.inject(event);
     Flow::Resume
-}
-
-/// What `exception` becomes during the delivery of another one; none: a shutdown (Intel SDM vol. 3, table 6-5).
-fn second_fault(delivered: Option<u8>, exception: Exception) -> Option<Event> {
-    let is_contributory = |vector| {
-        matches!(
-            vector,
-            DIVIDE_ERROR_VECTOR
-                | INVALID_TSS_VECTOR
-                | SEGMENT_NOT_PRESENT_VECTOR
-                | STACK_SEGEMENT_FAULT_VECTOR
-                | GENERAL_PROTECTION_FAULT_VECTOR
-        )
-    };
-    let vector = exception.vector();
-    let is_page_fault = vector == PAGE_FAULT_VECTOR;
-    match delivered {
-        Some(DOUBLE_FAULT_VECTOR) if is_contributory(vector) || is_page_fault => None,
-        Some(PAGE_FAULT_VECTOR) if is_contributory(vector) || is_page_fault => Some(Event::DOUBLE_FAULT),
-        Some(first) if is_contributory(first) && is_contributory(vector) => Some(Event::DOUBLE_FAULT),
-        _ => Some(Event::Exception(exception)),
-    }
 }

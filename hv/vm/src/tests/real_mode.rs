@@ -2,12 +2,15 @@
 
 use super::guest::*;
 use crate::vcpu::SegmentState;
-use crate::{Exit, ExitHandler, Flow, Gpr, Stop};
+use crate::{Event, Exception, Exit, ExitHandler, Flow, Gpr, Stop};
 use arch::msr::DEBUGCTL_BTF;
-use arch::{CR4_DE, DR6_BD, DR6_BS, DR7_GD, RFLAGS_TF};
+use arch::{CR4_DE, DR6_BD, DR6_BS, DR7_GD, RFLAGS_IF, RFLAGS_OF, RFLAGS_TF};
 use proptest::prelude::*;
 use std::vec::Vec;
-use x86::irq::{DEBUG_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR, STACK_SEGEMENT_FAULT_VECTOR};
+use x86::irq::{
+    DEBUG_VECTOR, DOUBLE_FAULT_VECTOR, GENERAL_PROTECTION_FAULT_VECTOR, INVALID_OPCODE_VECTOR,
+    STACK_SEGEMENT_FAULT_VECTOR,
+};
 
 /// Each vector's handler is a HLT; they are one behind the other from here on.
 const HANDLERS: u64 = 0x400;
@@ -200,6 +203,72 @@ fn an_nmi_that_is_handled_keeps_another_back() {
     guest.handler.context.nmis = 2;
     assert_eq!(raises(&mut guest), (2, 1));
     assert_eq!((guest.handler.context.nmis, guest.vcpu.nmi_handled), (1, true));
+}
+
+/// Where a guest with this last byte of its vector table is, once `change` has had its way.
+#[track_caller]
+fn with_table(limit: u32, code: &[u8], change: impl FnOnce(&mut Guest)) -> Result<(u8, u16), Stop> {
+    let mut guest = real(code);
+    guest.vcpu.idt.1 = limit;
+    change(&mut guest);
+    match guest.handle(Exit::Emulate) {
+        Flow::Stop(Stop::Halted) => {
+            let vector = guest.vcpu.rip.checked_sub(HANDLERS + 1).expect("a handler is reached");
+            Ok((vector as u8, word(&guest, guest.get(Gpr::RSP))))
+        }
+        Flow::Stop(stop) => Err(stop),
+        flow => panic!("{flow:?}"),
+    }
+}
+
+/// The limit of a table whose last vector is this one.
+const fn up_to(vector: u8) -> u32 {
+    4 * vector as u32 + 3
+}
+
+#[test]
+fn without_a_vector_table_all_that_is_delivered_is_a_triple_fault() {
+    // LIDT [0], whose limit is 0, and: INT3, INT 20h, INTO, UD2, AAM 0; INT1.
+    for then in [&[0xcc][..], &[0xcd, 0x20], &[0xce], &[0x0f, 0x0b], &[0xd4, 0x00], &[0xf1]] {
+        let code = [&[0x0f, 0x01, 0x1e, 0x00, 0x00], then].concat();
+        let end = with_table(0x3ff, &code, |guest| guest.vcpu.rflags |= RFLAGS_OF);
+        assert_eq!(end, Err(Stop::TripleFault), "{then:x?}");
+    }
+    // An interrupt behind NOP, and an NMI.
+    let interrupt = |guest: &mut Guest| {
+        guest.vcpu.rflags |= RFLAGS_IF;
+        interrupt_waits(guest);
+    };
+    assert_eq!(with_table(0, &[0x90, 0xf4], interrupt), Err(Stop::TripleFault));
+    assert_eq!(with_table(0, &[0x90, 0xf4], |guest| guest.handler.context.nmis = 1), Err(Stop::TripleFault));
+}
+
+#[test]
+fn a_vector_beyond_the_table_is_a_general_protection_fault() {
+    let at = |vector| move |guest: &mut Guest| guest.vcpu.event = Some(Event::Exception(Exception::new(vector, None)));
+    let interrupt = |guest: &mut Guest| guest.vcpu.event = Some(Event::Interrupt(WAITS));
+    // NOP; INT 20h, at whose beginning the fault is; the last byte of the entry counts.
+    assert_eq!(with_table(up_to(13), &[0x90, 0xcd, 0x20], |_| {}), Ok((GENERAL_PROTECTION_FAULT_VECTOR, 1)));
+    assert_eq!(with_table(up_to(0x20) - 1, &[0x90, 0xcd, 0x20], |_| {}), Ok((GENERAL_PROTECTION_FAULT_VECTOR, 1)));
+    assert_eq!(with_table(up_to(0x20), &[0x90, 0xcd, 0x20], |_| {}), Ok((0x20, 3)));
+    assert_eq!(with_table(up_to(13), &[0x90], interrupt), Ok((GENERAL_PROTECTION_FAULT_VECTOR, 0)));
+    // #MF contributes to no #DF.
+    assert_eq!(with_table(up_to(13), &[0x90], at(16)), Ok((GENERAL_PROTECTION_FAULT_VECTOR, 0)));
+    // #SS does, and #GP.
+    assert_eq!(with_table(up_to(11), &[0x90], at(12)), Ok((DOUBLE_FAULT_VECTOR, 0)));
+    assert_eq!(with_table(up_to(12), &[0x90], at(13)), Ok((DOUBLE_FAULT_VECTOR, 0)));
+    assert_eq!(with_table(up_to(7), &[0x90], at(DOUBLE_FAULT_VECTOR)), Err(Stop::TripleFault));
+}
+
+#[test]
+fn a_stack_that_has_no_room_for_a_frame_is_a_triple_fault() {
+    // UD2, INT 20h.
+    for code in [[0x0f, 0x0b], [0xcd, 0x20]] {
+        let end = with_table(0x3ff, &code, |guest| {
+            guest.set(Gpr::RSP, 1);
+        });
+        assert_eq!(end, Err(Stop::TripleFault), "{code:x?}");
+    }
 }
 
 /// An interrupt waits with this vector.
