@@ -118,6 +118,13 @@ pub(crate) fn end_of_interpreted<V: Vcpu>(vcpu: &mut V, steps: Steps, has_branch
     raise_traps(vcpu, steps, steps.behind(has_branched) | hits);
 }
 
+/// The same, of an INT that has gone to its handler, where TF is clear: there is no step behind it, and one that a load of SS before it
+/// has left pending is not the handler's.
+pub(crate) fn end_of_int<V: Vcpu>(vcpu: &mut V, steps: Steps, hits: u64) {
+    vcpu.set_rflags(vcpu.rflags() & !RFLAGS_RF);
+    raise_traps(vcpu, steps, hits);
+}
+
 /// The same, of one that has loaded SS, behind which there is no step.
 pub(crate) fn end_of_ss_load<V: Vcpu>(vcpu: &mut V, hits: u64) {
     vcpu.set_rflags(vcpu.rflags() & !RFLAGS_RF);

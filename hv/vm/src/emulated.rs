@@ -1,7 +1,7 @@
 //! Code that the processor can't execute: real mode, where virtualization has none.
 
 use crate::debug_traps::{
-    Steps, between_iterations, end_of_interpreted, end_of_ss_load, int1_ends_at, raise_debug, retire,
+    Steps, between_iterations, end_of_int, end_of_interpreted, end_of_ss_load, int1_ends_at, raise_debug, retire,
 };
 use crate::exit::{Event, Io};
 use crate::exit_handler::ExitHandler;
@@ -101,7 +101,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 match done {
                     StepResult::Branched => end_of_interpreted(vcpu, steps, true, hits),
                     StepResult::LoadedSs => end_of_ss_load(vcpu, hits),
-                    StepResult::Interrupted => end_of_interpreted(vcpu, Steps::None, true, hits),
+                    StepResult::Interrupted => end_of_int(vcpu, steps, hits),
                     StepResult::Iterated => between_iterations(vcpu, hits),
                     StepResult::Fault(vector) => vcpu.inject(exception(vector)),
                     StepResult::Again => {}

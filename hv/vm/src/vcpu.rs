@@ -124,8 +124,8 @@ pub trait Events: Registers + DebugRegisters {
         }
         self.set_event(event);
     }
-    /// Forgets a single step that the hardware holds pending at the exit of an instruction with TF, which ends in an exception: its
-    /// handler would begin with the step. Where TF makes steps over all instructions, this ends the interrupt shadow as well, in which the
+    /// Forgets a single step that the hardware holds pending at an instruction with TF, which ends in a handler or in another task: these
+    /// would begin with the step. Where TF makes steps over all instructions, this ends the interrupt shadow as well, in which the
     /// hardware wants the step to be pending then.
     fn forget_pending_step(&mut self) {}
     /// As [`inject`](Self::inject), and nothing besides.

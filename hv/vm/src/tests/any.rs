@@ -178,7 +178,10 @@ impl State {
         }
         vcpu.segments[1].long = self.long;
         vcpu.segments[1].default_big = self.default_big;
-        vcpu.shadow = self.shadow;
+        (vcpu.shadow, vcpu.pending_traps) = (self.shadow, 0);
+        if self.shadow {
+            vcpu.hold_step();
+        }
         vcpu.next_rip = self.next_rip;
     }
 

@@ -2,7 +2,7 @@
 
 use super::guest::*;
 use crate::vcpu::SegmentState;
-use crate::{Event, Exception, Exit, ExitHandler, Flow, Gpr, Stop};
+use crate::{Event, Exception, Exit, ExitHandler, Flow, Gpr, Stop, Vcpu};
 use arch::msr::DEBUGCTL_BTF;
 use arch::{CR4_DE, DR6_BD, DR6_BS, DR7_GD, RFLAGS_IF, RFLAGS_OF, RFLAGS_TF};
 use proptest::prelude::*;
@@ -316,6 +316,24 @@ fn there_is_no_step_behind_a_load_of_ss_and_behind_int() {
     guest.vcpu.rflags |= RFLAGS_TF;
     assert_eq!(raises(&mut guest), (0x20, 2));
     assert_eq!(guest.vcpu.debug[6], 0);
+}
+
+/// Its #DB would come with the first entry in protected mode.
+#[test]
+fn an_int_behind_a_load_of_ss_leaves_no_step_pending() {
+    // MOV SS, AX, and: INT 20h, INT3, INTO. With TF of POPF before it.
+    for (int, vector) in [(&[0xcd, 0x20][..], 0x20), (&[0xcc], 3), (&[0xce], 4)] {
+        let mut guest = real(&[&[0x9d, 0x8e, 0xd0], int].concat());
+        // LMSW BX.
+        handle_at(&guest, vector, 0x200, &[0x0f, 0x01, 0xf3]);
+        guest.memory().put(DATA + TOP, &((RFLAGS_TF | RFLAGS_OF) as u16).to_le_bytes());
+        guest.set(Gpr::RAX, DATA >> 4).set(Gpr::RBX, PE);
+        guest.vcpu.then(Exit::Shutdown, |_| {});
+        guest.resumes(Exit::Emulate);
+        assert_eq!((guest.vcpu.rip, guest.vcpu.control.cr0 & PE), (0x203, PE), "{int:x?}");
+        guest.vcpu.enter();
+        assert_eq!((guest.vcpu.delivered.as_slice(), guest.vcpu.debug[6]), (&[][..], 0), "{int:x?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::task_switch::{LoadedSegment, TaskState};
 use crate::vcpu::{ControlRegisters, DebugRegisters, Events, SegmentState, Shadow, Start, StateMsr, Stay, Vcpu};
 use crate::{DescriptorCache, Event, Exit, Gpr, Known, Registers, Segment};
 use arch::msr::DEBUGCTL_BTF;
-use arch::{CR0_PE, DR6_BS, RFLAGS_IF};
+use arch::{CR0_PE, DR6_BREAKPOINTS, DR6_BS, RFLAGS_IF, RFLAGS_TF};
 use core::fmt;
 use emul::SegmentRegister;
 use emul::interpreter::{Area, Table, TableRegister, VectorInstruction};
@@ -28,7 +28,7 @@ pub(super) struct TestVcpu {
     /// DR0 to DR7.
     pub(super) debug: [u64; 8],
     pub(super) debugctl: u64,
-    /// What the hardware has held back behind a load of SS.
+    /// What the hardware has held back behind a load of SS, and as of VMX the step that waits for the end of a shadow.
     pub(super) pending_traps: u64,
     pub(super) pat: u64,
     pub(super) tsc: u64,
@@ -133,6 +133,31 @@ impl TestVcpu {
         }
     }
 
+    /// Has a step be pending if TF makes one behind each instruction, as VMX has it in an interrupt shadow.
+    pub(super) fn hold_step(&mut self) {
+        let step = if self.has_steps() { DR6_BS } else { 0 };
+        self.pending_traps = self.pending_traps & !DR6_BS | step;
+    }
+
+    fn has_steps(&self) -> bool {
+        self.rflags & RFLAGS_TF != 0 && self.debugctl & DEBUGCTL_BTF == 0
+    }
+
+    /// What an entry makes of pending traps: outside of a shadow they come before the first instruction (Intel SDM vol. 3, sections
+    /// 27.3.1.5 and 27.7.3).
+    fn end_pending_traps(&mut self) {
+        if self.shadow {
+            let is_pending = self.pending_traps & DR6_BS != 0;
+            assert_eq!(is_pending, self.has_steps(), "the entry would be refused");
+            return;
+        }
+        let pending = core::mem::take(&mut self.pending_traps);
+        if pending != 0 {
+            self.debug[6] |= pending;
+            self.delivered.push(Event::DEBUG);
+        }
+    }
+
     pub(super) fn forget_script(&mut self) {
         self.script.clear();
     }
@@ -228,7 +253,8 @@ impl DebugRegisters for TestVcpu {
         [dr0, dr1, dr2, dr3]
     }
     fn take_pending_traps(&mut self) -> u64 {
-        core::mem::take(&mut self.pending_traps)
+        self.shadow = false;
+        core::mem::take(&mut self.pending_traps) & DR6_BREAKPOINTS
     }
 }
 
@@ -249,7 +275,7 @@ impl Vcpu for TestVcpu {
     fn reset(&mut self, start: Start) {
         (self.event, self.watched) = (None, None);
         self.cr8 = self.cr8.map(|_| 0);
-        self.shadow = false;
+        (self.shadow, self.pending_traps) = (false, 0);
         if let Start::Sipi(vector) = start {
             self.rip = 0;
             self.segments[Segment::Cs as usize].base = u64::from(vector) << 12;
@@ -263,6 +289,7 @@ impl Vcpu for TestVcpu {
         self.entries += 1;
         self.blocked = false;
         self.delivered.extend(self.event.take());
+        self.end_pending_traps();
         let (exit, stretch) = self.script.pop_front().expect("entered after the script's end");
         self.exit = exit;
         stretch(self);
@@ -295,6 +322,7 @@ impl Vcpu for TestVcpu {
     fn begin_interrupt_shadow(&mut self, _: Shadow) {
         assert_eq!(self.event, None, "an event is on its way");
         self.shadow = true;
+        self.hold_step();
     }
     fn load_table(&mut self, table: Table, register: TableRegister) {
         let loaded = (register.base, register.limit.into());
