@@ -283,6 +283,8 @@ impl<T: Types> ExitHandler<'_, T> {
             vcpu.unblock_nmis();
         }
         vcpu.set_dr7(vcpu.dr7() & !DR7_LOCAL);
+        // One of the old task's, by its TF.
+        vcpu.forget_pending_step();
         vcpu.load_segment(SegmentRegister::Tr, new.register);
         let ldtr = LoadedSegment { selector: new.state.ldtr, ..LoadedSegment::default() };
         vcpu.load_segment(SegmentRegister::Ldtr, ldtr);

@@ -3,8 +3,8 @@
 use super::guest::{CODE, Guest, PAE, PD, PE, PG, PRESENT};
 use crate::SegmentRegister;
 use crate::task_switch::LoadedSegment;
-use crate::{Event, Exit, Flow, Gpr, Segment, Stop, TaskSwitch, TaskSwitchSource};
-use arch::{CR0_TS, DR6_BT, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_VM};
+use crate::{Event, Exit, Flow, Gpr, Segment, Stop, TaskSwitch, TaskSwitchSource, Vcpu};
+use arch::{CR0_TS, DR6_BT, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM};
 use proptest::prelude::*;
 use std::vec::Vec;
 use x86::irq::{
@@ -492,6 +492,19 @@ fn the_address_space_is_the_new_tasks() {
     assert_eq!(guest.vcpu.raised(), None);
     assert_eq!(guest.vcpu.control.cr3, 0xa000);
     assert_eq!(guest.vcpu.pdptes, Some([PD | PRESENT, 0, 0, 0xc000 | PRESENT]));
+}
+
+/// A CALL behind a load of SS, with TF. The new task has no TF.
+#[test]
+fn the_old_tasks_step_is_not_left_to_the_new_one() {
+    let mut guest = guest();
+    guest.vcpu.rflags |= RFLAGS_TF;
+    guest.vcpu.shadow = true;
+    guest.vcpu.hold_step();
+    guest.vcpu.then(Exit::Shutdown, |_| {});
+    guest.resumes(switch(CALL));
+    guest.vcpu.enter();
+    assert_eq!((guest.vcpu.delivered.as_slice(), guest.vcpu.debug[6]), (&[][..], 0));
 }
 
 #[test]
