@@ -16,6 +16,7 @@ use crate::debug_traps::raise_debug;
 use crate::exit::{Event, Exception, TaskSwitch, TaskSwitchSource};
 use crate::exit_handler::ExitHandler;
 use crate::flow::{Flow, Stop};
+use crate::open_bus::OpenBus;
 use crate::system::NotExecuted;
 use crate::trouble::{HALF_DONE, Trouble, second_fault};
 use crate::types::Types;
@@ -25,9 +26,7 @@ use arch::{CR0_PG, CR0_TS, DR6_BT, DR7_LOCAL, EFER_LMA, RFLAGS_NT, RFLAGS_RF, RF
 use descriptor::Descriptor;
 use emul::{Gpr, Registers, Segment, SegmentRegister};
 use tss::{Dynamic, Format, LARGEST, State};
-use walk::{
-    Access, AccessKind, Controls, Fault, Mode, Operands, Paging, PdpteError, PhysMem, Privilege, SetAccessedDirty,
-};
+use walk::{Access, AccessKind, Controls, Fault, Mode, Operands, Paging, PhysMem, Privilege, SetAccessedDirty};
 use x86::irq::{
     GENERAL_PROTECTION_FAULT_VECTOR, INVALID_TSS_VECTOR, PAGE_FAULT_VECTOR, SEGMENT_NOT_PRESENT_VECTOR,
     STACK_SEGEMENT_FAULT_VECTOR,
@@ -310,26 +309,23 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// As MOV to CR3 does, with its fault.
-    fn load_cr3(&mut self, vcpu: &mut T::Vcpu, cr3: u64) -> Result<(), NotExecuted> {
+    fn load_cr3(&mut self, vcpu: &mut T::Vcpu, cr3: u64) -> Result<(), Event> {
         if vcpu.own_paging().is_some() {
-            return Ok(self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3))?);
+            return self.write_own_paging(vcpu, |own, memory| own.write_cr3(memory, cr3));
         }
         let pdptes = self.pdptes(vcpu, Controls { cr3, ..Self::controls(vcpu) })?;
         vcpu.load_cr3(cr3, pdptes);
         Ok(())
     }
 
-    /// What the processor loads as PDPTEs with `controls`, if their paging is PAE's.
-    pub(crate) fn pdptes(&self, vcpu: &T::Vcpu, controls: Controls) -> Result<Option<[u64; 4]>, NotExecuted> {
+    /// What the processor loads as PDPTEs with `controls`, if their paging is PAE's. Where no memory is, it finds ones, which have reserved
+    /// bits.
+    pub(crate) fn pdptes(&self, vcpu: &T::Vcpu, controls: Controls) -> Result<Option<[u64; 4]>, Event> {
         if controls.mode() != Mode::Pae {
             return Ok(None);
         }
         let paging = Paging { controls, pdptes: None, ..self.paging(vcpu) };
-        match walk::load_pdptes(&self.memory, &paging) {
-            Ok(pdptes) => Ok(Some(pdptes)),
-            Err(PdpteError::Reserved) => Err(Event::GENERAL_PROTECTION.into()),
-            Err(PdpteError::Unbacked(at)) => Err(Trouble::Fault(Fault::Unbacked(at)).into()),
-        }
+        walk::load_pdptes(&OpenBus(&self.memory), &paging).map(Some).map_err(|_| Event::GENERAL_PROTECTION)
     }
 
     /// The LDT, which may be none.

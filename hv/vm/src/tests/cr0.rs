@@ -1,6 +1,6 @@
 //! Writes of CR0 that exit though there is nested paging.
 
-use super::guest::{Guest, LMA, LME, PAE, PE, PG, WP};
+use super::guest::{Guest, HOLE, LMA, LME, PAE, PE, PG, WP};
 use crate::{Event, Exit, Flow, Gpr};
 
 /// MOV CR0, RAX.
@@ -48,4 +48,14 @@ fn code_of_64_bits_neither_leaves_long_mode_nor_writes_the_upper_half() {
         assert_eq!(guest.handle(Exit::ControlRegister), Flow::Resume);
         assert_eq!(guest.vcpu.event, Some(Event::GENERAL_PROTECTION), "{cr0:x}");
     }
+}
+
+/// A processor that holds PDPTEs finds ones there, which have reserved bits.
+#[test]
+fn pdptes_where_no_memory_is_are_a_general_protection_fault() {
+    let mut guest = Guest::flat_32(&MOV_CR0);
+    (guest.vcpu.control.cr3, guest.vcpu.control.cr4, guest.vcpu.held) = (HOLE, PAE, Some([0; 4]));
+    guest.set(Gpr::RAX, PE | PG);
+    guest.resumes(Exit::ControlRegister);
+    assert_eq!((guest.vcpu.event, guest.vcpu.control.cr0), (Some(Event::GENERAL_PROTECTION), PE));
 }

@@ -1,6 +1,6 @@
 //! Switches of tasks by hardware: what they save and load, and whose the faults are.
 
-use super::guest::{CODE, Guest, PAE, PD, PE, PG, PRESENT};
+use super::guest::{CODE, Guest, HOLE, PAE, PD, PE, PG, PRESENT};
 use crate::SegmentRegister;
 use crate::task_switch::LoadedSegment;
 use crate::{Event, Exit, Flow, Gpr, Segment, Stop, TaskSwitch, TaskSwitchSource, Vcpu};
@@ -509,13 +509,16 @@ fn the_old_tasks_step_is_not_left_to_the_new_one() {
 
 #[test]
 fn pdptes_that_cannot_be_loaded_are_a_fault_of_the_new_task() {
-    let mut guest = paged();
-    guest.memory().put_u64(0xa000, PD | PRESENT | 2);
-    set(&guest, CR3, 0xa000);
-    guest.resumes(switch(CALL));
-    assert_eq!(guest.vcpu.event, Some(Event::GENERAL_PROTECTION));
-    assert!(is_entered(&guest));
-    assert_eq!((guest.vcpu.control.cr3, guest.vcpu.pdptes, guest.vcpu.rip), (PDPTES, None, EIP));
+    // With a reserved bit, and where no memory is.
+    for cr3 in [0xa000, HOLE as u32] {
+        let mut guest = paged();
+        guest.memory().put_u64(0xa000, PD | PRESENT | 2);
+        set(&guest, CR3, cr3);
+        guest.resumes(switch(CALL));
+        assert_eq!(guest.vcpu.event, Some(Event::GENERAL_PROTECTION));
+        assert!(is_entered(&guest));
+        assert_eq!((guest.vcpu.control.cr3, guest.vcpu.pdptes, guest.vcpu.rip), (PDPTES, None, EIP));
+    }
 }
 
 #[test]
