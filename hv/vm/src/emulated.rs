@@ -84,7 +84,7 @@ impl<T: Types> ExitHandler<'_, T> {
         let flow = match step {
             Ok(StepResult::Exit { exit, next }) => self.emulated_exit(vcpu, exit, next, host),
             // It is decoded once more: so that the handler has one caller, and is part of it.
-            Ok(StepResult::System { .. }) => self.system(vcpu),
+            Ok(StepResult::System { .. }) => self.system(vcpu, host),
             Ok(StepResult::Truncated) => match fetched.then.filter(|_| length == fetched.bytes().len()) {
                 Some(fault) => Trouble::Fault(fault).tell(vcpu),
                 None => {

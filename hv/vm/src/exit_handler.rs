@@ -126,7 +126,7 @@ impl<'a, T: Types> ExitHandler<'a, T> {
             Exit::TaskPriority => self.task_priority_fell(vcpu),
             Exit::Emulate => self.emulate(vcpu, host),
             Exit::Io(io) => self.string_io(vcpu, io, host),
-            Exit::ControlRegister | Exit::DebugRegister | Exit::Invlpg => self.system(vcpu),
+            Exit::ControlRegister | Exit::DebugRegister | Exit::Invlpg => self.system(vcpu, host),
             Exit::TaskSwitch(switch) => self.task_switch(vcpu, switch, host),
             Exit::Exception(exception) => self.exception(vcpu, exception),
             Exit::Instruction(Instruction::Invd) => return self.skip(vcpu, Known::Invd),

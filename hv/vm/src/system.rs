@@ -1,6 +1,7 @@
 //! Control registers, debug registers and INVLPG: under shadow paging, where they exit with nested paging, and in emulated real mode.
 
-use crate::debug_traps::retire_watched;
+use crate::address_space::Outcome;
+use crate::debug_traps::{retire, retire_watched};
 use crate::exit::Event;
 use crate::exit_handler::ExitHandler;
 use crate::flow::Flow;
@@ -8,7 +9,7 @@ use crate::memory::Memory;
 use crate::task_switch::TaskState;
 use crate::trouble::Trouble;
 use crate::types::Types;
-use crate::vcpu::{ControlRegisters, Events, Vcpu};
+use crate::vcpu::{ControlRegisters, Vcpu};
 use arch::{
     CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, CR4_UMIP, EFER_LMA, EFER_LME,
 };
@@ -41,23 +42,27 @@ impl From<Event> for NotExecuted {
     }
 }
 
-impl<T: Types> ExitHandler<'_, T> {
-    /// MOV to and from a control or debug register, CLTS, LMSW, SMSW or INVLPG.
-    pub(crate) fn system(&mut self, vcpu: &mut T::Vcpu) -> Flow {
-        let bitness = Self::bitness(vcpu);
-        let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
-            let hits = self.carry_out_system(vcpu, decoded.system)?;
-            retire_watched(vcpu, bitness.advance(vcpu.rip(), decoded.length), hits);
-            Ok(Flow::Resume)
-        });
-        match done {
-            Ok(flow) => flow,
-            Err(NotExecuted::Trouble(trouble)) => trouble.tell(vcpu),
-            Err(NotExecuted::Event(event)) => {
+impl NotExecuted {
+    fn tell(self, vcpu: &mut impl Vcpu) -> Flow {
+        match self {
+            Self::Trouble(trouble) => trouble.tell(vcpu),
+            Self::Event(event) => {
                 vcpu.inject(event);
                 Flow::Resume
             }
         }
+    }
+}
+
+impl<T: Types> ExitHandler<'_, T> {
+    /// MOV to and from a control or debug register, CLTS, LMSW, SMSW or INVLPG.
+    pub(crate) fn system(&mut self, vcpu: &mut T::Vcpu, host: &mut T::Host) -> Flow {
+        let bitness = Self::bitness(vcpu);
+        let done = self.decode_system(vcpu, bitness).and_then(|decoded| {
+            let next = bitness.advance(vcpu.rip(), decoded.length);
+            self.carry_out_system(vcpu, decoded.system, next, host)
+        });
+        done.unwrap_or_else(|not_executed| not_executed.tell(vcpu))
     }
 
     // A call would return all of it through memory: 50 instructions more for each such exit.
@@ -70,7 +75,14 @@ impl<T: Types> ExitHandler<'_, T> {
         }
     }
 
-    fn carry_out_system(&mut self, vcpu: &mut T::Vcpu, system: System) -> Result<Hits, NotExecuted> {
+    /// The instruction ends at `next`.
+    fn carry_out_system(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        system: System,
+        next: u64,
+        host: &mut T::Host,
+    ) -> Result<Flow, NotExecuted> {
         let ControlRegisters { cr0, cr3, cr4, cpl, .. } = vcpu.control();
         if cpl != 0 || vcpu.own_paging().is_none() {
             Self::check_system(vcpu, &system)?;
@@ -97,16 +109,37 @@ impl<T: Types> ExitHandler<'_, T> {
             System::ReadCr { cr: 3, to } => write_gpr(vcpu, to, Width::Dword, cr3),
             System::ReadCr { cr: 4, to } => write_gpr(vcpu, to, Width::Dword, cr4),
             System::Clts => self.write_cr0(vcpu, cr0 & !CR0_TS)?,
-            rare => return self.carry_out_rare(vcpu, rare, cr0),
+            rare => return Ok(self.rare_system(vcpu, rare, next, host)),
         }
-        Ok(0)
+        retire(vcpu, next);
+        Ok(Flow::Resume)
     }
 
     /// Those that switch neither page tables nor modes.
     // Out of what the others execute.
     #[cold]
     #[inline(never)]
-    fn carry_out_rare(&mut self, vcpu: &mut T::Vcpu, system: System, cr0: u64) -> Result<Hits, NotExecuted> {
+    fn rare_system(&mut self, vcpu: &mut T::Vcpu, system: System, next: u64, host: &mut T::Host) -> Flow {
+        let mut outcome = Outcome::default();
+        let flow = match self.carry_out_rare(vcpu, system, &mut outcome) {
+            Ok(hits) => {
+                retire_watched(vcpu, next, hits);
+                Flow::Resume
+            }
+            Err(not_executed) => not_executed.tell(vcpu),
+        };
+        // A trap comes before an interrupt that the instruction makes deliverable.
+        self.follow_up(vcpu, &outcome, host);
+        flow
+    }
+
+    fn carry_out_rare(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        system: System,
+        outcome: &mut Outcome,
+    ) -> Result<Hits, NotExecuted> {
+        let cr0 = vcpu.control().cr0;
         match system {
             System::WriteCr { cr: 2, from } => {
                 let value = Self::register_operand(vcpu, from);
@@ -122,7 +155,7 @@ impl<T: Types> ExitHandler<'_, T> {
                 Self::write_register_operand(vcpu, to, value);
             }
             System::Lmsw(from) => {
-                let (word, hits) = self.status_word(vcpu, from)?;
+                let (word, hits) = self.status_word(vcpu, from, outcome)?;
                 self.write_cr0(vcpu, cr0 & !(STATUS_WORD & !CR0_PE) | word & STATUS_WORD)?;
                 return Ok(hits);
             }
@@ -130,8 +163,11 @@ impl<T: Types> ExitHandler<'_, T> {
             System::Smsw { to: StatusWord::Memory(to), .. } => {
                 let at = Self::checked_word(vcpu, to, Kind::Write)?;
                 let mut space = self.address_space(vcpu);
-                space.write(at, &(cr0 as u16).to_le_bytes())?;
-                return Ok(space.watch.hits);
+                let written = space.write(at, &(cr0 as u16).to_le_bytes());
+                let hits = space.watch.hits;
+                *outcome = space.outcome;
+                written?;
+                return Ok(hits);
             }
             System::Invlpg(_) | System::WriteCr { .. } | System::ReadCr { .. } | System::Clts => {
                 return Err(DecodeError::Unexpected.into());
@@ -169,15 +205,23 @@ impl<T: Types> ExitHandler<'_, T> {
     }
 
     /// LMSW's operand, and the breakpoints that reading it has met.
-    fn status_word(&mut self, vcpu: &mut T::Vcpu, from: StatusWord) -> Result<(u64, Hits), NotExecuted> {
+    fn status_word(
+        &mut self,
+        vcpu: &mut T::Vcpu,
+        from: StatusWord,
+        outcome: &mut Outcome,
+    ) -> Result<(u64, Hits), NotExecuted> {
         let at = match from {
             StatusWord::Register(gpr) => return Ok((vcpu.gpr(gpr), 0)),
             StatusWord::Memory(at) => Self::checked_word(vcpu, at, Kind::Read)?,
         };
         let mut word = [0; 2];
         let mut space = self.address_space(vcpu);
-        space.read(at, &mut word)?;
-        Ok((u16::from_le_bytes(word).into(), space.watch.hits))
+        let read = space.read(at, &mut word);
+        let hits = space.watch.hits;
+        *outcome = space.outcome;
+        read?;
+        Ok((u16::from_le_bytes(word).into(), hits))
     }
 
     /// PG needs PE, NW needs CD, and the upper half is reserved (Intel SDM vol. 2, MOV to control registers).

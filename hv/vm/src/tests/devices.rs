@@ -212,6 +212,32 @@ fn the_hpets_deadline_is_the_vms() {
     assert_eq!((host.waits, guest.vcpu.delivered.as_slice()), (3, &[Event::Interrupt(0x50)][..]));
 }
 
+/// What time has brought comes with any access to a device.
+#[test]
+fn what_a_device_has_for_the_guest_comes_behind_smsw_and_lmsw() {
+    // SMSW [RBX], LMSW [RBX]. A step comes first.
+    for (code, is_write) in [([0x0f, 0x01, 0x23], true), ([0x0f, 0x01, 0x33], false)] {
+        for (rflags, event) in [(0, Event::Interrupt(0x50)), (arch::RFLAGS_TF, Event::DEBUG)] {
+            let (mut guest, mut host) = ready();
+            program(&mut guest, &mut host, LINE, 0x50, 0);
+            write(&mut guest, &mut host, HPET + 0x140, LINE << 9 | 0x104);
+            write(&mut guest, &mut host, HPET + 0x148, 300_000);
+            write(&mut guest, &mut host, HPET + 0x10, 1);
+            guest.clock.pass(3_000_000);
+            guest.vcpu.rflags |= rflags;
+            guest.code_at(CODE, &code);
+            guest.map(HOLE, TEST_MEMORY | PRESENT | WRITABLE);
+            guest.set(Gpr::RBX, HOLE);
+            assert_eq!(guest.handle_on(Exit::ControlRegister, &mut host), Flow::Resume);
+            assert_eq!((guest.vcpu.event, guest.vcpu.rip), (Some(event), CODE + 3), "{code:x?}");
+            if is_write {
+                guest.vcpu.event = None;
+                assert_eq!(read(&mut guest, &mut host, TEST_MEMORY) as u16, guest.vcpu.control.cr0 as u16);
+            }
+        }
+    }
+}
+
 #[test]
 fn soft_off_ends_the_vm() {
     let (mut guest, mut host) = ready();
