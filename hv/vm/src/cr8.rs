@@ -42,6 +42,7 @@ impl<T: Types> ExitHandler<'_, T> {
     /// The MOV to CR8 is done, and with it the interrupt shadow that it may have been in.
     pub(crate) fn task_priority_fell(&mut self, vcpu: &mut T::Vcpu) -> Flow {
         let next = vcpu.rip();
+        // Raises the step that the hardware holds pending. What delivers an interrupt would forget it.
         retire(vcpu, next);
         vcpu.watch_cr8(None);
         self.deliver(vcpu);

@@ -156,6 +156,9 @@ pub(crate) fn raise_debug<V: Vcpu>(vcpu: &mut V, status: u64) {
 
 /// Raises what the hardware has held back until the end of an instruction that was carried out here, if that is more than a step: an
 /// entry would raise it, but not before an interrupt, and there is no entry while the vCPU sleeps.
+///
+/// A step that the hardware holds pending is forgotten. So the instruction has to be retired first, which raises the step: the order in
+/// [`ExitHandler::task_priority_fell`].
 pub(crate) fn raise_held_back<V: Vcpu>(vcpu: &mut V) {
     if vcpu.injecting() || vcpu.in_interrupt_shadow() {
         return;

@@ -63,7 +63,9 @@ impl<T: Translation> DebugRegisters for VmxVcpu<T> {
         unswitched::breakpoints()
     }
 
-    /// The bit of the single step is passed over: Bochs sets it at each exit of an instruction with TF, processors do not.
+    /// The single step is forgotten as well, and not told: the caller raises it if it is due, or has done so. It may be pending behind a MOV to
+    /// CR8 that has taken the task priority below the threshold, and in the shadow of STI and MOV SS (Intel SDM vol. 3, section
+    /// 28.3.4), where `hold_step` sets it itself. Bochs sets it at each exit of an instruction with TF.
     fn take_pending_traps(&mut self) -> u64 {
         let pending = self.vmcs.read(guest::PENDING_DBG_EXCEPTIONS);
         if pending != 0 {

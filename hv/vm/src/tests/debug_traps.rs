@@ -1,7 +1,7 @@
 //! #DB: where it comes, and what DR6, DR7 and RFLAGS then are.
 
 use super::guest::{CODE, DATA, Guest, HOLE, io, string};
-use crate::{Cr8, Event, Exception, Exit, Gpr, Instruction, NestedFault};
+use crate::{Cr8, Event, Exception, Exit, Gpr, Instruction, NestedFault, Vcpu};
 use addr::Gpa;
 use arch::{CR4_DE, DR6_BS, DR7_GD, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM};
 use devices::Size;
@@ -376,6 +376,22 @@ fn a_breakpoint_that_a_load_of_ss_has_met_comes_before_an_interrupt() {
             assert!(pending == 0 || guest.vcpu.debug[6] == arch::reset::DR6 | pending);
             assert_eq!(guest.vcpu.pending_traps, 0);
         }
+    }
+}
+
+/// The hardware holds the step of the MOV pending.
+#[test]
+fn the_step_behind_a_fall_of_the_task_priority_comes_before_an_interrupt() {
+    for shadow in [false, true] {
+        let mut guest = guest(&[], RFLAGS_IF | RFLAGS_TF);
+        guest.vcpu.shadow = shadow;
+        guest.vcpu.hold_step();
+        interrupt_waits(&mut guest);
+        guest.resumes(Exit::TaskPriority);
+        assert_eq!((guest.vcpu.event, guest.vcpu.debug[6]), (Some(Event::DEBUG), arch::reset::DR6 | DR6_BS));
+        guest.vcpu.then(Exit::Shutdown, |_| {});
+        guest.vcpu.enter();
+        assert_eq!(guest.vcpu.delivered, [Event::DEBUG], "it comes once");
     }
 }
 
