@@ -42,6 +42,10 @@ const SILENCE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 /// How many of the log's last lines are worth showing.
 const LAST_LOG_LINES: usize = 12;
+/// What Bochs says where its log is not open yet.
+const ERRORS: &str = "errors";
+/// Marks there what it ends for.
+const PANIC: &str = ">>PANIC<< ";
 /// In the log of a processor that met a third exception in a row.
 const TRIPLE_FAULT: &str = "exception with no resolution";
 
@@ -86,9 +90,10 @@ impl Bochs {
         let commands = trace.map(Trace::bochs_commands).unwrap_or_default() + DEBUGGER_COMMANDS;
         fs::write(folder.join("commands"), commands)?;
         let program = project::find_program(PROGRAM).context("bochs is not installed")?;
+        let errors = File::create(folder.join(ERRORS))?;
         let mut child = Leashed::spawn(&program, |command| {
             command.args(["-q", "-f", "bochsrc", "-rc", "commands"]).current_dir(folder);
-            command.env("TERM", "xterm").stdin(Stdio::null()).stderr(Stdio::null());
+            command.env("TERM", "xterm").stdin(Stdio::null()).stderr(errors);
             match trace {
                 Some(_) => command.stdout(Stdio::piped()),
                 None => command.args(["-dbglog", "debugger.log"]).stdout(Stdio::null()),
@@ -153,7 +158,10 @@ fn attend(child: &mut Leashed, folder: &Path, deadline: Instant, live: &mut dyn 
         }
     };
     console.forward(live)?;
-    let complaints = last_lines(&text(&log), &text(&folder.join("debugger.log")));
+    let mut complaints = last_lines(&text(&log), &text(&folder.join("debugger.log")));
+    if complaints.is_empty() {
+        complaints.extend(refusal(&text(&folder.join(ERRORS))));
+    }
     Ok(EmulatorExit { exit, complaints, processor_shut_down: has_shut_down(&log) })
 }
 
@@ -171,6 +179,15 @@ fn stop_at_prompt(child: &mut Leashed) {
 /// A file's text, as far as it is there.
 fn text(file: &Path) -> String {
     String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned()
+}
+
+/// Why Bochs did not start, by what it said: a line of its configuration, whose number means nothing to a user.
+fn refusal(errors: &str) -> Option<String> {
+    let (_, why) = errors.lines().find_map(|line| line.split_once(PANIC))?;
+    Some(match why.ends_with("cpu directive malformed.") {
+        true => "Bochs does not know the processor; `bochs --help cpu` lists its models".to_string(),
+        false => why.to_string(),
+    })
 }
 
 /// Whether the processor met a third exception in a row, by Bochs's log.
@@ -273,6 +290,18 @@ mod tests {
         assert_eq!(stop.complaints.last().map(String::as_str), Some("at 100"));
         assert_eq!(stop.complaints.len(), LAST_LOG_LINES);
         assert!(child.child.try_wait().unwrap().is_some(), "it is dead");
+    }
+
+    #[test]
+    fn a_bochs_that_does_not_start_says_why() {
+        let said = "========\n00000000000p[      ] >>PANIC<< bochsrc:7: cpu directive malformed.\n00000000000e[SIM   ] notify\n";
+        assert_eq!(
+            refusal(said).as_deref(),
+            Some("Bochs does not know the processor; `bochs --help cpu` lists its models")
+        );
+        let other = "00000000000p[      ] >>PANIC<< ROM: couldn't open ROM image file\n";
+        assert_eq!(refusal(other).as_deref(), Some("ROM: couldn't open ROM image file"));
+        assert_eq!(refusal("nothing"), None);
     }
 
     #[test]
