@@ -31,6 +31,11 @@ impl Demands {
 }
 
 impl Demands {
+    /// Whether anything is demanded.
+    pub(crate) fn are_any(&self) -> bool {
+        !self.expect.is_empty() || !self.fail_on.is_empty()
+    }
+
     /// The first line that says that the guest has failed.
     pub(crate) fn failure<'l>(&self, lines: &[&'l str]) -> Option<&'l str> {
         let fails = |line: &str| {

@@ -55,7 +55,7 @@ fn vm_help() -> String {
 /// What guests there are to be, and what they get.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct GuestArgs {
-    /// Image to run (Linux bzImage, multiboot, multiboot2 or PVH), or the name of one of our guests
+    /// Image to run (Linux bzImage, multiboot, multiboot2 or PVH), or the name of one of our guests, which a wrong name lists
     #[arg(long, value_name = "FILE")]
     guest: Option<GuestImage>,
     /// Words for the guest's command line, after its name
@@ -67,7 +67,7 @@ pub(crate) struct GuestArgs {
     /// A module for the guest, and the words for its string; may be repeated
     #[arg(long, value_name = "FILE WORDS", value_parser = parse_module)]
     module: Vec<Image>,
-    /// The guest's virtual processors
+    /// The guest's virtual processors, 16 at most
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     vcpus: u32,
     /// The guest's memory
@@ -140,6 +140,11 @@ impl GuestArgs {
         }]
     }
 
+    /// Whether anything is demanded of the guests' consoles.
+    pub(crate) fn demands_any(&self) -> bool {
+        self.demands.are_any()
+    }
+
     /// Whether a guest is named.
     pub(crate) fn names_any(&self) -> bool {
         self.guest.is_some() || !self.vm.is_empty()
@@ -201,6 +206,11 @@ impl Wanted {
         if self.input.is_none() && !self.is_ours() && Input::Standard.is_terminal() {
             self.input = Some(Input::Standard);
         }
+    }
+
+    /// Whether the contents of a file are typed for it.
+    pub(crate) fn has_file_for_input(&self) -> bool {
+        matches!(self.input, Some(Input::File(_)))
     }
 
     /// Whether something is typed for it.

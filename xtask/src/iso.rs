@@ -2,11 +2,11 @@
 
 use crate::build::Images;
 use crate::failure::usage;
-use crate::guests::GuestArgs;
+use crate::guests::{GuestArgs, Wanted};
 use crate::machine;
 use crate::output::outln;
 use crate::project;
-use crate::run::HvWords;
+use crate::run::{HvWords, ONE_INPUT};
 use crate::setup::{self, Tool};
 use anyhow::Result;
 use std::fs::{self, File};
@@ -27,7 +27,8 @@ Examples:
   cargo xtask iso --guest my.elf --cmdline \"a b\" --output x.iso
   sudo dd if=target/hv.iso of=/dev/sdX bs=4M conv=fsync        to the USB stick sdX, whose contents are lost
 
-The console is COM1, 115200 baud, 8n1; the verdict is its last line, after which the machine stands still.")]
+The console is COM1, 115200 baud, 8n1; the verdict is its last line, after which the machine stands still. With --input - the
+guest gets what COM1 receives. --expect, --fail-on and the file of an --input are for `cargo xtask run`, and refused here.")]
 pub(crate) struct Args {
     #[command(flatten)]
     guests: GuestArgs,
@@ -42,6 +43,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn command(args: &Args) -> Result<ExitCode> {
+    check_guests(&args.guests)?;
     let file = args.output.clone().unwrap_or_else(|| project::reports("hv.iso"));
     check_writable(&file).map_err(|error| usage(format!("--output {}: {error}", file.display())))?;
     setup::ensure(Tool::Bochs)?;
@@ -54,6 +56,25 @@ pub(crate) fn command(args: &Args) -> Result<ExitCode> {
     let size = fs::metadata(&file)?.len();
     outln!("{}: {} MiB; it boots: {}", project::short(&file), size.div_ceil(1 << 20), images.kernel.words);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Fails where something is asked for that takes somebody at the other end of the console.
+fn check_guests(args: &GuestArgs) -> Result<()> {
+    let guests = args.wanted("smoke");
+    if args.demands_any() {
+        return Err(usage(
+            "--expect and --fail-on are for `cargo xtask run`: an ISO's console has no reader who would judge it",
+        ));
+    }
+    if guests.iter().any(Wanted::has_file_for_input) {
+        return Err(usage(
+            "an ISO types no file: with --input - (input=- among a VM's keys) the guest gets what COM1 receives",
+        ));
+    }
+    if guests.iter().filter(|guest| guest.has_input()).count() > 1 {
+        return Err(usage(ONE_INPUT));
+    }
+    Ok(())
 }
 
 /// Fails where an ISO can't be written to this path. Makes its folder, and changes nothing else.

@@ -187,13 +187,16 @@ fn give_keys(guests: &mut [Wanted], machine: &Emulator) {
     }
 }
 
+/// Of several VMs one is typed for.
+pub(crate) const ONE_INPUT: &str = "there is one input, and one VM that gets it";
+
 /// Fails where what is typed for so many guests would not get to them.
 pub(crate) fn check_input(machine: &Emulator, typed_for: usize) -> Result<()> {
     match typed_for {
         0 => Ok(()),
         1 if machine.takes_input() => Ok(()),
         1 => Err(usage("input goes with QEMU alone: Bochs's UART drops what it has no room for")),
-        _ => Err(usage("there is one input, and one VM that gets it")),
+        _ => Err(usage(ONE_INPUT)),
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) struct Args {
     /// What is typed in the guest; `-` is the standard input [default: the keys of this terminal, without --run]
     #[arg(long, value_name = "FILE")]
     input: Option<Input>,
-    /// The guest's virtual processors
+    /// The guest's virtual processors, 16 at most
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     vcpus: u32,
     /// The guest's memory
