@@ -8,9 +8,10 @@ fn xtask(arguments: &[&str]) -> Output {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in
-        ["setup", "build", "run", "linux", "iso", "test", "stress", "bench", "coverage", "mutants", "fuzz", "lint"]
-    {
+    for command in [
+        "setup", "build", "run", "linux", "iso", "test", "stress", "hostile", "bench", "fairness", "coverage",
+        "mutants", "fuzz", "lint",
+    ] {
         let output = xtask(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0));
@@ -46,6 +47,11 @@ fn usage_errors_have_status_2() {
         &["stress", "--skip-flush", "all"],
         &["stress", "--host", "bochs", "--accel", "kvm"],
         &["iso", "--guest", "no/such/file"],
+        &["iso", "--expect", "text"],
+        &["iso", "--input", "Cargo.toml"],
+        &["iso", "--vm", "guest=smoke,name=a,input=-", "--vm", "guest=smoke,name=b,input=-"],
+        &["fairness", "no-such-attack"],
+        &["fairness", "--host", "no-such-machine"],
         &["coverage", "no-such-row"],
         &["coverage", "--host", "alone"],
         &["mutants", "--crate", "no-such-crate"],
