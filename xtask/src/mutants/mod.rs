@@ -54,7 +54,7 @@ Examples:
   cargo xtask mutants --crate rcu                        all changes of one crate
   cargo xtask mutants --crate rcu --kind ordering,flush
   cargo xtask mutants --only hv/rcu/src/domain.rs        those of one file
-  cargo xtask mutants --only hv/rcu/src/domain.rs:76     those of one line
+  cargo xtask mutants --only hv/rcu/src/domain.rs:77     those of one line
   cargo xtask mutants --resume                           what is not decided yet
   cargo xtask mutants --sample 30                        half a minute's, of one crate, chosen by the commit
 
@@ -153,15 +153,19 @@ impl Args {
 
 fn sweep(args: &Args, name: &str, stages: &[Stage]) -> Result<Report> {
     let hash = copy::hash(name)?;
+    if let Some(only) = &args.only {
+        // Before anything is built, which takes minutes.
+        let (mutants, ..) = prepare(name, &[])?;
+        if !mutants.iter().any(|mutant| args.wants(mutant)) {
+            return Err(usage(format!("{only}: there is nothing to change; --list shows where there is")));
+        }
+    }
     let (mutants, programs, refused) = prepare(name, if args.list { &[] } else { stages })?;
     let explained = Explanations::read(name)?.explained(&mutants)?;
     let mut report = Report::new(name, hash, refused);
     let file = project::reports("mutants").join(format!("{name}.json"));
     report.take_over(&file, &mutants, &explained);
     let mut wanted: Vec<_> = mutants.into_iter().filter(|mutant| args.wants(mutant)).collect();
-    if let (Some(only), true) = (&args.only, wanted.is_empty()) {
-        return Err(usage(format!("{only}: there is nothing to change")));
-    }
     if args.list {
         wanted.iter().for_each(|it| outln!("{}:{}: {:?}: {}", it.file, it.line, it.kind, it.change));
         return Ok(report);
