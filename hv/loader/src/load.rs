@@ -160,7 +160,7 @@ pub(crate) const LOADER_NAME: &str = "microhv";
 /// for: Linux's (bzImage), multiboot2, multiboot, or PVH. Gives the state in which its boot vCPU starts.
 ///
 /// The firmware's traces in the first MiB come first, so that an image may have segments there. Modules start at page boundaries,
-/// above the image if its protocol is not Linux's. Boot information is in the first 640 KiB if there is room.
+/// above the image, if there is room and its protocol is not Linux's. Boot information is in the first 640 KiB if there is room.
 ///
 /// # Errors
 /// [`LoadError`]. Part of the memory may have been written.
@@ -229,7 +229,8 @@ impl<'a, M: GuestMemory> Target<'a, M> {
         }
     }
 
-    /// Loads each module to the first page boundary with room for it, above 1 MiB and at or above `from`. Gives where they are.
+    /// Loads each module to the first page boundary with room for it, above 1 MiB and, if there is room, at or above `from`. Gives where
+    /// they are.
     pub(crate) fn load_modules(&mut self, modules: &[Module<'_>], from: u64) -> Result<Vec<Range<u32>>, LoadError> {
         let from = from.max(HIGH_START);
         modules.iter().map(|module| self.load_lowest("a module", module.bytes, from)).collect()
@@ -256,7 +257,9 @@ impl<'a, M: GuestMemory> Target<'a, M> {
 
     fn place(&mut self, what: &'static str, bytes: usize, from: u64) -> Result<u32, LoadError> {
         let bytes = bytes as u64;
-        let place = self.placer.place_lowest(bytes, &(from..BELOW_4G), PAGE_SIZE);
+        let mut place = |from| self.placer.place_lowest(bytes, &(from..BELOW_4G), PAGE_SIZE);
+        // An image that prefers the highest addresses leaves no room above it.
+        let place = place(from).or_else(|| place(HIGH_START));
         place.map(|start| start as u32).ok_or(LoadError::NoRoom { what, bytes })
     }
 }

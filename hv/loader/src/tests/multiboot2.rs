@@ -168,6 +168,18 @@ fn a_relocatable_image_is_moved_within_its_range() {
 }
 
 #[test]
+fn modules_are_below_an_image_that_leaves_no_room_above_it() {
+    let modules = [Module { bytes: &[1; 5000], string: b"" }, Module { bytes: &[2], string: b"" }];
+    let file = elf_with_tags(&[tag(10, 0, &[0, 0xffff_ffff, 0x1000, 2])]);
+    let (guest, entry) = load_into(&platform(8 << 20), &file, b"", &modules).unwrap();
+    let base = u32::from_le_bytes(information(&guest, &entry, 21).unwrap().try_into().unwrap());
+    assert_eq!(base, 0x7f_f000, "the image is at the end of the RAM");
+    let found = GuestView::read(&guest.bytes, &entry);
+    assert_eq!(found.modules, [(0x10_0000..0x10_1388, vec![]), (0x10_2000..0x10_2001, vec![])]);
+    assert_eq!(guest.bytes[0x10_0000..0x10_1388], [1; 5000]);
+}
+
+#[test]
 fn a_broken_multiboot2_header_is_named() {
     let mut file = elf_with_tags(&[]);
     let at = ELF64.header + ELF64.program_header;
