@@ -427,12 +427,18 @@ impl<S: Sink, C: Clock> Board<S, C> {
     /// registers for them here.
     #[inline]
     fn read_byte(&mut self, port: u16) -> u8 {
+        // Which half it is in is asked first, so that no port is compared with all of them.
+        if port < COM1 {
+            return match port {
+                PIT..=PIT_CHANNEL_2 => self.read_pit(usize::from(port - PIT)),
+                RTC_DATA => self.read_rtc(),
+                _ => self.read_other(port),
+            };
+        }
         match port {
             COM1..=COM1_LAST => self.read_uart(port - COM1),
             ELCR_MASTER => self.pic.read_elcr(Which::Master),
             ELCR_SLAVE => self.pic.read_elcr(Which::Slave),
-            PIT..=PIT_CHANNEL_2 => self.read_pit(usize::from(port - PIT)),
-            RTC_DATA => self.read_rtc(),
             _ => self.read_other(port),
         }
     }
