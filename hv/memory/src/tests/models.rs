@@ -103,6 +103,16 @@ impl World {
         shuttle::thread::spawn(move || world.on(cpu, work))
     }
 
+    /// The VM ends. The page has these rights, if it is mapped.
+    fn end_with(self: Arc<Self>, rights: Rights) {
+        self.on(0, |vcpu| {
+            let view = vcpu.view();
+            let found = view.vm.tree.translate(view.cpu.read(), PAGE);
+            assert!(found.is_none_or(|found| found.leaf.rights == rights), "{found:?}");
+        });
+        self.end();
+    }
+
     /// The VM ends: all frames are free again.
     fn end(self: Arc<Self>) {
         let Self { domain, memory, free } = Arc::into_inner(self).expect("the vCPUs have ended");
@@ -167,12 +177,7 @@ fn hiding_meets_faults() {
     let hides = world.spawn(0, |vcpu| vcpu.view().hide(0, Some(PAGE.frame())));
     let touches = world.spawn(1, |vcpu| _ = vcpu.view().fault(NestedFault::new(PAGE, false, false, false)));
     [hides, touches].into_iter().for_each(|thread| thread.join().expect("it has ended"));
-    world.on(0, |vcpu| {
-        let view = vcpu.view();
-        let found = view.vm.tree.translate(view.cpu.read(), PAGE);
-        assert!(found.is_none_or(|found| found.leaf.rights == Rights::HIDDEN), "{found:?}");
-    });
-    world.end();
+    world.end_with(Rights::HIDDEN);
 }
 
 /// It goes away again, while another vCPU touches the page for the first time.
@@ -182,12 +187,7 @@ fn showing_meets_faults() {
     let shows = world.spawn(0, |vcpu| vcpu.view().hide(0, None));
     let touches = world.spawn(1, |vcpu| _ = vcpu.view().fault(NestedFault::new(PAGE, false, false, false)));
     [shows, touches].into_iter().for_each(|thread| thread.join().expect("it has ended"));
-    world.on(0, |vcpu| {
-        let view = vcpu.view();
-        let found = view.vm.tree.translate(view.cpu.read(), PAGE);
-        assert!(found.is_none_or(|found| found.leaf.rights == Rights::ALL), "{found:?}");
-    });
-    world.end();
+    world.end_with(Rights::ALL);
 }
 
 fn explore(runs: usize, model: fn()) {
