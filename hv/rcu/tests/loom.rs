@@ -939,7 +939,7 @@ fn cpu_that_passes_to_another_thread() {
     world.drain();
 }
 
-/// Whoever is a CPU next goes on from its counts of pages.
+/// The next thread that registers as this CPU goes on from its counts of pages.
 #[test]
 fn loom_cpu_that_passes_to_another_thread() {
     EXPLORER.explore(cpu_that_passes_to_another_thread);

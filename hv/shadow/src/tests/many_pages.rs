@@ -145,7 +145,7 @@ fn the_oldest_mappings_make_way_for_new_ones() {
         assert!(walker.shadow.space(&walker.view).flushes() - flushes <= MORE.div_ceil(64), "one flush for many");
         assert!((0..evicted).all(|page| !walker.is_writable(page)));
         assert!((evicted..MAPPINGS + MORE).all(|page| walker.is_writable(page)));
-        // Who walks round loses them all, one by one, and no more.
+        // A guest that walks round loses them all, one by one, and no more.
         assert_eq!(walker.write(cpu, 0..MAPPINGS + MORE), MAPPINGS + MORE);
     });
 }
