@@ -2,11 +2,9 @@
 //! is carried out for the vCPU: on its own APIC, or on the page. (Not so a fetch of instructions from it, and the delivery of an event
 //! that accesses it: they end the VM by name.)
 
-use crate::account::give_back_some;
 use crate::host::HostMemory;
 use crate::rules::Rule;
 use crate::sync::Mutex;
-use crate::test_calls::STEP;
 use crate::tree_env::{Nested, TreeEnv};
 use crate::view::View;
 use addr::{Gfn, PAGE_SIZE, PageSize, Pfn};
@@ -128,8 +126,7 @@ impl<'m, F: Nested, H: HostMemory> View<'_, 'm, F, H> {
         let range = page.start()..page.start().wrapping_add(PAGE_SIZE);
         let protect = || self.vm.tree.protect(&self.cpu, range.clone(), rights);
         let result = protect().or_else(|_| {
-            self.cpu.hurry();
-            give_back_some(&self.cpu, STEP);
+            self.give_back_at_once();
             protect()
         });
         if result.is_err() && !self.vm.hidden.told.swap(true, Ordering::Relaxed) {

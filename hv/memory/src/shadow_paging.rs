@@ -3,7 +3,7 @@
 use crate::host::HostMemory;
 use crate::shadow_trees::{ShadowTrees, VcpuTree};
 use crate::tree_env::Nested;
-use crate::view::{MOST_WAYS, Touched, View};
+use crate::view::{MOST_CREDIT, Touched, View};
 use addr::{Gpa, Gva, PageSize};
 use loader::MemoryError;
 use mmu::Fault;
@@ -42,25 +42,26 @@ impl<F: Nested, H: HostMemory> View<'_, '_, F, H> {
     /// Zaps shadow tables for their frames. False if there are none, or the guest does not get on so: each time has to be followed by
     /// [`MAPPED`] faults that do without.
     fn make_way(&self) -> bool {
-        let made = match (self.shadow, &self.vm.shadows) {
+        let credit = &self.state.credit;
+        let Some(left) = credit.get().checked_sub(MAPPED) else { return false };
+        credit.set(left);
+        match (self.shadow, &self.vm.shadows) {
             (Some(VcpuTree::Kept(shadow, view)), _) => shadow.make_way(&self.cpu, view),
             // First of all the vCPU's own.
             (Some(VcpuTree::Vtlb(own)), ShadowTrees::Vtlb(all)) => {
                 core::iter::once(own).chain(all).any(|buffer| buffer.make_way(&self.cpu))
             }
             _ => false,
-        };
-        let ways = &self.state.ways;
-        made && ways.get().checked_sub(MAPPED).map(|left| ways.set(left)).is_some()
+        }
     }
 
     /// A fault has found the frames that it needs.
     #[inline]
     pub(crate) fn resolved(&self) {
         self.state.found_frames();
-        let ways = &self.state.ways;
-        if ways.get() < MOST_WAYS {
-            ways.set(ways.get() + 1);
+        let credit = &self.state.credit;
+        if credit.get() < MOST_CREDIT {
+            credit.set(credit.get() + 1);
         }
     }
 

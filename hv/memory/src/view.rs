@@ -46,8 +46,8 @@ pub struct ViewState {
     zeroing: Cell<Option<Zeroing>>,
     /// What found no frame is tried again until the VM has had so many pages back.
     awaited: Cell<Option<NonZero<u64>>>,
-    /// How often shadow tables may make way for lack of frames until faults have mapped pages in between.
-    pub(crate) ways: Cell<u32>,
+    /// Rises by each fault that finds its frames, up to [`MOST_CREDIT`], and falls each time that shadow tables make way.
+    pub(crate) credit: Cell<u32>,
 }
 
 /// A large page that no entry leads to yet, of which so many bytes are zero.
@@ -77,9 +77,9 @@ pub(crate) enum Touched {
 /// So many bytes of a large page are filled with zeroes in one exit.
 const ZEROED_AT_ONCE: u64 = 128 * PAGE_SIZE;
 
-/// So often tables make way for each other at most before the guest is at its end: what is left of the frames is not enough for the
-/// tables that one instruction needs.
-pub(crate) const MOST_WAYS: u32 = 64;
+/// Where tables make way for each other again and again, the guest comes to its end when this is used up: what is left of the frames is
+/// not enough for the tables that one instruction needs.
+pub(crate) const MOST_CREDIT: u32 = 64;
 
 /// Enough for the upper-level tables of a few address spaces.
 const PLACES: usize = 16;
@@ -93,7 +93,7 @@ impl ViewState {
             unfinished: Cell::new(None),
             zeroing: Cell::new(None),
             awaited: Cell::new(None),
-            ways: Cell::new(MOST_WAYS),
+            credit: Cell::new(MOST_CREDIT),
         }
     }
 
@@ -219,12 +219,17 @@ impl<'v, 'm, F: Nested, H: HostMemory> View<'v, 'm, F, H> {
         let touch = || self.touch_at_most(at, PageSize::Size4K, false).map(|_| ());
         match touch() {
             Err(MemoryError::NoFrames) => {
-                self.cpu.hurry();
-                give_back_some(&self.cpu, STEP);
+                self.give_back_at_once();
                 touch()
             }
             result => result,
         }
+    }
+
+    /// Gives back what can be without waiting for a grace period.
+    pub(crate) fn give_back_at_once(&self) {
+        self.cpu.hurry();
+        give_back_some(&self.cpu, STEP);
     }
 
     /// Maps the pages of these bytes with the largest size that there is room for, before the VM's guest runs.

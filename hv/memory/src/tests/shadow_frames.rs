@@ -9,7 +9,7 @@ use addr::{Gpa, Gva, PAGE_SIZE, PageSize, Pfn};
 use core::num::NonZero;
 use loader::{Paging, VmConfig};
 use rcu::Tlb;
-use shadow::{Capacity, Counter, FaultOutcome, Reason, Registers};
+use shadow::{Capacity, Counter, FaultOutcome, NoMemory, Reason, Registers};
 use vm::Memory;
 use walk::{Access, AccessKind, Features, Privilege};
 
@@ -189,25 +189,33 @@ fn the_vcpus_of_a_vm_share_a_budget_of_tables() {
 }
 
 /// The machine has fewer frames than the guest has pages.
-#[test]
-fn shadow_tables_make_way_where_no_frame_is_left() {
+fn with_few_frames(test: fn(World<'_>, Paging)) {
     for paging in [Paging::Shadow, Paging::Vtlb] {
         let domain = Arena::domain(1200);
         let mut world = World::new(&domain, &VmConfig { pages: PageSize::Size4K, ..config(4 * LARGE, paging) });
         load(&mut world);
-        let mut fault = |page: u64| {
-            let outcome = world.view().shadow_fault(&registers(), Gva::new(page * PAGE_SIZE), WRITE);
-            world.cpu.quiescent();
-            outcome
-        };
+        test(world, paging);
+    }
+}
+
+/// The vCPU writes at `at`, and passes a quiescent state.
+fn fault(world: &mut World<'_>, at: u64) -> Result<FaultOutcome, NoMemory> {
+    let outcome = world.view().shadow_fault(&registers(), Gva::new(at), WRITE);
+    world.cpu.quiescent();
+    outcome
+}
+
+#[test]
+fn shadow_tables_make_way_where_no_frame_is_left() {
+    with_few_frames(|mut world, paging| {
         let mut written = 0;
-        while let Ok(outcome) = fault(written) {
+        while let Ok(outcome) = fault(&mut world, written * PAGE_SIZE) {
             written += u64::from(outcome == FaultOutcome::Mapped);
         }
         let dropped = world.memory.shadows.counts().map(|counts| counts.get(Counter::Dropped));
         assert!(dropped > Some(0), "{paging:?}: ended after {written} pages");
         world.end();
-    }
+    });
 }
 
 #[test]
@@ -227,15 +235,7 @@ fn a_page_under_an_apic_is_in_no_shadow_table() {
 /// Frames are left for two tables of the last level, and each round needs three.
 #[test]
 fn tables_that_make_way_for_each_other_for_ever_are_no_way_on() {
-    for paging in [Paging::Shadow, Paging::Vtlb] {
-        let domain = Arena::domain(1200);
-        let mut world = World::new(&domain, &VmConfig { pages: PageSize::Size4K, ..config(4 * LARGE, paging) });
-        load(&mut world);
-        let fault = |world: &mut World<'_>, at: u64| {
-            let outcome = world.view().shadow_fault(&registers(), Gva::new(at), WRITE);
-            world.cpu.quiescent();
-            outcome
-        };
+    with_few_frames(|mut world, paging| {
         let round = [0, LARGE, 2 * LARGE];
         for at in round {
             while fault(&mut world, at) != Ok(FaultOutcome::Mapped) {}
@@ -253,5 +253,5 @@ fn tables_that_make_way_for_each_other_for_ever_are_no_way_on() {
         let ended = (0..10_000).any(|n| fault(&mut world, round[n % 3]).is_err());
         assert!(ended, "{paging:?}");
         world.end();
-    }
+    });
 }
