@@ -202,17 +202,19 @@ fn one(vcpu: &mut Vcpu, ram: &mut Ram) -> Result<StepResult, Refusal> {
     step(vcpu, ram, &code, Bitness::Bits16)
 }
 
+/// Whether the step was carried out.
+fn goes_on(step: &StepResult) -> bool {
+    matches!(
+        step,
+        StepResult::Done | StepResult::Branched | StepResult::LoadedSs | StepResult::Interrupted | StepResult::Iterated
+    )
+}
+
 /// Runs up to the first step that the caller has to handle.
 fn run(vcpu: &mut Vcpu, ram: &mut Ram) -> StepResult {
     for _ in 0..1000 {
         match one(vcpu, ram) {
-            Ok(
-                StepResult::Done
-                | StepResult::Branched
-                | StepResult::LoadedSs
-                | StepResult::Interrupted
-                | StepResult::Iterated,
-            ) => {}
+            Ok(step) if goes_on(&step) => {}
             Ok(step) => return step,
             Err(refusal) => panic!("{refusal:?} at {vcpu:x?}"),
         }
@@ -855,13 +857,7 @@ proptest! {
         let step = one(&mut vcpu, &mut ram);
         let unblocked_nmis = vcpu.unblocked_nmis;
         match step {
-            Ok(
-                StepResult::Done
-                | StepResult::Branched
-                | StepResult::LoadedSs
-                | StepResult::Interrupted
-                | StepResult::Iterated,
-            ) => {}
+            Ok(step) if goes_on(&step) => {}
             // Also of an IRET that faults.
             _ => prop_assert_eq!(vcpu, Vcpu { unblocked_nmis, ..before }),
         }
