@@ -12,21 +12,38 @@ use std::path::{Path, PathBuf};
 
 /// Has the number of the change that is switched on.
 pub(super) const VARIABLE: &str = "MUTANT";
+/// Has the file to which the numbers of the changes whose code is run are written, a line each.
+pub(super) const REACHED: &str = "MUTANT_REACHED";
 
 /// The module that each copy gets. A change has a number from 1.
 const SWITCH: &str = r#"
 #[allow(dead_code)]
 pub(crate) mod mutant {
     extern crate std;
-    static CHOSEN: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, OnceLock};
+    static CHOSEN: OnceLock<usize> = OnceLock::new();
+    static FILE: OnceLock<Option<Mutex<std::fs::File>>> = OnceLock::new();
+    static REACHED: [AtomicBool; 65536] = [const { AtomicBool::new(false) }; 65536];
     #[inline]
     pub(crate) fn is(number: usize) -> bool {
+        if !REACHED[number].load(Ordering::Relaxed) {
+            reach(number);
+        }
         let read = || std::env::var("MUTANT").ok().and_then(|number| number.parse().ok()).unwrap_or(usize::MAX);
         *CHOSEN.get_or_init(read) == number
     }
     #[inline]
     pub(crate) fn truth(always: usize, never: usize, value: bool) -> bool {
         !is(never) && (value | is(always))
+    }
+    #[cold]
+    fn reach(number: usize) {
+        let open = || std::env::var_os("MUTANT_REACHED").map(|path| Mutex::new(std::fs::File::create(path).unwrap()));
+        if let (Some(file), false) = (FILE.get_or_init(open), REACHED[number].swap(true, Ordering::Relaxed)) {
+            use std::io::Write;
+            std::writeln!(file.lock().unwrap(), "{number}").unwrap();
+        }
     }
 }
 "#;
@@ -146,13 +163,30 @@ fn files(folder: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(all)
 }
 
-/// Stands for all that decides what becomes of the crate's mutants, other crates aside.
-pub(super) fn hash(name: &str) -> Result<String> {
-    let package = project::root().join("hv").join(name);
+/// Hashes of all that decides what becomes of the crate's mutants, other crates aside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Source {
+    /// Of the modules that are changed.
+    pub(super) code: String,
+    /// Of all else.
+    pub(super) tests: String,
+}
+
+impl Source {
+    pub(super) fn of(name: &str) -> Result<Self> {
+        let package = project::root().join("hv").join(name);
+        let code = modules(&package.join("src"), "lib.rs")?;
+        let all = files(&package)?.into_iter().filter(|file| !file.ends_with("mutants.toml"));
+        let tests = all.filter(|file| !code.contains(file)).collect();
+        Ok(Self { code: hash(&package, &code)?, tests: hash(&package, &tests)? })
+    }
+}
+
+fn hash(package: &Path, files: &BTreeSet<PathBuf>) -> Result<String> {
     let mut hasher = DefaultHasher::new();
-    for file in files(&package)?.into_iter().filter(|file| !file.ends_with("mutants.toml")) {
-        file.strip_prefix(&package)?.hash(&mut hasher);
-        fs::read(&file)?.hash(&mut hasher);
+    for file in files {
+        file.strip_prefix(package)?.hash(&mut hasher);
+        fs::read(file)?.hash(&mut hasher);
     }
     Ok(format!("{:016x}", hasher.finish()))
 }

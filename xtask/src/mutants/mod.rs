@@ -13,7 +13,7 @@ use crate::project;
 use crate::seed;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
-use copy::Mutant;
+use copy::{Mutant, Source};
 use explain::Explanations;
 use programs::{Built, Ended, Program, Stage};
 use report::{Decided, Report};
@@ -73,7 +73,7 @@ pub(crate) struct Args {
     /// Run this many tests at once; as many as there are processors if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// Leave out what is decided in target/mutants/CRATE.json for the same source
+    /// Leave out what is decided in target/mutants/CRATE.json for the same source; where tests alone are others, try the survivors
     #[arg(long)]
     resume: bool,
     /// Try changes of one crate for this long, both chosen by the commit
@@ -152,7 +152,7 @@ impl Args {
 }
 
 fn sweep(args: &Args, name: &str, stages: &[Stage]) -> Result<Report> {
-    let hash = copy::hash(name)?;
+    let source = Source::of(name)?;
     if let Some(only) = &args.only {
         // Before anything is built, which takes minutes.
         let (mutants, ..) = prepare(name, &[])?;
@@ -162,7 +162,7 @@ fn sweep(args: &Args, name: &str, stages: &[Stage]) -> Result<Report> {
     }
     let (mutants, programs, refused) = prepare(name, if args.list { &[] } else { stages })?;
     let explained = Explanations::read(name)?.explained(&mutants)?;
-    let mut report = Report::new(name, hash, refused);
+    let mut report = Report::new(name, source, refused);
     let file = project::reports("mutants").join(format!("{name}.json"));
     report.take_over(&file, &mutants, &explained);
     let mut wanted: Vec<_> = mutants.into_iter().filter(|mutant| args.wants(mutant)).collect();
@@ -253,13 +253,14 @@ fn prepare(name: &str, stages: &[Stage]) -> Result<(Vec<Mutant>, Vec<Program>, u
 }
 
 fn run(programs: &[Program], number: usize) -> Result<Ended> {
-    for program in programs {
-        match program.run(number)? {
-            Ended::Survived => {}
-            ended => return Ok(ended),
+    let mut ended = Ended::Unreached;
+    for program in programs.iter().filter(|program| program.reaches(number)) {
+        ended = program.run(number)?;
+        if ended.is_noticed() {
+            break;
         }
     }
-    Ok(Ended::Survived)
+    Ok(ended)
 }
 
 /// The first digits of the commit's hash.

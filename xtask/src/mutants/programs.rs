@@ -1,6 +1,6 @@
 //! The test programs of a copy: built once, and run for each mutant.
 
-use super::copy::VARIABLE;
+use super::copy::{REACHED, VARIABLE};
 use crate::leash::Leashed;
 use crate::progress::Step;
 use crate::project;
@@ -49,6 +49,14 @@ pub(super) enum Ended {
     /// In this test, which did not end in time.
     TimedOut(String),
     Survived,
+    /// No test runs its code.
+    Unreached,
+}
+
+impl Ended {
+    pub(super) fn is_noticed(&self) -> bool {
+        matches!(self, Self::Killed(_) | Self::TimedOut(_))
+    }
 }
 
 /// Tests of one program that are run together.
@@ -57,6 +65,8 @@ pub(super) struct Program {
     folder: PathBuf,
     tests: Tests,
     limit: Duration,
+    /// The changes whose code they run; all if that is not known. Up to there a test does what it does without a change.
+    reached: Option<BTreeSet<usize>>,
 }
 
 /// Which tests of a program are run.
@@ -155,10 +165,10 @@ impl Program {
     /// Runs it without a change, to know how long its tests take: those that are quick stay together, and each of the others is by
     /// itself, so that it can be run last.
     pub(super) fn measured(path: PathBuf, folder: PathBuf) -> Result<Vec<Self>> {
-        let all = Self { path, folder, tests: Tests::All, limit: Duration::from_secs(3600) };
+        let all = Self { path, folder, tests: Tests::All, limit: Duration::from_secs(3600), reached: None };
         let mut times = Vec::new();
         let mut before = Instant::now();
-        let ended = all.run_and_tell(0, |test| {
+        let ended = all.run_and_tell(0, None, |test| {
             times.push((test.to_string(), before.elapsed()));
             before = Instant::now();
         })?;
@@ -169,9 +179,29 @@ impl Program {
         let program = |tests: Vec<(String, Duration)>| {
             let limit = (tests.iter().map(|(_, time)| *time).sum::<Duration>() * FACTOR).max(LEAST);
             let names = tests.into_iter().map(|(name, _)| name).collect();
-            Self { path: all.path.clone(), folder: all.folder.clone(), tests: Tests::Named(names), limit }
+            Self {
+                path: all.path.clone(),
+                folder: all.folder.clone(),
+                tests: Tests::Named(names),
+                limit,
+                reached: None,
+            }
         };
-        Ok(together.map(program).collect())
+        together.map(program).map(Self::with_what_it_reaches).collect()
+    }
+
+    fn with_what_it_reaches(self) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("reached");
+        let ended = self.run_and_tell(0, Some(&file), |_| ())?;
+        ensure!(ended == Ended::Survived, "{} fails without a change: {ended:?}", self.path.display());
+        // There is no file where nothing was reached.
+        let text = fs::read_to_string(file).unwrap_or_default();
+        Ok(Self { reached: Some(text.lines().filter_map(|line| line.parse().ok()).collect()), ..self })
+    }
+
+    pub(super) fn reaches(&self, number: usize) -> bool {
+        self.reached.as_ref().is_none_or(|reached| reached.contains(&number))
     }
 
     pub(super) fn limit(&self) -> Duration {
@@ -188,11 +218,11 @@ impl Program {
 
     /// Runs it with one change, up to its first failure.
     pub(super) fn run(&self, number: usize) -> Result<Ended> {
-        self.run_and_tell(number, |_| ())
+        self.run_and_tell(number, None, |_| ())
     }
 
-    /// The same; `passed` is told of each test that has passed.
-    fn run_and_tell(&self, number: usize, mut passed: impl FnMut(&str)) -> Result<Ended> {
+    /// The same; `passed` is told of each test that has passed, and `reached` gets the changes whose code is run.
+    fn run_and_tell(&self, number: usize, reached: Option<&Path>, mut passed: impl FnMut(&str)) -> Result<Ended> {
         let deadline = Instant::now() + self.limit * PATIENCE;
         let limiter = project::find_program("prlimit").context("prlimit (util-linux) is missing")?;
         let mut process = Leashed::spawn(&limiter, |command| {
@@ -208,6 +238,9 @@ impl Program {
                 .env("PROPTEST_FAILURE_PERSISTENCE", "off")
                 // The same inputs each time: what one run decides another decides.
                 .env("PROPTEST_RNG_SEED", "0");
+            if let Some(file) = reached {
+                command.env(REACHED, file);
+            }
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         })?;
         let output = process.child.stdout.take().context("no output")?;

@@ -1,7 +1,7 @@
 //! What became of a crate's mutants: a table, and a JSON file.
 
 use super::Kind;
-use super::copy::Mutant;
+use super::copy::{Mutant, Source};
 use super::programs::Ended;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -25,7 +25,7 @@ pub(super) struct Decided {
 impl Decided {
     /// Whether nothing noticed it, and nothing explains that.
     pub(super) fn is_survivor(&self) -> bool {
-        self.ended == Ended::Survived && !self.explained
+        !self.ended.is_noticed() && !self.explained
     }
 }
 
@@ -33,7 +33,8 @@ impl Decided {
 impl fmt::Display for Decided {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Mutant { file, line, function, change, .. } = &self.mutant;
-        write!(f, "{file}:{line}: {function}: {change}")
+        let unreached = if self.ended == Ended::Unreached { " (no test runs it)" } else { "" };
+        write!(f, "{file}:{line}: {function}: {change}{unreached}")
     }
 }
 
@@ -41,24 +42,24 @@ impl fmt::Display for Decided {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Report {
     name: String,
-    /// Of the crate's source.
-    hash: String,
+    source: Source,
     /// How many changes do not compile.
     refused: usize,
     mutants: BTreeMap<usize, Decided>,
 }
 
 impl Report {
-    pub(super) fn new(name: &str, hash: String, refused: usize) -> Self {
-        Self { name: name.to_string(), hash, refused, mutants: BTreeMap::new() }
+    pub(super) fn new(name: &str, source: Source, refused: usize) -> Self {
+        Self { name: name.to_string(), source, refused, mutants: BTreeMap::new() }
     }
 
-    /// Takes over what an earlier run decided about these mutants of the same source.
+    /// Takes over what an earlier run decided about these mutants of the same source. Another test may notice what survived.
     pub(super) fn take_over(&mut self, file: &Path, mutants: &[Mutant], explained: &BTreeSet<usize>) {
         let before = fs::read_to_string(file).ok().and_then(|text| serde_json::from_str::<Self>(&text).ok());
-        let Some(before) = before.filter(|before| before.hash == self.hash) else { return };
+        let Some(before) = before.filter(|before| before.source.code == self.source.code) else { return };
+        let same_tests = before.source.tests == self.source.tests;
         for (number, mut decided) in before.mutants {
-            if mutants.contains(&decided.mutant) {
+            if mutants.contains(&decided.mutant) && (same_tests || decided.ended.is_noticed()) {
                 decided.explained = explained.contains(&number);
                 self.mutants.insert(number, decided);
             }
@@ -88,7 +89,7 @@ impl Report {
         let killed = all().filter(|decided| matches!(decided.ended, Ended::Killed(_))).count();
         let timed_out = all().filter(|decided| matches!(decided.ended, Ended::TimedOut(_))).count();
         let survived = all().filter(|decided| decided.is_survivor()).count();
-        let explained = all().filter(|decided| decided.ended == Ended::Survived && decided.explained).count();
+        let explained = all().filter(|decided| !decided.ended.is_noticed() && decided.explained).count();
         writeln!(f, "{name:<10}{:>8}{killed:>8}{timed_out:>11}{explained:>11}{survived:>10}", all().count())
     }
 }
@@ -108,7 +109,7 @@ impl fmt::Display for Report {
         self.row(f, "all", |_| true)?;
         writeln!(f, "{} changes do not compile", self.refused)?;
         self.survivors().try_for_each(|survivor| writeln!(f, "  {survivor}"))?;
-        let needless = self.mutants.values().filter(|decided| decided.explained && decided.ended != Ended::Survived);
+        let needless = self.mutants.values().filter(|decided| decided.explained && decided.ended.is_noticed());
         for decided in needless {
             writeln!(f, "  explained, but a test notices it: {decided}")?;
         }
@@ -133,8 +134,12 @@ mod tests {
         Decided { mutant, ended, explained, seconds: 1.0 }
     }
 
+    fn source(code: &str, tests: &str) -> Source {
+        Source { code: code.to_string(), tests: tests.to_string() }
+    }
+
     fn report() -> Report {
-        let mut report = Report::new("a", "1".to_string(), 2);
+        let mut report = Report::new("a", source("1", "1"), 2);
         report.add(decided(1, Ended::Killed("tests::flushed".to_string()), false));
         report.add(decided(2, Ended::TimedOut("tests::flushed".to_string()), false));
         report.add(decided(3, Ended::Survived, true));
@@ -163,14 +168,16 @@ mod tests {
         let file = folder.path().join("mutants/a.json");
         report().save(&file).unwrap();
         let mutants = [1, 4].map(|number| decided(number, Ended::Survived, false).mutant);
-        let taken_over = |hash: &str| {
-            let mut report = Report::new("a", hash.to_string(), 2);
+        let taken_over = |code: &str, tests: &str| {
+            let mut report = Report::new("a", source(code, tests), 2);
             report.take_over(&file, &mutants, &BTreeSet::from([4]));
             report
         };
-        let same = taken_over("1");
+        let same = taken_over("1", "1");
         assert!(same.has(1) && !same.has(3) && same.has(4), "the third is no longer there");
         assert_eq!(same.survivors().count(), 0, "the fourth is explained by now");
-        assert!(!taken_over("2").has(1));
+        assert!(!taken_over("2", "1").has(1));
+        let more_tests = taken_over("1", "2");
+        assert!(more_tests.has(1) && !more_tests.has(4), "another test may notice what survived");
     }
 }
