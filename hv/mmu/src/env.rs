@@ -145,13 +145,12 @@ impl TableDesc {
         self.sharers.store(self.sharers.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }
 
-    /// Initializes the descriptor of a table that no other CPU can see yet.
+    /// Initializes the descriptor of a table that no other CPU can see yet. The lock and the counter of sharers are as the last table
+    /// left them: free, and zero.
     pub(crate) fn start(&self, level: Level, children: u16) {
         self.level.store(level.number(), Ordering::Relaxed);
         self.children.store(children, Ordering::Relaxed);
-        self.sharers.store(0, Ordering::Relaxed);
         self.dead.store(false, Ordering::Relaxed);
-        self.lock.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn set_dead(&self) {

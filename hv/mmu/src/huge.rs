@@ -169,9 +169,6 @@ impl<E: Env> Tree<E> {
         let below = table.below_in_order(pte, offset).filter(|_| table.level == level).ok_or(CollapseError::NoTable)?;
         let whole = self.uniform(below).ok_or(CollapseError::NotUniform)?;
         let entry = self.encode(&whole, level).ok_or(CollapseError::NoSuchSize)?;
-        if E::Format::decode(entry, level, self.caps) == Entry::Bad {
-            return Err(CollapseError::NoSuchSize);
-        }
         {
             let upper = table.lock()?;
             let lower = below.lock()?;
@@ -226,8 +223,8 @@ impl<E: Env> Tree<E> {
     }
 
     /// Unlinks an empty table. It holds both locks: a CPU that has passed `pmd_same` under the table's own lock may be
-    /// about to set an entry. And it freezes all entries: a compare-and-exchange of a CPU that holds no lock must fail
-    /// from then on.
+    /// about to set an entry, or has set one since the caller counted them. And it freezes all entries of a table that goes with its
+    /// last entry: a compare-and-exchange of a CPU that holds no lock must fail from then on.
     fn retract_table(
         &self,
         cpu: &Cpu<'_, E::Platform>,
@@ -239,6 +236,9 @@ impl<E: Env> Tree<E> {
         {
             let upper = table.lock()?;
             let lower = below.lock()?;
+            if kept(Rule::CountUnderLock) && lower.desc().children() != 0 {
+                return Err(Changed);
+            }
             last = lower.is_last_entry();
             if last && kept(Rule::CountUnderLock) {
                 lower.freeze(|_| Pte::NONE)?;
@@ -284,7 +284,7 @@ impl<E: Env> Tree<E> {
             let _lower = if kept(Rule::LockChild) { Some(below.lock()?) } else { None };
             let target = other.as_ref().unwrap_or(&upper);
             let (from, to) = (E::Format::index(from, level), E::Format::index(to, level));
-            if source.at(from) != pte || !target.table().at(to).is_none() {
+            if !target.table().at(to).is_none() {
                 return Err(Changed);
             }
             upper.clear(from);
@@ -301,15 +301,16 @@ fn lock_two<'g, E: Env>(
     a: Table<'g, E>,
     b: Table<'g, E>,
 ) -> Result<(PteMapLocked<'g, E>, Option<PteMapLocked<'g, E>>), Changed> {
+    let in_order = a.pfn < b.pfn || !kept(Rule::LockOrder);
     if a.pfn == b.pfn {
-        return Ok((a.lock()?, None));
-    }
-    if a.pfn < b.pfn {
+        Ok((a.lock()?, None))
+    } else if in_order {
         let first = a.lock()?;
-        return Ok((first, Some(b.lock()?)));
+        Ok((first, Some(b.lock()?)))
+    } else {
+        let second = b.lock()?;
+        Ok((a.lock()?, Some(second)))
     }
-    let second = b.lock()?;
-    Ok((a.lock()?, Some(second)))
 }
 
 /// Part `index` of the page `whole`, as a page of `level`.

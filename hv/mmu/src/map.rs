@@ -148,7 +148,8 @@ impl<'g, E: Env> Table<'g, E> {
             self.entry(index).store(new.raw(), Ordering::Release);
             return Ok(());
         }
-        match self.entry(index).compare_exchange(old.raw(), new.raw(), Ordering::AcqRel, Ordering::Acquire) {
+        // Release, as `new` may refer to a table. What is read is a page at most: no access by it is ordered here.
+        match self.entry(index).compare_exchange(old.raw(), new.raw(), Ordering::Release, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(now) => Err(Pte::new(now)),
         }
@@ -161,10 +162,11 @@ impl<'g, E: Env> Table<'g, E> {
         }
     }
 
-    /// Whether the entry above still refers to this table as it did.
+    /// Whether the entry above still refers to this table as it did. Asked under this table's lock, which the CPU that unlinks it
+    /// holds, too: the lock orders the load.
     #[inline]
     fn is_same(&self) -> bool {
-        self.parent.is_none_or(|(entry, pte)| entry.load(Ordering::Acquire) == pte.raw())
+        self.parent.is_none_or(|(entry, pte)| entry.load(Ordering::Relaxed) == pte.raw())
     }
 
     pub(crate) fn desc(&self) -> Option<&'g TableDesc> {
@@ -498,21 +500,24 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
         self.desc().add_children(1);
     }
 
-    /// Clears an entry and returns its last value.
+    /// Clears an entry and returns its last value. It publishes nothing: a CPU that has to see that the entry is gone sees it by the
+    /// table's lock or by a flush.
     #[inline]
     pub(crate) fn clear(&self, index: usize) -> Pte {
         self.desc().add_children(-1);
+        let entry = self.table().entry(index);
         if kept(Rule::AtomicChange) {
-            return Pte::new(self.table().entry(index).swap(0, Ordering::AcqRel));
+            Pte::new(entry.swap(0, Ordering::Relaxed))
+        } else {
+            let pte = self.table().at(index);
+            entry.store(0, Ordering::Relaxed);
+            pte
         }
-        let pte = self.table().at(index);
-        self.table().entry(index).store(0, Ordering::Release);
-        pte
     }
 
     /// Replaces one present entry by another and returns its last value.
     pub(crate) fn replace(&self, index: usize, pte: Pte) -> Pte {
-        Pte::new(self.table().entry(index).swap(pte.raw(), Ordering::AcqRel))
+        Pte::new(self.table().entry(index).swap(pte.raw(), Ordering::Release))
     }
 
     /// Changes a leaf by an atomic read-modify-write: a plain store would lose a dirty bit that the processor sets
@@ -584,13 +589,12 @@ impl<'m, E: Env> PteMapLocked<'m, E> {
     pub(crate) fn clear_bad(&self, offset: u64) {
         let table = self.table();
         let index = E::Format::index(offset, table.level);
-        let pte = table.at(index);
-        if !matches!(table.decode(pte), Entry::Bad | Entry::Frozen) || table.cmpxchg(index, pte, Pte::NONE).is_err() {
-            return;
+        if let Entry::Bad | Entry::Frozen = table.decode(table.at(index)) {
+            // Processors alone change it meanwhile, by accessed and dirty bits, which make no bad entry good.
+            let pte = self.clear(index);
+            let start = offset & !(span::<E::Format>(table.level) - 1);
+            let at = Input::<E>::from_offset(start, E::Format::INPUT_BITS);
+            table.tree.env.bad(BadEntry { at, level: table.level, pte });
         }
-        self.desc().add_children(-1);
-        let start = offset & !(span::<E::Format>(table.level) - 1);
-        let at = Input::<E>::from_offset(start, E::Format::INPUT_BITS);
-        table.tree.env.bad(BadEntry { at, level: table.level, pte });
     }
 }

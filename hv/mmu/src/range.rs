@@ -214,8 +214,7 @@ impl<E: Env> Tree<E> {
         range: Range<Input<E>>,
         page: impl FnMut(Page<Input<E>>),
     ) -> Result<(), RangeError> {
-        let has_ad = self.caps.accessed_dirty();
-        let clear = |leaf: Leaf| Leaf { accessed: false, dirty: leaf.dirty && leaf.rights.write && !has_ad, ..leaf };
+        let clear = |leaf: Leaf| Leaf { accessed: false, dirty: false, ..leaf };
         self.for_range(cpu, range, After::Harvest, page, &mut |table, index, at, gather| {
             if let Some(old) = table.change(index, clear)
                 && (old.accessed || old.dirty)

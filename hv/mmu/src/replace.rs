@@ -179,9 +179,6 @@ impl<E: Env> Tree<E> {
         let below = upper.below_in_order(pte, offset).filter(|_| upper.level == level).ok_or(CollapseError::NoTable)?;
         let parts = self.parts(below).ok_or(CollapseError::NotUniform)?;
         let entry = self.encode(&Leaf { pfn: new, ..parts.whole }, level).ok_or(CollapseError::NoSuchSize)?;
-        if !matches!(E::Format::decode(entry, level, self.caps), Entry::Leaf(_)) {
-            return Err(CollapseError::NoSuchSize);
-        }
         {
             let lower = below.lock()?;
             lower.is_unshared()?;

@@ -31,6 +31,8 @@ pub(crate) enum Rule {
     MarkDirty,
     /// Hold the table's lock while its entries are changed.
     Lock,
+    /// Lock two tables of one level in the order of their frames.
+    LockOrder,
     /// A frozen entry differs from all others, in particular from none.
     FrozenIsNotNone,
     /// In an entry of two halves, set the half with the present bit last, and clear it first.

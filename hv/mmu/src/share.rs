@@ -89,7 +89,7 @@ impl<E: Env> Tree<E> {
     fn table_below<'g>(&'g self, cpu: &'g Cpu<'_, E::Platform>, at: Input<E>, level: Level) -> Option<Table<'g, E>> {
         let offset = at.to_offset(E::Format::INPUT_BITS)?;
         let (table, pte) = self.walk(cpu.read(), offset, level)?;
-        table.below_in_order(pte, offset).filter(|_| table.level == level)
+        table.below_in_order(pte, offset)
     }
 }
 

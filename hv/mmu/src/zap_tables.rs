@@ -133,7 +133,6 @@ impl<E: Env> Tree<E> {
         }
         lower.desc().set_dead();
         let pages = lower.desc().children().into();
-        drop((lower, upper));
         if kept(Rule::FreeLate) {
             self.env.retire(below.pfn);
             gather.add(below.pfn);

@@ -104,7 +104,7 @@ impl<const LEVELS: u8> Format for Ept<LEVELS> {
             accessed: has(ACCESSED),
             dirty: has(DIRTY),
             logged: has(LOGGED),
-            soft: Soft::new(((raw & SOFT) >> SOFT_SHIFT) as u8),
+            soft: Soft::new((raw >> SOFT_SHIFT) as u8),
         })
     }
 }

@@ -105,6 +105,6 @@ pub(super) fn decode(pte: Pte, level: Level, address: u64, misaligned: u64) -> O
         accessed: has(ACCESSED),
         dirty: has(DIRTY),
         logged: has(LOGGED),
-        soft: Soft::new(((raw & SOFT) >> SOFT_SHIFT) as u8),
+        soft: Soft::new((raw >> SOFT_SHIFT) as u8),
     })
 }

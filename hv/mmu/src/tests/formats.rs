@@ -49,7 +49,7 @@ fn no_other<F: Format>(raw: u64) {
                 assert!(pfn.raw() >> 28 == 0);
             }
             crate::Entry::None => assert_eq!(raw, 0),
-            crate::Entry::Frozen => assert_eq!(raw & F::PRESENT, 0),
+            crate::Entry::Frozen => assert_eq!(raw & !(F::ACCESSED | F::DIRTY), F::FROZEN),
             crate::Entry::Bad => {}
         }
     }
@@ -96,6 +96,10 @@ fn entries_are_as_the_manuals_say() {
     let device = Leaf { memory: MemoryType::Uncached, ..Leaf::new(Pfn::new(0xfee00), Rights::ALL) };
     assert_eq!(Npt::leaf(&device, Level::PTE).raw(), 0xfee0_001f);
     assert_eq!(Ept::<4>::leaf(&device, Level::PTE).raw(), 0xfee0_0047);
+    // Entries for tables are born accessed, so that no processor changes them.
+    assert_eq!(Npt::table(Pfn::new(5), Level::PMD).raw(), 0x5027);
+    assert_eq!(Ept::<4>::table(Pfn::new(5), Level::PMD).raw(), 0x5107);
+    assert_eq!(Pae::<addr::Gva>::table(Pfn::new(5), Level::PMD).raw(), 0x5027);
     // PDPTEs have no rights and no accessed bit (though QEMU sets one), and are never leaves.
     assert_eq!(Pae::<addr::Gva>::table(Pfn::new(5), Level::PUD).raw(), 0x5001);
     let pdpte = Pae::<addr::Gva>::decode(Pte::new(0x5021), Level::PUD, CAPS);
@@ -107,10 +111,27 @@ fn entries_are_as_the_manuals_say() {
     for misconfigured in [0x1032u64, 0x1036, 0x1017, 0x101f, 0x103f, 1 << 40 | 0x37] {
         assert_eq!(Ept::<4>::decode(Pte::new(misconfigured), Level::PTE, CAPS), crate::Entry::Bad);
     }
+    // An uncached page that leaves the guest's PAT in force is valid, but the tree writes none, nor is it a table.
+    assert_eq!(Ept::<4>::decode(Pte::new(0x1007), Level::PTE, CAPS), crate::Entry::Bad);
     // A frame that is not aligned to its page.
     assert_eq!(Npt::decode(Pte::new(0x20_1087), Level::PMD, CAPS), crate::Entry::Bad);
     // A 1 GiB page on a processor without such pages.
     let small = Caps::new(40, PageSize::Size2M, true);
     assert_eq!(Npt::decode(Pte::new(0x4000_0087), Level::PUD, small), crate::Entry::Bad);
     assert!(matches!(Npt::decode(Pte::new(0x4000_0087), Level::PUD, CAPS), crate::Entry::Leaf(_)));
+}
+
+#[test]
+fn what_is_no_page_is_decoded_as_none() {
+    const ADDRESS: u64 = CAPS.address_mask();
+    assert!(Npt::as_leaf(Pte::new(0x1007), Level::PTE, ADDRESS).is_some());
+    assert_eq!(Npt::as_leaf(Pte::new(0x1006), Level::PTE, ADDRESS), None, "it is not present");
+    assert!(Pae::<addr::Gva>::as_leaf(Pte::new(0x20_0087), Level::PMD, ADDRESS).is_some());
+    assert_eq!(Pae::<addr::Gva>::as_leaf(Pte::new(0x4000_0087), Level::PUD, ADDRESS), None, "a PDPTE is no page");
+}
+
+#[test]
+fn tables_have_as_many_entries_as_the_manuals_say() {
+    assert_eq!([Level::PTE, Level::PMD, Level::PUD].map(Pae::<addr::Gva>::entries), [512, 512, 4]);
+    assert_eq!([Level::PTE, Level::P4D].map(Npt::entries), [512; 2]);
 }

@@ -3,6 +3,10 @@
 #[cfg(not(any(loom, shuttle)))]
 mod arbitrary;
 #[cfg(not(any(loom, shuttle)))]
+mod environment;
+#[cfg(not(any(loom, shuttle)))]
+mod flushes;
+#[cfg(not(any(loom, shuttle)))]
 mod formats;
 #[cfg(loom)]
 mod models;

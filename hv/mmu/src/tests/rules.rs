@@ -2,14 +2,15 @@
 
 use super::{check_tables, page, with_tree};
 use crate::format::FormatExt;
-use crate::pool::{FIRST, Memory, Pool, PoolPlatform};
+use crate::pool::{FIRST, Memory, NewTable, Pool, PoolPlatform};
 use crate::{
-    CollapseError, Entry, Ept, Fault, Format, Level, MapError, NoTable, Npt, Pae, Pte, RangeError, Rights, ShareError,
-    SplitError, Tree, ZappedTables, pool,
+    Address, Caps, CollapseError, Entry, Ept, Fault, Format, Leaf, Level, MapError, NoTable, Npt, Pae, Pte, RangeError,
+    Rights, ShareError, SplitError, Toy, Tree, ZappedTables, pool,
 };
 use addr::{Gpa, Gva, Hpa, PAGE_SIZE, PageSize, Pfn};
 use model::sync::Ordering;
 use rcu::Cpu;
+use std::string::ToString;
 use std::sync::Arc;
 use std::vec::Vec;
 
@@ -391,11 +392,11 @@ fn corrupted_tables_make_no_circle_of_locks() {
 }
 
 /// Runs `test` with two trees in the same memory, then ends both.
-fn with_two_trees(
-    test: impl FnOnce(&Tree<Pool<Pae>>, &Tree<Pool<Pae>>, &mut Cpu<'_, PoolPlatform<Pae>>, &Memory<Pae>),
+fn with_two_trees<F: Format<Table: NewTable>>(
+    test: impl FnOnce(&Tree<Pool<F>>, &Tree<Pool<F>>, &mut Cpu<'_, PoolPlatform<F>>, &Memory<F>),
 ) {
-    let memory = Memory::<Pae>::new(16);
-    let domain = pool::domain::<Pae, 1>(&memory);
+    let memory = Memory::<F>::new(16);
+    let domain = pool::domain::<F, 1>(&memory);
     let mut cpu = domain.register(0).unwrap();
     let [first, second] = [(); 2].map(|()| Pool::new(&memory, &domain).tree().unwrap());
     test(&first, &second, &mut cpu, &memory);
@@ -404,7 +405,7 @@ fn with_two_trees(
         tree.free_pgtables(|_, _, _| {});
     }
     cpu.barrier(|table| memory.free(table));
-    assert_eq!((memory.in_use(), memory.bad()), (0, Vec::new()));
+    assert_eq!((memory.in_use(), memory.bad().len()), (0, 0));
 }
 
 fn pfn(tree: &Tree<Pool<Pae>>, cpu: &Cpu<'_, PoolPlatform<Pae>>, at: u64) -> Option<u64> {
@@ -413,7 +414,7 @@ fn pfn(tree: &Tree<Pool<Pae>>, cpu: &Cpu<'_, PoolPlatform<Pae>>, at: u64) -> Opt
 
 #[test]
 fn a_shared_table_is_one_until_each_entry_has_gone() {
-    with_two_trees(|first, second, cpu, memory| {
+    with_two_trees::<Pae>(|first, second, cpu, memory| {
         let [at, there] = [M2, 0xc000_0000].map(Gva::new);
         first.map(cpu.read(), at, page(1), PageSize::Size4K).unwrap();
         let before = memory.in_use();
@@ -440,7 +441,7 @@ fn a_shared_table_is_one_until_each_entry_has_gone() {
 
 #[test]
 fn only_a_table_is_shared_and_only_where_there_is_nothing() {
-    with_two_trees(|first, second, cpu, memory| {
+    with_two_trees::<Pae>(|first, second, cpu, memory| {
         let share = |to: u64, from: u64| second.share(cpu, Gva::new(to), first, Gva::new(from), Level::PMD);
         assert_eq!(share(0, 0), Err(ShareError::NoTable));
         first.map(cpu.read(), Gva::new(M2), page(0x200), PageSize::Size2M).unwrap();
@@ -458,7 +459,7 @@ fn only_a_table_is_shared_and_only_where_there_is_nothing() {
 
 #[test]
 fn a_shared_table_stays_a_table() {
-    with_two_trees(|first, second, cpu, _| {
+    with_two_trees::<Pae>(|first, second, cpu, _| {
         for n in 0..512 {
             first.map(cpu.read(), Gva::new(n << 12), page(0x200 + n), PageSize::Size4K).unwrap();
         }
@@ -475,7 +476,7 @@ fn a_shared_table_stays_a_table() {
 
 #[test]
 fn tables_are_zapped_with_the_pages_in_them() {
-    with_two_trees(|first, second, cpu, memory| {
+    with_two_trees::<Pae>(|first, second, cpu, memory| {
         let whole = Gva::new(0)..Gva::new(1 << 32);
         for (at, frame) in [(0, 1), (0x3000, 2), (M2 + 0x1000, 3)] {
             first.map(cpu.read(), Gva::new(at), page(frame), PageSize::Size4K).unwrap();
@@ -500,7 +501,7 @@ fn tables_are_zapped_with_the_pages_in_them() {
 
 #[test]
 fn each_kind_of_entry_that_is_zapped_is_flushed() {
-    with_two_trees(|first, second, cpu, _| {
+    with_two_trees::<Pae>(|first, second, cpu, _| {
         let zap = |tree: &Tree<Pool<Pae>>, cpu: &mut Cpu<'_, PoolPlatform<Pae>>, at| {
             let flushes = tree.space().flushes();
             tree.zap_tables(cpu, Gva::new(at)..Gva::new(at + M2)).unwrap();
@@ -578,5 +579,241 @@ fn a_report_in_parts_is_the_report_of_the_whole() {
             }
         }
         assert_eq!(tree.report_range(cpu.read(), Gpa::new(1)..Gpa::new(2)), Err(RangeError::Invalid));
+    });
+}
+
+#[test]
+fn a_descriptor_keeps_its_owners_word() {
+    with_tree::<Npt>(4, |tree, _, memory| {
+        let desc = memory.desc(tree.root()).unwrap();
+        assert_eq!(desc.private(), 0);
+        desc.set_private(7);
+        assert_eq!(desc.private(), 7);
+    });
+}
+
+#[test]
+fn room_says_whether_its_table_exists() {
+    with_tree::<Npt>(8, |tree, cpu, _| {
+        let is_in_table = |at: u64| match tree.fault(cpu.read(), Gpa::new(at), PageSize::Size4K).unwrap() {
+            Fault::Room(room) => room.is_in_table(),
+            Fault::Present(_) => panic!("nothing is mapped there"),
+        };
+        assert!(!is_in_table(0x1000));
+        tree.map(cpu.read(), Gpa::new(0), page(1), PageSize::Size4K).unwrap();
+        assert!(is_in_table(0x1000));
+        assert!(!is_in_table(M2));
+    });
+}
+
+#[test]
+fn a_table_has_no_more_entries_than_it_can_count() {
+    const ENTRIES: u64 = 1 << 16;
+    let memory = Memory::<Npt>::new(140);
+    let domain = pool::domain::<Npt, 1>(&memory);
+    let mut cpu = domain.register(0).unwrap();
+    let tree = Tree::new(Pool::new(&memory, &domain), Caps::new(40, PageSize::Size2M, true)).unwrap();
+    let share = |n: u64| tree.share(&cpu, Gpa::new(n * M2), &tree, Gpa::new(0), Level::PMD);
+    tree.map(cpu.read(), Gpa::new(0), page(1), PageSize::Size4K).unwrap();
+    (1..ENTRIES).for_each(|n| share(n).unwrap());
+    assert_eq!(share(ENTRIES), Err(ShareError::NoTable));
+    let zap = |entries: u64| tree.zap_tables(&cpu, Gpa::new(0)..Gpa::new(entries * M2)).unwrap();
+    assert_eq!(zap(ENTRIES - 1), ZappedTables::default(), "one entry is left");
+    assert_eq!(zap(ENTRIES), ZappedTables { pages: 1, tables: 1 });
+    tree.free_pgtables(|_, _, _| {});
+    cpu.barrier(|table| memory.free(table));
+    assert_eq!(memory.in_use(), 0);
+}
+
+#[test]
+fn a_misconfigured_entry_has_reserved_bits_and_stands_where_there_was_none() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        let misconfigure = |at: u64| tree.misconfigure(cpu.read(), Gpa::new(at));
+        let entry = |at: u64| tree.lookup(cpu.read(), Gpa::new(at)).unwrap();
+        assert!(!misconfigure(0), "there is no table");
+        tree.map(cpu.read(), Gpa::new(0), page(1), PageSize::Size4K).unwrap();
+        let before = entry(0);
+        assert!(!misconfigure(0), "there is a page");
+        assert_eq!(entry(0), before);
+        assert!(misconfigure(0x1000));
+        let reserved = arch::paging::ADDRESS & !tree.caps().address_mask();
+        assert_ne!(entry(0x1000).1.raw() & reserved, 0);
+        assert!(matches!(tree.fault(cpu.read(), Gpa::new(0x1000), PageSize::Size4K), Ok(Fault::Room(_))));
+        assert_eq!(memory.bad().len(), 1);
+    });
+}
+
+#[test]
+fn a_page_in_a_frame_that_could_be_a_tables_is_a_page() {
+    with_tree::<Npt>(600, |tree, cpu, memory| {
+        let frame = Pfn::new(512);
+        assert!(memory.table(frame).is_some());
+        tree.map(cpu.read(), Gpa::new(0), page(frame.raw()), PageSize::Size2M).unwrap();
+        let found = tree.translate(cpu.read(), Gpa::new(0x1000)).unwrap();
+        assert_eq!((found.size, found.hpa), (PageSize::Size2M, Hpa::new(513 << 12)));
+    });
+}
+
+#[test]
+fn frames_and_sizes_that_no_entry_can_hold_are_refused() {
+    let memory = Memory::<Npt>::new(8);
+    let domain = pool::domain::<Npt, 1>(&memory);
+    let cpu = domain.register(0).unwrap();
+    let tree = Tree::new(Pool::new(&memory, &domain), Caps::new(40, PageSize::Size2M, true)).unwrap();
+    for frame in [1 << 28, 1 << 51, 1 << 52, 1 << 63] {
+        let mapped = tree.map(cpu.read(), Gpa::new(0), page(frame), PageSize::Size4K);
+        assert_eq!(mapped, Err(MapError::Invalid), "frame {frame:#x}");
+    }
+    for n in 0..512 {
+        tree.map(cpu.read(), Gpa::new(n * M2), page(n << 9), PageSize::Size2M).unwrap();
+    }
+    assert_eq!(tree.collapse(&cpu, Gpa::new(0), PageSize::Size1G), Err(CollapseError::NoSuchSize));
+    let new = Pfn::new(1 << 18);
+    let into = tree.collapse_into(&cpu, Gpa::new(0), PageSize::Size1G, new, |_, _| panic!(), |_| panic!());
+    assert_eq!(into, Err(CollapseError::NoSuchSize));
+}
+
+#[test]
+fn a_tree_has_no_entries_above_its_root() {
+    with_two_trees::<Pae>(|first, second, cpu, _| {
+        first.map(cpu.read(), Gva::new(0), page(1), PageSize::Size4K).unwrap();
+        let at = Gva::new(0);
+        assert!(first.find(cpu.read(), at, Level::P4D).is_none());
+        assert_eq!(second.share(cpu, at, first, at, Level::P4D), Err(ShareError::Present));
+        assert!(first.move_table(cpu, at, Gva::new(1 << 30), Level::P4D).is_err());
+    });
+    with_tree::<Toy<2>>(4, |tree, cpu, _| {
+        for n in 0..4 {
+            tree.map(cpu.read(), Gpa::new(n << 12), page(4 + n), PageSize::Size4K).unwrap();
+        }
+        assert_eq!(tree.collapse(cpu, Gpa::new(0), PageSize::Size1G), Err(CollapseError::NoTable));
+        let into = tree.collapse_into(cpu, Gpa::new(0), PageSize::Size1G, Pfn::new(8), |_, _| panic!(), |_| panic!());
+        assert_eq!(into, Err(CollapseError::NoTable));
+    });
+}
+
+#[test]
+fn only_ranges_of_whole_pages_in_the_tree_are_taken() {
+    with_tree::<Npt>(4, |tree, cpu, _| {
+        let zap = |start: u64, end: u64| tree.zap(cpu, Gpa::new(start)..Gpa::new(end), |_| {});
+        assert_eq!(zap(0, 1 << 48), Ok(()));
+        assert_eq!(zap(0x1000, 0x1000), Ok(()), "an empty range");
+        for (start, end) in [(0x2000, 0x1000), (0, (1 << 48) + 0x1000), (1, 0x1000), (0, 0x1001), (1 << 48, 1 << 48)] {
+            assert_eq!(zap(start, end), Err(RangeError::Invalid), "{start:#x}..{end:#x}");
+        }
+    });
+    // A canonical address has 64 bits: there is no address behind the last one.
+    assert_eq!([32, 48, 57].map(<Gva as Address>::end), [Some(Gva::new(1 << 32)), None, None]);
+}
+
+#[test]
+fn pages_and_tables_beside_a_range_stay_as_they_are() {
+    with_tree::<Npt>(8, |tree, cpu, _| {
+        for n in 0..3 {
+            tree.map(cpu.read(), Gpa::new(n * M2), page((n + 1) << 9), PageSize::Size2M).unwrap();
+        }
+        tree.zap(cpu, Gpa::new(M2)..Gpa::new(2 * M2), |_| {}).unwrap();
+        assert_eq!(tree.report(cpu.read()).pages(PageSize::Size2M), 2);
+        // An empty table that the range has only a part of.
+        tree.map(cpu.read(), Gpa::new(M2), page(1), PageSize::Size4K).unwrap();
+        tree.clear_page(cpu, Gpa::new(M2));
+        let retract = |start: u64, end: u64| tree.retract(cpu, Gpa::new(start)..Gpa::new(end)).unwrap();
+        assert_eq!([retract(M2, M2 + 0x1000), retract(M2 + 0x1000, 2 * M2), retract(M2, 2 * M2)], [0, 0, 1]);
+    });
+}
+
+#[test]
+fn a_bad_entry_is_no_page_to_zap() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        tree.map(cpu.read(), Gpa::new(0), page(1), PageSize::Size4K).unwrap();
+        let (table, _) = tree.walk(cpu.read(), 0, Level::PTE).unwrap();
+        write_raw(memory, table.pfn, 1, 0xfff0_0000_0000_1067);
+        memory.desc(table.pfn).unwrap().add_children(1);
+        assert!(!tree.zap_page(cpu, Gpa::new(0x1000)));
+        assert_eq!(memory.bad().len(), 1);
+    });
+}
+
+/// A walk does not compare levels, so operations that take two locks do.
+#[test]
+fn tables_at_a_wrong_level_are_not_locked_in_a_row() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        let guard = cpu.read();
+        tree.map(guard, Gpa::new(0), page(1), PageSize::Size4K).unwrap();
+        let at = |level| tree.walk(guard, 0, level).unwrap();
+        let [(upper, pte), (lower, _)] = [at(Level::PMD), at(Level::PTE)];
+        assert!(upper.below_in_order(pte, 0).is_some());
+        for (table, level) in [(upper, Level::PUD), (lower, Level::PMD)] {
+            let desc = memory.desc(table.pfn).unwrap();
+            let right = desc.level();
+            desc.start(level, desc.children());
+            assert!(upper.below_in_order(pte, 0).is_none());
+            desc.start(right, desc.children());
+        }
+    });
+}
+
+#[test]
+fn a_teardown_that_is_done_frees_nothing_more() {
+    let memory = Memory::<Npt>::new(16);
+    let domain = pool::domain::<Npt, 1>(&memory);
+    let mut cpu = domain.register(0).unwrap();
+    let tree = || Pool::new(&memory, &domain).tree().unwrap();
+    let map = |tree: &Tree<Pool<Npt>>, cpu: &Cpu<'_, PoolPlatform<Npt>>| {
+        [0, M2].into_iter().for_each(|at| _ = tree.map(cpu.read(), Gpa::new(at), page(1), PageSize::Size4K).unwrap());
+    };
+    let first = tree();
+    map(&first, &cpu);
+    let mut ending = first.tear_down();
+    // The frame of the first table is the second tree's before the rest is freed.
+    assert!(!ending.free_until(|| true, |_, _, _| {}));
+    let second = tree();
+    map(&second, &cpu);
+    assert!(ending.free_until(|| false, |_, _, _| {}));
+    assert_eq!(ending.report().tables, 5);
+    let third = tree();
+    map(&third, &cpu);
+    assert!(ending.free_until(|| false, |_, _, _| panic!("it was freed before")));
+    for tree in [second, third] {
+        assert_eq!(check_tables(&tree, &memory), 5);
+        tree.free_pgtables(|_, _, _| {});
+    }
+    cpu.barrier(|table| memory.free(table));
+    assert_eq!(memory.in_use(), 0);
+}
+
+#[test]
+fn corrupted_entries_make_a_teardown_free_nothing_twice_nor_what_is_anothers() {
+    let memory = Memory::<Pae>::new(8);
+    let domain = pool::domain::<Pae, 1>(&memory);
+    let cpu = domain.register(0).unwrap();
+    let [first, second] = [(); 2].map(|()| Pool::new(&memory, &domain).tree().unwrap());
+    first.map(cpu.read(), Gva::new(0), page(1), PageSize::Size4K).unwrap();
+    second.map(cpu.read(), Gva::new(0), page(1), PageSize::Size4K).unwrap();
+    let (directory, pte) = first.walk(cpu.read(), 0, Level::PMD).unwrap();
+    // The same table again, and the other tree's root as a table of ptes.
+    write_raw(&memory, directory.pfn, 1, pte.raw());
+    write_raw(&memory, directory.pfn, 2, Pae::<Gva>::table(second.root(), Level::PMD).raw());
+    first.free_pgtables(|_, _, _| {});
+    assert_eq!(check_tables(&second, &memory), 3);
+    second.free_pgtables(|_, _, _| {});
+    assert_eq!(memory.in_use(), 0);
+}
+
+#[test]
+fn a_report_tells_sizes_and_rights() {
+    with_tree::<Npt>(8, |tree, cpu, _| {
+        let map = |at: u64, size, [write, execute, user]: [bool; 3], accessed, dirty| {
+            let leaf = Leaf { rights: Rights { write, execute, user }, accessed, dirty, ..page(0x200) };
+            tree.map(cpu.read(), Gpa::new(at), leaf, size).unwrap();
+        };
+        map(0, PageSize::Size4K, [true, false, false], true, true);
+        map(0x1000, PageSize::Size4K, [false, true, false], true, false);
+        map(0x2000, PageSize::Size4K, [false, false, true], false, false);
+        map(M2, PageSize::Size2M, [true, true, true], true, false);
+        map(2 * M2, PageSize::Size2M, [true, true, true], false, false);
+        let report = tree.report(cpu.read());
+        assert_eq!(report.to_string(), "4K rw--: 1, 4K r-x-: 1, 4K r--u: 1, 2M rwxu: 2, tables: 4");
+        assert_eq!((report.accessed, report.dirty, report.bytes()), (3, 1, 3 * PAGE_SIZE + 2 * M2));
     });
 }

@@ -21,7 +21,9 @@ fn halves_make_the_entry() {
     let pte = Pte::new(0x8000_0012_3456_7063);
     let mut entry = SplitEntry::new(pte);
     assert_eq!(entry.pmdp_get_lockless(&Alone), pte);
-    entry.clear().lockless_sync(&Alone).set(Pte::new(0x1_0000_0001));
+    let cleared = entry.clear();
+    assert_eq!(entry.pmdp_get_lockless(&Alone), Pte::NONE);
+    cleared.lockless_sync(&Alone).set(Pte::new(0x1_0000_0001));
     assert_eq!(entry.pmdp_get_lockless(&Alone).raw(), 0x1_0000_0001);
     entry.write_high(2);
     entry.write_low(3);

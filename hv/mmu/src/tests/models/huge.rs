@@ -3,9 +3,11 @@
 use super::EXPLORER;
 use super::world::{A, B, World, at};
 use crate::rules::Rule;
-use crate::{CollapseError, Fault};
+use crate::{CollapseError, Fault, Level, Pte};
 use addr::{PageSize, Pfn};
 use model::loom_tests;
+use model::sync::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::vec::Vec;
 
 loom_tests! {
@@ -91,17 +93,56 @@ loom_tests! {
 }
 
 fn collapse_against_zap() {
+    collapse_against_a_zap_of(0, &[(0, None), (1, Some(B))], A);
+}
+
+loom_tests! {
+    loom_collapse_against_zap_of_the_upper_half = collapse_against_zap_of_the_upper_half;
+    mutant_collapse_against_zap_of_the_upper_half_without_recheck_and_freeze breaks [RecheckPmd, Freeze]
+}
+
+fn collapse_against_zap_of_the_upper_half() {
+    collapse_against_a_zap_of(1, &[(0, Some(A)), (1, None)], B);
+}
+
+fn collapse_against_a_zap_of(gfn: u64, left: &[(u64, Option<u64>)], pfn: u64) {
     let world = World::two_pages();
     let other = world.spawn(|world, cpu| match world.tree.collapse(cpu, at(0), PageSize::Size2M) {
         Ok(()) | Err(CollapseError::NotUniform | CollapseError::Changed) => {}
         Err(wrong) => panic!("{wrong:?}"),
     });
     let mut zapped = Vec::new();
-    world.on(0, |cpu| world.tree.zap(cpu, at(0)..at(1), |page| zapped.push(page.leaf.pfn.raw())).unwrap());
+    world.on(0, |cpu| world.tree.zap(cpu, at(gfn)..at(gfn + 1), |page| zapped.push(page.leaf.pfn.raw())).unwrap());
     other.join().unwrap();
-    assert_eq!(zapped, [A]);
-    assert_eq!((world.pfn(0), world.pfn(1)), (None, Some(B)));
+    assert_eq!(zapped, [pfn]);
+    left.iter().for_each(|&(gfn, pfn)| assert_eq!(world.pfn(gfn), pfn));
     world.check_tables();
+}
+
+/// One CPU fills a frame and maps it, another freezes its table and gives that up, and a third reads the frame by the thawed entry.
+#[test]
+fn loom_a_thawed_entry_leads_to_what_was_there_before() {
+    EXPLORER.explore(|| {
+        let world = World::new(|world, cpu| world.map(cpu, 1, B));
+        let content = Arc::new(AtomicU64::new(0));
+        let [filled, read] = [content.clone(), content];
+        let fills = world.spawn(move |world, cpu| {
+            filled.store(7, Ordering::Relaxed);
+            world.map(cpu, 0, A);
+        });
+        let reads = world.spawn_on(2, move |world, cpu| {
+            if world.tree.translate(cpu.read(), at(0)).is_some() {
+                assert_eq!(read.load(Ordering::Relaxed), 7, "a page is read without what was written to it before");
+            }
+        });
+        world.on(0, |cpu| {
+            let locked = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap().pte_offset_map_lock().unwrap();
+            let first = locked.table().at(0);
+            assert!(locked.freeze(|index| if index == 0 { first } else { Pte::NONE }).is_err());
+        });
+        fills.join().unwrap();
+        reads.join().unwrap();
+    });
 }
 
 loom_tests! {

@@ -6,8 +6,6 @@ use crate::rules::Rule;
 use crate::{Entry, Level};
 use addr::PageSize;
 use model::loom_tests;
-use model::sync::{AtomicBool, Ordering};
-use std::sync::Arc;
 
 loom_tests! {
     loom_map_lock_against_collapse = map_lock_against_collapse;
@@ -43,35 +41,6 @@ fn a_stable_look() {
     });
     world.on(0, |cpu| world.tree.zap(cpu, WHOLE, |_| {}).unwrap());
     other.join().unwrap();
-}
-
-loom_tests! {
-    loom_a_lock_lives_as_long_as_its_table = a_lock_outlives_its_table;
-    mutant_a_lock_dies_with_a_table_freed_at_unlink breaks [FreeLate]
-}
-
-fn a_lock_outlives_its_table() {
-    let world = World::new(|world, cpu| world.map(cpu, 0, A));
-    let inside: Arc<[AtomicBool; 4]> = Arc::new(core::array::from_fn(|_| AtomicBool::new(false)));
-    let theirs = inside.clone();
-    let other = world.spawn(move |world, cpu| {
-        let entry = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap();
-        let Ok(map) = entry.pte_offset_map_ro_nolock() else { return };
-        let locked = map.lock().unwrap();
-        enter_and_leave(&theirs[World::frame_index(locked.table.pfn)]);
-    });
-    world.on(0, |cpu| {
-        world.tree.unmap(cpu, WHOLE, |_| {}).unwrap();
-        world.map(cpu, 0, A);
-        let locked = world.tree.find(cpu.read(), at(0), Level::PMD).unwrap().pte_offset_map_lock().ok().unwrap();
-        enter_and_leave(&inside[World::frame_index(locked.table().pfn)]);
-    });
-    other.join().unwrap();
-}
-
-fn enter_and_leave(inside: &AtomicBool) {
-    assert!(!inside.swap(true, Ordering::Relaxed), "two hold one lock");
-    inside.store(false, Ordering::Relaxed);
 }
 
 loom_tests! {
@@ -111,6 +80,21 @@ fn move_against_retract() {
     world.on(0, |cpu| world.tree.retract(cpu, WHOLE).unwrap());
     other.join().unwrap();
     // A table that is moved to a range that the retracting CPU has passed stays; a retracted table is in no entry.
+    world.check_tables();
+}
+
+loom_tests! {
+    loom_move_against_zap_tables = move_against_zap_tables;
+    mutant_move_against_zap_tables_without_lock breaks [Lock]
+}
+
+fn move_against_zap_tables() {
+    let world = World::new(|world, cpu| world.map(cpu, 0, A));
+    let other = world.spawn(|world, cpu| world.tree.move_table(cpu, at(0), at(2), Level::PMD).is_ok());
+    let zapped = world.on(0, |cpu| world.tree.zap_tables(cpu, at(0)..at(2)).unwrap());
+    let moved = other.join().unwrap();
+    assert!(moved != (zapped.tables == 1));
+    assert_eq!([world.pfn(0), world.pfn(2)], [None, moved.then_some(A)]);
     world.check_tables();
 }
 

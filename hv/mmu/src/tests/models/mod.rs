@@ -7,6 +7,7 @@
 mod accessed_dirty;
 mod huge;
 mod locks;
+mod moves;
 mod pages;
 mod replaced;
 mod shared;

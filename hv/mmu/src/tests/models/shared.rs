@@ -4,28 +4,47 @@ use super::EXPLORER;
 use super::world::{A, F, Thread, WHOLE, World, at};
 use crate::pool::{Pool, PoolPlatform};
 use crate::rules::Rule;
-use crate::{Fault, Level, Tree};
+use crate::tests::page;
+use crate::{Fault, Level, ShareError, Tree};
 use addr::PageSize;
 use model::loom_tests;
 use rcu::Cpu;
 use std::sync::Arc;
 
-/// A world with a second tree that shares the table.
+/// A world with a second tree.
 struct Shared {
     world: Arc<World>,
     second: Tree<Pool<F>>,
 }
 
 impl Shared {
+    /// A second tree with nothing mapped.
+    fn apart(world: Arc<World>) -> Self {
+        let second = Pool::new(&world.memory, &world.domain).tree().expect("there are frames");
+        Self { world, second }
+    }
+
     /// A shared table with `pages` pages.
     fn new(pages: u64) -> Arc<Self> {
-        let world = World::empty_table();
-        let second = Pool::new(&world.memory, &world.domain).tree().expect("there are frames");
-        world.on(0, |cpu| {
-            second.share(cpu, at(0), &world.tree, at(0), Level::PMD).expect("there is a table");
-            (0..pages).for_each(|gfn| world.map(cpu, gfn, A + gfn));
+        let shared = Self::apart(World::empty_table());
+        shared.world.on(0, |cpu| {
+            shared.share(cpu).expect("there is a table");
+            (0..pages).for_each(|gfn| shared.world.map(cpu, gfn, A + gfn));
         });
-        Arc::new(Self { world, second })
+        Arc::new(shared)
+    }
+
+    /// Makes the second tree use the first tree's table.
+    fn share(&self, cpu: &Cpu<'_, PoolPlatform<F>>) -> Result<(), ShareError> {
+        self.second.share(cpu, at(0), &self.world.tree, at(0), Level::PMD)
+    }
+
+    /// Tries once to map a small page by `tree`. Whether it was mapped.
+    fn fault_in(tree: &Tree<Pool<F>>, cpu: &Cpu<'_, PoolPlatform<F>>) -> bool {
+        match tree.fault(cpu.read(), at(0), PageSize::Size4K).expect("it is in range") {
+            Fault::Present(_) => false,
+            Fault::Room(room) => room.install(page(A)).is_ok(),
+        }
     }
 
     /// Runs `work` on CPU 1, in a thread.
@@ -61,15 +80,22 @@ loom_tests! {
 
 fn retract_against_a_fault() {
     let shared = Shared::new(0);
-    let other = shared.spawn(|shared, cpu| {
-        match shared.second.fault(cpu.read(), at(0), PageSize::Size4K).expect("it is in range") {
-            Fault::Present(_) => panic!("no other CPU maps it"),
-            Fault::Room(room) => room.install(crate::tests::page(A)).is_ok(),
-        }
-    });
+    let other = shared.spawn(|shared, cpu| Shared::fault_in(&shared.second, cpu));
     shared.world.on(0, |cpu| shared.world.tree.retract(cpu, WHOLE).unwrap());
     assert!(other.join().unwrap(), "the second tree's table has gone");
     shared.check(3);
+}
+
+loom_tests! {
+    loom_retract_of_a_shared_table_against_a_fault_through_the_same_entry = retract_against_its_own_fault;
+    mutant_retract_of_a_shared_table_that_is_not_empty breaks [CountUnderLock]
+}
+
+fn retract_against_its_own_fault() {
+    let shared = Shared::new(0);
+    let other = shared.spawn(|shared, cpu| Shared::fault_in(&shared.world.tree, cpu));
+    shared.world.on(0, |cpu| shared.world.tree.retract(cpu, WHOLE).unwrap());
+    assert_eq!(other.join().unwrap(), shared.world.pfn(0).is_some(), "a page is lost");
 }
 
 loom_tests! {
@@ -119,4 +145,84 @@ fn retract_under_a_processor() {
     });
     other.join().unwrap();
     assert_eq!(shared.world.pfn(0), None);
+}
+
+loom_tests! {
+    loom_share_against_a_fault_at_the_same_entry = share_against_a_fault;
+    mutant_share_against_a_fault_without_lock breaks [Lock]
+}
+
+fn share_against_a_fault() {
+    let shared = Arc::new(Shared::apart(World::empty_table()));
+    let other = shared.spawn(|shared, cpu| Shared::fault_in(&shared.second, cpu));
+    let ours = shared.world.on(0, |cpu| shared.share(cpu).is_ok());
+    let mapped = other.join().unwrap();
+    assert!(ours || mapped, "one of them comes first");
+    // The fault's page is in a table of its own, or in the shared one.
+    let tables = if ours { 3 } else { 4 };
+    assert_eq!(shared.world.pfn(0).is_some(), ours && mapped);
+    shared.check(tables);
+}
+
+loom_tests! {
+    loom_share_against_retract_of_its_table = share_against_retract;
+    mutant_share_against_retract_without_recheck breaks [RecheckPmd]
+}
+
+fn share_against_retract() {
+    let shared = Arc::new(Shared::apart(World::empty_table()));
+    let other = shared.spawn(|shared, cpu| shared.world.tree.retract(cpu, WHOLE).unwrap());
+    let ours = shared.world.on(0, |cpu| shared.share(cpu).is_ok());
+    assert_eq!(other.join().unwrap(), 1);
+    shared.world.on(0, |cpu| give_back(&shared, cpu));
+    shared.check(if ours { 3 } else { 2 });
+}
+
+loom_tests! {
+    loom_share_against_a_zap_of_its_table = share_against_zap_tables;
+    mutant_share_against_a_zap_of_its_table_without_recheck breaks [RecheckPmd]
+}
+
+fn share_against_zap_tables() {
+    let shared = Arc::new(Shared::apart(World::empty_table()));
+    let other = shared.spawn(|shared, cpu| shared.world.tree.zap_tables(cpu, WHOLE).unwrap().tables);
+    let ours = shared.world.on(0, |cpu| shared.share(cpu).is_ok());
+    let freed = other.join().unwrap();
+    assert_eq!(freed, usize::from(!ours), "the last entry's tree frees it");
+    shared.world.on(0, |cpu| give_back(&shared, cpu));
+    shared.check(if ours { 3 } else { 2 });
+}
+
+loom_tests! {
+    loom_share_against_collapse = share_against_collapse;
+    mutant_share_against_collapse_without_recheck_and_freeze breaks [RecheckPmd, Freeze]
+}
+
+fn share_against_collapse() {
+    let shared = Arc::new(Shared::apart(World::two_pages()));
+    let other = shared.spawn(|shared, cpu| shared.world.tree.collapse(cpu, at(0), PageSize::Size2M).is_ok());
+    let ours = shared.world.on(0, |cpu| shared.share(cpu).is_ok());
+    assert!(ours != other.join().unwrap(), "a shared table stays a table");
+    assert_eq!(shared.world.pfn(1), Some(A + 1));
+    shared.world.on(0, |cpu| give_back(&shared, cpu));
+    shared.check(if ours { 3 } else { 2 });
+}
+
+loom_tests! {
+    loom_one_of_two_shares_of_one_entry_counts = two_shares;
+    mutant_two_shares_of_one_entry_without_lock breaks [Lock]
+}
+
+fn two_shares() {
+    let shared = Arc::new(Shared::apart(World::empty_table()));
+    let other = shared.spawn(|shared, cpu| shared.share(cpu).is_ok());
+    let ours = shared.world.on(0, |cpu| shared.share(cpu).is_ok());
+    assert!(ours != other.join().unwrap());
+    // Both entries are cleared, and the second frees the table.
+    shared.world.on(0, |cpu| {
+        assert_eq!(shared.world.tree.zap_tables(cpu, WHOLE).unwrap().tables, 0);
+        assert_eq!(shared.second.zap_tables(cpu, WHOLE).unwrap().tables, 1);
+        give_back(&shared, cpu);
+    });
+    shared.check(2);
 }

@@ -1,7 +1,7 @@
-//! The world of the models: a tree of two levels, two CPUs, and simulated hardware walks.
+//! The world of the models: a tree of two levels, CPUs, and simulated hardware walks.
 
 use crate::format::{Format, FormatExt, table_frame};
-use crate::pool::{self, FIRST, Memory, POISON, Pool, PoolPlatform};
+use crate::pool::{self, Memory, POISON, Pool, PoolPlatform};
 use crate::tests::page;
 use crate::{Entry, Fault, Leaf, Level, Pte, Toy, Tree};
 use addr::{Gpa, PageSize, Pfn};
@@ -24,7 +24,7 @@ pub(super) const fn at(gfn: u64) -> Gpa {
 
 pub(super) struct World {
     pub(super) memory: Arc<Memory<F>>,
-    pub(super) domain: Domain<PoolPlatform<F>, [CpuData; 2]>,
+    pub(super) domain: Domain<PoolPlatform<F>, [CpuData; 3]>,
     pub(super) tree: Tree<Pool<F>>,
 }
 
@@ -83,8 +83,16 @@ impl World {
         self: &Arc<Self>,
         work: impl FnOnce(&Self, &mut Cpu<'_, PoolPlatform<F>>) -> R + 'static,
     ) -> Thread<R> {
+        self.spawn_on(1, work)
+    }
+
+    pub(super) fn spawn_on<R: 'static>(
+        self: &Arc<Self>,
+        index: usize,
+        work: impl FnOnce(&Self, &mut Cpu<'_, PoolPlatform<F>>) -> R + 'static,
+    ) -> Thread<R> {
         let world = self.clone();
-        loom::thread::spawn(move || world.on(1, |cpu| work(&world, cpu)))
+        loom::thread::spawn(move || world.on(index, |cpu| work(&world, cpu)))
     }
 
     pub(super) fn map(&self, cpu: &Cpu<'_, PoolPlatform<F>>, gfn: u64, pfn: u64) {
@@ -156,10 +164,5 @@ impl World {
 
     pub(super) fn check_tables(&self) -> usize {
         crate::tests::check_tables(&self.tree, &self.memory)
-    }
-
-    /// Index of a table's frame.
-    pub(super) fn frame_index(pfn: Pfn) -> usize {
-        (pfn.raw() - FIRST) as usize
     }
 }
