@@ -202,6 +202,15 @@ impl Rewriter<'_> {
         others
     }
 
+    /// The change by which `a |= b`, which collects what several rounds find, tells what the last one has found.
+    fn collected(&mut self, statement: &Stmt) -> Option<(usize, Stmt)> {
+        let Stmt::Expr(Expr::Binary(binary), _) = statement else { return None };
+        let BinOp::BitOrAssign(_) = binary.op else { return None };
+        let (left, right) = (&binary.left, &binary.right);
+        let words = format!("`{}` has the last value alone", self.text(left));
+        self.number(Kind::Bits, statement.span(), words).map(|number| (number, parse_quote!(#left = #right;)))
+    }
+
     fn arguments(&mut self, arguments: &mut syn::punctuated::Punctuated<Expr, syn::Token![,]>, method: Method) {
         for argument in arguments {
             match argument {
@@ -312,9 +321,13 @@ impl VisitMut for Rewriter<'_> {
             && let Some(kind) = removable(expr)
         {
             let (at, words) = (expr.span(), format!("`{}` is left out", self.text(expr)));
+            let collected = self.collected(statement);
             visit_mut::visit_stmt_mut(self, statement);
             if let Some(number) = self.number(kind, at, words) {
                 *statement = parse_quote!(if !crate::mutant::is(#number) { #statement });
+            }
+            if let Some((number, last)) = collected {
+                *statement = parse_quote!(if crate::mutant::is(#number) { #last } else { #statement });
             }
             return;
         }
@@ -337,8 +350,13 @@ impl VisitMut for Rewriter<'_> {
             Expr::Repeat(repeat) => self.visit_expr_mut(&mut repeat.expr),
             Expr::If(branch) => {
                 self.condition(&mut branch.cond);
-                self.visit_block_mut(&mut branch.then_branch);
-                if let Some((_, otherwise)) = &mut branch.else_branch {
+                let kept = rule_is_kept(&branch.cond);
+                if kept != Some(false) {
+                    self.visit_block_mut(&mut branch.then_branch);
+                }
+                if let Some((_, otherwise)) = &mut branch.else_branch
+                    && kept != Some(true)
+                {
                     self.visit_expr_mut(otherwise);
                 }
             }
@@ -482,6 +500,16 @@ fn is_kept(expr: &Expr) -> bool {
     }
 }
 
+/// Whether this condition is that a rule is kept, or that it is broken. What is done where a rule is broken is no code of the crate: only
+/// mutants by name run it.
+fn rule_is_kept(condition: &Expr) -> Option<bool> {
+    match condition {
+        Expr::Unary(unary) if matches!(unary.op, UnOp::Not(_)) => rule_is_kept(&unary.expr).map(|kept| !kept),
+        Expr::Call(call) => is_called(call, "kept").then_some(true),
+        _ => None,
+    }
+}
+
 fn is_one(expr: &Expr) -> bool {
     matches!(expr, Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) if number.base10_digits() == "1")
 }
@@ -559,6 +587,9 @@ mod tests {
         );
         assert_eq!(changes("if let Some(a) = b { a }"), ["branch: `let some(a) = b` never matches"]);
         assert!(changes("if kept(Rule::A) { a }").is_empty(), "it is broken by name");
+        assert!(changes("if !kept(Rule::A) { f(a < b) }").is_empty(), "mutants by name alone run that");
+        assert!(changes("if kept(Rule::A) { a } else { f(a < b) }").is_empty());
+        assert_eq!(changes("if kept(Rule::A) { f(a < b) } else { c }").len(), 3);
         assert_eq!(changes("match a { b if c => d, _ => e }").len(), 2);
     }
 
@@ -598,7 +629,7 @@ mod tests {
     fn bits_are_left_out() {
         assert_eq!(changes("let x = a | PRESENT;"), ["bits: `a | present` is without present"]);
         assert_eq!(changes("let x = a & !DIRTY;"), ["bits: `a & !dirty` is without !dirty"]);
-        assert_eq!(changes("a |= DIRTY;"), ["bits: `a |= dirty` is left out"]);
+        assert_eq!(changes("a |= DIRTY;"), ["bits: `a` has the last value alone", "bits: `a |= dirty` is left out"]);
         assert_eq!(
             changes("let x = a & DIRTY != 0;"),
             [
