@@ -42,7 +42,7 @@ const CPUS: u32 = 3;
 /// Hostile VMs try instructions, control registers, MSRs, ports, devices' memory, page tables, descriptors, task gates,
 /// breakpoints, hypercalls and interrupts at random, on a fresh machine for each round. Whatever becomes of them, the
 /// hypervisor has to give each VM its verdict, and the VM beside them has to pass, with each of its lines whole. Writes
-/// target/hostile/report.json.
+/// target/hostile/report.json, and keeps rounds that failed in target/hostile/failed/.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -172,6 +172,9 @@ impl Campaign<'_> {
             let report = self.trial(&round).carry_out(&mut |_| ())?;
             let record = Record::new(&round, &report, self.repeat(&round));
             live.line(&record);
+            if record.has_failed() {
+                record.keep(&project::reports("hostile").join("failed"), self.args.host)?;
+            }
             tally.add(record, started.elapsed());
         }
         live.end();

@@ -3,6 +3,7 @@
 use super::plan::{Mode, Round, VICTIM};
 use crate::accounts;
 use crate::judge::{End, VmReport};
+use crate::machine::Host;
 use crate::trial::Report;
 use abi::Verdict;
 use abi::lines::{self, Kinds, NumberedLine, NumberedLines};
@@ -136,6 +137,12 @@ struct VmRecord {
     restarts: u64,
 }
 
+fn save(what: &impl Serialize, file: &Path) -> Result<()> {
+    fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+    let text = serde_json::to_string_pretty(what)? + "\n";
+    fs::write(file, text).with_context(|| format!("can't write {}", file.display()))
+}
+
 /// A round that was carried out.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Record {
@@ -180,6 +187,11 @@ impl Record {
             repeat,
             console: console[console.len().saturating_sub(LAST_LINES)..].to_vec(),
         }
+    }
+
+    /// Keeps the round in a file that no later run writes over unless the same round fails again.
+    pub(super) fn keep(&self, folder: &Path, host: Host) -> Result<()> {
+        save(self, &folder.join(format!("{host}-{}-{}.json", self.mode, self.seed)))
     }
 
     /// Whether the hypervisor did not do what it has to.
@@ -282,9 +294,7 @@ impl Tally {
     }
 
     pub(super) fn save(&self, file: &Path) -> Result<()> {
-        fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
-        let text = serde_json::to_string_pretty(self)? + "\n";
-        fs::write(file, text).with_context(|| format!("can't write {}", file.display()))
+        save(self, file)
     }
 
     /// The modes that there were.
