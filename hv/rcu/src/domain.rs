@@ -361,10 +361,11 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
         }
     }
 
-    /// Kicks the CPUs that have pages queued, except CPU `this`.
+    /// Kicks the CPUs that have pages queued, except CPU `this`. The counts are read in any order: one that is not up to date costs a
+    /// kick too many, or leaves one to the next call.
     pub(crate) fn kick_queuing(&self, this: usize) {
         for (index, data) in self.all().iter().enumerate() {
-            let queued = || data.cpu.deferred.load(Ordering::Acquire) != data.cpu.done.load(Ordering::Acquire);
+            let queued = || data.cpu.deferred.load(Ordering::Relaxed) != data.cpu.done.load(Ordering::Relaxed);
             if index != this && data.taken.load(Ordering::Relaxed) && queued() {
                 self.kick(index);
             }
@@ -379,6 +380,8 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
     /// Whether `generation` of `space` has reached every CPU: none walks with older translations. Used by callers that
     /// need the flush itself, for example to collect dirty bits after write-protecting.
     pub fn is_flushed(&self, space: &Space, generation: Generation) -> bool {
+        // For a caller that has found the generation in the space: the flush of another CPU may not have come to its fence yet. See
+        // `Space`.
         fence(Ordering::SeqCst);
         !self.cpus().any(|(_, cpu)| {
             matches!(cpu.state().mode(), Mode::Guest | Mode::Stale | Mode::Kicked)
@@ -428,13 +431,13 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
     }
 }
 
+/// [`State::holds_up`], where no mutant breaks a rule.
 fn holds_up(state: State, grace: u64) -> bool {
-    let kept = match state.mode() {
-        Mode::Online => kept(Rule::WaitForSoftware),
-        Mode::Stale | Mode::Kicked => kept(Rule::WaitForHardware),
-        Mode::Extended | Mode::Guest => true,
-    };
-    kept && state.holds_up(grace)
+    match state.mode() {
+        Mode::Online if !kept(Rule::WaitForSoftware) => false,
+        Mode::Stale | Mode::Kicked if !kept(Rule::WaitForHardware) => false,
+        _ => state.holds_up(grace),
+    }
 }
 
 /// A CPU that holds up a grace period.

@@ -113,12 +113,14 @@ impl Orphans {
         }
     }
 
+    /// Releases the links of the list to the CPU that takes it. The next exchange goes on with what this one has released, in whatever
+    /// order it is.
     pub(crate) fn push(&self, platform: &impl Platform, list: List) {
         let Some((first, last)) = list.ends else { return };
         let mut top = self.0.load(Ordering::Relaxed);
         loop {
             platform.head(last).set_next(decode(top));
-            match self.0.compare_exchange(top, first.raw(), Ordering::AcqRel, Ordering::Relaxed) {
+            match self.0.compare_exchange(top, first.raw(), Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => top = now,
             }
@@ -134,7 +136,7 @@ impl Orphans {
         if self.is_empty() {
             return List::default();
         }
-        let Some(first) = decode(self.0.swap(END, Ordering::AcqRel)) else { return List::default() };
+        let Some(first) = decode(self.0.swap(END, Ordering::Acquire)) else { return List::default() };
         let (mut last, mut len) = (first, 1);
         while let Some(next) = platform.head(last).next() {
             (last, len) = (next, len + 1);
