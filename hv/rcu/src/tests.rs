@@ -374,6 +374,20 @@ fn to_expedite_kicks_the_other_cpus_with_pages() {
     assert_eq!(kicks(&domain), [1, 0, 0], "all pages are free");
 }
 
+/// Its page is that of the CPU which adopts it.
+#[test]
+fn a_cpu_that_comes_back_has_no_page_queued() {
+    let domain = domain();
+    let first = domain.register(0).unwrap();
+    domain.register(1).unwrap().call_rcu(page(1));
+    let mut cpus = [first, domain.register(1).unwrap()];
+    cpus[0].expedite();
+    assert_eq!(turns(&mut cpus), [1]);
+    cpus[0].expedite();
+    cpus[1].expedite();
+    assert_eq!(kicks(&domain), [0; 3]);
+}
+
 #[test]
 #[should_panic(expected = "deferred twice")]
 fn a_page_is_not_deferred_twice() {
@@ -554,6 +568,24 @@ fn a_stall_names_its_cpu() {
     third.quiescent();
     assert_eq!(polled(&first), [1]);
     assert_eq!(stalls(0), []);
+}
+
+/// The CPU's state is older than the last grace period, which has ended while its guest counted as quiescent.
+#[test]
+fn no_cpu_stalls_while_no_grace_period_runs() {
+    let domain = domain();
+    let space = Space::new(&domain);
+    let [mut first, mut second] = [0, 1].map(|index| domain.register(index).unwrap());
+    second.guest(&space, &mut Tlb::new(), |_| {
+        first.synchronize();
+        first.gather(&space).changed();
+        domain.platform().time.store(100, Ordering::Relaxed);
+        assert_eq!(domain.stalls(0).next(), None);
+        first.call_rcu(page(1));
+        polled(&first);
+        domain.platform().time.store(101, Ordering::Relaxed);
+        assert!(domain.stalls(0).any(|stall| stall.mode == Mode::Kicked), "the next one waits for it");
+    });
 }
 
 #[test]

@@ -366,6 +366,34 @@ loom_tests! {
     mutant_grace_period_ended_too_early breaks [WaitForSoftware]
 }
 
+/// The walker keeps the page that it has found, under the generation that it has read before, and uses it while that is the current one.
+fn page_kept_under_a_generation<const READS_GENERATION_FIRST: bool>() {
+    let world = World::<2>::new(9);
+    let walker = spawn(&world, |world| {
+        let mut cpu = world.cpu(1);
+        let before = world.space.generation();
+        let kept = world.platform().load();
+        let generation = if READS_GENERATION_FIRST { before } else { world.space.generation() };
+        cpu.quiescent();
+        if let Some(table) = kept.filter(|_| world.space.generation() == generation) {
+            world.platform().page(table).walk();
+        }
+    });
+    let mut cpu = world.cpu(0);
+    cpu.defer(&world.space, world.platform().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    walker.join().unwrap();
+    world.drain();
+}
+
+loom_tests! {
+    /// A walk after the read of a generation sees what was unlinked before the flush of that generation.
+    loom_page_kept_under_a_generation = page_kept_under_a_generation::<true>;
+    mutant_kept_page_that_nothing_waits_for breaks [WaitForSoftware]
+}
+mutant!(mutant_page_kept_under_a_generation_read_late = page_kept_under_a_generation::<false>);
+
 // Hardware walkers.
 
 fn free_vs_hardware_walker() {
@@ -442,8 +470,9 @@ fn guest_passed_over_by_another_cpu() {
     let ender = spawn(&world, |world| {
         let mut cpu = world.cpu(1);
         cpu.call_rcu(OTHER);
-        thread::yield_now();
-        world.two_turns(&mut cpu);
+        cpu.poll(0, |_| ());
+        cpu.quiescent();
+        cpu.poll(0, |_| ());
     });
     let mut cpu = world.cpu(2);
     thread::yield_now();
@@ -719,6 +748,36 @@ mod collecting {
         loom_collect_from_a_cpu_that_left = collect_from_a_cpu_that_left;
         mutant_collect_from_a_cpu_that_names_no_space breaks [SpaceAtSession]
     }
+
+    /// A third CPU collects. It has read the generation in the space, and the flush may not have looked at the CPUs yet.
+    fn collect_after_another_cpus_flush() {
+        let world = World::<2>::new(9);
+        let before = world.space.generation();
+        let vcpu = spawn(&world, |world| write_once(world, &mut world.cpu(1), &mut Tagged::default()));
+        let collector = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || {
+                let generation = world.space.generation();
+                if generation != before && world.domain.is_flushed(&world.space, generation) {
+                    world.platform().page(TABLE).walk();
+                }
+            })
+        };
+        let cpu = world.cpu(0);
+        let mut gather = cpu.gather(&world.space);
+        world.platform().unlink();
+        gather.changed();
+        gather.finish();
+        drop(cpu);
+        vcpu.join().unwrap();
+        collector.join().unwrap();
+    }
+
+    loom_tests! {
+        /// A CPU may ask whether the flush of another has reached every CPU.
+        loom_collect_after_another_cpus_flush = collect_after_another_cpus_flush;
+        mutant_collect_after_another_cpus_flush_without_fence breaks [FenceAtEntry]
+    }
 }
 
 // Guards, locks, backlog and barriers.
@@ -826,6 +885,43 @@ loom_tests! {
     loom_backlog_and_expedite = backlog_and_expedite;
     mutant_hurry_without_kick hangs_without [HurryKicks],
     mutant_hurry_that_does_not_wait breaks [WaitForHardware]
+}
+
+/// Two CPUs at once find the guest of a third one stale.
+fn two_kickers<const LAZILY: bool>() {
+    fn kick<const LAZILY: bool>(world: &World<3>, index: usize) {
+        let cpu = world.cpu(index);
+        if LAZILY {
+            cpu.hurry();
+        } else {
+            cpu.gather(&world.space).changed();
+        }
+    }
+    let world = World::<3>::new(9);
+    world.cpu(2).guest(&world.space, &mut Tlb::new(), |_| {
+        if LAZILY {
+            let cpu = world.cpu(0);
+            let mut gather = cpu.gather(&world.space);
+            gather.changed();
+            gather.finish_lazily();
+        }
+        let other = spawn(&world, |world| kick::<LAZILY>(world, 1));
+        kick::<LAZILY>(&world, 0);
+        other.join().unwrap();
+    });
+    assert_eq!(world.domain.stats().kicks, 1);
+}
+
+/// One of two flushes kicks a guest, and the other finds it kicked.
+#[test]
+fn loom_two_flushes_kick_once() {
+    EXPLORER.explore(two_kickers::<false>);
+}
+
+/// One of two CPUs in a hurry kicks a guest that a lazy flush left, and the other finds it kicked.
+#[test]
+fn loom_two_in_a_hurry_kick_once() {
+    EXPLORER.explore(two_kickers::<true>);
 }
 
 fn synchronize_vs_walker() {
@@ -943,6 +1039,29 @@ fn cpu_that_passes_to_another_thread() {
 #[test]
 fn loom_cpu_that_passes_to_another_thread() {
     EXPLORER.explore(cpu_that_passes_to_another_thread);
+}
+
+/// Two CPUs go offline at the same time, and the third one adopts the page of each.
+fn two_leave() {
+    let world = World::<3>::new(9);
+    let other = spawn(&world, |world| {
+        world.cpu(1).call_rcu(OTHER);
+    });
+    let another = spawn(&world, |world| {
+        world.cpu(2).call_rcu(world.platform().unlink());
+    });
+    let mut cpu = world.cpu(0);
+    world.two_turns(&mut cpu);
+    drop(cpu);
+    other.join().unwrap();
+    another.join().unwrap();
+    world.drain();
+}
+
+/// A CPU that takes the pages of several CPUs finds each of them.
+#[test]
+fn loom_two_leave() {
+    EXPLORER.explore(two_leave);
 }
 
 /// CPU 1 unlinks a page and goes offline at once.
