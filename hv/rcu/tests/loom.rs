@@ -1051,6 +1051,8 @@ fn two_leave() {
         world.cpu(2).call_rcu(world.platform().unlink());
     });
     let mut cpu = world.cpu(0);
+    // loom lets other threads begin here. Without this it tries no order in which they were before this one's first look.
+    thread::yield_now();
     world.two_turns(&mut cpu);
     drop(cpu);
     other.join().unwrap();
