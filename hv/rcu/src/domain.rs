@@ -329,7 +329,8 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
     /// Makes every CPU flush before its next entry to `space`, and makes grace periods wait for the CPUs that walk it
     /// now.
     pub(crate) fn flush(&self, space: &Space, to: Mode) -> Generation {
-        let generation = space.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        // Releases what was unlinked to a CPU that reads the generation. What other flushes have released with theirs goes on with it.
+        let generation = space.generation.fetch_add(1, Ordering::Release) + 1;
         if kept(Rule::FenceAtFlush) {
             fence(Ordering::SeqCst);
         }
@@ -361,12 +362,12 @@ impl<P: Platform, S: ?Sized + AsRef<[CpuData]>> Domain<P, S> {
         }
     }
 
-    /// Kicks the CPUs that have pages queued, except CPU `this`. The counts are read in any order: one that is not up to date costs a
-    /// kick too many, or leaves one to the next call.
+    /// Kicks the CPUs that have pages queued, except CPU `this`. A CPU that is offline has none. The counts are read in any order: one
+    /// that is not up to date costs a kick too many, or leaves one to the next call.
     pub(crate) fn kick_queuing(&self, this: usize) {
-        for (index, data) in self.all().iter().enumerate() {
-            let queued = || data.cpu.deferred.load(Ordering::Relaxed) != data.cpu.done.load(Ordering::Relaxed);
-            if index != this && data.taken.load(Ordering::Relaxed) && queued() {
+        for (index, cpu) in self.cpus() {
+            let is_queuing = cpu.deferred.load(Ordering::Relaxed) != cpu.done.load(Ordering::Relaxed);
+            if index != this && is_queuing {
                 self.kick(index);
             }
         }
