@@ -264,8 +264,7 @@ loom_tests! {
     mutant_free_vs_software_walker breaks [WaitForSoftware]
 }
 
-/// The walker's own `synchronize` makes grace periods begin and end, so the unlinking CPU is not the only one to
-/// advance the clock.
+/// The walker's own page makes grace periods begin and end, so the unlinking CPU is not the only one to advance the clock.
 fn ticket_vs_running_grace_period() {
     let world = World::<2>::new(9);
     let walker = spawn(&world, |world| {
@@ -988,6 +987,31 @@ loom_tests! {
     mutant_barrier_for_one_cpu breaks [BarrierCountsAll]
 }
 
+/// CPU 1 goes offline while the barrier looks at it: its page is an orphan before it is none of the CPU's any more.
+fn barrier_vs_leaving_cpu() {
+    let world = World::<2>::new(9);
+    let leaver = spawn(&world, |world| {
+        let cpu = world.cpu(1);
+        cpu.call_rcu(world.platform().unlink());
+        world.set_ready();
+        drop(cpu);
+    });
+    world.wait_until_ready();
+    let mut cpu = world.cpu(0);
+    cpu.barrier(|page| world.platform().free(page));
+    world.platform().page(TABLE).reuse();
+    drop(cpu);
+    leaver.join().unwrap();
+    world.drain();
+}
+
+loom_tests! {
+    /// A barrier counts the pages of a CPU that is going offline, as the CPU's own or as orphans.
+    loom_barrier_vs_leaving_cpu = barrier_vs_leaving_cpu;
+    mutant_barrier_without_orphans_of_a_leaving_cpu breaks [BarrierCountsOrphans],
+    mutant_barrier_without_pages_of_a_leaving_cpu breaks [BarrierCountsAll]
+}
+
 /// CPU 1 polls only after a kick out of guest mode; it has adopted one of its pages.
 fn barrier_vs_guest() {
     let world = World::<2>::new(9);
@@ -1039,6 +1063,36 @@ fn cpu_that_passes_to_another_thread() {
 #[test]
 fn loom_cpu_that_passes_to_another_thread() {
     EXPLORER.explore(cpu_that_passes_to_another_thread);
+}
+
+/// Two threads walk as CPU 1, if one after the other: the first goes offline while the second comes online.
+fn walkers_that_pass_a_cpu_on() {
+    fn walk_once(world: &World<2>) {
+        // Once, as loom can't bound a loop.
+        if let Ok(cpu) = world.domain.register(1) {
+            let _guard = cpu.read();
+            let found = world.platform().load();
+            thread::yield_now();
+            if let Some(table) = found {
+                world.platform().page(table).walk();
+            }
+        }
+    }
+    let world = World::<2>::new(9);
+    let walkers = [spawn(&world, walk_once), spawn(&world, walk_once)];
+    let mut cpu = world.cpu(0);
+    thread::yield_now();
+    cpu.call_rcu(world.platform().unlink());
+    world.turns(&mut cpu);
+    drop(cpu);
+    walkers.into_iter().for_each(|walker| walker.join().unwrap());
+    world.drain();
+}
+
+loom_tests! {
+    /// A CPU is offline before another thread registers as it.
+    loom_walkers_that_pass_a_cpu_on = walkers_that_pass_a_cpu_on;
+    mutant_walkers_that_nothing_waits_for breaks [WaitForSoftware]
 }
 
 /// Two CPUs go offline at the same time, and the third one adopts the page of each.
