@@ -73,6 +73,7 @@ impl CpuData {
         }
     }
 
+    /// Acquires what the last owner has released. So one that reads a state of the new owner finds the last one's walks over, too.
     pub(crate) fn take(&self) -> bool {
         !self.taken.swap(true, Ordering::Acquire)
     }
