@@ -1148,3 +1148,33 @@ loom_tests! {
     loom_orphans_vs_walker = orphans_vs_walker;
     mutant_orphans_freed_at_once breaks [OrphansWait]
 }
+
+/// CPU 1 begins a grace period, reports for it, and walks the page, which CPU 2 then unlinks to go offline at once. They are one thread,
+/// and nothing yields before: so loom comes to the order in which CPU 0 begins to adopt first.
+fn orphans_vs_running_grace_period() {
+    let world = World::<3>::new(9);
+    let adopter = spawn(&world, |world| {
+        let mut cpu = world.cpu(0);
+        cpu.call_rcu(OTHER);
+        cpu.poll(usize::MAX, |page| world.platform().free(page));
+        world.two_turns(&mut cpu);
+    });
+    let (mut walker, leaver) = (world.cpu(1), world.cpu(2));
+    walker.expedite();
+    walker.quiescent();
+    let guard = walker.read();
+    leaver.call_rcu(world.platform().unlink());
+    drop(leaver);
+    thread::yield_now();
+    world.platform().page(TABLE).walk();
+    let _still_walking = guard;
+    drop(walker);
+    adopter.join().unwrap();
+    world.drain();
+}
+
+loom_tests! {
+    /// The grace period of adopted pages begins after they were adopted.
+    loom_orphans_vs_running_grace_period = orphans_vs_running_grace_period;
+    mutant_orphans_freed_in_the_running_grace_period breaks [OrphansWait]
+}
