@@ -420,6 +420,36 @@ loom_tests! {
     mutant_flush_without_fence breaks [FenceAtFlush]
 }
 
+/// The CPU of the guest begins a grace period between two entries, in the second of which it may use what it has cached in the first.
+fn flush_vs_grace_period_of_the_guests_cpu() {
+    let world = World::<2>::new(9);
+    let vcpu = spawn(&world, |world| {
+        let (mut cpu, mut tagged) = (world.cpu(1), Tagged::default());
+        tagged.enter(world, &mut cpu, |cached| world.platform().access(cached));
+        thread::yield_now();
+        cpu.expedite();
+        tagged.enter(world, &mut cpu, |cached| {
+            world.platform().access(cached);
+            thread::yield_now();
+            world.platform().access(cached);
+        });
+    });
+    let mut cpu = world.cpu(0);
+    thread::yield_now();
+    cpu.defer(&world.space, world.platform().unlink());
+    world.two_turns(&mut cpu);
+    drop(cpu);
+    vcpu.join().unwrap();
+    world.drain();
+}
+
+loom_tests! {
+    /// The grace period of a page begins after its flush, so that a guest whose entry came before the flush holds it up.
+    loom_flush_vs_grace_period_of_the_guests_cpu = flush_vs_grace_period_of_the_guests_cpu;
+    mutant_flush_whose_grace_period_passes_over_the_guest breaks [WaitForHardware],
+    mutant_flush_of_the_running_grace_period breaks [WaitForTheNext]
+}
+
 /// The guest never leaves by itself, unless its entry saw the flush.
 fn flush_handshake() {
     let world = World::<2>::new(9);
