@@ -36,8 +36,6 @@ pub enum After {
     Collapse,
     /// [`Tree::move_table`]: a table was moved.
     Move,
-    /// [`Tree::retract`]: an entry to a shared table was cleared.
-    Retract,
 }
 
 /// The flush that is left out, if any. Zero-sized without the feature.

@@ -10,6 +10,7 @@ use crate::rules::Rule;
 use crate::spare::Spare;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SHIFT, PageSize, Pfn};
+use core::cmp::Ordering::{Equal, Greater};
 use core::fmt;
 use core::ops::Range;
 use model::kept;
@@ -194,70 +195,6 @@ impl<E: Env> Tree<E> {
         (0..E::Format::entries(table.level)).all(is_part).then_some(whole)
     }
 
-    /// Unlinks the tables in the range that have no entries, and returns their number. A [shared](Self::share) table is
-    /// unlinked from this tree only.
-    ///
-    /// # Errors
-    /// [`RangeError::Invalid`](crate::RangeError).
-    pub fn retract(&self, cpu: &Cpu<'_, E::Platform>, range: Range<Input<E>>) -> Result<usize, crate::RangeError> {
-        let range = Self::offsets(range)?;
-        Ok(self.root_table(cpu.read()).map_or(0, |root| self.retract_below(cpu, root, range)))
-    }
-
-    fn retract_below(&self, cpu: &Cpu<'_, E::Platform>, table: Table<'_, E>, range: Range<u64>) -> usize {
-        let mut retracted = 0;
-        let mut at = range.start;
-        while at < range.end {
-            let next = crate::range::next_entry::<E>(at, table.level);
-            let pte = table.get(at);
-            if let Some(below) = table.below_in_order(pte, at) {
-                retracted += self.retract_below(cpu, below, at..next.min(range.end));
-                let whole = at & (span::<E::Format>(table.level) - 1) == 0 && next <= range.end;
-                if whole && below.desc().is_some_and(|desc| desc.children() == 0) {
-                    retracted += usize::from(self.retract_table(cpu, table, below, at).is_ok());
-                }
-            }
-            at = next;
-        }
-        retracted
-    }
-
-    /// Unlinks an empty table. It holds both locks: a CPU that has passed `pmd_same` under the table's own lock may be
-    /// about to set an entry, or has set one since the caller counted them. And it freezes all entries of a table that goes with its
-    /// last entry: a compare-and-exchange of a CPU that holds no lock must fail from then on.
-    fn retract_table(
-        &self,
-        cpu: &Cpu<'_, E::Platform>,
-        table: Table<'_, E>,
-        below: Table<'_, E>,
-        offset: u64,
-    ) -> Result<(), Changed> {
-        let last;
-        {
-            let upper = table.lock()?;
-            let lower = below.lock()?;
-            if kept(Rule::CountUnderLock) && lower.desc().children() != 0 {
-                return Err(Changed);
-            }
-            last = lower.is_last_entry();
-            if last && kept(Rule::CountUnderLock) {
-                lower.freeze(|_| Pte::NONE)?;
-            }
-            upper.clear(E::Format::index(offset, table.level));
-            if last {
-                lower.desc().set_dead();
-            }
-        }
-        if last {
-            self.defer_table(cpu, below.pfn);
-        } else {
-            // The CPU that clears the last entry waits for the processors of its own tree only, so this tree's are
-            // flushed here.
-            self.flush_after(cpu, After::Retract);
-        }
-        Ok(())
-    }
-
     /// Moves the table at `from` with its pages to `to`, where the entry must be none. Both entries are of `level`;
     /// Linux's `move_normal_pmd`.
     ///
@@ -301,15 +238,16 @@ fn lock_two<'g, E: Env>(
     a: Table<'g, E>,
     b: Table<'g, E>,
 ) -> Result<(PteMapLocked<'g, E>, Option<PteMapLocked<'g, E>>), Changed> {
-    let in_order = a.pfn < b.pfn || !kept(Rule::LockOrder);
-    if a.pfn == b.pfn {
-        Ok((a.lock()?, None))
-    } else if in_order {
-        let first = a.lock()?;
-        Ok((first, Some(b.lock()?)))
-    } else {
-        let second = b.lock()?;
-        Ok((a.lock()?, Some(second)))
+    match a.pfn.cmp(&b.pfn) {
+        Equal => Ok((a.lock()?, None)),
+        Greater if kept(Rule::LockOrder) => {
+            let second = b.lock()?;
+            Ok((a.lock()?, Some(second)))
+        }
+        _ => {
+            let first = a.lock()?;
+            Ok((first, Some(b.lock()?)))
+        }
     }
 }
 

@@ -129,6 +129,7 @@ mod teardown;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod unlink;
 mod zap_tables;
 
 pub use entry::{Caps, Entry, Leaf, MemoryType, Pte, Rights, Soft};

@@ -9,11 +9,13 @@ use crate::fault_injection::After;
 use crate::format::{FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMapLocked, Table};
+use crate::rules::Rule;
 use crate::tree::{NoMemory, Tree};
 use addr::{PAGE_SIZE, PageSize};
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::ops::Range;
+use model::kept;
 use model::sync::relax;
 use rcu::{Cpu, Guard};
 
@@ -55,21 +57,23 @@ pub struct Page<A> {
     pub leaf: Leaf,
 }
 
-/// Pages whose entries were changed and that wait for the flush: Linux's `mmu_gather`.
-struct Gather<E: Env> {
+/// Pages whose entries were changed and tables that were unlinked, which wait for one flush: Linux's `mmu_gather`.
+struct Gather<'c, E: Env> {
+    tree: &'c Tree<E>,
+    cpu: &'c Cpu<'c, E::Platform>,
     pages: ArrayVec<(u64, Level, Leaf), BATCH>,
+    tables: rcu::Gather<'c, E::Platform>,
     /// Processors may hold stale translations of changed entries.
     stale: bool,
     after: After,
-    env: core::marker::PhantomData<E>,
 }
 
 /// The pages in a gather. A larger number needs more stack, a smaller one more flushes and kicks.
 const BATCH: usize = 128;
 
-impl<E: Env> Gather<E> {
-    fn new(after: After) -> Self {
-        Self { pages: ArrayVec::new(), stale: false, after, env: core::marker::PhantomData }
+impl<'c, E: Env> Gather<'c, E> {
+    fn new(tree: &'c Tree<E>, cpu: &'c Cpu<'c, E::Platform>, after: After) -> Self {
+        Self { tree, cpu, pages: ArrayVec::new(), tables: cpu.gather(tree.space()), stale: false, after }
     }
 
     fn is_full(&self) -> bool {
@@ -81,11 +85,13 @@ impl<E: Env> Gather<E> {
     }
 
     /// Flushes if necessary, then reports the pages.
-    fn finish(&mut self, tree: &Tree<E>, cpu: &Cpu<'_, E::Platform>, page: &mut impl FnMut(Page<Input<E>>)) {
-        if self.stale {
-            tree.flush_after(cpu, self.after);
+    fn finish(&mut self, page: &mut impl FnMut(Page<Input<E>>)) {
+        let mut tables = core::mem::replace(&mut self.tables, self.cpu.gather(self.tree.space()));
+        let after = core::mem::take(&mut self.stale).then_some(self.after);
+        if after.is_some_and(|after| kept(Rule::Flush) && !self.tree.skips(after)) {
+            tables.changed();
         }
-        self.stale = false;
+        self.tree.finish_gather(self.cpu, tables, after);
         for (at, level, leaf) in self.pages.drain(..) {
             if let Some(size) = level.page_size() {
                 page(Page { at: Input::<E>::from_offset(at, E::Format::INPUT_BITS), size, leaf });
@@ -106,7 +112,17 @@ enum End {
 }
 
 /// The operation on one page, under its table's lock.
-type Work<'w, E> = dyn FnMut(&PteMapLocked<'_, E>, usize, u64, &mut Gather<E>) + 'w;
+type Work<'w, E> = dyn FnMut(&PteMapLocked<'_, E>, usize, u64, &mut Gather<'_, E>) + 'w;
+
+/// An operation on a range while it walks down.
+struct Pass<'p, 'c, E: Env> {
+    range: Range<u64>,
+    edges: Edges,
+    /// The tables that it leaves empty are unlinked, and counted here.
+    unlinked: Option<usize>,
+    gather: Gather<'c, E>,
+    work: &'p mut Work<'p, E>,
+}
 
 /// How an operation treats a page that is only partly in the range.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -136,13 +152,7 @@ impl<E: Env> Tree<E> {
         range: Range<Input<E>>,
         page: impl FnMut(Page<Input<E>>),
     ) -> Result<(), RangeError> {
-        self.for_range(cpu, range, After::Zap, page, &mut |table, index, at, gather| {
-            let level = table.level();
-            if let Entry::Leaf(leaf) = table.table().decode(table.clear(index)) {
-                gather.stale = true;
-                gather.push(at, level, leaf);
-            }
-        })
+        self.for_range(cpu, range, After::Zap, page, &mut zap_one)
     }
 
     /// Unmaps the page at `at`, of any size, and flushes, so that no CPU can access it through this tree any more.
@@ -164,8 +174,8 @@ impl<E: Env> Tree<E> {
         true
     }
 
-    /// Unmaps all pages in the range as [`zap`](Self::zap) does, then unlinks the tables that are empty, and returns
-    /// their number.
+    /// Unmaps all pages in the range as [`zap`](Self::zap) does. In the same pass it unlinks the tables in the range that have no
+    /// entries, as soon as their last page has gone (Linux's `PT_RECLAIM`), under the flush of that page. Returns their number.
     ///
     /// # Errors
     /// [`RangeError`].
@@ -175,8 +185,7 @@ impl<E: Env> Tree<E> {
         range: Range<Input<E>>,
         page: impl FnMut(Page<Input<E>>),
     ) -> Result<usize, RangeError> {
-        self.zap(cpu, range.clone(), page)?;
-        self.retract(cpu, range)
+        self.pass(cpu, range, After::Zap, Some(0), page, &mut zap_one)
     }
 
     /// Gives all pages in the range these rights; pages that cross an edge are split first. When it returns, no CPU
@@ -294,49 +303,55 @@ impl<E: Env> Tree<E> {
         cpu: &Cpu<'_, E::Platform>,
         range: Range<Input<E>>,
         after: After,
-        mut page: impl FnMut(Page<Input<E>>),
+        page: impl FnMut(Page<Input<E>>),
         work: &mut Work<'_, E>,
     ) -> Result<(), RangeError> {
+        self.pass(cpu, range, after, None, page, work).map(|_| ())
+    }
+
+    /// Does `work` on each page of the range. Returns the number of tables that it has left empty and unlinked, if they are counted.
+    fn pass(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        range: Range<Input<E>>,
+        after: After,
+        unlinked: Option<usize>,
+        mut page: impl FnMut(Page<Input<E>>),
+        work: &mut Work<'_, E>,
+    ) -> Result<usize, RangeError> {
         let guard = cpu.read();
-        let mut range = Self::offsets(range)?;
-        let edges = Edges::of(after);
-        let mut gather = Gather::new(after);
-        if edges == Edges::Split {
-            self.split_edges(guard, &range)?;
+        let range = Self::offsets(range)?;
+        let mut left = range.clone();
+        let mut pass = Pass { range, edges: Edges::of(after), unlinked, gather: Gather::new(self, cpu, after), work };
+        if pass.edges == Edges::Split {
+            self.split_edges(guard, &left)?;
         }
         while let Some(root) = self.root_table(guard)
-            && !range.is_empty()
+            && !left.is_empty()
         {
-            let end = self.in_table(root, range.clone(), edges, &mut gather, work);
-            gather.finish(self, cpu, &mut page);
-            range.start = match end {
-                End::Done => range.end,
+            let end = self.in_table(root, left.clone(), &mut pass);
+            pass.gather.finish(&mut page);
+            left.start = match end {
+                End::Done => left.end,
                 End::Gone(at) | End::Full(at) => at,
                 End::Across(at) => {
-                    range.start = at;
-                    self.split_edges(guard, &range)?;
+                    left.start = at;
+                    self.split_edges(guard, &left)?;
                     at
                 }
             };
         }
-        Ok(())
+        Ok(pass.unlinked.unwrap_or(0))
     }
 
-    fn in_table(
-        &self,
-        table: Table<'_, E>,
-        range: Range<u64>,
-        edges: Edges,
-        gather: &mut Gather<E>,
-        work: &mut Work<'_, E>,
-    ) -> End {
+    fn in_table(&self, table: Table<'_, E>, range: Range<u64>, pass: &mut Pass<'_, '_, E>) -> End {
         let mut at = range.start;
         while at < range.end {
             let pte = table.get(at);
             let next = next_entry::<E>(at, table.level).min(range.end);
             match table.decode(pte) {
                 Entry::None => at = next,
-                Entry::Table(_) => match self.below_in(table, pte, at..next, edges, gather, work) {
+                Entry::Table(_) => match self.below_in(table, pte, at..next, pass) {
                     End::Done => at = next,
                     End::Gone(back) => at = back,
                     end => return end,
@@ -347,7 +362,7 @@ impl<E: Env> Tree<E> {
                         relax();
                         return End::Gone(at);
                     };
-                    match in_locked(&locked, at..range.end, edges, gather, work) {
+                    match in_locked(&locked, at..range.end, pass) {
                         Ok(reached) => at = reached,
                         Err(end) => return end,
                     }
@@ -357,19 +372,21 @@ impl<E: Env> Tree<E> {
         End::Done
     }
 
-    fn below_in(
-        &self,
-        table: Table<'_, E>,
-        pte: Pte,
-        range: Range<u64>,
-        edges: Edges,
-        gather: &mut Gather<E>,
-        work: &mut Work<'_, E>,
-    ) -> End {
-        match table.below_in_order(pte, range.start) {
-            Some(below) => self.in_table(below, range, edges, gather, work),
-            None => End::Gone(range.start),
+    fn below_in(&self, table: Table<'_, E>, pte: Pte, range: Range<u64>, pass: &mut Pass<'_, '_, E>) -> End {
+        let Some(below) = table.below_in_order(pte, range.start) else { return End::Gone(range.start) };
+        let end = self.in_table(below, range.clone(), pass);
+        if let (End::Done, Some(unlinked)) = (&end, &mut pass.unlinked) {
+            let gone = self.unlink_if_empty(table, below, range.start, &pass.range, &mut pass.gather.tables);
+            *unlinked += usize::from(gone);
         }
+        end
+    }
+}
+
+fn zap_one<E: Env>(table: &PteMapLocked<'_, E>, index: usize, at: u64, gather: &mut Gather<'_, E>) {
+    if let Entry::Leaf(leaf) = table.table().decode(table.clear(index)) {
+        gather.stale = true;
+        gather.push(at, table.level(), leaf);
     }
 }
 
@@ -381,13 +398,7 @@ pub(crate) fn next_entry<E: Env>(at: u64, level: Level) -> u64 {
 
 /// Handles the pages of the range in the locked table, up to the first entry that refers to a table. Returns the offset
 /// that it reached.
-fn in_locked<E: Env>(
-    locked: &PteMapLocked<'_, E>,
-    range: Range<u64>,
-    edges: Edges,
-    gather: &mut Gather<E>,
-    work: &mut Work<'_, E>,
-) -> Result<u64, End> {
+fn in_locked<E: Env>(locked: &PteMapLocked<'_, E>, range: Range<u64>, pass: &mut Pass<'_, '_, E>) -> Result<u64, End> {
     let table = locked.table();
     let mut at = range.start;
     let end = range.end.min(next_entry::<E>(at, table.level.above()));
@@ -397,11 +408,11 @@ fn in_locked<E: Env>(
         let index = E::Format::index(at, table.level);
         match table.decode(table.at(index)) {
             Entry::None => {}
-            Entry::Leaf(_) if edges == Edges::Split && (start < range.start || range.end < next) => {
+            Entry::Leaf(_) if pass.edges == Edges::Split && (start < range.start || range.end < next) => {
                 return Err(End::Across(at));
             }
-            Entry::Leaf(_) if gather.is_full() => return Err(End::Full(at)),
-            Entry::Leaf(_) => work(locked, index, start, gather),
+            Entry::Leaf(_) if pass.gather.is_full() => return Err(End::Full(at)),
+            Entry::Leaf(_) => (pass.work)(locked, index, start, &mut pass.gather),
             Entry::Table(_) => return Ok(at),
             Entry::Bad | Entry::Frozen => locked.clear_bad(at),
         }

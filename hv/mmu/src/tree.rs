@@ -11,7 +11,7 @@ use addr::{Hpa, PageSize, Pfn};
 use core::fmt;
 use model::kept;
 use model::sync::{Ordering, relax};
-use rcu::{Backlog, Cpu, Generation, Guard, Space};
+use rcu::{Backlog, Cpu, Gather, Generation, Guard, Space};
 
 /// Page tables of one guest (or of one of its address spaces), shared by all CPUs.
 ///
@@ -191,11 +191,34 @@ impl<E: Env> Tree<E> {
 
     /// Frees an unlinked table after every CPU has passed a quiescent state and has flushed.
     pub(crate) fn defer_table(&self, cpu: &Cpu<'_, E::Platform>, table: Pfn) {
-        if !kept(Rule::FreeLate) {
-            return self.env.free_table(table);
+        let mut gather = cpu.gather(self.space());
+        self.retire(table, &mut gather);
+        self.finish_gather(cpu, gather, None);
+    }
+
+    /// Adds an unlinked table to those that `gather` defers.
+    pub(crate) fn retire(&self, table: Pfn, gather: &mut Gather<'_, E::Platform>) {
+        if kept(Rule::FreeLate) {
+            self.env.retire(table);
+            gather.add(table);
+        } else {
+            self.env.free_table(table);
+            gather.changed();
         }
-        self.env.retire(table);
-        if cpu.defer(self.space(), table).backlog == Backlog::Over {
+    }
+
+    /// Flushes what `gather` has gathered, and waits for that if an operation is given whose flush is not left out.
+    pub(crate) fn finish_gather(
+        &self,
+        cpu: &Cpu<'_, E::Platform>,
+        gather: Gather<'_, E::Platform>,
+        after: Option<After>,
+    ) {
+        let retired = gather.finish();
+        if after.is_some_and(|after| kept(Rule::Flush) && !self.skips(after)) {
+            self.await_flush(cpu, retired.generation);
+        }
+        if retired.backlog == Backlog::Over {
             cpu.hurry();
         }
     }

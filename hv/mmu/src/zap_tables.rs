@@ -7,13 +7,12 @@ use crate::format::{Format, FormatExt, span};
 use crate::level::Level;
 use crate::map::{Changed, Input, Table};
 use crate::range::{RangeError, next_entry};
-use crate::rules::Rule;
 use crate::tree::Tree;
+use crate::unlink::Content;
 use addr::PageSize;
 use core::ops::{AddAssign, Range};
-use model::kept;
 use model::sync::relax;
-use rcu::{Backlog, Cpu, Gather};
+use rcu::{Cpu, Gather};
 
 /// What [`Tree::zap_tables`] has unlinked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -68,13 +67,7 @@ impl<E: Env> Tree<E> {
             }
             at = next_entry::<E>(at, table.level);
         }
-        let retired = gather.finish();
-        if kept(Rule::Flush) && !self.skips(After::Zap) {
-            self.await_flush(cpu, retired.generation);
-        }
-        if retired.backlog == Backlog::Over {
-            cpu.hurry();
-        }
+        self.finish_gather(cpu, gather, Some(After::Zap));
         Ok(zapped)
     }
 
@@ -90,7 +83,7 @@ impl<E: Env> Tree<E> {
             Entry::None => Ok(ZappedTables::default()),
             Entry::Table(_) => {
                 let below = table.below_in_order(pte, offset).ok_or(Changed)?;
-                self.unlink_table(table, below, offset, gather)
+                self.unlink_table(table, below, offset, Content::Any, gather)
             }
             Entry::Leaf(_) => self.clear_leaf(table, offset, gather),
             // Under the lock a frozen entry is a corrupted one.
@@ -112,34 +105,5 @@ impl<E: Env> Tree<E> {
         locked.clear(E::Format::index(offset, table.level));
         gather.changed();
         Ok(ZappedTables { pages: 1, tables: 0 })
-    }
-
-    /// Unlinks a table that need not be empty. As [`retract`](Self::retract) does, it holds both locks: a CPU that has passed
-    /// `pmd_same` under the table's own lock may be about to set an entry, which belongs to the table that is unlinked then.
-    fn unlink_table(
-        &self,
-        table: Table<'_, E>,
-        below: Table<'_, E>,
-        offset: u64,
-        gather: &mut Gather<'_, E::Platform>,
-    ) -> Result<ZappedTables, Changed> {
-        let upper = table.lock()?;
-        let lower = below.lock()?;
-        let last = lower.is_last_entry();
-        upper.clear(E::Format::index(offset, table.level));
-        if !last {
-            gather.changed();
-            return Ok(ZappedTables::default());
-        }
-        lower.desc().set_dead();
-        let pages = lower.desc().children().into();
-        if kept(Rule::FreeLate) {
-            self.env.retire(below.pfn);
-            gather.add(below.pfn);
-        } else {
-            self.env.free_table(below.pfn);
-            gather.changed();
-        }
-        Ok(ZappedTables { pages, tables: 1 })
     }
 }

@@ -1,6 +1,6 @@
 //! Tests that each operation flushes where it has to, and only there, and what is told of tables that are unlinked.
 
-use super::{page, with_tree};
+use super::{check_tables, page, with_tree};
 use crate::fault_injection::After;
 use crate::pool::{self, Memory, Pool, PoolPlatform};
 use crate::{Caps, Leaf, Level, Npt, Rights, Tree};
@@ -159,5 +159,39 @@ fn a_zap_of_tables_whose_flush_is_left_out_waits_for_no_guest() {
     world.tree.skip_flush(Some(After::Zap));
     other.guest(world.tree.space(), &mut Tlb::new(), |_| {
         assert_eq!(world.tree.zap_tables(&cpu, world.tables.clone()).unwrap().tables, 1);
+    });
+}
+
+#[test]
+fn pages_go_with_their_tables_by_one_flush() {
+    with_tree::<Npt>(16, |tree, cpu, memory| {
+        for n in 0..3 {
+            tree.map(cpu.read(), Gpa::new(n * M2), page(n), PageSize::Size4K).unwrap();
+        }
+        // A table with a page outside of the range, and one that was empty before.
+        tree.map(cpu.read(), Gpa::new(3 * M2 - 0x1000), page(3), PageSize::Size4K).unwrap();
+        tree.map(cpu.read(), Gpa::new(4 * M2), page(4), PageSize::Size4K).unwrap();
+        tree.clear_page(cpu, Gpa::new(4 * M2));
+        let mut pages = 0;
+        let mut unmap = |range: Range<Gpa>| tree.unmap(cpu, range, |_| pages += 1).unwrap();
+        let range = at(0)..Gpa::new(3 * M2 - 0x1000);
+        assert_eq!(flushes(tree, || assert_eq!(unmap(range.clone()), 2)), 1);
+        assert_eq!(flushes(tree, || assert_eq!(unmap(range), 0)), 0, "nothing is left there");
+        let rest = flushes(tree, || assert_eq!(unmap(at(0)..Gpa::new(1 << 48)), 4, "two of ptes, and two above them"));
+        assert_eq!((rest, pages, check_tables(tree, memory)), (1, 4, 1));
+    });
+}
+
+#[test]
+fn a_table_whose_pages_take_several_flushes_goes_with_the_last() {
+    with_tree::<Npt>(8, |tree, cpu, memory| {
+        for n in 0..512 {
+            tree.map(cpu.read(), at(n), page(n), PageSize::Size4K).unwrap();
+        }
+        let mut pages = 0;
+        let unmap = || assert_eq!(tree.unmap(cpu, at(0)..Gpa::new(M2), |_| pages += 1), Ok(1));
+        // A gather has room for 128 pages.
+        assert_eq!(flushes(tree, unmap), 4);
+        assert_eq!((pages, check_tables(tree, memory)), (512, 3));
     });
 }
