@@ -235,7 +235,7 @@ impl Program {
             command
                 .current_dir(&self.folder)
                 .env(VARIABLE, number.to_string())
-                .env("PROPTEST_FAILURE_PERSISTENCE", "off")
+                .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
                 // The same inputs each time: what one run decides another decides.
                 .env("PROPTEST_RNG_SEED", "0");
             if let Some(file) = reached {
