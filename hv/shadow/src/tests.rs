@@ -18,4 +18,8 @@ mod registers;
 #[cfg(not(shuttle))]
 mod sequences;
 #[cfg(not(shuttle))]
+mod sharing;
+#[cfg(not(shuttle))]
 mod vtlb;
+#[cfg(not(shuttle))]
+mod work;

@@ -1,7 +1,7 @@
 //! The cached shadow, compared with the oracle and with the virtual TLB.
 
 use super::guest::{Format, Guest, Shadows, Tables, ThisCpu};
-use super::memory::{GuestMemory, LARGE, Words};
+use super::memory::{GuestMemory, LARGE, Meanwhile, Words};
 use super::oracle::{Oracle, Seen};
 use super::sequences::{self, Story, play, story};
 use super::vtlb::{self, CAPS, READ, TWO_LEVELS, VCPUS, WRITE, two_levels};
@@ -15,17 +15,17 @@ use walk::{Access, Controls, PhysMem, Privilege};
 
 const FRAMES: usize = 128;
 const ROOTS: usize = VCPUS + 2;
-const CAPACITY: Capacity = Capacity { tables: 256, uses: 256, mappings: 1024 };
+pub(super) const CAPACITY: Capacity = Capacity { tables: 256, uses: 256, mappings: 1024 };
 /// Enough for the tests that map one page, or one table, thousands of times.
-const LARGE_CAPACITY: Capacity = Capacity { tables: 4096, uses: 4096, mappings: 16_384 };
+pub(super) const LARGE_CAPACITY: Capacity = Capacity { tables: 4096, uses: 4096, mappings: 16_384 };
 
-struct Cached {
-    shadow: Shadow<Pool<Format>>,
-    views: Vec<View>,
+pub(super) struct Cached {
+    pub(super) shadow: Shadow<Pool<Format>>,
+    pub(super) views: Vec<View>,
 }
 
 impl Cached {
-    fn count(&self, counter: Counter) -> u64 {
+    pub(super) fn count(&self, counter: Counter) -> u64 {
         self.shadow.counts().get(counter)
     }
 }
@@ -70,7 +70,7 @@ impl Shadows for Cached {
 }
 
 /// Runs `test` on a guest with a shadow of this capacity, and checks that all frames are free afterwards.
-fn with_guest<R>(
+pub(super) fn with_guest<R>(
     words: Words,
     controls: Controls,
     capacity: Capacity,
@@ -131,7 +131,7 @@ proptest! {
     }
 }
 
-fn load(guest: &mut Guest<'_, Cached>, cpu: &ThisCpu<'_>, cr3: u64) {
+pub(super) fn load(guest: &mut Guest<'_, Cached>, cpu: &ThisCpu<'_>, cr3: u64) {
     guest.control(cpu, 0, |registers, memory| registers.write_cr3(memory, cr3));
 }
 
@@ -169,7 +169,7 @@ fn the_root_that_was_loaded_longest_ago_is_reused() {
 }
 
 /// The table is mapped at linear 0x1000.
-fn maps_itself() -> Words {
+pub(super) fn maps_itself() -> Words {
     let mut words = two_levels(0x3067 | 0x2067 << 32);
     words.insert(0x2008, 0x5067 << 32);
     words
@@ -303,7 +303,7 @@ fn an_entry_written_in_halves_is_read_whole() {
 }
 
 /// Two directories, in pages 1 and 6, have the table in page 2 in common: the second vCPU is in the second address space.
-fn with_common_table(test: impl FnOnce(&mut Guest<'_, Cached>, &mut ThisCpu<'_>)) {
+pub(super) fn with_common_table(test: impl FnOnce(&mut Guest<'_, Cached>, &mut ThisCpu<'_>)) {
     let mut words = two_levels(0x3067 | 0x2067 << 32);
     words.insert(0x6000, 0x2007);
     words.insert(0x5000, 0x7067);
@@ -327,17 +327,6 @@ fn address_spaces_share_the_shadow_of_a_common_table() {
         let faults = guest.shadows.count(Counter::Faults);
         guest.access(cpu, 0, Gva::new(0x1000), READ, 0);
         assert_eq!(guest.shadows.count(Counter::Faults), faults);
-    });
-}
-
-#[test]
-fn tables_by_entries_with_other_rights_are_not_shared() {
-    with_common_table(|guest, cpu| {
-        guest.write(cpu, Gpa::new(0x6000), &0x2005u32.to_le_bytes());
-        guest.access(cpu, 0, Gva::new(0), WRITE, 1);
-        guest.access(cpu, 1, Gva::new(0), WRITE, 2);
-        assert!(matches!(guest.seen[..], [Seen::Page(_), Seen::Fault(3 | 7, _)]));
-        assert_eq!(guest.shadows.count(Counter::Shared), 0);
     });
 }
 
@@ -417,10 +406,10 @@ fn each_of_several_shadows_of_a_table_is_write_protected() {
 fn an_entry_that_changes_during_the_fault_is_not_mapped_as_it_was() {
     with_guest(two_levels(0x3067), TWO_LEVELS, CAPACITY, |guest, cpu| {
         let (at, word) = (Gpa::new(0x2000), 0x4067u32);
-        guest.memory.meanwhile.set(Some((at, word)));
         guest.oracle.write(at, &word.to_le_bytes());
-        let registers = &guest.vcpus[0].registers;
-        let outcome = guest.shadows.fault(cpu, guest.memory, 0, registers, Gva::new(0), WRITE);
+        let (shadow, view, registers) = (&guest.shadows.shadow, &guest.shadows.views[0], &guest.vcpus[0].registers);
+        let memory = Meanwhile(guest.memory, || guest.memory.write(at, &word.to_le_bytes()).unwrap());
+        let outcome = shadow.fault(cpu, view, &memory, registers, Gva::new(0), WRITE);
         assert_eq!(outcome, Ok(FaultOutcome::Retry));
         assert!(!guest.is_mapped(guest.shadows.root(0), Gva::new(0)));
         guest.access(cpu, 0, Gva::new(0), WRITE, 5);
@@ -480,6 +469,20 @@ fn nothing_is_mapped_while_frames_change() {
 }
 
 #[test]
+fn a_page_whose_frame_changes_during_the_fault_is_not_mapped() {
+    with_guest(two_levels(0x3007), TWO_LEVELS, CAPACITY, |guest, cpu| {
+        let (shadow, view, registers) = (&guest.shadows.shadow, &guest.shadows.views[0], &guest.vcpus[0].registers);
+        let memory = Meanwhile(guest.memory, || {
+            shadow.suspend(cpu);
+            guest.memory.replace(3);
+            shadow.resume();
+        });
+        assert_eq!(shadow.fault(cpu, view, &memory, registers, Gva::new(0), READ), Ok(FaultOutcome::Retry));
+        assert!(!guest.is_mapped(guest.shadows.root(0), Gva::new(0)));
+    });
+}
+
+#[test]
 fn without_frames_a_fault_fails_and_may_be_tried_again() {
     with_guest(two_levels(0x3007), TWO_LEVELS, CAPACITY, |guest, cpu| {
         let registers = guest.vcpus[0].registers.clone();
@@ -499,7 +502,7 @@ fn without_frames_a_fault_fails_and_may_be_tried_again() {
 
 /// A directory in page 1: linear 0 to 4 MiB is mapped by a table within the large frames, linear 4 MiB to 8 MiB is a large page
 /// of all these frames.
-fn a_table_within_large_frames() -> Words {
+pub(super) fn a_table_within_large_frames() -> Words {
     let table = LARGE + 0x3000;
     let directory = (LARGE | 0xe7) << 32 | table | 0x67;
     Words::from([(0x1000, directory), (table, 0x3067)])
@@ -566,7 +569,7 @@ fn one_fault_flushes_each_address_space_a_few_times_at_most() {
 }
 
 /// Each entry of the directory in page 1 refers to the table in page 2, each entry of which maps page 3.
-fn all_one_table() -> Words {
+pub(super) fn all_one_table() -> Words {
     let entries = (0..512).flat_map(|n| [(0x1000 + n * 8, 0x2067_0000_2067), (0x2000 + n * 8, 0x3067_0000_3067)]);
     entries.collect()
 }

@@ -23,8 +23,6 @@ pub(super) struct GuestMemory {
     moved: RefCell<[u64; PAGES as usize]>,
     /// How many calls of `backing` succeed until one fails.
     pub(super) budget: Cell<Option<usize>>,
-    /// What another vCPU writes during the next call of `backing`.
-    pub(super) meanwhile: Cell<Option<(Gpa, u32)>>,
 }
 
 const fn backed(at: u64) -> bool {
@@ -33,12 +31,7 @@ const fn backed(at: u64) -> bool {
 
 impl GuestMemory {
     pub(super) fn new(words: Words) -> Self {
-        Self {
-            words: RefCell::new(words),
-            moved: RefCell::default(),
-            budget: Cell::new(None),
-            meanwhile: Cell::new(None),
-        }
+        Self { words: RefCell::new(words), moved: RefCell::default(), budget: Cell::new(None) }
     }
 
     /// Gives small page `page` another frame.
@@ -138,11 +131,40 @@ impl Memory for GuestMemory {
         if let Some(budget) = self.budget.get() {
             self.budget.set(Some(budget.checked_sub(1).ok_or(NoMemory)?));
         }
-        if let Some((at, word)) = self.meanwhile.take() {
-            self.write(at, &word.to_le_bytes());
-        }
         let size = if at.raw() < LARGE { PageSize::Size4K } else { PageSize::Size2M };
         let page = BackingPage { pfn: self.frame(at.raw()), write: at.frame().raw() != ROM, size };
         Ok(if backed(at.raw()) { Backing::Page(page) } else { Backing::None })
+    }
+}
+
+/// The same memory, and what another CPU does whenever a fault has walked the guest's tables and asks for the backing.
+pub(super) struct Meanwhile<'m, F>(pub(super) &'m GuestMemory, pub(super) F);
+
+impl<F: Fn()> PhysMem for Meanwhile<'_, F> {
+    fn read_u64(&self, at: Gpa) -> Option<u64> {
+        self.0.read_u64(at)
+    }
+    fn read_u32(&self, at: Gpa) -> Option<u32> {
+        self.0.read_u32(at)
+    }
+    fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
+        self.0.cmpxchg_u64(at, old, new)
+    }
+    fn cmpxchg_u32(&self, at: Gpa, old: u32, new: u32) -> Option<bool> {
+        self.0.cmpxchg_u32(at, old, new)
+    }
+    fn read(&self, at: Gpa, bytes: &mut [u8]) -> Option<()> {
+        self.0.read(at, bytes)
+    }
+    fn write(&self, at: Gpa, bytes: &[u8]) -> Option<()> {
+        self.0.write(at, bytes)
+    }
+}
+
+impl<F: Fn()> Memory for Meanwhile<'_, F> {
+    fn backing(&self, at: Gpa, write: bool) -> Result<Backing, NoMemory> {
+        let backing = self.0.backing(at, write);
+        (self.1)();
+        backing
     }
 }

@@ -117,7 +117,7 @@ impl Oracle {
         let cached = self.cached[vcpu].get(&(gva.raw() >> 12)).map_or(&[][..], Vec::as_slice);
         let allows = |cached: &CachedTranslation| {
             let gpa = cached.page.wrapping_add(gva.page_offset());
-            seen == Seen::Page(gpa)
+            seen == Seen::of(gpa, access)
                 && permits(registers, cached.rights, access)
                 && (cached.dirty || access.kind != AccessKind::Write)
         };

@@ -1,7 +1,7 @@
 //! The virtual TLB, compared with the oracle.
 
 use super::guest::{Format, Guest, Shadows, Tables, ThisCpu};
-use super::memory::{GuestMemory, Words};
+use super::memory::{GuestMemory, Meanwhile, Words};
 use super::oracle::Oracle;
 use super::sequences::{self, play, story};
 use crate::{Counter, FaultOutcome, NoMemory, Registers, Vtlb};
@@ -137,6 +137,20 @@ fn nothing_is_mapped_while_frames_change() {
             vtlb.resume();
         }
         assert_eq!(vtlb.fault(cpu, guest.memory, registers, Gva::new(0), READ), Ok(FaultOutcome::Mapped));
+    });
+}
+
+#[test]
+fn a_page_whose_frame_changes_during_the_fault_is_not_mapped() {
+    with_guest(two_levels(0x3007), TWO_LEVELS, |guest, cpu, _| {
+        let (vtlb, registers) = (&guest.shadows.0[0], &guest.vcpus[0].registers);
+        let memory = Meanwhile(guest.memory, || {
+            vtlb.suspend(cpu);
+            guest.memory.replace(3);
+            vtlb.resume();
+        });
+        assert_eq!(vtlb.fault(cpu, &memory, registers, Gva::new(0), READ), Ok(FaultOutcome::Retry));
+        assert_eq!(vtlb.tree().translate(cpu.read(), Gva::new(0)), None);
     });
 }
 
