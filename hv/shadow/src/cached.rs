@@ -728,14 +728,14 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     }
 
     /// How often the first frame is known as a table of the last level, and how many writable mappings of the second are.
-    #[cfg(all(test, not(shuttle)))]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     pub(crate) fn known(&self, table: Gfn, page: Gfn) -> (usize, usize) {
         let state = self.state.lock();
         (state.last.tables.iter(table).count(), state.rmap.iter(page).count())
     }
 
     /// The number of tables in all roots.
-    #[cfg(all(test, not(shuttle)))]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     pub(crate) fn tables(&self, cpu: &Cpu<'_, E::Platform>) -> u64 {
         self.trees.iter().map(|tree| tree.report(cpu.read()).tables).sum()
     }

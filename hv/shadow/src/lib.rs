@@ -102,7 +102,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(any(test, shuttle))]
+#[cfg(any(test, loom, shuttle))]
 extern crate std;
 
 mod cached;

@@ -13,4 +13,9 @@ pub(crate) enum Rule {
     SyncFirst,
     /// A guest table is written under the lock, so that INVLPG and loads of CR3 wait until the shadow of the old bytes is zapped.
     StoreLocked,
+    /// A fault of a virtual TLB that has mapped a page looks again whether frames change, and zaps the page if they do.
+    LookAgain,
+    /// In a virtual TLB, a fence separates what each side writes from what it reads: a suspension is announced before the tables are
+    /// zapped, and a page is mapped before it is looked again.
+    FenceAtSuspend,
 }

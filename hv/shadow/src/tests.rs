@@ -1,25 +1,29 @@
 //! Random guests, compared with an oracle that walks the guest's tables for each access; and concurrent vCPUs, compared with the
 //! results that the manual allows.
 
-#[cfg(not(shuttle))]
+#[cfg(not(any(loom, shuttle)))]
 mod cached;
-#[cfg(not(shuttle))]
+#[cfg(not(any(loom, shuttle)))]
 mod guest;
-#[cfg(not(shuttle))]
+#[cfg(not(any(loom, shuttle)))]
 mod many_pages;
-#[cfg(not(shuttle))]
+#[cfg(not(any(loom, shuttle)))]
 mod memory;
 #[cfg(shuttle)]
 mod models;
-#[cfg(not(shuttle))]
+#[cfg(not(any(loom, shuttle)))]
 mod oracle;
-#[cfg(not(shuttle))]
+#[cfg(not(any(loom, shuttle)))]
 mod registers;
-#[cfg(not(shuttle))]
+#[cfg(not(any(loom, shuttle)))]
 mod sequences;
-#[cfg(not(shuttle))]
+#[cfg(not(any(loom, shuttle)))]
 mod sharing;
-#[cfg(not(shuttle))]
+#[cfg(loom)]
+mod suspended;
+#[cfg(not(any(loom, shuttle)))]
 mod vtlb;
-#[cfg(not(shuttle))]
+#[cfg(shuttle)]
+mod vtlb_models;
+#[cfg(not(any(loom, shuttle)))]
 mod work;

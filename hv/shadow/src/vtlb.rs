@@ -2,11 +2,14 @@
 
 use crate::counters::{Counter, Counters, Counts};
 use crate::resolve::{Resolved, resolve};
+use crate::rules::Rule;
 use crate::{FaultOutcome, Memory, NoMemory, Registers};
 use addr::{Gva, PageSize, Pfn};
 use core::ops::Range;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64 as Regions};
 use mmu::{Caps, Env, Fault, Leaf, MapError, Pae, Room, Tree, ZappedTables};
+use model::kept;
+use model::sync::{AtomicU64, Ordering, fence};
 use rcu::{Cpu, Space};
 use walk::{Access, AccessKind};
 
@@ -26,7 +29,7 @@ const BEGUN: u64 = 1 << 32;
 pub struct Vtlb<E: Env<Format = Pae<Gva>>> {
     tree: Tree<E>,
     /// A bit for each region of 4 MiB: an entry there maps a large page of the guest, or a part of one.
-    large: [AtomicU64; REGIONS / 64],
+    large: [Regions; REGIONS / 64],
     /// Bits 31:0: how many calls of `suspend` were not followed by a `resume` yet. Bits 63:32: how many there were in total.
     suspended: AtomicU64,
     /// The number of tables of the last level. (Another CPU's `suspend` may have subtracted a table that `install` is yet to
@@ -49,7 +52,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         counters.most(Counter::TableRoom, max_tables as usize);
         Ok(Self {
             tree: Tree::new(env, caps)?,
-            large: core::array::from_fn(|_| AtomicU64::new(0)),
+            large: core::array::from_fn(|_| Regions::new(0)),
             suspended: AtomicU64::new(0),
             tables: AtomicI32::new(0),
             max_tables: max_tables as i32,
@@ -98,7 +101,9 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
     pub fn suspend(&self, cpu: &Cpu<'_, E::Platform>) {
         self.suspended.fetch_add(BEGUN | 1, Ordering::Relaxed);
         // Pairs with the fence in `install`.
-        fence(Ordering::SeqCst);
+        if kept(Rule::FenceAtSuspend) {
+            fence(Ordering::SeqCst);
+        }
         self.zap_all(cpu);
     }
 
@@ -190,8 +195,10 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
             Err(MapError::Raced | MapError::Present) => return Ok(FaultOutcome::Retry),
             Err(MapError::NoMemory | MapError::Invalid) => return Err(NoMemory),
         }
-        fence(Ordering::SeqCst);
-        if self.suspended.load(Ordering::Relaxed) == suspended {
+        if kept(Rule::FenceAtSuspend) {
+            fence(Ordering::SeqCst);
+        }
+        if !kept(Rule::LookAgain) || self.suspended.load(Ordering::Relaxed) == suspended {
             return Ok(FaultOutcome::Mapped);
         }
         self.zap_page(cpu, start);
@@ -251,7 +258,7 @@ impl<E: Env<Format = Pae<Gva>>> Vtlb<E> {
         self.tree
     }
 
-    #[cfg(all(test, not(shuttle)))]
+    #[cfg(test)]
     pub(crate) fn tree(&self) -> &Tree<E> {
         &self.tree
     }

@@ -1,5 +1,5 @@
 //! A shadow's use of the heap: the allocations that [`Shadow::allocations`] predicts when it is made, and none afterwards.
-#![cfg(not(shuttle))]
+#![cfg(not(any(loom, shuttle)))]
 
 use addr::{Gpa, Gva, PageSize, Pfn};
 use core::alloc::{GlobalAlloc, Layout};

@@ -31,7 +31,7 @@ const CRATES: [(&str, &[Stage]); 9] = [
     ("apic", &[Stage::Host, Stage::Loom]),
     ("walk", &[Stage::Host]),
     ("mmu", &Stage::ALL),
-    ("shadow", &[Stage::Host, Stage::Shuttle]),
+    ("shadow", &Stage::ALL),
     ("memory", &[Stage::Host, Stage::Shuttle]),
     ("emul", &[Stage::Host]),
     ("devices", &[Stage::Host]),

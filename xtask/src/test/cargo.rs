@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Crates that have models for loom.
-const MODELLED: [&str; 6] = ["model", "rcu", "mmu", "apic", "sched", "serial"];
+const MODELLED: [&str; 7] = ["model", "rcu", "mmu", "apic", "sched", "serial", "shadow"];
 
 /// Crates, and which of their tests shuttle runs in random schedules.
 const SHUTTLED: [(&str, &[&str]); 5] = [

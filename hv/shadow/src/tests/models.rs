@@ -16,37 +16,48 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::vec::Vec;
 use walk::{Access, AccessKind, Controls, Features, PhysMem, Privilege};
 
-type Format = Pae<Gva>;
-type ThisCpu<'d> = Cpu<'d, PoolPlatform<Format>>;
+pub(super) type Format = Pae<Gva>;
+pub(super) type ThisCpu<'d> = Cpu<'d, PoolPlatform<Format>>;
 
-const RUNS: usize = 400;
+pub(super) const RUNS: usize = 400;
 /// A mutant ends with the first run that fails. Schedules are random: so many rounds that one which is usually caught in a few is not
 /// missed by chance.
 const MUTANT_ROUNDS: usize = 100;
-const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
+pub(super) const CAPS: Caps = Caps::new(40, PageSize::Size2M, true);
 const CAPACITY: Capacity = Capacity { tables: 32, uses: 32, mappings: 128 };
-const FEATURES: Features = Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
-const READ: Access = Access { kind: AccessKind::Read, privilege: Privilege::User };
-const WRITE: Access = Access { kind: AccessKind::Write, privilege: Privilege::User };
+pub(super) const FEATURES: Features =
+    Features { maxphyaddr: 40, pages_1g: false, pse36: true, pml4e_bit8_reserved: false };
+pub(super) const READ: Access = Access { kind: AccessKind::Read, privilege: Privilege::User };
+pub(super) const WRITE: Access = Access { kind: AccessKind::Write, privilege: Privilege::User };
 /// Present, writable, user, accessed and dirty.
-const PAGE: u64 = 0x67;
+pub(super) const PAGE: u64 = 0x67;
 const HIGH: u64 = 1 << 32;
 
-/// The words of guest memory that a model uses. All others are zero and are never written.
-struct GuestMemory(BTreeMap<u64, AtomicU64>);
+pub(super) struct GuestMemory {
+    /// The words that a model uses. All others are zero and are never written.
+    words: BTreeMap<u64, AtomicU64>,
+    /// How often all pages got other frames.
+    pub(super) moves: AtomicU64,
+}
 
 impl GuestMemory {
-    fn new(words: &[(u64, u64)]) -> Self {
-        Self(words.iter().map(|&(at, word)| (at, AtomicU64::new(word))).collect())
+    pub(super) fn new(words: &[(u64, u64)]) -> Self {
+        let words = words.iter().map(|&(at, word)| (at, AtomicU64::new(word))).collect();
+        Self { words, moves: AtomicU64::new(0) }
     }
 
-    /// The frame of a page; each page has another.
-    const fn frame(gpa: u64) -> u64 {
+    /// The first frame of a page; each page has another.
+    pub(super) const fn frame(gpa: u64) -> u64 {
         0x10_0000 | gpa >> 12 & 0xff | gpa >> 20 & 0x1000
     }
 
+    /// The number of moves that a frame was chosen by, and the page's first frame.
+    pub(super) const fn moved(frame: u64) -> (u64, u64) {
+        (frame >> 21, frame & 0x1f_ffff)
+    }
+
     fn exchange(&self, at: Gpa, mask: u64, old: u64, new: u64) -> Option<bool> {
-        let word = self.0.get(&at.align_down(8).raw())?;
+        let word = self.words.get(&at.align_down(8).raw())?;
         let now = word.load(SeqCst);
         let same = now & mask == old;
         Some(same && word.compare_exchange(now, now & !mask | new, SeqCst, SeqCst).is_ok())
@@ -55,7 +66,7 @@ impl GuestMemory {
 
 impl PhysMem for GuestMemory {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
-        Some(self.0.get(&at.raw()).map_or(0, |word| word.load(SeqCst)))
+        Some(self.words.get(&at.raw()).map_or(0, |word| word.load(SeqCst)))
     }
     fn read_u32(&self, at: Gpa) -> Option<u32> {
         Some((self.read_u64(at.align_down(8))? >> ((at.raw() & 4) * 8)) as u32)
@@ -80,7 +91,7 @@ impl PhysMem for GuestMemory {
 
 impl Memory for GuestMemory {
     fn backing(&self, at: Gpa, _: bool) -> Result<Backing, NoMemory> {
-        let pfn = Pfn::new(Self::frame(at.raw()));
+        let pfn = Pfn::new(self.moves.load(SeqCst) << 21 | Self::frame(at.raw()));
         Ok(Backing::Page(BackingPage { pfn, write: true, size: PageSize::Size4K }))
     }
 }
@@ -199,7 +210,7 @@ impl Vcpu<'_> {
 }
 
 /// A processor's walk: the frame, and whether it is writable.
-fn walk(tables: &pool::Memory<Format>, root: Pfn, gva: u64) -> Option<(u64, bool)> {
+pub(super) fn walk(tables: &pool::Memory<Format>, root: Pfn, gva: u64) -> Option<(u64, bool)> {
     let mut table = root;
     let mut writable = true;
     for (shift, top) in [(30, true), (21, false), (12, false)] {
@@ -215,12 +226,12 @@ fn walk(tables: &pool::Memory<Format>, root: Pfn, gva: u64) -> Option<(u64, bool
 }
 
 /// In each round a vCPU changes its entry twice.
-const ROUNDS: u64 = 3;
+pub(super) const ROUNDS: u64 = 3;
 /// Each vCPU has two directories.
 const DIRECTORIES: [[u64; 2]; 2] = [[0x1000, 0x6000], [0x8000, 0x9000]];
 
 /// The linear address of the table in page 2.
-const TABLE: u64 = 0x40_0000;
+pub(super) const TABLE: u64 = 0x40_0000;
 
 /// Two levels: all directories have the tables in pages 2 and 10 in common. The first maps linear 0 and 0x1000, to pages that
 /// the vCPUs change; the second maps the first at [`TABLE`].
@@ -231,12 +242,12 @@ fn common_table() -> Arc<World> {
 }
 
 /// The entry of vCPU `n` after `changes` changes.
-const fn page(n: u64, changes: u64) -> u64 {
+pub(super) const fn page(n: u64, changes: u64) -> u64 {
     (0x20 + n * 0x10 + changes) << 12 | PAGE
 }
 
 /// How often vCPU `n` had changed its entry, as told by the frame that the entry maps.
-fn changes(n: u64, frame: Option<u64>) -> u64 {
+pub(super) fn changes(n: u64, frame: Option<u64>) -> u64 {
     frame.and_then(|frame| frame.checked_sub(GuestMemory::frame(page(n, 0)))).expect("it is one of that vCPU's")
 }
 
@@ -334,7 +345,7 @@ fn entry_seen_before_load() {
     entry_seen_early(|vcpu| vcpu.load(0x9000));
 }
 
-fn must_fail(rules: &'static [Rule], model: fn()) {
+pub(super) fn must_fail(rules: &'static [Rule], model: fn()) {
     let by_few_switches = || failure(rules, || run(PctScheduler::new(5, RUNS), model)).is_some();
     let by_many = || failure(rules, || run(RandomScheduler::new(RUNS), model)).is_some();
     let caught = (0..MUTANT_ROUNDS).any(|_| by_few_switches() || by_many());
