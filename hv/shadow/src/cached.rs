@@ -180,9 +180,8 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         let idle = (0..).zip(&state.roots).filter(|(_, root)| root.vcpus == 0);
         let number = found.or_else(|| idle.min_by_key(|(_, root)| root.loaded).map(|(n, _)| n)).unwrap_or_default();
         let root = &mut state.roots[number];
-        let is_reused = found.is_none() && root.context.is_some();
         *root = Root { context: Some(context), vcpus: root.vcpus + 1, loaded: state.clock, ..*root };
-        if is_reused {
+        if found.is_none() {
             self.zap_root(cpu, state, number);
         }
         number
@@ -500,7 +499,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
             }
         }
         // The entry in a shared table is cleared once, so the other roots were not marked above.
-        if cleared && entry.shape.is_last_level() && kept(Rule::FlushSharers) {
+        if cleared && kept(Rule::FlushSharers) {
             last.tables.iter(entry.table).for_each(|usage| roots[usage.root].stale = true);
         }
     }
@@ -514,19 +513,12 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
     }
 
     /// Records a mapping that is about to become writable.
-    fn rmap_add(
-        &self,
-        cpu: &Cpu<'_, E::Platform>,
-        state: &mut State,
-        gpa: Gpa,
-        room: &Room<'_, E>,
-        table: &Table,
-    ) -> Result<(), Full> {
+    fn rmap_add(&self, cpu: &Cpu<'_, E::Platform>, state: &mut State, gpa: Gpa, room: &Room<'_, E>, table: &Table) {
         let State { roots, directories, last, rmap, .. } = &mut *state;
         let entry = table.usage.rmap_entry(table.gfn, room.start());
         let first = gpa.align_down(room.size().bytes()).frame();
         if rmap.any(first, |known| *known == entry) {
-            return Ok(());
+            return;
         }
         let oldest = rmap.iter(first).nth(MAPPINGS - 1).copied();
         if let Some(oldest) = oldest {
@@ -537,9 +529,9 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         if rmap.is_full() {
             self.evict_mappings(cpu, state);
         }
-        state.rmap.insert(first, entry)?;
+        let added = state.rmap.insert(first, entry);
+        debug_assert_eq!(added, Ok(()), "the oldest ones have made way");
         self.counters.most(Counter::Rmap, state.rmap.len());
-        Ok(())
     }
 
     /// The reverse map is full: clears its oldest mappings, which faults make again.
@@ -581,10 +573,11 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
                 Err(mmu::OutOfRange) => return Ok(FaultOutcome::Retry),
             };
             let needs_table = !room.is_in_table() && room.size() == PageSize::Size4K;
-            if needs_table && state.last.shadow_tables >= self.max_tables
-                || leaf.rights.write && self.rmap_add(cpu, state, gpa, &room, table) == Err(Full)
-            {
+            if needs_table && state.last.shadow_tables >= self.max_tables {
                 return Ok(self.zap_oldest_root(cpu, state, at.root));
+            }
+            if leaf.rights.write {
+                self.rmap_add(cpu, state, gpa, &room, table);
             }
             let pfn = Pfn::new(leaf.pfn.raw() & !(room.size().frames() - 1));
             // Accessed and dirty are set from the start: the guest's own bits are in its tables, and `resolve` has set them.
@@ -602,8 +595,7 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
 
     /// Links the shadow of `table` into the root at `at`, if another root has one with the same role. Whether it did.
     fn share(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, at: &At, table: &Table) -> Result<bool, NoMemory> {
-        let same = |other: &&TableUse| other.role == table.usage.role && other.shape == table.usage.shape;
-        for other in last.tables.iter(table.gfn).filter(same) {
+        for other in last.tables.iter(table.gfn).filter(|other| other.role == table.usage.role) {
             let there = other.start.wrapping_add(at.gva.raw() - table.usage.start.raw());
             match self.trees[at.root].share(cpu, at.gva, &self.trees[other.root], there, Level::PMD) {
                 Ok(()) => {

@@ -133,7 +133,7 @@ pub(crate) struct Shape {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RmapEntry {
     pub(crate) table: Gfn,
-    pub(crate) shape: Shape,
+    shape: Shape,
     /// Below 4 GiB.
     offset: u32,
 }
@@ -203,8 +203,9 @@ impl TableUse {
         Self { root, start: gva.align_down(shape.whole()), shape, role, write_flooding: 0, unsync: false }
     }
 
+    /// Of two uses as a directory, or as a table of the last level. All tables of a root have one format.
     pub(crate) fn is_at_same(&self, other: &Self) -> bool {
-        (self.root, self.start) == (other.root, other.start) && self.shape == other.shape
+        (self.root, self.start) == (other.root, other.start)
     }
 
     pub(crate) fn whole(&self) -> Range<Gva> {
@@ -235,13 +236,14 @@ impl RmapEntry {
         usage.start.wrapping_add(self.offset.into())
     }
 
-    /// The uses of the table: the mapping is in each one's root, `offset` bytes behind its start.
+    /// The uses of the table in the format that the mapping was by: it is in each one's root, `offset` bytes behind its start. In another
+    /// format a table may translate less, and another table's mapping is there.
     pub(crate) fn uses<'s>(
         &self,
         directories: &'s GfnHash<TableUse>,
         last: &'s LastLevel,
     ) -> impl Iterator<Item = &'s TableUse> + use<'s> {
-        let (uses, shape) = (if self.shape.is_last_level() { &last.tables } else { directories }, self.shape);
+        let (uses, shape) = (if self.shape.last { &last.tables } else { directories }, self.shape);
         uses.iter(self.table).filter(move |usage| usage.shape == shape)
     }
 }

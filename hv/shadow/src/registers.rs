@@ -126,10 +126,11 @@ impl Registers {
         let paging = &mut self.paging;
         match controls.mode() {
             Mode::Off | Mode::Bits32 => paging.pdptes = None,
-            Mode::Pae if pdptes || paging.pdptes.is_none() => {
+            Mode::Pae if pdptes => {
                 let pdptes = load_pdptes(mem, &Paging { controls, ..*paging }).map_err(LoadError::Pdptes)?;
                 paging.pdptes = Some(pdptes);
             }
+            // They were loaded when the mode became this one.
             Mode::Pae => {}
             Mode::Long4 | Mode::Long5 => return Err(LoadError::LongMode),
         }
@@ -175,10 +176,6 @@ impl Registers {
             0 => 0,
             _ => cr0 & MEANING_CR0 | cr4 & MEANING_CR4 | efer & EFER_NXE,
         }
-    }
-
-    pub(crate) const fn wp(&self) -> bool {
-        self.paging.controls.cr0 & CR0_WP != 0
     }
 
     pub(crate) const fn smep(&self) -> bool {

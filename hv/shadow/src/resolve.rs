@@ -3,7 +3,7 @@
 use crate::{Backing, BackingPage, FaultOutcome, Reason, Registers};
 use addr::{Gpa, Gva, PageSize};
 use mmu::Rights;
-use walk::{Access, AccessKind, Fault, Mode, PhysMem, Privilege, SetAccessedDirty, WalkSteps, missing, trace};
+use walk::{Access, AccessKind, Fault, Mode, PhysMem, SetAccessedDirty, WalkSteps, missing, trace};
 
 /// The translation of an access that the guest's tables allow.
 pub(crate) struct Resolved {
@@ -58,12 +58,11 @@ impl Resolved {
 
 /// The rights of a shadow entry on a processor with CR0.WP set, which must not allow more than the guest's tables.
 ///
-/// If the supervisor may write a page only because the guest's CR0.WP is clear, the entry becomes a supervisor's one until the
-/// user's next access (as in KVM, `FNAME(fetch)`). With SMEP it is not executable then. With SMAP no entry can express this,
-/// because the access depends on EFLAGS.AC.
+/// Only the supervisor may write a read-only page, and only while the guest's CR0.WP is clear. The entry becomes a supervisor's one
+/// then, until the user's next access (as in KVM, `FNAME(fetch)`). With SMEP it is not executable. With SMAP no entry can express
+/// this, because the access depends on EFLAGS.AC.
 fn rights(registers: &Registers, page: walk::Rights, dirty: bool, access: Access) -> Option<Rights> {
-    let supervisor_writes = access.kind == AccessKind::Write && access.privilege != Privilege::User;
-    if page.writable || registers.wp() || !supervisor_writes {
+    if page.writable || access.kind != AccessKind::Write {
         return Some(Rights { write: page.writable && dirty, execute: page.executable, user: page.user });
     }
     let was_user = page.user;

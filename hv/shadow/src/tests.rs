@@ -16,6 +16,8 @@ mod oracle;
 #[cfg(not(any(loom, shuttle)))]
 mod registers;
 #[cfg(not(any(loom, shuttle)))]
+mod resolve;
+#[cfg(not(any(loom, shuttle)))]
 mod sequences;
 #[cfg(not(any(loom, shuttle)))]
 mod sharing;

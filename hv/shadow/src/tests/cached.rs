@@ -1,7 +1,7 @@
 //! The cached shadow, compared with the oracle and with the virtual TLB.
 
 use super::guest::{Format, Guest, Shadows, Tables, ThisCpu};
-use super::memory::{GuestMemory, LARGE, Meanwhile, Words};
+use super::memory::{GuestMemory, LARGE, Meanwhile, Moment, Words};
 use super::oracle::{Oracle, Seen};
 use super::sequences::{self, Story, play, story};
 use super::vtlb::{self, CAPS, READ, TWO_LEVELS, VCPUS, WRITE, two_levels};
@@ -408,7 +408,11 @@ fn an_entry_that_changes_during_the_fault_is_not_mapped_as_it_was() {
         let (at, word) = (Gpa::new(0x2000), 0x4067u32);
         guest.oracle.write(at, &word.to_le_bytes());
         let (shadow, view, registers) = (&guest.shadows.shadow, &guest.shadows.views[0], &guest.vcpus[0].registers);
-        let memory = Meanwhile(guest.memory, || guest.memory.write(at, &word.to_le_bytes()).unwrap());
+        let memory = Meanwhile(guest.memory, |moment| {
+            if moment == Moment::Backing {
+                guest.memory.write(at, &word.to_le_bytes()).unwrap();
+            }
+        });
         let outcome = shadow.fault(cpu, view, &memory, registers, Gva::new(0), WRITE);
         assert_eq!(outcome, Ok(FaultOutcome::Retry));
         assert!(!guest.is_mapped(guest.shadows.root(0), Gva::new(0)));
@@ -472,10 +476,12 @@ fn nothing_is_mapped_while_frames_change() {
 fn a_page_whose_frame_changes_during_the_fault_is_not_mapped() {
     with_guest(two_levels(0x3007), TWO_LEVELS, CAPACITY, |guest, cpu| {
         let (shadow, view, registers) = (&guest.shadows.shadow, &guest.shadows.views[0], &guest.vcpus[0].registers);
-        let memory = Meanwhile(guest.memory, || {
-            shadow.suspend(cpu);
-            guest.memory.replace(3);
-            shadow.resume();
+        let memory = Meanwhile(guest.memory, |moment| {
+            if moment == Moment::Backing {
+                shadow.suspend(cpu);
+                guest.memory.replace(3);
+                shadow.resume();
+            }
         });
         assert_eq!(shadow.fault(cpu, view, &memory, registers, Gva::new(0), READ), Ok(FaultOutcome::Retry));
         assert!(!guest.is_mapped(guest.shadows.root(0), Gva::new(0)));

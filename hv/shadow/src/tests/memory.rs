@@ -137,15 +137,26 @@ impl Memory for GuestMemory {
     }
 }
 
-/// The same memory, and what another CPU does whenever a fault has walked the guest's tables and asks for the backing.
+/// What a fault has just done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// It has walked the guest's tables, and got the backing of the page.
+    Backing,
+    /// It has read an entry of four bytes.
+    Read(Gpa),
+}
+
+/// The same memory, and what another CPU does at moments of a fault.
 pub(super) struct Meanwhile<'m, F>(pub(super) &'m GuestMemory, pub(super) F);
 
-impl<F: Fn()> PhysMem for Meanwhile<'_, F> {
+impl<F: Fn(Moment)> PhysMem for Meanwhile<'_, F> {
     fn read_u64(&self, at: Gpa) -> Option<u64> {
         self.0.read_u64(at)
     }
     fn read_u32(&self, at: Gpa) -> Option<u32> {
-        self.0.read_u32(at)
+        let entry = self.0.read_u32(at);
+        (self.1)(Moment::Read(at));
+        entry
     }
     fn cmpxchg_u64(&self, at: Gpa, old: u64, new: u64) -> Option<bool> {
         self.0.cmpxchg_u64(at, old, new)
@@ -161,10 +172,10 @@ impl<F: Fn()> PhysMem for Meanwhile<'_, F> {
     }
 }
 
-impl<F: Fn()> Memory for Meanwhile<'_, F> {
+impl<F: Fn(Moment)> Memory for Meanwhile<'_, F> {
     fn backing(&self, at: Gpa, write: bool) -> Result<Backing, NoMemory> {
         let backing = self.0.backing(at, write);
-        (self.1)();
+        (self.1)(Moment::Backing);
         backing
     }
 }

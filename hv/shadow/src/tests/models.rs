@@ -19,7 +19,7 @@ use walk::{Access, AccessKind, Controls, Features, PhysMem, Privilege};
 pub(super) type Format = Pae<Gva>;
 pub(super) type ThisCpu<'d> = Cpu<'d, PoolPlatform<Format>>;
 
-pub(super) const RUNS: usize = 400;
+const RUNS: usize = 400;
 /// A mutant ends with the first run that fails. Schedules are random: so many rounds that one which is usually caught in a few is not
 /// missed by chance.
 const MUTANT_ROUNDS: usize = 100;

@@ -192,6 +192,27 @@ fn an_accessed_bit_that_another_format_sets_in_a_directory_is_an_address() {
     });
 }
 
+/// A table of two levels maps a page behind its first 2 MiB, which are all that it translates for PAE later on. The note of that mapping
+/// must not reach what the next table maps there, whose other address spaces would not be flushed.
+#[test]
+fn a_mapping_of_another_format_is_none_of_the_next_tables() {
+    // For PAE: PDPTEs in page 9, a directory in page 6, and the tables in pages 2 and 4.
+    let two_levels = Words::from([(0x1000, 0x2067), (0x2800, 0x3067)]);
+    let pae = Words::from([(0x9000, 0x6001), (0x6000, 0x2067), (0x6008, 0x4067), (0x2000, 0x7067), (0x4000, 0x5067)]);
+    with_guest(two_levels.into_iter().chain(pae).collect(), TWO_LEVELS, CAPACITY, |guest, cpu| {
+        let second = Gva::new(0x20_0000);
+        guest.access(cpu, 0, second, WRITE, 0x7067);
+        guest.control(cpu, 1, |registers, memory| registers.write(memory, PAE));
+        guest.access(cpu, 1, Gva::new(0), READ, 0);
+        guest.access(cpu, 1, second, WRITE, 0);
+        // Page 3 becomes a table.
+        guest.write(cpu, Gpa::new(0x6010), &0x3067u64.to_le_bytes());
+        guest.access(cpu, 1, Gva::new(0x40_0000), READ, 0);
+        assert_eq!(guest.seen.last(), Some(&Seen::Page(Gpa::new(0x7000))));
+        assert!(guest.is_mapped(guest.shadows.shadow.root(&guest.shadows.views[1]), second));
+    });
+}
+
 #[test]
 fn without_paging_a_page_that_becomes_a_table_is_read_only_at_once() {
     with_guest(two_levels(0x3067), TWO_LEVELS, CAPACITY, |guest, cpu| {
@@ -202,5 +223,20 @@ fn without_paging_a_page_that_becomes_a_table_is_read_only_at_once() {
         let written = guest.shadows.count(Counter::Unsynced);
         guest.access(cpu, 1, Gva::new(0x2000), WRITE, 0x5067);
         assert_eq!(guest.shadows.count(Counter::Unsynced), written + 1, "it took an exit");
+    });
+}
+
+/// The common table is out of sync when one address space does not use it any more.
+#[test]
+fn a_common_table_stays_out_of_sync_for_the_other_address_space() {
+    with_common_table(|guest, cpu| {
+        [0, 1].iter().for_each(|&n| guest.access(cpu, n, Gva::new(0), WRITE, 1));
+        guest.access(cpu, 1, Gva::new(0x1000), WRITE, 0x3067);
+        assert_eq!(guest.shadows.count(Counter::Unsynced), 1);
+        guest.write(cpu, Gpa::new(0x1000), &0u32.to_le_bytes());
+        guest.access(cpu, 1, Gva::new(0x1000), WRITE, 0x5067);
+        guest.load(cpu, 1);
+        guest.access(cpu, 1, Gva::new(0), WRITE, 4);
+        assert_eq!(guest.memory.read_u32(Gpa::new(0x5000)), Some(4));
     });
 }

@@ -1,7 +1,7 @@
 //! The virtual TLB, compared with the oracle.
 
 use super::guest::{Format, Guest, Shadows, Tables, ThisCpu};
-use super::memory::{GuestMemory, Meanwhile, Words};
+use super::memory::{GuestMemory, Meanwhile, Moment, Words};
 use super::oracle::Oracle;
 use super::sequences::{self, play, story};
 use crate::{Counter, FaultOutcome, NoMemory, Registers, Vtlb};
@@ -144,10 +144,12 @@ fn nothing_is_mapped_while_frames_change() {
 fn a_page_whose_frame_changes_during_the_fault_is_not_mapped() {
     with_guest(two_levels(0x3007), TWO_LEVELS, |guest, cpu, _| {
         let (vtlb, registers) = (&guest.shadows.0[0], &guest.vcpus[0].registers);
-        let memory = Meanwhile(guest.memory, || {
-            vtlb.suspend(cpu);
-            guest.memory.replace(3);
-            vtlb.resume();
+        let memory = Meanwhile(guest.memory, |moment| {
+            if moment == Moment::Backing {
+                vtlb.suspend(cpu);
+                guest.memory.replace(3);
+                vtlb.resume();
+            }
         });
         assert_eq!(vtlb.fault(cpu, &memory, registers, Gva::new(0), READ), Ok(FaultOutcome::Retry));
         assert_eq!(vtlb.tree().translate(cpu.read(), Gva::new(0)), None);
@@ -167,6 +169,35 @@ fn invlpg_zaps_both_entries_of_2_mib_of_a_large_page() {
         guest.invlpg(cpu, 0, Gva::new(0x40_1000));
         assert_eq!(mapped(guest, cpu, 0x40_1000), None);
         assert_eq!(mapped(guest, cpu, 0x60_1000), None, "the other half of the memory's page");
+    });
+}
+
+#[test]
+fn invlpg_zaps_the_one_small_page() {
+    with_guest(two_levels(0x3067 | 0x4067 << 32), TWO_LEVELS, |guest, cpu, _| {
+        let zapped = |guest: &Guest<'_, Vtlbs>| guest.shadows.0[0].counts().get(Counter::Zapped);
+        [0, 0x1000].iter().for_each(|&gva| guest.access(cpu, 0, Gva::new(gva), READ, 0));
+        for _ in 0..2 {
+            guest.invlpg(cpu, 0, Gva::new(0));
+            assert_eq!(zapped(guest), 1);
+        }
+        assert!(guest.is_mapped(guest.shadows.root(0), Gva::new(0x1000)));
+    });
+}
+
+#[test]
+fn a_fault_maps_what_the_guests_table_has_now() {
+    with_guest(two_levels(0x3067), TWO_LEVELS, |guest, cpu, _| {
+        let (vtlb, registers) = (&guest.shadows.0[0], &guest.vcpus[0].registers);
+        let zapped_behind = |pte: u32| {
+            guest.memory.write(Gpa::new(0x2000), &pte.to_le_bytes()).unwrap();
+            assert_eq!(vtlb.fault(cpu, guest.memory, registers, Gva::new(0), READ), Ok(FaultOutcome::Mapped));
+            vtlb.counts().get(Counter::Zapped)
+        };
+        // Another page, and the same one with other rights.
+        assert_eq!([0x3067, 0x3067, 0x4067, 0x4065, 0x4065].map(zapped_behind), [0, 0, 1, 2, 2]);
+        let page = vtlb.tree().translate(cpu.read(), Gva::new(0)).unwrap();
+        assert_eq!(guest.memory.reached(page.hpa), Gpa::new(0x4000));
     });
 }
 
@@ -242,6 +273,35 @@ fn a_guest_that_uses_more_and_more_tables_loses_the_first_ones() {
         assert!(tables.in_use() < 600, "{} tables", tables.in_use());
         let is_mapped = |n: u64| guest.is_mapped(guest.shadows.root(0), Gva::new(n << 22));
         assert!((1000 - u64::from(MAX_TABLES) + 16..1000).all(is_mapped), "the last ones");
+    });
+}
+
+#[test]
+fn only_a_page_that_needs_a_table_takes_one() {
+    // Each entry of the directory but the second refers to the table in page 2.
+    let mut words: Words = (0..512).map(|n| (0x1000 + n * 8, 0x2067_0000_2067)).collect();
+    words.extend([(0x1000, 0x40_00e7 << 32 | 0x2067), (0x2000, 0x3067 | 0x4067 << 32)]);
+    with_guest(words, TWO_LEVELS, |guest, cpu, _| {
+        let count = |guest: &Guest<'_, Vtlbs>, counter| guest.shadows.0[0].counts().get(counter);
+        guest.access(cpu, 0, Gva::new(0x40_0000), READ, 0);
+        assert_eq!(count(guest, Counter::ShadowTables), 0, "a large page");
+        let tables = (0..=u64::from(MAX_TABLES)).filter(|n| *n != 1);
+        tables.clone().for_each(|n| guest.access(cpu, 0, Gva::new(n << 22), READ, 0));
+        tables.for_each(|n| guest.access(cpu, 0, Gva::new((n << 22) + 0x1000), READ, 0));
+        assert_eq!(count(guest, Counter::ShadowTables), MAX_TABLES.into());
+        assert_eq!(count(guest, Counter::Dropped), 0);
+    });
+}
+
+#[test]
+fn the_last_part_of_the_address_space_makes_way_as_well() {
+    let words = Words::from([(0x1ff8, 0x2067 << 32), (0x2000, 0x3067)]);
+    with_guest(words, TWO_LEVELS, |guest, cpu, _| {
+        guest.access(cpu, 0, Gva::new(0xffc0_0000), READ, 0);
+        assert!(guest.shadows.0[0].make_way(cpu));
+        assert!(!guest.is_mapped(guest.shadows.root(0), Gva::new(0xffc0_0000)));
+        assert!(!guest.shadows.0[0].make_way(cpu));
+        assert_eq!(guest.shadows.0[0].counts().get(Counter::Dropped), 1);
     });
 }
 
