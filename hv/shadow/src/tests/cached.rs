@@ -11,7 +11,7 @@ use mmu::pool::{self, Pool};
 use proptest::prelude::*;
 use rcu::{Flush, Space};
 use std::vec::Vec;
-use walk::{Access, Controls, PhysMem, Privilege};
+use walk::{Access, AccessKind, Controls, PhysMem, Privilege};
 
 const FRAMES: usize = 128;
 const ROOTS: usize = VCPUS + 2;
@@ -444,6 +444,31 @@ fn an_entry_whose_write_is_not_handled_yet_leaves_a_common_table_as_it_is() {
             guest.shadows.shadow.write(cpu, Gpa::new(0x1000), 4, Writer::Software, || ());
         });
     }
+}
+
+#[test]
+fn a_page_that_the_supervisor_may_execute_without_smep_is_not_executable_with_it() {
+    let controls = Controls { cr0: 0x8000_0001, ..TWO_LEVELS };
+    with_guest(two_levels(0x3065), controls, CAPACITY, |guest, cpu| {
+        let access = |kind| Access { kind, privilege: Privilege::Supervisor { ac: false } };
+        // The write gives the supervisor an entry of its own.
+        guest.access(cpu, 0, Gva::new(0), access(AccessKind::Write), 1);
+        guest.access(cpu, 0, Gva::new(0), access(AccessKind::Fetch), 0);
+        let smep = Controls { cr4: controls.cr4 | 1 << 20, ..controls };
+        guest.control(cpu, 0, |registers, memory| registers.write(memory, smep));
+        guest.access(cpu, 0, Gva::new(0), access(AccessKind::Fetch), 0);
+        assert!(matches!(guest.seen[..], [Seen::Page(_), Seen::Page(_), Seen::Fault(..)]), "{:?}", guest.seen);
+    });
+}
+
+#[test]
+fn a_linear_address_has_32_bits() {
+    with_guest(two_levels(0x3067), TWO_LEVELS, CAPACITY, |guest, cpu| {
+        let (shadow, view, registers) = (&guest.shadows.shadow, &guest.shadows.views[0], &guest.vcpus[0].registers);
+        let gva = Gva::new(0xffff_ffff_0000_0000);
+        assert_eq!(shadow.fault(cpu, view, guest.memory, registers, gva, READ), Ok(FaultOutcome::Mapped));
+        assert!(guest.is_mapped(shadow.root(view), Gva::new(0)));
+    });
 }
 
 #[test]

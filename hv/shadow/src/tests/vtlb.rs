@@ -173,6 +173,18 @@ fn invlpg_zaps_both_entries_of_2_mib_of_a_large_page() {
 }
 
 #[test]
+fn a_linear_address_has_32_bits() {
+    with_guest(two_levels(0x3067), TWO_LEVELS, |guest, cpu, _| {
+        let (vtlb, registers) = (&guest.shadows.0[0], &guest.vcpus[0].registers);
+        let gva = Gva::new(0xffff_ffff_0000_0000);
+        assert_eq!(vtlb.fault(cpu, guest.memory, registers, gva, READ), Ok(FaultOutcome::Mapped));
+        assert!(vtlb.tree().translate(cpu.read(), Gva::new(0)).is_some());
+        vtlb.invlpg(cpu, gva);
+        assert!(vtlb.tree().translate(cpu.read(), Gva::new(0)).is_none());
+    });
+}
+
+#[test]
 fn invlpg_zaps_the_one_small_page() {
     with_guest(two_levels(0x3067 | 0x4067 << 32), TWO_LEVELS, |guest, cpu, _| {
         let zapped = |guest: &Guest<'_, Vtlbs>| guest.shadows.0[0].counts().get(Counter::Zapped);
