@@ -287,6 +287,36 @@ fn entries_of_a_common_table() {
     }
 }
 
+/// A page that both vCPUs have mapped by a common table becomes the directory of vCPU 0. Its first entry refers to the table in page 4,
+/// until vCPU 1 lets it refer to that in page 5. A load of CR3 behind that finds the new entry.
+fn page_that_becomes_a_directory() {
+    const PAGE_3: u64 = 0x3000;
+    let mut words =
+        Vec::from([(0x2000, PAGE_3 | PAGE), (PAGE_3, 0x4000 | PAGE), (0x4000, 0x6000 | PAGE), (0x5000, 0x7000 | PAGE)]);
+    words.extend([0, 1].map(|n| (DIRECTORIES[n][0], 0x2000 | PAGE)));
+    let world = World::new(&words, Controls { cr0: 0x8001_0001, cr3: 0, cr4: 1 << 4, efer: 0 });
+    let has_changed = Arc::new(AtomicU64::new(0));
+    let changes = {
+        let has_changed = has_changed.clone();
+        world.spawn(1, DIRECTORIES[1][0], move |vcpu| {
+            vcpu.write(0, PAGE_3, 0x4000 | PAGE as u32);
+            vcpu.write(0, PAGE_3, 0x5000 | PAGE as u32);
+            has_changed.store(1, SeqCst);
+        })
+    };
+    let uses = world.spawn(0, DIRECTORIES[0][0], move |vcpu| {
+        vcpu.read(0);
+        vcpu.load(PAGE_3);
+        vcpu.read(0);
+        let has_changed = has_changed.load(SeqCst) == 1;
+        vcpu.load(PAGE_3);
+        let reached = vcpu.read(0);
+        assert!(!has_changed || reached == Some(GuestMemory::frame(0x7000)), "{reached:x?} by the old entry");
+    });
+    [changes, uses].into_iter().for_each(|thread| thread.join().unwrap());
+    world.on(0, PAGE_3, |vcpu| assert_eq!(vcpu.read(0), Some(GuestMemory::frame(0x7000)), "after all"));
+}
+
 /// PAE, with PDPTEs in page 9 and a directory in page 1. vCPU 0 changes the directory's first entry, between tables whose
 /// addresses differ in both halves, in the order that the manual demands.
 fn halves_of_an_entry() {
@@ -359,6 +389,12 @@ fn shuttle_entries_of_a_common_table() {
 }
 
 #[test]
+fn shuttle_page_that_becomes_a_directory() {
+    run(RandomScheduler::new(RUNS), page_that_becomes_a_directory);
+    run(PctScheduler::new(5, RUNS), page_that_becomes_a_directory);
+}
+
+#[test]
 fn shuttle_halves_of_an_entry() {
     run(RandomScheduler::new(RUNS), halves_of_an_entry);
     run(PctScheduler::new(5, RUNS), halves_of_an_entry);
@@ -397,7 +433,7 @@ fn mutant_shuttle_without_reading_again() {
 
 #[test]
 fn mutant_shuttle_without_flush_of_the_others() {
-    must_fail(&[Rule::FlushSharers], entries_of_a_common_table);
+    must_fail(&[Rule::FlushSharers], page_that_becomes_a_directory);
 }
 
 #[test]
