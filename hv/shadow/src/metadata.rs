@@ -237,14 +237,19 @@ impl RmapEntry {
     }
 
     /// The uses of the table in the format that the mapping was by: it is in each one's root, `offset` bytes behind its start. In another
-    /// format a table may translate less, and another table's mapping is there.
+    /// format a table may translate less, and another table's mapping is there; so it is where a directory's entry refers to a table
+    /// by now.
     pub(crate) fn uses<'s>(
         &self,
         directories: &'s GfnHash<TableUse>,
         last: &'s LastLevel,
     ) -> impl Iterator<Item = &'s TableUse> + use<'s> {
-        let (uses, shape) = (if self.shape.last { &last.tables } else { directories }, self.shape);
-        uses.iter(self.table).filter(move |usage| usage.shape == shape)
+        let entry = *self;
+        let uses = if entry.shape.last { &last.tables } else { directories };
+        let is_there = move |usage: &&TableUse| {
+            usage.shape == entry.shape && (entry.shape.last || last.bound(usage.root, entry.at(usage)).is_none())
+        };
+        uses.iter(entry.table).filter(is_there)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::cached::{CAPACITY, Cached, load, with_common_table, with_guest};
 use super::guest::{Guest, ThisCpu};
-use super::memory::Words;
+use super::memory::{LARGE, Words};
 use super::oracle::Seen;
 use super::vtlb::{READ, TWO_LEVELS, WRITE, two_levels};
 use crate::{Counter, FaultOutcome, Writer};
@@ -213,6 +213,35 @@ fn a_mapping_of_another_format_is_none_of_the_next_tables() {
         guest.access(cpu, 1, Gva::new(0x40_0000), READ, 0);
         assert_eq!(guest.seen.last(), Some(&Seen::Page(Gpa::new(0x7000))));
         assert!(guest.is_mapped(guest.shadows.shadow.root(&guest.shadows.views[1]), second));
+    });
+}
+
+/// The note of a large page outlives it: the directory's entry refers to a common table then.
+#[test]
+fn a_large_page_that_was_is_none_of_a_common_tables() {
+    let words = Words::from([
+        (0x1000, (LARGE | 0xe7) << 32),
+        (0x6000, 0x2067 << 32),
+        (0x2000, 0x3067),
+        (0x5000, 0x7067),
+        (LARGE, 0x7067),
+    ]);
+    with_guest(words, TWO_LEVELS, CAPACITY, |guest, cpu| {
+        let gva = Gva::new(0x40_0000);
+        guest.control(cpu, 1, |registers, memory| registers.write_cr3(memory, 0x6000));
+        guest.access(cpu, 0, gva, WRITE, 0x7067);
+        guest.write(cpu, Gpa::new(0x1004), &0x2067u32.to_le_bytes());
+        [0, 1].iter().for_each(|&n| guest.access(cpu, n, gva, WRITE, 0x5067));
+        assert_eq!(guest.shadows.count(Counter::Shared), 1);
+        // The first frame of what was the large page becomes a table.
+        guest.write(cpu, Gpa::new(0x1008), &(LARGE as u32 | 0x67).to_le_bytes());
+        guest.access(cpu, 0, Gva::new(0x80_0000), READ, 0);
+        // The page that both have in their TLBs becomes a directory: the second vCPU must not write it without an exit.
+        load(guest, cpu, 0x3000);
+        guest.access(cpu, 0, Gva::new(0), READ, 0);
+        let written = guest.shadows.count(Counter::Written);
+        guest.access(cpu, 1, gva, WRITE, 0x4067);
+        assert_eq!(guest.shadows.count(Counter::Written), written + 1);
     });
 }
 
