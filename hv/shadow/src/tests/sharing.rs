@@ -258,6 +258,23 @@ fn without_paging_a_page_that_becomes_a_table_is_read_only_at_once() {
     });
 }
 
+#[test]
+fn a_common_table_is_none_any_more_when_one_address_space_has_not_used_it_for_six_writes() {
+    for user in [0, 1] {
+        with_common_table(|guest, cpu| {
+            let write = |guest: &mut Guest<'_, Cached>, cpu: &mut ThisCpu<'_>| {
+                guest.write(cpu, Gpa::new(0x2000), &0x3067u32.to_le_bytes());
+            };
+            [0, 1].iter().for_each(|&n| guest.access(cpu, n, Gva::new(0), READ, 0));
+            (1..6).for_each(|_| write(guest, cpu));
+            guest.access(cpu, user, Gva::new(0), READ, 0);
+            assert_eq!(guest.shadows.count(Counter::Flooded), 0);
+            write(guest, cpu);
+            assert_eq!(guest.shadows.count(Counter::Flooded), 1);
+        });
+    }
+}
+
 /// The common table is out of sync when one address space does not use it any more.
 #[test]
 fn a_common_table_stays_out_of_sync_for_the_other_address_space() {
