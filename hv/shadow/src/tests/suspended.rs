@@ -14,7 +14,7 @@ use std::sync::Arc;
 use walk::{Access, AccessKind, Features, PhysMem, Privilege};
 
 /// Each entry of a table is a step of its own, and a zap reads all of them.
-const EXPLORER: Explorer = Explorer { preemptions: 3, signs: &["the old frame"] };
+const EXPLORER: Explorer = Explorer { preemptions: 2, signs: &["the old frame"] };
 
 type Format = Pae<Gva>;
 type ThisCpu<'d> = Cpu<'d, PoolPlatform<Format>>;
