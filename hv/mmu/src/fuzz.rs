@@ -108,7 +108,7 @@ fn change<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::PoolPlatform
         let guard = cpu.read();
         let range =
             Range { start: at, end: address::<F>(at.to_offset(F::INPUT_BITS).unwrap_or(0) + (0x1000 << (n % 20))) };
-        match n % 15 {
+        match n % 16 {
             0 => _ = tree.map(guard, at, Leaf::new(Pfn::new(0x4_0000), Rights::ALL), PageSize::Size1G),
             1 => _ = tree.zap(cpu, range, ignore),
             2 => _ = tree.protect(cpu, range, Rights::READ_ONLY),
@@ -122,6 +122,7 @@ fn change<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::PoolPlatform
             10 => _ = tree.fault(guard, at, PageSize::Size2M).map(|fault| matches!(fault, Fault::Room(_))),
             11 => _ = tree.write(guard, at, |_| ()),
             12 => _ = tree.replace(cpu, at, PageSize::Size4K, Pfn::new(0x4_0000), |_| ()),
+            14 => _ = tree.age(guard, range),
             13 => _ = tree.collapse_into(cpu, at, PageSize::Size2M, Pfn::new(0x4_0000), |_, _| (), ignore),
             _ => _ = tree.move_table(cpu, at, address::<F>(0), Level::PMD),
         }

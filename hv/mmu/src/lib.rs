@@ -21,7 +21,7 @@
 //! a smaller one, by [`Room::at_most`]) and calls [`Room::install`], which allocates nothing if the tables exist.
 //!
 //! **While it runs**: [`Tree::zap`], [`unmap`](Tree::unmap), [`protect`](Tree::protect), [`split`](Tree::split),
-//! [`collapse`](Tree::collapse), [`harvest`](Tree::harvest), [`dirty_log`](Tree::dirty_log) with
+//! [`collapse`](Tree::collapse), [`age`](Tree::age), [`harvest`](Tree::harvest), [`dirty_log`](Tree::dirty_log) with
 //! [`unprotect`](Tree::unprotect), [`report`](Tree::report). They flush before they report pages: no processor uses the
 //! frame of a zapped page any more. [`Tree::share`] makes several trees use one table. [`Tree::replace`] and
 //! [`Tree::collapse_into`] move content to other frames. If software reads guest memory without locks, a frame may be
@@ -106,6 +106,7 @@
 #[cfg(any(test, loom, shuttle, fuzzing, feature = "pool"))]
 extern crate std;
 
+mod age;
 mod entry;
 mod env;
 mod fault;

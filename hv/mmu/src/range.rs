@@ -212,8 +212,9 @@ impl<E: Env> Tree<E> {
     }
 
     /// Clears the accessed and dirty bits in the range and reports every page that had one set, including pages that
-    /// cross an edge. When `page` is called, the processor sets the bits again at later accesses. If the processor has
-    /// no such bits, they stay set.
+    /// cross an edge. When `page` is called, the processor sets the dirty bit again at later writes. As after an [`age`](Self::age),
+    /// which counts accesses alone and takes no lock, the accessed bit is set at the next walk. If the processor has no such bits,
+    /// they stay set.
     ///
     /// # Errors
     /// [`RangeError::Invalid`].
@@ -228,7 +229,7 @@ impl<E: Env> Tree<E> {
             if let Some(old) = table.change(index, clear)
                 && (old.accessed || old.dirty)
             {
-                gather.stale = true;
+                gather.stale |= old.dirty;
                 gather.push(at, table.level(), old);
             }
         })

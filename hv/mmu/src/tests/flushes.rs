@@ -3,7 +3,7 @@
 use super::{check_tables, page, with_tree};
 use crate::fault_injection::After;
 use crate::pool::{self, Memory, Pool, PoolPlatform};
-use crate::{Caps, Leaf, Level, Npt, Rights, Tree};
+use crate::{Caps, Leaf, Level, Npt, RangeError, Rights, Tree};
 use addr::{Gpa, PageSize};
 use core::ops::Range;
 use rcu::{Cpu, CpuData, Domain, Space, Tlb};
@@ -59,13 +59,32 @@ fn the_dirty_log_flushes_where_a_page_was_writable() {
 }
 
 #[test]
-fn harvest_flushes_where_a_bit_was_set() {
+fn harvest_flushes_where_a_page_was_dirty() {
     let accessed = Leaf { accessed: true, ..page(1) };
-    with_pages([accessed, page(2)], |tree, cpu| {
-        let mut told = 0;
-        assert_eq!(flushes(tree, || tree.harvest(cpu, TWO, |_| told += 1).unwrap()), 1);
-        assert_eq!(flushes(tree, || tree.harvest(cpu, TWO, |_| told += 1).unwrap()), 0);
-        assert_eq!(told, 1);
+    let dirty = Leaf { dirty: true, ..accessed };
+    for (pages, first) in [([dirty, accessed], 1), ([accessed; 2], 0)] {
+        with_pages(pages, |tree, cpu| {
+            let mut told = 0;
+            assert_eq!(flushes(tree, || tree.harvest(cpu, TWO, |_| told += 1).unwrap()), first);
+            assert_eq!(flushes(tree, || tree.harvest(cpu, TWO, |_| told += 1).unwrap()), 0);
+            assert_eq!(told, 2);
+        });
+    }
+}
+
+#[test]
+fn pages_are_aged_without_a_flush() {
+    let [accessed, dirty] = [false, true].map(|dirty| Leaf { accessed: true, dirty, ..page(1) });
+    with_pages([accessed, dirty], |tree, cpu| {
+        tree.map(cpu.read(), at(2), page(2), PageSize::Size4K).unwrap();
+        tree.map(cpu.read(), Gpa::new(M2), Leaf { accessed: true, ..page(0x200) }, PageSize::Size2M).unwrap();
+        let age = |range| tree.age(cpu.read(), range).unwrap();
+        assert_eq!(age(at(1)..at(1)), 0);
+        assert_eq!(age(at(1)..at(2)), 1);
+        assert_eq!(tree.translate(cpu.read(), at(1)).map(|page| page.leaf), Some(Leaf { accessed: false, ..dirty }));
+        assert_eq!(flushes(tree, || assert_eq!(age(at(1)..Gpa::new(M2 + 0x1000)), 1, "a part of a large page")), 0);
+        assert_eq!([age(at(0)..Gpa::new(1 << 48)), age(at(0)..Gpa::new(1 << 48))], [1, 0]);
+        assert_eq!(tree.age(cpu.read(), at(0)..Gpa::new(1)), Err(RangeError::Invalid));
     });
 }
 
@@ -124,6 +143,10 @@ impl Beside {
         Self { memory, domain, tree, tables: at(0)..Gpa::new(tables * M2) }
     }
 
+    fn map(&self, cpu: &Cpu<'_, PoolPlatform<Npt>>, at: Gpa, pfn: u64) {
+        self.tree.map(cpu.read(), at, page(pfn), PageSize::Size4K).unwrap();
+    }
+
     /// Runs `work` on CPU 0 while CPU 1 is in a guest of another space, which it leaves late. Whether CPU 1 was kicked.
     fn kicks(self, work: impl FnOnce(&Self, &Cpu<'_, PoolPlatform<Npt>>)) -> bool {
         let [cpu, mut other] = [0, 1].map(|index| self.domain.register(index).unwrap());
@@ -148,7 +171,14 @@ fn tables_over_the_backlogs_limit_are_hurried_and_no_others() {
         let by_zap = Beside::new(tables).kicks(|world, cpu| {
             world.tree.zap_tables(cpu, world.tables.clone()).unwrap();
         });
-        assert_eq!([by_retract, by_zap], [is_hurried; 2], "{tables} tables");
+        let by_collapse = Beside::new(tables).kicks(|world, cpu| {
+            for n in 0..tables {
+                let at = |index: u64| Gpa::new(n * M2 + (index << 12));
+                (0..512).for_each(|index| world.map(cpu, at(index), n * 512 + index));
+                world.tree.collapse(cpu, at(0), PageSize::Size2M).unwrap();
+            }
+        });
+        assert_eq!([by_retract, by_zap, by_collapse], [is_hurried; 3], "{tables} tables");
     }
 }
 

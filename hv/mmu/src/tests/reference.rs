@@ -30,6 +30,7 @@ enum Op {
     Split { at: u64 },
     Collapse { at: u64, size: u8 },
     Harvest { from: u64, to: u64 },
+    Age { from: u64, to: u64 },
     DirtyLog { from: u64, to: u64 },
     Unprotect { at: u64 },
     Write { at: u64 },
@@ -60,6 +61,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => gfn().prop_map(|at| Op::Split { at }),
         2 => (gfn(), 1u8..3).prop_map(|(at, size)| Op::Collapse { at, size }),
         1 => range().prop_map(|(from, to)| Op::Harvest { from, to }),
+        1 => range().prop_map(|(from, to)| Op::Age { from, to }),
         2 => range().prop_map(|(from, to)| Op::DirtyLog { from, to }),
         2 => gfn().prop_map(|at| Op::Unprotect { at }),
         3 => gfn().prop_map(|at| Op::Write { at }),
@@ -137,6 +139,10 @@ impl<F: Format> Reference<'_, '_, F> {
             }
             Op::Harvest { from, to } => {
                 self.harvest(from, to);
+                Ok(())
+            }
+            Op::Age { from, to } => {
+                self.age(from, to);
                 Ok(())
             }
             Op::DirtyLog { from, to } => {
@@ -358,6 +364,19 @@ impl<F: Format> Reference<'_, '_, F> {
         for (_, leaf) in self.pages.range(Self::range(from, to).0) {
             assert!(!leaf.accessed && !leaf.dirty, "one was missed");
         }
+    }
+
+    fn age(&mut self, from: u64, to: u64) {
+        let (gfns, range) = Self::range(from, to);
+        // Pages that cross an edge are aged as a whole.
+        let here = self.pages.range(gfns).filter_map(|(&gfn, _)| self.page_of(gfn));
+        let pages: BTreeSet<_> = here.map(|page| (page.start, page.end)).collect();
+        let mut accessed = 0;
+        for (start, end) in pages {
+            accessed += u64::from(self.pages[&start].accessed);
+            self.pages.range_mut(start..end).for_each(|(_, page)| page.accessed = false);
+        }
+        assert_eq!(self.tree.age(self.cpu.read(), range), Ok(accessed));
     }
 
     fn dirty_log(&mut self, from: u64, to: u64) {

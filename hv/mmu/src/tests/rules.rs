@@ -332,10 +332,14 @@ fn without_accessed_and_dirty_bits_writable_means_dirty() {
     assert!(tree.unprotect(cpu.read(), Gpa::new(0)));
     assert_eq!(dirty(&tree), 1);
     assert!(tree.unprotect(cpu.read(), Gpa::new(0)));
+    tree.protect(&cpu, WHOLE, Rights::READ_ONLY).unwrap();
+    assert_eq!([dirty(&tree), dirty(&tree)], [1, 0], "what was written before it became read-only");
+    tree.protect(&cpu, WHOLE, Rights::ALL).unwrap();
     let mut harvested = 0;
     tree.harvest(&cpu, WHOLE, |_| harvested += 1).unwrap();
     tree.harvest(&cpu, WHOLE, |_| harvested += 1).unwrap();
     assert_eq!(harvested, 2, "it may have been written since");
+    assert_eq!(tree.age(cpu.read(), WHOLE), Ok(0), "nothing tells which pages are in use");
     tree.free_pgtables(|_, _, _| {});
 }
 
@@ -762,20 +766,20 @@ fn a_teardown_that_is_done_frees_nothing_more() {
     let map = |tree: &Tree<Pool<Npt>>, cpu: &Cpu<'_, PoolPlatform<Npt>>| {
         [0, M2].into_iter().for_each(|at| _ = tree.map(cpu.read(), Gpa::new(at), page(1), PageSize::Size4K).unwrap());
     };
-    let first = tree();
+    let [first, second] = [tree(), tree()];
     map(&first, &cpu);
+    second.map(cpu.read(), Gpa::new(2 * M2), page(1), PageSize::Size4K).unwrap();
     let mut ending = first.tear_down();
-    // The frame of the first table is the second tree's before the rest is freed.
+    // The first table of ptes that is freed is the second tree's before the rest is freed.
     assert!(!ending.free_until(|| true, |_, _, _| {}));
-    let second = tree();
     map(&second, &cpu);
     assert!(ending.free_until(|| false, |_, _, _| {}));
     assert_eq!(ending.report().tables, 5);
     let third = tree();
     map(&third, &cpu);
     assert!(ending.free_until(|| false, |_, _, _| panic!("it was freed before")));
-    for tree in [second, third] {
-        assert_eq!(check_tables(&tree, &memory), 5);
+    for (tree, tables) in [(second, 6), (third, 5)] {
+        assert_eq!(check_tables(&tree, &memory), tables);
         tree.free_pgtables(|_, _, _| {});
     }
     cpu.barrier(|table| memory.free(table));

@@ -113,7 +113,8 @@ impl<F: Format> Stress<'_, '_, F> {
             }
             11 => {
                 let range = self.range();
-                _ = self.tree.harvest(&self.cpu, range, |_| {});
+                _ = self.tree.harvest(&self.cpu, range.clone(), |_| {});
+                _ = self.tree.age(self.cpu.read(), range);
             }
             12 => {
                 let range = self.range();

@@ -1,10 +1,11 @@
 //! Models of accessed and dirty bits, and of processors with cached translations.
 
 use super::EXPLORER;
-use super::world::{A, WHOLE, World, at};
+use super::world::{A, F, WHOLE, World, at};
+use crate::format::Format;
 use crate::rules::Rule;
 use crate::tests::page;
-use crate::{Leaf, Rights};
+use crate::{Leaf, Level, Rights};
 use addr::PageSize;
 use model::loom_tests;
 use model::sync::{AtomicBool, AtomicU64, Ordering};
@@ -143,4 +144,49 @@ fn harvest_against_a_write() {
     world.on(0, |cpu| world.tree.harvest(cpu, WHOLE, |page| told = page.leaf.dirty).unwrap());
     assert!(other.join().unwrap());
     assert_eq!(world.leaf(0).unwrap().dirty, !told, "a write is told of once");
+}
+
+loom_tests! {
+    loom_age_against_a_writing_processor = age_against_a_write;
+    mutant_age_by_load_and_store breaks [AtomicChange]
+}
+
+fn age_against_a_write() {
+    let world = one_page();
+    let other = world.spawn(|world, _| world.hardware_write(0));
+    let aged = world.on(0, |cpu| world.tree.age(cpu.read(), WHOLE));
+    assert_eq!((other.join().unwrap(), aged), (true, Ok(1)));
+    assert!(world.leaf(0).unwrap().dirty, "a write is lost");
+}
+
+loom_tests! {
+    loom_age_against_zap = age_against_zap;
+    mutant_age_against_zap_by_load_and_store breaks [AtomicChange]
+}
+
+fn age_against_zap() {
+    let world = one_page();
+    let other = world.spawn(|world, cpu| world.tree.age(cpu.read(), WHOLE));
+    world.on(0, |cpu| world.tree.zap(cpu, WHOLE, |_| {}).unwrap());
+    other.join().unwrap().unwrap();
+    assert_eq!(world.pfn(0), None, "a page is back that was unmapped");
+}
+
+loom_tests! {
+    loom_age_against_split = age_against_split;
+    mutant_age_against_split_by_load_and_store breaks [AtomicChange]
+}
+
+/// The entry of the table that takes the page's place keeps its accessed bit.
+fn age_against_split() {
+    let world = World::new(|world, cpu| {
+        let leaf = Leaf { accessed: true, ..page(A) };
+        world.tree.map(cpu.read(), at(0), leaf, PageSize::Size2M).unwrap();
+    });
+    let other = world.spawn(|world, cpu| world.tree.age(cpu.read(), WHOLE));
+    world.on(0, |cpu| world.tree.split(cpu.read(), at(0)).unwrap());
+    other.join().unwrap().unwrap();
+    let table = world.on(0, |cpu| world.tree.find(cpu.read(), at(0), Level::PMD).unwrap().pmdp_get_lockless());
+    assert_ne!(table.raw() & F::ACCESSED, 0);
+    world.check_tables();
 }
