@@ -204,6 +204,20 @@ fn a_masked_timer_does_not_interrupt() {
     assert!(cpus.posted[0].is_empty());
 }
 
+/// Both vectors are in one word of the ISR.
+#[test]
+fn an_interrupt_that_another_has_interrupted_stays_in_service() {
+    let mut cpus = Cpus::<1>::new();
+    for vector in [0x41, 0x52] {
+        assert_eq!((cpus.send(0, 0, vector), cpus.acknowledge(0)), (vec![0], Some(vector as u8)));
+    }
+    cpus.send(0, 0, 0x43);
+    assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+    assert_eq!(cpus.acknowledge(0), None, "0x41 of the same class is in service");
+    assert_eq!(cpus.write(0, Register::EndOfInterrupt, 0), Effect::None);
+    assert_eq!(cpus.acknowledge(0), Some(0x43));
+}
+
 /// The interrupt of a timer whose LVT entry is `entry` and that has expired.
 fn timer_of_one_count(cpus: &mut Cpus<1>, entry: u32) -> Option<u8> {
     assert_eq!(cpus.write(0, Register::Local(Lvt::Timer), entry), Effect::Timer);
