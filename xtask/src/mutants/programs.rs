@@ -236,8 +236,9 @@ impl Program {
                 .current_dir(&self.folder)
                 .env(VARIABLE, number.to_string())
                 .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1")
-                // The same inputs each time: what one run decides another decides.
-                .env("PROPTEST_RNG_SEED", "0");
+                // The same inputs and schedules each time: what one run decides another decides.
+                .env("PROPTEST_RNG_SEED", "0")
+                .env("SHUTTLE_RANDOM_SEED", "0");
             if let Some(file) = reached {
                 command.env(REACHED, file);
             }
