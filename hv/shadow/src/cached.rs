@@ -593,8 +593,13 @@ impl<E: Env<Format = Pae<Gva>>> Shadow<E> {
         }
     }
 
-    /// Links the shadow of `table` into the root at `at`, if another root has one with the same role. Whether it did.
+    /// Links the shadow of `table`, a table of the last level, into the root at `at`, if another root has one with the same role.
+    /// Whether it did.
     fn share(&self, cpu: &Cpu<'_, E::Platform>, last: &LastLevel, at: &At, table: &Table) -> Result<bool, NoMemory> {
+        // A directory that maps a large page may be known as a table of another address space, even with the same role.
+        if !table.usage.shape.is_last_level() {
+            return Ok(false);
+        }
         for other in last.tables.iter(table.gfn).filter(|other| other.role == table.usage.role) {
             let there = other.start.wrapping_add(at.gva.raw() - table.usage.start.raw());
             match self.trees[at.root].share(cpu, at.gva, &self.trees[other.root], there, Level::PMD) {

@@ -289,3 +289,20 @@ fn a_common_table_stays_out_of_sync_for_the_other_address_space() {
         assert_eq!(guest.memory.read_u32(Gpa::new(0x5000)), Some(4));
     });
 }
+
+/// One address space has its directory in page 1, with a large page in the second entry. To the other one page 1 is a table that the
+/// supervisor may read, so that both uses have the same role, and its own second entry refers to the table in page 2.
+#[test]
+fn a_directory_with_a_large_page_shares_no_table_with_a_use_of_it_as_a_table() {
+    let words = Words::from([(0x1000, (LARGE | 0xe7) << 32), (0x6000, 0x2067 << 32 | 0x1001), (0x2000, 0x3067)]);
+    with_guest(words, TWO_LEVELS, CAPACITY, |guest, cpu| {
+        let supervisor = Access { privilege: Privilege::Supervisor { ac: true }, ..READ };
+        guest.control(cpu, 1, |registers, memory| registers.write_cr3(memory, 0x6000));
+        guest.access(cpu, 1, Gva::new(0x1000), supervisor, 0);
+        guest.access(cpu, 1, Gva::new(0x40_0000), READ, 0);
+        [0, 1].iter().for_each(|&n| guest.access(cpu, n, Gva::new(0x40_5000), READ, 0));
+        assert_eq!(guest.shadows.count(Counter::Shared), 0);
+        let [.., page, fault] = &guest.seen[..] else { panic!("{:?}", guest.seen) };
+        assert!(matches!((page, fault), (Seen::Page(_), Seen::Fault(..))), "{:?}", guest.seen);
+    });
+}
