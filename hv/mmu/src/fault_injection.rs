@@ -36,6 +36,8 @@ pub enum After {
     Collapse,
     /// [`Tree::move_table`]: a table was moved.
     Move,
+    /// [`Tree::retract`]: an entry of a shared table was cleared.
+    Retract,
 }
 
 /// The flush that is left out, if any. Zero-sized without the feature.

@@ -148,7 +148,7 @@ impl<'g, E: Env> Table<'g, E> {
             self.entry(index).store(new.raw(), Ordering::Release);
             return Ok(());
         }
-        // Release, as `new` may refer to a table. What is read is a page at most: no access by it is ordered here.
+        // Release, as `new` may refer to a table. Nothing is read through the entry that is there instead.
         match self.entry(index).compare_exchange(old.raw(), new.raw(), Ordering::Release, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(now) => Err(Pte::new(now)),

@@ -9,13 +9,12 @@ use crate::fault_injection::After;
 use crate::format::{FormatExt, span};
 use crate::level::{Address, Level};
 use crate::map::{Input, PteMapLocked, Table};
-use crate::rules::Rule;
 use crate::tree::{NoMemory, Tree};
+use crate::unlink::Unlinked;
 use addr::{PAGE_SIZE, PageSize};
 use arrayvec::ArrayVec;
 use core::fmt;
 use core::ops::Range;
-use model::kept;
 use model::sync::relax;
 use rcu::{Cpu, Guard};
 
@@ -62,7 +61,9 @@ struct Gather<'c, E: Env> {
     tree: &'c Tree<E>,
     cpu: &'c Cpu<'c, E::Platform>,
     pages: ArrayVec<(u64, Level, Leaf), BATCH>,
-    tables: rcu::Gather<'c, E::Platform>,
+    tables: Unlinked<'c, E>,
+    /// The number of entries for tables that earlier gathers have cleared.
+    unlinked: usize,
     /// Processors may hold stale translations of changed entries.
     stale: bool,
     after: After,
@@ -73,7 +74,7 @@ const BATCH: usize = 128;
 
 impl<'c, E: Env> Gather<'c, E> {
     fn new(tree: &'c Tree<E>, cpu: &'c Cpu<'c, E::Platform>, after: After) -> Self {
-        Self { tree, cpu, pages: ArrayVec::new(), tables: cpu.gather(tree.space()), stale: false, after }
+        Self { tree, cpu, pages: ArrayVec::new(), tables: Unlinked::new(tree, cpu), unlinked: 0, stale: false, after }
     }
 
     fn is_full(&self) -> bool {
@@ -86,12 +87,13 @@ impl<'c, E: Env> Gather<'c, E> {
 
     /// Flushes if necessary, then reports the pages.
     fn finish(&mut self, page: &mut impl FnMut(Page<Input<E>>)) {
-        let mut tables = core::mem::replace(&mut self.tables, self.cpu.gather(self.tree.space()));
-        let after = core::mem::take(&mut self.stale).then_some(self.after);
-        if after.is_some_and(|after| kept(Rule::Flush) && !self.tree.skips(after)) {
-            tables.changed();
+        let mut tables = core::mem::replace(&mut self.tables, Unlinked::new(self.tree, self.cpu));
+        let stale = core::mem::take(&mut self.stale);
+        if stale && self.tree.flushes(self.after) {
+            tables.gather.changed();
         }
-        self.tree.finish_gather(self.cpu, tables, after);
+        self.unlinked += tables.entries;
+        self.tree.finish_gather(self.cpu, tables.gather, (stale || tables.shared).then_some(self.after));
         for (at, level, leaf) in self.pages.drain(..) {
             if let Some(size) = level.page_size() {
                 page(Page { at: Input::<E>::from_offset(at, E::Format::INPUT_BITS), size, leaf });
@@ -118,8 +120,8 @@ type Work<'w, E> = dyn FnMut(&PteMapLocked<'_, E>, usize, u64, &mut Gather<'_, E
 struct Pass<'p, 'c, E: Env> {
     range: Range<u64>,
     edges: Edges,
-    /// The tables that it leaves empty are unlinked, and counted here.
-    unlinked: Option<usize>,
+    /// Whether it unlinks the tables that it leaves empty.
+    unlinks: bool,
     gather: Gather<'c, E>,
     work: &'p mut Work<'p, E>,
 }
@@ -185,7 +187,7 @@ impl<E: Env> Tree<E> {
         range: Range<Input<E>>,
         page: impl FnMut(Page<Input<E>>),
     ) -> Result<usize, RangeError> {
-        self.pass(cpu, range, After::Zap, Some(0), page, &mut zap_one)
+        self.pass(cpu, range, After::Zap, true, page, &mut zap_one)
     }
 
     /// Gives all pages in the range these rights; pages that cross an edge are split first. When it returns, no CPU
@@ -307,23 +309,23 @@ impl<E: Env> Tree<E> {
         page: impl FnMut(Page<Input<E>>),
         work: &mut Work<'_, E>,
     ) -> Result<(), RangeError> {
-        self.pass(cpu, range, after, None, page, work).map(|_| ())
+        self.pass(cpu, range, after, false, page, work).map(|_| ())
     }
 
-    /// Does `work` on each page of the range. Returns the number of tables that it has left empty and unlinked, if they are counted.
+    /// Does `work` on each page of the range, and `unlinks` the tables that it leaves empty. Returns the number of the latter.
     fn pass(
         &self,
         cpu: &Cpu<'_, E::Platform>,
         range: Range<Input<E>>,
         after: After,
-        unlinked: Option<usize>,
+        unlinks: bool,
         mut page: impl FnMut(Page<Input<E>>),
         work: &mut Work<'_, E>,
     ) -> Result<usize, RangeError> {
         let guard = cpu.read();
         let range = Self::offsets(range)?;
         let mut left = range.clone();
-        let mut pass = Pass { range, edges: Edges::of(after), unlinked, gather: Gather::new(self, cpu, after), work };
+        let mut pass = Pass { range, edges: Edges::of(after), unlinks, gather: Gather::new(self, cpu, after), work };
         if pass.edges == Edges::Split {
             self.split_edges(guard, &left)?;
         }
@@ -342,7 +344,7 @@ impl<E: Env> Tree<E> {
                 }
             };
         }
-        Ok(pass.unlinked.unwrap_or(0))
+        Ok(pass.gather.unlinked)
     }
 
     fn in_table(&self, table: Table<'_, E>, range: Range<u64>, pass: &mut Pass<'_, '_, E>) -> End {
@@ -357,8 +359,7 @@ impl<E: Env> Tree<E> {
                     End::Gone(back) => at = back,
                     end => return end,
                 },
-                Entry::Bad => table.clear_bad(at),
-                Entry::Leaf(_) | Entry::Frozen => {
+                Entry::Leaf(_) | Entry::Frozen | Entry::Bad => {
                     let Ok(locked) = table.lock() else {
                         relax();
                         return End::Gone(at);
@@ -376,9 +377,8 @@ impl<E: Env> Tree<E> {
     fn below_in(&self, table: Table<'_, E>, pte: Pte, range: Range<u64>, pass: &mut Pass<'_, '_, E>) -> End {
         let Some(below) = table.below_in_order(pte, range.start) else { return End::Gone(range.start) };
         let end = self.in_table(below, range.clone(), pass);
-        if let (End::Done, Some(unlinked)) = (&end, &mut pass.unlinked) {
-            let gone = self.unlink_if_empty(table, below, range.start, &pass.range, &mut pass.gather.tables);
-            *unlinked += usize::from(gone);
+        if pass.unlinks && matches!(end, End::Done) {
+            self.unlink_if_empty(table, below, range.start, &pass.range, &mut pass.gather.tables);
         }
         end
     }

@@ -182,9 +182,14 @@ impl<E: Env> Tree<E> {
         }
     }
 
+    /// Whether the flush after this operation is made, which faults that are injected leave out.
+    pub(crate) fn flushes(&self, after: After) -> bool {
+        kept(Rule::Flush) && !self.skips(after)
+    }
+
     /// The [`flush`](Self::flush) after operation `after`.
     pub(crate) fn flush_after(&self, cpu: &Cpu<'_, E::Platform>, after: After) {
-        if kept(Rule::Flush) && !self.skips(after) {
+        if self.flushes(after) {
             self.flush(cpu);
         }
     }
@@ -215,7 +220,7 @@ impl<E: Env> Tree<E> {
         after: Option<After>,
     ) {
         let retired = gather.finish();
-        if after.is_some_and(|after| kept(Rule::Flush) && !self.skips(after)) {
+        if after.is_some_and(|after| self.flushes(after)) {
             self.await_flush(cpu, retired.generation);
         }
         if retired.backlog == Backlog::Over {

@@ -2,6 +2,7 @@
 
 use crate::entry::Pte;
 use crate::env::Env;
+use crate::fault_injection::After;
 use crate::format::{FormatExt, span};
 use crate::map::{Changed, Input, Table};
 use crate::range::{RangeError, next_entry};
@@ -21,6 +22,21 @@ pub(crate) enum Content {
     Any,
 }
 
+/// Empty tables that were unlinked, which wait for one flush.
+pub(crate) struct Unlinked<'c, E: Env> {
+    pub(crate) gather: Gather<'c, E::Platform>,
+    /// The number of entries that were cleared.
+    pub(crate) entries: usize,
+    /// One of them was an entry of a shared table.
+    pub(crate) shared: bool,
+}
+
+impl<'c, E: Env> Unlinked<'c, E> {
+    pub(crate) fn new(tree: &'c Tree<E>, cpu: &'c Cpu<'c, E::Platform>) -> Self {
+        Self { gather: cpu.gather(tree.space()), entries: 0, shared: false }
+    }
+}
+
 impl<E: Env> Tree<E> {
     /// Unlinks the tables in the range that have no entries, and returns their number. A [shared](Self::share) table is
     /// unlinked from this tree only.
@@ -29,42 +45,46 @@ impl<E: Env> Tree<E> {
     /// [`RangeError::Invalid`].
     pub fn retract(&self, cpu: &Cpu<'_, E::Platform>, range: Range<Input<E>>) -> Result<usize, RangeError> {
         let range = Self::offsets(range)?;
-        let mut gather = cpu.gather(self.space());
-        let retracted = self.root_table(cpu.read()).map_or(0, |root| self.retract_below(root, range, &mut gather));
-        self.finish_gather(cpu, gather, None);
-        Ok(retracted)
+        let mut unlinked = Unlinked::new(self, cpu);
+        if let Some(root) = self.root_table(cpu.read()) {
+            self.retract_below(root, range, &mut unlinked);
+        }
+        self.finish_gather(cpu, unlinked.gather, unlinked.shared.then_some(After::Retract));
+        Ok(unlinked.entries)
     }
 
-    fn retract_below(&self, table: Table<'_, E>, range: Range<u64>, gather: &mut Gather<'_, E::Platform>) -> usize {
-        let mut retracted = 0;
+    fn retract_below(&self, table: Table<'_, E>, range: Range<u64>, unlinked: &mut Unlinked<'_, E>) {
         let mut at = range.start;
         while at < range.end {
             let next = next_entry::<E>(at, table.level);
             let pte = table.get(at);
             if let Some(below) = table.below_in_order(pte, at) {
-                retracted += self.retract_below(below, at..next.min(range.end), gather);
-                retracted += usize::from(self.unlink_if_empty(table, below, at, &range, gather));
+                self.retract_below(below, at..next.min(range.end), unlinked);
+                self.unlink_if_empty(table, below, at, &range, unlinked);
             }
             at = next;
         }
-        retracted
     }
 
-    /// Unlinks `below`, to which the entry for `offset` refers, if it is wholly in the range and has no entries. Whether it did. For
-    /// nearly all tables it costs one read.
+    /// Unlinks `below`, to which the entry for `offset` refers, if it is wholly in the range and has no entries. For nearly all tables it
+    /// costs one read.
     pub(crate) fn unlink_if_empty(
         &self,
         table: Table<'_, E>,
         below: Table<'_, E>,
         offset: u64,
         range: &Range<u64>,
-        gather: &mut Gather<'_, E::Platform>,
-    ) -> bool {
+        unlinked: &mut Unlinked<'_, E>,
+    ) {
         let start = offset & !(span::<E::Format>(table.level) - 1);
         let whole = range.start <= start && next_entry::<E>(offset, table.level) <= range.end;
-        whole
+        if whole
             && below.desc().is_some_and(|desc| desc.children() == 0)
-            && self.unlink_table(table, below, offset, Content::None, gather).is_ok()
+            && let Ok(gone) = self.unlink_table(table, below, offset, Content::None, &mut unlinked.gather)
+        {
+            unlinked.entries += 1;
+            unlinked.shared |= gone.tables == 0;
+        }
     }
 
     /// Unlinks a table. It holds both locks: a CPU that has passed `pmd_same` under the table's own lock may be about to set an
@@ -82,18 +102,18 @@ impl<E: Env> Tree<E> {
         let upper = table.lock()?;
         let lower = below.lock()?;
         let pages = lower.desc().children().into();
-        let is_empty = content == Content::None && kept(Rule::CountUnderLock);
-        if is_empty && pages > 0 {
+        let must_be_empty = content == Content::None && kept(Rule::CountUnderLock);
+        if must_be_empty && pages > 0 {
             return Err(Changed);
         }
         let last = lower.is_last_entry();
-        if last && is_empty {
+        if last && must_be_empty {
             lower.freeze(|_| Pte::NONE)?;
         }
         upper.clear(E::Format::index(offset, table.level));
         if !last {
-            // The table waits for a grace period when its last entry is cleared, in which the processors of that entry's tree are
-            // flushed. It waits for this tree's as well, because they are flushed here.
+            // When its last entry is cleared, the table waits for the processors of that entry's tree alone. So the caller awaits the
+            // flush of this tree's, and is itself waited for meanwhile.
             if kept(Rule::Flush) {
                 gather.changed();
             }
