@@ -172,8 +172,10 @@ impl Campaign<'_> {
             let report = self.trial(&round).carry_out(&mut |_| ())?;
             let record = Record::new(&round, &report, self.repeat(&round));
             live.line(&record);
-            if record.has_failed() {
-                record.keep(&project::reports("hostile").join("failed"), self.args.host)?;
+            if record.has_failed()
+                && let Err(error) = record.keep(&project::reports("hostile").join("failed"), self.args.host)
+            {
+                live.line(&format!("the round is not kept: {error:#}"));
             }
             tally.add(record, started.elapsed());
         }

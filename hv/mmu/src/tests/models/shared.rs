@@ -148,26 +148,6 @@ fn retract_under_a_processor() {
 }
 
 loom_tests! {
-    loom_a_shared_table_waits_for_the_processors_of_each_entry = two_retracts_under_a_processor;
-    mutant_a_shared_table_waits_for_the_last_entrys_processors_alone breaks [Flush]
-}
-
-/// A processor walks the first tree while one CPU clears that tree's entry and another one the second tree's, the last.
-fn two_retracts_under_a_processor() {
-    let shared = Shared::new(0);
-    let walks = shared.world.spawn(|world, cpu| {
-        cpu.guest(world.tree.space(), &mut rcu::Tlb::new(), |_| _ = world.hardware_walk(0));
-    });
-    let retracts = shared.world.spawn_on(2, |world, cpu| world.tree.retract(cpu, WHOLE).unwrap());
-    shared.world.on(0, |cpu| {
-        shared.second.retract(cpu, WHOLE).unwrap();
-        give_back(&shared, cpu);
-    });
-    walks.join().unwrap();
-    retracts.join().unwrap();
-}
-
-loom_tests! {
     loom_share_against_a_fault_at_the_same_entry = share_against_a_fault;
     mutant_share_against_a_fault_without_lock breaks [Lock]
 }
@@ -245,4 +225,32 @@ fn two_shares() {
         give_back(&shared, cpu);
     });
     shared.check(2);
+}
+
+/// Of three threads.
+mod three {
+    use super::*;
+    use model::Explorer;
+
+    const EXPLORER: Explorer = Explorer { preemptions: 2, ..super::EXPLORER };
+
+    loom_tests! {
+        loom_a_shared_table_waits_for_the_processors_of_each_entry = two_retracts_under_a_processor;
+        mutant_a_shared_table_waits_for_the_last_entrys_processors_alone breaks [Flush]
+    }
+
+    /// A processor walks the first tree while one CPU clears that tree's entry and another one the second tree's, the last.
+    fn two_retracts_under_a_processor() {
+        let shared = Shared::new(0);
+        let walks = shared.world.spawn(|world, cpu| {
+            cpu.guest(world.tree.space(), &mut rcu::Tlb::new(), |_| _ = world.hardware_walk(0));
+        });
+        let retracts = shared.world.spawn_on(2, |world, cpu| world.tree.retract(cpu, WHOLE).unwrap());
+        shared.world.on(0, |cpu| {
+            shared.second.retract(cpu, WHOLE).unwrap();
+            give_back(&shared, cpu);
+        });
+        walks.join().unwrap();
+        retracts.join().unwrap();
+    }
 }
