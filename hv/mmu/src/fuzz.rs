@@ -122,8 +122,8 @@ fn change<F: Format>(tree: &Tree<Pool<F>>, cpu: &rcu::Cpu<'_, pool::PoolPlatform
             10 => _ = tree.fault(guard, at, PageSize::Size2M).map(|fault| matches!(fault, Fault::Room(_))),
             11 => _ = tree.write(guard, at, |_| ()),
             12 => _ = tree.replace(cpu, at, PageSize::Size4K, Pfn::new(0x4_0000), |_| ()),
-            14 => _ = tree.age(guard, range),
             13 => _ = tree.collapse_into(cpu, at, PageSize::Size2M, Pfn::new(0x4_0000), |_, _| (), ignore),
+            14 => _ = tree.age(guard, range),
             _ => _ = tree.move_table(cpu, at, address::<F>(0), Level::PMD),
         }
     }
