@@ -39,7 +39,7 @@ pub(crate) mod mutant {
     }
     #[cold]
     fn reach(number: usize) {
-        // Appended by one write each: a crate that tests use as its own dependency is in the program twice.
+        // Appended by one write each, as a crate that is its own dependency may be in the program twice.
         let open = || {
             let path = std::env::var_os("MUTANT_REACHED")?;
             Some(Mutex::new(std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap()))

@@ -97,7 +97,9 @@ impl Stage {
     /// Builds the tests of the copy in `root`.
     pub(super) fn build(self, root: &Path, package: &str) -> Result<Built> {
         let step = Step::begin(format!("building the mutants of {package} for {}", self.name()));
-        let target = project::reports("mutants").join("build").join(self.name());
+        // A folder for each crate: cargo tells the crates of two copies by their places in the workspace, which are the same, so that
+        // one crate's tests would be linked to another one's changes.
+        let target = project::reports("mutants").join("build").join(package).join(self.name());
         let mut cargo = Command::new(project::cargo());
         cargo.current_dir(root).args([
             "test",
