@@ -821,3 +821,18 @@ fn a_report_tells_sizes_and_rights() {
         assert_eq!((report.accessed, report.dirty, report.bytes()), (3, 1, 3 * PAGE_SIZE + 2 * M2));
     });
 }
+
+/// The directory with a large page is looked through again when the table behind the page has been freed.
+#[test]
+fn a_teardown_in_steps_reports_a_page_once() {
+    let memory = Memory::<Npt>::new(8);
+    let domain = pool::domain::<Npt, 1>(&memory);
+    let cpu = domain.register(0).unwrap();
+    let tree = Pool::new(&memory, &domain).tree().unwrap();
+    tree.map(cpu.read(), Gpa::new(0), page(0x200), PageSize::Size2M).unwrap();
+    tree.map(cpu.read(), Gpa::new(M2), page(1), PageSize::Size4K).unwrap();
+    let (mut teardown, mut pages) = (tree.tear_down(), Vec::new());
+    while !teardown.free_until(|| true, |at, _, _| pages.push(at.raw())) {}
+    assert_eq!(pages, [0, M2]);
+    assert_eq!(memory.in_use(), 0);
+}
